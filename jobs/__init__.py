@@ -1,0 +1,1 @@
+"""From a manifest to jobs: expansion, planning, dispatch, and the backends that run on one machine."""

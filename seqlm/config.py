@@ -1,0 +1,367 @@
+"""What a run *is*: frozen dataclasses, a strict reader, and the fingerprint that identifies a run.
+
+Only what decides the result stands here (model, data, optimizer, training, seed). Where a run executes, on how
+many devices and in which folder is not science and lives in :mod:`jobs.spec`. Standard library alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from seqlm.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentConfig:
+    """A stacked RNN (tanh) or GRU."""
+
+    arch: Literal["rnn", "gru"]
+    """Architecture."""
+    hidden_size: int
+    """Units of each layer, H."""
+    num_layers: int = 2
+    """Stacked layers, L."""
+    embedding_size: int = 200
+    """Width of the token embedding."""
+    keep: float = 0.35
+    """Probability of keeping a unit, on the embedding and on each layer's output."""
+
+    def __post_init__(self) -> None:
+        _check("model", self, positive=("hidden_size", "num_layers", "embedding_size"), probability=("keep",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A decoder-only Transformer with pre-norm blocks."""
+
+    arch: Literal["transformer"]
+    """Architecture."""
+    hidden_size: int
+    """Width of the blocks and of the embedding (``n_units`` in the study)."""
+    num_layers: int = 2
+    """Blocks."""
+    num_heads: int = 16
+    """Attention heads; must divide ``hidden_size``."""
+    mlp_size: int = 2048
+    """Inner width of each block's MLP."""
+    keep: float = 0.9
+    """Probability of keeping a unit, everywhere except on the attention weights."""
+    attention_keep: float = 0.9
+    """Probability of keeping an attention weight; the published runs always used 0.9."""
+
+    def __post_init__(self) -> None:
+        problems = _problems(
+            "model",
+            self,
+            positive=("hidden_size", "num_layers", "num_heads", "mlp_size"),
+            probability=("keep", "attention_keep"),
+        )
+        if not problems and self.hidden_size % self.num_heads:
+            problems.append(
+                f"model.hidden_size: found {self.hidden_size}, valid is a multiple of "
+                f"model.num_heads = {self.num_heads}"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text, and how it becomes tokens. The place of the files is not part of it."""
+
+    corpus: Literal["ptb", "pydoc", "files"]
+    """``ptb``: Penn Treebank. ``pydoc``: documentation shipped inside Python, no download. ``files``: your own text."""
+    level: Literal["word", "char"] = "word"
+    """Tokens are words or characters."""
+    vocab_size: int | None = None
+    """Keep this many most frequent tokens, the rest becomes ``<unk>``; none: keep all (``pydoc``: 10,000)."""
+    sha256: str | None = None
+    """Digest of the text of a ``files`` corpus; filled in when the files are found."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.vocab_size is not None and self.vocab_size < 3:
+            problems.append(f"data.vocab_size: found {self.vocab_size}, valid is a whole number of at least 3")
+        if self.sha256 is not None and self.corpus != "files":
+            problems.append(f'data.sha256: applies to corpus = "files" only, found corpus = "{self.corpus}"')
+        if problems:
+            raise ConfigError(problems)
+        if self.corpus == "pydoc" and self.level == "word" and self.vocab_size is None:
+            object.__setattr__(self, "vocab_size", 10_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """Adam with PyTorch's default betas and epsilon (Kingma and Ba, 2015)."""
+
+    optimizer: Literal["adam"]
+    """Optimizer."""
+    lr: float
+    """Learning rate."""
+
+    def __post_init__(self) -> None:
+        _check("optim", self, positive=("lr",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SgdConfig:
+    """Plain stochastic gradient descent, no momentum, constant learning rate."""
+
+    optimizer: Literal["sgd"]
+    """Optimizer."""
+    lr: float
+    """Learning rate."""
+
+    def __post_init__(self) -> None:
+        _check("optim", self, positive=("lr",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SgdScheduleConfig:
+    """SGD whose learning rate falls by epoch."""
+
+    optimizer: Literal["sgd_schedule"]
+    """Optimizer."""
+    lr: float
+    """Learning rate of the first epochs."""
+    schedule: Literal["compounding", "per_epoch"] = "compounding"
+    """``compounding`` (the published runs): in epoch e the *current* rate is multiplied by decay^-(e - flat + 1).
+    ``per_epoch`` (the published text): the rate is divided by ``decay`` after each epoch."""
+    decay: float = 1.15
+    """Divisor, greater than 1."""
+    flat_epochs: int | None = None
+    """Epochs at the given rate before the fall: 15 for ``compounding``, 1 for ``per_epoch``."""
+
+    def __post_init__(self) -> None:
+        if self.flat_epochs is None:
+            object.__setattr__(self, "flat_epochs", 15 if self.schedule == "compounding" else 1)
+        problems = _problems("optim", self, positive=("lr", "flat_epochs"))
+        if not (math.isfinite(self.decay) and self.decay > 1):
+            problems.append(f"optim.decay: found {self.decay}, valid is a number greater than 1")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training protocol. The batch is the global one; a rank's share follows from the number of ranks."""
+
+    epochs: int = 40
+    """Passes over the training split."""
+    batch_size: int = 20
+    """Columns of the global batch, B."""
+    seq_len: int = 35
+    """Tokens of a window, T."""
+    clip_norm: float = 0.25
+    """Largest gradient norm over all parameters."""
+
+    def __post_init__(self) -> None:
+        _check("train", self, positive=("epochs", "batch_size", "seq_len", "clip_norm"))
+
+
+ModelConfig: TypeAlias = RecurrentConfig | TransformerConfig
+OptimConfig: TypeAlias = AdamConfig | SgdConfig | SgdScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the result of one run, fully resolved."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    seed: int = 1111
+    """Seed of the initial values and of the dropout masks."""
+
+    SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError([f"seed: found {self.seed}, valid is a whole number from 0 to 2^63 - 1"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain data; ``from_dict`` reads it back to an equal object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
+        """Read plain data strictly.
+
+        Raises:
+            ConfigError: with one line for every unknown key, wrong type and impossible value.
+        """
+        problems: list[str] = []
+        parts: dict[str, Any] = {}
+        known = [*cls.SECTIONS, "seed"]
+        for key in raw:
+            if key not in known:
+                problems.append(f'unknown key "{key}"{nearest(key, known)} (valid: {", ".join(known)})')
+        for section in cls.SECTIONS:
+            value = raw.get(section, {})
+            if not isinstance(value, Mapping):
+                problems.append(f"{section}: found {_show(value)}, valid is a table")
+                continue
+            try:
+                parts[section] = _read_section(section, value)
+            except ConfigError as error:
+                problems.extend(error.problems)
+        if "seed" in raw:
+            try:
+                parts["seed"] = _convert("seed", int, raw["seed"])
+            except ConfigError as error:
+                problems.extend(error.problems)
+        if problems:
+            raise ConfigError(problems)
+        return cls(**parts)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) over the canonical JSON of the configuration: the identity of the run."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "model": ("arch", (RecurrentConfig, TransformerConfig)),
+    "data": ("", (DataConfig,)),
+    "optim": ("optimizer", (AdamConfig, SgdConfig, SgdScheduleConfig)),
+    "train": ("", (TrainConfig,)),
+}
+"""Section -> (the key that chooses the variant, the variants)."""
+
+
+def valid_keys() -> list[str]:
+    """Every dotted key that a configuration may have, such as ``optim.lr``, and ``seed``."""
+    keys: dict[str, None] = {}
+    for section, (_, variants) in _VARIANTS.items():
+        for variant in variants:
+            keys.update(dict.fromkeys(f"{section}.{field.name}" for field in dataclasses.fields(variant)))
+    return [*keys, "seed"]
+
+
+def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:
+    """The keys of ``section`` that apply once its variant (architecture, optimizer) is chosen by ``values``.
+
+    All keys of the section while no valid variant is chosen. The manifest uses it to let ``[defaults.model]``
+    hold ``num_heads`` beside recurrent runs.
+    """
+    selector, variants = _VARIANTS[section]
+    chosen = [v for v in variants if selector and values.get(selector) in _choices(v, selector)] or list(variants)
+    return {field.name for variant in chosen for field in dataclasses.fields(variant)}
+
+
+def _choices(variant: type, selector: str) -> tuple[Any, ...]:
+    return typing.get_args(typing.get_type_hints(variant)[selector])
+
+
+def _read_section(section: str, raw: Mapping[str, Any]) -> Any:
+    selector, variants = _VARIANTS[section]
+    variant = variants[0]
+    if selector:
+        options = [choice for v in variants for choice in _choices(v, selector)]
+        found = raw.get(selector)
+        if found is None:
+            raise ConfigError([f"{section}.{selector}: missing, valid is one of {_listing(options)}"])
+        if found not in options:
+            raise ConfigError(
+                [
+                    f"{section}.{selector}: found {_show(found)}, valid is one of {_listing(options)}"
+                    f"{nearest(str(found), options)}"
+                ]
+            )
+        variant = next(v for v in variants if found in _choices(v, selector))
+    return _read_dataclass(section, variant, raw, variants)
+
+
+def _read_dataclass(section: str, kind: type, raw: Mapping[str, Any], variants: tuple[type, ...]) -> Any:
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key in fields:
+            try:
+                values[key] = _convert(f"{section}.{key}", hints[key], value)
+            except ConfigError as error:
+                problems.extend(error.problems)
+            continue
+        owners = [v for v in variants if key in {field.name for field in dataclasses.fields(v)}]
+        if owners:
+            selector = _VARIANTS[section][0]
+            names = [str(choice) for v in owners for choice in _choices(v, selector)]
+            problems.append(
+                f"{section}.{key}: applies to {' and '.join(names)} only, found {selector} = {_show(raw[selector])}"
+            )
+        else:
+            hint = nearest(f"{section}.{key}", valid_keys())
+            valid = ", ".join(sorted(fields))
+            problems.append(f'unknown key "{section}.{key}"{hint} (valid in {section}: {valid})')
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in raw:
+            problems.append(f"{section}.{name}: missing, valid is {_describe(hints[name])}")
+    if problems:
+        raise ConfigError(problems)
+    return kind(**values)
+
+
+def _convert(key: str, hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if typing.get_origin(hint) is Literal:
+        options = typing.get_args(hint)
+        if isinstance(value, str) and value in options:
+            return value
+        raise ConfigError(
+            [f"{key}: found {_show(value)}, valid is one of {_listing(options)}{nearest(str(value), options)}"]
+        )
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}"])
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {_listing(typing.get_args(hint))}"
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(hint, str(hint))
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _listing(options: Any) -> str:
+    return ", ".join(f'"{option}"' for option in options)
+
+
+def _problems(
+    section: str, config: Any, *, positive: tuple[str, ...] = (), probability: tuple[str, ...] = ()
+) -> list[str]:
+    problems = []
+    for name in positive:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > 0):
+            noun = "whole number" if isinstance(value, int) else "finite number"
+            problems.append(f"{section}.{name}: found {value}, valid is a positive {noun}")
+    for name in probability:
+        value = getattr(config, name)
+        if not 0 < value <= 1:
+            problems.append(f"{section}.{name}: found {value}, valid is a number above 0 and at most 1")
+    return problems
+
+
+def _check(section: str, config: Any, **rules: tuple[str, ...]) -> None:
+    problems = _problems(section, config, **rules)
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,90 @@
+"""Every error that seqlm raises for the world outside it, on one page.
+
+    SeqlmError                      one clear line for a person; never shown as a traceback
+    ├── UsageError                  what the user gave is wrong (exit code 2)
+    │   ├── ConfigError             a configuration: unknown key, wrong type, impossible value
+    │   ├── ManifestError           a manifest: the file itself, or any entry in it
+    │   └── DataError               a corpus: missing, empty, damaged, too small, unknown word
+    ├── RunError                    one run cannot go on (exit code 1)
+    │   ├── CheckpointError         a checkpoint is truncated, foreign, or of another run
+    │   ├── DivergedError           the loss or the gradient is not a finite number
+    │   └── RunBusyError            another live worker or launcher owns the files
+    ├── FileError                   a file cannot be read or written: full disk, read-only folder (exit code 1)
+    └── BackendError                the backend cannot be reached or cannot do it (exit code 3)
+
+Invariants of our own code are asserted, not raised.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SeqlmError(Exception):
+    """Base of the family. ``exit_code`` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class UsageError(SeqlmError):
+    """What the user typed or wrote is wrong."""
+
+    exit_code = 2
+
+
+class ProblemsError(UsageError):
+    """Several problems of one input, all told at once, one line each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(ProblemsError):
+    """A configuration has unknown keys, wrong types or impossible values."""
+
+
+class ManifestError(ProblemsError):
+    """A manifest cannot be read, or entries of it are wrong."""
+
+
+class DataError(UsageError):
+    """A corpus is missing, empty, damaged, too small, or uses a word outside its vocabulary."""
+
+
+class RunError(SeqlmError):
+    """One run cannot go on."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is truncated, not ours, or belongs to another run."""
+
+
+class DivergedError(RunError):
+    """The loss or the gradient norm of a step is not finite."""
+
+
+class RunBusyError(RunError):
+    """Another live process owns this run or this study."""
+
+
+class FileError(SeqlmError):
+    """A file cannot be read or written."""
+
+    @classmethod
+    def from_os_error(cls, verb: str, path: object, error: OSError) -> FileError:
+        """One line from an ``OSError``, for example ``cannot write x/y: No space left on device``."""
+        return cls(f"cannot {verb} {path}: {error.strerror or error}")
+
+
+class BackendError(SeqlmError):
+    """The backend cannot be reached, or can never run what was asked."""
+
+    exit_code = 3
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """``; did you mean "..."?`` for the closest valid name, or an empty string when none is close."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f'; did you mean "{matches[0]}"?' if matches else ""

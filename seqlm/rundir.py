@@ -1,0 +1,410 @@
+"""The files of one run: their names, how they are written, and what they say about the state of the run.
+
+A run directory explains itself: launching, training and reporting meet only here. Standard library alone.
+
+One writer per file: the launcher writes ``config.json``, ``provenance.json`` and ``job.json``; the worker writes
+everything else. Only for a worker that died without a word, or for a cancelled run, does the launcher write
+``failure.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from seqlm.config import RunConfig
+from seqlm.errors import ConfigError, FileError, RunBusyError
+
+State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
+FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
+
+FINGERPRINT_DIGITS = 8
+"""Digits of the fingerprint in a folder's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """The state of a run as its files tell it."""
+
+    state: State
+    epoch: int | None
+    """Last finished epoch, counted from 0 as in ``metrics.jsonl``; none before the first."""
+    best_val_ppl: float | None
+    """Lowest validation perplexity so far."""
+    reason: str | None
+    """Why the run is in this state, for a person."""
+    kind: FailureKind | None = None
+    """Kind of failure, where there is one."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run's folder, ``runs/<study>/<slug>-<fingerprint8>/``."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's own id: the name of its folder."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def provenance_file(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def job_file(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def failure_file(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def worker_lock_file(self) -> Path:
+        return self.path / "worker.lock"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        """Folder of one attempt, counted from 1: ``attempts/0001``."""
+        return self.path / "attempts" / f"{attempt:04d}"
+
+    def stdout_log(self, attempt: int) -> Path:
+        return self.attempt_dir(attempt) / "stdout.log"
+
+    def stderr_log(self, attempt: int) -> Path:
+        return self.attempt_dir(attempt) / "stderr.log"
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts made so far, ascending."""
+        names = [entry.name for entry in (self.path / "attempts").glob("[0-9]*") if entry.is_dir()]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    # -- creating and finding ------------------------------------------------------------------------------------
+
+    @classmethod
+    def locate(cls, study_dir: Path, name: str, fingerprint: str) -> RunDirectory:
+        """The folder of the run with ``fingerprint``: the existing one whatever it was called, else the one to make.
+
+        A run is its configuration, so renaming an entry of a manifest does not start it again.
+        """
+        digits = fingerprint[:FINGERPRINT_DIGITS]
+        for candidate in sorted(study_dir.glob(f"*-{digits}")):
+            if candidate.is_dir():
+                return cls(candidate)
+        return cls(study_dir / f"{slugify(name)}-{digits}")
+
+    @classmethod
+    def all_in(cls, study_dir: Path) -> list[RunDirectory]:
+        """Every run directory of a study, in manifest order, then by id."""
+        found = [cls(config.parent) for config in study_dir.glob("*/config.json")]
+        order = {run.id: run.read_provenance().get("order") for run in found}
+
+        def key(run: RunDirectory) -> tuple[int, str]:
+            place = order[run.id]
+            return (place if isinstance(place, int) else 1_000_000, run.id)
+
+        return sorted(found, key=key)
+
+    def create(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+        """Make the folder, ``config.json`` (never changed once written) and ``provenance.json``.
+
+        Raises:
+            FileError: the folder cannot be written, or holds another configuration.
+        """
+        make_directory(self.path / "checkpoints")
+        if self.config_file.exists():
+            if self.read_config() != config:
+                raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")
+        else:
+            write_json(self.config_file, config.to_dict())
+        write_json(self.provenance_file, provenance)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def read_config(self) -> RunConfig:
+        """The resolved configuration.
+
+        Raises:
+            FileError: the file is missing or damaged.
+        """
+        raw = read_json(self.config_file)
+        if raw is None:
+            raise FileError(f"{self.config_file} is missing; {self.path} is not a run directory")
+        try:
+            return RunConfig.from_dict(raw)
+        except ConfigError as error:
+            raise FileError(f"{self.config_file} is not a configuration of this version: {error.problems[0]}") from None
+
+    def read_provenance(self) -> dict[str, Any]:
+        return read_json(self.provenance_file) or {}
+
+    def read_job(self) -> dict[str, Any] | None:
+        return read_json(self.job_file)
+
+    def read_result(self) -> dict[str, Any] | None:
+        return read_json(self.result_file)
+
+    def read_failure(self) -> dict[str, Any] | None:
+        return read_json(self.failure_file)
+
+    def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The epochs of ``metrics.jsonl`` and, for each line that is no complete record, one warning.
+
+        A file cut in the middle of a line (a full disk, a copy made too early) loses that line alone.
+        """
+        try:
+            text = self.metrics_file.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            return [], []
+        except OSError as error:
+            raise FileError.from_os_error("read", self.metrics_file, error) from None
+        epochs: list[dict[str, Any]] = []
+        warnings: list[str] = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int) and "val_ppl" in record:
+                epochs.append(record)
+            else:
+                warnings.append(f"{self.metrics_file}: line {number} is cut or damaged and was left out")
+        return epochs, warnings
+
+    def observe(self, *, launching: bool = False) -> Observation:
+        """The state of the run.
+
+        ``launching`` says that a launcher is alive that has taken this run on (asked of the backend): it tells
+        "queued" from "pending".
+        """
+        epochs, _ = self.read_metrics()
+        epoch = epochs[-1]["epoch"] if epochs else None
+        finite = [e["val_ppl"] for e in epochs if isinstance(e["val_ppl"], int | float) and math.isfinite(e["val_ppl"])]
+        best = min(finite, default=None)
+
+        def observed(state: State, reason: str | None, kind: FailureKind | None = None) -> Observation:
+            return Observation(state=state, epoch=epoch, best_val_ppl=best, reason=reason, kind=kind)
+
+        if self.read_result() is not None:
+            return observed("done", None)
+        if is_locked(self.worker_lock_file):
+            return observed("running", None)
+        failure = self.read_failure()
+        if failure is not None:
+            kind = failure.get("kind", "code")
+            if kind == "cancelled":
+                return observed("cancelled", failure.get("message"), kind)
+            return observed("failed", f"{kind}: {failure.get('message')}", kind)
+        if launching:
+            return observed("queued", None)
+        if self.attempts():
+            after = "before the first epoch ended" if epoch is None else f"after epoch {epoch}"
+            return observed("pending", f"interrupted {after}; run again to resume")
+        return observed("pending", None)
+
+
+def slugify(name: str) -> str:
+    """A name as a folder name: lower-case letters, digits, ``_``, ``.`` and ``-`` only, at most 80 characters.
+
+    >>> slugify("GRU / adam, lr=0.1")
+    'gru-adam-lr-0.1'
+    """
+    slug = re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")[:80].strip("-.")
+    return slug or "run"
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def make_directory(path: Path) -> None:
+    """``mkdir -p``, with a clear error."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError.from_os_error("make folder", path, error) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write beside ``path``, flush to disk, then put the new file in its place in one step.
+
+    Yields the temporary path to write to. Whoever reads ``path`` sees the old file or the new one, never a part;
+    when anything goes wrong the old file stays.
+
+    Raises:
+        FileError: full disk, read-only folder, a directory in place of the file.
+    """
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise FileError.from_os_error("write", path, error) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file in one step; NaN and infinities become null, since JSON has none."""
+    write_text(path, json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write one JSON object per line, the whole file in one step."""
+    lines = [json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+    write_text(path, "".join(lines))
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    if isinstance(data, Path):
+        return str(data)
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or none where there is no file.
+
+    Raises:
+        FileError: the file cannot be read or is not a JSON object.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
+    except ValueError as error:
+        raise FileError(f"{path} is damaged (not JSON: {error}); move it away") from None
+    if not isinstance(data, dict):
+        raise FileError(f"{path} is damaged (not a JSON object); move it away")
+    return data
+
+
+# -- locks ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold an advisory lock on ``path`` while the block runs; the system releases it when the process dies.
+
+    The file then names its holder (pid, process group, host).
+
+    Raises:
+        RunBusyError: with the text ``busy``, followed by the holder, when another process holds it.
+        FileError: the file cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise FileError.from_os_error("open", path, error) from None
+    try:
+        if not _try_lock(handle):
+            holder = read_lock_holder(path)
+            who = f" (pid {holder['pid']} on {holder['host']})" if holder else ""
+            raise RunBusyError(busy + who)
+        os.ftruncate(handle, 0)
+        owner = {"pid": os.getpid(), "process_group": os.getpgrp(), "host": socket.gethostname()}
+        os.write(handle, json.dumps(owner).encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    # A reader that asks is_locked holds a shared lock for an instant, so one refusal is not yet an owner.
+    for _ in range(20):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a live process holds the lock on ``path``. Leaves no file behind and takes no exclusive lock."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
+
+
+def read_lock_holder(path: Path) -> dict[str, Any] | None:
+    """Who wrote the lock file last: ``pid``, ``process_group``, ``host``. Trust it only while the lock is held."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None

@@ -1,0 +1,1 @@
+"""Training: one rank of one run, from its configuration to its checkpoints."""
