@@ -204,6 +204,12 @@ class RunDirectory:
                 warnings.append(f"{self.metrics_file}: line {number} is cut or damaged and was left out")
         return epochs, warnings
 
+    def write_failure_once(self, failure: Mapping[str, Any]) -> None:
+        """Write ``failure.json`` unless one stands there: the first cause is not covered by what followed from it."""
+        with contextlib.suppress(FileExistsError), _beside(self.failure_file) as temporary:
+            temporary.write_text(_dump(failure), "utf-8")
+            os.link(temporary, self.failure_file)
+
     def observe(self, *, launching: bool = False) -> Observation:
         """The state of the run.
 
@@ -267,19 +273,28 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         FileError: full disk, read-only folder, a directory in place of the file.
     """
+    with _beside(path) as temporary:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A new file in the folder of ``path``, removed at the end if it is still there; system errors in one line."""
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        yield temporary
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
+        yield temporary
+    except FileExistsError:
+        raise
     except OSError as error:
         raise FileError.from_os_error("write", path, error) from None
     finally:
@@ -303,13 +318,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file in one step; NaN and infinities become null, since JSON has none."""
-    write_text(path, json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _dump(data))
 
 
 def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """Write one JSON object per line, the whole file in one step."""
     lines = [json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
     write_text(path, "".join(lines))
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(data: Any) -> Any:

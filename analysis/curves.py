@@ -1,0 +1,261 @@
+"""The learning curves of a study, as figures with their captions.
+
+Two kinds: all runs on one pair of axes (validation only), and a small panel for each run (training and validation);
+each over epochs and over wall-clock time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import look, units
+from analysis.axes import Scale, label_perplexity, label_progress, place_numbers, scale_for, shared_cut
+from analysis.curve import Curve, Progress, Values, curves_of, highest, time_unit
+from analysis.load import Study
+
+WIDTH_INCHES = 7.6
+PANEL_COLUMNS = 3
+PANEL_CUT_FACTOR = 100.0
+"""A run's own panel ends at this many times its best validation perplexity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure with its caption. ``name`` is the stem of its files and its anchor on the page."""
+
+    name: str
+    title: str
+    """First words of the caption."""
+    caption: str
+    figure: Figure
+
+
+def learning_curves(study: Study) -> list[Chart]:
+    """Every figure that the study's epochs allow; none while no epoch has been finished."""
+    charts = []
+    kinds: tuple[Progress, ...] = ("epochs", "time")
+    with look.applied():
+        for draw in (all_runs_chart, panels_chart):
+            for progress in kinds:
+                curves = curves_of(study, progress)
+                if any(np.isfinite(curve.val_ppl).any() for curve in curves):
+                    charts.append(draw(study, curves, progress))
+    return charts
+
+
+# -- all runs together ---------------------------------------------------------------------------------------------
+
+
+def all_runs_chart(study: Study, curves: list[Curve], progress: Progress) -> Chart:
+    """Validation perplexity of every run: colour tells the architecture, dashes and marker the optimizer."""
+    drawn = [curve for curve in curves if np.isfinite(curve.val_ppl).any()]
+    values = [curve.val_ppl for curve in drawn]
+    scale = scale_for(values, cut_at=shared_cut(values))
+    legend = _legend_columns(drawn)
+    plot_inches, below_inches = 3.9, 0.52 + 0.19 * len(legend[0])
+    height = plot_inches + below_inches + 0.2
+    figure = Figure(figsize=(WIDTH_INCHES, height))
+    axes = figure.add_axes((0.085, below_inches / height, 0.86, plot_inches / height))
+    for curve in drawn:
+        _draw(axes, curve)
+    label_progress(axes, progress, time_unit(study)[1], [curve.progress for curve in drawn])
+    label_perplexity(axes, scale, "Validation perplexity", most_ticks=9)
+    place_numbers(axes, [_number_mark(curve, scale) for curve in drawn])
+    _add_legend(figure, legend)
+    return Chart(
+        name=f"validation-{progress}",
+        title=f"Validation perplexity over {_spoken(progress)}",
+        caption=_all_runs_caption(study, drawn, scale, progress),
+        figure=figure,
+    )
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    style = curve.style
+    spacing = max(1, math.ceil(len(curve.val_ppl) / 8))
+    axes.plot(
+        curve.progress,
+        curve.val_ppl,
+        color=style.colour,
+        linestyle=style.dashes,
+        marker=style.marker,
+        markevery=(curve.number % spacing, spacing),
+    )
+    _mark_end(axes, curve)
+
+
+def _mark_end(axes: Axes, curve: Curve) -> None:
+    """A cross on the last validation perplexity of a run that ended early."""
+    there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(curve.progress))
+    if curve.ended_early and len(there):
+        last = there[-1]
+        axes.plot(curve.progress[last], curve.val_ppl[last], "x", color=curve.style.colour, markersize=7, mew=2)
+
+
+def _number_mark(curve: Curve, scale: Scale) -> tuple[float, float, str, str]:
+    """The run's number at the last point that the axis shows; with an arrow where the line goes on above it."""
+    finite = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(curve.progress))
+    last = finite[-1]
+    if curve.val_ppl[last] <= scale.high:
+        return curve.progress[last], curve.val_ppl[last], str(curve.number), curve.style.colour
+    shown = [index for index in finite if curve.val_ppl[index] <= scale.high]
+    leaves = finite[np.searchsorted(finite, shown[-1]) + 1] if shown else finite[len(finite) // 2]
+    return curve.progress[leaves], scale.high, f"{curve.number} ▲", curve.style.colour
+
+
+def _legend_columns(curves: list[Curve]) -> list[list[Line2D]]:
+    """Legend entries in columns of equal length: one for each architecture, or three if there is but one."""
+    columns = []
+    for arch in dict.fromkeys([*units.ARCHITECTURES.values(), units.UNKNOWN]):
+        members = [_legend_entry(curve) for curve in curves if curve.arch == arch]
+        if members:
+            columns.append([Line2D([], [], linestyle="", label=arch), *members])
+    if len(columns) == 1:
+        entries = columns[0]
+        length = math.ceil(len(entries) / 3)
+        columns = [entries[start : start + length] for start in range(0, len(entries), length)]
+    longest = max(len(column) for column in columns)
+    return [column + [Line2D([], [], linestyle="", label=" ")] * (longest - len(column)) for column in columns]
+
+
+def _legend_entry(curve: Curve) -> Line2D:
+    style = curve.style
+    return Line2D([], [], color=style.colour, linestyle=style.dashes, marker=style.marker, label=curve.label)
+
+
+def _add_legend(figure: Figure, columns: list[list[Line2D]]) -> None:
+    legend = figure.legend(
+        handles=[entry for column in columns for entry in column],
+        ncols=len(columns),
+        loc="lower left",
+        bbox_to_anchor=(0.065, 0.0),
+        handlelength=3.4,
+        fontsize=8,
+        labelspacing=0.3,
+        columnspacing=2.4,
+    )
+    for text in legend.get_texts():
+        if text.get_text() in units.ARCHITECTURES.values():
+            text.set_fontweight("bold")
+
+
+def _all_runs_caption(study: Study, drawn: list[Curve], scale: Scale, progress: Progress) -> str:
+    styles = "Adam solid, circles; SGD dashed, squares; SGD schedule dotted, triangles"
+    sentences = [
+        f"A line for each run, its number at the end. Colour: architecture. Line and marker: optimizer ({styles}).",
+        *_shared_sentences(drawn, scale.logarithmic, progress),
+        *_cut_sentence([(curve, curve.val_ppl) for curve in drawn if scale.cuts(curve.val_ppl)], scale.high),
+        *_left_out_sentence(study, drawn),
+    ]
+    return " ".join(sentences)
+
+
+# -- a panel for each run ------------------------------------------------------------------------------------------
+
+
+def panels_chart(study: Study, curves: list[Curve], progress: Progress) -> Chart:
+    """Training and validation perplexity of each run in a panel of its own."""
+    rows = math.ceil(len(curves) / PANEL_COLUMNS)
+    height = 1.75 * rows + 0.85
+    figure = Figure(figsize=(WIDTH_INCHES, height))
+    grid = figure.subplots(rows, PANEL_COLUMNS, squeeze=False)
+    figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.55 / height, bottom=0.5 / height, wspace=0.3, hspace=0.52)
+    scales = []
+    for axes, curve in zip(grid.flat, curves, strict=False):
+        spans = curves if progress == "epochs" else [curve]
+        scales.append(_draw_panel(axes, curve))
+        label_progress(axes, progress, time_unit(study)[1], [other.progress for other in spans])
+    for place, axes in enumerate(grid.flat):
+        if place >= len(curves):
+            axes.set_axis_off()
+        if place % PANEL_COLUMNS:
+            axes.set_ylabel("")
+        if place + PANEL_COLUMNS < len(curves):
+            axes.set_xlabel("")
+    figure.legend(
+        handles=[
+            Line2D([], [], color=look.MUTED, linestyle="-", label="validation"),
+            Line2D([], [], color=look.MUTED, linestyle=(0, (3, 1.5)), linewidth=1.1, label="training"),
+        ],
+        ncols=2,
+        loc="upper left",
+        bbox_to_anchor=(0.065, 1.0),
+        fontsize=8,
+    )
+    return Chart(
+        name=f"runs-{progress}",
+        title=f"Training and validation perplexity of each run over {_spoken(progress)}",
+        caption=_panels_caption(study, curves, scales, progress),
+        figure=figure,
+    )
+
+
+def _draw_panel(axes: Axes, curve: Curve) -> Scale:
+    both = [curve.train_ppl, curve.val_ppl]
+    best = np.nanmin(curve.val_ppl) if np.isfinite(curve.val_ppl).any() else math.inf
+    scale = scale_for(both, cut_at=max(PANEL_CUT_FACTOR * best, float(np.nanmin(np.concatenate(both)))))
+    axes.plot(curve.progress, curve.train_ppl, color=curve.style.colour, linestyle=(0, (3, 1.5)), linewidth=1.1)
+    lone = "o" if len(curve.progress) == 1 else ""
+    axes.plot(curve.progress, curve.val_ppl, color=curve.style.colour, marker=lone)
+    _mark_end(axes, curve)
+    label_perplexity(axes, scale, "Perplexity", most_ticks=5)
+    axes.set_title(curve.label, loc="left", fontweight="bold", fontsize=8)
+    axes.tick_params(labelsize=7.5)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
+    return scale
+
+
+def _panels_caption(study: Study, curves: list[Curve], scales: list[Scale], progress: Progress) -> str:
+    logarithmic = [curve for curve, scale in zip(curves, scales, strict=True) if scale.logarithmic]
+    sentences = [
+        "Solid: validation; dashed: training (with dropout on, so that it can lie above validation).",
+        "Each panel has its own vertical axis.",
+        *_shared_sentences(curves, len(logarithmic) == len(curves), progress),
+    ]
+    for curve, scale in zip(curves, scales, strict=True):
+        values = np.concatenate([curve.train_ppl, curve.val_ppl])
+        if scale.cuts(values):
+            sentences += _cut_sentence([(curve, values)], scale.high)
+    return " ".join([*sentences, *_left_out_sentence(study, curves)])
+
+
+# -- captions ------------------------------------------------------------------------------------------------------
+
+
+def _spoken(progress: Progress) -> str:
+    return "epochs" if progress == "epochs" else "wall-clock time"
+
+
+def _shared_sentences(curves: list[Curve], logarithmic: bool, progress: Progress) -> list[str]:
+    sentences = ["Vertical axis logarithmic."] if logarithmic else []
+    if progress == "epochs":
+        sentences.append("Epochs are counted by passes finished, from 1.")
+    else:
+        sentences.append("Time runs from the start of training and includes validation.")
+    early = [curve.reference for curve in curves if curve.ended_early]
+    if early:
+        sentences.append(f"Ended early (×): {units.listing(early)}.")
+    return sentences
+
+
+def _cut_sentence(cut: list[tuple[Curve, Values]], high: float) -> list[str]:
+    """Names the runs that leave the axis, so that nobody takes a cut line for a whole one."""
+    if not cut:
+        return []
+    named = [f"{curve.reference} (up to {units.rounded(highest(values))})" for curve, values in cut]
+    return [
+        f"The axis ends at {units.rounded(high)}; cut off there (▲ where the line stays above): {units.listing(named)}."
+    ]
+
+
+def _left_out_sentence(study: Study, drawn: list[Curve]) -> list[str]:
+    shown = {curve.number for curve in drawn}
+    missing = [f"{run['number']} {run['name']}" for run in study.runs.to_dict("records") if run["number"] not in shown]
+    return [f"Without a finished epoch: {units.listing(missing)}."] if missing else []

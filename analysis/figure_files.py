@@ -1,0 +1,55 @@
+"""Figures as bytes: the same figure always gives the same ones, and an SVG that can stand inside a page."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis import look
+
+NO_DATES: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "ModDate": None},
+}
+"""Metadata that would change from one writing, or one version, to the next."""
+
+FORMATS = tuple(NO_DATES)
+PNG_DPI = 160
+
+PAGE_COLOURS = {
+    look.INK: "var(--ink)",
+    look.MUTED: "var(--muted)",
+    look.GRID: "var(--rule)",
+    look.PAPER: "var(--paper)",
+}
+
+
+def figure_bytes(figure: Figure, file_format: str) -> bytes:
+    """The content of a figure's file in one of ``FORMATS``."""
+    buffer = io.BytesIO()
+    with look.applied(), warnings.catch_warnings():
+        # A run may be named in a script that the font lacks; the SVG shows it all the same.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        FigureCanvasAgg(figure)
+        figure.savefig(buffer, format=file_format, dpi=PNG_DPI, metadata=NO_DATES[file_format])
+    return buffer.getvalue()
+
+
+def inline_svg(svg: bytes, prefix: str) -> str:
+    """An SVG file as an element of an HTML page: its ids made unique, in the page's font and colours."""
+    text = svg.decode("utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href=", "href=")
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
+    text = re.sub(r"""'DejaVu Sans'""", "var(--sans)", text)
+    for colour, variable in PAGE_COLOURS.items():
+        text = text.replace(colour, variable)
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1).strip()

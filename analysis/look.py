@@ -1,0 +1,93 @@
+"""How the figures look: colours, line styles, type. Legible for the colour-blind, in grey print and on dark pages."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.colors import to_hex, to_rgb
+
+INK, MUTED, GRID, PAPER = "#1c2126", "#5c6670", "#dfe3e7", "#fefefe"
+"""Text, lesser text, grid and background; the page replaces these four by its own in the light and the dark."""
+
+ARCHITECTURE_COLOURS = {"rnn": "#0072b2", "gru": "#d55e00", "transformer": "#009e73"}
+"""Okabe and Ito's palette, in which red-green and blue-yellow blindness tell the three apart."""
+
+UNKNOWN_COLOUR = "#7a7f85"
+
+OPTIMIZER_STYLES: dict[str, tuple[Any, str]] = {
+    "adam": ("-", "o"),
+    "sgd": ((0, (5, 2)), "s"),
+    "sgd_schedule": ((0, (1.2, 1.4)), "^"),
+}
+"""Dashes and marker of each optimizer."""
+
+SHADES = (0.0, -0.35, 0.4, -0.6, 0.6)
+"""Runs alike in architecture and optimizer differ in shade: towards black below 0, towards white above."""
+
+RC_PARAMS: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that every machine draws the same bytes
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # a run may be called $x$
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": PAPER,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "figure.facecolor": PAPER,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+    "savefig.facecolor": PAPER,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "seqlm",
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+}
+
+
+def applied() -> AbstractContextManager[None]:
+    """Draw in this look whatever the user's own matplotlib settings are."""
+    return matplotlib.style.context(["default", RC_PARAMS])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineStyle:
+    """How the curve of one run is drawn."""
+
+    colour: str
+    dashes: Any
+    marker: str
+
+
+def line_styles(runs: pd.DataFrame) -> dict[str, LineStyle]:
+    """The style of each run by its id: the same in every figure of the study."""
+    seen: dict[tuple[Any, Any], int] = {}
+    styles = {}
+    for run_id, arch, optimizer in zip(runs["id"], runs["arch"], runs["optimizer"], strict=True):
+        place = seen[arch, optimizer] = seen.get((arch, optimizer), -1) + 1
+        dashes, marker = OPTIMIZER_STYLES.get(optimizer, ("-", "."))
+        colour = shade(ARCHITECTURE_COLOURS.get(arch, UNKNOWN_COLOUR), SHADES[place % len(SHADES)])
+        styles[run_id] = LineStyle(colour=colour, dashes=dashes, marker=marker)
+    return styles
+
+
+def shade(colour: str, amount: float) -> str:
+    """A colour moved towards black (negative) or white (positive) by a share of the way."""
+    target = 1.0 if amount > 0 else 0.0
+    red, green, blue = (part + (target - part) * abs(amount) for part in to_rgb(colour))
+    return to_hex((red, green, blue))

@@ -1,0 +1,163 @@
+"""A table of the report and its forms as text: CSV, LaTeX and Markdown. The page's template makes the HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table."""
+
+    key: str
+    """Heading in the CSV file."""
+    title: str
+    """Heading for a person."""
+    numeric: bool = False
+    """Set flush right, with figures of equal width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell: what is shown, and the value behind it at full precision."""
+
+    text: str
+    value: Any = None
+    bold: bool = False
+    kind: Literal["text", "state"] = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row, and a line of code beneath it that takes the table's whole width."""
+
+    cells: list[Cell]
+    code: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with its caption. ``name`` is the stem of its files and its anchor on the page."""
+
+    name: str
+    title: str
+    """First words of the caption."""
+    caption: str
+    """The rest of the caption; explains every shorthand."""
+    columns: list[Column]
+    rows: list[Row] = field(default_factory=list)
+    code_title: str | None = None
+    """What the lines of code are, for a table that has them."""
+
+    def to_csv(self) -> str:
+        """Full precision, empty cells for missing values, no lines of code."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([column.key for column in self.columns])
+        writer.writerows([_csv_value(cell.value) for cell in row.cells] for row in self.rows)
+        return text.getvalue()
+
+    def to_markdown(self, label: str = "") -> str:
+        """The caption, then the table; lines of code form its last column."""
+        titles = [escape_markdown(column.title) for column in self.columns]
+        rules = ["---:" if column.numeric else "---" for column in self.columns]
+        if self.code_title:
+            titles, rules = [*titles, self.code_title], [*rules, "---"]
+        lines = [f"**{label}{escape_markdown(self.title)}.** {escape_markdown(self.caption)}", ""]
+        lines += [_markdown_row(titles), _markdown_row(rules)]
+        for row in self.rows:
+            cells = [f"**{escape_markdown(c.text)}**" if c.bold else escape_markdown(c.text) for c in row.cells]
+            if self.code_title:
+                cells.append(markdown_code(row.code).replace("|", "\\|") if row.code else "–")
+            lines.append(_markdown_row(cells))
+        return "\n".join(lines) + "\n"
+
+    def to_latex(self) -> str:
+        """A floating table; lines of code stand beneath their rows."""
+        alignment = "".join("r" if column.numeric else "l" for column in self.columns)
+        lines = [
+            r"% For \input. Needs no package. Names outside the Latin alphabet need XeLaTeX or LuaLaTeX and a font.",
+            r"\begin{table}[htbp]",
+            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{escape_latex(self.title)}. {escape_latex(self.caption)}}}",
+            rf"\label{{tab:{self.name}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\hline",
+            _latex_row([escape_latex(column.title) for column in self.columns]),
+            r"\hline",
+        ]
+        for row in self.rows:
+            texts = [(escape_latex(cell.text), cell.bold) for cell in row.cells]
+            lines.append(_latex_row([rf"\textbf{{{text}}}" if bold else text for text, bold in texts]))
+            if row.code:
+                code = rf"\raggedright\scriptsize\texttt{{{escape_latex(row.code)}}}"
+                lines.append(rf"\multicolumn{{{len(self.columns)}}}{{p{{0.9\linewidth}}}}{{{code}}} \\[4pt]")
+        return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+# -- escaping ------------------------------------------------------------------------------------------------------
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\symbol{34}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "-": r"-{}",
+    "–": r"\textendash{}",
+    "×": r"\(\times\)",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown (and the HTML inside it) prints as it is."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+
+
+def markdown_code(text: str) -> str:
+    """A code span, fenced by more backticks than the text has in a row."""
+    fence = "`" * (longest_run_of_backticks(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def longest_run_of_backticks(text: str) -> int:
+    """What a fence around the text must exceed."""
+    return max((len(run) for run in re.findall(r"`+", text)), default=0)
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _latex_row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _csv_value(value: Any) -> str:
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)

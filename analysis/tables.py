@@ -1,0 +1,180 @@
+"""The tables of a study: coverage, results, hyperparameters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis import units
+from analysis.load import HYPERPARAMETERS, Study
+from analysis.table_text import Cell, Column, Row, Table
+
+ALWAYS_SHOWN = {
+    "optim.lr": "Learning rate",
+    "train.batch_size": "Batch",
+    "model.hidden_size": "Hidden",
+    "model.num_layers": "Layers",
+    "model.keep": "Keep",
+}
+"""Hyperparameters that have a column even where all runs agree, with the column's heading."""
+
+
+def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs by architecture (RNN, GRU, Transformer), then optimizer, then number."""
+    keys = pd.DataFrame(
+        {
+            "arch": [units.rank(units.ARCHITECTURES, key) for key in runs["arch"]],
+            "optimizer": [units.rank(units.OPTIMIZERS, key) for key in runs["optimizer"]],
+            "number": runs["number"],
+        },
+        index=runs.index,
+    )
+    return runs.loc[keys.sort_values(["arch", "optimizer", "number"]).index]
+
+
+def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished run with the lowest validation perplexity of each architecture; all of them where they tie."""
+    done = runs[(runs["state"] == "done") & runs["val_ppl"].map(units.is_number)]
+    lowest = done.groupby("arch")["val_ppl"].transform("min")
+    return in_report_order(done[done["val_ppl"] == lowest])
+
+
+# -- results -------------------------------------------------------------------------------------------------------
+
+RESULT_COLUMNS = [
+    Column(key="number", title="No.", numeric=True),
+    Column(key="name", title="Run"),
+    Column(key="architecture", title="Architecture"),
+    Column(key="optimizer", title="Optimizer"),
+    Column(key="train_ppl", title="Train", numeric=True),
+    Column(key="val_ppl", title="Valid.", numeric=True),
+    Column(key="test_ppl", title="Test", numeric=True),
+    Column(key="epochs_to_best", title="Best epoch", numeric=True),
+    Column(key="epochs_done", title="Epochs", numeric=True),
+    Column(key="wall_seconds", title="Time", numeric=True),
+    Column(key="state", title="State"),
+]
+
+
+def results_table(study: Study) -> Table:
+    """Train and validation perplexity of every run at its best epoch, the best of each architecture in bold."""
+    best = set(best_runs(study.runs)["id"])
+    rows = [_result_row(run, bold=run["id"] in best) for run in _records(in_report_order(study.runs))]
+    caption = (
+        "No.: place in the manifest, the same throughout this report. Train, Valid., Test: perplexity, exp(mean loss "
+        "per predicted token), at the epoch with the lowest validation perplexity (training with dropout on, the other "
+        "two without). Best epoch: that epoch, counted from 1. Epochs: passes finished, of those planned. Time: wall "
+        "clock of all epochs. Bold: lowest validation perplexity of each architecture among finished runs. "
+        f"{units.MISSING}: not available."
+    )
+    return Table(name="results", title="Perplexity of each run", caption=caption, columns=RESULT_COLUMNS, rows=rows)
+
+
+def _result_row(run: dict[str, Any], *, bold: bool) -> Row:
+    best = run["best_epoch"] + 1  # the files count epochs from 0
+    planned = units.plain_value(run["train.epochs"])
+    cells = [
+        Cell(text=str(run["number"]), value=run["number"]),
+        Cell(text=run["name"], value=run["name"], bold=bold),
+        Cell(text=units.architecture(run["arch"]), value=run["arch"]),
+        Cell(text=units.optimizer(run["optimizer"]), value=run["optimizer"]),
+        Cell(text=units.perplexity(run["train_ppl"]), value=run["train_ppl"], bold=bold),
+        Cell(text=units.perplexity(run["val_ppl"]), value=run["val_ppl"], bold=bold),
+        Cell(text=units.perplexity(run["test_ppl"]), value=run["test_ppl"]),
+        Cell(text=str(best) if units.is_number(best) else units.MISSING, value=best),
+        Cell(text=f"{run['epochs_done']} of {planned}", value=run["epochs_done"]),
+        Cell(text=units.duration(run["wall_seconds"]), value=run["wall_seconds"]),
+        Cell(text=run["state"], value=run["state"], kind="state"),
+    ]
+    return Row(cells=cells)
+
+
+# -- hyperparameters -----------------------------------------------------------------------------------------------
+
+
+def hyperparameters_table(study: Study) -> Table:
+    """Every hyperparameter of every run, and the command that launches it. What all runs share is in the caption."""
+    shared = {key: value for key in HYPERPARAMETERS if (value := _shared_value(study.runs[key])) is not None}
+    hidden = {"model.arch", "optim.optimizer", *(set(shared) - set(ALWAYS_SHOWN))}
+    unused = {key for key in HYPERPARAMETERS if not _applies(study.runs[key]).any()} - set(ALWAYS_SHOWN)
+    varying = [key for key in HYPERPARAMETERS if key not in hidden | unused]
+    keys = [*ALWAYS_SHOWN, *(key for key in varying if key not in ALWAYS_SHOWN)]
+    columns = [
+        *RESULT_COLUMNS[:4],
+        *(Column(key=key, title=ALWAYS_SHOWN.get(key, key), numeric=True) for key in keys),
+    ]
+    rows = [
+        Row(
+            cells=[
+                *_result_row(run, bold=False).cells[:4],
+                *(Cell(text=units.plain_value(run[key]), value=run[key]) for key in keys),
+            ],
+            code=run["command"] if isinstance(run["command"], str) else None,
+        )
+        for run in _records(in_report_order(study.runs))
+    ]
+    stated = ", ".join(f"{key} = {value}" for key, value in shared.items() if key not in keys)
+    caption = (
+        "Beneath each run: the command that launches it alone. Hidden: units of a layer; Layers: stacked layers or "
+        "blocks; Keep: probability of keeping a unit (1 - dropout); Batch: columns of the global batch. "
+        f"{units.MISSING}: does not apply."
+    )
+    if stated:
+        caption += f" The same in every run to which it applies: {stated}."
+    return Table(
+        name="hyperparameters",
+        title="Hyperparameters and commands",
+        caption=caption,
+        columns=columns,
+        rows=rows,
+        code_title="Command",
+    )
+
+
+def hyperparameters_csv(study: Study) -> str:
+    """All hyperparameters as columns, the shared ones too, for a program to read."""
+    keys = ["number", "name", "id", *HYPERPARAMETERS, "command"]
+    return in_report_order(study.runs)[keys].to_csv(index=False, lineterminator="\n")
+
+
+def _applies(column: pd.Series[Any]) -> pd.Series[bool]:
+    """Which runs have the key at all; none is a value, NaN is not."""
+    return column.map(lambda value: not (isinstance(value, float) and pd.isna(value)))
+
+
+def _shared_value(column: pd.Series[Any]) -> str | None:
+    """The value that all runs with this key have in common."""
+    values = {units.plain_value(value) for value in column[_applies(column)]}
+    return values.pop() if len(values) == 1 else None
+
+
+# -- coverage ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Which architecture has been run with which optimizer, and how that went."""
+
+    optimizers: list[str]
+    lines: list[tuple[str, list[list[tuple[str, int]]]]]
+    """For each architecture, and in it for each optimizer: states with the number of runs in each."""
+
+
+def coverage(study: Study) -> Coverage:
+    """Count the states of the runs by architecture and optimizer, both in the report's order."""
+    runs = in_report_order(study.runs)
+    archs = [units.architecture(key) for key in runs["arch"]]
+    found = list(zip(archs, map(units.optimizer, runs["optimizer"]), runs["state"], strict=True))
+    known = [name for name in [*units.OPTIMIZERS.values(), units.UNKNOWN] if any(name == item[1] for item in found)]
+
+    def cell(arch: str, optimizer: str) -> list[tuple[str, int]]:
+        return list(Counter(state for a, o, state in found if (a, o) == (arch, optimizer)).items())
+
+    return Coverage(optimizers=known, lines=[(arch, [cell(arch, o) for o in known]) for arch in dict.fromkeys(archs)])
+
+
+def _records(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in runs.to_dict("records")]

@@ -1,0 +1,117 @@
+"""The code a study was submitted with, kept beside its runs, so that an edit while jobs wait changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import seqlm
+from seqlm.errors import FileError
+from seqlm.rundir import make_directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """Where a worker's code lies, and which it is."""
+
+    path: Path
+    """Folder that holds the package ``seqlm``."""
+    commit: str | None
+    """Git commit, or none outside a git checkout."""
+    dirty: bool
+    """Whether tracked files differ from the commit, or new modules stand beside them."""
+    live: bool
+    """Whether workers run from the working tree itself."""
+
+
+def source_tree() -> Path:
+    """The folder from which this very code was imported."""
+    return Path(seqlm.__file__).resolve().parent.parent
+
+
+def live_code() -> Code:
+    """The working tree itself, for ``--live-code``."""
+    root = source_tree()
+    commit = _commit(root)
+    return Code(path=root, commit=commit, dirty=bool(commit and _changes(root)), live=True)
+
+
+def keep_code(study_dir: Path) -> Code:
+    """Copy the code into ``<study>/code/<commit>`` unless the same code is already there.
+
+    Of a git checkout: what git tracks, as it now stands in the working tree, and new Python modules that git does not
+    ignore. Outside a checkout: the package ``seqlm``. A changed tree gets a folder of its own, named after the
+    commit and a digest of the content.
+
+    Raises:
+        FileError: the copy cannot be written.
+    """
+    root = source_tree()
+    commit = _commit(root)
+    dirty = bool(commit and _changes(root))
+    files = _files(root, commit)
+    name = commit[:12] if commit else "no-commit"
+    if dirty or not commit:
+        name += f"-{_digest(root, files)}"
+    target = study_dir / "code" / name
+    if not target.exists():
+        _copy(root, files, target)
+    return Code(path=target, commit=commit, dirty=dirty, live=False)
+
+
+def _files(root: Path, commit: str | None) -> list[Path]:
+    if commit is None:
+        return sorted(path.relative_to(root) for path in (root / "seqlm").rglob("*.py"))
+    tracked = _git(root, "ls-files", "-z").split("\0")
+    fresh = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py").split("\0")
+    return sorted(Path(name) for name in {*tracked, *fresh} if name and (root / name).is_file())
+
+
+def _digest(root: Path, files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        content = (root / file).read_bytes()
+        digest.update(f"{file}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:8]
+
+
+def _copy(root: Path, files: list[Path], target: Path) -> None:
+    make_directory(target.parent)
+    try:
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    except OSError as error:
+        raise FileError.from_os_error("write", target.parent, error) from None
+    try:
+        for file in files:
+            place = building / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / file, place)
+        building.chmod(0o755)
+        building.rename(target)
+    except OSError as error:
+        if not target.is_dir():  # else another launch of the same code was first
+            raise FileError.from_os_error("write", target, error) from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _commit(root: Path) -> str | None:
+    """The commit checked out at ``root``, when that is the top of a git checkout with a commit."""
+    if shutil.which("git") is None or _git(root, "rev-parse", "--show-toplevel").strip() != str(root):
+        return None
+    return _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip() or None
+
+
+def _changes(root: Path) -> str:
+    return _git(root, "status", "--porcelain")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    # core.quotePath and locale do not matter: names are read with -z, and the rest is hexadecimal.
+    answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    return answer.stdout if answer.returncode == 0 else ""

@@ -1,0 +1,110 @@
+"""``doctor``: whether this machine can launch, train and report, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from jobs.provenance import versions
+from jobs.terminal import memory
+from seqlm import machine
+from seqlm.config import DataConfig
+from seqlm.data.cache import cache_folder
+from seqlm.data.corpus import load_corpus
+from seqlm.errors import SeqlmError
+
+Level: TypeAlias = Literal["ok", "note", "bad"]
+LOW_DISK_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at."""
+
+    level: Level
+    """``bad``: runs will fail here; ``note``: worth knowing."""
+    subject: str
+    text: str
+
+
+def examine(runs_dir: Path, data_path: Path | None, *, calibrate: bool) -> list[Finding]:
+    """Look at everything that a launch on this machine needs; with ``calibrate`` also measure its training speed."""
+    findings = [_python(), _torch(), *_devices(), _folder("runs", runs_dir), _folder("cache", cache_folder())]
+    findings += [_git(), _penn_treebank(data_path)]
+    if calibrate:
+        findings.append(_calibrate())
+    return findings
+
+
+def _python() -> Finding:
+    found = versions()
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    return Finding(level="ok", subject="versions", text=text)
+
+
+def _torch() -> Finding:
+    program = "import json, torch; print(json.dumps([torch.__version__, torch.cuda.device_count()]))"
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no output"])[-1]
+        return Finding(level="bad", subject="torch", text=f"cannot be imported ({last}); install seqlm's requirements")
+    except subprocess.TimeoutExpired:
+        return Finding(level="bad", subject="torch", text="importing it took more than two minutes")
+    version, cuda_devices = json.loads(answer.stdout)
+    seen = len(machine.gpus())
+    if seen and not cuda_devices:
+        text = f"{version} sees no CUDA device, yet the machine has {seen}; install a CUDA build of torch"
+        return Finding(level="bad", subject="torch", text=text)
+    return Finding(level="ok", subject="torch", text=f"{version}, {cuda_devices} CUDA devices")
+
+
+def _devices() -> list[Finding]:
+    cores = Finding(level="ok", subject="processor", text=f"{machine.cpu_model()}, {machine.cpu_count()} cores")
+    gpus = [Finding(level="ok", subject=f"GPU {device}", text=name) for device, name in machine.gpus()]
+    return [cores, *(gpus or [Finding(level="note", subject="GPU", text="none; runs will train on the CPU")])]
+
+
+def _folder(subject: str, path: Path) -> Finding:
+    """Whether files can be made in ``path``, or, where it does not exist yet, in the nearest folder above it."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Finding(level="bad", subject=subject, text=f"cannot write in {existing}: {error.strerror or error}")
+    free = shutil.disk_usage(existing).free
+    level: Level = "note" if free < LOW_DISK_BYTES else "ok"
+    return Finding(level=level, subject=subject, text=f"{path} is writable, {memory(free)} free")
+
+
+def _git() -> Finding:
+    if shutil.which("git") is None:
+        return Finding(level="note", subject="git", text="not found; runs will record no commit")
+    return Finding(level="ok", subject="git", text="found; runs record their commit")
+
+
+def _penn_treebank(data_path: Path | None) -> Finding:
+    try:
+        tokens = load_corpus(DataConfig(corpus="ptb"), data_path).tokens
+    except SeqlmError as error:
+        return Finding(level="note", subject="Penn Treebank", text=str(error).splitlines()[0])
+    return Finding(level="ok", subject="Penn Treebank", text=f"found, {sum(tokens.values()):,} tokens, verified")
+
+
+def _calibrate() -> Finding:
+    answer = subprocess.run(
+        [sys.executable, "-m", "seqlm.training.calibrate"], capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
+        return Finding(level="bad", subject="calibration", text=last)
+    return Finding(level="ok", subject="calibration", text=answer.stdout.strip())

@@ -1,0 +1,184 @@
+"""What a run costs, from its configuration alone: parameters, arithmetic, memory; and its time where it is known.
+
+Symbols: B batch, T window (``seq_len``), V vocabulary, E embedding, H hidden, M inner width of the MLP, A heads,
+L layers, P parameters. Pure functions, apart from :func:`earlier_throughput`, which reads run directories.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from seqlm.config import RecurrentConfig, RunConfig
+from seqlm.data.corpus import CorpusFacts
+from seqlm.data.layout import number_of_windows
+from seqlm.errors import FileError
+from seqlm.rundir import RunDirectory
+
+FLOAT_BYTES = 4
+"""Everything is float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """How fast earlier runs went."""
+
+    by_fingerprint: Mapping[str, float] = field(default_factory=dict)
+    """Training tokens per second of a configuration."""
+    by_arch: Mapping[str, tuple[tuple[RunConfig, float], ...]] = field(default_factory=dict)
+    """The same speeds with their configurations, by architecture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What ``plan`` shows of one run."""
+
+    parameters: int
+    flops_per_token: int
+    memory_bytes: int
+    """For one rank."""
+    seconds: float | None
+    """Of training, all epochs; none where no earlier run says how fast this machine is."""
+
+
+def estimate(config: RunConfig, facts: CorpusFacts, throughput: Throughput, ranks: int = 1) -> Estimate:
+    """All estimates of one run on a corpus of which ``facts`` are known."""
+    return Estimate(
+        parameters=parameter_count(config, facts.vocab_size),
+        flops_per_token=flops_per_token(config, facts.vocab_size),
+        memory_bytes=memory_bytes(config, facts.vocab_size, ranks),
+        seconds=seconds_estimate(config, facts.vocab_size, facts.tokens["train"], throughput),
+    )
+
+
+def parameter_count(config: RunConfig, vocab_size: int) -> int:
+    """Trained numbers of the model, exactly; embedding and output layer are not tied.
+
+    With g = 1 for the RNN and 3 for the GRU, D_1 = E and D_l = H above::
+
+        recurrent     V E + sum over layers of g (D_l H + H^2 + H) + H V + V
+        transformer   V H + L (4 (H^2 + H) + 2 H M + M + H + 4 H) + 2 H + H V + V
+    """
+    model, v = config.model, vocab_size
+    h, layers = model.hidden_size, model.num_layers
+    output = h * v + v
+    if isinstance(model, RecurrentConfig):
+        recurrent = _gates(model) * (_recurrent_weights(model) + layers * h)
+        return v * model.embedding_size + recurrent + output
+    m = model.mlp_size
+    block = 4 * (h * h + h) + 2 * h * m + m + h + 4 * h
+    return v * h + layers * block + 2 * h + output
+
+
+def flops_per_token(config: RunConfig, vocab_size: int) -> int:
+    """Floating-point operations of training for one predicted token: matrix products alone, forward and backward.
+
+    A multiply-add counts 2, the backward pass twice the forward pass, looking up an embedding nothing. Attention
+    scores and their weighted sum count over the full T positions, since the products are computed before the causal
+    mask. With g and D_l as in :func:`parameter_count`::
+
+        recurrent     6 (sum over layers of g (D_l H + H^2) + H V)
+        transformer   6 (L (4 H^2 + 2 H M + 2 T H) + H V)
+    """
+    model = config.model
+    h, layers = model.hidden_size, model.num_layers
+    if isinstance(model, RecurrentConfig):
+        multiply_adds = _gates(model) * _recurrent_weights(model)
+    else:
+        multiply_adds = layers * (4 * h * h + 2 * h * model.mlp_size + 2 * config.train.seq_len * h)
+    return 6 * (multiply_adds + h * vocab_size)
+
+
+def _gates(model: RecurrentConfig) -> int:
+    return 1 if model.arch == "rnn" else 3
+
+
+def _recurrent_weights(model: RecurrentConfig) -> int:
+    """Weights of one gate in all layers: sum of D_l H + H^2."""
+    h = model.hidden_size
+    return model.embedding_size * h + (model.num_layers - 1) * h * h + model.num_layers * h * h
+
+
+def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int:
+    """Bytes of one rank in training. An estimate: allocators round up, and libraries keep workspaces of their own.
+
+    Counted, in float32, for the rank's share b = ceil(B / ranks) of a window::
+
+        parameters, gradients, optimizer      P (2, and 2 more with Adam, and 1 for the buckets of several ranks)
+        logits, log-probabilities, gradient   3 T b V
+        recurrent layers                      T b (2 E + L H n)           n: 4 for the RNN, 10 for the GRU
+        blocks                                T b (2 H + L (14 H + 3 M + 3 A T))
+    """
+    model, train = config.model, config.train
+    h, layers, t = model.hidden_size, model.num_layers, train.seq_len
+    copies = 2 + (2 if config.optim.optimizer == "adam" else 0) + (1 if ranks > 1 else 0)
+    if isinstance(model, RecurrentConfig):
+        activations = 2 * model.embedding_size + layers * h * (4 if model.arch == "rnn" else 10)
+    else:
+        activations = 2 * h + layers * (14 * h + 3 * model.mlp_size + 3 * model.num_heads * t)
+    share = math.ceil(train.batch_size / ranks)
+    numbers = copies * parameter_count(config, vocab_size) + t * share * (3 * vocab_size + activations)
+    return FLOAT_BYTES * numbers
+
+
+def training_tokens_per_epoch(tokens: int, batch_size: int, seq_len: int) -> int:
+    """Predicted tokens of an epoch over a split of ``tokens``: whole windows of whole columns."""
+    return number_of_windows(tokens, batch_size, seq_len) * seq_len * batch_size
+
+
+def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput: Throughput) -> float | None:
+    """Seconds of training for all epochs over ``tokens`` training tokens; validation and start-up come on top.
+
+    From the tokens per second of the same configuration where it has been trained before. Else from the effective
+    FLOP/s of the earlier run of the same architecture whose work per time step (FLOPs per token times batch) is
+    closest. None where nothing is known: never a guess.
+    """
+    speed = throughput.by_fingerprint.get(config.fingerprint())
+    if speed is None:
+        speed = _speed_of_relative(config, vocab_size, throughput)
+    if not speed:
+        return None
+    train = config.train
+    return train.epochs * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) / speed
+
+
+def _speed_of_relative(config: RunConfig, vocab_size: int, throughput: Throughput) -> float | None:
+    flops = flops_per_token(config, vocab_size)
+    candidates = []
+    for earlier, speed in throughput.by_arch.get(config.model.arch, ()):
+        # Another text's vocabulary is known from its configuration or not at all.
+        earlier_vocab = vocab_size if earlier.data == config.data else earlier.data.vocab_size
+        if earlier_vocab is not None:
+            earlier_flops = flops_per_token(earlier, earlier_vocab)
+            work = earlier_flops * earlier.train.batch_size / (flops * config.train.batch_size)
+            candidates.append((abs(math.log(work)), earlier_flops * speed))
+    return min(candidates)[1] / flops if candidates else None
+
+
+def earlier_throughput(runs_root: Path) -> Throughput:
+    """The speeds of every run of every study below ``runs_root``, the median of each run's epochs.
+
+    Folders that cannot be read are passed over. Speeds are those of whatever device and number of ranks the runs had.
+    """
+    speeds: dict[RunConfig, list[float]] = {}
+    for file in sorted(runs_root.glob("*/*/config.json")):
+        run = RunDirectory(file.parent)
+        try:
+            config, (epochs, _) = run.read_config(), run.read_metrics()
+        except FileError:
+            continue
+        for epoch in epochs:
+            speed = epoch.get("train_tokens_per_second")
+            if isinstance(speed, int | float) and math.isfinite(speed) and speed > 0:
+                speeds.setdefault(config, []).append(speed)
+    medians = {config: statistics.median(found) for config, found in speeds.items()}
+    by_arch: dict[str, list[tuple[RunConfig, float]]] = {}
+    for config, speed in medians.items():
+        by_arch.setdefault(config.model.arch, []).append((config, speed))
+    return Throughput(
+        by_fingerprint={config.fingerprint(): speed for config, speed in medians.items()},
+        by_arch={arch: tuple(found) for arch, found in by_arch.items()},
+    )

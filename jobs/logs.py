@@ -1,0 +1,69 @@
+"""Reading the logs of runs: the last lines, or everything as it comes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, TextIO
+
+from jobs.study import ObservedRun, launcher_of, observe_run
+
+FOLLOW_SECONDS = 0.2
+
+
+def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
+    """Print the last ``lines`` lines of what the latest attempt wrote on stdout and stderr; returns them as data."""
+    attempts = run.run.attempts()
+    record: dict[str, Any] = {"name": run.name, "id": run.run.id, "attempt": None, "stdout": [], "stderr": []}
+    if not attempts:
+        print(f"== {run.name}: no attempt yet", file=stream)
+        return record
+    attempt = attempts[-1]
+    record["attempt"] = attempt
+    print(f"== {run.name}, attempt {attempt}: {run.run.attempt_dir(attempt)}", file=stream)
+    for name, path in (("stdout", run.run.stdout_log(attempt)), ("stderr", run.run.stderr_log(attempt))):
+        record[name] = _last_lines(path, lines)
+        for line in record[name]:
+            print(line if name == "stdout" else f"stderr: {line}", file=stream)
+    return record
+
+
+def follow_logs(run: ObservedRun, lines: int) -> None:
+    """Print the log of a run as it grows, across attempts, until the run is over."""
+    attempt = 0
+    positions: dict[Path, int] = {}
+    while True:
+        newest = (run.run.attempts() or [0])[-1]
+        launcher = launcher_of(run.run.path.parent)
+        over = observe_run(run.run, launcher).state not in ("queued", "running")
+        if newest > attempt:
+            attempt = newest
+            print_log(run, lines, sys.stdout)
+            files = (run.run.stdout_log(attempt), run.run.stderr_log(attempt))
+            positions = {path: path.stat().st_size if path.exists() else 0 for path in files}
+        for path, position in positions.items():
+            positions[path] = _print_from(path, position)
+        if over:
+            return
+        sys.stdout.flush()
+        time.sleep(FOLLOW_SECONDS)
+
+
+def _last_lines(path: Path, lines: int) -> list[str]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return [line.rstrip("\n") for line in deque(file, maxlen=lines)]
+    except FileNotFoundError:
+        return []
+
+
+def _print_from(path: Path, position: int) -> int:
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            sys.stdout.write(file.read().decode("utf-8", errors="replace"))
+            return file.tell()
+    except FileNotFoundError:
+        return position

@@ -1,0 +1,180 @@
+"""A manifest as a file: TOML, YAML or JSON text to plain data, with one line for whatever is wrong with the text."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seqlm.errors import ManifestError, nearest
+
+MANIFEST_SUFFIXES = (".toml", ".yaml", ".yml", ".json")
+MAX_DEPTH = 20
+MAX_VALUES = 1_000_000
+MAX_WHOLE_NUMBER = 10**300
+
+
+def read_manifest_file(path: Path) -> dict[str, Any]:
+    """The manifest's top-level table as plain data.
+
+    Raises:
+        ManifestError: with one line; no such file, not UTF-8, not TOML (YAML, JSON), a key given twice, not a table.
+    """
+    if path.suffix.lower() not in MANIFEST_SUFFIXES and not path.is_dir():
+        hint = nearest(path.suffix, MANIFEST_SUFFIXES)
+        valid = ", ".join(MANIFEST_SUFFIXES)
+        raise _refusal(f'{path}: found suffix "{path.suffix}", valid is one of {valid}{hint}')
+    text = _read_text(path)
+    try:
+        data = _parse(text, path.suffix.lower())
+        data = {} if data is None else data
+        check_plain(data)
+    except RecursionError:
+        raise _refusal(f"{path.name}: nested too deeply") from None
+    except ValueError as error:
+        raise _refusal(f"{path.name}: {error}") from None
+    if not isinstance(data, dict):
+        raise _refusal(f"{path.name}: found {show(data)}, valid is a table of [study], [[run]] and so on")
+    return data
+
+
+def show(value: Any) -> str:
+    """A value as a person would write it in one short line."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def one_line(text: str) -> str:
+    """A text with whatever would break a line, or a terminal, written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def check_plain(data: Any) -> None:
+    """Refuse what no manifest needs and what would trip those who read on.
+
+    Raises:
+        ValueError: keys that are no text, texts that cannot be printed, endless nesting, numbers beyond a float.
+    """
+    seen = 0
+    pending: list[tuple[Any, int]] = [(data, 0)]
+    while pending:
+        value, depth = pending.pop()
+        seen += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested too deeply, valid is at most {MAX_DEPTH} levels")
+        if seen > MAX_VALUES:
+            raise ValueError(f"too large, valid is at most {MAX_VALUES:,} values")
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    raise ValueError(f"found the key {show(key)}, valid is a text (write it in quotes)")
+                if not key.isprintable():
+                    raise ValueError(f"found the key {json.dumps(key)}, valid are keys without control characters")
+                pending.append((inner, depth + 1))
+        elif isinstance(value, list | tuple):
+            pending.extend((inner, depth + 1) for inner in value)
+        elif isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
+            raise ValueError("found a whole number of more than 300 digits")
+        elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"found {json.dumps(value)}, valid is text without lone surrogates")
+
+
+def _refusal(text: str) -> ManifestError:
+    return ManifestError([one_line(text)])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise _refusal(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise _refusal(f"{path}: is a folder, valid is a manifest file (.toml, .yaml, .yml, .json)") from None
+    except OSError as error:
+        raise _refusal(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise _refusal(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except ValueError as error:  # a NUL in the path
+        raise _refusal(f"{path}: cannot be read: {error}") from None
+
+
+def _parse(text: str, suffix: str) -> Any:
+    match suffix:
+        case ".toml":
+            return _read_toml(text)
+        case ".json":
+            return _read_json(text)
+        case _:
+            return _read_yaml(text)
+
+
+def _read_toml(text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        # The parser does not name the key of a duplicate, so the line itself is shown.
+        place = re.search(r"line (\d+)", str(error))
+        lines = text.splitlines()
+        number = int(place[1]) if place else len(lines)
+        line = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+        raise ValueError(f"not TOML: {error}: {line}" if line else f"not TOML: {error}") from None
+
+
+def _read_json(text: str) -> Any:
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                raise ValueError(f"key {show(key)} is given twice in one table")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=table)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} (at line {error.lineno}, column {error.colno})") from None
+
+
+def _read_yaml(text: str) -> Any:
+    import yaml  # only who reads YAML waits for it
+
+    class Loader(yaml.SafeLoader):
+        """Safe loader with the scalars of YAML 1.2: ``1e-4`` is a number; dates, ``yes`` and ``1:30`` are text."""
+
+        yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own attribute, replaced whole
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for (_, name), count in keys.items():
+                if count > 1:
+                    raise yaml.composer.ComposerError(
+                        None, None, f"key {show(name)} is given twice in one table", node.start_mark
+                    )
+            return node
+
+    for tag, pattern, first in (
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+        (
+            "float",
+            r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+            "-+.0123456789",
+        ),
+        ("merge", r"<<", "<"),
+    ):
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"not YAML: {error.problem or error.context}{where}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError("not YAML: a !!tag that does not fit its value") from None

@@ -1,0 +1,125 @@
+"""A study's folder, ``runs/<study>/``: which runs it holds, what state they are in, and who is launching it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.filters import facts_of, matches
+from jobs.manifest import MANIFEST_SUFFIXES, load_manifest
+from jobs.spec import Resources, RunSpec
+from seqlm.config import RunConfig
+from seqlm.errors import SeqlmError, UsageError
+from seqlm.rundir import Observation, RunDirectory, exclusive_lock, is_locked, make_directory, read_lock_holder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservedRun:
+    """One run of a study as its folder tells it."""
+
+    name: str
+    run: RunDirectory
+    observation: Observation
+    config: RunConfig | None
+    """None where ``config.json`` is damaged; the observation's reason then says so."""
+    provenance: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """What filters can ask of this run."""
+        config, resources = self.config, Resources.from_dict(self.provenance.get("resources", {}))
+        facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
+        return {**facts, "state": self.observation.state, "kind": self.observation.kind}
+
+    def to_spec(self) -> RunSpec:
+        """The run as a launcher takes it, from its folder alone."""
+        assert self.config is not None, "damaged runs are not launched"
+        resources = Resources.from_dict(self.provenance.get("resources", {}))
+        return RunSpec(name=self.name, config=self.config, resources=resources, order=self.provenance.get("order", 0))
+
+
+def find_study(argument: str, runs_dir: Path) -> Path:
+    """The folder of a study, named by its folder, by its manifest, or by its name below ``runs_dir``.
+
+    Raises:
+        UsageError: there is no such study; the line names those there are.
+    """
+    path = Path(argument)
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
+        folder = runs_dir / load_manifest(path).study
+        if not folder.is_dir():
+            raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
+        return folder
+    if (runs_dir / argument).is_dir():
+        return runs_dir / argument
+    known = sorted(entry.name for entry in runs_dir.glob("*") if entry.is_dir()) if runs_dir.is_dir() else []
+    there = f"; there are: {', '.join(known)}" if known else f"; {runs_dir} holds no study yet"
+    raise UsageError(f"{argument}: neither a study's folder, nor a manifest, nor a study in {runs_dir}{there}")
+
+
+def observe_study(study_dir: Path) -> list[ObservedRun]:
+    """Every run of the study with its state, in manifest order. A damaged run is listed with what is wrong."""
+    launcher = launcher_of(study_dir)
+    return [_observe(run, launcher) for run in RunDirectory.all_in(study_dir)]
+
+
+def observe_run(run: RunDirectory, launcher: dict[str, Any] | None) -> Observation:
+    """The state of one run. ``launcher`` is who holds the study's launch lock (see ``launcher_of``)."""
+    job = run.read_job() or {}
+    launching = launcher is not None and job.get("launcher") == {key: launcher[key] for key in ("pid", "host")}
+    return run.observe(launching=launching)
+
+
+def _observe(run: RunDirectory, launcher: dict[str, Any] | None) -> ObservedRun:
+    try:
+        provenance = run.read_provenance()
+        config: RunConfig | None = run.read_config()
+        observation = observe_run(run, launcher)
+    except SeqlmError as error:
+        provenance, config = {}, None
+        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=str(error), kind="code")
+    name = str(provenance.get("name") or run.id)
+    return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
+
+
+def select_runs(runs: list[ObservedRun], only: list[str], exclude: list[str]) -> list[ObservedRun]:
+    """The runs that pass the filters of ``--only`` and ``--exclude``.
+
+    Raises:
+        UsageError: a filter is wrong, or no run passes.
+    """
+    chosen = [run for run in runs if matches(run.facts(), only, exclude)]
+    if runs and not chosen:
+        raise UsageError("no run passes --only and --exclude; `status` lists the runs")
+    return chosen
+
+
+# -- launching -----------------------------------------------------------------------------------------------------
+
+
+def launch_lock_file(study_dir: Path) -> Path:
+    """The file whose lock a launcher of this study holds."""
+    return study_dir / "launch.lock"
+
+
+@contextlib.contextmanager
+def launching(study_dir: Path) -> Iterator[None]:
+    """Own the study's launch while the block runs: two launchers at the same moment start nothing twice.
+
+    Raises:
+        RunBusyError: another launcher is at work on this study.
+    """
+    make_directory(study_dir)
+    busy = f"study {study_dir.name} is being launched already; `status` shows it, `cancel` stops its runs"
+    with exclusive_lock(launch_lock_file(study_dir), busy):
+        yield
+
+
+def launcher_of(study_dir: Path) -> dict[str, Any] | None:
+    """Pid, process group and host of the launcher at work on this study, or none."""
+    path = launch_lock_file(study_dir)
+    return read_lock_holder(path) if is_locked(path) else None

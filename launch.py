@@ -1,0 +1,421 @@
+#!/usr/bin/env python3
+"""The command line of seqlm: plan, run, status, logs, cancel, retry, report, doctor, data.
+
+Nothing here imports torch, so that every command but the report answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jobs import terminal
+from jobs.backend import Backend
+from jobs.cancel import cancel
+from jobs.dispatch import Planned
+from jobs.doctor import examine
+from jobs.estimate import Estimate, earlier_throughput, estimate
+from jobs.filters import select
+from jobs.launcher import (
+    LaunchOptions,
+    detach,
+    find_data,
+    launch,
+    plan_runs,
+    resolve_specs,
+    status_record,
+)
+from jobs.local_backend import LocalBackend
+from jobs.logs import follow_logs, print_log
+from jobs.manifest import Manifest, load_manifest
+from jobs.spec import RunSpec
+from jobs.study import ObservedRun, find_study, observe_study, select_runs
+from seqlm import __version__
+from seqlm.data.corpus import corpus_facts, downloaded_ptb
+from seqlm.data.ptb_download import download_ptb
+from seqlm.errors import BackendError, SeqlmError, UsageError
+
+SCHEMA_VERSION = 1
+EXIT_RUN_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours: one line, and a JSON document where ``--json`` was given."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        options = _parser().parse_args(arguments)
+        options.argv = arguments
+        data, code = options.handler(options)
+    except SeqlmError as error:
+        return _fail(str(error), error.exit_code, as_json)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the workers have stopped, run again to resume", EXIT_INTERRUPTED, as_json)
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if as_json:
+        _print_document(data, None, ok=code == 0)
+    return int(code)
+
+
+def _fail(message: str, code: int, as_json: bool) -> int:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    if as_json:
+        _print_document(None, {"code": code, "message": message}, ok=False)
+    return code
+
+
+def _print_document(data: Any, error: Any, *, ok: bool) -> None:
+    print(json.dumps({"schema_version": SCHEMA_VERSION, "ok": ok, "data": data, "error": error}, indent=1))
+
+
+def _say(options: argparse.Namespace, text: str) -> None:
+    """A result for a person: on stdout, unless that belongs to the JSON document."""
+    print(text, file=sys.stderr if options.json else sys.stdout)
+
+
+# -- plan and run --------------------------------------------------------------------------------------------------
+
+
+def _plan(options: argparse.Namespace) -> tuple[Any, int]:
+    manifest, specs, study_dir = _open_manifest(options)
+    planned = plan_runs(specs, study_dir)
+    estimates = _estimates(options, planned, _data_path(options, manifest))
+    rows = [
+        [
+            item.spec.name,
+            item.run.id.rpartition("-")[2],
+            item.action,
+            terminal.count(found.parameters),
+            terminal.count(found.flops_per_token),
+            terminal.memory(found.memory_bytes),
+            terminal.duration(found.seconds),
+            item.reason or "",
+        ]
+        for item, found in zip(planned, estimates, strict=True)
+    ]
+    header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
+    _say(options, terminal.table(header, rows, right=(3, 4, 5, 6)))
+    counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
+    summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
+    _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {study_dir}")
+    if manifest.excluded:
+        _say(options, f"excluded by the manifest: {', '.join(manifest.excluded)}")
+    known = [found.seconds for found, item in zip(estimates, planned, strict=True) if item.action != "skip"]
+    if any(seconds is None for seconds in known):
+        _say(
+            options, "time is known once runs of the architecture have been trained here, or after `doctor --calibrate`"
+        )
+    records = [_plan_record(item, found) for item, found in zip(planned, estimates, strict=True)]
+    return {"study": manifest.study, "runs": records}, 0
+
+
+def _plan_record(item: Planned, found: Estimate) -> dict[str, Any]:
+    return {
+        "name": item.spec.name,
+        "id": item.run.id,
+        "fingerprint": item.spec.fingerprint,
+        "directory": str(item.run.path),
+        "action": item.action,
+        "reason": item.reason,
+        "config": item.spec.config.to_dict(),
+        "resources": item.spec.resources.to_dict(),
+        "parameters": found.parameters,
+        "flops_per_token": found.flops_per_token,
+        "memory_bytes": found.memory_bytes,
+        "seconds": found.seconds,
+    }
+
+
+def _estimates(options: argparse.Namespace, planned: list[Planned], data_path: Path | None) -> list[Estimate]:
+    throughput = earlier_throughput(options.runs_dir)
+    facts: dict[Any, Any] = {}
+    for item in planned:
+        data = item.spec.config.data
+        if data not in facts:
+            facts[data] = corpus_facts(data, data_path)
+    return [
+        estimate(item.spec.config, facts[item.spec.config.data], throughput, item.spec.resources.ranks)
+        for item in planned
+    ]
+
+
+def _run(options: argparse.Namespace) -> tuple[Any, int]:
+    manifest, specs, study_dir = _open_manifest(options)
+    backend = _backend(options.backend, manifest, options)
+    data = _data_path(options, manifest)
+
+    def command(spec: RunSpec) -> list[str]:
+        changes = [word for text in options.set for word in ("--set", text)]
+        paths = ["--data", str(options.data)] if options.data else []
+        return ["python", "launch.py", "run", options.manifest, "--only", f"name={spec.name}", *changes, *paths]
+
+    return _launch(options, specs, study_dir, backend, data_path=lambda spec: data, command=command, retry=False)
+
+
+def _retry(options: argparse.Namespace) -> tuple[Any, int]:
+    study_dir = find_study(options.study, options.runs_dir)
+    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    chosen = [
+        run
+        for run in runs
+        if run.observation.state in ("failed", "cancelled")
+        and run.config is not None
+        and (not options.kind or run.observation.kind in options.kind)
+    ]
+    if not chosen:
+        _say(options, "nothing to retry: no such run has failed or was cancelled")
+        return {"study": study_dir.name, "runs": _status_records(runs)}, 0
+    provenance = {run.name: run.provenance for run in chosen}
+
+    def data_path(spec: RunSpec) -> Path | None:
+        recorded = provenance[spec.name].get("data")
+        return find_data(options.data, Path(recorded) if recorded else None)
+
+    def command(spec: RunSpec) -> list[str]:
+        return list(provenance[spec.name].get("command", []))
+
+    specs = [run.to_spec() for run in chosen]
+    backend = _backend(options.backend, None, options)
+    return _launch(options, specs, study_dir, backend, data_path=data_path, command=command, retry=True)
+
+
+def _launch(
+    options: argparse.Namespace,
+    specs: list[RunSpec],
+    study_dir: Path,
+    backend: Backend,
+    *,
+    data_path: Callable[[RunSpec], Path | None],
+    command: Callable[[RunSpec], list[str]],
+    retry: bool,
+) -> tuple[Any, int]:
+    if options.no_wait:
+        argv = [str(Path(__file__).resolve()), *(word for word in options.argv if word not in ("--no-wait", "--json"))]
+        pid = detach(argv, study_dir)
+        _say(options, f"launched by process {pid}; see: launch.py status {study_dir}")
+        return {"study": study_dir.name, "launcher_pid": pid}, 0
+    progress: list[terminal.LaunchProgress] = []
+
+    def announce(planned: list[Planned]) -> terminal.LaunchProgress:
+        todo = sum(item.action != "skip" for item in planned)
+        print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {backend.describe()}", file=sys.stderr)
+        for item in planned:
+            if item.action == "skip" and item.reason != "done":
+                print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
+        progress.append(terminal.LaunchProgress(planned))
+        return progress[-1]
+
+    settings = LaunchOptions(study_dir=study_dir, live_code=options.live_code, retry=retry)
+    try:
+        planned = launch(specs, backend, settings, data_path=data_path, command=command, progress=announce)
+    finally:
+        for bar in progress:
+            bar.close()
+    wanted = {item.run.id for item in planned}
+    runs = [run for run in observe_study(study_dir) if run.run.id in wanted]
+    _say(options, _status_table(runs))
+    if options.report:
+        _say(options, f"report: {_write_report(study_dir, None)}")
+    failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
+    return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
+
+
+def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec], Path]:
+    manifest = load_manifest(Path(options.manifest), options.set)
+    chosen = select(manifest.runs, _words(options.only), _words(options.exclude))
+    if not chosen:
+        raise UsageError(f"{options.manifest}: no run passes --only and --exclude; `plan` without them lists all")
+    data = _data_path(options, manifest)
+    return manifest, resolve_specs(chosen, data), options.runs_dir / manifest.study
+
+
+def _data_path(options: argparse.Namespace, manifest: Manifest) -> Path | None:
+    return find_data(options.data, manifest.data_path)
+
+
+def _backend(name: str, manifest: Manifest | None, options: argparse.Namespace) -> Backend:
+    if name != "local":
+        raise BackendError(f"backend {name} is not part of seqlm {__version__} yet; use --backend local")
+    settings = manifest.backend.get("local", {}) if manifest else {}
+    return LocalBackend(max_parallel=options.max_parallel or settings.get("max_parallel"))
+
+
+# -- looking after a study -----------------------------------------------------------------------------------------
+
+
+def _status(options: argparse.Namespace) -> tuple[Any, int]:
+    study_dir = find_study(options.study, options.runs_dir)
+    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    _say(options, _status_table(runs) if runs else f"{study_dir} holds no runs yet")
+    return {"study": study_dir.name, "runs": _status_records(runs)}, 0
+
+
+def _status_table(runs: list[ObservedRun]) -> str:
+    rows = []
+    for run in runs:
+        seen = run.observation
+        epochs = f"{0 if seen.epoch is None else seen.epoch + 1}/{run.config.train.epochs}" if run.config else "-"
+        rows.append(
+            [run.name, run.run.id, seen.state, epochs, terminal.perplexity(seen.best_val_ppl), seen.reason or ""]
+        )
+    return terminal.table(["run", "id", "state", "epochs", "best val ppl", "reason"], rows, right=(3, 4))
+
+
+def _status_records(runs: list[ObservedRun]) -> list[dict[str, Any]]:
+    return [status_record(run.name, run.run, run.observation) for run in runs]
+
+
+def _logs(options: argparse.Namespace) -> tuple[Any, int]:
+    study_dir = find_study(options.study, options.runs_dir)
+    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    if options.run:
+        runs = [run for run in runs if options.run in (run.name, run.run.id)]
+        if not runs:
+            raise UsageError(f'{study_dir.name} has no run "{options.run}"; `status` lists them')
+    if options.follow:
+        if len(runs) != 1:
+            raise UsageError(f"--follow takes one run, found {len(runs)}; name it: logs {options.study} RUN -f")
+        follow_logs(runs[0], options.lines)
+        return None, 0
+    records = [print_log(run, options.lines, sys.stderr if options.json else sys.stdout) for run in runs]
+    return {"study": study_dir.name, "runs": records}, 0
+
+
+def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
+    study_dir = find_study(options.study, options.runs_dir)
+    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    # Last in the queue first: a launcher that sees a slot become free must not start what is about to be cancelled.
+    cancelled = [run for run in reversed(runs) if cancel(run)]
+    for run in reversed(cancelled):
+        _say(options, f"cancelled {run.name}")
+    if not cancelled:
+        _say(options, "nothing to cancel: every such run is over")
+    names = {run.name for run in cancelled}
+    after = [run for run in observe_study(study_dir) if run.name in names]
+    return {"study": study_dir.name, "runs": _status_records(after)}, 0
+
+
+def _report(options: argparse.Namespace) -> tuple[Any, int]:
+    study_dir = find_study(options.study, options.runs_dir)
+    page = _write_report(study_dir, options.output)
+    _say(options, str(page))
+    return {"study": study_dir.name, "report": str(page)}, 0
+
+
+def _write_report(study_dir: Path, output: Path | None) -> Path:
+    from analysis.report import write_report  # pandas and matplotlib: a second that only the report needs
+
+    return write_report(study_dir, output)
+
+
+def _doctor(options: argparse.Namespace) -> tuple[Any, int]:
+    findings = examine(options.runs_dir, find_data(options.data, None), calibrate=options.calibrate)
+    rows = [[finding.level, finding.subject, finding.text] for finding in findings]
+    _say(options, terminal.table(["", "", ""], rows).lstrip("\n"))
+    bad = any(finding.level == "bad" for finding in findings)
+    return {"findings": [vars(finding) for finding in findings]}, BackendError.exit_code if bad else 0
+
+
+def _data(options: argparse.Namespace) -> tuple[Any, int]:
+    folder = options.to or downloaded_ptb()
+    fetched = download_ptb(folder)
+    _say(options, f"Penn Treebank is in {folder} ({len(fetched)} files fetched, all verified)")
+    return {"directory": str(folder), "fetched": [str(path) for path in fetched]}, 0
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------
+
+
+def _words(groups: list[list[str]] | None) -> list[str]:
+    """Each use of ``--only`` is one filter, whether its conditions came as one word or several."""
+    return [" ".join(group) for group in groups or []]
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
+    common.add_argument(
+        "--runs-dir",
+        type=Path,
+        default=Path(os.environ.get("SEQLM_RUNS", "runs")),
+        metavar="DIR",
+        help="where studies lie (default: SEQLM_RUNS, else runs)",
+    )
+    filters = _Parser(add_help=False)
+    filters.add_argument(
+        "--only", action="append", nargs="+", metavar="COND", help="runs that meet all conditions: 'arch=gru lr>1'"
+    )
+    filters.add_argument("--exclude", action="append", nargs="+", metavar="COND", help="not the runs that meet these")
+    data = _Parser(add_help=False)
+    data.add_argument("--data", type=Path, metavar="PATH", help="folder or zip of the corpus (else SEQLM_DATA)")
+    manifest = _Parser(add_help=False)
+    manifest.add_argument("manifest", help="the study: a TOML, YAML or JSON file")
+    manifest.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.epochs=2")
+    launching = _Parser(add_help=False)
+    launching.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="where runs go")
+    launching.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
+    launching.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
+    launching.add_argument(
+        "--live-code", action="store_true", help="run the working tree, not a copy kept beside the runs"
+    )
+    launching.add_argument("--report", action="store_true", help="write the report at the end")
+    study = _Parser(add_help=False)
+    study.add_argument("study", help="a study's folder, its manifest, or its name")
+
+    parser = _Parser(prog="launch.py", description="A whole language-model study from one manifest.")
+    parser.add_argument("--version", action="version", version=f"seqlm {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, handler: Callable[..., Any], text: str, *parents: _Parser) -> _Parser:
+        made = commands.add_parser(name, help=text, description=text, parents=[*parents, common])
+        made.set_defaults(handler=handler)
+        return made
+
+    command("plan", _plan, "show what run would do, and what it costs", manifest, filters, data)
+    command("run", _run, "launch what is not done yet, and wait", manifest, filters, data, launching)
+    command("status", _status, "the state of each run", study, filters)
+    logs = command("logs", _logs, "the logs of the latest attempts", study)
+    logs.add_argument("run", nargs="?", help="one run, by name or id")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
+    logs.add_argument("-n", "--lines", type=_positive, default=20, help="last lines of each log (default: 20)")
+    logs.add_argument("--only", action="append", nargs="+", metavar="COND", help="runs that meet all conditions")
+    logs.add_argument("--exclude", action="append", nargs="+", metavar="COND", help="not the runs that meet these")
+    command("cancel", _cancel, "stop runs that are not over", study, filters)
+    retry = command("retry", _retry, "launch failed and cancelled runs again", study, filters, data, launching)
+    kinds = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
+    retry.add_argument("--kind", action="append", choices=kinds, help="only failures of this kind")
+    report = command("report", _report, "tables and learning curves from the runs' files", study)
+    report.add_argument("--output", type=Path, metavar="DIR", help="default: report in the study's folder")
+    doctor = command("doctor", _doctor, "check this machine", data)
+    doctor.add_argument("--calibrate", action="store_true", help="measure training speed, for the times of plan")
+    fetch = command("data", _data, "fetch a corpus")
+    fetch.add_argument("corpus", choices=("ptb",), help="ptb: Penn Treebank")
+    fetch.add_argument("--to", type=Path, metavar="DIR", help="default: where runs look for it by themselves")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

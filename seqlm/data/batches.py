@@ -1,0 +1,100 @@
+"""Column batching: how one long text becomes batches that a recurrent network can read from start to end.
+
+A split is one vector of N ids. Cut it into B contiguous columns of N // B ids each, and drop the tail. With the
+alphabet as text and B = 4, each column is a stretch of the text, read downwards::
+
+        column   0  1  2  3
+                 a  g  m  s
+                 b  h  n  t        N = 26, column length 26 // 4 = 6
+           time  c  i  o  u        y and z are dropped
+             |   d  j  p  v
+             v   e  k  q  w
+                 f  l  r  x
+
+The model treats the columns as independent texts: it never learns that "g" follows "f". That is the price of working
+on B tokens at once.
+
+Then cut the columns into windows of T rows (``seq_len``). The target of each token is the next one of its column, so
+the targets are the same rows one step further down. With T = 2::
+
+        window 0   a g m s   targets   b h n t       windows = (column length - 1) // T = (6 - 1) // 2 = 2
+                   b h n t             c i o u
+        window 1   c i o u   targets   d j p v       the last row has no target and the row before it
+                   d j p v             e k q w       fills no window: both are dropped as inputs
+
+Window k + 1 starts where window k stopped, in every column. So the state that a recurrent network is left with after
+window k is the right one to start window k + 1 with, and is carried over (without its gradient); only the gradient is
+cut off at a window's edge, not the memory. That is why the windows are never shuffled.
+
+With several ranks, each owns some of the *columns*, in all windows. Its carried state then stays on its own device and
+always belongs to the text it goes on with, and the global batch is the same B columns whatever the number of ranks:
+20 columns on 3 ranks are 7, 7 and 6. The ranks' losses must therefore be summed and divided by the number of predicted
+tokens of all ranks; a mean of their means would weigh the third rank's columns more.
+
+Inputs and targets are views into one tensor that is copied to the device once: a window costs no copy.
+
+Letters: N tokens of the split, B columns of the global batch, T = ``seq_len``. Ids are int64, as embeddings want them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from seqlm.data.layout import number_of_windows, own_columns, require_windows
+from seqlm.errors import DataError
+
+__all__ = ["columns", "number_of_windows", "own_columns", "require_windows", "windows"]
+
+
+def columns(
+    ids: memoryview,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    device: torch.device | str = "cpu",
+) -> Int[Tensor, "column_length own_columns"]:
+    """The columns that ``rank`` owns, as int64 on ``device``; column length = tokens // batch_size (0 if too few).
+
+    Args:
+        ids: int32 ids of a whole split, as in ``Corpus.splits``.
+        batch_size: columns of the global batch, B.
+        rank: this process, from 0.
+        world: number of ranks.
+        device: where the tensor goes, once for all windows.
+
+    Raises:
+        UsageError: there are more ranks than columns.
+    """
+    own = own_columns(batch_size, rank, world)
+    length = len(ids) // batch_size
+    if length == 0:
+        return torch.empty(0, len(own), dtype=torch.int64, device=device)
+    # Own columns lie next to each other in the text. The copy is what torch asks for: it has no read-only tensors.
+    stretch = bytearray(ids[own.start * length : own.stop * length])
+    flat = torch.frombuffer(stretch, dtype=torch.int32)
+    return flat.view(len(own), length).t().to(device=device, dtype=torch.int64).contiguous()
+
+
+def windows(
+    columns: Int[Tensor, "column_length own_columns"], seq_len: int
+) -> Iterator[tuple[Int[Tensor, "time own_columns"], Int[Tensor, "time own_columns"]]]:
+    """Inputs and targets (both ``seq_len`` rows) of each window, in order; views, never to be written to.
+
+    Raises:
+        DataError: the columns are too short for one window; at the call, not at the first step. Ask
+            :func:`require_windows` before, which can also name the split.
+    """
+    length = columns.shape[0]
+    count = number_of_windows(length, 1, seq_len)
+    if not count:
+        raise DataError(
+            f"columns of {length:,} tokens are too short for one window: seq_len {seq_len:,} needs at least "
+            f"{seq_len + 1:,}; lower train.batch_size or train.seq_len"
+        )
+    starts = range(0, count * seq_len, seq_len)
+    return ((columns[t : t + seq_len], columns[t + 1 : t + 1 + seq_len]) for t in starts)

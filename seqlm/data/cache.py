@@ -1,0 +1,122 @@
+"""Derived files that can be made again at any time, kept so that they need not be.
+
+An entry is a folder ``<cache>/<kind>/<key>/`` with its files and an ``index.json`` that holds the size and SHA-256 of
+each. It is written under another name and renamed into place in one step, so a reader sees all of it or none; of two
+writers the first one wins. An entry that does not match its index is no entry: the caller makes it again. A cache that
+cannot be written costs time, never a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from seqlm.errors import FileError
+from seqlm.rundir import make_directory
+
+_INDEX = "index.json"
+
+
+def cache_folder() -> Path:
+    """``SEQLM_CACHE``, else ``XDG_CACHE_HOME/seqlm``, else ``~/.cache/seqlm``.
+
+    Raises:
+        FileError: none of them is set and there is no home folder.
+    """
+    if own := os.environ.get("SEQLM_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(shared).is_absolute():  # the XDG specification: relative values are to be ignored
+        return Path(shared) / "seqlm"
+    try:
+        return Path.home() / ".cache" / "seqlm"
+    except RuntimeError:
+        raise FileError("there is no home folder for the cache; set SEQLM_CACHE to a folder") from None
+
+
+def digest_key(parts: Mapping[str, Any]) -> str:
+    """A key (64 hex digits) that changes with any of ``parts``."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def find(kind: str, key: str, *, verify: bool = True) -> tuple[Path, dict[str, Any]] | None:
+    """The folder of an intact entry and the facts stored with it, or none.
+
+    ``verify=False`` compares the files' sizes only, not their content: enough for who reads only the facts.
+    """
+    try:
+        folder = cache_folder() / kind / key
+        index = json.loads((folder / _INDEX).read_text("utf-8"))
+        if index["key"] != key:
+            return None
+        for name, expected in index["files"].items():
+            file = folder / name
+            if file.stat().st_size != expected["bytes"]:
+                return None
+            if verify and _file_sha256(file) != expected["sha256"]:
+                return None
+        facts = index["facts"]
+    except (OSError, FileError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return (folder, facts) if isinstance(facts, dict) else None
+
+
+def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: Mapping[str, Any]) -> None:
+    """Keep an entry. Failure is logged once as a warning and is not an error."""
+    try:
+        root = cache_folder() / kind
+        make_directory(root)
+    except FileError as error:
+        _warn_once(str(error))
+        return
+    # Not mkdtemp, whose folders nobody else may read: a cache may be shared by a group.
+    temporary = root / f".{key[:16]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir()
+        index: dict[str, Any] = {"key": key, "facts": dict(facts), "files": {}}
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+            index["files"][name] = {"bytes": memoryview(content).nbytes, "sha256": hashlib.sha256(content).hexdigest()}
+        (temporary / _INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+        _put_in_place(temporary, root / key, intact=lambda: find(kind, key) is not None)
+    except OSError as error:
+        _warn_once(str(FileError.from_os_error("write cache", root, error)))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, final: Path, intact: Callable[[], bool]) -> None:
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.exists():
+            raise
+        if intact():  # another writer was faster
+            return
+        damaged = final.with_name(f"{temporary.name}.damaged")
+        final.rename(damaged)
+        try:
+            temporary.rename(final)
+        finally:
+            if damaged.is_dir():
+                shutil.rmtree(damaged, ignore_errors=True)
+            else:
+                damaged.unlink(missing_ok=True)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _warn_once(problem: str) -> None:
+    logging.getLogger("seqlm").warning("%s; going on without a cache", problem)

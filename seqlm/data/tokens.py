@@ -1,0 +1,100 @@
+"""Text to tokens, tokens to a vocabulary, and both to ids."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, TypeAlias
+
+from seqlm.data.source import SPLITS
+from seqlm.errors import DataError
+
+Level: TypeAlias = Literal["word", "char"]
+
+EOS = "<eos>"
+"""Stands for each line end."""
+UNK = "<unk>"
+"""Stands for each word outside the vocabulary."""
+
+_CHARACTERS = re.compile(f"{re.escape(UNK)}|.", re.DOTALL)
+
+
+def lines(text: str) -> list[str]:
+    r"""The lines of a text, without their ends (``\n`` or ``\r\n``). A last line needs no end."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def tokens_of_line(line: str, level: Level) -> list[str]:
+    """A line's words, or its characters (a space is one, ``<unk>`` is kept whole), followed by ``<eos>``."""
+    tokens = line.split() if level == "word" else _CHARACTERS.findall(line)
+    tokens.append(EOS)
+    return tokens
+
+
+def tokens_of(text: str, level: Level) -> Iterator[str]:
+    """All tokens of a text, in order."""
+    for line in lines(text):
+        yield from tokens_of_line(line, level)
+
+
+def build_vocabulary(tokens: Iterable[str], vocab_size: int | None) -> tuple[str, ...]:
+    """Id -> token, by falling frequency in ``tokens``, ties by the token itself.
+
+    With ``vocab_size``, that many entries are kept (fewer if there are fewer): ``<unk>``, ``<eos>`` and the most
+    frequent others; ``<unk>`` then stands where its own occurrences and those of everything cut put it.
+    """
+    counts = Counter(tokens)
+    if vocab_size is not None:
+        special = {EOS: counts.pop(EOS, 0), UNK: counts.pop(UNK, 0)}
+        total = counts.total()
+        kept = dict(_by_frequency(counts)[: vocab_size - len(special)])
+        special[UNK] += total - sum(kept.values())
+        counts = Counter(kept | special)
+    return tuple(token for token, _ in _by_frequency(counts))
+
+
+def _by_frequency(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
+def encode(
+    texts: Mapping[str, str], file_names: Mapping[str, str], level: Level, vocab_size: int | None
+) -> tuple[tuple[str, ...], dict[str, array[int]]]:
+    """The vocabulary of the train split and each split's ids (int32).
+
+    Raises:
+        DataError: without ``vocab_size``, valid or test has a token that train lacks.
+    """
+    vocabulary = build_vocabulary(tokens_of(texts["train"], level), vocab_size)
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    if vocab_size is None:
+        _check_known(texts, file_names, level, ids)
+    unk = ids.get(UNK, -1)
+    vectors = {split: array("i", (ids.get(t, unk) for t in tokens_of(texts[split], level))) for split in SPLITS}
+    assert all(vector.itemsize == 4 for vector in vectors.values())
+    return vocabulary, vectors
+
+
+def _check_known(texts: Mapping[str, str], file_names: Mapping[str, str], level: Level, ids: Mapping[str, int]) -> None:
+    noun = {"word": "word", "char": "character"}[level]
+    first: tuple[str, int, str] | None = None
+    unknown: set[str] = set()
+    for split in ("valid", "test"):
+        if ids.keys() >= set(tokens_of(texts[split], level)):
+            continue
+        for number, line in enumerate(lines(texts[split]), start=1):
+            for token in tokens_of_line(line, level):
+                if token not in ids:
+                    first = first or (file_names[split], number, token)
+                    unknown.add(token)
+    if first is None:
+        return
+    name, number, token = first
+    replace = f"replace it by {UNK}, or " if UNK in ids else ""
+    in_all = f"; {len(unknown):,} unknown {noun}s in valid and test in all" if len(unknown) > 1 else ""
+    raise DataError(
+        f'{name} line {number}: "{token}" is not in the vocabulary of train ({len(ids):,} {noun}s){in_all}; '
+        f"{replace}set data.vocab_size to cut the vocabulary"
+    )

@@ -1,0 +1,37 @@
+"""The language models of the study, written from tensor operations and linear layers.
+
+Notation, the same in all signatures and equations: B batch, T time (positions of a window), V vocabulary, H hidden
+units, L layers; where needed, D width of a layer's input, N attention heads of width K = H / N, S positions that can be
+attended to. Tokens are (T, B), hidden states (T, B, H), logits (T, B, V), a carried state (L, B, H). Products are
+written for column vectors, W x; ``torch.nn.Linear`` applies the same W to the last axis.
+"""
+
+from __future__ import annotations
+
+from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.models.language_model import LanguageModel
+from seqlm.models.recurrent import RecurrentModel
+from seqlm.models.transformer import Transformer
+
+__all__ = ["LanguageModel", "build_model"]
+
+
+def build_model(config: ModelConfig, vocab_size: int, seq_len: int = 35) -> LanguageModel:
+    """The model that ``config`` describes, with fresh initial values from torch's global generator.
+
+    Args:
+        config: architecture, sizes and dropout.
+        vocab_size: V; token ids are 0 .. V - 1.
+        seq_len: tokens of a training window; the Transformer's samples look back no further.
+
+    Raises:
+        ValueError: if ``vocab_size`` or ``seq_len`` is less than 1.
+    """
+    for name, value in (("vocab_size", vocab_size), ("seq_len", seq_len)):
+        if value < 1:
+            raise ValueError(f"{name}: found {value}, valid is a whole number of at least 1")
+    match config:
+        case RecurrentConfig():
+            return RecurrentModel(config, vocab_size)
+        case TransformerConfig():
+            return Transformer(config, vocab_size, seq_len)

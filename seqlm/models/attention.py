@@ -1,0 +1,75 @@
+"""Causal multi-head attention, with the keys and values of earlier positions kept when sampling."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@final
+class KeyValueCache:
+    """The keys and values that one attention layer computed for the positions so far."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def positions(self) -> int:
+        return 0 if self._kept is None else self._kept[0].shape[-2]
+
+    def extend(
+        self, k: Float[Tensor, "B N T K"], v: Float[Tensor, "B N T K"]
+    ) -> tuple[Float[Tensor, "B N S K"], Float[Tensor, "B N S K"]]:
+        """Add T positions; the keys and values of all S positions so far."""
+        if self._kept is not None:
+            k, v = (torch.cat(pair, dim=-2) for pair in zip(self._kept, (k, v), strict=True))
+        self._kept = k, v
+        return k, v
+
+
+@final
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention with N heads of width K = H / N (Vaswani et al., 2017, section 3.2).
+
+    Head i sees its K columns of q = W_q x + b_q, k = W_k x + b_k, v = W_v x + b_v (assignment, equations 10-12)::
+
+        s_i = q_i k_i^T / sqrt(K),  with -1e9 where the key's position is later than the query's
+        a_i = dropout(softmax(s_i))
+        attention(x) = W_o [a_1 v_1, .., a_N v_N] + b_o
+
+    Initial values: biases uniform in [-1/sqrt(H), 1/sqrt(H)]; the model draws the weights.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.W_q, self.W_k, self.W_v, self.W_o = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.W_q, self.W_k, self.W_v, self.W_o):
+            nn.init.uniform_(linear.bias, -(hidden_size**-0.5), hidden_size**-0.5)
+
+    def forward(self, x: Float[Tensor, "T B H"], cache: KeyValueCache | None = None) -> Float[Tensor, "T B H"]:
+        """Attend from each position of ``x`` to itself and to the earlier ones.
+
+        With a ``cache``, ``x`` holds the positions after those in it, may attend to them, and is added to it.
+        """
+        q, k, v = (self._split_heads(linear(x)) for linear in (self.W_q, self.W_k, self.W_v))
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        s = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        a = self.dropout(s.masked_fill(_is_later(s), -1e9).softmax(dim=-1))
+        attended: Float[Tensor, "T B H"] = self.W_o((a @ v).permute(2, 0, 1, 3).flatten(start_dim=2))
+        return attended
+
+    def _split_heads(self, x: Float[Tensor, "T B H"]) -> Float[Tensor, "B N T K"]:
+        positions, batch, hidden = x.shape
+        return x.view(positions, batch, self.num_heads, hidden // self.num_heads).permute(1, 2, 0, 3)
+
+
+def _is_later(scores: Float[Tensor, "B N T S"]) -> Tensor:
+    """(T, S), true where the key is later than the query; the queries are the last T of the S positions."""
+    queries, keys = scores.shape[-2:]
+    return torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(keys - queries + 1)

@@ -1,0 +1,93 @@
+"""What every language model of the study can do, and how one samples from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Predictor: TypeAlias = Callable[[Int[Tensor, " B"]], Float[Tensor, "B V"]]
+"""Takes the next token of each sequence, remembers it, and gives the logits of the token after it."""
+
+
+class LanguageModel(nn.Module, ABC):
+    """p(x_{t+1} | x_1 .. x_t) as logits, for every t of a window.
+
+    Training code calls the model itself (:meth:`forward`), so that it also works wrapped in
+    ``DistributedDataParallel``; :meth:`generate` and :meth:`features` are called on the bare model.
+    """
+
+    output: nn.Linear
+    """The output layer, H -> V."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
+        """What the model remembers before the first token; type and device are those of the parameters."""
+
+    @abstractmethod
+    def features(
+        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
+    ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "L B H"]]:
+        """What the output layer reads at each time step, and the state after the window.
+
+        Raises:
+            IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
+        """
+
+    @abstractmethod
+    def predictor(self, state: Float[Tensor, "L B H"]) -> Predictor:
+        """The model as a function of one token at a time, starting from ``state``."""
+
+    def forward(
+        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
+    ) -> tuple[Float[Tensor, "T B V"], Float[Tensor, "L B H"]]:
+        """The logits of each token's successor (natural logarithm), and the state after the window.
+
+        The state stays in the graph: detach it to cut the gradient between windows.
+
+        Raises:
+            IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
+        """
+        hidden, state = self.features(tokens, state)
+        return self.output(hidden), state
+
+    def generate(
+        self,
+        tokens: Int[Tensor, " B"],
+        state: Float[Tensor, "L B H"],
+        length: int,
+        generator: torch.Generator | None = None,
+    ) -> Int[Tensor, "length B"]:
+        """Sample recursively: each token is drawn from the model's prediction and is the next one's input.
+
+        Dropout is off and no graph is kept; the training flag is as before afterwards.
+
+        Args:
+            tokens: the first token of each sequence; not part of the result.
+            state: what the model remembers before ``tokens``. The recurrent models continue from it; the
+                Transformer has nothing in it, and its context starts at ``tokens``.
+            length: tokens to draw.
+            generator: source of the draws, on the device of the parameters; none: the device's global one.
+
+        Raises:
+            ValueError: if ``length`` is less than 1.
+        """
+        if length < 1:
+            raise ValueError(f"length: found {length}, valid is a whole number of at least 1")
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                predict = self.predictor(state)
+                drawn = []
+                for _ in range(length):
+                    probabilities = predict(tokens).softmax(dim=-1)
+                    tokens = torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
+                    drawn.append(tokens)
+                return torch.stack(drawn)
+        finally:
+            self.train(was_training)

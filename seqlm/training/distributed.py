@@ -1,0 +1,86 @@
+"""Which rank this process is, and the few collective operations that training needs."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from seqlm.errors import BackendError
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+"""How long a rank waits for the others before it gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One process of a run."""
+
+    index: int = 0
+    """This process, from 0."""
+    world_size: int = 1
+    """Processes of the run."""
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 -- torch.device is immutable
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the run's files."""
+        return self.index == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The element-wise sum of ``tensor`` over all ranks, in place; the same values on every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def rank_from_environment(env: Mapping[str, str]) -> Rank:
+    """The rank of this process as the launcher put it into the environment.
+
+    ``RANK`` and ``WORLD_SIZE`` (default: one process), ``LOCAL_RANK``, and ``SEQLM_DEVICE``: ``cpu``, ``cuda``, or
+    none for CUDA where there is a device.
+
+    Raises:
+        BackendError: a CUDA device is asked for and there is none.
+    """
+    wanted = env.get("SEQLM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda":
+        if not torch.cuda.is_available():
+            raise BackendError("SEQLM_DEVICE is cuda, but PyTorch sees no CUDA device here; use cpu, or a CUDA build")
+        # A launcher that gives each rank its own CUDA_VISIBLE_DEVICES leaves one visible device, number 0.
+        device = torch.device("cuda", int(env.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    elif wanted == "cpu":
+        device = torch.device("cpu")
+    else:
+        raise BackendError(f'SEQLM_DEVICE: found "{wanted}", valid is cpu or cuda')
+    return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
+
+
+@contextlib.contextmanager
+def process_group(rank: Rank) -> Iterator[None]:
+    """Join the other ranks of the run while the block runs; nothing to join for a run of one process.
+
+    Gloo on CPU, NCCL on GPU. The meeting point is ``SEQLM_RENDEZVOUS`` (``file:///...`` or ``tcp://...``), else
+    ``MASTER_ADDR`` and ``MASTER_PORT``.
+    """
+    if rank.world_size == 1:
+        yield
+        return
+    if rank.device.type == "cuda":
+        torch.cuda.set_device(rank.device)
+    dist.init_process_group(
+        backend="nccl" if rank.device.type == "cuda" else "gloo",
+        init_method=os.environ.get("SEQLM_RENDEZVOUS", "env://"),
+        rank=rank.index,
+        world_size=rank.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

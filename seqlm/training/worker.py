@@ -1,0 +1,126 @@
+"""One rank of one run, from start to end: ``python -m seqlm.training.worker RUN_DIR``.
+
+The same command line on every backend and for every attempt: it goes on where the run's files say it stopped. What
+differs between ranks and machines comes from the environment:
+
+    RANK, WORLD_SIZE, LOCAL_RANK    which rank this is (default: the only one)
+    SEQLM_RENDEZVOUS                where the ranks meet, else MASTER_ADDR and MASTER_PORT
+    SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
+    SEQLM_DATA                      folder or zip of the corpus
+    SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
+
+Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 75 another worker is at it,
+143 stopped by SIGTERM or SIGINT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from seqlm.data.corpus import load_corpus
+from seqlm.errors import RunBusyError, SeqlmError
+from seqlm.machine import cpu_model
+from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
+from seqlm.training.distributed import Rank, process_group, rank_from_environment
+from seqlm.training.failure import describe_failure, print_failure
+from seqlm.training.trainer import StopRequested, Trainer
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_BUSY = 75
+EXIT_STOPPED = 143
+
+
+class StopSignal:
+    """Remembers that SIGTERM or SIGINT came, to be obeyed between two steps, never in the middle of one."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one rank; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m seqlm.training.worker RUN_DIR", file=sys.stderr)
+        return EXIT_USAGE
+    run = RunDirectory(Path(arguments[0]).absolute())
+    stop = StopSignal()
+    stop.install()
+    try:
+        rank = rank_from_environment(os.environ)
+        config = run.read_config()
+    except SeqlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    attempt = int(os.environ.get("SEQLM_ATTEMPT") or (run.attempts() or [0])[-1] + 1)
+    try:
+        with _ownership(run, rank):
+            if run.result_file.exists():
+                print("this run is done; nothing to do")
+                return 0
+            _record_worker(run, rank, attempt)
+            path = os.environ.get("SEQLM_DATA")
+            corpus = load_corpus(config.data, Path(path) if path else None)
+            with process_group(rank):
+                trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received)
+                trainer.train()
+    except (StopRequested, RunBusyError) as error:
+        busy = isinstance(error, RunBusyError)
+        print(f"error: {error}" if busy else "stopped; run again to resume", file=sys.stderr)
+        return EXIT_BUSY if busy else EXIT_STOPPED
+    except Exception as error:
+        if stop.received:  # the other ranks left first, so that a collective operation of this one failed
+            print("stopped; run again to resume", file=sys.stderr)
+            return EXIT_STOPPED
+        print(print_failure(error), file=sys.stderr)
+        try:
+            run.write_failure_once(describe_failure(error, rank=rank.index, attempt=attempt))
+        except SeqlmError as unwritable:  # a full disk: the line above and this one are all that can be said
+            print(f"error: {unwritable}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def _ownership(run: RunDirectory, rank: Rank) -> contextlib.AbstractContextManager[None]:
+    if rank.is_first:
+        return exclusive_lock(run.worker_lock_file, f"{run.id} already has a live worker")
+    return contextlib.nullcontext()
+
+
+def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
+    """Write ``attempts/NNNN/worker.json``: where and with what this attempt runs."""
+    if not rank.is_first:
+        return
+    make_directory(run.attempt_dir(attempt))
+    record: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "ranks": rank.world_size,
+        "device": torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else cpu_model(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    write_json(run.attempt_dir(attempt) / "worker.json", record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

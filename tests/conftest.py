@@ -1,0 +1,25 @@
+"""Set up before any module of ours is imported: shapes are checked at run time, the user's files stay untouched."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share the machine
+for variable in ("SEQLM_DATA", "SEQLM_RUNS", "SEQLM_DEVICE", "SEQLM_ATTEMPT", "SEQLM_RENDEZVOUS"):
+    os.environ.pop(variable, None)
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+install_import_hook(["seqlm.models", "seqlm.data.batches", "seqlm.training.evaluate"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Corpora are cached in a folder of this test session, shared by its processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["SEQLM_CACHE"] = str(shared / "seqlm-cache")

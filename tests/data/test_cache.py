@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqlm.config import DataConfig
+from seqlm.data import cache, corpus
+from seqlm.data.corpus import corpus_facts, load_corpus
+
+WORDS = DataConfig(corpus="files")
+
+
+def forbid_tokenising(monkeypatch):
+    def fail(*_):
+        raise AssertionError("the text was tokenised again")
+
+    monkeypatch.setattr(corpus, "encode", fail)
+
+
+def entries(cache_folder: Path) -> list[Path]:
+    return list((cache_folder / "corpora").iterdir())
+
+
+def test_a_cache_hit_gives_an_equal_corpus_without_tokenising(write_texts, monkeypatch, cache_folder):
+    folder = write_texts()
+    monkeypatch.setenv("SEQLM_CACHE", str(folder / "train.txt" / "no-cache-here"))
+    uncached = load_corpus(WORDS, folder)
+    monkeypatch.setenv("SEQLM_CACHE", str(cache_folder))
+    first = load_corpus(WORDS, folder)
+    forbid_tokenising(monkeypatch)
+    second = load_corpus(WORDS, folder)
+    assert uncached == first == second
+    assert corpus_facts(WORDS, folder) == first.facts
+
+
+def test_ids_lie_in_the_cache_as_little_endian_int32(write_texts, cache_folder):
+    loaded = load_corpus(WORDS, write_texts())
+    (entry,) = entries(cache_folder)
+    raw = (entry / "train.bin").read_bytes()
+    assert [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), 4)] == list(loaded.splits["train"])
+
+
+@pytest.mark.parametrize("name", ["train.bin", "vocabulary.json", "index.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "removed", "emptied"])
+def test_a_damaged_entry_is_noticed_and_made_again(write_texts, cache_folder, monkeypatch, name, damage):
+    folder = write_texts()
+    sound = load_corpus(WORDS, folder)
+    sound = corpus.Corpus(
+        name=sound.name,
+        vocabulary=sound.vocabulary,
+        splits={split: memoryview(bytes(ids)).cast("i") for split, ids in sound.splits.items()},
+        sha256=sound.sha256,
+    )
+    file = entries(cache_folder)[0] / name
+    content = file.read_bytes()
+    # Another file in its place, as a copy gone wrong makes it: writing into a mapped file would pull it from under us.
+    file.unlink()
+    if damage != "removed":
+        changed = {"truncated": content[:-8], "emptied": b"", "flipped": bytes([content[0] ^ 1]) + content[1:]}
+        file.write_bytes(changed[damage])
+    assert load_corpus(WORDS, folder) == sound
+    assert [entry.name for entry in entries(cache_folder)] == [file.parent.name]
+    forbid_tokenising(monkeypatch)
+    assert load_corpus(WORDS, folder) == sound
+
+
+def test_a_file_in_place_of_an_entry_is_replaced(write_texts, cache_folder, monkeypatch):
+    folder = write_texts()
+    load_corpus(WORDS, folder)
+    (entry,) = entries(cache_folder)
+    entry.rename(cache_folder / "elsewhere")
+    entry.write_text("not a folder")
+    load_corpus(WORDS, folder)
+    assert entries(cache_folder) == [entry]
+    forbid_tokenising(monkeypatch)
+    load_corpus(WORDS, folder)
+
+
+def test_text_level_and_vocab_size_have_entries_of_their_own(write_texts, cache_folder):
+    load_corpus(WORDS, write_texts())
+    load_corpus(DataConfig(corpus="files", level="char"), write_texts())
+    load_corpus(DataConfig(corpus="files", vocab_size=4), write_texts())
+    load_corpus(WORDS, write_texts(valid="the dog\n"))
+    assert len(entries(cache_folder)) == 4
+
+
+def test_a_cache_that_cannot_be_written_costs_one_warning(write_texts, tmp_path, monkeypatch, caplog):
+    folder = write_texts()
+    (tmp_path / "occupied").touch()
+    monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "occupied"))
+    with caplog.at_level(logging.WARNING, logger="seqlm"):
+        assert load_corpus(WORDS, folder) == load_corpus(WORDS, folder)
+    (record,) = caplog.records
+    assert "occupied" in record.getMessage()
+    assert record.getMessage().endswith("going on without a cache")
+
+
+def test_a_full_disk_leaves_no_part_of_an_entry(write_texts, cache_folder, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with caplog.at_level(logging.WARNING, logger="seqlm"):
+        assert load_corpus(WORDS, write_texts()).tokens["valid"] == 4
+    assert "No space left on device" in caplog.text
+    assert entries(cache_folder) == []
+
+
+def test_builders_at_the_same_time_agree_and_leave_one_entry(write_texts, cache_folder):
+    folder = write_texts(train="the cat saw the dog sat ran <unk>\n" * 2_000)
+    script = (
+        "import sys, pathlib\n"
+        "from seqlm.config import DataConfig\n"
+        "from seqlm.data.corpus import load_corpus\n"
+        "sys.stdin.readline()\n"
+        "corpus = load_corpus(DataConfig(corpus='files'), pathlib.Path(sys.argv[1]))\n"
+        "print(corpus.facts, corpus.vocabulary, sum(corpus.splits['train']))"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    builders = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for builder in builders:
+        assert builder.stdin is not None
+        builder.stdin.write("go\n")
+        builder.stdin.flush()
+    outputs = [builder.communicate(timeout=60) for builder in builders]
+    assert len(set(outputs)) == 1
+    assert outputs[0][0].startswith("CorpusFacts(vocab_size=8")
+    assert outputs[0][1] == ""
+    assert len(entries(cache_folder)) == 1
+
+
+def test_the_slower_of_two_writers_lets_the_first_entry_stand(cache_folder):
+    cache.store("corpora", "key", {"a.bin": b"first"}, {})
+    before = (cache_folder / "corpora" / "key").stat().st_ino
+    cache.store("corpora", "key", {"a.bin": b"second"}, {})
+    assert (cache_folder / "corpora" / "key" / "a.bin").read_bytes() == b"first"
+    assert (cache_folder / "corpora" / "key").stat().st_ino == before
+    assert len(entries(cache_folder)) == 1
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "own"))
+    assert cache.cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("SEQLM_CACHE")
+    assert cache.cache_folder() == tmp_path / "xdg" / "seqlm"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache.cache_folder() == tmp_path / "home" / ".cache" / "seqlm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.cache_folder() == tmp_path / "home" / ".cache" / "seqlm"

@@ -1,0 +1,179 @@
+"""What a run costs: exact where it can be, against the models themselves; and never a guess of the time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from jobs.estimate import (
+    Throughput,
+    earlier_throughput,
+    estimate,
+    flops_per_token,
+    memory_bytes,
+    parameter_count,
+    seconds_estimate,
+    training_tokens_per_epoch,
+)
+from seqlm.config import RunConfig
+from seqlm.data.corpus import CorpusFacts
+from seqlm.models import build_model
+from seqlm.rundir import RunDirectory
+
+VOCAB = 11
+MODELS: list[dict[str, Any]] = [
+    {"arch": "rnn", "hidden_size": 6, "num_layers": 1, "embedding_size": 5},
+    {"arch": "rnn", "hidden_size": 6, "num_layers": 3, "embedding_size": 5},
+    {"arch": "gru", "hidden_size": 6, "num_layers": 1, "embedding_size": 5},
+    {"arch": "gru", "hidden_size": 6, "num_layers": 3, "embedding_size": 5},
+    {"arch": "transformer", "hidden_size": 6, "num_layers": 1, "num_heads": 2, "mlp_size": 7},
+    {"arch": "transformer", "hidden_size": 6, "num_layers": 3, "num_heads": 3, "mlp_size": 7},
+]
+
+
+def config(
+    model: dict[str, Any] | None = None, optimizer: str = "adam", corpus: dict[str, Any] | None = None, **train: Any
+) -> RunConfig:
+    raw = {
+        "model": model or MODELS[0],
+        "data": corpus or {"corpus": "ptb"},
+        "optim": {"optimizer": optimizer, "lr": 1.0},
+        "train": {"epochs": 2, "batch_size": 4, "seq_len": 5, **train},
+    }
+    return RunConfig.from_dict(raw)
+
+
+def label(model: dict[str, Any]) -> str:
+    return f"{model['arch']}-{model['num_layers']}"
+
+
+@pytest.mark.parametrize("model", MODELS, ids=label)
+def test_the_number_of_parameters_is_that_of_the_model(model: dict[str, Any]) -> None:
+    run = config(model)
+    built = build_model(run.model, VOCAB)
+    assert parameter_count(run, VOCAB) == sum(parameter.numel() for parameter in built.parameters())
+
+
+@pytest.mark.parametrize("model", MODELS, ids=label)
+def test_the_operations_per_token_are_those_that_torch_counts(model: dict[str, Any]) -> None:
+    run = config(model)
+    built = build_model(run.model, VOCAB)
+    tokens = torch.zeros(5, 4, dtype=torch.long)
+    with FlopCounterMode(display=False) as forward:
+        logits, _ = built(tokens, built.initial_state(4))
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    per_token = flops_per_token(run, VOCAB)
+    assert 3 * forward.get_total_flops() == per_token * tokens.numel()
+    if model["arch"] == "transformer":
+        assert forward.get_total_flops() + backward.get_total_flops() == per_token * tokens.numel()
+
+
+def test_memory_grows_with_what_has_to_be_kept() -> None:
+    parameters = parameter_count(config(), VOCAB)
+    assert memory_bytes(config(), VOCAB) - memory_bytes(config(optimizer="sgd"), VOCAB) == 4 * 2 * parameters
+    assert memory_bytes(config(batch_size=8), VOCAB) > memory_bytes(config(), VOCAB)
+    assert memory_bytes(config(seq_len=10), VOCAB) > memory_bytes(config(), VOCAB)
+    # A vocabulary entry more: its parameters with gradient and moments, and the three T x B planes of its logits.
+    grown = 4 * 4 * (parameter_count(config(), VOCAB + 1) - parameters) + 4 * 3 * 5 * 4
+    assert memory_bytes(config(), VOCAB + 1) - memory_bytes(config(), VOCAB) == grown
+
+
+def test_a_rank_keeps_its_share_of_the_batch_and_buckets_for_the_others() -> None:
+    one, two = memory_bytes(config(batch_size=7), VOCAB), memory_bytes(config(batch_size=7), VOCAB, ranks=2)
+    buckets = 4 * parameter_count(config(), VOCAB)
+    assert two - buckets == memory_bytes(config(batch_size=4), VOCAB) < one
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch_size", "seq_len", "expected"),
+    [
+        (929_589, 20, 35, 1327 * 35 * 20),
+        (929_589, 128, 35, 207 * 35 * 128),
+        (24, 4, 5, 20),
+        (23, 4, 5, 0),
+        (0, 4, 5, 0),
+    ],
+)
+def test_an_epoch_has_whole_windows_of_whole_columns(tokens: int, batch_size: int, seq_len: int, expected: int) -> None:
+    assert training_tokens_per_epoch(tokens, batch_size, seq_len) == expected
+
+
+def test_the_time_of_the_same_configuration_follows_from_its_speed() -> None:
+    known = Throughput(by_fingerprint={config().fingerprint(): 10.0})
+    assert seconds_estimate(config(), VOCAB, 24, known) == 2 * 20 / 10
+
+
+def test_the_time_of_a_relative_follows_from_its_operations_per_second() -> None:
+    large = config({**MODELS[0], "hidden_size": 60})
+    known = Throughput(by_arch={"rnn": ((config(), 10.0),)})
+    ratio = flops_per_token(large, VOCAB) / flops_per_token(config(), VOCAB)
+    assert seconds_estimate(large, VOCAB, 24, known) == pytest.approx(4 * ratio)
+
+
+def test_of_two_relatives_the_one_with_closer_work_is_asked() -> None:
+    wanted = config({**MODELS[0], "hidden_size": 50})
+    near, far = config({**MODELS[0], "hidden_size": 60}), config({**MODELS[0], "hidden_size": 6})
+    for order in ((near, far), (far, near)):
+        known = Throughput(by_arch={"rnn": tuple((run, 10.0 if run is near else 1e6) for run in order)})
+        ratio = flops_per_token(wanted, VOCAB) / flops_per_token(near, VOCAB)
+        assert seconds_estimate(wanted, VOCAB, 24, known) == pytest.approx(4 * ratio)
+
+
+def test_the_vocabulary_of_a_relative_on_another_text_is_its_own() -> None:
+    other = config(corpus={"corpus": "pydoc", "vocab_size": 500})
+    known = Throughput(by_arch={"rnn": ((other, 10.0),)})
+    ratio = flops_per_token(config(), VOCAB) / flops_per_token(other, 500)
+    assert seconds_estimate(config(), VOCAB, 24, known) == pytest.approx(4 * ratio)
+
+
+def test_nothing_known_is_no_time_at_all() -> None:
+    unknown_vocabulary = config(corpus={"corpus": "pydoc", "level": "char"})
+    assert seconds_estimate(config(), VOCAB, 24, Throughput()) is None
+    assert seconds_estimate(config(), VOCAB, 24, Throughput(by_arch={"gru": ((config(MODELS[2]), 1.0),)})) is None
+    assert seconds_estimate(config(), VOCAB, 24, Throughput(by_arch={"rnn": ((unknown_vocabulary, 1.0),)})) is None
+
+
+def make_run(root: Path, study: str, run_config: RunConfig, speeds: list[float | None]) -> RunDirectory:
+    run = RunDirectory.locate(root / study, "run", run_config.fingerprint())
+    run.create(run_config, {})
+    lines = [{"epoch": i, "val_ppl": 1.0, "train_tokens_per_second": speed} for i, speed in enumerate(speeds)]
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_earlier_speeds_are_the_median_over_the_epochs_of_all_studies(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", config(), [1.0, 10.0])
+    make_run(tmp_path, "b", config(), [20.0, None])
+    make_run(tmp_path, "b", config(MODELS[2]), [7.0])
+    make_run(tmp_path, "b", config(MODELS[3]), [])
+    found = earlier_throughput(tmp_path)
+    assert found.by_fingerprint == {config().fingerprint(): 10.0, config(MODELS[2]).fingerprint(): 7.0}
+    assert found.by_arch == {"rnn": ((config(), 10.0),), "gru": ((config(MODELS[2]), 7.0),)}
+
+
+def test_damaged_runs_and_lines_and_absent_folders_are_passed_over(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", config(), [1.0]).config_file.write_text("{")
+    cut = make_run(tmp_path, "a", config(MODELS[2]), [4.0])
+    with cut.metrics_file.open("a") as file:
+        file.write('{"epoch": 1, "val_ppl"')
+    nonsense = make_run(tmp_path, "a", config(MODELS[4]), [0.0, -1.0])
+    nonsense.metrics_file.write_text(
+        nonsense.metrics_file.read_text() + '{"epoch": 2, "val_ppl": 1, "train_tokens_per_second": "x"}\n'
+    )
+    assert earlier_throughput(tmp_path).by_fingerprint == {config(MODELS[2]).fingerprint(): 4.0}
+    assert earlier_throughput(tmp_path / "absent") == Throughput()
+
+
+def test_an_estimate_gathers_all_of_them() -> None:
+    facts = CorpusFacts(vocab_size=VOCAB, tokens={"train": 24, "valid": 9, "test": 9}, sha256="")
+    found = estimate(config(), facts, Throughput(by_fingerprint={config().fingerprint(): 10.0}))
+    assert found.parameters == parameter_count(config(), VOCAB)
+    assert found.flops_per_token == flops_per_token(config(), VOCAB)
+    assert found.memory_bytes == memory_bytes(config(), VOCAB)
+    assert found.seconds == 4.0

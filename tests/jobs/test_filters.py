@@ -1,0 +1,135 @@
+"""``--only`` and ``--exclude``: what a condition means, and the line for one that means nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.filters import Filter, facts_of, matches, select
+from jobs.spec import Resources, RunSpec
+from seqlm.config import RunConfig
+from seqlm.errors import UsageError
+
+
+def config(arch: str, lr: float, hidden_size: int = 8, seed: int = 1, vocab_size: int | None = None) -> RunConfig:
+    model: dict[str, Any] = {"arch": arch, "hidden_size": hidden_size}
+    if arch == "transformer":
+        model["num_heads"] = 2
+    data = {"corpus": "ptb", "vocab_size": vocab_size}
+    return RunConfig.from_dict({"model": model, "data": data, "optim": {"optimizer": "sgd", "lr": lr}, "seed": seed})
+
+
+SPECS = [
+    RunSpec(name="rnn-small", config=config("rnn", 0.1)),
+    RunSpec(name="rnn-large", config=config("rnn", 0.1, hidden_size=1500, vocab_size=100)),
+    RunSpec(name="gru-slow", config=config("gru", 0.5, seed=2**62 + 1), resources=Resources(ranks=2)),
+    RunSpec(name="gru-fast", config=config("gru", 10)),
+    RunSpec(name="transformer", config=config("transformer", 1)),
+]
+
+
+def chosen(*only: str, exclude: tuple[str, ...] = ()) -> list[str]:
+    return [spec.name for spec in select(SPECS, only, exclude)]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("arch=gru", ["gru-slow", "gru-fast"]),
+        ("model.arch=gru", ["gru-slow", "gru-fast"]),
+        ("arch=gru lr>1", ["gru-fast"]),
+        ("arch=rnn,transformer", ["rnn-small", "rnn-large", "transformer"]),
+        ("arch!=rnn,transformer", ["gru-slow", "gru-fast"]),
+        ("name=*-s*", ["rnn-small", "gru-slow"]),
+        ("name!=*-s*", ["rnn-large", "gru-fast", "transformer"]),
+        ("name=gru", []),
+        ("lr>=0.5 lr<=1", ["gru-slow", "transformer"]),
+        ("lr<0.5", ["rnn-small", "rnn-large"]),
+        ("optim.lr=1e-1", ["rnn-small", "rnn-large"]),
+        ("hidden_size=1500", ["rnn-large"]),
+        ("ranks>1", ["gru-slow"]),
+        ("seed=4611686018427387905", ["gru-slow"]),
+        ("seed=4611686018427387904", []),
+        ("num_heads!=8", ["transformer"]),
+        ("num_heads<8", ["transformer"]),
+        ("vocab_size=none", ["rnn-small", "gru-slow", "gru-fast", "transformer"]),
+        ("vocab_size!=none", ["rnn-large"]),
+        ("vocab_size<1000", ["rnn-large"]),
+        ("lr=none", []),
+        (f"fingerprint={SPECS[3].fingerprint[:8]}", ["gru-fast"]),
+        (f"id=gru-fast-{SPECS[3].fingerprint[:8]}", ["gru-fast"]),
+        (" arch=gru \t lr>1 ", ["gru-fast"]),
+    ],
+)
+def test_a_filter_chooses_the_runs_that_meet_all_its_conditions(text: str, names: list[str]) -> None:
+    assert chosen(text) == names
+
+
+def test_several_only_are_a_union_and_any_exclude_drops() -> None:
+    assert chosen("arch=gru", "lr=1") == ["gru-slow", "gru-fast", "transformer"]
+    assert chosen(exclude=("arch=gru", "lr=1")) == ["rnn-small", "rnn-large"]
+    assert chosen("arch=gru", exclude=("lr>1",)) == ["gru-slow"]
+    assert chosen() == [spec.name for spec in SPECS]
+
+
+def test_state_and_kind_can_be_asked_of_runs_that_have_them() -> None:
+    facts = {**facts_of("a", "a-01", SPECS[0].config, Resources()), "state": "failed", "kind": None}
+    assert Filter.parse("state=failed,cancelled").matches(facts)
+    assert not Filter.parse("kind=oom").matches(facts)
+    with pytest.raises(UsageError, match='unknown key "state"'):
+        chosen("state=failed")
+
+
+def test_a_run_whose_configuration_is_lost_can_be_asked_for_its_name() -> None:
+    facts = facts_of("a", "a-01", None, Resources())
+    assert matches(facts, ["name=a"], [])
+    assert not matches(facts, ["arch=gru"], [])
+
+
+def test_facts_are_flat_and_dotted() -> None:
+    facts = facts_of("a", "a-01", SPECS[0].config, Resources(ranks=3))
+    assert facts["name"] == "a"
+    assert facts["id"] == "a-01"
+    assert facts["fingerprint"] == SPECS[0].fingerprint
+    assert (facts["model.arch"], facts["optim.lr"], facts["seed"], facts["resources.ranks"]) == ("rnn", 0.1, 1, 3)
+
+
+FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", f'filter "": is empty; {FORM}'),
+        ("gru", f'filter "gru": cannot read "gru"; {FORM}'),
+        ("arch= gru", f'filter "arch= gru": cannot read "arch="; {FORM}'),
+        ("arch==gru", f'filter "arch==gru": cannot read "arch==gru"; {FORM}'),
+        ("lr=>1", f'filter "lr=>1": cannot read "lr=>1"; {FORM}'),
+        ("arch=gru,", f'filter "arch=gru,": cannot read "arch=gru,"; {FORM}'),
+        ("arch<gru", 'filter "arch<gru": found "gru" after <, valid is a number'),
+        ("arch<1", 'filter "arch<1": model.arch is a text, < compares numbers; use = or !='),
+        ("lr>1,2", 'filter "lr>1,2": found "1,2" after >, valid is a number'),
+        ("lr=fast", 'filter "lr=fast": optim.lr is a number, found "fast"'),
+    ],
+)
+def test_a_filter_without_sense_gets_one_line(text: str, line: str) -> None:
+    for only, exclude in (([text], []), ([], ["arch=gru", text]), (["arch=gru", text], [])):
+        with pytest.raises(UsageError) as caught:
+            select(SPECS, only, exclude)
+        assert str(caught.value) == line
+
+
+def test_an_unknown_key_is_told_with_the_nearest_and_all_valid_ones() -> None:
+    with pytest.raises(UsageError) as caught:
+        chosen("name=nothing hiden_size=8")
+    assert str(caught.value).startswith(
+        'filter "name=nothing hiden_size=8": unknown key "hiden_size"; did you mean "hidden_size"? (valid: name, id, '
+    )
+
+
+def test_a_short_key_that_fits_two_keys_must_be_written_in_full() -> None:
+    facts = {"a.size": 1, "b.size": 2}
+    with pytest.raises(UsageError, match=r'"size" could be a\.size or b\.size; write it in full'):
+        Filter.parse("size=1").matches(facts)
+    assert Filter.parse("b.size=2").matches(facts)

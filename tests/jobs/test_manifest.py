@@ -1,0 +1,763 @@
+"""The manifest: what a right one expands to, and the line that each wrong one gets."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.manifest import Manifest, load_manifest
+from seqlm.config import valid_keys
+from seqlm.errors import ManifestError
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = sorted((ROOT / "jobs" / "manifests").glob("*"))
+
+HEAD = '[study]\nname = "s"\n'
+DEFAULTS = """
+[defaults]
+model.hidden_size = 8
+model.num_heads = 2
+data.corpus = "pydoc"
+optim.lr = 1.0
+"""
+RUN = '\n[[run]]\nmodel.arch = "rnn"\noptim.optimizer = "sgd"\n'
+BASE = HEAD + DEFAULTS
+GOOD = BASE + RUN
+
+
+def load(folder: Path, text: str, *overrides: str, name: str = "study.toml") -> Manifest:
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return load_manifest(path, overrides)
+
+
+def problems(folder: Path, text: str, *overrides: str, name: str = "study.toml") -> list[str]:
+    with pytest.raises(ManifestError) as caught:
+        load(folder, text, *overrides, name=name)
+    assert all(line.isprintable() for line in caught.value.problems), "each problem is one line"
+    return caught.value.problems
+
+
+def names(manifest: Manifest) -> list[str]:
+    return [run.name for run in manifest.runs]
+
+
+# -- what a right manifest means -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_every_manifest_of_the_project_loads(path: Path) -> None:
+    assert load_manifest(path).study == path.stem
+
+
+def test_the_quickstart_has_each_architecture_with_each_optimizer() -> None:
+    runs = load_manifest(ROOT / "jobs" / "manifests" / "quickstart.toml").runs
+    pairs = {(run.config.model.arch, run.config.optim.optimizer) for run in runs}
+    assert len(runs) == len(pairs) == 9
+    assert all(run.config.data.corpus == "pydoc" for run in runs)
+
+
+PUBLISHED = """
+rnn adam 0.0001 20 1500 2 0.35
+rnn sgd 0.0001 20 1500 2 0.35
+rnn sgd_schedule 1 20 512 2 0.35
+gru adam 0.0001 20 1500 2 0.35
+gru sgd 10 20 1500 2 0.35
+gru sgd_schedule 10 20 1500 2 0.35
+transformer adam 0.001 128 512 2 0.9
+transformer sgd 20 128 512 6 0.9
+transformer sgd_schedule 20 128 512 6 0.9
+rnn adam 0.0001 20 2000 2 0.35
+rnn adam 0.0001 128 2000 2 0.35
+rnn adam 0.0001 128 2000 3 0.5
+gru adam 0.0001 20 1500 3 0.35
+gru adam 0.0001 20 2000 2 0.35
+gru sgd_schedule 15 20 1500 2 0.35
+transformer adam 0.00008 256 512 6 0.75
+transformer adam 0.0001 128 512 6 0.75
+transformer adam 0.0001 128 1024 6 0.75
+rnn adam 0.00001 20 2000 2 0.35
+"""
+
+
+def test_the_paper_manifest_is_the_published_table_in_its_order() -> None:
+    runs = load_manifest(ROOT / "jobs" / "manifests" / "paper.toml").runs
+    rows = PUBLISHED.split("\n")[1:-1]
+    assert len({run.fingerprint for run in runs}) == len(runs) == len(rows) == 19
+    assert [run.order for run in runs] == list(range(19))
+    for run, row in zip(runs, rows, strict=True):
+        arch, optimizer, *numbers = row.split()
+        lr, batch, hidden, layers, keep = map(float, numbers)
+        raw = run.config.to_dict()
+        model: dict[str, Any] = {"arch": arch, "hidden_size": hidden, "num_layers": layers, "keep": keep}
+        if arch == "transformer":
+            model |= {"num_heads": 16, "mlp_size": 2048, "attention_keep": 0.9}
+        else:
+            model |= {"embedding_size": 200}
+        optim: dict[str, Any] = {"optimizer": optimizer, "lr": lr}
+        if optimizer == "sgd_schedule":
+            optim |= {"schedule": "compounding", "decay": 1.15, "flat_epochs": 15}
+        train = {"epochs": 40, "batch_size": batch, "seq_len": 35, "clip_norm": 0.25}
+        data = {"corpus": "ptb", "level": "word", "vocab_size": None, "sha256": None}
+        assert raw == {"model": model, "optim": optim, "train": train, "data": data, "seed": 1111}, run.name
+
+
+TOML = """
+seeds = [1, 2]
+[study]
+name = "same"
+data = "texts"
+[defaults]
+model.hidden_size = 8
+data.corpus = "pydoc"
+train = { epochs = 3 }
+[[grid]]
+name = "g"
+model.arch = ["rnn", "gru"]
+optim.optimizer = "adam"
+optim.lr = [1e-4, 0.5]
+[[exclude]]
+model.arch = "rnn"
+optim.lr = 1e-4
+[resources]
+ranks = 2
+"""
+YAML = """
+seeds: [1, 2]
+study: {name: same, data: texts}
+defaults:
+  model: {hidden_size: 8}
+  data.corpus: pydoc
+  train:
+    epochs: 3
+grid:
+  - name: g
+    model.arch: [rnn, gru]
+    optim: {optimizer: adam, lr: [1e-4, 5e-1]}
+exclude:
+  - model.arch: rnn
+    optim.lr: 1e-4
+resources: {ranks: 2}
+"""
+JSON = json.dumps(
+    {
+        "seeds": [1, 2],
+        "study": {"name": "same", "data": "texts"},
+        "defaults": {"model": {"hidden_size": 8}, "data": {"corpus": "pydoc"}, "train.epochs": 3},
+        "grid": [{"name": "g", "model.arch": ["rnn", "gru"], "optim": {"optimizer": "adam", "lr": [1e-4, 0.5]}}],
+        "exclude": [{"model.arch": "rnn", "optim.lr": 1e-4}],
+        "resources": {"ranks": 2},
+    }
+)
+
+
+def test_toml_yaml_and_json_say_the_same_by_one_schema(tmp_path: Path) -> None:
+    toml = load(tmp_path, TOML)
+    for text, name in ((YAML, "study.yaml"), (YAML, "study.yml"), (JSON, "study.json")):
+        other = load(tmp_path, text, name=name)
+        assert other.runs == toml.runs
+        assert (other.study, other.data_path, other.excluded) == (toml.study, toml.data_path, toml.excluded)
+    assert toml.data_path == tmp_path / "texts"
+    assert toml.excluded == ("g-rnn-lr0.0001-seed1", "g-rnn-lr0.0001-seed2")
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
+def test_1e_4_is_a_number_in_all_three_formats(tmp_path: Path, number: str) -> None:
+    toml = load(tmp_path, GOOD + f"optim.lr = {number}")
+    yaml_text = f"""
+study: {{name: s}}
+run:
+  - {{model: {{arch: rnn, hidden_size: 8}}, data: {{corpus: pydoc}}, optim: {{optimizer: sgd, lr: {number}}}}}
+"""
+    yaml = load(tmp_path, yaml_text, name="study.yaml")
+    raw = {"study": {"name": "s"}, "run": [toml.runs[0].config.to_dict()]}
+    assert raw["run"][0]["model"].pop("arch") == "rnn"  # type: ignore[index]
+    raw["run"][0]["model"]["arch"] = "rnn"  # type: ignore[index]
+    text = re.sub(r'"lr": [^,}]+', f'"lr": {number}', json.dumps(raw))
+    assert number in text
+    json_ = load(tmp_path, text, name="study.json")
+    assert [m.runs[0].config.optim.lr for m in (toml, yaml, json_)] == [1e-4] * 3
+
+
+def test_words_that_yaml_1_1_takes_for_other_things_stay_text(tmp_path: Path) -> None:
+    lines = problems(tmp_path, "study: {name: no}\nseeds: [1:30]\nresources: {ranks: 010}\n", name="study.yaml")
+    assert 'study.yaml: seeds: found ["1:30"], valid is a list of whole numbers, at least one' in lines
+    assert not any("study.name" in line for line in lines)
+
+
+def test_a_grid_multiplies_its_lists_the_last_one_turning_fastest(tmp_path: Path) -> None:
+    text = BASE + '[[grid]]\nname = "g"\nmodel.arch = "gru"\noptim.optimizer = "sgd"\n'
+    text += "optim.lr = [0.1, 1e-5]\nmodel.hidden_size = [4, 512]\nseeds = [1, 2]\n"
+    manifest = load(tmp_path, text)
+    assert names(manifest)[:3] == ["g-hidden4-lr0.1-seed1", "g-hidden4-lr0.1-seed2", "g-hidden4-lr1e-5-seed1"]
+    assert len(manifest.runs) == 8
+
+
+def test_a_zip_advances_its_lists_together_and_scalars_hold_for_all(tmp_path: Path) -> None:
+    text = BASE + '[[zip]]\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = "sgd"\noptim.lr = [0.1, 2.0]\n'
+    runs = load(tmp_path, text).runs
+    assert [(run.name, run.config.optim.lr) for run in runs] == [("rnn-sgd-lr0.1", 0.1), ("gru-sgd-lr2", 2.0)]
+
+
+def test_a_name_carries_a_suffix_for_what_varies_and_nothing_else(tmp_path: Path) -> None:
+    text = (
+        BASE + '[[grid]]\nname = "g"\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = ["sgd"]\ntrain.epochs = [3, 3.0]'
+    )
+    assert {line.partition(" is")[0] for line in problems(tmp_path, text.replace("3.0", "3"))} == {
+        'study.toml: grid 1 ("g-rnn")'
+    }
+    assert names(load(tmp_path, text.replace(", 3.0", ""))) == ["g-rnn", "g-gru"]
+
+
+def test_seeds_make_a_copy_of_every_run_and_the_entrys_own_go_first(tmp_path: Path) -> None:
+    text = "seeds = [5, 6]\n" + GOOD + RUN + 'seed = 7\nname = "one"\n' + RUN + 'seeds = [8, 9]\nname = "two"\n'
+    runs = load(tmp_path, text).runs
+    assert [(run.name, run.config.seed) for run in runs] == [
+        ("rnn-sgd-seed5", 5),
+        ("rnn-sgd-seed6", 6),
+        ("one", 7),
+        ("two-seed8", 8),
+        ("two-seed9", 9),
+    ]
+
+
+def test_defaults_hold_where_they_apply_and_are_left_out_elsewhere(tmp_path: Path) -> None:
+    text = (
+        HEAD + "[defaults]\nmodel.hidden_size = 8\nmodel.num_heads = 2\nmodel.embedding_size = 5\noptim.decay = 3.0\n"
+    )
+    text += 'data.corpus = "pydoc"\noptim.lr = 1\n[[grid]]\nmodel.arch = ["rnn", "transformer"]\n'
+    text += 'optim.optimizer = ["adam", "sgd_schedule"]\n'
+    rnn, _, _, transformer = (run.config.to_dict() for run in load(tmp_path, text).runs)
+    assert rnn["model"]["embedding_size"] == 5
+    assert "num_heads" not in rnn["model"]
+    assert "decay" not in rnn["optim"]
+    assert transformer["model"]["num_heads"] == 2
+    assert transformer["optim"]["decay"] == 3.0
+
+
+def test_an_exclude_drops_the_runs_that_match_all_its_keys(tmp_path: Path) -> None:
+    grid = '[[grid]]\nmodel.arch = ["rnn", "gru", "transformer"]\noptim.optimizer = ["sgd", "adam"]\n'
+    text = BASE + grid + '[[exclude]]\nmodel.arch = ["gru", "transformer"]\noptim.optimizer = "adam"\n'
+    manifest = load(tmp_path, text)
+    assert manifest.excluded == ("gru-adam", "transformer-adam")
+    assert names(manifest) == ["rnn-sgd", "rnn-adam", "gru-sgd", "transformer-sgd"]
+    assert [run.order for run in manifest.runs] == [0, 1, 2, 3]
+
+
+def test_an_exclude_may_drop_combinations_that_would_be_invalid(tmp_path: Path) -> None:
+    grid = '[[grid]]\nmodel.arch = "transformer"\nmodel.hidden_size = [6, 8]\nmodel.num_heads = [3, 4]\n'
+    grid += 'optim.optimizer = "sgd"\n'
+    cuts = "[[exclude]]\nmodel = { hidden_size = 8, num_heads = 3 }\n[[exclude]]\nname = '*-hidden6-heads4'\n"
+    assert names(load(tmp_path, BASE + grid + cuts)) == [
+        "transformer-sgd-hidden6-heads3",
+        "transformer-sgd-hidden8-heads4",
+    ]
+
+
+def test_an_exclude_sees_the_defaults_of_the_configuration_too(tmp_path: Path) -> None:
+    text = GOOD + RUN + "train.epochs = 3\nname = 'short'\n[[exclude]]\ntrain.epochs = 40\nseed = 1111\n"
+    assert names(load(tmp_path, text)) == ["short"]
+
+
+def test_resources_of_an_entry_go_before_those_of_the_manifest(tmp_path: Path) -> None:
+    text = GOOD + RUN + "name = 'two'\nseed = 1\nresources.ranks = 2\n[resources]\nranks = 4\ncpus = 3\n"
+    assert [(run.resources.ranks, run.resources.cpus) for run in load(tmp_path, text).runs] == [(4, 3), (2, 3)]
+    zipped = BASE + '[[zip]]\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = "sgd"\nresources.ranks = [1, 2]\n'
+    assert [(run.name, run.resources.ranks) for run in load(tmp_path, zipped).runs] == [("rnn-sgd", 1), ("gru-sgd", 2)]
+
+
+def test_backend_tables_are_handed_on_as_written(tmp_path: Path) -> None:
+    text = GOOD + '[backend.slurm]\npartition = "gpu"\nx.y = [1]\n[backend.local]\nmax_parallel = 2\n'
+    assert load(tmp_path, text).backend == {
+        "slurm": {"partition": "gpu", "x": {"y": [1]}},
+        "local": {"max_parallel": 2},
+    }
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load_manifest(path).study == "s"
+
+
+def test_a_grid_of_the_largest_size_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.manifest.MAX_RUNS", 4)
+    text = BASE + '[[grid]]\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = ["sgd", "adam"]\n'
+    assert len(load(tmp_path, text).runs) == 4
+    assert problems(tmp_path, text + RUN) == [
+        "study.toml: grid 1: makes 4 of 5 runs, valid are at most 4 in a study",
+    ]
+
+
+# -- the lines for wrong ones --------------------------------------------------------------------------------------
+
+VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"
+IN_OPTIM = "valid in optim: decay, flat_epochs, lr, optimizer, schedule"
+IN_TRAIN = "valid in train: batch_size, clip_norm, epochs, seq_len"
+TOP = "valid: study, defaults, run, grid, zip, exclude, seeds, resources, backend"
+GRID = '[[grid]]\nmodel.arch = ["rnn", "gru", "transformer"]\noptim.optimizer = ["sgd", "adam"]\n'
+
+WRONG = {
+    "unknown key of a named run": (
+        GOOD + 'name = "a"\noptim.lrate = 1',
+        f'study.toml: run "a": unknown key "optim.lrate"; did you mean "optim.lr"? ({IN_OPTIM})',
+    ),
+    "unknown key of an unnamed run": (
+        GOOD + RUN + 'name = "b"\nseed = 1' + RUN + "trian.epochs = 3",
+        'study.toml: run 3: unknown key "trian"; did you mean "train"? '
+        "(valid: name, seeds, model, data, optim, train, seed, resources)",
+    ),
+    "key without its table": (
+        GOOD + "lr = 3",
+        'study.toml: run 1: unknown key "lr"; did you mean "optim.lr"? '
+        "(valid: name, seeds, model, data, optim, train, seed, resources)",
+    ),
+    "the same mistake in all runs of a grid": (
+        BASE + GRID + 'optim.lr = ["fast", 1.0]',
+        'study.toml: grid 1: optim.lr: found "fast", valid is a number',
+    ),
+    "unknown key in the defaults": (
+        BASE + "optim.lrate = 1\n" + GRID,
+        f'study.toml: defaults: unknown key "optim.lrate"; did you mean "optim.lr"? ({IN_OPTIM})',
+    ),
+    "wrong value in the defaults": (
+        BASE + "train.epochs = 2.5\n" + GRID,
+        "study.toml: defaults: train.epochs: found 2.5, valid is a whole number",
+    ),
+    "resources among the defaults": (
+        BASE + "resources.ranks = 1\n" + GRID,
+        'study.toml: defaults: unknown key "resources.ranks"; resources stand in [resources] or in an entry '
+        "(valid: model, data, optim, train, seed)",
+    ),
+    "wrong architecture": (
+        BASE + '[[grid]]\noptim.optimizer = "sgd"\nmodel.arch = ["gru", "grru"]',
+        'study.toml: grid 1: model.arch: found "grru", '
+        'valid is one of "rnn", "gru", "transformer"; did you mean "gru"?',
+    ),
+    "missing key": (
+        HEAD + RUN + 'data.corpus = "ptb"\noptim.lr = 1',
+        "study.toml: run 1: model.hidden_size: missing, valid is a whole number",
+    ),
+    "a key of another architecture in the entry itself": (
+        GOOD + "model.mlp_size = 8",
+        'study.toml: run 1: model.mlp_size: applies to transformer only, found arch = "rnn"',
+    ),
+    "impossible value": (
+        GOOD + "model.keep = 1.5",
+        "study.toml: run 1: model.keep: found 1.5, valid is a number above 0 and at most 1",
+    ),
+    "not a number": (
+        GOOD + "optim.lr = nan",
+        "study.toml: run 1: optim.lr: found nan, valid is a positive finite number",
+    ),
+    "infinite": (
+        GOOD + "train.clip_norm = inf",
+        "study.toml: run 1: train.clip_norm: found inf, valid is a positive finite number",
+    ),
+    "date": (GOOD + "optim.lr = 1979-05-27", 'study.toml: run 1: optim.lr: found "1979-05-27", valid is a number'),
+    "huge number": (GOOD + f"optim.lr = 1{'0' * 400}", "study.toml: found a whole number of more than 300 digits"),
+    "list in a run": (
+        GOOD + "optim.lr = [0.1, 1]",
+        "study.toml: run 1: optim.lr: found [0.1, 1], valid is a number; "
+        "lists multiply in [[grid]] and advance together in [[zip]]",
+    ),
+    "a value where a table belongs": (GOOD + "train = 3", "study.toml: run 1: train: found 3, valid is a table"),
+    "empty list": (
+        BASE + GRID + "train.epochs = []",
+        "study.toml: grid 1: train.epochs: found an empty list, valid is at least one value",
+    ),
+    "empty list for a key that must be given": (
+        BASE + '[[grid]]\nmodel.arch = []\noptim.optimizer = "sgd"',
+        "study.toml: grid 1: model.arch: found an empty list, valid is at least one value",
+    ),
+    "zip of unequal lists": (
+        BASE + '[[zip]]\nname = "z"\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = "sgd"\noptim.lr = [1, 2, 3]',
+        'study.toml: zip "z": lists of unequal length: model.arch has 2, optim.lr has 3; valid are lists of one length',
+    ),
+    "resources as a grid": (
+        BASE + GRID + "resources.ranks = [1, 2]",
+        "study.toml: grid 1: resources.ranks: found [1, 2], valid is one value "
+        "(the same run on other resources is the same run)",
+    ),
+    "unknown resource": (
+        GOOD + "[resources]\nrank = 2",
+        'study.toml: unknown key "resources.rank"; did you mean "resources.ranks"? '
+        "(valid in resources: cpus, gpus, ranks)",
+    ),
+    "wrong resource": (
+        GOOD + "[resources]\ngpus = 2",
+        "study.toml: resources.gpus: found 2, valid is 0 or 1 for each rank",
+    ),
+    "more ranks than columns": (
+        GOOD + "resources.ranks = 21",
+        "study.toml: run 1: resources.ranks: found 21, valid is at most train.batch_size = 20, a column for each rank",
+    ),
+    "absurd grid": (
+        BASE + GRID + f"train.epochs = {list(range(1, 1001))}\ntrain.seq_len = {list(range(1, 1001))}",
+        "study.toml: grid 1: makes 6,000,000 of 6,000,000 runs, valid are at most 10,000 in a study",
+    ),
+    "exclude that matches nothing": (
+        GOOD + '[[exclude]]\nmodel.arch = "rn"',
+        'study.toml: exclude 1: matches no run; model.arch: found "rn", the runs have "rnn"; did you mean "rnn"?',
+    ),
+    "exclude whose keys match different runs": (
+        BASE + GRID + '[[exclude]]\nmodel.arch = "rnn"\nmodel.num_heads = 2',
+        "study.toml: exclude 1: matches no run; each of its keys fits some run, but no run fits all",
+    ),
+    "exclude of a key that no run has": (
+        GOOD + "[[exclude]]\nmodel.num_heads = 2",
+        "study.toml: exclude 1: matches no run; model.num_heads: found 2, the runs have no such key",
+    ),
+    "true is not 1": (
+        GOOD + "optim.lr = 1\n[[exclude]]\noptim.lr = true",
+        "study.toml: exclude 1: matches no run; optim.lr: found true, the runs have 1.0",
+    ),
+    "unknown key in an exclude": (
+        GOOD + '[[exclude]]\narch = "rnn"',
+        'study.toml: exclude 1: unknown key "arch"; did you mean "model.arch"? '
+        "(valid: name, model, data, optim, train, seed)",
+    ),
+    "empty exclude": (GOOD + "[[exclude]]", "study.toml: exclude 1: found no key, valid is at least one"),
+    "every run excluded": (GOOD + '[[exclude]]\nmodel.arch = "rnn"', "study.toml: every run is excluded"),
+    "typo in a list of entries": (
+        GOOD + "[[runs]]\nseed = 1",
+        f'study.toml: unknown key "runs"; did you mean "run"? ({TOP})',
+    ),
+    "typo in the defaults table": (
+        GOOD + "[default.model]\nkeep = 1",
+        f'study.toml: unknown key "default"; did you mean "defaults"? ({TOP})',
+    ),
+    "a section outside the defaults": (
+        GOOD + "[optim]\nlr = 1",
+        f'study.toml: unknown key "optim"; did you mean "defaults.optim"? ({TOP})',
+    ),
+    "one table in place of a list": (
+        BASE + '[run]\nmodel.arch = "rnn"',
+        "study.toml: run: found one table, valid is a list of tables, in TOML [[run]]",
+    ),
+    "an entry that is no table": ("run = [3]\n" + HEAD, "study.toml: run 1: found 3, valid is a table"),
+    "defaults that are no table": (
+        'defaults = "x"\n' + HEAD + RUN + 'model.hidden_size = 1\ndata.corpus = "ptb"\noptim.lr = 1',
+        'study.toml: defaults: found "x", valid is a table',
+    ),
+    "no runs at all": (BASE, "study.toml: no runs; add a [[run]], [[grid]] or [[zip]]"),
+    "no name": (DEFAULTS + RUN, f"study.toml: study.name: missing, valid is {VALID_NAME}"),
+    "name that leaves the folder": (
+        GOOD.replace('"s"', '"../../x"'),
+        f'study.toml: study.name: found "../../x", valid is {VALID_NAME}',
+    ),
+    "name that is a command": (
+        GOOD.replace('"s"', '"$(rm -rf ~)"'),
+        f'study.toml: study.name: found "$(rm -rf ~)", valid is {VALID_NAME}',
+    ),
+    "empty name": (GOOD.replace('"s"', '""'), f'study.toml: study.name: found "", valid is {VALID_NAME}'),
+    "name with a leading dot": (
+        GOOD.replace('"s"', '".s"'),
+        f'study.toml: study.name: found ".s", valid is {VALID_NAME}',
+    ),
+    "name on two lines": (
+        GOOD.replace('"s"', '"a\\nb"'),
+        f'study.toml: study.name: found "a\\nb", valid is {VALID_NAME}',
+    ),
+    "name that is a number": (GOOD.replace('"s"', "3"), f"study.toml: study.name: found 3, valid is {VALID_NAME}"),
+    "study that is a text": ('study = "s"\n' + DEFAULTS + RUN, 'study.toml: study: found "s", valid is a table'),
+    "unknown study key": (
+        GOOD.replace("[study]", "[study]\ndate = 3"),
+        'study.toml: unknown key "study.date"; did you mean "study.data"? (valid in study: data, name)',
+    ),
+    "seeds below a table": (
+        GOOD.replace("[study]", "[study]\nseeds = [3]"),
+        'study.toml: unknown key "study.seeds"; "seeds" stands at the top of the file, above the first [table], '
+        "or in an entry (valid in study: data, name)",
+    ),
+    "empty data path": (
+        GOOD.replace("[study]", '[study]\ndata = ""'),
+        'study.toml: study.data: found "", valid is the path of a file or folder',
+    ),
+    "run name with a slash": (GOOD + 'name = "a/b"', f'study.toml: run 1: name: found "a/b", valid is {VALID_NAME}'),
+    "seeds that are no numbers": (
+        GOOD + "seeds = [1, true]",
+        "study.toml: run 1: seeds: found [1, true], valid is a list of whole numbers, at least one",
+    ),
+    "no seeds": ("seeds = []\n" + GOOD, "study.toml: seeds: found [], valid is a list of whole numbers, at least one"),
+    "negative seed": (
+        GOOD + "seeds = [1, -1]",
+        "study.toml: run 1: seed: found -1, valid is a whole number from 0 to 2^63 - 1",
+    ),
+    "seed and seeds": (
+        GOOD + "seeds = [1]\nseed = 2",
+        'study.toml: run 1: found both "seed" and "seeds", valid is one of them',
+    ),
+    "default seed and seeds": (
+        "seeds = [1]\n" + BASE + "seed = 3" + RUN,
+        'study.toml: defaults: found "seed" beside "seeds" at the top of the file, valid is one of them',
+    ),
+    "one name for two entries": (
+        GOOD + 'name = "a"' + RUN + 'name = "a"\nseed = 3',
+        'study.toml: run 1 and run 2 both make a run called "a"; give them different names',
+    ),
+    "one made-up name for two entries": (
+        GOOD + RUN + "seed = 3",
+        'study.toml: run 1 and run 2 both make a run called "rnn-sgd"; add a name to either',
+    ),
+    "one configuration in two entries": (
+        BASE + GRID + RUN + 'name = "again"\ntrain.epochs = 40',
+        'study.toml: run 1 ("again") is the same configuration as grid 1 ("rnn-sgd")',
+    ),
+    "unknown backend": (
+        GOOD + "[backend.slrum]\nx = 1",
+        'study.toml: unknown key "backend.slrum"; did you mean "backend.slurm"? (valid in backend: local, ray, slurm)',
+    ),
+    "unknown key of the local backend": (
+        GOOD + "[backend.local]\nmax_paralel = 1",
+        'study.toml: unknown key "backend.local.max_paralel"; did you mean "backend.local.max_parallel"? '
+        "(valid in backend.local: max_parallel)",
+    ),
+    "wrong value for the local backend": (
+        GOOD + "[backend.local]\nmax_parallel = 0",
+        "study.toml: backend.local.max_parallel: found 0, valid is a positive whole number",
+    ),
+    "backend that is no table": (GOOD + "[backend]\nray = 3", "study.toml: backend.ray: found 3, valid is a table"),
+    "not TOML": (
+        HEAD + "x = \n",
+        "study.toml: not TOML: Invalid value (at line 3, column 5): x =",
+    ),
+    "key twice in TOML": (
+        GOOD + "optim.lr = 1\noptim.lr = 2",
+        "study.toml: not TOML: Cannot overwrite a value (at end of document): optim.lr = 2",
+    ),
+    "key twice, dotted and quoted": (
+        GOOD + '"optim.lr" = 1\noptim.lr = 2',
+        'study.toml: run 1: key "optim.lr" is given twice',
+    ),
+    "control character in a key": (
+        GOOD + '"a\\u0007b" = 1',
+        'study.toml: found the key "a\\u0007b", valid are keys without control characters',
+    ),
+    "nested too deeply": (
+        GOOD + f"x = {'[' * 30}{']' * 30}",
+        "study.toml: nested too deeply, valid is at most 20 levels",
+    ),
+    "nested without end": (GOOD + f"x = {'[' * 3000}", "study.toml: nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_manifest_gets_one_line_for_its_one_mistake(tmp_path: Path, text: str, line: str) -> None:
+    assert problems(tmp_path, text) == [line]
+
+
+WRONG_YAML = {
+    "not YAML": (
+        "study: {name: s",
+        "study.yaml: not YAML: expected ',' or '}', but got '<stream end>' (at line 1, column 16)",
+    ),
+    "key twice": (
+        "study: {name: s}\nrun:\n  - seed: 1\n    seed: 2\n",
+        'study.yaml: not YAML: key "seed" is given twice in one table (at line 3, column 5)',
+    ),
+    "key that is no text": (
+        "study: {name: s}\n1: 2\n",
+        "study.yaml: found the key 1, valid is a text (write it in quotes)",
+    ),
+    "not a table": (
+        "- 1\n- 2\n",
+        "study.yaml: found [1, 2], valid is a table of [study], [[run]] and so on",
+    ),
+    "a list that contains itself": (
+        "study: {name: s}\nx: &x [*x]\n",
+        "study.yaml: nested too deeply, valid is at most 20 levels",
+    ),
+    "a tag that runs code": (
+        "x: !!python/object/apply:os.system [echo]\n",
+        "study.yaml: not YAML: could not determine a constructor for the tag "
+        "'tag:yaml.org,2002:python/object/apply:os.system' (at line 1, column 4)",
+    ),
+    "a tag that does not fit": ("x: !!timestamp abc\n", "study.yaml: not YAML: a !!tag that does not fit its value"),
+    "control character": (
+        "x: \a\n",
+        "study.yaml: not YAML: unacceptable character #x0007: special characters are not allowed "
+        'in "<unicode string>", position 3',
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG_YAML.values(), ids=WRONG_YAML.keys())
+def test_wrong_yaml_gets_one_line(tmp_path: Path, text: str, line: str) -> None:
+    assert problems(tmp_path, text, name="study.yaml") == [line]
+
+
+def test_aliases_that_multiply_without_end_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    assert problems(tmp_path, "\n".join(levels), name="study.yaml") == [
+        "study.yaml: too large, valid is at most 1,000,000 values"
+    ]
+
+
+WRONG_JSON = {
+    "not JSON": ('{"study": ', "study.json: not JSON: Expecting value (at line 1, column 11)"),
+    "key twice": ('{"study": {"name": "a", "name": "b"}}', 'study.json: key "name" is given twice in one table'),
+    "not a table": ("3", "study.json: found 3, valid is a table of [study], [[run]] and so on"),
+    "lone surrogate": (r'{"a": "\ud800"}', r'study.json: found "\ud800", valid is text without lone surrogates'),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG_JSON.values(), ids=WRONG_JSON.keys())
+def test_wrong_json_gets_one_line(tmp_path: Path, text: str, line: str) -> None:
+    assert problems(tmp_path, text, name="study.json") == [line]
+
+
+def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes("é".encode("latin-1"))
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "study.tml").write_text(GOOD)
+    expected = {
+        "absent.toml": "absent.toml: no such file",
+        "latin.toml": "latin.toml: not UTF-8 text (byte 0)",
+        "folder.toml": "folder.toml: is a folder, valid is a manifest file (.toml, .yaml, .yml, .json)",
+        "study.tml": 'study.tml: found suffix ".tml", valid is one of .toml, .yaml, .yml, .json; did you mean ".toml"?',
+        "a\nb.toml": "a\\nb.toml: no such file",
+    }
+    for name, line in expected.items():
+        with pytest.raises(ManifestError) as caught:
+            load_manifest(tmp_path / name)
+        assert caught.value.problems == [f"{tmp_path}/{line}"]
+    with pytest.raises(ManifestError, match="is a folder"):
+        load_manifest(tmp_path)
+    with pytest.raises(ManifestError, match=r"cannot be read: embedded null"):
+        load_manifest(tmp_path / "a\0.toml")
+
+
+def test_all_mistakes_of_a_manifest_are_told_at_once(tmp_path: Path) -> None:
+    text = (
+        GOOD.replace('"s"', '"/"')
+        + 'name = "a"\noptim.lr = "x"\ntrain.epoch = 3\n'
+        + GRID
+        + "seeds = 3\ntrain.epochs = []\n"
+    )
+    lines = problems(tmp_path, text + "[[runs]]\n", "optim.decay")
+    assert len(lines) == 7
+    for start in (
+        'study.toml: unknown key "runs"',
+        "study.toml: study.name",
+        'study.toml: run "a": unknown key "train.epoch"',
+        'study.toml: run "a": optim.lr: found "x"',
+        "study.toml: grid 1: seeds",
+        "study.toml: grid 1: train.epochs",
+        "--set optim.decay",
+    ):
+        assert any(line.startswith(start) for line in lines), start
+
+
+def test_a_wrong_exclude_hides_no_mistake_of_a_run(tmp_path: Path) -> None:
+    lines = problems(tmp_path, GOOD + 'optim.lr = "x"\n[[exclude]]\narch = "rnn"\n')
+    assert len(lines) == 2
+    assert lines[1] == 'study.toml: run 1: optim.lr: found "x", valid is a number'
+
+
+def test_values_of_an_entry_are_checked_although_its_lists_are_of_unequal_length(tmp_path: Path) -> None:
+    text = BASE + '[[zip]]\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = "sgd"\noptim.lr = [1, 2, "x"]\n'
+    lines = problems(tmp_path, text)
+    assert [line.split(":")[2].strip() for line in lines] == ["lists of unequal length", "optim.lr"]
+
+
+# -- --set ---------------------------------------------------------------------------------------------------------
+
+
+def test_set_changes_every_run(tmp_path: Path) -> None:
+    overrides = ("train.epochs=2", "optim.lr = 1e-4", "seed=3", "resources.ranks=2", "study.name=x", "data.level=char")
+    manifest = load(tmp_path, BASE + "train.epochs = 7\n" + GRID, *overrides)
+    assert manifest.study == "x"
+    for run in manifest.runs:
+        config = run.config
+        assert (config.train.epochs, config.optim.lr, config.seed, config.data.level) == (2, 1e-4, 3, "char")
+        assert run.resources.ranks == 2
+
+
+def test_of_two_sets_of_one_key_the_later_holds(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD, "seed=3", "seed=4").runs[0].config.seed == 4
+
+
+def test_set_is_left_out_for_runs_to_which_it_does_not_apply(tmp_path: Path) -> None:
+    configs = [run.config.to_dict()["model"] for run in load(tmp_path, BASE + GRID, "model.mlp_size=16").runs]
+    assert [model.get("mlp_size") for model in configs] == [None, None, None, None, 16, 16]
+
+
+def test_excludes_hold_as_written_whatever_is_set(tmp_path: Path) -> None:
+    text = BASE + GRID + '[[exclude]]\nmodel.arch = "gru"\noptim.lr = 1.0\n'
+    manifest = load(tmp_path, text, "optim.lr=2")
+    assert manifest.excluded == ("gru-sgd", "gru-adam")
+    assert len(manifest.runs) == 4
+
+
+WRONG_SETS = {
+    "train.epcohs=2": f'unknown key "train.epcohs"; did you mean "train.epochs"? ({IN_TRAIN})',
+    "lr=2": 'unknown key "lr"; did you mean "optim.lr"? (valid: model, data, optim, train, seed, resources, study)',
+    "train.epochs": "valid is KEY=VALUE, for example --set train.epochs=2",
+    "=2": "valid is KEY=VALUE, for example --set train.epochs=2",
+    "train.epochs=": 'train.epochs: found "", valid is a whole number',
+    "train.epochs=two": 'train.epochs: found "two", valid is a whole number',
+    "seed=1\nx = 2": 'seed: found "1\\nx = 2", valid is a whole number',
+    "optim.lr=[1, 2]": "optim.lr: found [1, 2], valid is a number",
+    "optim.lr=inf": "optim.lr: found inf, valid is a positive finite number",
+    f"optim.lr=1{'0' * 400}": "found a whole number of more than 300 digits",
+    "model.mlp_size=3": "model.mlp_size applies to no run of study.toml",
+    "study.name=../x": f'study.name: found "../x", valid is {VALID_NAME}',
+    "resources.gpus=3": "resources.gpus: found 3, valid is 0 or 1 for each rank",
+}
+
+
+@pytest.mark.parametrize(("override", "line"), WRONG_SETS.items())
+def test_a_wrong_set_gets_one_line(tmp_path: Path, override: str, line: str) -> None:
+    shown = override.replace("\n", "\\n")
+    assert problems(tmp_path, GOOD + RUN + "name = 'b'\nseed = 1", override) == [f"--set {shown}: {line}"]
+
+
+def test_runs_that_set_makes_equal_are_told_with_the_set_and_their_own_names(tmp_path: Path) -> None:
+    text = BASE + '[[grid]]\nname = "g"\nmodel.arch = "rnn"\noptim.optimizer = "sgd"\noptim.lr = [1, 2, 3]\n'
+    assert problems(tmp_path, text, "optim.lr=5", "train.epochs=2") == [
+        'study.toml: grid 1 ("g-lr2") is the same configuration as grid 1 ("g-lr1"); '
+        "they differ only in what --set optim.lr=5 sets"
+    ]
+
+
+# -- the reference for users ---------------------------------------------------------------------------------------
+
+REFERENCE = ROOT / "docs" / "manifest.md"
+
+
+def test_the_reference_mentions_every_valid_key() -> None:
+    text = REFERENCE.read_text("utf-8")
+    resources = ["resources.ranks", "resources.cpus", "resources.gpus", "study.name", "study.data"]
+    tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "seeds", "backend.local.max_parallel", "[backend.slurm]"]
+    assert [key for key in [*valid_keys(), *resources, *tables] if f"`{key}`" not in text] == []
+
+
+def examples(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", REFERENCE.read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("language", ["toml", "yaml"])
+def test_the_examples_of_the_reference_load(tmp_path: Path, language: str) -> None:
+    found = examples(language)
+    assert found
+    for text in found:
+        load(tmp_path, text, name=f"example.{language}")
+
+
+def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
+    program = (
+        "import sys; from pathlib import Path; from jobs.manifest import load_manifest\n"
+        "import jobs.filters, jobs.estimate\n"
+        f"load_manifest(Path({str(MANIFESTS[0])!r}))\n"
+        "print([name for name in ('torch', 'yaml', 'numpy', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqlm.models import LanguageModel
+
+VOCAB_SIZE = 11
+SEQ_LEN = 5
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def first() -> Tensor:
+    return torch.tensor([0, 3, 7, 10, 3])
+
+
+def naive(
+    model: LanguageModel, first: Tensor, state: Tensor, length: int, generator: torch.Generator, look_back: int
+) -> Tensor:
+    """Call the model anew on the last ``look_back`` tokens for each token drawn."""
+    sample = [first]
+    for _ in range(length):
+        logits, _ = model(torch.stack(sample[-look_back:]), state)
+        probabilities = logits[-1].softmax(-1)
+        sample.append(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
+    return torch.stack(sample[1:])
+
+
+@pytest.mark.parametrize("length", [1, SEQ_LEN - 1, SEQ_LEN, SEQ_LEN + 1, 4 * SEQ_LEN])
+def test_a_sample_equals_that_of_a_naive_loop_token_for_token(
+    arch: str, model: LanguageModel, first: Tensor, length: int
+) -> None:
+    model.eval()
+    state = torch.rand_like(model.initial_state(5))
+    look_back = SEQ_LEN if arch == "transformer" else length + 1
+    for seed in range(10):
+        wanted = naive(model, first, state, length, seeded(seed), look_back)
+        found = model.generate(first, state, length, seeded(seed))
+        assert found.shape == (length, 5)
+        assert torch.equal(found, wanted)
+
+
+def test_the_logits_behind_a_sample_equal_those_of_forward(arch: str, model: LanguageModel) -> None:
+    model.eval()
+    state = torch.rand_like(model.initial_state(3))
+    text = torch.randint(VOCAB_SIZE, (3 * SEQ_LEN, 3), generator=seeded(1))
+    predict = model.predictor(state)
+    for t in range(len(text)):
+        start = max(0, t + 1 - SEQ_LEN) if arch == "transformer" else 0
+        wanted, _ = model(text[start : t + 1], state)
+        torch.testing.assert_close(predict(text[t]), wanted[-1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru"])
+def test_a_recurrent_sample_continues_from_the_given_state(arch: str, model: LanguageModel, tokens: Tensor) -> None:
+    model.eval()
+    _, state = model(tokens[:-1], model.initial_state(4))
+    found = model.generate(tokens[-1], state, 6, seeded(1))
+    sample = list(tokens)
+    generator = seeded(1)
+    for _ in range(6):
+        logits, _ = model(torch.stack(sample), model.initial_state(4))
+        sample.append(torch.multinomial(logits[-1].softmax(-1), 1, generator=generator)[:, 0])
+    assert torch.equal(found, torch.stack(sample[-6:]))
+
+
+def test_the_generator_decides_the_sample(model: LanguageModel, first: Tensor) -> None:
+    state = model.initial_state(5)
+    sample = model.generate(first, state, 20, seeded(1))
+    assert torch.equal(sample, model.generate(first, state, 20, seeded(1)))
+    assert not torch.equal(sample, model.generate(first, state, 20, seeded(2)))
+    torch.manual_seed(1)
+    assert torch.equal(sample, model.generate(first, state, 20))
+
+
+@pytest.mark.parametrize("arch", ["transformer"])
+def test_the_transformer_computes_one_position_per_token_while_the_sample_fits_the_window(
+    arch: str, model: LanguageModel, first: Tensor
+) -> None:
+    positions: list[list[int]] = [[] for _ in model.blocks]
+    for block, counts in zip(model.blocks, positions, strict=True):
+        block.register_forward_hook(lambda _module, inputs, _output, counts=counts: counts.append(len(inputs[0])))
+    model.generate(first, model.initial_state(5), SEQ_LEN + 2)
+    assert positions == [[1] * SEQ_LEN + [SEQ_LEN] * 2] * 2
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru"])
+def test_the_recurrent_models_compute_one_position_per_token(arch: str, model: LanguageModel, first: Tensor) -> None:
+    positions = []
+    model.layers[0].register_forward_hook(lambda _module, inputs, _output: positions.append(len(inputs[0])))
+    model.generate(first, model.initial_state(5), 12)
+    assert positions == [1] * 12
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_is_without_dropout_and_gradients_and_restores_the_training_flag(
+    model: LanguageModel, first: Tensor, training: bool
+) -> None:
+    wanted = model.eval().generate(first, model.initial_state(5), 10, seeded(1))
+    model.train(training)
+    modes = []
+    model.output.register_forward_hook(lambda m, _i, _o: modes.append((m.training, torch.is_grad_enabled())))
+    found = model.generate(first, model.initial_state(5), 10, seeded(1))
+    assert torch.equal(found, wanted)
+    assert set(modes) == {(False, False)}
+    assert torch.is_grad_enabled()
+    assert all(module.training == training for module in model.modules())
+
+
+def test_the_training_flag_is_restored_after_an_error(model: LanguageModel, first: Tensor) -> None:
+    nn.init.constant_(model.output.bias, float("nan"))
+    with pytest.raises(RuntimeError):
+        model.generate(first, model.initial_state(5), 3)
+    assert all(module.training for module in model.modules())
+
+
+def test_tokens_are_drawn_with_the_models_probabilities(model: LanguageModel) -> None:
+    probabilities = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.copy_(probabilities.log())
+    draws = model.generate(torch.full((2000,), 10), model.initial_state(2000), 5, seeded(1)).flatten()
+    shares = draws.bincount(minlength=VOCAB_SIZE) / len(draws)
+    deviations = (probabilities * (1 - probabilities) / len(draws)).sqrt()
+    assert ((shares - probabilities).abs() <= 4 * deviations).all()
+
+
+def test_the_first_token_is_not_part_of_the_sample(model: LanguageModel, first: Tensor) -> None:
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias.fill_(float("-inf"))[5] = 0.0
+    sample = model.generate(first, model.initial_state(5), 4)
+    assert torch.equal(sample, torch.full((4, 5), 5))
+
+
+@pytest.mark.parametrize("length", [0, -3])
+def test_a_length_below_one_is_refused_in_one_line(model: LanguageModel, first: Tensor, length: int) -> None:
+    with pytest.raises(ValueError, match=rf"^length: found {length}, valid is a whole number of at least 1$"):
+        model.generate(first, model.initial_state(5), length)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import seqlm.models
+from seqlm.config import ModelConfig
+from seqlm.models import LanguageModel, build_model
+
+VOCAB_SIZE = 11
+
+
+def test_logits_are_the_output_layer_on_the_features(model: LanguageModel, tokens: Tensor) -> None:
+    model.eval()
+    state = model.initial_state(4)
+    hidden, state_after = model.features(tokens, state)
+    logits, wanted_state = model(tokens, state)
+    assert logits.shape == (7, 4, VOCAB_SIZE)
+    torch.testing.assert_close(hidden @ model.output.weight.T + model.output.bias, logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(state_after, wanted_state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("t", [0, 3, 6])
+def test_a_token_changes_its_own_and_later_logits_and_no_earlier_ones(
+    model: LanguageModel, tokens: Tensor, t: int
+) -> None:
+    model.eval()
+    other = tokens.clone()
+    other[t] = (other[t] + 1) % VOCAB_SIZE
+    state = model.initial_state(4)
+    before, after = model(tokens, state)[0], model(other, state)[0]
+    torch.testing.assert_close(before[:t], after[:t], rtol=0, atol=1e-12)
+    assert (before[t:] - after[t:]).abs().amax(dim=(1, 2)).min() > 1e-9
+
+
+def test_sequences_of_a_batch_do_not_touch_each_other(model: LanguageModel, tokens: Tensor) -> None:
+    model.eval()
+    together, _ = model(tokens, model.initial_state(4))
+    alone = [model(tokens[:, b : b + 1], model.initial_state(1))[0] for b in range(4)]
+    torch.testing.assert_close(torch.cat(alone, dim=1), together, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_windows_of_any_length_are_accepted(model: LanguageModel, length: int) -> None:
+    logits, _ = model(torch.zeros(length, 2, dtype=torch.int64), model.initial_state(2))
+    assert logits.shape == (length, 2, VOCAB_SIZE)
+
+
+def test_every_parameter_takes_part_in_the_loss(model: LanguageModel, tokens: Tensor) -> None:
+    logits, _ = model.eval()(tokens, model.initial_state(4))
+    nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    # A key's bias adds the same to all scores of a query, so its gradient is zero up to rounding.
+    assert [name for name in without if "W_k.bias" not in name] == []
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_seed_decides_the_initial_values(config: ModelConfig) -> None:
+    models = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        models.append(build_model(config, VOCAB_SIZE))
+    first, same, other = (nn.utils.parameters_to_vector(model.parameters()) for model in models)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_token_outside_the_vocabulary_is_an_error(model: LanguageModel) -> None:
+    with pytest.raises(IndexError):
+        model(torch.full((2, 4), VOCAB_SIZE), model.initial_state(4))
+
+
+@pytest.mark.parametrize(("sizes", "name"), [((0, 5), "vocab_size"), ((5, 0), "seq_len")])
+def test_sizes_below_one_are_refused_by_name(config: ModelConfig, sizes: tuple[int, int], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: found 0, valid is a whole number of at least 1$"):
+        build_model(config, *sizes)
+
+
+def test_the_models_are_made_of_linear_layers_embeddings_and_dropout_alone(model: LanguageModel) -> None:
+    from_torch = {type(module) for module in model.modules() if type(module).__module__.startswith("torch.")}
+    assert from_torch == {nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList}
+
+
+def test_no_ready_made_recurrent_or_transformer_module_is_named_in_the_models() -> None:
+    files = list(Path(seqlm.models.__file__).parent.glob("*.py"))
+    assert files
+    for file in files:
+        names = {
+            node.attr if isinstance(node, ast.Attribute) else node.name
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute | ast.alias)
+        }
+        ready_made = {n for n in names if n.startswith(("RNN", "GRU", "LSTM", "Transformer", "MultiheadAttention"))}
+        assert ready_made <= {"TransformerConfig", "Transformer"}, file.name

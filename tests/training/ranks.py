@@ -1,0 +1,61 @@
+"""One rank of a gloo group, for the tests of DistributedDataParallel: ``python -m tests.training.ranks RUN_FOLDER...``.
+
+For each run, takes three steps with the trainer's own step and writes the losses, the validation loss and the
+gradients of the first step into the run's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from seqlm.data.batches import windows
+from seqlm.data.corpus import load_corpus
+from seqlm.rundir import RunDirectory
+from seqlm.training.distributed import Rank, process_group, rank_from_environment
+from seqlm.training.trainer import Trainer
+
+STEPS = 3
+
+
+def take_steps(folder: Path, text: Path, rank: Rank) -> dict[str, Any]:
+    """What three steps of this rank gave, in float64, so that only a wrong weighting can make a difference."""
+    run = RunDirectory(folder)
+    config = run.read_config()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainer = Trainer(config, load_corpus(config.data, text), run, rank=rank, attempt=1)
+    finally:
+        torch.set_default_dtype(before)
+    gradients: dict[str, Tensor] = {}
+    clip = nn.utils.clip_grad_norm_
+
+    def record(parameters: Any, limit: float) -> Tensor:
+        if not gradients:  # after the reduction over ranks, before clipping
+            gradients.update(
+                {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+            )
+        return clip(parameters, limit)
+
+    state, losses = trainer._initial_state("train"), []
+    with mock.patch.object(nn.utils, "clip_grad_norm_", record):
+        for _, (inputs, targets) in zip(range(STEPS), windows(trainer._columns["train"], 5), strict=False):
+            loss, state = trainer._step(inputs, targets, state.detach())
+            losses.append(loss)
+    valid = trainer.evaluate("valid")
+    return {"losses": losses, "gradients": gradients, "valid": [valid.loss_nats, valid.tokens]}
+
+
+if __name__ == "__main__":
+    this = rank_from_environment(os.environ)
+    with process_group(this):
+        for name in sys.argv[1:]:
+            steps = take_steps(Path(name), Path(os.environ["SEQLM_DATA"]), this)
+            torch.save(steps, Path(name) / f"steps-{this.world_size}-{this.index}.pt")

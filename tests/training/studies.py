@@ -1,0 +1,50 @@
+"""Small texts, configurations and run directories for the tests of training."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from seqlm.config import RunConfig
+from seqlm.rundir import RunDirectory
+
+WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "in", "mat", "house", "and", "then", "it", "saw", "<unk>", "N"]
+
+
+def write_text(folder: Path, *, train_lines: int = 220, seed: int = 0) -> Path:
+    """A folder with {train,valid,test}.txt: random sentences of a small vocabulary, all of it in train."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    for split, lines in (("train", train_lines), ("valid", 60), ("test", 60)):
+        sentences = [" ".join(draw.choices(WORDS, k=draw.randint(3, 8))) for _ in range(lines)]
+        (folder / f"{split}.txt").write_text("\n".join([" ".join(WORDS), *sentences]) + "\n", "utf-8")
+    return folder
+
+
+def make_config(arch: str = "rnn", *, optimizer: str = "sgd", lr: float = 0.5, **changes: Any) -> RunConfig:
+    """A tiny run; ``changes`` such as ``keep=1.0`` or ``epochs=3`` go to the section that has the key."""
+    model: dict[str, Any] = {"arch": arch, "hidden_size": 16, "num_layers": 2, "keep": 1.0}
+    if arch == "transformer":
+        model.update(num_heads=4, mlp_size=32, attention_keep=1.0)
+    else:
+        model.update(embedding_size=12)
+    train: dict[str, Any] = {"epochs": 2, "batch_size": 8, "seq_len": 5, "clip_norm": 0.25}
+    top: dict[str, Any] = {}
+    for key, value in changes.items():
+        section = top if key == "seed" else train if key in train else model
+        section[key] = value
+    sections = {
+        "model": model,
+        "data": {"corpus": "files"},
+        "optim": {"optimizer": optimizer, "lr": lr},
+        "train": train,
+    }
+    return RunConfig.from_dict({**sections, **top})
+
+
+def make_run(folder: Path, config: RunConfig) -> RunDirectory:
+    """A run directory as a launcher would make it."""
+    run = RunDirectory(folder)
+    run.create(config, {"name": folder.name})
+    return run

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqlm.errors import BackendError
+from seqlm.training.distributed import Rank, rank_from_environment
+from tests.training.ranks import take_steps
+from tests.training.studies import make_config, make_run, write_text
+
+ARCHITECTURES = ("rnn", "gru", "transformer")
+
+
+def run_ranks(runs: list[Path], text: Path, world_size: int) -> None:
+    """Let a gloo group of processes take its steps on each of the runs."""
+    meeting = (text / f"meeting-{world_size}").as_uri()
+    ranks = []
+    for rank in range(world_size):
+        env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world_size), "SEQLM_RENDEZVOUS": meeting}
+        env.update(SEQLM_DEVICE="cpu", GLOO_SOCKET_IFNAME="lo", SEQLM_DATA=str(text))
+        ranks.append(subprocess.Popen([sys.executable, "-m", "tests.training.ranks", *map(str, runs)], env=env))
+    assert [rank.wait(timeout=300) for rank in ranks] == [0] * world_size
+
+
+@pytest.mark.parametrize(("batch_size", "ranks"), [(8, 2), (20, 3)])
+def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: int, ranks: int) -> None:
+    text = write_text(tmp_path / "text")
+    runs = [make_run(tmp_path / arch, make_config(arch, batch_size=batch_size)) for arch in ARCHITECTURES]
+    run_ranks([run.path for run in runs], text, ranks)
+    for run in runs:
+        alone = take_steps(run.path, text, Rank())
+        assert all(gradient.abs().sum() > 0 for gradient in alone["gradients"].values())
+        for rank in range(ranks):
+            steps = torch.load(run.path / f"steps-{ranks}-{rank}.pt", weights_only=True)
+            assert steps["losses"] == pytest.approx(alone["losses"], rel=1e-12)
+            assert steps["valid"] == pytest.approx(alone["valid"], rel=1e-12)
+            assert steps["gradients"].keys() == alone["gradients"].keys()
+            for name, gradient in steps["gradients"].items():
+                torch.testing.assert_close(gradient, alone["gradients"][name], rtol=1e-10, atol=1e-14)
+
+
+def test_a_rank_comes_from_the_environment() -> None:
+    assert rank_from_environment({"SEQLM_DEVICE": "cpu"}) == Rank(index=0, world_size=1)
+    env = {"RANK": "2", "WORLD_SIZE": "4", "SEQLM_DEVICE": "cpu"}
+    rank = rank_from_environment(env)
+    assert (rank.index, rank.world_size, rank.is_first) == (2, 4, False)
+
+
+def test_a_device_that_is_not_there_is_an_error_and_no_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="PyTorch sees no CUDA device"):
+        rank_from_environment({"SEQLM_DEVICE": "cuda"})
+    with pytest.raises(BackendError, match='found "tpu", valid is cpu or cuda'):
+        rank_from_environment({"SEQLM_DEVICE": "tpu"})

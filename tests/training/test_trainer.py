@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from seqlm.config import RunConfig
+from seqlm.data.corpus import Corpus, load_corpus
+from seqlm.errors import CheckpointError, DataError, DivergedError, UsageError
+from seqlm.models import build_model
+from seqlm.rundir import RunDirectory
+from seqlm.training.checkpoint import load_checkpoint
+from seqlm.training.distributed import Rank
+from seqlm.training.perplexity import TokenLoss, perplexity
+from seqlm.training.trainer import StopRequested, Trainer, best_epoch
+from tests.training.studies import make_config, make_run, write_text
+
+ARCHITECTURES = ("rnn", "gru", "transformer")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    return load_corpus(make_config().data, write_text(tmp_path / "text"))
+
+
+def trainer_for(
+    run_folder: Path, config: RunConfig, corpus: Corpus, should_stop: Callable[[], bool] = lambda: False
+) -> Trainer:
+    run = make_run(run_folder, config)
+    return Trainer(config, corpus, run, rank=Rank(), attempt=1, should_stop=should_stop)
+
+
+def split_columns(corpus: Corpus, split: str, batch_size: int) -> torch.Tensor:
+    """Columns cut literally: column j holds ids j*n .. (j+1)*n - 1."""
+    ids = list(corpus.splits[split])
+    n = len(ids) // batch_size
+    return torch.tensor([[ids[j * n + i] for j in range(batch_size)] for i in range(n)])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_an_epoch_is_the_protocol_written_out(tmp_path: Path, corpus: Corpus, arch: str) -> None:
+    """Columns, carried state, mean loss, clipping and the update, against a plain loop with its own SGD."""
+    config = make_config(arch, lr=0.7, epochs=1)
+    trainer = trainer_for(tmp_path / "run", config, corpus)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(corpus.vocabulary), config.train.seq_len)
+    for ours, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), "the seed decides the initial values"
+
+    columns = split_columns(corpus, "train", 8)
+    windows = (len(columns) - 1) // 5
+    state, total = model.initial_state(8), 0.0
+    for w in range(windows):
+        logits, state = model(columns[5 * w : 5 * w + 5], state.detach())
+        targets = columns[5 * w + 1 : 5 * w + 6]
+        loss = -logits.log_softmax(-1).gather(-1, targets[..., None]).mean()
+        model.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters() if p.grad is not None))
+        with torch.no_grad():
+            for p in model.parameters():
+                assert p.grad is not None
+                p -= 0.7 * p.grad * min(1.0, 0.25 / (norm + 1e-6))
+        total += loss.item()
+    trainer.train()
+    record = trainer.history[0]
+    assert record["train_loss"] == pytest.approx(total / windows, rel=1e-5)
+    assert record["train_ppl"] == pytest.approx(math.exp(total / windows), rel=1e-5)
+    for (name, ours), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+    valid = split_columns(corpus, "valid", 8)
+    model.eval()
+    state, losses = model.initial_state(8), []
+    for w in range((len(valid) - 1) // 5):
+        logits, state = model(valid[5 * w : 5 * w + 5], state)
+        losses.append(nn.functional.cross_entropy(logits.flatten(0, 1), valid[5 * w + 1 : 5 * w + 6].flatten()).item())
+    assert record["val_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corpus: Corpus) -> None:
+    config = make_config(epochs=3, keep=0.8, optimizer="adam", lr=0.01)
+    trainer = trainer_for(tmp_path / "run", config, corpus)
+    result = trainer.train()
+    epochs, warnings = trainer.run.read_metrics()
+    assert warnings == []
+    assert [e["epoch"] for e in epochs] == [0, 1, 2]
+    keys = "epoch train_loss val_loss train_ppl val_ppl lr epoch_seconds elapsed_seconds train_tokens_per_second"
+    assert list(epochs[0]) == [*keys.split(), "peak_memory_bytes", "attempt"]
+    assert epochs[2]["elapsed_seconds"] == pytest.approx(sum(e["epoch_seconds"] for e in epochs))
+    assert trainer.run.read_result() == json.loads(json.dumps(result))
+    best = min(epochs, key=lambda e: e["val_loss"])
+    assert result["best_epoch"] == best["epoch"]
+    assert result["best_val_ppl"] == best["val_ppl"]
+    last = load_checkpoint(trainer.run.last_checkpoint, config.fingerprint())
+    assert last.history == epochs
+    assert tuple(last.vocabulary) == corpus.vocabulary
+    assert trainer.run.observe().state == "done"
+
+
+def test_the_best_checkpoint_holds_the_parameters_of_the_best_epoch(tmp_path: Path, corpus: Corpus) -> None:
+    # A learning rate far too high for Adam: validation gets worse after some epoch.
+    config = make_config("gru", optimizer="adam", lr=0.2, epochs=6, clip_norm=10.0)
+    trainer = trainer_for(tmp_path / "run", config, corpus)
+    trainer.train()
+    losses = [e["val_loss"] for e in trainer.history]
+    assert losses.index(min(losses)) < 5, "the last epoch must not be the best one for this test to say anything"
+    best = load_checkpoint(trainer.run.best_checkpoint, config.fingerprint())
+    trainer.model.load_state_dict(best.model)
+    assert trainer.evaluate("valid").mean == pytest.approx(min(losses), rel=1e-9)
+    assert len(best.history) == losses.index(min(losses)) + 1
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_run_stopped_in_an_epoch_ends_in_the_same_weights_bit_for_bit(
+    tmp_path: Path, corpus: Corpus, arch: str
+) -> None:
+    config = make_config(arch, optimizer="adam", lr=0.01, epochs=3, keep=0.7)
+    quiet = trainer_for(tmp_path / "quiet", config, corpus)
+    quiet.train()
+    steps = iter([False] * 50 + [True])  # some way into the second epoch
+    with pytest.raises(StopRequested):
+        trainer_for(tmp_path / "stopped", config, corpus, should_stop=lambda: next(steps)).train()
+    assert [e["epoch"] for e in RunDirectory(tmp_path / "stopped").read_metrics()[0]] == [0]
+    resumed = Trainer(config, corpus, RunDirectory(tmp_path / "stopped"), rank=Rank(), attempt=2)
+    resumed.train()
+    for ours, theirs in zip(resumed.model.parameters(), quiet.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    epochs, _ = resumed.run.read_metrics()
+    assert [(e["epoch"], e["attempt"]) for e in epochs] == [(0, 1), (1, 2), (2, 2)]
+    assert [e["val_loss"] for e in epochs] == [e["val_loss"] for e in quiet.history]
+
+
+def test_metrics_cut_in_the_middle_of_a_line_are_whole_again_after_a_resume(tmp_path: Path, corpus: Corpus) -> None:
+    config = make_config(epochs=2)
+    trainer = trainer_for(tmp_path / "run", config, corpus)
+    trainer.train()
+    run = trainer.run
+    whole = run.metrics_file.read_bytes()
+    run.metrics_file.write_bytes(whole[:-40])
+    run.result_file.unlink()
+    epochs, warnings = run.read_metrics()
+    assert len(epochs) == 1
+    assert "line 2 is cut or damaged" in warnings[0]
+    Trainer(config, corpus, run, rank=Rank(), attempt=2).train()
+    assert run.metrics_file.read_bytes() == whole
+
+
+def test_dropout_masks_differ_between_epochs_and_seeds(tmp_path: Path, corpus: Corpus) -> None:
+    trainer = trainer_for(tmp_path / "a", make_config(lr=1e-12, keep=0.5, epochs=2), corpus)
+    trainer.train()
+    first, second = (e["train_loss"] for e in trainer.history)
+    assert first != second, "with a vanishing learning rate only the masks can make a difference"
+    assert trainer.history[0]["val_loss"] == pytest.approx(trainer.history[1]["val_loss"], rel=1e-9)
+
+
+def test_a_non_finite_loss_stops_before_the_optimizer_step_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    config = make_config(epochs=3)
+    trainer = trainer_for(tmp_path / "run", config, corpus)
+    good: dict[str, torch.Tensor] = {}
+    original = trainer._step
+
+    def poison(*arguments: Any) -> Any:
+        if len(trainer.history) == 1:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(math.nan)
+            good.update({name: p.clone() for name, p in trainer.model.named_parameters()})
+        return original(*arguments)
+
+    trainer._step = poison  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="the loss of a step is nan"):
+        trainer.train()
+    kept = load_checkpoint(trainer.run.last_checkpoint, config.fingerprint())
+    assert [e["epoch"] for e in kept.history] == [0]
+    assert all(torch.isfinite(tensor).all() for tensor in kept.model.values())
+    for name, parameter in trainer.model.named_parameters():
+        if "embedding" not in name:
+            assert torch.equal(parameter, good[name]), "no parameter moved in the step that diverged"
+
+
+def test_checkpoints_of_another_text_are_refused(tmp_path: Path, corpus: Corpus) -> None:
+    config = make_config(epochs=1)
+    trainer_for(tmp_path / "run", config, corpus).train()
+    other = load_corpus(config.data, write_text(tmp_path / "other", seed=1))
+    with pytest.raises(CheckpointError, match="trained on another text"):
+        Trainer(config, other, RunDirectory(tmp_path / "run"), rank=Rank(), attempt=2).train()
+
+
+def test_a_batch_or_window_larger_than_the_data_is_named_before_training(tmp_path: Path, corpus: Corpus) -> None:
+    with pytest.raises(DataError, match=r"valid split has \d+ tokens: batch_size 300"):
+        trainer_for(tmp_path / "a", make_config(batch_size=300, seq_len=1), corpus)
+    with pytest.raises(DataError, match="seq_len 1,000 needs"):
+        trainer_for(tmp_path / "b", make_config(seq_len=1000), corpus)
+
+
+def test_more_ranks_than_columns_are_refused(tmp_path: Path, corpus: Corpus) -> None:
+    config = make_config(batch_size=2)
+    run = make_run(tmp_path / "run", config)
+    with pytest.raises(UsageError, match="3 ranks share"):
+        Trainer(config, corpus, run, rank=Rank(index=0, world_size=3), attempt=1)
+
+
+def test_perplexity_is_one_place_and_never_hides_what_is_not_finite() -> None:
+    assert perplexity(math.log(10_000)) == pytest.approx(10_000)
+    assert perplexity(1e6) == math.inf
+    assert math.isnan(perplexity(math.nan))
+    total = TokenLoss()
+    assert math.isnan(total.mean)
+    total.add(6.0, 3)
+    total.add(2.0, 1)
+    assert total.mean == 2.0
+
+
+def test_a_nan_epoch_is_never_the_best() -> None:
+    assert best_epoch([{"val_loss": math.nan}, {"val_loss": 5.0}, {"val_loss": 5.0}]) == 1
