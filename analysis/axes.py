@@ -84,7 +84,7 @@ def label_progress(axes: Axes, progress: Progress, unit: str, values: Iterable[V
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axes.set_xlim(1 - 0.015 * last, last + max(0.015 * last, 0.05))
     else:
-        axes.set_xlim(0, last * 1.015)
+        axes.set_xlim(0, last * 1.015 or 1.0)
     if label:
         axes.set_xlabel("Epoch (1 = after the first pass)" if progress == "epochs" else f"Wall-clock time ({unit})")
 

@@ -59,18 +59,18 @@ def curves_of(study: Study, progress: Progress) -> list[Curve]:
     for run in study.runs.sort_values("number").to_dict("records"):
         epochs = study.epochs_of(run["id"])
         column = epochs["epoch"] + 1 if progress == "epochs" else epochs["elapsed_seconds"] / seconds
+        progress_values = _numbers(column)
         curve = Curve(
             number=run["number"],
             name=run["name"],
             arch=units.architecture(run["arch"]),
             state=run["state"],
-            progress=_numbers(column),
-            train_ppl=_perplexities(epochs["train_ppl"]),
-            val_ppl=_perplexities(epochs["val_ppl"]),
+            progress=progress_values,
+            train_ppl=_perplexities(epochs["train_ppl"], progress_values),
+            val_ppl=_perplexities(epochs["val_ppl"], progress_values),
             style=styles[run["id"]],
         )
-        drawable = np.isfinite(curve.progress) & (np.isfinite(curve.val_ppl) | np.isfinite(curve.train_ppl))
-        if drawable.any():
+        if np.isfinite(curve.val_ppl).any() or np.isfinite(curve.train_ppl).any():
             curves.append(curve)
     return curves
 
@@ -93,7 +93,8 @@ def _numbers(column: pd.Series[float]) -> Values:
     return np.array(column.to_numpy(float, na_value=math.nan))
 
 
-def _perplexities(column: pd.Series[float]) -> Values:
+def _perplexities(column: pd.Series[float], progress: Values) -> Values:
+    """Finite positive perplexities at a known progress; NaN in place of all others."""
     values = _numbers(column)
-    values[~(np.isfinite(values) & (values > 0))] = math.nan
+    values[~(np.isfinite(values) & (values > 0) & np.isfinite(progress))] = math.nan
     return values

@@ -92,7 +92,7 @@ def _draw(axes: Axes, curve: Curve) -> None:
 
 def _mark_end(axes: Axes, curve: Curve) -> None:
     """A cross on the last validation perplexity of a run that ended early."""
-    there = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(curve.progress))
+    there = np.flatnonzero(np.isfinite(curve.val_ppl))
     if curve.ended_early and len(there):
         last = there[-1]
         axes.plot(curve.progress[last], curve.val_ppl[last], "x", color=curve.style.colour, markersize=7, mew=2)
@@ -100,7 +100,7 @@ def _mark_end(axes: Axes, curve: Curve) -> None:
 
 def _number_mark(curve: Curve, scale: Scale) -> tuple[float, float, str, str]:
     """The run's number at the last point that the axis shows; with an arrow where the line goes on above it."""
-    finite = np.flatnonzero(np.isfinite(curve.val_ppl) & np.isfinite(curve.progress))
+    finite = np.flatnonzero(np.isfinite(curve.val_ppl))
     last = finite[-1]
     if curve.val_ppl[last] <= scale.high:
         return curve.progress[last], curve.val_ppl[last], str(curve.number), curve.style.colour

@@ -44,6 +44,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogTail:
+    """The last lines of a log file."""
+
+    file: str
+    """The file, from the study's folder on."""
+    lines: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """Everything the report is made of."""
 
@@ -55,8 +64,8 @@ class Study:
     """One row for each finished epoch of each run; see ``METRICS``."""
     absent: list[int]
     """Numbers of runs that the manifest has before the last one known here, but that have no directory."""
-    log_tails: dict[str, list[str]]
-    """Last lines of the newest log of each failed run that has one, by run id."""
+    log_tails: dict[str, LogTail]
+    """The end of the newest log of each failed or cancelled run that has one, by run id."""
     origin: Origin
     """Where the results come from: commits, versions, devices, times of launch."""
     warnings: list[str]
@@ -110,7 +119,7 @@ class _LoadedRun:
     row: dict[str, Any]
     epochs: list[dict[str, Any]]
     provenance: dict[str, Any]
-    log_tail: list[str]
+    log_tail: LogTail | None
     warnings: list[str]
 
 
@@ -126,7 +135,6 @@ def _read_run(run: RunDirectory) -> _LoadedRun:
 
     nothing: dict[str, Any] = {}
     no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
-    no_lines: list[str] = []
     provenance = attempt(run.read_provenance, nothing)
     hyperparameters = attempt(lambda: _dotted(run.read_config().to_dict()), nothing)
     epochs, cut_lines = attempt(run.read_metrics, no_epochs)
@@ -148,7 +156,7 @@ def _read_run(run: RunDirectory) -> _LoadedRun:
         **hyperparameters,
         "command": _command_line(provenance.get("command")),
     }
-    tail = attempt(lambda: _log_tail(run), no_lines) if observation.state in ("failed", "cancelled") else no_lines
+    tail = attempt(lambda: _log_tail(run), None) if observation.state in ("failed", "cancelled") else None
     return _LoadedRun(
         order=order if isinstance(order, int) and order >= 0 else None,
         row=row,
@@ -182,8 +190,9 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
     finite = [epoch for epoch in epochs if math.isfinite(_number_of(epoch["val_ppl"]))]
     best = min(finite, key=lambda epoch: _number_of(epoch["val_ppl"]), default={})
     final = epochs[-1] if epochs else {}
+    final_epoch = result.get("final_epoch")
     return {
-        "epochs_done": len(epochs),
+        "epochs_done": final_epoch + 1 if isinstance(final_epoch, int) else len(epochs),
         "best_epoch": result.get("best_epoch", best.get("epoch")),
         "train_ppl": result.get("best_train_ppl", best.get("train_ppl")),
         "val_ppl": result.get("best_val_ppl", best.get("val_ppl")),
@@ -205,22 +214,23 @@ def _command_line(command: Any) -> str | None:
     return shlex.join(str(word) for word in command)
 
 
-def _log_tail(run: RunDirectory) -> list[str]:
+def _log_tail(run: RunDirectory) -> LogTail | None:
     """The last lines of the newest attempt's ``stderr.log``."""
     attempts = run.attempts()
     if not attempts:
-        return []
+        return None
     path = run.stderr_log(attempts[-1])
     try:
         with path.open("rb") as log:
             log.seek(max(0, path.stat().st_size - 16_384))
             text = log.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
-        return []
+        return None
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
     lines = ["".join(c for c in line.expandtabs(4) if c.isprintable())[:300] for line in text.splitlines()]
-    return [line for line in lines if line.strip()][-LOG_LINES:]
+    lines = [line for line in lines if line.strip()][-LOG_LINES:]
+    return LogTail(file=path.relative_to(run.path.parent).as_posix(), lines=lines) if lines else None
 
 
 # -- all runs ------------------------------------------------------------------------------------------------------

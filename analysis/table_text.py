@@ -120,7 +120,6 @@ _LATEX = {
     '"': r"\symbol{34}",
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
-    "-": r"-{}",
     "–": r"\textendash{}",
     "×": r"\(\times\)",
 }
@@ -128,7 +127,8 @@ _LATEX = {
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"-(?=-)", "-{}", escaped)  # two hyphens would become one dash
 
 
 def escape_markdown(text: str) -> str:

@@ -307,9 +307,15 @@ def _read_dataclass(section: str, kind: type, raw: Mapping[str, Any], variants: 
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in raw:
             problems.append(f"{section}.{name}: missing, valid is {_describe(hints[name])}")
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if required <= values.keys():
+        try:
+            built = kind(**values)
+        except ConfigError as error:
+            problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
-    return kind(**values)
+    return built
 
 
 def _convert(key: str, hint: Any, value: Any) -> Any:

@@ -37,6 +37,23 @@ def test_a_cache_hit_gives_an_equal_corpus_without_tokenising(write_texts, monke
     assert corpus_facts(WORDS, folder) == first.facts
 
 
+def test_facts_are_read_from_the_cache_without_its_ids_unless_they_are_cut_short(
+    write_texts, monkeypatch, cache_folder
+):
+    folder = write_texts()
+    facts = load_corpus(WORDS, folder).facts
+    loads = []
+    monkeypatch.setattr(corpus, "load_corpus", lambda *given: loads.append(given) or load_corpus(*given))
+    assert corpus_facts(WORDS, folder) == facts
+    assert loads == []
+    file = entries(cache_folder)[0] / "train.bin"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[:-4])
+    assert corpus_facts(WORDS, folder) == facts
+    assert loads == [(WORDS, folder)]
+
+
 def test_ids_lie_in_the_cache_as_little_endian_int32(write_texts, cache_folder):
     loaded = load_corpus(WORDS, write_texts())
     (entry,) = entries(cache_folder)

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from seqlm.config import DataConfig
+from seqlm.data import cache
 from seqlm.data.corpus import PTB_SHA256, Corpus, corpus_facts, downloaded_ptb, load_corpus, resolve_data
 from seqlm.data.tokens import tokens_of
 from seqlm.errors import DataError
 
 WORDS = DataConfig(corpus="files")
 CHARS = DataConfig(corpus="files", level="char")
+REAL_PTB = os.environ.get("SEQLM_TEST_DATA") or os.environ.get("SEQLM_DATA") or ""
 
 
 def decode(corpus: Corpus, split: str) -> list[str]:
@@ -146,9 +148,11 @@ def test_facts_are_those_of_the_loaded_corpus_with_and_without_cache(write_texts
     assert corpus.tokens == {split: len(corpus.splits[split]) for split in ("train", "valid", "test")}
 
 
-def test_ids_are_read_only_int32(write_texts):
-    for _ in ("built", "cached"):
-        ids = load_corpus(WORDS, write_texts()).splits["train"]
+def test_ids_are_read_only_int32_with_and_without_cache(write_texts, monkeypatch):
+    folder = write_texts()
+    cached = load_corpus(WORDS, folder)
+    monkeypatch.setattr(cache, "cache_folder", lambda: folder / "train.txt")  # a file: nothing can be kept there
+    for ids in (cached.splits["train"], load_corpus(WORDS, folder).splits["train"]):
         assert (ids.format, ids.itemsize, ids.readonly, ids.ndim) == ("i", 4, True, 1)
 
 
@@ -205,11 +209,11 @@ def test_a_corpus_without_its_files_says_how_to_name_them(corpus):
         load_corpus(DataConfig(corpus=corpus), None)
 
 
-@pytest.mark.skipif("SEQLM_DATA" not in os.environ, reason="SEQLM_DATA names no copy of the Penn Treebank")
+@pytest.mark.skipif(not REAL_PTB, reason="neither SEQLM_DATA nor SEQLM_TEST_DATA names a copy of the Penn Treebank")
 @pytest.mark.parametrize("level", ["word", "char"])
 def test_the_real_ptb_is_what_is_known_by_heart(level):
     config = DataConfig(corpus="ptb", level=level)
-    corpus = load_corpus(config, Path(os.environ["SEQLM_DATA"]))
+    corpus = load_corpus(config, Path(REAL_PTB))
     assert corpus.facts == corpus_facts(config, None)
     if level == "word":
         assert corpus.vocabulary[:6] == ("the", "<unk>", "<eos>", "N", "of", "to")

@@ -1,0 +1,118 @@
+"""The report of a study: a folder with one page, its Markdown twin, and the tables, figures and data behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.curves import learning_curves
+from analysis.figure_files import FORMATS, figure_bytes, inline_svg
+from analysis.load import Study, load_study
+from analysis.page import page_of, render_html, render_markdown
+from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table
+from seqlm.errors import FileError, UsageError
+from seqlm.rundir import make_directory
+
+SIGNATURE = ("index.html", "report.md", "data/runs.json")
+"""Files by which a folder is known to be a report."""
+
+
+def write_report(study_dir: Path, output: Path | None = None) -> Path:
+    """Write the report of the runs below ``study_dir`` and return the path of its page.
+
+    ``output`` (default: ``report`` in the study's folder) is replaced as a whole, with whatever else was put there.
+    The new report is built beside it and swapped in, so a reader never sees half of one; when anything goes wrong
+    the old one stays. The same files give the same report, byte for byte.
+
+    Raises:
+        UsageError: the folder holds no runs, or ``output`` holds files that are no report.
+        FileError: the report cannot be written.
+    """
+    study = load_study(study_dir)
+    target = (output or study_dir / "report").resolve()
+    _check_replaceable(target)
+    files = report_files(study)
+    make_directory(target.parent)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            new = temporary / "new"
+            _write_files(new, files)
+            _swap_in(new, target, aside=temporary / "old")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise FileError.from_os_error("write report", target, error) from None
+    return (output or study_dir / "report") / "index.html"
+
+
+def report_files(study: Study) -> dict[str, bytes]:
+    """Every file of the report by its path in the report's folder."""
+    results, hyperparameters = results_table(study), hyperparameters_table(study)
+    charts = learning_curves(study)
+    page = page_of(study, results, hyperparameters, charts)
+    figures = {f"figures/{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in charts for kind in FORMATS}
+    inline = {chart.name: inline_svg(figures[f"figures/{chart.name}.svg"], chart.name) for chart in charts}
+    texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
+    for table in (results, hyperparameters):
+        texts[f"tables/{table.name}.csv"] = table.to_csv()
+        texts[f"tables/{table.name}.tex"] = table.to_latex()
+        texts[f"tables/{table.name}.md"] = table.to_markdown()
+    texts["tables/hyperparameters.csv"] = hyperparameters_csv(study)  # the shared ones too, which the page sums up
+    for name, data in (("runs", study.runs), ("epochs", study.epochs)):
+        texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
+        texts[f"data/{name}.json"] = _json(data)
+    return {**{path: text.encode("utf-8", errors="replace") for path, text in texts.items()}, **figures}
+
+
+def _json(data: pd.DataFrame) -> str:
+    """A list of objects, one a line; null for every missing or infinite number."""
+    records = [{str(key): _plain(value) for key, value in row.items()} for row in data.to_dict("records")]
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict | list | str | bool):
+        return json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return None if value is None or pd.isna(value) or value in (float("inf"), float("-inf")) else value
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuse a folder of other things: what is replaced is gone."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir() or not all((target / name).is_file() for name in SIGNATURE):
+        raise UsageError(f"{target} exists and is no report, so it is not replaced; choose another folder")
+
+
+def _write_files(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _swap_in(new: Path, target: Path, *, aside: Path) -> None:
+    """Put ``new`` in the place of ``target``; where that fails, ``target`` comes back."""
+    if not target.exists():
+        new.rename(target)
+        return
+    target.rename(aside)
+    try:
+        new.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.backend import Ended
+from jobs.local_backend import LocalBackend
+from jobs.spec import Resources, Submission
+from seqlm import machine
+from seqlm.errors import BackendError
+
+TELL = """
+import json, os, sys
+names = "RANK WORLD_SIZE OMP_NUM_THREADS SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_RENDEZVOUS SEQLM_ATTEMPT".split()
+json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "rank" + os.environ["RANK"]), "w"))
+print("out", flush=True); print("err", file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def _four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machine, "gpus", list)
+
+
+@pytest.fixture
+def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "gpus", lambda: [("0", "Card"), ("3", "Card")])
+
+
+def submission(folder: Path, program: str, resources: Resources) -> Submission:
+    folder.mkdir(parents=True, exist_ok=True)
+    argv = (sys.executable, "-S", "-c", program, str(folder))
+    env = {"SEQLM_ATTEMPT": "1"}
+    return Submission(run_dir=folder, attempt=1, argv=argv, env=env, cwd=folder, resources=resources)
+
+
+def wait(backend: LocalBackend, job_id: str, seconds: float = 60) -> Ended:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended = backend.poll(job_id)
+        if ended is not None:
+            return ended
+        time.sleep(0.02)
+    pytest.fail("the job did not end")
+
+
+@pytest.mark.usefixtures("_four_cores")
+def test_each_rank_is_a_process_that_knows_its_place(tmp_path: Path) -> None:
+    backend = LocalBackend()
+    resources = backend.resolve(Resources(ranks=2), runs=1)
+    assert resources == Resources(ranks=2, cpus=2, gpus=0)
+    assert wait(backend, backend.submit(submission(tmp_path / "run", TELL, resources))).exit_code == 0
+    ranks = [json.loads((tmp_path / "run" / f"rank{rank}").read_text()) for rank in range(2)]
+    assert [rank["RANK"] for rank in ranks] == ["0", "1"]
+    assert {rank["WORLD_SIZE"] for rank in ranks} == {"2"}
+    assert {rank["OMP_NUM_THREADS"] for rank in ranks} == {"2"}
+    assert {rank["SEQLM_DEVICE"] for rank in ranks} == {"cpu"}
+    assert ranks[0]["SEQLM_RENDEZVOUS"] == ranks[1]["SEQLM_RENDEZVOUS"] is not None
+    attempt = tmp_path / "run" / "attempts" / "0001"
+    assert (attempt / "stdout.log").read_text() == "out\n" * 2
+    assert (attempt / "stderr.log").read_text() == "err\n" * 2
+
+
+@pytest.mark.usefixtures("_four_cores")
+@pytest.mark.parametrize(("runs", "cpus"), [(1, 4), (2, 2), (3, 1), (100, 1)])
+def test_cores_are_shared_equally_among_the_runs_that_go_at_once(runs: int, cpus: int) -> None:
+    assert LocalBackend().resolve(Resources(), runs).cpus == cpus
+
+
+@pytest.mark.usefixtures("_four_cores")
+def test_at_most_max_parallel_runs_share_the_machine(tmp_path: Path) -> None:
+    backend = LocalBackend(max_parallel=1)
+    resources = backend.resolve(Resources(), runs=9)
+    assert resources.cpus == 4
+    job = backend.submit(submission(tmp_path / "run", TELL, resources))
+    assert not backend.has_room(Resources(cpus=1, gpus=0))
+    wait(backend, job)
+    assert backend.has_room(resources)
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
+    backend = LocalBackend()
+    one = backend.resolve(Resources(), runs=5)
+    assert (one.gpus, one.cpus) == (1, 4)
+    first = backend.submit(submission(tmp_path / "a", TELL, one))
+    second = backend.submit(submission(tmp_path / "b", TELL, one))
+    assert not backend.has_room(one)
+    for job in (first, second):
+        wait(backend, job)
+    seen = [json.loads((tmp_path / run / "rank0").read_text()) for run in "ab"]
+    assert [rank["CUDA_VISIBLE_DEVICES"] for rank in seen] == ["0", "3"]
+    assert {rank["SEQLM_DEVICE"] for rank in seen} == {"cuda"}
+    assert backend.has_room(backend.resolve(Resources(ranks=2), runs=1))
+
+
+@pytest.mark.usefixtures("_two_gpus")
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        (Resources(ranks=3), "never fits: needs 3 GPUs, this machine has 2"),
+        (Resources(ranks=2, cpus=5, gpus=0), r"never fits: needs 10 cores \(2 ranks of 5\), this machine has 8"),
+    ],
+)
+def test_what_can_never_fit_is_said_at_once(resources: Resources, message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        LocalBackend().resolve(resources, runs=1)
+
+
+@pytest.mark.usefixtures("_four_cores")
+def test_a_rank_killed_by_a_signal_explains_the_others(tmp_path: Path) -> None:
+    program = "import os, signal, sys, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), 9)\nsys.exit(1)"
+    backend = LocalBackend()
+    ended = wait(backend, backend.submit(submission(tmp_path / "run", program, Resources(ranks=2, cpus=1, gpus=0))))
+    assert (ended.exit_code, ended.message) == (-9, "rank 1 was killed by SIGKILL")
+
+
+@pytest.mark.usefixtures("_four_cores")
+def test_ranks_left_hanging_by_a_failed_one_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.local_backend.PEER_GRACE_SECONDS", 0.2)
+    program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(600)"
+    backend = LocalBackend()
+    ended = wait(backend, backend.submit(submission(tmp_path / "run", program, Resources(ranks=2, cpus=1, gpus=0))))
+    assert "rank" in ended.message
+
+
+@pytest.mark.usefixtures("_four_cores")
+def test_stop_asks_with_sigterm_and_force_kills(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *a: open(sys.argv[1] + '/asked', 'w'))\n"
+        "open(sys.argv[1] + '/ready', 'w')\nwhile True: time.sleep(0.05)"
+    )
+    backend = LocalBackend()
+    job = backend.submit(submission(tmp_path / "run", program, Resources(cpus=1, gpus=0)))
+    while not (tmp_path / "run" / "ready").exists():
+        time.sleep(0.02)
+    backend.stop(job, force=False)
+    while not (tmp_path / "run" / "asked").exists():
+        time.sleep(0.02)
+    assert backend.poll(job) is None
+    backend.stop(job, force=True)
+    assert wait(backend, job).exit_code == -9
+
+
+@pytest.mark.usefixtures("_four_cores")
+def test_a_run_is_a_process_group_of_its_own(tmp_path: Path) -> None:
+    program = "import os, sys; open(sys.argv[1] + '/group' + os.environ['RANK'], 'w').write(str(os.getpgrp()))"
+    backend = LocalBackend()
+    wait(backend, backend.submit(submission(tmp_path / "run", program, Resources(ranks=2, cpus=1, gpus=0))))
+    groups = {(tmp_path / "run" / f"group{rank}").read_text() for rank in range(2)}
+    assert len(groups) == 1
+    assert groups != {str(os.getpgrp())}

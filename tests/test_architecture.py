@@ -1,0 +1,126 @@
+"""Policy as tests: who may import whom, what starts without torch, and that the README tells the truth."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.manifest import load_manifest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "launch")
+
+BOTTOM = ("seqlm.config", "seqlm.rundir", "seqlm.errors", "seqlm.machine")
+"""What everybody may import; these import nothing but each other and the standard library."""
+
+TEXT = ("seqlm.data.corpus", "seqlm.data.layout", "seqlm.data.cache", "seqlm.data.ptb_download")
+"""The part of seqlm.data without torch, for planning."""
+
+ALLOWED = {
+    "seqlm.config": BOTTOM,
+    "seqlm.rundir": BOTTOM,
+    "seqlm.errors": (),
+    "seqlm.machine": (),
+    "seqlm.data": (*BOTTOM, "seqlm.data"),
+    "seqlm.models": (*BOTTOM, "seqlm.models"),
+    "seqlm.training": (*BOTTOM, "seqlm.models", "seqlm.data", "seqlm.training"),
+    "jobs": (*BOTTOM, *TEXT, "seqlm", "jobs"),
+    "slurm": (*BOTTOM, "jobs", "slurm"),
+    "analysis": (*BOTTOM, "analysis"),
+    "launch": (*BOTTOM, *TEXT, "seqlm", "jobs", "slurm", "analysis"),
+}
+"""Part -> the parts it may import from. ``seqlm`` alone means its version and place."""
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = [("launch", ROOT / "launch.py")]
+    for package in ("seqlm", "jobs", "slurm", "analysis"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found.append((name.removesuffix(".__init__"), path))
+    return found
+
+
+def imports_of(name: str, path: Path) -> set[str]:
+    """The modules of ours that a file imports, ``from seqlm import machine`` as ``seqlm.machine``."""
+    known = {module for module, _ in modules()}
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively; say the whole name"
+            assert node.module is not None
+            inside = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            imported |= inside or {node.module}
+    return {module for module in imported if module.split(".")[0] in PACKAGES}
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_no_arrow_points_back(name: str, path: Path) -> None:
+    if name == "seqlm":
+        assert not imports_of(name, path)
+        return
+    part = max((part for part in ALLOWED if name == part or name.startswith(part + ".")), key=len)
+    for module in imports_of(name, path):
+        fits = any(
+            module == allowed or (allowed != "seqlm" and module.startswith(allowed + ".")) for allowed in ALLOWED[part]
+        )
+        assert fits, f"{name} imports {module}; {part} may import {', '.join(ALLOWED[part])}"
+
+
+def test_the_bottom_needs_the_standard_library_alone() -> None:
+    for name in BOTTOM:
+        tree = ast.parse((ROOT / (name.replace(".", "/") + ".py")).read_text("utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for imported in names:
+                top = imported.split(".")[0]
+                assert top in sys.stdlib_module_names or top == "seqlm", f"{name} imports {imported}"
+
+
+def test_the_launcher_starts_without_torch_or_pandas() -> None:
+    program = (
+        "import sys, launch; heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs/manifests").glob("*.toml")), ids=lambda path: path.name)
+def test_every_manifest_parses(path: Path) -> None:
+    manifest = load_manifest(path)
+    assert manifest.study == path.stem
+    assert manifest.runs
+
+
+def test_the_readme_map_names_every_folder_and_module_at_the_top() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = text.split("## Map", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE))
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if not tracked:
+        pytest.skip("not a git checkout")
+    paths = [Path(line) for line in tracked.splitlines()]
+    folders = {f"{path.parts[0]}/" for path in paths if len(path.parts) > 1 and not path.parts[0].startswith(".")}
+    folders |= {f"seqlm/{path.parts[1]}/" for path in paths if len(path.parts) > 2 and path.parts[0] == "seqlm"}
+    files = {str(path) for path in paths if path.suffix == ".py" and path.parent in (Path(), Path("seqlm"))}
+    files -= {"seqlm/__init__.py"}
+    assert named == folders | files
+
+
+def test_no_file_names_a_path_of_a_developers_machine_or_a_package_registry() -> None:
+    forbidden = re.compile(r"/work/|/root/|/opt/wheels|pypi\.org|pythonhosted|deb\.debian|registry\.npmjs")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    for name in listed.splitlines():
+        path = ROOT / name
+        if path == Path(__file__) or not path.is_file():
+            continue
+        found = forbidden.search(path.read_bytes().decode("utf-8", errors="ignore"))
+        assert not found, f"{name}: {found and found[0]}"

@@ -1,0 +1,326 @@
+"""The command line from end to end, with real workers on small runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from seqlm.rundir import RunDirectory
+from tests.training.studies import write_text
+
+ROOT = Path(__file__).parent.parent
+
+MANIFEST = """
+[study]
+name = "small"
+data = "text"
+
+[defaults.model]
+hidden_size = 16
+num_layers = 1
+embedding_size = 8
+num_heads = 4
+mlp_size = 16
+keep = 0.9
+
+[defaults.data]
+corpus = "files"
+
+[defaults.train]
+epochs = {epochs}
+batch_size = 8
+seq_len = 5
+
+[[grid]]
+model.arch = {archs}
+optim.optimizer = "adam"
+optim.lr = 0.01
+"""
+
+
+class Study:
+    """A manifest in a folder of its own, and the command line on it."""
+
+    def __init__(self, folder: Path, *, epochs: int = 2, archs: tuple[str, ...] = ("rnn",), lines: int = 220) -> None:
+        self.folder = folder
+        write_text(folder / "text", train_lines=lines)
+        (folder / "small.toml").write_text(MANIFEST.format(epochs=epochs, archs=json.dumps(archs)))
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, str(ROOT / "launch.py"), *words]
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*words), cwd=self.folder, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*words), cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def runs(self) -> list[RunDirectory]:
+        return RunDirectory.all_in(self.folder / "runs" / "small")
+
+    def states(self) -> dict[str, str]:
+        document = json.loads(self("status", "small.toml", "--json").stdout)
+        return {run["name"]: run["state"] for run in document["data"]["runs"]}
+
+
+def until(condition: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail("waited in vain")
+        time.sleep(0.05)
+
+
+def epochs_of(run: RunDirectory) -> list[int]:
+    return [record["epoch"] for record in run.read_metrics()[0]]
+
+
+def worker_pid(run: RunDirectory) -> int:
+    return int(json.loads(run.worker_lock_file.read_text())["pid"])
+
+
+def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tmp_path: Path) -> None:
+    study = Study(tmp_path, archs=("rnn", "gru", "transformer"))
+    first = study("run", "small.toml", "--json", "--report")
+    assert first.returncode == 0, first.stderr
+    document = json.loads(first.stdout)
+    assert (document["schema_version"], document["ok"], document["error"]) == (1, True, None)
+    assert [run["state"] for run in document["data"]["runs"]] == ["done"] * 3
+    assert (tmp_path / "runs/small/report/index.html").stat().st_size > 10_000
+    before = {path: path.stat().st_mtime_ns for run in study.runs() for path in run.path.rglob("*")}
+
+    plan = json.loads(study("plan", "small.toml", "--json").stdout)
+    assert {run["action"] for run in plan["data"]["runs"]} == {"skip"}
+    keys = {"name", "id", "fingerprint", "directory", "action", "config", "resources", "parameters"}
+    assert keys <= plan["data"]["runs"][0].keys()
+    assert all(run["seconds"] > 0 for run in plan["data"]["runs"]), "earlier runs tell the time"
+
+    second = study("run", "small.toml")
+    assert second.returncode == 0
+    assert "0 of 3 runs to do" in second.stderr
+    assert {path: path.stat().st_mtime_ns for run in study.runs() for path in run.path.rglob("*")} == before
+
+    logs = study("logs", "small.toml", "rnn-adam")
+    assert "epoch 2/2 done" in logs.stdout
+    assert json.loads(study("cancel", "small", "--json").stdout)["data"]["runs"] == []
+    worker = json.loads((study.runs()[0].attempt_dir(1) / "worker.json").read_text())
+    assert worker["ranks"] == 1
+    provenance = study.runs()[0].read_provenance()
+    assert Path(provenance["code"]["path"]).joinpath("seqlm/training/worker.py").is_file()
+    assert provenance["command"][-2:] == ["--only", "name=rnn-adam"]
+
+
+def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=12, lines=1500)
+    launcher = study.start("run", "small.toml")
+    until(lambda: study.runs() and len(epochs_of(study.runs()[0])) >= 2)
+    (run,) = study.runs()
+    os.kill(worker_pid(run), signal.SIGKILL)
+    _, stderr = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert "killed by SIGKILL" in stderr
+    seen = epochs_of(run)
+    assert len(seen) < 12
+    assert run.observe().kind == "node"
+
+    again = study("run", "small.toml")
+    assert again.returncode == 0, again.stderr
+    assert "resumes" in again.stderr
+    assert epochs_of(run) == list(range(12))
+    assert run.attempts() == [1, 2]
+
+
+def test_ctrl_c_stops_the_workers_cleanly_and_leaves_the_runs_resumable(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=400, archs=("rnn", "gru"))
+    launcher = study.start("run", "small.toml")
+    until(lambda: len(study.runs()) == 2 and any(epochs_of(run) for run in study.runs()))
+    pids = [worker_pid(run) for run in study.runs() if run.worker_lock_file.exists()]
+    launcher.send_signal(signal.SIGINT)
+    _, stderr = launcher.communicate(timeout=90)
+    assert launcher.returncode == 130
+    assert "Traceback" not in stderr
+    assert "interrupted" in stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert set(study.states().values()) == {"pending"}
+    assert {run["action"] for run in json.loads(study("plan", "small.toml", "--json").stdout)["data"]["runs"]} <= {
+        "resume",
+        "start",
+    }
+
+
+def test_a_study_launched_twice_at_the_same_moment_runs_once(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    both = [study.start("run", "small.toml") for _ in range(2)]
+    answers = [process.communicate(timeout=120)[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes == [0, 1], answers
+    assert sum("study small is being launched already" in answer for answer in answers) == 1
+    (run,) = study.runs()
+    assert run.attempts() == [1]
+    assert run.observe().state == "done"
+
+
+def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
+    left = study("run", "small.toml", "--no-wait", "--max-parallel", "1")
+    assert left.returncode == 0, left.stderr
+    until(lambda: study.states() == {"rnn-adam": "running", "gru-adam": "queued"})
+    cancelled = json.loads(study("cancel", "small", "--only", "arch=gru", "--json").stdout)
+    assert [run["state"] for run in cancelled["data"]["runs"]] == ["cancelled"]
+    assert study.states() == {"rnn-adam": "running", "gru-adam": "cancelled"}
+    assert study("cancel", "runs/small").returncode == 0
+    assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "cancelled"}
+    until(lambda: study("run", "small.toml").returncode == 1)  # the launcher ends; a plain run leaves them cancelled
+    assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "cancelled"}
+    again = study("retry", "small", "--only", "arch=gru", "--no-wait")
+    assert again.returncode == 0, again.stderr
+    until(lambda: study.states()["gru-adam"] == "running")
+    assert study("cancel", "small").returncode == 0
+
+
+def test_two_ranks_of_one_run_train_through_the_launcher(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=1)
+    answer = study("run", "small.toml", "--set", "resources.ranks=2")
+    assert answer.returncode == 0, answer.stderr
+    (run,) = study.runs()
+    assert json.loads((run.attempt_dir(1) / "worker.json").read_text())["ranks"] == 2
+
+
+def test_a_diverged_run_says_so_and_its_grid_goes_on(tmp_path: Path) -> None:
+    study = Study(tmp_path, archs=("rnn", "gru"))
+    text = (tmp_path / "small.toml").read_text()
+    text += '[[run]]\nname = "wild"\nmodel.arch = "gru"\noptim.optimizer = "sgd"\noptim.lr = 1e30\n'
+    (tmp_path / "small.toml").write_text(text)
+    answer = study("run", "small.toml")
+    assert answer.returncode == 1
+    assert study.states() == {"rnn-adam": "done", "gru-adam": "done", "wild": "failed"}
+    failure = next(run for run in study.runs() if run.id.startswith("wild")).read_failure()
+    assert failure is not None
+    assert failure["kind"] == "diverged"
+    assert "Traceback" not in answer.stderr
+
+
+# -- bad input: one clear line, no traceback ----------------------------------------------------------------------
+
+
+def answer_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = launch.main(list(words))
+    return code, capsys.readouterr().err.strip()
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.chdir(tmp_path)
+    return Study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "none.toml"], "none.toml: no such file"),
+        (["run", "text"], "text"),
+        (["run", "small.toml", "--set", "optim.lrate=1"], "did you mean"),
+        (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: found -1"),
+        (["run", "small.toml", "--set", "model.arch=lstm"], "lstm"),
+        (["run", "small.toml", "--only", "arch=gru"], "no run passes --only and --exclude"),
+        (["run", "small.toml", "--only", "arhc=gru"], "arhc"),
+        (["run", "small.toml", "--data", "nowhere"], "nowhere"),
+        (["run", "small.toml", "--set", "train.batch_size=5000"], "batch_size 5,000"),
+        (["run", "small.toml", "--backend", "cloud"], "argument --backend: invalid choice: 'cloud'"),
+        (["run"], "the following arguments are required: manifest"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        (["status", "other"], "other: neither a study's folder, nor a manifest, nor a study in runs"),
+        (["status", "small.toml"], "this study has not been launched yet"),
+        (["report", "text"], "text"),
+    ],
+)
+def test_bad_usage_is_one_clear_line_and_exit_code_2(
+    study: Study, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    code, error = answer_of(capsys, *words)
+    assert code == 2
+    assert line in error
+    assert len(error.splitlines()) == 1
+    assert "Traceback" not in error
+    assert not (study.folder / "runs").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize("words", [["--backend", "slurm"], ["--set", "resources.cpus=4000"]])
+def test_what_no_backend_can_do_is_exit_code_3(
+    study: Study, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    code, _ = answer_of(capsys, "run", "small.toml", *words)
+    assert code == 3
+
+
+def test_errors_are_a_json_document_too(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["plan", "none.toml", "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is False
+    assert document["data"] is None
+    assert document["error"]["code"] == 2
+    assert "none.toml" in document["error"]["message"]
+
+
+def test_a_word_outside_the_vocabulary_is_named_before_anything_starts(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study.folder / "text" / "valid.txt").write_text("the zebra sat\n" * 60)
+    code, error = answer_of(capsys, "run", "small.toml")
+    assert code == 2
+    assert '"zebra" is not in the vocabulary' in error
+
+
+def test_a_truncated_checkpoint_fails_its_run_with_one_line_and_is_left_alone(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=1)
+    assert study("run", "small.toml").returncode == 0
+    (run,) = study.runs()
+    run.result_file.unlink()
+    damaged = run.last_checkpoint.read_bytes()[:1000]
+    run.last_checkpoint.write_bytes(damaged)
+    answer = study("run", "small.toml")
+    assert answer.returncode == 1
+    failure = run.read_failure()
+    assert failure is not None
+    assert "last.pt is truncated or not a seqlm checkpoint" in failure["message"]
+    assert "Traceback" not in run.stderr_log(2).read_text()
+    assert run.last_checkpoint.read_bytes() == damaged
+    assert epochs_of(run) == [0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the file systems that these tests need")
+@pytest.mark.parametrize(
+    ("options", "line"), [("ro", "Read-only file system"), ("size=600k", "No space left on device")]
+)
+def test_a_read_only_or_full_disk_is_one_clear_line(tmp_path: Path, options: str, line: str) -> None:
+    study = Study(tmp_path)
+    (tmp_path / "runs").mkdir()
+    script = f'mount -t tmpfs -o {options} none runs && exec "$@"'
+    shell = ["unshare", "--mount", "sh", "-c", script, "sh", *study.command("run", "small.toml")]
+    answer = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    if "mount:" in answer.stderr or "unshare:" in answer.stderr:
+        pytest.skip("mounting is not allowed here")
+    assert answer.returncode == 1, answer.stderr
+    assert line in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_plan_of_the_published_study_lists_19_runs_with_19_fingerprints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["plan", str(ROOT / "jobs/manifests/paper.toml"), "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["data"]["runs"]
+    assert len(runs) == 19
+    assert len({run["fingerprint"] for run in runs}) == 19

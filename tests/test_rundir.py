@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqlm.errors import FileError, RunBusyError
+from seqlm.rundir import (
+    RunDirectory,
+    exclusive_lock,
+    is_locked,
+    read_json,
+    read_lock_holder,
+    replacing,
+    slugify,
+    write_json,
+    write_json_lines,
+    write_text,
+)
+from tests.training.studies import make_config, make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return make_run(tmp_path / "study" / "rnn-sgd-0123abcd", make_config())
+
+
+def epoch(number: int, val_ppl: float | None = 100.0) -> dict[str, object]:
+    return {"epoch": number, "val_ppl": val_ppl}
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+
+    def fail_half_way() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half a fi")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail_half_way()
+    assert read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "x")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_folder_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(FileError, match=r"cannot write .*file: Is a directory"):
+        write_text(tmp_path / "file", "x")
+    with pytest.raises(FileError, match="cannot read"):
+        read_json(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", ["", '{"a": ', "[1]", "\0"])
+def test_a_damaged_json_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "job.json").write_text(content)
+    with pytest.raises(FileError, match=r"job\.json is damaged"):
+        read_json(tmp_path / "job.json")
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "m.jsonl", [{"val_ppl": math.inf, "train_ppl": math.nan, "epoch": 0}])
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"val_ppl": None, "train_ppl": None, "epoch": 0}
+
+
+def test_a_metrics_file_cut_in_a_line_loses_that_line_alone_and_says_so(run: RunDirectory) -> None:
+    write_json_lines(run.metrics_file, [epoch(0), epoch(1), epoch(2)])
+    text = run.metrics_file.read_text()
+    run.metrics_file.write_text(text[:-9])
+    epochs, warnings = run.read_metrics()
+    assert [record["epoch"] for record in epochs] == [0, 1]
+    assert warnings == [f"{run.metrics_file}: line 3 is cut or damaged and was left out"]
+    assert run.observe().epoch == 1
+
+
+def test_the_state_is_read_from_the_files(run: RunDirectory) -> None:
+    assert run.observe().state == "pending"
+    assert run.observe(launching=True).state == "queued"
+    run.attempt_dir(1).mkdir(parents=True)
+    assert run.observe().reason == "interrupted before the first epoch ended; run again to resume"
+    write_json_lines(run.metrics_file, [epoch(0, 90.0), epoch(1, None), epoch(2, 95.0)])
+    observation = run.observe()
+    assert (observation.state, observation.epoch, observation.best_val_ppl) == ("pending", 2, 90.0)
+    assert observation.reason == "interrupted after epoch 2; run again to resume"
+    run.write_failure_once({"kind": "diverged", "message": "the loss is nan"})
+    assert run.observe().state == "failed"
+    assert run.observe().reason == "diverged: the loss is nan"
+    write_json(run.result_file, {})
+    assert run.observe().state == "done", "a result stands above a failure that came before"
+
+
+def test_a_cancelled_run_is_not_a_failed_one(run: RunDirectory) -> None:
+    run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+    assert (run.observe().state, run.observe().kind) == ("cancelled", "cancelled")
+
+
+def test_the_first_failure_stands(run: RunDirectory) -> None:
+    run.write_failure_once({"kind": "oom", "message": "first"})
+    run.write_failure_once({"kind": "node", "message": "what followed"})
+    failure = run.read_failure()
+    assert failure is not None
+    assert failure["message"] == "first"
+    assert not list(run.path.glob(".*.tmp"))
+
+
+HOLD = (
+    "import sys; from pathlib import Path; from seqlm.rundir import exclusive_lock\n"
+    "with exclusive_lock(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"
+)
+
+
+def test_a_lock_has_one_owner_and_goes_when_its_process_is_killed(run: RunDirectory) -> None:
+    path = run.worker_lock_file
+    assert not is_locked(path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == "held\n"
+    assert run.observe().state == "running"
+    named = read_lock_holder(path)
+    assert named is not None
+    assert named["pid"] == holder.pid
+    with pytest.raises(RunBusyError, match=rf"^taken \(pid {holder.pid} on "), exclusive_lock(path, "taken"):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdin.close()
+    holder.stdout.close()
+    assert not is_locked(path)
+    with exclusive_lock(path, "taken"):
+        assert is_locked(path)
+
+
+def test_a_run_is_found_again_whatever_its_name_is_now(tmp_path: Path) -> None:
+    config = make_config()
+    run = RunDirectory.locate(tmp_path, "GRU / first try", config.fingerprint())
+    assert run.id == f"gru-first-try-{config.fingerprint()[:8]}"
+    run.create(config, {"name": "GRU / first try"})
+    assert RunDirectory.locate(tmp_path, "renamed", config.fingerprint()) == run
+
+
+def test_another_configuration_never_overwrites_a_run(run: RunDirectory) -> None:
+    run.create(make_config(), {"name": "again"})
+    with pytest.raises(FileError, match="holds another configuration"):
+        run.create(make_config(seed=5), {})
+    assert run.read_config() == make_config()
+
+
+def test_runs_are_listed_in_manifest_order(tmp_path: Path) -> None:
+    for order, name in ((1, "a-00000001"), (0, "b-00000002"), (None, "c-00000003")):
+        make_run(tmp_path / name, make_config()).create(make_config(), {"order": order})
+    assert [run.id for run in RunDirectory.all_in(tmp_path)] == ["b-00000002", "a-00000001", "c-00000003"]
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("gru-adam", "gru-adam"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("$(rm -rf ~)", "rm-rf"),
+        ("a\nb c", "a-b-c"),
+        ("...", "run"),
+        ("é", "run"),
+        ("x" * 200, "x" * 80),
+    ],
+)
+def test_a_name_becomes_a_harmless_folder_name(name: str, slug: str) -> None:
+    assert slugify(name) == slug
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the small file system that this test fills")
+def test_a_full_disk_is_one_clear_line_and_the_old_file_stays(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from seqlm.errors import FileError
+from seqlm.rundir import read_json, write_json
+path = Path({str(tmp_path)!r}) / "small" / "file.json"
+write_json(path, {{"a": 1}})
+try:
+    write_json(path, {{"a": "x" * 2_000_000}})
+except FileError as error:
+    print(error)
+print(read_json(path), sorted(entry.name for entry in path.parent.iterdir()))
+"""
+    (tmp_path / "small").mkdir()
+    mount = f'mount -t tmpfs -o size=1m none \'{tmp_path}/small\' && exec "$0" -c "$1"'
+    shell = ["unshare", "--mount", "sh", "-c", mount, sys.executable, program]
+    answer = subprocess.run(shell, capture_output=True, text=True, check=False)
+    if answer.returncode and "mount" in answer.stderr + answer.stdout:
+        pytest.skip("mounting is not allowed here")
+    assert answer.stderr == ""
+    first, second = answer.stdout.splitlines()
+    assert first == f"cannot write {tmp_path}/small/file.json: No space left on device"
+    assert second == "{'a': 1} ['file.json']"
