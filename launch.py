@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from jobs.backend import Backend
 from jobs.cancel import cancel
 from jobs.dispatch import Planned
 from jobs.doctor import examine
-from jobs.estimate import Estimate, earlier_throughput, estimate
+from jobs.estimate import Estimate, Throughput, earlier_throughput, estimate
 from jobs.filters import select
 from jobs.launcher import (
     LaunchOptions,
@@ -29,6 +30,7 @@ from jobs.launcher import (
     plan_runs,
     resolve_specs,
     status_record,
+    wait_for_launcher,
 )
 from jobs.local_backend import LocalBackend
 from jobs.logs import follow_logs, print_log
@@ -36,13 +38,15 @@ from jobs.manifest import Manifest, load_manifest
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, find_study, observe_study, select_runs
 from seqlm import __version__
-from seqlm.data.corpus import corpus_facts, downloaded_ptb
+from seqlm.config import DataConfig
+from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
 from seqlm.errors import BackendError, SeqlmError, UsageError
 
 SCHEMA_VERSION = 1
 EXIT_RUN_FAILED = 1
 EXIT_INTERRUPTED = 130
+CALIBRATION = Path(__file__).resolve().parent / "jobs" / "manifests" / "calibration.toml"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:
-        options = _parser().parse_args(arguments)
+        options = parser().parse_args(arguments)
         options.argv = arguments
         data, code = options.handler(options)
     except SeqlmError as error:
@@ -144,15 +148,22 @@ def _plan_record(item: Planned, found: Estimate) -> dict[str, Any]:
 
 def _estimates(options: argparse.Namespace, planned: list[Planned], data_path: Path | None) -> list[Estimate]:
     throughput = earlier_throughput(options.runs_dir)
-    facts: dict[Any, Any] = {}
+    facts: dict[DataConfig, CorpusFacts] = {}
     for item in planned:
         data = item.spec.config.data
         if data not in facts:
             facts[data] = corpus_facts(data, data_path)
-    return [
-        estimate(item.spec.config, facts[item.spec.config.data], throughput, item.spec.resources.ranks)
-        for item in planned
-    ]
+    return [_estimate(item, facts[item.spec.config.data], throughput) for item in planned]
+
+
+def _estimate(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Estimate:
+    """What the run costs; its time is that of the epochs still to do when it resumes."""
+    config = item.spec.config
+    found = estimate(config, facts, throughput, item.spec.resources.ranks)
+    if item.action != "resume" or found.seconds is None or item.observation.epoch is None:
+        return found
+    left = config.train.epochs - item.observation.epoch - 1
+    return replace(found, seconds=found.seconds * left / config.train.epochs)
 
 
 def _run(options: argparse.Namespace) -> tuple[Any, int]:
@@ -306,8 +317,10 @@ def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
         _say(options, f"cancelled {run.name}")
     if not cancelled:
         _say(options, "nothing to cancel: every such run is over")
-    names = {run.name for run in cancelled}
-    after = [run for run in observe_study(study_dir) if run.name in names]
+    after = observe_study(study_dir)
+    if cancelled and not any(run.observation.state in ("queued", "running") for run in after):
+        wait_for_launcher(study_dir, seconds=10)  # it has nothing left to do; `retry` should find the study free
+    after = [run for run in after if run.run.id in {stopped.run.id for stopped in cancelled}]
     return {"study": study_dir.name, "runs": _status_records(after)}, 0
 
 
@@ -325,11 +338,35 @@ def _write_report(study_dir: Path, output: Path | None) -> Path:
 
 
 def _doctor(options: argparse.Namespace) -> tuple[Any, int]:
-    findings = examine(options.runs_dir, find_data(options.data, None), calibrate=options.calibrate)
+    findings = examine(options.runs_dir, find_data(options.data, None))
     rows = [[finding.level, finding.subject, finding.text] for finding in findings]
     _say(options, terminal.table(["", "", ""], rows).lstrip("\n"))
-    bad = any(finding.level == "bad" for finding in findings)
-    return {"findings": [vars(finding) for finding in findings]}, BackendError.exit_code if bad else 0
+    data = {"findings": [vars(finding) for finding in findings]}
+    if any(finding.level == "bad" for finding in findings):
+        return data, BackendError.exit_code
+    if options.calibrate:
+        return data, _calibrate(options)
+    return data, 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    """Train one ordinary small run of each architecture on the whole machine; ``plan`` finds their speed."""
+    manifest = load_manifest(CALIBRATION)
+    command = ["python", "launch.py", "doctor", "--calibrate"]
+    backend = LocalBackend(max_parallel=1)
+    study_dir = options.runs_dir / manifest.study
+    launched = parser().parse_args(["run", str(CALIBRATION), "--runs-dir", str(options.runs_dir)])
+    launched.json = options.json
+    _, code = _launch(
+        launched,
+        list(manifest.runs),
+        study_dir,
+        backend,
+        data_path=lambda spec: None,
+        command=lambda spec: command,
+        retry=False,
+    )
+    return code
 
 
 def _data(options: argparse.Namespace) -> tuple[Any, int]:
@@ -347,7 +384,8 @@ def _words(groups: list[list[str]] | None) -> list[str]:
     return [" ".join(group) for group in groups or []]
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line: each command with its handler."""
     common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
     common.add_argument(
@@ -378,9 +416,9 @@ def _parser() -> argparse.ArgumentParser:
     study = _Parser(add_help=False)
     study.add_argument("study", help="a study's folder, its manifest, or its name")
 
-    parser = _Parser(prog="launch.py", description="A whole language-model study from one manifest.")
-    parser.add_argument("--version", action="version", version=f"seqlm {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    top = _Parser(prog="launch.py", description="A whole language-model study from one manifest.")
+    top.add_argument("--version", action="version", version=f"seqlm {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, handler: Callable[..., Any], text: str, *parents: _Parser) -> _Parser:
         made = commands.add_parser(name, help=text, description=text, parents=[*parents, common])
@@ -407,7 +445,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch = command("data", _data, "fetch a corpus")
     fetch.add_argument("corpus", choices=("ptb",), help="ptb: Penn Treebank")
     fetch.add_argument("--to", type=Path, metavar="DIR", help="default: where runs look for it by themselves")
-    return parser
+    return top
 
 
 def _positive(text: str) -> int:

@@ -89,28 +89,76 @@ def label_progress(axes: Axes, progress: Progress, unit: str, values: Iterable[V
         axes.set_xlabel("Epoch (1 = after the first pass)" if progress == "epochs" else f"Wall-clock time ({unit})")
 
 
-def place_numbers(axes: Axes, marks: Iterable[tuple[float, float, str, str]]) -> None:
-    """Write texts right of points (x, y, text, colour), moved up where they would cover one another."""
-    points_per_pixel = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    taken: list[tuple[float, float, float]] = []
-    placed = sorted(((*axes.transData.transform((x, y)), x, y, text, colour) for x, y, text, colour in marks))
-    for pixel_x, pixel_y, x, y, text, colour in sorted(placed, key=lambda mark: (mark[1], mark[4])):
-        left, height, width = pixel_x * points_per_pixel, pixel_y * points_per_pixel, 5.5 * len(text)
-        right, shifted = left + width, height
-        for other_left, other_right, other_height in sorted(taken, key=lambda box: box[2]):
-            if left < other_right and other_left < right and abs(shifted - other_height) < 8.5:
-                shifted = other_height + 8.5
-        taken.append((left, right, shifted))
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(5, shifted - height),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-            fontweight="bold",
-            color=look.shade(colour, -0.15),
-            annotation_clip=False,
-            bbox={"boxstyle": "round,pad=0.1", "facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.8},
-            zorder=4,
-        )
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """The number of a run at a point of its line."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+
+
+MARK_HEIGHT, MARK_GAP, MARK_SHIFT = 8.5, 5.0, 2.0
+"""In points: height of a mark, its distance from its point, and the shift from which on a thin line joins the two."""
+
+
+def place_numbers(axes: Axes, marks: Sequence[Mark]) -> None:
+    """Write each mark right of its point, and move marks apart where they would cover one another."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "axes belong to a figure"
+    points = axes.transData.transform([(mark.x, mark.y) for mark in marks]) * 72 / figure.dpi
+    spans = [(left, left + 5.5 * len(mark.text) + 6) for (left, _), mark in zip(points, marks, strict=True)]
+    for group in _neighbours(spans):
+        members = sorted(group, key=lambda index: (points[index][1], marks[index].text))
+        heights = spread([float(points[index][1]) for index in members], MARK_HEIGHT)
+        for index, height in zip(members, heights, strict=True):
+            _write_mark(axes, marks[index], height - float(points[index][1]))
+
+
+def _neighbours(spans: Sequence[tuple[float, float]]) -> list[list[int]]:
+    """Indices of spans in groups that are apart from one another."""
+    groups: list[list[int]] = []
+    reach = -math.inf
+    for index in sorted(range(len(spans)), key=lambda index: spans[index]):
+        left, right = spans[index]
+        if left >= reach:
+            groups.append([])
+        groups[-1].append(index)
+        reach = max(reach, right)
+    return groups
+
+
+def spread(heights: Sequence[float], distance: float) -> list[float]:
+    """Ascending heights moved as little as possible (least squares) until each is ``distance`` above the one before.
+
+    >>> spread([0.0, 0.0, 10.0], 4.0)
+    [-2.0, 2.0, 10.0]
+    """
+    blocks: list[tuple[float, int]] = []  # mean of the heights less their steps, and how many
+    for place, height in enumerate(heights):
+        mean, size = height - place * distance, 1
+        while blocks and blocks[-1][0] > mean:
+            before, count = blocks.pop()
+            mean, size = (before * count + mean * size) / (count + size), count + size
+        blocks.append((mean, size))
+    means = [mean for mean, size in blocks for _ in range(size)]
+    return [mean + place * distance for place, mean in enumerate(means)]
+
+
+def _write_mark(axes: Axes, mark: Mark, shift: float) -> None:
+    moved = abs(shift) > MARK_SHIFT
+    axes.annotate(
+        mark.text,
+        (mark.x, mark.y),
+        xytext=(MARK_GAP + (6 if moved else 0), shift),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        fontweight="bold",
+        color=mark.colour,
+        annotation_clip=False,
+        bbox={"boxstyle": "round,pad=0.1", "facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.8},
+        arrowprops={"arrowstyle": "-", "color": mark.colour, "linewidth": 0.6, "shrinkB": 2} if moved else None,
+        zorder=4,
+    )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import look, units
-from analysis.axes import Scale, label_perplexity, label_progress, place_numbers, scale_for, shared_cut
+from analysis.axes import Mark, Scale, label_perplexity, label_progress, place_numbers, scale_for, shared_cut
 from analysis.curve import Curve, Progress, Values, curves_of, highest, time_unit
 from analysis.load import Study
 
@@ -98,15 +98,16 @@ def _mark_end(axes: Axes, curve: Curve) -> None:
         axes.plot(curve.progress[last], curve.val_ppl[last], "x", color=curve.style.colour, markersize=7, mew=2)
 
 
-def _number_mark(curve: Curve, scale: Scale) -> tuple[float, float, str, str]:
+def _number_mark(curve: Curve, scale: Scale) -> Mark:
     """The run's number at the last point that the axis shows; with an arrow where the line goes on above it."""
     finite = np.flatnonzero(np.isfinite(curve.val_ppl))
     last = finite[-1]
     if curve.val_ppl[last] <= scale.high:
-        return curve.progress[last], curve.val_ppl[last], str(curve.number), curve.style.colour
+        x, y = curve.progress[last], curve.val_ppl[last]
+        return Mark(x=x, y=y, text=str(curve.number), colour=curve.style.colour)
     shown = [index for index in finite if curve.val_ppl[index] <= scale.high]
     leaves = finite[np.searchsorted(finite, shown[-1]) + 1] if shown else finite[len(finite) // 2]
-    return curve.progress[leaves], scale.high, f"{curve.number} ▲", curve.style.colour
+    return Mark(x=curve.progress[leaves], y=scale.high, text=f"{curve.number} ▲", colour=curve.style.colour)
 
 
 def _legend_columns(curves: list[Curve]) -> list[list[Line2D]]:

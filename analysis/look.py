@@ -25,8 +25,9 @@ OPTIMIZER_STYLES: dict[str, tuple[Any, str]] = {
 }
 """Dashes and marker of each optimizer."""
 
-SHADES = (0.0, -0.35, 0.4, -0.6, 0.6)
-"""Runs alike in architecture and optimizer differ in shade: towards black below 0, towards white above."""
+SHADES = ((0.0, 0.15), (-0.35, 0.5), (0.4, -0.15), (-0.6, 0.75), (0.6, -0.35))
+"""Runs alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first of
+each pair is for white paper, the second for a dark page."""
 
 RC_PARAMS: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that every machine draws the same bytes
@@ -81,9 +82,15 @@ def line_styles(runs: pd.DataFrame) -> dict[str, LineStyle]:
     for run_id, arch, optimizer in zip(runs["id"], runs["arch"], runs["optimizer"], strict=True):
         place = seen[arch, optimizer] = seen.get((arch, optimizer), -1) + 1
         dashes, marker = OPTIMIZER_STYLES.get(optimizer, ("-", "."))
-        colour = shade(ARCHITECTURE_COLOURS.get(arch, UNKNOWN_COLOUR), SHADES[place % len(SHADES)])
+        colour = shade(ARCHITECTURE_COLOURS.get(arch, UNKNOWN_COLOUR), SHADES[place % len(SHADES)][0])
         styles[run_id] = LineStyle(colour=colour, dashes=dashes, marker=marker)
     return styles
+
+
+def line_colours() -> dict[str, str]:
+    """Every colour that a line can have, with the colour that takes its place on a dark page."""
+    bases = [*ARCHITECTURE_COLOURS.values(), UNKNOWN_COLOUR]
+    return {shade(base, light): shade(base, dark) for base in bases for light, dark in SHADES}
 
 
 def shade(colour: str, amount: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import units
+from analysis import look, units
 from analysis.curves import Chart
 from analysis.figure_files import FORMATS as FIGURE_FORMATS
 from analysis.load import LogTail, Study
@@ -168,6 +168,7 @@ def _variables(page: Page) -> dict[str, Any]:
         "figure_formats": FIGURE_FORMATS,
         "table_formats": TABLE_FORMATS,
         "data_files": DATA_FILES,
+        "line_colours": look.line_colours(),
     }
 
 

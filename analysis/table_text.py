@@ -84,9 +84,9 @@ class Table:
         lines = [
             r"% For \input. Needs no package. Names outside the Latin alphabet need XeLaTeX or LuaLaTeX and a font.",
             r"\begin{table}[htbp]",
-            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{escape_latex(self.title)}. {escape_latex(self.caption)}}}",
-            rf"\label{{tab:{self.name}}}",
+            rf"\label{{tab:{self.name}}}\par\smallskip",
             rf"\begin{{tabular}}{{{alignment}}}",
             r"\hline",
             _latex_row([escape_latex(column.title) for column in self.columns]),

@@ -74,7 +74,7 @@ def results_table(study: Study) -> Table:
 
 
 def _result_row(run: dict[str, Any], *, bold: bool) -> Row:
-    best = run["best_epoch"] + 1  # the files count epochs from 0
+    best = run["best_epoch"] + 1 if units.is_number(run["best_epoch"]) else None  # the files count from 0
     planned = units.plain_value(run["train.epochs"])
     cells = [
         Cell(text=str(run["number"]), value=run["number"]),
@@ -84,7 +84,7 @@ def _result_row(run: dict[str, Any], *, bold: bool) -> Row:
         Cell(text=units.perplexity(run["train_ppl"]), value=run["train_ppl"], bold=bold),
         Cell(text=units.perplexity(run["val_ppl"]), value=run["val_ppl"], bold=bold),
         Cell(text=units.perplexity(run["test_ppl"]), value=run["test_ppl"]),
-        Cell(text=str(best) if units.is_number(best) else units.MISSING, value=best),
+        Cell(text=units.MISSING if best is None else str(best), value=best),
         Cell(text=f"{run['epochs_done']} of {planned}", value=run["epochs_done"]),
         Cell(text=units.duration(run["wall_seconds"]), value=run["wall_seconds"]),
         Cell(text=run["state"], value=run["state"], kind="state"),

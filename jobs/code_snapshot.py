@@ -57,7 +57,7 @@ def keep_code(study_dir: Path) -> Code:
     name = commit[:12] if commit else "no-commit"
     if dirty or not commit:
         name += f"-{_digest(root, files)}"
-    target = study_dir / "code" / name
+    target = study_dir.absolute() / "code" / name
     if not target.exists():
         _copy(root, files, target)
     return Code(path=target, commit=commit, dirty=dirty, live=False)

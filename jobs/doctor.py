@@ -33,13 +33,10 @@ class Finding:
     text: str
 
 
-def examine(runs_dir: Path, data_path: Path | None, *, calibrate: bool) -> list[Finding]:
-    """Look at everything that a launch on this machine needs; with ``calibrate`` also measure its training speed."""
+def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
+    """Look at everything that a launch on this machine needs."""
     findings = [_python(), _torch(), *_devices(), _folder("runs", runs_dir), _folder("cache", cache_folder())]
-    findings += [_git(), _penn_treebank(data_path)]
-    if calibrate:
-        findings.append(_calibrate())
-    return findings
+    return [*findings, _git(), _penn_treebank(data_path)]
 
 
 def _python() -> Finding:
@@ -98,13 +95,3 @@ def _penn_treebank(data_path: Path | None) -> Finding:
     except SeqlmError as error:
         return Finding(level="note", subject="Penn Treebank", text=str(error).splitlines()[0])
     return Finding(level="ok", subject="Penn Treebank", text=f"found, {sum(tokens.values()):,} tokens, verified")
-
-
-def _calibrate() -> Finding:
-    answer = subprocess.run(
-        [sys.executable, "-m", "seqlm.training.calibrate"], capture_output=True, text=True, check=False
-    )
-    if answer.returncode:
-        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
-        return Finding(level="bad", subject="calibration", text=last)
-    return Finding(level="ok", subject="calibration", text=answer.stdout.strip())

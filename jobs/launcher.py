@@ -107,16 +107,18 @@ def launch(
         BackendError, DataError, FileError: nothing has been started.
         KeyboardInterrupt: interrupted; the workers have stopped and can be resumed.
     """
+    # Everything that can be wrong is found before the first file is written.
+    expected = [item for item in plan_runs(specs, options.study_dir, retry=options.retry) if item.action != "skip"]
+    paths = {item.run.id: data_path(item.spec) for item in expected}
+    check_data(expected, paths)
+    for item in expected:
+        backend.resolve(item.spec.resources, len(expected))
     with launching(options.study_dir):
         planned = plan_runs(specs, options.study_dir, retry=options.retry)
-        todo = [item for item in planned if item.action != "skip"]
+        todo = [item for item in planned if item.action != "skip" and item.run.id in paths]
         if not todo:
             progress(planned)
             return planned
-        paths = {item.run.id: data_path(item.spec) for item in todo}
-        check_data(todo, paths)
-        for item in todo:  # a run that can never fit is told before anything is written
-            backend.resolve(item.spec.resources, len(todo))
         code = live_code() if options.live_code else keep_code(options.study_dir)
         for item in todo:
             record = provenance(
@@ -135,11 +137,13 @@ def launch(
 def detach(argv: Sequence[str], study_dir: Path) -> int:
     """Start a launcher of its own that outlives this process (``--no-wait``); returns its pid.
 
+    What it prints goes to ``launch-NNNN.log`` in the study's folder.
+
     Raises:
         BackendError: it ended before it had taken the study on; the last line of its log says why.
     """
     make_directory(study_dir)
-    log = study_dir / "launch.log"
+    log = study_dir / f"launch-{len(list(study_dir.glob('launch-*.log'))) + 1:04d}.log"
     with log.open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, *argv],
@@ -160,14 +164,11 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
         time.sleep(0.05)
 
 
-def wait_for_launcher(study_dir: Path, seconds: float) -> bool:
-    """Whether no launcher is at work on this study, after waiting at most ``seconds`` for one to end."""
+def wait_for_launcher(study_dir: Path, seconds: float) -> None:
+    """Wait until no launcher is at work on this study, ``seconds`` at most."""
     deadline = time.monotonic() + seconds
-    while is_locked(launch_lock_file(study_dir)):
-        if time.monotonic() > deadline:
-            return False
+    while is_locked(launch_lock_file(study_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return True
 
 
 def status_record(name: str, run: RunDirectory, observation: Any) -> dict[str, Any]:

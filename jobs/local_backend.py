@@ -43,7 +43,7 @@ class LocalBackend(Backend):
         self._jobs: dict[str, _Job] = {}
 
     def describe(self) -> str:
-        limit = f", at most {self._max_parallel} runs at once" if self._max_parallel else ""
+        limit = f", at most {self._max_parallel} at once" if self._max_parallel else ""
         gpus = f"{self._gpus} GPUs, " if self._gpus else ""
         return f"this machine ({gpus}{self._cores} cores{limit})"
 

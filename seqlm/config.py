@@ -7,6 +7,7 @@ many devices and in which folder is not science and lives in :mod:`jobs.spec`. S
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -64,6 +65,8 @@ class TransformerConfig:
             positive=("hidden_size", "num_layers", "num_heads", "mlp_size"),
             probability=("keep", "attention_keep"),
         )
+        if self.hidden_size == 1:
+            problems.append("model.hidden_size: found 1, valid is at least 2 (layer norm needs a deviation)")
         if not problems and self.hidden_size % self.num_heads:
             problems.append(
                 f"model.hidden_size: found {self.hidden_size}, valid is a multiple of "
@@ -258,8 +261,11 @@ def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:
     return {field.name for variant in chosen for field in dataclasses.fields(variant)}
 
 
+_type_hints = functools.cache(typing.get_type_hints)  # slow, and asked for every run of a grid
+
+
 def _choices(variant: type, selector: str) -> tuple[Any, ...]:
-    return typing.get_args(typing.get_type_hints(variant)[selector])
+    return typing.get_args(_type_hints(variant)[selector])
 
 
 def _read_section(section: str, raw: Mapping[str, Any]) -> Any:
@@ -282,7 +288,7 @@ def _read_section(section: str, raw: Mapping[str, Any]) -> Any:
 
 
 def _read_dataclass(section: str, kind: type, raw: Mapping[str, Any], variants: tuple[type, ...]) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     problems: list[str] = []
     values: dict[str, Any] = {}
@@ -331,7 +337,10 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
             [f"{key}: found {_show(value)}, valid is one of {_listing(options)}{nearest(str(value), options)}"]
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError([f"{key}: found a whole number of {len(str(value))} digits, valid is a number"]) from None
     if type(value) is hint:
         return value
     raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}"])

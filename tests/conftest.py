@@ -10,6 +10,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share the machine
+if "SEQLM_DATA" in os.environ:  # the tests of the real Penn Treebank read it, and nothing else does
+    os.environ["SEQLM_TEST_DATA"] = os.environ["SEQLM_DATA"]
 for variable in ("SEQLM_DATA", "SEQLM_RUNS", "SEQLM_DEVICE", "SEQLM_ATTEMPT", "SEQLM_RENDEZVOUS"):
     os.environ.pop(variable, None)
 sys.path.insert(0, str(Path(__file__).parent.parent))

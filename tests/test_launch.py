@@ -184,7 +184,9 @@ def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(
     assert study.states() == {"rnn-adam": "running", "gru-adam": "cancelled"}
     assert study("cancel", "runs/small").returncode == 0
     assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "cancelled"}
-    until(lambda: study("run", "small.toml").returncode == 1)  # the launcher ends; a plain run leaves them cancelled
+    plain = study("run", "small.toml")
+    assert plain.returncode == 1
+    assert "skipped rnn-adam: cancelled by the user; `retry` starts it again" in plain.stderr
     assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "cancelled"}
     again = study("retry", "small", "--only", "arch=gru", "--no-wait")
     assert again.returncode == 0, again.stderr
@@ -203,7 +205,7 @@ def test_two_ranks_of_one_run_train_through_the_launcher(tmp_path: Path) -> None
 def test_a_diverged_run_says_so_and_its_grid_goes_on(tmp_path: Path) -> None:
     study = Study(tmp_path, archs=("rnn", "gru"))
     text = (tmp_path / "small.toml").read_text()
-    text += '[[run]]\nname = "wild"\nmodel.arch = "gru"\noptim.optimizer = "sgd"\noptim.lr = 1e30\n'
+    text += '[[run]]\nname = "wild"\nmodel.arch = "gru"\noptim.optimizer = "sgd"\noptim.lr = 3e38\n'
     (tmp_path / "small.toml").write_text(text)
     answer = study("run", "small.toml")
     assert answer.returncode == 1

@@ -38,6 +38,11 @@ class Rank:
             dist.all_reduce(tensor)
         return tensor
 
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
 
 def rank_from_environment(env: Mapping[str, str]) -> Rank:
     """The rank of this process as the launcher put it into the environment.

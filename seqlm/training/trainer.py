@@ -125,6 +125,7 @@ class Trainer:
         is_best = best_epoch(self.history) == epoch
         if self.rank.is_first:
             self._save(is_best=is_best)
+        self.rank.wait_for_all()  # nobody goes on, and reads best.pt at the end, before the epoch is on disk
         self.progress.epoch_done(perplexity(train.mean), perplexity(valid.mean), seconds, is_best=is_best)
 
     def _train_epoch(self) -> TokenLoss:

@@ -59,7 +59,11 @@ def test_positions_are_sines_and_cosines_of_falling_frequency() -> None:
         [0.9092974268256817, -0.4161468365471424, 0.01999866669333308, 0.9998000066665778],
     )
     torch.testing.assert_close(sinusoids(double(0, 1, 2), 4), wanted, rtol=0, atol=1e-12)
-    torch.testing.assert_close(sinusoids(double(0, 1, 2), 3)[:, :2], wanted[:, :2], rtol=0, atol=1e-12)
+
+
+def test_positions_of_an_odd_width_end_with_a_sine() -> None:
+    wanted = double([0.0, 1.0, 0.0], [0.8414709848078965, 0.5403023058681398, math.sin(1 / 10000 ** (2 / 3))])
+    torch.testing.assert_close(sinusoids(double(0, 1), 3), wanted, rtol=0, atol=1e-12)
 
 
 def norm(module: nn.Module, x: Tensor) -> Tensor:

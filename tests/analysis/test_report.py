@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis.load import Study
+from analysis.report import write_report
+from seqlm.errors import FileError, UsageError
+from tests.analysis.synthetic import DIVERGED, fail, make_run
+
+HOSTILE = "<script>alert('x')</script> & $x_1$ 50% #1 \\input{y} | `z` \"q\""
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Outline(HTMLParser):
+    """Elements of a page, with a check that every element is closed in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+
+def outline(page: str) -> Outline:
+    parsed = Outline()
+    parsed.feed(page)
+    parsed.close()
+    assert parsed.open == []
+    return parsed
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def page_of(study_dir: Path) -> str:
+    return write_report(study_dir).read_text("utf-8")
+
+
+@pytest.fixture
+def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw each figure in one format instead of three: for tests that are about other things."""
+    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
+
+
+def test_the_report_holds_every_promised_file(report: Path) -> None:
+    figures = ["validation-epochs", "validation-time", "runs-epochs", "runs-time"]
+    expected = {"index.html", "report.md"}
+    expected |= {f"data/{name}.{kind}" for name in ("runs", "epochs") for kind in ("csv", "json")}
+    expected |= {f"tables/{name}.{kind}" for name in ("results", "hyperparameters") for kind in ("csv", "tex", "md")}
+    expected |= {f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png", "pdf")}
+    assert set(contents(report)) == expected
+
+
+def test_the_same_files_give_the_same_bytes_wherever_they_lie(study_dir: Path, report: Path, tmp_path: Path) -> None:
+    first = contents(report)
+    assert contents(write_report(study_dir, tmp_path / "again").parent) == first
+    copy = shutil.copytree(study_dir, tmp_path / "elsewhere" / "optimizers", ignore=shutil.ignore_patterns("report"))
+    assert contents(write_report(copy).parent) == first
+
+
+def test_the_page_loads_nothing_from_anywhere(report: Path) -> None:
+    page = (report / "index.html").read_text("utf-8")
+    assert not re.search(r"https?://", page)
+    assert "@import" not in page
+    elements = outline(page).elements
+    assert not [tag for tag, _ in elements if tag in ("link", "iframe", "object", "embed", "img", "image")]
+    assert not [tag for tag, attributes in elements if tag == "script" and "src" in attributes]
+    assert len([tag for tag, _ in elements if tag == "svg"]) == 4
+
+
+def test_ids_are_unique_and_every_link_leads_somewhere(report: Path) -> None:
+    elements = outline((report / "index.html").read_text("utf-8")).elements
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for target in [attributes["href"] or "" for tag, attributes in elements if tag == "a"]:
+        assert target[1:] in ids if target.startswith("#") else (report / target).is_file()
+    for target in re.findall(r"\]\(([^)]+)\)", (report / "report.md").read_text("utf-8")):
+        assert (report / target).is_file()
+
+
+def test_page_and_markdown_say_how_far_the_study_is_and_where_it_comes_from(report: Path) -> None:
+    for name in ("index.html", "report.md"):
+        text = (report / name).read_text("utf-8")
+        for fact in ("7 of 9 done", "3f1c9a7be2d0 + uncommitted changes", "2 × NVIDIA H100 80GB HBM3", "torch 2.13.0"):
+            assert fact in text
+        assert "2026-03-01 09:00 UTC to 2026-03-02 09:08 UTC" in text
+        assert "line 40 is cut or damaged and was left out" in text
+
+
+def test_captions_stand_above_tables_and_below_figures(report: Path) -> None:
+    page = (report / "index.html").read_text("utf-8")
+    figures = re.findall(r"<figure class=\"(table|chart)\".*?</figure>", page, re.DOTALL)
+    assert figures == ["table", "table", "chart", "chart", "chart", "chart", "table"]
+    for body in re.findall(r"<figure class=\"table\".*?</figure>", page, re.DOTALL):
+        assert body.index("<figcaption") < body.index("<table")
+    for body in re.findall(r"<figure class=\"chart\".*?</figure>", page, re.DOTALL):
+        assert body.index("<svg") < body.index("<figcaption")
+
+
+def test_bold_on_the_page_is_the_best_of_each_architecture(report: Path) -> None:
+    page = (report / "index.html").read_text("utf-8")
+    cells = re.findall(r"<td[^>]*><b>([^<]+)</b>", page)
+    assert cells[::3] == ["rnn-adam", "gru-sgd-schedule", "transformer-adam"]
+    assert len(cells) == 9
+
+
+def test_a_failed_run_is_told_with_kind_message_place_and_log(report: Path) -> None:
+    for name in ("index.html", "report.md"):
+        text = (report / name).read_text("utf-8").replace("\\_", "_")
+        section = text.partition("Runs without a result\n" if name == "report.md" else 'id="section-open"')[2]
+        for fact in (DIVERGED, "diverged: the loss of step 4,711", "trainer.py:163 in train_epoch", "step 1900/1327"):
+            assert fact in section
+        assert "interrupted after epoch" in section
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_cancelled_and_absent_runs_are_told_with_their_reason(tmp_path: Path) -> None:
+    fail(make_run(tmp_path, 2, epochs=2, done=False), "cancelled", "cancelled by its owner")
+    page = page_of(tmp_path)
+    assert "0 of 3 done" in page
+    assert "2 absent" in page
+    assert "cancelled by its owner" in page
+    assert page.count("there is no run directory for it") == 2
+
+
+def test_data_files_equal_the_tables(study: Study, report: Path) -> None:
+    for name, table in (("runs", study.runs), ("epochs", study.epochs)):
+        with (report / f"data/{name}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        objects = json.loads((report / f"data/{name}.json").read_text("utf-8"))
+        assert len(rows) == len(objects) == len(table)
+        for row, record, values in zip(rows, objects, table["val_ppl"], strict=True):
+            missing = values != values
+            assert row["val_ppl"] == ("" if missing else repr(values))
+            assert record["val_ppl"] == (None if missing else values)
+
+
+@pytest.mark.usefixtures("svg_only")
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_study_that_has_only_begun_gives_a_whole_report(tmp_path: Path, epochs: int) -> None:
+    for order in (0, 4):
+        make_run(tmp_path, order, epochs=epochs, done=False)
+    page = page_of(tmp_path)
+    outline(page)
+    assert "0 of 5 done" in page
+    assert ("so there are no curves" in page) == (epochs == 0)
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_study_whose_every_run_failed_gives_a_whole_report(tmp_path: Path) -> None:
+    for order in range(3):
+        fail(make_run(tmp_path, order, epochs=0, done=False), "oom", "out of memory")
+    page = page_of(tmp_path)
+    outline(page)
+    assert "0 of 3 done" in page
+    assert page.count("oom: out of memory") == 3
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_damaged_run_does_not_stop_the_report(tmp_path: Path) -> None:
+    make_run(tmp_path, 0, epochs=2)
+    damaged = make_run(tmp_path, 3, epochs=2, done=False)
+    damaged.config_file.write_text('{"model": ')
+    page = page_of(tmp_path)
+    outline(page)
+    assert f"{damaged.id}/config.json is damaged" in page
+    assert "1 of 4 done" in page
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_hostile_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=2, name=HOSTILE, done=False, provenance={"study": HOSTILE})
+    fail(run, "code", HOSTILE)
+    run.stderr_log(1).write_text(f"{HOSTILE}\n```\n</pre><script>\x1b[31mred\x00")
+    folder = write_report(tmp_path).parent
+    page = (folder / "index.html").read_text("utf-8")
+    assert [tag for tag, _ in outline(page).elements].count("script") == 1
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
+    markdown = (folder / "report.md").read_text("utf-8")
+    outside_code = re.sub(r"^(`{3,}).*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in re.sub(r"(`+).*?\1", "", outside_code.replace("\\`", ""))
+    assert "````text" in markdown
+    for name in ("results", "hyperparameters"):
+        body = (folder / f"tables/{name}.tex").read_text("utf-8").partition(r"\begin")[2]
+        assert r"\input{" not in body
+        assert not re.search(r"(?<!\\)[%#$_]", body)
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_new_report_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+    make_run(tmp_path, 0, epochs=2)
+    folder = write_report(tmp_path).parent
+    (folder / "figures" / "stale.svg").write_text("old")
+    write_report(tmp_path)
+    assert not (folder / "figures" / "stale.svg").exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")) == []
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_folder_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
+    make_run(tmp_path / "study", 0, epochs=2)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.tex").write_text("precious")
+    for target in (home, home / "thesis.tex", tmp_path / "study"):
+        with pytest.raises(UsageError, match="is no report, so it is not replaced"):
+            write_report(tmp_path / "study", target)
+    assert (home / "thesis.tex").read_text() == "precious"
+    home.joinpath("thesis.tex").unlink()
+    assert write_report(tmp_path / "study", home) == home / "index.html"
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_report_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path, 0, epochs=2)
+    folder = write_report(tmp_path).parent
+    before = contents(folder)
+    make_run(tmp_path, 3, epochs=2)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match=r"cannot write report .*: No space left on device"):
+        write_report(tmp_path)
+    assert contents(folder) == before
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_an_output_below_a_file_is_a_file_error(tmp_path: Path) -> None:
+    make_run(tmp_path / "study", 0, epochs=2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot"):
+        write_report(tmp_path / "study", tmp_path / "file" / "report")
+
+
+def test_an_empty_study_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no runs"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_report_inside_the_study_is_no_run(tmp_path: Path) -> None:
+    make_run(tmp_path, 0, epochs=2)
+    first = page_of(tmp_path)
+    assert page_of(tmp_path) == first
