@@ -52,6 +52,9 @@ CALIBRATION = Path(__file__).resolve().parent / "jobs" / "manifests" / "calibrat
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are ours: one line, and a JSON document where ``--json`` was given."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SeqlmError as error:
         return _fail(str(error), error.exit_code, as_json)
     except KeyboardInterrupt:
-        return _fail("interrupted; the workers have stopped, run again to resume", EXIT_INTERRUPTED, as_json)
+        return _fail("interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -234,10 +237,14 @@ def _launch(
 
     settings = LaunchOptions(study_dir=study_dir, live_code=options.live_code, retry=retry)
     try:
-        planned = launch(specs, backend, settings, data_path=data_path, command=command, progress=announce)
-    finally:
-        for bar in progress:
-            bar.close()
+        try:
+            planned = launch(specs, backend, settings, data_path=data_path, command=command, progress=announce)
+        finally:
+            for bar in progress:
+                bar.close()
+    except KeyboardInterrupt:
+        print("the workers have stopped; the same command goes on from here", file=sys.stderr)
+        raise
     wanted = {item.run.id for item in planned}
     runs = [run for run in observe_study(study_dir) if run.run.id in wanted]
     _say(options, _status_table(runs))
@@ -252,6 +259,10 @@ def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec]
     chosen = select(manifest.runs, _words(options.only), _words(options.exclude))
     if not chosen:
         raise UsageError(f"{options.manifest}: no run passes --only and --exclude; `plan` without them lists all")
+    if options.data and all(spec.config.data.corpus == "pydoc" for spec in chosen):
+        raise UsageError(
+            '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
+        )
     data = _data_path(options, manifest)
     return manifest, resolve_specs(chosen, data), options.runs_dir / manifest.study
 
@@ -300,6 +311,8 @@ def _logs(options: argparse.Namespace) -> tuple[Any, int]:
         if not runs:
             raise UsageError(f'{study_dir.name} has no run "{options.run}"; `status` lists them')
     if options.follow:
+        if options.json:
+            raise UsageError("--follow prints lines as they come, --json one document at the end; use one of them")
         if len(runs) != 1:
             raise UsageError(f"--follow takes one run, found {len(runs)}; name it: logs {options.study} RUN -f")
         follow_logs(runs[0], options.lines)

@@ -25,6 +25,8 @@ RESUMABLE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
 
 EXIT_STOPPED = 143
 """The worker's own word for "asked to stop"."""
+EXIT_STORAGE = 74
+"""The worker's own word for "my files cannot be written"."""
 EXIT_BUSY = 75
 """The worker's own word for "another worker is at it"."""
 
@@ -213,12 +215,16 @@ def _settle(run: RunDirectory, submission: Submission, ended: Ended) -> None:
         return
     if ended.exit_code in (EXIT_STOPPED, EXIT_BUSY):
         return
-    killed = ended.exit_code < 0
     last_line = _last_line(run.stderr_log(submission.attempt))
-    message = ended.message if killed or not last_line else f"{ended.message}: {last_line}"
+    if ended.exit_code == EXIT_STORAGE:
+        kind, message = "node", last_line or "its files could not be written: is the disk full, or a quota used up?"
+    elif ended.exit_code < 0:
+        kind, message = "node", ended.message
+    else:
+        kind, message = "code", f"{ended.message}: {last_line}" if last_line else ended.message
     run.write_failure_once(
         {
-            "kind": "node" if killed else "code",
+            "kind": kind,
             "message": message,
             "where": "outside the worker's own code",
             "attempt": submission.attempt,

@@ -120,6 +120,8 @@ class LocalBackend(Backend):
     def _rank_env(self, submission: Submission, rank: int, gpus: list[str]) -> dict[str, str]:
         resources = submission.resources
         env = {**os.environ, **submission.env}
+        if "PYTHONPATH" in os.environ and "PYTHONPATH" in submission.env:
+            env["PYTHONPATH"] = os.pathsep.join((submission.env["PYTHONPATH"], os.environ["PYTHONPATH"]))
         env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(resources.cpus)
         env["SEQLM_DEVICE"] = "cuda" if gpus else "cpu"
         env["CUDA_VISIBLE_DEVICES"] = gpus[rank] if gpus else ""

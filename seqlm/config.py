@@ -80,7 +80,7 @@ class TransformerConfig:
 class DataConfig:
     """Which text, and how it becomes tokens. The place of the files is not part of it."""
 
-    corpus: Literal["ptb", "pydoc", "files"]
+    corpus: Literal["ptb", "pydoc", "files"] = "pydoc"
     """``ptb``: Penn Treebank. ``pydoc``: documentation shipped inside Python, no download. ``files``: your own text."""
     level: Literal["word", "char"] = "word"
     """Tokens are words or characters."""

@@ -321,6 +321,29 @@ def test_a_read_only_or_full_disk_is_one_clear_line(tmp_path: Path, options: str
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the file system that this test fills")
+def test_a_disk_that_fills_up_in_mid_run_loses_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    (tmp_path / "runs").mkdir()
+    script = """
+mount -t tmpfs -o size=1200k none runs || exit 99
+"$@"; echo "first: $?"
+mount -o remount,size=100m runs
+"$@"; echo "second: $?"
+cat runs/small/*/metrics.jsonl
+"""
+    command = study.command("run", "small.toml", "--set", "model.hidden_size=128")
+    shell = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+    answer = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    if answer.returncode == 99 or "unshare:" in answer.stderr:
+        pytest.skip("mounting is not allowed here")
+    assert "first: 1" in answer.stdout, answer.stderr
+    assert "node: " in answer.stdout
+    assert "second: 0" in answer.stdout
+    assert answer.stdout.count('"epoch":') == 2
+    assert "Traceback" not in answer.stderr
+
+
 def test_plan_of_the_published_study_lists_19_runs_with_19_fingerprints(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["plan", str(ROOT / "jobs/manifests/paper.toml"), "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["data"]["runs"]

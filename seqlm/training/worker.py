@@ -9,8 +9,8 @@ differs between ranks and machines comes from the environment:
     SEQLM_DATA                      folder or zip of the corpus
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
 
-Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 75 another worker is at it,
-143 stopped by SIGTERM or SIGINT.
+Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
+75 another worker is at it, 143 stopped by SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from seqlm.errors import RunBusyError, SeqlmError
 from seqlm.machine import cpu_model
 from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
-from seqlm.training.failure import describe_failure, print_failure
+from seqlm.training.failure import describe_failure, failure_text, is_storage_failure, tell
 from seqlm.training.trainer import StopRequested, Trainer
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_STORAGE = 74
 EXIT_BUSY = 75
 EXIT_STOPPED = 143
+
+STOPPED = "stopped; run again to resume"
 
 
 class StopSignal:
@@ -82,20 +85,22 @@ def main(argv: list[str] | None = None) -> int:
             with process_group(rank):
                 trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received)
                 trainer.train()
-    except (StopRequested, RunBusyError) as error:
-        busy = isinstance(error, RunBusyError)
-        print(f"error: {error}" if busy else "stopped; run again to resume", file=sys.stderr)
-        return EXIT_BUSY if busy else EXIT_STOPPED
+    except RunBusyError as error:
+        tell(f"error: {error}")
+        return EXIT_BUSY
+    except StopRequested:
+        tell(STOPPED)
+        return EXIT_STOPPED
     except Exception as error:
         if stop.received:  # the other ranks left first, so that a collective operation of this one failed
-            print("stopped; run again to resume", file=sys.stderr)
+            tell(STOPPED)
             return EXIT_STOPPED
-        print(print_failure(error), file=sys.stderr)
+        tell(failure_text(error))
         try:
             run.write_failure_once(describe_failure(error, rank=rank.index, attempt=attempt))
-        except SeqlmError as unwritable:  # a full disk: the line above and this one are all that can be said
-            print(f"error: {unwritable}", file=sys.stderr)
-        return EXIT_FAILED
+        except SeqlmError as unwritable:
+            tell(f"error: {unwritable}")
+        return EXIT_STORAGE if is_storage_failure(error) else EXIT_FAILED
     return 0
 
 

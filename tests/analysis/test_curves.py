@@ -142,7 +142,7 @@ def test_figures_do_not_depend_on_the_users_settings(study: Study) -> None:
         assert figure_bytes(learning_curves(study)[0].figure, "svg") == plain
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac{1}{", "日本語 🚀", "n" * 300])
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac{1}{$", "日本語 🚀", "n" * 300])
 def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
     make_run(tmp_path, 0, epochs=2, name=name)
     chart = learning_curves(load_study(tmp_path))[0]

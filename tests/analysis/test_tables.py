@@ -27,6 +27,7 @@ def test_the_best_run_of_each_architecture_is_bold_and_no_other(study: Study) ->
     assert bold_names(study) == ["rnn-adam", "gru-sgd-schedule", "transformer-adam"]
     bold = re.findall(r"\*\*([\d.,]+)\*\*", results_table(study).to_markdown())
     assert bold == ["120.78", "155.87", "66.40", "102.85", "151.98", "131.30"]
+    assert re.findall(r"\\textbf\{([\d.,]+)\}", results_table(study).to_latex()) == bold
 
 
 def test_a_run_without_a_result_is_never_the_best(tmp_path: Path) -> None:
@@ -83,6 +84,7 @@ def test_every_hyperparameter_is_in_a_column_or_in_the_caption(study: Study) -> 
             there = "." in key and not (isinstance(value, float) and math.isnan(value))
             assert not there or key in shown or f"{key} = " in table.caption, key
     assert "seed = 1111" in table.caption
+    assert "data.vocab_size = none" in table.caption
     assert "model.num_heads = 16" in table.caption
 
 

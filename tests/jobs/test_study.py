@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from jobs.cancel import cancel
+from jobs.code_snapshot import Code
+from jobs.logs import print_log
+from jobs.provenance import provenance
+from jobs.spec import RunSpec
+from jobs.study import find_study, observe_study, select_runs
+from seqlm.errors import BackendError, UsageError
+from seqlm.rundir import RunDirectory, write_json
+from tests.training.studies import make_config
+
+
+def make_study(folder: Path, *seeds: int) -> list[RunDirectory]:
+    runs = []
+    for order, seed in enumerate(seeds):
+        spec = RunSpec(name=f"run{seed}", config=make_config(seed=seed), order=order)
+        run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
+        code = Code(path=Path("/code"), commit="c" * 40, dirty=True, live=False)
+        record = provenance(spec, study=folder.name, command=["python", "launch.py"], code=code, data_path=None)
+        run.create(spec.config, record)
+        runs.append(run)
+    return runs
+
+
+def test_a_study_is_found_by_folder_manifest_and_name(tmp_path: Path) -> None:
+    make_study(tmp_path / "runs" / "mine", 1)
+    (tmp_path / "m.toml").write_text(
+        '[study]\nname = "mine"\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'
+        'optim.optimizer = "sgd"\noptim.lr = 1\n'
+    )
+    runs_dir = tmp_path / "runs"
+    for argument in (str(runs_dir / "mine"), str(tmp_path / "m.toml"), "mine"):
+        assert find_study(argument, runs_dir) == runs_dir / "mine"
+    with pytest.raises(UsageError, match="there are: mine"):
+        find_study("other", runs_dir)
+
+
+def test_a_damaged_run_is_listed_with_what_is_wrong_and_hides_no_other(tmp_path: Path) -> None:
+    broken, good = make_study(tmp_path / "s", 1, 2)
+    broken.config_file.write_text('{"model": ')
+    by_id = {run.run.id: run for run in observe_study(tmp_path / "s")}
+    assert by_id[good.id].observation.state == "pending"
+    assert by_id[broken.id].observation.state == "failed"
+    assert "config.json is damaged" in (by_id[broken.id].observation.reason or "")
+
+
+def test_runs_are_chosen_by_state_and_kind(tmp_path: Path) -> None:
+    done, diverged, _ = make_study(tmp_path / "s", 1, 2, 3)
+    write_json(done.result_file, {})
+    diverged.write_failure_once({"kind": "diverged", "message": "nan"})
+    runs = observe_study(tmp_path / "s")
+    assert [run.name for run in select_runs(runs, ["state=done"], [])] == ["run1"]
+    assert [run.name for run in select_runs(runs, [], ["kind=diverged"])] == ["run1", "run3"]
+    with pytest.raises(UsageError, match="no run passes"):
+        select_runs(runs, ["state=running"], [])
+
+
+def test_a_run_comes_back_from_its_folder_as_it_was_launched(tmp_path: Path) -> None:
+    make_study(tmp_path / "s", 7)
+    (observed,) = observe_study(tmp_path / "s")
+    spec = observed.to_spec()
+    assert (spec.name, spec.config, spec.order) == ("run7", make_config(seed=7), 0)
+
+
+def test_provenance_records_no_variable_that_is_not_on_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "very-secret")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (run,) = make_study(tmp_path / "s", 1)
+    text = run.provenance_file.read_text()
+    assert "very-secret" not in text
+    record = run.read_provenance()
+    assert record["environment"] == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    assert record["git"] == {"commit": "c" * 40, "dirty": True}
+    assert {"seqlm", "python", "torch"} <= record["versions"].keys()
+
+
+def test_cancelling_leaves_finished_runs_alone_and_marks_waiting_ones(tmp_path: Path) -> None:
+    done, waiting = make_study(tmp_path / "s", 1, 2)
+    write_json(done.result_file, {})
+    assert [cancel(run) for run in observe_study(tmp_path / "s")] == [False, True]
+    assert not done.failure_file.exists()
+    assert waiting.observe().state == "cancelled"
+
+
+def test_a_worker_of_another_host_is_not_mistaken_for_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = make_study(tmp_path / "s", 1)
+    monkeypatch.setattr("seqlm.rundir.is_locked", lambda path: path == run.worker_lock_file)
+    monkeypatch.setattr("jobs.study.is_locked", lambda path: False)
+    write_json(run.worker_lock_file, {"pid": 1, "process_group": 1, "host": "elsewhere"})
+    (observed,) = observe_study(tmp_path / "s")
+    with pytest.raises(BackendError, match="run1 runs on elsewhere; cancel it there"):
+        cancel(observed)
+    assert not run.failure_file.exists()
+
+
+def test_logs_are_those_of_the_latest_attempt(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path / "s", 1)
+    (observed,) = observe_study(tmp_path / "s")
+    stream = io.StringIO()
+    assert print_log(observed, 2, stream)["attempt"] is None
+    for attempt in (1, 2):
+        run.attempt_dir(attempt).mkdir(parents=True)
+        run.stdout_log(attempt).write_text("".join(f"attempt {attempt} line {n}\n" for n in range(5)))
+    run.stderr_log(2).write_text("a warning\n")
+    record = print_log(observed, 2, stream)
+    assert record["stdout"] == ["attempt 2 line 3", "attempt 2 line 4"]
+    assert record["stderr"] == ["a warning"]
+    assert "stderr: a warning" in stream.getvalue()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from seqlm.errors import CheckpointError, DivergedError, FileError
+from seqlm.training.failure import describe_failure, failure_kind, failure_text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DivergedError("the loss of a step is nan"), "diverged"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (MemoryError(), "oom"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+            "oom",
+        ),
+        (RuntimeError("Read error [127.0.0.1]:11423: Connection reset by peer"), "node"),
+        (RuntimeError("Connection closed by peer [127.0.0.1]"), "node"),
+        (FileError("cannot write x: No space left on device"), "node"),
+        (OSError(errno.ENOSPC, "No space left on device"), "node"),
+        (CheckpointError("last.pt is truncated"), "code"),
+        (ValueError("a bug"), "code"),
+    ],
+)
+def test_a_failure_has_the_kind_that_its_policy_needs(error: BaseException, kind: str) -> None:
+    assert failure_kind(error) == kind
+
+
+def test_a_failure_is_one_line_with_its_place() -> None:
+    try:
+        raise ValueError("first line\nsecond line")
+    except ValueError as error:
+        failure = describe_failure(error, rank=1, attempt=2)
+        text = failure_text(error)
+    assert failure["message"] == "ValueError: first line"
+    assert failure["where"].startswith("test_failure.py:")
+    assert (failure["rank"], failure["attempt"]) == (1, 2)
+    assert "Traceback" in text, "a fault of the code shows where it lies"
+    assert failure_text(DivergedError("the loss is nan")) == "error: the loss is nan"
+
+
+def test_a_lost_rank_is_named_before_the_words_of_the_library() -> None:
+    failure = describe_failure(RuntimeError("Connection reset by peer. GLHF!"), rank=0, attempt=1)
+    assert failure["message"].startswith("rank 0 lost another rank of the run, which ended or whose machine is gone")
