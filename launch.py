@@ -284,7 +284,7 @@ def _backend(name: str, manifest: Manifest | None, options: argparse.Namespace) 
 def _status(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = find_study(options.study, options.runs_dir)
     runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
-    _say(options, _status_table(runs) if runs else f"{study_dir} holds no runs yet")
+    _say(options, _status_table(runs))
     return {"study": study_dir.name, "runs": _status_records(runs)}, 0
 
 

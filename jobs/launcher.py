@@ -21,7 +21,7 @@ from seqlm.config import DataConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
-from seqlm.rundir import RunDirectory, is_locked, make_directory
+from seqlm.rundir import Observation, RunDirectory, is_locked, make_directory
 
 WORKER = (sys.executable, "-m", "seqlm.training.worker")
 
@@ -171,7 +171,7 @@ def wait_for_launcher(study_dir: Path, seconds: float) -> None:
         time.sleep(0.05)
 
 
-def status_record(name: str, run: RunDirectory, observation: Any) -> dict[str, Any]:
+def status_record(name: str, run: RunDirectory, observation: Observation) -> dict[str, Any]:
     """One run in the answer of ``status --json``."""
     return {
         "name": name,

@@ -47,15 +47,17 @@ def find_study(argument: str, runs_dir: Path) -> Path:
         UsageError: there is no such study; the line names those there are.
     """
     path = Path(argument)
-    if path.is_dir():
-        return path
+    folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
+    for folder in folders:
+        if RunDirectory.all_in(folder):
+            return folder
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
         folder = runs_dir / load_manifest(path).study
         if not folder.is_dir():
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
         return folder
-    if (runs_dir / argument).is_dir():
-        return runs_dir / argument
+    if folders:
+        raise UsageError(f"{folders[0]} holds no runs")
     known = sorted(entry.name for entry in runs_dir.glob("*") if entry.is_dir()) if runs_dir.is_dir() else []
     there = f"; there are: {', '.join(known)}" if known else f"; {runs_dir} holds no study yet"
     raise UsageError(f"{argument}: neither a study's folder, nor a manifest, nor a study in {runs_dir}{there}")

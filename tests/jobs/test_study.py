@@ -41,6 +41,17 @@ def test_a_study_is_found_by_folder_manifest_and_name(tmp_path: Path) -> None:
         find_study("other", runs_dir)
 
 
+def test_a_folder_that_only_has_the_name_of_a_study_is_not_mistaken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="mine holds no runs"):
+        find_study("mine", Path("runs"))
+    make_study(tmp_path / "runs" / "mine", 1)
+    assert find_study("mine", Path("runs")) == Path("runs/mine")
+
+
 def test_a_damaged_run_is_listed_with_what_is_wrong_and_hides_no_other(tmp_path: Path) -> None:
     broken, good = make_study(tmp_path / "s", 1, 2)
     broken.config_file.write_text('{"model": ')
