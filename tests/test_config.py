@@ -113,6 +113,10 @@ def test_the_seed_is_part_of_the_fingerprint() -> None:
             {**RNN, "model": {"arch": "transformer", "hidden_size": 100, "num_heads": 3}},
             "model.hidden_size: found 100, valid is a multiple of model.num_heads = 3",
         ),
+        (
+            {**RNN, "model": {"arch": "transformer", "hidden_size": 1, "num_heads": 1}},
+            "model.hidden_size: found 1, valid is at least 2",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_valid(raw: dict[str, Any], line: str) -> None:

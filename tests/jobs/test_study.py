@@ -105,7 +105,8 @@ def test_a_worker_of_another_host_is_not_mistaken_for_one_here(tmp_path: Path, m
     (run,) = make_study(tmp_path / "s", 1)
     monkeypatch.setattr("seqlm.rundir.is_locked", lambda path: path == run.worker_lock_file)
     monkeypatch.setattr("jobs.study.is_locked", lambda path: False)
-    write_json(run.worker_lock_file, {"pid": 1, "process_group": 1, "host": "elsewhere"})
+    monkeypatch.setattr("jobs.cancel._stop", lambda run, group: pytest.fail("a process of this host was to be stopped"))
+    write_json(run.worker_lock_file, {"pid": 2**30, "process_group": 2**30, "host": "elsewhere"})
     (observed,) = observe_study(tmp_path / "s")
     with pytest.raises(BackendError, match="run1 runs on elsewhere; cancel it there"):
         cancel(observed)
