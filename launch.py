@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser().parse_args(arguments)
         options.argv = arguments
         data, code = options.handler(options)
+        if as_json:
+            _print_document(data, None, ok=code == 0)
+        sys.stdout.flush()
     except SeqlmError as error:
         return _fail(str(error), error.exit_code, as_json)
     except KeyboardInterrupt:
@@ -74,8 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if as_json:
-        _print_document(data, None, ok=code == 0)
     return int(code)
 
 

@@ -269,6 +269,17 @@ def test_what_no_backend_can_do_is_exit_code_3(
     assert code == 3
 
 
+@pytest.mark.parametrize("form", [["--json"], []])
+def test_a_reader_that_has_left_is_no_error(form: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "launch.py", "plan", "jobs/manifests/paper.toml", *form]
+    answer = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert answer.returncode == 0
+    assert "BrokenPipe" not in answer.stderr
+
+
 def test_errors_are_a_json_document_too(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.main(["plan", "none.toml", "--json"]) == 2
     document = json.loads(capsys.readouterr().out)
