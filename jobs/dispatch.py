@@ -30,6 +30,10 @@ EXIT_STORAGE = 74
 EXIT_BUSY = 75
 """The worker's own word for "another worker is at it"."""
 
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""Variables of glibc: logits are allocated and freed in every step, and giving their pages back to the system each time
+cost a quarter of a small run's processor time (docs/decisions.md). Other C libraries ignore them."""
+
 POLL_SECONDS = 0.1
 STOP_SECONDS = 60.0
 """How long stopped workers may take before they are killed: a step at the published sizes takes seconds on a CPU."""
@@ -141,7 +145,12 @@ class Dispatcher:
 
     def _start(self, item: Planned) -> None:
         attempt = (item.run.attempts() or [0])[-1] + 1
-        env = {"PYTHONPATH": str(self._code.path.absolute()), "PYTHONUNBUFFERED": "1", "SEQLM_ATTEMPT": str(attempt)}
+        env = {
+            "PYTHONPATH": str(self._code.path.absolute()),
+            "PYTHONUNBUFFERED": "1",
+            "SEQLM_ATTEMPT": str(attempt),
+            **KEEP_MEMORY,
+        }
         data_path = self._data_path.get(item.run.id)
         if data_path is not None:
             env["SEQLM_DATA"] = str(data_path.absolute())
