@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 
 from analysis import look, units
 from analysis.axes import Mark, Scale, label_perplexity, label_progress, place_numbers, scale_for, shared_cut
-from analysis.curve import Curve, Progress, Values, curves_of, highest, time_unit
+from analysis.captions import all_runs_caption, panels_caption, spoken
+from analysis.curve import Curve, Progress, curves_of, time_unit
 from analysis.load import Study
 
 WIDTH_INCHES = 7.6
@@ -70,8 +71,8 @@ def all_runs_chart(study: Study, curves: list[Curve], progress: Progress) -> Cha
     _add_legend(figure, legend)
     return Chart(
         name=f"validation-{progress}",
-        title=f"Validation perplexity over {_spoken(progress)}",
-        caption=_all_runs_caption(study, drawn, scale, progress),
+        title=f"Validation perplexity over {spoken(progress)}",
+        caption=all_runs_caption(study, drawn, scale, progress),
         figure=figure,
     )
 
@@ -146,17 +147,6 @@ def _add_legend(figure: Figure, columns: list[list[Line2D]]) -> None:
             text.set_fontweight("bold")
 
 
-def _all_runs_caption(study: Study, drawn: list[Curve], scale: Scale, progress: Progress) -> str:
-    styles = "Adam solid, circles; SGD dashed, squares; SGD schedule dotted, triangles"
-    sentences = [
-        f"A line for each run, its number at the end. Colour: architecture. Line and marker: optimizer ({styles}).",
-        *_shared_sentences(drawn, scale.logarithmic, progress),
-        *_cut_sentence([(curve, curve.val_ppl) for curve in drawn if scale.cuts(curve.val_ppl)], scale.high),
-        *_left_out_sentence(study, drawn),
-    ]
-    return " ".join(sentences)
-
-
 # -- a panel for each run ------------------------------------------------------------------------------------------
 
 
@@ -191,8 +181,8 @@ def panels_chart(study: Study, curves: list[Curve], progress: Progress) -> Chart
     )
     return Chart(
         name=f"runs-{progress}",
-        title=f"Training and validation perplexity of each run over {_spoken(progress)}",
-        caption=_panels_caption(study, curves, scales, progress),
+        title=f"Training and validation perplexity of each run over {spoken(progress)}",
+        caption=panels_caption(study, curves, scales, progress),
         figure=figure,
     )
 
@@ -211,52 +201,3 @@ def _draw_panel(axes: Axes, curve: Curve) -> Scale:
     axes.xaxis.label.set_fontsize(8)
     axes.yaxis.label.set_fontsize(8)
     return scale
-
-
-def _panels_caption(study: Study, curves: list[Curve], scales: list[Scale], progress: Progress) -> str:
-    logarithmic = [curve for curve, scale in zip(curves, scales, strict=True) if scale.logarithmic]
-    sentences = [
-        "Solid: validation; dashed: training (with dropout on, so that it can lie above validation).",
-        "Each panel has its own vertical axis.",
-        *_shared_sentences(curves, len(logarithmic) == len(curves), progress),
-    ]
-    for curve, scale in zip(curves, scales, strict=True):
-        values = np.concatenate([curve.train_ppl, curve.val_ppl])
-        if scale.cuts(values):
-            sentences += _cut_sentence([(curve, values)], scale.high)
-    return " ".join([*sentences, *_left_out_sentence(study, curves)])
-
-
-# -- captions ------------------------------------------------------------------------------------------------------
-
-
-def _spoken(progress: Progress) -> str:
-    return "epochs" if progress == "epochs" else "wall-clock time"
-
-
-def _shared_sentences(curves: list[Curve], logarithmic: bool, progress: Progress) -> list[str]:
-    sentences = ["Vertical axis logarithmic."] if logarithmic else []
-    if progress == "epochs":
-        sentences.append("Epochs are counted by passes finished, from 1.")
-    else:
-        sentences.append("Time runs from the start of training and includes validation.")
-    early = [curve.reference for curve in curves if curve.ended_early]
-    if early:
-        sentences.append(f"Ended early (×): {units.listing(early)}.")
-    return sentences
-
-
-def _cut_sentence(cut: list[tuple[Curve, Values]], high: float) -> list[str]:
-    """Names the runs that leave the axis, so that nobody takes a cut line for a whole one."""
-    if not cut:
-        return []
-    named = [f"{curve.reference} (up to {units.rounded(highest(values))})" for curve, values in cut]
-    return [
-        f"The axis ends at {units.rounded(high)}; cut off there (▲ where the line stays above): {units.listing(named)}."
-    ]
-
-
-def _left_out_sentence(study: Study, drawn: list[Curve]) -> list[str]:
-    shown = {curve.number for curve in drawn}
-    missing = [f"{run['number']} {run['name']}" for run in study.runs.to_dict("records") if run["number"] not in shown]
-    return [f"Without a finished epoch: {units.listing(missing)}."] if missing else []

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from analysis import look, units
 from analysis.curves import Chart
 from analysis.figure_files import FORMATS as FIGURE_FORMATS
-from analysis.load import LogTail, Study
+from analysis.load import Study
+from analysis.run_files import LogTail
 from analysis.table_text import Table, escape_markdown, longest_run_of_backticks, markdown_code
 from analysis.tables import Coverage, best_runs, coverage
 

@@ -155,6 +155,15 @@ def test_data_files_equal_the_tables(study: Study, report: Path) -> None:
 
 
 @pytest.mark.usefixtures("svg_only")
+def test_an_infinite_number_is_null_in_json(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1, done=False)
+    run.metrics_file.write_text('{"epoch": 0, "val_ppl": Infinity, "train_ppl": 2.5, "elapsed_seconds": 1}\n')
+    text = (write_report(tmp_path).parent / "data/epochs.json").read_text("utf-8")
+    (record,) = json.loads(text, parse_constant=pytest.fail)
+    assert (record["val_ppl"], record["train_ppl"]) == (None, 2.5)
+
+
+@pytest.mark.usefixtures("svg_only")
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_study_that_has_only_begun_gives_a_whole_report(tmp_path: Path, epochs: int) -> None:
     for order in (0, 4):
@@ -246,6 +255,27 @@ def test_a_report_that_cannot_be_put_in_place_leaves_the_old_one(
         write_report(tmp_path)
     assert contents(folder) == before
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_when_the_swap_fails_half_way_the_old_report_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path, 0, epochs=2)
+    folder = write_report(tmp_path).parent
+    before = contents(folder)
+    rename = Path.rename
+
+    def fail_for_the_new_one(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    make_run(tmp_path, 3, epochs=2)
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(FileError, match="Input/output error"):
+        write_report(tmp_path)
+    assert contents(folder) == before
 
 
 @pytest.mark.usefixtures("svg_only")

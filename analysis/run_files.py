@@ -1,0 +1,154 @@
+"""One run as its files tell it. A damaged file becomes the run's reason and a warning; it stops nothing."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from seqlm.errors import FileError
+from seqlm.rundir import Observation, RunDirectory
+
+LOG_LINES = 12
+"""Last lines of the log that are shown for a run that failed."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogTail:
+    """The last lines of a log file."""
+
+    file: str
+    """The file, from the study's folder on."""
+    lines: list[str]
+
+
+@dataclass(kw_only=True)
+class LoadedRun:
+    """What the files of a run hold."""
+
+    order: int | None
+    row: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    provenance: dict[str, Any]
+    log_tail: LogTail | None
+    warnings: list[str]
+
+
+def read_run(run: RunDirectory) -> LoadedRun:
+    """Read every file of a run."""
+    warnings: list[str] = []
+
+    def attempt(read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except FileError as error:
+            warnings.append(str(error))
+            return otherwise
+
+    nothing: dict[str, Any] = {}
+    no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
+    provenance = attempt(run.read_provenance, nothing)
+    hyperparameters = attempt(lambda: _dotted(run.read_config().to_dict()), nothing)
+    epochs, cut_lines = attempt(run.read_metrics, no_epochs)
+    result = attempt(run.read_result, None) or {}
+    failure = attempt(run.read_failure, None) or {}
+    reason = clean(warnings[0].replace(f"{run.path.parent}/", "")) if warnings else None
+    damaged = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
+    observation = damaged if warnings else attempt(run.observe, damaged)
+    order = provenance.get("order")
+    row = {
+        "name": clean(str(provenance.get("name") or run.id)),
+        "id": run.id,
+        "arch": hyperparameters.get("model.arch"),
+        "optimizer": hyperparameters.get("optim.optimizer"),
+        "state": observation.state,
+        "reason": observation.reason and clean(observation.reason),
+        **_failure_facts(failure, observation),
+        **_outcome(epochs, result),
+        **hyperparameters,
+        "command": _command_line(provenance.get("command")),
+    }
+    tail = attempt(lambda: _log_tail(run), None) if observation.state in ("failed", "cancelled") else None
+    return LoadedRun(
+        order=order if isinstance(order, int) and order >= 0 else None,
+        row=row,
+        epochs=epochs,
+        provenance=provenance,
+        log_tail=tail,
+        warnings=warnings + cut_lines,
+    )
+
+
+def _dotted(config: dict[str, Any]) -> dict[str, Any]:
+    values = {}
+    for section, content in config.items():
+        if isinstance(content, dict):
+            values.update({f"{section}.{key}": value for key, value in content.items()})
+        else:
+            values[section] = content
+    return values
+
+
+def _failure_facts(failure: dict[str, Any], observation: Observation) -> dict[str, Any]:
+    if observation.state not in ("failed", "cancelled"):
+        return {}
+    texts = {key: clean(str(failure[key])) for key in ("message", "where") if failure.get(key)}
+    message = texts.get("message", observation.reason)
+    return {"failure_kind": observation.kind, "failure_message": message, "failure_where": texts.get("where")}
+
+
+def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
+    """Best and final figures: what ``result.json`` says, and for a run without one what its epochs say."""
+    finite = [epoch for epoch in epochs if math.isfinite(_number_of(epoch["val_ppl"]))]
+    best = min(finite, key=lambda epoch: _number_of(epoch["val_ppl"]), default={})
+    final = epochs[-1] if epochs else {}
+    final_epoch = result.get("final_epoch")
+    return {
+        "epochs_done": final_epoch + 1 if isinstance(final_epoch, int) else len(epochs),
+        "best_epoch": result.get("best_epoch", best.get("epoch")),
+        "train_ppl": result.get("best_train_ppl", best.get("train_ppl")),
+        "val_ppl": result.get("best_val_ppl", best.get("val_ppl")),
+        "final_train_ppl": result.get("final_train_ppl", final.get("train_ppl")),
+        "final_val_ppl": result.get("final_val_ppl", final.get("val_ppl")),
+        "test_ppl": result.get("test_ppl"),
+        "parameters": result.get("parameters"),
+        "wall_seconds": result.get("elapsed_seconds", final.get("elapsed_seconds")),
+    }
+
+
+def _number_of(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _command_line(command: Any) -> str | None:
+    if not isinstance(command, list) or not command:
+        return None
+    return shlex.join(str(word) for word in command)
+
+
+def _log_tail(run: RunDirectory) -> LogTail | None:
+    """The last lines of the newest attempt's ``stderr.log``."""
+    attempts = run.attempts()
+    if not attempts:
+        return None
+    path = run.stderr_log(attempts[-1])
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - 16_384))
+            text = log.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
+    lines = ["".join(c for c in line.expandtabs(4) if c.isprintable())[:300] for line in text.splitlines()]
+    lines = [line for line in lines if line.strip()][-LOG_LINES:]
+    return LogTail(file=path.relative_to(run.path.parent).as_posix(), lines=lines) if lines else None
+
+
+def clean(text: str) -> str:
+    """A text on one line, without characters that no page, table or figure can show."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
