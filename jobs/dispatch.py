@@ -68,7 +68,9 @@ def plan(spec: RunSpec, run: RunDirectory, observation: Observation, *, has_chec
             reason = f"{observation.reason or observation.state}; `retry` starts it again"
         case _:
             action = "resume" if has_checkpoint else "start"
-            reason = f"after epoch {observation.epoch}" if has_checkpoint and observation.epoch is not None else None
+            reason = (
+                f"after {observation.epoch + 1} epochs" if has_checkpoint and observation.epoch is not None else None
+            )
     return Planned(spec=spec, run=run, observation=observation, action=action, reason=reason)
 
 

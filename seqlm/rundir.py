@@ -128,13 +128,14 @@ class RunDirectory:
     def all_in(cls, study_dir: Path) -> list[RunDirectory]:
         """Every run directory of a study, in manifest order, then by id."""
         found = [cls(config.parent) for config in study_dir.glob("*/config.json")]
-        order = {run.id: run.read_provenance().get("order") for run in found}
 
-        def key(run: RunDirectory) -> tuple[int, str]:
-            place = order[run.id]
-            return (place if isinstance(place, int) else 1_000_000, run.id)
+        def place(run: RunDirectory) -> tuple[float, str]:
+            order = None
+            with contextlib.suppress(FileError):  # a run with a damaged file hides no other
+                order = run.read_provenance().get("order")
+            return (order if isinstance(order, int) else math.inf, run.id)
 
-        return sorted(found, key=key)
+        return sorted(found, key=place)
 
     def create(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         """Make the folder, ``config.json`` (never changed once written) and ``provenance.json``.
@@ -237,7 +238,7 @@ class RunDirectory:
         if launching:
             return observed("queued", None)
         if self.attempts():
-            after = "before the first epoch ended" if epoch is None else f"after epoch {epoch}"
+            after = "before the first epoch ended" if epoch is None else f"after {epoch + 1} epochs"
             return observed("pending", f"interrupted {after}; run again to resume")
         return observed("pending", None)
 

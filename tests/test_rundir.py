@@ -94,7 +94,7 @@ def test_the_state_is_read_from_the_files(run: RunDirectory) -> None:
     write_json_lines(run.metrics_file, [epoch(0, 90.0), epoch(1, None), epoch(2, 95.0)])
     observation = run.observe()
     assert (observation.state, observation.epoch, observation.best_val_ppl) == ("pending", 2, 90.0)
-    assert observation.reason == "interrupted after epoch 2; run again to resume"
+    assert observation.reason == "interrupted after 3 epochs; run again to resume"
     run.write_failure_once({"kind": "diverged", "message": "the loss is nan"})
     assert run.observe().state == "failed"
     assert run.observe().reason == "diverged: the loss is nan"
@@ -165,6 +165,8 @@ def test_runs_are_listed_in_manifest_order(tmp_path: Path) -> None:
     for order, name in ((1, "a-00000001"), (0, "b-00000002"), (None, "c-00000003")):
         make_run(tmp_path / name, make_config()).create(make_config(), {"order": order})
     assert [run.id for run in RunDirectory.all_in(tmp_path)] == ["b-00000002", "a-00000001", "c-00000003"]
+    (tmp_path / "b-00000002" / "provenance.json").write_text("{")
+    assert [run.id for run in RunDirectory.all_in(tmp_path)] == ["a-00000001", "b-00000002", "c-00000003"]
 
 
 @pytest.mark.parametrize(

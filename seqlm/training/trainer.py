@@ -194,7 +194,7 @@ class Trainer:
         if self.rank.is_first:
             # The checkpoint is the truth: a metrics file cut short or lost is written anew from it.
             write_json_lines(self.run.metrics_file, self.history)
-        self.progress.say(f"resumed after epoch {len(self.history)}/{self.config.train.epochs}")
+        self.progress.say(f"resumed after {len(self.history)} of {self.config.train.epochs} epochs")
 
     def _load(self, path: Any) -> Checkpoint:
         checkpoint = load_checkpoint(path, self.config.fingerprint(), self.rank.device)

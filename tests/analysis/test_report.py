@@ -129,7 +129,7 @@ def test_a_failed_run_is_told_with_kind_message_place_and_log(report: Path) -> N
         section = text.partition("Runs without a result\n" if name == "report.md" else 'id="section-open"')[2]
         for fact in (DIVERGED, "diverged: the loss of step 4,711", "trainer.py:163 in train_epoch", "step 1900/1327"):
             assert fact in section
-        assert "interrupted after epoch" in section
+        assert "epochs; run again to resume" in section
 
 
 @pytest.mark.usefixtures("svg_only")
