@@ -65,9 +65,13 @@ class Study:
         )
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*words), cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        # What starts this test may ignore Ctrl-C (a shell does, for what it puts into the background); the launcher
+        # would inherit that.
+        heed = (
+            "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
         )
+        command = [sys.executable, "-c", heed, *self.command(*words)]
+        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def runs(self) -> list[RunDirectory]:
         return RunDirectory.all_in(self.folder / "runs" / "small")
