@@ -146,7 +146,7 @@ class Dispatcher:
             self._start(item)
 
     def _start(self, item: Planned) -> None:
-        attempt = (item.run.attempts() or [0])[-1] + 1
+        attempt = item.run.last_attempt() + 1
         env = {
             "PYTHONPATH": str(self._code.path.absolute()),
             "PYTHONUNBUFFERED": "1",
@@ -165,9 +165,10 @@ class Dispatcher:
             resources=item.spec.resources,
         )
         job_id = self._backend.submit(submission)
-        write_json(item.run.job_file, self._job_record(item, submission, job_id))
+        # Remembered before anything can go wrong, so that whatever does stops this worker too.
         self._live[job_id] = (item, submission)
         self._epochs[item.run.id] = item.observation.epoch
+        write_json(item.run.job_file, self._job_record(item, submission, job_id))
         self._on_event(Event(kind="started", planned=item, observation=item.observation))
 
     def _collect(self) -> None:
@@ -252,8 +253,7 @@ def _put_failure_aside(run: RunDirectory) -> None:
         failure = {}
     if failure is None:
         return
-    last = (run.attempts() or [1])[-1]
-    folder = run.attempt_dir(last)
+    folder = run.attempt_dir(max(1, run.last_attempt()))
     folder.mkdir(parents=True, exist_ok=True)
     run.failure_file.replace(folder / "failure.json")
 

@@ -15,12 +15,11 @@ FOLLOW_SECONDS = 0.2
 
 def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
     """Print the last ``lines`` lines of what the latest attempt wrote on stdout and stderr; returns them as data."""
-    attempts = run.run.attempts()
+    attempt = run.run.last_attempt()
     record: dict[str, Any] = {"name": run.name, "id": run.run.id, "attempt": None, "stdout": [], "stderr": []}
-    if not attempts:
+    if not attempt:
         print(f"== {run.name}: no attempt yet", file=stream)
         return record
-    attempt = attempts[-1]
     record["attempt"] = attempt
     print(f"== {run.name}, attempt {attempt}: {run.run.attempt_dir(attempt)}", file=stream)
     for name, path in (("stdout", run.run.stdout_log(attempt)), ("stderr", run.run.stderr_log(attempt))):
@@ -35,7 +34,7 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
     attempt = 0
     positions: dict[Path, int] = {}
     while True:
-        newest = (run.run.attempts() or [0])[-1]
+        newest = run.run.last_attempt()
         launcher = launcher_of(run.run.path.parent)
         over = observe_run(run.run, launcher).state not in ("queued", "running")
         if newest > attempt:

@@ -110,6 +110,10 @@ class RunDirectory:
         names = [entry.name for entry in (self.path / "attempts").glob("[0-9]*") if entry.is_dir()]
         return sorted(int(name) for name in names if name.isdigit())
 
+    def last_attempt(self) -> int:
+        """Number of the newest attempt, 0 before the first."""
+        return (self.attempts() or [0])[-1]
+
     # -- creating and finding ------------------------------------------------------------------------------------
 
     @classmethod

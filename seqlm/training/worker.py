@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    attempt = int(os.environ.get("SEQLM_ATTEMPT") or (run.attempts() or [0])[-1] + 1)
+    attempt = int(os.environ.get("SEQLM_ATTEMPT") or run.last_attempt() + 1)
     try:
         with _ownership(run, rank):
             if run.result_file.exists():

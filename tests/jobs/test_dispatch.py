@@ -10,7 +10,7 @@ from jobs import dispatch
 from jobs.code_snapshot import Code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
 from jobs.spec import Resources, RunSpec, Submission
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, FileError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
@@ -161,6 +161,22 @@ def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
     dispatcher(backend).dispatch([first, second, third])
     assert [s.run_dir for s in backend.submissions] == [first.run.path, third.run.path]
     assert second.run.observe().state == "cancelled"
+
+
+def test_a_worker_whose_job_file_cannot_be_written_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeBackend(finish)
+    (item,) = todo(tmp_path, 1)
+    written: list[Path] = []
+
+    def full(path: Path, data: object) -> None:
+        written.append(path)
+        if len(written) == 2:  # the first says that the run is queued, the second that it is submitted
+            raise FileError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(dispatch, "write_json", full)
+    with pytest.raises(FileError):
+        dispatcher(backend).dispatch([item])
+    assert backend.stopped == [("1", False)]
 
 
 @pytest.mark.parametrize("obeys", [True, False])
