@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from jobs.spec import Resources, Submission
+from jobs.spec import Resources, RunSpec, Submission
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Backend(ABC):
         """One line: where runs go, and how many at once."""
 
     @abstractmethod
-    def resolve(self, resources: Resources, runs: int) -> Resources:
-        """The resources with every open choice made, for a launch of ``runs`` runs.
+    def resolve(self, spec: RunSpec, runs: int) -> Resources:
+        """The resources of a run with every open choice made, for a launch of ``runs`` runs.
 
         Raises:
-            BackendError: they can never fit here.
+            BackendError: the run can never fit here, or its precision does not exist here.
         """
 
     @abstractmethod

@@ -118,7 +118,7 @@ class Dispatcher:
         """
         todo = [item for item in planned if item.action != "skip"]
         self._waiting = [
-            replace(item, spec=replace(item.spec, resources=self._backend.resolve(item.spec.resources, len(todo))))
+            replace(item, spec=replace(item.spec, resources=self._backend.resolve(item.spec, len(todo))))
             for item in todo
         ]
         for item in self._waiting:

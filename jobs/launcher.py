@@ -112,7 +112,7 @@ def launch(
     paths = {item.run.id: data_path(item.spec) for item in expected}
     check_data(expected, paths)
     for item in expected:
-        backend.resolve(item.spec.resources, len(expected))
+        backend.resolve(item.spec, len(expected))
     with launching(options.study_dir):
         planned = plan_runs(specs, options.study_dir, retry=options.retry)
         todo = [item for item in planned if item.action != "skip" and item.run.id in paths]

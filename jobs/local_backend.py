@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, final
 
 from jobs.backend import Backend, Ended
-from jobs.spec import Resources, Submission
+from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
 from seqlm.errors import BackendError, FileError
 from seqlm.rundir import RunDirectory, make_directory
@@ -47,7 +47,8 @@ class LocalBackend(Backend):
         gpus = f"{self._gpus} GPUs, " if self._gpus else ""
         return f"this machine ({gpus}{self._cores} cores{limit})"
 
-    def resolve(self, resources: Resources, runs: int) -> Resources:
+    def resolve(self, spec: RunSpec, runs: int) -> Resources:
+        resources = spec.resources
         gpus = resources.gpus if resources.gpus is not None else min(1, self._gpus)
         if resources.ranks * gpus > self._gpus:
             raise BackendError(f"never fits: needs {resources.ranks * gpus} GPUs, this machine has {self._gpus}")
@@ -56,6 +57,8 @@ class LocalBackend(Backend):
                 f"never fits: needs {resources.ranks * resources.cpus} cores "
                 f"({resources.ranks} ranks of {resources.cpus}), this machine has {self._cores}"
             )
+        if not gpus:
+            _require_on_the_processor(spec)
         at_once = min(runs, self._max_parallel or runs, self._gpus // (resources.ranks * gpus) if gpus else runs)
         cpus = resources.cpus or max(1, self._cores // max(1, at_once * resources.ranks))
         return replace(resources, cpus=cpus, gpus=gpus)
@@ -161,6 +164,17 @@ class LocalBackend(Backend):
         if number is signal.SIGKILL:
             for process in job.ranks:
                 process.wait()
+
+
+def _require_on_the_processor(spec: RunSpec) -> None:
+    """Refuse now what the worker would refuse later (it also checks GPUs, which need torch to be asked)."""
+    precision = spec.config.train.precision
+    if precision == "tf32" or (precision == "bf16" and not machine.has_bf16()):
+        needs = "an NVIDIA GPU" if precision == "tf32" else f"{' or '.join(machine.BF16_FLAGS)}, or an NVIDIA GPU"
+        raise BackendError(
+            f'{spec.name}: train.precision = "{precision}" needs {needs}; this run would be on the processor '
+            f'({machine.cpu_model()}); use "fp32"'
+        )
 
 
 def _describe_exit(rank: int, code: int, ranks: int) -> str:

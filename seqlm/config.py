@@ -34,6 +34,8 @@ class RecurrentConfig:
     """Width of the token embedding."""
     keep: float = 0.35
     """Probability of keeping a unit, on the embedding and on each layer's output."""
+    implementation: Literal["fused", "reference"] = "fused"
+    """``fused``: hand-written gradients, fast. ``reference``: the same function by plain autograd, to check it."""
 
     def __post_init__(self) -> None:
         _check("model", self, positive=("hidden_size", "num_layers", "embedding_size"), probability=("keep",))
@@ -57,6 +59,10 @@ class TransformerConfig:
     """Probability of keeping a unit, everywhere except on the attention weights."""
     attention_keep: float = 0.9
     """Probability of keeping an attention weight; the published runs always used 0.9."""
+    attention: Literal["own", "sdpa"] = "own"
+    """``own``: the equations. ``sdpa``: ``F.scaled_dot_product_attention``, the same function, other dropout draws."""
+    implementation: Literal["fused", "reference"] = "fused"
+    """``fused``: hand-written gradients, fast. ``reference``: the same function by plain autograd, to check it."""
 
     def __post_init__(self) -> None:
         problems = _problems(
@@ -165,6 +171,8 @@ class TrainConfig:
     """Tokens of a window, T."""
     clip_norm: float = 0.25
     """Largest gradient norm over all parameters."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a processor or GPU that has it."""
 
     def __post_init__(self) -> None:
         _check("train", self, positive=("epochs", "batch_size", "seq_len", "clip_norm"))
@@ -227,10 +235,24 @@ class RunConfig:
         return cls(**parts)
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) over the canonical JSON of the configuration: the identity of the run."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """SHA-256 (64 hex digits) over the canonical JSON of the configuration: the identity of the run.
+
+        Keys in :data:`LATER_KEYS` are left out where they have their neutral value.
+        """
+        identity = self.to_dict()
+        for section, key, neutral in LATER_KEYS:
+            if identity[section].get(key) == neutral:
+                del identity[section][key]
+        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+
+LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
+    ("model", "implementation", "fused"),
+    ("model", "attention", "own"),
+    ("train", "precision", "fp32"),
+)
+"""Section, key and neutral value of what was added after the first runs: their fingerprints must stay as they were."""
 
 _VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "model": ("arch", (RecurrentConfig, TransformerConfig)),

@@ -26,6 +26,20 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+"""What /proc/cpuinfo calls products of bfloat16 numbers: Intel and AMD, Intel, ARM."""
+
+
+def has_bf16() -> bool:
+    """Whether the processor has instructions for products of bfloat16 numbers; false where it does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, flags = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return not {*BF16_FLAGS}.isdisjoint(flags.split())
+    return False
+
+
 def gpus() -> list[tuple[str, str]]:
     """(identifier for CUDA_VISIBLE_DEVICES, name) of each NVIDIA GPU that this process may use."""
     program = shutil.which("nvidia-smi")

@@ -16,7 +16,7 @@ for variable in ("SEQLM_DATA", "SEQLM_RUNS", "SEQLM_DEVICE", "SEQLM_ATTEMPT", "S
     os.environ.pop(variable, None)
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-install_import_hook(["seqlm.models", "seqlm.data.batches", "seqlm.training.evaluate"], "beartype.beartype")
+install_import_hook(["seqlm.models", "seqlm.data.batches", "seqlm.training.evaluate", "benchmarks.baselines"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)

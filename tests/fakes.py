@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import final
 
 from jobs.backend import Backend, Ended
-from jobs.spec import Resources, Submission
+from jobs.spec import Resources, RunSpec, Submission
 from seqlm.errors import BackendError
 
 Work = Callable[[Submission], int]
@@ -32,7 +32,8 @@ class FakeBackend(Backend):
     def describe(self) -> str:
         return f"a fake machine ({self._slots} slots)"
 
-    def resolve(self, resources: Resources, runs: int) -> Resources:
+    def resolve(self, spec: RunSpec, runs: int) -> Resources:
+        resources = spec.resources
         if resources.ranks > self._slots:
             raise BackendError(f"never fits: needs {resources.ranks} slots, there are {self._slots}")
         return replace(resources, cpus=resources.cpus or 1, gpus=resources.gpus or 0)

@@ -13,7 +13,7 @@ import pytest
 from jobs.manifest import load_manifest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "launch")
+PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 
 BOTTOM = ("seqlm.config", "seqlm.rundir", "seqlm.errors", "seqlm.machine")
 """What everybody may import; these import nothing but each other and the standard library."""
@@ -32,6 +32,7 @@ ALLOWED = {
     "jobs": (*BOTTOM, *TEXT, "seqlm", "jobs"),
     "slurm": (*BOTTOM, "jobs", "slurm"),
     "analysis": (*BOTTOM, "analysis"),
+    "benchmarks": (*BOTTOM, "seqlm.models", "seqlm.training", "jobs", "benchmarks"),
     "launch": (*BOTTOM, *TEXT, "seqlm", "jobs", "slurm", "analysis"),
 }
 """Part -> the parts it may import from. ``seqlm`` alone means its version and place."""
@@ -39,7 +40,7 @@ ALLOWED = {
 
 def modules() -> list[tuple[str, Path]]:
     found = [("launch", ROOT / "launch.py")]
-    for package in ("seqlm", "jobs", "slurm", "analysis"):
+    for package in ("seqlm", "jobs", "slurm", "analysis", "benchmarks"):
         for path in sorted((ROOT / package).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             found.append((name.removesuffix(".__init__"), path))

@@ -341,13 +341,13 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing_and_the_next_run_goes_on(
     study = Study(tmp_path)
     (tmp_path / "runs").mkdir()
     script = """
-mount -t tmpfs -o size=1200k none runs || exit 99
+mount -t tmpfs -o size=500k none runs || exit 99
 "$@"; echo "first: $?"
 mount -o remount,size=100m runs
 "$@"; echo "second: $?"
 cat runs/small/*/metrics.jsonl
 """
-    command = study.command("run", "small.toml", "--set", "model.hidden_size=128")
+    command = study.command("run", "small.toml", "--live-code", "--set", "model.hidden_size=128")
     shell = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
     answer = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     if answer.returncode == 99 or "unshare:" in answer.stderr:

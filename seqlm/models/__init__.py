@@ -8,6 +8,8 @@ written for column vectors, W x; ``torch.nn.Linear`` applies the same W to the l
 
 from __future__ import annotations
 
+import torch
+
 from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models.language_model import LanguageModel
 from seqlm.models.recurrent import RecurrentModel
@@ -16,13 +18,16 @@ from seqlm.models.transformer import Transformer
 __all__ = ["LanguageModel", "build_model"]
 
 
-def build_model(config: ModelConfig, vocab_size: int, seq_len: int = 35) -> LanguageModel:
+def build_model(
+    config: ModelConfig, vocab_size: int, seq_len: int = 35, product_dtype: torch.dtype | None = None
+) -> LanguageModel:
     """The model that ``config`` describes, with fresh initial values from torch's global generator.
 
     Args:
         config: architecture, sizes and dropout.
         vocab_size: V; token ids are 0 .. V - 1.
         seq_len: tokens of a training window; the Transformer's samples look back no further.
+        product_dtype: type in which matrix products are computed; none: that of the parameters.
 
     Raises:
         ValueError: if ``vocab_size`` or ``seq_len`` is less than 1.
@@ -32,6 +37,6 @@ def build_model(config: ModelConfig, vocab_size: int, seq_len: int = 35) -> Lang
             raise ValueError(f"{name}: found {value}, valid is a whole number of at least 1")
     match config:
         case RecurrentConfig():
-            return RecurrentModel(config, vocab_size)
+            return RecurrentModel(config, vocab_size, product_dtype)
         case TransformerConfig():
-            return Transformer(config, vocab_size, seq_len)
+            return Transformer(config, vocab_size, seq_len, product_dtype)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from seqlm.models.dropout import Dropout
+from seqlm.models.fused_transformer import MASKED_SCORE, attention
+from seqlm.models.products import linear
 
 
 @final
@@ -43,30 +48,64 @@ class MultiHeadAttention(nn.Module):
     Initial values: biases uniform in [-1/sqrt(H), 1/sqrt(H)]; the model draws the weights.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        keep: float,
+        *,
+        kernel: Literal["own", "sdpa"] = "own",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.kernel = kernel
+        self.dtype = dtype
         self.W_q, self.W_k, self.W_v, self.W_o = (nn.Linear(hidden_size, hidden_size) for _ in range(4))
-        self.dropout = nn.Dropout(dropout)
-        for linear in (self.W_q, self.W_k, self.W_v, self.W_o):
-            nn.init.uniform_(linear.bias, -(hidden_size**-0.5), hidden_size**-0.5)
+        self.dropout = Dropout(keep)
+        for linear_map in (self.W_q, self.W_k, self.W_v, self.W_o):
+            nn.init.uniform_(linear_map.bias, -(hidden_size**-0.5), hidden_size**-0.5)
 
     def forward(self, x: Float[Tensor, "T B H"], cache: KeyValueCache | None = None) -> Float[Tensor, "T B H"]:
         """Attend from each position of ``x`` to itself and to the earlier ones.
 
         With a ``cache``, ``x`` holds the positions after those in it, may attend to them, and is added to it.
         """
-        q, k, v = (self._split_heads(linear(x)) for linear in (self.W_q, self.W_k, self.W_v))
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        s = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-        a = self.dropout(s.masked_fill(_is_later(s), -1e9).softmax(dim=-1))
-        attended: Float[Tensor, "T B H"] = self.W_o((a @ v).permute(2, 0, 1, 3).flatten(start_dim=2))
-        return attended
+        q, k, v = (self._split_heads(linear(map_, x, self.dtype)) for map_ in (self.W_q, self.W_k, self.W_v))
+        if cache is None and self.kernel == "sdpa":
+            heads = self._torch_attention(q, k, v)
+        else:
+            if cache is not None:
+                k, v = cache.extend(k, v)
+            low = self.dtype or x.dtype
+            s = (q.to(low) @ k.to(low).transpose(-2, -1)).to(x.dtype) * q.shape[-1] ** -0.5
+            a = self.dropout(s.masked_fill(_is_later(s), MASKED_SCORE).softmax(dim=-1))
+            heads = (a.to(low) @ v.to(low)).to(x.dtype)
+        return linear(self.W_o, _merge_heads(heads), self.dtype)
+
+    def fused_core(self, qkv: Float[Tensor, "T B QKV"]) -> Float[Tensor, "T B H"]:
+        """What W_o reads, from queries, keys and values side by side (QKV = 3 H), for the fused block."""
+        positions, batch, _ = qkv.shape
+        if self.kernel == "sdpa":
+            return _merge_heads(self._torch_attention(*(self._split_heads(part) for part in qkv.chunk(3, dim=2))))
+        factors = self.dropout.mask((batch, self.num_heads, positions, positions), qkv)
+        return attention(qkv, factors, self.num_heads, self.dtype)
+
+    def _torch_attention(
+        self, q: Float[Tensor, "B N T K"], k: Float[Tensor, "B N T K"], v: Float[Tensor, "B N T K"]
+    ) -> Float[Tensor, "B N T K"]:
+        low = self.dtype or q.dtype
+        rate = 1 - self.dropout.keep if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q.to(low), k.to(low), v.to(low), dropout_p=rate, is_causal=True)
+        return attended.to(q.dtype)
 
     def _split_heads(self, x: Float[Tensor, "T B H"]) -> Float[Tensor, "B N T K"]:
         positions, batch, hidden = x.shape
         return x.view(positions, batch, self.num_heads, hidden // self.num_heads).permute(1, 2, 0, 3)
+
+
+def _merge_heads(heads: Float[Tensor, "B N T K"]) -> Float[Tensor, "T B H"]:
+    return heads.permute(2, 0, 1, 3).flatten(start_dim=2)
 
 
 def _is_later(scores: Float[Tensor, "B N T S"]) -> Tensor:

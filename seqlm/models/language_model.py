@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from seqlm.models.output_loss import fused_output_loss, reference_output_loss
+from seqlm.models.products import linear
 
 Predictor: TypeAlias = Callable[[Int[Tensor, " B"]], Float[Tensor, "B V"]]
 """Takes the next token of each sequence, remembers it, and gives the logits of the token after it."""
@@ -17,12 +20,18 @@ Predictor: TypeAlias = Callable[[Int[Tensor, " B"]], Float[Tensor, "B V"]]
 class LanguageModel(nn.Module, ABC):
     """p(x_{t+1} | x_1 .. x_t) as logits, for every t of a window.
 
-    Training code calls the model itself (:meth:`forward`), so that it also works wrapped in
-    ``DistributedDataParallel``; :meth:`generate` and :meth:`features` are called on the bare model.
+    Two implementations compute the same function: ``fused``, for training, and ``reference``, plain autograd over
+    the equations, which can also be differentiated several times. A model has one of them, by its configuration.
     """
 
     output: nn.Linear
     """The output layer, H -> V."""
+
+    def __init__(self, implementation: Literal["fused", "reference"], dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.fused = implementation == "fused"
+        self.dtype = dtype
+        """Type in which products are computed; none: that of the parameters."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
@@ -53,7 +62,19 @@ class LanguageModel(nn.Module, ABC):
             IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
         """
         hidden, state = self.features(tokens, state)
-        return self.output(hidden), state
+        return linear(self.output, hidden, self.dtype), state
+
+    def loss(
+        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "L B H"]]:
+        """The sum of -log p(target) over the window, in nats, and the state after the window.
+
+        Raises:
+            IndexError, RuntimeError: on the CPU, if a token or target is not an id of the vocabulary, 0 .. V - 1.
+        """
+        hidden, state = self.features(tokens, state)
+        output_loss = fused_output_loss if self.fused else reference_output_loss
+        return output_loss(self.output, hidden, targets, self.dtype), state
 
     def generate(
         self,

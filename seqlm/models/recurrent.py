@@ -13,7 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.config import RecurrentConfig
+from seqlm.models.dropout import Dropout, drop
+from seqlm.models.fused_recurrent import fused_gru, fused_rnn
 from seqlm.models.language_model import LanguageModel, Predictor
+from seqlm.models.products import linear
 
 
 @final
@@ -27,20 +30,24 @@ class RNNLayer(nn.Module):
     ``W_x`` holds b as its bias.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, *, fused: bool = True, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
+        self.fused = fused
+        self.dtype = dtype
         self.W_x = nn.Linear(input_size, hidden_size)
         self.W_h = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(
-        self, x: Float[Tensor, "T B D"], h: Float[Tensor, "B H"]
-    ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
-        """All h_1 .. h_T, and h_T once more, from the inputs and h_0."""
+    def forward(self, x: Float[Tensor, "T B D"], h: Float[Tensor, "B H"]) -> Float[Tensor, "T B H"]:
+        """All h_1 .. h_T from the inputs and h_0."""
+        if self.fused:
+            return fused_rnn(x, h, self.W_x.weight, self.W_x.bias, self.W_h.weight, self.dtype)
         outputs = []
-        for from_x in self.W_x(x).unbind(0):
-            h = torch.tanh(from_x + self.W_h(h))
+        for from_x in linear(self.W_x, x, self.dtype).unbind(0):
+            h = torch.tanh(from_x + linear(self.W_h, h, self.dtype))
             outputs.append(h)
-        return torch.stack(outputs), h
+        return torch.stack(outputs)
 
 
 @final
@@ -60,25 +67,29 @@ class GRULayer(nn.Module):
     ``W`` holds W_r, W_z, W_h stacked along its outputs, and as its bias b_r, b_z, b_h; ``U_rz`` holds U_r and U_z.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, *, fused: bool = True, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
+        self.fused = fused
+        self.dtype = dtype
         self.hidden_size = hidden_size
         self.W = nn.Linear(input_size, 3 * hidden_size)
         self.U_rz = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.U_h = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(
-        self, x: Float[Tensor, "T B D"], h: Float[Tensor, "B H"]
-    ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "B H"]]:
-        """All h_1 .. h_T, and h_T once more, from the inputs and h_0."""
-        gates_from_x, candidate_from_x = self.W(x).split([2 * self.hidden_size, self.hidden_size], dim=-1)
+    def forward(self, x: Float[Tensor, "T B D"], h: Float[Tensor, "B H"]) -> Float[Tensor, "T B H"]:
+        """All h_1 .. h_T from the inputs and h_0."""
+        if self.fused:
+            return fused_gru(x, h, self.W.weight, self.W.bias, self.U_rz.weight, self.U_h.weight, self.dtype)
+        from_x = linear(self.W, x, self.dtype).split([2 * self.hidden_size, self.hidden_size], dim=-1)
         outputs = []
-        for rz_from_x, c_from_x in zip(gates_from_x.unbind(0), candidate_from_x.unbind(0), strict=True):
-            r, z = torch.sigmoid(rz_from_x + self.U_rz(h)).chunk(2, dim=-1)
-            c = torch.tanh(c_from_x + self.U_h(r * h))
+        for rz_from_x, c_from_x in zip(*(part.unbind(0) for part in from_x), strict=True):
+            r, z = torch.sigmoid(rz_from_x + linear(self.U_rz, h, self.dtype)).chunk(2, dim=-1)
+            c = torch.tanh(c_from_x + linear(self.U_h, r * h, self.dtype))
             h = (1 - z) * h + z * c
             outputs.append(h)
-        return torch.stack(outputs), h
+        return torch.stack(outputs)
 
 
 @final
@@ -100,15 +111,17 @@ class RecurrentModel(LanguageModel):
     [-1/sqrt(H), 1/sqrt(H)].
     """
 
-    def __init__(self, config: RecurrentConfig, vocab_size: int) -> None:
-        super().__init__()
+    def __init__(self, config: RecurrentConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__(config.implementation, dtype)
         layer_type = RNNLayer if config.arch == "rnn" else GRULayer
         widths = [config.embedding_size] + [config.hidden_size] * (config.num_layers - 1)
         self.hidden_size = config.hidden_size
         self.embedding = nn.Embedding(vocab_size, config.embedding_size)
-        self.layers = nn.ModuleList(layer_type(width, config.hidden_size) for width in widths)
+        self.layers = nn.ModuleList(
+            layer_type(width, config.hidden_size, fused=self.fused, dtype=dtype) for width in widths
+        )
         self.output = nn.Linear(config.hidden_size, vocab_size)
-        self.dropout = nn.Dropout(1 - config.keep)
+        self.dropout = Dropout(config.keep)
         self._draw_initial_values()
 
     def _draw_initial_values(self) -> None:
@@ -128,12 +141,15 @@ class RecurrentModel(LanguageModel):
     ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "L B H"]]:
         """The dropped-out outputs of the top layer, x^L, and the state h^1 .. h^L after the window."""
         # A mask over (T, B, H) has its own values at every time step, hence "fresh" without a loop.
-        x = self.dropout(self.embedding(tokens))
+        embedded = self.embedding(tokens)
+        outputs_shape = (*tokens.shape, self.hidden_size)
+        mask, *layer_masks = self.dropout.masks([embedded.shape] + [outputs_shape] * len(self.layers), embedded)
+        x = drop(embedded, mask)
         last = []
-        for layer, h in zip(self.layers, state.unbind(0), strict=True):
-            outputs, h_last = layer(x, h)
-            x = self.dropout(outputs)
-            last.append(h_last)
+        for layer, h, mask in zip(self.layers, state.unbind(0), layer_masks, strict=True):
+            outputs = layer(x, h)
+            x = drop(outputs, mask)
+            last.append(outputs[-1])
         return x, torch.stack(last)
 
     def predictor(self, state: Float[Tensor, "L B H"]) -> Predictor:

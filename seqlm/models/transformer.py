@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from seqlm.config import TransformerConfig
 from seqlm.models.attention import KeyValueCache, MultiHeadAttention
+from seqlm.models.dropout import Dropout
+from seqlm.models.fused_transformer import NORM_EPSILON, ReluDropout, linear_residual, norm_linear
 from seqlm.models.language_model import LanguageModel, Predictor
+from seqlm.models.products import linear
 
 
 def sinusoids(positions: Float[Tensor, " T"], width: int) -> Float[Tensor, "T H"]:
@@ -44,23 +47,23 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape H"]:
         std, mean = torch.std_mean(x, dim=-1, correction=1, keepdim=True)
-        return self.a * (x - mean) / (std + 1e-6) + self.b
+        return self.a * (x - mean) / (std + NORM_EPSILON) + self.b
 
 
 @final
 class MLP(nn.Module):
     """W_2 dropout(relu(W_1 x + b_1)) + b_2, the same for each position, with an inner width M."""
 
-    def __init__(self, hidden_size: int, inner_size: int, dropout: float) -> None:
+    def __init__(self, hidden_size: int, inner_size: int, keep: float, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
+        self.dtype = dtype
         self.W_1 = nn.Linear(hidden_size, inner_size)
         self.W_2 = nn.Linear(inner_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(keep)
 
     def forward(self, x: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape H"]:
-        inner = torch.relu(self.W_1(x))
-        mapped: Float[Tensor, "*shape H"] = self.W_2(self.dropout(inner))
-        return mapped
+        inner = torch.relu(linear(self.W_1, x, self.dtype))
+        return linear(self.W_2, self.dropout(inner), self.dtype)
 
 
 @final
@@ -73,18 +76,44 @@ class Block(nn.Module):
         x <- x + dropout(mlp(norm(x)))
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.attention_norm = LayerNorm(config.hidden_size)
-        self.attention = MultiHeadAttention(config.hidden_size, config.num_heads, 1 - config.attention_keep)
-        self.mlp_norm = LayerNorm(config.hidden_size)
-        self.mlp = MLP(config.hidden_size, config.mlp_size, 1 - config.keep)
-        self.dropout = nn.Dropout(1 - config.keep)
+        hidden = config.hidden_size
+        self.fused = config.implementation == "fused"
+        self.dtype = dtype
+        self.attention_norm = LayerNorm(hidden)
+        self.attention = MultiHeadAttention(
+            hidden, config.num_heads, config.attention_keep, kernel=config.attention, dtype=dtype
+        )
+        self.mlp_norm = LayerNorm(hidden)
+        self.mlp = MLP(hidden, config.mlp_size, config.keep, dtype=dtype)
+        self.dropout = Dropout(config.keep)
 
     def forward(self, x: Float[Tensor, "T B H"], cache: KeyValueCache | None = None) -> Float[Tensor, "T B H"]:
+        """The block's output; with a ``cache`` (sampling, one position at a time) always by the equations."""
+        if self.fused and cache is None:
+            return self._fused(x)
         x = x + self.dropout(self.attention(self.attention_norm(x), cache))
         mapped: Float[Tensor, "T B H"] = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return mapped
+
+    def _fused(self, x: Float[Tensor, "T B H"]) -> Float[Tensor, "T B H"]:
+        flat = x.flatten(0, 1)
+        norm, maps = self.attention_norm, (self.attention.W_q, self.attention.W_k, self.attention.W_v)
+        W, c = torch.cat([linear_map.weight for linear_map in maps]), torch.cat([m.bias for m in maps])
+        qkv = norm_linear(flat, norm.a, norm.b, W, c, dtype=self.dtype).unflatten(0, x.shape[:2])
+        flat = self._residual(flat, self.attention.fused_core(qkv).flatten(0, 1), self.attention.W_o)
+        norm, W_1 = self.mlp_norm, self.mlp.W_1
+        relu = ReluDropout(self.mlp.dropout.mask((len(flat), W_1.out_features), flat), self.mlp.dropout.scale)
+        inner = norm_linear(flat, norm.a, norm.b, W_1.weight, W_1.bias, relu, self.dtype)
+        mapped: Tensor = self._residual(flat, inner, self.mlp.W_2).unflatten(0, x.shape[:2])
+        return mapped
+
+    def _residual(
+        self, x: Float[Tensor, "I H"], y: Float[Tensor, "I M"], linear_map: nn.Linear
+    ) -> Float[Tensor, "I H"]:
+        factors = self.dropout.mask(x.shape, x)
+        return linear_residual(x, y, linear_map.weight, linear_map.bias, factors, self.dtype)
 
 
 @final
@@ -104,13 +133,15 @@ class Transformer(LanguageModel):
     ``MultiHeadAttention``, ``LayerNorm`` and ``torch.nn.Linear``.
     """
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, seq_len: int) -> None:
-        super().__init__()
+    def __init__(
+        self, config: TransformerConfig, vocab_size: int, seq_len: int, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(config.implementation, dtype)
         self.hidden_size = config.hidden_size
         self.seq_len = seq_len
         self.embedding = nn.Embedding(vocab_size, config.hidden_size)
-        self.dropout = nn.Dropout(1 - config.keep)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.dropout = Dropout(config.keep)
+        self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.hidden_size)
         self.output = nn.Linear(config.hidden_size, vocab_size)
         for parameter in self.parameters():
@@ -161,7 +192,6 @@ class Transformer(LanguageModel):
                 del window[0]
                 # The window stays full from here on, so this branch is taken for every later token.
                 hidden, _ = self.features(torch.stack(window), state)
-            logits: Float[Tensor, "B V"] = self.output(hidden[-1])
-            return logits
+            return linear(self.output, hidden[-1], self.dtype)
 
         return predict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -10,10 +11,26 @@ from seqlm.config import AdamConfig, OptimConfig, SgdScheduleConfig
 
 
 def build_optimizer(config: OptimConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam with PyTorch's default betas and epsilon, or plain SGD: p <- p - lr g, without momentum."""
+    """Adam with PyTorch's default betas and epsilon, or plain SGD: p <- p - lr g, without momentum.
+
+    In PyTorch's fused form: one pass over all parameters. On a GPU the learning rate lives on the device, so that a
+    captured step follows its schedule.
+    """
+    parameters = list(parameters)
+    device = parameters[0].device
+    on_gpu = device.type == "cuda"
+    lr = torch.tensor(config.lr, device=device) if on_gpu else config.lr
     if isinstance(config, AdamConfig):
-        return torch.optim.Adam(parameters, lr=config.lr)
-    return torch.optim.SGD(parameters, lr=config.lr)
+        return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=on_gpu)
+    return torch.optim.SGD(parameters, lr=lr, fused=True)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments and step counts of ``optimizer.state_dict()``, and nothing else.
+
+    Learning rate and form of the optimizer follow from the configuration and the device, which may be another one.
+    """
+    optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def learning_rate(config: OptimConfig, epoch: int) -> float:
@@ -36,4 +53,7 @@ def learning_rate(config: OptimConfig, epoch: int) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Put ``lr`` into every parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

@@ -27,6 +27,7 @@ class Progress:
         self._interactive = enabled and self._stream.isatty()
         self._bar: tqdm[Any] | None = None
         self._epoch = 0
+        self._done = 0
         self._started = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -37,20 +38,23 @@ class Progress:
     def epoch_begins(self, epoch: int, lr: float) -> None:
         """Epoch ``epoch``, counted from 0, starts with the learning rate ``lr``."""
         self._epoch = epoch
+        self._done = 0
         self._started = time.perf_counter()
         if self._interactive:
             title = f"epoch {epoch + 1}/{self._epochs} lr {lr:.4g}"
             self._bar = tqdm(total=self._steps, desc=title, unit="step", leave=False, file=self._stream)
 
-    def step_done(self, step: int, mean_loss_nats: float, tokens: int) -> None:
-        """Step ``step`` (from 0) is done; loss and number of tokens are those of the epoch so far."""
+    def steps_done(self, steps: int, mean_loss_nats: float, tokens: int) -> None:
+        """So many steps of the epoch are done; loss and number of tokens are those of the epoch so far."""
+        before, self._done = self._done, steps
+        every = math.ceil(self._steps / LINES_PER_EPOCH)
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(steps - before)
             self._bar.set_postfix_str(f"loss {mean_loss_nats:.3f} ppl {perplexity(mean_loss_nats):.1f}", refresh=False)
-        elif (step + 1) % math.ceil(self._steps / LINES_PER_EPOCH) == 0:
+        elif steps // every > before // every:
             rate = tokens / (time.perf_counter() - self._started)
             self.say(
-                f"epoch {self._epoch + 1}/{self._epochs}  step {step + 1}/{self._steps}  loss {mean_loss_nats:.4f}  "
+                f"epoch {self._epoch + 1}/{self._epochs}  step {steps}/{self._steps}  loss {mean_loss_nats:.4f}  "
                 f"ppl {perplexity(mean_loss_nats):.2f}  {rate:,.0f} tokens/s"
             )
 

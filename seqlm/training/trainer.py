@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
@@ -22,10 +22,13 @@ from seqlm.models import LanguageModel, build_model
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from seqlm.training.distributed import Rank
-from seqlm.training.evaluate import evaluate, summed_cross_entropy
-from seqlm.training.optimizers import build_optimizer, learning_rate, set_learning_rate
+from seqlm.training.evaluate import evaluate
+from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from seqlm.training.perplexity import TokenLoss, perplexity
+from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
+from seqlm.training.results import StepResults
+from seqlm.training.step import TrainingStep
 
 
 class StopRequested(Exception):  # noqa: N818 -- not an error: somebody asked this run to stop
@@ -71,12 +74,18 @@ class Trainer:
         self._steps = number_of_windows(corpus.tokens["train"], train.batch_size, train.seq_len)
         self._tokens_per_step = train.seq_len * train.batch_size  # of the whole global batch
         torch.manual_seed(config.seed)
-        self.model: LanguageModel = build_model(config.model, len(corpus.vocabulary), train.seq_len).to(rank.device)
-        self._replica: nn.Module = self.model
-        if rank.world_size > 1:
-            devices = [rank.device] if rank.device.type == "cuda" else None
-            self._replica = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
+        dtype = use_precision(train.precision, rank.device)
+        self.model: LanguageModel = build_model(config.model, len(corpus.vocabulary), train.seq_len, dtype)
+        self.model.to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
+        self.step = TrainingStep(
+            self.model,
+            self.optimizer,
+            clip_norm=train.clip_norm,
+            tokens_per_step=self._tokens_per_step,
+            rank=rank,
+            capture=rank.device.type == "cuda" and rank.world_size == 1,
+        )
         self.history: list[dict[str, Any]] = []
         self.progress = Progress(epochs=train.epochs, steps=self._steps, enabled=rank.is_first)
 
@@ -129,37 +138,33 @@ class Trainer:
         self.progress.epoch_done(perplexity(train.mean), perplexity(valid.mean), seconds, is_best=is_best)
 
     def _train_epoch(self) -> TokenLoss:
-        self._replica.train()
+        self.model.train()
         total = TokenLoss()
         state = self._initial_state("train")
+        results = StepResults(self.rank)
         for step, (inputs, targets) in enumerate(windows(self._columns["train"], self.config.train.seq_len)):
             if self.should_stop():
                 self.progress.close()
                 raise StopRequested
-            loss_nats, state = self._step(inputs, targets, state.detach())
-            total.add(loss_nats, self._tokens_per_step)
-            self.progress.step_done(step, total.mean, total.tokens)
+            result = self.step(inputs, targets, state)
+            state = result.state
+            results.add(result)
+            if results.are_full or step == self._steps - 1:
+                for loss_nats in self._read(results):
+                    total.add(loss_nats, self._tokens_per_step)
+                self.progress.steps_done(step + 1, total.mean, total.tokens)
         return total
 
-    def _step(self, inputs: Tensor, targets: Tensor, state: Tensor) -> tuple[float, Tensor]:
-        """One window: forward, backward, clip, update. Returns the global batch's summed loss and the new state.
-
-        DistributedDataParallel averages the ranks' gradients. Each rank's summed loss is therefore divided by the
-        tokens of the *whole* batch and multiplied by the number of ranks: the average is then the gradient of the
-        mean over the whole batch, however unevenly the columns are shared.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        logits, state = self._replica(inputs, state)
-        loss = summed_cross_entropy(logits, targets)
-        (loss * (self.rank.world_size / self._tokens_per_step)).backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
-        loss_nats = self.rank.sum(loss.detach().double()).item()
-        if not (math.isfinite(loss_nats) and math.isfinite(norm.item())):
-            self.progress.close()
-            mean = loss_nats / self._tokens_per_step
-            raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm.item():g}; lower optim.lr")
-        self.optimizer.step()
-        return loss_nats, state
+    def _read(self, results: StepResults) -> list[float]:
+        """The losses of the steps since the last reading, summed over ranks; all must be finite."""
+        losses = []
+        for loss_nats, norm in results.read():
+            if not (math.isfinite(loss_nats) and math.isfinite(norm)):
+                self.progress.close()
+                mean = loss_nats / self._tokens_per_step
+                raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr")
+            losses.append(loss_nats)
+        return losses
 
     def evaluate(self, split: str) -> TokenLoss:
         """The loss on ``valid`` or ``test`` with the present parameters, dropout off, state zero at the start."""
@@ -189,7 +194,7 @@ class Trainer:
     def _resume(self) -> None:
         checkpoint = self._load(self.run.last_checkpoint)
         self.model.load_state_dict(checkpoint.model)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.history = checkpoint.history
         if self.rank.is_first:
             # The checkpoint is the truth: a metrics file cut short or lost is written anew from it.

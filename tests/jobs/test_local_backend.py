@@ -10,9 +10,10 @@ import pytest
 
 from jobs.backend import Ended
 from jobs.local_backend import LocalBackend
-from jobs.spec import Resources, Submission
+from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
 from seqlm.errors import BackendError
+from tests.training.studies import make_config
 
 TELL = """
 import json, os, sys
@@ -32,6 +33,10 @@ def _four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_count", lambda: 8)
     monkeypatch.setattr(machine, "gpus", lambda: [("0", "Card"), ("3", "Card")])
+
+
+def wanting(resources: Resources, precision: str = "fp32") -> RunSpec:
+    return RunSpec(name="rnn", config=make_config(precision=precision), resources=resources)
 
 
 def submission(folder: Path, program: str, resources: Resources) -> Submission:
@@ -54,7 +59,7 @@ def wait(backend: LocalBackend, job_id: str, seconds: float = 60) -> Ended:
 @pytest.mark.usefixtures("_four_cores")
 def test_each_rank_is_a_process_that_knows_its_place(tmp_path: Path) -> None:
     backend = LocalBackend()
-    resources = backend.resolve(Resources(ranks=2), runs=1)
+    resources = backend.resolve(wanting(Resources(ranks=2)), runs=1)
     assert resources == Resources(ranks=2, cpus=2, gpus=0)
     assert wait(backend, backend.submit(submission(tmp_path / "run", TELL, resources))).exit_code == 0
     ranks = [json.loads((tmp_path / "run" / f"rank{rank}").read_text()) for rank in range(2)]
@@ -71,13 +76,13 @@ def test_each_rank_is_a_process_that_knows_its_place(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_four_cores")
 @pytest.mark.parametrize(("runs", "cpus"), [(1, 4), (2, 2), (3, 1), (100, 1)])
 def test_cores_are_shared_equally_among_the_runs_that_go_at_once(runs: int, cpus: int) -> None:
-    assert LocalBackend().resolve(Resources(), runs).cpus == cpus
+    assert LocalBackend().resolve(wanting(Resources()), runs).cpus == cpus
 
 
 @pytest.mark.usefixtures("_four_cores")
 def test_at_most_max_parallel_runs_share_the_machine(tmp_path: Path) -> None:
     backend = LocalBackend(max_parallel=1)
-    resources = backend.resolve(Resources(), runs=9)
+    resources = backend.resolve(wanting(Resources()), runs=9)
     assert resources.cpus == 4
     job = backend.submit(submission(tmp_path / "run", TELL, resources))
     assert not backend.has_room(Resources(cpus=1, gpus=0))
@@ -88,7 +93,7 @@ def test_at_most_max_parallel_runs_share_the_machine(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_two_gpus")
 def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
     backend = LocalBackend()
-    one = backend.resolve(Resources(), runs=5)
+    one = backend.resolve(wanting(Resources()), runs=5)
     assert (one.gpus, one.cpus) == (1, 4)
     first = backend.submit(submission(tmp_path / "a", TELL, one))
     second = backend.submit(submission(tmp_path / "b", TELL, one))
@@ -98,7 +103,7 @@ def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
     seen = [json.loads((tmp_path / run / "rank0").read_text()) for run in "ab"]
     assert [rank["CUDA_VISIBLE_DEVICES"] for rank in seen] == ["0", "3"]
     assert {rank["SEQLM_DEVICE"] for rank in seen} == {"cuda"}
-    assert backend.has_room(backend.resolve(Resources(ranks=2), runs=1))
+    assert backend.has_room(backend.resolve(wanting(Resources(ranks=2)), runs=1))
 
 
 @pytest.mark.usefixtures("_two_gpus")
@@ -111,7 +116,25 @@ def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
 )
 def test_what_can_never_fit_is_said_at_once(resources: Resources, message: str) -> None:
     with pytest.raises(BackendError, match=message):
-        LocalBackend().resolve(resources, runs=1)
+        LocalBackend().resolve(wanting(resources), runs=1)
+
+
+@pytest.mark.usefixtures("_four_cores")
+@pytest.mark.parametrize(
+    ("precision", "flags", "message"),
+    [
+        ("tf32", True, r'^rnn: train.precision = "tf32" needs an NVIDIA GPU; this run .* processor .*; use "fp32"$'),
+        ("bf16", False, r'^rnn: train.precision = "bf16" needs avx512_bf16 or .*, or an NVIDIA GPU; this run'),
+    ],
+)
+def test_a_precision_that_the_processor_lacks_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, precision: str, flags: bool, message: str
+) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: flags)
+    with pytest.raises(BackendError, match=message):
+        LocalBackend().resolve(wanting(Resources(), precision), runs=1)
+    monkeypatch.setattr(machine, "has_bf16", lambda: True)
+    assert LocalBackend().resolve(wanting(Resources(), "bf16"), runs=1).cpus == 4
 
 
 @pytest.mark.usefixtures("_four_cores")

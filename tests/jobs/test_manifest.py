@@ -96,14 +96,15 @@ def test_the_paper_manifest_is_the_published_table_in_its_order() -> None:
         lr, batch, hidden, layers, keep = map(float, numbers)
         raw = run.config.to_dict()
         model: dict[str, Any] = {"arch": arch, "hidden_size": hidden, "num_layers": layers, "keep": keep}
+        model["implementation"] = "fused"
         if arch == "transformer":
-            model |= {"num_heads": 16, "mlp_size": 2048, "attention_keep": 0.9}
+            model |= {"num_heads": 16, "mlp_size": 2048, "attention_keep": 0.9, "attention": "own"}
         else:
             model |= {"embedding_size": 200}
         optim: dict[str, Any] = {"optimizer": optimizer, "lr": lr}
         if optimizer == "sgd_schedule":
             optim |= {"schedule": "compounding", "decay": 1.15, "flat_epochs": 15}
-        train = {"epochs": 40, "batch_size": batch, "seq_len": 35, "clip_norm": 0.25}
+        train = {"epochs": 40, "batch_size": batch, "seq_len": 35, "clip_norm": 0.25, "precision": "fp32"}
         data = {"corpus": "ptb", "level": "word", "vocab_size": None, "sha256": None}
         assert raw == {"model": model, "optim": optim, "train": train, "data": data, "seed": 1111}, run.name
 
@@ -299,7 +300,7 @@ def test_a_grid_of_the_largest_size_is_accepted(tmp_path: Path, monkeypatch: pyt
 
 VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"
 IN_OPTIM = "valid in optim: decay, flat_epochs, lr, optimizer, schedule"
-IN_TRAIN = "valid in train: batch_size, clip_norm, epochs, seq_len"
+IN_TRAIN = "valid in train: batch_size, clip_norm, epochs, precision, seq_len"
 TOP = "valid: study, defaults, run, grid, zip, exclude, seeds, resources, backend"
 GRID = '[[grid]]\nmodel.arch = ["rnn", "gru", "transformer"]\noptim.optimizer = ["sgd", "adam"]\n'
 

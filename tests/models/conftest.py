@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
+from seqlm.models.dropout import Dropout
 
 VOCAB_SIZE = 11
 SEQ_LEN = 5
@@ -26,9 +30,14 @@ def arch(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["fused", "reference"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def config(arch: str) -> ModelConfig:
-    return CONFIGS[arch]
+def config(arch: str, implementation: Literal["fused", "reference"]) -> ModelConfig:
+    return dataclasses.replace(CONFIGS[arch], implementation=implementation)
 
 
 @pytest.fixture
@@ -49,24 +58,25 @@ def tokens() -> Tensor:
 
 @dataclass
 class DropoutRecord:
-    """The dropouts of a forward pass in the order of their calls: rate, and the factors put on the input."""
+    """The dropouts of a forward pass in the order of their masks: keep, and the factors put on the input."""
 
-    rates: list[float] = field(default_factory=list)
+    keeps: list[float] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
 
 
 @pytest.fixture
 def dropout_record(monkeypatch: pytest.MonkeyPatch) -> DropoutRecord:
-    """Every nn.Dropout draws its mask here, so that a literal implementation can apply the same ones."""
+    """Every mask is written down, so that a literal implementation can apply the same ones."""
     record = DropoutRecord()
+    draw = Dropout.masks
 
-    def forward(self: nn.Dropout, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        mask = (torch.rand_like(x) >= self.p).to(x.dtype) / (1 - self.p)
-        record.rates.append(self.p)
-        record.masks.append(mask)
-        return x * mask
+    def masks(self: Dropout, shapes: Sequence[Sequence[int]], like: Tensor) -> list[Tensor | None]:
+        drawn = draw(self, shapes, like)
+        for mask in drawn:
+            if mask is not None:
+                record.keeps.append(self.keep)
+                record.masks.append(mask)
+        return drawn
 
-    monkeypatch.setattr(nn.Dropout, "forward", forward)
+    monkeypatch.setattr(Dropout, "masks", masks)
     return record

@@ -15,7 +15,7 @@ from seqlm.models.attention import KeyValueCache, MultiHeadAttention
 def attention() -> MultiHeadAttention:
     """H = 6 in N = 2 heads of K = 3, on the scale at which weights are far from equal."""
     torch.manual_seed(1)
-    attention = MultiHeadAttention(hidden_size=6, num_heads=2, dropout=0.0).double()
+    attention = MultiHeadAttention(hidden_size=6, num_heads=2, keep=1.0).double()
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.normal_()
@@ -71,7 +71,7 @@ def test_positions_attended_to_piece_by_piece_through_a_cache_equal_all_at_once(
 def test_dropout_acts_on_the_attention_weights_after_the_softmax(
     attention: MultiHeadAttention, x: Tensor, dropout_record
 ) -> None:
-    attention.dropout.p = 0.4
+    attention.dropout.keep = 0.6
     weights = []
     attention.dropout.register_forward_hook(lambda _module, inputs, _output: weights.append(inputs[0]))
     found = attention(x)
@@ -100,7 +100,7 @@ def test_masked_scores_are_minus_1e9_and_not_infinite(attention: MultiHeadAttent
 
 def test_attention_biases_start_uniform_within_one_over_the_root_of_the_width() -> None:
     torch.manual_seed(3)
-    attention = MultiHeadAttention(hidden_size=256, num_heads=16, dropout=0.1)
+    attention = MultiHeadAttention(hidden_size=256, num_heads=16, keep=0.9)
     for linear in (attention.W_q, attention.W_k, attention.W_v, attention.W_o):
         assert 0.95 / 16 < linear.bias.abs().max() <= 1 / 16
         assert linear.bias.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.15)

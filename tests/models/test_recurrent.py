@@ -77,7 +77,7 @@ def test_dropout_in_training_is_on_the_embedding_and_each_output_and_nowhere_els
     state = random_state(model, tokens.shape[1])
     found = model(tokens, state)
     assert [mask.shape[-1] for mask in dropout_record.masks] == [5, 6, 6, 6]
-    assert dropout_record.rates == [0.5] * 4
+    assert dropout_record.keeps == [0.5] * 4
     wanted = literal(STEPS[arch], model, tokens, state, dropout_record.masks)
     assert_same_values_and_gradients(found, wanted, [state, *model.parameters()])
 
@@ -149,14 +149,12 @@ def test_with_every_unit_dropped_the_hidden_state_still_runs_on_its_own(arch: st
 
 
 @recurrent_only
-def test_every_time_step_and_every_place_has_its_own_dropout_mask(arch: str) -> None:
+def test_every_time_step_and_every_place_has_its_own_dropout_mask(arch: str, dropout_record) -> None:
     torch.manual_seed(4)
     config = RecurrentConfig(arch=arch, hidden_size=64, num_layers=2, embedding_size=64, keep=0.35)
     model = build_model(config, VOCAB_SIZE)
-    masks = []
-    model.dropout.register_forward_hook(lambda _module, _inputs, output: masks.append(output != 0))
     model(torch.zeros(9, 2, dtype=torch.int64), torch.rand(2, 2, 64))
-    rows = torch.cat([mask.flatten(0, 1) for mask in masks])
+    rows = torch.cat([mask.flatten(0, 1) != 0 for mask in dropout_record.masks])
     assert len(rows) == 3 * 9 * 2
     assert len(rows.unique(dim=0)) == len(rows)
     # 3456 units, kept with probability 0.35: the share has a standard deviation of 0.008.

@@ -19,6 +19,7 @@ from seqlm.data.batches import windows
 from seqlm.data.corpus import load_corpus
 from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
+from seqlm.training.results import StepResults
 from seqlm.training.trainer import Trainer
 
 STEPS = 3
@@ -37,20 +38,23 @@ def take_steps(folder: Path, text: Path, rank: Rank) -> dict[str, Any]:
     gradients: dict[str, Tensor] = {}
     clip = nn.utils.clip_grad_norm_
 
-    def record(parameters: Any, limit: float) -> Tensor:
+    def record(parameters: Any, limit: float, **options: Any) -> Tensor:
         if not gradients:  # after the reduction over ranks, before clipping
             gradients.update(
                 {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
             )
-        return clip(parameters, limit)
+        return clip(parameters, limit, **options)
 
-    state, losses = trainer._initial_state("train"), []
+    state, results = trainer._initial_state("train"), []
+    reader = StepResults(rank)
     with mock.patch.object(nn.utils, "clip_grad_norm_", record):
         for _, (inputs, targets) in zip(range(STEPS), windows(trainer._columns["train"], 5), strict=False):
-            loss, state = trainer._step(inputs, targets, state.detach())
-            losses.append(loss)
+            result = trainer.step(inputs, targets, state)
+            state = result.state
+            reader.add(result)
+            results += reader.read()
     valid = trainer.evaluate("valid")
-    return {"losses": losses, "gradients": gradients, "valid": [valid.loss_nats, valid.tokens]}
+    return {"results": results, "gradients": gradients, "valid": [valid.loss_nats, valid.tokens]}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def make_config(arch: str = "rnn", *, optimizer: str = "sgd", lr: float = 0.5, *
         model.update(num_heads=4, mlp_size=32, attention_keep=1.0)
     else:
         model.update(embedding_size=12)
-    train: dict[str, Any] = {"epochs": 2, "batch_size": 8, "seq_len": 5, "clip_norm": 0.25}
+    train: dict[str, Any] = {"epochs": 2, "batch_size": 8, "seq_len": 5, "clip_norm": 0.25, "precision": "fp32"}
     top: dict[str, Any] = {}
     for key, value in changes.items():
         section = top if key == "seed" else train if key in train else model

@@ -1,0 +1,1 @@
+"""Measured comparisons; ``benchmarks/README.md`` says what each of them measures."""

@@ -1,0 +1,58 @@
+"""The training step of both baselines, in plain PyTorch with default arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seqlm.config import OptimConfig
+
+
+def default_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam or SGD with nothing but the learning rate given; a schedule's first rate."""
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.lr)
+    return torch.optim.SGD(model.parameters(), lr=config.lr)
+
+
+@final
+class BaselineStep:
+    """Forward, loss, backward, clip, update; the state goes on, detached, from step to step.
+
+    Args:
+        model: from tokens and a state to logits and the next state.
+        loss: the mean cross-entropy of logits and targets.
+        optimizer: of the model's parameters.
+        clip_norm: largest gradient norm over all parameters.
+        state: the first one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float,
+        state: Tensor,
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._optimizer = optimizer
+        self._clip_norm = clip_norm
+        self._state = state
+
+    def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"]) -> Float[Tensor, ""]:
+        """The mean loss of the window's tokens, in nats."""
+        self._optimizer.zero_grad()
+        logits, state = self._model(inputs, self._state)
+        loss = self._loss(logits, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
+        self._optimizer.step()
+        self._state = state.detach()
+        return loss.detach()

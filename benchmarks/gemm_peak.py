@@ -1,0 +1,69 @@
+"""The fastest matrix product of this moment: what a training step would take if it did nothing but multiply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from benchmarks.device import synchronize
+from benchmarks.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Product:
+    """``out`` <- a b."""
+
+    a: Tensor
+    b: Tensor
+    out: Tensor
+
+    @property
+    def flops(self) -> int:
+        """A multiply-add counts 2, as in :mod:`jobs.estimate`."""
+        return 2 * self.a.shape[0] * self.a.shape[1] * self.b.shape[1]
+
+
+@final
+class GemmPeak:
+    """The best of a few float32 products, each done once a turn.
+
+    With N = T B rows: the output layer's product (N, H) (H, V) and its two gradients, the product with a recurrent
+    or attention weight (N, H) (H, H), and a cubic one that owes nothing to the shape. All write into memory that
+    is there already.
+    """
+
+    def __init__(
+        self, shape: Shape, device: torch.device, clock: Callable[[], float] = time.perf_counter, seed: int = 1
+    ) -> None:
+        self._device = device
+        self._clock = clock
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def matrix(rows: int, columns: int) -> Tensor:
+            return torch.randn(rows, columns, generator=generator, device=device)
+
+        n, h, v, c = shape.tokens, shape.config.model.hidden_size, shape.vocab_size, shape.cube
+        hidden, weight, logits, d_logits = matrix(n, h), matrix(v, h), matrix(n, v), matrix(n, v)
+        self.products = (
+            Product(hidden, weight.t(), logits),
+            Product(d_logits, weight, torch.empty_like(hidden)),
+            Product(d_logits.t(), hidden, torch.empty_like(weight)),
+            Product(hidden, matrix(h, h), torch.empty_like(hidden)),
+            Product(matrix(c, c), matrix(c, c), matrix(c, c)),
+        )
+
+    def __call__(self) -> float:
+        """Billions of floating-point operations per second of the fastest."""
+        return max(product.flops / self._seconds(product) for product in self.products) / 1e9
+
+    def _seconds(self, product: Product) -> float:
+        synchronize(self._device)
+        start = self._clock()
+        torch.mm(product.a, product.b, out=product.out)
+        synchronize(self._device)
+        return self._clock() - start

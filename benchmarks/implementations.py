@@ -1,0 +1,54 @@
+"""The implementations that are compared, built by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from benchmarks.baselines.builtin import builtin_loss, builtin_model
+from benchmarks.baselines.literal import literal_loss, literal_model
+from benchmarks.baselines.step import BaselineStep, default_optimizer
+from benchmarks.names import PRECISIONS, check_implementation, ours
+from benchmarks.ours import OurStep
+from benchmarks.shapes import Shape
+from seqlm.config import RecurrentConfig
+
+Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Trains on a window of inputs and targets (T, B) and returns the mean loss."""
+
+SEED = 1111
+
+
+def build_step(name: str, shape: Shape, device: torch.device) -> Step:
+    """A fresh model with its optimizer, ready to train.
+
+    Raises:
+        UsageError: there is no such implementation, or the device has no such precision.
+    """
+    check_implementation(name)
+    torch.manual_seed(SEED)
+    for precision in PRECISIONS:
+        if name == ours(precision):
+            return OurStep(shape, precision, device)
+    config = shape.config
+    make, loss = (literal_model, literal_loss) if name == "literal" else (builtin_model, builtin_loss)
+    model = make(config.model, shape.vocab_size, config.train.seq_len).to(device)
+    optimizer = default_optimizer(config.optim, model)
+    return BaselineStep(model, loss, optimizer, clip_norm=config.train.clip_norm, state=_zero_state(shape, device))
+
+
+def draw_windows(shape: Shape, device: torch.device, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and targets (T, B) of ``count`` windows of random ids."""
+    generator = torch.Generator().manual_seed(SEED)
+    size = (shape.config.train.seq_len + 1, shape.config.train.batch_size)
+    drawn = (torch.randint(shape.vocab_size, size, generator=generator).to(device) for _ in range(count))
+    return [(ids[:-1], ids[1:]) for ids in drawn]
+
+
+def _zero_state(shape: Shape, device: torch.device) -> Tensor:
+    model = shape.config.model
+    layers = model.num_layers if isinstance(model, RecurrentConfig) else 0
+    return torch.zeros(layers, shape.config.train.batch_size, model.hidden_size, device=device)

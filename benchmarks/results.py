@@ -1,0 +1,184 @@
+"""What was measured, and on what: the JSON document, and the table for people."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.device import device_name
+from benchmarks.measurement import Settings
+from benchmarks.memory_allocator import KEEP_MEMORY
+from benchmarks.names import ours
+from jobs import terminal
+from jobs.code_snapshot import live_code
+from seqlm import machine
+from seqlm.rundir import write_json, write_text
+
+SCHEMA_VERSION = 1
+
+
+def new_document(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:
+    """The document with everything but the shapes; nothing in it names a folder or a host."""
+    code = live_code()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "benchmark": "models",
+        "command": shlex.join(["python", "-m", "benchmarks.models", *_without_out(argv)]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": {"commit": code.commit, "dirty": code.dirty},
+        "processor": machine.cpu_model(),
+        "device": device_name(settings.device) if settings.device.type == "cuda" else "cpu",
+        "threads": settings.threads,
+        "versions": _versions(),
+        "environment": {name: os.environ.get(name) for name in KEEP_MEMORY},
+        "baseline_precision": f"fp32, matmul precision {torch.get_float32_matmul_precision()}",
+        "settings": {
+            "seconds": settings.seconds,
+            "least_rounds": settings.least_rounds,
+            "warmup_rounds": settings.warmup_rounds,
+            "precisions": list(settings.precisions),
+        },
+        "interrupted": False,
+        "shapes": [],
+    }
+
+
+def _without_out(argv: Sequence[str]) -> list[str]:
+    """The arguments but for the result's place, which is the machine's own business."""
+    kept: list[str] = []
+    skip = False
+    for argument in argv:
+        if skip or argument.startswith("--out="):
+            skip = False
+        elif argument == "--out":
+            skip = True
+        else:
+            kept.append(argument)
+    return kept
+
+
+def _versions() -> dict[str, str | None]:
+    built = torch.__config__.show()
+
+    def found(pattern: str) -> str | None:
+        match = re.search(pattern, built)
+        return match[1] if match else None
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mkl": found(r"Math Kernel Library Version (\S+)"),
+        "onednn": found(r"MKL-DNN v(\S+)"),
+        "cuda": torch.version.cuda,
+    }
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+
+def _table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    precisions = document["settings"]["precisions"]
+    main = "fp32" if "fp32" in precisions else precisions[0]
+    others = [precision for precision in precisions if precision != main]
+    of_us = "ours" if main == "fp32" else f"ours {main}"
+    header = ["shape", "runs", "literal ms", "torch.nn ms", f"{of_us} ms", "vs torch.nn", "vs literal"]
+    for precision in others:
+        header += [f"ours {precision} ms", f"{precision} vs {'fp32' if main == 'fp32' else 'torch.nn'}"]
+    with_memory = any("peak_memory_mb" in shape for shape in document["shapes"])
+    if with_memory:
+        header += ["literal MB", "torch.nn MB", f"{of_us} MB", "of torch.nn's"]
+    header += ["of GEMM peak"]
+    rows = []
+    for shape in document["shapes"]:
+        times, speedup = shape["step_ms"], shape["speedup"]
+        row = [shape["name"], " ".join(map(str, shape["runs"])) or "-"]
+        row += [_median(times["literal"]), _median(times["torch.nn"]), *_of_ours(times, main)]
+        of_main = speedup[ours(main)] or {}
+        row += [_times(of_main.get("torch.nn"), spread_too=True), _times(of_main.get("literal"))]
+        for precision in others:
+            gain = speedup[ours(precision)] or {}
+            row += [*_of_ours(times, precision), _times(gain.get(ours("fp32") if main == "fp32" else "torch.nn"))]
+        if with_memory:
+            megabytes = shape.get("peak_memory_mb", {})
+            row += [_number(megabytes.get(name)) for name in ("literal", "torch.nn", ours(main))]
+            row += [_percent(shape.get("memory_ratio", {}).get(ours(main), {}).get("torch.nn"))]
+        row += [_percent((shape["share_of_gemm_peak"] or {}).get("median"))]
+        rows.append(row)
+    return header, rows
+
+
+def _of_ours(times: Mapping[str, Any], precision: str) -> list[str]:
+    found = times[ours(precision)]
+    return [_median(found) if found else f"no {precision} here"]
+
+
+def _median(spread: Mapping[str, float] | None) -> str:
+    return _number(spread["median"]) if spread else "-"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _times(spread: Mapping[str, float] | None, *, spread_too: bool = False) -> str:
+    if spread is None:
+        return "-"
+    around = f" ({spread['min']:.2f}-{spread['max']:.2f})" if spread_too else ""
+    return f"{spread['median']:.2f}x{around}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table has to know."""
+    versions, environment = document["versions"], document["environment"]
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    code = (document["git"]["commit"] or "none")[:12] + (" with changes" if document["git"]["dirty"] else "")
+    where = document["processor"] if document["device"] == "cpu" else f"{document['device']}, {document['processor']}"
+    allocator = " ".join(f"{name}={value}" for name, value in environment.items() if value is not None)
+    lines = [
+        f"{document['date']}, commit {code}, {where}, {document['threads']} threads; {libraries}",
+        f"memory allocator, the same for all as for a run's workers: {allocator or 'the system default'}",
+        f"literal and torch.nn: {document['baseline_precision']}, default optimizers; one training step, median",
+        "vs: how many times as fast, median of the ratios within each round (least-most)",
+    ]
+    if any("peak_memory_mb" in shape for shape in document["shapes"]):
+        lines += ["MB: peak memory above that before the model was built, in a process of its own"]
+    lines += ["of GEMM peak: share of the fastest float32 product's FLOP/s, measured in the same rounds"]
+    return [*lines, "interrupted: the other shapes were not measured"] if document["interrupted"] else lines
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """The table with its notes, for a terminal."""
+    header, rows = _table(document)
+    return "\n".join([terminal.table(header, rows, right=range(2, len(header))), "", *notes(document)])
+
+
+def as_markdown(document: Mapping[str, Any]) -> str:
+    """The same in Markdown."""
+    header, rows = _table(document)
+    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+    return "\n".join([f"`{document['command']}`", "", *lines, "", *(f"- {note}" for note in notes(document)), ""])
+
+
+def write_files(document: Mapping[str, Any], path: Path) -> None:
+    """The document at ``path`` and the table beside it.
+
+    Raises:
+        FileError: a file cannot be written.
+    """
+    write_json(path, document)
+    write_text(path.with_suffix(".md"), as_markdown(document))

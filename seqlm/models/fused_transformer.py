@@ -1,0 +1,251 @@
+"""The parts of a pre-norm block as three differentiable operations that keep little for the backward pass.
+
+Plain autograd keeps, for each block and token, the inputs and outputs of every small step: twice the normalised input,
+the queries, keys and values in two layouts, the scores before and after the softmax, each dropout's factors. These
+operations keep what the gradients need and recompute what is cheap:
+
+- :func:`norm_linear` keeps the normalised input. The gain and shift of the norm go into the weights, which are small
+  beside the activations;
+- :func:`attention` keeps queries, keys, values and attention weights;
+- :func:`linear_residual` keeps its input and the dropout's factors.
+
+All can be differentiated once, not twice. ``MultiHeadAttention``, ``LayerNorm`` and ``MLP`` are the same functions,
+readable; tests compare them. I = T B counts the positions of all windows. Products are computed in ``dtype``; names
+that end in ``_low`` are rounded to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from seqlm.models.function import apply
+from seqlm.models.products import project
+
+NORM_EPSILON = 1e-6
+MASKED_SCORE = -1e9
+
+
+@final
+@dataclass(frozen=True)
+class ReluDropout:
+    """A relu and the dropout after it."""
+
+    factors: Float[Tensor, "I M"] | None
+    """The dropout's: 0 or ``scale``; none: no dropout."""
+    scale: float
+    """What kept units are multiplied by; 1 without dropout."""
+
+
+def norm_linear(
+    x: Float[Tensor, "I H"],
+    a: Float[Tensor, " H"],
+    b: Float[Tensor, " H"],
+    W: Float[Tensor, "M H"],
+    c: Float[Tensor, " M"],
+    relu: ReluDropout | None = None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "I M"]:
+    """W norm(x) + c, where norm is the ``LayerNorm`` with gain ``a`` and shift ``b``; then ``relu`` and its dropout."""
+    return apply(_NormLinear, x, a, b, W, c, relu, dtype or x.dtype)
+
+
+def attention(
+    qkv: Float[Tensor, "T B QKV"],
+    factors: Float[Tensor, "B N T T"] | None,
+    num_heads: int,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "T B H"]:
+    """Causal attention, dropout(softmax(s)) v for all N heads.
+
+    Args:
+        qkv: queries, keys and values of all heads side by side, QKV = 3 H.
+        factors: the dropout's on the attention weights; none: no dropout.
+        num_heads: N.
+        dtype: type of the products; none: that of ``qkv``.
+    """
+    return apply(_Attention, qkv, factors, num_heads, dtype or qkv.dtype)
+
+
+def linear_residual(
+    x: Float[Tensor, "I H"],
+    y: Float[Tensor, "I M"],
+    W: Float[Tensor, "H M"],
+    c: Float[Tensor, " H"],
+    factors: Float[Tensor, "I H"] | None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "I H"]:
+    """A residual step with its dropout (none: no dropout): x + factors (W y + c)."""
+    return apply(_LinearResidual, x, y, W, c, factors, dtype or x.dtype)
+
+
+@final
+class _NormLinear(Function):
+    """With u = (x - mean) / (std + eps), norm(x) = a u + b, so that W norm(x) + c = (W diag(a)) u + (c + W b).
+
+    From the gradient g of that sum::
+
+        W    (g^T u) diag(a) + (sum g) b^T        c    sum g
+        a    column sums of (g^T u) W             b    W^T sum g
+
+    and for x, with v = diag(a) W^T g, std = s and means over the H units::
+
+        (v - mean(v) - u (u . v) (s + eps) / ((H - 1) s)) / (s + eps)
+
+    Where the result after relu and dropout is positive, relu let its input through and dropout kept it; nothing else
+    has to be remembered of either.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "I H"],
+        a: Float[Tensor, " H"],
+        b: Float[Tensor, " H"],
+        W: Float[Tensor, "M H"],
+        c: Float[Tensor, " M"],
+        relu: ReluDropout | None,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "I M"]:
+        u, std = _normalise(x)
+        u_low = u.to(dtype)
+        out = x.new_empty(len(x), len(W))
+        project(u_low, W * a, torch.addmv(c, W, b), out=out)
+        if relu is not None:
+            out.relu_()
+            if relu.factors is not None:
+                out.mul_(relu.factors)
+            ctx.scale = relu.scale
+        ctx.save_for_backward(u_low, std, a, b, W, None if relu is None else out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Float[Tensor, "I M"]) -> tuple[Tensor | None, ...]:
+        u_low, std, a, b, W, out = ctx.saved_tensors
+        if out is not None:
+            d_out = torch.ops.aten.threshold_backward(d_out, out, 0.0)
+            if ctx.scale != 1:
+                d_out.mul_(ctx.scale)
+        d_low = d_out.to(u_low.dtype)
+        d_c = d_out.sum(dim=0)
+        d_scaled_W = (d_low.t() @ u_low).to(W.dtype)
+        d_a = (d_scaled_W * W).sum(dim=0)
+        d_W = d_scaled_W.mul_(a).addr_(d_c, b)
+        v = (d_low @ (W * a).to(d_low.dtype)).to(W.dtype)
+        d_x = _normalise_backward(v, u_low.to(v.dtype), std)
+        return d_x, d_a, W.t() @ d_c, d_W, d_c, None, None
+
+
+@final
+class _Attention(Function):
+    """Forward and backward.
+
+    With w = softmax(s), p = factors w, and g the gradient of the output, the gradients are::
+
+    v    p^T g
+    s    d = w (e - row sums of e w), where e = factors (g v^T)
+    q    d k / sqrt(K)
+    k    d^T q / sqrt(K)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Float[Tensor, "T B QKV"],
+        factors: Float[Tensor, "B N T T"] | None,
+        num_heads: int,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "T B H"]:
+        steps, batch, _ = qkv.shape
+        heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, T, K
+        q, k, v = heads.to(dtype).flatten(1, 2).contiguous()
+        s = torch.bmm(q, k.transpose(1, 2)).to(qkv.dtype).mul_(q.shape[-1] ** -0.5)
+        s.masked_fill_(_is_later(steps, s.device), MASKED_SCORE)
+        w = s.softmax(dim=-1)
+        if factors is not None:
+            factors = factors.flatten(0, 1)
+        attended = torch.bmm((w if factors is None else w * factors).to(dtype), v)
+        ctx.save_for_backward(q, k, v, w, factors)
+        ctx.num_heads = num_heads
+        ctx.full = qkv.dtype
+        merged: Tensor = attended.unflatten(0, (batch, num_heads)).permute(2, 0, 1, 3).flatten(2)
+        return merged.to(qkv.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Float[Tensor, "T B H"]) -> tuple[Tensor | None, ...]:
+        q, k, v, w, factors = ctx.saved_tensors
+        g = d_out.to(q.dtype).unflatten(2, (ctx.num_heads, -1)).permute(1, 2, 0, 3).flatten(0, 1)
+        p = w if factors is None else w * factors
+        d_qkv = torch.empty(3, *q.shape, dtype=ctx.full, device=q.device)
+        d_qkv[2] = torch.bmm(p.to(q.dtype).transpose(1, 2), g)
+        e = torch.bmm(g, v.transpose(1, 2)).to(ctx.full)
+        if factors is not None:
+            e.mul_(factors)
+        e.mul_(w)
+        d_s = torch.addcmul(e, w, e.sum(dim=-1, keepdim=True), value=-1).mul_(q.shape[-1] ** -0.5).to(q.dtype)
+        d_qkv[0] = torch.bmm(d_s, k)
+        d_qkv[1] = torch.bmm(d_s.transpose(1, 2), q)
+        d_qkv = d_qkv.unflatten(1, (-1, ctx.num_heads)).permute(3, 1, 0, 2, 4).flatten(2)
+        return d_qkv, None, None, None
+
+
+@final
+class _LinearResidual(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "I H"],
+        y: Float[Tensor, "I M"],
+        W: Float[Tensor, "H M"],
+        c: Float[Tensor, " H"],
+        factors: Float[Tensor, "I H"] | None,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "I H"]:
+        y_low = y.to(dtype)
+        out = torch.empty_like(x)
+        project(y_low, W, c, out=out)
+        if factors is not None:
+            out.mul_(factors)
+        ctx.save_for_backward(y_low, W, factors)
+        return out.add_(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Float[Tensor, "I H"]) -> tuple[Tensor | None, ...]:
+        y_low, W, factors = ctx.saved_tensors
+        d = d_out if factors is None else d_out * factors
+        d_low = d.to(y_low.dtype)
+        d_y = (d_low @ W.to(d_low.dtype)).to(W.dtype)
+        d_W = (d_low.t() @ y_low).to(W.dtype)
+        return d_out, d_y, d_W, d.sum(dim=0), None, None
+
+
+def _is_later(positions: int, device: torch.device) -> Tensor:
+    """(T, T), true where the key (column) is later than the query."""
+    return torch.ones(positions, positions, dtype=torch.bool, device=device).triu(1)
+
+
+def _normalise(x: Float[Tensor, "I H"]) -> tuple[Float[Tensor, "I H"], Float[Tensor, "I 1"]]:
+    """The normalised (x - mean) / (std + eps), and the unbiased std; ``torch.std_mean`` is several times slower."""
+    u = x - x.mean(dim=1, keepdim=True)
+    std = torch.linalg.vector_norm(u, dim=1, keepdim=True) / (x.shape[1] - 1) ** 0.5
+    return u.div_(std + NORM_EPSILON), std
+
+
+def _normalise_backward(
+    v: Float[Tensor, "I H"], u: Float[Tensor, "I H"], std: Float[Tensor, "I 1"]
+) -> Float[Tensor, "I H"]:
+    """The gradient of x from that of u, which may be overwritten; zero through the std where all units are equal."""
+    shifted = std + NORM_EPSILON
+    smallest = torch.finfo(std.dtype).tiny
+    along_u = (u * v).sum(dim=1, keepdim=True).mul_(shifted / ((u.shape[1] - 1) * std.clamp_min(smallest)))
+    mean = v.mean(dim=1, keepdim=True)
+    return v.sub_(mean).addcmul_(u, along_u, value=-1).div_(shifted)

@@ -1,0 +1,103 @@
+"""The output layer and the cross-entropy in one, for a window's tokens in chunks."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from seqlm.models.function import apply
+from seqlm.models.products import linear, multiply, multiply_add, project
+
+CHUNK_TOKENS = 1024
+"""Tokens of a chunk. Two matrices of CHUNK_TOKENS x V are the most that the fused loss keeps at a time."""
+
+
+def reference_output_loss(
+    output: nn.Linear, hidden: Float[Tensor, "T B H"], targets: Int[Tensor, "T B"], dtype: torch.dtype | None = None
+) -> Float[Tensor, ""]:
+    """Sum over the window of -log softmax(W_y h + b_y)[target], in nats; every logit is kept for the gradient."""
+    logits = linear(output, hidden, dtype)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def fused_output_loss(
+    output: nn.Linear,
+    hidden: Float[Tensor, "T B H"],
+    targets: Int[Tensor, "T B"],
+    dtype: torch.dtype | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> Float[Tensor, ""]:
+    """The same number and gradients as :func:`reference_output_loss`, in the memory of one chunk.
+
+    The gradients are computed together with the loss, chunk by chunk, so that no logit outlives its chunk; ``backward``
+    only multiplies them by the incoming gradient, and works once. There is no second derivative.
+
+    Args:
+        output: the output layer, W_y (V, H) and b_y.
+        hidden: what it reads.
+        targets: the next tokens, ids 0 .. V - 1.
+        dtype: type of the products; none: that of ``hidden``.
+        chunk_tokens: most tokens of a chunk.
+    """
+    arguments = (hidden.flatten(0, 1), output.weight, output.bias, targets.flatten())
+    return apply(_OutputLoss, *arguments, dtype or hidden.dtype, chunk_tokens, torch.is_grad_enabled())
+
+
+@final
+class _OutputLoss(Function):
+    """With p = softmax(W h + b) the gradient of -log p[target] by the logits is p - onehot(target)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "I H"],
+        weight: Float[Tensor, "V H"],
+        bias: Float[Tensor, " V"],
+        targets: Int[Tensor, " I"],
+        dtype: torch.dtype,
+        chunk_tokens: int,
+        with_gradients: bool,
+    ) -> Float[Tensor, ""]:
+        tokens, vocab = len(hidden), len(weight)
+        low_weight = weight.to(dtype)
+        chunk_tokens = min(chunk_tokens, tokens)
+        logits_buffer, p_buffer = (hidden.new_empty(chunk_tokens, vocab) for _ in range(2))
+        if with_gradients:
+            d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
+            d_bias = torch.zeros_like(bias)
+        loss = hidden.new_zeros(())
+        for start in range(0, tokens, chunk_tokens):
+            chunk = slice(start, min(start + chunk_tokens, tokens))
+            h = hidden[chunk].to(dtype)
+            target = targets[chunk].unsqueeze(1)
+            logits, p = logits_buffer[: len(h)], p_buffer[: len(h)]
+            project(h, low_weight, bias, out=logits)
+            torch.softmax(logits, dim=1, out=p)
+            # log sum exp, from the largest logit and its probability (at least 1 / V): two reductions, no exponential.
+            log_sum = logits.amax(dim=1) - p.amax(dim=1).log()
+            loss += (log_sum - logits.gather(1, target).squeeze(1)).sum()
+            if with_gradients:
+                p.scatter_add_(1, target, p.new_full((), -1.0).expand(len(h), 1))
+                d_bias += p.sum(dim=0)
+                d_logits = p.to(dtype)
+                multiply(d_logits, low_weight, out=d_hidden[chunk])
+                (multiply if start == 0 else multiply_add)(d_logits.t(), h, out=d_weight)
+        if with_gradients:
+            ctx.gradients = (d_hidden, d_weight, d_bias)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the fused loss keeps its gradients for one backward pass; use implementation = reference for more"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(gradient.mul_(d_loss) for gradient in gradients), None, None, None, None

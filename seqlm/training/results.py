@@ -1,0 +1,44 @@
+"""Losses and gradient norms of the last steps, kept on the device until they are read."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+
+from seqlm.training.distributed import Rank
+from seqlm.training.step import StepResult
+
+GPU_STEPS = 32
+"""Steps between two readings on a GPU, which has to finish all of them first; on a CPU each step is read."""
+
+
+@final
+class StepResults:
+    """What the steps since the last reading gave, in float64."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        capacity = GPU_STEPS if rank.device.type == "cuda" else 1
+        self._kept = torch.zeros(capacity, 2, dtype=torch.float64, device=rank.device)
+        self._count = 0
+
+    def add(self, result: StepResult) -> None:
+        """Copy a step's numbers, on the device."""
+        self._kept[self._count, 0] = result.loss_nats
+        self._kept[self._count, 1] = result.grad_norm
+        self._count += 1
+
+    @property
+    def are_full(self) -> bool:
+        return self._count == len(self._kept)
+
+    def read(self) -> list[tuple[float, float]]:
+        """(loss in nats summed over the ranks, gradient norm) of each step since the last reading.
+
+        Every rank must read after the same steps; all get the same numbers.
+        """
+        kept = self._kept[: self._count].clone()
+        kept[:, 1] /= self._rank.world_size  # the norm is the same on every rank, the loss is a share
+        self._count = 0
+        return [(loss_nats, norm) for loss_nats, norm in self._rank.sum(kept).tolist()]

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import benchmarks.measurement
+from benchmarks.implementations import build_step
+from benchmarks.memory_allocator import KEEP_MEMORY
+from benchmarks.models import main
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = ["--seconds", "0", "--rounds", "2", "--warmup-rounds", "1", "--threads", "1", "--device", "cpu"]
+TIMES_ALONE = [*QUICK, "--no-peak-memory"]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def is_spread(value: dict[str, float]) -> bool:
+    return list(value) == ["median", "min", "max"] and 0 < value["min"] <= value["median"] <= value["max"]
+
+
+def test_json_is_one_document_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result.json"
+    argv = ["--shapes", "tiny", "--precision", "fp32", *TIMES_ALONE, "--json", "--out", str(out)]
+    assert main(argv) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert json.loads(out.read_text()) == document
+    assert list(document) == [
+        "schema_version",
+        "benchmark",
+        "command",
+        "date",
+        "git",
+        "processor",
+        "device",
+        "threads",
+        "versions",
+        "environment",
+        "baseline_precision",
+        "settings",
+        "interrupted",
+        "shapes",
+    ]
+    assert document["schema_version"] == 1
+    assert document["command"].startswith("python -m benchmarks.models --shapes tiny --precision fp32 --seconds 0 ")
+    assert document["command"].endswith(" --no-peak-memory --json")
+    assert document["date"].endswith("+00:00")
+    assert document["threads"] == 1
+    assert document["versions"]["torch"] == torch.__version__
+    assert set(document["environment"]) == set(KEEP_MEMORY)
+    assert document["interrupted"] is False
+    assert [shape["name"] for shape in document["shapes"]] == ["rnn-2x16-b4", "gru-2x16-b4", "transformer-2x16-b4"]
+    for shape in document["shapes"]:
+        assert shape["rounds"] == 2
+        assert list(shape["step_ms"]) == ["literal", "torch.nn", "ours-fp32"]
+        assert list(shape["speedup"]["ours-fp32"]) == ["literal", "torch.nn"]
+        spreads = [*shape["step_ms"].values(), *shape["speedup"]["ours-fp32"].values()]
+        assert all(map(is_spread, [*spreads, shape["gemm_peak_gflops"], shape["share_of_gemm_peak"]]))
+        assert all(2 < loss < 6 for loss in shape["last_loss"].values())
+    assert "[3/3] transformer-2x16-b4: " in printed.err
+
+
+def test_results_name_no_folder_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result.json"
+    main(["--shapes", "rnn-2x16-b4", "--precision", "fp32", *TIMES_ALONE, f"--out={out}"])
+    for text in (out.read_text(), out.with_suffix(".md").read_text(), capsys.readouterr().out):
+        for folder in (ROOT, tmp_path, Path.home(), Path(sys.prefix)):
+            assert str(folder) not in text
+
+
+def test_the_table_on_stdout_is_the_one_beside_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result.json"
+    assert main(["--shapes", "gru-2x16-b4", "--precision", "fp32", *TIMES_ALONE, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    written = out.with_suffix(".md").read_text().splitlines()
+    cells = [cell.strip() for cell in written[4].strip("|").split("|")]
+    assert cells[0] == "gru-2x16-b4"
+    assert printed[1].split() == " ".join(cells).split()
+    assert [line.removeprefix("- ") for line in written[6:]] == printed[3:]
+
+
+def test_a_precision_that_the_processor_lacks_is_null_and_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--shapes", "rnn-2x16-b4", "--precision", "fp32", "tf32", *TIMES_ALONE]
+    assert main([*argv, "--json"]) == 0
+    printed = capsys.readouterr()
+    (shape,) = json.loads(printed.out)["shapes"]
+    assert shape["step_ms"]["ours-tf32"] is None
+    assert shape["speedup"]["ours-tf32"] is None
+    assert "rnn-2x16-b4: ours-tf32: " in printed.err
+    assert main(argv) == 0
+    assert "no tf32 here" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_peak_memory_is_measured_and_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A child for each would take as long as all the other tests: this process answers in their place.
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        arguments = command[command.index("benchmarks.models") + 1 :]
+        code = main(arguments)
+        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
+
+    monkeypatch.setattr("benchmarks.peak_memory.subprocess", type("Children", (), {"run": staticmethod(run)}))
+    assert main(["--shapes", "rnn-2x16-b4", "--precision", "fp32", *QUICK, "--json"]) == 0
+    (shape,) = json.loads(capsys.readouterr().out)["shapes"]
+    assert list(shape["peak_memory_mb"]) == ["literal", "torch.nn", "ours-fp32"]
+    assert all(0 <= megabytes < 100 for megabytes in shape["peak_memory_mb"].values())
+    assert shape["peak_memory_counter"] in ("VmHWM", "ru_maxrss")
+    assert set(shape["memory_ratio"]) <= {"ours-fp32"}
+
+
+def test_an_interrupted_benchmark_keeps_the_shapes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(name: str, shape: Any, device: torch.device) -> Any:
+        if shape.name == "gru-2x16-b4":
+            raise KeyboardInterrupt
+        return build_step(name, shape, device)
+
+    monkeypatch.setattr(benchmarks.measurement, "build_step", build)
+    out = tmp_path / "result.json"
+    assert main(["--shapes", "tiny", "--precision", "fp32", *TIMES_ALONE, "--json", "--out", str(out)]) == 130
+    document = json.loads(capsys.readouterr().out)
+    assert document["interrupted"] is True
+    assert [shape["name"] for shape in document["shapes"]] == ["rnn-2x16-b4"]
+    assert json.loads(out.read_text()) == document
+    assert "interrupted" in out.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--shapes", "gru-2x1500-b2"], '--shapes: unknown shape "gru-2x1500-b2"; did you mean "gru-2x1500-b20"?'),
+        (["--rounds", "0"], "argument --rounds: found 0, valid is a positive whole number"),
+        (["--threads", "two"], "argument --threads: found two, valid is a positive whole number"),
+        (["--seconds", "nan"], "argument --seconds: found nan, valid is a number of at least 0"),
+        (["--precision", "fp16"], "argument --precision: invalid choice: 'fp16'"),
+        (["--out", "result.txt"], "--out: found result.txt, valid is a file name that ends in .json"),
+        (["--out", "nowhere/result.json"], "--out: there is no folder nowhere"),
+        (["--peak-memory-of", "ours", "rnn-2x16-b4"], 'unknown implementation "ours"; did you mean'),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    argv: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert printed.err.startswith(f"error: {line}")
+
+
+def test_the_module_restarts_itself_with_the_same_arguments() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
+    command = [sys.executable, "-m", "benchmarks.models", "--shapes", "no such"]
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert answer.stderr.count('unknown shape "no such"') == 1
+    program = (
+        "import os; from benchmarks.memory_allocator import *; restart_with_kept_memory(); "
+        "print({name: os.environ.get(name) for name in KEEP_MEMORY} == KEEP_MEMORY)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "True\n"
+
+
+def test_help_and_mistakes_need_no_torch() -> None:
+    program = "import sys, benchmarks.models; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
