@@ -27,18 +27,13 @@ SCHEMA_VERSION = 1
 
 def new_document(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:
     """The document with everything but the shapes; nothing in it names a folder or a host."""
-    code = live_code()
     return {
         "schema_version": SCHEMA_VERSION,
         "benchmark": "models",
         "command": shlex.join(["python", "-m", "benchmarks.models", *_without_out(argv)]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": {"commit": code.commit, "dirty": code.dirty},
-        "processor": machine.cpu_model(),
+        **circumstances(),
         "device": device_name(settings.device) if settings.device.type == "cuda" else "cpu",
         "threads": settings.threads,
-        "versions": _versions(),
-        "environment": {name: os.environ.get(name) for name in KEEP_MEMORY},
         "baseline_precision": f"fp32, matmul precision {torch.get_float32_matmul_precision()}",
         "settings": {
             "seconds": settings.seconds,
@@ -48,6 +43,19 @@ def new_document(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:
         },
         "interrupted": False,
         "shapes": [],
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """When and on what something was measured."""
+    code = live_code()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": {"commit": code.commit, "dirty": code.dirty},
+        "processor": machine.cpu_model(),
+        "cores": machine.cpu_count(),
+        "versions": _versions(),
+        "environment": {name: os.environ.get(name) for name in KEEP_MEMORY},
     }
 
 

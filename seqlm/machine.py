@@ -9,6 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def cpu_count() -> int:
     """Cores that this process may use."""
@@ -20,7 +22,7 @@ def cpu_count() -> int:
 def cpu_model() -> str:
     """Name of the processor."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in CPUINFO.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -33,7 +35,7 @@ BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 def has_bf16() -> bool:
     """Whether the processor has instructions for products of bfloat16 numbers; false where it does not tell."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in CPUINFO.read_text().splitlines():
             name, _, flags = line.partition(":")
             if name.strip() in ("flags", "Features"):
                 return not {*BF16_FLAGS}.isdisjoint(flags.split())

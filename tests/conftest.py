@@ -16,7 +16,14 @@ for variable in ("SEQLM_DATA", "SEQLM_RUNS", "SEQLM_DEVICE", "SEQLM_ATTEMPT", "S
     os.environ.pop(variable, None)
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-install_import_hook(["seqlm.models", "seqlm.data.batches", "seqlm.training.evaluate", "benchmarks.baselines"], "beartype.beartype")
+CHECKED = [
+    "seqlm.models",
+    "seqlm.data.batches",
+    "seqlm.training.evaluate",
+    "seqlm.training.step",
+    "benchmarks.baselines",
+]
+install_import_hook(CHECKED, "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +32,13 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["SEQLM_CACHE"] = str(shared / "seqlm-cache")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` need a device; a machine without one says that it left them out."""
+    import torch  # only once the variables above are set
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu") is not None:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -49,6 +49,7 @@ class TrainingStep:
         clip_norm: largest gradient norm over all parameters.
         tokens_per_step: predicted tokens of a window over all ranks.
         rank: this process; several ranks need their process group.
+        bucket_mb: gradients of several ranks are reduced in buckets of this size (MiB), while backward goes on.
         capture: replay the step as a CUDA graph; for one rank on a GPU.
     """
 
@@ -60,6 +61,7 @@ class TrainingStep:
         clip_norm: float,
         tokens_per_step: int,
         rank: Rank = Rank(),  # noqa: B008 -- immutable
+        bucket_mb: float = 25,
         capture: bool = False,
     ) -> None:
         self.model = model
@@ -70,7 +72,7 @@ class TrainingStep:
         if rank.world_size > 1:
             devices = [rank.device] if rank.device.type == "cuda" else None
             self._objective = nn.parallel.DistributedDataParallel(
-                self._objective, device_ids=devices, gradient_as_bucket_view=True
+                self._objective, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb
             )
         self._capture = _Capture(self._eager) if capture else None
 

@@ -1,0 +1,264 @@
+"""The fused implementation is the reference: values and gradients at random shapes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from comparison import assert_same_values_and_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.models import LanguageModel, build_model
+from seqlm.models.fused_recurrent import fused_gru, fused_rnn
+from seqlm.models.fused_transformer import attention, linear_residual, norm_linear
+from seqlm.models.products import PACKED_SIZE, RepeatedProduct
+from seqlm.models.transformer import LayerNorm
+
+Implementation = Literal["fused", "reference"]
+
+
+@st.composite
+def recurrent_shapes(draw: st.DrawFn, arch: Literal["rnn", "gru"]) -> dict[str, Any]:
+    small = st.integers(1, 7)
+    return {
+        "arch": arch,
+        "hidden_size": draw(small),
+        "num_layers": draw(st.integers(1, 3)),
+        "embedding_size": draw(small),
+        "keep": draw(st.sampled_from([1.0, 0.6])),
+    }
+
+
+@st.composite
+def transformer_shapes(draw: st.DrawFn) -> dict[str, Any]:
+    heads = draw(st.integers(1, 3))
+    return {
+        "arch": "transformer",
+        "num_heads": heads,
+        "hidden_size": max(2, heads * draw(st.integers(1, 4))) if heads != 1 else draw(st.integers(2, 6)),
+        "num_layers": draw(st.integers(1, 2)),
+        "mlp_size": draw(st.integers(1, 9)),
+        "keep": draw(st.sampled_from([1.0, 0.6])),
+        "attention_keep": draw(st.sampled_from([1.0, 0.7])),
+    }
+
+
+shapes = st.one_of(recurrent_shapes("rnn"), recurrent_shapes("gru"), transformer_shapes())
+windows = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 12))
+
+
+def both(shape: dict[str, Any], vocab: int, dtype: torch.dtype, **options: Any) -> list[LanguageModel]:
+    """The fused model and its reference, with the same parameters, none of them at a neutral value."""
+    kind = TransformerConfig if shape["arch"] == "transformer" else RecurrentConfig
+    models = []
+    for implementation in ("fused", "reference"):
+        torch.manual_seed(1)
+        model = build_model(kind(**shape, implementation=implementation), vocab, 35, **options).to(dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        models.append(model)
+    return models
+
+
+def loss_and_gradients(
+    model: LanguageModel, tokens: Tensor, targets: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Loss, state and the gradients of both together, by the state before the window and by every parameter."""
+    torch.manual_seed(2)  # the same dropout masks
+    state = state.detach().requires_grad_()
+    loss, after = model.loss(tokens, targets, state)
+    weighting = torch.linspace(0.3, 1.0, after.numel(), dtype=after.dtype).view_as(after)
+    leaves = [*([state] if state.numel() else []), *model.parameters()]
+    gradients = torch.autograd.grad(0.7 * loss + (after * weighting).sum(), leaves)
+    return loss, after, list(gradients)
+
+
+def random_window(model: LanguageModel, window: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    steps, batch, vocab = window
+    tokens, targets = torch.randint(vocab, (2, steps, batch), generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(4)
+    return tokens, targets, torch.empty_like(model.initial_state(batch)).uniform_(-1, 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=shapes, window=windows)
+def test_fused_equals_reference_in_float64_at_any_shape(shape: dict[str, Any], window: tuple[int, int, int]) -> None:
+    fused, reference = both(shape, window[2], torch.float64)
+    arguments = random_window(fused, window)
+    found, wanted = loss_and_gradients(fused, *arguments), loss_and_gradients(reference, *arguments)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes, window=windows)
+def test_fused_equals_reference_in_float32_within_rounding(shape: dict[str, Any], window: tuple[int, int, int]) -> None:
+    fused, reference = both(shape, window[2], torch.float32)
+    arguments = random_window(fused, window)
+    found, wanted = loss_and_gradients(fused, *arguments), loss_and_gradients(reference, *arguments)
+    torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_bf16_products_stay_within_their_bounds_and_leave_parameters_and_state_in_float32(
+    arch: str, implementation: Implementation
+) -> None:
+    """bfloat16 keeps 8 bits, 0.4 % for each operand: 0.5 % of the loss and 5 % of the gradients' norm here."""
+    shape: dict[str, Any] = {"arch": arch, "hidden_size": 64, "num_layers": 2, "keep": 0.6}
+    shape |= {"num_heads": 4, "mlp_size": 96} if arch == "transformer" else {"embedding_size": 48}
+    models = both(shape, 50, torch.float32, product_dtype=torch.bfloat16)
+    rounded = models[0] if implementation == "fused" else models[1]
+    exact = both(shape, 50, torch.float64)[1]
+    exact.load_state_dict(rounded.state_dict())
+    tokens, targets, state = random_window(rounded, (12, 5, 50))
+    # Masks are drawn in float32 for both: the same numbers decide.
+    loss, after, gradients = loss_and_gradients(rounded, tokens, targets, state)
+    wanted_loss, wanted_after, wanted = loss_and_gradients(exact, tokens, targets, state.double())
+    assert loss.dtype == after.dtype == torch.float32
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.parameters())
+    assert loss.item() == pytest.approx(wanted_loss.item(), rel=5e-3)
+    assert loss.item() != pytest.approx(wanted_loss.item(), rel=1e-7), "the products were not rounded at all"
+    torch.testing.assert_close(after.double(), wanted_after, rtol=0, atol=0.03)
+    error = torch.cat([(g.double() - w).flatten() for g, w in zip(gradients, wanted, strict=True)]).norm()
+    assert error < 0.05 * torch.cat([w.flatten() for w in wanted]).norm()
+
+
+def test_large_recurrent_products_are_packed_and_equal_the_plain_ones() -> None:
+    torch.manual_seed(1)
+    weight, h, other = torch.randn(PACKED_SIZE, PACKED_SIZE + 8), torch.randn(20, PACKED_SIZE + 8), torch.randn(20, 1)
+    other = other.expand(20, PACKED_SIZE).contiguous()
+    product = RepeatedProduct(weight, rows=20, steps=35)
+    assert product._packed is not None
+    exact = h.double() @ weight.double().t()
+    # 1032 terms of size 1: rounding in float32 is some 1e-5, in bfloat16 it would be 0.1.
+    torch.testing.assert_close(product.times(h).double(), exact, rtol=0, atol=2e-4)
+    torch.testing.assert_close(product.plus(h, other).double(), exact + other, rtol=0, atol=2e-4)
+    assert torch.equal(other, other[:, :1].expand_as(other)), "what is added to is left alone"
+    for unpacked in (
+        RepeatedProduct(weight.double(), rows=20, steps=35),
+        RepeatedProduct(weight, rows=20, steps=1),
+        RepeatedProduct(weight, rows=1000, steps=35),
+        RepeatedProduct(weight[:8], rows=20, steps=35),
+    ):
+        assert unpacked._packed is None
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru"])
+def test_fused_layers_of_packed_size_equal_the_reference_in_float32(arch: str) -> None:
+    shape = {"arch": arch, "hidden_size": PACKED_SIZE, "num_layers": 1, "embedding_size": 3, "keep": 1.0}
+    models = both(shape, 5, torch.float32)
+    with torch.no_grad():
+        for model in models:
+            for parameter in model.layers.parameters():
+                parameter.mul_(0.2)  # a stable recurrence, so that rounding is not magnified from step to step
+    arguments = random_window(models[0], (9, 2, 5))
+    found, wanted = (loss_and_gradients(model, *arguments) for model in models)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_attention_by_torchs_kernel_gives_the_same_numbers(implementation: Implementation) -> None:
+    results = []
+    for kernel in ("own", "sdpa"):
+        torch.manual_seed(1)
+        config = TransformerConfig(
+            arch="transformer",
+            hidden_size=12,
+            num_heads=3,
+            mlp_size=7,
+            keep=1.0,
+            attention_keep=1.0,
+            attention=kernel,  # type: ignore[arg-type]
+            implementation=implementation,
+        )
+        model = build_model(config, 9).double()
+        results.append(loss_and_gradients(model, *random_window(model, (8, 3, 9))))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+
+
+def test_attention_by_torchs_kernel_drops_attention_weights_while_training() -> None:
+    config = TransformerConfig(
+        arch="transformer", hidden_size=8, num_heads=2, keep=1.0, attention_keep=0.5, attention="sdpa"
+    )
+    model = build_model(config, 9).double()
+    window = random_window(model, (8, 3, 9))
+    first, second = model.loss(*window)[0], model.loss(*window)[0]
+    assert first != second
+    assert model.eval().loss(*window)[0] == model.loss(*window)[0]
+
+
+def test_the_norm_of_equal_units_has_finite_gradients_and_those_of_the_reference() -> None:
+    torch.manual_seed(1)
+    norm, linear = LayerNorm(6).double(), nn.Linear(6, 4).double()
+    with torch.no_grad():
+        norm.a.uniform_(0.5, 2)
+        norm.b.uniform_(-1, 1)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    x[1] = 2.5
+    x.requires_grad_()
+    leaves = [x, norm.a, norm.b, linear.weight, linear.bias]
+    found = norm_linear(x, norm.a, norm.b, linear.weight, linear.bias)
+    assert_same_values_and_gradients([found], [linear(norm(x))], leaves)
+
+
+def first_derivatives() -> list[tuple[Tensor, Tensor]]:
+    """(a result of each fused operation, what it depends on)."""
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    torch.manual_seed(1)
+    x, y, qkv = leaf(4, 2, 3), leaf(8, 3), leaf(4, 2, 6)
+    rnn = fused_rnn(x, leaf(2, 5), leaf(5, 3), leaf(5), leaf(5, 5))
+    gru = fused_gru(x, leaf(2, 5), leaf(15, 3), leaf(15), leaf(10, 5), leaf(5, 5))
+    return [
+        (rnn, x),
+        (gru, x),
+        (norm_linear(y, leaf(3), leaf(3), leaf(2, 3), leaf(2)), y),
+        (attention(qkv, None, 1), qkv),
+        (linear_residual(y, y, leaf(3, 3), leaf(3), None), y),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_second_derivative_of_a_fused_operation_is_an_error_and_not_a_wrong_number(number: int) -> None:
+    result, leaf = first_derivatives()[number]
+    (gradient,) = torch.autograd.grad(result.square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_the_gradient_at_a_token_counts_every_place_where_it_stands() -> None:
+    shape = {"arch": "rnn", "hidden_size": 4, "embedding_size": 3, "keep": 1.0}
+    fused, _ = both(shape, 5, torch.float64)
+    tokens = torch.full((6, 2), 3)
+    loss, _ = fused.loss(tokens, tokens, fused.initial_state(2))
+    loss.backward()
+    gradient = fused.embedding.weight.grad
+    assert gradient is not None
+    assert gradient[3].abs().min() > 0
+    assert gradient[[0, 1, 2, 4]].abs().max() == 0
+
+
+def test_the_loss_is_the_cross_entropy_of_the_logits(model: LanguageModel, tokens: Tensor) -> None:
+    model.eval()
+    state = model.initial_state(4)
+    logits, after = model(tokens, state)
+    targets = tokens.flip(0)
+    found, found_after = model.loss(tokens, targets, state)
+    wanted = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close((found, found_after), (wanted, after), rtol=0, atol=1e-10)
+
+
+def test_the_implementation_is_that_of_the_configuration(config: ModelConfig, implementation: Implementation) -> None:
+    model = build_model(config, 5)
+    assert model.fused == (implementation == "fused")
+    parts = getattr(model, "layers", None) or model.blocks
+    assert {part.fused for part in parts} == {model.fused}

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqlm.models.output_loss import fused_output_loss, reference_output_loss
+
+
+class Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that any operation gives, and how often each operation is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+        self.calls: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.calls[name] = self.calls.get(name, 0) + 1
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+def layer_and_input(tokens: int, batch: int, hidden: int, vocab: int) -> tuple[nn.Linear, Tensor, Tensor]:
+    torch.manual_seed(1)
+    output = nn.Linear(hidden, vocab).double()
+    h = torch.randn(tokens, batch, hidden, dtype=torch.float64, requires_grad=True)
+    return output, h, torch.randint(vocab, (tokens, batch))
+
+
+def with_gradients(loss: Tensor, output: nn.Linear, h: Tensor) -> list[Tensor]:
+    return [loss, *torch.autograd.grad(0.3 * loss, [h, output.weight, output.bias])]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 6), st.integers(1, 12)),
+    chunk_tokens=st.integers(1, 40),
+)
+def test_any_chunk_gives_the_loss_and_gradients_of_the_reference(
+    shape: tuple[int, int, int, int], chunk_tokens: int
+) -> None:
+    output, h, targets = layer_and_input(*shape)
+    found = with_gradients(fused_output_loss(output, h, targets, chunk_tokens=chunk_tokens), output, h)
+    wanted = with_gradients(reference_output_loss(output, h, targets), output, h)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+def test_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
+    output, h, targets = layer_and_input(40, 5, 3, 100)
+    found = {}
+    for chunk_tokens in (200, 50, 10):
+        with Largest() as largest:
+            fused_output_loss(output, h, targets, chunk_tokens=chunk_tokens).backward()
+        found[chunk_tokens] = largest.numbers
+    assert found == {200: 200 * 100, 50: 50 * 100, 10: 10 * 100}
+    with Largest() as largest:
+        reference_output_loss(output, h, targets).backward()
+    assert largest.numbers == 200 * 100
+
+
+def test_without_gradients_only_the_logits_are_multiplied_out() -> None:
+    output, h, targets = layer_and_input(4, 5, 3, 7)
+    with Largest() as evaluating, torch.no_grad():
+        loss = fused_output_loss(output, h, targets, chunk_tokens=10)
+    with Largest() as training:
+        wanted = fused_output_loss(output, h, targets, chunk_tokens=10)
+
+    def products(seen: Largest) -> int:
+        return sum(seen.calls.get(name, 0) for name in ("mm", "addmm", "addmm_"))
+
+    assert (products(evaluating), products(training)) == (2, 6)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, wanted.detach(), rtol=0, atol=0)
+
+
+def test_logits_far_apart_lose_nothing() -> None:
+    """A target of probability e^-3000 has a loss of 3000, not of infinity; the largest logit is 1e30 away from 0."""
+    output, h, targets = layer_and_input(1, 2, 1, 2)
+    with torch.no_grad():
+        output.weight.zero_()
+        output.bias.copy_(torch.tensor([0.0, 3000.0]))
+        targets.copy_(torch.tensor([[0, 1]]))
+    assert fused_output_loss(output, h, targets).item() == pytest.approx(3000, rel=1e-12)
+    with torch.no_grad():
+        output.bias.fill_(1e30)
+    assert fused_output_loss(output.float(), h.float(), targets).item() == pytest.approx(0, abs=1e30 * 1e-6)
+
+
+def test_a_second_backward_pass_says_what_to_use_instead() -> None:
+    output, h, targets = layer_and_input(2, 2, 3, 4)
+    loss = fused_output_loss(output, h, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass; use implementation = reference"):
+        loss.backward()
+
+
+def test_a_target_outside_the_vocabulary_is_an_error() -> None:
+    output, h, _ = layer_and_input(2, 2, 3, 4)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        fused_output_loss(output, h, torch.full((2, 2), 4))

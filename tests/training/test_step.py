@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqlm.config import AdamConfig, OptimConfig, SgdConfig
+from seqlm.models import LanguageModel, build_model
+from seqlm.training.distributed import Rank
+from seqlm.training.optimizers import build_optimizer, set_learning_rate
+from seqlm.training.results import GPU_STEPS, StepResults
+from seqlm.training.step import StepResult, TrainingStep
+from tests.training.studies import make_config
+
+ARCHITECTURES = ("rnn", "gru", "transformer")
+OPTIMIZERS: tuple[OptimConfig, ...] = (AdamConfig(optimizer="adam", lr=0.01), SgdConfig(optimizer="sgd", lr=0.5))
+everything = pytest.mark.parametrize(("arch", "optim"), list(itertools.product(ARCHITECTURES, OPTIMIZERS)))
+VOCAB, BATCH = 13, 4
+
+WAITING = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
+"""Operations that read from the device, or whose result has a shape that depends on numbers."""
+
+
+class Recorder(TorchDispatchMode):
+    """Every operation with the shapes of its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        self.operations.append((func.overloadpacket.__name__, tuple(tuple(t.shape) for t in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+def make_step(
+    arch: str, optim: OptimConfig, *, device: str = "cpu", capture: bool = False, keep: float = 0.7
+) -> tuple[TrainingStep, LanguageModel]:
+    torch.manual_seed(1)
+    model = build_model(make_config(arch, keep=keep).model, VOCAB, 5).to(device)
+    step = TrainingStep(
+        model, build_optimizer(optim, model.parameters()), clip_norm=0.1, tokens_per_step=5 * BATCH, capture=capture
+    )
+    return step, model
+
+
+def windows(count: int, device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
+    ids = torch.randint(VOCAB, (count * 5 + 1, BATCH), generator=torch.Generator().manual_seed(2)).to(device)
+    return [(ids[5 * i : 5 * i + 5], ids[5 * i + 1 : 5 * i + 6]) for i in range(count)]
+
+
+@everything
+def test_a_step_reads_nothing_back_and_does_the_same_operations_on_the_same_shapes_each_time(
+    arch: str, optim: OptimConfig
+) -> None:
+    step, model = make_step(arch, optim)
+    state = model.initial_state(BATCH)
+    seen = []
+    for inputs, targets in windows(3):
+        with Recorder() as recorder:
+            state = step(inputs, targets, state).state
+        seen.append(recorder.operations)
+    assert not {name for operations in seen for name, _ in operations} & WAITING
+    assert len(seen[1]) > 30
+    assert seen[1] == seen[2], "all but the first step, in which the optimizer makes its state, are one program"
+
+
+@everything
+def test_a_step_that_is_not_finite_moves_no_parameter_and_no_moment(arch: str, optim: OptimConfig) -> None:
+    step, model = make_step(arch, optim)
+    state = model.initial_state(BATCH)
+    (first, second, third) = windows(3)
+    state = step(*first, state).state
+
+    def everything_kept() -> list[Tensor]:
+        moments = [v for entry in step.optimizer.state.values() for v in entry.values() if isinstance(v, Tensor)]
+        return [t.detach().clone() for t in (*model.parameters(), *moments)]
+
+    good = everything_kept()
+    with torch.no_grad():
+        bias = model.output.bias[0].item()
+        model.output.bias[0] = torch.nan
+    result = step(*second, state)
+    with torch.no_grad():
+        model.output.bias[0] = bias
+    assert not torch.isfinite(result.loss_nats + result.grad_norm)
+    for now, before in zip(everything_kept(), good, strict=True):
+        assert torch.equal(now, before)
+    assert torch.isfinite(step(*third, state).loss_nats)
+    assert not all(map(torch.equal, everything_kept(), good)), "the next step moves on"
+
+
+def test_the_result_is_the_summed_loss_and_the_norm_before_clipping() -> None:
+    step, model = make_step("gru", OPTIMIZERS[1], keep=1.0)
+    ((inputs, targets),) = windows(1)
+    before = [p.detach().clone() for p in model.parameters()]
+    loss, _ = model.loss(inputs, targets, model.initial_state(BATCH))
+    gradients = torch.autograd.grad(loss / (5 * BATCH), list(model.parameters()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    result = step(inputs, targets, model.initial_state(BATCH))
+    assert result.loss_nats.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+    assert norm > 0.1, "the limit must matter here"
+    for parameter, old, gradient in zip(model.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(parameter, old - 0.5 * gradient * 0.1 / norm, rtol=1e-4, atol=1e-6)
+    assert not result.state.requires_grad
+
+
+def test_on_a_cpu_every_step_is_read_and_on_a_gpu_many_at_once() -> None:
+    results = StepResults(Rank())
+    results.add(StepResult(torch.tensor(3.0), torch.tensor(4.0), torch.zeros(0)))
+    assert results.are_full
+    assert results.read() == [(3.0, 4.0)]
+    assert not results.are_full
+    assert results.read() == []
+    assert GPU_STEPS > 1
+
+
+@pytest.mark.gpu
+@everything
+def test_a_captured_step_gives_what_the_plain_one_gives(arch: str, optim: OptimConfig) -> None:
+    found = []
+    for capture in (False, True):
+        step, model = make_step(arch, optim, device="cuda", capture=capture)
+        state = model.initial_state(BATCH)
+        torch.manual_seed(3)
+        losses = []
+        for number, (inputs, targets) in enumerate(windows(12, "cuda")):
+            if number == 8:
+                set_learning_rate(step.optimizer, 0.001)
+            result = step(inputs, targets, state)
+            state = result.state
+            losses.append(result.loss_nats.clone())
+        found.append((torch.stack(losses), [p.detach().clone() for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@everything
+def test_a_gpu_step_gives_what_a_cpu_step_gives(arch: str, optim: OptimConfig) -> None:
+    losses = []
+    for device in ("cpu", "cuda"):
+        step, model = make_step(arch, optim, device=device, keep=1.0)
+        state = model.initial_state(BATCH)
+        for inputs, targets in windows(6, device):
+            result = step(inputs, targets, state)
+            state = result.state
+        losses.append(result.loss_nats.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
