@@ -65,7 +65,8 @@ def _torch() -> Finding:
 
 
 def _devices() -> list[Finding]:
-    cores = Finding(level="ok", subject="processor", text=f"{machine.cpu_model()}, {machine.cpu_count()} cores")
+    bf16 = "bf16" if machine.has_bf16() else "no bf16"
+    cores = Finding(level="ok", subject="processor", text=f"{machine.cpu_model()}, {machine.cpu_count()} cores, {bf16}")
     gpus = [Finding(level="ok", subject=f"GPU {device}", text=name) for device, name in machine.gpus()]
     return [cores, *(gpus or [Finding(level="note", subject="GPU", text="none; runs will train on the CPU")])]
 

@@ -20,6 +20,8 @@ from seqlm.rundir import RunDirectory
 
 FLOAT_BYTES = 4
 """Everything is float32."""
+CHUNK_TOKENS = 1024
+"""Tokens whose logits the fused loss holds at once: ``seqlm.models.output_loss``, which needs torch, says the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,23 +107,44 @@ def _recurrent_weights(model: RecurrentConfig) -> int:
 def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int:
     """Bytes of one rank in training. An estimate: allocators round up, and libraries keep workspaces of their own.
 
-    Counted, in float32, for the rank's share b = ceil(B / ranks) of a window::
+    Counted, in float32, for the I = T ceil(B / ranks) tokens of the rank's share of a window; what the backward pass
+    needs for one layer at a time stands after the sum over layers::
 
         parameters, gradients, optimizer      P (2, and 2 more with Adam, and 1 for the buckets of several ranks)
-        logits, log-probabilities, gradient   3 T b V
-        recurrent layers                      T b (2 E + L H n)           n: 4 for the RNN, 10 for the GRU
-        blocks                                T b (2 H + L (14 H + 3 M + 3 A T))
+
+        fused       logits, probabilities     2 min(I, 1024) V
+                    RNN                       I (2 E + 3 L H + 4 H) + H^2
+                    GRU                       I (2 E + 7 L H + 7 H) + 3 H^2
+                    Transformer               I (4 H + L (8 H + M + 2 A T) + 3 M)
+
+        reference   logits and gradients      3 I V
+                    RNN, GRU                  I (2 E + n L H)           n: 4 for the RNN, 10 for the GRU
+                    Transformer               I (2 H + L (14 H + 3 M + 3 A T))
     """
     model, train = config.model, config.train
-    h, layers, t = model.hidden_size, model.num_layers, train.seq_len
+    tokens = train.seq_len * math.ceil(train.batch_size / ranks)
     copies = 2 + (2 if config.optim.optimizer == "adam" else 0) + (1 if ranks > 1 else 0)
+    fused = model.implementation == "fused"
+    logits = 2 * min(tokens, CHUNK_TOKENS) * vocab_size if fused else 3 * tokens * vocab_size
+    activations = _fused_activations(config, tokens) if fused else tokens * _reference_activations(config)
+    return FLOAT_BYTES * (copies * parameter_count(config, vocab_size) + logits + activations)
+
+
+def _fused_activations(config: RunConfig, tokens: int) -> int:
+    model, h, layers = config.model, config.model.hidden_size, config.model.num_layers
     if isinstance(model, RecurrentConfig):
-        activations = 2 * model.embedding_size + layers * h * (4 if model.arch == "rnn" else 10)
-    else:
-        activations = 2 * h + layers * (14 * h + 3 * model.mlp_size + 3 * model.num_heads * t)
-    share = math.ceil(train.batch_size / ranks)
-    numbers = copies * parameter_count(config, vocab_size) + t * share * (3 * vocab_size + activations)
-    return FLOAT_BYTES * numbers
+        kept, passing = (3, 4) if model.arch == "rnn" else (7, 7)
+        return tokens * (2 * model.embedding_size + kept * layers * h + passing * h) + _gates(model) * h * h
+    m = model.mlp_size
+    return tokens * (4 * h + layers * (8 * h + m + 2 * model.num_heads * config.train.seq_len) + 3 * m)
+
+
+def _reference_activations(config: RunConfig) -> int:
+    """For each token."""
+    model, h, layers = config.model, config.model.hidden_size, config.model.num_layers
+    if isinstance(model, RecurrentConfig):
+        return 2 * model.embedding_size + layers * h * (4 if model.arch == "rnn" else 10)
+    return 2 * h + layers * (14 * h + 3 * model.mlp_size + 3 * model.num_heads * config.train.seq_len)
 
 
 def training_tokens_per_epoch(tokens: int, batch_size: int, seq_len: int) -> int:

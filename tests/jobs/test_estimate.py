@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.estimate import (
     Throughput,
     earlier_throughput,
+    CHUNK_TOKENS,
     estimate,
     flops_per_token,
     memory_bytes,
@@ -22,7 +23,7 @@ from jobs.estimate import (
 )
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts
-from seqlm.models import build_model
+from seqlm.models import build_model, output_loss
 from seqlm.rundir import RunDirectory
 
 VOCAB = 11
@@ -79,9 +80,19 @@ def test_memory_grows_with_what_has_to_be_kept() -> None:
     assert memory_bytes(config(), VOCAB) - memory_bytes(config(optimizer="sgd"), VOCAB) == 4 * 2 * parameters
     assert memory_bytes(config(batch_size=8), VOCAB) > memory_bytes(config(), VOCAB)
     assert memory_bytes(config(seq_len=10), VOCAB) > memory_bytes(config(), VOCAB)
-    # A vocabulary entry more: its parameters with gradient and moments, and the three T x B planes of its logits.
-    grown = 4 * 4 * (parameter_count(config(), VOCAB + 1) - parameters) + 4 * 3 * 5 * 4
-    assert memory_bytes(config(), VOCAB + 1) - memory_bytes(config(), VOCAB) == grown
+    # A vocabulary entry more: its parameters with gradient and moments, and the planes of T x B of its logits.
+    for implementation, planes in (("fused", 2), ("reference", 3)):
+        one = config({**MODELS[0], "implementation": implementation})
+        grown = 4 * 4 * (parameter_count(one, VOCAB + 1) - parameters) + 4 * planes * 5 * 4
+        assert memory_bytes(one, VOCAB + 1) - memory_bytes(one, VOCAB) == grown
+    # A batch of more than a chunk of tokens has no more logits than a chunk.
+    large = config(batch_size=1024)
+    growth = memory_bytes(large, VOCAB + 1) - memory_bytes(large, VOCAB)
+    assert growth == 4 * 4 * (parameter_count(large, VOCAB + 1) - parameters) + 4 * 2 * CHUNK_TOKENS
+
+
+def test_the_estimates_chunk_is_that_of_the_loss() -> None:
+    assert CHUNK_TOKENS == output_loss.CHUNK_TOKENS
 
 
 def test_a_rank_keeps_its_share_of_the_batch_and_buckets_for_the_others() -> None:
