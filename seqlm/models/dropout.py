@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 STEPS = 2**16
 """Keep probabilities are whole multiples of 1 / STEPS."""
+CACHED_UNITS = 2**17
+"""Units whose masks are made at a time on a CPU; half a megabyte in float32."""
 
 
 @final
@@ -54,8 +56,11 @@ class Dropout(nn.Module):
         count = sum(sizes)
         numbers = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
         mask = torch.empty(count, dtype=like.dtype, device=like.device)
-        torch.lt(numbers.view(torch.int16)[:count], kept - STEPS // 2, out=mask)
-        mask.mul_(self.scale)
+        # Piece by piece on a CPU: what one operation leaves in the cache is there for the next.
+        piece = CACHED_UNITS if like.device.type == "cpu" else count
+        for drawn, units in zip(numbers.view(torch.int16)[:count].split(piece), mask.split(piece), strict=True):
+            torch.lt(drawn, kept - STEPS // 2, out=units)
+            units.mul_(self.scale)
         return [part.view(*shape) for part, shape in zip(mask.split(sizes), shapes, strict=True)]
 
 

@@ -28,7 +28,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from seqlm.models.function import apply
-from seqlm.models.products import RepeatedProduct, multiply, multiply_add, project
+from seqlm.models.products import RepeatedProduct, multiply, multiply_add, product, project
 
 
 def fused_rnn(
@@ -93,9 +93,9 @@ class _FusedRNN(Function):
             _round(d[t].mul_(d_h), d_low[t])
             d_h = recurrent.plus(d_low[t], d_out[t - 1]) if t else recurrent.times(d_low[t]).to(d.dtype)
         d_low = d_low.flatten(0, 1)
-        d_x = _product(d_low, W_x.to(dtype), d).unflatten(0, d.shape[:2])
-        d_W_x = _product(d_low.t(), x_low, d)
-        d_W_h = _product(d_low.t(), h_low[:-1].flatten(0, 1), d)
+        d_x = product(d_low, W_x.to(dtype), d.dtype).unflatten(0, d.shape[:2])
+        d_W_x = product(d_low.t(), x_low, d.dtype)
+        d_W_h = product(d_low.t(), h_low[:-1].flatten(0, 1), d.dtype)
         return d_x, d_h, d_W_x, d.sum(dim=(0, 1)), d_W_h, None
 
 
@@ -171,13 +171,13 @@ class _FusedGRU(Function):
             d_h = gates.plus(d_rz_low[t], rest.addcmul_(d_rh, r[t]))
         d_rz_low, d_c_low = d_rz_low.flatten(0, 1), d_c_low.flatten(0, 1)
         W_low = W.to(dtype)
-        d_x = _product(d_rz_low, W_low[: 2 * hidden], c)
+        d_x = product(d_rz_low, W_low[: 2 * hidden], c.dtype)
         multiply_add(d_c_low, W_low[2 * hidden :], out=d_x)
         d_W = torch.empty_like(W)
         multiply(d_rz_low.t(), x_low, out=d_W[: 2 * hidden])
         multiply(d_c_low.t(), x_low, out=d_W[2 * hidden :])
-        d_U_rz = _product(d_rz_low.t(), h_low[:-1].flatten(0, 1), c)
-        d_U_h = _product(d_c_low.t(), rh_low.flatten(0, 1), c)
+        d_U_rz = product(d_rz_low.t(), h_low[:-1].flatten(0, 1), c.dtype)
+        d_U_h = product(d_c_low.t(), rh_low.flatten(0, 1), c.dtype)
         d_b = torch.cat((d_rz.sum(dim=(0, 1)), d_c.sum(dim=(0, 1))))
         return d_x.unflatten(0, (steps, batch)), d_h, d_W, d_b, d_U_rz, d_U_h, None
 
@@ -204,8 +204,3 @@ def _multiply_round(a: Tensor, b: Tensor, out: Tensor) -> None:
         torch.mul(a, b, out=out)
     else:
         out.copy_(a * b)
-
-
-def _product(a: Float[Tensor, "I K"], b: Float[Tensor, "K J"], like: Tensor) -> Float[Tensor, "I J"]:
-    """The product, computed in the type of the operands, in the type of ``like``."""
-    return (a @ b).to(like.dtype)

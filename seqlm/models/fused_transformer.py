@@ -26,7 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from seqlm.models.function import apply
-from seqlm.models.products import project
+from seqlm.models.products import product, project
 
 NORM_EPSILON = 1e-6
 MASKED_SCORE = -1e9
@@ -135,10 +135,10 @@ class _NormLinear(Function):
                 d_out.mul_(ctx.scale)
         d_low = d_out.to(u_low.dtype)
         d_c = d_out.sum(dim=0)
-        d_scaled_W = (d_low.t() @ u_low).to(W.dtype)
+        d_scaled_W = product(d_low.t(), u_low, W.dtype)
         d_a = (d_scaled_W * W).sum(dim=0)
         d_W = d_scaled_W.mul_(a).addr_(d_c, b)
-        v = (d_low @ (W * a).to(d_low.dtype)).to(W.dtype)
+        v = product(d_low, (W * a).to(d_low.dtype), W.dtype)
         d_x = _normalise_backward(v, u_low.to(v.dtype), std)
         return d_x, d_a, W.t() @ d_c, d_W, d_c, None, None
 
@@ -223,8 +223,8 @@ class _LinearResidual(Function):
         y_low, W, factors = ctx.saved_tensors
         d = d_out if factors is None else d_out * factors
         d_low = d.to(y_low.dtype)
-        d_y = (d_low @ W.to(d_low.dtype)).to(W.dtype)
-        d_W = (d_low.t() @ y_low).to(W.dtype)
+        d_y = product(d_low, W.to(d_low.dtype), W.dtype)
+        d_W = product(d_low.t(), y_low, W.dtype)
         return d_out, d_y, d_W, d.sum(dim=0), None, None
 
 

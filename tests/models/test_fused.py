@@ -16,7 +16,7 @@ from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.fused_recurrent import fused_gru, fused_rnn
 from seqlm.models.fused_transformer import attention, linear_residual, norm_linear
-from seqlm.models.products import PACKED_SIZE, RepeatedProduct
+from seqlm.models.products import PACKED_SIZE, RepeatedProduct, multiply_add, product, project
 from seqlm.models.transformer import LayerNorm
 
 Implementation = Literal["fused", "reference"]
@@ -262,3 +262,19 @@ def test_the_implementation_is_that_of_the_configuration(config: ModelConfig, im
     assert model.fused == (implementation == "fused")
     parts = getattr(model, "layers", None) or model.blocks
     assert {part.fused for part in parts} == {model.fused}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("width", [1, 7, 16, 23])
+def test_products_with_results_of_any_width_equal_the_plain_ones(dtype: torch.dtype, width: int) -> None:
+    """Results whose rows do not begin at cache lines take a way of their own, with a spare buffer."""
+    torch.manual_seed(1)
+    a, b, bias = torch.randn(150, 9, dtype=dtype), torch.randn(9, width, dtype=dtype), torch.randn(width, dtype=dtype)
+    exact = a.double() @ b.double()
+    found = product(a, b, dtype)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    multiply_add(a, b, out=found)
+    torch.testing.assert_close(found.double(), 2 * exact, rtol=1e-5, atol=1e-5)
+    project(a, b.t(), bias, out=found)
+    torch.testing.assert_close(found.double(), exact + bias.double(), rtol=1e-5, atol=1e-5)
