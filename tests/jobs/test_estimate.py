@@ -11,9 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.estimate import (
+    CHUNK_TOKENS,
     Throughput,
     earlier_throughput,
-    CHUNK_TOKENS,
     estimate,
     flops_per_token,
     memory_bytes,
