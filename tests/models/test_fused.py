@@ -86,22 +86,33 @@ def random_window(model: LanguageModel, window: tuple[int, int, int]) -> tuple[T
     return tokens, targets, torch.empty_like(model.initial_state(batch)).uniform_(-1, 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(shape=shapes, window=windows)
 def test_fused_equals_reference_in_float64_at_any_shape(shape: dict[str, Any], window: tuple[int, int, int]) -> None:
     fused, reference = both(shape, window[2], torch.float64)
     arguments = random_window(fused, window)
     found, wanted = loss_and_gradients(fused, *arguments), loss_and_gradients(reference, *arguments)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(shape=shapes, window=windows)
-def test_fused_equals_reference_in_float32_within_rounding(shape: dict[str, Any], window: tuple[int, int, int]) -> None:
-    fused, reference = both(shape, window[2], torch.float32)
-    arguments = random_window(fused, window)
-    found, wanted = loss_and_gradients(fused, *arguments), loss_and_gradients(reference, *arguments)
-    torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-5)
+def test_fused_rounds_in_float32_as_the_reference_does(shape: dict[str, Any], window: tuple[int, int, int]) -> None:
+    """Both against float64: a norm over three nearly equal units magnifies rounding, and does so in either."""
+    models = both(shape, window[2], torch.float32)
+    exact = both(shape, window[2], torch.float64)[1]
+    exact.load_state_dict(models[1].state_dict())
+    tokens, targets, state = random_window(models[0], window)
+    wanted = as_vector(loss_and_gradients(exact, tokens, targets, state.double()))
+    of_fused, of_reference = (
+        (as_vector(loss_and_gradients(model, tokens, targets, state)) - wanted).norm() for model in models
+    )
+    assert of_fused <= 10 * of_reference + 1e-5 * wanted.norm()
+
+
+def as_vector(results: tuple[Tensor, Tensor, list[Tensor]]) -> Tensor:
+    loss, after, gradients = results
+    return torch.cat([tensor.detach().double().flatten() for tensor in (loss, after, *gradients)])
 
 
 @pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
