@@ -159,6 +159,9 @@ def test_large_recurrent_products_are_packed_and_equal_the_plain_ones() -> None:
         RepeatedProduct(weight[:8], rows=20, steps=35),
     ):
         assert unpacked._packed is None
+    small = RepeatedProduct(weight[:8], rows=20, steps=35)
+    torch.testing.assert_close(small.plus(h, other[:, :8]).double(), (exact + other)[:, :8], rtol=0, atol=2e-4)
+    assert torch.equal(other, other[:, :1].expand_as(other))
 
 
 @pytest.mark.parametrize("arch", ["rnn", "gru"])

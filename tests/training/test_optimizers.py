@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seqlm.config import AdamConfig, SgdConfig, SgdScheduleConfig
-from seqlm.training.optimizers import build_optimizer, learning_rate, set_learning_rate
+from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 
 
 def test_the_compounding_schedule_is_flat_for_fifteen_epochs_and_has_vanished_by_epoch_24() -> None:
@@ -67,3 +67,25 @@ def test_the_learning_rate_reaches_every_group() -> None:
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)], lr=1.0)
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_a_restored_optimizer_has_the_moments_and_steps_of_the_saved_one_and_its_own_form_and_rate() -> None:
+    def adam(lr: float) -> torch.optim.Optimizer:
+        parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer = build_optimizer(AdamConfig(optimizer="adam", lr=lr), [parameter])
+        parameter.grad = torch.tensor([1.0, -2.0])
+        return optimizer
+
+    saved, resumed = adam(0.1), adam(0.3)
+    for _ in range(3):
+        saved.step()
+    state = saved.state_dict()
+    # As a GPU saves it: the learning rate on the device, the step capturable.
+    state["param_groups"][0] |= {"lr": torch.tensor(0.1), "capturable": True}
+    restore_optimizer(resumed, state)
+    (found,), (wanted,) = resumed.state.values(), saved.state.values()
+    assert found["step"] == wanted["step"] == 3
+    assert torch.equal(found["exp_avg"], wanted["exp_avg"])
+    assert torch.equal(found["exp_avg_sq"], wanted["exp_avg_sq"])
+    (group,) = resumed.param_groups
+    assert (group["lr"], group["capturable"], group["fused"]) == (0.3, False, True)
