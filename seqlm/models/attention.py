@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seqlm.models.dropout import Dropout
-from seqlm.models.fused_transformer import MASKED_SCORE, attention
+from seqlm.models.fused_transformer import MASKED_SCORE, attention, is_later
 from seqlm.models.products import linear
 
 
@@ -79,7 +79,7 @@ class MultiHeadAttention(nn.Module):
                 k, v = cache.extend(k, v)
             low = self.dtype or x.dtype
             s = (q.to(low) @ k.to(low).transpose(-2, -1)).to(x.dtype) * q.shape[-1] ** -0.5
-            a = self.dropout(s.masked_fill(_is_later(s), MASKED_SCORE).softmax(dim=-1))
+            a = self.dropout(s.masked_fill(is_later(s), MASKED_SCORE).softmax(dim=-1))
             heads = (a.to(low) @ v.to(low)).to(x.dtype)
         return linear(self.W_o, _merge_heads(heads), self.dtype)
 
@@ -106,9 +106,3 @@ class MultiHeadAttention(nn.Module):
 
 def _merge_heads(heads: Float[Tensor, "B N T K"]) -> Float[Tensor, "T B H"]:
     return heads.permute(2, 0, 1, 3).flatten(start_dim=2)
-
-
-def _is_later(scores: Float[Tensor, "B N T S"]) -> Tensor:
-    """(T, S), true where the key is later than the query; the queries are the last T of the S positions."""
-    queries, keys = scores.shape[-2:]
-    return torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(keys - queries + 1)

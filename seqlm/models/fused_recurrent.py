@@ -137,7 +137,7 @@ class _FusedGRU(Function):
         for t in range(steps):
             torch.sigmoid(gates.plus(h_low[t], rz[t]), out=rz[t])
             r, z = rz[t].chunk(2, dim=1)
-            _multiply_round(r, h[t], rh_low[t])
+            torch.mul(r, h[t], out=rh_low[t])
             torch.tanh(candidate.plus(rh_low[t], c[t]), out=c[t])
             torch.lerp(h[t], c[t], z, out=h[t + 1])
             _round(h[t + 1], h_low[t + 1])
@@ -197,10 +197,3 @@ def _rounded(full: Tensor, dtype: torch.dtype) -> Tensor:
 def _round(full: Tensor, low: Tensor) -> None:
     if low.dtype != full.dtype:
         low.copy_(full)
-
-
-def _multiply_round(a: Tensor, b: Tensor, out: Tensor) -> None:
-    if out.dtype == a.dtype:
-        torch.mul(a, b, out=out)
-    else:
-        out.copy_(a * b)

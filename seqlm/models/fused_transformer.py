@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -149,10 +149,10 @@ class _Attention(Function):
 
     With w = softmax(s), p = factors w, and g the gradient of the output, the gradients are::
 
-    v    p^T g
-    s    d = w (e - row sums of e w), where e = factors (g v^T)
-    q    d k / sqrt(K)
-    k    d^T q / sqrt(K)
+        v    p^T g
+        s    d = w (e - row sums of e w), where e = factors (g v^T)
+        q    d k / sqrt(K)
+        k    d^T q / sqrt(K)
     """
 
     @staticmethod
@@ -163,11 +163,11 @@ class _Attention(Function):
         num_heads: int,
         dtype: torch.dtype,
     ) -> Float[Tensor, "T B H"]:
-        steps, batch, _ = qkv.shape
+        _, batch, _ = qkv.shape
         heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, T, K
         q, k, v = heads.to(dtype).flatten(1, 2).contiguous()
         s = torch.bmm(q, k.transpose(1, 2)).to(qkv.dtype).mul_(q.shape[-1] ** -0.5)
-        s.masked_fill_(_is_later(steps, s.device), MASKED_SCORE)
+        s.masked_fill_(is_later(s), MASKED_SCORE)
         w = s.softmax(dim=-1)
         if factors is not None:
             factors = factors.flatten(0, 1)
@@ -228,9 +228,10 @@ class _LinearResidual(Function):
         return d_out, d_y, d_W, d.sum(dim=0), None, None
 
 
-def _is_later(positions: int, device: torch.device) -> Tensor:
-    """(T, T), true where the key (column) is later than the query."""
-    return torch.ones(positions, positions, dtype=torch.bool, device=device).triu(1)
+def is_later(scores: Float[Tensor, "*heads T S"]) -> Bool[Tensor, "T S"]:
+    """True where the key is later than the query; the queries are the last T of the S positions."""
+    queries, keys = scores.shape[-2:]
+    return torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(keys - queries + 1)
 
 
 def _normalise(x: Float[Tensor, "I H"]) -> tuple[Float[Tensor, "I H"], Float[Tensor, "I 1"]]:

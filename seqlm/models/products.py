@@ -31,8 +31,8 @@ def linear(layer: nn.Linear, x: Float[Tensor, "*shape D"], dtype: torch.dtype | 
     if dtype is None or dtype == x.dtype:
         result: Tensor = layer(x)
         return result
-    product = F.linear(x.to(dtype), layer.weight.to(dtype)).to(x.dtype)
-    return product if layer.bias is None else product + layer.bias
+    multiplied = F.linear(x.to(dtype), layer.weight.to(dtype)).to(x.dtype)
+    return multiplied if layer.bias is None else multiplied + layer.bias
 
 
 def multiply(a: Float[Tensor, "I K"], b: Float[Tensor, "K J"], out: Float[Tensor, "I J"]) -> None:
