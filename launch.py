@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs import terminal
-from jobs.backend import Backend
 from jobs.cancel import cancel
+from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
 from jobs.doctor import examine
 from jobs.estimate import Estimate, Throughput, earlier_throughput, estimate
@@ -32,9 +32,9 @@ from jobs.launcher import (
     status_record,
     wait_for_launcher,
 )
-from jobs.local_backend import LocalBackend
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
+from jobs.manifest_schema import BACKENDS
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, find_study, observe_study, select_runs
 from seqlm import __version__
@@ -172,7 +172,7 @@ def _estimate(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Esti
 
 def _run(options: argparse.Namespace) -> tuple[Any, int]:
     manifest, specs, study_dir = _open_manifest(options)
-    backend = _backend(options.backend, manifest, options)
+    choice = _choice(manifest, options)
     data = _data_path(options, manifest)
 
     def command(spec: RunSpec) -> list[str]:
@@ -180,7 +180,7 @@ def _run(options: argparse.Namespace) -> tuple[Any, int]:
         paths = ["--data", str(options.data)] if options.data else []
         return ["python", "launch.py", "run", options.manifest, "--only", f"name={spec.name}", *changes, *paths]
 
-    return _launch(options, specs, study_dir, backend, data_path=lambda spec: data, command=command, retry=False)
+    return _launch(options, specs, study_dir, choice, data_path=lambda spec: data, command=command, retry=False)
 
 
 def _retry(options: argparse.Namespace) -> tuple[Any, int]:
@@ -206,15 +206,15 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
         return list(provenance[spec.name].get("command", []))
 
     specs = [run.to_spec() for run in chosen]
-    backend = _backend(options.backend, None, options)
-    return _launch(options, specs, study_dir, backend, data_path=data_path, command=command, retry=True)
+    choice = _choice(None, options)
+    return _launch(options, specs, study_dir, choice, data_path=data_path, command=command, retry=True)
 
 
 def _launch(
     options: argparse.Namespace,
     specs: list[RunSpec],
     study_dir: Path,
-    backend: Backend,
+    choice: BackendChoice,
     *,
     data_path: Callable[[RunSpec], Path | None],
     command: Callable[[RunSpec], list[str]],
@@ -226,17 +226,27 @@ def _launch(
         _say(options, f"launched by process {pid}; see: launch.py status {study_dir}")
         return {"study": study_dir.name, "launcher_pid": pid}, 0
     progress: list[terminal.LaunchProgress] = []
+    backend = choice.make()
 
     def announce(planned: list[Planned]) -> terminal.LaunchProgress:
         todo = sum(item.action != "skip" for item in planned)
-        print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {backend.describe()}", file=sys.stderr)
+        limit = f", at most {choice.max_parallel} at once" if choice.max_parallel else ""
+        where = f"{backend.describe()}{limit}"
+        print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {where}", file=sys.stderr)
         for item in planned:
             if item.action == "skip" and item.reason != "done":
                 print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
         progress.append(terminal.LaunchProgress(planned))
         return progress[-1]
 
-    settings = LaunchOptions(study_dir=study_dir, live_code=options.live_code, retry=retry)
+    settings = LaunchOptions(
+        study_dir=study_dir,
+        live_code=options.live_code,
+        retry=retry,
+        max_parallel=choice.max_parallel,
+        retries=choice.retries,
+        env=choice.env,
+    )
     try:
         try:
             planned = launch(specs, backend, settings, data_path=data_path, command=command, progress=announce)
@@ -272,11 +282,14 @@ def _data_path(options: argparse.Namespace, manifest: Manifest) -> Path | None:
     return find_data(options.data, manifest.data_path)
 
 
-def _backend(name: str, manifest: Manifest | None, options: argparse.Namespace) -> Backend:
-    if name != "local":
-        raise BackendError(f"backend {name} is not part of seqlm {__version__} yet; use --backend local")
-    settings = manifest.backend.get("local", {}) if manifest else {}
-    return LocalBackend(max_parallel=options.max_parallel or settings.get("max_parallel"))
+def _choice(manifest: Manifest | None, options: argparse.Namespace) -> BackendChoice:
+    return choose_backend(
+        manifest,
+        name=options.backend,
+        max_parallel=options.max_parallel,
+        retries=options.retries,
+        ray_address=options.ray_address,
+    )
 
 
 # -- looking after a study -----------------------------------------------------------------------------------------
@@ -367,7 +380,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     """Train one ordinary small run of each architecture on the whole machine; ``plan`` finds their speed."""
     manifest = load_manifest(CALIBRATION)
     command = ["python", "launch.py", "doctor", "--calibrate"]
-    backend = LocalBackend(max_parallel=1)
+    choice = BackendChoice(name="local", max_parallel=1)
     study_dir = options.runs_dir / manifest.study
     launched = parser().parse_args(["run", str(CALIBRATION), "--runs-dir", str(options.runs_dir)])
     launched.json = options.json
@@ -375,7 +388,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         launched,
         list(manifest.runs),
         study_dir,
-        backend,
+        choice,
         data_path=lambda spec: None,
         command=lambda spec: command,
         retry=False,
@@ -420,8 +433,16 @@ def parser() -> argparse.ArgumentParser:
     manifest.add_argument("manifest", help="the study: a TOML, YAML or JSON file")
     manifest.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.epochs=2")
     launching = _Parser(add_help=False)
-    launching.add_argument("--backend", choices=("local", "ray", "slurm"), default="local", help="where runs go")
+    launching.add_argument(
+        "--backend", choices=tuple(BACKENDS), help="where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)"
+    )
+    launching.add_argument(
+        "--ray-address", metavar="ADDRESS", help="join this Ray cluster (else RAY_ADDRESS, else start one here)"
+    )
     launching.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
+    launching.add_argument(
+        "--retries", type=_whole, metavar="N", help="times a run that lost its node is tried again (default: 3)"
+    )
     launching.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
     launching.add_argument(
         "--live-code", action="store_true", help="run the working tree, not a copy kept beside the runs"
@@ -460,6 +481,13 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("corpus", choices=("ptb",), help="ptb: Penn Treebank")
     fetch.add_argument("--to", type=Path, metavar="DIR", help="default: where runs look for it by themselves")
     return top
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
 
 
 def _positive(text: str) -> int:

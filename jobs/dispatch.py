@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,12 +18,11 @@ from typing import Any, Literal, TypeAlias, final
 
 from jobs.backend import Backend, Ended
 from jobs.code_snapshot import Code
+from jobs.queue import Live, Queue, Waiting, Work
+from jobs.retry import IN_A_ROW, RETRIED, Retries
 from jobs.spec import RunSpec, Submission
 from seqlm.errors import SeqlmError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, write_json
-
-RESUMABLE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
-"""Failures that are not the run's own fault: launching again goes on with it."""
 
 EXIT_STOPPED = 143
 """The worker's own word for "asked to stop"."""
@@ -35,6 +36,10 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": s
 cost a quarter of a small run's processor time (docs/decisions.md). Other C libraries ignore them."""
 
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 0.5
+"""How often the files of live runs are looked at."""
+QUEUE_SECONDS = 1.0
+"""How often, at most, it is written down which runs wait."""
 STOP_SECONDS = 60.0
 """How long stopped workers may take before they are killed: a step at the published sizes takes seconds on a CPU."""
 
@@ -64,7 +69,7 @@ def plan(spec: RunSpec, run: RunDirectory, observation: Observation, *, has_chec
     match observation.state:
         case "done" | "running" | "queued":
             reason = observation.state
-        case "failed" | "cancelled" if not retry and observation.kind not in RESUMABLE:
+        case "failed" | "cancelled" if not retry and observation.kind not in RETRIED:
             reason = f"{observation.reason or observation.state}; `retry` starts it again"
         case _:
             action = "resume" if has_checkpoint else "start"
@@ -74,7 +79,7 @@ def plan(spec: RunSpec, run: RunDirectory, observation: Observation, *, has_chec
     return Planned(spec=spec, run=run, observation=observation, action=action, reason=reason)
 
 
-EventKind: TypeAlias = Literal["started", "epoch", "ended"]
+EventKind: TypeAlias = Literal["started", "epoch", "retried", "ended"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,18 @@ class Event:
     kind: EventKind
     planned: Planned
     observation: Observation
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """A run that is under way."""
+
+    waiting: Waiting
+    planned: Planned
+    submission: Submission
+    started: float
+    stop_asked: float | None = None
+    """When it was asked to stop because somebody has cancelled it."""
 
 
 @final
@@ -98,16 +115,43 @@ class Dispatcher:
         argv: Sequence[str],
         data_path: Mapping[str, Path | None],
         on_event: Callable[[Event], None],
+        work: Mapping[str, Work],
+        max_parallel: int | None = None,
+        retries: int = IN_A_ROW,
+        env: Mapping[str, str] | None = None,
+        tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
     ) -> None:
-        """``argv``: the worker's command without the folder; ``data_path``: corpus of each run, by run id."""
+        """Get ready.
+
+        Args:
+            backend: open.
+            code: what workers run.
+            argv: the worker's command without the folder.
+            data_path: corpus of each run, by run id.
+            on_event: told of what happens.
+            work: what there is to do in each run, by run id; orders the queue.
+            max_parallel: most runs at once, whatever the backend has room for.
+            retries: how often a run is tried again without an epoch in between.
+            env: variables for the workers, before those that seqlm sets.
+            tell_queue: told which runs wait, and why, whenever that changes (run id -> reason).
+        """
         self._backend = backend
         self._code = code
         self._argv = tuple(argv)
         self._data_path = data_path
         self._on_event = on_event
-        self._waiting: list[Planned] = []
-        self._live: dict[str, tuple[Planned, Submission]] = {}
+        self._work = work
+        self._max_parallel = max_parallel
+        self._env = dict(env or {})
+        self._tell_queue = tell_queue
+        self._told: dict[str, str] | None = None
+        self._told_at = -math.inf
+        self._planned: dict[str, Planned] = {}
+        self._queue = Queue(())
+        self._jobs: dict[str, _Job] = {}
         self._epochs: dict[str, int | None] = {}
+        self._looked_at = -math.inf
+        self._retries: defaultdict[str, Retries] = defaultdict(lambda: Retries(retries))
 
     def dispatch(self, planned: Sequence[Planned]) -> None:
         """Run everything that is to start or resume. Returns when all has ended.
@@ -117,37 +161,49 @@ class Dispatcher:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have stopped by then and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
-        self._waiting = [
-            replace(item, spec=replace(item.spec, resources=self._backend.resolve(item.spec, len(todo))))
-            for item in todo
-        ]
-        for item in self._waiting:
+        at_most = min(len(todo), self._max_parallel or len(todo))
+        waiting = []
+        for item in todo:
+            spec = replace(item.spec, resources=self._backend.resolve(item.spec, at_most))
+            waiting.append(Waiting(id=item.run.id, spec=spec, work=self._work.get(item.run.id, Work())))
+            self._planned[item.run.id] = item
+        self._queue = Queue(waiting, max_parallel=self._max_parallel)
+        for item in todo:
             _put_failure_aside(item.run)
-            write_json(item.run.job_file, self._job_record(item, None))
         with _interruptible():
             try:
-                while self._waiting or self._live:
+                while self._queue or self._jobs:
                     self._start_what_fits()
+                    self._show_queue()
+                    self._backend.wait(POLL_SECONDS)
                     self._collect()
-                    time.sleep(POLL_SECONDS)
             except BaseException:
                 self._stop_all()
                 raise
+        self._show_queue()
 
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
-        # In order, and no overtaking: a run of many ranks is not starved by small ones behind it.
-        while self._waiting and self._backend.has_room(self._waiting[0].spec.resources):
-            item = self._waiting.pop(0)
-            if item.run.observe().state == "cancelled":
-                self._on_event(Event(kind="ended", planned=item, observation=item.run.observe()))
-                continue  # cancelled from another terminal while it waited here
-            self._start(item)
+        live = {job_id: self._live(job_id, job) for job_id, job in self._jobs.items()}
+        for waiting in self._queue.startable(self._backend, live, time.monotonic()):
+            item = self._planned[waiting.id]
+            observation = item.run.observe()
+            if observation.state == "cancelled":  # from another terminal while it waited here
+                self._on_event(Event(kind="ended", planned=item, observation=observation))
+                continue
+            job_id = self._start(waiting, item)
+            live[job_id] = self._live(job_id, self._jobs[job_id])
 
-    def _start(self, item: Planned) -> None:
+    def _live(self, job_id: str, job: _Job) -> Live:
+        seconds = job.waiting.work.seconds
+        expected_end = None if seconds is None else job.started + seconds
+        return Live(shares=self._backend.held(job_id), expected_end=expected_end)
+
+    def _start(self, waiting: Waiting, item: Planned) -> str:
         attempt = item.run.last_attempt() + 1
         env = {
+            **self._env,
             "PYTHONPATH": str(self._code.path.absolute()),
             "PYTHONUNBUFFERED": "1",
             "SEQLM_ATTEMPT": str(attempt),
@@ -162,63 +218,99 @@ class Dispatcher:
             argv=(*self._argv, str(item.run.path.absolute())),
             env=env,
             cwd=self._code.path,
-            resources=item.spec.resources,
+            resources=waiting.spec.resources,
         )
         job_id = self._backend.submit(submission)
         # Remembered before anything can go wrong, so that whatever does stops this worker too.
-        self._live[job_id] = (item, submission)
-        self._epochs[item.run.id] = item.observation.epoch
-        write_json(item.run.job_file, self._job_record(item, submission, job_id))
+        self._jobs[job_id] = _Job(waiting=waiting, planned=item, submission=submission, started=time.monotonic())
+        self._epochs.setdefault(item.run.id, item.observation.epoch)
+        write_json(item.run.job_file, self._job_record(submission, job_id))
         self._on_event(Event(kind="started", planned=item, observation=item.observation))
+        return job_id
 
     def _collect(self) -> None:
-        for job_id, (item, submission) in list(self._live.items()):
+        look = time.monotonic() - self._looked_at >= LOOK_SECONDS
+        for job_id, job in list(self._jobs.items()):
             ended = self._backend.poll(job_id)
             if ended is not None:
-                del self._live[job_id]
-                _settle(item.run, submission, ended)
-            observation = item.run.observe(launching=True)
-            if observation.epoch != self._epochs[item.run.id]:
-                self._epochs[item.run.id] = observation.epoch
-                self._on_event(Event(kind="epoch", planned=item, observation=observation))
-            if ended is not None:
-                self._on_event(Event(kind="ended", planned=item, observation=item.run.observe()))
+                del self._jobs[job_id]
+                self._has_ended(job, ended)
+            elif look:
+                observation = job.planned.run.observe(queued=True)
+                self._tell_of_epochs(job.planned, observation)
+                self._stop_if_cancelled(job_id, job)
+        if look:
+            self._looked_at = time.monotonic()
+
+    def _tell_of_epochs(self, item: Planned, observation: Observation) -> None:
+        if observation.epoch != self._epochs[item.run.id]:
+            self._epochs[item.run.id] = observation.epoch
+            self._on_event(Event(kind="epoch", planned=item, observation=observation))
+
+    def _stop_if_cancelled(self, job_id: str, job: _Job) -> None:
+        if not job.planned.run.is_cancelled():
+            return
+        now = time.monotonic()
+        if job.stop_asked is None or now - job.stop_asked > STOP_SECONDS:
+            self._backend.stop(job_id, force=job.stop_asked is not None)
+            job.stop_asked = now
+
+    def _has_ended(self, job: _Job, ended: Ended) -> None:
+        """See whether the run has spoken; put it back where its failure is not its own fault."""
+        item, run = job.planned, job.planned.run
+        _settle(run, job.submission, ended)
+        observation = run.observe()
+        self._tell_of_epochs(item, observation)
+        kind: FailureKind | None = "node" if ended.exit_code == EXIT_BUSY else observation.kind
+        over = observation.state in ("done", "cancelled")
+        delay = None if over else self._retries[run.id].delay(kind, observation.epoch)
+        if delay is None:
+            self._on_event(Event(kind="ended", planned=item, observation=observation))
+            return
+        _put_failure_aside(run)
+        action: Action = "resume" if run.last_checkpoint.exists() else "start"
+        self._planned[run.id] = replace(item, action=action, reason=None, observation=observation)
+        self._queue.put_back(replace(job.waiting, not_before=time.monotonic() + delay))
+        self._show_queue(at_once=True)
+        self._on_event(Event(kind="retried", planned=item, observation=observation))
+
+    def _show_queue(self, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if self._queue.reasons != self._told and (at_once or now - self._told_at >= QUEUE_SECONDS or not self._queue):
+            self._told = dict(self._queue.reasons)
+            self._told_at = now
+            self._tell_queue(self._told)
 
     def _stop_all(self) -> None:
         """Ask every worker to stop between two steps; a second interrupt, or a minute, ends them at once."""
-        for job_id in self._live:
+        for job_id in self._jobs:
             self._backend.stop(job_id, force=False)
         deadline = time.monotonic() + STOP_SECONDS
         try:
-            while self._live and time.monotonic() < deadline:
+            while self._jobs and time.monotonic() < deadline:
                 self._forget_ended()
-                time.sleep(POLL_SECONDS)
+                self._backend.wait(POLL_SECONDS)
         finally:
-            for job_id in self._live:
+            for job_id in self._jobs:
                 self._backend.stop(job_id, force=True)
             self._forget_ended()
 
     def _forget_ended(self) -> None:
-        for job_id in list(self._live):
+        for job_id in list(self._jobs):
             if self._backend.poll(job_id) is not None:
-                del self._live[job_id]
+                del self._jobs[job_id]
 
-    def _job_record(self, item: Planned, submission: Submission | None, job_id: str | None = None) -> dict[str, Any]:
-        record: dict[str, Any] = {
+    def _job_record(self, submission: Submission, job_id: str) -> dict[str, Any]:
+        return {
             "backend": self._backend.name,
             "job_id": job_id,
             "launcher": {"pid": os.getpid(), "host": socket.gethostname()},
-            "resources": item.spec.resources.to_dict(),
-            "attempt": None,
+            "resources": submission.resources.to_dict(),
+            "attempt": submission.attempt,
+            "argv": list(submission.argv),
+            "code": str(submission.cwd),
+            "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        if submission is not None:
-            record.update(
-                attempt=submission.attempt,
-                argv=list(submission.argv),
-                code=str(submission.cwd),
-                submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-        return record
 
 
 def _settle(run: RunDirectory, submission: Submission, ended: Ended) -> None:

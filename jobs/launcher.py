@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.backend import Backend
 from jobs.code_snapshot import keep_code, live_code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
-from jobs.provenance import provenance
+from jobs.estimate import Throughput, earlier_throughput, estimate, training_tokens_per_epoch
+from jobs.provenance import launch_record, run_record
+from jobs.queue import Work
+from jobs.retry import IN_A_ROW
 from jobs.spec import RunSpec
-from jobs.study import launch_lock_file, launcher_of, launching, observe_run
+from jobs.study import launch_lock_file, launcher_of, launching, observe_run, write_queue
 from seqlm.config import DataConfig
-from seqlm.data.corpus import load_corpus, resolve_data
+from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
 from seqlm.rundir import Observation, RunDirectory, is_locked, make_directory
@@ -35,6 +39,12 @@ class LaunchOptions:
     """Workers run from the working tree instead of the copy kept with the study."""
     retry: bool = False
     """Runs that failed or were cancelled are launched too."""
+    max_parallel: int | None = None
+    """Most runs at once, whatever the backend has room for."""
+    retries: int = IN_A_ROW
+    """How often a run is tried again by itself without finishing an epoch in between."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables for the workers."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -60,32 +70,54 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
 def plan_runs(specs: Sequence[RunSpec], study_dir: Path, *, retry: bool = False) -> list[Planned]:
     """What a launch would do to each run. Reads the folders, writes nothing."""
     launcher = launcher_of(study_dir)
+    folders = RunDirectory.folders(study_dir)
     planned = []
     for spec in specs:
-        run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint)
+        run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint, folders)
         observation = observe_run(run, launcher)
         has_checkpoint = run.last_checkpoint.exists()
         planned.append(plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry))
     return planned
 
 
-def check_data(planned: Sequence[Planned], data_path: Mapping[str, Path | None]) -> None:
+def check_data(planned: Sequence[Planned], data_path: Mapping[str, Path | None]) -> dict[str, CorpusFacts]:
     """Read and tokenise every corpus here and now, rather than by a worker hours later; workers then find it cached.
+
+    Returns what is known of each run's corpus, by run id.
 
     Raises:
         DataError: a corpus is missing, damaged, or too small for a run's batch and window.
     """
-    sizes: dict[tuple[DataConfig, Path | None], dict[str, int]] = {}
+    found: dict[tuple[DataConfig, Path | None], CorpusFacts] = {}
     for item in planned:
         config = item.spec.config
         key = (config.data, data_path.get(item.run.id))
-        if key not in sizes:
-            sizes[key] = load_corpus(*key).tokens
-        for split, tokens in sizes[key].items():
+        if key not in found:
+            found[key] = load_corpus(*key).facts
+        for split, tokens in found[key].tokens.items():
             try:
                 require_windows(split, tokens, config.train.batch_size, config.train.seq_len)
             except DataError as error:
                 raise DataError(f"{item.spec.name}: {error}") from None
+    return {item.run.id: found[item.spec.config.data, data_path.get(item.run.id)] for item in planned}
+
+
+def work_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Work:
+    """What there is to do in a run, in operations, and in time where earlier runs tell how fast it goes."""
+    config = item.spec.config
+    found = estimate(config, facts, throughput, item.spec.resources.ranks)
+    train = config.train
+    left = train.epochs - epochs_done(item)
+    tokens = training_tokens_per_epoch(facts.tokens["train"], train.batch_size, train.seq_len)
+    seconds = None if found.seconds is None else found.seconds * left / train.epochs
+    return Work(flops=float(found.flops_per_token * tokens * left), seconds=seconds)
+
+
+def epochs_done(item: Planned) -> int:
+    """Epochs that a run has behind it and will not do again."""
+    if item.action != "resume" or item.observation.epoch is None:
+        return 0
+    return item.observation.epoch + 1
 
 
 def launch(
@@ -110,27 +142,40 @@ def launch(
     # Everything that can be wrong is found before the first file is written.
     expected = [item for item in plan_runs(specs, options.study_dir, retry=options.retry) if item.action != "skip"]
     paths = {item.run.id: data_path(item.spec) for item in expected}
-    check_data(expected, paths)
+    facts = check_data(expected, paths)
     for item in expected:
-        backend.resolve(item.spec, len(expected))
+        backend.resolve(item.spec, min(len(expected), options.max_parallel or len(expected)))
+    throughput = earlier_throughput(options.study_dir.parent)
+    work = {item.run.id: work_left(item, facts[item.run.id], throughput) for item in expected}
     with launching(options.study_dir):
         planned = plan_runs(specs, options.study_dir, retry=options.retry)
         todo = [item for item in planned if item.action != "skip" and item.run.id in paths]
         if not todo:
             progress(planned)
             return planned
+        write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
         code = live_code() if options.live_code else keep_code(options.study_dir)
+        record = launch_record(options.study_dir.name, code)
         for item in todo:
-            record = provenance(
-                item.spec,
-                study=options.study_dir.name,
-                command=command(item.spec),
+            own = run_record(item.spec, command=command(item.spec), data_path=paths[item.run.id])
+            item.run.create(item.spec.config, {**record, **own})
+        try:
+            backend.open(code)
+            dispatcher = Dispatcher(
+                backend,
                 code=code,
-                data_path=paths[item.run.id],
+                argv=WORKER,
+                data_path=paths,
+                on_event=progress(planned),
+                work=work,
+                max_parallel=options.max_parallel,
+                retries=options.retries,
+                env=options.env,
+                tell_queue=functools.partial(write_queue, options.study_dir),
             )
-            item.run.create(item.spec.config, record)
-        dispatcher = Dispatcher(backend, code=code, argv=WORKER, data_path=paths, on_event=progress(planned))
-        dispatcher.dispatch(todo)
+            dispatcher.dispatch(todo)
+        finally:
+            backend.close()
         return planned
 
 
@@ -154,7 +199,7 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
         )
     while True:
         holder = launcher_of(study_dir)
-        if holder is not None and holder["pid"] == child.pid:
+        if holder is not None and holder.pid == child.pid:
             return child.pid
         if child.poll() is not None:
             if child.returncode == 0:  # so quick that its lock was never seen

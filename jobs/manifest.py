@@ -42,6 +42,8 @@ class Manifest:
     """The manifest's file."""
     data_path: Path | None
     """Where the manifest says that the corpus lies (``[study] data``), absolute."""
+    backend_name: str | None
+    """The backend that the manifest asks for (``[study] backend``)."""
     backend: Mapping[str, Mapping[str, Any]]
     """Backend name -> its table, as written."""
     runs: tuple[RunSpec, ...]
@@ -75,6 +77,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         study=study.value if study else schema.study,
         path=path,
         data_path=schema.data_path,
+        backend_name=schema.backend_name,
         backend=schema.backend,
         runs=tuple(specs),
         excluded=tuple(excluded),

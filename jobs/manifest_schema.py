@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,26 @@ from jobs.spec import Resources
 from seqlm.config import RunConfig, valid_keys
 from seqlm.errors import nearest
 
-BACKENDS = ("local", "ray", "slurm")
+
+def _is_variables(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values())
+
+
+_COMMON: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_parallel": (lambda value: type(value) is int and value > 0, "a positive whole number"),
+    "retries": (lambda value: type(value) is int and value >= 0, "a whole number, 0 or more"),
+    "env": (_is_variables, 'a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}'),
+}
+BACKENDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]] | None] = {
+    "local": _COMMON,
+    "ray": {
+        **_COMMON,
+        "address": (lambda value: isinstance(value, str) and bool(value), 'an address, such as "auto"'),
+    },
+    "slurm": None,
+}
+"""Backend -> its keys, each with a check and what is valid; none: the backend checks its table itself."""
+
 TOP_KEYS = ("study", "defaults", "run", "grid", "zip", "exclude", "seeds", "resources", "backend")
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
 CONFIG_KEYS = tuple(valid_keys())
@@ -58,6 +77,7 @@ class Schema:
     file: str
     study: str = ""
     data_path: Path | None = None
+    backend_name: str | None = None
     backend: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     resources: dict[str, Any] = field(default_factory=dict)
@@ -104,14 +124,19 @@ def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> N
     if study is None:
         return
     for key in study:
-        if key not in ("name", "data"):
-            _report_unknown(f"study.{key}", ("study.name", "study.data"), path.name, problems)
+        if key not in ("name", "data", "backend"):
+            _report_unknown(f"study.{key}", ("study.name", "study.data", "study.backend"), path.name, problems)
     if "name" not in study:
         problems.add(path.name, f"study.name: missing, valid is {_VALID_NAME}")
     elif _is_name(study["name"]):
         schema.study = study["name"]
     else:
         problems.add(path.name, f"study.name: found {show(study['name'])}, valid is {_VALID_NAME}")
+    if "backend" in study:
+        schema.backend_name = study["backend"]
+        if schema.backend_name not in BACKENDS:
+            valid = f"valid is {', '.join(BACKENDS)}"
+            problems.add(path.name, f"study.backend: found {show(schema.backend_name)}, {valid}")
     if "data" in study:
         data = study["data"]
         if isinstance(data, str) and data and data.isprintable():
@@ -123,16 +148,17 @@ def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> N
 def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> None:
     if name not in BACKENDS:
         _report_unknown(f"backend.{name}", [f"backend.{known}" for known in BACKENDS], schema.file, problems)
-    elif not isinstance(value, Mapping):
-        problems.add(schema.file, f"backend.{name}: found {show(value)}, valid is a table")
-    else:
-        schema.backend[name] = value
-        for key, limit in value.items() if name == "local" else ():
-            if key != "max_parallel":
-                _report_unknown(f"backend.local.{key}", ("backend.local.max_parallel",), schema.file, problems)
-            elif type(limit) is not int or limit < 1:
-                what = f"found {show(limit)}, valid is a positive whole number"
-                problems.add(schema.file, f"backend.local.max_parallel: {what}")
+        return
+    table = _table({f"backend.{name}": value}, f"backend.{name}", schema.file, problems)
+    if table is None:
+        return
+    schema.backend[name] = table
+    keys = BACKENDS[name]
+    for key, found in table.items() if keys is not None else ():
+        if keys is None or key not in keys:
+            _report_unknown(f"backend.{name}.{key}", [f"backend.{name}.{k}" for k in keys or ()], schema.file, problems)
+        elif not keys[key][0](found):
+            problems.add(schema.file, f"backend.{name}.{key}: found {show(found)}, valid is {keys[key][1]}")
 
 
 def _read_entry(kind: EntryKind, number: int, table: Mapping[str, Any], file: str, problems: Problems) -> Entry:

@@ -24,15 +24,10 @@ ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_CLUSTER_NAME", 
 """The only variables whose values are recorded; anything else might be a secret."""
 
 
-def provenance(
-    spec: RunSpec, *, study: str, command: Sequence[str], code: Code, data_path: Path | None
-) -> dict[str, Any]:
-    """The record of one run's launch. ``command`` is the command line that launches this run alone."""
+def launch_record(study: str, code: Code) -> dict[str, Any]:
+    """What a launch records with each of its runs: machine, code and versions."""
     return {
         "study": study,
-        "name": spec.name,
-        "order": spec.order,
-        "command": list(command),
         "launched_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "user": _user(),
@@ -41,6 +36,15 @@ def provenance(
         "code": {"path": str(code.path), "live": code.live},
         "versions": versions(),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    }
+
+
+def run_record(spec: RunSpec, *, command: Sequence[str], data_path: Path | None) -> dict[str, Any]:
+    """The record of one run beside that. ``command`` is the command line that launches this run alone."""
+    return {
+        "name": spec.name,
+        "order": spec.order,
+        "command": list(command),
         "resources": spec.resources.to_dict(),
         "data": str(data_path.absolute()) if data_path else None,
     }

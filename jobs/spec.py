@@ -19,8 +19,10 @@ class Resources:
     """Processes that share the run's global batch through DistributedDataParallel."""
     cpus: int | None = None
     """CPU cores of each rank; none: an equal share of the machine among the runs that go at once."""
-    gpus: int | None = None
-    """GPUs of each rank, 0 or 1; none: 1 where the machine has GPUs, else 0."""
+    gpus: float | None = None
+    """GPUs of each rank: 0, 1, or for runs of one rank a share of one, such as 0.25; none: 1 where there are GPUs."""
+    priority: int = 0
+    """Of the runs that wait, those with the highest start first."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -28,8 +30,11 @@ class Resources:
             problems.append(f"resources.ranks: found {self.ranks}, valid is a positive whole number")
         if self.cpus is not None and self.cpus < 1:
             problems.append(f"resources.cpus: found {self.cpus}, valid is a positive whole number")
-        if self.gpus is not None and self.gpus not in (0, 1):
-            problems.append(f"resources.gpus: found {self.gpus}, valid is 0 or 1 for each rank")
+        if self.gpus is not None and not 0 <= self.gpus <= 1:
+            problems.append(f"resources.gpus: found {self.gpus}, valid is 0, 1, or a share such as 0.25, for each rank")
+        elif self.gpus not in (None, 0, 1) and self.ranks > 1:
+            what = "valid is 0 or 1 with several ranks, which cannot share a GPU"
+            problems.append(f"resources.gpus: found {self.gpus}, {what}")
         if problems:
             raise ConfigError(problems)
 
@@ -45,8 +50,11 @@ class Resources:
             if key not in known:
                 hint = nearest(f"resources.{key}", [f"resources.{name}" for name in known])
                 problems.append(f'unknown key "resources.{key}"{hint} (valid in resources: {", ".join(known)})')
-            elif type(value) is not int and not (value is None and key != "ranks"):
-                problems.append(f"resources.{key}: found {value!r}, valid is a whole number")
+            elif value is None and key in ("cpus", "gpus"):
+                continue
+            elif type(value) is not int and not (key == "gpus" and type(value) is float):
+                kind = "a number" if key == "gpus" else "a whole number"
+                problems.append(f"resources.{key}: found {value!r}, valid is {kind}")
         if problems:
             raise ConfigError(problems)
         return cls(**raw)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,16 @@ from jobs.manifest import MANIFEST_SUFFIXES, load_manifest
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.rundir import Observation, RunDirectory, exclusive_lock, is_locked, make_directory, read_lock_holder
+from seqlm.rundir import (
+    Observation,
+    RunDirectory,
+    exclusive_lock,
+    is_locked,
+    make_directory,
+    read_json,
+    read_lock_holder,
+    write_json,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +80,17 @@ def observe_study(study_dir: Path) -> list[ObservedRun]:
     return [_observe(run, launcher) for run in RunDirectory.all_in(study_dir)]
 
 
-def observe_run(run: RunDirectory, launcher: dict[str, Any] | None) -> Observation:
-    """The state of one run. ``launcher`` is who holds the study's launch lock (see ``launcher_of``)."""
+def observe_run(run: RunDirectory, launcher: Launcher | None) -> Observation:
+    """The state of one run. ``launcher`` is who is at work on its study (see :func:`launcher_of`)."""
+    if launcher is None:
+        return run.observe()
+    if run.id in launcher.waiting:
+        return run.observe(queued=True, waits_for=launcher.waiting[run.id])
     job = run.read_job() or {}
-    launching = launcher is not None and job.get("launcher") == {key: launcher[key] for key in ("pid", "host")}
-    return run.observe(launching=launching)
+    return run.observe(queued=job.get("launcher") == launcher.identity)
 
 
-def _observe(run: RunDirectory, launcher: dict[str, Any] | None) -> ObservedRun:
+def _observe(run: RunDirectory, launcher: Launcher | None) -> ObservedRun:
     try:
         provenance = run.read_provenance()
         config: RunConfig | None = run.read_config()
@@ -121,7 +135,39 @@ def launching(study_dir: Path) -> Iterator[None]:
         yield
 
 
-def launcher_of(study_dir: Path) -> dict[str, Any] | None:
-    """Pid, process group and host of the launcher at work on this study, or none."""
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """A live launcher at work on a study."""
+
+    pid: int
+    host: str
+    waiting: Mapping[str, str]
+    """Run id -> why it has not started, for the runs in its queue."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What ``job.json`` records of a run's launcher."""
+        return {"pid": self.pid, "host": self.host}
+
+
+def launcher_of(study_dir: Path) -> Launcher | None:
+    """The launcher at work on this study, or none."""
     path = launch_lock_file(study_dir)
-    return read_lock_holder(path) if is_locked(path) else None
+    holder = read_lock_holder(path) if is_locked(path) else None
+    if holder is None:
+        return None
+    identity = {"pid": holder["pid"], "host": holder["host"]}
+    queue = read_json(queue_file(study_dir)) or {}
+    waiting = queue.get("waiting", {}) if queue.get("launcher") == identity else {}
+    return Launcher(**identity, waiting=waiting)
+
+
+def queue_file(study_dir: Path) -> Path:
+    """What waits in the queue of a study's launcher, and why; written by that launcher alone."""
+    return study_dir / "queue.json"
+
+
+def write_queue(study_dir: Path, waiting: Mapping[str, str]) -> None:
+    """Tell ``status`` which runs wait, in the order in which they are to start: run id -> why it has not started."""
+    launcher = {"pid": os.getpid(), "host": socket.gethostname()}
+    write_json(queue_file(study_dir), {"launcher": launcher, "waiting": waiting})

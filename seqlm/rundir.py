@@ -105,6 +105,10 @@ class RunDirectory:
     def stderr_log(self, attempt: int) -> Path:
         return self.attempt_dir(attempt) / "stderr.log"
 
+    def progress_file(self, attempt: int) -> Path:
+        """Where an attempt stands within its epoch, written by its first rank every second or so."""
+        return self.attempt_dir(attempt) / "progress.json"
+
     def attempts(self) -> list[int]:
         """Numbers of the attempts made so far, ascending."""
         names = [entry.name for entry in (self.path / "attempts").glob("[0-9]*") if entry.is_dir()]
@@ -117,16 +121,23 @@ class RunDirectory:
     # -- creating and finding ------------------------------------------------------------------------------------
 
     @classmethod
-    def locate(cls, study_dir: Path, name: str, fingerprint: str) -> RunDirectory:
+    def folders(cls, study_dir: Path) -> dict[str, Path]:
+        """The folders of a study's runs by the digits of their fingerprints."""
+        found = sorted((path for path in study_dir.glob("*-*") if path.is_dir()), reverse=True)
+        return {path.name.rpartition("-")[2]: path for path in found}
+
+    @classmethod
+    def locate(
+        cls, study_dir: Path, name: str, fingerprint: str, folders: Mapping[str, Path] | None = None
+    ) -> RunDirectory:
         """The folder of the run with ``fingerprint``: the existing one whatever it was called, else the one to make.
 
-        A run is its configuration, so renaming an entry of a manifest does not start it again.
+        A run is its configuration, so renaming an entry of a manifest does not start it again. Who asks for many runs
+        gives what :meth:`folders` said, so that the study's folder is read once.
         """
         digits = fingerprint[:FINGERPRINT_DIGITS]
-        for candidate in sorted(study_dir.glob(f"*-{digits}")):
-            if candidate.is_dir():
-                return cls(candidate)
-        return cls(study_dir / f"{slugify(name)}-{digits}")
+        existing = (cls.folders(study_dir) if folders is None else folders).get(digits)
+        return cls(existing or study_dir / f"{slugify(name)}-{digits}")
 
     @classmethod
     def all_in(cls, study_dir: Path) -> list[RunDirectory]:
@@ -215,11 +226,17 @@ class RunDirectory:
             temporary.write_text(_dump(failure), "utf-8")
             os.link(temporary, self.failure_file)
 
-    def observe(self, *, launching: bool = False) -> Observation:
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled the run."""
+        with contextlib.suppress(FileError):
+            return (self.read_failure() or {}).get("kind") == "cancelled"
+        return False
+
+    def observe(self, *, queued: bool = False, waits_for: str | None = None) -> Observation:
         """The state of the run.
 
-        ``launching`` says that a launcher is alive that has taken this run on (asked of the backend): it tells
-        "queued" from "pending".
+        ``queued`` says that a launcher is alive that has taken this run on (asked of the backend): it tells
+        "queued" from "pending"; ``waits_for`` is why it has not started.
         """
         epochs, _ = self.read_metrics()
         epoch = epochs[-1]["epoch"] if epochs else None
@@ -239,8 +256,8 @@ class RunDirectory:
             if kind == "cancelled":
                 return observed("cancelled", failure.get("message"), kind)
             return observed("failed", f"{kind}: {failure.get('message')}", kind)
-        if launching:
-            return observed("queued", None)
+        if queued:
+            return observed("queued", waits_for)
         if self.attempts():
             after = "before the first epoch ended" if epoch is None else f"after {epoch + 1} epochs"
             return observed("pending", f"interrupted {after}; run again to resume")

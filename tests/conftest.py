@@ -12,6 +12,8 @@ from jaxtyping import install_import_hook
 os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share the machine
 if "SEQLM_DATA" in os.environ:  # the tests of the real Penn Treebank read it, and nothing else does
     os.environ["SEQLM_TEST_DATA"] = os.environ["SEQLM_DATA"]
+os.environ["SEQLM_BACKEND"] = "local"  # Ray listens on the machine's own address: its tests have a network of their own
+os.environ.pop("RAY_ADDRESS", None)
 for variable in ("SEQLM_DATA", "SEQLM_RUNS", "SEQLM_DEVICE", "SEQLM_ATTEMPT", "SEQLM_RENDEZVOUS"):
     os.environ.pop(variable, None)
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import final
 
 from jobs.backend import Backend, Ended
+from jobs.capacity import Capacity, Node, Share
+from jobs.code_snapshot import Code
 from jobs.spec import Resources, RunSpec, Submission
-from seqlm.errors import BackendError
 
 Work = Callable[[Submission], int]
 """What a job does when it ends; returns its exit code."""
@@ -28,18 +29,35 @@ class FakeBackend(Backend):
         self.most_at_once = 0
         self.stopped: list[tuple[str, bool]] = []
         self.obeys = True
+        self.is_open = False
 
     def describe(self) -> str:
         return f"a fake machine ({self._slots} slots)"
 
-    def resolve(self, spec: RunSpec, runs: int) -> Resources:
-        resources = spec.resources
-        if resources.ranks > self._slots:
-            raise BackendError(f"never fits: needs {resources.ranks} slots, there are {self._slots}")
-        return replace(resources, cpus=resources.cpus or 1, gpus=resources.gpus or 0)
+    def capacity(self) -> Capacity:
+        return Capacity([Node(name="fake", cpus=self._slots, gpus={})], where="the fake machine")
 
-    def has_room(self, resources: Resources) -> bool:
-        return len(self._live) < self._slots
+    def resolve(self, spec: RunSpec, at_most: int) -> Resources:
+        resources = spec.resources
+        return self.capacity().resolve(replace(resources, cpus=resources.cpus or 1), at_most)
+
+    def open(self, code: Code) -> None:
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def free(self) -> Capacity:
+        free = self.capacity()
+        for submission, _ in self._live.values():
+            free.take(free.place(submission.resources) or [])
+        return free
+
+    def held(self, job_id: str) -> Sequence[Share]:
+        return self.capacity().place(self._live[job_id][0].resources) or []
+
+    def wait(self, seconds: float) -> None:
+        pass
 
     def submit(self, submission: Submission) -> str:
         self.submissions.append(submission)

@@ -88,7 +88,7 @@ def test_a_metrics_file_cut_in_a_line_loses_that_line_alone_and_says_so(run: Run
 
 def test_the_state_is_read_from_the_files(run: RunDirectory) -> None:
     assert run.observe().state == "pending"
-    assert run.observe(launching=True).state == "queued"
+    assert run.observe(queued=True).state == "queued"
     run.attempt_dir(1).mkdir(parents=True)
     assert run.observe().reason == "interrupted before the first epoch ended; run again to resume"
     write_json_lines(run.metrics_file, [epoch(0, 90.0), epoch(1, None), epoch(2, 95.0)])

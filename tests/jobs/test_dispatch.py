@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs import dispatch
+from jobs import dispatch, retry
 from jobs.code_snapshot import Code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
 from jobs.spec import Resources, RunSpec, Submission
@@ -19,7 +20,9 @@ from tests.training.studies import make_config
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
 
 
 def observed(state: State, kind: FailureKind | None = None) -> Observation:
@@ -72,9 +75,12 @@ def todo(folder: Path, count: int, *, ranks: int = 1) -> list[Planned]:
     return items
 
 
-def dispatcher(backend: FakeBackend, on_event: Callable[[Event], None] = lambda event: None) -> Dispatcher:
+def dispatcher(
+    backend: FakeBackend, on_event: Callable[[Event], None] = lambda event: None, **options: Any
+) -> Dispatcher:
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-    return Dispatcher(backend, code=code, argv=("worker",), data_path={}, on_event=on_event)
+    settings: dict[str, Any] = {"work": {}, "data_path": {}, **options}
+    return Dispatcher(backend, code=code, argv=("worker",), on_event=on_event, **settings)
 
 
 def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_time(tmp_path: Path) -> None:

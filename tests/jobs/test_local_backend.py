@@ -46,6 +46,10 @@ def submission(folder: Path, program: str, resources: Resources) -> Submission:
     return Submission(run_dir=folder, attempt=1, argv=argv, env=env, cwd=folder, resources=resources)
 
 
+def has_room(backend: LocalBackend, resources: Resources) -> bool:
+    return backend.free().place(resources) is not None
+
+
 def wait(backend: LocalBackend, job_id: str, seconds: float = 60) -> Ended:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -59,7 +63,7 @@ def wait(backend: LocalBackend, job_id: str, seconds: float = 60) -> Ended:
 @pytest.mark.usefixtures("_four_cores")
 def test_each_rank_is_a_process_that_knows_its_place(tmp_path: Path) -> None:
     backend = LocalBackend()
-    resources = backend.resolve(wanting(Resources(ranks=2)), runs=1)
+    resources = backend.resolve(wanting(Resources(ranks=2)), at_most=1)
     assert resources == Resources(ranks=2, cpus=2, gpus=0)
     assert wait(backend, backend.submit(submission(tmp_path / "run", TELL, resources))).exit_code == 0
     ranks = [json.loads((tmp_path / "run" / f"rank{rank}").read_text()) for rank in range(2)]
@@ -80,30 +84,42 @@ def test_cores_are_shared_equally_among_the_runs_that_go_at_once(runs: int, cpus
 
 
 @pytest.mark.usefixtures("_four_cores")
-def test_at_most_max_parallel_runs_share_the_machine(tmp_path: Path) -> None:
-    backend = LocalBackend(max_parallel=1)
-    resources = backend.resolve(wanting(Resources()), runs=9)
+def test_what_a_run_holds_is_not_free_until_it_ends(tmp_path: Path) -> None:
+    backend = LocalBackend()
+    resources = backend.resolve(wanting(Resources()), at_most=1)
     assert resources.cpus == 4
     job = backend.submit(submission(tmp_path / "run", TELL, resources))
-    assert not backend.has_room(Resources(cpus=1, gpus=0))
+    assert not has_room(backend, Resources(cpus=1, gpus=0))
     wait(backend, job)
-    assert backend.has_room(resources)
+    assert has_room(backend, resources)
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_four_quarters_of_a_gpu_share_one_card(tmp_path: Path) -> None:
+    backend = LocalBackend()
+    quarter = backend.resolve(wanting(Resources(gpus=0.25)), at_most=8)
+    assert quarter.cpus == 1
+    jobs = [backend.submit(submission(tmp_path / str(number), TELL, quarter)) for number in range(5)]
+    for job in jobs:
+        wait(backend, job)
+    seen = [json.loads((tmp_path / str(n) / "rank0").read_text())["CUDA_VISIBLE_DEVICES"] for n in range(5)]
+    assert seen == ["0", "0", "0", "0", "3"]
 
 
 @pytest.mark.usefixtures("_two_gpus")
 def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
     backend = LocalBackend()
-    one = backend.resolve(wanting(Resources()), runs=5)
+    one = backend.resolve(wanting(Resources()), at_most=5)
     assert (one.gpus, one.cpus) == (1, 4)
     first = backend.submit(submission(tmp_path / "a", TELL, one))
     second = backend.submit(submission(tmp_path / "b", TELL, one))
-    assert not backend.has_room(one)
+    assert not has_room(backend, one)
     for job in (first, second):
         wait(backend, job)
     seen = [json.loads((tmp_path / run / "rank0").read_text()) for run in "ab"]
     assert [rank["CUDA_VISIBLE_DEVICES"] for rank in seen] == ["0", "3"]
     assert {rank["SEQLM_DEVICE"] for rank in seen} == {"cuda"}
-    assert backend.has_room(backend.resolve(wanting(Resources(ranks=2)), runs=1))
+    assert has_room(backend, backend.resolve(wanting(Resources(ranks=2)), at_most=1))
 
 
 @pytest.mark.usefixtures("_two_gpus")
@@ -116,7 +132,7 @@ def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
 )
 def test_what_can_never_fit_is_said_at_once(resources: Resources, message: str) -> None:
     with pytest.raises(BackendError, match=message):
-        LocalBackend().resolve(wanting(resources), runs=1)
+        LocalBackend().resolve(wanting(resources), at_most=1)
 
 
 @pytest.mark.usefixtures("_four_cores")
@@ -132,9 +148,9 @@ def test_a_precision_that_the_processor_lacks_is_refused_before_anything_starts(
 ) -> None:
     monkeypatch.setattr(machine, "has_bf16", lambda: flags)
     with pytest.raises(BackendError, match=message):
-        LocalBackend().resolve(wanting(Resources(), precision), runs=1)
+        LocalBackend().resolve(wanting(Resources(), precision), at_most=1)
     monkeypatch.setattr(machine, "has_bf16", lambda: True)
-    assert LocalBackend().resolve(wanting(Resources(), "bf16"), runs=1).cpus == 4
+    assert LocalBackend().resolve(wanting(Resources(), "bf16"), at_most=1).cpus == 4
 
 
 @pytest.mark.usefixtures("_four_cores")

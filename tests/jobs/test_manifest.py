@@ -389,11 +389,11 @@ WRONG = {
     "unknown resource": (
         GOOD + "[resources]\nrank = 2",
         'study.toml: unknown key "resources.rank"; did you mean "resources.ranks"? '
-        "(valid in resources: cpus, gpus, ranks)",
+        "(valid in resources: cpus, gpus, priority, ranks)",
     ),
     "wrong resource": (
         GOOD + "[resources]\ngpus = 2",
-        "study.toml: resources.gpus: found 2, valid is 0 or 1 for each rank",
+        "study.toml: resources.gpus: found 2, valid is 0, 1, or a share such as 0.25, for each rank",
     ),
     "more ranks than columns": (
         GOOD + "resources.ranks = 21",
@@ -711,7 +711,7 @@ WRONG_SETS = {
     f"optim.lr=1{'0' * 400}": "found a whole number of more than 300 digits",
     "model.mlp_size=3": "model.mlp_size applies to no run of study.toml",
     "study.name=../x": f'study.name: found "../x", valid is {VALID_NAME}',
-    "resources.gpus=3": "resources.gpus: found 3, valid is 0 or 1 for each rank",
+    "resources.gpus=3": "resources.gpus: found 3, valid is 0, 1, or a share such as 0.25, for each rank",
 }
 
 

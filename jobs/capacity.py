@@ -1,0 +1,183 @@
+"""Cores and GPUs of one or more nodes, and what is free of them: whether a run fits, where, and if not, why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from jobs.spec import Resources
+from seqlm.errors import BackendError
+
+_TINY = 1e-6
+"""Shares add up in floating point: four quarters of a GPU are a whole one."""
+
+
+@dataclass(kw_only=True)
+class Node:
+    """A machine, or what a cluster counts as one."""
+
+    name: str
+    cpus: float
+    """Free cores."""
+    gpus: dict[str, float]
+    """Device, as for CUDA_VISIBLE_DEVICES -> the share of it that is free, 0 to 1."""
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How many ranks with so many cores and this share of a GPU fit here now."""
+        by_cores = int((self.cpus + _TINY) / cpus)
+        return min(by_cores, sum(int((free + _TINY) / gpus) for free in self.gpus.values())) if gpus else by_cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one rank holds of a node."""
+
+    node: str
+    cpus: float
+    device: str | None
+    """The GPU, none without one."""
+    gpus: float
+
+
+@final
+class Capacity:
+    """What is free on some nodes, all of it at first. ``where`` is what they are called: "this machine has 2"."""
+
+    def __init__(self, nodes: Sequence[Node], *, where: str) -> None:
+        self.nodes = {node.name: node for node in nodes}
+        self.where = where
+        self.total_cpus = self.cpus
+        """Cores of all nodes, free or not."""
+
+    @property
+    def cpus(self) -> float:
+        """Free cores of all nodes."""
+        return sum(node.cpus for node in self.nodes.values())
+
+    @property
+    def gpus(self) -> float:
+        """Free GPUs of all nodes, shares added up."""
+        return sum(sum(node.gpus.values()) for node in self.nodes.values())
+
+    def copy(self) -> Capacity:
+        """The same state, to try something on."""
+        nodes = [replace(node, gpus=dict(node.gpus)) for node in self.nodes.values()]
+        made = Capacity(nodes, where=self.where)
+        made.total_cpus = self.total_cpus
+        return made
+
+    # -- what a run gets -----------------------------------------------------------------------------------------
+
+    def resolve(self, resources: Resources, at_most: int) -> Resources:
+        """The resources of a run with every open choice made, when all is free and ``at_most`` such runs go at once.
+
+        GPUs: one for each rank where there are any. Cores: an equal share among the runs that fit at once.
+
+        Raises:
+            BackendError: the run can never fit here.
+        """
+        gpus = resources.gpus if resources.gpus is not None else float(self.gpus > 0)
+        resolved = replace(resources, cpus=resources.cpus or 1, gpus=gpus)
+        demanded = resources.ranks * resources.cpus if resources.cpus else 0
+        if demanded > self.total_cpus + _TINY or self.place(resolved) is None:
+            raise BackendError(f"never fits: {self._lack(resolved, f'{self.where} has {{}}')}")
+        if resources.cpus:
+            return resolved
+        at_once = self._how_many(resolved, at_most)
+        cpus = max(1, int(self.total_cpus // (at_once * resources.ranks)))
+        while cpus > 1 and self._how_many(replace(resolved, cpus=cpus), at_once) < at_once:
+            cpus -= 1
+        return replace(resolved, cpus=cpus)
+
+    def _how_many(self, resources: Resources, at_most: int) -> int:
+        trial = self.copy()
+        for count in range(at_most):
+            shares = trial.place(resources)
+            if shares is None:
+                return max(1, count)
+            trial.take(shares)
+        return at_most
+
+    def cores_held(self, resources: Resources) -> float:
+        """Cores booked for a rank: those it computes with, less where ranks outnumber all cores there are."""
+        assert resources.cpus is not None, "resources are resolved before they are placed"
+        return min(resources.cpus, self.total_cpus / resources.ranks)
+
+    # -- booking -------------------------------------------------------------------------------------------------
+
+    def place(self, resources: Resources) -> list[Share] | None:
+        """Where the ranks of a run (with resolved resources) would go now, or none while they do not fit.
+
+        On as few nodes as possible, in the tightest place that holds them, and not on a GPU node without need.
+        """
+        cpus, gpus = self.cores_held(resources), resources.gpus or 0
+        left = resources.ranks
+        room = {name: min(node.holds(cpus, gpus), left) for name, node in self.nodes.items()}
+        shares: list[Share] = []
+        devices: dict[str, dict[str, float]] = {}
+        while left:
+            enough = [name for name, count in room.items() if count >= left]
+            if enough:
+                best = min(enough, key=lambda name: (sum(self.nodes[name].gpus.values()), self.nodes[name].cpus))
+            else:
+                best = max(room, key=lambda name: room[name], default="")
+            if not best or not room[best]:
+                return None
+            for _ in range(min(room.pop(best), left)):
+                free = devices.setdefault(best, dict(self.nodes[best].gpus))
+                device = _fullest(free, gpus) if gpus else None
+                if device is not None:
+                    free[device] -= gpus
+                shares.append(Share(node=best, cpus=cpus, device=device, gpus=gpus))
+                left -= 1
+        return shares
+
+    def take(self, shares: Sequence[Share]) -> None:
+        """Book what a run holds; shares of nodes that are not there count for nothing."""
+        self._add(shares, -1)
+
+    def give_back(self, shares: Sequence[Share]) -> None:
+        """The opposite of :meth:`take`."""
+        self._add(shares, 1)
+
+    def _add(self, shares: Sequence[Share], sign: int) -> None:
+        for share in shares:
+            node = self.nodes.get(share.node)
+            if node is None:
+                continue
+            node.cpus += sign * share.cpus
+            if share.device in node.gpus:
+                node.gpus[share.device] += sign * share.gpus
+
+    # -- reasons -------------------------------------------------------------------------------------------------
+
+    def why_not(self, resources: Resources) -> str:
+        """One line on why a run does not fit now, such as ``needs 2 GPUs, 1 free``."""
+        return self._lack(resources, "{} free")
+
+    def _lack(self, resources: Resources, has: str) -> str:
+        ranks, gpus, cpus = resources.ranks, resources.gpus or 0, resources.cpus or 1
+        if ranks * gpus > self.gpus + _TINY:
+            return f"needs {_gpus(ranks * gpus)}, {has.format(f'{round(self.gpus, 4):g}')}"
+        if min(ranks * cpus, self.total_cpus) > self.cpus + _TINY or ranks * cpus > self.total_cpus + _TINY:
+            of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
+            return f"needs {_cores(ranks * cpus)}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
+        wanted = f"{_gpus(gpus)} and {_cores(cpus)}" if gpus else _cores(cpus)
+        if ranks == 1:
+            return f"needs {wanted} on one node, no node has that"
+        held = sum(node.holds(self.cores_held(resources), gpus) for node in self.nodes.values())
+        return f"needs {wanted} for each of {ranks} ranks, there is room for {held}"
+
+
+def _fullest(free: dict[str, float], gpus: float) -> str:
+    """The fullest GPU on which a rank still fits."""
+    return min((device for device in free if free[device] + _TINY >= gpus), key=lambda device: free[device])
+
+
+def _gpus(number: float) -> str:
+    return f"{number:g} GPU{'' if number == 1 else 's'}"
+
+
+def _cores(number: float) -> str:
+    return f"{number:g} core{'' if number == 1 else 's'}"

@@ -1,0 +1,85 @@
+"""Which backend a launch uses, and its settings: flag over environment over manifest over default."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.backend import Backend
+from jobs.local_backend import LocalBackend
+from jobs.manifest import Manifest
+from jobs.manifest_schema import BACKENDS
+from jobs.retry import IN_A_ROW
+from seqlm.errors import BackendError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendChoice:
+    """A backend by name, with what applies to it."""
+
+    name: str
+    max_parallel: int | None = None
+    """Most runs at once."""
+    retries: int = IN_A_ROW
+    """How often a run is tried again by itself without an epoch in between."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables for the workers."""
+    ray_address: str | None = None
+    """The Ray cluster to join; none: start one on this machine."""
+
+    def make(self) -> Backend:
+        """The backend; nothing is started yet.
+
+        Raises:
+            BackendError: it is not to be had here.
+        """
+        match self.name:
+            case "local":
+                return LocalBackend()
+            case "ray":
+                from jobs.ray_backend import RayBackend  # Ray takes half a second, which only its users wait for
+
+                return RayBackend(address=self.ray_address)
+            case _:
+                raise BackendError(f"backend {self.name} is not part of seqlm yet; use --backend local or ray")
+
+
+def choose_backend(
+    manifest: Manifest | None,
+    *,
+    name: str | None,
+    max_parallel: int | None,
+    retries: int | None,
+    ray_address: str | None,
+) -> BackendChoice:
+    """Settle the choice; the arguments are those of the command line, none where a flag is not given.
+
+    Raises:
+        UsageError: ``SEQLM_BACKEND`` is no backend, or a flag belongs to another one.
+    """
+    chosen = name or _from_environment() or (manifest.backend_name if manifest else None) or default_backend()
+    if ray_address is not None and chosen != "ray":
+        raise UsageError(f"--ray-address: the backend is {chosen}; add --backend ray, or leave the address out")
+    table: Mapping[str, Any] = manifest.backend.get(chosen, {}) if manifest else {}
+    return BackendChoice(
+        name=chosen,
+        max_parallel=max_parallel or table.get("max_parallel"),
+        retries=table.get("retries", IN_A_ROW) if retries is None else retries,
+        env=table.get("env", {}),
+        ray_address=ray_address or os.environ.get("RAY_ADDRESS") or table.get("address"),
+    )
+
+
+def default_backend() -> str:
+    """``ray`` where it is installed, else ``local``."""
+    return "ray" if importlib.util.find_spec("ray") else "local"
+
+
+def _from_environment() -> str | None:
+    name = os.environ.get("SEQLM_BACKEND")
+    if name and name not in BACKENDS:
+        raise UsageError(f'SEQLM_BACKEND: found "{name}", valid is {", ".join(BACKENDS)}')
+    return name or None
