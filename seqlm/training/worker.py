@@ -120,6 +120,7 @@ def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
         "pid": os.getpid(),
         "ranks": rank.world_size,
         "device": torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else cpu_model(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
