@@ -31,7 +31,8 @@ GROUPS = (("running",), ("failed", "cancelled"), ("queued",), ("done",), ("pendi
 LEAST_ROWS = 8
 """Rows of runs below which the matrix gives way."""
 LEAST_DEVICE_WIDTH = 14
-"""Columns below which the devices stand once below the table instead of in each row."""
+"""Columns below which the devices, unless they fit, stand once below the table instead of in each row."""
+LEAST_NAME_WIDTH = 8
 MOST_NAME_WIDTH = 36
 
 # rich's own template loads a font from the network; this one takes what the reader's machine has.
@@ -193,17 +194,19 @@ class _Layout:
         self._gap = " " if width < 100 else "  "
         self._bar = 6 if width < 100 else 10 if width < 130 else 16
         self._state = max((len(run.state) for run in study.runs), default=0)
-        self._epoch = max((len(_epoch(run)) for run in study.runs), default=0)
-        self._epoch = max(self._epoch, len("epoch"))
+        self._fraction = max((len(_fraction(run)) for run in study.runs), default=0)
+        self._within = max((len(_within(run)) for run in study.runs), default=0)
+        self._epoch = self._fraction + self._within
         titles = ("train", "val", "best") if width < 100 else ("train ppl", "val ppl", "best val")
         self._numbers = {title: max(6, len(title)) for title in titles} | {"tok/s": 5, "ETA": 6}
         numbers = sum(self._numbers.values())
         room = width - self._state - self._bar - self._epoch - numbers - 8 * len(self._gap)
         longest = max((len(run.name) for run in study.runs), default=0)
-        self._name = max(8, min(longest, MOST_NAME_WIDTH, room))
+        self._name = max(LEAST_NAME_WIDTH, min(longest, MOST_NAME_WIDTH, room))
         self._device = room - self._name - len(self._gap)
         self._running_on = dict.fromkeys(run.device for run in study.runs if run.state == "running" and run.device)
-        self._has_device_column = self._device >= LEAST_DEVICE_WIDTH
+        devices = max((len(run.device or "") for run in study.runs), default=0)
+        self._has_device_column = self._device >= min(devices, LEAST_DEVICE_WIDTH) > 0
 
     def header(self) -> Text:
         titles = ["run".ljust(self._name), "state".ljust(self._state)]
@@ -217,7 +220,7 @@ class _Layout:
         line = Text(name.ljust(self._name))
         line.append(self._gap).append(run.state.ljust(self._state), style=STYLES[run.state])
         line.append(self._gap).append_text(self._drawn_bar(run))
-        line.append(self._gap).append(_epoch(run).rjust(self._epoch))
+        line.append(self._gap).append(_fraction(run).rjust(self._fraction) + _within(run).ljust(self._within))
         if run.state not in ("running", "done"):
             best = f"best {_ppl(run.best_val_ppl)}  " if run.best_val_ppl is not None else ""
             line.append(f"{self._gap}{best}{_one_line(run.reason)}", style="red" if run.state == "failed" else "dim")
@@ -243,16 +246,21 @@ class _Layout:
         return [Text(f"running on {', '.join(self._running_on)}", style="dim")]
 
 
-def _epoch(run: RunView) -> str:
-    """The epoch a run is in, counted from 1, and how far within; of a run that does not run, the epochs done."""
+def _fraction(run: RunView) -> str:
+    """The epoch a run is in, counted from 1; of a run that does not run, the epochs it has behind it."""
     if not run.epochs:
         return "-"
+    begun = run.epochs_done + (run.state == "running")
+    return f"{min(begun, run.epochs)}/{run.epochs}"
+
+
+def _within(run: RunView) -> str:
+    """How far a running run is within its epoch; five columns, so that the table does not move."""
     if run.state != "running":
-        return f"{run.epochs_done}/{run.epochs}"
+        return ""
     if run.epochs_done >= run.epochs:
-        return f"{run.epochs}/{run.epochs} test"
-    within = "val" if run.phase == "valid" else "" if run.share is None else f"{run.share:.0%}"
-    return f"{run.epochs_done + 1}/{run.epochs} {within:>4}"
+        return " test"
+    return f" {'val' if run.phase == 'valid' else '' if run.share is None else f'{run.share:.0%}':>4}"
 
 
 def _ppl(value: float | None) -> str:

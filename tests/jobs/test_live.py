@@ -72,7 +72,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_running_run_shows_all_of_its_numbers(width: int) -> None:
     line = line_of(shown(study(RUNNING, QUEUED), width), "gru-adam")
-    for text in ("running", " 3/40  45%", "149.80", "138.46", "131.20", "31.5k", "12 min"):
+    for text in ("running", " 3/40  45% ", "149.80", "138.46", "131.20", "31.5k", "12 min"):
         assert text in line
     assert ("GPU 3 NVIDIA H100" in line) == (width == 140)
     if width == 80:
