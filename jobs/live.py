@@ -216,8 +216,7 @@ class _Layout:
         return Text(self._gap.join(titles), style="bold")
 
     def row(self, run: RunView) -> Text:
-        name = run.name if len(run.name) <= self._name else run.name[: self._name - 1] + "~"
-        line = Text(name.ljust(self._name))
+        line = Text(shortened(run.name, self._name).ljust(self._name))
         line.append(self._gap).append(run.state.ljust(self._state), style=STYLES[run.state])
         line.append(self._gap).append_text(self._drawn_bar(run))
         line.append(self._gap).append(_fraction(run).rjust(self._fraction) + _within(run).ljust(self._within))
@@ -261,6 +260,18 @@ def _within(run: RunView) -> str:
     if run.epochs_done >= run.epochs:
         return " test"
     return f" {'val' if run.phase == 'valid' else '' if run.share is None else f'{run.share:.0%}':>4}"
+
+
+def shortened(name: str, width: int) -> str:
+    """A name cut in the middle where it is too long: those of a grid differ at their end.
+
+    >>> shortened("transformer-adam-lr0.001-seed17", 21)
+    'transforme~001-seed17'
+    """
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 2
+    return f"{name[: width - 1 - tail]}~{name[-tail:]}"
 
 
 def _ppl(value: float | None) -> str:

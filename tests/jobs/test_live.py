@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs import live, terminal
 from jobs.dispatch import Event, Planned
-from jobs.live import LiveProgress, StudyTable, allot, svg, table_lines
+from jobs.live import LiveProgress, StudyTable, allot, shortened, svg, table_lines
 from jobs.spec import RunSpec
 from jobs.watch import RunView, StudyView, Watcher
 from seqlm.errors import FileError
@@ -84,6 +84,17 @@ def test_the_bar_grows_with_the_share_of_the_epoch() -> None:
     bars = [line_of(shown(study(replace(half, share=s)), 80), "gru-adam").count("━") for s in (0.0, 0.5, 1.0)]
     assert bars == [0, 1, 3], "of six"
     assert line_of(shown(study(replace(half, epochs_done=2)), 80), "gru-adam").count("━") == 6
+
+
+def test_a_name_is_cut_in_the_middle_and_only_where_it_must() -> None:
+    assert shortened("gru-adam", 8) == "gru-adam"
+    assert shortened("transformer-adam-lr0.001-seed17", 21) == "transforme~001-seed17"
+
+
+def test_long_names_of_a_grid_can_be_told_apart() -> None:
+    names = [f"transformer-sgd_schedule-hidden_size512-lr0.001-seed{n}" for n in range(20)]
+    lines = shown(study(*[replace(RUNNING, name=name, id=name) for name in names]), 80)
+    assert len({line.split()[0] for line in lines[1:21]}) == 20
 
 
 def test_validation_and_test_have_their_words() -> None:
