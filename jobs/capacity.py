@@ -141,6 +141,17 @@ class Capacity:
         """The opposite of :meth:`take`."""
         self._add(shares, 1)
 
+    def withhold(self, cpus: float, gpus: float) -> None:
+        """Take so much away wherever it is free: others use it, and it is not known where."""
+        for node in sorted(self.nodes.values(), key=lambda node: node.cpus, reverse=True):
+            taken = max(0.0, min(node.cpus, cpus))
+            node.cpus -= taken
+            cpus -= taken
+            for device, free in node.gpus.items():
+                taken = max(0.0, min(free, gpus))
+                node.gpus[device] -= taken
+                gpus -= taken
+
     def _add(self, shares: Sequence[Share], sign: int) -> None:
         for share in shares:
             node = self.nodes.get(share.node)

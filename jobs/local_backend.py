@@ -15,13 +15,11 @@ from typing import IO, final
 from jobs.backend import Backend, Ended
 from jobs.capacity import Capacity, Node, Share
 from jobs.code_snapshot import Code
+from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
 from seqlm.errors import BackendError, FileError
 from seqlm.rundir import RunDirectory, make_directory
-
-PEER_GRACE_SECONDS = 10.0
-"""How long the other ranks of a run may take to notice that one has failed before they are ended."""
 
 
 @dataclass
@@ -93,23 +91,18 @@ class LocalBackend(Backend):
 
     def poll(self, job_id: str) -> Ended | None:
         job = self._jobs[job_id]
-        codes = [process.poll() for process in job.ranks]
-        failed = [(rank, code) for rank, code in enumerate(codes) if code]
-        if failed and None in codes:
+        polled = [process.poll() for process in job.ranks]
+        codes = [code for code in polled if code is not None]
+        if any(codes) and None in polled:
             job.first_failure_at = job.first_failure_at or time.monotonic()
             if time.monotonic() - job.first_failure_at > PEER_GRACE_SECONDS:
                 self._end_processes(job, signal.SIGKILL)
             return None
-        if None in codes:
+        if None in polled:
             return None
         del self._jobs[job_id]
         self._free.give_back(job.shares)
-        if not failed:
-            return Ended(exit_code=0, message="ended")
-        # A rank killed by a signal explains the others, which only lost it.
-        rank, code = min(failed, key=lambda pair: pair[1] or 0)
-        assert code is not None, "only ended ranks are looked at"
-        return Ended(exit_code=code, message=describe_exit(rank, code, len(job.ranks)))
+        return ended(codes)
 
     def stop(self, job_id: str, *, force: bool) -> None:
         if job_id in self._jobs:
@@ -119,15 +112,10 @@ class LocalBackend(Backend):
         time.sleep(seconds)
 
     def _rank_env(self, submission: Submission, rank: int, device: str | None) -> dict[str, str]:
-        resources = submission.resources
-        env = {**os.environ, **submission.env}
+        env = {**os.environ, **rank_variables(submission, rank, device)}
         if "PYTHONPATH" in os.environ and "PYTHONPATH" in submission.env:
             env["PYTHONPATH"] = os.pathsep.join((submission.env["PYTHONPATH"], os.environ["PYTHONPATH"]))
-        env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(resources.cpus)
-        env["SEQLM_DEVICE"] = "cuda" if device is not None else "cpu"
-        env["CUDA_VISIBLE_DEVICES"] = device or ""
-        env.update(RANK=str(rank), WORLD_SIZE=str(resources.ranks), LOCAL_RANK="0")
-        if resources.ranks > 1:
+        if submission.resources.ranks > 1:
             meeting = RunDirectory(submission.run_dir).attempt_dir(submission.attempt) / "rendezvous"
             env["SEQLM_RENDEZVOUS"] = meeting.absolute().as_uri()
             env.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -183,13 +171,3 @@ def require_precision(spec: RunSpec, resources: Resources) -> None:
             f'{spec.name}: train.precision = "{precision}" needs {needs}; this run would be on the processor '
             f'({machine.cpu_model()}); use "fp32"'
         )
-
-
-def describe_exit(rank: int, code: int, ranks: int) -> str:
-    """How rank ``rank`` of ``ranks`` ended, for a person; a negative ``code`` is a signal."""
-    who = f"rank {rank}" if ranks > 1 else "the worker"
-    if code > 0:
-        return f"{who} ended with exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"{who} was killed by {signal.Signals(-code).name}"
-    return f"{who} was killed by signal {-code}"

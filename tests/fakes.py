@@ -17,12 +17,13 @@ Work = Callable[[Submission], int]
 
 @final
 class FakeBackend(Backend):
-    """``slots`` jobs at once; each ends at its second poll, when ``work`` is done with it."""
+    """``slots`` jobs at once; each ends at its second poll, when ``work`` is done with it, or only when stopped."""
 
     name = "fake"
 
-    def __init__(self, work: Work, *, slots: int = 2) -> None:
+    def __init__(self, work: Work, *, slots: int = 2, ends: bool = True) -> None:
         self._work = work
+        self._ends = ends
         self._slots = slots
         self._live: dict[str, tuple[Submission, int]] = {}
         self.submissions: list[Submission] = []
@@ -75,7 +76,7 @@ class FakeBackend(Backend):
                 return None
             del self._live[job_id]
             return Ended(exit_code=143, message="stopped")
-        if polls == 0:
+        if polls == 0 or not self._ends:
             self._live[job_id] = (submission, 1)
             return None
         code = self._work(submission)

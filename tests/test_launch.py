@@ -128,9 +128,23 @@ def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tm
     assert provenance["command"][-2:] == ["--only", "name=rnn-adam"]
 
 
-def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_path: Path) -> None:
+def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=12, lines=1500)
     launcher = study.start("run", "small.toml")
+    until(lambda: study.runs() and len(epochs_of(study.runs()[0])) >= 2)
+    (run,) = study.runs()
+    os.kill(worker_pid(run), signal.SIGKILL)
+    _, stderr = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0
+    assert "killed by SIGKILL" in stderr
+    assert epochs_of(run) == list(range(12))
+    assert run.attempts() == [1, 2]
+    assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+
+
+def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=12, lines=1500)
+    launcher = study.start("run", "small.toml", "--retries", "0")
     until(lambda: study.runs() and len(epochs_of(study.runs()[0])) >= 2)
     (run,) = study.runs()
     os.kill(worker_pid(run), signal.SIGKILL)
@@ -182,10 +196,10 @@ def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(
     study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
     left = study("run", "small.toml", "--no-wait", "--max-parallel", "1")
     assert left.returncode == 0, left.stderr
-    until(lambda: study.states() == {"rnn-adam": "running", "gru-adam": "queued"})
-    cancelled = json.loads(study("cancel", "small", "--only", "arch=gru", "--json").stdout)
+    until(lambda: study.states() == {"rnn-adam": "queued", "gru-adam": "running"})  # the longer one first
+    cancelled = json.loads(study("cancel", "small", "--only", "arch=rnn", "--json").stdout)
     assert [run["state"] for run in cancelled["data"]["runs"]] == ["cancelled"]
-    assert study.states() == {"rnn-adam": "running", "gru-adam": "cancelled"}
+    assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "running"}
     assert study("cancel", "runs/small").returncode == 0
     assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "cancelled"}
     plain = study("run", "small.toml")

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from jobs import dispatch, retry
 from jobs.code_snapshot import Code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
+from jobs.queue import Work
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm.errors import BackendError, FileError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json, write_json_lines
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
 
@@ -129,9 +131,11 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
 
 def test_a_worker_killed_by_a_signal_is_a_node_failure_that_the_next_launch_resumes(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
-    dispatcher(FakeBackend(lambda submission: -9)).dispatch([item])
+    backend = FakeBackend(lambda submission: -9)
+    dispatcher(backend, retries=0).dispatch([item])
     observation = item.run.observe()
     assert (observation.state, observation.kind) == ("failed", "node")
+    assert len(backend.submissions) == 1
     assert plan(item.spec, item.run, observation, has_checkpoint=False, retry=False).action == "start"
 
 
@@ -172,12 +176,9 @@ def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
 def test_a_worker_whose_job_file_cannot_be_written_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = FakeBackend(finish)
     (item,) = todo(tmp_path, 1)
-    written: list[Path] = []
 
     def full(path: Path, data: object) -> None:
-        written.append(path)
-        if len(written) == 2:  # the first says that the run is queued, the second that it is submitted
-            raise FileError(f"cannot write {path}: No space left on device")
+        raise FileError(f"cannot write {path}: No space left on device")
 
     monkeypatch.setattr(dispatch, "write_json", full)
     with pytest.raises(FileError):
@@ -199,3 +200,95 @@ def test_an_interrupt_asks_the_workers_to_stop_and_ends_those_that_do_not(tmp_pa
     observation = item.run.observe()
     assert observation.state == "pending"
     assert observation.reason == "interrupted before the first epoch ended; run again to resume"
+
+
+def test_a_run_that_lost_its_node_is_tried_again_by_itself_and_the_failure_stays_on_record(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+    events: list[Event] = []
+    backend = FakeBackend(lambda submission: -9 if submission.attempt == 1 else finish(submission))
+    dispatcher(backend, events.append).dispatch([item])
+    assert [event.kind for event in events] == ["started", "retried", "started", "ended"]
+    assert events[1].observation.kind == "node"
+    assert item.run.observe().state == "done"
+    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+
+
+def test_retries_without_an_epoch_in_between_come_to_an_end(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+    backend = FakeBackend(lambda submission: -9)
+    dispatcher(backend, retries=2).dispatch([item])
+    assert [submission.attempt for submission in backend.submissions] == [1, 2, 3]
+    assert item.run.observe().state == "failed"
+
+
+def test_an_epoch_in_between_counts_as_progress(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+
+    def one_more_epoch(submission: Submission) -> int:
+        if submission.attempt == 8:
+            return finish(submission)
+        lines = [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(submission.attempt)]
+        write_json_lines(item.run.metrics_file, lines)
+        return -9
+
+    backend = FakeBackend(one_more_epoch)
+    dispatcher(backend, retries=1).dispatch([item])
+    assert len(backend.submissions) == 8
+    assert item.run.observe().state == "done"
+
+
+@pytest.mark.parametrize("kind", ["diverged", "oom", "code"])
+def test_a_failure_of_the_runs_own_is_not_tried_again(tmp_path: Path, kind: str) -> None:
+    def fail(submission: Submission) -> int:
+        write_json(submission.run_dir / "failure.json", {"kind": kind, "message": "its own"})
+        return 1
+
+    backend = FakeBackend(fail)
+    (item,) = todo(tmp_path, 1)
+    dispatcher(backend).dispatch([item])
+    assert len(backend.submissions) == 1
+    assert item.run.observe().kind == kind
+
+
+def test_a_run_cancelled_while_it_runs_is_stopped_by_its_launcher(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+
+    def cancel_it(event: Event) -> None:
+        if event.kind == "started":
+            item.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+
+    backend = FakeBackend(finish, ends=False)
+    dispatcher(backend, cancel_it).dispatch([item])
+    assert backend.stopped == [("1", False)]
+    assert item.run.observe().state == "cancelled"
+
+
+def test_the_queue_is_told_with_the_reason_of_each_run_and_empty_at_the_end(tmp_path: Path) -> None:
+    told: list[Mapping[str, str]] = []
+    items = todo(tmp_path, 3)
+    dispatcher(FakeBackend(finish, slots=1), tell_queue=told.append, max_parallel=2).dispatch(items)
+    assert told[0] == {item.run.id: "needs 1 core, 0 free" for item in items[1:]}
+    assert told[-1] == {}
+
+
+def test_no_more_than_max_parallel_go_at_once(tmp_path: Path) -> None:
+    backend = FakeBackend(finish, slots=4)
+    dispatcher(backend, max_parallel=2).dispatch(todo(tmp_path, 5))
+    assert backend.most_at_once == 2
+
+
+def test_the_longest_goes_first_and_a_higher_priority_before_it(tmp_path: Path) -> None:
+    short, long, urgent = todo(tmp_path, 3)
+    urgent = replace(urgent, spec=replace(urgent.spec, resources=Resources(priority=1)))
+    work = {short.run.id: Work(seconds=1), long.run.id: Work(seconds=9), urgent.run.id: Work(seconds=0.5)}
+    backend = FakeBackend(finish, slots=1)
+    dispatcher(backend, work=work).dispatch([short, long, urgent])
+    assert [s.run_dir for s in backend.submissions] == [urgent.run.path, long.run.path, short.run.path]
+
+
+def test_the_variables_of_the_manifest_reach_the_worker_and_hide_none_of_ours(tmp_path: Path) -> None:
+    backend = FakeBackend(finish)
+    env = {"NCCL_DEBUG": "INFO", "SEQLM_ATTEMPT": "7"}
+    dispatcher(backend, env=env).dispatch(todo(tmp_path, 1))
+    assert backend.submissions[0].env["NCCL_DEBUG"] == "INFO"
+    assert backend.submissions[0].env["SEQLM_ATTEMPT"] == "1"

@@ -8,9 +8,9 @@ import pytest
 from jobs.cancel import cancel
 from jobs.code_snapshot import Code
 from jobs.logs import print_log
-from jobs.provenance import provenance
+from jobs.provenance import launch_record, run_record
 from jobs.spec import RunSpec
-from jobs.study import find_study, observe_study, select_runs
+from jobs.study import find_study, launching, observe_study, select_runs, write_queue
 from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import RunDirectory, write_json
 from tests.training.studies import make_config
@@ -22,8 +22,8 @@ def make_study(folder: Path, *seeds: int) -> list[RunDirectory]:
         spec = RunSpec(name=f"run{seed}", config=make_config(seed=seed), order=order)
         run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
         code = Code(path=Path("/code"), commit="c" * 40, dirty=True, live=False)
-        record = provenance(spec, study=folder.name, command=["python", "launch.py"], code=code, data_path=None)
-        run.create(spec.config, record)
+        record = run_record(spec, command=["python", "launch.py"], data_path=None)
+        run.create(spec.config, {**launch_record(folder.name, code), **record})
         runs.append(run)
     return runs
 
@@ -93,6 +93,31 @@ def test_provenance_records_no_variable_that_is_not_on_the_list(
     assert {"seqlm", "python", "torch"} <= record["versions"].keys()
 
 
+def test_the_runs_in_the_queue_of_a_live_launcher_are_queued_with_the_reason(tmp_path: Path) -> None:
+    waiting, other = make_study(tmp_path / "s", 1, 2)
+    write_queue(tmp_path / "s", {waiting.id: "needs 2 GPUs, 1 free"})
+    assert [run.observation.state for run in observe_study(tmp_path / "s")] == ["pending", "pending"]
+    with launching(tmp_path / "s"):
+        first, second = (run.observation for run in observe_study(tmp_path / "s"))
+    assert (first.state, first.reason) == ("queued", "needs 2 GPUs, 1 free")
+    assert second.state == "pending", other.id
+
+
+def test_the_queue_of_a_launcher_that_is_gone_means_nothing_to_the_next(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path / "s", 1)
+    write_json(tmp_path / "s" / "queue.json", {"launcher": {"pid": 1, "host": "gone"}, "waiting": {run.id: "?"}})
+    with launching(tmp_path / "s"):
+        assert [run.observation.state for run in observe_study(tmp_path / "s")] == ["pending"]
+
+
+def test_a_study_folder_is_read_once_to_find_all_its_runs(tmp_path: Path) -> None:
+    runs = make_study(tmp_path / "s", 1, 2)
+    folders = RunDirectory.folders(tmp_path / "s")
+    assert sorted(folders.values()) == sorted(run.path for run in runs)
+    found = RunDirectory.locate(tmp_path / "s", "renamed", make_config(seed=2).fingerprint(), folders)
+    assert found == runs[1]
+
+
 def test_cancelling_leaves_finished_runs_alone_and_marks_waiting_ones(tmp_path: Path) -> None:
     done, waiting = make_study(tmp_path / "s", 1, 2)
     write_json(done.result_file, {})
@@ -108,7 +133,7 @@ def test_a_worker_of_another_host_is_not_mistaken_for_one_here(tmp_path: Path, m
     monkeypatch.setattr("jobs.cancel._stop", lambda run, group: pytest.fail("a process of this host was to be stopped"))
     write_json(run.worker_lock_file, {"pid": 2**30, "process_group": 2**30, "host": "elsewhere"})
     (observed,) = observe_study(tmp_path / "s")
-    with pytest.raises(BackendError, match="run1 runs on elsewhere; cancel it there"):
+    with pytest.raises(BackendError, match="run1 runs on elsewhere without a launcher; cancel it there"):
         cancel(observed)
     assert not run.failure_file.exists()
 

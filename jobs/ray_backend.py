@@ -1,0 +1,333 @@
+"""Backend ``ray``: a placement group for each run, and in each of its bundles an actor that runs one rank's process.
+
+A group whose run has ended goes straight to the next run of the same resources, so that a run costs its own worker's
+start and nothing else; one that no waiting run takes in that moment is given back to the cluster.
+
+    submit   a free group, or a new one       -> the actors look around (Site)
+             every rank has its Site          -> rank 0's address and port are where they meet; the processes start
+    poll     every process has ended          -> Ended; the group is free
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from jobs.backend import Backend, Ended
+from jobs.capacity import Capacity, Share
+from jobs.code_snapshot import Code
+from jobs.local_backend import require_precision
+from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables
+from jobs.ray_cluster import RayCluster, node_address
+from jobs.ray_rank import RankHost, Site
+from jobs.spec import Resources, RunSpec, Submission
+from seqlm.errors import BackendError
+from seqlm.rundir import RunDirectory, make_directory
+
+REFRESH_SECONDS = 2.0
+"""How often the cluster is asked which nodes it has and what others use."""
+PATIENCE_SECONDS = 5.0
+"""How long Ray may take to place a run that should fit before no other is sent after it."""
+EXIT_STOPPED = 128 + signal.SIGTERM
+
+
+@dataclass(kw_only=True)
+class _Group:
+    """A placement group with the actor of each rank."""
+
+    group: PlacementGroup
+    hosts: list[Any]
+    resources: Resources
+    shares: list[Share]
+    """What it holds: where it was expected at first, where Ray has placed it later."""
+
+
+@dataclass(kw_only=True)
+class _Job:
+    submission: Submission
+    group: _Group
+    pending: dict[Any, int]
+    """What Ray owes us: object reference -> rank. First the ranks' sites, then their exit codes."""
+    since: float
+    sites: dict[int, Site] = field(default_factory=dict)
+    codes: dict[int, int] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+    runs: bool = False
+    """Whether the processes have been started."""
+    first_failure_at: float | None = None
+
+
+@final
+class RayBackend(Backend):
+    """Placement groups on a Ray cluster, or on an embedded Ray that lives as long as the backend is open."""
+
+    name = "ray"
+
+    def __init__(self, *, address: str | None = None) -> None:
+        self._cluster = RayCluster(address)
+        self._code: Code | None = None
+        self._total: Capacity | None = None
+        self._refreshed_at = 0.0
+        self._foreign = (0.0, 0.0)
+        self._foreign_before = (0.0, 0.0)
+        self._jobs: dict[str, _Job] = {}
+        self._idle: list[_Group] = []
+        self._numbers = itertools.count(1)
+
+    # -- before it is open -----------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        total = self.capacity()
+        gpus = f"{total.gpus:g} GPUs, " if total.gpus else ""
+        nodes = f"{len(total.nodes)} nodes, " if len(total.nodes) > 1 else ""
+        return f"{self._cluster.describe()} ({nodes}{gpus}{total.cpus:g} cores)"
+
+    def capacity(self) -> Capacity:
+        if self._total is None:
+            self._total = self._cluster.capacity()
+        return self._total.copy()
+
+    def resolve(self, spec: RunSpec, at_most: int) -> Resources:
+        resources = self.capacity().resolve(spec.resources, at_most)
+        if self._cluster.is_embedded:
+            require_precision(spec, resources)
+        return resources
+
+    def open(self, code: Code) -> None:
+        self._code = code
+        self._cluster.open(code)
+        self._refresh()
+
+    def close(self) -> None:
+        self._jobs.clear()
+        self._idle.clear()
+        self._cluster.close()
+
+    # -- what is free ----------------------------------------------------------------------------------------------
+
+    def free(self) -> Capacity:
+        if time.monotonic() - self._refreshed_at > REFRESH_SECONDS:
+            self._refresh()
+        free = self.capacity()
+        for job in self._jobs.values():
+            free.take(job.group.shares)
+        stuck = any(not job.sites and time.monotonic() - job.since > PATIENCE_SECONDS for job in self._jobs.values())
+        cpus, gpus = (free.cpus, free.gpus) if stuck else self._foreign
+        free.withhold(cpus, gpus)
+        return free
+
+    def held(self, job_id: str) -> Sequence[Share]:
+        return self._jobs[job_id].group.shares
+
+    def _refresh(self) -> None:
+        """Ask which nodes there are, and what others than us use of them."""
+        self._refreshed_at = time.monotonic()
+        self._total = total = self._cluster.capacity()
+        others = total.copy()
+        for group in (*(job.group for job in self._jobs.values()), *self._idle):
+            others.take(group.shares)
+        available = ray.available_resources()
+        foreign = (others.cpus - available.get("CPU", 0.0), others.gpus - available.get("GPU", 0.0))
+        # What we gave back a moment ago is not free yet: only what is missing twice in a row is somebody else's.
+        self._foreign = (min(foreign[0], self._foreign_before[0]), min(foreign[1], self._foreign_before[1]))
+        self._foreign_before = foreign
+        for group in [group for group in self._idle if any(share.node not in total.nodes for share in group.shares)]:
+            self._release(group)
+
+    # -- a run -----------------------------------------------------------------------------------------------------
+
+    def submit(self, submission: Submission) -> str:
+        run = RunDirectory(submission.run_dir)
+        make_directory(run.attempt_dir(submission.attempt))
+        group = self._group(submission.resources)
+        pending = {host.site.remote(str(submission.run_dir)): rank for rank, host in enumerate(group.hosts)}
+        job_id = f"{run.id}/{submission.attempt}-{next(self._numbers)}"
+        self._jobs[job_id] = _Job(submission=submission, group=group, pending=pending, since=time.monotonic())
+        return job_id
+
+    def _group(self, resources: Resources) -> _Group:
+        for group in self._idle:
+            if _same_share(group.resources, resources):
+                self._idle.remove(group)
+                return group
+        free = self.free()
+        shares = free.place(resources)
+        assert shares is not None, "asked whether there is room before"
+        self._give_idle_back()
+        bundle = {"CPU": shares[0].cpus}
+        if resources.gpus:
+            bundle["GPU"] = resources.gpus
+        group = placement_group([dict(bundle) for _ in shares], strategy="PACK")
+        actor = ray.remote(RankHost)
+        hosts = [
+            actor.options(
+                num_cpus=bundle["CPU"],
+                num_gpus=bundle.get("GPU", 0),
+                max_concurrency=3,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            ).remote()
+            for rank in range(resources.ranks)
+        ]
+        return _Group(group=group, hosts=hosts, resources=resources, shares=shares)
+
+    def poll(self, job_id: str) -> Ended | None:
+        self._advance(0)
+        job = self._jobs[job_id]
+        if job.pending:
+            self._end_those_left_behind(job)
+            return None
+        del self._jobs[job_id]
+        codes = [job.codes[rank] for rank in range(len(job.group.hosts))]
+        if job.lost:
+            self._release(job.group)
+        else:
+            self._idle.append(job.group)
+        return ended(codes, job.lost)
+
+    def stop(self, job_id: str, *, force: bool) -> None:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return
+        if not job.runs:  # perhaps not even placed: whatever Ray would do next has no one to do it for
+            self._release(job.group)
+            self._abandon(job)
+            return
+        for host in job.group.hosts:
+            host.stop.remote(int(signal.SIGKILL if force else signal.SIGTERM))
+
+    @staticmethod
+    def _abandon(job: _Job) -> None:
+        """A job that has not started ends as one that was asked to stop."""
+        job.codes = dict.fromkeys(range(len(job.group.hosts)), EXIT_STOPPED)
+        job.lost = {0: "stopped before it had started"}
+        job.pending.clear()
+
+    def wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self._give_idle_back()
+        while (left := deadline - time.monotonic()) > 0:
+            if self._advance(left):
+                return
+            if not any(job.pending for job in self._jobs.values()):
+                time.sleep(min(left, seconds))
+
+    # -- what Ray owes us --------------------------------------------------------------------------------------------
+
+    def _advance(self, seconds: float) -> bool:
+        """Take what has arrived, waiting for something at most so long; whether a job has ended."""
+        owed = {reference: job for job in self._jobs.values() for reference in job.pending}
+        if not owed:
+            return False
+        arrived, _ = ray.wait(list(owed), num_returns=1, timeout=seconds)
+        if arrived:  # and whatever else is there by now
+            arrived, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
+        for reference in arrived:
+            self._take(owed[reference], reference)
+        return any(not job.pending for job in self._jobs.values())
+
+    def _take(self, job: _Job, reference: Any) -> None:
+        rank = job.pending.pop(reference, None)
+        if rank is None:
+            return
+        try:
+            answer = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            job.codes[rank] = -signal.SIGKILL
+            job.lost.setdefault(rank, self._what_became_of(job, rank, error))
+            return
+        if isinstance(answer, Site):
+            self._arrived(job, rank, answer)
+            return
+        job.codes[rank], problem = answer
+        if problem:
+            job.lost[rank] = problem
+
+    def _arrived(self, job: _Job, rank: int, site: Site) -> None:
+        job.sites[rank] = site
+        share = job.group.shares[rank]
+        job.group.shares[rank] = Share(node=site.node, cpus=share.cpus, device=site.device, gpus=share.gpus)
+        if job.pending or job.codes:
+            return
+        blind = [other for other in job.sites.values() if not other.sees_run]
+        if blind:
+            self._abandon(job)
+            raise BackendError(
+                f"node {blind[0].address} does not see {job.submission.run_dir}; put --runs-dir on a file system "
+                "that all nodes of the cluster share"
+            )
+        self._start(job)
+
+    def _start(self, job: _Job) -> None:
+        submission = job.submission
+        run = RunDirectory(submission.run_dir)
+        assert self._code is not None, "open before anything is submitted"
+        # Code that came with the actors lies wherever Ray has put it, which is where they run.
+        cwd = str(submission.cwd) if self._cluster.is_embedded or self._code.live else None
+        first = job.sites[0]
+        job.runs = True
+        for rank, host in enumerate(job.group.hosts):
+            site = job.sites[rank]
+            variables = rank_variables(submission, rank, site.device)
+            if len(job.group.hosts) > 1:
+                variables["SEQLM_RENDEZVOUS"] = f"tcp://{first.address}:{first.free_port}"
+                if site.interface:
+                    variables.setdefault("GLOO_SOCKET_IFNAME", site.interface)
+            reference = host.run.remote(
+                list(submission.argv[1:]),
+                variables,
+                cwd,
+                str(run.stdout_log(submission.attempt)),
+                str(run.stderr_log(submission.attempt)),
+            )
+            job.pending[reference] = rank
+
+    def _end_those_left_behind(self, job: _Job) -> None:
+        """Ranks that do not notice that another has failed are ended after a while."""
+        if not any(job.codes.values()):
+            return
+        job.first_failure_at = job.first_failure_at or time.monotonic()
+        if not job.runs or time.monotonic() - job.first_failure_at > PEER_GRACE_SECONDS:
+            for rank in job.pending.values():
+                job.lost.setdefault(rank, "ended after another rank had failed")
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(job.group.hosts[rank])
+
+    def _what_became_of(self, job: _Job, rank: int, error: Exception) -> str:
+        who = f"rank {rank}" if len(job.group.hosts) > 1 else "the worker"
+        node = job.group.shares[rank].node
+        self._refresh()
+        if self._total is not None and node not in self._total.nodes:
+            return f"{who} lost its node {node_address(node)}"
+        return f"{who} lost its actor ({type(error).__name__}); Ray's logs tell more"
+
+    # -- groups ------------------------------------------------------------------------------------------------------
+
+    def _give_idle_back(self) -> None:
+        for group in list(self._idle):
+            self._release(group)
+
+    def _release(self, group: _Group) -> None:
+        if group in self._idle:
+            self._idle.remove(group)
+        _kill(group.hosts)
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            remove_placement_group(group.group)
+
+
+def _same_share(one: Resources, other: Resources) -> bool:
+    return (one.ranks, one.cpus, one.gpus) == (other.ranks, other.cpus, other.gpus)
+
+
+def _kill(hosts: Iterable[Any]) -> None:
+    for host in hosts:
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(host)

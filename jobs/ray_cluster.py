@@ -1,0 +1,149 @@
+"""The Ray that runs go to: a cluster that is there, or one started on this machine for the time of a launch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any, final
+
+from jobs.capacity import Capacity, Node
+from jobs.code_snapshot import Code
+from jobs.local_backend import this_machine
+from seqlm.errors import BackendError
+
+OBJECT_STORE_BYTES = 80 * 2**20
+"""Of an embedded Ray: near the least that Ray takes, since nothing large goes through it."""
+MAX_CODE_BYTES = 100 * 2**20
+"""Most code that is sent to a cluster. Ray refuses 512 MiB, and keeps what it is sent in the head node's memory."""
+
+for _name, _value in (
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),
+    ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),  # the coming default, and a warning without it
+):
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402 -- reads the variables above as it is imported
+
+
+@final
+class RayCluster:
+    """A connection to Ray. ``address`` none: an embedded one, which lives as long as the connection."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+        self.is_open = False
+
+    @property
+    def is_embedded(self) -> bool:
+        return self._address is None
+
+    def describe(self) -> str:
+        """A few words."""
+        return "Ray on this machine" if self.is_embedded else f"the Ray cluster at {self._address}"
+
+    def open(self, code: Code) -> None:
+        """Start or join, with ``code`` for the actors.
+
+        Raises:
+            BackendError: Ray cannot be started, or there is no such cluster; the code is too large to be sent.
+        """
+        self._connect(None if self.is_embedded else _runtime_env(code))
+
+    def close(self) -> None:
+        """Leave the cluster, or end the embedded one; everything that this connection started ends."""
+        if self.is_open:
+            self.is_open = False
+            with _quiet():
+                ray.shutdown()
+
+    def capacity(self) -> Capacity:
+        """All that the nodes that are alive have. Joins a cluster for a moment where the connection is not open.
+
+        Raises:
+            BackendError: the cluster cannot be reached.
+        """
+        if self.is_embedded:
+            return this_machine()
+        if self.is_open:
+            return _capacity()
+        self._connect(None)
+        try:
+            return _capacity()
+        finally:
+            self.close()
+
+    def _connect(self, runtime_env: dict[str, Any] | None) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
+        if self.is_embedded:
+            here = this_machine()
+            options.update(
+                address="local",
+                num_cpus=int(here.cpus),
+                num_gpus=int(here.gpus),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+        else:
+            options.update(address=self._address, runtime_env=runtime_env)
+        try:
+            with _quiet():
+                ray.init(**options)
+        except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            what = "cannot start Ray on this machine" if self.is_embedded else f"no Ray cluster at {self._address}"
+            hint = "--backend local does without" if self.is_embedded else "`ray status` shows whether it is up"
+            raise BackendError(f"{what}: {reason}; {hint}") from None
+        self.is_open = True
+
+
+def _capacity() -> Capacity:
+    nodes = []
+    for entry in ray.nodes():
+        if entry["Alive"]:
+            has = entry["Resources"]
+            gpus = {str(index): 1.0 for index in range(int(has.get("GPU", 0)))}
+            nodes.append(Node(name=entry["NodeID"], cpus=has.get("CPU", 0.0), gpus=gpus))
+    return Capacity(nodes, where="the cluster")
+
+
+def node_address(node: str) -> str:
+    """The address of a node, for a person."""
+    return next((entry["NodeManagerAddress"] for entry in ray.nodes() if entry["NodeID"] == node), node[:8])
+
+
+def _runtime_env(code: Code) -> dict[str, Any]:
+    """What travels to the nodes: the code, which is what git tracks, and none of this machine's variables.
+
+    A live tree is not sent; nodes that share its file system run it where it is.
+    """
+    if code.live:
+        return {"env_vars": {"PYTHONPATH": str(code.path)}}
+    sizes = {path: path.stat().st_size for path in code.path.rglob("*") if path.is_file()}
+    if sum(sizes.values()) > MAX_CODE_BYTES:
+        largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
+        named = ", ".join(f"{path.relative_to(code.path)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
+        raise BackendError(
+            f"the code to send to the cluster has {sum(sizes.values()) / 2**20:.0f} MiB, valid are at most "
+            f"{MAX_CODE_BYTES / 2**20:.0f}; the largest files that git tracks are {named}"
+        )
+    return {"working_dir": str(code.path)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray's layers print past its log level away from the terminal; what went wrong is in its exceptions."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
