@@ -106,7 +106,8 @@ class LaunchProgress(Progress):
                 done = 0 if observation.epoch is None else observation.epoch + 1
                 self._say(f"{name}  epoch {done}/{epochs}  best val ppl {perplexity(observation.best_val_ppl)}")
             case "retried":
-                self._say(f"{name}  {_cause(observation)}, tried again: {observation.reason or 'it ended by itself'}")
+                reason = f": {observation.reason}" if observation.reason else ""
+                self._say(f"{name}  {_cause(observation)}, tried again{reason}")
             case "ended":
                 self._ended += 1
                 detail = observation.reason or f"best val ppl {perplexity(observation.best_val_ppl)}"
@@ -122,8 +123,10 @@ def _cause(observation: Observation) -> str:
             return "was preempted"
         case "timeout":
             return "ran out of time"
-        case _:
+        case "node":
             return "lost its node"
+        case _:  # its worker said so, and wrote nothing
+            return "had another worker at it"
 
 
 def _say_on_stderr(line: str) -> None:

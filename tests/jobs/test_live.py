@@ -218,6 +218,7 @@ LOST = Observation(state="failed", epoch=1, best_val_ppl=100.0, reason="node: ki
     [
         (LOST, "one  lost its node, tried again: node: killed by SIGKILL"),
         (replace(LOST, kind="timeout", reason="timeout: 1 h"), "one  ran out of time, tried again: timeout: 1 h"),
+        (replace(LOST, kind=None, reason=None), "one  had another worker at it, tried again"),
     ],
 )
 def test_a_retry_is_told_with_its_reason(tmp_path: Path, observation: Observation, line: str) -> None:
