@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -43,6 +45,8 @@ def main() -> int:
         "python": platform.python_version(),
         "runs": options.runs,
         "epochs": EPOCHS,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average_before": [round(load, 2) for load in os.getloadavg()],
         "seconds": {},
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -54,6 +58,7 @@ def main() -> int:
                     command = [sys.executable, str(ROOT / "launch.py"), "status", str(study), *flags]
                     name = " ".join(["status", *flags, f"of {state} runs"])
                     record["seconds"][name] = timed(command, state, options.repeats)
+    record["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
     print(json.dumps(record, indent=1))
     return 0
 
@@ -127,14 +132,24 @@ def check(command: list[str], state: str) -> None:
     assert state in answer.stdout
 
 
-def timed(command: list[str], state: str, repeats: int) -> dict[str, float]:
+def timed(command: list[str], state: str, repeats: int) -> dict[str, dict[str, float]]:
     check(command, state)  # the files are in memory from here on
-    seconds = []
+    wall, processor = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, start_processor = time.perf_counter(), processor_seconds_of_children()
         check(command, state)
-        seconds.append(time.perf_counter() - start)
-    found = {"min": min(seconds), "median": statistics.median(seconds), "max": max(seconds)}
+        wall.append(time.perf_counter() - start)
+        processor.append(processor_seconds_of_children() - start_processor)
+    return {"wall": spread(wall), "processor": spread(processor)}
+
+
+def processor_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    found = {"min": min(values), "median": statistics.median(values), "max": max(values)}
     return {name: round(value, 3) for name, value in found.items()}
 
 
