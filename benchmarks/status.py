@@ -25,7 +25,7 @@ from jobs.provenance import launch_record, run_record
 from jobs.spec import RunSpec
 from jobs.study import launching, write_queue
 from seqlm.config import RunConfig
-from seqlm.machine import cpu_model
+from seqlm.machine import cpu_count, cpu_model
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def main() -> int:
         "python": platform.python_version(),
         "runs": options.runs,
         "epochs": EPOCHS,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cpu_count(),
         "load_average_before": [round(load, 2) for load in os.getloadavg()],
         "seconds": {},
     }
