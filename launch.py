@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from jobs.launcher import (
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
 from jobs.manifest_schema import BACKENDS
+from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, find_study, observe_study, select_runs
 from seqlm import __version__
@@ -220,6 +222,8 @@ def _launch(
     command: Callable[[RunSpec], list[str]],
     retry: bool,
 ) -> tuple[Any, int]:
+    if is_remote(choice.ray_address):
+        return _launch_remotely(options, study_dir, choice)
     if options.no_wait:
         argv = [str(Path(__file__).resolve()), *(word for word in options.argv if word not in ("--no-wait", "--json"))]
         pid = detach(argv, study_dir)
@@ -261,6 +265,34 @@ def _launch(
     _say(options, _status_table(runs))
     if options.report:
         _say(options, f"report: {_write_report(study_dir, None)}")
+    failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
+    return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
+
+
+def _launch_remotely(options: argparse.Namespace, study_dir: Path, choice: BackendChoice) -> tuple[Any, int]:
+    """Have the same command line run on a cluster that this machine is no node of, and wait for it if wanted."""
+    if options.live_code:
+        raise UsageError("--live-code: a remote cluster is sent a copy of the code; leave the flag out")
+    assert choice.ray_address is not None, "asked before"
+    manifest = Path(options.manifest).absolute() if "manifest" in options else None
+    words = [word for word in options.argv if word not in ("--no-wait", "--json")]
+    words[words.index(options.manifest if manifest else options.study)] = manifest.name if manifest else str(study_dir)
+    data = find_data(options.data, load_manifest(manifest).data_path if manifest else None)
+    words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
+    words += ["--data", str(data.absolute())] if data else []
+    job = RayJob(choice.ray_address)
+    job.submit(words, study_dir, manifest)
+    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {study_dir}")
+    if options.no_wait:
+        return {"study": study_dir.name, "ray_job": job.id}, 0
+    try:
+        while not job.is_over():
+            time.sleep(1)
+    except KeyboardInterrupt:
+        job.stop()
+        raise
+    runs = observe_study(study_dir)
+    _say(options, _status_table(runs))
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 

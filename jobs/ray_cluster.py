@@ -52,7 +52,9 @@ class RayCluster:
         Raises:
             BackendError: Ray cannot be started, or there is no such cluster; the code is too large to be sent.
         """
-        self._connect(None if self.is_embedded else _runtime_env(code))
+        # Inside a Ray job, the job has brought its code along already.
+        has_code = self.is_embedded or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        self._connect(None if has_code else _runtime_env(code))
 
     def close(self) -> None:
         """Leave the cluster, or end the embedded one; everything that this connection started ends."""
