@@ -147,7 +147,9 @@ def _run(
     planned = [_prepare(trial, study_dir) for trial in trials]
     dispatcher(work={}, on_event=hear, retries=RETRIES, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(planned)
     if failed:
-        raise CanaryError("\n".join([*failed.values(), "nothing of the grid has started"]))
+        raise CanaryError(
+            "\n".join([*failed.values(), "nothing of the grid has started; --no-canary starts it all the same"])
+        )
 
 
 def _packed(trials: Iterable[Trial], passed: Sequence[_Passed]) -> list[Packed]:

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     attempt = int(os.environ.get("SEQLM_ATTEMPT") or run.last_attempt() + 1)
     try:
         with _ownership(run, rank):
-            if steps is None and run.result_file.exists():
+            if run.result_file.exists():
                 print("this run is done; nothing to do")
                 return 0
             _record_worker(run, rank, attempt)

@@ -160,7 +160,7 @@ def test_every_failed_canary_is_told_with_its_kind_message_and_log_and_the_other
     log = RunDirectory.canary(tmp_path, trials[0].planned.run.id).stderr_log(1)
     assert first == f"canary rnn-sgd (rnn): diverged: the loss is nan; see {log}"
     assert second.startswith("canary transformer-sgd (transformer): diverged")
-    assert last == "nothing of the grid has started"
+    assert last == "nothing of the grid has started; --no-canary starts it all the same"
     assert caught.value.exit_code == 1
 
 

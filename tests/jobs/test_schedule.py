@@ -57,6 +57,12 @@ def test_a_run_that_fits_beside_a_larger_one_does_not_wait_for_it() -> None:
     assert wall_seconds(runs, machine(cpus=3)) == 7.0
 
 
+def test_of_two_runs_that_fit_and_need_different_things_the_longer_starts() -> None:
+    # The wide one and a narrow one, then the other narrow one. Both narrow ones first would end at 7.
+    runs = [waiting(0, 4.0, cpus=2), waiting(1, 3.0), waiting(2, 3.0)]
+    assert wall_seconds(runs, machine(cpus=3)) == 6.0
+
+
 def test_a_higher_priority_starts_first_though_it_makes_the_whole_longer() -> None:
     runs = [waiting(0, 1.0, priority=1), waiting(1, 1.0, priority=1), waiting(2, 4.0)]
     assert wall_seconds(runs, machine(cpus=2)) == 5.0
@@ -72,7 +78,7 @@ def test_no_run_takes_no_time() -> None:
 
 def test_the_simulation_leaves_the_capacity_as_it_was() -> None:
     free = machine()
-    wall_seconds([waiting(0, 1.0)], free)
+    wall_seconds([waiting(0, 1.0), waiting(1, None)], free)
     assert free.cpus == 2
 
 
