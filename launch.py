@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs import terminal
+from jobs.backend import Backend
 from jobs.cancel import cancel
 from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
@@ -39,6 +40,7 @@ from jobs.manifest_schema import BACKENDS
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, find_study, observe_study, select_runs
+from jobs.totals import Totals, totals
 from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
@@ -104,8 +106,13 @@ def _say(options: argparse.Namespace, text: str) -> None:
 
 def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     manifest, specs, study_dir = _open_manifest(options)
+    choice = _choice(manifest, options)
+    backend = choice.make()
     planned = plan_runs(specs, study_dir)
     estimates = _estimates(options, planned, _data_path(options, manifest))
+    todo = {item.run.id: item.spec for item in planned if item.action != "skip"}
+    at_most = min(len(todo), choice.max_parallel or len(todo))
+    todo = {key: replace(spec, resources=backend.resolve(spec, at_most)) for key, spec in todo.items()}
     rows = [
         [
             item.spec.name,
@@ -113,7 +120,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
             item.action,
             terminal.count(found.parameters),
             terminal.count(found.flops_per_token),
-            terminal.memory(found.memory_bytes),
+            terminal.memory(found.measured_memory_bytes or found.memory_bytes),
             terminal.duration(found.seconds),
             item.reason or "",
         ]
@@ -126,13 +133,21 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {study_dir}")
     if manifest.excluded:
         _say(options, f"excluded by the manifest: {', '.join(manifest.excluded)}")
-    known = [found.seconds for found, item in zip(estimates, planned, strict=True) if item.action != "skip"]
-    if any(seconds is None for seconds in known):
-        _say(
-            options, "time is known once runs of the architecture have been trained here, or after `doctor --calibrate`"
-        )
+    summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
+    _say(options, _totals_text(summed, _where(backend, choice)))
     records = [_plan_record(item, found) for item, found in zip(planned, estimates, strict=True)]
-    return {"study": manifest.study, "runs": records}, 0
+    for record in records:
+        if record["id"] in todo:
+            record["resources"] = todo[record["id"]].resources.to_dict()
+    where = {"backend": backend.name, "max_parallel": choice.max_parallel}
+    return {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}}, 0
+
+
+def _totals_text(found: Totals, where: str) -> str:
+    disk = f"disk {terminal.memory(found.disk_bytes)} for checkpoints"
+    if found.gpu_hours is None:
+        return f"{disk}; GPU hours and time are not known: {found.unknown}"
+    return f"{terminal.duration(found.wall_seconds)} on {where}; {found.gpu_hours:.3g} GPU hours; {disk}"
 
 
 def _plan_record(item: Planned, found: Estimate) -> dict[str, Any]:
@@ -148,6 +163,7 @@ def _plan_record(item: Planned, found: Estimate) -> dict[str, Any]:
         "parameters": found.parameters,
         "flops_per_token": found.flops_per_token,
         "memory_bytes": found.memory_bytes,
+        "measured_memory_bytes": found.measured_memory_bytes,
         "seconds": found.seconds,
     }
 
@@ -234,9 +250,7 @@ def _launch(
 
     def announce(planned: list[Planned]) -> terminal.LaunchProgress:
         todo = sum(item.action != "skip" for item in planned)
-        limit = f", at most {choice.max_parallel} at once" if choice.max_parallel else ""
-        where = f"{backend.describe()}{limit}"
-        print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {where}", file=sys.stderr)
+        print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {_where(backend, choice)}", file=sys.stderr)
         for item in planned:
             if item.action == "skip" and item.reason != "done":
                 print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
@@ -250,6 +264,8 @@ def _launch(
         max_parallel=choice.max_parallel,
         retries=choice.retries,
         env=choice.env,
+        canary=options.canary,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     try:
         try:
@@ -312,6 +328,11 @@ def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec]
 
 def _data_path(options: argparse.Namespace, manifest: Manifest) -> Path | None:
     return find_data(options.data, manifest.data_path)
+
+
+def _where(backend: Backend, choice: BackendChoice) -> str:
+    limit = f", at most {choice.max_parallel} at once" if choice.max_parallel else ""
+    return f"{backend.describe()}{limit}"
 
 
 def _choice(manifest: Manifest | None, options: argparse.Namespace) -> BackendChoice:
@@ -464,16 +485,22 @@ def parser() -> argparse.ArgumentParser:
     manifest = _Parser(add_help=False)
     manifest.add_argument("manifest", help="the study: a TOML, YAML or JSON file")
     manifest.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.epochs=2")
-    launching = _Parser(add_help=False)
-    launching.add_argument(
+    placing = _Parser(add_help=False)
+    placing.add_argument(
         "--backend", choices=tuple(BACKENDS), help="where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)"
     )
-    launching.add_argument(
+    placing.add_argument(
         "--ray-address", metavar="ADDRESS", help="join this Ray cluster (else RAY_ADDRESS, else start one here)"
     )
-    launching.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
+    placing.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
+    launching = _Parser(add_help=False, parents=[placing])
     launching.add_argument(
         "--retries", type=_whole, metavar="N", help="times a run that lost its node is tried again (default: 3)"
+    )
+    launching.add_argument(
+        "--canary",
+        action=argparse.BooleanOptionalAction,
+        help="try a few steps of each architecture with each optimizer first (default: above 10 runs)",
     )
     launching.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
     launching.add_argument(
@@ -492,7 +519,8 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(handler=handler)
         return made
 
-    command("plan", _plan, "show what run would do, and what it costs", manifest, filters, data)
+    plan = command("plan", _plan, "show what run would do, and what it costs", manifest, filters, data, placing)
+    plan.set_defaults(retries=None)
     command("run", _run, "launch what is not done yet, and wait", manifest, filters, data, launching)
     command("status", _status, "the state of each run", study, filters)
     logs = command("logs", _logs, "the logs of the latest attempts", study)

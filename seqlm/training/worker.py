@@ -8,6 +8,7 @@ differs between ranks and machines comes from the environment:
     SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
     SEQLM_DATA                      folder or zip of the corpus
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
+    SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
 Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
 75 another worker is at it, 143 stopped by SIGTERM or SIGINT.
@@ -29,8 +30,8 @@ import torch
 
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import RunBusyError, SeqlmError
-from seqlm.machine import cpu_model
 from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
+from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
 from seqlm.training.failure import describe_failure, failure_text, is_storage_failure, tell
 from seqlm.training.trainer import StopRequested, Trainer
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     stop.install()
     try:
         rank = rank_from_environment(os.environ)
+        steps = canary_steps(run, os.environ)
         config = run.read_config()
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,7 +86,10 @@ def main(argv: list[str] | None = None) -> int:
             corpus = load_corpus(config.data, Path(path) if path else None)
             with process_group(rank):
                 trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received)
-                trainer.train()
+                if steps is None:
+                    trainer.train()
+                else:
+                    run_canary(trainer, steps)
     except RunBusyError as error:
         tell(f"error: {error}")
         return EXIT_BUSY
@@ -119,7 +124,7 @@ def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "ranks": rank.world_size,
-        "device": torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else cpu_model(),
+        "device": rank.device_name,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
