@@ -40,12 +40,15 @@ from jobs.manifest_schema import BACKENDS
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, find_study, observe_study, select_runs
+from jobs.terminal import Progress
 from jobs.totals import Totals, totals
+from jobs.watch import Watcher, watch
 from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
 from seqlm.errors import BackendError, SeqlmError, UsageError
+from seqlm.rundir import write_text
 
 SCHEMA_VERSION = 1
 EXIT_RUN_FAILED = 1
@@ -245,16 +248,16 @@ def _launch(
         pid = detach(argv, study_dir)
         _say(options, f"launched by process {pid}; see: launch.py status {study_dir}")
         return {"study": study_dir.name, "launcher_pid": pid}, 0
-    progress: list[terminal.LaunchProgress] = []
+    progress: list[Progress] = []
     backend = choice.make()
 
-    def announce(planned: list[Planned]) -> terminal.LaunchProgress:
+    def announce(planned: list[Planned]) -> Progress:
         todo = sum(item.action != "skip" for item in planned)
         print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {_where(backend, choice)}", file=sys.stderr)
         for item in planned:
             if item.action == "skip" and item.reason != "done":
                 print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
-        progress.append(terminal.LaunchProgress(planned))
+        progress.append(terminal.launch_progress(planned, study_dir))
         return progress[-1]
 
     settings = LaunchOptions(
@@ -349,9 +352,20 @@ def _choice(manifest: Manifest | None, options: argparse.Namespace) -> BackendCh
 
 
 def _status(options: argparse.Namespace) -> tuple[Any, int]:
+    if options.watch and options.json:
+        raise UsageError("--watch shows the study as it changes, --json prints one document; use one of them")
     study_dir = find_study(options.study, options.runs_dir)
     runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    chosen = {run.run.id for run in runs} if options.only or options.exclude else None
+    if options.watch:
+        watch(study_dir, chosen)
+        return None, 0
     _say(options, _status_table(runs))
+    if options.svg is not None:
+        from jobs.live import svg  # rich: only where the view is drawn
+
+        write_text(options.svg, svg(Watcher(study_dir, chosen).look()))
+        _say(options, f"picture: {options.svg}")
     return {"study": study_dir.name, "runs": _status_records(runs)}, 0
 
 
@@ -522,7 +536,10 @@ def parser() -> argparse.ArgumentParser:
     plan = command("plan", _plan, "show what run would do, and what it costs", manifest, filters, data, placing)
     plan.set_defaults(retries=None)
     command("run", _run, "launch what is not done yet, and wait", manifest, filters, data, launching)
-    command("status", _status, "the state of each run", study, filters)
+    status = command("status", _status, "the state of each run", study, filters)
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--watch", action="store_true", help="show it as it changes, until every run is over")
+    form.add_argument("--svg", type=Path, metavar="FILE", help="write the table that --watch shows as a picture")
     logs = command("logs", _logs, "the logs of the latest attempts", study)
     logs.add_argument("run", nargs="?", help="one run, by name or id")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")

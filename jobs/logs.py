@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
+from jobs.settling import Settling
 from jobs.study import ObservedRun, launcher_of, observe_run
 
 FOLLOW_SECONDS = 0.2
@@ -30,13 +31,14 @@ def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
 
 
 def follow_logs(run: ObservedRun, lines: int) -> None:
-    """Print the log of a run as it grows, across attempts, until the run is over."""
+    """Print the log of a run as it grows, across attempts, until the run is over and stays so."""
     attempt = 0
     positions: dict[Path, int] = {}
+    settling = Settling()
     while True:
         newest = run.run.last_attempt()
         launcher = launcher_of(run.run.path.parent)
-        over = observe_run(run.run, launcher).state not in ("queued", "running")
+        over = settling.is_over(run.run.id, observe_run(run.run, launcher), launcher)
         if newest > attempt:
             attempt = newest
             print_log(run, lines, sys.stdout)

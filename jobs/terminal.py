@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any, TextIO, final
-
-from tqdm import tqdm
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO, final
 
 from jobs.dispatch import Event, Planned
+from seqlm.rundir import Observation
+
+
+class Progress(ABC):
+    """Who is told of the events of a launch."""
+
+    @abstractmethod
+    def __call__(self, event: Event) -> None:
+        """Something has happened to a run."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the terminal as it was. May be called more than once."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
@@ -70,20 +84,15 @@ def perplexity(value: float | None) -> str:
 
 
 @final
-class LaunchProgress:
-    """Lines for what happens to the runs of a launch, and on a terminal a bar over all their epochs."""
+class LaunchProgress(Progress):
+    """What happens to the runs of a launch, one line each."""
 
-    def __init__(self, planned: Sequence[Planned], stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, planned: Sequence[Planned], say: Callable[[str], None] | None = None) -> None:
+        self._say = say or _say_on_stderr
         todo = [item for item in planned if item.action != "skip"]
         self._total = len(todo)
         self._ended = 0
         self._width = max((len(item.spec.name) for item in todo), default=0)
-        epochs = sum(item.spec.config.train.epochs - _epochs_done(item.observation.epoch) for item in todo)
-        self._bar: tqdm[Any] | None = None
-        if self._stream.isatty() and todo:
-            self._bar = tqdm(total=epochs, unit="epoch", file=self._stream, leave=False, smoothing=0)
-        self._seen = {item.run.id: _epochs_done(item.observation.epoch) for item in todo}
 
     def __call__(self, event: Event) -> None:
         name = event.planned.spec.name.ljust(self._width)
@@ -94,27 +103,45 @@ class LaunchProgress:
                 verb = "resumes" if event.planned.action == "resume" else "starts"
                 self._say(f"{name}  {verb}{f' {event.planned.reason}' if event.planned.reason else ''}")
             case "epoch":
-                done = _epochs_done(observation.epoch)
-                if self._bar is not None:
-                    self._bar.update(max(0, done - self._seen[event.planned.run.id]))
-                self._seen[event.planned.run.id] = done
+                done = 0 if observation.epoch is None else observation.epoch + 1
                 self._say(f"{name}  epoch {done}/{epochs}  best val ppl {perplexity(observation.best_val_ppl)}")
+            case "retried":
+                reason = f": {observation.reason}" if observation.reason else ""
+                self._say(f"{name}  {_cause(observation)}, tried again{reason}")
             case "ended":
                 self._ended += 1
                 detail = observation.reason or f"best val ppl {perplexity(observation.best_val_ppl)}"
                 self._say(f"{name}  {observation.state}  {detail}  ({self._ended}/{self._total})")
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
+        """Nothing to do: lines stay where they are."""
 
 
-def _epochs_done(epoch: int | None) -> int:
-    return 0 if epoch is None else epoch + 1
+def _cause(observation: Observation) -> str:
+    match observation.kind:
+        case "preempted":
+            return "was preempted"
+        case "timeout":
+            return "ran out of time"
+        case "node":
+            return "lost its node"
+        case _:  # its worker said so, and wrote nothing
+            return "had another worker at it"
+
+
+def _say_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """Whether lines on ``stream`` can be drawn anew in place: a terminal, and not one that calls itself dumb."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+
+
+def launch_progress(planned: Sequence[Planned], study_dir: Path) -> Progress:
+    """Who is told of a launch's events: a table that updates in place on a terminal, else plain lines."""
+    if can_redraw(sys.stderr) and any(item.action != "skip" for item in planned):
+        from jobs.live import LiveProgress  # rich: only where the table is shown
+
+        return LiveProgress(planned, study_dir)
+    return LaunchProgress(planned)

@@ -116,6 +116,10 @@ class RunDirectory:
     def stderr_log(self, attempt: int) -> Path:
         return self.attempt_dir(attempt) / "stderr.log"
 
+    def worker_file(self, attempt: int, rank: int = 0) -> Path:
+        """Where and with what a rank of an attempt runs: ``worker.json`` of the first, ``worker-1.json``, ..."""
+        return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else "worker.json")
+
     def progress_file(self, attempt: int) -> Path:
         """Where an attempt stands within its epoch, written by its first rank every second or so."""
         return self.attempt_dir(attempt) / "progress.json"
@@ -161,17 +165,31 @@ class RunDirectory:
         return cls(existing or study_dir / f"{slugify(name)}-{digits}")
 
     @classmethod
+    def any_in(cls, study_dir: Path) -> bool:
+        """Whether the folder holds a run."""
+        return next(cls.unordered_in(study_dir), None) is not None
+
+    @classmethod
     def all_in(cls, study_dir: Path) -> list[RunDirectory]:
         """Every run directory of a study, in manifest order, then by id."""
-        found = [cls(config.parent) for config in study_dir.glob("*/config.json")]
 
         def place(run: RunDirectory) -> tuple[float, str]:
-            order = None
+            provenance = {}
             with contextlib.suppress(FileError):  # a run with a damaged file hides no other
-                order = run.read_provenance().get("order")
-            return (order if isinstance(order, int) else math.inf, run.id)
+                provenance = run.read_provenance()
+            return run.place(provenance)
 
-        return sorted(found, key=place)
+        return sorted(cls.unordered_in(study_dir), key=place)
+
+    @classmethod
+    def unordered_in(cls, study_dir: Path) -> Iterator[RunDirectory]:
+        """Every run directory of a study, for who reads their provenance anyway."""
+        return (cls(config.parent) for config in study_dir.glob("*/config.json"))
+
+    def place(self, provenance: Mapping[str, Any]) -> tuple[float, str]:
+        """What the runs of a study are sorted by: their place in the manifest, then their id."""
+        order = provenance.get("order")
+        return (order if isinstance(order, int) else math.inf, self.id)
 
     def create(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         """Make the folder, ``config.json`` (never changed once written) and ``provenance.json``.
@@ -231,6 +249,9 @@ class RunDirectory:
             raise FileError.from_os_error("read", self.metrics_file, error) from None
         epochs: list[dict[str, Any]] = []
         warnings: list[str] = []
+        whole = _parse_lines(text)
+        if whole is not None and all(_is_epoch(record) for record in whole):
+            return whole, []
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
@@ -238,7 +259,7 @@ class RunDirectory:
                 record = json.loads(line)
             except ValueError:
                 record = None
-            if isinstance(record, dict) and isinstance(record.get("epoch"), int) and "val_ppl" in record:
+            if _is_epoch(record):
                 epochs.append(record)
             else:
                 warnings.append(f"{self.metrics_file}: line {number} is cut or damaged and was left out")
@@ -387,6 +408,23 @@ def _plain(data: Any) -> Any:
     if isinstance(data, Path):
         return str(data)
     return data
+
+
+def _parse_lines(text: str) -> list[Any] | None:
+    """The JSON values of a file with one on each line, read as one document, which is several times as fast.
+
+    None where the file is anything else, such as cut in the middle of a line.
+    """
+    lines = text.splitlines()
+    try:
+        values = json.loads(f"[{','.join(lines)}]")
+    except ValueError:
+        return None
+    return values if isinstance(values, list) and len(values) == len(lines) else None
+
+
+def _is_epoch(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("epoch"), int) and "val_ppl" in record
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

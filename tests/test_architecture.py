@@ -88,7 +88,7 @@ def test_the_bottom_needs_the_standard_library_alone() -> None:
 
 def test_the_launcher_starts_without_torch_or_pandas() -> None:
     program = (
-        "import sys, launch; heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml'}; "
+        "import sys, launch; heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml', 'rich', 'tqdm'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -28,6 +28,7 @@ from seqlm.training.optimizers import build_optimizer, learning_rate, restore_op
 from seqlm.training.perplexity import TokenLoss, perplexity
 from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
+from seqlm.training.progress_file import ProgressFile
 from seqlm.training.results import StepResults
 from seqlm.training.step import TrainingStep
 
@@ -88,7 +89,12 @@ class Trainer:
             capture=rank.device.type == "cuda" and rank.world_size == 1,
         )
         self.history: list[dict[str, Any]] = []
-        self.progress = Progress(epochs=train.epochs, steps=self._steps, enabled=rank.is_first)
+        self.progress = Progress(
+            epochs=train.epochs,
+            steps=self._steps,
+            enabled=rank.is_first,
+            file=ProgressFile(run.progress_file(attempt)),
+        )
 
     def train(self) -> dict[str, Any]:
         """Go on from the last checkpoint, or start, and train to the end; returns what ``result.json`` holds.
@@ -145,6 +151,7 @@ class Trainer:
         self.progress.epoch_begins(epoch, lr)
         train = self._train_epoch()
         train_seconds = time.perf_counter() - started
+        self.progress.validation_begins()
         valid = self.evaluate("valid")
         seconds = time.perf_counter() - started
         earlier = self.history[-1]["elapsed_seconds"] if self.history else 0.0

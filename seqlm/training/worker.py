@@ -7,6 +7,7 @@ differs between ranks and machines comes from the environment:
     SEQLM_RENDEZVOUS                where the ranks meet, else MASTER_ADDR and MASTER_PORT
     SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
     SEQLM_DATA                      folder or zip of the corpus
+    SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
     SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 
+import seqlm
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import RunBusyError, SeqlmError
 from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
@@ -116,20 +118,22 @@ def _ownership(run: RunDirectory, rank: Rank) -> contextlib.AbstractContextManag
 
 
 def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
-    """Write ``attempts/NNNN/worker.json``: where and with what this attempt runs."""
-    if not rank.is_first:
-        return
+    """Where and with what this rank runs, in the attempt's folder: ``worker.json``, of other ranks ``worker-N.json``."""
     make_directory(run.attempt_dir(attempt))
     record: dict[str, Any] = {
         "host": socket.gethostname(),
+        "node": os.environ.get("SEQLM_NODE"),
         "pid": os.getpid(),
+        "rank": rank.index,
         "ranks": rank.world_size,
         "device": rank.device_name,
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
+        "code": str(Path(seqlm.__file__).parent.parent),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    write_json(run.attempt_dir(attempt) / "worker.json", record)
+    write_json(run.worker_file(attempt, rank.index), record)
 
 
 if __name__ == "__main__":

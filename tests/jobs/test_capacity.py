@@ -96,7 +96,7 @@ def test_the_reason_names_what_is_needed_and_what_there_is(resources: Resources,
 
 
 def test_what_can_never_fit_is_refused_with_the_whole_of_what_there_is() -> None:
-    with pytest.raises(BackendError, match="^never fits: needs 8 GPUs, the cluster has 4$"):
+    with pytest.raises(BackendError, match=r"^never fits: needs 8 GPUs, the cluster has 4$"):
         cluster((8, 2), (8, 2)).resolve(Resources(ranks=8), at_most=1)
     with pytest.raises(BackendError, match=r"^never fits: needs 20 cores \(2 ranks of 10\), the cluster has 16$"):
         cluster((8, 2), (8, 2)).resolve(Resources(ranks=2, cpus=10, gpus=0), at_most=1)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from jobs.eta import Pace, expected_seconds_per_epoch, study_seconds_left
+
+
+def pace(arch: str, shape: str, seconds: float | None = None) -> Pace:
+    return Pace(arch=arch, shape=shape, seconds_per_epoch=seconds)
+
+
+def test_a_run_goes_by_its_own_pace_else_its_shapes_else_its_architectures() -> None:
+    paces = [
+        pace("rnn", "small", 10),
+        pace("rnn", "small", 14),
+        pace("rnn", "large", 100),
+        pace("rnn", "large"),
+        pace("rnn", "other"),
+        pace("gru", "gru"),
+    ]
+    assert expected_seconds_per_epoch(paces) == [10, 14, 100, 100, 14, None]
+
+
+def test_waiting_runs_start_where_one_ends_and_as_many_go_at_once_as_now() -> None:
+    assert study_seconds_left([10, 30], []) == 30
+    assert study_seconds_left([10, 30], [15]) == 30
+    assert study_seconds_left([10, 30], [15, 10, 1]) == 35
+    assert study_seconds_left([5], [1, 2, 3]) == 11
+
+
+def test_a_study_with_any_unknown_time_or_nothing_running_has_no_estimate() -> None:
+    assert study_seconds_left([10, None], []) is None
+    assert study_seconds_left([10], [5, None]) is None
+    assert study_seconds_left([], [5]) is None
+    assert study_seconds_left([], []) is None

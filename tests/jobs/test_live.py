@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import io
+import re
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from jobs import live, terminal
+from jobs.dispatch import Event, Planned
+from jobs.live import LiveProgress, StudyTable, allot, shortened, svg, table_lines
+from jobs.spec import RunSpec
+from jobs.watch import RunView, StudyView, Watcher
+from seqlm.errors import FileError
+from seqlm.rundir import Observation, State
+from tests.training.studies import make_config, make_run
+
+
+def run(name: str, state: State = "queued", **changes: Any) -> RunView:
+    given = {"arch": "rnn", "optimizer": "adam", "epochs": 40, **changes}
+    return RunView(name=name, id=name, state=state, **given)
+
+
+RUNNING = run(
+    "gru-adam",
+    "running",
+    arch="gru",
+    epochs_done=2,
+    share=0.45,
+    phase="train",
+    train_ppl=149.8,
+    val_ppl=138.46,
+    best_val_ppl=131.2,
+    tokens_per_second=31_500.0,
+    device="GPU 3 NVIDIA H100",
+    seconds_left=720.0,
+)
+FAILED = run("rnn-adam", "failed", epochs_done=1, best_val_ppl=150.0, reason="diverged: the loss\nof a step is nan")
+QUEUED = run("rnn-sgd", optimizer="sgd", reason="needs 2 cores, 1 free", queue_place=1)
+NEXT = run("rnn-sgd-2", optimizer="sgd", reason="gru-adam is to start first", queue_place=0)
+DONE = run("rnn-3", "done", epochs_done=40, train_ppl=90.0, val_ppl=101.5, best_val_ppl=100.25)
+
+
+def study(*runs: RunView, seconds_left: float | None = None) -> StudyView:
+    return StudyView(name="mine", runs=runs, seconds_left=seconds_left, is_over=False)
+
+
+def shown(view: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False) -> list[str]:
+    return [line.plain.rstrip() for line in table_lines(view, width, height, ascii_only=ascii_only)]
+
+
+def line_of(lines: list[str], name: str) -> str:
+    (line,) = [line for line in lines if line.startswith(name + " ")]
+    return line
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    view = study(RUNNING, FAILED, QUEUED, replace(QUEUED, name="x" * 70, id="x"), replace(RUNNING, name="y" * 90))
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(StudyTable(view))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) == len(table_lines(view, width)), "nothing is wrapped"
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_running_run_shows_all_of_its_numbers(width: int) -> None:
+    line = line_of(shown(study(RUNNING, QUEUED), width), "gru-adam")
+    for text in ("running", " 3/40  45% ", "149.80", "138.46", "131.20", "31.5k", "12 min"):
+        assert text in line
+    assert ("GPU 3 NVIDIA H100" in line) == (width == 140)
+    if width == 80:
+        assert "running on GPU 3 NVIDIA H100" in shown(study(RUNNING, QUEUED), width)
+
+
+def test_the_bar_grows_with_the_share_of_the_epoch() -> None:
+    half = replace(RUNNING, epochs=2, epochs_done=0, share=0.0)
+    bars = [line_of(shown(study(replace(half, share=s)), 80), "gru-adam").count("━") for s in (0.0, 0.5, 1.0)]
+    assert bars == [0, 1, 3], "of six"
+    assert line_of(shown(study(replace(half, epochs_done=2)), 80), "gru-adam").count("━") == 6
+
+
+def test_a_name_is_cut_in_the_middle_and_only_where_it_must() -> None:
+    assert shortened("gru-adam", 8) == "gru-adam"
+    assert shortened("transformer-adam-lr0.001-seed17", 21) == "transforme~001-seed17"
+
+
+def test_long_names_of_a_grid_can_be_told_apart() -> None:
+    names = [f"transformer-sgd_schedule-hidden_size512-lr0.001-seed{n}" for n in range(20)]
+    lines = shown(study(*[replace(RUNNING, name=name, id=name) for name in names]), 80)
+    assert len({line.split()[0] for line in lines[1:21]}) == 20
+
+
+def test_validation_and_test_have_their_words() -> None:
+    assert " 3/40  val " in line_of(shown(study(replace(RUNNING, phase="valid")), 80), "gru-adam")
+    assert " 40/40 test " in line_of(shown(study(replace(RUNNING, epochs_done=40)), 80), "gru-adam")
+
+
+def test_waiting_and_failed_runs_say_why_on_one_line() -> None:
+    lines = shown(study(RUNNING, FAILED, QUEUED), 100)
+    assert "needs 2 cores, 1 free" in line_of(lines, "rnn-sgd")
+    assert "best 150.00  diverged: the loss of a step is nan" in line_of(lines, "rnn-adam")
+
+
+def test_running_runs_stand_first_and_queued_ones_in_the_order_of_the_queue() -> None:
+    names = [line.split()[0] for line in shown(study(QUEUED, DONE, NEXT, FAILED, RUNNING), 80)[1:6]]
+    assert names == ["gru-adam", "rnn-adam", "rnn-sgd-2", "rnn-sgd", "rnn-3"]
+
+
+@pytest.mark.parametrize("height", [12, 24, 50])
+def test_a_thousand_runs_fit_the_screen_and_the_rest_is_counted(height: int) -> None:
+    queued = [replace(QUEUED, name=f"q{n}", id=f"q{n}", queue_place=n) for n in range(950)]
+    done = [replace(DONE, name=f"d{n}", id=f"d{n}") for n in range(46)]
+    active = [replace(RUNNING, name=f"r{n}", id=f"r{n}") for n in range(3)]
+    lines = shown(study(*queued, *done, FAILED, *active), 80, height)
+    assert len(lines) <= height
+    for name in ("r0", "r1", "r2"):
+        line_of(lines, name)
+    (rest,) = [line for line in lines if line.startswith("… and") and "queued" in line]
+    visible = sum(line.startswith("q") for line in lines)
+    assert rest == f"… and {950 - visible} queued"
+    assert any("3 running   1 failed   950 queued   46 done" in line for line in lines)
+    if height >= 24:
+        assert visible >= 1
+        line_of(lines, "rnn-adam")
+
+
+def test_more_running_runs_than_lines_are_counted_too() -> None:
+    lines = shown(study(*[replace(RUNNING, name=f"r{n}", id=f"r{n}") for n in range(200)], QUEUED), 140, 30)
+    assert len(lines) <= 30
+    assert any(re.fullmatch(r"… and 1\d\d running", line) for line in lines)
+
+
+def test_rows_go_to_what_runs_then_in_turns() -> None:
+    assert allot([2, 1, 950, 46], 12, first_goes_before=True) == [2, 1, 4, 3]
+    assert allot([20, 5], 10, first_goes_before=True) == [8, 0]
+    assert allot([3, 2], 5) == [3, 2]
+    assert allot([1], 1) == [1]
+
+
+def test_coverage_has_a_cell_for_each_architecture_and_optimizer() -> None:
+    lines = shown(study(RUNNING, FAILED, QUEUED, NEXT, DONE), 80)
+    header, rnn, gru = [line for line in lines if line.startswith(("      adam", "gru   ", "rnn   "))]
+    assert header.split() == ["adam", "sgd"]
+    cells = {line[:3]: re.split(r"\s{3,}", line)[1:] for line in (rnn, gru)}
+    assert cells == {"rnn": ["1/2 done 100.25 1 failed", "0/2 done"], "gru": ["0/1 done 131.20", "-"]}
+
+
+def test_the_time_left_is_told_only_where_it_is_known() -> None:
+    assert "mine   1 running   about 12 min left" in shown(study(RUNNING, seconds_left=720.0), 80)
+    assert "mine   1 running" in shown(study(RUNNING), 80)
+    assert line_of(shown(study(replace(RUNNING, seconds_left=None)), 80), "gru-adam").endswith("-")
+
+
+def test_a_damaged_run_and_an_empty_study_are_shown() -> None:
+    damaged = run("broken", "failed", arch="?", optimizer="?", epochs=0, reason="config.json is damaged")
+    assert line_of(shown(study(damaged), 80), "broken").endswith("config.json is damaged")
+    assert shown(study(), 80)
+
+
+def test_an_ascii_terminal_gets_ascii() -> None:
+    lines = shown(study(RUNNING, *[replace(QUEUED, id=str(n)) for n in range(99)]), 80, 20, ascii_only=True)
+    assert all(line.isascii() for line in lines)
+
+
+def test_without_colours_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def printed() -> str:
+        stream = io.StringIO()
+        Console(file=stream, width=100, force_terminal=True, color_system="standard").print(StudyTable(study(RUNNING)))
+        return stream.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[36m" in printed()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[36m" not in printed()
+
+
+def test_the_picture_is_whole_loads_nothing_and_does_not_name_this_host() -> None:
+    text = svg(study(RUNNING, FAILED, *[replace(QUEUED, name=f"q{n}", id=f"q{n}") for n in range(60)]))
+    ElementTree.fromstring(text)
+    assert "q59" in text
+    assert re.findall(r"https?://[^\"'\s]+", text) == ["http://www.w3.org/2000/svg"]
+    assert "url(http" not in text
+    assert "@font-face" not in text
+    assert socket.gethostname() not in text
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("term", "can"), [("xterm-256color", True), ("dumb", False), ("", False)])
+def test_only_a_terminal_that_can_redraw_gets_the_table(monkeypatch: pytest.MonkeyPatch, term: str, can: bool) -> None:
+    monkeypatch.setenv("TERM", term)
+    assert terminal.can_redraw(_Terminal()) == can
+    assert not terminal.can_redraw(io.StringIO())
+
+
+def planned_in(study_dir: Path) -> Planned:
+    config = make_config()
+    made = make_run(study_dir / "one-00000001", config)
+    spec = RunSpec(name="one", config=config)
+    return Planned(spec=spec, run=made, observation=made.observe(), action="start", reason=None)
+
+
+LOST = Observation(state="failed", epoch=1, best_val_ppl=100.0, reason="node: killed by SIGKILL", kind="node")
+
+
+@pytest.mark.parametrize(
+    ("observation", "line"),
+    [
+        (LOST, "one  lost its node, tried again: node: killed by SIGKILL"),
+        (replace(LOST, kind="timeout", reason="timeout: 1 h"), "one  ran out of time, tried again: timeout: 1 h"),
+        (replace(LOST, kind=None, reason=None), "one  had another worker at it, tried again"),
+    ],
+)
+def test_a_retry_is_told_with_its_reason(tmp_path: Path, observation: Observation, line: str) -> None:
+    said: list[str] = []
+    item = planned_in(tmp_path / "s")
+    terminal.LaunchProgress([item], said.append)(Event(kind="retried", planned=item, observation=observation))
+    assert said == [line]
+
+
+def test_on_a_terminal_events_stand_above_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = _Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stderr", stream)
+    item = planned_in(tmp_path / "s")
+    progress = terminal.launch_progress([item], tmp_path / "s")
+    assert isinstance(progress, LiveProgress)
+    progress(Event(kind="retried", planned=item, observation=LOST))
+    progress(Event(kind="epoch", planned=item, observation=LOST))
+    progress.close()
+    progress.close()
+    text = stream.getvalue()
+    assert text.count("lost its node") == 1
+    assert "epoch 2/2" not in text
+    assert text.index("lost its node") < text.rindex("1 pending")
+    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text, "the cursor is back"
+
+
+def test_elsewhere_events_are_plain_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = planned_in(tmp_path / "s")
+    progress = terminal.launch_progress([item], tmp_path / "s")
+    for kind in ("started", "epoch", "ended"):
+        progress(Event(kind=kind, planned=item, observation=replace(LOST, state="done", reason=None)))
+    progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "one  starts",
+        "one  epoch 2/2  best val ppl 100.00",
+        "one  done  best val ppl 100.00  (1/1)",
+    ]
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_leaves_the_table_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned_in(tmp_path / "s")
+    now = 0.0
+    table = live._Refreshed(Watcher(tmp_path / "s"), clock=lambda: now)
+    first = table()
+    assert isinstance(first, StudyTable)
+
+    def fail(self: Watcher) -> StudyView:
+        raise FileError("gone")
+
+    monkeypatch.setattr(Watcher, "look", fail)
+    now = 10.0
+    assert table() is first

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.logs import follow_logs
+from jobs.settling import SETTLE_SECONDS, Settling
+from jobs.study import Launcher, launching, look_at, write_queue
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json
+from tests.training.studies import make_config, make_run
+
+LAUNCHER = Launcher(pid=1, host="here", waiting={})
+
+
+def seen(state: State, kind: FailureKind | None = None) -> Observation:
+    return Observation(state=state, epoch=None, best_val_ppl=None, reason=None, kind=kind)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_run_that_lost_its_node_is_over_only_when_no_launcher_has_taken_it_up_again() -> None:
+    clock = Clock()
+    settling = Settling(clock)
+    assert not settling.is_over("run", seen("failed", "node"), LAUNCHER)
+    clock.now += SETTLE_SECONDS / 2
+    assert not settling.is_over("run", seen("failed", "node"), LAUNCHER)
+    assert not settling.is_over("run", seen("queued"), LAUNCHER)
+    clock.now += SETTLE_SECONDS
+    assert not settling.is_over("run", seen("failed", "node"), LAUNCHER), "the waiting starts anew"
+    clock.now += SETTLE_SECONDS
+    assert settling.is_over("run", seen("failed", "node"), LAUNCHER)
+
+
+@pytest.mark.parametrize("observation", [seen("done"), seen("cancelled", "cancelled"), seen("failed", "diverged")])
+def test_what_no_launcher_changes_is_over_at_once(observation: Observation) -> None:
+    assert Settling(Clock()).is_over("run", observation, LAUNCHER)
+
+
+def test_without_a_launcher_nothing_is_tried_again() -> None:
+    assert Settling(Clock()).is_over("run", seen("failed", "node"), None)
+    assert Settling(Clock()).is_over("run", seen("pending"), None)
+    assert not Settling(Clock()).is_over("run", seen("running"), None), "a worker may outlive its launcher"
+
+
+@contextmanager
+def worker(run: RunDirectory, attempt: int) -> Iterator[None]:
+    run.attempt_dir(attempt).mkdir(parents=True)
+    with exclusive_lock(run.worker_lock_file, "busy"):
+        yield
+        run.stdout_log(attempt).write_text(f"attempt {attempt} was here\n")
+
+
+def test_followed_logs_go_on_when_a_failed_run_is_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "study" / "run-00000001", make_config())
+    failure: dict[str, Any] = {"kind": "node", "message": "killed by SIGKILL"}
+    with launching(tmp_path / "study"):
+        follower = threading.Thread(target=lambda: follow_logs(look_at(run, None), 20))
+        with worker(run, 1):
+            follower.start()
+            time.sleep(0.3)
+        run.write_failure_once(failure)
+        time.sleep(0.8)  # failed, as far as its files tell, until the launcher has seen it
+        assert follower.is_alive()
+        run.failure_file.unlink()
+        write_queue(tmp_path / "study", {run.id: "tried again in a moment"})
+        time.sleep(0.3)
+        write_queue(tmp_path / "study", {})
+        with worker(run, 2):
+            time.sleep(0.3)
+        write_json(run.result_file, {})
+        follower.join(timeout=10)
+        assert not follower.is_alive(), "it ends with the run, not with the launcher"
+    printed = capsys.readouterr().out
+    assert printed.index("attempt 1 was here") < printed.index("attempt 2 was here")
+
+
+def test_followed_logs_end_when_a_failure_stands(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "study" / "run-00000001", make_config())
+    run.write_failure_once({"kind": "node", "message": "killed by SIGKILL"})
+    with launching(tmp_path / "study"):  # at work on others
+        started = time.monotonic()
+        follow_logs(look_at(run, None), 20)
+        assert time.monotonic() - started >= SETTLE_SECONDS

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobs.watch
+from jobs.spec import RunSpec
+from jobs.study import launching, write_queue
+from jobs.watch import StudyView, Watcher, changes, watch_in_lines
+from seqlm.rundir import RunDirectory, exclusive_lock, write_json, write_json_lines
+from tests.training.studies import make_config
+
+STEPS = 50
+
+
+def add(study: Path, name: str, arch: str = "rnn", order: int = 0, **changes: Any) -> RunDirectory:
+    config = make_config(arch, seed=order, **{"epochs": 4, **changes})
+    spec = RunSpec(name=name, config=config, order=order)
+    run = RunDirectory.locate(study, name, spec.fingerprint)
+    run.create(config, {"name": name, "order": order})
+    return run
+
+
+def trained(run: RunDirectory, epochs: int, *, seconds: float = 10.0) -> None:
+    records = [
+        {
+            "epoch": epoch,
+            "train_ppl": 200.0 - epoch,
+            "val_ppl": 180.0 + (epoch - 1) ** 2,  # best in epoch 1
+            "epoch_seconds": seconds,
+            "train_tokens_per_second": 1000.0,
+        }
+        for epoch in range(epochs)
+    ]
+    write_json_lines(run.metrics_file, records)
+
+
+@contextlib.contextmanager
+def running(run: RunDirectory, *, attempt: int = 1, host: str = "here", gpu: str | None = None) -> Iterator[None]:
+    run.attempt_dir(attempt).mkdir(parents=True, exist_ok=True)
+    write_json(run.attempt_dir(attempt) / "worker.json", {"host": host, "device": "A GPU", "gpu": gpu})
+    with exclusive_lock(run.worker_lock_file, "busy"):
+        yield
+
+
+def at_step(run: RunDirectory, epoch: int, step: int, attempt: int = 1) -> None:
+    record = {
+        "epoch": epoch,
+        "step": step,
+        "steps": STEPS,
+        "train_loss": 5.0,
+        "train_ppl": 148.4,
+        "train_tokens_per_second": 500.0,
+        "phase": "train",
+    }
+    write_json(run.progress_file(attempt), record)
+
+
+@pytest.fixture(autouse=True)
+def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.watch.socket.gethostname", lambda: "here")
+
+
+def test_a_running_run_is_seen_within_its_epoch(tmp_path: Path) -> None:
+    run = add(tmp_path / "s", "one")
+    trained(run, 2)
+    with running(run, gpu="3"):
+        at_step(run, epoch=2, step=25)
+        (seen,) = Watcher(tmp_path / "s").look().runs
+    assert (seen.state, seen.epochs_done, seen.share, seen.phase) == ("running", 2, 0.5, "train")
+    assert (seen.train_ppl, seen.val_ppl, seen.best_val_ppl) == (148.4, 180, 180)
+    assert seen.tokens_per_second == 500
+    assert seen.device == "GPU 3 A GPU"
+    assert seen.seconds_left == 15, "one and a half epochs of 10 s"
+
+
+def test_progress_of_an_epoch_that_is_over_or_of_an_earlier_attempt_is_not_shown(tmp_path: Path) -> None:
+    run = add(tmp_path / "s", "one")
+    trained(run, 2)
+    with running(run):
+        at_step(run, epoch=1, step=50)
+        (seen,) = Watcher(tmp_path / "s").look().runs
+        assert (seen.share, seen.train_ppl, seen.tokens_per_second) == (None, 199, 1000)
+    at_step(run, epoch=2, step=40)
+    with running(run, attempt=2):
+        (seen,) = Watcher(tmp_path / "s").look().runs
+        assert seen.share is None
+
+
+def test_before_the_first_epoch_ends_the_time_left_comes_from_tokens_per_second(tmp_path: Path) -> None:
+    run = add(tmp_path / "s", "one")
+    with running(run):
+        at_step(run, epoch=0, step=25)
+        study = Watcher(tmp_path / "s").look()
+    seconds_per_epoch = STEPS * 8 * 5 / 500  # windows of 5 tokens in 8 columns
+    assert study.runs[0].seconds_left == pytest.approx(3.5 * seconds_per_epoch)
+    assert study.seconds_left == study.runs[0].seconds_left
+
+
+def test_waiting_runs_have_their_reason_their_place_and_the_time_of_runs_like_them(tmp_path: Path) -> None:
+    study_dir = tmp_path / "s"
+    first, second, third = (add(study_dir, f"run{order}", order=order) for order in range(3))
+    trained(first, 2)
+    with launching(study_dir), running(first):
+        at_step(first, epoch=2, step=25)
+        write_queue(study_dir, {third.id: "needs 1 GPU, 0 free", second.id: "run2 is to start first"})
+        study = Watcher(study_dir).look()
+    assert [run.state for run in study.runs] == ["running", "queued", "queued"]
+    assert [run.queue_place for run in study.runs] == [None, 1, 0]
+    assert study.runs[2].reason == "needs 1 GPU, 0 free"
+    assert study.seconds_left == 15 + 40 + 40
+
+
+def test_an_architecture_without_a_figure_leaves_the_study_without_an_estimate(tmp_path: Path) -> None:
+    study_dir = tmp_path / "s"
+    first, second = add(study_dir, "a"), add(study_dir, "b", "gru", order=1)
+    trained(first, 2)
+    with launching(study_dir), running(first):
+        write_queue(study_dir, {second.id: "waits"})
+        study = Watcher(study_dir).look()
+    assert study.runs[0].seconds_left == 20
+    assert study.runs[1].seconds_left is None
+    assert study.seconds_left is None
+
+
+def test_the_host_is_named_where_it_is_not_this_one_alone(tmp_path: Path) -> None:
+    first, second = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
+    with running(first), running(second):
+        assert [run.device for run in Watcher(tmp_path / "s").look().runs] == ["A GPU", "A GPU"]
+    with running(first), running(second, host="node7", gpu="0"):
+        devices = [run.device for run in Watcher(tmp_path / "s").look().runs]
+    assert devices == ["here A GPU", "node7 GPU 0 A GPU"]
+
+
+def test_a_run_that_is_over_is_read_once_until_it_is_launched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = add(tmp_path / "s", "one")
+    trained(run, 4)
+    write_json(run.result_file, {})
+    watcher = Watcher(tmp_path / "s")
+    before = watcher.look()
+    assert before.is_over
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "read_metrics", lambda self: pytest.fail("read again"))
+        assert watcher.look() == before
+    run.result_file.unlink()
+    with running(run):
+        assert watcher.look().runs[0].state == "running"
+
+
+def test_a_damaged_run_hides_no_other_and_a_run_that_vanishes_is_gone(tmp_path: Path) -> None:
+    broken, good = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
+    watcher = Watcher(tmp_path / "s")
+    assert [run.state for run in watcher.look().runs] == ["pending", "pending"]
+    broken.failure_file.write_text("{")
+    states = {run.id: run.state for run in watcher.look().runs}
+    assert states == {broken.id: "failed", good.id: "pending"}
+    broken.config_file.write_text("{")
+    assert "damaged" in (next(run for run in Watcher(tmp_path / "s").look().runs if run.id == broken.id).reason or "")
+    good.progress_file(1).parent.mkdir(parents=True)
+    good.progress_file(1).write_text('{"epoch": 0, "step": "x", "steps": 0, "train_ppl": "y"}')
+    with running(good):
+        assert next(run for run in watcher.look().runs if run.id == good.id).share is None
+    shutil.rmtree(broken.path)
+    assert [run.id for run in watcher.look().runs] == [good.id]
+
+
+def test_only_the_chosen_runs_are_watched(tmp_path: Path) -> None:
+    first, _ = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
+    assert [run.id for run in Watcher(tmp_path / "s", [first.id]).look().runs] == [first.id]
+
+
+def test_a_large_study_is_looked_at_less_often(tmp_path: Path) -> None:
+    watcher = Watcher(tmp_path)
+    assert watcher.pause(0.01) == 0.5
+    assert watcher.pause(1.0) == 5.0
+
+
+def test_changes_are_states_and_epochs_each_once(tmp_path: Path) -> None:
+    first, second = add(tmp_path / "s", "a"), add(tmp_path / "s", "longer", order=1)
+    watcher = Watcher(tmp_path / "s")
+    looks: list[StudyView] = [watcher.look()]
+    with running(first):
+        trained(first, 1)
+        looks.append(watcher.look())
+        at_step(first, epoch=1, step=30)
+        looks.append(watcher.look())
+    trained(first, 4)
+    write_json(first.result_file, {})
+    second.write_failure_once({"kind": "diverged", "message": "the loss is nan"})
+    looks.append(watcher.look())
+    lines = [list(changes(before, after)) for before, after in zip([None, *looks], looks, strict=False)]
+    assert lines == [
+        ["s: 2 pending"],
+        ["a       epoch 1/4  train ppl 200.00  val ppl 181.00  best val ppl 181.00", "a       running"],
+        [],
+        [
+            "a       epoch 4/4  train ppl 197.00  val ppl 184.00  best val ppl 180.00",
+            "a       done  best val ppl 180.00",
+            "longer  failed  diverged: the loss is nan",
+        ],
+    ]
+
+
+def test_watching_in_lines_ends_when_every_run_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.watch, "LOOK_SECONDS", 0.01)
+    run = add(tmp_path / "s", "one")
+    stream = io.StringIO()
+    with running(run):
+        watching = threading.Thread(target=watch_in_lines, args=(Watcher(tmp_path / "s"), stream))
+        watching.start()
+        watching.join(timeout=0.3)
+        assert watching.is_alive()
+        write_json(run.result_file, {})
+    watching.join(timeout=10)
+    assert not watching.is_alive()
+    assert stream.getvalue().splitlines() == ["s: 1 running", "one  done  best val ppl -", "s: 1 done"]
+    assert json.loads(run.result_file.read_text()) == {}

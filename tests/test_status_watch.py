@@ -1,0 +1,117 @@
+"""`status --watch` and `status --svg` as commands."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import launch
+from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from tests.training.studies import make_config, make_run
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return make_run(tmp_path / "study" / "one-00000001", make_config())
+
+
+@pytest.fixture
+def running(run: RunDirectory) -> Iterator[RunDirectory]:
+    run.attempt_dir(1).mkdir(parents=True)
+    with exclusive_lock(run.worker_lock_file, "busy"):
+        yield run
+
+
+def watch(study: Path, *, term: str) -> tuple[subprocess.Popen[str], int]:
+    """The command on a terminal of its own; returns it with the other end of that terminal."""
+    here, there = pty.openpty()
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", heed, sys.executable, str(ROOT / "launch.py"), "status", str(study), "--watch"],
+        stdin=there,
+        stdout=there,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TERM": term, "COLUMNS": "80", "LINES": "24"},
+    )
+    os.close(there)
+    return process, here
+
+
+def read_until(terminal: int, text: str) -> str:
+    seen = ""
+    deadline = time.monotonic() + 30
+    while text not in seen and time.monotonic() < deadline:
+        seen += os.read(terminal, 65536).decode()
+    assert text in seen
+    return seen
+
+
+def test_watching_ends_with_the_last_run_and_leaves_the_last_table(running: RunDirectory) -> None:
+    process, terminal = watch(running.path.parent, term="xterm")
+    read_until(terminal, "1 running")
+    write_json(running.result_file, {})
+    read_until(terminal, "1 done")
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    os.close(terminal)
+
+
+def test_ctrl_c_ends_watching_with_130_and_gives_the_cursor_back(running: RunDirectory) -> None:
+    process, terminal = watch(running.path.parent, term="xterm")
+    read_until(terminal, "1 running")
+    process.send_signal(signal.SIGINT)
+    read_until(terminal, "\x1b[?25h")
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "error: interrupted\n"
+    os.close(terminal)
+
+
+def test_a_dumb_terminal_gets_lines(running: RunDirectory) -> None:
+    process, terminal = watch(running.path.parent, term="dumb")
+    seen = read_until(terminal, "study: 1 running")
+    write_json(running.result_file, {})
+    seen += read_until(terminal, "study: 1 done")
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "\x1b" not in seen
+    os.close(terminal)
+
+
+def test_watching_a_study_that_is_over_in_a_pipe_is_one_line(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(run.result_file, {})
+    assert launch.main(["status", str(run.path.parent), "--watch"]) == 0
+    assert capsys.readouterr().out == "study: 1 done\n"
+
+
+@pytest.mark.parametrize("words", [["--watch", "--json"], ["--watch", "--svg", "x.svg"]])
+def test_ways_of_showing_that_exclude_each_other_are_one_clear_line(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert launch.main(["status", str(run.path.parent), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--watch" in line
+
+
+def test_the_view_is_written_as_a_picture(
+    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "view.svg"
+    assert launch.main(["status", str(run.path.parent), "--svg", str(picture)]) == 0
+    assert "one-00000001" in picture.read_text("utf-8")
+    assert str(picture) in capsys.readouterr().out
+    assert launch.main(["status", str(run.path.parent), "--svg", str(tmp_path / "no" / "view.svg")]) == 1
+    assert "Traceback" not in capsys.readouterr().err
