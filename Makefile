@@ -10,7 +10,7 @@ quickstart: .venv/installed
 	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

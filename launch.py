@@ -10,12 +10,14 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs import terminal
+from jobs.backend import Backend
 from jobs.cancel import cancel
 from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
@@ -35,9 +37,11 @@ from jobs.launcher import (
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
 from jobs.manifest_schema import BACKENDS
+from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, find_study, observe_study, select_runs
 from jobs.terminal import Progress
+from jobs.totals import Totals, totals
 from jobs.watch import Watcher, watch
 from seqlm import __version__
 from seqlm.config import DataConfig
@@ -105,8 +109,13 @@ def _say(options: argparse.Namespace, text: str) -> None:
 
 def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     manifest, specs, study_dir = _open_manifest(options)
+    choice = _choice(manifest, options)
+    backend = choice.make()
     planned = plan_runs(specs, study_dir)
     estimates = _estimates(options, planned, _data_path(options, manifest))
+    todo = {item.run.id: item.spec for item in planned if item.action != "skip"}
+    at_most = min(len(todo), choice.max_parallel or len(todo))
+    todo = {key: replace(spec, resources=backend.resolve(spec, at_most)) for key, spec in todo.items()}
     rows = [
         [
             item.spec.name,
@@ -114,7 +123,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
             item.action,
             terminal.count(found.parameters),
             terminal.count(found.flops_per_token),
-            terminal.memory(found.memory_bytes),
+            terminal.memory(found.measured_memory_bytes or found.memory_bytes),
             terminal.duration(found.seconds),
             item.reason or "",
         ]
@@ -127,13 +136,21 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {study_dir}")
     if manifest.excluded:
         _say(options, f"excluded by the manifest: {', '.join(manifest.excluded)}")
-    known = [found.seconds for found, item in zip(estimates, planned, strict=True) if item.action != "skip"]
-    if any(seconds is None for seconds in known):
-        _say(
-            options, "time is known once runs of the architecture have been trained here, or after `doctor --calibrate`"
-        )
+    summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
+    _say(options, _totals_text(summed, _where(backend, choice)))
     records = [_plan_record(item, found) for item, found in zip(planned, estimates, strict=True)]
-    return {"study": manifest.study, "runs": records}, 0
+    for record in records:
+        if record["id"] in todo:
+            record["resources"] = todo[record["id"]].resources.to_dict()
+    where = {"backend": backend.name, "max_parallel": choice.max_parallel}
+    return {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}}, 0
+
+
+def _totals_text(found: Totals, where: str) -> str:
+    disk = f"disk {terminal.memory(found.disk_bytes)} for checkpoints"
+    if found.gpu_hours is None:
+        return f"{disk}; GPU hours and time are not known: {found.unknown}"
+    return f"{terminal.duration(found.wall_seconds)} on {where}; {found.gpu_hours:.3g} GPU hours; {disk}"
 
 
 def _plan_record(item: Planned, found: Estimate) -> dict[str, Any]:
@@ -149,6 +166,7 @@ def _plan_record(item: Planned, found: Estimate) -> dict[str, Any]:
         "parameters": found.parameters,
         "flops_per_token": found.flops_per_token,
         "memory_bytes": found.memory_bytes,
+        "measured_memory_bytes": found.measured_memory_bytes,
         "seconds": found.seconds,
     }
 
@@ -223,6 +241,8 @@ def _launch(
     command: Callable[[RunSpec], list[str]],
     retry: bool,
 ) -> tuple[Any, int]:
+    if is_remote(choice.ray_address):
+        return _launch_remotely(options, study_dir, choice)
     if options.no_wait:
         argv = [str(Path(__file__).resolve()), *(word for word in options.argv if word not in ("--no-wait", "--json"))]
         pid = detach(argv, study_dir)
@@ -233,9 +253,7 @@ def _launch(
 
     def announce(planned: list[Planned]) -> Progress:
         todo = sum(item.action != "skip" for item in planned)
-        limit = f", at most {choice.max_parallel} at once" if choice.max_parallel else ""
-        where = f"{backend.describe()}{limit}"
-        print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {where}", file=sys.stderr)
+        print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {_where(backend, choice)}", file=sys.stderr)
         for item in planned:
             if item.action == "skip" and item.reason != "done":
                 print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
@@ -249,6 +267,8 @@ def _launch(
         max_parallel=choice.max_parallel,
         retries=choice.retries,
         env=choice.env,
+        canary=options.canary,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     try:
         try:
@@ -268,6 +288,34 @@ def _launch(
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 
 
+def _launch_remotely(options: argparse.Namespace, study_dir: Path, choice: BackendChoice) -> tuple[Any, int]:
+    """Have the same command line run on a cluster that this machine is no node of, and wait for it if wanted."""
+    if options.live_code:
+        raise UsageError("--live-code: a remote cluster is sent a copy of the code; leave the flag out")
+    assert choice.ray_address is not None, "asked before"
+    manifest = Path(options.manifest).absolute() if "manifest" in options else None
+    words = [word for word in options.argv if word not in ("--no-wait", "--json")]
+    words[words.index(options.manifest if manifest else options.study)] = manifest.name if manifest else str(study_dir)
+    data = find_data(options.data, load_manifest(manifest).data_path if manifest else None)
+    words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
+    words += ["--data", str(data.absolute())] if data else []
+    job = RayJob(choice.ray_address)
+    job.submit(words, study_dir, manifest)
+    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {study_dir}")
+    if options.no_wait:
+        return {"study": study_dir.name, "ray_job": job.id}, 0
+    try:
+        while not job.is_over():
+            time.sleep(1)
+    except KeyboardInterrupt:
+        job.stop()
+        raise
+    runs = observe_study(study_dir)
+    _say(options, _status_table(runs))
+    failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
+    return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
+
+
 def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec], Path]:
     manifest = load_manifest(Path(options.manifest), options.set)
     chosen = select(manifest.runs, _words(options.only), _words(options.exclude))
@@ -283,6 +331,11 @@ def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec]
 
 def _data_path(options: argparse.Namespace, manifest: Manifest) -> Path | None:
     return find_data(options.data, manifest.data_path)
+
+
+def _where(backend: Backend, choice: BackendChoice) -> str:
+    limit = f", at most {choice.max_parallel} at once" if choice.max_parallel else ""
+    return f"{backend.describe()}{limit}"
 
 
 def _choice(manifest: Manifest | None, options: argparse.Namespace) -> BackendChoice:
@@ -446,16 +499,22 @@ def parser() -> argparse.ArgumentParser:
     manifest = _Parser(add_help=False)
     manifest.add_argument("manifest", help="the study: a TOML, YAML or JSON file")
     manifest.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.epochs=2")
-    launching = _Parser(add_help=False)
-    launching.add_argument(
+    placing = _Parser(add_help=False)
+    placing.add_argument(
         "--backend", choices=tuple(BACKENDS), help="where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)"
     )
-    launching.add_argument(
+    placing.add_argument(
         "--ray-address", metavar="ADDRESS", help="join this Ray cluster (else RAY_ADDRESS, else start one here)"
     )
-    launching.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
+    placing.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
+    launching = _Parser(add_help=False, parents=[placing])
     launching.add_argument(
         "--retries", type=_whole, metavar="N", help="times a run that lost its node is tried again (default: 3)"
+    )
+    launching.add_argument(
+        "--canary",
+        action=argparse.BooleanOptionalAction,
+        help="try a few steps of each architecture with each optimizer first (default: above 10 runs)",
     )
     launching.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
     launching.add_argument(
@@ -474,7 +533,8 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(handler=handler)
         return made
 
-    command("plan", _plan, "show what run would do, and what it costs", manifest, filters, data)
+    plan = command("plan", _plan, "show what run would do, and what it costs", manifest, filters, data, placing)
+    plan.set_defaults(retries=None)
     command("run", _run, "launch what is not done yet, and wait", manifest, filters, data, launching)
     status = command("status", _status, "the state of each run", study, filters)
     form = status.add_mutually_exclusive_group()

@@ -69,7 +69,7 @@ def choose_backend(
         max_parallel=max_parallel or table.get("max_parallel"),
         retries=table.get("retries", IN_A_ROW) if retries is None else retries,
         env=table.get("env", {}),
-        ray_address=ray_address or os.environ.get("RAY_ADDRESS") or table.get("address"),
+        ray_address=(ray_address or os.environ.get("RAY_ADDRESS") or table.get("address")) if chosen == "ray" else None,
     )
 
 

@@ -6,12 +6,17 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import seqlm
 from seqlm.errors import FileError
-from seqlm.rundir import make_directory
+from seqlm.rundir import make_directory, read_json, write_json
+
+ORIGIN = "code-origin.json"
+"""In a copy: the commit it was made from, which git cannot tell there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,9 @@ def source_tree() -> Path:
 def live_code() -> Code:
     """The working tree itself, for ``--live-code``."""
     root = source_tree()
+    origin = read_json(root / ORIGIN)
+    if origin is not None:
+        return Code(path=root, commit=origin["commit"], dirty=origin["dirty"], live=True)
     commit = _commit(root)
     return Code(path=root, commit=commit, dirty=bool(commit and _changes(root)), live=True)
 
@@ -45,22 +53,27 @@ def keep_code(study_dir: Path) -> Code:
 
     Of a git checkout: what git tracks, as it now stands in the working tree, and new Python modules that git does not
     ignore. Outside a checkout: the package ``seqlm``. A changed tree gets a folder of its own, named after the
-    commit and a digest of the content.
+    commit and a digest of the content. What is itself such a copy (on a cluster, say) keeps its name.
 
     Raises:
         FileError: the copy cannot be written.
     """
     root = source_tree()
-    commit = _commit(root)
-    dirty = bool(commit and _changes(root))
-    files = _files(root, commit)
-    name = commit[:12] if commit else "no-commit"
-    if dirty or not commit:
-        name += f"-{_digest(root, files)}"
-    target = study_dir.absolute() / "code" / name
+    origin = read_json(root / ORIGIN)
+    if origin is None:
+        commit = _commit(root)
+        dirty = bool(commit and _changes(root))
+        files = _files(root, commit)
+        name = commit[:12] if commit else "no-commit"
+        if dirty or not commit:
+            name += f"-{_digest(root, files)}"
+        origin = {"name": name, "commit": commit, "dirty": dirty}
+    else:
+        files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.name != ORIGIN)
+    target = study_dir.absolute() / "code" / origin["name"]
     if not target.exists():
-        _copy(root, files, target)
-    return Code(path=target, commit=commit, dirty=dirty, live=False)
+        _copy(root, files, target, origin)
+    return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
 
 
 def _files(root: Path, commit: str | None) -> list[Path]:
@@ -80,7 +93,7 @@ def _digest(root: Path, files: list[Path]) -> str:
     return digest.hexdigest()[:8]
 
 
-def _copy(root: Path, files: list[Path], target: Path) -> None:
+def _copy(root: Path, files: list[Path], target: Path, origin: Mapping[str, Any]) -> None:
     make_directory(target.parent)
     try:
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
@@ -91,6 +104,7 @@ def _copy(root: Path, files: list[Path], target: Path) -> None:
             place = building / file
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / file, place)
+        write_json(building / ORIGIN, origin)
         building.chmod(0o755)
         building.rename(target)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run costs, from its configuration alone: parameters, arithmetic, memory; and its time where it is known.
+"""What a run costs, from its configuration alone: parameters, arithmetic, memory, disk; and its time where it is known.
 
 Symbols: B batch, T window (``seq_len``), V vocabulary, E embedding, H hidden, M inner width of the MLP, A heads,
 L layers, P parameters. Pure functions, apart from :func:`earlier_throughput`, which reads run directories.
@@ -6,17 +6,19 @@ L layers, P parameters. Pure functions, apart from :func:`earlier_throughput`, w
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from seqlm.config import RecurrentConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 FLOAT_BYTES = 4
 """Everything is float32."""
@@ -24,14 +26,20 @@ CHUNK_TOKENS = 1024
 """Tokens whose logits the fused loss holds at once: ``seqlm.models.output_loss``, which needs torch, says the same."""
 
 
+CHECKPOINT_BYTES_PER_WORD = 18
+"""Of the vocabulary, which every checkpoint names: a word of 8 letters, and what stands around it in the file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """How fast earlier runs went."""
+    """How fast earlier runs and canaries went, and what memory they took."""
 
     by_fingerprint: Mapping[str, float] = field(default_factory=dict)
     """Training tokens per second of a configuration."""
     by_arch: Mapping[str, tuple[tuple[RunConfig, float], ...]] = field(default_factory=dict)
     """The same speeds with their configurations, by architecture."""
+    peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Peak memory of a rank of the configuration with this fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,10 @@ class Estimate:
     flops_per_token: int
     memory_bytes: int
     """For one rank."""
+    measured_memory_bytes: int | None
+    """The same as an earlier run or a canary of this configuration has measured it, on whatever device it had."""
+    checkpoint_bytes: int
+    """Of each of the two checkpoints."""
     seconds: float | None
     """Of training, all epochs; none where no earlier run says how fast this machine is."""
 
@@ -52,6 +64,8 @@ def estimate(config: RunConfig, facts: CorpusFacts, throughput: Throughput, rank
         parameters=parameter_count(config, facts.vocab_size),
         flops_per_token=flops_per_token(config, facts.vocab_size),
         memory_bytes=memory_bytes(config, facts.vocab_size, ranks),
+        measured_memory_bytes=throughput.peak_memory_bytes.get(config.fingerprint()),
+        checkpoint_bytes=checkpoint_bytes(config, facts.vocab_size),
         seconds=seconds_estimate(config, facts.vocab_size, facts.tokens["train"], throughput),
     )
 
@@ -147,6 +161,15 @@ def _reference_activations(config: RunConfig) -> int:
     return 2 * h + layers * (14 * h + 3 * model.mlp_size + 3 * model.num_heads * config.train.seq_len)
 
 
+def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
+    """Bytes of ``last.pt`` or ``best.pt``: the parameters, with Adam its two moments of each, and the vocabulary.
+
+    The history of the epochs and the archive's own entries, some hundred bytes each, are left out.
+    """
+    copies = 3 if config.optim.optimizer == "adam" else 1
+    return FLOAT_BYTES * copies * parameter_count(config, vocab_size) + CHECKPOINT_BYTES_PER_WORD * vocab_size
+
+
 def training_tokens_per_epoch(tokens: int, batch_size: int, seq_len: int) -> int:
     """Predicted tokens of an epoch over a split of ``tokens``: whole windows of whole columns."""
     return number_of_windows(tokens, batch_size, seq_len) * seq_len * batch_size
@@ -182,26 +205,46 @@ def _speed_of_relative(config: RunConfig, vocab_size: int, throughput: Throughpu
 
 
 def earlier_throughput(runs_root: Path) -> Throughput:
-    """The speeds of every run of every study below ``runs_root``, the median of each run's epochs.
+    """What the runs of every study below ``runs_root`` have measured: median speed and peak memory of their epochs.
 
-    Folders that cannot be read are passed over. Speeds are those of whatever device and number of ranks the runs had.
+    The speed of a canary counts where no epoch of its configuration is known. Folders that cannot be read are passed
+    over. Speeds are those of whatever device and number of ranks the runs had.
     """
     speeds: dict[RunConfig, list[float]] = {}
+    peaks: dict[RunConfig, list[float]] = {}
+    canaries: dict[RunConfig, list[float]] = {}
     for file in sorted(runs_root.glob("*/*/config.json")):
-        run = RunDirectory(file.parent)
-        try:
-            config, (epochs, _) = run.read_config(), run.read_metrics()
-        except FileError:
-            continue
-        for epoch in epochs:
-            speed = epoch.get("train_tokens_per_second")
-            if isinstance(speed, int | float) and math.isfinite(speed) and speed > 0:
-                speeds.setdefault(config, []).append(speed)
-    medians = {config: statistics.median(found) for config, found in speeds.items()}
+        _read_epochs(RunDirectory(file.parent), speeds, peaks)
+    for file in sorted(runs_root.glob(f"*/{CANARY_FOLDER}/*/canary.json")):
+        _read_canary(RunDirectory(file.parent), canaries, peaks)
+    medians = {config: statistics.median(found) for config, found in {**canaries, **speeds}.items()}
     by_arch: dict[str, list[tuple[RunConfig, float]]] = {}
     for config, speed in medians.items():
         by_arch.setdefault(config.model.arch, []).append((config, speed))
     return Throughput(
         by_fingerprint={config.fingerprint(): speed for config, speed in medians.items()},
         by_arch={arch: tuple(found) for arch, found in by_arch.items()},
+        peak_memory_bytes={config.fingerprint(): int(max(found)) for config, found in peaks.items()},
     )
+
+
+_Found: TypeAlias = dict[RunConfig, list[float]]
+
+
+def _read_epochs(run: RunDirectory, speeds: _Found, peaks: _Found) -> None:
+    with contextlib.suppress(FileError):
+        config, (epochs, _) = run.read_config(), run.read_metrics()
+        for epoch in epochs:
+            _note(config, epoch, speeds, peaks)
+
+
+def _read_canary(run: RunDirectory, speeds: _Found, peaks: _Found) -> None:
+    with contextlib.suppress(FileError):
+        _note(run.read_config(), run.read_canary() or {}, speeds, peaks)
+
+
+def _note(config: RunConfig, record: Mapping[str, Any], speeds: _Found, peaks: _Found) -> None:
+    for key, found in (("train_tokens_per_second", speeds), ("peak_memory_bytes", peaks)):
+        value = record.get(key)
+        if isinstance(value, int | float) and math.isfinite(value) and value > 0:
+            found.setdefault(config, []).append(value)

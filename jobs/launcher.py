@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs import canary
 from jobs.backend import Backend
 from jobs.code_snapshot import keep_code, live_code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
@@ -45,6 +46,10 @@ class LaunchOptions:
     """How often a run is tried again by itself without finishing an epoch in between."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
+    canary: bool | None = None
+    """Whether canaries run before the grid; none: the number of runs decides."""
+    tell: Callable[[str], None] = lambda line: None
+    """Told, a line at a time, how the canaries go."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -137,16 +142,15 @@ def launch(
     Raises:
         RunBusyError: another launcher is at work on this study.
         BackendError, DataError, FileError: nothing has been started.
+        CanaryError: a canary has failed; nothing else has been started.
         KeyboardInterrupt: interrupted; the workers have stopped and can be resumed.
     """
     # Everything that can be wrong is found before the first file is written.
     expected = [item for item in plan_runs(specs, options.study_dir, retry=options.retry) if item.action != "skip"]
     paths = {item.run.id: data_path(item.spec) for item in expected}
     facts = check_data(expected, paths)
-    for item in expected:
-        backend.resolve(item.spec, min(len(expected), options.max_parallel or len(expected)))
-    throughput = earlier_throughput(options.study_dir.parent)
-    work = {item.run.id: work_left(item, facts[item.run.id], throughput) for item in expected}
+    at_most = min(len(expected), options.max_parallel or len(expected))
+    resources = {item.run.id: backend.resolve(item.spec, at_most) for item in expected}
     with launching(options.study_dir):
         planned = plan_runs(specs, options.study_dir, retry=options.retry)
         todo = [item for item in planned if item.action != "skip" and item.run.id in paths]
@@ -161,22 +165,34 @@ def launch(
             item.run.create(item.spec.config, {**record, **own})
         try:
             backend.open(code)
-            dispatcher = Dispatcher(
-                backend,
-                code=code,
-                argv=WORKER,
-                data_path=paths,
+            dispatcher = functools.partial(
+                Dispatcher, backend, code=code, argv=WORKER, data_path=paths, max_parallel=options.max_parallel
+            )
+            if canary.wanted(options.canary, todo):
+                write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
+                trials = [
+                    canary.Trial(planned=item, resources=resources[item.run.id], facts=facts[item.run.id])
+                    for item in todo
+                ]
+                canary.check(trials, options.study_dir, backend.name, dispatcher, options.env, options.tell)
+                todo = [item for item in todo if not _cancelled_meanwhile(item)]
+            throughput = earlier_throughput(options.study_dir.parent)
+            work = {item.run.id: work_left(item, facts[item.run.id], throughput) for item in todo}
+            dispatcher(
                 on_event=progress(planned),
                 work=work,
-                max_parallel=options.max_parallel,
                 retries=options.retries,
                 env=options.env,
                 tell_queue=functools.partial(write_queue, options.study_dir),
-            )
-            dispatcher.dispatch(todo)
+            ).dispatch(todo)
         finally:
             backend.close()
         return planned
+
+
+def _cancelled_meanwhile(item: Planned) -> bool:
+    """Whether somebody has cancelled a run since it was planned; one cancelled before that is being retried."""
+    return item.observation.state != "cancelled" and item.run.is_cancelled()
 
 
 def detach(argv: Sequence[str], study_dir: Path) -> int:

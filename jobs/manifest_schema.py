@@ -133,10 +133,10 @@ def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> N
     else:
         problems.add(path.name, f"study.name: found {show(study['name'])}, valid is {_VALID_NAME}")
     if "backend" in study:
-        schema.backend_name = study["backend"]
-        if schema.backend_name not in BACKENDS:
-            valid = f"valid is {', '.join(BACKENDS)}"
-            problems.add(path.name, f"study.backend: found {show(schema.backend_name)}, {valid}")
+        if isinstance(study["backend"], str) and study["backend"] in BACKENDS:
+            schema.backend_name = study["backend"]
+        else:
+            problems.add(path.name, f"study.backend: found {show(study['backend'])}, valid is {', '.join(BACKENDS)}")
     if "data" in study:
         data = study["data"]
         if isinstance(data, str) and data and data.isprintable():
@@ -154,9 +154,10 @@ def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> 
         return
     schema.backend[name] = table
     keys = BACKENDS[name]
+    every = [f"backend.{backend}.{key}" for backend, its in BACKENDS.items() for key in its or ()]
     for key, found in table.items() if keys is not None else ():
         if keys is None or key not in keys:
-            _report_unknown(f"backend.{name}.{key}", [f"backend.{name}.{k}" for k in keys or ()], schema.file, problems)
+            _report_unknown(f"backend.{name}.{key}", every, schema.file, problems)
         elif not keys[key][0](found):
             problems.add(schema.file, f"backend.{name}.{key}: found {show(found)}, valid is {keys[key][1]}")
 

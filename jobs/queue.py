@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 from jobs.backend import Backend
 from jobs.capacity import Capacity, Share
@@ -34,6 +34,21 @@ class Waiting:
     """Time (of the caller's clock) before which it does not start: it has failed a moment ago."""
 
 
+Place: TypeAlias = tuple[float, float, int]
+"""Where a run stands in the queue; the lowest place is in front."""
+
+
+def places(items: Iterable[Waiting]) -> dict[str, Place]:
+    """Run id -> its place: higher priority first, then the longest, then as in the manifest.
+
+    Length is the expected time where that is known of all of them, else the operations.
+    """
+    items = list(items)
+    timed = all(item.work.seconds is not None for item in items)
+    length = {item.id: (item.work.seconds or 0.0) if timed else item.work.flops for item in items}
+    return {item.id: (-item.spec.resources.priority, -length[item.id], item.spec.order) for item in items}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Live:
     """A run that is under way."""
@@ -52,8 +67,7 @@ class Queue:
     """
 
     def __init__(self, items: Sequence[Waiting], *, max_parallel: int | None = None) -> None:
-        timed = all(item.work.seconds is not None for item in items)
-        self._length = {item.id: (item.work.seconds or 0.0) if timed else item.work.flops for item in items}
+        self._places = places(items)
         self._max_parallel = max_parallel
         self._items = sorted(items, key=self._place)
         self.reasons: dict[str, str] = {item.id: "about to start" for item in self._items}
@@ -67,8 +81,8 @@ class Queue:
         self._items = sorted([*self._items, item], key=self._place)
         self.reasons = {other.id: self.reasons.get(other.id, "tried again in a moment") for other in self._items}
 
-    def _place(self, item: Waiting) -> tuple[float, float, int]:
-        return (-item.spec.resources.priority, -self._length[item.id], item.spec.order)
+    def _place(self, item: Waiting) -> Place:
+        return self._places[item.id]
 
     def startable(self, backend: Backend, live: Mapping[str, Live], now: float) -> Iterator[Waiting]:
         """Take out, one after the other, the runs that can start; ask for the next once this one has started.

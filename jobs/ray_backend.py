@@ -276,7 +276,7 @@ class RayBackend(Backend):
         job.runs = True
         for rank, host in enumerate(job.group.hosts):
             site = job.sites[rank]
-            variables = rank_variables(submission, rank, site.device)
+            variables = {**rank_variables(submission, rank, site.device), "SEQLM_NODE": site.node}
             if len(job.group.hosts) > 1:
                 variables["SEQLM_RENDEZVOUS"] = f"tcp://{first.address}:{first.free_port}"
                 if site.interface:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from seqlm.errors import BackendError
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Of an embedded Ray: near the least that Ray takes, since nothing large goes through it."""
+KNOCK_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
 MAX_CODE_BYTES = 100 * 2**20
 """Most code that is sent to a cluster. Ray refuses 512 MiB, and keeps what it is sent in the head node's memory."""
 
@@ -52,7 +55,9 @@ class RayCluster:
         Raises:
             BackendError: Ray cannot be started, or there is no such cluster; the code is too large to be sent.
         """
-        self._connect(None if self.is_embedded else _runtime_env(code))
+        # Inside a Ray job, the job has brought its code along already.
+        has_code = self.is_embedded or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        self._connect(None if has_code else _runtime_env(code))
 
     def close(self) -> None:
         """Leave the cluster, or end the embedded one; everything that this connection started ends."""
@@ -91,6 +96,7 @@ class RayCluster:
         else:
             options.update(address=self._address, runtime_env=runtime_env)
         try:
+            _knock(self._address)
             with _quiet():
                 ray.init(**options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
@@ -99,6 +105,13 @@ class RayCluster:
             hint = "--backend local does without" if self.is_embedded else "`ray status` shows whether it is up"
             raise BackendError(f"{what}: {reason}; {hint}") from None
         self.is_open = True
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nothing listens at an address: Ray itself goes on asking for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _capacity() -> Capacity:

@@ -8,6 +8,7 @@
     ├── RunError                    one run cannot go on (exit code 1)
     │   ├── CheckpointError         a checkpoint is truncated, foreign, or of another run
     │   ├── DivergedError           the loss or the gradient is not a finite number
+    │   ├── CanaryError             the short trial of a run has failed, so that its grid has not started
     │   └── RunBusyError            another live worker or launcher owns the files
     ├── FileError                   a file cannot be read or written: full disk, read-only folder (exit code 1)
     └── BackendError                the backend cannot be reached or cannot do it (exit code 3)
@@ -63,6 +64,10 @@ class CheckpointError(RunError):
 
 class DivergedError(RunError):
     """The loss or the gradient norm of a step is not finite."""
+
+
+class CanaryError(RunError):
+    """The short trials before a grid have failed, one line for each; nothing of the grid has started."""
 
 
 class RunBusyError(RunError):

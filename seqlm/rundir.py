@@ -5,6 +5,10 @@ A run directory explains itself: launching, training and reporting meet only her
 One writer per file: the launcher writes ``config.json``, ``provenance.json`` and ``job.json``; the worker writes
 everything else. Only for a worker that died without a word, or for a cancelled run, does the launcher write
 ``failure.json``.
+
+A canary, the short trial of a run before its grid starts, has a folder like any other run,
+``runs/<study>/canary/<run id>/``: one level deeper, so that no list of the study's runs holds it. It trains a few
+steps, writes ``canary.json`` in place of metrics, checkpoints and result, and with that it is done.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeou
 
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
+CANARY_FOLDER = "canary"
+"""Folder of a study in which its canaries lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,11 @@ class RunDirectory:
         return self.path / "result.json"
 
     @property
+    def canary_file(self) -> Path:
+        """What a canary has measured; no other run has one."""
+        return self.path / "canary.json"
+
+    @property
     def failure_file(self) -> Path:
         return self.path / "failure.json"
 
@@ -105,6 +116,10 @@ class RunDirectory:
     def stderr_log(self, attempt: int) -> Path:
         return self.attempt_dir(attempt) / "stderr.log"
 
+    def worker_file(self, attempt: int, rank: int = 0) -> Path:
+        """Where and with what a rank of an attempt runs: ``worker.json`` of the first, ``worker-1.json``, ..."""
+        return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else "worker.json")
+
     def progress_file(self, attempt: int) -> Path:
         """Where an attempt stands within its epoch, written by its first rank every second or so."""
         return self.attempt_dir(attempt) / "progress.json"
@@ -117,6 +132,16 @@ class RunDirectory:
     def last_attempt(self) -> int:
         """Number of the newest attempt, 0 before the first."""
         return (self.attempts() or [0])[-1]
+
+    @property
+    def is_canary(self) -> bool:
+        """Whether this is the folder of a canary, by its place."""
+        return self.path.parent.name == CANARY_FOLDER
+
+    @classmethod
+    def canary(cls, study_dir: Path, run_id: str) -> RunDirectory:
+        """The folder for the canary of a study's run."""
+        return cls(study_dir / CANARY_FOLDER / run_id)
 
     # -- creating and finding ------------------------------------------------------------------------------------
 
@@ -205,6 +230,9 @@ class RunDirectory:
     def read_result(self) -> dict[str, Any] | None:
         return read_json(self.result_file)
 
+    def read_canary(self) -> dict[str, Any] | None:
+        return read_json(self.canary_file)
+
     def read_failure(self) -> dict[str, Any] | None:
         return read_json(self.failure_file)
 
@@ -263,7 +291,7 @@ class RunDirectory:
         def observed(state: State, reason: str | None, kind: FailureKind | None = None) -> Observation:
             return Observation(state=state, epoch=epoch, best_val_ppl=best, reason=reason, kind=kind)
 
-        if self.read_result() is not None:
+        if self.read_result() is not None or self.read_canary() is not None:
             return observed("done", None)
         if is_locked(self.worker_lock_file):
             return observed("running", None)

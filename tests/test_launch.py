@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 import launch
+from seqlm import machine
+from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory
 from tests.training.studies import write_text
 
@@ -232,6 +235,108 @@ def test_a_diverged_run_says_so_and_its_grid_goes_on(tmp_path: Path) -> None:
     assert failure is not None
     assert failure["kind"] == "diverged"
     assert "Traceback" not in answer.stderr
+
+
+# -- canaries ------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_starts_once_its_canaries_have_passed_and_needs_them_once(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=1)
+    with (tmp_path / "small.toml").open("a") as manifest:
+        manifest.write("seeds = [1, 2, 3]\n")
+    first = study("run", "small.toml", "--only", "seed>1", "--canary", "--set", "resources.cpus=1")
+    assert first.returncode == 0, first.stderr
+    assert "canaries first, 8 steps each: rnn-adam" in first.stderr
+    assert re.search(r"canary rnn-adam passes: [\d.e-]+ s a step, [\d.]+ MiB", first.stderr)
+    assert first.stderr.index("canary rnn-adam passes") < first.stderr.index(" starts\n")
+    second = study("run", "small.toml", "--canary", "--set", "resources.cpus=1")
+    assert second.returncode == 0, second.stderr
+    assert "canar" not in second.stderr
+    assert len(study.states()) == 3
+
+
+def test_a_pair_that_diverges_at_once_stops_its_grid_unless_canaries_are_left_out(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=1)
+    with (tmp_path / "small.toml").open("a") as manifest:
+        manifest.write('[[run]]\nname = "wild"\nmodel.arch = "gru"\noptim.optimizer = "sgd"\noptim.lr = 3e38\n')
+    answer = study("run", "small.toml", "--canary", "--set", "resources.ranks=2", "--json")
+    assert answer.returncode == 1
+    assert "error: canary gru-sgd (wild): diverged: the loss of a step" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    log = re.search(r"see (\S+stderr.log)", json.loads(answer.stdout)["error"]["message"])
+    assert log is not None
+    assert "lower optim.lr" in (tmp_path / log[1]).read_text()
+    assert study.states() == {"rnn-adam": "pending", "wild": "pending"}
+    assert not any(run.attempts() for run in study.runs())
+    without = study("run", "small.toml", "--no-canary")
+    assert without.returncode == 1
+    assert study.states() == {"rnn-adam": "done", "wild": "failed"}
+
+
+# -- what plan tells of the whole ----------------------------------------------------------------------------------
+
+
+def plan_of(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert launch.main(["plan", "small.toml", "--json", *words]) == 0
+    return dict(json.loads(capsys.readouterr().out)["data"])
+
+
+def pretend_earlier_run(study: Study, data: dict[str, Any], **record: Any) -> None:
+    """An earlier run of another study with the configuration of the first run."""
+    run = RunDirectory(study.folder / "runs" / "earlier" / "run-1")
+    run.create(RunConfig.from_dict(data["runs"][0]["config"]), {})
+    run.metrics_file.write_text(json.dumps({"epoch": 0, "val_ppl": 1.0, **record}) + "\n")
+
+
+def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = plan_of(capsys)
+    assert unknown["totals"]["wall_seconds"] is None
+    assert unknown["totals"]["gpu_hours"] is None
+    assert unknown["totals"]["unknown"] == "no rnn has been trained here yet; `doctor --calibrate` measures its speed"
+    pretend_earlier_run(study, unknown, train_tokens_per_second=100.0, peak_memory_bytes=3 * 2**30)
+    found = plan_of(capsys)
+    (run,) = found["runs"]
+    assert run["measured_memory_bytes"] == 3 * 2**30
+    assert run["memory_bytes"] == unknown["runs"][0]["memory_bytes"]
+    assert found["totals"] == {
+        "backend": "local",
+        "max_parallel": None,
+        "gpu_hours": 0.0,
+        "wall_seconds": run["seconds"],
+        "disk_bytes": 2 * (12 * run["parameters"] + 18 * 17),
+        "unknown": None,
+    }
+    assert launch.main(["plan", "small.toml"]) == 0
+    assert "3.0 GiB" in capsys.readouterr().out
+
+
+def test_plan_takes_the_time_on_the_clock_from_how_many_runs_go_at_once(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (study.folder / "small.toml").read_text()
+    (study.folder / "small.toml").write_text("seeds = [1, 2]\n" + text)
+    pretend_earlier_run(study, plan_of(capsys), train_tokens_per_second=100.0)
+    one_by_one = plan_of(capsys, "--max-parallel", "1")["totals"]
+    assert one_by_one["max_parallel"] == 1
+    assert one_by_one["wall_seconds"] == pytest.approx(2 * plan_of(capsys)["runs"][0]["seconds"])
+
+
+def test_gpu_hours_count_the_share_of_each_rank(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: [("0", "a card"), ("1", "a card")])
+    monkeypatch.setattr(machine, "cpu_count", lambda: 8)
+    pretend_earlier_run(study, plan_of(capsys), train_tokens_per_second=0.01)
+    for words, gpus in ((), 1.0), (("--set", "resources.gpus=0.25"), 0.25), (("--set", "resources.ranks=2"), 2.0):
+        found = plan_of(capsys, *words)
+        assert found["totals"]["gpu_hours"] == pytest.approx(found["runs"][0]["seconds"] * gpus / 3600), words
+
+
+def test_plan_refuses_what_never_fits_as_run_does(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = answer_of(capsys, "plan", "small.toml", "--set", "resources.cpus=4000")
+    assert code == 3
+    assert "never fits: needs 4000 cores" in error
+    assert launch.main(["plan", "small.toml", "--backend", "slurm"]) == 3
 
 
 # -- bad input: one clear line, no traceback ----------------------------------------------------------------------

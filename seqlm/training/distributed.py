@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from seqlm.errors import BackendError
+from seqlm.machine import cpu_model
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 """How long a rank waits for the others before it gives up."""
@@ -32,11 +33,22 @@ class Rank:
         """Whether this rank writes the run's files."""
         return self.index == 0
 
+    @property
+    def device_name(self) -> str:
+        """What a person calls the device: the model of the GPU or of the processor."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of ``tensor`` over all ranks, in place; the same values on every rank."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def highest(self, value: int) -> int:
+        """The largest ``value`` of any rank."""
+        values = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        values[self.index] = value
+        return int(self.sum(values).max())
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import sys
@@ -109,6 +110,37 @@ class Trainer:
             self._one_epoch(epoch)
         return self._finish()
 
+    def try_steps(self, steps: int, valid_windows: int) -> list[float]:
+        """Take the first ``steps`` steps of the training, then look at some windows of ``valid``; no file is written.
+
+        Returns the seconds of each step, from its window until the device has done it. A text that is too short is
+        begun again.
+
+        Raises:
+            DivergedError, StopRequested: as :meth:`train`.
+        """
+        train = self.config.train
+        set_learning_rate(self.optimizer, learning_rate(self.config.optim, 0))
+        torch.manual_seed(_mask_seed(self.config.seed, 0, self.rank.index))
+        self.model.train()
+        state, results = self._initial_state("train"), StepResults(self.rank)
+        texts = (windows(self._columns["train"], train.seq_len) for _ in itertools.count())
+        seconds = []
+        for inputs, targets in itertools.islice(itertools.chain.from_iterable(texts), steps):
+            if self.should_stop():
+                raise StopRequested
+            started = time.perf_counter()
+            result = self.step(inputs, targets, state)
+            state = result.state
+            results.add(result)
+            self._read(results)  # waits for the device
+            seconds.append(time.perf_counter() - started)
+        columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
+        valid = evaluate(self.model, self._initial_state("valid"), columns, train.seq_len, self.rank)
+        if not math.isfinite(valid.mean):
+            raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
+        return seconds
+
     # -- one epoch ---------------------------------------------------------------------------------------------
 
     def _one_epoch(self, epoch: int) -> None:
@@ -134,7 +166,7 @@ class Trainer:
                 "epoch_seconds": seconds,
                 "elapsed_seconds": earlier + seconds,
                 "train_tokens_per_second": train.tokens / train_seconds,
-                "peak_memory_bytes": _peak_memory_bytes(self.rank.device),
+                "peak_memory_bytes": peak_memory_bytes(self.rank.device),
                 "attempt": self.attempt,
             }
         )
@@ -257,7 +289,7 @@ def _mask_seed(seed: int, epoch: int, rank: int) -> int:
     return (seed + 0x9E3779B97F4A7C15 * (epoch + 1) + 0xC2B2AE3D27D4EB4F * rank) % 2**63
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory of this rank so far: allocated on the GPU, or resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -7,7 +7,9 @@ differs between ranks and machines comes from the environment:
     SEQLM_RENDEZVOUS                where the ranks meet, else MASTER_ADDR and MASTER_PORT
     SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
     SEQLM_DATA                      folder or zip of the corpus
+    SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
+    SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
 Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
 75 another worker is at it, 143 stopped by SIGTERM or SIGINT.
@@ -27,10 +29,11 @@ from typing import Any
 
 import torch
 
+import seqlm
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import RunBusyError, SeqlmError
-from seqlm.machine import cpu_model
 from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
+from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
 from seqlm.training.failure import describe_failure, failure_text, is_storage_failure, tell
 from seqlm.training.trainer import StopRequested, Trainer
@@ -69,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     stop.install()
     try:
         rank = rank_from_environment(os.environ)
+        steps = canary_steps(run, os.environ)
         config = run.read_config()
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,7 +88,10 @@ def main(argv: list[str] | None = None) -> int:
             corpus = load_corpus(config.data, Path(path) if path else None)
             with process_group(rank):
                 trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received)
-                trainer.train()
+                if steps is None:
+                    trainer.train()
+                else:
+                    run_canary(trainer, steps)
     except RunBusyError as error:
         tell(f"error: {error}")
         return EXIT_BUSY
@@ -111,21 +118,22 @@ def _ownership(run: RunDirectory, rank: Rank) -> contextlib.AbstractContextManag
 
 
 def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
-    """Write ``attempts/NNNN/worker.json``: where and with what this attempt runs."""
-    if not rank.is_first:
-        return
+    """Where and with what this rank runs, in the attempt's folder: ``worker.json``, of other ranks ``worker-N.json``."""
     make_directory(run.attempt_dir(attempt))
     record: dict[str, Any] = {
         "host": socket.gethostname(),
+        "node": os.environ.get("SEQLM_NODE"),
         "pid": os.getpid(),
+        "rank": rank.index,
         "ranks": rank.world_size,
-        "device": torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else cpu_model(),
+        "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
+        "code": str(Path(seqlm.__file__).parent.parent),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    write_json(run.attempt_dir(attempt) / "worker.json", record)
+    write_json(run.worker_file(attempt, rank.index), record)
 
 
 if __name__ == "__main__":

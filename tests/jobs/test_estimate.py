@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.estimate import (
     CHUNK_TOKENS,
     Throughput,
+    checkpoint_bytes,
     earlier_throughput,
     estimate,
     flops_per_token,
@@ -22,9 +23,12 @@ from jobs.estimate import (
     training_tokens_per_epoch,
 )
 from seqlm.config import RunConfig
-from seqlm.data.corpus import CorpusFacts
+from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.models import build_model, output_loss
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, write_json
+from seqlm.training.distributed import Rank
+from seqlm.training.trainer import Trainer
+from tests.training.studies import write_text
 
 VOCAB = 11
 MODELS: list[dict[str, Any]] = [
@@ -166,6 +170,58 @@ def test_earlier_speeds_are_the_median_over_the_epochs_of_all_studies(tmp_path: 
     found = earlier_throughput(tmp_path)
     assert found.by_fingerprint == {config().fingerprint(): 10.0, config(MODELS[2]).fingerprint(): 7.0}
     assert found.by_arch == {"rnn": ((config(), 10.0),), "gru": ((config(MODELS[2]), 7.0),)}
+
+
+def make_canary(root: Path, study: str, run_config: RunConfig, **record: Any) -> RunDirectory:
+    run = RunDirectory.canary(root / study, f"run-{run_config.fingerprint()[:8]}")
+    run.create(run_config, {})
+    write_json(run.canary_file, record)
+    return run
+
+
+def test_a_canary_tells_the_speed_where_no_epoch_of_its_configuration_does(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", config(), [10.0])
+    make_canary(tmp_path, "b", config(), train_tokens_per_second=99.0)
+    make_canary(tmp_path, "b", config(MODELS[2]), train_tokens_per_second=7.0)
+    make_canary(tmp_path, "b", config(MODELS[3]), train_tokens_per_second=None)
+    make_canary(tmp_path, "b", config(MODELS[4]), train_tokens_per_second=1.0).canary_file.write_text("{")
+    found = earlier_throughput(tmp_path)
+    assert found.by_fingerprint == {config().fingerprint(): 10.0, config(MODELS[2]).fingerprint(): 7.0}
+    assert found.by_arch["gru"] == ((config(MODELS[2]), 7.0),)
+
+
+def test_the_memory_of_a_configuration_is_the_highest_that_any_run_or_canary_of_it_has_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", config(), [])
+    lines = [{"epoch": i, "val_ppl": 1.0, "peak_memory_bytes": peak} for i, peak in enumerate((500, 900, None))]
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    make_canary(tmp_path, "a", config(), peak_memory_bytes=700)
+    make_canary(tmp_path, "a", config(MODELS[2]), peak_memory_bytes=300)
+    known = earlier_throughput(tmp_path)
+    facts = CorpusFacts(vocab_size=VOCAB, tokens={"train": 24, "valid": 9, "test": 9}, sha256="")
+    measured = [estimate(config(model), facts, known).measured_memory_bytes for model in (None, MODELS[2], MODELS[4])]
+    assert measured == [900, 300, None]
+    assert estimate(config(), facts, known).memory_bytes == memory_bytes(config(), VOCAB), "the estimate stays one"
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("corpus", ["files", "pydoc"])
+def test_the_size_of_a_checkpoint_is_that_of_its_file_within_5_percent(
+    tmp_path: Path, corpus: str, optimizer: str
+) -> None:
+    # Few words and a large model; thousands of words, which are a sixth of the file, and a small one.
+    size = 128 if corpus == "files" else 16
+    model = {"arch": "gru", "hidden_size": size, "num_layers": 1, "embedding_size": size}
+    run_config = config(model, optimizer, {"corpus": corpus}, batch_size=64, epochs=1)
+    text = write_text(tmp_path / "text", train_lines=400) if corpus == "files" else None
+    loaded = load_corpus(run_config.data, text)
+    run = RunDirectory(tmp_path / "run")
+    run.create(run_config, {})
+    trainer = Trainer(run_config, loaded, run, rank=Rank(), attempt=1)
+    trainer.try_steps(1, 1)
+    trainer._save(is_best=True)
+    expected = checkpoint_bytes(run_config, len(loaded.vocabulary))
+    assert expected == pytest.approx(run.last_checkpoint.stat().st_size, rel=0.05)
+    assert expected == pytest.approx(run.best_checkpoint.stat().st_size, rel=0.05)
 
 
 def test_damaged_runs_and_lines_and_absent_folders_are_passed_over(tmp_path: Path) -> None:

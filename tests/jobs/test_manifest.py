@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.manifest import Manifest, load_manifest
+from jobs.manifest_schema import BACKENDS, RESOURCE_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 
@@ -281,6 +282,24 @@ def test_backend_tables_are_handed_on_as_written(tmp_path: Path) -> None:
     }
 
 
+def test_the_backend_of_the_study_and_its_settings_are_read(tmp_path: Path) -> None:
+    text = GOOD.replace('name = "s"', 'name = "s"\nbackend = "ray"')
+    table = {"address": "auto", "max_parallel": 3, "retries": 0, "env": {"NCCL_SOCKET_IFNAME": "eth0"}}
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items() if key != "env")
+    manifest = load(tmp_path, f'{text}[backend.ray]\n{lines}env.NCCL_SOCKET_IFNAME = "eth0"\n')
+    assert manifest.backend_name == "ray"
+    assert manifest.backend == {"ray": table}
+    assert load(tmp_path, GOOD).backend_name is None
+
+
+def test_a_run_may_have_a_share_of_a_gpu_and_a_priority(tmp_path: Path) -> None:
+    text = GOOD + "resources.gpus = 0.25\nresources.priority = -1\n[resources]\npriority = 2\n"
+    (run,) = load(tmp_path, text).runs
+    assert (run.resources.gpus, run.resources.priority) == (0.25, -1)
+    (again,) = load(tmp_path, text, "resources.gpus=1").runs
+    assert again.resources.gpus == 1
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
@@ -395,6 +414,22 @@ WRONG = {
         GOOD + "[resources]\ngpus = 2",
         "study.toml: resources.gpus: found 2, valid is 0, 1, or a share such as 0.25, for each rank",
     ),
+    "share of a GPU below none": (
+        GOOD + "[resources]\ngpus = -0.5",
+        "study.toml: resources.gpus: found -0.5, valid is 0, 1, or a share such as 0.25, for each rank",
+    ),
+    "share of a GPU for two ranks": (
+        GOOD + "resources.ranks = 2\nresources.gpus = 0.5",
+        "study.toml: run 1: resources.gpus: found 0.5, valid is 0 or 1 with several ranks, which cannot share a GPU",
+    ),
+    "share of a GPU as text": (
+        GOOD + '[resources]\ngpus = "half"',
+        "study.toml: resources.gpus: found 'half', valid is a number",
+    ),
+    "priority that is no whole number": (
+        GOOD + "resources.priority = 1.5",
+        "study.toml: run 1: resources.priority: found 1.5, valid is a whole number",
+    ),
     "more ranks than columns": (
         GOOD + "resources.ranks = 21",
         "study.toml: run 1: resources.ranks: found 21, valid is at most train.batch_size = 20, a column for each rank",
@@ -470,12 +505,12 @@ WRONG = {
     "study that is a text": ('study = "s"\n' + DEFAULTS + RUN, 'study.toml: study: found "s", valid is a table'),
     "unknown study key": (
         GOOD.replace("[study]", "[study]\ndate = 3"),
-        'study.toml: unknown key "study.date"; did you mean "study.data"? (valid in study: data, name)',
+        'study.toml: unknown key "study.date"; did you mean "study.data"? (valid in study: backend, data, name)',
     ),
     "seeds below a table": (
         GOOD.replace("[study]", "[study]\nseeds = [3]"),
         'study.toml: unknown key "study.seeds"; "seeds" stands at the top of the file, above the first [table], '
-        "or in an entry (valid in study: data, name)",
+        "or in an entry (valid in study: backend, data, name)",
     ),
     "empty data path": (
         GOOD.replace("[study]", '[study]\ndata = ""'),
@@ -518,7 +553,38 @@ WRONG = {
     "unknown key of the local backend": (
         GOOD + "[backend.local]\nmax_paralel = 1",
         'study.toml: unknown key "backend.local.max_paralel"; did you mean "backend.local.max_parallel"? '
-        "(valid in backend.local: max_parallel)",
+        "(valid in backend.local: env, max_parallel, retries)",
+    ),
+    "unknown key of the ray backend": (
+        GOOD + '[backend.ray]\nadress = "auto"',
+        'study.toml: unknown key "backend.ray.adress"; did you mean "backend.ray.address"? '
+        "(valid in backend.ray: address, env, max_parallel, retries)",
+    ),
+    "address of a cluster for the local backend": (
+        GOOD + '[backend.local]\naddress = "auto"',
+        'study.toml: unknown key "backend.local.address"; did you mean "backend.ray.address"? '
+        "(valid in backend.local: env, max_parallel, retries)",
+    ),
+    "address that is no text": (
+        GOOD + "[backend.ray]\naddress = 6379",
+        'study.toml: backend.ray.address: found 6379, valid is an address, such as "auto"',
+    ),
+    "negative retries": (
+        GOOD + "[backend.ray]\nretries = -1",
+        "study.toml: backend.ray.retries: found -1, valid is a whole number, 0 or more",
+    ),
+    "variable that is no text": (
+        GOOD + "[backend.local]\nenv.NCCL_DEBUG = 1",
+        'study.toml: backend.local.env: found {"NCCL_DEBUG": 1}, valid is a table of texts, '
+        'such as {NCCL_SOCKET_IFNAME = "eth0"}',
+    ),
+    "unknown backend of the study": (
+        GOOD.replace('name = "s"', 'name = "s"\nbackend = "cloud"'),
+        'study.toml: study.backend: found "cloud", valid is local, ray, slurm',
+    ),
+    "list of backends of the study": (
+        GOOD.replace('name = "s"', 'name = "s"\nbackend = ["ray"]'),
+        'study.toml: study.backend: found ["ray"], valid is local, ray, slurm',
     ),
     "wrong value for the local backend": (
         GOOD + "[backend.local]\nmax_parallel = 0",
@@ -736,9 +802,12 @@ REFERENCE = ROOT / "docs" / "manifest.md"
 
 def test_the_reference_mentions_every_valid_key() -> None:
     text = REFERENCE.read_text("utf-8")
-    resources = ["resources.ranks", "resources.cpus", "resources.gpus", "study.name", "study.data"]
-    tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "seeds", "backend.local.max_parallel", "[backend.slurm]"]
-    assert [key for key in [*valid_keys(), *resources, *tables] if f"`{key}`" not in text] == []
+    study = ["study.name", "study.data", "study.backend"]
+    backends = [f"[backend.{name}]" for name in BACKENDS]
+    tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "seeds"]
+    assert [key for key in [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables] if f"`{key}`" not in text] == []
+    settings = {key for keys in BACKENDS.values() for key in keys or ()}
+    assert [key for key in settings if f"\n| `{key}` |" not in text] == []
 
 
 def examples(language: str) -> list[str]:

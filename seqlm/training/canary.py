@@ -1,0 +1,69 @@
+"""A canary: the first steps of a run on its real text, batch and device, to see that it fits and trains."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from seqlm.errors import UsageError
+from seqlm.rundir import RunDirectory, write_json
+from seqlm.training.step import WARM_UP_STEPS
+from seqlm.training.trainer import Trainer, peak_memory_bytes
+
+VALID_WINDOWS = 2
+"""Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
+UNTIMED_STEPS = WARM_UP_STEPS + 1
+"""Steps at the beginning whose time says nothing; in the last of them a GPU's step is captured as a graph."""
+
+
+def canary_steps(run: RunDirectory, env: Mapping[str, str]) -> int | None:
+    """How many steps this worker trains as a canary, or none for an ordinary run.
+
+    Both the folder and ``SEQLM_CANARY`` must say so: a variable left in somebody's shell cuts no run short.
+
+    Raises:
+        UsageError: the variable is no number of steps.
+    """
+    text = env.get("SEQLM_CANARY")
+    if not text or not run.is_canary:
+        return None
+    if not text.isdecimal() or int(text) <= UNTIMED_STEPS:
+        raise UsageError(f'SEQLM_CANARY: found "{text}", valid is a whole number above {UNTIMED_STEPS}')
+    return int(text)
+
+
+def run_canary(trainer: Trainer, steps: int) -> dict[str, Any]:
+    """Train ``steps`` steps and write ``canary.json``; returns what it holds.
+
+    Memory is that of the rank that needs most. On a GPU ``reserved_memory_bytes`` is what the process holds of it for
+    tensors, a little more than their peak; what CUDA itself takes comes on top.
+
+    Raises:
+        DivergedError: a loss or gradient norm is not finite.
+        StopRequested: the worker was asked to stop.
+        FileError: the file cannot be written.
+    """
+    rank, train = trainer.rank, trainer.config.train
+    step_seconds = statistics.median(trainer.try_steps(steps, VALID_WINDOWS)[UNTIMED_STEPS:])
+    on_gpu = rank.device.type == "cuda"
+    record = {
+        "steps": steps,
+        "step_seconds": step_seconds,
+        "train_tokens_per_second": train.seq_len * train.batch_size / step_seconds,
+        "peak_memory_bytes": rank.highest(peak_memory_bytes(rank.device)),
+        "reserved_memory_bytes": rank.highest(torch.cuda.max_memory_reserved(rank.device)) if on_gpu else None,
+        "device": rank.device_name,
+        "device_memory_bytes": torch.cuda.get_device_properties(rank.device).total_memory if on_gpu else None,
+        "ranks": rank.world_size,
+        "threads": torch.get_num_threads(),
+        "attempt": trainer.attempt,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if rank.is_first:
+        write_json(trainer.run.canary_file, record)
+        trainer.progress.say(f"canary: {steps} steps, {step_seconds:.3g} s each; it fits and trains")
+    return record

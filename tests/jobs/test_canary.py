@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.load import load_study
+from jobs import canary, dispatch, retry
+from jobs.canary import CANARY_ABOVE, STEPS, Trial, choose, wanted
+from jobs.code_snapshot import Code
+from jobs.dispatch import Dispatcher, Planned, plan
+from jobs.launcher import LaunchOptions, launch
+from jobs.spec import Resources, RunSpec, Submission
+from jobs.study import observe_study
+from seqlm.config import RunConfig
+from seqlm.data.corpus import CorpusFacts
+from seqlm.errors import BackendError, CanaryError
+from seqlm.rundir import RunDirectory, write_json
+from tests.fakes import FakeBackend
+from tests.training.studies import make_config, write_text
+
+FACTS = CorpusFacts(vocab_size=20, tokens={"train": 1000, "valid": 100, "test": 100}, sha256="")
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    record = {
+        "steps": STEPS,
+        "step_seconds": 0.21,
+        "train_tokens_per_second": 100.0,
+        "peak_memory_bytes": 13 * GIB // 10,
+        "reserved_memory_bytes": None,
+        "device": "processor",
+        "device_memory_bytes": None,
+    }
+    return {**record, **changes}
+
+
+def passes(submission: Submission, **changes: Any) -> int:
+    """What a worker does: a canary measures, every other run is done."""
+    is_canary = submission.run_dir.parent.name == "canary"
+    name, content = ("canary.json", measured(**changes)) if is_canary else ("result.json", {"best_val_ppl": 1.0})
+    write_json(submission.run_dir / name, content)
+    return 0
+
+
+def diverges(submission: Submission) -> int:
+    write_json(submission.run_dir / "failure.json", {"kind": "diverged", "message": "the loss is nan"})
+    return 1
+
+
+def trial(study_dir: Path, config: RunConfig, *, name: str = "run", **resources: Any) -> Trial:
+    wishes = Resources(cpus=1, gpus=0, **resources)
+    spec = RunSpec(name=name, config=config, resources=wishes)
+    run = RunDirectory.locate(study_dir, name, spec.fingerprint)
+    run.create(config, {"name": name})
+    planned = plan(spec, run, run.observe(), has_checkpoint=False, retry=False)
+    return Trial(planned=planned, resources=wishes, facts=FACTS)
+
+
+def check(trials: Sequence[Trial], study_dir: Path, backend: FakeBackend) -> list[str]:
+    """Run the canaries that are needed; returns what a person is told."""
+    lines: list[str] = []
+
+    def dispatcher(**options: Any) -> Dispatcher:
+        code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
+        return Dispatcher(backend, code=code, argv=("worker",), data_path={}, **options)
+
+    canary.check(trials, study_dir, backend.name, dispatcher, {"MINE": "1"}, lines.append)
+    return lines
+
+
+# -- whether, and which --------------------------------------------------------------------------------------------
+
+
+def test_more_than_ten_runs_that_start_get_canaries_unless_somebody_chooses(tmp_path: Path) -> None:
+    starting = [trial(tmp_path, make_config(seed=seed)).planned for seed in range(CANARY_ABOVE + 1)]
+    skipped = [Planned(**{**vars(item), "action": "skip"}) for item in starting]
+    assert wanted(None, starting)
+    assert not wanted(None, starting[1:])
+    assert not wanted(None, [*starting[1:], *skipped])
+    assert wanted(True, starting[:1])
+    assert not wanted(False, starting)
+
+
+def test_the_canary_of_a_pair_is_its_run_that_needs_most_memory_and_of_equal_ones_the_lowest_rate(
+    tmp_path: Path,
+) -> None:
+    configs = {
+        "small": make_config("rnn", lr=0.1),
+        "fast": make_config("rnn", hidden_size=64, lr=3e38),
+        "slow": make_config("rnn", hidden_size=64, lr=0.1),
+        "adam": make_config("rnn", optimizer="adam"),
+        "gru": make_config("gru"),
+    }
+    found = choose(trial(tmp_path, config, name=name) for name, config in configs.items())
+    assert [item.planned.spec.name for item in found] == ["slow", "adam", "gru"]
+
+
+def test_a_pair_whose_runs_all_resume_gets_no_canary(tmp_path: Path) -> None:
+    item = trial(tmp_path, make_config())
+    resuming = Trial(
+        planned=Planned(**{**vars(item.planned), "action": "resume"}), resources=item.resources, facts=FACTS
+    )
+    backend = FakeBackend(passes)
+    assert check([resuming], tmp_path, backend) == []
+    assert backend.submissions == []
+
+
+# -- passing and failing -------------------------------------------------------------------------------------------
+
+
+def test_a_canary_is_the_worker_on_a_folder_of_its_own_with_the_resources_of_its_run(tmp_path: Path) -> None:
+    backend = FakeBackend(passes)
+    item = trial(tmp_path / "study", make_config("gru"))
+    lines = check([item], tmp_path / "study", backend)
+    (submission,) = backend.submissions
+    assert submission.run_dir == tmp_path / "study" / "canary" / item.planned.run.id
+    assert submission.argv == ("worker", str(submission.run_dir))
+    assert submission.env["SEQLM_CANARY"] == str(STEPS)
+    assert submission.env["MINE"] == "1"
+    assert submission.resources == item.resources
+    assert lines[-1] == "canary gru-sgd passes: 0.21 s a step, 1.3 GiB"
+
+
+def test_no_list_of_the_studys_runs_holds_a_canary(tmp_path: Path) -> None:
+    item = trial(tmp_path, make_config())
+    check([item], tmp_path, FakeBackend(passes))
+    assert RunDirectory.canary(tmp_path, item.planned.run.id).observe().state == "done"
+    assert [run.run.id for run in observe_study(tmp_path)] == [item.planned.run.id]
+    assert [run.observation.state for run in observe_study(tmp_path)] == ["pending"]
+    assert list(load_study(tmp_path).runs["id"]) == [item.planned.run.id]
+
+
+def test_canaries_run_side_by_side_as_the_backend_has_room(tmp_path: Path) -> None:
+    backend = FakeBackend(passes, slots=2)
+    check([trial(tmp_path, make_config(arch)) for arch in ("rnn", "gru", "transformer")], tmp_path, backend)
+    assert backend.most_at_once == 2
+
+
+def test_every_failed_canary_is_told_with_its_kind_message_and_log_and_the_others_still_run(tmp_path: Path) -> None:
+    trials = [trial(tmp_path, make_config(arch), name=arch) for arch in ("rnn", "gru", "transformer")]
+
+    def work(submission: Submission) -> int:
+        return passes(submission) if submission.run_dir.name.startswith("gru") else diverges(submission)
+
+    with pytest.raises(CanaryError) as caught:
+        check(trials, tmp_path, FakeBackend(work, slots=1))
+    first, second, last = str(caught.value).splitlines()
+    log = RunDirectory.canary(tmp_path, trials[0].planned.run.id).stderr_log(1)
+    assert first == f"canary rnn-sgd (rnn): diverged: the loss is nan; see {log}"
+    assert second.startswith("canary transformer-sgd (transformer): diverged")
+    assert last == "nothing of the grid has started; --no-canary starts it all the same"
+    assert caught.value.exit_code == 1
+
+
+def test_a_canary_that_has_passed_is_not_repeated_and_one_that_failed_is(tmp_path: Path) -> None:
+    trials = [trial(tmp_path, make_config(arch), name=arch) for arch in ("rnn", "gru")]
+    with pytest.raises(CanaryError):
+        check(trials, tmp_path, FakeBackend(lambda s: passes(s) if "rnn" in s.run_dir.name else diverges(s)))
+    again = FakeBackend(passes)
+    check(trials, tmp_path, again)
+    assert [(s.run_dir.name, s.attempt) for s in again.submissions] == [(trials[1].planned.run.id, 2)]
+    never = FakeBackend(diverges)
+    assert check(trials, tmp_path, never) == []
+    assert never.submissions == []
+
+
+def test_a_passed_canary_stands_for_smaller_runs_on_the_same_resources_alone(tmp_path: Path) -> None:
+    check([trial(tmp_path, make_config(hidden_size=32))], tmp_path, FakeBackend(passes))
+    cases = [
+        (make_config(hidden_size=16), {}, 0),
+        (make_config(hidden_size=16), {"priority": 3}, 0),
+        (make_config(hidden_size=64), {}, 1),
+        (make_config(hidden_size=16), {"ranks": 2}, 1),
+    ]
+    for config, resources, submitted in cases:
+        backend = FakeBackend(passes)
+        check([trial(tmp_path, config, **resources)], tmp_path, backend)
+        assert len(backend.submissions) == submitted, (config, resources)
+
+
+def test_a_canary_that_is_repeated_and_fails_is_not_taken_for_the_one_that_passed_before(tmp_path: Path) -> None:
+    config = make_config()
+    check([trial(tmp_path, config)], tmp_path, FakeBackend(passes))
+    with pytest.raises(CanaryError):
+        check([trial(tmp_path, config, ranks=2)], tmp_path, FakeBackend(diverges))
+
+
+def test_a_canary_that_loses_its_node_is_tried_once_more(tmp_path: Path) -> None:
+    backend = FakeBackend(lambda submission: passes(submission) if submission.attempt == 2 else -9)
+    check([trial(tmp_path, make_config())], tmp_path, backend)
+    assert len(backend.submissions) == 2
+    hopeless = FakeBackend(lambda submission: -9)
+    with pytest.raises(CanaryError, match="node: "):
+        check([trial(tmp_path, make_config("gru"))], tmp_path, hopeless)
+    assert len(hopeless.submissions) == 2
+
+
+# -- shares of a GPU -----------------------------------------------------------------------------------------------
+
+
+def card(submission: Submission) -> int:
+    return passes(submission, peak_memory_bytes=9 * GIB, device="H100", device_memory_bytes=80 * GIB)
+
+
+def shares(tmp_path: Path, sizes: dict[int, float | None], work: Any = card) -> list[str]:
+    """The packing of a pair whose canary is its largest run; on a fake without GPUs the shares are wishes alone."""
+    large = max(sizes)
+    first = trial(tmp_path, make_config(hidden_size=large), name="first")
+    check([first], tmp_path, FakeBackend(work))
+    wishes = [trial(tmp_path, make_config(hidden_size=size), name=f"hidden{size}") for size in sizes]
+    wishes = [
+        Trial(planned=item.planned, resources=Resources(cpus=1, gpus=share), facts=FACTS)
+        for item, share in zip(wishes, sizes.values(), strict=True)
+    ]
+    resuming = [
+        Trial(planned=Planned(**{**vars(item.planned), "action": "resume"}), resources=item.resources, facts=FACTS)
+        for item in wishes
+    ]
+    return check(resuming, tmp_path, FakeBackend(work))
+
+
+def test_a_run_that_needs_more_than_its_share_of_a_gpu_stops_the_launch_with_the_share_that_holds_it(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(BackendError) as caught:
+        shares(tmp_path, {64: 0.1})
+    assert str(caught.value) == (
+        "hidden64 needs 9.5 GiB, but its share of H100 is 0.1, 8.0 GiB; use resources.gpus = 0.12 or more"
+    )
+    shares(tmp_path, {64: 0.12})
+
+
+def test_the_need_of_a_smaller_run_is_scaled_by_the_estimates(tmp_path: Path) -> None:
+    shares(tmp_path, {64: 1, 16: 0.1})
+    with pytest.raises(BackendError, match=r"hidden16 needs .* is 0.01, 819.2 MiB"):
+        shares(tmp_path, {64: 1, 16: 0.01})
+
+
+def test_of_several_runs_the_one_that_lacks_most_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"^hidden64 needs .*; 1 more need more than their share$"):
+        shares(tmp_path, {16: 0.01, 64: 0.05})
+
+
+def test_what_the_process_has_reserved_counts_rather_than_the_peak_of_its_tensors(tmp_path: Path) -> None:
+    def work(submission: Submission) -> int:
+        return passes(
+            submission, peak_memory_bytes=1, reserved_memory_bytes=9 * GIB, device="H100", device_memory_bytes=80 * GIB
+        )
+
+    with pytest.raises(BackendError, match=r"needs 9\.5 GiB"):
+        shares(tmp_path, {64: 0.1}, work)
+
+
+def test_whole_gpus_and_processors_are_not_shared_out(tmp_path: Path) -> None:
+    shares(tmp_path, {64: 1, 16: 0})
+    shares(tmp_path / "cpu", {64: 0.001}, passes)
+
+
+# -- in a launch ---------------------------------------------------------------------------------------------------
+
+
+def launched(
+    tmp_path: Path, backend: FakeBackend, *, count: int = 6, canaries: bool | None = None, tell: Any = None
+) -> list[str]:
+    """Launch ``count`` runs of two pairs; returns the folders submitted, canaries as ``canary/...``."""
+    text = write_text(tmp_path / "text")
+    specs = [
+        RunSpec(name=f"{arch}{seed}", config=make_config(arch, seed=seed), order=2 * seed + number)
+        for seed in range(count)
+        for number, arch in enumerate(("rnn", "gru"))
+    ]
+    study_dir = tmp_path / "runs" / "study"
+    options = LaunchOptions(
+        study_dir=study_dir, live_code=True, canary=canaries, tell=tell or (lambda line: None), retries=0
+    )
+    try:
+        launch(
+            specs,
+            backend,
+            options,
+            data_path=lambda spec: text,
+            command=lambda spec: [],
+            progress=lambda planned: lambda event: None,
+        )
+    finally:
+        names = [str(submission.run_dir.relative_to(study_dir)) for submission in backend.submissions]
+    return [name.rpartition("-")[0] for name in names]
+
+
+def test_the_grid_starts_once_its_canaries_have_passed(tmp_path: Path) -> None:
+    names = launched(tmp_path, FakeBackend(passes))
+    assert names[:2] == ["canary/rnn0", "canary/gru0"]
+    assert len(names) == 14
+
+
+@pytest.mark.parametrize(("count", "canaries", "expected"), [(5, None, 10), (5, True, 12), (6, False, 12)])
+def test_small_grids_start_at_once_and_a_choice_goes_before(
+    tmp_path: Path, count: int, canaries: bool | None, expected: int
+) -> None:
+    assert len(launched(tmp_path, FakeBackend(passes), count=count, canaries=canaries)) == expected
+
+
+def test_nothing_of_the_grid_starts_when_a_canary_fails(tmp_path: Path) -> None:
+    backend = FakeBackend(diverges)
+    with pytest.raises(CanaryError):
+        launched(tmp_path, backend)
+    assert {submission.run_dir.parent.name for submission in backend.submissions} == {"canary"}
+    assert {run.observation.state for run in observe_study(tmp_path / "runs" / "study")} == {"pending"}
+    assert not backend.is_open
+
+
+def test_an_interrupt_during_the_canaries_starts_nothing(tmp_path: Path) -> None:
+    def interrupt(submission: Submission) -> int:
+        raise KeyboardInterrupt
+
+    backend = FakeBackend(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        launched(tmp_path, backend)
+    assert {submission.run_dir.parent.name for submission in backend.submissions} == {"canary"}
+    assert [force for _, force in backend.stopped] != []
+
+
+def test_a_run_cancelled_during_the_canaries_does_not_start(tmp_path: Path) -> None:
+    def cancel_one(submission: Submission) -> int:
+        if submission.run_dir.parent.name == "canary":
+            (run,) = [found for found in RunDirectory.all_in(tmp_path / "runs" / "study") if "rnn3" in found.id]
+            run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+        return passes(submission)
+
+    names = launched(tmp_path, FakeBackend(cancel_one))
+    assert "rnn3" not in names
+    assert len(names) == 13
+
+
+def test_status_says_that_runs_wait_for_the_canaries(tmp_path: Path) -> None:
+    seen: set[str] = set()
+
+    def look(submission: Submission) -> int:
+        if submission.run_dir.parent.name == "canary":
+            queue = json.loads((tmp_path / "runs" / "study" / "queue.json").read_text())
+            seen.update(queue["waiting"].values())
+        return passes(submission)
+
+    launched(tmp_path, FakeBackend(look))
+    assert seen == {"waits for the canaries"}
+
+
+def test_the_speeds_of_the_canaries_order_the_queue(tmp_path: Path) -> None:
+    def work(submission: Submission) -> int:
+        slow = submission.run_dir.name.startswith("rnn")
+        return passes(submission, train_tokens_per_second=1.0 if slow else 1000.0)
+
+    assert [name[:3] for name in launched(tmp_path, FakeBackend(work, slots=1))[2:]] == ["rnn"] * 6 + ["gru"] * 6
+    by_operations = launched(tmp_path / "b", FakeBackend(passes, slots=1), canaries=False)
+    assert [name[:3] for name in by_operations] == ["gru"] * 6 + ["rnn"] * 6, "a GRU has more to compute"
+
+
+def test_the_canary_has_the_cores_that_its_run_gets_in_the_whole_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend(passes, slots=6)
+    resolve = backend.resolve
+
+    def share(spec: RunSpec, at_most: int) -> Resources:
+        return resolve(spec, at_most) if spec.resources.cpus else Resources(cpus=at_most)
+
+    monkeypatch.setattr(backend, "resolve", share)
+    assert len(launched(tmp_path, backend, count=3, canaries=True)) == 8
+    assert {submission.resources.cpus for submission in backend.submissions} == {6}

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+
+from jobs.capacity import Capacity, Node
+from jobs.spec import Resources
+from seqlm.errors import BackendError
+
+
+def cluster(*nodes: tuple[float, int]) -> Capacity:
+    """Nodes n0, n1, ... of so many cores and GPUs."""
+    made = [Node(name=f"n{i}", cpus=c, gpus={str(g): 1.0 for g in range(n)}) for i, (c, n) in enumerate(nodes)]
+    return Capacity(made, where="the cluster")
+
+
+def where(capacity: Capacity, resources: Resources) -> list[tuple[str, str | None]] | None:
+    shares = capacity.place(resources)
+    return None if shares is None else [(share.node, share.device) for share in shares]
+
+
+def want(ranks: int = 1, cpus: int = 1, gpus: float = 0) -> Resources:
+    return Resources(ranks=ranks, cpus=cpus, gpus=gpus)
+
+
+def test_a_run_goes_where_it_leaves_the_least_over() -> None:
+    assert where(cluster((8, 4), (4, 1)), want(gpus=1)) == [("n1", "0")]
+    assert where(cluster((8, 4), (4, 2)), want(ranks=2, gpus=1)) == [("n1", "0"), ("n1", "1")]
+
+
+def test_a_run_without_gpus_leaves_the_gpu_nodes_alone() -> None:
+    assert where(cluster((4, 2), (64, 0)), want()) == [("n1", None)]
+
+
+def test_ranks_lie_on_several_nodes_where_none_holds_them_all() -> None:
+    assert where(cluster((4, 1), (4, 2)), want(ranks=3, gpus=1)) == [("n1", "0"), ("n1", "1"), ("n0", "0")]
+    assert where(cluster((4, 1), (4, 2)), want(ranks=4, gpus=1)) is None
+
+
+def test_shares_fill_one_card_before_they_touch_the_next() -> None:
+    capacity = cluster((8, 2))
+    devices = []
+    for _ in range(8):
+        shares = capacity.place(want(gpus=0.25))
+        assert shares is not None
+        capacity.take(shares)
+        devices.append(shares[0].device)
+    assert devices == ["0"] * 4 + ["1"] * 4
+    assert capacity.place(want(gpus=0.25)) is None
+    assert capacity.why_not(want(gpus=0.25)) == "needs 0.25 GPUs, 0 free"
+
+
+def test_thirds_of_a_gpu_add_up_to_a_whole_one() -> None:
+    capacity = cluster((8, 1))
+    for _ in range(3):
+        capacity.take(capacity.place(want(gpus=1 / 3)) or pytest.fail("a third does not fit"))
+    assert capacity.place(want(gpus=1 / 3)) is None
+
+
+def test_what_is_given_back_is_free_again() -> None:
+    capacity = cluster((4, 1))
+    shares = capacity.place(want(gpus=1, cpus=3))
+    assert shares is not None
+    capacity.take(shares)
+    assert (capacity.cpus, capacity.gpus) == (1, 0)
+    capacity.give_back(shares)
+    assert (capacity.cpus, capacity.gpus) == (4, 1)
+
+
+def test_trying_something_on_a_copy_changes_nothing() -> None:
+    capacity = cluster((4, 1))
+    copy = capacity.copy()
+    copy.take(copy.place(want(gpus=1)) or [])
+    assert (capacity.cpus, capacity.gpus) == (4, 1)
+
+
+def test_what_others_use_is_not_free() -> None:
+    capacity = cluster((4, 2), (2, 0))
+    capacity.withhold(5, 1)
+    assert (capacity.cpus, capacity.gpus) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("resources", "reason"),
+    [
+        (want(ranks=8, gpus=1), "needs 8 GPUs, 3 free"),
+        (want(cpus=9), "needs 9 cores, 8 free"),
+        (want(ranks=3, cpus=3), "needs 9 cores (3 ranks of 3), 8 free"),
+        (want(cpus=6, gpus=1), "needs 1 GPU and 6 cores on one node, no node has that"),
+        (want(ranks=2, cpus=4, gpus=1), "needs 1 GPU and 4 cores for each of 2 ranks, there is room for 1"),
+    ],
+)
+def test_the_reason_names_what_is_needed_and_what_there_is(resources: Resources, reason: str) -> None:
+    capacity = cluster((5, 1), (3, 2))
+    assert capacity.place(resources) is None
+    assert capacity.why_not(resources) == reason
+
+
+def test_what_can_never_fit_is_refused_with_the_whole_of_what_there_is() -> None:
+    with pytest.raises(BackendError, match=r"^never fits: needs 8 GPUs, the cluster has 4$"):
+        cluster((8, 2), (8, 2)).resolve(Resources(ranks=8), at_most=1)
+    with pytest.raises(BackendError, match=r"^never fits: needs 20 cores \(2 ranks of 10\), the cluster has 16$"):
+        cluster((8, 2), (8, 2)).resolve(Resources(ranks=2, cpus=10, gpus=0), at_most=1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "at_most", "cpus", "gpus"),
+    [
+        (((8, 2),), Resources(), 5, 4, 1),  # two at once, one for each GPU
+        (((8, 2),), Resources(), 1, 8, 1),
+        (((8, 2),), Resources(gpus=0.25), 100, 1, 0.25),
+        (((8, 2), (2, 2)), Resources(), 4, 1, 1),  # as many as the poorest node gives each of its GPUs
+        (((4, 0),), Resources(ranks=2), 1, 2, 0),
+        (((2, 0),), Resources(ranks=3), 1, 1, 0),  # more ranks than cores share them
+        (((8, 2),), Resources(cpus=3), 9, 3, 1),
+    ],
+)
+def test_open_choices_are_made_so_that_the_machine_is_shared_equally(
+    nodes: tuple[tuple[float, int], ...], asked: Resources, at_most: int, cpus: int, gpus: float
+) -> None:
+    resolved = cluster(*nodes).resolve(asked, at_most)
+    assert (resolved.cpus, resolved.gpus) == (cpus, gpus)

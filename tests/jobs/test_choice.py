@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.choice import BackendChoice, choose_backend, default_backend
+from jobs.manifest import Manifest, load_manifest
+from seqlm.errors import BackendError, UsageError
+
+RUN = '\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SEQLM_BACKEND", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def manifest(folder: Path, text: str) -> Manifest:
+    (folder / "m.toml").write_text(f'[study]\nname = "m"\n{text}{RUN}')
+    return load_manifest(folder / "m.toml")
+
+
+def choose(given: Manifest | None = None, **flags: Any) -> BackendChoice:
+    none = dict.fromkeys(("name", "max_parallel", "retries", "ray_address"))
+    return choose_backend(given, **{**none, **flags})
+
+
+def test_ray_is_the_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "ray" else None)
+    assert default_backend() == "ray"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert default_backend() == "local"
+
+
+def test_flag_goes_over_variable_over_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'backend = "local"\n[backend.local]\nmax_parallel = 3\nretries = 1\n[backend.ray]\naddress = "theirs:1"\n'
+    given = manifest(tmp_path, text + 'env = {A = "b"}\n')
+    assert choose(given) == BackendChoice(name="local", max_parallel=3, retries=1)
+    monkeypatch.setenv("SEQLM_BACKEND", "ray")
+    assert choose(given) == BackendChoice(name="ray", ray_address="theirs:1", env={"A": "b"})
+    monkeypatch.setenv("RAY_ADDRESS", "mine:2")
+    assert choose(given).ray_address == "mine:2"
+    assert choose(given, ray_address="flag:3").ray_address == "flag:3"
+    assert choose(given, name="local", max_parallel=1, retries=0) == BackendChoice(
+        name="local", max_parallel=1, retries=0, ray_address=None
+    )
+
+
+def test_an_address_without_its_backend_is_an_error() -> None:
+    with pytest.raises(UsageError, match="the backend is local; add --backend ray"):
+        choose(name="local", ray_address="auto")
+
+
+def test_a_variable_that_names_no_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLM_BACKEND", "rya")
+    with pytest.raises(UsageError, match='SEQLM_BACKEND: found "rya", valid is local, ray, slurm'):
+        choose()
+
+
+def test_a_backend_that_is_not_there_is_an_error_of_the_backend() -> None:
+    with pytest.raises(BackendError, match="slurm"):
+        choose(name="slurm").make()

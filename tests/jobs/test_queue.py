@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+
+from jobs.capacity import Capacity, Node
+from jobs.queue import Live, Queue, Waiting, Work
+from jobs.retry import Retries
+from jobs.spec import Resources, RunSpec
+from tests.fakes import FakeBackend
+from tests.training.studies import make_config
+
+CONFIG = make_config()
+
+
+def waiting(name: str, *, ranks: int = 1, order: int = 0, seconds: float | None = None, flops: float = 0) -> Waiting:
+    spec = RunSpec(name=name, config=CONFIG, resources=Resources(ranks=ranks, cpus=1, gpus=0), order=order)
+    return Waiting(id=name, spec=spec, work=Work(seconds=seconds, flops=flops))
+
+
+class Room:
+    """A fake machine of so many slots with the jobs on it, and a queue."""
+
+    def __init__(self, slots: int, *items: Waiting, max_parallel: int | None = None) -> None:
+        self.capacity = Capacity([Node(name="n", cpus=slots, gpus={})], where="here")
+        self.queue = Queue(items, max_parallel=max_parallel)
+        self.live: dict[str, Live] = {}
+        self.backend = FakeBackend(lambda submission: 0, slots=slots)
+        self.backend.free = self.free  # type: ignore[method-assign]
+
+    def free(self) -> Capacity:
+        free = self.capacity.copy()
+        for job in self.live.values():
+            free.take(job.shares)
+        return free
+
+    def occupy(self, ranks: int, until: float | None) -> None:
+        shares = self.free().place(Resources(ranks=ranks, cpus=1, gpus=0))
+        assert shares is not None
+        self.live[f"before{len(self.live)}"] = Live(shares=shares, expected_end=until)
+
+    def start(self, now: float = 0.0) -> list[str]:
+        started = []
+        for item in self.queue.startable(self.backend, self.live, now):
+            seconds = item.work.seconds
+            end = None if seconds is None else now + seconds
+            self.live[item.id] = Live(shares=self.free().place(item.spec.resources) or [], expected_end=end)
+            started.append(item.id)
+        return started
+
+
+def test_the_longest_goes_first_where_times_are_known_and_the_largest_where_they_are_not() -> None:
+    times = [waiting("a", seconds=1, flops=9), waiting("b", seconds=3, flops=1), waiting("c", seconds=2, flops=5)]
+    assert Room(3, *times).start() == ["b", "c", "a"]
+    assert Room(3, *times[:2], waiting("c", flops=5)).start() == ["a", "c", "b"]
+
+
+def test_equal_runs_go_in_the_order_of_the_manifest() -> None:
+    assert Room(9, *(waiting(f"r{order}", order=order) for order in (2, 0, 1))).start() == ["r0", "r1", "r2"]
+
+
+def test_a_run_that_does_not_fit_says_what_it_needs_and_is_not_overtaken_where_times_are_unknown() -> None:
+    room = Room(4, waiting("wide", ranks=4, flops=2), waiting("narrow", flops=1))
+    room.occupy(1, until=None)
+    assert room.start() == []
+    assert room.queue.reasons == {"wide": "needs 4 cores (4 ranks of 1), 3 free", "narrow": "wide is to start first"}
+
+
+def test_a_short_run_overtakes_where_it_delays_nobody() -> None:
+    room = Room(4, waiting("wide", ranks=4, seconds=100), waiting("long", seconds=50), waiting("short", seconds=5))
+    room.occupy(1, until=10)
+    assert room.start() == ["short"], "it has ended when the wide one can start at 10; the long one has not"
+
+
+def test_a_long_run_overtakes_where_the_one_in_front_finds_room_beside_it() -> None:
+    room = Room(4, waiting("wide", ranks=3, seconds=100), waiting("long", seconds=50))
+    room.occupy(2, until=10)
+    assert room.start() == ["long"], "at 10 three of four slots are free for the wide one"
+
+
+def test_a_run_that_is_late_does_not_let_others_in_for_ever() -> None:
+    room = Room(2, waiting("wide", ranks=2, seconds=100), waiting("other", seconds=5))
+    room.occupy(1, until=10)
+    assert room.start(now=20) == []
+
+
+def test_no_more_than_max_parallel_start() -> None:
+    room = Room(9, *(waiting(f"r{order}", order=order) for order in range(3)), max_parallel=2)
+    assert room.start() == ["r0", "r1"]
+    assert room.queue.reasons == {"r2": "at most 2 at once"}
+
+
+def test_a_run_that_was_put_back_waits_for_its_time_at_its_old_place() -> None:
+    room = Room(1, waiting("a", seconds=2), waiting("b", seconds=1))
+    assert room.start() == ["a"]
+    room.live.clear()
+    first = waiting("a", seconds=2)
+    room.queue.put_back(Waiting(id="a", spec=first.spec, work=first.work, not_before=5))
+    assert room.start(now=1) == ["b"]
+    room.live.clear()
+    assert room.queue.reasons == {"a": "tried again in a moment"}
+    assert room.start(now=6) == ["a"]
+    assert not room.queue
+
+
+def test_retries_wait_longer_each_time_and_start_anew_after_an_epoch() -> None:
+    retries = Retries(3)
+    assert [retries.delay("node", 0) for _ in range(4)] == [1, 5, 25, None]
+    assert retries.delay("preempted", 1) == 1
+    assert [retries.delay(kind, 1) for kind in ("oom", "diverged", "code", "cancelled", None)] == [None] * 5
+
+
+@pytest.mark.parametrize("in_a_row", [0, 1])
+def test_so_many_retries_and_no_more(in_a_row: int) -> None:
+    retries = Retries(in_a_row)
+    assert [retries.delay("node", None) is not None for _ in range(3)] == [True] * in_a_row + [False] * (3 - in_a_row)

@@ -1,0 +1,315 @@
+"""The Ray backend on a real Ray: an embedded one, and clusters of several simulated nodes with fake GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqlm.rundir import RunDirectory
+from tests.ray_lab import ROOT, RayLab
+from tests.test_launch import epochs_of, until, worker_pid
+from tests.training.studies import write_text
+
+pytestmark = pytest.mark.xdist_group("ray")  # one process of the test run has the clusters, one after the other
+
+HEAD = """
+[study]
+name = "small"
+data = "text"
+
+[backend.ray]
+env = {{SEQLM_DEVICE = "cpu"}}         # the GPUs are fake
+
+[defaults.model]
+hidden_size = 16
+num_layers = 1
+embedding_size = 8
+num_heads = 4
+mlp_size = 16
+keep = 0.9
+
+[defaults.data]
+corpus = "files"
+
+[defaults.train]
+epochs = {epochs}
+batch_size = 8
+seq_len = 5
+"""
+
+GRID = """
+[[grid]]
+name = "{name}"
+model.arch = {archs}
+optim.optimizer = "adam"
+optim.lr = {rates}
+resources.ranks = {ranks}
+resources.gpus = {gpus}
+resources.cpus = 1
+"""
+
+
+class Study:
+    """A manifest in a folder of its own, and the command line on it in a lab."""
+
+    def __init__(self, lab: RayLab, folder: Path, *grids: dict[str, Any], epochs: int = 2, lines: int = 220) -> None:
+        self.lab = lab
+        self.folder = folder
+        write_text(folder / "text", train_lines=lines)
+        text = HEAD.format(epochs=epochs)
+        for number, grid in enumerate(grids):
+            values = {"name": "abc"[number], "archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, **grid}
+            text += GRID.format(**{k: v if k == "name" else json.dumps(v) for k, v in values.items()})
+        (folder / "small.toml").write_text(text)
+
+    def argv(self, *words: str) -> list[str]:
+        return [sys.executable, str(ROOT / "launch.py"), *words]
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.lab.run(self.argv(*words), cwd=self.folder)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        heed = "import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+        return self.lab.start([sys.executable, "-c", heed, *self.argv(*words)], cwd=self.folder)
+
+    def runs(self) -> list[RunDirectory]:
+        return RunDirectory.all_in(self.folder / "runs" / "small")
+
+    def status(self) -> list[dict[str, Any]]:
+        document = json.loads(self("status", "small.toml", "--json").stdout)
+        runs: list[dict[str, Any]] = document["data"]["runs"]
+        return runs
+
+    def states(self) -> list[str]:
+        return [run["state"] for run in self.status()]
+
+
+@pytest.fixture
+def lab() -> Iterator[RayLab]:
+    lab = RayLab()
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayLab]:
+    """Two nodes of four cores and one fake GPU each, behind a head without; for tests that leave it as it was."""
+    lab = RayLab()
+    try:
+        lab.start_cluster((1, 0), (4, 1), (4, 1))
+        yield lab
+    finally:
+        lab.close()
+
+
+def worker_of(run: RunDirectory) -> dict[str, Any]:
+    worker: dict[str, Any] = json.loads(run.worker_file(run.last_attempt()).read_text())
+    return worker
+
+
+# -- clusters ------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_with_every_epoch_once(lab: RayLab, tmp_path: Path) -> None:
+    lab.start_cluster((1, 0), (1, 1), (1, 1), (1, 1))
+    grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02, 0.03, 0.04, 0.05]}, {"rates": [0.1, 0.2], "ranks": 2})
+    study = Study(lab, tmp_path, *grids, epochs=4, lines=1500)
+    launcher = study.start("run", "small.toml")
+    until(lambda: sum(run.worker_lock_file.exists() for run in study.runs()) >= 4, seconds=180)
+    lab.tell_cluster("kill 2")
+    _, stderr = launcher.communicate(timeout=400)
+    assert launcher.returncode == 0, stderr
+    runs = study.runs()
+    assert len(runs) == 12
+    assert all(epochs_of(run) == [0, 1, 2, 3] for run in runs)
+    again = [run for run in runs if len(run.attempts()) > 1]
+    assert again, "the killed node had no run"
+    assert {json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] for run in again} == {"node"}
+    workers = [worker_of(run) for run in runs]
+    assert sorted(worker["ranks"] for worker in workers) == [1] * 10 + [2] * 2
+
+
+def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, {"ranks": 2})
+    plain = ("--set", "model.keep=1.0")
+    assert study("run", "small.toml", *plain).returncode == 0
+    (run,) = study.runs()
+    nodes = [json.loads(run.worker_file(1, rank).read_text())["node"] for rank in range(2)]
+    assert nodes[0] != nodes[1]
+    (tmp_path / "runs").rename(tmp_path / "two")
+    assert study("run", "small.toml", *plain, "--set", "resources.ranks=1").returncode == 0
+    (alone,) = study.runs()
+    one = [record["val_loss"] for record in alone.read_metrics()[0]]
+    metrics = next((tmp_path / "two").glob("*/*/metrics.jsonl")).read_text()
+    assert [json.loads(line)["val_loss"] for line in metrics.splitlines()] == pytest.approx(one, abs=1e-6)
+
+
+def test_a_study_begun_locally_is_finished_on_ray(cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0}, epochs=6, lines=1500)
+    launcher = study.start("run", "small.toml", "--backend", "local", "--max-parallel", "1")
+    until(
+        lambda: (
+            sum(run.result_file.exists() for run in study.runs()) == 1
+            and any(epochs_of(run) and not run.result_file.exists() for run in study.runs())
+        )
+    )
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=90)
+    assert launcher.returncode == 130
+    half = {run.id: run for run in study.runs()}
+    done = [run for run in half.values() if run.result_file.exists()]
+    assert 0 < len(done) < 4
+    before = {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")}
+
+    answer = study("run", "small.toml", "--backend", "ray")
+    assert answer.returncode == 0, answer.stderr
+    assert {run.id for run in study.runs()} == half.keys()
+    assert all(epochs_of(run) == list(range(6)) for run in study.runs())
+    assert {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")} == before
+    assert "resumes" in answer.stderr
+    backends = {(run.read_job() or {})["backend"] for run in study.runs()}
+    assert backends == {"local", "ray"}
+
+
+def test_what_can_never_fit_is_said_at_once_and_nothing_is_written(cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, {"ranks": 8})
+    answer = study("run", "small.toml")
+    assert answer.returncode == 3
+    assert "never fits: needs 8 GPUs, the cluster has 2" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, {"rates": [0.01, 0.02], "ranks": 2}, epochs=5000)
+    left = study("run", "small.toml", "--no-wait")
+    assert left.returncode == 0, left.stderr
+    until(lambda: sorted(study.states()) == ["queued", "running"])
+    (waiting,) = [run for run in study.status() if run["state"] == "queued"]
+    assert waiting["reason"] == "needs 2 GPUs, 0 free"
+    assert study("cancel", "small", "--only", f"id={waiting['id']}").returncode == 0
+    assert sorted(study.states()) == ["cancelled", "running"]
+    assert study("cancel", "small").returncode == 0
+    assert study.states() == ["cancelled"] * 2
+    until(lambda: not [words for words in cluster.processes() if "seqlm.training.worker" in words], seconds=20)
+
+
+def test_four_quarters_of_a_gpu_run_at_once_on_one_card(cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0.25}, epochs=5000)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    until(lambda: study.states() == ["running"] * 4)
+    assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
+    assert study("cancel", "small").returncode == 0
+
+
+def test_the_code_travels_and_the_launchers_secrets_do_not(cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, {}, epochs=5000)
+    cluster.env["WANDB_API_KEY"] = "very-secret"
+    try:
+        assert study("run", "small.toml", "--no-wait").returncode == 0
+    finally:
+        del cluster.env["WANDB_API_KEY"]
+    until(lambda: study.states() == ["running"])
+    (run,) = study.runs()
+    assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
+    assert "runtime_resources" in worker_of(run)["code"]
+    assert study("cancel", "small").returncode == 0
+
+
+def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, {})
+    script = 'mount -t tmpfs none "$0" && cd "$0" && exec "$@"'
+    (tmp_path / "hidden").mkdir()
+    words = [*study.argv("run", str(tmp_path / "small.toml"))]
+    argv = ["unshare", "--mount", "sh", "-c", script, str(tmp_path / "hidden"), *words]
+    answer = cluster.run(argv, cwd=tmp_path)
+    if "mount:" in answer.stderr:
+        pytest.skip("mounting is not allowed here")
+    assert answer.returncode == 3
+    assert "put --runs-dir on a file system that all nodes of the cluster share" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_cluster_that_is_not_there_is_one_clear_line(lab: RayLab, tmp_path: Path) -> None:
+    study = Study(lab, tmp_path, {})
+    answer = study("run", "small.toml", "--ray-address", "127.0.0.1:7")
+    assert answer.returncode == 3
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error")]
+    assert line.startswith("error: no Ray cluster at 127.0.0.1:7")
+    assert "Traceback" not in answer.stderr
+
+
+# -- embedded ------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_the_workers_and_leaves_nothing_running(lab: RayLab, tmp_path: Path) -> None:
+    study = Study(lab, tmp_path, {"archs": ["rnn", "gru"], "gpus": 0}, epochs=5000)
+    launcher = study.start("run", "small.toml")
+    until(lambda: len(study.runs()) == 2 and any(epochs_of(run) for run in study.runs()))
+    os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to all that the launcher has started in its group
+    _, stderr = launcher.communicate(timeout=90)
+    assert launcher.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    until(lambda: not lab.processes(), seconds=20)
+    assert set(study.states()) == {"pending"}
+    logs = [run.stderr_log(1).read_text() for run in study.runs() if epochs_of(run)]
+    assert logs
+    assert all("stopped; run again to resume" in log for log in logs)
+
+
+def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_path: Path) -> None:
+    study = Study(lab, tmp_path, {"gpus": 0}, epochs=5000)
+    launcher = study.start("run", "small.toml")
+    until(lambda: study.runs() and epochs_of(study.runs()[0]))
+    launcher.kill()
+    launcher.communicate(timeout=60)
+    until(lambda: not lab.processes(), seconds=60)
+    assert study.states() == ["pending"]
+
+
+# -- a driver on the cluster -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def head(lab: RayLab) -> Iterator[str]:
+    """A cluster with a job server; its address."""
+    binary = Path(sys.executable).parent
+    lab.env["PATH"] = f"{binary}:{lab.env['PATH']}"  # the driver is `python` on the cluster
+    lab.env["RAY_AUTH_MODE"] = "token"
+    lab.run([str(binary / "ray"), "get-auth-token", "--generate"], cwd=lab.folder)
+    options = ["--num-cpus=2", "--num-gpus=2", "--object-store-memory=80000000", "--dashboard-host=127.0.0.1"]
+    argv = [str(binary / "ray"), "start", "--head", "--port=6379", *options, "--disable-usage-stats"]
+    answer = lab.run(argv, cwd=lab.folder)
+    assert answer.returncode == 0, answer.stderr
+    try:
+        yield "http://127.0.0.1:8265"
+    finally:
+        lab.run([str(binary / "ray"), "stop", "--force"], cwd=lab.folder)
+
+
+def test_a_remote_cluster_runs_the_launcher_too(lab: RayLab, head: str, tmp_path: Path) -> None:
+    study = Study(lab, tmp_path, {"rates": [0.01, 0.02]})
+    time.sleep(1)
+    answer = study("run", "small.toml", "--ray-address", head, "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert study.states() == ["done", "done"]
+    provenance = study.runs()[0].read_provenance()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert provenance["git"]["commit"] == (commit.stdout.strip() or None)
+
+    left = study("run", "small.toml", "--ray-address", head, "--no-wait", "--set", "train.epochs=5000")
+    assert left.returncode == 0, left.stderr
+    until(lambda: sorted(study.states()) == ["done", "done", "running", "running"])
+    assert study("cancel", "small").returncode == 0
+    assert sorted(study.states()) == ["cancelled", "cancelled", "done", "done"]

@@ -1,0 +1,103 @@
+"""A place for tests that need Ray: a network of its own that has only loopback, private folders, a cluster if wanted.
+
+Ray listens on the machine's own address whatever it is told. In a network namespace there is no such address.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@final
+class RayLab:
+    """Commands run in the lab's network; ``close`` ends everything in it."""
+
+    def __init__(self) -> None:
+        # Ray makes sockets below its folder, and their paths must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="raylab", dir="/tmp"))
+        command = ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"]
+        self._network = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self._network.stdout is not None
+        if self._network.stdout.readline() != "up\n":
+            self.close()
+            message = "no network namespace: these tests need root, unshare and ip"
+            pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        self._cluster: subprocess.Popen[str] | None = None
+        self.address: str | None = None
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "HOME": str(self.folder),
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_failure_threshold": "4",
+            "SEQLM_BACKEND": "ray",
+        }
+
+    def start_cluster(self, *nodes: tuple[float, float]) -> None:
+        """Nodes of so many cores and (fake) GPUs each."""
+        self._cluster = self.start([sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes)], cwd=ROOT)
+        assert self._cluster.stdout is not None
+        self.address = self._cluster.stdout.readline().strip()
+        assert self.address, self._cluster.communicate()[1]
+        self.env["RAY_ADDRESS"] = self.address
+
+    def tell_cluster(self, line: str) -> None:
+        """Such as ``kill 1``."""
+        assert self._cluster is not None
+        assert self._cluster.stdin is not None
+        assert self._cluster.stdout is not None
+        self._cluster.stdin.write(line + "\n")
+        self._cluster.stdin.flush()
+        assert self._cluster.stdout.readline() == "ok\n"
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        return ["nsenter", f"--net=/proc/{self._network.pid}/ns/net", *argv]
+
+    def run(self, argv: Sequence[str], *, cwd: Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(argv), cwd=cwd, env=self.env, capture_output=True, text=True, timeout=seconds, check=False
+        )
+
+    def start(self, argv: Sequence[str], *, cwd: Path) -> subprocess.Popen[str]:
+        """Leader of a process group of its own, as a shell makes for each command, so that Ctrl-C can be imitated."""
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        command = self.command(argv)
+        return subprocess.Popen(command, cwd=cwd, env=self.env, text=True, process_group=0, **pipes)
+
+    def processes(self) -> list[str]:
+        """Command lines of what lives in the lab's network, but for the lab itself."""
+        inside = Path(f"/proc/{self._network.pid}/ns/net").readlink()
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and (entry / "ns/net").readlink() == inside:
+                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    if words and words != "sleep infinity":
+                        found.append(words)
+            except OSError:
+                continue
+        return found
+
+    def close(self) -> None:
+        if getattr(self, "_cluster", None) is not None:
+            assert self._cluster is not None
+            try:
+                self._cluster.communicate("", timeout=30)
+            except subprocess.TimeoutExpired:
+                self._cluster.kill()
+        self._network.kill()
+        self._network.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
