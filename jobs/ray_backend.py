@@ -140,8 +140,17 @@ class RayBackend(Backend):
         # What we gave back a moment ago is not free yet: only what is missing twice in a row is somebody else's.
         self._foreign = (min(foreign[0], self._foreign_before[0]), min(foreign[1], self._foreign_before[1]))
         self._foreign_before = foreign
-        for group in [group for group in self._idle if any(share.node not in total.nodes for share in group.shares)]:
+        for group in [group for group in self._idle if self._is_lost(group)]:
             self._release(group)
+        for job in self._jobs.values():
+            if not job.runs and job.pending and self._is_lost(job.group):  # Ray would wait for the node for ever
+                job.codes = dict.fromkeys(range(len(job.group.hosts)), -signal.SIGKILL)
+                job.lost = {0: "its node was lost before it had started"}
+                job.pending.clear()
+
+    def _is_lost(self, group: _Group) -> bool:
+        assert self._total is not None, "refreshed before"
+        return any(share.node not in self._total.nodes for share in group.shares)
 
     # -- a run -----------------------------------------------------------------------------------------------------
 
@@ -166,7 +175,9 @@ class RayBackend(Backend):
         bundle = {"CPU": shares[0].cpus}
         if resources.gpus:
             bundle["GPU"] = resources.gpus
-        group = placement_group([dict(bundle) for _ in shares], strategy="PACK")
+        # Pinned to the nodes that were chosen for it: Ray would spread shares of GPUs over many cards.
+        nodes = [{"ray.io/node-id": share.node} for share in shares]
+        group = placement_group([dict(bundle) for _ in shares], strategy="PACK", bundle_label_selector=nodes)
         actor = ray.remote(RankHost)
         hosts = [
             actor.options(

@@ -6,9 +6,11 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, final
 
 from jobs.capacity import Capacity, Node
@@ -39,6 +41,7 @@ class RayCluster:
 
     def __init__(self, address: str | None) -> None:
         self._address = address
+        self._watchdog: subprocess.Popen[bytes] | None = None
         self.is_open = False
 
     @property
@@ -65,6 +68,9 @@ class RayCluster:
             self.is_open = False
             with _quiet():
                 ray.shutdown()
+        if self._watchdog is not None:
+            self._watchdog.communicate()
+            self._watchdog = None
 
     def capacity(self) -> Capacity:
         """All that the nodes that are alive have. Joins a cluster for a moment where the connection is not open.
@@ -72,13 +78,13 @@ class RayCluster:
         Raises:
             BackendError: the cluster cannot be reached.
         """
+        if self.is_open:
+            return _capacity("this machine" if self.is_embedded else "the cluster")
         if self.is_embedded:
             return this_machine()
-        if self.is_open:
-            return _capacity()
         self._connect(None)
         try:
-            return _capacity()
+            return _capacity("the cluster")
         finally:
             self.close()
 
@@ -105,6 +111,8 @@ class RayCluster:
             hint = "--backend local does without" if self.is_embedded else "`ray status` shows whether it is up"
             raise BackendError(f"{what}: {reason}; {hint}") from None
         self.is_open = True
+        if self.is_embedded:
+            self._watchdog = _watch()
 
 
 def _knock(address: str | None) -> None:
@@ -114,14 +122,24 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
-def _capacity() -> Capacity:
+def _watch() -> subprocess.Popen[bytes]:
+    """A process that ends the embedded Ray's processes after this one, should this one be killed."""
+    import psutil  # comes with Ray
+
+    pids = [str(child.pid) for child in psutil.Process().children(recursive=True)]
+    argv = [sys.executable, "-S", str(Path(__file__).with_name("ray_watchdog.py")), *pids]
+    # In a session of its own: what ends the launcher's process group must not end it.
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _capacity(where: str) -> Capacity:
     nodes = []
     for entry in ray.nodes():
         if entry["Alive"]:
             has = entry["Resources"]
             gpus = {str(index): 1.0 for index in range(int(has.get("GPU", 0)))}
             nodes.append(Node(name=entry["NodeID"], cpus=has.get("CPU", 0.0), gpus=gpus))
-    return Capacity(nodes, where="the cluster")
+    return Capacity(nodes, where=where)
 
 
 def node_address(node: str) -> str:

@@ -5,6 +5,7 @@ Ray listens on the machine's own address whatever it is told. In a network names
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,6 +26,8 @@ class RayLab:
     """Commands run in the lab's network; ``close`` ends everything in it."""
 
     def __init__(self) -> None:
+        self._started: list[subprocess.Popen[str]] = []
+        self._cluster: subprocess.Popen[str] | None = None
         # Ray makes sockets below its folder, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="raylab", dir="/tmp"))
         command = ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"]
@@ -34,7 +37,6 @@ class RayLab:
             self.close()
             message = "no network namespace: these tests need root, unshare and ip"
             pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-        self._cluster: subprocess.Popen[str] | None = None
         self.address: str | None = None
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -75,7 +77,9 @@ class RayLab:
         """Leader of a process group of its own, as a shell makes for each command, so that Ctrl-C can be imitated."""
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         command = self.command(argv)
-        return subprocess.Popen(command, cwd=cwd, env=self.env, text=True, process_group=0, **pipes)
+        process = subprocess.Popen(command, cwd=cwd, env=self.env, text=True, process_group=0, **pipes)
+        self._started.append(process)
+        return process
 
     def processes(self) -> list[str]:
         """Command lines of what lives in the lab's network, but for the lab itself."""
@@ -92,12 +96,11 @@ class RayLab:
         return found
 
     def close(self) -> None:
-        if getattr(self, "_cluster", None) is not None:
-            assert self._cluster is not None
-            try:
+        if self._cluster is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._cluster.communicate("", timeout=30)
-            except subprocess.TimeoutExpired:
-                self._cluster.kill()
-        self._network.kill()
-        self._network.communicate()
+        for process in (*self._started, self._network):
+            process.kill()
+            with contextlib.suppress(ValueError):  # its pipes are closed already
+                process.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)

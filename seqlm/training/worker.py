@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 
-import seqlm
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import RunBusyError, SeqlmError
 from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
@@ -118,7 +117,7 @@ def _ownership(run: RunDirectory, rank: Rank) -> contextlib.AbstractContextManag
 
 
 def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
-    """Where and with what this rank runs, in the attempt's folder: ``worker.json``, of other ranks ``worker-N.json``."""
+    """Where and with what this rank runs: ``worker.json`` in the attempt's folder, of other ranks ``worker-N.json``."""
     make_directory(run.attempt_dir(attempt))
     record: dict[str, Any] = {
         "host": socket.gethostname(),
@@ -129,7 +128,7 @@ def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
-        "code": str(Path(seqlm.__file__).parent.parent),
+        "code": str(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
