@@ -305,11 +305,15 @@ def _launch_remotely(options: argparse.Namespace, study_dir: Path, choice: Backe
     if options.no_wait:
         return {"study": study_dir.name, "ray_job": job.id}, 0
     try:
+        if not options.json:
+            watch(study_dir)
         while not job.is_over():
-            time.sleep(1)
+            time.sleep(0.5)
     except KeyboardInterrupt:
         job.stop()
         raise
+    if not observe_study(study_dir) or job.has_failed():
+        raise BackendError(f"the launcher on the cluster ended with: {job.last_line()}")
     runs = observe_study(study_dir)
     _say(options, _status_table(runs))
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)

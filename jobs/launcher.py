@@ -49,7 +49,7 @@ class LaunchOptions:
     canary: bool | None = None
     """Whether canaries run before the grid; none: the number of runs decides."""
     tell: Callable[[str], None] = lambda line: None
-    """Told, a line at a time, how the canaries go."""
+    """Told, a line at a time, how the canaries go, and that runs are being stopped."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -166,7 +166,13 @@ def launch(
         try:
             backend.open(code)
             dispatcher = functools.partial(
-                Dispatcher, backend, code=code, argv=WORKER, data_path=paths, max_parallel=options.max_parallel
+                Dispatcher,
+                backend,
+                code=code,
+                argv=WORKER,
+                data_path=paths,
+                max_parallel=options.max_parallel,
+                tell=options.tell,
             )
             if canary.wanted(options.canary, todo):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
