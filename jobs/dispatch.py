@@ -172,7 +172,7 @@ class Dispatcher:
             self._planned[item.run.id] = item
         self._queue = Queue(waiting, max_parallel=self._max_parallel)
         for item in todo:
-            _put_failure_aside(item.run)
+            put_failure_aside(item.run)
         with _interruptible():
             try:
                 while self._queue or self._jobs:
@@ -270,7 +270,7 @@ class Dispatcher:
         if delay is None:
             self._on_event(Event(kind="ended", planned=item, observation=observation))
             return
-        _put_failure_aside(run)
+        put_failure_aside(run)
         action: Action = "resume" if run.last_checkpoint.exists() else "start"
         self._planned[run.id] = replace(item, action=action, reason=None, observation=observation)
         self._queue.put_back(replace(job.waiting, not_before=time.monotonic() + delay))
@@ -343,7 +343,7 @@ def _settle(run: RunDirectory, submission: Submission, ended: Ended) -> None:
     )
 
 
-def _put_failure_aside(run: RunDirectory) -> None:
+def put_failure_aside(run: RunDirectory) -> None:
     """Move the failure of the attempt before into that attempt's folder: it stays on record."""
     try:
         failure = run.read_failure()
