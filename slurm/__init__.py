@@ -1,0 +1,1 @@
+"""SLURM: the backend for clusters, and a cluster on one machine to try it on."""
