@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from jobs import terminal
 from jobs.backend import Backend
+from jobs.backend_keys import BACKENDS
 from jobs.cancel import cancel
 from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
@@ -36,7 +37,6 @@ from jobs.launcher import (
 )
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
-from jobs.manifest_schema import BACKENDS
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, find_study, observe_study, select_runs

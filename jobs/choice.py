@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.backend import Backend
+from jobs.backend_keys import BACKENDS
 from jobs.local_backend import LocalBackend
 from jobs.manifest import Manifest
-from jobs.manifest_schema import BACKENDS
 from jobs.retry import IN_A_ROW
 from seqlm.errors import BackendError, UsageError
 
