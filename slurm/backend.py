@@ -104,9 +104,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
         for item in (item for runs in batch.jobs for item in runs):
             put_failure_aside(item.run)  # before the job can start: it takes a failure for the run's last word
         nice = min(highest - batch.resources.priority, 10_000)
-        submitted = submitter.submit(
-            batch, _new_folder(study_dir), parallelism=parallelism, nice=nice, dependency=None
-        )
+        submitted = submitter.submit(batch, _new_folder(study_dir), parallelism=parallelism, nice=nice, dependency=None)
         jobs.update(record(batch, submitted, prepared.code, attempts))
         write_jobs(study_dir, jobs)
         ids += parents(submitted)
@@ -114,7 +112,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
 
 
 def shares(found: Sequence[Batch], max_parallel: int | None) -> list[int]:
-    """How many jobs of each array go at once, so that they are ``max_parallel`` together; each array gets one at least."""
+    """How many jobs of each array go at once, ``max_parallel`` together; each array gets one at least."""
     if max_parallel is None:
         return [UNLIMITED] * len(found)
     total = sum(len(batch.jobs) for batch in found)

@@ -132,7 +132,10 @@ class Submitter:
             signal_delay_s=settings.signal_before_s,
             dependency=dependency,
             array_parallelism=parallelism,
-            setup=[f"export PYTHONPATH={shlex.quote(str(self.code.path))}${{PYTHONPATH:+:$PYTHONPATH}}", *settings.setup],
+            setup=[
+                f"export PYTHONPATH={shlex.quote(str(self.code.path))}${{PYTHONPATH:+:$PYTHONPATH}}",
+                *settings.setup,
+            ],
             srun_args=list(settings.srun_args),
             additional_parameters=more,
         )
