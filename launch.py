@@ -343,10 +343,9 @@ def _site(choice: BackendChoice) -> Site:
     """Where runs would go."""
     if choice.name == "slurm":
         settings = read_settings(choice.table, where=choice.where, environ=os.environ)
-        limits = {"max_parallel": choice.max_parallel or settings.max_parallel}
-        if choice.retries_given is not None:
-            limits["retries"] = choice.retries_given
-        return slurm_backend.SlurmSite(replace(settings, **limits))
+        retries = settings.retries if choice.retries_given is None else choice.retries_given
+        limit = choice.max_parallel or settings.max_parallel
+        return slurm_backend.SlurmSite(replace(settings, max_parallel=limit, retries=retries))
     return choice.make()
 
 

@@ -28,7 +28,7 @@ from jobs.scheduler import parents
 from jobs.spec import Resources, RunSpec
 from jobs.study import ObservedRun, read_jobs, write_jobs
 from seqlm.errors import BackendError
-from seqlm.rundir import RunDirectory, read_json, write_json
+from seqlm.rundir import RunDirectory, make_directory, read_json, write_json
 from slurm import control
 from slurm.settings import SlurmSettings
 from slurm.site import Partition, max_array_size, partition_facts
@@ -95,6 +95,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
     todo = in_queue_order(prepared, study_dir.parent)
     found = batches(todo, prepared.resources, settings, max_array_size())
     submitter = Submitter(study_dir=study_dir, settings=settings, code=prepared.code, paths=prepared.paths, env={})
+    make_directory(study_dir / "slurm")
     write_json(_table_file(study_dir), dict(table))
     attempts = {item.run.id: item.run.last_attempt() + 1 for item in todo}
     highest = max(batch.resources.priority for batch in found)
@@ -136,7 +137,7 @@ def scripts(
 def submit_report(study_dir: Path, jobs: Sequence[str], settings: SlurmSettings, code: Code) -> str:
     """Submit a job that writes the report after the last of ``jobs``, whatever their outcome; returns its id."""
     folder = _new_folder(study_dir)
-    folder.mkdir(parents=True)
+    make_directory(folder)
     python = settings.python or shlex.quote(sys.executable)
     command = f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
     options = [f"--dependency=afterany:{':'.join(jobs)}", f"--job-name=seqlm-{study_dir.name}-report"]

@@ -103,6 +103,7 @@ class Submitter:
             executor = submitit.SlurmExecutor(folder=folder, python=settings.python or shlex.quote(sys.executable))
         except RuntimeError:
             raise BackendError("srun is not on PATH; run this on a login node of the cluster") from None
+        path = f"export PYTHONPATH={shlex.quote(str(self.code.path))}${{PYTHONPATH:+:$PYTHONPATH}}"
         more: dict[str, Any] = {
             # From the code kept with the study: submitit's own Python would look where it was submitted from first.
             "chdir": str(self.code.path),
@@ -132,10 +133,7 @@ class Submitter:
             signal_delay_s=settings.signal_before_s,
             dependency=dependency,
             array_parallelism=parallelism,
-            setup=[
-                f"export PYTHONPATH={shlex.quote(str(self.code.path))}${{PYTHONPATH:+:$PYTHONPATH}}",
-                *settings.setup,
-            ],
+            setup=[path, *settings.setup],
             srun_args=list(settings.srun_args),
             additional_parameters=more,
         )

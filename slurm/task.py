@@ -305,8 +305,8 @@ class Task:
             return self._again(worker, kind, message)
         self._record_crash(worker)
         if worker.code and not run.failure_file.exists():
-            kind: FailureKind = "node" if worker.code == EXIT_STORAGE else "code"
-            self._write_failure(worker, kind, f"the worker {describe_exit(worker.code)}; see its stderr.log")
+            own: FailureKind = "node" if worker.code == EXIT_STORAGE else "code"
+            self._write_failure(worker, own, f"the worker {describe_exit(worker.code)}; see its stderr.log")
         failure = run.read_failure() or {}
         if failure.get("kind") not in RETRIED:
             return None
