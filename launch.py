@@ -35,6 +35,7 @@ from jobs.launcher import (
     resolve_specs,
     status_record,
     wait_for_launcher,
+    wait_for_workers,
 )
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
@@ -482,6 +483,7 @@ def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
     cancelled = [run for run in reversed(runs) if cancel(run, has_job=run.run.id in jobs)]
     if any(run.run.id in jobs for run in cancelled):
         slurm_backend.cancel_jobs(study_dir, cancelled)
+        wait_for_workers([run.run for run in cancelled], seconds=30)
     for run in reversed(cancelled):
         _say(options, f"cancelled {run.name}")
     if not cancelled:

@@ -279,6 +279,13 @@ def wait_for_launcher(study_dir: Path, seconds: float) -> None:
         time.sleep(0.05)
 
 
+def wait_for_workers(runs: Sequence[RunDirectory], seconds: float) -> None:
+    """Wait until no worker is at any of these runs, ``seconds`` at most."""
+    deadline = time.monotonic() + seconds
+    while any(is_locked(run.worker_lock_file) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def status_record(name: str, run: RunDirectory, observation: Observation) -> dict[str, Any]:
     """One run in the answer of ``status --json``."""
     return {

@@ -102,11 +102,15 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
     jobs = read_jobs(study_dir)
     ids: list[str] = []
     for batch, parallelism in zip(found, shares(found, settings.max_parallel), strict=True):
-        for item in (item for runs in batch.jobs for item in runs):
+        items = [item for runs in batch.jobs for item in runs]
+        for item in items:
             put_failure_aside(item.run)  # before the job can start: it takes a failure for the run's last word
+        folder = _new_folder(study_dir)
+        record(batch, folder.name, prepared.code, attempts, [None] * len(batch.jobs))
         nice = min(highest - batch.resources.priority, 10_000)
-        submitted = submitter.submit(batch, _new_folder(study_dir), parallelism=parallelism, nice=nice, dependency=None)
-        jobs.update(record(batch, submitted, prepared.code, attempts))
+        submitted = submitter.submit(batch, folder, parallelism=parallelism, nice=nice, dependency=None)
+        record(batch, folder.name, prepared.code, attempts, submitted)
+        jobs |= {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
         write_jobs(study_dir, jobs)
         ids += parents(submitted)
     return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 
@@ -29,13 +30,18 @@ def call(*command: str) -> str:
     return answer.stdout
 
 
-def job_word(job: str) -> str | None:
-    """SLURM's word for the state of one job, such as ``CANCELLED``; none where it does not say."""
+def job_words(number: int) -> list[str]:
+    """SLURM's words for the state of one job by its own number, such as ``CANCELLED`` and ``COMPLETING``.
+
+    Only the JSON form tells why a job is completing: one that is requeued is ``PENDING`` already. Empty where SLURM
+    does not say, or is older than JSON.
+    """
     try:
-        text = call("scontrol", "show", "job", job, "--oneliner")
-    except BackendError:
-        return None
-    return next((word.partition("=")[2] for word in text.split() if word.startswith("JobState=")), None)
+        jobs = json.loads(call("scontrol", "--json", "show", "job", str(number)))["jobs"]
+        (words,) = [job["job_state"] for job in jobs if job["job_id"] == number]
+    except (BackendError, ValueError, KeyError, TypeError):
+        return []
+    return [words] if isinstance(words, str) else list(words)
 
 
 def requeue(job: str) -> None:

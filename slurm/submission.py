@@ -75,7 +75,7 @@ class Submitter:
         plans = []
         for number, runs in enumerate(batch.jobs):
             plans.append(folder / f"job-{number}.json")
-            self._plan(batch, runs).write(plans[-1])
+            self._plan(batch, runs, folder.name).write(plans[-1])
         try:
             with executor.batch():
                 jobs = [executor.submit(run_task, str(plan)) for plan in plans]
@@ -108,7 +108,6 @@ class Submitter:
             # From the code kept with the study: submitit's own Python would look where it was submitted from first.
             "chdir": str(self.code.path),
             "requeue": True,
-            "job-name": f"seqlm-{self.study_dir.name}",
             **settings.sbatch,
         }
         if nice:
@@ -116,6 +115,7 @@ class Submitter:
         if settings.reservation:
             more["reservation"] = settings.reservation
         executor.update_parameters(
+            job_name=f"seqlm-{self.study_dir.name}",
             time=settings.timeout_min,
             nodes=nodes,
             ntasks_per_node=ranks_per_node,
@@ -139,8 +139,9 @@ class Submitter:
         )
         return executor
 
-    def _plan(self, batch: Batch, runs: Sequence[Planned]) -> JobPlan:
+    def _plan(self, batch: Batch, runs: Sequence[Planned], submission: str) -> JobPlan:
         return JobPlan(
+            submission=submission,
             runs=tuple(item.run.path.absolute() for item in runs),
             attempts=tuple(item.run.last_attempt() + 1 for item in runs),
             env=tuple(self._env(item) for item in runs),
@@ -167,15 +168,14 @@ def _gpus_per_node(resources: Resources, ranks_per_node: int) -> int | None:
     return ranks_per_node if resources.gpus == 1 else 1
 
 
-def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str, int]) -> dict[str, str]:
-    """Write ``job.json`` of each run that was submitted; returns run id -> job id."""
-    found = {}
+def record(batch: Batch, submission: str, code: Code, attempts: Mapping[str, int], jobs: Sequence[str | None]) -> None:
+    """Write ``job.json`` of each run: before the submission without the job's id, which a job may start before."""
     for job, runs in zip(jobs, batch.jobs, strict=True):
         for item in runs:
-            found[item.run.id] = job
             job_record = {
                 "backend": "slurm",
                 "job_id": job,
+                "submission": submission,
                 "launcher": None,
                 "resources": batch.resources.to_dict(),
                 "attempt": attempts[item.run.id],
@@ -184,4 +184,3 @@ def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str,
                 "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
             write_json(item.run.job_file, job_record)
-    return found

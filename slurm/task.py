@@ -50,6 +50,8 @@ FIRST_PORT, PORTS = 20_000, 20_000
 class JobPlan:
     """What one job does, as its submission wrote it down."""
 
+    submission: str
+    """What ``job.json`` of each run says while the run is this job's."""
     runs: tuple[Path, ...]
     """Run directories. Several share a GPU."""
     attempts: tuple[int, ...]
@@ -75,6 +77,7 @@ class JobPlan:
         """Read what :meth:`write` wrote."""
         data = json.loads(path.read_text("utf-8"))
         return cls(
+            submission=data["submission"],
             runs=tuple(Path(run) for run in data["runs"]),
             attempts=tuple(data["attempts"]),
             env=tuple(data["env"]),
@@ -194,7 +197,7 @@ class Task:
 
     def run(self) -> bool:
         """Work until every run is over or the job is put back into the queue; whether all is well."""
-        todo = [worker for worker in self._workers if not self._has_spoken(worker.run)]
+        todo = [worker for worker in self._workers if self._is_ours(worker.run) and not self._has_spoken(worker.run)]
         for worker in todo:
             self._start(worker)
         while any(worker.code is None for worker in todo):
@@ -207,7 +210,11 @@ class Task:
         again = [reason for worker in todo if (reason := self._settle(worker)) is not None]
         if again and self._requeue(again[0], todo):
             return True
-        return all(worker.run.result_file.exists() or worker.run.canary_file.exists() for worker in self._workers)
+        return all(worker.run.result_file.exists() for worker in self._workers)
+
+    def _is_ours(self, run: RunDirectory) -> bool:
+        """Whether the run is still this job's: a job that was cancelled, or lost, must not meddle with its successor."""
+        return (run.read_job() or {}).get("submission") == self._plan.submission
 
     def _has_spoken(self, run: RunDirectory) -> bool:
         return run.result_file.exists() or run.failure_file.exists()
@@ -292,7 +299,9 @@ class Task:
     def _settle(self, worker: _Worker) -> str | None:
         """See to it that a run whose worker has ended has spoken; returns why its job is to run again, if it is."""
         run = worker.run
-        if run.result_file.exists() or run.canary_file.exists() or run.is_cancelled():
+        if self._has_spoken(run) and not self._may_go_on(run):
+            return None
+        if not self._is_ours(run):
             return None
         if self._signals.stop:
             stopped = self._why_stopped()
@@ -321,7 +330,7 @@ class Task:
             if warned_at >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
                 return "timeout", f"the job's time limit of {self._plan.timeout_min} min"
             return "preempted", "preempted by another job"
-        if control.job_word(self._place.job) == "CANCELLED":
+        if "CANCELLED" in control.job_words(self._place.number):
             return "cancelled", "cancelled by scancel"
         return None
 
@@ -366,7 +375,13 @@ class Task:
                 worker.run.write_failure_once(self._failure(worker, kind, message))
         return False
 
+    def _may_go_on(self, run: RunDirectory) -> bool:
+        """Whether what a run has said is a failure that is tried again."""
+        return not run.result_file.exists() and (run.read_failure() or {}).get("kind") in RETRIED
+
     def _write_failure(self, worker: _Worker, kind: FailureKind, message: str) -> None:
+        if not self._is_ours(worker.run):
+            return
         with contextlib.suppress(FileError):
             worker.run.write_failure_once(self._failure(worker, kind, message))
 
