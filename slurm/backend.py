@@ -31,7 +31,7 @@ from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, make_directory, read_json, write_json
 from slurm import control
 from slurm.settings import SlurmSettings
-from slurm.site import Partition, max_array_size, partition_facts
+from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
 from slurm.submission import Batch, Submitter, batches, record
 
 UNLIMITED = 100_000
@@ -46,10 +46,10 @@ class SlurmSite(Site):
 
     def __init__(self, settings: SlurmSettings) -> None:
         self.settings = settings
-        self._facts: Partition | None = None
+        self._facts: PartitionFacts | None = None
 
     @property
-    def _partition(self) -> Partition:
+    def _partition(self) -> PartitionFacts:
         if self._facts is None:
             self._facts = partition_facts(self.settings.partition)
         return self._facts
@@ -61,8 +61,11 @@ class SlurmSite(Site):
 
     def capacity(self) -> Capacity:
         facts = self._partition
-        gpus = {str(index): 1.0 for index in range(facts.gpus_per_node)}
-        nodes = [Node(name=str(number), cpus=facts.cpus_per_node, gpus=dict(gpus)) for number in range(facts.nodes)]
+        nodes = [
+            Node(name=f"{number}-{place}", cpus=kind.cpus, gpus={str(index): 1.0 for index in range(kind.gpus)})
+            for number, kind in enumerate(facts.kinds)
+            for place in range(kind.count)
+        ]
         return Capacity(nodes, where=f"partition {facts.name}")
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
@@ -152,7 +155,7 @@ def submit_report(study_dir: Path, jobs: Sequence[str], settings: SlurmSettings,
     script = "\n".join(["#!/bin/bash", *settings.setup, command, ""])
     path = folder / "report.sh"
     path.write_text(script, "utf-8")
-    return control.call("sbatch", *options, str(path)).strip().partition(";")[0]
+    return ask("sbatch", *options, str(path)).strip().partition(";")[0]
 
 
 def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:

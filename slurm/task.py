@@ -213,7 +213,7 @@ class Task:
         return all(worker.run.result_file.exists() for worker in self._workers)
 
     def _is_ours(self, run: RunDirectory) -> bool:
-        """Whether the run is still this job's: a job that was cancelled, or lost, must not meddle with its successor."""
+        """Whether the run is still this job's: a job that was cancelled, or lost, must not touch it."""
         return (run.read_job() or {}).get("submission") == self._plan.submission
 
     def _has_spoken(self, run: RunDirectory) -> bool:
