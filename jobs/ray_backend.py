@@ -163,7 +163,9 @@ class RayBackend(Backend):
         self._foreign_before = foreign
         self._release(*filter(self._is_lost, list(self._idle)))
         for job in self._jobs.values():
-            if not job.runs and job.pending and any(map(self._is_lost, job.groups)):  # Ray would wait for the node for ever
+            if (
+                not job.runs and job.pending and any(map(self._is_lost, job.groups))
+            ):  # Ray would wait for the node for ever
                 job.codes = dict.fromkeys(range(len(job.hosts)), -signal.SIGKILL)
                 job.lost = {0: "its node was lost before it had started"}
                 job.pending.clear()
