@@ -22,7 +22,7 @@ from benchmarks.first_step import first_start, launch_command, tune_turn, watch_
 from benchmarks.interleave import Rounds, Spread, interleave
 from benchmarks.stand_ins import WORKER, Span, cost_per_run, equal, hand_over, make_study, spans
 from benchmarks.turns import load_average, require_tune, rounded, take_turn
-from seqlm.errors import SeqlmError
+from seqlm.errors import SeqlmError, UsageError
 from seqlm.machine import cpu_count
 from seqlm.rundir import write_json, write_text
 
@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document to FILE, a table beside it")
     options = parser.parse_args(arguments)
     try:
-        require_tune()
+        if min(options.rounds, options.grid) < 1 or options.runs < 2 * cpu_count():
+            raise UsageError(f"--rounds, --grid: valid is 1 or more; --runs: valid is {2 * cpu_count()} or more")
+        if {"cost", "first-step"} & {*options.parts}:
+            require_tune()
         document = measure(options)
         if options.out is not None:
             write_json(options.out, document)

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.capacity import Capacity, Node
 from jobs.dispatch import Planned
+from jobs.queue import Waiting, Work
+from jobs.schedule import wall_seconds
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory, write_json
@@ -52,9 +55,8 @@ def mixed(runs: int, *, seed: int, share_of_two_ranks: float = 0.2) -> list[Stan
     ]
 
 
-def make_study(study: Path, wanted: Sequence[StandIn]) -> list[Planned]:
-    """Their folders, and the plan to run them all."""
-    planned = []
+def specs_of(wanted: Sequence[StandIn]) -> list[RunSpec]:
+    specs = []
     for order, stand_in in enumerate(wanted):
         config = RunConfig.from_dict(
             {
@@ -65,9 +67,16 @@ def make_study(study: Path, wanted: Sequence[StandIn]) -> list[Planned]:
             }
         )
         resources = Resources(ranks=stand_in.ranks, cpus=1, gpus=stand_in.gpus)
-        spec = RunSpec(name=f"stand-in-{order}", config=config, resources=resources, order=order)
+        specs.append(RunSpec(name=f"stand-in-{order}", config=config, resources=resources, order=order))
+    return specs
+
+
+def make_study(study: Path, wanted: Sequence[StandIn]) -> list[Planned]:
+    """Their folders, and the plan to run them all."""
+    planned = []
+    for spec, stand_in in zip(specs_of(wanted), wanted, strict=True):
         run = RunDirectory.locate(study, spec.name, spec.fingerprint, {})
-        run.create(config, {"name": spec.name, "order": order})
+        run.create(spec.config, {"name": spec.name, "order": spec.order})
         write_json(run.path / "stand-in.json", {"seconds": stand_in.seconds})
         planned.append(Planned(spec=spec, run=run, observation=run.observe(), action="start", reason=None))
     return planned
@@ -109,6 +118,18 @@ def least_makespan(slots: int, found: Sequence[Sequence[Span]]) -> float:
     work = sum(span.seconds for ranks in found for span in ranks)
     longest = max(max(span.seconds for span in ranks) for ranks in found)
     return max(work / slots, longest)
+
+
+def free_makespan(slots: int, wanted: Sequence[StandIn]) -> float:
+    """What the queue's order takes where starting a run costs nothing, by :func:`jobs.schedule.wall_seconds`."""
+    runs = [
+        Waiting(id=spec.name, spec=spec, work=Work(seconds=stand_in.seconds))
+        for spec, stand_in in zip(specs_of(wanted), wanted, strict=True)
+    ]
+    node = Node(name="node", cpus=slots, gpus={str(device): 1.0 for device in range(slots)})
+    seconds = wall_seconds(runs, Capacity([node], where="the node"))
+    assert seconds is not None, "all of them are known"
+    return seconds
 
 
 def utilisation(makespan: float, slots: int, found: Sequence[Sequence[Span]]) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.fake_cluster import fake_cluster
 from benchmarks.interleave import Spread
-from benchmarks.stand_ins import Span, hand_over, least_makespan, mixed, utilisation
+from benchmarks.stand_ins import Span, free_makespan, hand_over, least_makespan, mixed, utilisation
 from benchmarks.turns import load_average, rounded, take_turn
 from seqlm.errors import SeqlmError, UsageError
 from seqlm.rundir import write_json
@@ -75,6 +75,7 @@ def once(options: argparse.Namespace) -> dict[str, float]:
     return {
         "makespan": found["makespan"],
         "least_makespan_of_any_order": least_makespan(options.gpus, workers),
+        "makespan_if_starting_cost_nothing": free_makespan(options.gpus, wanted),
         "utilisation": utilisation(found["makespan"], options.gpus, workers),
         "of_the_best_possible": least_makespan(options.gpus, workers) / found["makespan"],
         "hand_over_seconds": hand_over(options.gpus, flat),
