@@ -142,12 +142,19 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
         _say(options, f"excluded by the manifest: {', '.join(manifest.excluded)}")
     summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
     _say(options, _totals_text(summed, _where(backend, choice)))
+    scripts: list[str] = []
+    if isinstance(backend, slurm_backend.SlurmSite) and todo:
+        resources = {run_id: spec.resources for run_id, spec in todo.items()}
+        scripts = slurm_backend.scripts(planned, resources, study_dir, backend.settings)
+        for script in scripts:
+            _say(options, f"\nwould submit:\n{script}")
     records = [_plan_record(item, found) for item, found in zip(planned, estimates, strict=True)]
     for record in records:
         if record["id"] in todo:
             record["resources"] = todo[record["id"]].resources.to_dict()
     where = {"backend": backend.name, "max_parallel": choice.max_parallel}
-    return {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}}, 0
+    data = {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}}
+    return ({**data, "scripts": scripts} if scripts else data), 0
 
 
 def _totals_text(found: Totals, where: str) -> str:
@@ -305,6 +312,8 @@ def _launch_on_slurm(
     retry: bool,
 ) -> tuple[Any, int]:
     """Submit to SLURM, and watch if wanted; the jobs need nobody to stay."""
+    if options.canary:
+        raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
     table = choice.table or slurm_backend.last_table(study_dir)  # `retry` knows no manifest
     site = _site(replace(choice, table=table))
     assert isinstance(site, slurm_backend.SlurmSite), "asked before"
