@@ -519,6 +519,12 @@ def _write_report(study_dir: Path, output: Path | None) -> Path:
 
 def _doctor(options: argparse.Namespace) -> tuple[Any, int]:
     findings = examine(options.runs_dir, find_data(options.data, None))
+    if options.backend == "slurm":
+        from slurm import doctor as cluster  # only who has a cluster waits for it
+        from slurm.settings import read_settings
+
+        settings = read_settings({}, where="", environ=os.environ)
+        findings += cluster.examine(settings, runs_dir=options.runs_dir, wait_s=options.wait_s)
     rows = [[finding.level, finding.subject, finding.text] for finding in findings]
     _say(options, terminal.table(["", "", ""], rows).lstrip("\n"))
     data = {"findings": [vars(finding) for finding in findings]}
@@ -641,7 +647,11 @@ def parser() -> argparse.ArgumentParser:
     retry.add_argument("--kind", action="append", choices=kinds, help="only failures of this kind")
     report = command("report", _report, "tables and learning curves from the runs' files", study)
     report.add_argument("--output", type=Path, metavar="DIR", help="default: report in the study's folder")
-    doctor = command("doctor", _doctor, "check this machine", data)
+    doctor = command("doctor", _doctor, "check this machine, or a cluster", data)
+    doctor.add_argument("--backend", choices=tuple(BACKENDS), help="slurm: look at the cluster too, with a trial job")
+    doctor.add_argument(
+        "--wait-s", type=_positive, default=120, metavar="S", help="how long the trial job may take (default: 120)"
+    )
     doctor.add_argument("--calibrate", action="store_true", help="measure training speed, for the times of plan")
     fetch = command("data", _data, "fetch a corpus")
     fetch.add_argument("corpus", choices=("ptb",), help="ptb: Penn Treebank")

@@ -39,7 +39,7 @@ class Finding:
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     """Look at everything that a launch on this machine needs."""
     findings = [_python(), _torch(), *_devices(), _folder("runs", runs_dir), _folder("cache", cache_folder())]
-    return [*findings, _git(), *_ray(), _penn_treebank(data_path)]
+    return [*findings, _git(), *_ray(), *_slurm(), _penn_treebank(data_path)]
 
 
 def _python() -> Finding:
@@ -108,6 +108,13 @@ def _ray() -> list[Finding]:
         return [Finding(level="ok", subject="Ray", text=choice.make().describe())]
     except BackendError as error:
         return [Finding(level="bad", subject="Ray", text=str(error))]
+
+
+def _slurm() -> list[Finding]:
+    """Nothing where there is no SLURM; a cluster is looked at only when asked for, since that takes a job."""
+    if shutil.which("sbatch") is None:
+        return []
+    return [Finding(level="ok", subject="SLURM", text="sbatch found; `doctor --backend slurm` looks at the cluster")]
 
 
 def _penn_treebank(data_path: Path | None) -> Finding:

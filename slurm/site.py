@@ -170,9 +170,7 @@ class PartitionFacts:
         each = resources.cpus or 1
         cpus_on_node = ranks * runs * each
         memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
-        parts = (
-            f" ({_count(ranks, 'rank') if ranks > 1 else _count(runs, 'run')} of {each})" if ranks * runs > 1 else ""
-        )
+        parts = f" ({count(ranks, 'rank') if ranks > 1 else count(runs, 'run')} of {each})" if ranks * runs > 1 else ""
         fitting = self._fitting(gpus_on_node, cpus_on_node, memory_mb, nodes, parts)
         if resources.cpus is None:
             shares = [kind.cpus // kind.gpus // runs for kind in fitting] if gpus else [1]
@@ -183,10 +181,10 @@ class PartitionFacts:
         """The kinds of nodes that hold so much; an error where they are too few. ``parts``: what the cores are for."""
         has = f"partition {self.name} has"
         if gpus > self.gpus_per_node:
-            raise BackendError(f"never fits: needs {_count(gpus, 'GPU')} on one node, {has} {self.gpus_per_node}")
+            raise BackendError(f"never fits: needs {count(gpus, 'GPU')} on one node, {has} {self.gpus_per_node}")
         if cpus > self.cpus_per_node:
             raise BackendError(
-                f"never fits: needs {_count(cpus, 'core')}{parts} on one node, {has} {self.cpus_per_node}"
+                f"never fits: needs {count(cpus, 'core')}{parts} on one node, {has} {self.cpus_per_node}"
             )
         most_mb = max((kind.memory_mb for kind in self.kinds), default=0)
         if memory_mb > most_mb:
@@ -195,12 +193,12 @@ class PartitionFacts:
         fitting = [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
         enough = sum(kind.count for kind in fitting)
         if enough < nodes:
-            each = f"{_count(gpus, 'GPU')} and {_count(cpus, 'core')}" if gpus else _count(cpus, "core")
+            each = f"{count(gpus, 'GPU')} and {count(cpus, 'core')}" if gpus else count(cpus, "core")
             each += f" and {memory_mb / 1024:g} GB" if memory_mb else ""
-            raise BackendError(f"never fits: needs {_count(nodes, 'node')} with {each}, {has} {enough} such")
+            raise BackendError(f"never fits: needs {count(nodes, 'node')} with {each}, {has} {enough} such")
         if self.max_nodes is not None and nodes > self.max_nodes:
             raise BackendError(
-                f"never fits: needs {_count(nodes, 'node')}, partition {self.name} grants {self.max_nodes} to a job"
+                f"never fits: needs {count(nodes, 'node')}, partition {self.name} grants {self.max_nodes} to a job"
             )
         return fitting
 
@@ -238,10 +236,10 @@ def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
         name, state, limit, by_state, cpus, memory, gres, size = parts
         if name.endswith("*"):
             name = default = name.removesuffix("*")
-        _, _, other, count = (_number(number) for number in by_state.split("/"))
+        _, _, other, every = (_number(number) for number in by_state.split("/"))
         kind = NodeKind(
-            count=count,
-            usable=count - other,
+            count=every,
+            usable=every - other,
             cpus=_number(cpus),
             gpus=count_gpus(gres),
             memory_mb=_number(memory),
@@ -252,7 +250,7 @@ def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
             up=state == "up",
             time_limit_min=read_minutes(limit),
             max_nodes=_largest(size),
-            kinds=(*before, kind) if count else before,
+            kinds=(*before, kind) if every else before,
         )
     return partitions, default
 
@@ -300,5 +298,6 @@ def _number(text: str) -> int:
     return int(float(match[1]) * {"": 1, "K": 1024, "M": 1024**2}[match[2]]) if match else 0
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def count(number: float, noun: str) -> str:
+    """``1 GPU``, ``2 GPUs``."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,97 @@
+"""``doctor --backend slurm``: whether runs can be sent to this cluster, and what to change where they cannot."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from jobs.doctor import Finding, Level
+from jobs.spec import Resources
+from seqlm.errors import BackendError, FileError
+from slurm.probe import probe
+from slurm.settings import SlurmSettings
+from slurm.site import ANSWER_S, ControllerConfig, PartitionFacts, ask, controller_config, count, partition_facts
+
+WAIT_S = 120.0
+"""How long the trial job may wait and run."""
+
+
+def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) -> list[Finding]:
+    """Look at the cluster from a login node, then from a compute node; stops at what leaves nothing more to see."""
+    found: list[Finding] = []
+    try:
+        found.append(_ok("sbatch", ask("sbatch", "--version").strip()))
+        found.append(_slurmctld())
+        if found[-1].level == "bad":
+            return found
+        found += _limits(controller_config(), settings)
+        facts = partition_facts(settings.partition)
+    except BackendError as error:
+        return [*found, _bad("SLURM", str(error))]
+    found.append(_partition(facts))
+    fit = _fit(facts, settings)
+    found.append(fit)
+    if fit.level == "bad" or not facts.up:
+        return found
+    try:
+        return [*found, *probe(settings, runs_dir=runs_dir, gpu=facts.gpus_per_node > 0, wait_s=wait_s)]
+    except (BackendError, FileError) as error:
+        return [*found, _bad("compute node", str(error))]
+
+
+def _slurmctld() -> Finding:
+    """Says which of the controllers, primary and backups, are up; a ping exits with 1 if one of them is not."""
+    try:
+        answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return _bad("slurmctld", f"`scontrol ping` gave no answer within {ANSWER_S:g} s")
+    lines = [line for line in answer.stdout.splitlines() if line.startswith("Slurmctld(")]
+    up = [line for line in lines if line.endswith(" is UP")]
+    if up:
+        return _ok("slurmctld", up[0])
+    return _bad("slurmctld", lines[0] if lines else "`scontrol ping` finds none; is SLURM configured here?")
+
+
+def _limits(config: ControllerConfig, settings: SlurmSettings) -> list[Finding]:
+    size = config.max_array_size
+    arrays = f"up to {size:,} tasks in an array (MaxArraySize), {config.max_job_count:,} jobs of all users"
+    level: Level = "ok"
+    if size == 0:
+        level, arrays = "bad", "the cluster takes no job arrays (MaxArraySize is 0)"
+    elif settings.max_parallel is not None and settings.max_parallel > size:
+        level, arrays = "note", f"{arrays}; max_parallel {settings.max_parallel} is more than one array holds"
+    if config.accounting:
+        accounting = _ok("accounting", "on")
+    else:
+        accounting = Finding(
+            level="note", subject="accounting", text="off; how a job ended is known from its run's files alone"
+        )
+    return [Finding(level=level, subject="job arrays", text=arrays), accounting]
+
+
+def _partition(facts: PartitionFacts) -> Finding:
+    limit = "no time limit" if facts.time_limit_min is None else f"jobs of up to {facts.time_limit_min:,} min"
+    has = f"{count(facts.gpus_per_node, 'GPU')} and {count(facts.cpus_per_node, 'core')} on a node"
+    text = f"{facts.name}: {facts.usable_nodes} of {facts.nodes} nodes usable, up to {has}, {limit}"
+    if not facts.up:
+        return _bad("partition", f"{text}; it starts no jobs now")
+    return Finding(level="ok" if facts.usable_nodes else "note", subject="partition", text=text)
+
+
+def _fit(facts: PartitionFacts, settings: SlurmSettings) -> Finding:
+    """Whether a run that fills what the settings allow of a node could start."""
+    try:
+        gets = facts.resolve(Resources(ranks=settings.ranks_per_node or 1), settings)
+    except BackendError as error:
+        return _bad("settings", str(error))
+    memory = f"{settings.mem_gb:g} GB of memory, " if settings.mem_gb else ""
+    each = f"{count(gets.gpus or 0, 'GPU')} and {count(gets.cpus or 1, 'core')}"
+    return _ok("settings", f"{count(gets.ranks, 'rank')} on a node, {each} each, {memory}{settings.timeout_min} min")
+
+
+def _ok(subject: str, text: str) -> Finding:
+    return Finding(level="ok", subject=subject, text=text)
+
+
+def _bad(subject: str, text: str) -> Finding:
+    return Finding(level="bad", subject=subject, text=text)

@@ -1,0 +1,297 @@
+"""The doctor of a cluster, with small programs in place of SLURM's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from jobs import doctor as machine_doctor
+from jobs.doctor import Finding
+from seqlm.errors import BackendError
+from slurm import probe, settings
+from slurm.doctor import examine
+from slurm.node_probe import file_clock_s
+from slurm.probe import Outcome, clock_skew_s, findings, script
+from slurm.settings import SlurmSettings
+from tests.slurm.programs import answering, program
+from tests.slurm.test_site import CONFIG
+
+SINFO = "cpu*|up|2-00:00:00|0/2/0/2|8|3000|(null)|1-infinite\ngpu|up|30:00|0/1/0/1|8|3000|gpu:a100:2|1-infinite\n"
+UP = "Slurmctld(primary) at ctl is UP\n"
+GONE = "slurm_load_jobs error: Invalid job id specified\n"
+SBATCH = """
+if [ "$1" = --version ]; then echo slurm-wlm 24.11.5; exit; fi
+cp "$2" "{folder}/submitted"
+echo 42
+log=$(sed -n 's/^#SBATCH --output=//p' "$2")
+bash "$2" > "$log" 2>&1 &
+"""
+FAKE_TORCH = """
+__version__ = "9.9"
+class cuda:
+    device_count = staticmethod(lambda: {gpus})
+    get_device_name = staticmethod(lambda device: "A100")
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Programs on PATH as on a healthy cluster whose one node is this machine; their folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    monkeypatch.setattr(probe, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(probe, "VISIBLE_WITHIN_S", 1.0)
+    (folder / "config").write_text(CONFIG)
+    program(folder, "scontrol", f'[ "$1" = ping ] && printf "{UP}" || cat "{folder}/config"')
+    answering(folder, "sinfo", SINFO)
+    program(folder, "sbatch", SBATCH.format(folder=folder))
+    program(folder, "srun", 'exec "$@"')
+    answering(folder, "squeue", "RUNNING|None\n")
+    answering(folder, "scancel", "")
+    return folder
+
+
+def with_torch(folder: Path, gpus: int = 0, **more: Any) -> SlurmSettings:
+    """Settings whose setup puts a small torch where the job's Python finds it."""
+    (folder / "torch.py").write_text(FAKE_TORCH.format(gpus=gpus))
+    return SlurmSettings(setup=(f"export PYTHONPATH={folder}",), **more)
+
+
+def look(runs_dir: Path, given: SlurmSettings, wait_s: float = 20) -> dict[str, Finding]:
+    found = examine(given, runs_dir=runs_dir, wait_s=wait_s)
+    assert all(finding.text.isprintable() for finding in found), "each finding is one line"
+    return {finding.subject: finding for finding in found}
+
+
+def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_node(
+    cluster: Path, tmp_path: Path
+) -> None:
+    found = look(tmp_path / "runs", with_torch(cluster, gpus=1, partition="gpu", timeout_min=20, mem_gb=2))
+    texts = {subject: finding.text for subject, finding in found.items()}
+    assert texts["sbatch"] == "slurm-wlm 24.11.5"
+    assert texts["slurmctld"] == "Slurmctld(primary) at ctl is UP"
+    assert texts["job arrays"].startswith("up to 1,001 tasks in an array (MaxArraySize)")
+    assert texts["partition"] == "gpu: 1 of 1 nodes usable, up to 2 GPUs and 8 cores on a node, jobs of up to 30 min"
+    assert texts["settings"] == "1 rank on a node, 1 GPU and 4 cores each, 2 GB of memory, 20 min"
+    assert "is seen by node" in texts["shared folder"]
+    assert texts["torch on node"] == "9.9, sees A100"
+    assert texts["clock of node"].endswith(" s from this machine's")
+    assert {finding.level for subject, finding in found.items() if subject != "accounting"} == {"ok"}
+    assert found["accounting"].level == "note"
+    assert list((tmp_path / "runs").iterdir()) == [], "the trial leaves nothing behind"
+
+
+def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: Path) -> None:
+    given = SlurmSettings(
+        partition="gpu",
+        account="a b",
+        qos="q",
+        constraint="a100|h100",
+        setup=("module load x",),
+        srun_args=("--cpu-bind=cores",),
+        python="apptainer exec image.sif python",
+        sbatch={"exclusive": True, "core-spec": 1},
+    )
+    lines = script(given, Path("/a b/%x"), gpu=True).splitlines()
+    assert lines == [
+        "#!/bin/bash",
+        "#SBATCH --exclusive",
+        "#SBATCH --core-spec=1",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --account='a b'",
+        "#SBATCH --qos=q",
+        "#SBATCH --constraint='a100|h100'",
+        "#SBATCH --job-name=seqlm-doctor",
+        "#SBATCH --time=1",
+        "#SBATCH --ntasks=1",
+        "#SBATCH --output='/a b/%%x/log'",
+        "#SBATCH --gpus-per-node=1",
+        "",
+        "module load x",
+        "srun --cpu-bind=cores apptainer exec image.sif python '/a b/%x/node_probe.py'",
+    ]
+    assert "gpus" not in script(SlurmSettings(), Path("/f"), gpu=False)
+
+
+def test_without_sbatch_or_a_controller_nothing_more_is_asked(cluster: Path, tmp_path: Path) -> None:
+    answering(cluster, "scontrol", "Slurmctld(primary) at ctl is DOWN\n*****\n** RESTORE **\n*****\n", code=1)
+    found = look(tmp_path, SlurmSettings())
+    assert list(found) == ["sbatch", "slurmctld"]
+    assert (found["slurmctld"].level, found["slurmctld"].text) == ("bad", "Slurmctld(primary) at ctl is DOWN")
+    backup = "Slurmctld(primary) at a is DOWN\nSlurmctld(backup) at b is UP\n"
+    answering(cluster, "scontrol", backup, code=1)
+    assert look(tmp_path, SlurmSettings())["slurmctld"].text == "Slurmctld(backup) at b is UP"
+    answering(cluster, "sbatch", "sbatch: fatal: Could not establish a configuration source\n", code=1, to="stderr")
+    (only,) = look(tmp_path, SlurmSettings()).values()
+    assert (only.level, only.text) == ("bad", "sbatch: fatal: Could not establish a configuration source")
+
+
+WRONG: dict[str, tuple[SlurmSettings, str, str]] = {
+    "partition": (SlurmSettings(partition="cpus"), "SLURM", 'no partition cpus; did you mean "cpu"?'),
+    "time": (SlurmSettings(timeout_min=6000), "settings", "timeout_min 6000 is above the limit of partition cpu"),
+    "GPUs": (
+        SlurmSettings(partition="gpu", ranks_per_node=4, timeout_min=9),
+        "settings",
+        "needs 4 GPUs on one node, partition gpu has 2",
+    ),
+    "memory": (SlurmSettings(mem_gb=64), "settings", "needs 64 GB of memory on one node"),
+}
+
+
+@pytest.mark.parametrize(("given", "subject", "text"), WRONG.values(), ids=WRONG.keys())
+def test_settings_that_no_run_could_start_with_are_bad_and_send_no_job(
+    cluster: Path, tmp_path: Path, given: SlurmSettings, subject: str, text: str
+) -> None:
+    found = look(tmp_path, given)
+    assert found[subject].level == "bad"
+    assert text in found[subject].text
+    assert not (cluster / "submitted").exists()
+
+
+def test_arrays_and_accounting_are_told(cluster: Path, tmp_path: Path) -> None:
+    (cluster / "config").write_text(
+        CONFIG.replace("1001", "0").replace("(null)\nCl", "accounting_storage/slurmdbd\nCl")
+    )
+    found = look(tmp_path, SlurmSettings(timeout_min=9999))
+    assert (found["job arrays"].level, found["accounting"].level) == ("bad", "ok")
+    (cluster / "config").write_text(CONFIG.replace("1001", "10"))
+    assert look(tmp_path, SlurmSettings(max_parallel=11, timeout_min=9999))["job arrays"].level == "note"
+    answering(cluster, "sinfo", SINFO.replace("up|2", "down|2"))
+    assert look(tmp_path, SlurmSettings())["partition"].text.endswith("it starts no jobs now")
+
+
+# -- the trial job -------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_stays_in_the_queue_is_a_note_and_cancelled(cluster: Path, tmp_path: Path) -> None:
+    program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo "42;lab"')
+    answering(cluster, "squeue", "PENDING|Resources\n")
+    node = look(tmp_path, SlurmSettings(), wait_s=0.5)["compute node"]
+    assert (node.level, "still queued after 0.5 s (Resources)" in node.text) == ("note", True)
+    assert (cluster / "scancel.asked").read_text() == "42\n"
+    assert not list(tmp_path.glob(".slurm-doctor-*"))
+
+
+def test_a_job_that_leaves_no_file_means_that_the_folder_is_not_shared(cluster: Path, tmp_path: Path) -> None:
+    program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo 42')
+    answering(cluster, "squeue", GONE, code=1, to="stderr")
+    found = look(tmp_path, SlurmSettings())["shared folder"]
+    assert found.level == "bad"
+    assert found.text.endswith("put --runs-dir on a file system that nodes share")
+    answering(cluster, "squeue", "FAILED|NonZeroExitCode\n")
+    assert look(tmp_path, SlurmSettings())["shared folder"].level == "bad"
+
+
+def test_a_python_that_does_not_start_is_told_with_what_it_printed(cluster: Path, tmp_path: Path) -> None:
+    answering(cluster, "squeue", GONE, code=1, to="stderr")
+    given = SlurmSettings(python="no-such-python")
+    node = look(tmp_path, given)["compute node"]
+    assert node.level == "bad"
+    assert node.text.startswith("Python did not start there: ")
+    assert node.text.endswith("not found")
+
+
+def test_a_torch_that_is_broken_or_sees_no_gpu_is_bad(cluster: Path, tmp_path: Path) -> None:
+    given = with_torch(cluster, partition="gpu", timeout_min=9)
+    assert "9.9 sees no CUDA device, yet the job was given" in look(tmp_path, given)["torch on node"].text
+    (cluster / "torch.py").write_text("raise OSError('libcudart.so.12: no such file\\nmore')")
+    torch = look(tmp_path, given)["torch on node"]
+    assert torch.level == "bad"
+    assert "cannot be imported (OSError: libcudart.so.12: no such file)" in torch.text
+
+
+def test_a_refused_submission_or_an_unwritable_folder_is_bad(cluster: Path, tmp_path: Path) -> None:
+    body = '[ "$1" = --version ] && echo slurm 24 && exit; echo "sbatch: error: Invalid account" >&2; exit 1'
+    program(cluster, "sbatch", body)
+    assert look(tmp_path, SlurmSettings())["compute node"].text == "sbatch: error: Invalid account"
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in look(tmp_path / "file" / "runs", SlurmSettings())["compute node"].text
+    program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo hello')
+    assert 'sbatch answers "hello"' in look(tmp_path, SlurmSettings())["compute node"].text
+
+
+def test_a_job_is_cancelled_when_the_user_loses_patience(
+    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(job: str) -> tuple[str, str]:
+        raise KeyboardInterrupt
+
+    program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo 42')
+    monkeypatch.setattr(probe, "_look", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        examine(SlurmSettings(), runs_dir=tmp_path)
+    assert (cluster / "scancel.asked").read_text() == "42\n"
+
+
+# -- clocks --------------------------------------------------------------------------------------------------------
+
+
+def outcome(answer: dict[str, Any], waiting_at: float = 1000, seen_at: float = 1010) -> Outcome:
+    return Outcome(answer=answer, log="", state="over", reason="", waiting_at=waiting_at, seen_at=seen_at)
+
+
+@pytest.mark.parametrize(
+    ("clock", "node_file_clock_s", "own_file_clock_s", "skew"),
+    [
+        (1005, 0, 0, 0),  # all agree
+        (1065, -57, 3, 60),  # the file server is 3 s ahead of here; the node is 57 s ahead of it
+        (945, 63, 3, -60),
+        (1070, 0, 0, 60),  # files get their writer's time: only what lies after the answer was seen is sure
+        (940, 0, 0, -60),
+    ],
+)
+def test_clocks_are_compared_by_the_times_of_files_and_by_what_can_have_been(
+    clock: float, node_file_clock_s: float, own_file_clock_s: float, skew: float
+) -> None:
+    answer = {"clock": clock, "file_clock_s": node_file_clock_s}
+    assert clock_skew_s(outcome(answer), answer, own_file_clock_s) == skew
+
+
+def test_a_clock_that_is_off_is_a_note(tmp_path: Path) -> None:
+    answer = {"host": "n1", "python": "3.9.2", "executable": "/p", "clock": 1005, "file_clock_s": 61.0, "torch": None}
+    found = findings(outcome(answer), runs_dir=tmp_path, gpu=False, own_file_clock_s=0, wait_s=1)
+    levels = {finding.subject: finding.level for finding in found}
+    assert levels == {"shared folder": "ok", "Python on node": "bad", "torch on node": "bad", "clock of node": "note"}
+    assert found[-1].text.startswith("61.0 s behind this machine's")
+
+
+def test_a_new_files_time_is_compared_with_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert abs(file_clock_s(tmp_path / "a")) < 2
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 100)
+    assert abs(file_clock_s(tmp_path / "b") - 100) < 2
+
+
+# -- the command line ----------------------------------------------------------------------------------------------
+
+
+def test_doctor_looks_at_a_cluster_when_asked_and_reads_the_site_file(
+    cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "examine", lambda runs_dir, data: [Finding(level="ok", subject="here", text="fine")])
+    monkeypatch.setattr(settings, "SITE_FILE", tmp_path / "none")
+    (tmp_path / "site.toml").write_text('partition = "gpus"')
+    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(tmp_path / "site.toml"))
+    assert launch.main(["doctor", "--json", "--runs-dir", str(tmp_path)]) == 0
+    assert "gpus" not in capsys.readouterr().out
+    code = launch.main(["doctor", "--backend", "slurm", "--json", "--runs-dir", str(tmp_path), "--wait-s", "1"])
+    found = json.loads(capsys.readouterr().out)["data"]["findings"]
+    assert code == BackendError.exit_code
+    assert found[0]["subject"] == "here"
+    assert 'did you mean "gpu"' in found[-1]["text"]
+    (tmp_path / "site.toml").write_text("partitoin = 3")
+    assert launch.main(["doctor", "--backend", "slurm", "--runs-dir", str(tmp_path)]) == 2
+
+
+def test_a_machine_without_slurm_hears_nothing_of_it(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = machine_doctor._slurm()
+    assert (one.level, "--backend slurm" in one.text) == ("ok", True)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert machine_doctor._slurm() == []
