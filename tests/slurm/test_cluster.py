@@ -1,0 +1,315 @@
+"""Studies on a real SLURM: arrays, several nodes, and everything that can happen to a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqlm.rundir import RunDirectory
+from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests.slurm.real import require_slurm
+from tests.test_launch import epochs_of, until
+from tests.training.studies import write_text
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.xdist_group("slurm")  # one process of the test run has the clusters
+
+HEAD = """
+[study]
+name = "small"
+data = "text"
+backend = "slurm"
+
+[backend.slurm]
+env = {{SEQLM_DEVICE = "cpu"}}         # the GPUs are fake
+timeout_min = {timeout_min}
+signal_before_s = 20
+ranks_per_node = 1
+
+[defaults.model]
+hidden_size = 16
+num_layers = 1
+embedding_size = 8
+num_heads = 4
+mlp_size = 16
+keep = {keep}
+
+[defaults.data]
+corpus = "files"
+
+[defaults.train]
+epochs = {epochs}
+batch_size = 8
+seq_len = 5
+
+[[grid]]
+model.arch = {archs}
+optim.optimizer = "adam"
+optim.lr = {rates}
+resources.ranks = {ranks}
+resources.cpus = 1
+resources.gpus = {gpus}
+"""
+
+
+class Study:
+    """A manifest in a folder of its own, and the command line on it, on a cluster."""
+
+    def __init__(self, cluster: LoopbackCluster, folder: Path, *, lines: int = 220, **values: Any) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        write_text(folder / "text", train_lines=lines)
+        known = {"archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, "epochs": 2, "timeout_min": 10, "keep": 0.9}
+        text = HEAD.format(**{key: json.dumps(value) for key, value in {**known, **values}.items()})
+        (folder / "small.toml").write_text(text)
+
+    def argv(self, *words: str) -> list[str]:
+        return [sys.executable, str(ROOT / "launch.py"), *words]
+
+    def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*words),
+            cwd=self.folder,
+            env={**self.cluster.env, "SEQLM_BACKEND": "", **env},
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+
+    def runs(self) -> list[RunDirectory]:
+        return RunDirectory.all_in(self.folder / "runs" / "small")
+
+    def states(self) -> list[str]:
+        document = json.loads(self("status", "small.toml", "--json").stdout)
+        return [run["state"] for run in document["data"]["runs"]]
+
+    def jobs(self) -> dict[str, str]:
+        """Run id -> job id."""
+        found: dict[str, str] = json.loads((self.folder / "runs/small/slurm/jobs.json").read_text())["jobs"]
+        return found
+
+    def until_they_train(self, epochs: int = 1) -> None:
+        until(lambda: self.runs() and all(len(epochs_of(run)) >= epochs for run in self.runs()), seconds=180)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LoopbackCluster]:
+    require_slurm()
+    with LoopbackCluster(ClusterOptions(nodes=3, cpus=4, gpus=2)) as cluster:
+        yield cluster
+
+
+def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
+    worker: dict[str, Any] = json.loads(run.worker_file(run.last_attempt(), rank).read_text())
+    return worker
+
+
+def test_a_grid_is_one_array_whose_runs_have_gpus_of_their_own(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, archs=["rnn", "gru", "transformer"], rates=[0.01, 0.02], epochs=12, lines=1500)
+    answer = study("run", "small.toml", "--no-wait", "--json", "--then-report")
+    assert answer.returncode == 0, answer.stderr
+    (array,) = json.loads(answer.stdout)["data"]["jobs"]
+    assert sorted(study.jobs().values()) == [f"{array}_{number}" for number in range(6)]
+    until(lambda: study.states() == ["running"] * 6, seconds=180)
+    until(lambda: all(run.last_attempt() and run.worker_file(1).exists() for run in study.runs()), seconds=180)
+    seats = {(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}
+    assert len(seats) == 6, seats
+    again = study("run", "small.toml", "--json")  # waits, and submits nothing
+    assert again.returncode == 0, again.stderr
+    assert "0 of 6 runs to do" in again.stderr
+    assert all(epochs_of(run) == list(range(12)) for run in study.runs())
+    assert all(run.attempts() == [1] for run in study.runs())
+    until((tmp_path / "runs/small/report/index.html").exists, seconds=60)
+
+
+def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    two = Study(cluster, tmp_path / "two", ranks=2, keep=1.0)
+    one = Study(cluster, tmp_path / "one", ranks=1, keep=1.0)
+    for study in (two, one):
+        assert study("run", "small.toml", "--no-wait").returncode == 0
+    until(lambda: two.states() + one.states() == ["done"] * 2, seconds=180)
+    ((run,), (alone,)) = (two.runs(), one.runs())
+    assert run.id == alone.id
+    assert worker_of(run)["node"] != worker_of(run, 1)["node"]
+    losses = [[record["val_loss"] for record in each.read_metrics()[0]] for each in (run, alone)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_four_quarters_of_a_gpu_are_one_job(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, rates=[0.01, 0.02, 0.03, 0.04], gpus=0.25)
+    answer = study("run", "small.toml", "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert len(set(study.jobs().values())) == 1
+    assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
+    assert study.states() == ["done"] * 4
+
+
+def test_requeue_scancel_a_lost_node_and_a_restarted_controller_in_one_study(
+    cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=60, lines=1500)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    study.until_they_train()
+    requeued, cancelled, lost, untouched = study.runs()
+    nodes = {run.id: worker_of(run)["node"] for run in study.runs()}
+    cluster.run("scontrol", "requeue", study.jobs()[requeued.id])
+    cluster.run("scancel", study.jobs()[cancelled.id])
+    cluster.restart_controller()
+    index = cluster.node_names.index(nodes[lost.id])
+    cluster.kill_node(index, with_jobs=True)
+    until(lambda: "running" not in study.states() or len(lost.attempts()) > 1, seconds=180)
+    cluster.start_node(index)
+    cluster.wait_for_nodes()
+    until(lambda: not {"queued", "running"} & set(study.states()), seconds=300)
+    states = dict(zip([run.id for run in study.runs()], study.states(), strict=True))
+    assert states.pop(cancelled.id) == "cancelled"
+    assert set(states.values()) == {"done"}
+    for run in (requeued, lost, untouched):
+        assert epochs_of(run) == list(range(60))
+    assert len(requeued.attempts()) >= 2
+    assert len(lost.attempts()) >= 2
+    assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
+
+    again = study("retry", "small", "--kind", "cancelled", "--json")
+    assert again.returncode == 0, again.stderr
+    assert epochs_of(cancelled) == list(range(60))
+    assert (cancelled.read_job() or {})["backend"] == "slurm", "where it was before, without a manifest"
+
+
+def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
+    cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    study = Study(cluster, tmp_path, epochs=150, lines=1500)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    study.until_they_train()
+    (run,) = study.runs()
+    index = cluster.node_names.index(worker_of(run)["node"])
+    cluster.kill_node(index)  # the worker goes on, unknown to SLURM, which starts the job once more elsewhere
+    until(run.result_file.exists, seconds=300)
+    cluster.start_node(index)
+    cluster.wait_for_nodes()
+    until(lambda: study.states() == ["done"], seconds=60)
+    assert epochs_of(run) == list(range(150))
+    writers = {record["attempt"] for record in run.read_metrics()[0]}
+    assert len(writers) == 1, "one of the copies wrote, the other waited"
+
+
+def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, epochs=100_000, lines=1500, timeout_min=1)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+
+    def strikes() -> list[str]:
+        files = sorted((tmp_path / "runs/small").glob("*/attempts/*/failure.json"))
+        return [json.loads(file.read_text())["kind"] for file in files]
+
+    until(lambda: len(strikes()) >= 3 and len(study.runs()[0].attempts()) >= 4, seconds=400)
+    assert set(strikes()) == {"timeout"}
+    (run,) = study.runs()
+    seen = len(epochs_of(run))
+    until(lambda: len(epochs_of(run)) > seen, seconds=60)
+    assert study("cancel", "small").returncode == 0
+    assert study.states() == ["cancelled"]
+    assert epochs_of(run) == list(range(len(epochs_of(run))))
+    attempts = [record["attempt"] for record in run.read_metrics()[0]]
+    assert attempts == sorted(attempts)
+    assert len(set(attempts)) >= 4
+
+
+def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=40, lines=1500)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    study.until_they_train()
+    ids = {run.id for run in study.runs()}
+    assert study("cancel", "small").returncode == 0
+    assert study.states() == ["cancelled"] * 2
+    first, second = study.runs()
+    here = study("retry", "small", "--only", f"id={first.id}", "--backend", "local")
+    assert here.returncode == 0, here.stderr
+    there = study("retry", "small", "--backend", "slurm")
+    assert there.returncode == 0, there.stderr
+    assert {run.id for run in study.runs()} == ids
+    assert [(run.read_job() or {})["backend"] for run in study.runs()] == ["local", "slurm"]
+    for run in (first, second):
+        assert epochs_of(run) == list(range(40))
+        assert run.last_attempt() == 2
+
+    begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=400, lines=1500)
+    launcher = subprocess.Popen(
+        begun.argv("run", "small.toml", "--backend", "local"),
+        cwd=begun.folder,
+        env=begun.cluster.env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    begun.until_they_train()
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(90) == 130
+    (run,) = begun.runs()
+    done = len(epochs_of(run))
+    assert begun("run", "small.toml", "--no-wait").returncode == 0
+    until(lambda: len(epochs_of(run)) > done, seconds=120)
+    assert begun("cancel", "small").returncode == 0
+    assert epochs_of(run) == list(range(len(epochs_of(run))))
+    assert {record["attempt"] for record in run.read_metrics()[0]} == {1, 2}
+
+
+def test_without_a_controller_commands_say_so_and_files_still_tell(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path)
+    assert study("run", "small.toml", "--json").returncode == 0
+    waiting = Study(cluster, tmp_path / "later", rates=[0.05])
+    cluster.stop_controller()
+    try:
+        assert study.states() == ["done"]
+        answer = waiting("run", "small.toml")
+        assert answer.returncode == 3
+        assert "Traceback" not in answer.stderr
+        assert not (waiting.folder / "runs").exists(), "nothing is written before the cluster has answered"
+    finally:
+        cluster.start_controller()
+
+
+def test_what_never_fits_is_refused_before_anything_is_written(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, ranks=8)
+    answer = study("run", "small.toml")
+    assert answer.returncode == 3
+    assert "never fits" in answer.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sbatchs_refusal_is_one_line(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path)
+    (tmp_path / "site.toml").write_text('nodelist = "nowhere"\n')
+    answer = study("run", "small.toml", SEQLM_SLURM_CONFIG=str(tmp_path / "site.toml"))
+    assert answer.returncode == 3
+    assert "error: sbatch refuses the job" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    fixed = study("run", "small.toml", "--json")
+    assert fixed.returncode == 0, fixed.stderr
+
+
+def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_path: Path) -> None:
+    require_slurm(accounting=True)
+    options = ClusterOptions(nodes=1, accounting=True, min_job_age_seconds=2)
+    with LoopbackCluster(options) as cluster:
+        study = Study(cluster, tmp_path, epochs=100_000)
+        assert study("run", "small.toml", "--no-wait").returncode == 0
+        study.until_they_train()
+        (run,) = study.runs()
+        (job,) = study.jobs().values()
+        os.kill(int(json.loads(run.worker_lock_file.read_text())["pid"]), signal.SIGSTOP)  # it cannot say a word
+        cluster.run("scancel", job)
+        until(lambda: not cluster.run("squeue", "-h", "-t", "all").stdout.strip(), seconds=90)
+        time.sleep(1)
+        assert study.states() == ["cancelled"]
