@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs import terminal
-from jobs.backend import Backend
+from jobs.backend import Site
+from jobs.backend_keys import BACKENDS
 from jobs.cancel import cancel
 from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
@@ -30,25 +31,28 @@ from jobs.launcher import (
     find_data,
     launch,
     plan_runs,
+    preparing,
     resolve_specs,
     status_record,
     wait_for_launcher,
+    wait_for_workers,
 )
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
-from jobs.manifest_schema import BACKENDS
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
-from jobs.study import ObservedRun, find_study, observe_study, select_runs
+from jobs.study import ObservedRun, find_study, observe_study, read_jobs, select_runs
 from jobs.terminal import Progress
 from jobs.totals import Totals, totals
-from jobs.watch import Watcher, watch
+from jobs.watch import Watcher, watch, watch_in_lines
 from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
 from seqlm.errors import BackendError, SeqlmError, UsageError
 from seqlm.rundir import write_text
+from slurm import backend as slurm_backend
+from slurm.settings import read_settings
 
 SCHEMA_VERSION = 1
 EXIT_RUN_FAILED = 1
@@ -110,7 +114,7 @@ def _say(options: argparse.Namespace, text: str) -> None:
 def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     manifest, specs, study_dir = _open_manifest(options)
     choice = _choice(manifest, options)
-    backend = choice.make()
+    backend = _site(choice)
     planned = plan_runs(specs, study_dir)
     estimates = _estimates(options, planned, _data_path(options, manifest))
     todo = {item.run.id: item.spec for item in planned if item.action != "skip"}
@@ -138,12 +142,19 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
         _say(options, f"excluded by the manifest: {', '.join(manifest.excluded)}")
     summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
     _say(options, _totals_text(summed, _where(backend, choice)))
+    scripts: list[str] = []
+    if isinstance(backend, slurm_backend.SlurmSite) and todo:
+        resources = {run_id: spec.resources for run_id, spec in todo.items()}
+        scripts = slurm_backend.scripts(planned, resources, study_dir, backend.settings)
+        for script in scripts:
+            _say(options, f"\nwould submit:\n{script}")
     records = [_plan_record(item, found) for item, found in zip(planned, estimates, strict=True)]
     for record in records:
         if record["id"] in todo:
             record["resources"] = todo[record["id"]].resources.to_dict()
     where = {"backend": backend.name, "max_parallel": choice.max_parallel}
-    return {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}}, 0
+    data = {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}}
+    return ({**data, "scripts": scripts} if scripts else data), 0
 
 
 def _totals_text(found: Totals, where: str) -> str:
@@ -227,7 +238,7 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
         return list(provenance[spec.name].get("command", []))
 
     specs = [run.to_spec() for run in chosen]
-    choice = _choice(None, options)
+    choice = _choice(None, options, last=_last_backend(chosen))
     return _launch(options, specs, study_dir, choice, data_path=data_path, command=command, retry=True)
 
 
@@ -241,6 +252,8 @@ def _launch(
     command: Callable[[RunSpec], list[str]],
     retry: bool,
 ) -> tuple[Any, int]:
+    if choice.name == "slurm":
+        return _launch_on_slurm(options, specs, study_dir, choice, data_path=data_path, command=command, retry=retry)
     if is_remote(choice.ray_address):
         return _launch_remotely(options, study_dir, choice)
     if options.no_wait:
@@ -288,6 +301,64 @@ def _launch(
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 
 
+def _launch_on_slurm(
+    options: argparse.Namespace,
+    specs: list[RunSpec],
+    study_dir: Path,
+    choice: BackendChoice,
+    *,
+    data_path: Callable[[RunSpec], Path | None],
+    command: Callable[[RunSpec], list[str]],
+    retry: bool,
+) -> tuple[Any, int]:
+    """Submit to SLURM, and watch if wanted; the jobs need nobody to stay."""
+    if options.canary:
+        raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
+    table = choice.table or slurm_backend.last_table(study_dir)  # `retry` knows no manifest
+    site = _site(replace(choice, table=table))
+    assert isinstance(site, slurm_backend.SlurmSite), "asked before"
+    settings = LaunchOptions(study_dir=study_dir, live_code=options.live_code, retry=retry)
+    with preparing(specs, settings, resolve=site.resolve, data_path=data_path, command=command) as prepared:
+        for item in prepared.planned:
+            if item.action == "skip" and item.reason != "done":
+                print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
+        arrays: list[str] = []
+        if prepared.code is not None:
+            arrays = slurm_backend.submit(prepared, study_dir, site.settings, table)
+            if options.then_report:
+                report = slurm_backend.submit_report(study_dir, arrays, site.settings, prepared.code)
+                print(f"the report is written by job {report} after the last run", file=sys.stderr)
+    what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
+    print(f"{study_dir.name}: {len(prepared.todo)} of {len(prepared.planned)} runs to do: {what}", file=sys.stderr)
+    ids = {item.run.id for item in prepared.planned}
+    if options.no_wait:
+        return {"study": study_dir.name, "jobs": arrays}, 0
+    try:
+        if options.json:
+            watch_in_lines(Watcher(study_dir, ids), sys.stderr)
+        else:
+            watch(study_dir, ids)
+    except KeyboardInterrupt:
+        print("the jobs go on without this terminal; `cancel` stops them", file=sys.stderr)
+        raise
+    runs = [run for run in observe_study(study_dir) if run.run.id in ids]
+    _say(options, _status_table(runs))
+    if options.report:
+        _say(options, f"report: {_write_report(study_dir, None)}")
+    failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
+    return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
+
+
+def _site(choice: BackendChoice) -> Site:
+    """Where runs would go."""
+    if choice.name == "slurm":
+        settings = read_settings(choice.table, where=choice.where, environ=os.environ)
+        retries = settings.retries if choice.retries_given is None else choice.retries_given
+        limit = choice.max_parallel or settings.max_parallel
+        return slurm_backend.SlurmSite(replace(settings, max_parallel=limit, retries=retries))
+    return choice.make()
+
+
 def _launch_remotely(options: argparse.Namespace, study_dir: Path, choice: BackendChoice) -> tuple[Any, int]:
     """Have the same command line run on a cluster that this machine is no node of, and wait for it if wanted."""
     if options.live_code:
@@ -305,11 +376,15 @@ def _launch_remotely(options: argparse.Namespace, study_dir: Path, choice: Backe
     if options.no_wait:
         return {"study": study_dir.name, "ray_job": job.id}, 0
     try:
+        if not options.json:
+            watch(study_dir)
         while not job.is_over():
-            time.sleep(1)
+            time.sleep(0.5)
     except KeyboardInterrupt:
         job.stop()
         raise
+    if not observe_study(study_dir) or job.has_failed():
+        raise BackendError(f"the launcher on the cluster ended with: {job.last_line()}")
     runs = observe_study(study_dir)
     _say(options, _status_table(runs))
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
@@ -333,14 +408,21 @@ def _data_path(options: argparse.Namespace, manifest: Manifest) -> Path | None:
     return find_data(options.data, manifest.data_path)
 
 
-def _where(backend: Backend, choice: BackendChoice) -> str:
+def _where(backend: Site, choice: BackendChoice) -> str:
     limit = f", at most {choice.max_parallel} at once" if choice.max_parallel else ""
     return f"{backend.describe()}{limit}"
 
 
-def _choice(manifest: Manifest | None, options: argparse.Namespace) -> BackendChoice:
+def _last_backend(runs: list[ObservedRun]) -> str | None:
+    """Where runs went last, if that was one place."""
+    names = {(run.run.read_job() or {}).get("backend") for run in runs}
+    return names.pop() if len(names) == 1 else None
+
+
+def _choice(manifest: Manifest | None, options: argparse.Namespace, *, last: str | None = None) -> BackendChoice:
     return choose_backend(
         manifest,
+        last=last,
         name=options.backend,
         max_parallel=options.max_parallel,
         retries=options.retries,
@@ -406,7 +488,11 @@ def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = find_study(options.study, options.runs_dir)
     runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
     # Last in the queue first: a launcher that sees a slot become free must not start what is about to be cancelled.
-    cancelled = [run for run in reversed(runs) if cancel(run)]
+    jobs = read_jobs(study_dir)
+    cancelled = [run for run in reversed(runs) if cancel(run, has_job=run.run.id in jobs)]
+    if any(run.run.id in jobs for run in cancelled):
+        slurm_backend.cancel_jobs(study_dir, cancelled)
+        wait_for_workers([run.run for run in cancelled], seconds=30)
     for run in reversed(cancelled):
         _say(options, f"cancelled {run.name}")
     if not cancelled:
@@ -519,6 +605,9 @@ def parser() -> argparse.ArgumentParser:
     launching.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
     launching.add_argument(
         "--live-code", action="store_true", help="run the working tree, not a copy kept beside the runs"
+    )
+    launching.add_argument(
+        "--then-report", action="store_true", help="have a job write the report after the last run (slurm)"
     )
     launching.add_argument("--report", action="store_true", help="write the report at the end")
     study = _Parser(add_help=False)

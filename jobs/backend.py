@@ -21,12 +21,8 @@ class Ended:
     """The same for a person, such as ``rank 1 was killed by SIGKILL``."""
 
 
-class Backend(ABC):
-    """Runs submissions somewhere. Only "queued" and "running" are asked of it.
-
-    ``open`` and ``close`` enclose ``submit``, ``poll``, ``stop`` and ``wait``; the other methods work before as well,
-    and start nothing.
-    """
+class Site(ABC):
+    """Where runs can go, and what they would get there. Asking starts nothing."""
 
     name: str
 
@@ -49,6 +45,13 @@ class Backend(ABC):
         Raises:
             BackendError: the run can never fit here, or its precision does not exist here.
         """
+
+
+class Backend(Site):
+    """Runs submissions somewhere, while a launcher waits. Only "queued" and "running" are asked of it.
+
+    ``open`` and ``close`` enclose ``submit``, ``poll``, ``stop`` and ``wait``.
+    """
 
     @abstractmethod
     def open(self, code: Code) -> None:

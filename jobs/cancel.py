@@ -19,8 +19,10 @@ LAUNCHER_SECONDS = 90.0
 """How long a launcher may take to have it stopped, which is more than it gives the worker."""
 
 
-def cancel(run: ObservedRun) -> bool:
+def cancel(run: ObservedRun, *, has_job: bool = False) -> bool:
     """Cancel a run that is not over; returns whether there was anything to cancel.
+
+    ``has_job``: a scheduler has the run, and the caller has its job cancelled.
 
     The mark is written first. A launcher that has the run in its queue passes over it; one that runs it, on whatever
     machine, has it stopped. A worker without a launcher is stopped from here. A run that finishes in the same moment
@@ -34,6 +36,7 @@ def cancel(run: ObservedRun) -> bool:
         return False
     holder = read_lock_holder(run.run.worker_lock_file) if run.observation.state == "running" else None
     has_launcher = _has_launcher(run.run)
+    holder = None if has_job else holder
     if holder is not None and not has_launcher and holder["host"] != socket.gethostname():
         raise BackendError(f"{run.name} runs on {holder['host']} without a launcher; cancel it there")
     run.run.write_failure_once(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.backend import Backend
+from jobs.backend_keys import BACKENDS
 from jobs.local_backend import LocalBackend
 from jobs.manifest import Manifest
-from jobs.manifest_schema import BACKENDS
 from jobs.retry import IN_A_ROW
 from seqlm.errors import BackendError, UsageError
 
@@ -27,6 +27,12 @@ class BackendChoice:
     """How often a run is tried again by itself without an epoch in between."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
+    retries_given: int | None = None
+    """The same if the command line says so, for a backend with defaults of its own."""
+    table: Mapping[str, Any] = field(default_factory=dict)
+    """The manifest's table of this backend, as written."""
+    where: str = ""
+    """Where the table stands, for messages."""
     ray_address: str | None = None
     """The Ray cluster to join; none: start one on this machine."""
 
@@ -44,12 +50,13 @@ class BackendChoice:
 
                 return RayBackend(address=self.ray_address)
             case _:
-                raise BackendError(f"backend {self.name} is not part of seqlm yet; use --backend local or ray")
+                raise BackendError(f"backend {self.name} has no launcher that waits for its runs")
 
 
 def choose_backend(
     manifest: Manifest | None,
     *,
+    last: str | None = None,
     name: str | None,
     max_parallel: int | None,
     retries: int | None,
@@ -57,15 +64,20 @@ def choose_backend(
 ) -> BackendChoice:
     """Settle the choice; the arguments are those of the command line, none where a flag is not given.
 
+    ``last`` is where the runs went before, which stands in for a manifest.
+
     Raises:
         UsageError: ``SEQLM_BACKEND`` is no backend, or a flag belongs to another one.
     """
-    chosen = name or _from_environment() or (manifest.backend_name if manifest else None) or default_backend()
+    chosen = name or _from_environment() or (manifest.backend_name if manifest else last) or default_backend()
     if ray_address is not None and chosen != "ray":
         raise UsageError(f"--ray-address: the backend is {chosen}; add --backend ray, or leave the address out")
     table: Mapping[str, Any] = manifest.backend.get(chosen, {}) if manifest else {}
     return BackendChoice(
         name=chosen,
+        table=table,
+        where=manifest.path.name if manifest else chosen,
+        retries_given=retries,
         max_parallel=max_parallel or table.get("max_parallel"),
         retries=table.get("retries", IN_A_ROW) if retries is None else retries,
         env=table.get("env", {}),

@@ -120,6 +120,7 @@ class Dispatcher:
         retries: int = IN_A_ROW,
         env: Mapping[str, str] | None = None,
         tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Get ready.
 
@@ -133,6 +134,7 @@ class Dispatcher:
             max_parallel: most runs at once, whatever the backend has room for.
             retries: how often a run is tried again without an epoch in between.
             env: variables for the workers, before those that seqlm sets.
+            tell: told, a line at a time, what happens to the launch as a whole.
             tell_queue: told which runs wait, and why, whenever that changes (run id -> reason).
         """
         self._backend = backend
@@ -144,6 +146,7 @@ class Dispatcher:
         self._max_parallel = max_parallel
         self._env = dict(env or {})
         self._tell_queue = tell_queue
+        self._tell = tell
         self._told: dict[str, str] | None = None
         self._told_at = -math.inf
         self._planned: dict[str, Planned] = {}
@@ -169,7 +172,7 @@ class Dispatcher:
             self._planned[item.run.id] = item
         self._queue = Queue(waiting, max_parallel=self._max_parallel)
         for item in todo:
-            _put_failure_aside(item.run)
+            put_failure_aside(item.run)
         with _interruptible():
             try:
                 while self._queue or self._jobs:
@@ -267,7 +270,7 @@ class Dispatcher:
         if delay is None:
             self._on_event(Event(kind="ended", planned=item, observation=observation))
             return
-        _put_failure_aside(run)
+        put_failure_aside(run)
         action: Action = "resume" if run.last_checkpoint.exists() else "start"
         self._planned[run.id] = replace(item, action=action, reason=None, observation=observation)
         self._queue.put_back(replace(job.waiting, not_before=time.monotonic() + delay))
@@ -283,10 +286,13 @@ class Dispatcher:
 
     def _stop_all(self) -> None:
         """Ask every worker to stop between two steps; a second interrupt, or a minute, ends them at once."""
-        for job_id in self._jobs:
-            self._backend.stop(job_id, force=False)
         deadline = time.monotonic() + STOP_SECONDS
         try:
+            if self._jobs:
+                workers = f"{len(self._jobs)} run{'s' if len(self._jobs) > 1 else ''}"
+                self._tell(f"stopping {workers} between two steps; once more ends them at once")
+            for job_id in self._jobs:
+                self._backend.stop(job_id, force=False)
             while self._jobs and time.monotonic() < deadline:
                 self._forget_ended()
                 self._backend.wait(POLL_SECONDS)
@@ -337,7 +343,7 @@ def _settle(run: RunDirectory, submission: Submission, ended: Ended) -> None:
     )
 
 
-def _put_failure_aside(run: RunDirectory) -> None:
+def put_failure_aside(run: RunDirectory) -> None:
     """Move the failure of the attempt before into that attempt's folder: it stays on record."""
     try:
         failure = run.read_failure()

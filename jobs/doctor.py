@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from jobs.choice import BackendChoice, default_backend
 from jobs.provenance import versions
+from jobs.ray_job import RayJob, is_remote
 from jobs.terminal import memory
 from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
 from seqlm.data.corpus import load_corpus
-from seqlm.errors import SeqlmError
+from seqlm.errors import BackendError, SeqlmError
 
 Level: TypeAlias = Literal["ok", "note", "bad"]
 LOW_DISK_BYTES = 2 * 1024**3
@@ -36,7 +39,7 @@ class Finding:
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     """Look at everything that a launch on this machine needs."""
     findings = [_python(), _torch(), *_devices(), _folder("runs", runs_dir), _folder("cache", cache_folder())]
-    return [*findings, _git(), _penn_treebank(data_path)]
+    return [*findings, _git(), *_ray(), _penn_treebank(data_path)]
 
 
 def _python() -> Finding:
@@ -88,6 +91,23 @@ def _git() -> Finding:
     if shutil.which("git") is None:
         return Finding(level="note", subject="git", text="not found; runs will record no commit")
     return Finding(level="ok", subject="git", text="found; runs record their commit")
+
+
+def _ray() -> list[Finding]:
+    """Whether backend ray is there, and the cluster that ``RAY_ADDRESS`` names answers."""
+    if default_backend() != "ray":
+        return [Finding(level="note", subject="Ray", text="not installed; runs go to backend local")]
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return [Finding(level="ok", subject="Ray", text="installed; one is started on this machine for each launch")]
+    choice = BackendChoice(name="ray", ray_address=address)
+    try:
+        if is_remote(address):
+            RayJob(address)
+            return [Finding(level="ok", subject="Ray", text=f"a job server answers at {address}")]
+        return [Finding(level="ok", subject="Ray", text=choice.make().describe())]
+    except BackendError as error:
+        return [Finding(level="bad", subject="Ray", text=str(error))]
 
 
 def _penn_treebank(data_path: Path | None) -> Finding:

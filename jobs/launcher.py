@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import canary
 from jobs.backend import Backend
-from jobs.code_snapshot import keep_code, live_code
+from jobs.code_snapshot import Code, keep_code, live_code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
 from jobs.estimate import Throughput, earlier_throughput, estimate, training_tokens_per_epoch
 from jobs.provenance import launch_record, run_record
 from jobs.queue import Work
 from jobs.retry import IN_A_ROW
-from jobs.spec import RunSpec
-from jobs.study import launch_lock_file, launcher_of, launching, observe_run, write_queue
+from jobs.spec import Resources, RunSpec
+from jobs.study import at_work, forget_jobs, launch_lock_file, launcher_of, launching, observe_run, write_queue
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
@@ -49,7 +50,7 @@ class LaunchOptions:
     canary: bool | None = None
     """Whether canaries run before the grid; none: the number of runs decides."""
     tell: Callable[[str], None] = lambda line: None
-    """Told, a line at a time, how the canaries go."""
+    """Told, a line at a time, how the canaries go, and that runs are being stopped."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -74,12 +75,12 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
 
 def plan_runs(specs: Sequence[RunSpec], study_dir: Path, *, retry: bool = False) -> list[Planned]:
     """What a launch would do to each run. Reads the folders, writes nothing."""
-    launcher = launcher_of(study_dir)
+    work = at_work(study_dir)
     folders = RunDirectory.folders(study_dir)
     planned = []
     for spec in specs:
         run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint, folders)
-        observation = observe_run(run, launcher)
+        observation = observe_run(run, work)
         has_checkpoint = run.last_checkpoint.exists()
         planned.append(plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry))
     return planned
@@ -125,6 +126,59 @@ def epochs_done(item: Planned) -> int:
     return item.observation.epoch + 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A launch of which everything is checked and every run has its folder, with the study's lock held."""
+
+    planned: list[Planned]
+    """All runs, those that are skipped as well."""
+    todo: list[Planned]
+    resources: Mapping[str, Resources]
+    """Of each run to do, by run id, with every open choice made."""
+    facts: Mapping[str, CorpusFacts]
+    paths: Mapping[str, Path | None]
+    """Where the corpus of each run to do lies."""
+    code: Code | None
+    """What workers run; none where there is nothing to do."""
+
+
+@contextlib.contextmanager
+def preparing(
+    specs: Sequence[RunSpec],
+    options: LaunchOptions,
+    *,
+    resolve: Callable[[RunSpec, int], Resources],
+    data_path: Callable[[RunSpec], Path | None],
+    command: Callable[[RunSpec], list[str]],
+) -> Iterator[Prepared]:
+    """Check all that can be wrong before the first file is written, then own the study's launch while the block runs.
+
+    ``resolve`` makes the open choices of a run's resources, as :meth:`jobs.backend.Backend.resolve` does; ``command``
+    gives the command line that launches one run alone.
+
+    Raises:
+        RunBusyError: another launcher is at work on this study.
+        BackendError, DataError, FileError: nothing has been started.
+    """
+    expected = [item for item in plan_runs(specs, options.study_dir, retry=options.retry) if item.action != "skip"]
+    paths = {item.run.id: data_path(item.spec) for item in expected}
+    facts = check_data(expected, paths)
+    at_most = min(len(expected), options.max_parallel or len(expected))
+    resources = {item.run.id: resolve(item.spec, at_most) for item in expected}
+    with launching(options.study_dir):
+        planned = plan_runs(specs, options.study_dir, retry=options.retry)
+        todo = [item for item in planned if item.action != "skip" and item.run.id in paths]
+        code = None
+        if todo:
+            write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
+            code = live_code() if options.live_code else keep_code(options.study_dir)
+            record = launch_record(options.study_dir.name, code)
+            for item in todo:
+                own = run_record(item.spec, command=command(item.spec), data_path=paths[item.run.id])
+                item.run.create(item.spec.config, {**record, **own})
+        yield Prepared(planned=planned, todo=todo, resources=resources, facts=facts, paths=paths, code=code)
+
+
 def launch(
     specs: Sequence[RunSpec],
     backend: Backend,
@@ -134,10 +188,7 @@ def launch(
     command: Callable[[RunSpec], list[str]],
     progress: Callable[[list[Planned]], Callable[[Event], None]],
 ) -> list[Planned]:
-    """Launch the runs and wait for them.
-
-    ``command`` gives the command line that launches one run alone; ``progress`` gets the plan and returns who is told
-    of events.
+    """Launch the runs and wait for them. ``progress`` gets the plan and returns who is told of events.
 
     Raises:
         RunBusyError: another launcher is at work on this study.
@@ -145,41 +196,37 @@ def launch(
         CanaryError: a canary has failed; nothing else has been started.
         KeyboardInterrupt: interrupted; the workers have stopped and can be resumed.
     """
-    # Everything that can be wrong is found before the first file is written.
-    expected = [item for item in plan_runs(specs, options.study_dir, retry=options.retry) if item.action != "skip"]
-    paths = {item.run.id: data_path(item.spec) for item in expected}
-    facts = check_data(expected, paths)
-    at_most = min(len(expected), options.max_parallel or len(expected))
-    resources = {item.run.id: backend.resolve(item.spec, at_most) for item in expected}
-    with launching(options.study_dir):
-        planned = plan_runs(specs, options.study_dir, retry=options.retry)
-        todo = [item for item in planned if item.action != "skip" and item.run.id in paths]
-        if not todo:
-            progress(planned)
-            return planned
-        write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
-        code = live_code() if options.live_code else keep_code(options.study_dir)
-        record = launch_record(options.study_dir.name, code)
-        for item in todo:
-            own = run_record(item.spec, command=command(item.spec), data_path=paths[item.run.id])
-            item.run.create(item.spec.config, {**record, **own})
+    with preparing(specs, options, resolve=backend.resolve, data_path=data_path, command=command) as prepared:
+        if prepared.code is None:
+            progress(prepared.planned)
+            return prepared.planned
+        todo = prepared.todo
+        forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
-            backend.open(code)
+            backend.open(prepared.code)
             dispatcher = functools.partial(
-                Dispatcher, backend, code=code, argv=WORKER, data_path=paths, max_parallel=options.max_parallel
+                Dispatcher,
+                backend,
+                code=prepared.code,
+                argv=WORKER,
+                data_path=prepared.paths,
+                max_parallel=options.max_parallel,
+                tell=options.tell,
             )
             if canary.wanted(options.canary, todo):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
                 trials = [
-                    canary.Trial(planned=item, resources=resources[item.run.id], facts=facts[item.run.id])
+                    canary.Trial(
+                        planned=item, resources=prepared.resources[item.run.id], facts=prepared.facts[item.run.id]
+                    )
                     for item in todo
                 ]
                 canary.check(trials, options.study_dir, backend.name, dispatcher, options.env, options.tell)
                 todo = [item for item in todo if not _cancelled_meanwhile(item)]
             throughput = earlier_throughput(options.study_dir.parent)
-            work = {item.run.id: work_left(item, facts[item.run.id], throughput) for item in todo}
+            work = {item.run.id: work_left(item, prepared.facts[item.run.id], throughput) for item in todo}
             dispatcher(
-                on_event=progress(planned),
+                on_event=progress(prepared.planned),
                 work=work,
                 retries=options.retries,
                 env=options.env,
@@ -187,7 +234,7 @@ def launch(
             ).dispatch(todo)
         finally:
             backend.close()
-        return planned
+        return prepared.planned
 
 
 def _cancelled_meanwhile(item: Planned) -> bool:
@@ -230,6 +277,13 @@ def wait_for_launcher(study_dir: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while is_locked(launch_lock_file(study_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def wait_for_workers(runs: Sequence[RunDirectory], seconds: float) -> None:
+    """Wait until no worker is at any of these runs, ``seconds`` at most."""
+    deadline = time.monotonic() + seconds
+    while any(is_locked(run.worker_lock_file) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def status_record(name: str, run: RunDirectory, observation: Observation) -> dict[str, Any]:

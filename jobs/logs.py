@@ -8,8 +8,9 @@ from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
+from jobs.scheduler import Scheduler
 from jobs.settling import Settling
-from jobs.study import ObservedRun, launcher_of, observe_run
+from jobs.study import ObservedRun, at_work, observe_run
 
 FOLLOW_SECONDS = 0.2
 
@@ -35,10 +36,11 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
     attempt = 0
     positions: dict[Path, int] = {}
     settling = Settling()
+    scheduler = Scheduler()
     while True:
         newest = run.run.last_attempt()
-        launcher = launcher_of(run.run.path.parent)
-        over = settling.is_over(run.run.id, observe_run(run.run, launcher), launcher)
+        work = at_work(run.run.path.parent, scheduler)
+        over = settling.is_over(run.run.id, observe_run(run.run, work), work)
         if newest > attempt:
             attempt = newest
             print_log(run, lines, sys.stdout)

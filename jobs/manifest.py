@@ -22,7 +22,8 @@ from typing import Any
 
 from jobs.expand import Combination, combinations, count, run_name
 from jobs.manifest_file import MANIFEST_SUFFIXES, read_manifest_file, show
-from jobs.manifest_schema import RESOURCE_KEYS, Override, Problems, Schema, read_overrides, read_schema
+from jobs.manifest_schema import RESOURCE_KEYS, Override, Schema, read_overrides, read_schema
+from jobs.problems import Problems
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, applicable_keys
 from seqlm.errors import ConfigError, ManifestError, nearest

@@ -28,9 +28,22 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
         hint = nearest(path.suffix, MANIFEST_SUFFIXES)
         valid = ", ".join(MANIFEST_SUFFIXES)
         raise _refusal(f'{path}: found suffix "{path.suffix}", valid is one of {valid}{hint}')
+    return _read_table(path, path.suffix.lower(), "a table of [study], [[run]] and so on")
+
+
+def read_toml_file(path: Path) -> dict[str, Any]:
+    """Any other TOML file, whatever its suffix, read as strictly as a manifest.
+
+    Raises:
+        ManifestError: with one line.
+    """
+    return _read_table(path, ".toml", "a table")
+
+
+def _read_table(path: Path, suffix: str, valid: str) -> dict[str, Any]:
     text = _read_text(path)
     try:
-        data = _parse(text, path.suffix.lower())
+        data = _parse(text, suffix)
         data = {} if data is None else data
         check_plain(data)
     except RecursionError:
@@ -38,7 +51,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise _refusal(f"{path.name}: {error}") from None
     if not isinstance(data, dict):
-        raise _refusal(f"{path.name}: found {show(data)}, valid is a table of [study], [[run]] and so on")
+        raise _refusal(f"{path.name}: found {show(data)}, valid is {valid}")
     return data
 
 

@@ -8,36 +8,17 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.backend_keys import BACKENDS, check_table
 from jobs.expand import Entry, EntryKind, problems_of
-from jobs.manifest_file import check_plain, one_line, show
+from jobs.manifest_file import check_plain, show
+from jobs.problems import Problems
 from jobs.spec import Resources
 from seqlm.config import RunConfig, valid_keys
-from seqlm.errors import nearest
-
-
-def _is_variables(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values())
-
-
-_COMMON: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_parallel": (lambda value: type(value) is int and value > 0, "a positive whole number"),
-    "retries": (lambda value: type(value) is int and value >= 0, "a whole number, 0 or more"),
-    "env": (_is_variables, 'a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}'),
-}
-BACKENDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]] | None] = {
-    "local": _COMMON,
-    "ray": {
-        **_COMMON,
-        "address": (lambda value: isinstance(value, str) and bool(value), 'an address, such as "auto"'),
-    },
-    "slurm": None,
-}
-"""Backend -> its keys, each with a check and what is valid; none: the backend checks its table itself."""
 
 TOP_KEYS = ("study", "defaults", "run", "grid", "zip", "exclude", "seeds", "resources", "backend")
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
@@ -47,24 +28,6 @@ SECTIONS = (*RunConfig.SECTIONS, "resources")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"
-
-
-class Problems:
-    """Lines in the order in which they were found, each once."""
-
-    def __init__(self) -> None:
-        self._lines: dict[str, None] = {}
-
-    @property
-    def lines(self) -> list[str]:
-        return list(self._lines)
-
-    def about(self, where: str) -> bool:
-        """Whether anything was found wrong with one place."""
-        return any(line.startswith(f"{where}: ") for line in self._lines)
-
-    def add(self, where: str, what: str) -> None:
-        self._lines[one_line(f"{where}: {what}")] = None
 
 
 # -- the file's tables -----------------------------------------------------------------------------------------------
@@ -92,7 +55,7 @@ def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schem
     schema = Schema(file=path.name)
     for key in raw:
         if key not in TOP_KEYS:
-            _report_unknown(key, [*TOP_KEYS, *(f"defaults.{name}" for name in SECTIONS)], path.name, problems, TOP_KEYS)
+            problems.unknown(path.name, key, [*TOP_KEYS, *(f"defaults.{name}" for name in SECTIONS)], TOP_KEYS)
     _read_study(raw.get("study", {}), path, schema, problems)
     where = f"{path.name}: defaults"
     if (table := _table(raw, "defaults", path.name, problems)) is not None:
@@ -125,7 +88,7 @@ def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> N
         return
     for key in study:
         if key not in ("name", "data", "backend"):
-            _report_unknown(f"study.{key}", ("study.name", "study.data", "study.backend"), path.name, problems)
+            problems.unknown(path.name, f"study.{key}", ("study.name", "study.data", "study.backend"))
     if "name" not in study:
         problems.add(path.name, f"study.name: missing, valid is {_VALID_NAME}")
     elif _is_name(study["name"]):
@@ -147,19 +110,13 @@ def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> N
 
 def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> None:
     if name not in BACKENDS:
-        _report_unknown(f"backend.{name}", [f"backend.{known}" for known in BACKENDS], schema.file, problems)
+        problems.unknown(schema.file, f"backend.{name}", [f"backend.{known}" for known in BACKENDS])
         return
     table = _table({f"backend.{name}": value}, f"backend.{name}", schema.file, problems)
     if table is None:
         return
     schema.backend[name] = table
-    keys = BACKENDS[name]
-    every = [f"backend.{backend}.{key}" for backend, its in BACKENDS.items() for key in its or ()]
-    for key, found in table.items() if keys is not None else ():
-        if keys is None or key not in keys:
-            _report_unknown(f"backend.{name}.{key}", every, schema.file, problems)
-        elif not keys[key][0](found):
-            problems.add(schema.file, f"backend.{name}.{key}: found {show(found)}, valid is {keys[key][1]}")
+    check_table(name, table, schema.file, problems, prefix=f"backend.{name}.")
 
 
 def _read_entry(kind: EntryKind, number: int, table: Mapping[str, Any], file: str, problems: Problems) -> Entry:
@@ -226,31 +183,12 @@ def _flatten(
         for dotted, inner_value in found.items():
             if dotted not in valid:
                 sections = dict.fromkeys(name.partition(".")[0] for name in valid)
-                _report_unknown(dotted, (*also, *sections, *valid), where, problems)
+                problems.unknown(where, dotted, (*also, *sections, *valid))
             elif dotted in flat:
                 problems.add(where, f'key "{dotted}" is given twice')
             else:
                 flat[dotted] = inner_value
     return flat
-
-
-def _report_unknown(
-    key: str, valid: Iterable[str], where: str, problems: Problems, listed: Sequence[str] | None = None
-) -> None:
-    valid = list(valid)
-    section, _, last = key.rpartition(".")
-    same_last = [name for name in valid if name.rpartition(".")[2] == last]
-    hint = f'; did you mean "{same_last[0]}"?' if len(same_last) == 1 else nearest(key, valid)
-    if section == "resources" and not any(name.startswith("resources.") for name in valid):
-        hint = "; resources stand in [resources] or in an entry"
-    if last == "seeds" and last not in valid:
-        hint = '; "seeds" stands at the top of the file, above the first [table], or in an entry'
-    siblings = [name.rpartition(".")[2] for name in valid if name.rpartition(".")[0] == section] if section else []
-    if siblings:
-        options = f"in {section}: {', '.join(sorted(siblings))}"
-    else:
-        options = ", ".join(listed or dict.fromkeys(name.partition(".")[0] for name in valid))
-    problems.add(where, f'unknown key "{key}"{hint} (valid{" " if siblings else ": "}{options})')
 
 
 # -- --set -----------------------------------------------------------------------------------------------------------
@@ -281,7 +219,7 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Overri
         if not equals or not key:
             problems.add(where, "valid is KEY=VALUE, for example --set train.epochs=2")
         elif key not in valid:
-            _report_unknown(key, valid, where, problems)
+            problems.unknown(where, key, valid)
         elif key == "study.name" and not _is_name(value):
             problems.add(where, f"study.name: found {show(value)}, valid is {_VALID_NAME}")
         else:

@@ -97,6 +97,7 @@ class Queue:
         free = backend.free()
         lacks: dict[Resources, str | None] = {}
         front: Waiting | None = None
+        reservation: _Reservation | None = None
         reasons: dict[str, str] = {}
         for item in self._items:
             resources = item.spec.resources
@@ -109,7 +110,9 @@ class Queue:
             if resources not in lacks:
                 lacks[resources] = None if free.place(resources) is not None else free.why_not(resources)
             lack = lacks[resources]
-            if lack is None and (front is None or _may_overtake(item, front, free, live, now)):
+            if lack is None and front is not None and reservation is None:
+                reservation = _Reservation(front, free, live)
+            if lack is None and (reservation is None or reservation.lets(item, now)):
                 self._items.remove(item)
                 self.reasons.pop(item.id, None)
                 return item
@@ -119,20 +122,40 @@ class Queue:
         return None
 
 
-def _may_overtake(item: Waiting, front: Waiting, free: Capacity, live: Mapping[str, Live], now: float) -> bool:
-    """Whether ``front``, which does not fit now, starts no later if ``item`` starts now."""
-    if item.work.seconds is None:
-        return False
-    ends = [(job.expected_end, job.shares) for job in live.values() if job.expected_end is not None]
-    later = free.copy()
-    for end, shares in sorted(ends, key=lambda pair: pair[0]):
-        later.give_back(shares)
-        if later.place(front.spec.resources) is None:
-            continue
-        if now + item.work.seconds <= max(end, now):
-            return True
-        own = free.place(item.spec.resources)
-        assert own is not None, "what may overtake fits"
-        later.take(own)
-        return later.place(front.spec.resources) is not None
-    return False  # nobody knows when the one in front can start
+@final
+class _Reservation:
+    """The place in time of the run in front, which does not fit now: when it can start, and what is free then.
+
+    None of it changes while the queue is looked through, so it is worked out once and not for each run behind.
+    """
+
+    def __init__(self, front: Waiting, free: Capacity, live: Mapping[str, Live]) -> None:
+        self._front = front
+        self._free = free
+        self._later = free.copy()
+        self._beside: dict[Resources, bool] = {}
+        self._start = self._when(live)
+
+    def _when(self, live: Mapping[str, Live]) -> float | None:
+        """When the run in front can start; none: nobody knows."""
+        ends = [(job.expected_end, job.shares) for job in live.values() if job.expected_end is not None]
+        for end, shares in sorted(ends, key=lambda pair: pair[0]):
+            self._later.give_back(shares)
+            if self._later.place(self._front.spec.resources) is not None:
+                return end
+        return None
+
+    def lets(self, item: Waiting, now: float) -> bool:
+        """Whether the run in front starts no later if ``item``, which fits, starts now."""
+        if self._start is None or item.work.seconds is None:
+            return False
+        return now + item.work.seconds <= max(self._start, now) or self._has_room_beside(item.spec.resources)
+
+    def _has_room_beside(self, resources: Resources) -> bool:
+        if resources not in self._beside:
+            own = self._free.place(resources)
+            assert own is not None, "what may overtake fits"
+            trial = self._later.copy()
+            trial.take(own)
+            self._beside[resources] = trial.place(self._front.spec.resources) is not None
+        return self._beside[resources]

@@ -1,11 +1,12 @@
 """Backend ``ray``: a placement group for each run, and in each of its bundles an actor that runs one rank's process.
 
-A group whose run has ended goes straight to the next run of the same resources, so that a run costs its own worker's
-start and nothing else; one that no waiting run takes in that moment is given back to the cluster.
+A group whose run has ended goes to the next run of the same resources, so that a run costs its own worker's start and
+nothing else. Groups of one rank also join for a run of several. A group that no run takes within a few seconds is given
+back to the cluster.
 
-    submit   a free group, or a new one       -> the actors look around (Site)
+    submit   idle groups, or a new one        -> the actors look around (Site)
              every rank has its Site          -> rank 0's address and port are where they meet; the processes start
-    poll     every process has ended          -> Ended; the group is free
+    poll     every process has ended          -> Ended; the groups are idle
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import itertools
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -37,10 +39,13 @@ REFRESH_SECONDS = 2.0
 """How often the cluster is asked which nodes it has and what others use."""
 PATIENCE_SECONDS = 5.0
 """How long Ray may take to place a run that should fit before no other is sent after it."""
+IDLE_SECONDS = 5.0
+"""How long a group waits for a run. A new one takes about a second, which only short runs would feel; and a run of
+several ranks finds its places one after the other."""
 EXIT_STOPPED = 128 + signal.SIGTERM
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Group:
     """A placement group with the actor of each rank."""
 
@@ -49,12 +54,14 @@ class _Group:
     resources: Resources
     shares: list[Share]
     """What it holds: where it was expected at first, where Ray has placed it later."""
+    idle_since: float = 0.0
 
 
 @dataclass(kw_only=True)
 class _Job:
     submission: Submission
-    group: _Group
+    groups: list[_Group]
+    """One with all ranks, or one for each rank."""
     pending: dict[Any, int]
     """What Ray owes us: object reference -> rank. First the ranks' sites, then their exit codes."""
     since: float
@@ -64,6 +71,20 @@ class _Job:
     runs: bool = False
     """Whether the processes have been started."""
     first_failure_at: float | None = None
+
+    @property
+    def hosts(self) -> list[Any]:
+        """The actors of the ranks."""
+        return [host for group in self.groups for host in group.hosts]
+
+    def seat(self, rank: int) -> tuple[_Group, int]:
+        """The group of a rank, and which of its bundles is the rank's."""
+        return [(group, index) for group in self.groups for index in range(len(group.hosts))][rank]
+
+    @property
+    def shares(self) -> list[Share]:
+        """What the ranks hold."""
+        return [share for group in self.groups for share in group.shares]
 
 
 @final
@@ -119,32 +140,33 @@ class RayBackend(Backend):
             self._refresh()
         free = self.capacity()
         for job in self._jobs.values():
-            free.take(job.group.shares)
+            free.take(job.shares)
         stuck = any(not job.sites and time.monotonic() - job.since > PATIENCE_SECONDS for job in self._jobs.values())
         cpus, gpus = (free.cpus, free.gpus) if stuck else self._foreign
         free.withhold(cpus, gpus)
         return free
 
     def held(self, job_id: str) -> Sequence[Share]:
-        return self._jobs[job_id].group.shares
+        return self._jobs[job_id].shares
 
     def _refresh(self) -> None:
         """Ask which nodes there are, and what others than us use of them."""
         self._refreshed_at = time.monotonic()
         self._total = total = self._cluster.capacity()
         others = total.copy()
-        for group in (*(job.group for job in self._jobs.values()), *self._idle):
+        for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle):
             others.take(group.shares)
         available = ray.available_resources()
         foreign = (others.cpus - available.get("CPU", 0.0), others.gpus - available.get("GPU", 0.0))
         # What we gave back a moment ago is not free yet: only what is missing twice in a row is somebody else's.
         self._foreign = (min(foreign[0], self._foreign_before[0]), min(foreign[1], self._foreign_before[1]))
         self._foreign_before = foreign
-        for group in [group for group in self._idle if self._is_lost(group)]:
-            self._release(group)
+        self._release(*filter(self._is_lost, list(self._idle)))
         for job in self._jobs.values():
-            if not job.runs and job.pending and self._is_lost(job.group):  # Ray would wait for the node for ever
-                job.codes = dict.fromkeys(range(len(job.group.hosts)), -signal.SIGKILL)
+            if (
+                not job.runs and job.pending and any(map(self._is_lost, job.groups))
+            ):  # Ray would wait for the node for ever
+                job.codes = dict.fromkeys(range(len(job.hosts)), -signal.SIGKILL)
                 job.lost = {0: "its node was lost before it had started"}
                 job.pending.clear()
 
@@ -157,21 +179,26 @@ class RayBackend(Backend):
     def submit(self, submission: Submission) -> str:
         run = RunDirectory(submission.run_dir)
         make_directory(run.attempt_dir(submission.attempt))
-        group = self._group(submission.resources)
-        pending = {host.site.remote(str(submission.run_dir)): rank for rank, host in enumerate(group.hosts)}
+        groups = self._groups(submission.resources)
+        job = _Job(submission=submission, groups=groups, pending={}, since=time.monotonic())
+        job.pending = {host.site.remote(str(submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
         job_id = f"{run.id}/{submission.attempt}-{next(self._numbers)}"
-        self._jobs[job_id] = _Job(submission=submission, group=group, pending=pending, since=time.monotonic())
+        self._jobs[job_id] = job
         return job_id
 
-    def _group(self, resources: Resources) -> _Group:
-        for group in self._idle:
-            if _same_share(group.resources, resources):
-                self._idle.remove(group)
-                return group
+    def _groups(self, resources: Resources) -> list[_Group]:
         free = self.free()
         shares = free.place(resources)
         assert shares is not None, "asked whether there is room before"
-        self._give_idle_back()
+        idle = choose_idle(self._idle, resources, most_nodes=len({share.node for share in shares}))
+        if idle:
+            self._idle = [group for group in self._idle if group not in idle]
+            return idle
+        self._release(*self._idle)
+        return [self._new_group(resources, shares)]
+
+    @staticmethod
+    def _new_group(resources: Resources, shares: list[Share]) -> _Group:
         bundle = {"CPU": shares[0].cpus}
         if resources.gpus:
             bundle["GPU"] = resources.gpus
@@ -197,11 +224,13 @@ class RayBackend(Backend):
             self._end_those_left_behind(job)
             return None
         del self._jobs[job_id]
-        codes = [job.codes[rank] for rank in range(len(job.group.hosts))]
+        codes = [job.codes[rank] for rank in range(len(job.hosts))]
         if job.lost:
-            self._release(job.group)
+            self._release(*job.groups)
         else:
-            self._idle.append(job.group)
+            for group in job.groups:
+                group.idle_since = time.monotonic()
+            self._idle += job.groups
         return ended(codes, job.lost)
 
     def stop(self, job_id: str, *, force: bool) -> None:
@@ -209,16 +238,16 @@ class RayBackend(Backend):
         if job is None:
             return
         if not job.runs:  # perhaps not even placed: whatever Ray would do next has no one to do it for
-            self._release(job.group)
+            self._release(*job.groups)
             self._abandon(job)
             return
-        for host in job.group.hosts:
+        for host in job.hosts:
             host.stop.remote(int(signal.SIGKILL if force else signal.SIGTERM))
 
     @staticmethod
     def _abandon(job: _Job) -> None:
         """A job that has not started ends as one that was asked to stop."""
-        job.codes = dict.fromkeys(range(len(job.group.hosts)), EXIT_STOPPED)
+        job.codes = dict.fromkeys(range(len(job.hosts)), EXIT_STOPPED)
         job.lost = {0: "stopped before it had started"}
         job.pending.clear()
 
@@ -264,8 +293,9 @@ class RayBackend(Backend):
 
     def _arrived(self, job: _Job, rank: int, site: Site) -> None:
         job.sites[rank] = site
-        share = job.group.shares[rank]
-        job.group.shares[rank] = Share(node=site.node, cpus=share.cpus, device=site.device, gpus=share.gpus)
+        group, index = job.seat(rank)
+        share = group.shares[index]
+        group.shares[index] = Share(node=site.node, cpus=share.cpus, device=site.device, gpus=share.gpus)
         if job.pending or job.codes:
             return
         blind = [other for other in job.sites.values() if not other.sees_run]
@@ -285,10 +315,10 @@ class RayBackend(Backend):
         cwd = str(submission.cwd) if self._cluster.is_embedded or self._code.live else None
         first = job.sites[0]
         job.runs = True
-        for rank, host in enumerate(job.group.hosts):
+        for rank, host in enumerate(job.hosts):
             site = job.sites[rank]
             variables = {**rank_variables(submission, rank, site.device), "SEQLM_NODE": site.node}
-            if len(job.group.hosts) > 1:
+            if len(job.hosts) > 1:
                 variables["SEQLM_RENDEZVOUS"] = f"tcp://{first.address}:{first.free_port}"
                 if site.interface:
                     variables.setdefault("GLOO_SOCKET_IFNAME", site.interface)
@@ -310,11 +340,11 @@ class RayBackend(Backend):
             for rank in job.pending.values():
                 job.lost.setdefault(rank, "ended after another rank had failed")
                 with contextlib.suppress(ray.exceptions.RayError):
-                    ray.kill(job.group.hosts[rank])
+                    ray.kill(job.hosts[rank])
 
     def _what_became_of(self, job: _Job, rank: int, error: Exception) -> str:
-        who = f"rank {rank}" if len(job.group.hosts) > 1 else "the worker"
-        node = job.group.shares[rank].node
+        who = f"rank {rank}" if len(job.hosts) > 1 else "the worker"
+        node = job.shares[rank].node
         self._refresh()
         if self._total is not None and node not in self._total.nodes:
             return f"{who} lost its node {node_address(node)}"
@@ -323,19 +353,34 @@ class RayBackend(Backend):
     # -- groups ------------------------------------------------------------------------------------------------------
 
     def _give_idle_back(self) -> None:
-        for group in list(self._idle):
-            self._release(group)
+        now = time.monotonic()
+        self._release(*(group for group in self._idle if now - group.idle_since > IDLE_SECONDS))
 
-    def _release(self, group: _Group) -> None:
-        if group in self._idle:
-            self._idle.remove(group)
-        _kill(group.hosts)
-        with contextlib.suppress(ray.exceptions.RayError, ValueError):
-            remove_placement_group(group.group)
+    def _release(self, *groups: _Group) -> None:
+        for group in groups:
+            if group in self._idle:
+                self._idle.remove(group)
+            _kill(group.hosts)
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                remove_placement_group(group.group)
 
 
-def _same_share(one: Resources, other: Resources) -> bool:
-    return (one.ranks, one.cpus, one.gpus) == (other.ranks, other.cpus, other.gpus)
+def choose_idle(idle: Sequence[_Group], resources: Resources, *, most_nodes: int) -> list[_Group]:
+    """The groups that a run can have at once: one that is made for it, or one for each rank; none if there are not.
+
+    ``most_nodes`` is on how many nodes the run would be in a new group: idle groups do not scatter its ranks.
+    """
+    fitting = [g for g in idle if (g.resources.cpus, g.resources.gpus) == (resources.cpus, resources.gpus)]
+    for group in fitting:
+        if group.resources.ranks == resources.ranks:
+            return [group]
+    by_node: defaultdict[str, list[_Group]] = defaultdict(list)
+    for group in fitting:
+        if group.resources.ranks == 1:
+            by_node[group.shares[0].node].append(group)
+    fullest = sorted(by_node.values(), key=len, reverse=True)[:most_nodes]
+    chosen = [group for groups in fullest for group in groups][: resources.ranks]
+    return chosen if len(chosen) == resources.ranks else []
 
 
 def _kill(hosts: Iterable[Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, final
 from jobs.capacity import Capacity, Node
 from jobs.code_snapshot import Code
 from jobs.local_backend import this_machine
+from jobs.ray_job import is_remote
 from seqlm.errors import BackendError
 
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -82,6 +83,11 @@ class RayCluster:
             return _capacity("this machine" if self.is_embedded else "the cluster")
         if self.is_embedded:
             return this_machine()
+        if is_remote(self._address):
+            raise BackendError(
+                f"{self._address} takes jobs and does not tell what the cluster has; give the address of the cluster "
+                "on one of its nodes (auto), or --backend local"
+            )
         self._connect(None)
         try:
             return _capacity("the cluster")

@@ -65,6 +65,10 @@ class RayJob:
         """Whether the driver has ended."""
         return self._status() in ("SUCCEEDED", "FAILED", "STOPPED")
 
+    def has_failed(self) -> bool:
+        """Whether the driver itself has failed, which a study with failed runs is not."""
+        return self._status() == "FAILED" and "error: " in self.last_line()
+
     def stop(self) -> None:
         """Ask the driver to stop its workers and end, as Ctrl-C would."""
         self._client.stop_job(self.id)

@@ -2,30 +2,25 @@
 
 The rank is a process of its own, with the same command line as on every backend: Ray's own processes hold GPUs and
 threads for nobody else, a crash of the rank is an exit code, and nothing of ours is pickled but the names in here.
-Standard library alone, apart from Ray: nodes need nothing of the launcher's.
+Nodes need nothing else of the launcher's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
-import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, final
+from typing import final
 
 import ray
 
-_SIOCGIFADDR = 0x8915
-_PR_SET_PDEATHSIG = 1
+from jobs.process import interface_of, start_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +62,7 @@ class RankHost:
         return Site(
             node=context.get_node_id(),
             address=address,
-            interface=_interface_of(address),
+            interface=interface_of(address),
             device=devices[0] if devices else None,
             free_port=port,
             sees_run=Path(run_dir).is_dir(),
@@ -85,7 +80,7 @@ class RankHost:
             with Path(stdout).open("ab") as out, Path(stderr).open("ab") as err, self._lock:
                 if self._stopped is not None:
                     return 128 + signal.SIGTERM, ""
-                self._process = _start([sys.executable, *argv], variables, cwd or str(Path.cwd()), out, err)
+                self._process = start_rank([sys.executable, *argv], variables, cwd or str(Path.cwd()), out, err)
         except OSError as error:
             return 1, f"cannot start the worker on {socket.gethostname()}: {error}"
         return self._process.wait(), ""
@@ -97,47 +92,3 @@ class RankHost:
             if self._process is not None:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.send_signal(number)
-
-
-def _start(
-    argv: Sequence[str], variables: Mapping[str, str], cwd: str, stdout: IO[bytes], stderr: IO[bytes]
-) -> subprocess.Popen[bytes]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env.update(variables)
-    env["PYTHONPATH"] = os.pathsep.join([cwd, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        argv,
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        process_group=0,
-        preexec_fn=_die_with_the_host,
-    )
-
-
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _die_with_the_host() -> None:
-    """In the new process: whatever ends the actor (its node, its driver, Ray itself) ends the rank as well.
-
-    A rank that outlived its host would write beside the attempt that replaces it. Ray blocks SIGINT in its processes;
-    ranks get the signals of an ordinary one.
-    """
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-
-
-def _interface_of(address: str) -> str | None:
-    """The network interface that has an IPv4 address, none where the system does not tell."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(asker.fileno(), _SIOCGIFADDR, request)
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    return None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import final
 
 from jobs.retry import RETRIED
-from jobs.study import Launcher
+from jobs.study import AtWork
 from seqlm.rundir import Observation
 
 SETTLE_SECONDS = 2.0
@@ -22,16 +22,16 @@ class Settling:
         self._clock = clock
         self._since: dict[str, float] = {}
 
-    def is_over(self, run_id: str, observation: Observation, launcher: Launcher | None) -> bool:
+    def is_over(self, run_id: str, observation: Observation, work: AtWork) -> bool:
         """Whether nothing more will happen to the run by itself, as far as can be known.
 
-        ``launcher`` is who is at work on its study. While it lives, a run that has lost its node may be tried again,
+        ``work`` is who is at work on its study. While somebody is, a run that has lost its node may be tried again,
         and a pending one may be about to be taken on: these are over only once they have stayed as they are.
         """
         if observation.state in ("queued", "running"):
             self._since.pop(run_id, None)
             return False
         may_change = observation.state == "pending" or observation.kind in RETRIED
-        if launcher is None or observation.state in ("done", "cancelled") or not may_change:
+        if not work.may_change(run_id) or observation.state in ("done", "cancelled") or not may_change:
             return True
         return self._clock() - self._since.setdefault(run_id, self._clock()) >= SETTLE_SECONDS

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.filters import facts_of, matches
 from jobs.manifest import MANIFEST_SUFFIXES, load_manifest
+from jobs.scheduler import JobState, Scheduler
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import SeqlmError, UsageError
@@ -76,16 +77,19 @@ def find_study(argument: str, runs_dir: Path) -> Path:
 
 def observe_study(study_dir: Path) -> list[ObservedRun]:
     """Every run of the study with its state, in manifest order. A damaged run is listed with what is wrong."""
-    launcher = launcher_of(study_dir)
+    work = at_work(study_dir)
     placed = []
     for run in RunDirectory.unordered_in(study_dir):
         provenance, damage = _read_provenance(run)  # once, for the order and for the run
-        placed.append((run.place(provenance), _look_at(run, launcher, provenance, damage)))
+        placed.append((run.place(provenance), _look_at(run, work, provenance, damage)))
     return [observed for _, observed in sorted(placed, key=lambda pair: pair[0])]
 
 
-def observe_run(run: RunDirectory, launcher: Launcher | None) -> Observation:
-    """The state of one run. ``launcher`` is who is at work on its study (see :func:`launcher_of`)."""
+def observe_run(run: RunDirectory, work: AtWork) -> Observation:
+    """The state of one run. ``work`` is who is at work on its study (see :func:`at_work`)."""
+    if run.id in work.jobs:
+        return _observe_job(run, work.jobs[run.id])
+    launcher = work.launcher
     if launcher is None:
         return run.observe()
     if run.id in launcher.waiting:
@@ -94,9 +98,25 @@ def observe_run(run: RunDirectory, launcher: Launcher | None) -> Observation:
     return run.observe(queued=job.get("launcher") == launcher.identity)
 
 
-def look_at(run: RunDirectory, launcher: Launcher | None) -> ObservedRun:
+def _observe_job(run: RunDirectory, job: JobState) -> Observation:
+    """The state of a run that has a job: what its files say, else what its scheduler says."""
+    seen = run.observe(queued=job.stage in ("queued", "unknown"), waits_for=job.reason)
+    if seen.state != "pending":
+        return seen
+    match job.stage:
+        case "running":
+            return replace(seen, state="running", reason=None)
+        case "ended" if job.kind == "cancelled":
+            return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
+        case "ended":
+            return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
+        case _:
+            return replace(seen, reason=job.reason)
+
+
+def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
     """One run as its folder tells it; a damaged one with what is wrong."""
-    return _look_at(run, launcher, *_read_provenance(run))
+    return _look_at(run, work, *_read_provenance(run))
 
 
 def _read_provenance(run: RunDirectory) -> tuple[dict[str, Any], SeqlmError | None]:
@@ -107,14 +127,12 @@ def _read_provenance(run: RunDirectory) -> tuple[dict[str, Any], SeqlmError | No
         return {}, error
 
 
-def _look_at(
-    run: RunDirectory, launcher: Launcher | None, provenance: dict[str, Any], damage: SeqlmError | None
-) -> ObservedRun:
+def _look_at(run: RunDirectory, work: AtWork, provenance: dict[str, Any], damage: SeqlmError | None) -> ObservedRun:
     try:
         if damage is not None:
             raise damage
         config: RunConfig | None = run.read_config()
-        observation = observe_run(run, launcher)
+        observation = observe_run(run, work)
     except SeqlmError as error:
         provenance, config = {}, None
         observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=str(error), kind="code")
@@ -182,6 +200,55 @@ def launcher_of(study_dir: Path) -> Launcher | None:
     queue = read_json(queue_file(study_dir)) or {}
     waiting = queue.get("waiting", {}) if queue.get("launcher") == identity else {}
     return Launcher(**identity, waiting=waiting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtWork:
+    """Who is at work on a study: a launcher, and jobs that a scheduler has taken over."""
+
+    launcher: Launcher | None = None
+    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    """Run id -> its job, for the runs that have one and have not spoken."""
+
+    def may_change(self, run_id: str) -> bool:
+        """Whether a failed or pending run may be taken on again by somebody."""
+        job = self.jobs.get(run_id)
+        return self.launcher is not None or (job is not None and job.stage in ("queued", "running", "unknown"))
+
+
+def at_work(study_dir: Path, scheduler: Scheduler | None = None) -> AtWork:
+    """Who is at work on this study. Who looks again and again keeps a ``scheduler``, which is then asked less often."""
+    jobs = {
+        run_id: job
+        for run_id, job in read_jobs(study_dir).items()
+        if not (run := RunDirectory(study_dir / run_id)).result_file.exists() and not run.failure_file.exists()
+    }
+    states = (scheduler or Scheduler()).states(jobs.values())
+    return AtWork(launcher=launcher_of(study_dir), jobs={run_id: states[job] for run_id, job in jobs.items()})
+
+
+def jobs_file(study_dir: Path) -> Path:
+    """Which job of a scheduler each run has; written by launchers, which hold the study's lock."""
+    return study_dir / "slurm" / "jobs.json"
+
+
+def read_jobs(study_dir: Path) -> dict[str, str]:
+    """Run id -> job id, for all runs that were ever given to a scheduler and nobody else since."""
+    jobs: dict[str, str] = (read_json(jobs_file(study_dir)) or {}).get("jobs", {})
+    return jobs
+
+
+def write_jobs(study_dir: Path, jobs: Mapping[str, str]) -> None:
+    """Record the jobs of a study's runs: run id -> job id."""
+    make_directory(jobs_file(study_dir).parent)
+    write_json(jobs_file(study_dir), {"jobs": jobs})
+
+
+def forget_jobs(study_dir: Path, run_ids: Collection[str]) -> None:
+    """Runs go on somewhere else: what became of the jobs they once had says nothing about them any more."""
+    jobs = read_jobs(study_dir)
+    if not jobs.keys().isdisjoint(run_ids):
+        write_jobs(study_dir, {run_id: job for run_id, job in jobs.items() if run_id not in run_ids})
 
 
 def queue_file(study_dir: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.backend import Backend
+from jobs.backend import Site
 from jobs.dispatch import Planned
 from jobs.estimate import Estimate
 from jobs.queue import Waiting, Work
@@ -38,7 +38,7 @@ def totals(
     specs: Mapping[str, RunSpec],
     planned: Sequence[Planned],
     estimates: Sequence[Estimate],
-    backend: Backend,
+    backend: Site,
     *,
     max_parallel: int | None,
 ) -> Totals:

@@ -15,8 +15,9 @@ from typing import Any, TextIO, final
 
 from jobs import terminal
 from jobs.eta import Pace, expected_seconds_per_epoch, study_seconds_left
+from jobs.scheduler import Scheduler
 from jobs.settling import Settling
-from jobs.study import Launcher, ObservedRun, launcher_of, look_at, observe_run
+from jobs.study import AtWork, ObservedRun, at_work, look_at, observe_run
 from seqlm.errors import SeqlmError
 from seqlm.rundir import RunDirectory, State, read_json
 
@@ -97,44 +98,45 @@ class Watcher:
         self._study_dir = study_dir
         self._ids = None if ids is None else frozenset(ids)
         self._settling = Settling()
+        self._scheduler = Scheduler()
         self._over: dict[str, tuple[tuple[float, float], _Reading]] = {}
         self._known: dict[str, ObservedRun] = {}
         self._host = socket.gethostname()
 
     def look(self) -> StudyView:
         """The study as it is now."""
-        launcher = launcher_of(self._study_dir)
+        work = at_work(self._study_dir, self._scheduler)
         found = [run for run in RunDirectory.unordered_in(self._study_dir) if self._ids is None or run.id in self._ids]
-        readings = [self._read(run, launcher) for run in found]
+        readings = [self._read(run, work) for run in found]
         readings.sort(key=lambda reading: reading.observed.run.place(reading.observed.provenance))
-        return view(self._study_dir.name, readings, launcher, self._host)
+        return view(self._study_dir.name, readings, work, self._host)
 
     def pause(self, took_seconds: float) -> float:
         """Seconds to wait before the next look, after one that took so long."""
         return max(LOOK_SECONDS, took_seconds / LOOK_SHARE)
 
-    def _read(self, run: RunDirectory, launcher: Launcher | None) -> _Reading:
+    def _read(self, run: RunDirectory, work: AtWork) -> _Reading:
         written = (_written(run.result_file), _written(run.failure_file))
         before = self._over.get(run.id)
         if before is not None and before[0] == written:
             return before[1]
-        observed = self._observe(run, launcher)
-        reading = _read(observed, self._settling.is_over(run.id, observed.observation, launcher))
+        observed = self._observe(run, work)
+        reading = _read(observed, self._settling.is_over(run.id, observed.observation, work))
         if reading.is_over and max(written) > 0:
             self._over[run.id] = (written, reading)
         return reading
 
-    def _observe(self, run: RunDirectory, launcher: Launcher | None) -> ObservedRun:
+    def _observe(self, run: RunDirectory, work: AtWork) -> ObservedRun:
         known = self._known.get(run.id)
         if known is None:
-            observed = look_at(run, launcher)
+            observed = look_at(run, work)
             if observed.config is not None:
                 self._known[run.id] = observed
             return observed
         try:
-            return replace(known, observation=observe_run(run, launcher))
+            return replace(known, observation=observe_run(run, work))
         except SeqlmError:
-            return look_at(run, launcher)  # a file was damaged meanwhile; this says which
+            return look_at(run, work)  # a file was damaged meanwhile; this says which
 
 
 def _written(path: Path) -> float:
@@ -166,12 +168,12 @@ def _read(observed: ObservedRun, is_over: bool) -> _Reading:
 # -- from readings to a view; pure ---------------------------------------------------------------------------------
 
 
-def view(study: str, readings: Sequence[_Reading], launcher: Launcher | None, host: str) -> StudyView:
+def view(study: str, readings: Sequence[_Reading], work: AtWork, host: str) -> StudyView:
     """The study with what its runs say about each other: paces, the queue, the hosts. ``host`` is this one."""
     expected = expected_seconds_per_epoch([_pace(reading) for reading in readings])
     hosts = {str(reading.worker["host"]) for reading in readings if reading.worker.get("host")}
     show_host = bool(hosts - {host})
-    places = {run_id: place for place, run_id in enumerate(launcher.waiting)} if launcher is not None else {}
+    places = {run_id: place for place, run_id in enumerate(work.launcher.waiting)} if work.launcher is not None else {}
     runs = tuple(
         _run_view(reading, seconds, show_host, places.get(reading.observed.run.id))
         for reading, seconds in zip(readings, expected, strict=True)

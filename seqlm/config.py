@@ -239,6 +239,11 @@ class RunConfig:
 
         Keys in :data:`LATER_KEYS` are left out where they have their neutral value.
         """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """Computed once: a launch asks for it seven times, of each of perhaps a thousand runs."""
         identity = self.to_dict()
         for section, key, neutral in LATER_KEYS:
             if identity[section].get(key) == neutral:

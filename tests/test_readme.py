@@ -13,11 +13,13 @@ from jobs.manifest import load_manifest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+RAY = (ROOT / "docs" / "ray.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines() if line]
+RAY_COMMANDS = re.findall(r"^\.venv/bin/python launch\.py .*", RAY, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "launch.py" in line])
+@pytest.mark.parametrize("line", [line for line in COMMANDS + RAY_COMMANDS if "launch.py" in line])
 def test_every_command_line_is_understood(line: str) -> None:
     words = shlex.split(line, comments=True)
     assert words[:2] == [".venv/bin/python", "launch.py"]
@@ -44,7 +46,10 @@ def test_the_example_manifest_is_nine_runs(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in (README, *((ROOT / "docs" / name).read_text("utf-8") for name in ("study.md", "manifest.md"))):
+    for document in (
+        README,
+        *((ROOT / "docs" / name).read_text("utf-8") for name in ("study.md", "manifest.md", "ray.md")),
+    ):
         folder = ROOT if document is README else ROOT / "docs"
         for target in re.findall(r"\]\(([^)#]+)", document):
             assert target.startswith("https://") or (folder / target).exists(), target

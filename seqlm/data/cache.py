@@ -8,13 +8,15 @@ cannot be written costs time, never a run.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,18 @@ def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: M
         _warn_once(str(FileError.from_os_error("write cache", root, error)))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(kind: str, key: str) -> Iterator[None]:
+    """Let one process of this machine at a time into the block that makes an entry; where no lock is to be had, all."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, FileError):
+            root = cache_folder() / kind
+            make_directory(root)
+            handle = stack.enter_context((root / f".{key[:16]}.lock").open("w"))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _put_in_place(temporary: Path, final: Path, intact: Callable[[], bool]) -> None:

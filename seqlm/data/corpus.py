@@ -103,6 +103,11 @@ def load_corpus(config: DataConfig, path: Path | None) -> Corpus:
     corpus = _from_cache(config, key, sha256)
     if corpus is not None:
         return corpus
+    with cache.one_at_a_time("corpora", key):  # of the workers that start on a machine together, one tokenises
+        return _from_cache(config, key, sha256) or _tokenise(config, texts, key, sha256)
+
+
+def _tokenise(config: DataConfig, texts: Texts, key: str, sha256: str) -> Corpus:
     decoded = {split: texts.text(split) for split in SPLITS}
     vocabulary, vectors = encode(decoded, texts.file_names, config.level, config.vocab_size)
     splits = {split: memoryview(vector).toreadonly() for split, vector in vectors.items()}

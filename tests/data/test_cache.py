@@ -3,6 +3,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def forbid_tokenising(monkeypatch):
 
 
 def entries(cache_folder: Path) -> list[Path]:
-    return list((cache_folder / "corpora").iterdir())
+    return [entry for entry in (cache_folder / "corpora").iterdir() if entry.suffix != ".lock"]
 
 
 def test_a_cache_hit_gives_an_equal_corpus_without_tokenising(write_texts, monkeypatch, cache_folder):
@@ -173,3 +175,20 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache.cache_folder() == tmp_path / "home" / ".cache" / "seqlm"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_folder() == tmp_path / "home" / ".cache" / "seqlm"
+
+
+def test_of_two_workers_that_start_together_one_tokenises(write_texts, monkeypatch, cache_folder):
+    texts = write_texts()
+    calls = []
+    plain = corpus.encode
+
+    def slow(*arguments):
+        calls.append("encode")
+        time.sleep(0.3)
+        return plain(*arguments)
+
+    monkeypatch.setattr(corpus, "encode", slow)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: load_corpus(WORDS, texts), range(2)))
+    assert calls == ["encode"]
+    assert both[0].facts == both[1].facts

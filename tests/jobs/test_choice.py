@@ -39,15 +39,21 @@ def test_ray_is_the_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatc
 def test_flag_goes_over_variable_over_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = 'backend = "local"\n[backend.local]\nmax_parallel = 3\nretries = 1\n[backend.ray]\naddress = "theirs:1"\n'
     given = manifest(tmp_path, text + 'env = {A = "b"}\n')
-    assert choose(given) == BackendChoice(name="local", max_parallel=3, retries=1)
+    local = choose(given)
+    assert (local.name, local.max_parallel, local.retries, local.ray_address) == ("local", 3, 1, None)
     monkeypatch.setenv("SEQLM_BACKEND", "ray")
-    assert choose(given) == BackendChoice(name="ray", ray_address="theirs:1", env={"A": "b"})
+    ray = choose(given)
+    assert (ray.name, ray.ray_address, ray.env, ray.max_parallel) == ("ray", "theirs:1", {"A": "b"}, None)
     monkeypatch.setenv("RAY_ADDRESS", "mine:2")
     assert choose(given).ray_address == "mine:2"
     assert choose(given, ray_address="flag:3").ray_address == "flag:3"
-    assert choose(given, name="local", max_parallel=1, retries=0) == BackendChoice(
-        name="local", max_parallel=1, retries=0, ray_address=None
-    )
+    flags = choose(given, name="local", max_parallel=1, retries=0)
+    assert (flags.name, flags.max_parallel, flags.retries, flags.ray_address) == ("local", 1, 0, None)
+
+
+def test_without_a_manifest_runs_go_where_they_went_before() -> None:
+    assert choose(last="slurm").name == "slurm"
+    assert choose(last="slurm", name="local").name == "local"
 
 
 def test_an_address_without_its_backend_is_an_error() -> None:

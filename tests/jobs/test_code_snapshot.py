@@ -55,9 +55,23 @@ def test_new_modules_travel_and_what_git_ignores_stays(tree: Path, tmp_path: Pat
     assert kept.dirty
     assert sorted(str(p.relative_to(kept.path)) for p in kept.path.rglob("*") if p.is_file()) == [
         ".gitignore",
+        "code-origin.json",
         "seqlm/__init__.py",
         "seqlm/new.py",
     ]
+
+
+def test_a_copy_of_the_code_knows_its_commit_and_is_kept_under_its_name(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "seqlm" / "new.py").write_text("")
+    first = keep_code(tmp_path / "study")
+    monkeypatch.setattr(code_snapshot, "source_tree", lambda: first.path)
+    assert keep_code(tmp_path / "study") == first
+    second = keep_code(tmp_path / "other")
+    assert (second.commit, second.dirty, second.path.name) == (first.commit, True, first.path.name)
+    assert {p.name for p in second.path.rglob("*.py")} == {"__init__.py", "new.py"}
+    assert (live_code().commit, live_code().dirty) == (first.commit, True)
 
 
 def test_without_git_the_package_itself_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,22 @@ def test_an_interrupt_asks_the_workers_to_stop_and_ends_those_that_do_not(tmp_pa
     assert observation.reason == "interrupted before the first epoch ended; run again to resume"
 
 
+def test_a_second_interrupt_ends_the_workers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "STOP_SECONDS", 3600.0)
+    told: list[str] = []
+    backend = FakeBackend(finish, ends=False)
+    backend.obeys = False
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backend, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        dispatcher(backend, tell=told.append).dispatch(todo(tmp_path, 2))
+    assert backend.stopped == [("1", False), ("2", False), ("1", True), ("2", True)]
+    assert told == ["stopping 2 runs between two steps; once more ends them at once"]
+
+
 def test_a_run_that_lost_its_node_is_tried_again_by_itself_and_the_failure_stays_on_record(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     events: list[Event] = []

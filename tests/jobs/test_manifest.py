@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from jobs.backend_keys import BACKENDS
 from jobs.manifest import Manifest, load_manifest
-from jobs.manifest_schema import BACKENDS, RESOURCE_KEYS
+from jobs.manifest_schema import RESOURCE_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 
@@ -275,9 +276,9 @@ def test_resources_of_an_entry_go_before_those_of_the_manifest(tmp_path: Path) -
 
 
 def test_backend_tables_are_handed_on_as_written(tmp_path: Path) -> None:
-    text = GOOD + '[backend.slurm]\npartition = "gpu"\nx.y = [1]\n[backend.local]\nmax_parallel = 2\n'
+    text = GOOD + '[backend.slurm]\npartition = "gpu"\nsbatch.gres = "nvme:1"\n[backend.local]\nmax_parallel = 2\n'
     assert load(tmp_path, text).backend == {
-        "slurm": {"partition": "gpu", "x": {"y": [1]}},
+        "slurm": {"partition": "gpu", "sbatch": {"gres": "nvme:1"}},
         "local": {"max_parallel": 2},
     }
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.capacity import Capacity, Node
+from jobs.capacity import Capacity, Node, Share
 from jobs.queue import Live, Queue, Waiting, Work
 from jobs.retry import Retries
 from jobs.spec import Resources, RunSpec
@@ -113,3 +113,20 @@ def test_retries_wait_longer_each_time_and_start_anew_after_an_epoch() -> None:
 def test_so_many_retries_and_no_more(in_a_row: int) -> None:
     retries = Retries(in_a_row)
     assert [retries.delay("node", None) is not None for _ in range(3)] == [True] * in_a_row + [False] * (3 - in_a_row)
+
+
+def test_a_long_queue_is_looked_through_without_working_out_the_wide_runs_start_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = Room(4, waiting("wide", ranks=4, seconds=1000), *(waiting(f"r{i}", seconds=500) for i in range(200)))
+    room.occupy(1, until=10)
+    placed: list[Resources] = []
+    place = Capacity.place
+
+    def counted(capacity: Capacity, resources: Resources) -> list[Share] | None:
+        placed.append(resources)
+        return place(capacity, resources)
+
+    monkeypatch.setattr(Capacity, "place", counted)
+    assert room.start() == []
+    assert len(placed) < 10

@@ -11,11 +11,11 @@ import pytest
 
 from jobs.logs import follow_logs
 from jobs.settling import SETTLE_SECONDS, Settling
-from jobs.study import Launcher, launching, look_at, write_queue
+from jobs.study import AtWork, Launcher, launching, look_at, write_queue
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json
 from tests.training.studies import make_config, make_run
 
-LAUNCHER = Launcher(pid=1, host="here", waiting={})
+LAUNCHER = AtWork(launcher=Launcher(pid=1, host="here", waiting={}))
 
 
 def seen(state: State, kind: FailureKind | None = None) -> Observation:
@@ -48,9 +48,9 @@ def test_what_no_launcher_changes_is_over_at_once(observation: Observation) -> N
 
 
 def test_without_a_launcher_nothing_is_tried_again() -> None:
-    assert Settling(Clock()).is_over("run", seen("failed", "node"), None)
-    assert Settling(Clock()).is_over("run", seen("pending"), None)
-    assert not Settling(Clock()).is_over("run", seen("running"), None), "a worker may outlive its launcher"
+    assert Settling(Clock()).is_over("run", seen("failed", "node"), AtWork())
+    assert Settling(Clock()).is_over("run", seen("pending"), AtWork())
+    assert not Settling(Clock()).is_over("run", seen("running"), AtWork()), "a worker may outlive its launcher"
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def test_followed_logs_go_on_when_a_failed_run_is_tried_again(
     run = make_run(tmp_path / "study" / "run-00000001", make_config())
     failure: dict[str, Any] = {"kind": "node", "message": "killed by SIGKILL"}
     with launching(tmp_path / "study"):
-        follower = threading.Thread(target=lambda: follow_logs(look_at(run, None), 20))
+        follower = threading.Thread(target=lambda: follow_logs(look_at(run, AtWork()), 20))
         with worker(run, 1):
             follower.start()
             time.sleep(0.3)
@@ -92,5 +92,5 @@ def test_followed_logs_end_when_a_failure_stands(tmp_path: Path) -> None:
     run.write_failure_once({"kind": "node", "message": "killed by SIGKILL"})
     with launching(tmp_path / "study"):  # at work on others
         started = time.monotonic()
-        follow_logs(look_at(run, None), 20)
+        follow_logs(look_at(run, AtWork()), 20)
         assert time.monotonic() - started >= SETTLE_SECONDS

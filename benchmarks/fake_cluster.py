@@ -1,0 +1,37 @@
+"""A Ray cluster on this machine with as many cores and GPUs as wanted, in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from seqlm.errors import BackendError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def fake_cluster(cpus: int, gpus: int) -> Iterator[str]:
+    """One node; yields its address.
+
+    Raises:
+        BackendError: Ray does not start.
+    """
+    argv = [sys.executable, "-m", "tests.ray_nodes", json.dumps([[cpus, gpus]])]
+    process = subprocess.Popen(
+        argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        if not address:
+            raise BackendError(
+                "cannot start a Ray cluster on this machine; `python -m tests.ray_nodes '[[2, 0]]'` says why"
+            )
+        yield address
+    finally:
+        process.communicate()

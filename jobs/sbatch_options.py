@@ -1,0 +1,64 @@
+"""The long options of ``sbatch``, and which of them a manifest may not give because seqlm gives them itself.
+
+Facts of SLURM 24.11, read off ``sbatch --help`` and its manual page and put to ``sbatch`` one by one: whether it knows
+the option, and whether it wants a value.
+"""
+
+from __future__ import annotations
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FLAGS = _names(
+    "contiguous help hold ignore-pbs no-requeue overcommit oversubscribe parsable quiet reboot requeue spread-job "
+    "stepmgr test-only usage use-min-nodes verbose version wait"
+)
+"""Options that take no value."""
+
+EITHER = _names("exclusive get-user-env nice no-kill oom-kill-step propagate resv-ports")
+"""Options with or without a value."""
+
+WITH_VALUE = _names(
+    "account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment constraint container "
+    "container-id core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot dependency "
+    "distribution error exclude export export-file extra extra-node-info gid gpu-bind gpu-freq gpus gpus-per-node "
+    "gpus-per-socket gpus-per-task gres gres-flags hint input job-name kill-on-invalid-dep licenses mail-type "
+    "mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nodefile nodelist nodes ntasks "
+    "ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket open-mode output partition prefer priority "
+    "profile qos reservation segment signal sockets-per-node switches thread-spec threads-per-core time time-min tmp "
+    "tres-bind tres-per-task uid wait-all-nodes wckey wrap"
+)
+"""Options that need a value."""
+
+OPTIONS = FLAGS | EITHER | WITH_VALUE
+
+_RANKS = "set resources.ranks and ranks_per_node instead"
+_CORES = "set resources.cpus instead"
+_GPUS = "set resources.gpus instead"
+_FILES = "logs and work lie in the run's folder"
+_SUBMITTING = "it would change what seqlm reads back from sbatch"
+
+OURS: dict[str, str] = {
+    **{key: f"set {key} instead" for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist")},
+    "exclude": "set exclude instead",
+    "mail-user": "set mail_user instead",
+    "mail-type": "set mail_type instead",
+    "time": "set timeout_min instead",
+    "mem": "set mem_gb instead",
+    "signal": "set signal_before_s instead",
+    "wrap": "set setup instead",
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), _RANKS),
+    **dict.fromkeys(("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket"), _RANKS),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), _CORES),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"), _GPUS),
+    **dict.fromkeys(("output", "error", "open-mode", "chdir", "input"), _FILES),
+    "job-name": "jobs are named after the study",
+    "array": "the runs make the array, max_parallel limits it",
+    "dependency": "seqlm orders its jobs itself",
+    "clusters": "jobs are looked after on one cluster, the one that answers by itself",
+    **dict.fromkeys(("requeue", "no-requeue"), "set retries instead"),
+    **dict.fromkeys(("wait", "parsable", "test-only", "quiet", "verbose", "help", "usage", "version"), _SUBMITTING),
+}
+"""Option -> why it is not to be given, and what is instead."""

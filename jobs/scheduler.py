@@ -1,0 +1,153 @@
+"""What a SLURM controller says of a study's jobs, in at most two calls however many there are.
+
+The truth about a run is in its folder; this tells only what no file can: that a job waits and why, that it runs on a
+machine whose locks are not seen here, or that it is gone without a word. Works without accounting, while the
+controller does not answer, and after it has forgotten a job.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, final
+
+from seqlm.rundir import FailureKind
+
+CALL_SECONDS = 20.0
+"""How long a controller may take to answer."""
+EVERY_SECONDS = 10.0
+"""How often the controller is asked by who looks again and again."""
+
+Stage: TypeAlias = Literal["queued", "running", "ended", "gone", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """A job as its scheduler sees it."""
+
+    stage: Stage
+    """``gone``: the scheduler does not know it any more; ``unknown``: the scheduler does not answer."""
+    reason: str
+    """Why it waits, or how it ended, for a person."""
+    kind: FailureKind | None = None
+    """Of an ended job that its run knows nothing of."""
+
+
+_QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+_RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+_KINDS: Mapping[str, FailureKind] = {
+    "CANCELLED": "cancelled",
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "node",
+    "BOOT_FAIL": "node",
+    "OUT_OF_MEMORY": "oom",
+}
+"""SLURM's job states (``man squeue``, JOB STATE CODES) -> kinds of failure; all others are of kind ``code``."""
+_REASONS = {
+    "Priority": "other jobs go before it",
+    "Resources": "waits for free resources",
+    "JobArrayTaskLimit": "as many of its array run as may at once",
+    "BeginTime": "starts again in a moment",
+    "Dependency": "waits for another job",
+    "DependencyNeverSatisfied": "the job that it waited for has failed",
+    "JobHeldUser": "held by its user",
+    "JobHeldAdmin": "held by an administrator",
+    "QOSMaxJobsPerUserLimit": "your jobs are as many as may run at once",
+    "AssocGrpGRES": "your account's GPUs are in use",
+}
+
+
+@final
+class Scheduler:
+    """Asks a controller about jobs, and remembers its answers for :data:`EVERY_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._asked_at = -EVERY_SECONDS
+        self._jobs: frozenset[str] = frozenset()
+        self._answers: dict[str, JobState] = {}
+        self.calls = 0
+        """Commands run so far."""
+
+    def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
+        """The state of each job (``12`` or ``12_3``)."""
+        wanted = frozenset(jobs)
+        if not wanted:
+            return {}
+        now = time.monotonic()
+        if now - self._asked_at >= EVERY_SECONDS or not wanted <= self._jobs:
+            self._answers = self._ask(wanted)
+            self._asked_at, self._jobs = now, wanted
+        return {job: self._answers[job] for job in wanted}
+
+    def _ask(self, wanted: frozenset[str]) -> dict[str, JobState]:
+        parents = ",".join(sorted({job.partition("_")[0] for job in wanted}))
+        queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j", parents)
+        found = {} if queue is None else read_squeue(queue)
+        missing = wanted - found.keys()
+        if not missing:
+            return found
+        parents = ",".join(sorted({job.partition("_")[0] for job in missing}))
+        account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,NodeList", "-j", parents)
+        accounted = {} if account is None else read_sacct(account)
+        if queue is None and account is None:
+            lost = JobState(stage="unknown", reason="slurmctld does not answer; this is what was known before")
+        else:
+            lost = JobState(stage="gone", reason="its job is gone without a word; run again to resume")
+        return {**{job: accounted.get(job, lost) for job in missing}, **found}
+
+    def _call(self, *command: str) -> str | None:
+        """What a command prints, or none where it cannot tell; that it knows no such job is an answer."""
+        self.calls += 1
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if answer.returncode == 0 or "Invalid job id" in answer.stderr:
+            return answer.stdout
+        return None
+
+
+def read_squeue(text: str) -> dict[str, JobState]:
+    """The answer of ``squeue -h -r -t all -o "%i|%T|%r|%N"``."""
+    found = {}
+    for line in text.splitlines():
+        parts = line.strip().split("|")
+        if len(parts) == 4:
+            job, state, reason, nodes = parts
+            found[job] = job_state(state, reason, nodes)
+    return found
+
+
+def read_sacct(text: str) -> dict[str, JobState]:
+    """The answer of ``sacct -n -P -X -D -o JobID,State,NodeList``; of a job that was requeued, the last line holds."""
+    found = {}
+    for line in text.splitlines():
+        parts = line.strip().split("|")
+        if len(parts) == 3 and "." not in parts[0] and "[" not in parts[0]:
+            found[parts[0]] = job_state(parts[1], "", parts[2])
+    return found
+
+
+def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:
+    """One job's state from SLURM's words, such as ``PENDING`` with ``Resources``, or ``CANCELLED by 1000``."""
+    word = state.split()[0].rstrip("+") if state else "UNKNOWN"
+    if word in _QUEUED:
+        plain = reason.strip("() ")
+        known = _REASONS.get(plain, f"SLURM says {plain}" if plain not in ("", "None") else "about to start")
+        return JobState(stage="queued", reason=known)
+    if word in _RUNNING:
+        return JobState(stage="running", reason=f"on {nodes}" if nodes else "")
+    if word == "COMPLETED":
+        return JobState(stage="ended", reason="its job ended and left no result; see its logs", kind="code")
+    kind = _KINDS.get(word, "code")
+    text = "cancelled by scancel" if kind == "cancelled" else f"SLURM says {word}"
+    return JobState(stage="ended", reason=text, kind=kind)
+
+
+def parents(jobs: Sequence[str]) -> list[str]:
+    """The ids of the arrays that jobs belong to, each once."""
+    return sorted({job.partition("_")[0] for job in jobs}, key=int)

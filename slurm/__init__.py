@@ -1,0 +1,1 @@
+"""Backend ``slurm``: a study's runs as job arrays of a cluster, submitted through submitit."""

@@ -1,0 +1,190 @@
+"""Backend ``slurm``: runs are handed to a cluster as job arrays, and nobody of ours has to stay.
+
+    launch.preparing     checks, folders, code                     (jobs.launcher, as for every backend)
+    batches              runs of equal resources -> job arrays     (slurm.submission)
+    submitit             arrays -> sbatch
+    job.json, jobs.json  which job each run has
+    run_task             inside the job: the worker, and what becomes of it (slurm.task)
+
+``status`` reads the run directories, and asks squeue and sacct once about what they do not tell (jobs.scheduler).
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from jobs.backend import Site
+from jobs.capacity import Capacity, Node
+from jobs.code_snapshot import Code, live_code
+from jobs.dispatch import Planned, put_failure_aside
+from jobs.estimate import earlier_throughput
+from jobs.launcher import Prepared, work_left
+from jobs.queue import Waiting, places
+from jobs.scheduler import parents
+from jobs.spec import Resources, RunSpec
+from jobs.study import ObservedRun, read_jobs, write_jobs
+from seqlm.errors import BackendError
+from seqlm.rundir import RunDirectory, make_directory, read_json, write_json
+from slurm import control
+from slurm.settings import SlurmSettings
+from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
+from slurm.submission import Batch, Submitter, batches, record
+
+UNLIMITED = 100_000
+"""Jobs of an array at once where nothing limits them but the cluster."""
+
+
+@final
+class SlurmSite(Site):
+    """A partition of a cluster, as its users may use it."""
+
+    name = "slurm"
+
+    def __init__(self, settings: SlurmSettings) -> None:
+        self.settings = settings
+        self._facts: PartitionFacts | None = None
+
+    @property
+    def _partition(self) -> PartitionFacts:
+        if self._facts is None:
+            self._facts = partition_facts(self.settings.partition)
+        return self._facts
+
+    def describe(self) -> str:
+        facts = self._partition
+        gpus = f", {facts.gpus_per_node} GPUs each" if facts.gpus_per_node else ""
+        return f"SLURM, partition {facts.name} ({facts.nodes} nodes{gpus})"
+
+    def capacity(self) -> Capacity:
+        facts = self._partition
+        nodes = [
+            Node(name=f"{number}-{place}", cpus=kind.cpus, gpus={str(index): 1.0 for index in range(kind.gpus)})
+            for number, kind in enumerate(facts.kinds)
+            for place in range(kind.count)
+        ]
+        return Capacity(nodes, where=f"partition {facts.name}")
+
+    def resolve(self, spec: RunSpec, at_most: int) -> Resources:
+        try:
+            return self._partition.resolve(spec.resources, self.settings)
+        except BackendError as error:
+            raise BackendError(f"{spec.name}: {error}") from None
+
+
+def in_queue_order(prepared: Prepared, runs_dir: Path) -> list[Planned]:
+    """The runs to do, in the order of the queue of every backend: SLURM starts the jobs of an array in their order."""
+    throughput = earlier_throughput(runs_dir)
+    waiting = [
+        Waiting(id=item.run.id, spec=item.spec, work=work_left(item, prepared.facts[item.run.id], throughput))
+        for item in prepared.todo
+    ]
+    place = places(waiting)
+    return sorted(prepared.todo, key=lambda item: place[item.run.id])
+
+
+def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: Mapping[str, Any]) -> list[str]:
+    """Submit what is to be done; returns the ids of the job arrays. Called with the study's lock held.
+
+    ``table`` is the manifest's ``[backend.slurm]``, kept for who submits these runs again without a manifest.
+
+    Raises:
+        BackendError: sbatch refuses an array; those before it are submitted, and recorded.
+    """
+    assert prepared.code is not None, "there is something to do"
+    todo = in_queue_order(prepared, study_dir.parent)
+    found = batches(todo, prepared.resources, settings, max_array_size())
+    submitter = Submitter(study_dir=study_dir, settings=settings, code=prepared.code, paths=prepared.paths, env={})
+    make_directory(study_dir / "slurm")
+    write_json(_table_file(study_dir), dict(table))
+    attempts = {item.run.id: item.run.last_attempt() + 1 for item in todo}
+    highest = max(batch.resources.priority for batch in found)
+    jobs = read_jobs(study_dir)
+    ids: list[str] = []
+    for batch, parallelism in zip(found, shares(found, settings.max_parallel), strict=True):
+        items = [item for runs in batch.jobs for item in runs]
+        for item in items:
+            put_failure_aside(item.run)  # before the job can start: it takes a failure for the run's last word
+        folder = _new_folder(study_dir)
+        record(batch, folder.name, prepared.code, attempts, [None] * len(batch.jobs))
+        nice = min(highest - batch.resources.priority, 10_000)
+        submitted = submitter.submit(batch, folder, parallelism=parallelism, nice=nice, dependency=None)
+        record(batch, folder.name, prepared.code, attempts, submitted)
+        jobs |= {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
+        write_jobs(study_dir, jobs)
+        ids += parents(submitted)
+    return ids
+
+
+def shares(found: Sequence[Batch], max_parallel: int | None) -> list[int]:
+    """How many jobs of each array go at once, ``max_parallel`` together; each array gets one at least."""
+    if max_parallel is None:
+        return [UNLIMITED] * len(found)
+    total = sum(len(batch.jobs) for batch in found)
+    return [max(1, max_parallel * len(batch.jobs) // total) for batch in found]
+
+
+def scripts(
+    planned: Sequence[Planned], resources: Mapping[str, Resources], study_dir: Path, settings: SlurmSettings
+) -> list[str]:
+    """The sbatch scripts that :func:`submit` would submit, one for each array."""
+    todo = [item for item in planned if item.action != "skip"]
+    found = batches(todo, resources, settings, max_array_size())
+    submitter = Submitter(study_dir=study_dir, settings=settings, code=live_code(), paths={}, env={})
+    folder = study_dir.absolute() / "slurm" / "0000"
+    return [
+        submitter.script(batch, folder, parallelism=parallelism)
+        for batch, parallelism in zip(found, shares(found, settings.max_parallel), strict=True)
+    ]
+
+
+def submit_report(study_dir: Path, jobs: Sequence[str], settings: SlurmSettings, code: Code) -> str:
+    """Submit a job that writes the report after the last of ``jobs``, whatever their outcome; returns its id."""
+    folder = _new_folder(study_dir)
+    make_directory(folder)
+    python = settings.python or shlex.quote(sys.executable)
+    command = f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
+    options = [f"--dependency=afterany:{':'.join(jobs)}", f"--job-name=seqlm-{study_dir.name}-report"]
+    options += [f"--output={folder / 'report.log'}", "--time=30", "--parsable"]
+    for name in ("partition", "account", "qos", "constraint"):
+        value = getattr(settings, name)
+        options += [f"--{name}={value}"] if value else []
+    script = "\n".join(["#!/bin/bash", *settings.setup, command, ""])
+    path = folder / "report.sh"
+    path.write_text(script, "utf-8")
+    return ask("sbatch", *options, str(path)).strip().partition(";")[0]
+
+
+def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
+    """Cancel the jobs of runs that have been marked as cancelled, in one call; a job with other live runs goes on.
+
+    Raises:
+        BackendError: the controller does not answer. The marks stand: a job that starts later sees them.
+    """
+    jobs = read_jobs(study_dir)
+    wanted = {jobs[run.run.id] for run in runs if run.run.id in jobs}
+    others = {job for run_id, job in jobs.items() if job in wanted and not _is_over(study_dir / run_id)}
+    control.scancel(sorted(wanted - others))
+
+
+def last_table(study_dir: Path) -> dict[str, Any]:
+    """The manifest's ``[backend.slurm]`` of the last submission, empty before the first."""
+    return read_json(_table_file(study_dir)) or {}
+
+
+def _is_over(path: Path) -> bool:
+    run = RunDirectory(path)
+    return run.result_file.exists() or run.failure_file.exists()
+
+
+def _table_file(study_dir: Path) -> Path:
+    return study_dir / "slurm" / "settings.json"
+
+
+def _new_folder(study_dir: Path) -> Path:
+    """A folder for one submission: job ids may start anew, and submitit takes what lies in a folder for its own."""
+    numbers = [int(path.name) for path in (study_dir / "slurm").glob("[0-9]*") if path.name.isdigit()]
+    return study_dir.absolute() / "slurm" / f"{max(numbers, default=0) + 1:04d}"

@@ -1,0 +1,161 @@
+"""What a site and a study set for SLURM: ``[backend.slurm]`` of the manifest over the site file, key by key.
+
+A manifest stays portable when partitions, accounts and module loads stand in the site file, which is no part of the
+study: the file that ``SEQLM_SLURM_CONFIG`` names, else ``slurm/cluster.toml`` beside this module. Which keys there
+are and what is valid for each is told in :mod:`jobs.backend_keys`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.backend_keys import check_table, option_name
+from jobs.manifest_file import read_toml_file
+from jobs.problems import Problems
+from jobs.spec import Resources
+from seqlm.errors import BackendError, ManifestError
+
+SITE_FILE = Path(__file__).parent / "cluster.toml"
+"""Where a site's settings lie unless ``SEQLM_SLURM_CONFIG`` names another file; not tracked by git."""
+
+_TINY = 1e-6
+"""Shares of a GPU add up in floating point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmSettings:
+    """How runs are sent to a cluster. No part of what a run is."""
+
+    partition: str | None = None
+    """Partition, or several with commas between; none: the cluster's default."""
+    account: str | None = None
+    """Account that pays; none: the user's default."""
+    qos: str | None = None
+    """Quality of service; none: the default."""
+    constraint: str | None = None
+    """Features that nodes must have, such as ``a100|h100``."""
+    reservation: str | None = None
+    """Reservation to use."""
+    nodelist: str | None = None
+    """Nodes that a job must get, all of them."""
+    exclude: str | None = None
+    """Nodes that a job must not get."""
+    timeout_min: int = 60
+    """Time limit of a job; a run that needs longer is saved and goes on in another one."""
+    mem_gb: float | None = None
+    """Memory of each node; none: the cluster's default."""
+    ranks_per_node: int | None = None
+    """Ranks of a run on each node; none: all of them on one."""
+    signal_before_s: int = 120
+    """How long before its time limit, or a preemption, a run is told to save."""
+    mail_user: str | None = None
+    """Who gets SLURM's mails."""
+    mail_type: str | None = None
+    """What SLURM writes mails about, such as ``END,FAIL``."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that a job runs before its command: module loads, variables, a container's mounts."""
+    srun_args: tuple[str, ...] = ()
+    """Further arguments of the srun that starts the ranks."""
+    python: str | None = None
+    """Command that starts Python in a job, such as a container's; none: the Python that launches."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables for the workers."""
+    retries: int = 3
+    """How often a run that lost its node or its time is tried again without an epoch in between."""
+    max_parallel: int | None = None
+    """Most jobs of a study at once; none: as many as the cluster grants."""
+    sbatch: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Any other long option of sbatch, spelled with hyphens -> its value; true for one that takes none."""
+
+    def nodes(self, resources: Resources) -> tuple[int, int]:
+        """On how many nodes a run goes, and how many of its ranks go on each.
+
+        A run of fewer ranks than ``ranks_per_node`` has one node.
+
+        Raises:
+            BackendError: the ranks do not divide into equal parts.
+        """
+        ranks, each = resources.ranks, self.ranks_per_node
+        if each is None or ranks <= each:
+            return 1, ranks
+        if ranks % each:
+            below, above = ranks - ranks % each, ranks - ranks % each + each
+            raise BackendError(
+                f"resources.ranks: found {ranks}, valid with ranks_per_node = {each} is a multiple of it, "
+                f"such as {below} or {above}"
+            )
+        return ranks // each, each
+
+    def runs_per_job(self, resources: Resources) -> int:
+        """How many runs go into one job: as many as share a GPU, for SLURM itself gives away whole ones."""
+        gpus = resources.gpus
+        return int((1 + _TINY) / gpus) if gpus and gpus < 1 else 1
+
+
+def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Mapping[str, str]) -> SlurmSettings:
+    """The settings that hold: those of the manifest over those of the site file over the defaults.
+
+    ``env`` and ``sbatch`` are merged key by key; any other key of the manifest replaces the site's. ``where`` is the
+    manifest's name, for messages.
+
+    Raises:
+        ManifestError: with one line for each problem of both.
+    """
+    problems = Problems()
+    site_path = _site_path(environ)
+    site = _read_site(site_path, problems) if site_path else {}
+    check_table("slurm", manifest_table, where, problems, prefix=_PREFIX)
+    if problems.lines:
+        raise ManifestError(problems.lines)
+    merged = {**site, **manifest_table}
+    places = {key: f"{where}: {_PREFIX}{key}" for key in manifest_table}
+    places |= {key: f"{site_path.name}: {key}" for key in site.keys() - manifest_table.keys()} if site_path else {}
+    merged["env"] = {**site.get("env", {}), **manifest_table.get("env", {})}
+    merged["sbatch"] = _options(site.get("sbatch", {})) | _options(manifest_table.get("sbatch", {}))
+    for key in ("setup", "srun_args"):
+        merged[key] = tuple(merged.get(key, ()))
+    settings = SlurmSettings(**merged)
+    _check_together(settings, places, problems)
+    if problems.lines:
+        raise ManifestError(problems.lines)
+    return settings
+
+
+_PREFIX = "backend.slurm."
+
+
+def _site_path(environ: Mapping[str, str]) -> Path | None:
+    if named := environ.get("SEQLM_SLURM_CONFIG"):
+        return Path(named).expanduser()
+    return SITE_FILE if SITE_FILE.exists() else None
+
+
+def _read_site(path: Path, problems: Problems) -> Mapping[str, Any]:
+    try:
+        table = read_toml_file(path)
+    except ManifestError as error:
+        for line in error.problems:
+            problems.add("SEQLM_SLURM_CONFIG" if path != SITE_FILE else "slurm site file", line)
+        return {}
+    check_table("slurm", table, path.name, problems, prefix="")
+    return table
+
+
+def _options(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {option_name(key): value for key, value in table.items()}
+
+
+def _check_together(settings: SlurmSettings, places: Mapping[str, str], problems: Problems) -> None:
+    """What is impossible only because of another key, which may stand in the other file."""
+    if settings.signal_before_s >= settings.timeout_min * 60:
+        key = "signal_before_s" if "signal_before_s" in places else "timeout_min"
+        found = getattr(settings, key)
+        valid = f"signal_before_s ({settings.signal_before_s}) below the {settings.timeout_min * 60} s of timeout_min"
+        problems.add(places[key], f"found {found}, valid is {valid}")
+    if settings.mem_gb is not None:
+        for option in ("mem-per-cpu", "mem-per-gpu"):
+            if option in settings.sbatch:
+                problems.add(places["mem_gb"], f'found beside the option "{option}" of sbatch, valid is one of them')

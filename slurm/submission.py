@@ -1,0 +1,186 @@
+"""Runs to job arrays: which runs go together, what each job is told, and what sbatch gets, through submitit."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jobs.code_snapshot import Code
+from jobs.dispatch import KEEP_MEMORY, Planned
+from jobs.spec import Resources
+from seqlm.errors import BackendError
+from seqlm.rundir import make_directory, write_json
+from slurm.settings import SlurmSettings
+from slurm.task import JobPlan, run_task
+
+WORKER = ("-m", "seqlm.training.worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Runs of equal resources, in the order in which they are to start: one job array."""
+
+    resources: Resources
+    jobs: tuple[tuple[Planned, ...], ...]
+    """The runs of each job; several where they share a GPU."""
+
+
+def batches(
+    todo: Sequence[Planned], resources: Mapping[str, Resources], settings: SlurmSettings, max_array_size: int
+) -> list[Batch]:
+    """Runs grouped by what they need; ``todo`` is in the order of the queue, and arrays keep to it.
+
+    ``max_array_size`` is the cluster's MaxArraySize: an array has at most so many jobs.
+    """
+    groups: dict[Resources, list[Planned]] = {}
+    for item in todo:
+        groups.setdefault(resources[item.run.id], []).append(item)
+    found = []
+    for wanted, items in groups.items():
+        jobs = [tuple(chunk) for chunk in _chunks(items, settings.runs_per_job(wanted))]
+        found += [Batch(resources=wanted, jobs=tuple(chunk)) for chunk in _chunks(jobs, max_array_size)]
+    return found
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitter:
+    """Submits batches of one study."""
+
+    study_dir: Path
+    settings: SlurmSettings
+    code: Code
+    paths: Mapping[str, Path | None]
+    """Corpus of each run, by run id."""
+    env: Mapping[str, str]
+    """Further variables for the workers."""
+
+    def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, dependency: str | None) -> list[str]:
+        """Submit one array; returns the id of each of its jobs. ``folder`` is its own and new.
+
+        Raises:
+            BackendError: sbatch refuses it; the line says what it said.
+        """
+        make_directory(folder)
+        executor = self._executor(batch, folder, parallelism=parallelism, nice=nice, dependency=dependency)
+        plans = []
+        for number, runs in enumerate(batch.jobs):
+            plans.append(folder / f"job-{number}.json")
+            self._plan(batch, runs, folder.name).write(plans[-1])
+        try:
+            with executor.batch():
+                jobs = [executor.submit(run_task, str(plan)) for plan in plans]
+        except Exception as error:  # submitit raises its own, and subprocess's
+            said = getattr(error, "stderr", None) or str(error)
+            said = said.decode(errors="replace") if isinstance(said, bytes) else said
+            lines = [line for line in said.strip().splitlines() if "sbatch" in line] or said.strip().splitlines()
+            raise BackendError(f"sbatch refuses the job: {lines[-1] if lines else type(error).__name__}") from None
+        return [str(job.job_id) for job in jobs]
+
+    def script(self, batch: Batch, folder: Path, *, parallelism: int) -> str:
+        """The sbatch script that :meth:`submit` would submit."""
+        executor = self._executor(batch, folder, parallelism=parallelism, nice=0, dependency=None)
+        if len(batch.jobs) > 1:
+            executor.parameters["map_count"] = len(batch.jobs)
+        return str(executor._make_submission_file_text(executor._submitit_command_str, "plan"))
+
+    def _executor(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, dependency: str | None) -> Any:
+        import submitit  # half a second, which only who submits waits for
+
+        settings, resources = self.settings, batch.resources
+        runs = max(len(runs) for runs in batch.jobs)
+        nodes, ranks_per_node = settings.nodes(resources)
+        try:
+            executor = submitit.SlurmExecutor(folder=folder, python=settings.python or shlex.quote(sys.executable))
+        except RuntimeError:
+            raise BackendError("srun is not on PATH; run this on a login node of the cluster") from None
+        path = f"export PYTHONPATH={shlex.quote(str(self.code.path))}${{PYTHONPATH:+:$PYTHONPATH}}"
+        more: dict[str, Any] = {
+            # From the code kept with the study: submitit's own Python would look where it was submitted from first.
+            "chdir": str(self.code.path),
+            "requeue": True,
+            **settings.sbatch,
+        }
+        if nice:
+            more["nice"] = nice
+        if settings.reservation:
+            more["reservation"] = settings.reservation
+        executor.update_parameters(
+            job_name=f"seqlm-{self.study_dir.name}",
+            time=settings.timeout_min,
+            nodes=nodes,
+            ntasks_per_node=ranks_per_node,
+            cpus_per_task=(resources.cpus or 1) * runs,
+            gpus_per_node=_gpus_per_node(resources, ranks_per_node),
+            mem=None if settings.mem_gb is None else f"{round(settings.mem_gb * 1024)}M",
+            partition=settings.partition,
+            account=settings.account,
+            qos=settings.qos,
+            constraint=settings.constraint,
+            nodelist=settings.nodelist,
+            exclude=settings.exclude,
+            mail_user=settings.mail_user,
+            mail_type=settings.mail_type,
+            signal_delay_s=settings.signal_before_s,
+            dependency=dependency,
+            array_parallelism=parallelism,
+            setup=[path, *settings.setup],
+            srun_args=list(settings.srun_args),
+            additional_parameters=more,
+        )
+        return executor
+
+    def _plan(self, batch: Batch, runs: Sequence[Planned], submission: str) -> JobPlan:
+        return JobPlan(
+            submission=submission,
+            runs=tuple(item.run.path.absolute() for item in runs),
+            attempts=tuple(item.run.last_attempt() + 1 for item in runs),
+            env=tuple(self._env(item) for item in runs),
+            argv=WORKER,
+            code=self.code.path.absolute(),
+            resources=batch.resources,
+            retries=self.settings.retries,
+            timeout_min=self.settings.timeout_min,
+            signal_before_s=self.settings.signal_before_s,
+        )
+
+    def _env(self, item: Planned) -> dict[str, str]:
+        env = {**self.settings.env, **self.env, "PYTHONUNBUFFERED": "1", **KEEP_MEMORY}
+        data = self.paths.get(item.run.id)
+        if data is not None:
+            env["SEQLM_DATA"] = str(data.absolute())
+        return env
+
+
+def _gpus_per_node(resources: Resources, ranks_per_node: int) -> int | None:
+    """Whole GPUs: runs that share one are in the same job."""
+    if not resources.gpus:
+        return None
+    return ranks_per_node if resources.gpus == 1 else 1
+
+
+def record(batch: Batch, submission: str, code: Code, attempts: Mapping[str, int], jobs: Sequence[str | None]) -> None:
+    """Write ``job.json`` of each run: before the submission without the job's id, which a job may start before."""
+    for job, runs in zip(jobs, batch.jobs, strict=True):
+        for item in runs:
+            job_record = {
+                "backend": "slurm",
+                "job_id": job,
+                "submission": submission,
+                "launcher": None,
+                "resources": batch.resources.to_dict(),
+                "attempt": attempts[item.run.id],
+                "argv": [*WORKER, str(item.run.path.absolute())],
+                "code": str(code.path),
+                "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            write_json(item.run.job_file, job_record)

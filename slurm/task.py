@@ -1,0 +1,396 @@
+"""What runs inside a job, once for each rank: the same worker command line as on every backend, and its afterlife.
+
+submitit pickles ``run_task`` by its name, and a path. Everything else stands in the file at that path, and in the run
+directories; so a job that SLURM starts again finds what an earlier one of the same runs has left.
+
+    SIGUSR2           the time limit is near, or a preemption is announced: the worker saves, the job is requeued
+    SIGTERM           scancel, a requeue from outside, a preemption: the worker stops between two steps
+    a lost rank       the job is requeued, as often as the policy of ``jobs.retry`` allows
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from subprocess import Popen
+from types import FrameType
+from typing import Any, final
+
+from jobs.dispatch import EXIT_BUSY, EXIT_STOPPED, EXIT_STORAGE
+from jobs.process import interface_of, start_rank
+from jobs.rank import PEER_GRACE_SECONDS, describe_exit, rank_variables
+from jobs.retry import RETRIED, Retries
+from jobs.spec import Resources, Submission
+from seqlm.errors import BackendError, FileError
+from seqlm.rundir import FailureKind, RunDirectory, make_directory, write_json
+from slurm import control
+
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 2.0
+"""How often the runs' folders are looked at for a cancellation."""
+BUSY_SECONDS = 5.0
+"""How long to wait before asking again for a run that another worker still holds: one on a node that SLURM lost."""
+LIMIT_SLACK_SECONDS = 75.0
+"""How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
+REQUEUE_TRIES = 5
+FIRST_PORT, PORTS = 20_000, 20_000
+"""Ranks of a run meet at a port that follows from the job's number: jobs of one node have different ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """What one job does, as its submission wrote it down."""
+
+    submission: str
+    """What ``job.json`` of each run says while the run is this job's."""
+    runs: tuple[Path, ...]
+    """Run directories. Several share a GPU."""
+    attempts: tuple[int, ...]
+    """The attempt of each run in which the job starts first; each restart is one more."""
+    env: tuple[Mapping[str, str], ...]
+    """Variables of each run's workers."""
+    argv: tuple[str, ...]
+    """The worker's command line, without the interpreter and the folder."""
+    code: Path
+    resources: Resources
+    """Of each run."""
+    retries: int
+    timeout_min: int
+    signal_before_s: int
+
+    def write(self, path: Path) -> None:
+        """Write the plan for :func:`read`."""
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        write_json(path, {**data, "resources": self.resources.to_dict()})
+
+    @classmethod
+    def read(cls, path: Path) -> JobPlan:
+        """Read what :meth:`write` wrote."""
+        data = json.loads(path.read_text("utf-8"))
+        return cls(
+            submission=data["submission"],
+            runs=tuple(Path(run) for run in data["runs"]),
+            attempts=tuple(data["attempts"]),
+            env=tuple(data["env"]),
+            argv=tuple(data["argv"]),
+            code=Path(data["code"]),
+            resources=Resources.from_dict(data["resources"]),
+            retries=data["retries"],
+            timeout_min=data["timeout_min"],
+            signal_before_s=data["signal_before_s"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which rank of which job this is, from the variables that SLURM sets."""
+
+    job: str
+    """As SLURM's commands take it: ``12`` or ``12_3``."""
+    number: int
+    """The job's own number, which differs between the tasks of an array."""
+    rank: int
+    local_rank: int
+    restarts: int
+    end_time: float | None
+    """When the job's time is up, seconds since 1970."""
+    devices: tuple[str, ...]
+    """GPUs of this job on this node."""
+    first_host: str
+    host: str
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str], first_host: str) -> Place:
+        """Read SLURM's variables."""
+        array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+        end = env.get("SLURM_JOB_END_TIME", "")
+        return cls(
+            job=f"{array}_{task}" if array else env["SLURM_JOB_ID"],
+            number=int(env["SLURM_JOB_ID"]),
+            rank=int(env.get("SLURM_PROCID", "0")),
+            local_rank=int(env.get("SLURM_LOCALID", "0")),
+            restarts=int(env.get("SLURM_RESTART_COUNT") or 0),
+            end_time=float(end) if end.isdigit() else None,
+            devices=tuple(device for device in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
+            first_host=first_host,
+            host=env.get("SLURMD_NODENAME") or socket.gethostname(),
+        )
+
+
+@dataclass
+class Signals:
+    """The signals that have come, to be obeyed in the loop, never in the middle of something."""
+
+    warned_at: float | None = field(default=None)
+    """When SIGUSR2 came, seconds since 1970."""
+    told: bool = field(default=False)
+    """Whether SIGTERM came."""
+
+    def install(self) -> None:
+        signal.signal(signal.SIGUSR2, self._warn)
+        signal.signal(signal.SIGTERM, self._tell)
+        signal.signal(signal.SIGINT, self._tell)
+
+    def _warn(self, number: int, frame: FrameType | None) -> None:
+        self.warned_at = self.warned_at or time.time()
+
+    def _tell(self, number: int, frame: FrameType | None) -> None:
+        self.told = True
+
+    @property
+    def stop(self) -> bool:
+        return self.told or self.warned_at is not None
+
+
+def run_task(path: str) -> None:
+    """Run this rank's part of the job whose plan lies at ``path``; ends with exit code 1 where a run has failed."""
+    from submitit import JobEnvironment  # only inside a job
+
+    started = time.time()
+    signals = Signals()
+    signals.install()
+    plan = JobPlan.read(Path(path))
+    place = Place.from_environment(os.environ, JobEnvironment().hostnames[0])
+    if Task(plan, place, signals, started=started).run():
+        return
+    sys.exit(1)
+
+
+@dataclass
+class _Worker:
+    """One run's process in this task."""
+
+    run: RunDirectory
+    attempt: int
+    env: Mapping[str, str]
+    process: Popen[bytes] | None = None
+    code: int | None = None
+    again_at: float = 0.0
+    """When to start it again, after it found another worker at the run."""
+    asked: bool = False
+    failed_at: float | None = None
+
+
+@final
+class Task:
+    """One rank of a job: starts the workers of its runs, passes signals on, and settles what became of them."""
+
+    def __init__(self, plan: JobPlan, place: Place, signals: Signals, *, started: float) -> None:
+        self._plan = plan
+        self._place = place
+        self._signals = signals
+        self._started = started
+        self._looked_at = 0.0
+        self._workers = [
+            _Worker(run=RunDirectory(run), attempt=attempt + place.restarts, env=env)
+            for run, attempt, env in zip(plan.runs, plan.attempts, plan.env, strict=True)
+        ]
+
+    def run(self) -> bool:
+        """Work until every run is over or the job is put back into the queue; whether all is well."""
+        todo = [worker for worker in self._workers if self._is_ours(worker.run) and not self._has_spoken(worker.run)]
+        for worker in todo:
+            self._start(worker)
+        while any(worker.code is None for worker in todo):
+            self._one_round(todo)
+            time.sleep(POLL_SECONDS)
+        if self._place.rank != 0:
+            for worker in todo:
+                self._record_crash(worker)
+            return True  # the first rank settles the run, and must not be ended for this one's sake before it has
+        again = [reason for worker in todo if (reason := self._settle(worker)) is not None]
+        if again and self._requeue(again[0], todo):
+            return True
+        return all(worker.run.result_file.exists() for worker in self._workers)
+
+    def _is_ours(self, run: RunDirectory) -> bool:
+        """Whether the run is still this job's: a job that was cancelled, or lost, must not touch it."""
+        return (run.read_job() or {}).get("submission") == self._plan.submission
+
+    def _has_spoken(self, run: RunDirectory) -> bool:
+        return run.result_file.exists() or run.failure_file.exists()
+
+    # -- workers -------------------------------------------------------------------------------------------------
+
+    def _start(self, worker: _Worker) -> None:
+        plan, place = self._plan, self._place
+        submission = Submission(
+            run_dir=worker.run.path,
+            attempt=worker.attempt,
+            argv=(sys.executable, *plan.argv, str(worker.run.path)),
+            env={**worker.env, "SEQLM_ATTEMPT": str(worker.attempt)},
+            cwd=plan.code,
+            resources=plan.resources,
+        )
+        device: str | None = None
+        if plan.resources.gpus:
+            if not place.devices:
+                raise BackendError("SLURM gave this job no GPU: CUDA_VISIBLE_DEVICES is empty; see gres.conf (File=)")
+            device = place.devices[place.local_rank % len(place.devices)]
+        variables = {**rank_variables(submission, place.rank, device), "SEQLM_NODE": place.host}
+        if plan.resources.ranks > 1:
+            port = FIRST_PORT + (place.number * 7 + place.restarts) % PORTS
+            variables["SEQLM_RENDEZVOUS"] = f"tcp://{place.first_host}:{port}"
+            with contextlib.suppress(OSError):
+                interface = interface_of(socket.gethostbyname(place.host))
+                if interface:
+                    variables.setdefault("GLOO_SOCKET_IFNAME", interface)
+        make_directory(worker.run.attempt_dir(worker.attempt))
+        with (
+            worker.run.stdout_log(worker.attempt).open("ab") as stdout,
+            worker.run.stderr_log(worker.attempt).open("ab") as stderr,
+        ):
+            worker.process = start_rank(submission.argv, variables, str(plan.code), stdout, stderr)
+
+    def _one_round(self, todo: list[_Worker]) -> None:
+        now = time.time()
+        look = now - self._looked_at >= LOOK_SECONDS
+        for worker in todo:
+            if worker.code is not None:
+                continue
+            if worker.process is None:
+                if self._signals.stop:
+                    worker.code = EXIT_STOPPED
+                elif now >= worker.again_at:
+                    self._start(worker)
+                continue
+            code = worker.process.poll()
+            if code == EXIT_BUSY:
+                worker.process, worker.again_at = None, now + BUSY_SECONDS
+            elif code is not None:
+                worker.code = code
+            elif self._signals.stop or (look and worker.run.is_cancelled()):
+                self._ask(worker)
+            elif look:
+                self._end_if_left_behind(worker, now)
+        if look:
+            self._looked_at = now
+
+    def _ask(self, worker: _Worker) -> None:
+        if not worker.asked and worker.process is not None:
+            worker.asked = True
+            worker.process.terminate()
+
+    def _end_if_left_behind(self, worker: _Worker, now: float) -> None:
+        """A rank that does not notice that another has failed is ended after a while."""
+        if self._plan.resources.ranks == 1 or not worker.run.failure_file.exists():
+            return
+        worker.failed_at = worker.failed_at or now
+        if now - worker.failed_at > PEER_GRACE_SECONDS and worker.process is not None:
+            worker.process.kill()
+
+    def _record_crash(self, worker: _Worker) -> None:
+        """A worker that a signal killed could not say so itself."""
+        if worker.code is not None and worker.code < 0 and not self._signals.stop:
+            who = f"rank {self._place.rank}" if self._plan.resources.ranks > 1 else "the worker"
+            self._write_failure(worker, "node", f"{who} {describe_exit(worker.code)} on {self._place.host}")
+
+    # -- what became of a run ------------------------------------------------------------------------------------
+
+    def _settle(self, worker: _Worker) -> str | None:
+        """See to it that a run whose worker has ended has spoken; returns why its job is to run again, if it is."""
+        run = worker.run
+        if self._has_spoken(run) and not self._may_go_on(run):
+            return None
+        if not self._is_ours(run):
+            return None
+        if self._signals.stop:
+            stopped = self._why_stopped()
+            if stopped is None:
+                return None  # SLURM itself puts the job back, or ends it
+            kind, message = stopped
+            if kind == "cancelled":
+                self._write_failure(worker, kind, message)
+                return None
+            return self._again(worker, kind, message)
+        self._record_crash(worker)
+        if worker.code and not run.failure_file.exists():
+            own: FailureKind = "node" if worker.code == EXIT_STORAGE else "code"
+            self._write_failure(worker, own, f"the worker {describe_exit(worker.code)}; see its stderr.log")
+        failure = run.read_failure() or {}
+        if failure.get("kind") not in RETRIED:
+            return None
+        run.failure_file.unlink(missing_ok=True)
+        return self._again(worker, failure["kind"], str(failure.get("message")))
+
+    def _why_stopped(self) -> tuple[FailureKind, str] | None:
+        """What the signals meant; none where SLURM has taken the matter into its own hands."""
+        warned_at = self._signals.warned_at
+        if warned_at is not None:
+            limit = self._place.end_time or self._started + 60 * self._plan.timeout_min
+            if warned_at >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
+                return "timeout", f"the job's time limit of {self._plan.timeout_min} min"
+            return "preempted", "preempted by another job"
+        if "CANCELLED" in control.job_words(self._place.number):
+            return "cancelled", "cancelled by scancel"
+        return None
+
+    def _again(self, worker: _Worker, kind: FailureKind, message: str) -> str | None:
+        """Record an attempt that failed by no fault of the run; returns why to run again, none if it was the last."""
+        run = worker.run
+        epochs, _ = run.read_metrics()
+        epoch = epochs[-1]["epoch"] if epochs else None
+        record = self._failure(worker, kind, message, epoch=epoch)
+        if self._is_last(run, worker.attempt, kind, epoch):
+            record["message"] = f"{message}, {self._plan.retries + 1} times without finishing an epoch in between"
+            run.write_failure_once(record)
+            return None
+        write_json(run.attempt_dir(worker.attempt) / "failure.json", record)
+        return f"{kind}: {message}"
+
+    def _is_last(self, run: RunDirectory, attempt: int, kind: FailureKind, epoch: int | None) -> bool:
+        retries = Retries(self._plan.retries)
+        for earlier in range(self._plan.attempts[self._plan.runs.index(run.path)], attempt):
+            record: dict[str, Any] = {}
+            with contextlib.suppress(OSError, ValueError):
+                record = json.loads((run.attempt_dir(earlier) / "failure.json").read_text("utf-8"))
+            if record:
+                retries.delay(record.get("kind"), record.get("epoch"))
+        return retries.delay(kind, epoch) is None
+
+    def _requeue(self, reason: str, todo: list[_Worker]) -> bool:
+        """Put the job back into the queue; where that cannot be done, its runs say so."""
+        problem = ""
+        for number in range(REQUEUE_TRIES):
+            try:
+                control.requeue(self._place.job)
+                print(f"requeued: {reason}", flush=True)
+                return True
+            except BackendError as error:
+                problem = str(error)
+                time.sleep(2**number)
+        for worker in todo:
+            if not self._has_spoken(worker.run):
+                kind = reason.partition(":")[0]
+                message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
+                worker.run.write_failure_once(self._failure(worker, kind, message))
+        return False
+
+    def _may_go_on(self, run: RunDirectory) -> bool:
+        """Whether what a run has said is a failure that is tried again."""
+        return not run.result_file.exists() and (run.read_failure() or {}).get("kind") in RETRIED
+
+    def _write_failure(self, worker: _Worker, kind: FailureKind, message: str) -> None:
+        if not self._is_ours(worker.run):
+            return
+        with contextlib.suppress(FileError):
+            worker.run.write_failure_once(self._failure(worker, kind, message))
+
+    def _failure(self, worker: _Worker, kind: str, message: str, **more: Any) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "message": message,
+            "where": f"job {self._place.job} on {self._place.host}",
+            "attempt": worker.attempt,
+            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **more,
+        }

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs import scheduler
+from jobs.scheduler import JobState, Scheduler, job_state, parents, read_sacct, read_squeue
+from jobs.study import AtWork, at_work, observe_run, write_jobs
+from seqlm.rundir import RunDirectory, write_json
+from tests.training.studies import make_config, make_run
+
+
+def program(folder: Path, name: str, *, says: str = "", error: str = "", code: int = 0) -> None:
+    """A program on PATH that notes each call and says the same each time."""
+    path = folder / name
+    (folder / f"{name}.says").write_text(says)
+    path.write_text(
+        f'#!/bin/sh\necho "{name} $*" >> {folder}/calls\ncat {folder}/{name}.says\n'
+        f'[ -z "{error}" ] || echo "{error}" >&2\nexit {code}\n'
+    )
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of PATH for programs."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path
+
+
+DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+NO_ACCOUNTING = "Slurm accounting storage is disabled"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "stage", "kind", "text"),
+    [
+        ("PENDING", "Resources", "queued", None, "waits for free resources"),
+        ("PENDING", "None", "queued", None, "about to start"),
+        ("PENDING", "ReqNodeNotAvail", "queued", None, "SLURM says ReqNodeNotAvail"),
+        ("RUNNING", "None", "running", None, "on n1"),
+        ("COMPLETING", "None", "running", None, "on n1"),
+        ("CANCELLED by 1000", "", "ended", "cancelled", "cancelled by scancel"),
+        ("CANCELLED+", "", "ended", "cancelled", "cancelled by scancel"),
+        ("TIMEOUT", "", "ended", "timeout", "SLURM says TIMEOUT"),
+        ("NODE_FAIL", "", "ended", "node", "SLURM says NODE_FAIL"),
+        ("OUT_OF_MEMORY", "", "ended", "oom", "SLURM says OUT_OF_MEMORY"),
+        ("PREEMPTED", "", "ended", "preempted", "SLURM says PREEMPTED"),
+        ("FAILED", "", "ended", "code", "SLURM says FAILED"),
+        ("COMPLETED", "", "ended", "code", "its job ended and left no result; see its logs"),
+    ],
+)
+def test_slurms_words_are_told_in_ours(state: str, reason: str, stage: str, kind: str | None, text: str) -> None:
+    found = job_state(state, reason, "n1" if stage == "running" else "")
+    assert (found.stage, found.kind, found.reason) == (stage, kind, text)
+
+
+def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
+    assert {
+        job: state.stage for job, state in read_squeue("7_0|RUNNING|None|n1\n7_1|PENDING|Priority|\nodd\n").items()
+    } == {
+        "7_0": "running",
+        "7_1": "queued",
+    }
+    text = "7_0|REQUEUED|n1\n7_0|TIMEOUT|n2\n7_0.batch|CANCELLED|n2\n7_[1-3]|PENDING|None assigned\n"
+    assert {job: state.kind for job, state in read_sacct(text).items()} == {"7_0": "timeout"}
+
+
+def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
+    program(room, "squeue", says="".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
+    program(room, "sacct", says="".join(f"7_{number}|COMPLETED|n1\n" for number in range(900, 1000)))
+    asker = Scheduler()
+    states = asker.states([f"7_{number}" for number in range(1000)])
+    assert len(states) == 1000
+    assert sum(state.stage == "ended" for state in states.values()) == 100
+    assert asker.calls == 2
+    assert len((room / "calls").read_text().splitlines()) == 2
+    asker.states(["7_1"])
+    assert asker.calls == 2, "what was answered a moment ago is not asked again"
+
+
+def test_what_the_queue_knows_needs_no_second_call(room: Path) -> None:
+    program(room, "squeue", says="7|RUNNING|None|n1\n")
+    asker = Scheduler()
+    assert asker.states(["7"])["7"].stage == "running"
+    assert asker.calls == 1
+
+
+def test_without_accounting_a_job_that_the_queue_has_forgotten_is_gone(room: Path) -> None:
+    program(room, "squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
+    program(room, "sacct", error=NO_ACCOUNTING, code=1)
+    assert Scheduler().states(["7_1"])["7_1"].stage == "gone"
+
+
+def test_a_controller_that_does_not_answer_leaves_the_state_unknown(room: Path) -> None:
+    program(room, "squeue", error=DOWN, code=1)
+    program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
+    assert Scheduler().states(["7_1"])["7_1"] == JobState(
+        stage="unknown", reason="slurmctld does not answer; this is what was known before"
+    )
+
+
+def test_accounting_answers_while_the_controller_does_not(room: Path) -> None:
+    program(room, "squeue", error=DOWN, code=1)
+    program(room, "sacct", says="7_1|TIMEOUT|n1\n")
+    assert Scheduler().states(["7_1"])["7_1"].kind == "timeout"
+
+
+def test_a_controller_that_hangs_is_given_up(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("squeue", "sacct"):
+        (room / name).write_text("#!/bin/sh\nexec sleep 60\n")
+        (room / name).chmod(0o755)
+    monkeypatch.setattr(scheduler, "CALL_SECONDS", 0.1)
+    assert Scheduler().states(["7"])["7"].stage == "unknown"
+
+
+def test_the_arrays_of_jobs_are_named_once() -> None:
+    assert parents(["12_1", "9", "12_0"]) == ["9", "12"]
+
+
+# -- runs that have jobs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "reason"),
+    [
+        (JobState(stage="queued", reason="waits"), "queued", "waits"),
+        (JobState(stage="unknown", reason="no answer"), "queued", "no answer"),
+        (JobState(stage="running", reason="on n1"), "running", None),
+        (JobState(stage="ended", reason="by scancel", kind="cancelled"), "cancelled", "by scancel"),
+        (JobState(stage="ended", reason="SLURM says NODE_FAIL", kind="node"), "failed", "node: SLURM says NODE_FAIL"),
+        (JobState(stage="gone", reason="gone; run again"), "pending", "gone; run again"),
+    ],
+)
+def test_a_job_tells_what_its_run_does_not(tmp_path: Path, job: JobState, state: str, reason: str | None) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    seen = observe_run(run, AtWork(jobs={run.id: job}))
+    assert (seen.state, seen.reason) == (state, reason)
+    write_json(run.result_file, {})
+    assert observe_run(run, AtWork(jobs={run.id: job})).state == "done", "its own word goes first"
+
+
+def test_only_runs_that_have_not_spoken_are_asked_about(room: Path) -> None:
+    study = room / "study"
+    runs = [make_run(study / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2", "c-3"))]
+    write_json(runs[0].result_file, {})
+    runs[1].write_failure_once({"kind": "diverged", "message": "nan"})
+    write_jobs(study, {run.id: f"7_{number}" for number, run in enumerate(runs)})
+    program(room, "squeue", says="7_2|PENDING|Resources|\n")
+    assert list(at_work(study).jobs) == ["c-3"]
+
+
+def test_a_study_without_jobs_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scheduler, "_call", lambda *_: pytest.fail("asked"))
+    make_run(tmp_path / "s" / "a-1", make_config())
+    assert at_work(tmp_path / "s") == AtWork()
+    assert RunDirectory(tmp_path / "s" / "a-1").observe().state == "pending"

@@ -1,0 +1,296 @@
+"""What a site and a study set for SLURM, and the line that each wrong setting gets."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.backend_keys import BACKENDS
+from jobs.manifest import load_manifest
+from jobs.sbatch_options import EITHER, FLAGS, OPTIONS, OURS, WITH_VALUE
+from jobs.spec import Resources
+from seqlm.errors import BackendError, ManifestError
+from slurm import settings as module
+from slurm.settings import SlurmSettings, read_settings
+
+ROOT = Path(__file__).parents[2]
+RUN = '\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
+
+
+@pytest.fixture(autouse=True)
+def _no_site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site file of whoever runs the tests stays out of them."""
+    monkeypatch.setattr(module, "SITE_FILE", tmp_path / "cluster.toml")
+
+
+def read(folder: Path, site: str | None = None, **table: Any) -> SlurmSettings:
+    environ = {}
+    if site is not None:
+        (folder / "site.toml").write_text(site, "utf-8")
+        environ["SEQLM_SLURM_CONFIG"] = str(folder / "site.toml")
+    return read_settings(table, where="study.toml", environ=environ)
+
+
+def problems(folder: Path, site: str | None = None, **table: Any) -> list[str]:
+    with pytest.raises(ManifestError) as caught:
+        read(folder, site, **table)
+    assert caught.value.exit_code == 2
+    assert all(line.isprintable() for line in caught.value.problems), "each problem is one line"
+    return caught.value.problems
+
+
+# -- where settings come from --------------------------------------------------------------------------------------
+
+
+def test_the_settings_are_the_keys_of_the_backend() -> None:
+    assert {field.name for field in fields(SlurmSettings)} == BACKENDS["slurm"].keys()
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
+    assert read(tmp_path) == SlurmSettings()
+    assert (SlurmSettings().timeout_min, SlurmSettings().signal_before_s, SlurmSettings().retries) == (60, 120, 3)
+
+
+def test_the_manifest_goes_before_the_site_key_by_key(tmp_path: Path) -> None:
+    site = 'partition = "cpu"\naccount = "ours"\nsetup = ["a", "b"]\nsrun_args = ["-v"]\ntimeout_min = 90\n'
+    site += 'env = {A = "site", B = "site"}\nsbatch = {core-spec = 1, gres_flags = "x", comment = "c"}\n'
+    sbatch = {"core_spec": 2, "exclusive": True}
+    made = read(tmp_path, site, partition="gpu", setup=["c"], env={"B": "study"}, mem_gb=2.5, sbatch=sbatch)
+    assert made == SlurmSettings(
+        partition="gpu",
+        account="ours",
+        setup=("c",),
+        srun_args=("-v",),
+        timeout_min=90,
+        mem_gb=2.5,
+        env={"A": "site", "B": "study"},
+        sbatch={"core-spec": 2, "gres-flags": "x", "comment": "c", "exclusive": True},
+    )
+
+
+def test_the_site_file_beside_the_code_is_read_unless_the_variable_names_another(tmp_path: Path) -> None:
+    module.SITE_FILE.write_text("timeout_min = 7\nsignal_before_s = 1")
+    assert read(tmp_path).timeout_min == 7
+    assert read(tmp_path, "timeout_min = 8").timeout_min == 8
+
+
+def test_the_example_of_a_site_file_is_valid_and_git_leaves_the_real_one_alone() -> None:
+    example = ROOT / "slurm" / "cluster.example.toml"
+    made = read_settings({}, where="m", environ={"SEQLM_SLURM_CONFIG": str(example)})
+    assert made.partition == "gpu"
+    commented = re.sub(r"^# (\w[\w-]* = )", r"\1", example.read_text("utf-8"), flags=re.MULTILINE)
+    assert len(read_lines(commented)) == 0
+    assert "/slurm/cluster.toml" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
+
+
+def read_lines(text: str) -> list[str]:
+    module.SITE_FILE.write_text(text, "utf-8")
+    try:
+        read_settings({}, where="m", environ={})
+    except ManifestError as error:
+        return error.problems
+    return []
+
+
+def test_a_site_file_that_is_not_there_or_no_toml_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"^SEQLM_SLURM_CONFIG: /nowhere/x\.toml: no such file$"):
+        read_settings({}, where="m", environ={"SEQLM_SLURM_CONFIG": "/nowhere/x.toml"})
+    with pytest.raises(ManifestError, match="is a folder"):
+        read_settings({}, where="m", environ={"SEQLM_SLURM_CONFIG": str(tmp_path)})
+    assert problems(tmp_path, "partition = ") == [
+        "SEQLM_SLURM_CONFIG: site.toml: not TOML: Invalid value (at end of document): partition ="
+    ]
+
+
+def test_all_problems_of_both_files_are_told_at_once(tmp_path: Path) -> None:
+    lines = problems(tmp_path, "timeout_min = 0\npartitoin = 'x'\n", partition=3, sbatch={"tiem": 1})
+    assert [line.partition(" ")[0] for line in lines] == ["site.toml:", "site.toml:", "study.toml:", "study.toml:"]
+
+
+# -- wrong settings ------------------------------------------------------------------------------------------------
+
+ONE_LINE = "valid is a text of one line"
+VALUE = "valid is a text of one line or a number"
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "number for a partition": ({"partition": 3}, "partition: found 3, valid is a partition's name, or several"),
+    "space in a partition": ({"partition": "a, b"}, 'partition: found "a, b", valid is a partition\'s name'),
+    "no account": ({"account": ""}, 'account: found "", valid is an account\'s name'),
+    "constraint of two lines": ({"constraint": "a\nb"}, f'constraint: found "a\\nb", {ONE_LINE}'),
+    "no time": ({"timeout_min": 0}, "timeout_min: found 0, valid is a positive whole number"),
+    "time as text": ({"timeout_min": "1:00:00"}, 'timeout_min: found "1:00:00", valid is a positive whole number'),
+    "truth for a number": ({"ranks_per_node": True}, "ranks_per_node: found true, valid is a positive whole number"),
+    "no memory": ({"mem_gb": 0}, "mem_gb: found 0, valid is a number above 0"),
+    "endless memory": ({"mem_gb": float("inf")}, "mem_gb: found Infinity, valid is a number above 0"),
+    "signal too early": (
+        {"signal_before_s": 70_000},
+        "signal_before_s: found 70000, valid is a whole number from 1 to",
+    ),
+    "mail type": (
+        {"mail_type": "END,FIAL"},
+        'mail_type: found "FIAL", valid is one or more of NONE, BEGIN, END, FAIL, REQUEUE, ALL, INVALID_DEPEND, '
+        "STAGE_OUT, ARRAY_TASKS, TIME_LIMIT, TIME_LIMIT_90, TIME_LIMIT_80, TIME_LIMIT_50; "
+        'did you mean "FAIL"?',
+    ),
+    "setup that is one text": ({"setup": "module load cuda"}, 'setup: found "module load cuda", valid is a list of'),
+    "options among the shell lines": (
+        {"setup": [" #SBATCH --gres=gpu:1"]},
+        'setup: found " #SBATCH --gres=gpu:1", valid are shell commands; options stand in sbatch',
+    ),
+    "negative retries": ({"retries": -1}, "retries: found -1, valid is a whole number, 0 or more"),
+    "variable that is no text": ({"env": {"A": 1}}, 'env: found {"A": 1}, valid is a table of texts'),
+    "sbatch that is no table": ({"sbatch": "--x"}, 'sbatch: found "--x", valid is a table of options of sbatch'),
+    "option that takes a value": ({"sbatch": {"core_spec": True}}, f"sbatch.core_spec: found true, {VALUE}"),
+    "option that takes none": ({"sbatch": {"hold": "yes"}}, 'sbatch.hold: found "yes", valid is true, since the'),
+    "option set to false": ({"sbatch": {"exclusive": False}}, "sbatch.exclusive: found false, valid is true, a text"),
+    "option of two lines": ({"sbatch": {"comment": "a\n#SBATCH"}}, f'sbatch.comment: found "a\\n#SBATCH", {VALUE}'),
+    "option given twice": (
+        {"sbatch": {"core_spec": 1, "core-spec": 1}},
+        'sbatch: option "core-spec" is given twice, as "core_spec" and "core-spec"',
+    ),
+    "option with a key of its own": (
+        {"sbatch": {"time": 5}},
+        'sbatch.time: found "time", which seqlm gives to sbatch itself; set timeout_min instead',
+    ),
+    "option that seqlm gives": (
+        {"sbatch": {"array": "0-3"}},
+        'sbatch.array: found "array", which seqlm gives to sbatch itself; the runs make the array, max_parallel limits',
+    ),
+}
+
+
+@pytest.mark.parametrize(("table", "line"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_setting_gets_one_line(tmp_path: Path, table: dict[str, Any], line: str) -> None:
+    (found,) = problems(tmp_path, **table)
+    assert found.startswith(f"study.toml: backend.slurm.{line}")
+
+
+UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
+    "misspelt": (
+        {"partitoin": "x"},
+        'unknown key "backend.slurm.partitoin"; did you mean "backend.slurm.partition"? (valid in backend.slurm: '
+        "account, constraint, env, exclude, mail_type, mail_user, max_parallel, ",
+    ),
+    "key of another backend": (
+        {"address": "x"},
+        'unknown key "backend.slurm.address"; did you mean "backend.ray.address"? (valid in',
+    ),
+    "option of sbatch beside its table": (
+        {"gres-flags": "x"},
+        'unknown key "backend.slurm.gres-flags": an option of sbatch; write backend.slurm.sbatch.gres-flags',
+    ),
+    "option of sbatch that has another name here": (
+        {"time": 5},
+        'unknown key "backend.slurm.time": an option of sbatch; set timeout_min instead',
+    ),
+    "no option of sbatch": (
+        {"sbatch": {"licences": "a"}},
+        'unknown key "backend.slurm.sbatch.licences"; did you mean "backend.slurm.sbatch.licenses"? '
+        "(valid in backend.slurm.sbatch: the long options that `sbatch --help` lists)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("table", "line"), UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_an_unknown_key_gets_the_nearest_valid_one(tmp_path: Path, table: dict[str, Any], line: str) -> None:
+    (found,) = problems(tmp_path, **table)
+    assert found.startswith(f"study.toml: {line}")
+
+
+def test_keys_of_a_site_file_are_called_as_they_stand_there(tmp_path: Path) -> None:
+    assert problems(tmp_path, "partitoin = 'x'")[0].startswith(
+        'site.toml: unknown key "partitoin"; did you mean "partition"? (valid: max_parallel, '
+    )
+    assert problems(tmp_path, "sbatch.gress = 'x'")[0].startswith(
+        'site.toml: unknown key "sbatch.gress"; did you mean "sbatch.gres"?'
+    )
+
+
+def test_what_only_another_file_makes_impossible_names_the_place_to_change(tmp_path: Path) -> None:
+    valid = "valid is signal_before_s (120) below the 120 s of timeout_min"
+    assert problems(tmp_path, timeout_min=2) == [f"study.toml: backend.slurm.timeout_min: found 2, {valid}"]
+    assert problems(tmp_path, "signal_before_s = 120", timeout_min=2) == [
+        f"site.toml: signal_before_s: found 120, {valid}"
+    ]
+    assert read(tmp_path, "signal_before_s = 119", timeout_min=2).timeout_min == 2
+    assert problems(tmp_path, "mem_gb = 1", sbatch={"mem_per_gpu": "4G"}) == [
+        'site.toml: mem_gb: found beside the option "mem-per-gpu" of sbatch, valid is one of them'
+    ]
+
+
+def test_a_manifests_table_is_checked_when_the_manifest_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text('[study]\nname = "m"\n[backend.slurm]\ntimeout_min = 0\nsbatch.tiem = 1\n' + RUN + "bad = 1\n")
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(path)
+    starts = [line.partition("; ")[0].partition(",")[0] for line in caught.value.problems]
+    assert starts == [
+        "m.toml: backend.slurm.timeout_min: found 0",
+        'm.toml: unknown key "backend.slurm.sbatch.tiem"',
+        'm.toml: run 1: unknown key "bad" (valid: name',
+    ]
+
+
+# -- options of sbatch ---------------------------------------------------------------------------------------------
+
+
+def test_every_option_that_seqlm_gives_is_one_of_sbatch() -> None:
+    assert OURS.keys() <= OPTIONS
+    assert len(OPTIONS) == len(FLAGS) + len(EITHER) + len(WITH_VALUE)
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch here")
+def test_sbatch_itself_knows_the_options_and_whether_they_take_a_value(tmp_path: Path) -> None:
+    (tmp_path / "slurm.conf").write_text(
+        "ClusterName=x\nSlurmctldHost=localhost\nNodeName=n CPUs=1\nPartitionName=p Nodes=n\n"
+    )
+    absent = str(tmp_path / "no-script")
+    for option in sorted(OPTIONS):
+        answer = subprocess.run(
+            ["sbatch", "--test-only", f"--{option}=1", absent],
+            env={"SLURM_CONF": str(tmp_path / "slurm.conf"), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=20,
+        ).stderr
+        assert "unrecognized option" not in answer, option
+        assert ("doesn't allow an argument" in answer) == (option in FLAGS), option
+
+
+# -- nodes and jobs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ranks", "each", "expected"),
+    [
+        (1, None, (1, 1)),
+        (8, None, (1, 8)),
+        (8, 4, (2, 4)),
+        (4, 4, (1, 4)),
+        (1, 4, (1, 1)),
+        (3, 4, (1, 3)),
+        (2, 1, (2, 1)),
+    ],
+)
+def test_ranks_go_on_as_many_nodes_as_the_settings_say(ranks: int, each: int | None, expected: tuple[int, int]) -> None:
+    assert SlurmSettings(ranks_per_node=each).nodes(Resources(ranks=ranks)) == expected
+
+
+def test_ranks_that_do_not_divide_are_an_error() -> None:
+    with pytest.raises(
+        BackendError, match="found 6, valid with ranks_per_node = 4 is a multiple of it, such as 4 or 8"
+    ):
+        SlurmSettings(ranks_per_node=4).nodes(Resources(ranks=6))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "runs"), [(None, 1), (0, 1), (1, 1), (1.0, 1), (0.5, 2), (0.25, 4), (0.3, 3), (0.1, 10), (1 / 3, 3)]
+)
+def test_runs_of_a_share_of_a_gpu_go_into_one_job(gpus: float | None, runs: int) -> None:
+    assert SlurmSettings().runs_per_job(Resources(gpus=gpus)) == runs

@@ -1,0 +1,297 @@
+"""What a cluster says of itself, on the texts of SLURM 24.11."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs.spec import Resources
+from seqlm.errors import BackendError
+from slurm.settings import SlurmSettings
+from slurm.site import (
+    NodeKind,
+    PartitionFacts,
+    ask,
+    controller_config,
+    count_gpus,
+    max_array_size,
+    partition_facts,
+    read_config,
+    read_minutes,
+    read_partitions,
+)
+from tests.slurm.programs import answering, program
+
+CONFIG = """\
+Configuration data as of 2026-11-25T00:20:44
+AccountingStorageBackupHost = (null)
+AccountingStorageEnforce = none
+AccountingStorageHost   = localhost
+AccountingStorageType   = (null)
+ClusterName             = lab
+MaxArraySize            = 1001
+MaxBatchRequeue         = 5
+MaxJobCount             = 10000
+MaxJobId                = 67043328
+SLURM_CONF              = /etc/slurm/slurm.conf
+SLURM_VERSION           = 24.11.5
+
+Cgroup Support Configuration:
+AllowedKmemSpace        = (null)
+
+Slurmctld(primary) at ctl is UP
+"""
+
+SINFO = """\
+main*|up|infinite|0/1/0/1|4|2000|gpu:fake:2|1-infinite
+main*|up|infinite|0/2/1/3|8|3000|(null)|1-infinite
+gpu|up|2-00:00:00|2/1/1/4|64|515000|gpu:a100:4(S:0-1),nvme:1|1-infinite
+gpu|up|2-00:00:00|0/2/0/2|32|257000|gpu:h100:8(S:0-1)|1-infinite
+cpu|up|30:00|0/2/0/2|8|3000|(null)|1
+old|down|infinite|0/0/1/1|8|3000|(null)|1-2
+empty|up|infinite|0/0/0/0|0|0|(null)|1-infinite
+"""
+
+
+@pytest.fixture
+def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    return folder
+
+
+# -- texts ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_of_a_controller_is_read() -> None:
+    config = read_config(CONFIG)
+    assert (config.version, config.max_array_size, config.max_job_count) == ("24.11.5", 1001, 10_000)
+    assert not config.accounting
+    assert not read_config(CONFIG.replace("(null)\nClus", "accounting_storage/none\nClus")).accounting
+    assert read_config(CONFIG.replace("(null)\nClus", "accounting_storage/slurmdbd\nClus")).accounting
+    with pytest.raises(BackendError, match=r"scontrol show config.*MaxArraySize"):
+        read_config(CONFIG.replace("MaxArraySize", "MaxAray"))
+
+
+def test_partitions_are_read_with_the_kinds_of_their_nodes() -> None:
+    partitions, default = read_partitions(SINFO)
+    assert default == "main"
+    assert list(partitions) == ["main", "gpu", "cpu", "old", "empty"]
+    assert partitions["gpu"] == PartitionFacts(
+        name="gpu",
+        up=True,
+        time_limit_min=2880,
+        max_nodes=None,
+        kinds=(
+            NodeKind(count=4, usable=3, cpus=64, gpus=4, memory_mb=515_000),
+            NodeKind(count=2, usable=2, cpus=32, gpus=8, memory_mb=257_000),
+        ),
+    )
+    assert (partitions["main"].nodes, partitions["main"].usable_nodes) == (4, 3)
+    assert (partitions["cpu"].time_limit_min, partitions["cpu"].max_nodes) == (30, 1)
+    assert (partitions["old"].up, partitions["old"].max_nodes) == (False, 2)
+    assert partitions["empty"].kinds == ()
+    with pytest.raises(BackendError, match='"slurm_load_partitions'):
+        read_partitions("slurm_load_partitions: nothing\n")
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("(null)", 0),
+        ("", 0),
+        ("gpu:4", 4),
+        ("gpu", 1),
+        ("gpu:a100:4", 4),
+        ("gpu:a100:4(S:0-1)", 4),
+        ("gpu:a100:4(S:0,2),gpu:h100:2(S:1)", 6),
+        ("nvme:1,gpu:h100_80gb:8", 8),
+        ("mps:400,shard:8,gpu:2", 2),
+        ("gpu:3g.20gb:7(S:0)", 7),
+        ("xgpu:3", 0),
+    ],
+)
+def test_gpus_are_counted_in_what_a_node_has(gres: str, gpus: int) -> None:
+    assert count_gpus(gres) == gpus
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("infinite", None), ("n/a", None), ("30:00", 30), ("1:30", 1), ("4:00:00", 240), ("2-00:00:00", 2880)],
+)
+def test_times_are_read_as_slurm_writes_them(text: str, minutes: int | None) -> None:
+    assert read_minutes(text) == minutes
+
+
+# -- calls ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_question_is_one_call(on_path: Path) -> None:
+    answering(on_path, "scontrol", CONFIG)
+    answering(on_path, "sinfo", SINFO)
+    assert max_array_size() == controller_config().max_array_size == 1001
+    assert (on_path / "scontrol.asked").read_text() == "show config\n" * 2
+    assert partition_facts("cpu").name == "cpu"
+    assert (on_path / "sinfo.asked").read_text() == "-h -a -e -o %P|%a|%l|%F|%c|%m|%G|%s\n"
+
+
+def test_the_default_partition_and_several_at_once(on_path: Path) -> None:
+    answering(on_path, "sinfo", SINFO)
+    assert partition_facts(None).name == "main"
+    both = partition_facts("cpu,gpu")
+    assert (both.time_limit_min, both.max_nodes, both.gpus_per_node, both.nodes) == (2880, None, 8, 8)
+    answering(on_path, "sinfo", SINFO.replace("*", ""))
+    with pytest.raises(BackendError, match=r"no default partition; set partition \(there are: main, gpu, cpu, old"):
+        partition_facts(None)
+
+
+def test_an_unknown_partition_gets_the_nearest_one(on_path: Path) -> None:
+    answering(on_path, "sinfo", SINFO)
+    with pytest.raises(BackendError, match=r'no partition gpus; did you mean "gpu"\? \(there are: main, gpu, cpu'):
+        partition_facts("cpu,gpus")
+
+
+def test_a_variable_for_sinfo_does_not_narrow_its_answer(on_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(on_path, "sinfo", 'echo "${SINFO_PARTITION-main*}|up|infinite|0/1/0/1|4|2000|(null)|1-infinite"')
+    monkeypatch.setenv("SINFO_PARTITION", "cpu")
+    assert partition_facts(None).name == "main"
+
+
+def test_a_controller_that_does_not_answer_is_one_clear_line(on_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"^slurm-absent is not on PATH; launch from a login node"):
+        ask("slurm-absent")
+    retries = "sinfo: error: getaddrinfo() failed: attempt number 1\n"
+    refusal = "slurm_load_partitions: Unable to contact slurm controller (connect failure)\n"
+    answering(on_path, "sinfo", retries + refusal, code=1, to="stderr")
+    with pytest.raises(BackendError) as caught:
+        partition_facts(None)
+    assert str(caught.value) == f"sinfo: {refusal.strip()}"
+    assert caught.value.exit_code == 3
+    program(on_path, "scontrol", "exec sleep 30")
+    with pytest.raises(BackendError, match=r"^scontrol did not answer within 0\.2 s; is slurmctld up\?$"):
+        ask("scontrol", "ping", seconds=0.2)
+    (on_path / "slurm-broken").write_bytes(b"\0")
+    (on_path / "slurm-broken").chmod(0o755)
+    with pytest.raises(BackendError, match=r"^slurm-broken cannot be started: Exec format error$"):
+        ask("slurm-broken")
+
+
+# -- what a run gets -----------------------------------------------------------------------------------------------
+
+GPU, CPU, MAIN = (read_partitions(SINFO)[0][name] for name in ("gpu", "cpu", "main"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "gpus", "cpus"),
+    [
+        (GPU, Resources(), 1, 4),  # the H100 nodes have 32 cores for 8 GPUs, the others 64 for 4
+        (GPU, Resources(ranks=4), 1, 4),
+        (GPU, Resources(gpus=0.25), 0.25, 1),
+        (GPU, Resources(gpus=0.5), 0.5, 2),
+        (GPU, Resources(gpus=0), 0, 1),
+        (GPU, Resources(cpus=3), 1, 3),
+        (CPU, Resources(), 0, 1),
+        (CPU, Resources(cpus=8), 0, 8),
+        (MAIN, Resources(), 1, 2),
+        (MAIN, Resources(gpus=0, ranks=8), 0, 1),
+    ],
+)
+def test_open_choices_are_made_by_what_the_nodes_have(
+    facts: PartitionFacts, asked: Resources, gpus: float, cpus: int
+) -> None:
+    made = facts.resolve(asked, SlurmSettings(timeout_min=30))
+    assert (made.gpus, made.cpus, made.ranks, made.priority) == (gpus, cpus, asked.ranks, asked.priority)
+
+
+def test_cores_left_open_are_shared_by_the_nodes_that_hold_the_run_alone() -> None:
+    assert GPU.resolve(Resources(), SlurmSettings(mem_gb=300)).cpus == 16
+
+
+NEVER: dict[str, tuple[PartitionFacts, Resources, SlurmSettings, str]] = {
+    "GPUs": (
+        MAIN,
+        Resources(ranks=8),
+        SlurmSettings(),
+        "never fits: needs 8 GPUs on one node, partition main has 2",
+    ),
+    "no GPUs": (
+        CPU,
+        Resources(gpus=0.5),
+        SlurmSettings(timeout_min=30),
+        "needs 1 GPU on one node, partition cpu has 0",
+    ),
+    "cores": (
+        CPU,
+        Resources(ranks=3, cpus=3),
+        SlurmSettings(timeout_min=30),
+        "never fits: needs 9 cores (3 ranks of 3) on one node, partition cpu has 8",
+    ),
+    "cores of runs that share a GPU": (
+        MAIN,
+        Resources(gpus=0.1, cpus=1),
+        SlurmSettings(),
+        "never fits: needs 10 cores (10 runs of 1) on one node, partition main has 8",
+    ),
+    "memory": (
+        CPU,
+        Resources(),
+        SlurmSettings(timeout_min=30, mem_gb=4),
+        "never fits: needs 4 GB of memory on one node, partition cpu has 2.9",
+    ),
+    "all at once": (
+        MAIN,
+        Resources(cpus=3, ranks=2),
+        SlurmSettings(),
+        "never fits: needs 1 node with 2 GPUs and 6 cores, partition main has 0 such",
+    ),
+    "nodes": (
+        MAIN,
+        Resources(ranks=4),
+        SlurmSettings(ranks_per_node=2),
+        "never fits: needs 2 nodes with 2 GPUs and 2 cores, partition main has 1 such",
+    ),
+    "nodes of a job": (
+        CPU,
+        Resources(ranks=2),
+        SlurmSettings(timeout_min=30, ranks_per_node=1),
+        "never fits: needs 2 nodes, partition cpu grants 1 to a job",
+    ),
+    "ranks of a node": (
+        GPU,
+        Resources(ranks=3),
+        SlurmSettings(ranks_per_node=2),
+        "resources.ranks: found 3, valid with",
+    ),
+    "time": (
+        GPU,
+        Resources(),
+        SlurmSettings(timeout_min=6000),
+        "timeout_min 6000 is above the limit of partition gpu, which is 2880",
+    ),
+    "partition without nodes": (
+        read_partitions(SINFO)[0]["empty"],
+        Resources(),
+        SlurmSettings(),
+        "never fits: needs 1 core on one node, partition empty has 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "asked", "settings", "line"), NEVER.values(), ids=NEVER.keys())
+def test_a_run_that_can_never_start_is_refused(
+    facts: PartitionFacts, asked: Resources, settings: SlurmSettings, line: str
+) -> None:
+    with pytest.raises(BackendError) as caught:
+        facts.resolve(asked, settings)
+    assert line in str(caught.value)
+
+
+def test_a_qos_may_grant_more_time_than_the_partition() -> None:
+    assert GPU.resolve(Resources(), SlurmSettings(timeout_min=6000, qos="long")).gpus == 1
+
+
+def test_ranks_on_several_nodes_need_gpus_on_each() -> None:
+    assert GPU.resolve(Resources(ranks=12), SlurmSettings(ranks_per_node=4)).cpus == 4

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.code_snapshot import Code
+from jobs.dispatch import Planned, plan
+from jobs.spec import Resources, RunSpec
+from seqlm.errors import BackendError
+from seqlm.rundir import RunDirectory
+from slurm.backend import shares
+from slurm.settings import SlurmSettings
+from slurm.submission import Batch, Submitter, batches, record
+from slurm.task import JobPlan
+from tests.training.studies import make_config
+
+CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
+WHOLE = Resources(cpus=4, gpus=1)
+
+
+def planned(folder: Path, count: int) -> list[Planned]:
+    items = []
+    for number in range(count):
+        spec = RunSpec(name=f"run{number}", config=make_config(seed=number), order=number)
+        run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
+        run.create(spec.config, {"name": spec.name})
+        items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
+    return items
+
+
+def every(items: list[Planned], resources: Resources) -> dict[str, Resources]:
+    return {item.run.id: resources for item in items}
+
+
+def submitter(folder: Path, settings: SlurmSettings) -> Submitter:
+    return Submitter(study_dir=folder, settings=settings, code=CODE, paths={}, env={})
+
+
+@pytest.fixture
+def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of PATH with an srun, by which submitit knows a cluster."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text("#!/bin/sh\n")
+    (folder / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_runs_of_equal_resources_are_one_array_in_the_order_of_the_queue(tmp_path: Path) -> None:
+    items = planned(tmp_path, 5)
+    resources = {**every(items, WHOLE), items[2].run.id: Resources(ranks=2, cpus=1, gpus=1)}
+    first, second = batches(items, resources, SlurmSettings(), max_array_size=1000)
+    assert [runs[0].spec.name for runs in first.jobs] == ["run0", "run1", "run3", "run4"]
+    assert [runs[0].spec.name for runs in second.jobs] == ["run2"]
+
+
+def test_an_array_has_no_more_jobs_than_the_cluster_takes(tmp_path: Path) -> None:
+    items = planned(tmp_path, 5)
+    found = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=2)
+    assert [len(batch.jobs) for batch in found] == [2, 2, 1]
+
+
+def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
+    items = planned(tmp_path, 6)
+    (batch,) = batches(items, every(items, Resources(cpus=1, gpus=0.25)), SlurmSettings(), max_array_size=1000)
+    assert [[item.spec.name for item in runs] for runs in batch.jobs] == [
+        ["run0", "run1", "run2", "run3"],
+        ["run4", "run5"],
+    ]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, [100_000] * 2), (8, [6, 2]), (1, [1, 1])])
+def test_a_limit_is_shared_among_the_arrays(tmp_path: Path, limit: int | None, expected: list[int]) -> None:
+    items = planned(tmp_path, 8)
+    found = [
+        Batch(resources=WHOLE, jobs=tuple((item,) for item in items[:6])),
+        Batch(resources=Resources(cpus=1, gpus=0), jobs=tuple((item,) for item in items[6:])),
+    ]
+    assert shares(found, limit) == expected
+
+
+@pytest.mark.usefixtures("srun")
+def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
+    settings = SlurmSettings(
+        partition="gpu",
+        account="lab",
+        qos="high",
+        constraint="a100",
+        timeout_min=90,
+        mem_gb=32,
+        ranks_per_node=2,
+        signal_before_s=60,
+        mail_user="me",
+        mail_type="END",
+        setup=("module load cuda",),
+        srun_args=("--cpu-bind=none",),
+        sbatch={"exclusive": True, "comment": "a grid"},
+    )
+    items = planned(tmp_path, 3)
+    (batch,) = batches(items, every(items, Resources(ranks=4, cpus=3, gpus=1)), settings, max_array_size=1000)
+    text = submitter(tmp_path, settings).script(batch, tmp_path / "slurm" / "0001", parallelism=2)
+    options = set(re.findall(r"^#SBATCH --(.*)$", text, flags=re.MULTILINE))
+    assert {
+        "array=0-2%2",
+        "account=lab",
+        "chdir=/code",
+        "comment='a grid'",
+        "constraint=a100",
+        "cpus-per-task=3",
+        "exclusive",
+        "gpus-per-node=2",
+        f"job-name=seqlm-{tmp_path.name}",
+        "mail-type=END",
+        "mail-user=me",
+        "mem=32768M",
+        "nodes=2",
+        "ntasks-per-node=2",
+        "partition=gpu",
+        "qos=high",
+        "requeue",
+        "signal=USR2@60",
+        "time=90",
+    } <= options
+    lines = text.splitlines()
+    assert "export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}" in lines
+    assert lines.index("module load cuda") < next(n for n, line in enumerate(lines) if line.startswith("srun "))
+    assert "--cpu-bind=none" in text
+    assert "submitit.core._submit" in text
+
+
+@pytest.mark.usefixtures("srun")
+def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> None:
+    items = planned(tmp_path, 4)
+    (batch,) = batches(items, every(items, Resources(cpus=2, gpus=0.25)), SlurmSettings(), max_array_size=1000)
+    text = submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s", parallelism=9)
+    assert "--gpus-per-node=1" in text
+    assert "--cpus-per-task=8" in text
+    assert "--array" not in text, "one job is no array"
+
+
+@pytest.mark.usefixtures("srun")
+def test_runs_without_gpus_ask_for_none(tmp_path: Path) -> None:
+    items = planned(tmp_path, 1)
+    (batch,) = batches(items, every(items, Resources(cpus=2, gpus=0)), SlurmSettings(), max_array_size=1000)
+    assert "--gpus" not in submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s", parallelism=9)
+
+
+def test_what_sbatch_says_is_told_in_one_line(tmp_path: Path, srun: Path) -> None:
+    (srun / "sbatch").write_text('#!/bin/sh\necho "sbatch: error: Invalid account" >&2\nexit 1\n')
+    (srun / "sbatch").chmod(0o755)
+    items = planned(tmp_path, 2)
+    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
+    with pytest.raises(BackendError, match=r"^sbatch refuses the job: .*Invalid account$"):
+        submitter(tmp_path, SlurmSettings()).submit(
+            batch, tmp_path / "slurm" / "0001", parallelism=1, nice=0, dependency=None
+        )
+
+
+def test_a_machine_without_srun_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    items = planned(tmp_path, 1)
+    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
+    with pytest.raises(BackendError, match="srun is not on PATH"):
+        submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s", parallelism=1)
+
+
+def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_else(tmp_path: Path, srun: Path) -> None:
+    (srun / "sbatch").write_text(f'#!/bin/sh\necho x >> {tmp_path}/calls\necho "Submitted batch job 77"\n')
+    (srun / "sbatch").chmod(0o755)
+    items = planned(tmp_path, 3)
+    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(retries=5), max_array_size=1000)
+    folder = tmp_path / "slurm" / "0001"
+    jobs = submitter(tmp_path, SlurmSettings(retries=5)).submit(batch, folder, parallelism=9, nice=0, dependency=None)
+    assert jobs == ["77_0", "77_1", "77_2"]
+    assert (tmp_path / "calls").read_text() == "x\n"
+    pickled = (folder / "77_1_submitted.pkl").read_bytes()
+    assert b"slurm.task" in pickled
+    assert b"run_task" in pickled
+    assert str(folder / "job-1.json").encode() in pickled
+    assert len(pickled) < 1500, "a function by its name, and a path"
+    told = JobPlan.read(folder / "job-1.json")
+    assert told.runs == (items[1].run.path,)
+    assert (told.attempts, told.retries, told.submission, told.code) == ((1,), 5, "0001", Path("/code"))
+
+
+def test_a_run_knows_its_job_and_the_submission_that_it_belongs_to(tmp_path: Path) -> None:
+    items = planned(tmp_path, 2)
+    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
+    attempts = {item.run.id: 3 for item in items}
+    record(batch, "0004", CODE, attempts, [None, None])
+    assert (items[0].run.read_job() or {})["job_id"] is None
+    record(batch, "0004", CODE, attempts, ["77_0", "77_1"])
+    job = items[1].run.read_job() or {}
+    assert (job["backend"], job["job_id"], job["submission"], job["attempt"]) == ("slurm", "77_1", "0004", 3)

@@ -1,0 +1,274 @@
+"""What a job does inside, without SLURM: its variables are set by hand, its commands are small programs on PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from jobs.spec import Resources
+from seqlm.errors import BackendError
+from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from slurm import task
+from slurm.task import JobPlan, Place, Signals, Task
+from tests.training.studies import make_config, make_run
+
+TELL = """
+import json, os, sys
+names = "RANK WORLD_SIZE SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_RENDEZVOUS SEQLM_ATTEMPT SEQLM_NODE".split()
+json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "told"), "w"))
+open(os.path.join(sys.argv[1], "result.json"), "w").write("{}")
+"""
+STOPPABLE = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *a: sys.exit(143))
+open(os.path.join(sys.argv[1], "ready"), "w")
+time.sleep(600)
+"""
+ENV = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "1", "SLURMD_NODENAME": "n1"}
+
+
+@pytest.fixture(autouse=True)
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of PATH with an scontrol that notes what it is told."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "state").write_text("[]")
+    (folder / "scontrol").write_text(
+        f'#!/bin/sh\necho "$*" >> {folder}/calls\n[ "$1" != --json ] || cat {folder}/state\n[ ! -e {folder}/down ]\n'
+    )
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(task, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(task, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(task, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(task, "REQUEUE_TRIES", 1)
+    return folder
+
+
+def calls(room: Path) -> list[str]:
+    return (room / "calls").read_text().splitlines() if (room / "calls").exists() else []
+
+
+def make(folder: Path, name: str = "run") -> RunDirectory:
+    run = make_run(folder / name, make_config())
+    write_json(run.job_file, {"submission": "0001"})
+    return run
+
+
+def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: object) -> JobPlan:
+    known: dict[str, object] = {
+        "submission": "0001",
+        "runs": tuple(run.path for run in runs),
+        "attempts": (attempt,) * len(runs),
+        "env": ({},) * len(runs),
+        "argv": ("-S", "-c", program),
+        "code": Path.cwd(),
+        "resources": Resources(cpus=1, gpus=0),
+        "retries": 2,
+        "timeout_min": 10,
+        "signal_before_s": 60,
+    }
+    return JobPlan(**{**known, **changes})  # type: ignore[arg-type]
+
+
+def place(**env: str) -> Place:
+    return Place.from_environment({**ENV, **env}, "n0")
+
+
+def work(told: JobPlan, where: Place | None = None, signals: Signals | None = None, *, started: float = 0) -> bool:
+    return Task(told, where or place(), signals or Signals(), started=started or time.time()).run()
+
+
+def stop_when_ready(run: RunDirectory, signals: Signals, *, warn: bool) -> threading.Thread:
+    def wait() -> None:
+        while not (run.path / "ready").exists():
+            time.sleep(0.01)
+        if warn:
+            signals.warned_at = time.time()
+        else:
+            signals.told = True
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_the_worker_learns_its_place_and_its_attempt(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    gpus = {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "4,6", "SLURM_RESTART_COUNT": "2"}
+    assert work(plan(run, attempt=3, resources=Resources(ranks=2, cpus=1, gpus=1)), place(**gpus))
+    told = json.loads((run.path / "told").read_text())
+    assert (told["RANK"], told["WORLD_SIZE"]) == ("1", "2")
+    assert (told["SEQLM_DEVICE"], told["CUDA_VISIBLE_DEVICES"]) == ("cuda", "6"), "of the job's GPUs its own"
+    assert told["SEQLM_ATTEMPT"] == "5", "the third, restarted twice"
+    assert told["SEQLM_RENDEZVOUS"].startswith("tcp://n0:")
+    assert told["SEQLM_NODE"] == "n1"
+
+
+def test_ranks_of_a_job_meet_at_one_port_and_other_jobs_at_others(tmp_path: Path) -> None:
+    meetings = []
+    for number, rank in (("78", "0"), ("78", "1"), ("79", "0")):
+        run = make(tmp_path, f"run{number}{rank}")
+        work(plan(run, resources=Resources(ranks=2, cpus=1, gpus=0)), place(SLURM_JOB_ID=number, SLURM_PROCID=rank))
+        meetings.append(json.loads((run.path / "told").read_text())["SEQLM_RENDEZVOUS"])
+    assert meetings[0] == meetings[1] != meetings[2]
+
+
+def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="SLURM gave this job no GPU"):
+        work(plan(make(tmp_path), resources=Resources(cpus=1, gpus=1)))
+
+
+def test_runs_that_have_spoken_or_belong_to_another_job_are_left_alone(tmp_path: Path) -> None:
+    done, failed, taken, own = (make(tmp_path, name) for name in "abcd")
+    write_json(done.result_file, {})
+    failed.write_failure_once({"kind": "diverged", "message": "nan"})
+    write_json(taken.job_file, {"submission": "0002"})
+    work(plan(done, failed, taken, own))
+    assert [run.id for run in (done, failed, taken, own) if (run.path / "told").exists()] == ["d"]
+
+
+def test_before_a_time_limit_the_run_is_saved_and_the_job_put_back(tmp_path: Path, room: Path) -> None:
+    run, signals = make(tmp_path), Signals()
+    thread = stop_when_ready(run, signals, warn=True)
+    end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 60)}
+    assert work(plan(run, program=STOPPABLE), place(**end), signals)
+    thread.join()
+    assert calls(room) == ["requeue 77_1"]
+    assert not run.failure_file.exists(), "the run itself has not failed"
+    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
+    assert (record["kind"], record["message"]) == ("timeout", "the job's time limit of 10 min")
+
+
+def test_the_same_signal_long_before_the_limit_is_a_preemption_also_in_a_short_job(tmp_path: Path) -> None:
+    run, signals = make(tmp_path), Signals()
+    thread = stop_when_ready(run, signals, warn=True)
+    end = {"SLURM_JOB_END_TIME": str(int(time.time()) + 300)}
+    assert work(plan(run, program=STOPPABLE, timeout_min=5), place(**end), signals)
+    thread.join()
+    assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "preempted"
+
+
+def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    for restarts in range(3):
+        (run.path / "ready").unlink(missing_ok=True)
+        signals = Signals()
+        thread = stop_when_ready(run, signals, warn=True)
+        env = {"SLURM_JOB_END_TIME": str(int(time.time()) + 60), "SLURM_RESTART_COUNT": str(restarts)}
+        well = work(plan(run, program=STOPPABLE), place(**env), signals)
+        thread.join()
+        assert well == (restarts < 2)
+    assert calls(room) == ["requeue 77_1"] * 2
+    failure = run.read_failure() or {}
+    assert failure["kind"] == "timeout"
+    assert failure["message"].endswith("3 times without finishing an epoch in between")
+
+
+def test_an_epoch_in_between_counts_as_progress(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    for restarts in range(4):
+        (run.path / "ready").unlink(missing_ok=True)
+        write_json_lines(run.metrics_file, [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(restarts + 1)])
+        signals = Signals()
+        thread = stop_when_ready(run, signals, warn=True)
+        env = {"SLURM_JOB_END_TIME": str(int(time.time()) + 60), "SLURM_RESTART_COUNT": str(restarts)}
+        assert work(plan(run, program=STOPPABLE), place(**env), signals)
+        thread.join()
+    assert len(calls(room)) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "cancelled"), [(["CANCELLED", "COMPLETING"], True), (["PENDING", "COMPLETING"], False)]
+)
+def test_scancel_is_told_from_a_requeue_by_what_the_controller_says(
+    tmp_path: Path, room: Path, words: list[str], cancelled: bool
+) -> None:
+    run, signals = make(tmp_path), Signals()
+    jobs: list[Mapping[str, object]] = [{"job_id": 78, "job_state": words}, {"job_id": 77, "job_state": ["RUNNING"]}]
+    (room / "state").write_text(json.dumps({"jobs": jobs}))
+    thread = stop_when_ready(run, signals, warn=False)
+    work(plan(run, program=STOPPABLE), signals=signals)
+    thread.join()
+    assert run.is_cancelled() == cancelled
+    assert "requeue 77_1" not in calls(room), "SLURM does that itself"
+
+
+def test_a_run_cancelled_from_its_folder_is_stopped_and_others_of_the_job_go_on(tmp_path: Path) -> None:
+    stopped, other = make(tmp_path, "a"), make(tmp_path, "b")
+    program = STOPPABLE.replace("time.sleep(600)", "time.sleep(600 if sys.argv[1].endswith('a') else 0.5)")
+    program += "\nopen(os.path.join(sys.argv[1], 'result.json'), 'w').write('{}')\n"
+
+    def cancel() -> None:
+        while not (stopped.path / "ready").exists():
+            time.sleep(0.01)
+        stopped.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    work(plan(stopped, other, program=program))
+    thread.join()
+    assert stopped.is_cancelled()
+    assert other.result_file.exists()
+
+
+def test_a_worker_killed_by_a_signal_is_tried_again_in_a_new_job(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    assert work(plan(run, program="import os; os.kill(os.getpid(), 9)"))
+    assert calls(room) == ["requeue 77_1"]
+    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
+    assert (record["kind"], record["message"]) == ("node", "the worker was killed by SIGKILL on n1")
+    assert not run.failure_file.exists()
+
+
+def test_a_failure_of_the_runs_own_stays(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    program = (
+        "import json, os, sys; json.dump({'kind': 'diverged', 'message': 'nan'}, "
+        "open(os.path.join(sys.argv[1], 'failure.json'), 'w')); sys.exit(1)"
+    )
+    assert not work(plan(run, program=program))
+    assert run.observe().kind == "diverged"
+    assert calls(room) == []
+
+
+def test_a_run_that_another_worker_still_holds_is_waited_for(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    program = (
+        "import os, sys; path = os.path.join(sys.argv[1], 'tries'); tries = os.path.getsize(path) if "
+        "os.path.exists(path) else 0; open(path, 'a').write('x'); tries < 2 and sys.exit(75); "
+        "open(os.path.join(sys.argv[1], 'result.json'), 'w').write('{}')"
+    )
+    assert work(plan(run, program=program))
+    assert (run.path / "tries").read_text() == "xxx"
+
+
+def test_where_requeueing_fails_the_run_says_so_and_can_be_resumed(tmp_path: Path, room: Path) -> None:
+    (room / "down").touch()
+    run = make(tmp_path)
+    assert not work(plan(run, program="import os; os.kill(os.getpid(), 9)"))
+    failure = run.read_failure() or {}
+    assert failure["kind"] == "node"
+    assert "could not be requeued" in failure["message"]
+
+
+def test_other_ranks_leave_the_settling_to_the_first(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    two = Resources(ranks=2, cpus=1, gpus=0)
+    assert work(plan(run, program="import os; os.kill(os.getpid(), 9)", resources=two), place(SLURM_PROCID="1"))
+    assert calls(room) == []
+    assert (run.read_failure() or {})["message"] == "rank 1 was killed by SIGKILL on n1"
+
+
+def test_the_interpreter_is_the_jobs_own(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    program = "import os, sys; open(os.path.join(sys.argv[1], 'who'), 'w').write(sys.executable)"
+    work(plan(run, program=program))
+    assert (run.path / "who").read_text() == sys.executable
