@@ -1,0 +1,142 @@
+"""``python -m slurm.testcluster``: a real SLURM on this machine, to try a grid on before there is a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from seqlm.errors import BackendError, SeqlmError, UsageError
+from slurm.testcluster.cluster import LoopbackCluster
+from slurm.testcluster.configuration import ClusterOptions
+
+_OWNER = "owner"
+"""The file in a cluster's folder with the pid of the process that keeps it up, and when that was started."""
+
+_DOWN_SECONDS = 60
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    defaults = ClusterOptions()
+    made = argparse.ArgumentParser(prog="python -m slurm.testcluster", description=__doc__)
+    commands = made.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="bring a cluster up, and keep it until Ctrl-C")
+    up.add_argument("--nodes", type=int, default=defaults.nodes, help="slurmd processes (default %(default)s)")
+    up.add_argument("--gpus", type=int, default=defaults.gpus, help="fake GPUs of each node (default %(default)s)")
+    up.add_argument("--cpus", type=int, default=defaults.cpus, help="cores of each node (default %(default)s)")
+    up.add_argument("--memory-mb", type=int, default=defaults.memory_mb, help="of each node (default %(default)s)")
+    up.add_argument("--accounting", action="store_true", help="with slurmdbd, so that sacct works")
+    up.add_argument("--preemption", action="store_true", help="a second partition, urgent, preempts the first")
+    up.add_argument("--folder", type=Path, help="a new folder with a short path (default: one in /tmp)")
+    up.add_argument("--detach", action="store_true", help="return when it is up; end it with: down --folder FOLDER")
+    down = commands.add_parser("down", help="end a detached cluster: cancel its jobs, stop it, remove its folder")
+    down.add_argument("--folder", type=Path, required=True)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = parser().parse_args(arguments)
+    try:
+        if options.command == "down":
+            take_down(options.folder)
+        elif options.detach:
+            detach([word for word in arguments if word != "--detach"])
+        else:
+            keep_up(_cluster(options))
+    except SeqlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def keep_up(cluster: LoopbackCluster) -> None:
+    """Bring it up, print how to use it, and take it down at Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    with cluster:
+        (cluster.folder / _OWNER).write_text(f"{os.getpid()} {_started(os.getpid())}", "ascii")
+        size = cluster.options
+        print(f"# {size.nodes} nodes of {size.cpus} cores and {size.gpus} fake GPUs; in the shell that uses it:")
+        print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}", flush=True)
+        while not stop.wait(0.5):
+            pass
+
+
+def detach(arguments: Sequence[str]) -> None:
+    """The same in a process of its own, which lives on.
+
+    Raises:
+        BackendError: it has not come up; why has been printed.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slurm.testcluster", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="")
+        if line.startswith("export "):
+            folder = Path(line.strip().partition("=")[2]).parent
+            print(f"# and to end it: python -m slurm.testcluster down --folder {folder}", flush=True)
+            return
+    if code := process.wait():
+        raise BackendError(f"test cluster: it has not come up (exit code {code})")
+
+
+def take_down(folder: Path) -> None:
+    """End the cluster of a folder, and wait until nothing is left of it.
+
+    Raises:
+        UsageError: no cluster lives there.
+        BackendError: it does not end.
+    """
+    try:
+        pid, started = (folder / _OWNER).read_text("ascii").split()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no test cluster lives in {folder}") from error
+    if _started(int(pid)) != started:
+        raise UsageError(f"no test cluster lives in {folder} any more")
+    os.kill(int(pid), signal.SIGTERM)
+    deadline = time.monotonic() + _DOWN_SECONDS
+    while _started(int(pid)) == started:
+        if time.monotonic() > deadline:
+            raise BackendError(f"test cluster: process {pid} does not end")
+        time.sleep(0.05)
+
+
+def _cluster(options: argparse.Namespace) -> LoopbackCluster:
+    size = ClusterOptions(
+        nodes=options.nodes,
+        gpus=options.gpus,
+        cpus=options.cpus,
+        memory_mb=options.memory_mb,
+        accounting=options.accounting,
+        preemption=options.preemption,
+    )
+    return LoopbackCluster(size, options.folder)
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, in ticks since the machine was; none when it has ended. A pid may be used again."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

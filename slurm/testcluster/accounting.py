@@ -1,0 +1,60 @@
+"""Accounting of a test cluster: a database on a socket, and slurmdbd in front of it, so that sacct works."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+
+from seqlm.errors import BackendError
+from slurm.testcluster.configuration import CLUSTER_NAME, DATABASE_NAME, Place, slurmdbd_conf
+from slurm.testcluster.processes import Daemons
+from slurm.testcluster.programs import program
+
+DAEMONS = ("mariadbd", "slurmdbd")
+
+
+def start_accounting(place: Place, daemons: Daemons, env: Mapping[str, str]) -> None:
+    """Bring both up, before slurmctld.
+
+    Raises:
+        BackendError: one of them does not start.
+    """
+    _make_database(place, env)
+    # Slurmdbd makes its database if there is none, but goes on with the connection that has failed for that, with
+    # which MariaDB's library of 2026 (Connector/C 3.4.10) can read no results any more. So it finds one.
+    first = place.folder / "first.sql"
+    first.write_text(f"CREATE DATABASE {DATABASE_NAME};\n", "ascii")
+    command = [program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={place.database}", "--skip-networking"]
+    command += [f"--init-file={first}"]
+    command += [f"--socket={place.database_socket}", f"--pid-file={place.folder}/mariadbd.pid"]
+    # A small pool, and no wait for the disk: the data lives no longer than the cluster.
+    command += ["--innodb-buffer-pool-size=24M", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0"]
+    daemons.start("mariadbd", command, env)
+    daemons.until(place.database_socket.exists, "the database's start", needs=["mariadbd"])
+    place.slurmdbd_conf.write_text(slurmdbd_conf(place), "utf-8")
+    place.slurmdbd_conf.chmod(0o600)  # slurmdbd refuses another
+    daemons.start("slurmdbd", [program("slurmdbd"), "-D"], {**env, "MYSQL_UNIX_PORT": str(place.database_socket)})
+    command = [program("sacctmgr"), "-i", "add", "cluster", CLUSTER_NAME]
+
+    def registered() -> bool:
+        return subprocess.run(command, env=dict(env), capture_output=True, check=False).returncode == 0
+
+    daemons.until(registered, "slurmdbd's start", needs=DAEMONS)
+
+
+def _make_database(place: Place, env: Mapping[str, str]) -> None:
+    """The empty database; what mariadb-install-db does, with its own command line at the end of it."""
+    command = [program("mariadb-install-db"), "--no-defaults", "--user=root", f"--datadir={place.database}"]
+    command += ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
+    place.database.mkdir()
+    done = subprocess.run(
+        command,
+        env={**env, "TMPDIR": str(place.folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise BackendError(f"test cluster: mariadb-install-db: {last}")

@@ -1,0 +1,170 @@
+"""The parent of a test cluster's daemons: ``python supervisor.py FOLDER``, told by lines of JSON on stdin.
+
+Whatever happens to the process that wants the cluster, its pipe to this one ends then; and this one is a subreaper, so
+that everything the daemons start (slurmstepd, jobs, what jobs leave behind) stays its descendant, wherever it puts
+itself. So it can end all of it by pid, and reap it. Then it removes the folder. Standard library alone, and nothing of
+ours, so that it starts at once and takes next to no memory.
+
+Each of these lines is answered by one:
+``{"do": "start", "name": ..., "argv": [...], "env": {...}, "log": ...}``,
+``{"do": "stop", "name": ..., "signal": 15, "seconds": 10, "offspring": {"NAME": "VALUE"} or null}``
+and ``{"do": "dead"}``.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, final
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_GENTLE_SECONDS = 5.0
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` after the command, which may hold spaces: state, parent, ..."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def descendants(ancestors: Iterable[int]) -> list[int]:
+    """The living processes below these, not themselves, zombies left out."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):  # noqa: PTH208 -- names alone, thousands of them
+        if entry.isdigit() and (stat := _stat(int(entry))) and stat[0] not in "ZX":
+            children.setdefault(int(stat[1]), []).append(int(entry))
+    found, todo = [], list(ancestors)
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def has_variables(pid: int, variables: dict[str, str]) -> bool:
+    """Whether a process was started with these environment variables."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return all(f"{name}={value}".encode() in environment for name, value in variables.items())
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    """A signal to each that is still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@final
+class Supervisor:
+    """The daemons by name, and the answers to what is asked."""
+
+    def __init__(self) -> None:
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        match asked["do"]:
+            case "start":
+                return self._start(asked["name"], asked["argv"], asked["env"], asked["log"])
+            case "stop":
+                return self._stop(asked["name"], asked["signal"], asked["seconds"], asked["offspring"])
+            case "dead":
+                return {"dead": [name for name, daemon in self._daemons.items() if daemon.poll() is not None]}
+            case other:
+                return {"error": f"unknown: {other}"}
+
+    def _start(self, name: str, argv: list[str], env: dict[str, str], log: str) -> dict[str, Any]:
+        with open(log, "ab") as stream:  # noqa: PTH123
+            try:
+                daemon = subprocess.Popen(
+                    argv, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, preexec_fn=_die_with_parent
+                )
+            except OSError as error:
+                return {"error": f"cannot start {argv[0]}: {error.strerror}"}
+        self._daemons[name] = daemon
+        return {"pid": daemon.pid}
+
+    def _stop(self, name: str, number: int, seconds: float, offspring: dict[str, str] | None) -> dict[str, Any]:
+        """Signal a daemon and wait for its end; ``offspring``: what it started goes first, known by its variables."""
+        daemon = self._daemons.pop(name, None)
+        if offspring is not None:
+            roots = [pid for pid in descendants([os.getpid()]) if has_variables(pid, offspring)]
+            send((*roots, *descendants(roots)), signal.SIGKILL)
+        if daemon is None:
+            return {"code": None}
+        send([daemon.pid], number)
+        try:
+            return {"code": daemon.wait(seconds)}
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            return {"code": daemon.wait()}
+
+    def reap(self) -> None:
+        """Orphans that have ended here, which nobody else waits for; a daemon's own end is kept for ``poll``."""
+        daemons = {daemon.pid for daemon in self._daemons.values()}
+        for entry in os.listdir("/proc"):  # noqa: PTH208
+            if entry.isdigit() and int(entry) not in daemons:
+                stat = _stat(int(entry))
+                if stat and stat[0] == "Z" and int(stat[1]) == os.getpid():
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(int(entry), os.WNOHANG)
+
+    def end_all(self) -> None:
+        """Daemons first, asked; then whatever is left, by force, until nothing is."""
+        send((daemon.pid for daemon in self._daemons.values() if daemon.poll() is None), signal.SIGTERM)
+        deadline = time.monotonic() + _GENTLE_SECONDS
+        while time.monotonic() < deadline and any(daemon.poll() is None for daemon in self._daemons.values()):
+            time.sleep(0.02)
+        while left := descendants([os.getpid()]):
+            send(left, signal.SIGKILL)
+            time.sleep(0.02)
+            self.reap()
+            for daemon in self._daemons.values():
+                daemon.poll()
+
+
+def _die_with_parent() -> None:
+    """Should this process itself be killed, its daemons go as well (the jobs then end with their time limit)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def main() -> None:
+    """Serve until the pipe ends."""
+    folder = sys.argv[1]
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it ends with its pipe, else things are left behind
+    supervisor = Supervisor()
+    buffered = b""
+    try:
+        while True:
+            if not select.select([0], [], [], 1.0)[0]:
+                supervisor.reap()
+                continue
+            read = os.read(0, 65536)
+            if not read:
+                return
+            *lines, buffered = (buffered + read).split(b"\n")
+            for line in lines:
+                os.write(1, json.dumps(supervisor.answer(json.loads(line))).encode() + b"\n")
+    except BrokenPipeError:
+        return
+    finally:
+        supervisor.end_all()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
