@@ -134,7 +134,7 @@ class Submitter:
             dependency=dependency,
             array_parallelism=parallelism,
             setup=[path, *settings.setup],
-            srun_args=list(settings.srun_args),
+            srun_args=["--kill-on-bad-exit=1", *settings.srun_args],
             additional_parameters=more,
         )
         return executor

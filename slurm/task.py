@@ -30,7 +30,7 @@ from jobs.process import interface_of, start_rank
 from jobs.rank import PEER_GRACE_SECONDS, describe_exit, rank_variables
 from jobs.retry import RETRIED, Retries
 from jobs.spec import Resources, Submission
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import BackendError, FileError, SeqlmError
 from seqlm.rundir import FailureKind, RunDirectory, make_directory, write_json
 from slurm import control
 
@@ -160,9 +160,13 @@ def run_task(path: str) -> None:
     signals.install()
     plan = JobPlan.read(Path(path))
     place = Place.from_environment(os.environ, JobEnvironment().hostnames[0])
-    if Task(plan, place, signals, started=started).run():
-        return
-    sys.exit(1)
+    try:
+        well = Task(plan, place, signals, started=started).run()
+    except SeqlmError as error:
+        Task(plan, place, signals, started=started).fail(str(error))
+        raise
+    if not well:
+        sys.exit(1)
 
 
 @dataclass
@@ -211,6 +215,11 @@ class Task:
         if again and self._requeue(again[0], todo):
             return True
         return all(worker.run.result_file.exists() for worker in self._workers)
+
+    def fail(self, message: str) -> None:
+        """Nothing could be started: every run of the job that has not spoken says so."""
+        for worker in self._workers:
+            self._write_failure(worker, "code", message)
 
     def _is_ours(self, run: RunDirectory) -> bool:
         """Whether the run is still this job's: a job that was cancelled, or lost, must not touch it."""

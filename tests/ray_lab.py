@@ -57,7 +57,7 @@ class RayLab:
         self.env["RAY_ADDRESS"] = self.address
 
     def tell_cluster(self, line: str) -> None:
-        """Such as ``kill 1``."""
+        """Such as ``kill ID``."""
         assert self._cluster is not None
         assert self._cluster.stdin is not None
         assert self._cluster.stdout is not None

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, for tests: ``python -m tests.ray_nodes '[[CPUS, GPUS], ...]'``.
 
-Prints the cluster's address, then obeys lines on stdin: ``kill N`` ends node N and all that runs on it at once, without
-a word to the others; ``add CPUS GPUS`` adds a node. Ends when stdin does.
+Prints the cluster's address, then obeys lines on stdin: ``kill ID`` ends a node, named by Ray's id, and all that runs on
+it at once, without a word to the others; ``add CPUS GPUS`` adds a node. Ends when stdin does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def main() -> None:
     for line in sys.stdin:
         word, *numbers = line.split()
         if word == "kill":
-            cluster.remove_node(started[int(numbers[0])], allow_graceful=False)
+            (node,) = [node for node in started if node.node_id == numbers[0]]
+            cluster.remove_node(node, allow_graceful=False)
         else:
             started.append(cluster.add_node(**options(*map(float, numbers))))
         print("ok", flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, is_locked
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch import epochs_of, until, worker_pid
 from tests.training.studies import write_text
@@ -126,8 +126,10 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_with_every_epoch_once
     grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02, 0.03, 0.04, 0.05]}, {"rates": [0.1, 0.2], "ranks": 2})
     study = Study(lab, tmp_path, *grids, epochs=4, lines=1500)
     launcher = study.start("run", "small.toml")
-    until(lambda: sum(run.worker_lock_file.exists() for run in study.runs()) >= 4, seconds=180)
-    lab.tell_cluster("kill 2")
+    until(lambda: sum(bool(epochs_of(run)) for run in study.runs()) >= 4, seconds=180)
+    until(lambda: [run for run in study.runs() if is_locked(run.worker_lock_file) and len(epochs_of(run)) in (1, 2)])
+    (victim, *_) = [run for run in study.runs() if is_locked(run.worker_lock_file) and len(epochs_of(run)) < 4]
+    lab.tell_cluster(f"kill {worker_of(victim)['node']}")
     _, stderr = launcher.communicate(timeout=400)
     assert launcher.returncode == 0, stderr
     runs = study.runs()

@@ -227,7 +227,7 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
 
 
 def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=40, lines=1500)
+    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=40, lines=1500, gpus=0)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     ids = {run.id for run in study.runs()}
@@ -244,7 +244,7 @@ def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackClust
         assert epochs_of(run) == list(range(40))
         assert run.last_attempt() == 2
 
-    begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=400, lines=1500)
+    begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=400, lines=1500, gpus=0)
     launcher = subprocess.Popen(
         begun.argv("run", "small.toml", "--backend", "local"),
         cwd=begun.folder,

@@ -129,6 +129,7 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
     assert "export PYTHONPATH=/code${PYTHONPATH:+:$PYTHONPATH}" in lines
     assert lines.index("module load cuda") < next(n for n, line in enumerate(lines) if line.startswith("srun "))
     assert "--cpu-bind=none" in text
+    assert "--kill-on-bad-exit=1" in text, "a rank whose process cannot even start ends the others"
     assert "submitit.core._submit" in text
 
 

@@ -122,8 +122,11 @@ def test_ranks_of_a_job_meet_at_one_port_and_other_jobs_at_others(tmp_path: Path
 
 
 def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
+    told = plan(make(tmp_path), resources=Resources(cpus=1, gpus=1))
     with pytest.raises(BackendError, match="SLURM gave this job no GPU"):
-        work(plan(make(tmp_path), resources=Resources(cpus=1, gpus=1)))
+        work(told)
+    Task(told, place(), Signals(), started=0).fail("no GPU")
+    assert RunDirectory(told.runs[0]).observe().reason == "code: no GPU"
 
 
 def test_runs_that_have_spoken_or_belong_to_another_job_are_left_alone(tmp_path: Path) -> None:
