@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, for tests: ``python -m tests.ray_nodes '[[CPUS, GPUS], ...]'``.
 
-Prints the cluster's address, then obeys lines on stdin: ``kill ID`` ends a node, named by Ray's id, and all that runs on
-it at once, without a word to the others; ``add CPUS GPUS`` adds a node. Ends when stdin does.
+Prints the cluster's address, then obeys lines on stdin: ``kill ID`` ends a node, named by Ray's id, and all that runs
+on it at once, without a word to the others; ``add CPUS GPUS`` adds a node. Ends when stdin does.
 """
 
 from __future__ import annotations

@@ -313,3 +313,20 @@ def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_p
         until(lambda: not cluster.run("squeue", "-h", "-t", "all").stdout.strip(), seconds=90)
         time.sleep(1)
         assert study.states() == ["cancelled"]
+
+
+def test_a_preempted_run_is_saved_requeued_and_goes_on(tmp_path: Path) -> None:
+    require_slurm()
+    with LoopbackCluster(ClusterOptions(nodes=1, cpus=1, gpus=0, preemption=True, grace_seconds=20)) as cluster:
+        study = Study(cluster, tmp_path, gpus=0, epochs=100_000)
+        assert study("run", "small.toml", "--no-wait").returncode == 0
+        study.until_they_train()
+        (run,) = study.runs()
+        cluster.run("sbatch", "-p", "urgent", "--wrap", "sleep 5")
+        failure = run.attempt_dir(1) / "failure.json"
+        until(failure.exists, seconds=60)
+        assert json.loads(failure.read_text())["kind"] == "preempted"
+        seen = len(epochs_of(run))
+        until(lambda: len(run.attempts()) > 1 and len(epochs_of(run)) > seen, seconds=180)
+        assert study("cancel", "small").returncode == 0
+        assert epochs_of(run) == list(range(len(epochs_of(run))))
