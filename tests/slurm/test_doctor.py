@@ -259,6 +259,7 @@ def test_a_clock_that_is_off_is_a_note(tmp_path: Path) -> None:
     found = findings(outcome(answer), runs_dir=tmp_path, gpu=False, own_file_clock_s=0, wait_s=1)
     levels = {finding.subject: finding.level for finding in found}
     assert levels == {"shared folder": "ok", "Python on node": "bad", "torch on node": "bad", "clock of node": "note"}
+    assert found[1].text == "Python 3.9.2, /p; seqlm needs 3.11 or newer, set python or setup"
     assert found[-1].text.startswith("61.0 s behind this machine's")
 
 
