@@ -133,6 +133,20 @@ def test_a_grid_is_one_array_whose_runs_have_gpus_of_their_own(cluster: Loopback
     until((tmp_path / "runs/small/report/index.html").exists, seconds=60)
 
 
+def test_the_quickstarts_grid_runs_as_one_array(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text('[env]\nSEQLM_DEVICE = "cpu"\n')  # the GPUs are fake
+    manifest = str(ROOT / "jobs" / "manifests" / "quickstart.toml")
+    argv = [sys.executable, str(ROOT / "launch.py"), "run", manifest, "--backend", "slurm", "--json", "--report"]
+    argv += ["--set", "train.epochs=1", "--set", "resources.cpus=1"]
+    env = {**cluster.env, "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
+    answer = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert [run["state"] for run in json.loads(answer.stdout)["data"]["runs"]] == ["done"] * 9
+    jobs = json.loads((tmp_path / "runs/quickstart/slurm/jobs.json").read_text())["jobs"]
+    assert len({job.partition("_")[0] for job in jobs.values()}) == 1
+    assert (tmp_path / "runs/quickstart/report/index.html").exists()
+
+
 def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster, tmp_path: Path) -> None:
     two = Study(cluster, tmp_path / "two", ranks=2, keep=1.0)
     one = Study(cluster, tmp_path / "one", ranks=1, keep=1.0)

@@ -1,0 +1,49 @@
+"""What of this machine travels to the nodes of a Ray cluster. No Ray is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import ray_cluster
+from jobs.code_snapshot import Code
+from seqlm.errors import BackendError
+
+
+def code(folder: Path, *, live: bool = False) -> Code:
+    (folder / "seqlm").mkdir()
+    (folder / "seqlm" / "large.bin").write_bytes(b"x" * 3000)
+    (folder / "seqlm" / "small.py").write_bytes(b"x" * 10)
+    return Code(path=folder, commit=None, dirty=False, live=live)
+
+
+def test_the_kept_code_travels_and_no_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "very-secret")
+    assert ray_cluster._runtime_env(code(tmp_path)) == {"working_dir": str(tmp_path)}
+
+
+def test_a_live_tree_stays_where_it_is(tmp_path: Path) -> None:
+    assert ray_cluster._runtime_env(code(tmp_path, live=True)) == {"env_vars": {"PYTHONPATH": str(tmp_path)}}
+
+
+def test_code_that_is_too_large_is_refused_with_the_files_to_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "MAX_CODE_BYTES", 3000)
+    with pytest.raises(
+        BackendError, match=r"valid are at most .*; the largest files that git tracks are seqlm/large.bin"
+    ):
+        ray_cluster._runtime_env(code(tmp_path))
+
+
+def test_a_job_server_is_no_cluster_to_join() -> None:
+    with pytest.raises(BackendError, match="takes jobs and does not tell what the cluster has"):
+        ray_cluster.RayCluster("http://head:8265").capacity()
+
+
+def test_an_address_where_nothing_listens_is_told_at_once() -> None:
+    with pytest.raises(
+        BackendError, match=r"^no Ray cluster at 127\.0\.0\.1:9: .*; `ray status` shows whether it is up$"
+    ):
+        ray_cluster.RayCluster("127.0.0.1:9").capacity()
