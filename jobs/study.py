@@ -238,17 +238,32 @@ def read_jobs(study_dir: Path) -> dict[str, str]:
     return jobs
 
 
-def write_jobs(study_dir: Path, jobs: Mapping[str, str]) -> None:
-    """Record the jobs of a study's runs: run id -> job id."""
+def submission_of(run: RunDirectory) -> str | None:
+    """The submission that a run belongs to, none where it has gone elsewhere."""
+    submissions = (read_json(jobs_file(run.path.parent)) or {}).get("submissions", {})
+    found = submissions.get(run.id)
+    return None if found is None else str(found)
+
+
+def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[str, str]) -> None:
+    """Add to the record of a study's jobs: run id -> job id, and run id -> the submission that it belongs to.
+
+    A run that gets a new submission has no job until that is known.
+    """
+    before = read_json(jobs_file(study_dir)) or {}
+    kept = {run_id: job for run_id, job in before.get("jobs", {}).items() if run_id not in submissions}
     make_directory(jobs_file(study_dir).parent)
-    write_json(jobs_file(study_dir), {"jobs": jobs})
+    record = {"jobs": {**kept, **jobs}, "submissions": {**before.get("submissions", {}), **submissions}}
+    write_json(jobs_file(study_dir), record)
 
 
 def forget_jobs(study_dir: Path, run_ids: Collection[str]) -> None:
-    """Runs go on somewhere else: what became of the jobs they once had says nothing about them any more."""
-    jobs = read_jobs(study_dir)
-    if not jobs.keys().isdisjoint(run_ids):
-        write_jobs(study_dir, {run_id: job for run_id, job in jobs.items() if run_id not in run_ids})
+    """Runs go on somewhere else: their jobs say nothing about them any more, and do nothing to them."""
+    before = read_json(jobs_file(study_dir)) or {}
+    if before.get("submissions", {}).keys().isdisjoint(run_ids):
+        return
+    kept = {name: {r: v for r, v in table.items() if r not in run_ids} for name, table in before.items()}
+    write_json(jobs_file(study_dir), kept)
 
 
 def queue_file(study_dir: Path) -> Path:

@@ -331,8 +331,10 @@ def make_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Write beside ``path``, flush to disk, then put the new file in its place in one step.
+
+    Without ``sync`` it is not flushed: for what a crash of the machine makes worthless anyway.
 
     Yields the temporary path to write to. Whoever reads ``path`` sees the old file or the new one, never a part;
     when anything goes wrong the old file stays.
@@ -342,10 +344,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with _beside(path) as temporary:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if sync:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         temporary.replace(path)
-        _sync_directory(path.parent)
+        if sync:
+            _sync_directory(path.parent)
 
 
 @contextlib.contextmanager
@@ -377,15 +381,15 @@ def _sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
     """Write a text file in one step."""
-    with replacing(path) as temporary:
+    with replacing(path, sync=sync) as temporary:
         temporary.write_text(text, "utf-8")
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, *, sync: bool = True) -> None:
     """Write a JSON file in one step; NaN and infinities become null, since JSON has none."""
-    write_text(path, _dump(data))
+    write_text(path, _dump(data), sync=sync)
 
 
 def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:

@@ -102,19 +102,19 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
     write_json(_table_file(study_dir), dict(table))
     attempts = {item.run.id: item.run.last_attempt() + 1 for item in todo}
     highest = max(batch.resources.priority for batch in found)
-    jobs = read_jobs(study_dir)
     ids: list[str] = []
     for batch, parallelism in zip(found, shares(found, settings.max_parallel), strict=True):
         items = [item for runs in batch.jobs for item in runs]
         for item in items:
             put_failure_aside(item.run)  # before the job can start: it takes a failure for the run's last word
         folder = _new_folder(study_dir)
-        record(batch, folder.name, prepared.code, attempts, [None] * len(batch.jobs))
+        # Before the jobs can start: they look whether their runs are theirs.
+        write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
         nice = min(highest - batch.resources.priority, 10_000)
         submitted = submitter.submit(batch, folder, parallelism=parallelism, nice=nice, dependency=None)
-        record(batch, folder.name, prepared.code, attempts, submitted)
-        jobs |= {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
-        write_jobs(study_dir, jobs)
+        jobs = {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
+        write_jobs(study_dir, jobs, {})
+        record(batch, submitted, prepared.code, attempts)
         ids += parents(submitted)
     return ids
 

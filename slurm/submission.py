@@ -168,14 +168,13 @@ def _gpus_per_node(resources: Resources, ranks_per_node: int) -> int | None:
     return ranks_per_node if resources.gpus == 1 else 1
 
 
-def record(batch: Batch, submission: str, code: Code, attempts: Mapping[str, int], jobs: Sequence[str | None]) -> None:
-    """Write ``job.json`` of each run: before the submission without the job's id, which a job may start before."""
+def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str, int]) -> None:
+    """Write ``job.json`` of each run that was submitted."""
     for job, runs in zip(jobs, batch.jobs, strict=True):
         for item in runs:
             job_record = {
                 "backend": "slurm",
                 "job_id": job,
-                "submission": submission,
                 "launcher": None,
                 "resources": batch.resources.to_dict(),
                 "attempt": attempts[item.run.id],
@@ -183,4 +182,4 @@ def record(batch: Batch, submission: str, code: Code, attempts: Mapping[str, int
                 "code": str(code.path),
                 "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            write_json(item.run.job_file, job_record)
+            write_json(item.run.job_file, job_record, sync=False)

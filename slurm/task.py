@@ -30,6 +30,7 @@ from jobs.process import interface_of, start_rank
 from jobs.rank import PEER_GRACE_SECONDS, describe_exit, rank_variables
 from jobs.retry import RETRIED, Retries
 from jobs.spec import Resources, Submission
+from jobs.study import submission_of
 from seqlm.errors import BackendError, FileError, SeqlmError
 from seqlm.rundir import FailureKind, RunDirectory, make_directory, write_json
 from slurm import control
@@ -51,7 +52,7 @@ class JobPlan:
     """What one job does, as its submission wrote it down."""
 
     submission: str
-    """What ``job.json`` of each run says while the run is this job's."""
+    """What the study's record of jobs says of each run while the run is this job's."""
     runs: tuple[Path, ...]
     """Run directories. Several share a GPU."""
     attempts: tuple[int, ...]
@@ -70,7 +71,7 @@ class JobPlan:
     def write(self, path: Path) -> None:
         """Write the plan for :func:`read`."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        write_json(path, {**data, "resources": self.resources.to_dict()})
+        write_json(path, {**data, "resources": self.resources.to_dict()}, sync=False)
 
     @classmethod
     def read(cls, path: Path) -> JobPlan:
@@ -223,7 +224,7 @@ class Task:
 
     def _is_ours(self, run: RunDirectory) -> bool:
         """Whether the run is still this job's: a job that was cancelled, or lost, must not touch it."""
-        return (run.read_job() or {}).get("submission") == self._plan.submission
+        return submission_of(run) == self._plan.submission
 
     def _has_spoken(self, run: RunDirectory) -> bool:
         return run.result_file.exists() or run.failure_file.exists()

@@ -188,12 +188,9 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     assert (told.attempts, told.retries, told.submission, told.code) == ((1,), 5, "0001", Path("/code"))
 
 
-def test_a_run_knows_its_job_and_the_submission_that_it_belongs_to(tmp_path: Path) -> None:
+def test_a_run_knows_its_job(tmp_path: Path) -> None:
     items = planned(tmp_path, 2)
     (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
-    attempts = {item.run.id: 3 for item in items}
-    record(batch, "0004", CODE, attempts, [None, None])
-    assert (items[0].run.read_job() or {})["job_id"] is None
-    record(batch, "0004", CODE, attempts, ["77_0", "77_1"])
+    record(batch, ["77_0", "77_1"], CODE, {item.run.id: 3 for item in items})
     job = items[1].run.read_job() or {}
-    assert (job["backend"], job["job_id"], job["submission"], job["attempt"]) == ("slurm", "77_1", "0004", 3)
+    assert (job["backend"], job["job_id"], job["attempt"]) == ("slurm", "77_1", 3)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.spec import Resources
+from jobs.study import write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
 from slurm import task
@@ -58,7 +59,7 @@ def calls(room: Path) -> list[str]:
 
 def make(folder: Path, name: str = "run") -> RunDirectory:
     run = make_run(folder / name, make_config())
-    write_json(run.job_file, {"submission": "0001"})
+    write_jobs(folder, {}, {run.id: "0001"})
     return run
 
 
@@ -133,7 +134,7 @@ def test_runs_that_have_spoken_or_belong_to_another_job_are_left_alone(tmp_path:
     done, failed, taken, own = (make(tmp_path, name) for name in "abcd")
     write_json(done.result_file, {})
     failed.write_failure_once({"kind": "diverged", "message": "nan"})
-    write_json(taken.job_file, {"submission": "0002"})
+    write_jobs(tmp_path, {}, {taken.id: "0002"})
     work(plan(done, failed, taken, own))
     assert [run.id for run in (done, failed, taken, own) if (run.path / "told").exists()] == ["d"]
 
