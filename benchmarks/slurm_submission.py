@@ -9,7 +9,6 @@ import argparse
 import functools
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -76,8 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **circumstances(),
         "load_average_before": load_average(),
     }
-    document["versions"] |= {"submitit": version("submitit"), "slurm": _slurm_version()}
-    measured = _Measured()
+    measured = Measured()
     turns = {name: functools.partial(_on_a_cluster, options, turn, measured) for name, turn in TURNS.items()}
     rounds = interleave(
         turns,
@@ -86,25 +84,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         warmup_rounds=1,
         on_round=lambda number, _: print(f"round {number} of {options.repeats}", file=sys.stderr, flush=True),
     )
+    document["versions"] |= {"submitit": version("submitit"), "slurm": measured.slurm}
     return {**document, **summary(measured, rounds.count), "load_average_after": load_average()}
 
 
-def _slurm_version() -> str | None:
-    try:
-        return subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-class _Measured:
+class Measured:
     """Figures of each round, the first of which does not count; in that alone the calls are counted."""
 
     def __init__(self) -> None:
         self.figures: defaultdict[str, list[Figures]] = defaultdict(list)
         self.calls: dict[str, dict[str, int]] = {}
+        self.slurm: str | None = None
+        """Its version."""
 
 
-def summary(measured: _Measured, rounds: int) -> dict[str, Any]:
+def summary(measured: Measured, rounds: int) -> dict[str, Any]:
     """The spreads over the last ``rounds`` of what was measured, the ratios within them, the calls."""
     counted = {name: rows[-rounds:] for name, rows in measured.figures.items()}
     flat = {f"{name} {key}": [row[key] for row in rows] for name, rows in counted.items() for key in rows[0]}
@@ -127,7 +121,7 @@ def summary(measured: _Measured, rounds: int) -> dict[str, Any]:
 class _Turn:
     """One cluster, an empty folder, and what is measured there."""
 
-    def __init__(self, folder: Path, cluster: LoopbackCluster, runs: int, measured: _Measured) -> None:
+    def __init__(self, folder: Path, cluster: LoopbackCluster, runs: int, measured: Measured) -> None:
         self.folder = folder
         self.runs = runs
         self._cluster = cluster
@@ -152,10 +146,11 @@ class _Turn:
             raise BackendError(f"{what}: {len(jobs)} jobs in the queue, expected {self.runs}")
 
 
-def _on_a_cluster(options: argparse.Namespace, turn: Callable[[_Turn], None], measured: _Measured) -> float:
+def _on_a_cluster(options: argparse.Namespace, turn: Callable[[_Turn], None], measured: Measured) -> float:
     """One turn on a fresh cluster, which ends its jobs at its end."""
     size = ClusterOptions(nodes=options.nodes, gpus=GPUS, cpus=GPUS)
     with tempfile.TemporaryDirectory() as folder, LoopbackCluster(size) as cluster:
+        measured.slurm = cluster.run("sbatch", "--version").stdout.split()[-1]
         turn(_Turn(Path(folder), cluster, options.runs, measured))
     return 0.0  # what counts is in ``measured``
 

@@ -1,7 +1,7 @@
 """Only the call that submits, in a process of its own: ``python -m benchmarks.submission_parts PART ...``.
 
-    seqlm MANIFEST STUDY     slurm.backend.submit, of a launch that is prepared before the clock starts
-    submitit FOLDER RUNS     submitit's own map_array, of a function that does nothing
+seqlm MANIFEST STUDY     slurm.backend.submit, of a launch that is prepared before the clock starts
+submitit FOLDER RUNS     submitit's own map_array, of a function that does nothing
 """
 
 from __future__ import annotations
