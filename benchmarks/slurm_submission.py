@@ -230,6 +230,8 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     lines += [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
     lines += ["", *(f"- {title}: {_cell(spread)}" for title, spread in document["ratios"].items())]
     lines += [f"- {document['date']}, commit {code}, {document['processor']}, {document['cores']} cores; {libraries}"]
+    before, after = (document[f"load_average_{when}"][0] for when in ("before", "after"))
+    lines += [f"- load of the machine, the cluster's own included: {before} before, {after} after"]
     lines += ["- interleaved; median of the rounds (least-most); what is measured is in benchmarks/README.md", ""]
     return "\n".join(lines)
 

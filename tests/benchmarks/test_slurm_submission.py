@@ -37,6 +37,8 @@ def test_the_table_tells_calls_and_leaves_out_what_was_not_measured() -> None:
         "date": "today",
         "processor": "P",
         "cores": 2,
+        "load_average_before": [1.0],
+        "load_average_after": [2.0],
         "versions": {"slurm": "24", "cuda": None},
         **summary(measured(), rounds=2),
     }
