@@ -1,0 +1,61 @@
+"""Only the call that submits, in a process of its own: ``python -m benchmarks.submission_parts PART ...``.
+
+seqlm MANIFEST STUDY     slurm.backend.submit, of a launch that is prepared before the clock starts
+submitit FOLDER RUNS     submitit's own map_array, of a function that does nothing
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+HELD = {"sbatch": {"hold": True}}
+"""``[backend.slurm]`` of a study whose jobs stay in the queue."""
+
+
+def main() -> int:
+    part, first, second = sys.argv[1:]
+    seconds = seqlm(Path(first), Path(second)) if part == "seqlm" else submitit(Path(first), int(second))
+    print(json.dumps({"seconds": seconds}))
+    return 0
+
+
+def seqlm(manifest: Path, study_dir: Path) -> float:
+    from jobs.launcher import LaunchOptions, preparing, resolve_specs
+    from jobs.manifest import load_manifest
+    from slurm.backend import SlurmSite, submit
+    from slurm.settings import read_settings
+
+    site = SlurmSite(read_settings(HELD, where=manifest.name, environ=os.environ))
+    specs = resolve_specs(load_manifest(manifest, []).runs, None)
+    with preparing(
+        specs,
+        LaunchOptions(study_dir=study_dir),
+        resolve=site.resolve,
+        data_path=lambda spec: None,
+        command=lambda spec: ["python", "launch.py", "run", manifest.name, "--only", f"name={spec.name}"],
+    ) as prepared:
+        start = time.perf_counter()
+        submit(prepared, study_dir, site.settings, HELD)
+        return time.perf_counter() - start
+
+
+def submitit(folder: Path, runs: int) -> float:
+    import submitit
+
+    executor = submitit.SlurmExecutor(folder=folder)
+    executor.update_parameters(time=60, gpus_per_node=1, array_parallelism=runs, additional_parameters={"hold": True})
+    start = time.perf_counter()
+    executor.map_array(nothing, range(runs))
+    return time.perf_counter() - start
+
+
+def nothing(number: int) -> int:
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import slurm_submission
+from benchmarks.scheduler_calls import CallCounter
+from benchmarks.slurm_submission import Measured, as_markdown, summary
+
+
+def measured() -> Measured:
+    """Three rounds, of which the first is slow and does not count."""
+    found = Measured()
+    for slow, seconds in ((50.0, 40.0), (6.0, 2.0), (8.0, 2.0)):
+        found.figures["seqlm"].append({"seconds": slow, "peak_memory_mb": 40.0})
+        found.figures["seqlm, the call"].append({"seconds_of_the_call": slow / 2})
+        row = {"seconds": seconds, "peak_memory_mb": 20.0, "seconds_of_the_call": 1.0}
+        found.figures["submitit"].append(row)
+        found.figures["sbatch loop"].append({"seconds": 2 * slow, "peak_memory_mb": 10.0})
+    found.calls = {name: {"sbatch": 1, "sinfo": 1} for name in found.figures}
+    return found
+
+
+def test_ratios_are_taken_within_the_rounds_that_count() -> None:
+    found = summary(measured(), rounds=2)
+    assert found["turns"]["seqlm"]["seconds"] == {"median": 7.0, "least": 6.0, "most": 8.0}
+    assert found["ratios"]["seqlm's command in those of submitit's"] == {"median": 3.5, "least": 3.0, "most": 4.0}
+    assert found["ratios"]["the loop in those of seqlm's command"]["median"] == 2
+
+
+def test_the_table_tells_calls_and_leaves_out_what_was_not_measured() -> None:
+    document = {
+        "command": "python -m benchmarks.slurm_submission",
+        "git": {"commit": "abc", "dirty": False},
+        "date": "today",
+        "processor": "P",
+        "cores": 2,
+        "load_average_before": [1.0],
+        "load_average_after": [2.0],
+        "versions": {"slurm": "24", "cuda": None},
+        **summary(measured(), rounds=2),
+    }
+    assert "| seqlm | 7 (6-8) | - | 40 (40-40) | 2: 1 sbatch, 1 sinfo |" in as_markdown(document)
+
+
+def test_calls_are_counted_and_made(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "sbatch").write_text("#!/bin/sh\necho submitted $1\n")
+    (real / "sbatch").chmod(0o755)
+    counter = CallCounter(tmp_path, {"PATH": f"{real}:/usr/bin:/bin"})
+    for word in ("one", "two words"):
+        done = subprocess.run(["sbatch", word], env=counter.env, capture_output=True, text=True, check=True)
+        assert done.stdout == f"submitted {word}\n"
+    assert counter.take() == {"sbatch": 2}
+    assert counter.take() == {}
+
+
+def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert slurm_submission.main(["--runs", "1001"]) == 2
+    assert slurm_submission.main(["--repeats", "0"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
