@@ -136,13 +136,14 @@ class LoopbackCluster:
     def kill_node(self, index: int, *, with_jobs: bool = False) -> None:
         """SIGKILL a slurmd. Its jobs live on, unknown to SLURM, as they do; ``with_jobs``: as if the power were cut."""
         name = self._where.slot.node(index)
-        self._running.stop(f"slurmd-{name}", signal.SIGKILL, offspring=_mark(name) if with_jobs else None)
+        offspring = [str(self._where.slurmd_log(name)), f"SLURMD_NODENAME={name}"]
+        self._running.stop(f"slurmd-{name}", signal.SIGKILL, offspring=offspring if with_jobs else None)
 
     def start_node(self, index: int) -> None:
         """Bring a killed node back; ``wait_for_nodes`` waits until SLURM has noticed."""
         name = self._where.slot.node(index)
         command = [program("slurmd"), "-D", "-f", str(self._where.slurm_conf), "-N", name]
-        self._running.start(f"slurmd-{name}", command, {**self._daemon_env, **_mark(name)})
+        self._running.start(f"slurmd-{name}", command, self._daemon_env)
 
     def wait_for_nodes(self, seconds: float = 60) -> None:
         """Return when no node is down or unknown.
@@ -243,11 +244,6 @@ class LoopbackCluster:
         self.run("scancel", "--full", *jobs, check=False)
         while time.monotonic() < deadline and self.run("squeue", "-h", "-o", "%A", check=False).stdout.strip():
             time.sleep(0.1)
-
-
-def _mark(node: str) -> dict[str, str]:
-    """A variable which a slurmd and its slurmstepds have, jobs not."""
-    return {"SEQLM_TESTCLUSTER_NODE": node}
 
 
 def _make_folder(wanted: Path | None) -> Path:

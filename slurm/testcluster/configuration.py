@@ -92,6 +92,10 @@ class Place:
         """Slurmdbd looks for it beside the slurm.conf it is told of."""
         return self.folder / "slurmdbd.conf"
 
+    def slurmd_log(self, node: str) -> Path:
+        """Of a node: "%n" for all."""
+        return self.folder / f"slurmd-{node}.log"
+
     def gpu(self, index: int) -> Path:
         """A character device: with a plain file instead, jobs get an empty CUDA_VISIBLE_DEVICES and no message."""
         return self.folder / "dev" / f"gpu{index}"
@@ -115,7 +119,7 @@ def slurm_conf(options: ClusterOptions, place: Place) -> str:
         f"SlurmctldPidFile={folder}/slurmctld.pid",
         f"SlurmdPidFile={folder}/slurmd-%n.pid",
         f"SlurmctldLogFile={folder}/slurmctld.log",
-        f"SlurmdLogFile={folder}/slurmd-%n.log",
+        f"SlurmdLogFile={place.slurmd_log('%n')}",
         # Without control groups, which belong to the machine's own init.
         "ProctrackType=proctrack/linuxproc",
         "TaskPlugin=task/none",

@@ -53,13 +53,13 @@ class Daemons:
         number: int = signal.SIGTERM,
         *,
         seconds: float = 10,
-        offspring: Mapping[str, str] | None = None,
+        offspring: Sequence[str] | None = None,
     ) -> None:
         """Signal a daemon and wait until it is gone, killed after so many seconds; nothing if it is not there.
 
-        With ``offspring`` the processes which have these variables are killed first, and what is below them.
+        With ``offspring`` (a file, and a ``NAME=VALUE``) the processes of the cluster that have this file open or were
+        started with this variable are killed first, and what is below them.
         """
-        offspring = None if offspring is None else dict(offspring)
         self._ask(do="stop", name=name, signal=int(number), seconds=seconds, offspring=offspring)
 
     def until(self, happened: Callable[[], bool], what: str, *, needs: Sequence[str] = (), seconds: float = 60) -> None:

@@ -7,7 +7,7 @@ ours, so that it starts at once and takes next to no memory.
 
 Each of these lines is answered by one:
 ``{"do": "start", "name": ..., "argv": [...], "env": {...}, "log": ...}``,
-``{"do": "stop", "name": ..., "signal": 15, "seconds": 10, "offspring": {"NAME": "VALUE"} or null}``
+``{"do": "stop", "name": ..., "signal": 15, "seconds": 10, "offspring": ["LOG", "NAME=VALUE"] or null}``
 and ``{"do": "dead"}``.
 """
 
@@ -51,13 +51,20 @@ def descendants(ancestors: Iterable[int]) -> list[int]:
     return found
 
 
-def has_variables(pid: int, variables: dict[str, str]) -> bool:
-    """Whether a process was started with these environment variables."""
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return all(f"{name}={value}".encode() in environment for name, value in variables.items())
+def belongs(pid: int, file: str, variable: str) -> bool:
+    """Whether a process has a file open, or was started with a variable (``NAME=VALUE``).
+
+    A slurmstepd writes its title over its variables, but keeps its node's log open; what it runs has the variable.
+    """
+    with contextlib.suppress(OSError):
+        if variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return True
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(entry.readlink()) == file:
+                    return True
+    return False
 
 
 def send(pids: Iterable[int], number: int) -> None:
@@ -89,18 +96,24 @@ class Supervisor:
         with open(log, "ab") as stream:  # noqa: PTH123
             try:
                 daemon = subprocess.Popen(
-                    argv, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, preexec_fn=_die_with_parent
+                    argv,
+                    env=env,
+                    cwd=os.path.dirname(log),  # noqa: PTH120
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    preexec_fn=_die_with_parent,
                 )
             except OSError as error:
                 return {"error": f"cannot start {argv[0]}: {error.strerror}"}
         self._daemons[name] = daemon
         return {"pid": daemon.pid}
 
-    def _stop(self, name: str, number: int, seconds: float, offspring: dict[str, str] | None) -> dict[str, Any]:
-        """Signal a daemon and wait for its end; ``offspring``: what it started goes first, known by its variables."""
+    def _stop(self, name: str, number: int, seconds: float, offspring: list[str] | None) -> dict[str, Any]:
+        """Signal a daemon and wait for its end; ``offspring``: what it started goes as well, known as by belongs."""
         daemon = self._daemons.pop(name, None)
         if offspring is not None:
-            roots = [pid for pid in descendants([os.getpid()]) if has_variables(pid, offspring)]
+            roots = [pid for pid in descendants([os.getpid()]) if belongs(pid, *offspring)]
             send((*roots, *descendants(roots)), signal.SIGKILL)
         if daemon is None:
             return {"code": None}

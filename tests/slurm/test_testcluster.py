@@ -1,0 +1,295 @@
+"""The test cluster is a real SLURM, survives what is done to it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from seqlm.errors import BackendError, UsageError
+from slurm.testcluster import ClusterOptions, LoopbackCluster, programs
+from slurm.testcluster.configuration import Place, slurm_conf
+from slurm.testcluster.slots import take_slot
+from slurm.testcluster.supervisor import descendants
+from tests.slurm.real import require_slurm
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.xdist_group("slurm")
+
+OPTIONS = ClusterOptions(
+    nodes=3, preemption=True, grace_seconds=1, min_job_age_seconds=2, extra_lines=["MessageTimeout=2"]
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LoopbackCluster]:
+    require_slurm()
+    with LoopbackCluster(OPTIONS) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _no_jobs_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "cluster" in request.fixturenames:
+        cluster = request.getfixturevalue("cluster")
+        cluster.run("scancel", "--full", "--user=root")
+        until(lambda: not queue(cluster, "-t", "pending,running,completing"))
+
+
+def until(happened: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.05)
+
+
+def submit(cluster: LoopbackCluster, folder: Path, script: str, *options: str) -> str:
+    path = folder / f"{len(list(folder.iterdir()))}.sh"
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    command = ["sbatch", "--parsable", f"--output={folder}/%x.%A.%a.out", "--open-mode=append", *options, str(path)]
+    return cluster.run(*command, cwd=folder).stdout.strip()
+
+
+def queue(cluster: LoopbackCluster, *options: str) -> dict[str, list[str]]:
+    """Job -> its state, reason and node."""
+    done = cluster.run("squeue", "-h", "-r", "-o", "%i|%T|%r|%N", *options, check=False)
+    rows = [line.split("|") for line in done.stdout.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def state(cluster: LoopbackCluster, job: str) -> str:
+    return queue(cluster, "-t", "all", "-j", job).get(job, ["gone"])[0]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_on_one_node_have_gpus_of_their_own(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    node = cluster.node_names[0]
+    script = f"srun bash -c 'echo $CUDA_VISIBLE_DEVICES $SLURMD_NODENAME >> {tmp_path}/$SLURM_JOB_ID.seen'; sleep 2"
+    for _ in range(2):
+        submit(cluster, tmp_path, script, "--gpus-per-node=1", f"--nodelist={node}")
+    until(lambda: len(list(tmp_path.glob("*.seen"))) == 2)
+    until(lambda: all(path.read_text() for path in tmp_path.glob("*.seen")))
+    assert sorted(path.read_text() for path in tmp_path.glob("*.seen")) == [f"0 {node}\n", f"1 {node}\n"]
+
+
+def test_an_array_runs_at_most_so_many_tasks_at_once(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    script = f"echo begin >> {tmp_path}/log; sleep 0.3; echo end >> {tmp_path}/log"
+    submit(cluster, tmp_path, script, "--array=0-3%1")
+    until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("end") == 4)
+    assert (tmp_path / "log").read_text() == "begin\nend\n" * 4
+
+
+def test_a_requeued_job_starts_again_within_seconds_and_knows_it(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, f"echo again=$SLURM_RESTART_COUNT >> {tmp_path}/log; sleep 100")
+    until(lambda: (tmp_path / "log").exists())
+    cluster.run("scontrol", "requeue", job)
+    until(lambda: (tmp_path / "log").read_text() == "again=\nagain=1\n", seconds=30)
+
+
+def test_a_preempted_job_is_signalled_and_runs_again_later(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    program = tmp_path / "job.py"
+    program.write_text(
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: (print('saved', flush=True), os._exit(1)))\n"
+        "print('start', os.environ.get('SLURM_RESTART_COUNT', '0'), flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    where = ["--exclusive", f"--nodelist={cluster.node_names[1]}"]
+    low = submit(cluster, tmp_path, f"srun {sys.executable} {program}", "--signal=USR2@30", *where)
+    output = tmp_path / f"0.sh.{low}.4294967294.out"
+    until(lambda: any("start 0" in path.read_text() for path in tmp_path.glob("*.out")))
+    (output,) = tmp_path.glob("*.out")
+    submit(cluster, tmp_path, "sleep 2", "--partition=urgent", *where)
+    until(lambda: "start 1" in output.read_text())
+    assert output.read_text().index("saved") < output.read_text().index("start 1")
+
+
+# -- accidents -------------------------------------------------------------------------------------------------------
+
+
+def test_a_restarted_controller_keeps_its_jobs(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, f"sleep 2; echo done > {tmp_path}/log")
+    until(lambda: state(cluster, job) == "RUNNING")
+    cluster.stop_controller()
+    with pytest.raises(BackendError, match="Unable to contact slurm controller"):
+        cluster.run("squeue")
+    cluster.start_controller()
+    assert state(cluster, job) in ("RUNNING", "COMPLETING", "COMPLETED")
+    until(lambda: (tmp_path / "log").exists())
+    assert submit(cluster, tmp_path, "true") > job
+
+
+def test_a_killed_node_is_noticed_and_comes_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    node = cluster.node_names[2]
+    script = f"echo $BASHPID > {tmp_path}/pid; exec sleep 300"
+    job = submit(cluster, tmp_path, script, "--no-requeue", f"--nodelist={node}")
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    pid = int((tmp_path / "pid").read_text())
+    cluster.kill_node(2, with_jobs=True)
+    assert is_gone(pid)
+    until(lambda: cluster.node_states()[node].startswith("down"))
+    assert state(cluster, job) in ("NODE_FAIL", "gone")
+    cluster.start_node(2)
+    cluster.wait_for_nodes()
+    assert cluster.run("srun", f"--nodelist={node}", "echo", "back").stdout == "back\n"
+
+
+def test_the_queue_soon_forgets_what_has_ended(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, "true")
+    until(lambda: state(cluster, job) == "gone")
+    done = cluster.run("squeue", "-h", "-j", job, check=False)
+    assert "Invalid job id specified" in done.stderr
+
+
+# -- several, and accounting -----------------------------------------------------------------------------------------
+
+
+def test_without_accounting_sacct_refuses(cluster: LoopbackCluster) -> None:
+    with pytest.raises(BackendError, match="Slurm accounting storage is disabled"):
+        cluster.run("sacct", "-j", "1")
+
+
+def test_a_second_cluster_with_accounting_lives_beside_the_first(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    require_slurm(accounting=True)
+    with LoopbackCluster(ClusterOptions(nodes=1, accounting=True)) as second:
+        assert not set(second.node_names) & set(cluster.node_names)
+        job = submit(second, tmp_path, "exit 3")
+        command = ("sacct", "-n", "-P", "-X", "-o", "State,ExitCode", "-j", job)
+        until(lambda: second.run(*command).stdout == "FAILED|3:0\n")
+        assert "idle" in cluster.run("sinfo").stdout
+    assert "idle" in cluster.run("sinfo").stdout
+
+
+# -- nothing is left behind ------------------------------------------------------------------------------------------
+
+
+def test_closing_ends_jobs_daemons_and_what_jobs_left_running(tmp_path: Path) -> None:
+    require_slurm()
+    with LoopbackCluster(ClusterOptions(nodes=1)) as own:
+        submit(own, tmp_path, f"setsid sleep 300 & echo $! > {tmp_path}/pid; exec sleep 300")
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        pids = descendants([own.supervisor_pid])
+        assert int((tmp_path / "pid").read_text()) in pids
+    assert all(map(is_gone, pids))
+    assert not own.folder.exists()
+    own.close()
+
+
+def test_nothing_outlives_a_killed_owner(tmp_path: Path) -> None:
+    require_slurm()
+    program = (
+        "import time; from slurm.testcluster import *\n"
+        "cluster = LoopbackCluster(ClusterOptions(nodes=1)); cluster.start()\n"
+        "cluster.run('sbatch', '--wrap=sleep 300', '--output=/dev/null')\n"
+        "print(cluster.supervisor_pid, cluster.folder, flush=True); time.sleep(300)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    supervisor, folder = owner.stdout.readline().split()
+    pids = [int(supervisor), *descendants([int(supervisor)])]
+    assert len(pids) > 3
+    owner.kill()
+    owner.communicate()
+    until(lambda: all(map(is_gone, pids)))
+    assert not Path(folder).exists()
+
+
+def test_a_failure_while_starting_leaves_nothing_and_says_why(tmp_path: Path) -> None:
+    require_slurm()
+    folder = Path(f"/tmp/sc{os.getpid()}")
+    broken = LoopbackCluster(ClusterOptions(nodes=1, extra_lines=["SchedulerType=sched/nonsense"]), folder)
+    with pytest.raises(BackendError, match=r"slurmctld has ended by itself: .*sched.nonsense"):
+        broken.start()
+    assert not folder.exists()
+    with pytest.raises(BackendError, match="not running"):
+        broken.wait_for_nodes()
+
+
+def test_up_detached_and_down_from_the_command_line() -> None:
+    require_slurm()
+    folder = f"/tmp/sd{os.getpid()}"
+    command = [sys.executable, "-m", "slurm.testcluster"]
+    size = ["--nodes", "1", "--gpus", "0", "--cpus", "2", "--memory-mb", "100"]
+    up = subprocess.run(
+        [*command, "up", "--detach", "--folder", folder, *size], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"export SLURM_CONF={folder}/slurm.conf\n" in up.stdout, up.stderr
+    env = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}
+    nodes = subprocess.run(["sinfo", "-h", "-o", "%D %c %m %G"], env=env, capture_output=True, text=True).stdout
+    assert nodes == "1 2 100 (null)\n"
+    again = subprocess.run([*command, "up", "--folder", folder], cwd=ROOT, capture_output=True, text=True)
+    assert (again.returncode, again.stderr) == (2, f"error: test cluster: {folder} is not empty\n")
+    for code in (0, 2):
+        down = subprocess.run([*command, "down", "--folder", folder], cwd=ROOT, capture_output=True, text=True)
+        assert down.returncode == code
+    assert down.stderr == f"error: no test cluster lives in {folder}\n"
+    assert not Path(folder).exists()
+
+
+def test_ctrl_c_takes_it_down() -> None:
+    require_slurm()
+    command = [sys.executable, "-m", "slurm.testcluster", "up", "--nodes", "1"]
+    up = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert up.stdout is not None
+    up.stdout.readline()
+    folder = Path(up.stdout.readline().strip().partition("=")[2]).parent
+    assert (folder / "slurm.conf").exists()
+    up.send_signal(signal.SIGINT)
+    up.communicate(timeout=30)
+    assert up.returncode == 0
+    assert not folder.exists()
+
+
+# -- without SLURM ---------------------------------------------------------------------------------------------------
+
+
+def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(programs, "SEARCHED", str(tmp_path))
+    with pytest.raises(BackendError, match=r"not installed: munged, .*: apt-get install slurm-wlm munge$"):
+        LoopbackCluster().start()
+    with pytest.raises(BackendError, match=r"munge slurmdbd slurm-wlm-mysql-plugin mariadb-server$"):
+        LoopbackCluster(ClusterOptions(accounting=True)).start()
+
+
+@pytest.mark.parametrize("wrong", [{"nodes": 0}, {"nodes": 1000}, {"gpus": -1}, {"max_time_min": 0}])
+def test_impossible_options_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"test cluster: {next(iter(wrong))} = "):
+        ClusterOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_clusters_at_the_same_time_share_no_port_and_no_address() -> None:
+    slots = [take_slot(64) for _ in range(3)]
+    try:
+        ports = {slot.controller_port for slot in slots} | {slot.accounting_port for slot in slots}
+        ports |= {slot.node_port(index) for slot in slots for index in range(240)}
+        assert len(ports) == 3 * 242
+        assert len({slot.node(index) for slot in slots for index in range(240)}) == 3 * 240
+    finally:
+        for slot in slots:
+            slot.reservation.close()
+
+
+def test_the_configuration_names_the_partitions_limit_and_the_extra_lines(tmp_path: Path) -> None:
+    slot = take_slot(1)
+    with slot.reservation:
+        options = ClusterOptions(nodes=1, gpus=0, max_time_min=7, extra_lines=["MaxJobCount=9"])
+        lines = slurm_conf(options, Place(folder=tmp_path, slot=slot)).splitlines()
+    assert "PartitionName=main Nodes=ALL Default=YES MaxTime=7 State=UP" in lines
+    assert "MaxJobCount=9" in lines
+    assert not any("gpu" in line or "Preempt" in line or "Accounting" in line for line in lines)
