@@ -23,6 +23,8 @@ OBJECT_STORE_BYTES = 80 * 2**20
 """Of an embedded Ray: near the least that Ray takes, since nothing large goes through it."""
 KNOCK_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
+CONNECT_TRIES = 3
+"""How often a cluster is asked that does not answer in the time that Ray gives it."""
 MAX_CODE_BYTES = 100 * 2**20
 """Most code that is sent to a cluster. Ray refuses 512 MiB, and keeps what it is sent in the head node's memory."""
 
@@ -109,8 +111,7 @@ class RayCluster:
             options.update(address=self._address, runtime_env=runtime_env)
         try:
             _knock(self._address)
-            with _quiet():
-                ray.init(**options)
+            _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             what = "cannot start Ray on this machine" if self.is_embedded else f"no Ray cluster at {self._address}"
@@ -119,6 +120,19 @@ class RayCluster:
         self.is_open = True
         if self.is_embedded:
             self._watchdog = _watch()
+
+
+def _init(options: dict[str, Any]) -> None:
+    """``ray.init``, again where a cluster that accepts connections is too busy to answer one."""
+    for tries_left in reversed(range(CONNECT_TRIES)):
+        try:
+            with _quiet():
+                ray.init(**options)
+        except ConnectionError:
+            if not tries_left:
+                raise
+        else:
+            return
 
 
 def _knock(address: str | None) -> None:
