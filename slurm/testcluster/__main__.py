@@ -76,12 +76,13 @@ def detach(arguments: Sequence[str]) -> None:
     """The same in a process of its own, which lives on.
 
     Raises:
-        BackendError: it has not come up; why has been printed.
+        UsageError, BackendError: it has not come up.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "slurm.testcluster", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,  # not this process's own: who reads that would wait for the cluster's end
         start_new_session=True,
         text=True,
     )
@@ -92,8 +93,9 @@ def detach(arguments: Sequence[str]) -> None:
             folder = Path(line.strip().partition("=")[2]).parent
             print(f"# and to end it: python -m slurm.testcluster down --folder {folder}", flush=True)
             return
-    if code := process.wait():
-        raise BackendError(f"test cluster: it has not come up (exit code {code})")
+    said = process.communicate()[1].strip().splitlines() or ["no output"]
+    kind = UsageError if process.returncode == UsageError.exit_code else BackendError
+    raise kind(said[-1].removeprefix("error: "))
 
 
 def take_down(folder: Path) -> None:

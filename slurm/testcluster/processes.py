@@ -79,15 +79,13 @@ class Daemons:
             time.sleep(_POLL_SECONDS)
 
     def reason(self, name: str) -> str:
-        """The last line of a daemon's output that tells of an error, or its last line."""
+        """The last lines of a daemon's output that tell of errors, or its last line."""
         try:
             lines = (self._folder / f"{name}.out").read_text("utf-8", errors="replace").strip().splitlines()
         except OSError:
             lines = []
-        telling = [line for line in lines if "fatal" in line.lower()] or [
-            line for line in lines if "error" in line.lower()
-        ]
-        return (telling or lines or ["no output"])[-1].strip()
+        telling = [line.strip() for line in lines if "error:" in line or "fatal:" in line]
+        return "; ".join(telling[-2:] or lines[-1:] or ["no output"])
 
     def close(self) -> None:
         """End everything and wait for it; safe to call again."""

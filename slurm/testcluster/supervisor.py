@@ -114,7 +114,9 @@ class Supervisor:
         daemon = self._daemons.pop(name, None)
         if offspring is not None:
             roots = [pid for pid in descendants([os.getpid()]) if belongs(pid, *offspring)]
-            send((*roots, *descendants(roots)), signal.SIGKILL)
+            doomed = [*roots, *descendants(roots)]
+            send(doomed, signal.SIGKILL)
+            self._wait_for_end(doomed)
         if daemon is None:
             return {"code": None}
         send([daemon.pid], number)
@@ -123,6 +125,13 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             daemon.kill()
             return {"code": daemon.wait()}
+
+    def _wait_for_end(self, pids: list[int]) -> None:
+        """A signal takes its time, and an orphan is there until it is reaped."""
+        deadline = time.monotonic() + _GENTLE_SECONDS
+        while time.monotonic() < deadline and any((_stat(pid) or "X")[0] not in "ZX" for pid in pids):
+            time.sleep(0.01)
+        self.reap()
 
     def reap(self) -> None:
         """Orphans that have ended here, which nobody else waits for; a daemon's own end is kept for ``poll``."""
