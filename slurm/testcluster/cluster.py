@@ -71,7 +71,8 @@ class LoopbackCluster:
             self._write_files()
             self._start_daemons()
         except BaseException:
-            self._daemons.close()
+            daemons, self._daemons = self._daemons, None
+            daemons.close()
             raise
 
     def close(self) -> None:
