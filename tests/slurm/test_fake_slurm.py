@@ -1,0 +1,202 @@
+"""The fake SLURM says what the real one says, to the same questions in the same situation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import submitit
+
+from jobs.scheduler import Scheduler
+from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests.fake_slurm import FakeSlurm
+from tests.fake_slurm.room import NODES
+from tests.slurm.real import require_slurm
+
+pytestmark = pytest.mark.xdist_group("slurm")
+
+FORMAT = "%i|%A|%T|%N|%r"
+SCRIPT = "#!/bin/bash\n#SBATCH --array=0-5%2\n#SBATCH --output=/dev/null\n#SBATCH --exclusive --nodes=1\nsleep 300\n"
+
+QUESTIONS = (
+    "squeue -h -r -t all -o {format}",
+    "squeue -h -t all -o {format}",
+    "squeue -h -r -t all -o {format} -j 1",
+    "squeue -h -r -t all -o {format} -j 1_1",
+    "squeue -h -r -t all -o {format} -j 1,999",
+    "squeue -h -o {format} -j 999",
+    "squeue -h -r -t all -o %i|%T|%r|%N -j 1,1",
+    "sacct -o JobID,State,NodeList --parsable2 -j 1",
+    "sacct -n -P -X -D -o JobID,State,NodeList -j 1",
+    "sacct -n -P -X -D -o JobID,State,NodeList -j 1_1",
+    "sacct -o JobID,State,NodeList --parsable2 -j 77 -j 78",
+    "sinfo -h -a -e -o %P|%a|%l|%F|%c|%m|%G|%s",
+    "sbatch {script} --partition=nope",  # behind the script: an argument of it, which changes nothing
+    "sbatch -p nope {script}",
+    "sbatch --array=0-5000 {script}",
+    "sbatch /nonexistent",
+    "sbatch --version",
+    "scontrol requeue 1_5",
+    "scontrol requeue 999",
+    "scontrol requeue 1_77",
+    "scancel 999",
+    "scancel --quiet 999",
+    "scancel abc",
+    "scancel 1_1",
+    "squeue -h -r -t all -o %i|%T|%r -j 1_1",
+    "sacct -n -P -X -D -o JobID,State,NodeList -j 1_1",
+    "scancel 1_[4-5] 2",
+    "squeue -h -r -o %i|%T -j 1_5",
+    "scontrol requeue 1_0",
+    "squeue -h -r -o %i|%T -j 1_0",
+)
+"""In this order; orders are among them. The array 1 has two tasks running, four waiting."""
+
+WITHOUT_CONTROLLER = (
+    "squeue -h -o %i",
+    "sbatch {script}",
+    "scancel 1",
+    "scontrol requeue 1",
+    "sinfo -h -o %P",
+)
+
+Ask = Callable[[str], tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LoopbackCluster]:
+    require_slurm(accounting=True)
+    options = ClusterOptions(nodes=2, accounting=True, extra_lines=["MessageTimeout=2"])
+    with LoopbackCluster(options) as cluster:
+        yield cluster
+
+
+def asker(env: dict[str, str], script: Path) -> Ask:
+    def ask(question: str) -> tuple[int, str, str]:
+        words = [word.format(format=FORMAT, script=script) for word in question.split(" ")]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+        text = re.sub(r"127\.\d+\.\d+\.\d+", "NODE", done.stdout)
+        return done.returncode, "".join(sorted(text.splitlines(keepends=True))), done.stderr
+
+    return ask
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def compared(real: str, question: str) -> str:
+    """Without what is chance: the own ids of running tasks, why a task waits, whether a task is ending still."""
+    if "{format}" in question:
+        real = re.sub(r"\|\d+\|(\w+)\|", r"|N|\1|", real)
+    real = re.sub(r"COMPLETING", "CANCELLED" if "1_1" in question else "PENDING", real)
+    return re.sub(r"\|(JobArrayTaskLimit|Resources|Priority|None|BeginTime)(?=\n)", "|WHY", real)
+
+
+@pytest.fixture(scope="module")
+def answers(
+    cluster: LoopbackCluster, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[int, str], tuple[tuple[int, str, str], tuple[int, str, str]]]:
+    """What both say, in the same order of questions."""
+    folder = tmp_path_factory.mktemp("fake")
+    script = folder / "job.sh"
+    script.write_text(SCRIPT)
+    fake = FakeSlurm(folder / "fake", accounting=True)
+    real_ask = asker(cluster.env, script)
+    fake_ask = asker({**os.environ, "PATH": f"{fake.bin}{os.pathsep}{os.environ['PATH']}"}, script)
+    found = {(-1, "sbatch {script}"): (real_ask("sbatch {script}"), fake_ask("sbatch {script}"))}
+    until(lambda: real_ask("squeue -h -t running -o %i")[1] == "1_0\n1_1\n")
+    until(lambda: real_ask("sacct -n -P -X -o State -j 1")[1].count("RUNNING") == 2)
+    fake.start("1_0")
+    fake.start("1_1", NODES[1])
+    for number, question in enumerate(QUESTIONS):
+        found[number, question] = real_ask(question), fake_ask(question)
+        if question == "scancel 1_1":  # it takes a moment; the next task then starts
+            until(lambda: "CANCELLED" in real_ask("squeue -h -r -t all -o %T -j 1_1")[1])
+            until(lambda: "CANCELLED" in real_ask("sacct -n -P -X -o State -j 1_1")[1])
+    cluster.stop_controller()
+    fake.controller(up=False)
+    for number, question in enumerate(WITHOUT_CONTROLLER):
+        found[100 + number, question] = real_ask(question), fake_ask(question)
+    cluster.start_controller()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "question"),
+    [(-1, "sbatch {script}"), *enumerate(QUESTIONS), *((100 + n, q) for n, q in enumerate(WITHOUT_CONTROLLER))],
+)
+def test_the_fake_answers_as_the_real_one(
+    answers: dict[tuple[int, str], tuple[tuple[int, str, str], tuple[int, str, str]]], number: int, question: str
+) -> None:
+    real, fake = answers[number, question]
+    assert (fake[0], compared(fake[1], question), fake[2]) == (real[0], compared(real[1], question), real[2])
+
+
+def test_without_accounting_both_refuse_alike(tmp_path: Path) -> None:
+    require_slurm()
+    fake = FakeSlurm(tmp_path / "fake")
+    question = "sacct -o JobID,State,NodeList --parsable2 -j 1"
+    with LoopbackCluster(ClusterOptions(nodes=1)) as off:
+        real = asker(off.env, tmp_path)(question)
+    assert real == asker({**os.environ, "PATH": f"{fake.bin}{os.pathsep}{os.environ['PATH']}"}, tmp_path)(question)
+
+
+# -- without a real one ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    made = FakeSlurm(tmp_path / "fake")
+    made.on_path(monkeypatch)
+    return made
+
+
+def test_submitit_submits_an_array_to_it(fake: FakeSlurm, tmp_path: Path) -> None:
+    executor = submitit.SlurmExecutor(folder=tmp_path / "log")
+    executor.update_parameters(time=7, array_parallelism=2)
+    jobs = executor.map_array(abs, [1, 2, 3])
+    assert [job.job_id for job in jobs] == list(fake.states()) == ["1_0", "1_1", "1_2"]
+    task = fake.jobs()["1_1"]
+    assert (task.options["time"], task.limit) == ("7", 2)
+    assert "submitit.core._submit" in task.script
+
+
+def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeSlurm(tmp_path / "fake", accounting=True)
+    fake.on_path(monkeypatch)
+    (tmp_path / "job.sh").write_text("#!/bin/sh\n#SBATCH --array=0-499%3\n")
+    for _ in range(2):
+        subprocess.run(["sbatch", str(tmp_path / "job.sh")], check=True, capture_output=True)
+    fake.start("1_0")
+    fake.finish("1_1", "TIMEOUT")
+    fake.purge("1_1")
+    fake.forget_calls()
+    found = Scheduler().states([f"{array}_{task}" for array in (1, 2) for task in range(500)])
+    assert [call[0] for call in fake.calls()] == ["squeue", "sacct"]
+    assert (found["1_0"].stage, found["1_1"].kind, found["2_499"].stage) == ("running", "timeout", "queued")
+
+
+def test_a_requeued_task_knows_it_and_a_signal_is_remembered(fake: FakeSlurm, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text("#!/bin/sh\n")
+    subprocess.run(["sbatch", str(tmp_path / "job.sh")], check=True, capture_output=True)
+    fake.start("1")
+    subprocess.run(["scancel", "--signal=USR2", "1"], check=True)
+    subprocess.run(["scontrol", "requeue", "1"], check=True)
+    told = subprocess.run(["scontrol", "--json", "show", "job", "1"], check=True, capture_output=True).stdout
+    (job,) = json.loads(told)["jobs"]
+    assert (job["job_state"], job["restart_cnt"], fake.jobs()["1"].signals) == (["PENDING"], 1, ["USR2"])
+
+
+def test_what_it_does_not_know_it_refuses(fake: FakeSlurm) -> None:
+    done = subprocess.run(["squeue", "--steps"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (70, "the fake SLURM does not know: --steps\n")
