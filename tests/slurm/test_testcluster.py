@@ -227,16 +227,20 @@ def test_up_detached_and_down_from_the_command_line() -> None:
     command = [sys.executable, "-m", "slurm.testcluster"]
     size = ["--nodes", "1", "--gpus", "0", "--cpus", "2", "--memory-mb", "100"]
     up = subprocess.run(
-        [*command, "up", "--detach", "--folder", folder, *size], cwd=ROOT, capture_output=True, text=True
+        [*command, "up", "--detach", "--folder", folder, *size], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert f"export SLURM_CONF={folder}/slurm.conf\n" in up.stdout, up.stderr
     env = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}
-    nodes = subprocess.run(["sinfo", "-h", "-o", "%D %c %m %G"], env=env, capture_output=True, text=True).stdout
+    nodes = subprocess.run(
+        ["sinfo", "-h", "-o", "%D %c %m %G"], env=env, capture_output=True, text=True, timeout=60
+    ).stdout
     assert nodes == "1 2 100 (null)\n"
-    again = subprocess.run([*command, "up", "--folder", folder], cwd=ROOT, capture_output=True, text=True)
+    again = subprocess.run([*command, "up", "--folder", folder], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (again.returncode, again.stderr) == (2, f"error: test cluster: {folder} is not empty\n")
     for code in (0, 2):
-        down = subprocess.run([*command, "down", "--folder", folder], cwd=ROOT, capture_output=True, text=True)
+        down = subprocess.run(
+            [*command, "down", "--folder", folder], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
         assert down.returncode == code
     assert down.stderr == f"error: no test cluster lives in {folder}\n"
     assert not Path(folder).exists()
