@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,8 +92,10 @@ class Daemons:
     def close(self) -> None:
         """End everything and wait for it; safe to call again."""
         if self._supervisor.stdin is not None and not self._supervisor.stdin.closed:
-            self._supervisor.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._supervisor.stdin.close()
         self._supervisor.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)  # as the supervisor does, unless somebody has killed it
         if self._supervisor.stdout is not None:
             self._supervisor.stdout.close()
 

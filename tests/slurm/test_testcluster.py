@@ -210,6 +210,17 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path) -> None:
     assert not Path(folder).exists()
 
 
+def test_a_cluster_whose_supervisor_was_killed_is_gone_and_can_be_closed() -> None:
+    require_slurm()
+    with LoopbackCluster(ClusterOptions(nodes=1)) as own:
+        pids = descendants([own.supervisor_pid])
+        os.kill(own.supervisor_pid, signal.SIGKILL)
+        until(lambda: all(map(is_gone, pids)))
+        with pytest.raises(BackendError, match="it has been stopped"):
+            own.start_node(0)
+    assert not own.folder.exists()
+
+
 def test_a_failure_while_starting_leaves_nothing_and_says_why(tmp_path: Path) -> None:
     require_slurm()
     folder = Path(f"/tmp/sc{os.getpid()}")
