@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -292,10 +292,16 @@ def _launch(
     except KeyboardInterrupt:
         print("the workers have stopped; the same command goes on from here", file=sys.stderr)
         raise
-    wanted = {item.run.id for item in planned}
-    runs = [run for run in observe_study(study_dir) if run.run.id in wanted]
+    return _outcome(options, study_dir, {item.run.id for item in planned}, report=options.report)
+
+
+def _outcome(
+    options: argparse.Namespace, study_dir: Path, ids: Collection[str] | None, *, report: bool
+) -> tuple[Any, int]:
+    """How the runs of a launch have ended (none: all of the study), and the report if it is wanted here."""
+    runs = [run for run in observe_study(study_dir) if ids is None or run.run.id in ids]
     _say(options, _status_table(runs))
-    if options.report:
+    if report:
         _say(options, f"report: {_write_report(study_dir, None)}")
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
@@ -341,12 +347,7 @@ def _launch_on_slurm(
     except KeyboardInterrupt:
         print("the jobs go on without this terminal; `cancel` stops them", file=sys.stderr)
         raise
-    runs = [run for run in observe_study(study_dir) if run.run.id in ids]
-    _say(options, _status_table(runs))
-    if options.report:
-        _say(options, f"report: {_write_report(study_dir, None)}")
-    failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
-    return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
+    return _outcome(options, study_dir, ids, report=options.report)
 
 
 def _site(choice: BackendChoice) -> Site:
@@ -385,10 +386,7 @@ def _launch_remotely(options: argparse.Namespace, study_dir: Path, choice: Backe
         raise
     if not observe_study(study_dir) or job.has_failed():
         raise BackendError(f"the launcher on the cluster ended with: {job.last_line()}")
-    runs = observe_study(study_dir)
-    _say(options, _status_table(runs))
-    failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
-    return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
+    return _outcome(options, study_dir, None, report=False)  # the launcher there has written it
 
 
 def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec], Path]:
