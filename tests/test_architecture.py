@@ -32,7 +32,7 @@ ALLOWED = {
     "jobs": (*BOTTOM, *TEXT, "seqlm", "jobs"),
     "slurm": (*BOTTOM, "jobs", "slurm"),
     "analysis": (*BOTTOM, "analysis"),
-    "benchmarks": (*BOTTOM, "seqlm.models", "seqlm.training", "jobs", "benchmarks"),
+    "benchmarks": (*BOTTOM, "seqlm.models", "seqlm.training", "jobs", "slurm", "benchmarks"),
     "launch": (*BOTTOM, *TEXT, "seqlm", "jobs", "slurm", "analysis"),
 }
 """Part -> the parts it may import from. ``seqlm`` alone means its version and place."""
