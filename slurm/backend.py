@@ -97,7 +97,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
     assert prepared.code is not None, "there is something to do"
     todo = in_queue_order(prepared, study_dir.parent)
     found = batches(todo, prepared.resources, settings, max_array_size())
-    submitter = Submitter(study_dir=study_dir, settings=settings, code=prepared.code, paths=prepared.paths, env={})
+    submitter = Submitter(study_dir=study_dir, settings=settings, code=prepared.code, paths=prepared.paths)
     make_directory(study_dir / "slurm")
     write_json(_table_file(study_dir), dict(table))
     attempts = {item.run.id: item.run.last_attempt() + 1 for item in todo}
@@ -111,7 +111,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
         # Before the jobs can start: they look whether their runs are theirs.
         write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
         nice = min(highest - batch.resources.priority, 10_000)
-        submitted = submitter.submit(batch, folder, parallelism=parallelism, nice=nice, dependency=None)
+        submitted = submitter.submit(batch, folder, parallelism=parallelism, nice=nice)
         jobs = {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
         write_jobs(study_dir, jobs, {})
         record(batch, submitted, prepared.code, attempts)
@@ -133,7 +133,7 @@ def scripts(
     """The sbatch scripts that :func:`submit` would submit, one for each array."""
     todo = [item for item in planned if item.action != "skip"]
     found = batches(todo, resources, settings, max_array_size())
-    submitter = Submitter(study_dir=study_dir, settings=settings, code=live_code(), paths={}, env={})
+    submitter = Submitter(study_dir=study_dir, settings=settings, code=live_code(), paths={})
     folder = study_dir.absolute() / "slurm" / "0000"
     return [
         submitter.script(batch, folder, parallelism=parallelism)

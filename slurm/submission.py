@@ -61,17 +61,15 @@ class Submitter:
     code: Code
     paths: Mapping[str, Path | None]
     """Corpus of each run, by run id."""
-    env: Mapping[str, str]
-    """Further variables for the workers."""
 
-    def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, dependency: str | None) -> list[str]:
+    def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int) -> list[str]:
         """Submit one array; returns the id of each of its jobs. ``folder`` is its own and new.
 
         Raises:
             BackendError: sbatch refuses it; the line says what it said.
         """
         make_directory(folder)
-        executor = self._executor(batch, folder, parallelism=parallelism, nice=nice, dependency=dependency)
+        executor = self._executor(batch, folder, parallelism=parallelism, nice=nice)
         plans = []
         for number, runs in enumerate(batch.jobs):
             plans.append(folder / f"job-{number}.json")
@@ -88,12 +86,12 @@ class Submitter:
 
     def script(self, batch: Batch, folder: Path, *, parallelism: int) -> str:
         """The sbatch script that :meth:`submit` would submit."""
-        executor = self._executor(batch, folder, parallelism=parallelism, nice=0, dependency=None)
+        executor = self._executor(batch, folder, parallelism=parallelism, nice=0)
         if len(batch.jobs) > 1:
             executor.parameters["map_count"] = len(batch.jobs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, "plan"))
 
-    def _executor(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, dependency: str | None) -> Any:
+    def _executor(self, batch: Batch, folder: Path, *, parallelism: int, nice: int) -> Any:
         import submitit  # half a second, which only who submits waits for
 
         settings, resources = self.settings, batch.resources
@@ -131,7 +129,6 @@ class Submitter:
             mail_user=settings.mail_user,
             mail_type=settings.mail_type,
             signal_delay_s=settings.signal_before_s,
-            dependency=dependency,
             array_parallelism=parallelism,
             setup=[path, *settings.setup],
             srun_args=["--kill-on-bad-exit=1", *settings.srun_args],
@@ -154,7 +151,7 @@ class Submitter:
         )
 
     def _env(self, item: Planned) -> dict[str, str]:
-        env = {**self.settings.env, **self.env, "PYTHONUNBUFFERED": "1", **KEEP_MEMORY}
+        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **KEEP_MEMORY}
         data = self.paths.get(item.run.id)
         if data is not None:
             env["SEQLM_DATA"] = str(data.absolute())

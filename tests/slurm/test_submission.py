@@ -36,7 +36,7 @@ def every(items: list[Planned], resources: Resources) -> dict[str, Resources]:
 
 
 def submitter(folder: Path, settings: SlurmSettings) -> Submitter:
-    return Submitter(study_dir=folder, settings=settings, code=CODE, paths={}, env={})
+    return Submitter(study_dir=folder, settings=settings, code=CODE, paths={})
 
 
 @pytest.fixture
@@ -156,9 +156,7 @@ def test_what_sbatch_says_is_told_in_one_line(tmp_path: Path, srun: Path) -> Non
     items = planned(tmp_path, 2)
     (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
     with pytest.raises(BackendError, match=r"^sbatch refuses the job: .*Invalid account$"):
-        submitter(tmp_path, SlurmSettings()).submit(
-            batch, tmp_path / "slurm" / "0001", parallelism=1, nice=0, dependency=None
-        )
+        submitter(tmp_path, SlurmSettings()).submit(batch, tmp_path / "slurm" / "0001", parallelism=1, nice=0)
 
 
 def test_a_machine_without_srun_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +173,7 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     items = planned(tmp_path, 3)
     (batch,) = batches(items, every(items, WHOLE), SlurmSettings(retries=5), max_array_size=1000)
     folder = tmp_path / "slurm" / "0001"
-    jobs = submitter(tmp_path, SlurmSettings(retries=5)).submit(batch, folder, parallelism=9, nice=0, dependency=None)
+    jobs = submitter(tmp_path, SlurmSettings(retries=5)).submit(batch, folder, parallelism=9, nice=0)
     assert jobs == ["77_0", "77_1", "77_2"]
     assert (tmp_path / "calls").read_text() == "x\n"
     pickled = (folder / "77_1_submitted.pkl").read_bytes()
