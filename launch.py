@@ -512,7 +512,7 @@ def _report(options: argparse.Namespace) -> tuple[Any, int]:
 def _write_report(study_dir: Path, output: Path | None) -> Path:
     from analysis.report import write_report  # pandas and matplotlib: a second that only the report needs
 
-    return write_report(study_dir, output)
+    return write_report(study_dir, output=output)
 
 
 def _doctor(options: argparse.Namespace) -> tuple[Any, int]:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis import look
+from analysis.chart import run_mark
 from analysis.curve import Progress, Values
 
 CUT_FACTOR = 5.0
@@ -97,6 +98,8 @@ class Mark:
     y: float
     text: str
     colour: str
+    run: int | None = None
+    """Number of the run, with which the mark hides."""
 
 
 MARK_HEIGHT, MARK_GAP, MARK_SHIFT = 8.5, 5.0, 2.0
@@ -148,7 +151,7 @@ def spread(heights: Sequence[float], distance: float) -> list[float]:
 
 def _write_mark(axes: Axes, mark: Mark, shift: float) -> None:
     moved = abs(shift) > MARK_SHIFT
-    axes.annotate(
+    written = axes.annotate(
         mark.text,
         (mark.x, mark.y),
         xytext=(MARK_GAP + (6 if moved else 0), shift),
@@ -162,3 +165,7 @@ def _write_mark(axes: Axes, mark: Mark, shift: float) -> None:
         arrowprops={"arrowstyle": "-", "color": mark.colour, "linewidth": 0.6, "shrinkB": 2} if moved else None,
         zorder=4,
     )
+    if mark.run is not None:
+        written.set_gid(run_mark(mark.run))
+        if written.arrow_patch is not None:
+            written.arrow_patch.set_gid(run_mark(mark.run))

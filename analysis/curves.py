@@ -7,7 +7,6 @@ each over epochs and over wall-clock time.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from matplotlib.lines import Line2D
 from analysis import look, units
 from analysis.axes import Mark, Scale, label_perplexity, label_progress, place_numbers, scale_for, shared_cut
 from analysis.captions import all_runs_caption, panels_caption, spoken
+from analysis.chart import Chart, Line, Panel, key_mark, run_mark
 from analysis.curve import Curve, Progress, curves_of, time_unit
 from analysis.load import Study
 
@@ -24,17 +24,6 @@ WIDTH_INCHES = 7.6
 PANEL_COLUMNS = 3
 PANEL_CUT_FACTOR = 100.0
 """A run's own panel ends at this many times its best validation perplexity."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A figure with its caption. ``name`` is the stem of its files and its anchor on the page."""
-
-    name: str
-    title: str
-    """First words of the caption."""
-    caption: str
-    figure: Figure
 
 
 def learning_curves(study: Study) -> list[Chart]:
@@ -74,7 +63,17 @@ def all_runs_chart(study: Study, curves: list[Curve], progress: Progress) -> Cha
         title=f"Validation perplexity over {spoken(progress)}",
         caption=all_runs_caption(study, drawn, scale, progress),
         figure=figure,
+        panels=[Panel(axes=axes, lines=[_line(curve) for curve in drawn], x_name=time_name(study, progress))],
     )
+
+
+def _line(curve: Curve) -> Line:
+    return Line(label=curve.reference, x=curve.progress, y=curve.val_ppl, run=curve.number)
+
+
+def time_name(study: Study, progress: Progress) -> str:
+    """What stands before a value of the horizontal axis under the pointer."""
+    return "epoch" if progress == "epochs" else time_unit(study)[1]
 
 
 def _draw(axes: Axes, curve: Curve) -> None:
@@ -87,6 +86,7 @@ def _draw(axes: Axes, curve: Curve) -> None:
         linestyle=style.dashes,
         marker=style.marker,
         markevery=(curve.number % spacing, spacing),
+        gid=run_mark(curve.number),
     )
     _mark_end(axes, curve)
 
@@ -96,7 +96,15 @@ def _mark_end(axes: Axes, curve: Curve) -> None:
     there = np.flatnonzero(np.isfinite(curve.val_ppl))
     if curve.ended_early and len(there):
         last = there[-1]
-        axes.plot(curve.progress[last], curve.val_ppl[last], "x", color=curve.style.colour, markersize=7, mew=2)
+        axes.plot(
+            curve.progress[last],
+            curve.val_ppl[last],
+            "x",
+            color=curve.style.colour,
+            markersize=7,
+            mew=2,
+            gid=run_mark(curve.number),
+        )
 
 
 def _number_mark(curve: Curve, scale: Scale) -> Mark:
@@ -105,10 +113,12 @@ def _number_mark(curve: Curve, scale: Scale) -> Mark:
     last = finite[-1]
     if curve.val_ppl[last] <= scale.high:
         x, y = curve.progress[last], curve.val_ppl[last]
-        return Mark(x=x, y=y, text=str(curve.number), colour=curve.style.colour)
+        return Mark(x=x, y=y, text=str(curve.number), colour=curve.style.colour, run=curve.number)
     shown = [index for index in finite if curve.val_ppl[index] <= scale.high]
     leaves = finite[np.searchsorted(finite, shown[-1]) + 1] if shown else finite[len(finite) // 2]
-    return Mark(x=curve.progress[leaves], y=scale.high, text=f"{curve.number} ▲", colour=curve.style.colour)
+    return Mark(
+        x=curve.progress[leaves], y=scale.high, text=f"{curve.number} ▲", colour=curve.style.colour, run=curve.number
+    )
 
 
 def _legend_columns(curves: list[Curve]) -> list[list[Line2D]]:
@@ -128,7 +138,15 @@ def _legend_columns(curves: list[Curve]) -> list[list[Line2D]]:
 
 def _legend_entry(curve: Curve) -> Line2D:
     style = curve.style
-    return Line2D([], [], color=style.colour, linestyle=style.dashes, marker=style.marker, label=curve.label)
+    return Line2D(
+        [],
+        [],
+        color=style.colour,
+        linestyle=style.dashes,
+        marker=style.marker,
+        label=curve.label,
+        gid=key_mark(curve.number),
+    )
 
 
 def _add_legend(figure: Figure, columns: list[list[Line2D]]) -> None:
@@ -142,7 +160,11 @@ def _add_legend(figure: Figure, columns: list[list[Line2D]]) -> None:
         labelspacing=0.3,
         columnspacing=2.4,
     )
-    for text in legend.get_texts():
+    for entry, line, text in zip(
+        (entry for column in columns for entry in column), legend.get_lines(), legend.get_texts(), strict=True
+    ):
+        line.set_gid(entry.get_gid())
+        text.set_gid(entry.get_gid())
         if text.get_text() in units.ARCHITECTURES.values():
             text.set_fontweight("bold")
 
@@ -184,16 +206,30 @@ def panels_chart(study: Study, curves: list[Curve], progress: Progress) -> Chart
         title=f"Training and validation perplexity of each run over {spoken(progress)}",
         caption=panels_caption(study, curves, scales, progress),
         figure=figure,
+        panels=[
+            Panel(axes=axes, lines=_panel_lines(curve), x_name=time_name(study, progress))
+            for axes, curve in zip(grid.flat, curves, strict=False)
+        ],
     )
+
+
+def _panel_lines(curve: Curve) -> list[Line]:
+    return [
+        Line(label=f"{curve.reference}, {what}", x=curve.progress, y=values, run=curve.number)
+        for what, values in (("training", curve.train_ppl), ("validation", curve.val_ppl))
+    ]
 
 
 def _draw_panel(axes: Axes, curve: Curve) -> Scale:
     both = [curve.train_ppl, curve.val_ppl]
     best = np.nanmin(curve.val_ppl) if np.isfinite(curve.val_ppl).any() else math.inf
     scale = scale_for(both, cut_at=max(PANEL_CUT_FACTOR * best, float(np.nanmin(np.concatenate(both)))))
-    axes.plot(curve.progress, curve.train_ppl, color=curve.style.colour, linestyle=(0, (3, 1.5)), linewidth=1.1)
+    gid = run_mark(curve.number)
+    axes.plot(
+        curve.progress, curve.train_ppl, color=curve.style.colour, linestyle=(0, (3, 1.5)), linewidth=1.1, gid=gid
+    )
     lone = "o" if len(curve.progress) == 1 else ""
-    axes.plot(curve.progress, curve.val_ppl, color=curve.style.colour, marker=lone)
+    axes.plot(curve.progress, curve.val_ppl, color=curve.style.colour, marker=lone, gid=gid)
     _mark_end(axes, curve)
     label_perplexity(axes, scale, "Perplexity", most_ticks=5)
     axes.set_title(curve.label, loc="left", fontweight="bold", fontsize=8)

@@ -41,11 +41,15 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
 
 
 def inline_svg(svg: bytes, prefix: str) -> str:
-    """An SVG file as an element of an HTML page: its ids made unique, in the page's font and colours."""
+    """An SVG file as an element of an HTML page: its ids made unique, in the page's font and colours.
+
+    What is drawn for a run becomes ``data-run``, its entry in a legend ``data-key``, with the run's number.
+    """
     text = svg.decode("utf-8")
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href=", "href=")
+    text = re.sub(r'\bid="(run|key)-(\d+)"', r'data-\1="\2"', text)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)

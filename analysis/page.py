@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,31 +13,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis import look, units
-from analysis.curves import Chart
+from analysis.chart import Chart
 from analysis.figure_files import FORMATS as FIGURE_FORMATS
 from analysis.load import Study
-from analysis.run_files import LogTail
+from analysis.section import Section, labels
 from analysis.table_text import Table, escape_markdown, longest_run_of_backticks, markdown_code
-from analysis.tables import Coverage, best_runs, coverage
+from analysis.tables import best_runs
 
 TABLE_FORMATS = {"csv": "CSV", "tex": "LaTeX", "md": "Markdown"}
-DATA_FILES = ("data/runs.csv", "data/runs.json", "data/epochs.csv", "data/epochs.json")
 
 STATES = ("done", "running", "queued", "pending", "cancelled", "failed", "absent")
 """States in the order in which they are counted up; ``absent`` is a run of the manifest without a directory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenRun:
-    """A run that has no result, and why."""
-
-    number: int
-    name: str
-    state: str
-    reason: str
-    facts: list[tuple[str, str]]
-    """What more is known: place of the failure, epochs finished, best perplexity so far."""
-    log_tail: LogTail | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +40,32 @@ class Page:
     """What the header says of where the results come from."""
     best: list[tuple[str, str, int, str]]
     """Architecture, perplexity, number and name of each best run."""
-    coverage: Coverage
-    results: Table
-    charts: list[Chart]
-    open_runs: list[OpenRun]
-    hyperparameters: Table
+    runs: list[tuple[int, str, str, str]]
+    """Number, name, architecture and optimizer of each run that figures show, for hiding it."""
+    sections: list[Section]
+    labels: dict[str, str]
+    """``Table 3`` or ``Figure 1`` of each table and figure."""
+    data_files: list[str]
+    """Files of the report's folder that hold the data behind it."""
+
+    @property
+    def tables(self) -> list[Table]:
+        return [table for section in self.sections for table in section.tables]
+
+    @property
+    def charts(self) -> list[Chart]:
+        return [chart for section in self.sections for chart in section.charts]
 
 
-def page_of(study: Study, results: Table, hyperparameters: Table, charts: list[Chart]) -> Page:
-    """Put the page together."""
+def page_of(study: Study, sections: Sequence[Section], data_files: Sequence[str]) -> Page:
+    """Put the page together; sections without a block are left out."""
     runs = study.runs.to_dict("records")
     states = [(run["number"], run["name"], run["state"]) for run in runs]
-    states = sorted([*states, *((number, "no run directory", "absent") for number in study.absent)])
+    states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
     counted = Counter(state for _, _, state in states)
     best = best_runs(study.runs).to_dict("records")
+    kept = [section for section in sections if section.blocks]
+    drawn = {line.run for section in kept for chart in section.charts for panel in chart.panels for line in panel.lines}
     return Page(
         study=study,
         done=counted["done"],
@@ -73,11 +73,14 @@ def page_of(study: Study, results: Table, hyperparameters: Table, charts: list[C
         counts=[(state, counted[state]) for state in STATES if counted[state]],
         origin=_origin(study),
         best=[(units.architecture(r["arch"]), units.perplexity(r["val_ppl"]), r["number"], r["name"]) for r in best],
-        coverage=coverage(study),
-        results=results,
-        charts=charts,
-        open_runs=_open_runs(study),
-        hyperparameters=hyperparameters,
+        runs=[
+            (run["number"], run["name"], units.architecture(run["arch"]), units.optimizer(run["optimizer"]))
+            for run in runs
+            if run["number"] in drawn
+        ],
+        sections=kept,
+        labels=labels(kept),
+        data_files=list(data_files),
     )
 
 
@@ -94,45 +97,6 @@ def _origin(study: Study) -> list[tuple[str, list[str]]]:
     return [(title, values or ["not recorded"]) for title, values in facts]
 
 
-def _open_runs(study: Study) -> list[OpenRun]:
-    found = [
-        OpenRun(
-            number=run["number"],
-            name=run["name"],
-            state=run["state"],
-            reason=_reason(run),
-            facts=_facts(run),
-            log_tail=study.log_tails.get(run["id"]),
-        )
-        for run in study.runs.to_dict("records")
-        if run["state"] != "done"
-    ]
-    reason = "The manifest has a run at this place, but there is no run directory for it here."
-    absent = [
-        OpenRun(number=number, name="", state="absent", reason=reason, facts=[], log_tail=None)
-        for number in study.absent
-    ]
-    return sorted([*found, *absent], key=lambda run: run.number)
-
-
-def _reason(run: dict[Any, Any]) -> str:
-    if isinstance(run["reason"], str) and run["reason"]:
-        return run["reason"]
-    return {"running": "At work while this report was written.", "queued": "Waits for its turn."}.get(
-        run["state"], "Not started yet." if run["epochs_done"] == 0 else "No reason recorded."
-    )
-
-
-def _facts(run: dict[Any, Any]) -> list[tuple[str, str]]:
-    facts = [("Epochs finished", f"{run['epochs_done']} of {units.plain_value(run['train.epochs'])}")]
-    if units.is_number(run["val_ppl"]):
-        best = f"{units.perplexity(run['val_ppl'])} (epoch {run['best_epoch'] + 1})"
-        facts.append(("Best validation perplexity so far", best))
-    if isinstance(run["failure_where"], str):
-        facts.append(("Where", run["failure_where"]))
-    return facts
-
-
 # -- templates -----------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +105,10 @@ def render_html(page: Page, inline_figures: dict[str, str]) -> str:
     figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
     environment = _environment(html=True)
     environment.filters.update(sortable=_sortable)
-    return environment.get_template("index.html.j2").render(_variables(page), figures=figures)
+    pointers = {chart.name: chart.pointer_data() for chart in page.charts if chart.panels}
+    return environment.get_template("index.html.j2").render(
+        _variables(page), figures=figures, pointers=_script_json(pointers)
+    )
 
 
 def render_markdown(page: Page) -> str:
@@ -168,9 +135,14 @@ def _variables(page: Page) -> dict[str, Any]:
         "study": page.study,
         "figure_formats": FIGURE_FORMATS,
         "table_formats": TABLE_FORMATS,
-        "data_files": DATA_FILES,
         "line_colours": look.line_colours(),
     }
+
+
+def _script_json(data: Any) -> Markup:
+    """JSON for the inside of a script element, which no text in it can end."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
 
 
 def _sortable(value: Any) -> str:

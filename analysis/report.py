@@ -11,10 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.coverage import coverage
 from analysis.curves import learning_curves
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
 from analysis.load import Study, load_study
+from analysis.open_runs import open_runs
 from analysis.page import page_of, render_html, render_markdown
+from analysis.section import Prose, Section
 from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import make_directory
@@ -23,19 +26,20 @@ SIGNATURE = ("index.html", "report.md", "data/runs.json")
 """Files by which a folder is known to be a report."""
 
 
-def write_report(study_dir: Path, output: Path | None = None) -> Path:
-    """Write the report of the runs below ``study_dir`` and return the path of its page.
+def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
+    """Write the report of the runs below each of ``study_dirs`` and return the path of its page.
 
-    ``output`` (default: ``report`` in the study's folder) is replaced as a whole, with whatever else was put there.
-    The new report is built beside it and swapped in, so a reader never sees half of one; when anything goes wrong
-    the old one stays. The same files give the same report, byte for byte.
+    ``output`` (default: ``report`` in the study's folder, for several studies beside their folders) is replaced as a
+    whole, with whatever else was put there. The new report is built beside it and swapped in, so a reader never sees
+    half of one; when anything goes wrong the old one stays. The same files give the same report, byte for byte.
 
     Raises:
-        UsageError: the folder holds no runs, or ``output`` holds files that are no report.
+        UsageError: a folder holds no runs or is given twice, or ``output`` holds files that are no report.
         FileError: the report cannot be written.
     """
-    study = load_study(study_dir)
-    target = (output or study_dir / "report").resolve()
+    folder = output or (study_dirs[0] if len(study_dirs) == 1 else study_dirs[0].parent) / "report"
+    study = load_study(*study_dirs)
+    target = folder.resolve()
     _check_replaceable(target)
     files = report_files(study)
     make_directory(target.parent)
@@ -49,26 +53,45 @@ def write_report(study_dir: Path, output: Path | None = None) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise FileError.from_os_error("write report", target, error) from None
-    return (output or study_dir / "report") / "index.html"
+    return folder / "index.html"
+
+
+def report_sections(study: Study) -> list[Section]:
+    """Everything below the report's header, in its order."""
+    curves = learning_curves(study)
+    nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
+    unfinished = open_runs(study)
+    return [
+        Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
+        Section(name="results", title="Results", blocks=[results_table(study)]),
+        Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
+        Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
+        Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
+    ]
 
 
 def report_files(study: Study) -> dict[str, bytes]:
     """Every file of the report by its path in the report's folder."""
-    results, hyperparameters = results_table(study), hyperparameters_table(study)
-    charts = learning_curves(study)
-    page = page_of(study, results, hyperparameters, charts)
-    figures = {f"figures/{chart.name}.{kind}": figure_bytes(chart.figure, kind) for chart in charts for kind in FORMATS}
-    inline = {chart.name: inline_svg(figures[f"figures/{chart.name}.svg"], chart.name) for chart in charts}
-    texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page)}
-    for table in (results, hyperparameters):
+    data = _data_files(study)
+    page = page_of(study, report_sections(study), list(data))
+    figures = {f"figures/{c.name}.{kind}": figure_bytes(c.figure, kind) for c in page.charts for kind in FORMATS}
+    inline = {chart.name: inline_svg(figures[f"figures/{chart.name}.svg"], chart.name) for chart in page.charts}
+    texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page), **data}
+    for table in page.tables:
         texts[f"tables/{table.name}.csv"] = table.to_csv()
         texts[f"tables/{table.name}.tex"] = table.to_latex()
         texts[f"tables/{table.name}.md"] = table.to_markdown()
     texts["tables/hyperparameters.csv"] = hyperparameters_csv(study)  # the shared ones too, which the page sums up
-    for name, data in (("runs", study.runs), ("epochs", study.epochs)):
-        texts[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
-        texts[f"data/{name}.json"] = _json(data)
     return {**{path: text.encode("utf-8", errors="replace") for path, text in texts.items()}, **figures}
+
+
+def _data_files(study: Study) -> dict[str, str]:
+    """The tables behind the report, at full precision."""
+    files = {}
+    for name, data in (("runs", study.runs), ("epochs", study.epochs)):
+        files[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
+        files[f"data/{name}.json"] = _json(data)
+    return files
 
 
 def _json(data: pd.DataFrame) -> str:

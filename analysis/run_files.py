@@ -31,6 +31,10 @@ class LoadedRun:
     """What the files of a run hold."""
 
     order: int | None
+    digits: str
+    """The first digits of the run's fingerprint: the end of its folder's name."""
+    setting_key: str | None
+    """The same for runs that differ in nothing but the seed; none where the configuration cannot be read."""
     row: dict[str, Any]
     epochs: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -75,6 +79,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
     tail = attempt(lambda: _log_tail(run), None) if observation.state in ("failed", "cancelled") else None
     return LoadedRun(
         order=order if isinstance(order, int) and order >= 0 else None,
+        digits=run.id.rpartition("-")[2],
+        setting_key=repr({**hyperparameters, "seed": None}) if hyperparameters else None,
         row=row,
         epochs=epochs,
         provenance=provenance,
@@ -103,8 +109,8 @@ def _failure_facts(failure: dict[str, Any], observation: Observation) -> dict[st
 
 def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
     """Best and final figures: what ``result.json`` says, and for a run without one what its epochs say."""
-    finite = [epoch for epoch in epochs if math.isfinite(_number_of(epoch["val_ppl"]))]
-    best = min(finite, key=lambda epoch: _number_of(epoch["val_ppl"]), default={})
+    finite = [epoch for epoch in epochs if math.isfinite(as_number(epoch["val_ppl"]))]
+    best = min(finite, key=lambda epoch: as_number(epoch["val_ppl"]), default={})
     final = epochs[-1] if epochs else {}
     final_epoch = result.get("final_epoch")
     return {
@@ -120,8 +126,9 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
     }
 
 
-def _number_of(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+def as_number(value: Any) -> float:
+    """A value of a file as a number; NaN for everything that is none."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def _command_line(command: Any) -> str | None:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -39,11 +39,17 @@ class Row:
 
     cells: list[Cell]
     code: str | None = None
+    run: int | None = None
+    """Number of the run that the row is about."""
+    anchor: str | None = None
+    """Id of the row on the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table with its caption. ``name`` is the stem of its files and its anchor on the page."""
+
+    kind: ClassVar[str] = "table"
 
     name: str
     title: str

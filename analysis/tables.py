@@ -1,9 +1,7 @@
-"""The tables of a study: coverage, results, hyperparameters."""
+"""The tables of a study: results and hyperparameters."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -89,7 +87,7 @@ def _result_row(run: dict[str, Any], *, bold: bool) -> Row:
         Cell(text=units.duration(run["wall_seconds"]), value=run["wall_seconds"]),
         Cell(text=run["state"], value=run["state"], kind="state"),
     ]
-    return Row(cells=cells)
+    return Row(cells=cells, run=run["number"], anchor=f"run-{run['number']}")
 
 
 # -- hyperparameters -----------------------------------------------------------------------------------------------
@@ -113,6 +111,7 @@ def hyperparameters_table(study: Study) -> Table:
                 *(Cell(text=units.plain_value(run[key]), value=run[key]) for key in keys),
             ],
             code=run["command"] if isinstance(run["command"], str) else None,
+            run=run["number"],
         )
         for run in _records(in_report_order(study.runs))
     ]
@@ -149,31 +148,6 @@ def _shared_value(column: pd.Series[Any]) -> str | None:
     """The value that all runs with this key have in common."""
     values = {units.plain_value(value) for value in column[_applies(column)]}
     return values.pop() if len(values) == 1 else None
-
-
-# -- coverage ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """Which architecture has been run with which optimizer, and how that went."""
-
-    optimizers: list[str]
-    lines: list[tuple[str, list[list[tuple[str, int]]]]]
-    """For each architecture, and in it for each optimizer: states with the number of runs in each."""
-
-
-def coverage(study: Study) -> Coverage:
-    """Count the states of the runs by architecture and optimizer, both in the report's order."""
-    runs = in_report_order(study.runs)
-    archs = [units.architecture(key) for key in runs["arch"]]
-    found = list(zip(archs, map(units.optimizer, runs["optimizer"]), runs["state"], strict=True))
-    known = [name for name in [*units.OPTIMIZERS.values(), units.UNKNOWN] if any(name == item[1] for item in found)]
-
-    def cell(arch: str, optimizer: str) -> list[tuple[str, int]]:
-        return list(Counter(state for a, o, state in found if (a, o) == (arch, optimizer)).items())
-
-    return Coverage(optimizers=known, lines=[(arch, [cell(arch, o) for o in known]) for arch in dict.fromkeys(archs)])
 
 
 def _records(runs: pd.DataFrame) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ def make_run(
     name: str | None = None,
     epochs: int = EPOCHS,
     done: bool = True,
+    seed: int = 1111,
     provenance: dict[str, Any] | None = None,
 ) -> RunDirectory:
     """Run ``order`` of ``PUBLISHED``, with so many finished epochs."""
@@ -62,6 +63,7 @@ def make_run(
             "data": {"corpus": "ptb"},
             "optim": {"optimizer": optimizer, "lr": lr},
             "train": {"epochs": EPOCHS, "batch_size": batch},
+            "seed": seed,
         }
     )
     run = RunDirectory.locate(study_dir, title, config.fingerprint())

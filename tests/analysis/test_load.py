@@ -100,9 +100,41 @@ def test_numbers_are_places_in_the_manifest_whatever_is_there(study: Study, tmp_
         make_run(tmp_path, order)
     partial = load_study(tmp_path)
     assert partial.runs["number"].tolist() == [2, 5, 9]
-    assert partial.absent == [1, 3, 4, 6, 7, 8]
+    assert [run.number for run in partial.absent] == [1, 3, 4, 6, 7, 8]
     numbers = dict(zip(study.runs["name"], study.runs["number"], strict=True))
     assert all(numbers[run["name"]] == run["number"] for run in partial.runs.to_dict("records"))
+
+
+def test_studies_reported_together_are_numbered_through(tmp_path: Path) -> None:
+    for study, order in (("one", 0), ("one", 4), ("two", 0), ("two", 2)):
+        make_run(tmp_path / study, order, provenance={"study": study})
+    both = load_study(tmp_path / "one", tmp_path / "two")
+    assert both.name == "one + two"
+    assert both.runs["number"].tolist() == [1, 5, 6, 8]
+    assert both.runs["id"].is_unique
+    assert [run.number for run in both.absent] == [2, 3, 4, 7]
+    for run_id in both.runs["id"]:
+        assert both.directory_of(run_id).config_file.is_file()
+        assert len(both.epochs_of(run_id)) == 40
+    with pytest.raises(UsageError, match="is given twice"):
+        load_study(tmp_path / "one", tmp_path / "two" / ".." / "one")
+
+
+def test_runs_that_differ_in_nothing_but_the_seed_are_one_setting(tmp_path: Path) -> None:
+    for order, seed in enumerate((1, 2, 3)):
+        make_run(tmp_path, 3, epochs=2, seed=seed, provenance={"order": order})
+    make_run(tmp_path, 4, epochs=2, provenance={"order": 3})
+    assert load_study(tmp_path).runs["setting"].tolist() == [1, 1, 1, 4]
+
+
+def test_times_and_gap_follow_from_the_epochs(study: Study) -> None:
+    run = study.runs.set_index("name").loc["gru-adam"]
+    epochs = study.epochs_of(run["id"])
+    assert run["gap"] == run["val_ppl"] - run["train_ppl"]
+    within = epochs[epochs["val_ppl"] <= 1.05 * epochs["val_ppl"].min()].iloc[0]
+    assert run["seconds_to_5pct"] == within["elapsed_seconds"]
+    assert 0 < run["seconds_to_5pct"] < run["wall_seconds"]
+    assert run["epoch_seconds"] == epochs["epoch_seconds"].median()
 
 
 def test_runs_that_claim_one_place_are_counted_through(tmp_path: Path) -> None:

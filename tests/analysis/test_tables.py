@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from analysis.coverage import coverage
 from analysis.load import Study, load_study
 from analysis.table_text import Cell, Column, Row, Table, escape_latex, escape_markdown, markdown_code
-from analysis.tables import best_runs, coverage, hyperparameters_csv, hyperparameters_table, results_table
+from analysis.tables import best_runs, hyperparameters_csv, hyperparameters_table, results_table
 from seqlm.rundir import write_json
 from tests.analysis.synthetic import DIVERGED, make_run
 
@@ -123,11 +124,26 @@ def test_a_command_is_quoted_so_that_it_can_be_pasted(tmp_path: Path) -> None:
     assert load_study(tmp_path).runs["command"].tolist() == ["python launch.py --only 'name=a b;rm'"]
 
 
-def test_coverage_counts_states_by_architecture_and_optimizer(study: Study) -> None:
+def test_coverage_groups_runs_by_architecture_optimizer_and_state(study: Study) -> None:
     found = coverage(study)
     assert found.optimizers == ["Adam", "SGD", "SGD schedule"]
-    assert found.lines[0] == ("RNN", [[("done", 1)], [("done", 1)], [("failed", 1)]])
-    assert found.lines[1][1][1] == [("pending", 1)]
+    arch, cells = found.lines[0]
+    assert (arch, [[(g.number, g.state, g.runs) for g in cell] for cell in cells]) == (
+        "RNN",
+        [[(1, "done", [1])], [(1, "done", [2])], [(1, "failed: diverged", [3])]],
+    )
+    assert [group.state for group in found.lines[1][1][1]] == ["pending"]
+
+
+def test_coverage_shows_what_the_manifest_excludes_and_what_is_absent(tmp_path: Path) -> None:
+    make_run(tmp_path, 3)
+    planned = {"number": 2, "name": "rnn-sgd", "fingerprint": "0" * 64, "arch": "rnn", "optimizer": "sgd"}
+    excluded = {"name": "gru-sgd", "arch": "gru", "optimizer": "sgd"}
+    write_json(tmp_path / "study.json", {"planned": [planned], "excluded": [excluded]})
+    study = load_study(tmp_path)
+    assert [(run.number, run.name) for run in study.absent] == [(1, ""), (2, "rnn-sgd"), (3, "")]
+    cells = {arch: [[g.state for g in cell] for cell in cells] for arch, cells in coverage(study).lines}
+    assert cells == {"RNN": [[], ["absent"]], "GRU": [["done"], ["excluded"]]}
 
 
 def test_latex_special_characters_are_escaped() -> None:

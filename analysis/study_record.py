@@ -1,0 +1,153 @@
+"""What a launch left in ``study.json`` for the report: the whole plan, published results, expectations, estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from seqlm.errors import FileError
+from seqlm.rundir import FINGERPRINT_DIGITS, read_json
+
+FILE = "study.json"
+
+Metric: TypeAlias = Literal[
+    "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
+]
+"""What an expectation compares: columns of the runs table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run of the manifest, whether it has a directory or not."""
+
+    number: int
+    name: str
+    digits: str
+    """The first digits of its fingerprint, which end its folder's name."""
+    arch: str | None
+    optimizer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExcludedRun:
+    """A combination that the manifest leaves out on purpose."""
+
+    name: str
+    arch: str | None
+    optimizer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What has been published of a run; NaN where nothing was."""
+
+    train_ppl: float
+    val_ppl: float
+    replications: tuple[float, float] | None
+    """Lowest and highest best validation perplexity of independent replications."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What was expected before the study: the lowest ``metric`` of some runs is below that of some others."""
+
+    text: str
+    metric: Metric
+    lower: tuple[str, ...]
+    """Fingerprints' first digits."""
+    higher: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """``study.json``, keyed by the first digits of fingerprints; empty for a study that has none."""
+
+    planned: list[PlannedRun] = field(default_factory=list)
+    excluded: list[ExcludedRun] = field(default_factory=list)
+    published: dict[str, Published] = field(default_factory=dict)
+    expectations: list[Expectation] = field(default_factory=list)
+    estimated_seconds: dict[str, float] = field(default_factory=dict)
+    """What ``plan`` would have said of each run when it was first launched."""
+
+
+def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
+    """The record, and a warning where it is damaged; whatever can be read of it is kept."""
+    try:
+        raw = read_json(study_dir / FILE)
+    except FileError as error:
+        return StudyRecord(), [str(error)]
+    if raw is None:
+        return StudyRecord(), []
+    planned = [
+        PlannedRun(
+            number=entry["number"],
+            name=str(entry.get("name", "")),
+            digits=_digits(entry.get("fingerprint")),
+            arch=_text(entry.get("arch")),
+            optimizer=_text(entry.get("optimizer")),
+        )
+        for entry in _tables(raw.get("planned"))
+        if isinstance(entry.get("number"), int)
+    ]
+    excluded = [
+        ExcludedRun(
+            name=str(entry.get("name", "")), arch=_text(entry.get("arch")), optimizer=_text(entry.get("optimizer"))
+        )
+        for entry in _tables(raw.get("excluded"))
+    ]
+    published = {_digits(key): _published(value) for key, value in _table(raw.get("published")).items()}
+    expectations = [
+        Expectation(
+            text=str(entry.get("text", "")),
+            metric=entry["metric"],
+            lower=tuple(map(_digits, entry.get("lower") or [])),
+            higher=tuple(map(_digits, entry.get("higher") or [])),
+        )
+        for entry in _tables(raw.get("expectations"))
+        if entry.get("metric") in get_args(Metric)
+    ]
+    estimates = {_digits(key): _number(_table(e).get("seconds")) for key, e in _table(raw.get("estimates")).items()}
+    return (
+        StudyRecord(
+            planned=planned,
+            excluded=excluded,
+            published=published,
+            expectations=expectations,
+            estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
+        ),
+        [],
+    )
+
+
+def _published(value: Any) -> Published:
+    table = _table(value)
+    found = table.get("replications")
+    pair = [_number(item) for item in found] if isinstance(found, list) else []
+    return Published(
+        train_ppl=_number(table.get("train_ppl")),
+        val_ppl=_number(table.get("val_ppl")),
+        replications=(pair[0], pair[1]) if len(pair) == 2 and all(map(math.isfinite, pair)) else None,
+    )
+
+
+def _digits(fingerprint: Any) -> str:
+    return str(fingerprint)[:FINGERPRINT_DIGITS]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _tables(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
