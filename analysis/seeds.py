@@ -50,7 +50,7 @@ def interval(perplexities: Sequence[float]) -> Interval:
 
     >>> found = interval([99.0, 100.0, 101.0])
     >>> round(found.centre, 2), round(found.low, 2), round(found.high, 2)
-    (100.0, 97.55, 102.51)
+    (100.0, 97.54, 102.51)
 
     Raises:
         ValueError: there are none, or one is not a positive finite number.
