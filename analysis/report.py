@@ -18,7 +18,7 @@ from analysis.load import Study, load_study
 from analysis.open_runs import open_runs
 from analysis.page import page_of, render_html, render_markdown
 from analysis.section import Prose, Section
-from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table
+from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table, settings_table
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import make_directory
 
@@ -63,7 +63,7 @@ def report_sections(study: Study) -> list[Section]:
     unfinished = open_runs(study)
     return [
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
-        Section(name="results", title="Results", blocks=[results_table(study)]),
+        Section(name="results", title="Results", blocks=[results_table(study), *filter(None, [settings_table(study)])]),
         Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),

@@ -9,6 +9,7 @@ losses of seeds are about normal (Student, 1908; Agarwal et al., 2021, on the tr
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,7 @@ class Setting:
     number: int
     """Number of its first run."""
     name: str
-    """Name of its first finished run."""
+    """Name of its first finished run, without the seed where it has several."""
     arch: str | None
     optimizer: str | None
     runs: list[int]
@@ -96,7 +97,7 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
         found.append(
             Setting(
                 number=int(str(number)),
-                name=rows[0]["name"],
+                name=_without_seed(rows[0]["name"]) if len(rows) > 1 else rows[0]["name"],
                 arch=rows[0]["arch"],
                 optimizer=rows[0]["optimizer"],
                 runs=[row["number"] for row in rows],
@@ -104,6 +105,10 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
             )
         )
     return found
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r"-seed\d+$", "", name) or name
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis import units
 from analysis.load import HYPERPARAMETERS, Study
+from analysis.seeds import Setting, clear_winners, finished, repeats_seeds, settings_of
 from analysis.table_text import Cell, Column, Row, Table
 
 ALWAYS_SHOWN = {
@@ -35,7 +36,7 @@ def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished run with the lowest validation perplexity of each architecture; all of them where they tie."""
-    done = runs[(runs["state"] == "done") & runs["val_ppl"].map(units.is_number)]
+    done = finished(runs)
     lowest = done.groupby("arch")["val_ppl"].transform("min")
     return in_report_order(done[done["val_ppl"] == lowest])
 
@@ -58,17 +59,87 @@ RESULT_COLUMNS = [
 
 
 def results_table(study: Study) -> Table:
-    """Train and validation perplexity of every run at its best epoch, the best of each architecture in bold."""
-    best = set(best_runs(study.runs)["id"])
+    """Train and validation perplexity of every run at its best epoch.
+
+    The best of each architecture is bold, unless seeds are repeated: then :func:`settings_table` says what is best.
+    """
+    repeated = repeats_seeds(study.runs)
+    best = set() if repeated else set(best_runs(study.runs)["id"])
     rows = [_result_row(run, bold=run["id"] in best) for run in _records(in_report_order(study.runs))]
+    bold = (
+        "What is best is told by the next table, from all seeds of a setting."
+        if repeated
+        else "Bold: lowest validation perplexity of each architecture among finished runs; each setting has one seed "
+        "(n = 1), so small differences may be chance."
+    )
     caption = (
         "No.: place in the manifest, the same throughout this report. Train, Valid., Test: perplexity, exp(mean loss "
         "per predicted token), at the epoch with the lowest validation perplexity (training with dropout on, the other "
         "two without). Best epoch: that epoch, counted from 1. Epochs: passes finished, of those planned. Time: wall "
-        "clock of all epochs. Bold: lowest validation perplexity of each architecture among finished runs. "
-        f"{units.MISSING}: not available."
+        f"clock of all epochs. {bold} {units.MISSING}: not available."
     )
     return Table(name="results", title="Perplexity of each run", caption=caption, columns=RESULT_COLUMNS, rows=rows)
+
+
+SETTING_COLUMNS = [
+    Column(key="number", title="No.", numeric=True),
+    Column(key="name", title="Setting"),
+    Column(key="architecture", title="Architecture"),
+    Column(key="optimizer", title="Optimizer"),
+    Column(key="n", title="n", numeric=True),
+    Column(key="val_ppl", title="Valid.", numeric=True),
+    Column(key="low", title="From", numeric=True),
+    Column(key="high", title="To", numeric=True),
+    Column(key="best_seed", title="Best seed", numeric=True),
+    Column(key="worst_seed", title="Worst seed", numeric=True),
+    Column(key="runs", title="Runs"),
+]
+
+
+def settings_table(study: Study) -> Table | None:
+    """Validation perplexity of each setting over its seeds; none where no setting has been finished with two."""
+    if not repeats_seeds(study.runs):
+        return None
+    settings = settings_of(study.runs)
+    bold = {setting.number for setting in clear_winners(settings)}
+    values = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
+
+    def place(setting: Setting) -> tuple[int, int, int]:
+        arch = units.rank(units.ARCHITECTURES, setting.arch)
+        return arch, units.rank(units.OPTIMIZERS, setting.optimizer), setting.number
+
+    rows = [
+        _setting_row(setting, [values[run] for run in setting.runs], bold=setting.number in bold)
+        for setting in sorted(settings, key=place)
+    ]
+    caption = (
+        "A setting: runs that differ in nothing but the seed; No.: its first run's. n: finished seeds. Valid.: "
+        "geometric mean over seeds of the best validation perplexity; From, To: its 95 % interval (Student's t on the "
+        "loss). Best, worst seed: the lowest and the highest of them. Runs: their numbers. Bold: lowest of its "
+        "architecture, where its interval overlaps with that of no other; a single seed counts as a point. "
+        f"{units.MISSING}: not available with one seed."
+    )
+    title = "Perplexity of each setting over its seeds"
+    return Table(name="settings", title=title, caption=caption, columns=SETTING_COLUMNS, rows=rows)
+
+
+def _setting_row(setting: Setting, seeds: list[float], *, bold: bool) -> Row:
+    found = setting.val_ppl
+    runs = " ".join(map(str, setting.runs))
+    cells = [
+        Cell(text=str(setting.number), value=setting.number),
+        Cell(text=setting.name, value=setting.name, bold=bold),
+        Cell(text=units.architecture(setting.arch), value=setting.arch),
+        Cell(text=units.optimizer(setting.optimizer), value=setting.optimizer),
+        Cell(text=str(found.n), value=found.n),
+        Cell(text=units.perplexity(found.centre), value=found.centre, bold=bold),
+        Cell(text=units.perplexity(found.low), value=found.low),
+        Cell(text=units.perplexity(found.high), value=found.high),
+        Cell(text=units.perplexity(min(seeds)), value=min(seeds)),
+        Cell(text=units.perplexity(max(seeds)), value=max(seeds)),
+        Cell(text=runs, value=runs),
+    ]
+    return Row(cells=cells)
 
 
 def _result_row(run: dict[str, Any], *, bold: bool) -> Row:
