@@ -57,6 +57,8 @@ from slurm.settings import read_settings
 SCHEMA_VERSION = 1
 EXIT_RUN_FAILED = 1
 EXIT_INTERRUPTED = 130
+REPORT_SECONDS = 10
+"""How often ``report --watch`` looks for news, and its page loads itself again."""
 CALIBRATION = Path(__file__).resolve().parent / "jobs" / "manifests" / "calibration.toml"
 
 
@@ -302,7 +304,7 @@ def _outcome(
     runs = [run for run in observe_study(study_dir) if ids is None or run.run.id in ids]
     _say(options, _status_table(runs))
     if report:
-        _say(options, f"report: {_write_report(study_dir, None)}")
+        _say(options, f"report: {_write_report([study_dir], None)}")
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 
@@ -503,16 +505,36 @@ def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
 
 
 def _report(options: argparse.Namespace) -> tuple[Any, int]:
-    study_dir = find_study(options.study, options.runs_dir)
-    page = _write_report(study_dir, options.output)
+    if options.watch and options.json:
+        raise UsageError("--watch writes the report again and again, --json prints one document; use one of them")
+    study_dirs = [find_study(name, options.runs_dir) for name in options.studies]
+    page = _watch_report(options, study_dirs) if options.watch else _write_report(study_dirs, options.output)
     _say(options, str(page))
-    return {"study": study_dir.name, "report": str(page)}, 0
+    names = [study_dir.name for study_dir in study_dirs]
+    return {"study": names[0], "studies": names, "report": str(page)}, 0
 
 
-def _write_report(study_dir: Path, output: Path | None) -> Path:
+def _watch_report(options: argparse.Namespace, study_dirs: list[Path]) -> Path:
+    """Write the report at once and whenever a run has got further, until every run is over."""
+    written = None
+    while True:
+        runs = [run for study_dir in study_dirs for run in observe_study(study_dir)]
+        going_on = any(run.observation.state in ("queued", "running") for run in runs)
+        seen = [(run.run.path, run.observation.state, run.observation.epoch) for run in runs]
+        if seen != written or not going_on:
+            page = _write_report(study_dirs, options.output, refresh_seconds=REPORT_SECONDS if going_on else None)
+            done = sum(run.observation.state == "done" for run in runs)
+            print(f"{page}: {done} of {len(runs)} runs done", file=sys.stderr, flush=True)
+            written = seen
+        if not going_on:
+            return page
+        time.sleep(REPORT_SECONDS)
+
+
+def _write_report(study_dirs: list[Path], output: Path | None, *, refresh_seconds: int | None = None) -> Path:
     from analysis.report import write_report  # pandas and matplotlib: a second that only the report needs
 
-    return write_report(study_dir, output=output)
+    return write_report(*study_dirs, output=output, refresh_seconds=refresh_seconds)
 
 
 def _doctor(options: argparse.Namespace) -> tuple[Any, int]:
@@ -643,8 +665,12 @@ def parser() -> argparse.ArgumentParser:
     retry = command("retry", _retry, "launch failed and cancelled runs again", study, filters, data, launching)
     kinds = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
     retry.add_argument("--kind", action="append", choices=kinds, help="only failures of this kind")
-    report = command("report", _report, "tables and learning curves from the runs' files", study)
-    report.add_argument("--output", type=Path, metavar="DIR", help="default: report in the study's folder")
+    report = command("report", _report, "the report of one study, or of several together, from the runs' files")
+    report.add_argument("studies", nargs="+", metavar="study", help="a study's folder, its manifest, or its name")
+    report.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: report in the study's folder, of several beside them"
+    )
+    report.add_argument("--watch", action="store_true", help="write it again as runs go on, until every run is over")
     doctor = command("doctor", _doctor, "check this machine, or a cluster", data)
     doctor.add_argument("--backend", choices=tuple(BACKENDS), help="slurm: look at the cluster too, with a trial job")
     doctor.add_argument(

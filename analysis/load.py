@@ -102,7 +102,7 @@ def load_study(*study_dirs: Path) -> Study:
     """Read every run below each of ``study_dirs``.
 
     Raises:
-        UsageError: a folder holds no runs, or is given twice.
+        UsageError: a folder holds neither runs nor the plan of any, or is given twice.
     """
     parts: list[_Part] = []
     for study_dir in study_dirs:
@@ -160,10 +160,10 @@ class _Part:
 
 def _read_part(study_dir: Path, *, taken: set[str], first: int) -> _Part:
     found = [read_run(RunDirectory(file.parent)) for file in sorted(study_dir.glob("*/config.json"))]
-    if not found:
+    record, damage = read_study_record(study_dir)
+    if not found and not record.planned:
         raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
     found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
-    record, damage = read_study_record(study_dir)
     absent = _number(found, record, first)
     names = [str(run.provenance["study"]) for run in found if run.provenance.get("study")]
     name = clean(names[0]) if names else clean(study_dir.resolve().name)

@@ -100,14 +100,14 @@ def _origin(study: Study) -> list[tuple[str, list[str]]]:
 # -- templates -----------------------------------------------------------------------------------------------------
 
 
-def render_html(page: Page, inline_figures: dict[str, str]) -> str:
+def render_html(page: Page, inline_figures: dict[str, str], refresh_seconds: int | None = None) -> str:
     """The page as one file. ``inline_figures``: the SVG element of each chart by its name."""
     figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
     environment = _environment(html=True)
     environment.filters.update(sortable=_sortable)
     pointers = {chart.name: chart.pointer_data() for chart in page.charts if chart.panels}
     return environment.get_template("index.html.j2").render(
-        _variables(page), figures=figures, pointers=_script_json(pointers)
+        _variables(page), figures=figures, pointers=_script_json(pointers), refresh_seconds=refresh_seconds
     )
 
 

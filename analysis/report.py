@@ -26,12 +26,13 @@ SIGNATURE = ("index.html", "report.md", "data/runs.json")
 """Files by which a folder is known to be a report."""
 
 
-def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
+def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds: int | None = None) -> Path:
     """Write the report of the runs below each of ``study_dirs`` and return the path of its page.
 
     ``output`` (default: ``report`` in the study's folder, for several studies beside their folders) is replaced as a
     whole, with whatever else was put there. The new report is built beside it and swapped in, so a reader never sees
     half of one; when anything goes wrong the old one stays. The same files give the same report, byte for byte.
+    With ``refresh_seconds`` an open page loads itself again so often.
 
     Raises:
         UsageError: a folder holds no runs or is given twice, or ``output`` holds files that are no report.
@@ -41,7 +42,7 @@ def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
     study = load_study(*study_dirs)
     target = folder.resolve()
     _check_replaceable(target)
-    files = report_files(study)
+    files = report_files(study, refresh_seconds)
     make_directory(target.parent)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -70,13 +71,13 @@ def report_sections(study: Study) -> list[Section]:
     ]
 
 
-def report_files(study: Study) -> dict[str, bytes]:
+def report_files(study: Study, refresh_seconds: int | None = None) -> dict[str, bytes]:
     """Every file of the report by its path in the report's folder."""
     data = _data_files(study)
     page = page_of(study, report_sections(study), list(data))
     figures = {f"figures/{c.name}.{kind}": figure_bytes(c.figure, kind) for c in page.charts for kind in FORMATS}
     inline = {chart.name: inline_svg(figures[f"figures/{chart.name}.svg"], chart.name) for chart in page.charts}
-    texts = {"index.html": render_html(page, inline), "report.md": render_markdown(page), **data}
+    texts = {"index.html": render_html(page, inline, refresh_seconds), "report.md": render_markdown(page), **data}
     for table in page.tables:
         texts[f"tables/{table.name}.csv"] = table.to_csv()
         texts[f"tables/{table.name}.tex"] = table.to_latex()

@@ -61,7 +61,7 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
     for folder in folders:
-        if RunDirectory.any_in(folder):
+        if RunDirectory.any_in(folder) or (folder / "study.json").is_file():
             return folder
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
         folder = runs_dir / load_manifest(path).study

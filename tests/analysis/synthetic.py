@@ -68,7 +68,7 @@ def make_run(
     )
     run = RunDirectory.locate(study_dir, title, config.fingerprint())
     run.create(config, {**make_provenance(name or title, order), **(provenance or {})})
-    run.attempt_dir(1).mkdir(parents=True)
+    run.attempt_dir(1).mkdir(parents=True, exist_ok=True)
     records = make_epochs(title, first, best, train, seconds, lr, epochs)
     if records:
         write_json_lines(run.metrics_file, records)

@@ -13,6 +13,7 @@ import pytest
 from analysis.load import Study
 from analysis.report import write_report
 from seqlm.errors import FileError, UsageError
+from seqlm.rundir import write_json
 from tests.analysis.synthetic import DIVERGED, fail, make_run
 
 HOSTILE = "<script>alert('x')</script> & $x_1$ 50% #1 \\input{y} | `z` \"q\""
@@ -290,6 +291,33 @@ def test_an_empty_study_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no runs"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_study_of_which_nothing_but_the_plan_is_there_gives_a_report_that_says_so(tmp_path: Path) -> None:
+    planned = {"number": 1, "name": "rnn-sgd", "fingerprint": "0" * 64, "arch": "rnn", "optimizer": "sgd"}
+    write_json(tmp_path / "study.json", {"planned": [planned]})
+    page = page_of(tmp_path)
+    outline(page)
+    assert "0 of 1 done" in page
+    assert "there is no run directory for it here" in page
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_page_that_is_watched_loads_itself_again(tmp_path: Path) -> None:
+    make_run(tmp_path, 0, epochs=2)
+    assert 'http-equiv="refresh"' not in page_of(tmp_path)
+    assert '<meta http-equiv="refresh" content="10">' in write_report(tmp_path, refresh_seconds=10).read_text("utf-8")
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_a_report_of_two_studies_lies_beside_them(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_run(tmp_path / name, 0, epochs=2, provenance={"study": name})
+    page = write_report(tmp_path / "one", tmp_path / "two")
+    assert page == tmp_path / "report" / "index.html"
+    assert "<h1>one + two</h1>" in page.read_text("utf-8")
+    assert "2 of 2 done" in page.read_text("utf-8")
 
 
 @pytest.mark.usefixtures("svg_only")
