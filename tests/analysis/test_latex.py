@@ -23,7 +23,7 @@ HOSTILE = [
     r"\write18{touch run}",
     r"\end{longtable}\end{document}",
     "$x_1$ % & # { } ~ ^ \\ < > | \" ' ` -- '' ,, ?` !` << >>",
-    "[3pt]",
+    "[x]",
     "*",
     "^^5cinput{y} ^^M",
     "🙂 中文 日本語 עברית \u202eabc\u202c",
