@@ -82,6 +82,28 @@ def test_what_a_page_asks_for_and_complains_of_is_seen(browser: Browser, tmp_pat
     assert "missing is not defined" in "\n".join(page.console())
 
 
+def test_a_hand_on_the_page_clicks_hovers_and_sees_what_is_shown(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        "<!DOCTYPE html><meta name=viewport content='width=device-width'><style>p { height: 3000px } i { opacity: 0 }"
+        " b:hover + i { opacity: 1 } @media (prefers-color-scheme: dark) { body { background: black } }</style>"
+        "<button onclick='this.nextSibling.hidden = false'>Show</button><em hidden>Here</em><p><b>Point</b><i>Seen</i>"
+    )
+    page = browser.open(tmp_path / "page.html", PHONE)
+    assert not page.visible("em")
+    page.click("Show")
+    assert page.visible("em")
+    assert not page.visible("i")
+    page.hover("b")
+    assert page.visible("i")
+    dark = browser.open(tmp_path / "page.html", PHONE, dark=True)
+    assert dark.script("return getComputedStyle(document.body).backgroundColor") == "rgb(0, 0, 0)"
+    for whole, tall in ((False, 2 * PHONE.height), (True, 6000)):
+        header = dark.screenshot(tmp_path / "page.png", whole=whole).read_bytes()[16:24]
+        width, height = int.from_bytes(header[:4]), int.from_bytes(header[4:])
+        assert width == 2 * PHONE.width
+        assert tall <= height < tall + 200
+
+
 @pytest.mark.parametrize("table", ["results", "hyperparameters"])
 def test_each_heading_sorts_the_table_both_ways_with_missing_values_last(page: Page, table: str) -> None:
     headings = page.texts(f"#{table} thead th")
