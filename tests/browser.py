@@ -9,9 +9,11 @@ Chromium and its driver are the system's own, and nothing here reaches a network
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +43,7 @@ FLAGS = [
     "--disable-domain-reliability",
     "--disable-extensions",
     "--disable-sync",
+    "--remote-debugging-pipe",  # ends with its driver, and the driver with us, even where we are killed
     "--metrics-recording-only",
 ]
 
@@ -212,6 +215,11 @@ class Browser:
         return page
 
 
+def _end_with_parent() -> None:
+    """Have Linux end this process when its parent is gone."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """Start Chromium with an empty profile; in the end nothing of it is left."""
@@ -222,7 +230,8 @@ def open_browser() -> Iterator[Browser]:
         for flag in (*FLAGS, f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        driver = webdriver.Chrome(options=options, service=Service(executable_path=shutil.which("chromedriver")))
+        service = Service(executable_path=shutil.which("chromedriver"), popen_kw={"preexec_fn": _end_with_parent})
+        driver = webdriver.Chrome(options=options, service=service)
         try:
             yield Browser(driver)
         finally:
