@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
+from analysis.latex_table import latex_table
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -85,56 +87,11 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
-        """A floating table; lines of code stand beneath their rows."""
-        alignment = "".join("r" if column.numeric else "l" for column in self.columns)
-        lines = [
-            r"% For \input. Needs no package. Names outside the Latin alphabet need XeLaTeX or LuaLaTeX and a font.",
-            r"\begin{table}[htbp]",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape_latex(self.title)}. {escape_latex(self.caption)}}}",
-            rf"\label{{tab:{self.name}}}\par\smallskip",
-            rf"\begin{{tabular}}{{{alignment}}}",
-            r"\hline",
-            _latex_row([escape_latex(column.title) for column in self.columns]),
-            r"\hline",
-        ]
-        for row in self.rows:
-            texts = [(escape_latex(cell.text), cell.bold) for cell in row.cells]
-            lines.append(_latex_row([rf"\textbf{{{text}}}" if bold else text for text, bold in texts]))
-            if row.code:
-                code = rf"\raggedright\scriptsize\texttt{{{escape_latex(row.code)}}}"
-                lines.append(rf"\multicolumn{{{len(self.columns)}}}{{p{{0.9\linewidth}}}}{{{code}}} \\[4pt]")
-        return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}"]) + "\n"
+        """A table that breaks over pages; lines of code stand beneath their rows."""
+        return latex_table(self)
 
 
 # -- escaping ------------------------------------------------------------------------------------------------------
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\symbol{34}",
-    "'": r"\textquotesingle{}",
-    "`": r"\textasciigrave{}",
-    "–": r"\textendash{}",
-    "×": r"\(\times\)",
-}
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"-(?=-)", "-{}", escaped)  # two hyphens would become one dash
 
 
 def escape_markdown(text: str) -> str:
@@ -157,10 +114,6 @@ def longest_run_of_backticks(text: str) -> int:
 
 def _markdown_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _latex_row(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
 
 
 def _csv_value(value: Any) -> str:

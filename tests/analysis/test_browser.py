@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser import DESKTOP, PHONE, Browser, Page, Screen, open_browser
+
+pytestmark = pytest.mark.xdist_group("browser")  # one browser and one report for all of them
+
+ROWS = "#results tbody tr:first-child"
+"""The rows of the results, without the lines of code that other tables have beneath theirs."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, report: Path) -> Page:
+    return browser.open(report / "index.html")
+
+
+def column(page: Page, table: str, number: int) -> list[str]:
+    """What the cells of a column sort by, as they stand; empty where a value is missing."""
+    values = page.attributes(f"#{table} tbody tr:first-child > :nth-child({number})", "data-sort")
+    return [value or "" for value in values]
+
+
+def ordered(values: list[str], *, ascending: bool) -> list[str]:
+    """The values in order, numbers by size, the missing ones last either way."""
+    there = [value for value in values if value != ""]
+    numbers = all(re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", value) for value in there)
+    there.sort(key=float if numbers else str, reverse=not ascending)
+    return [*there, *([""] * (len(values) - len(there)))]
+
+
+def words_of(pdf: Path) -> tuple[list[str], list[tuple[float, float]]]:
+    """Every word of a PDF, and for each how far its left and right edges are inside the page, in points."""
+    done = subprocess.run(["pdftotext", "-bbox", pdf, "-"], capture_output=True, check=True, text=True)
+    words, margins, width = [], [], 0.0
+    for line in done.stdout.splitlines():
+        if found := re.search(r'<page width="([\d.]+)"', line):
+            width = float(found[1])
+        elif found := re.search(r'<word xMin="([-\d.]+)" yMin="[-\d.]+" xMax="([-\d.]+)".*?>(.*)</word>', line):
+            words.append(found[3])
+            margins.append((float(found[1]), width - float(found[2])))
+    return words, margins
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_asks_for_nothing_but_itself_and_has_nothing_to_complain(
+    browser: Browser, report: Path, screen: Screen
+) -> None:
+    page = browser.open(report / "index.html", screen)
+    assert [(request.url, request.failure) for request in page.requests()] == [(page.url, None)]
+    assert page.console() == []
+
+
+def test_what_a_page_asks_for_and_complains_of_is_seen(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        '<img src="no.png"><img src="http://example.com/a.png"><script>console.warn("look"); missing()</script>'
+    )
+    page = browser.open(tmp_path / "page.html")
+    assert [request.url for request in page.requests()] == [
+        page.url,
+        (tmp_path / "no.png").as_uri(),
+        "http://example.com/a.png",
+    ]
+    assert [request.failure for request in page.requests()] == [
+        None,
+        "net::ERR_FILE_NOT_FOUND",
+        "net::ERR_NAME_NOT_RESOLVED",
+    ]
+    assert "look" in "\n".join(page.console())
+    assert "missing is not defined" in "\n".join(page.console())
+
+
+def test_a_hand_on_the_page_clicks_hovers_and_sees_what_is_shown(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        "<!DOCTYPE html><meta name=viewport content='width=device-width'><style>p { height: 3000px } i { opacity: 0 }"
+        " b:hover + i { opacity: 1 } @media (prefers-color-scheme: dark) { body { background: black } }</style>"
+        "<button onclick='this.nextSibling.hidden = false'>Show</button><em hidden>Here</em><p><b>Point</b><i>Seen</i>"
+    )
+    page = browser.open(tmp_path / "page.html", PHONE)
+    assert not page.visible("em")
+    page.click("Show")
+    assert page.visible("em")
+    assert not page.visible("i")
+    page.hover("b")
+    assert page.visible("i")
+    dark = browser.open(tmp_path / "page.html", PHONE, dark=True)
+    assert dark.script("return getComputedStyle(document.body).backgroundColor") == "rgb(0, 0, 0)"
+    for whole, tall in ((False, 2 * PHONE.height), (True, 6000)):
+        header = dark.screenshot(tmp_path / "page.png", whole=whole).read_bytes()[16:24]
+        width, height = int.from_bytes(header[:4]), int.from_bytes(header[4:])
+        assert width == 2 * PHONE.width
+        assert tall <= height < tall + 200
+
+
+@pytest.mark.parametrize("table", ["results", "hyperparameters"])
+def test_each_heading_sorts_the_table_both_ways_with_missing_values_last(page: Page, table: str) -> None:
+    headings = page.texts(f"#{table} thead th")
+    assert len(headings) > 5
+    for number, heading in enumerate(headings, start=1):
+        values = column(page, table, number)
+        for ascending, direction in ((True, "ascending"), (False, "descending")):
+            page.click(heading, within=f"#{table}")
+            assert column(page, table, number) == ordered(values, ascending=ascending), heading
+            expected = [direction if place == number else None for place in range(1, len(headings) + 1)]
+            assert page.attributes(f"#{table} thead th", "aria-sort") == expected
+
+
+def test_sorting_keeps_rows_whole_and_each_command_beneath_its_run(page: Page) -> None:
+    rows = page.texts("#hyperparameters tbody")
+    page.click("Learning rate", within="#hyperparameters")
+    assert page.texts("#hyperparameters tbody") != rows
+    assert sorted(page.texts("#hyperparameters tbody")) == sorted(rows)
+
+
+def test_a_table_is_sorted_from_the_keyboard_alone(page: Page) -> None:
+    for _ in range(100):
+        page.press("TAB")
+        if page.focused().tag_name == "button" and page.focused().text == "Valid.":
+            break
+    assert page.focused().text == "Valid."
+    page.press("ENTER")
+    place = page.texts("#results thead th").index("Valid.") + 1
+    shown = [float(text.replace(",", "")) for text in page.texts(f"{ROWS} > :nth-child({place})")]
+    assert shown == sorted(shown)
+    page.press("SPACE")
+    assert page.attributes("#results thead th", "aria-sort")[place - 1] == "descending"
+
+
+def test_on_a_phone_only_tables_and_figures_scroll_sideways(browser: Browser, report: Path) -> None:
+    page = browser.open(report / "index.html", PHONE)
+    assert page.script("return document.documentElement.scrollWidth") <= PHONE.width
+    assert page.script("return window.innerWidth") == PHONE.width
+
+
+def test_the_page_is_whole_without_scripts(browser: Browser, report: Path) -> None:
+    with_scripts = browser.open(report / "index.html")
+    assert with_scripts.visible("th button")
+    assert with_scripts.visible(".picker")
+    with_scripts.script("document.querySelector('.picker').remove()")  # of use to scripts alone
+    text = with_scripts.text()
+    page = browser.open(report / "index.html", scripts=False)
+    assert not page.visible("th button")
+    assert not page.visible(".picker")
+    assert page.text().split() == text.split()
+    for heading in ("Coverage", "Results", "Learning curves", "Runs without a result", "Hyperparameters", "Files"):
+        assert heading in page.texts("h2")
+
+
+def test_the_printed_page_has_every_column_of_every_table_within_the_paper(page: Page, tmp_path: Path) -> None:
+    words, margins = words_of(page.pdf(tmp_path / "page.pdf"))
+    for table in ("results", "hyperparameters"):
+        for heading in page.texts(f"#{table} thead th"):
+            assert set(heading.split()) <= set(words), heading
+        for text in page.texts(f"#{table} tbody tr:first-child > :last-child"):
+            assert set(text.split()) <= set(words)
+    assert min(min(edges) for edges in margins) > 0
+
+
+def test_a_closed_browser_leaves_no_process_and_no_file(browser: Browser, tmp_path: Path) -> None:
+    def commands() -> list[str]:
+        found = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
+        return [command.decode("utf-8", "replace") for command in found]
+
+    (tmp_path / "page.html").write_text("<p>Here")
+    with open_browser() as second:
+        profile = Path(second.driver.capabilities["chrome"]["userDataDir"])
+        assert second.open(tmp_path / "page.html").text("p") == "Here"
+        assert [command for command in commands() if str(profile) in command]
+    assert not [command for command in commands() if str(profile) in command]
+    assert not profile.exists()
