@@ -13,6 +13,7 @@ import pytest
 
 from jobs.backend_keys import BACKENDS
 from jobs.manifest import Manifest, load_manifest
+from jobs.manifest_report import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
 from jobs.manifest_schema import RESOURCE_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
@@ -809,9 +810,11 @@ def test_the_reference_mentions_every_valid_key() -> None:
     text = REFERENCE.read_text("utf-8")
     study = ["study.name", "study.data", "study.backend"]
     backends = [f"[backend.{name}]" for name in BACKENDS]
-    tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "seeds"]
-    assert [key for key in [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables] if f"`{key}`" not in text] == []
-    settings = {key for keys in BACKENDS.values() for key in keys or ()}
+    tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "[[expect]]", "[report]", "seeds"]
+    report = [*PUBLISHED_KEYS, *REPORT_KEYS, *METRICS]
+    keys = [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables, *report]
+    assert [key for key in keys if f"`{key}`" not in text] == []
+    settings = {*EXPECT_KEYS, *(key for keys in BACKENDS.values() for key in keys or ())}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
 
 
