@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,11 +23,12 @@ from jobs.cancel import cancel
 from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
 from jobs.doctor import examine
-from jobs.estimate import Estimate, Throughput, earlier_throughput, estimate
+from jobs.estimate import Estimate, earlier_throughput
 from jobs.filters import select
 from jobs.launcher import (
     LaunchOptions,
     detach,
+    estimate_left,
     find_data,
     launch,
     plan_runs,
@@ -42,6 +43,7 @@ from jobs.manifest import Manifest, load_manifest
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, find_study, observe_study, read_jobs, select_runs
+from jobs.study_record import record_of
 from jobs.terminal import Progress
 from jobs.totals import Totals, totals
 from jobs.watch import Watcher, watch, watch_in_lines
@@ -141,7 +143,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
     _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {study_dir}")
     if manifest.excluded:
-        _say(options, f"excluded by the manifest: {', '.join(manifest.excluded)}")
+        _say(options, f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
     summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
     _say(options, _totals_text(summed, _where(backend, choice)))
     scripts: list[str] = []
@@ -191,17 +193,7 @@ def _estimates(options: argparse.Namespace, planned: list[Planned], data_path: P
         data = item.spec.config.data
         if data not in facts:
             facts[data] = corpus_facts(data, data_path)
-    return [_estimate(item, facts[item.spec.config.data], throughput) for item in planned]
-
-
-def _estimate(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Estimate:
-    """What the run costs; its time is that of the epochs still to do when it resumes."""
-    config = item.spec.config
-    found = estimate(config, facts, throughput, item.spec.resources.ranks)
-    if item.action != "resume" or found.seconds is None or item.observation.epoch is None:
-        return found
-    left = config.train.epochs - item.observation.epoch - 1
-    return replace(found, seconds=found.seconds * left / config.train.epochs)
+    return [estimate_left(item, facts[item.spec.config.data], throughput) for item in planned]
 
 
 def _run(options: argparse.Namespace) -> tuple[Any, int]:
@@ -214,7 +206,16 @@ def _run(options: argparse.Namespace) -> tuple[Any, int]:
         paths = ["--data", str(options.data)] if options.data else []
         return ["python", "launch.py", "run", options.manifest, "--only", f"name={spec.name}", *changes, *paths]
 
-    return _launch(options, specs, study_dir, choice, data_path=lambda spec: data, command=command, retry=False)
+    return _launch(
+        options,
+        specs,
+        study_dir,
+        choice,
+        data_path=lambda spec: data,
+        command=command,
+        retry=False,
+        record=record_of(manifest, specs, data),
+    )
 
 
 def _retry(options: argparse.Namespace) -> tuple[Any, int]:
@@ -241,7 +242,7 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
 
     specs = [run.to_spec() for run in chosen]
     choice = _choice(None, options, last=_last_backend(chosen))
-    return _launch(options, specs, study_dir, choice, data_path=data_path, command=command, retry=True)
+    return _launch(options, specs, study_dir, choice, data_path=data_path, command=command, retry=True, record=None)
 
 
 def _launch(
@@ -253,9 +254,12 @@ def _launch(
     data_path: Callable[[RunSpec], Path | None],
     command: Callable[[RunSpec], list[str]],
     retry: bool,
+    record: Mapping[str, Any] | None,
 ) -> tuple[Any, int]:
     if choice.name == "slurm":
-        return _launch_on_slurm(options, specs, study_dir, choice, data_path=data_path, command=command, retry=retry)
+        return _launch_on_slurm(
+            options, specs, study_dir, choice, data_path=data_path, command=command, retry=retry, record=record
+        )
     if is_remote(choice.ray_address):
         return _launch_remotely(options, study_dir, choice)
     if options.no_wait:
@@ -279,6 +283,7 @@ def _launch(
         study_dir=study_dir,
         live_code=options.live_code,
         retry=retry,
+        record=record,
         max_parallel=choice.max_parallel,
         retries=choice.retries,
         env=choice.env,
@@ -318,6 +323,7 @@ def _launch_on_slurm(
     data_path: Callable[[RunSpec], Path | None],
     command: Callable[[RunSpec], list[str]],
     retry: bool,
+    record: Mapping[str, Any] | None,
 ) -> tuple[Any, int]:
     """Submit to SLURM, and watch if wanted; the jobs need nobody to stay."""
     if options.canary:
@@ -325,7 +331,13 @@ def _launch_on_slurm(
     table = choice.table or slurm_backend.last_table(study_dir)  # `retry` knows no manifest
     site = _site(replace(choice, table=table))
     assert isinstance(site, slurm_backend.SlurmSite), "asked before"
-    settings = LaunchOptions(study_dir=study_dir, live_code=options.live_code, retry=retry)
+    settings = LaunchOptions(
+        study_dir=study_dir,
+        live_code=options.live_code,
+        retry=retry,
+        record=record,
+        tell=lambda line: print(line, file=sys.stderr),
+    )
     with preparing(specs, settings, resolve=site.resolve, data_path=data_path, command=command) as prepared:
         for item in prepared.planned:
             if item.action == "skip" and item.reason != "done":
@@ -571,6 +583,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         data_path=lambda spec: None,
         command=lambda spec: command,
         retry=False,
+        record=record_of(manifest, manifest.runs, None),
     )
     return code
 

@@ -6,6 +6,7 @@ L layers, P parameters. Pure functions, apart from :func:`earlier_throughput`, w
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 import statistics
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from seqlm.config import RecurrentConfig, RunConfig
+from seqlm.config import DataConfig, RecurrentConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
@@ -40,6 +41,28 @@ class Throughput:
     """The same speeds with their configurations, by architecture."""
     peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)
     """Peak memory of a rank of the configuration with this fingerprint."""
+    _relatives: dict[tuple[str, DataConfig, int], list[tuple[int, float]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def relatives(self, arch: str, data: DataConfig, vocab_size: int) -> list[tuple[int, float]]:
+        """Work per time step (FLOPs per token times batch) and FLOP/s of the runs of an architecture, in order of work.
+
+        ``vocab_size`` is that of ``data``. Of runs with the same work, the slowest alone. Made once: of a thousand
+        runs to plan each asks for it.
+        """
+        key = (arch, data, vocab_size)
+        if key not in self._relatives:
+            slowest: dict[int, float] = {}
+            for config, speed in self.by_arch.get(arch, ()):
+                # Another text's vocabulary is known from its configuration or not at all.
+                vocab = vocab_size if config.data == data else config.data.vocab_size
+                if vocab is not None:
+                    flops = flops_per_token(config, vocab)
+                    work = flops * config.train.batch_size
+                    slowest[work] = min(flops * speed, slowest.get(work, math.inf))
+            self._relatives[key] = sorted(slowest.items())
+        return self._relatives[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,15 +216,13 @@ def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput
 
 def _speed_of_relative(config: RunConfig, vocab_size: int, throughput: Throughput) -> float | None:
     flops = flops_per_token(config, vocab_size)
-    candidates = []
-    for earlier, speed in throughput.by_arch.get(config.model.arch, ()):
-        # Another text's vocabulary is known from its configuration or not at all.
-        earlier_vocab = vocab_size if earlier.data == config.data else earlier.data.vocab_size
-        if earlier_vocab is not None:
-            earlier_flops = flops_per_token(earlier, earlier_vocab)
-            work = earlier_flops * earlier.train.batch_size / (flops * config.train.batch_size)
-            candidates.append((abs(math.log(work)), earlier_flops * speed))
-    return min(candidates)[1] / flops if candidates else None
+    relatives = throughput.relatives(config.model.arch, config.data, vocab_size)
+    work = flops * config.train.batch_size
+    place = bisect.bisect_left(relatives, (work, 0.0))
+    neighbours = relatives[max(0, place - 1) : place + 1]
+    if not neighbours:
+        return None
+    return min((abs(math.log(other / work)), per_second) for other, per_second in neighbours)[1] / flops
 
 
 def earlier_throughput(runs_root: Path) -> Throughput:

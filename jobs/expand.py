@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from jobs.manifest_file import show
+from jobs.manifest_report import Published
 
 EntryKind: TypeAlias = Literal["run", "grid", "zip"]
 
@@ -28,6 +29,8 @@ class Entry:
     """Dotted key -> value, or a list of values in a grid or zip."""
     seeds: Sequence[Any] | None = None
     """A copy of every run for each; none: nothing said."""
+    published: Published | None = None
+    """What has been published for it, of a ``[[run]]`` alone."""
 
     @property
     def position(self) -> str:

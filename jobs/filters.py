@@ -157,7 +157,7 @@ def select(specs: Sequence[RunSpec], only: Sequence[str], exclude: Sequence[str]
     """
     if not only and not exclude:
         return list(specs)  # the facts of a thousand runs take longer than the manifest they come from
-    return [spec for spec in specs if matches(_facts_of_spec(spec), only, exclude)]
+    return [spec for spec in specs if matches(facts_of_spec(spec), only, exclude)]
 
 
 def facts_of(
@@ -177,6 +177,7 @@ def facts_of(
     return facts | {f"resources.{key}": value for key, value in asdict(resources).items()}
 
 
-def _facts_of_spec(spec: RunSpec) -> dict[str, Any]:
+def facts_of_spec(spec: RunSpec) -> dict[str, Any]:
+    """What can be asked of a run of a manifest."""
     run_id = f"{slugify(spec.name)}-{spec.fingerprint[:FINGERPRINT_DIGITS]}"
     return facts_of(spec.name, run_id, spec.config, spec.resources)

@@ -17,12 +17,13 @@ from jobs import canary
 from jobs.backend import Backend
 from jobs.code_snapshot import Code, keep_code, live_code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
-from jobs.estimate import Throughput, earlier_throughput, estimate, training_tokens_per_epoch
+from jobs.estimate import Estimate, Throughput, earlier_throughput, estimate, training_tokens_per_epoch
 from jobs.provenance import launch_record, run_record
 from jobs.queue import Work
 from jobs.retry import IN_A_ROW
 from jobs.spec import Resources, RunSpec
 from jobs.study import at_work, forget_jobs, launch_lock_file, launcher_of, launching, observe_run, write_queue
+from jobs.study_record import write_record
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
@@ -49,8 +50,10 @@ class LaunchOptions:
     """Variables for the workers."""
     canary: bool | None = None
     """Whether canaries run before the grid; none: the number of runs decides."""
+    record: Mapping[str, Any] | None = None
+    """What ``study.json`` is to say of the manifest; none where no manifest is known."""
     tell: Callable[[str], None] = lambda line: None
-    """Told, a line at a time, how the canaries go, and that runs are being stopped."""
+    """Told, a line at a time, how the canaries go, that runs are being stopped, that ``study.json`` was damaged."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -108,15 +111,22 @@ def check_data(planned: Sequence[Planned], data_path: Mapping[str, Path | None])
     return {item.run.id: found[item.spec.config.data, data_path.get(item.run.id)] for item in planned}
 
 
+def estimate_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Estimate:
+    """What a run costs; its time is that of the epochs still to do when it resumes."""
+    config, done = item.spec.config, epochs_done(item)
+    found = estimate(config, facts, throughput, item.spec.resources.ranks)
+    if not done or found.seconds is None:
+        return found
+    return replace(found, seconds=found.seconds * (config.train.epochs - done) / config.train.epochs)
+
+
 def work_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Work:
     """What there is to do in a run, in operations, and in time where earlier runs tell how fast it goes."""
-    config = item.spec.config
-    found = estimate(config, facts, throughput, item.spec.resources.ranks)
-    train = config.train
-    left = train.epochs - epochs_done(item)
+    found = estimate_left(item, facts, throughput)
+    train = item.spec.config.train
     tokens = training_tokens_per_epoch(facts.tokens["train"], train.batch_size, train.seq_len)
-    seconds = None if found.seconds is None else found.seconds * left / train.epochs
-    return Work(flops=float(found.flops_per_token * tokens * left), seconds=seconds)
+    left = train.epochs - epochs_done(item)
+    return Work(flops=float(found.flops_per_token * tokens * left), seconds=found.seconds)
 
 
 def epochs_done(item: Planned) -> int:
@@ -136,6 +146,8 @@ class Prepared:
     resources: Mapping[str, Resources]
     """Of each run to do, by run id, with every open choice made."""
     facts: Mapping[str, CorpusFacts]
+    throughput: Throughput
+    """What earlier runs have measured; nothing where there is nothing to do."""
     paths: Mapping[str, Path | None]
     """Where the corpus of each run to do lies."""
     code: Code | None
@@ -168,6 +180,8 @@ def preparing(
     with launching(options.study_dir):
         planned = plan_runs(specs, options.study_dir, retry=options.retry)
         todo = [item for item in planned if item.action != "skip" and item.run.id in paths]
+        throughput = earlier_throughput(options.study_dir.parent) if todo else Throughput()
+        _write_record(options, todo, facts, throughput)
         code = None
         if todo:
             write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
@@ -176,7 +190,28 @@ def preparing(
             for item in todo:
                 own = run_record(item.spec, command=command(item.spec), data_path=paths[item.run.id])
                 item.run.create(item.spec.config, {**record, **own})
-        yield Prepared(planned=planned, todo=todo, resources=resources, facts=facts, paths=paths, code=code)
+        yield Prepared(
+            planned=planned,
+            todo=todo,
+            resources=resources,
+            facts=facts,
+            throughput=throughput,
+            paths=paths,
+            code=code,
+        )
+
+
+def _write_record(
+    options: LaunchOptions, todo: Sequence[Planned], facts: Mapping[str, CorpusFacts], throughput: Throughput
+) -> None:
+    """Write ``study.json`` with what ``plan`` would now say of each run."""
+    if options.record is None:
+        return
+
+    def now(item: Planned) -> Estimate:
+        return estimate_left(item, facts[item.run.id], throughput)
+
+    write_record(options.study_dir, options.record, todo, now, options.tell)
 
 
 def launch(
@@ -200,7 +235,7 @@ def launch(
         if prepared.code is None:
             progress(prepared.planned)
             return prepared.planned
-        todo = prepared.todo
+        todo, throughput = prepared.todo, prepared.throughput
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
             backend.open(prepared.code)
@@ -223,7 +258,8 @@ def launch(
                 ]
                 canary.check(trials, options.study_dir, backend.name, dispatcher, options.env, options.tell)
                 todo = [item for item in todo if not _cancelled_meanwhile(item)]
-            throughput = earlier_throughput(options.study_dir.parent)
+                throughput = earlier_throughput(options.study_dir.parent)
+                _write_record(options, todo, prepared.facts, throughput)
             work = {item.run.id: work_left(item, prepared.facts[item.run.id], throughput) for item in todo}
             dispatcher(
                 on_event=progress(prepared.planned),

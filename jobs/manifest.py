@@ -6,6 +6,7 @@
       combinations         [[grid]], [[zip]], seeds -> one set of values a run    (jobs.expand)
       _exclude, _resolve   defaults < entry < --set, then RunConfig.from_dict     (here)
       _check_distinct      no name and no configuration twice                     (here)
+      expectations         what the report is to check, with the runs it is about (jobs.manifest_report)
 
 Every problem found on the way is one line, and all lines are raised together. ``docs/manifest.md`` is the reference
 for those who write manifests.
@@ -22,6 +23,7 @@ from typing import Any
 
 from jobs.expand import Combination, combinations, count, run_name
 from jobs.manifest_file import MANIFEST_SUFFIXES, read_manifest_file, show
+from jobs.manifest_report import Expectation, Published, absent, expectations
 from jobs.manifest_schema import RESOURCE_KEYS, Override, Schema, read_overrides, read_schema
 from jobs.problems import Problems
 from jobs.spec import Resources, RunSpec
@@ -31,6 +33,15 @@ from seqlm.errors import ConfigError, ManifestError, nearest
 __all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
 
 MAX_RUNS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """A run that an ``[[exclude]]`` dropped; it need not be valid."""
+
+    name: str
+    arch: str | None
+    optimizer: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +59,14 @@ class Manifest:
     backend: Mapping[str, Mapping[str, Any]]
     """Backend name -> its table, as written."""
     runs: tuple[RunSpec, ...]
-    excluded: tuple[str, ...]
-    """Names of the runs that an ``[[exclude]]`` dropped."""
+    excluded: tuple[Excluded, ...]
+    """The runs that an ``[[exclude]]`` dropped."""
+    published: Mapping[str, Published]
+    """Name of a run -> what has been published for it; not where ``--set`` has made it another run."""
+    expectations: tuple[Expectation, ...]
+    """What the report is to check; without those that find no runs after ``--set``."""
+    behaviour: tuple[str, ...]
+    """Names of the runs whose trained models the report looks into."""
 
 
 def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
@@ -65,7 +82,12 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     study = setting.pop("study.name", None)
     runs = list(_expand(schema, problems))
     kept, excluded, unmatched = _exclude(runs, schema)
-    specs = _resolve_all(kept, setting, schema, problems)
+    resolved = _resolve_all(kept, setting, schema, problems)
+    specs = [spec for _, spec in resolved]
+    expected, unfounded = expectations(schema.claims, specs, path.name, problems)
+    unfounded += absent(schema.behaviour, specs, [run.name for run in excluded], path.name)
+    if not setting:  # which may well take away what a comparison was about
+        unmatched += unfounded
     if not problems.lines:  # else it may match nothing because of another mistake
         for where, what in unmatched:
             problems.add(where, what)
@@ -74,6 +96,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         problems.add(path.name, reason)
     if problems.lines:
         raise ManifestError(problems.lines)
+    names = {spec.name for spec in specs}
     return Manifest(
         study=study.value if study else schema.study,
         path=path,
@@ -82,6 +105,9 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         backend=schema.backend,
         runs=tuple(specs),
         excluded=tuple(excluded),
+        published=_published(resolved, schema),
+        expectations=tuple(expected),
+        behaviour=tuple(name for name in schema.behaviour if name in names),
     )
 
 
@@ -102,22 +128,25 @@ def _expand(schema: Schema, problems: Problems) -> Iterator[Combination]:
         yield from combinations(entry, schema.seeds)
 
 
-def _exclude(runs: Sequence[Combination], schema: Schema) -> tuple[list[Combination], list[str], list[tuple[str, str]]]:
-    """Runs to keep, names of those dropped, and a problem for each ``[[exclude]]`` that matches nothing.
+def _exclude(
+    runs: Sequence[Combination], schema: Schema
+) -> tuple[list[Combination], list[Excluded], list[tuple[str, str]]]:
+    """Runs to keep, those dropped, and a problem for each ``[[exclude]]`` that matches nothing.
 
     Matches the manifest as written, before ``--set``, so that a shorter trial run has the same holes.
     """
     if not schema.excludes:
         return list(runs), [], []
     kept: list[Combination] = []
-    dropped: list[str] = []
+    dropped: list[Excluded] = []
     hit: set[int] = set()
     facts = [_facts(run, schema) for run in runs]
     for run, known in zip(runs, facts, strict=True):
         hits = {number for number, cut in schema.excludes.items() if all(_fits(known, *item) for item in cut.items())}
         hit |= hits
         if hits:
-            dropped.append(known["name"])
+            arch, optimizer = _text(known.get("model.arch")), _text(known.get("optim.optimizer"))
+            dropped.append(Excluded(name=known["name"], arch=arch, optimizer=optimizer))
         else:
             kept.append(run)
     unmatched = [
@@ -207,7 +236,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resolve_all(
     runs: Sequence[Combination], overrides: Mapping[str, Override], schema: Schema, problems: Problems
-) -> list[RunSpec]:
+) -> list[tuple[Combination, RunSpec]]:
     used: set[str] = set()
     resolved: list[tuple[Combination, RunSpec]] = []
     for run in runs:
@@ -220,7 +249,23 @@ def _resolve_all(
         if runs and key not in used:
             problems.add(f"--set {override.text}", f"{key} applies to no run of {schema.file}")
     _check_distinct(resolved, overrides, schema, problems)
-    return [spec for _, spec in resolved]
+    return resolved
+
+
+def _published(resolved: Sequence[tuple[Combination, RunSpec]], schema: Schema) -> dict[str, Published]:
+    """What has been published for each run, by name, where it is the run that the manifest has without ``--set``."""
+    found: dict[str, Published] = {}
+    for run, spec in resolved:
+        if run.entry.published is None:
+            continue
+        values, _ = _merge(run, {}, schema)
+        try:
+            as_written = RunConfig.from_dict(_nested(values))
+        except ConfigError:  # what is missing in the manifest was set
+            continue
+        if as_written == spec.config:
+            found[spec.name] = run.entry.published
+    return found
 
 
 def _resolve(

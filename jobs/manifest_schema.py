@@ -16,11 +16,12 @@ from typing import Any
 from jobs.backend_keys import BACKENDS, check_table
 from jobs.expand import Entry, EntryKind, problems_of
 from jobs.manifest_file import check_plain, show
+from jobs.manifest_report import PUBLISHED_KEYS, Claim, read_behaviour, read_claim, read_published
 from jobs.problems import Problems
 from jobs.spec import Resources
 from seqlm.config import RunConfig, valid_keys
 
-TOP_KEYS = ("study", "defaults", "run", "grid", "zip", "exclude", "seeds", "resources", "backend")
+TOP_KEYS = ("study", "defaults", "run", "grid", "zip", "exclude", "expect", "report", "seeds", "resources", "backend")
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
 CONFIG_KEYS = tuple(valid_keys())
 RESOURCE_KEYS = tuple(f"resources.{name}" for name in Resources.__dataclass_fields__)
@@ -48,6 +49,10 @@ class Schema:
     entries: list[Entry] = field(default_factory=list)
     excludes: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Number -> condition, the sound ones alone: half a condition would match too much."""
+    claims: list[Claim] = field(default_factory=list)
+    """What is expected, the sound ones alone."""
+    behaviour: tuple[str, ...] = ()
+    """Names of the runs whose trained models the report looks into."""
 
 
 def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schema:
@@ -79,6 +84,11 @@ def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schem
             problems.add(where, "found no key, valid is at least one")
         if len(problems.lines) == before:
             schema.excludes[number] = condition
+    for number, table in _tables(raw, "expect", path.name, problems):
+        if (claim := read_claim(number, table, path.name, problems)) is not None:
+            schema.claims.append(claim)
+    if (table := _table(raw, "report", path.name, problems)) is not None:
+        schema.behaviour = read_behaviour(table, path.name, problems)
     return schema
 
 
@@ -131,8 +141,15 @@ def _read_entry(kind: EntryKind, number: int, table: Mapping[str, Any], file: st
             problems.add(where, 'found both "seed" and "seeds", valid is one of them')
     rest = {key: value for key, value in table.items() if key not in ("name", "seeds")}
     valid = (*CONFIG_KEYS, *RESOURCE_KEYS)
+    if kind == "run":
+        valid += PUBLISHED_KEYS
+    elif any(key.partition(".")[0] == "published" for key in rest):
+        problems.add(where, "published: published results belong to [[run]], an entry for each run that has them")
+        rest = {key: value for key, value in rest.items() if key.partition(".")[0] != "published"}
     values = _flatten(rest, valid, where, problems, also=("name", "seeds"))
-    entry = Entry(kind=kind, number=number, name=entry.name, values=values, seeds=seeds)
+    results = {key: values.pop(key) for key in PUBLISHED_KEYS if key in values}
+    published = read_published(results, where, problems)
+    entry = Entry(kind=kind, number=number, name=entry.name, values=values, seeds=seeds, published=published)
     for problem in problems_of(entry):
         problems.add(where, problem)
     return entry
@@ -176,10 +193,11 @@ def _flatten(
     """The keys of a table as dotted keys; unknown ones are reported and left out."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        if key in SECTIONS and not isinstance(value, Mapping):
+        is_section = key in SECTIONS or key == "published"
+        if is_section and not isinstance(value, Mapping):
             problems.add(where, f"{key}: found {show(value)}, valid is a table")
             continue
-        found = {f"{key}.{inner}": v for inner, v in value.items()} if key in SECTIONS else {key: value}
+        found = {f"{key}.{inner}": v for inner, v in value.items()} if is_section else {key: value}
         for dotted, inner_value in found.items():
             if dotted not in valid:
                 sections = dict.fromkeys(name.partition(".")[0] for name in valid)

@@ -21,7 +21,6 @@ from jobs.backend import Site
 from jobs.capacity import Capacity, Node
 from jobs.code_snapshot import Code, live_code
 from jobs.dispatch import Planned, put_failure_aside
-from jobs.estimate import earlier_throughput
 from jobs.launcher import Prepared, work_left
 from jobs.queue import Waiting, places
 from jobs.scheduler import parents
@@ -75,11 +74,10 @@ class SlurmSite(Site):
             raise BackendError(f"{spec.name}: {error}") from None
 
 
-def in_queue_order(prepared: Prepared, runs_dir: Path) -> list[Planned]:
+def in_queue_order(prepared: Prepared) -> list[Planned]:
     """The runs to do, in the order of the queue of every backend: SLURM starts the jobs of an array in their order."""
-    throughput = earlier_throughput(runs_dir)
     waiting = [
-        Waiting(id=item.run.id, spec=item.spec, work=work_left(item, prepared.facts[item.run.id], throughput))
+        Waiting(id=item.run.id, spec=item.spec, work=work_left(item, prepared.facts[item.run.id], prepared.throughput))
         for item in prepared.todo
     ]
     place = places(waiting)
@@ -95,7 +93,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
         BackendError: sbatch refuses an array; those before it are submitted, and recorded.
     """
     assert prepared.code is not None, "there is something to do"
-    todo = in_queue_order(prepared, study_dir.parent)
+    todo = in_queue_order(prepared)
     found = batches(todo, prepared.resources, settings, max_array_size())
     submitter = Submitter(study_dir=study_dir, settings=settings, code=prepared.code, paths=prepared.paths)
     make_directory(study_dir / "slurm")

@@ -96,6 +96,11 @@ def epochs_of(run: RunDirectory) -> list[int]:
     return [record["epoch"] for record in run.read_metrics()[0]]
 
 
+def provenance_time(run: RunDirectory) -> str:
+    """When the run was launched, in UTC and whole seconds like every other time of a run: texts that sort."""
+    return str(run.read_provenance()["launched_at"])
+
+
 def worker_pid(run: RunDirectory) -> int:
     return int(json.loads(run.worker_lock_file.read_text())["pid"])
 
@@ -109,6 +114,10 @@ def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tm
     assert [run["state"] for run in document["data"]["runs"]] == ["done"] * 3
     assert (tmp_path / "runs/small/report/index.html").stat().st_size > 10_000
     before = {path: path.stat().st_mtime_ns for run in study.runs() for path in run.path.rglob("*")}
+    record = json.loads((tmp_path / "runs/small/study.json").read_text())
+    assert (record["study"], record["manifest"]) == ("small", "small.toml")
+    prints = [run.read_config().fingerprint() for run in study.runs()]
+    assert [run["fingerprint"] for run in record["planned"]] == list(record["estimates"]) == prints
 
     plan = json.loads(study("plan", "small.toml", "--json").stdout)
     assert {run["action"] for run in plan["data"]["runs"]} == {"skip"}
@@ -121,11 +130,15 @@ def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tm
     assert "0 of 3 runs to do" in second.stderr
     assert {path: path.stat().st_mtime_ns for run in study.runs() for path in run.path.rglob("*")} == before
 
+    assert json.loads((tmp_path / "runs/small/study.json").read_text()) == record, "the first estimates stand"
+
     logs = study("logs", "small.toml", "rnn-adam")
     assert "epoch 2/2 done" in logs.stdout
     assert json.loads(study("cancel", "small", "--json").stdout)["data"]["runs"] == []
     worker = json.loads((study.runs()[0].attempt_dir(1) / "worker.json").read_text())
     assert worker["ranks"] == 1
+    result = study.runs()[0].read_result() or {}
+    assert provenance_time(study.runs()[0]) <= worker["started_at"] <= result["finished_at"] <= worker["ended_at"]
     provenance = study.runs()[0].read_provenance()
     assert Path(provenance["code"]["path"]).joinpath("seqlm/training/worker.py").is_file()
     assert provenance["command"][-2:] == ["--only", "name=rnn-adam"]

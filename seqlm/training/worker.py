@@ -23,6 +23,8 @@ import platform
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,7 +32,7 @@ from typing import Any
 import torch
 
 from seqlm.data.corpus import load_corpus
-from seqlm.errors import RunBusyError, SeqlmError
+from seqlm.errors import FileError, RunBusyError, SeqlmError
 from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
@@ -82,15 +84,17 @@ def main(argv: list[str] | None = None) -> int:
             if run.result_file.exists():
                 print("this run is done; nothing to do")
                 return 0
-            _record_worker(run, rank, attempt)
-            path = os.environ.get("SEQLM_DATA")
-            corpus = load_corpus(config.data, Path(path) if path else None)
-            with process_group(rank):
-                trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received)
-                if steps is None:
-                    trainer.train()
-                else:
-                    run_canary(trainer, steps)
+            with _recorded(run, rank, attempt):
+                path = os.environ.get("SEQLM_DATA")
+                corpus = load_corpus(config.data, Path(path) if path else None)
+                with process_group(rank):
+                    trainer = Trainer(
+                        config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received
+                    )
+                    if steps is None:
+                        trainer.train()
+                    else:
+                        run_canary(trainer, steps)
     except RunBusyError as error:
         tell(f"error: {error}")
         return EXIT_BUSY
@@ -116,7 +120,25 @@ def _ownership(run: RunDirectory, rank: Rank) -> contextlib.AbstractContextManag
     return contextlib.nullcontext()
 
 
-def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
+@contextlib.contextmanager
+def _recorded(run: RunDirectory, rank: Rank, attempt: int) -> Iterator[None]:
+    """Keep the record of this rank while the block runs; at the end, however that came, it gets ``ended_at``.
+
+    A worker that is killed leaves none: its launcher then writes ``failure.json``, which has a time.
+    """
+    record = _record_worker(run, rank, attempt)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileError):  # a full disk has been told by whoever met it first
+            write_json(run.worker_file(attempt, rank.index), {**record, "ended_at": _now()}, sync=False)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> dict[str, Any]:
     """Where and with what this rank runs: ``worker.json`` in the attempt's folder, of other ranks ``worker-N.json``."""
     make_directory(run.attempt_dir(attempt))
     record: dict[str, Any] = {
@@ -131,8 +153,10 @@ def _record_worker(run: RunDirectory, rank: Rank, attempt: int) -> None:
         "code": str(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "started_at": _now(),
     }
     write_json(run.worker_file(attempt, rank.index), record)
+    return record
 
 
 if __name__ == "__main__":

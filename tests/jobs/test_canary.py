@@ -12,11 +12,12 @@ from jobs import canary, dispatch, retry
 from jobs.canary import CANARY_ABOVE, STEPS, Trial, choose, wanted
 from jobs.code_snapshot import Code
 from jobs.dispatch import Dispatcher, Planned, plan
+from jobs.estimate import training_tokens_per_epoch
 from jobs.launcher import LaunchOptions, launch
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study import observe_study
 from seqlm.config import RunConfig
-from seqlm.data.corpus import CorpusFacts
+from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import BackendError, CanaryError
 from seqlm.rundir import RunDirectory, write_json
 from tests.fakes import FakeBackend
@@ -272,7 +273,13 @@ def test_whole_gpus_and_processors_are_not_shared_out(tmp_path: Path) -> None:
 
 
 def launched(
-    tmp_path: Path, backend: FakeBackend, *, count: int = 6, canaries: bool | None = None, tell: Any = None
+    tmp_path: Path,
+    backend: FakeBackend,
+    *,
+    count: int = 6,
+    canaries: bool | None = None,
+    tell: Any = None,
+    record: dict[str, Any] | None = None,
 ) -> list[str]:
     """Launch ``count`` runs of two pairs; returns the folders submitted, canaries as ``canary/...``."""
     text = write_text(tmp_path / "text")
@@ -283,7 +290,12 @@ def launched(
     ]
     study_dir = tmp_path / "runs" / "study"
     options = LaunchOptions(
-        study_dir=study_dir, live_code=True, canary=canaries, tell=tell or (lambda line: None), retries=0
+        study_dir=study_dir,
+        live_code=True,
+        canary=canaries,
+        record=record,
+        tell=tell or (lambda line: None),
+        retries=0,
     )
     try:
         launch(
@@ -303,6 +315,22 @@ def test_the_grid_starts_once_its_canaries_have_passed(tmp_path: Path) -> None:
     names = launched(tmp_path, FakeBackend(passes))
     assert names[:2] == ["canary/rnn0", "canary/gru0"]
     assert len(names) == 14
+
+
+def test_canaries_tell_the_times_that_the_study_keeps_as_estimates(tmp_path: Path) -> None:
+    study_dir = tmp_path / "runs" / "study"
+    before: list[dict[str, Any]] = []
+
+    def work(submission: Submission) -> int:
+        before.append(json.loads((study_dir / "study.json").read_text())["estimates"])
+        return passes(submission)
+
+    launched(tmp_path, FakeBackend(work), record={"version": 1})
+    assert [found["seconds"] for found in before[0].values()] == [None] * 12
+    after = json.loads((study_dir / "study.json").read_text())["estimates"]
+    facts = load_corpus(make_config().data, tmp_path / "text").facts
+    per_epoch = training_tokens_per_epoch(facts.tokens["train"], 8, 5)
+    assert [found["seconds"] for found in after.values()] == [pytest.approx(2 * per_epoch / 100)] * 12
 
 
 @pytest.mark.parametrize(("count", "canaries", "expected"), [(5, None, 10), (5, True, 12), (6, False, 12)])

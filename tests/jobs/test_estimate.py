@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,26 @@ def test_of_two_relatives_the_one_with_closer_work_is_asked() -> None:
         known = Throughput(by_arch={"rnn": tuple((run, 10.0 if run is near else 1e6) for run in order)})
         ratio = flops_per_token(wanted, VOCAB) / flops_per_token(near, VOCAB)
         assert seconds_estimate(wanted, VOCAB, 24, known) == pytest.approx(4 * ratio)
+
+
+def test_of_many_relatives_the_closest_is_asked_and_of_equals_the_slowest() -> None:
+    draw = random.Random(3)
+    runs = [
+        (config({**MODELS[0], "hidden_size": draw.randint(4, 40)}, batch_size=draw.choice([2, 4, 8])), draw.random())
+        for _ in range(60)
+    ]
+    known = Throughput(by_arch={"rnn": tuple(runs)})
+    for hidden_size in range(2, 50):
+        wanted = config({**MODELS[0], "hidden_size": hidden_size})
+        flops = flops_per_token(wanted, VOCAB)
+        candidates = [
+            (
+                abs(math.log(flops_per_token(run, VOCAB) * run.train.batch_size / (flops * 4))),
+                flops_per_token(run, VOCAB) * speed,
+            )
+            for run, speed in runs
+        ]
+        assert seconds_estimate(wanted, VOCAB, 24, known) == pytest.approx(40 * flops / min(candidates)[1])
 
 
 def test_the_vocabulary_of_a_relative_on_another_text_is_its_own() -> None:

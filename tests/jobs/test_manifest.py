@@ -13,6 +13,7 @@ import pytest
 
 from jobs.backend_keys import BACKENDS
 from jobs.manifest import Manifest, load_manifest
+from jobs.manifest_report import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
 from jobs.manifest_schema import RESOURCE_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
@@ -48,6 +49,10 @@ def problems(folder: Path, text: str, *overrides: str, name: str = "study.toml")
 
 def names(manifest: Manifest) -> list[str]:
     return [run.name for run in manifest.runs]
+
+
+def names_of_excluded(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(run.name for run in manifest.excluded)
 
 
 # -- what a right manifest means -----------------------------------------------------------------------------------
@@ -167,7 +172,7 @@ def test_toml_yaml_and_json_say_the_same_by_one_schema(tmp_path: Path) -> None:
         assert other.runs == toml.runs
         assert (other.study, other.data_path, other.excluded) == (toml.study, toml.data_path, toml.excluded)
     assert toml.data_path == tmp_path / "texts"
-    assert toml.excluded == ("g-rnn-lr0.0001-seed1", "g-rnn-lr0.0001-seed2")
+    assert names_of_excluded(toml) == ("g-rnn-lr0.0001-seed1", "g-rnn-lr0.0001-seed2")
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
@@ -248,7 +253,7 @@ def test_an_exclude_drops_the_runs_that_match_all_its_keys(tmp_path: Path) -> No
     grid = '[[grid]]\nmodel.arch = ["rnn", "gru", "transformer"]\noptim.optimizer = ["sgd", "adam"]\n'
     text = BASE + grid + '[[exclude]]\nmodel.arch = ["gru", "transformer"]\noptim.optimizer = "adam"\n'
     manifest = load(tmp_path, text)
-    assert manifest.excluded == ("gru-adam", "transformer-adam")
+    assert names_of_excluded(manifest) == ("gru-adam", "transformer-adam")
     assert names(manifest) == ["rnn-sgd", "rnn-adam", "gru-sgd", "transformer-sgd"]
     assert [run.order for run in manifest.runs] == [0, 1, 2, 3]
 
@@ -321,7 +326,7 @@ def test_a_grid_of_the_largest_size_is_accepted(tmp_path: Path, monkeypatch: pyt
 VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"
 IN_OPTIM = "valid in optim: decay, flat_epochs, lr, optimizer, schedule"
 IN_TRAIN = "valid in train: batch_size, clip_norm, epochs, precision, seq_len"
-TOP = "valid: study, defaults, run, grid, zip, exclude, seeds, resources, backend"
+TOP = "valid: study, defaults, run, grid, zip, exclude, expect, report, seeds, resources, backend"
 GRID = '[[grid]]\nmodel.arch = ["rnn", "gru", "transformer"]\noptim.optimizer = ["sgd", "adam"]\n'
 
 WRONG = {
@@ -332,12 +337,12 @@ WRONG = {
     "unknown key of an unnamed run": (
         GOOD + RUN + 'name = "b"\nseed = 1' + RUN + "trian.epochs = 3",
         'study.toml: run 3: unknown key "trian"; did you mean "train"? '
-        "(valid: name, seeds, model, data, optim, train, seed, resources)",
+        "(valid: name, seeds, model, data, optim, train, seed, resources, published)",
     ),
     "key without its table": (
         GOOD + "lr = 3",
         'study.toml: run 1: unknown key "lr"; did you mean "optim.lr"? '
-        "(valid: name, seeds, model, data, optim, train, seed, resources)",
+        "(valid: name, seeds, model, data, optim, train, seed, resources, published)",
     ),
     "the same mistake in all runs of a grid": (
         BASE + GRID + 'optim.lr = ["fast", 1.0]',
@@ -761,7 +766,7 @@ def test_set_is_left_out_for_runs_to_which_it_does_not_apply(tmp_path: Path) -> 
 def test_excludes_hold_as_written_whatever_is_set(tmp_path: Path) -> None:
     text = BASE + GRID + '[[exclude]]\nmodel.arch = "gru"\noptim.lr = 1.0\n'
     manifest = load(tmp_path, text, "optim.lr=2")
-    assert manifest.excluded == ("gru-sgd", "gru-adam")
+    assert names_of_excluded(manifest) == ("gru-sgd", "gru-adam")
     assert len(manifest.runs) == 4
 
 
@@ -805,9 +810,11 @@ def test_the_reference_mentions_every_valid_key() -> None:
     text = REFERENCE.read_text("utf-8")
     study = ["study.name", "study.data", "study.backend"]
     backends = [f"[backend.{name}]" for name in BACKENDS]
-    tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "seeds"]
-    assert [key for key in [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables] if f"`{key}`" not in text] == []
-    settings = {key for keys in BACKENDS.values() for key in keys or ()}
+    tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "[[expect]]", "[report]", "seeds"]
+    report = [*PUBLISHED_KEYS, *REPORT_KEYS, *METRICS]
+    keys = [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables, *report]
+    assert [key for key in keys if f"`{key}`" not in text] == []
+    settings = {*EXPECT_KEYS, *(key for keys in BACKENDS.values() for key in keys or ())}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
 
 

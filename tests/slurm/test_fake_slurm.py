@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import submitit
 
+import launch
 from jobs.scheduler import Scheduler
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.fake_slurm import FakeSlurm
@@ -169,6 +170,20 @@ def test_submitit_submits_an_array_to_it(fake: FakeSlurm, tmp_path: Path) -> Non
     task = fake.jobs()["1_1"]
     assert (task.options["time"], task.limit) == ("7", 2)
     assert "submitit.core._submit" in task.script
+
+
+def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: FakeSlurm, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(
+        '[study]\nname = "s"\n[[grid]]\nmodel.arch = ["rnn", "gru"]\nmodel.hidden_size = 4\n'
+        'optim.optimizer = "sgd"\noptim.lr = 1\n[report]\nbehaviour = ["gru-sgd"]\n'
+    )
+    words = ["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
+    assert launch.main([*words, "--only", "arch=rnn"]) == 0
+    assert list(fake.states()) == ["1"]
+    record = json.loads((tmp_path / "s" / "study.json").read_text())
+    rnn, gru = (run["fingerprint"] for run in record["planned"])
+    assert (list(record["estimates"]), record["behaviour"]) == ([rnn], [gru])
 
 
 def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

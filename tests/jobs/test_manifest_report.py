@@ -1,0 +1,314 @@
+"""What a manifest says for the report: published results, expectations, and whose behaviour is looked into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.manifest import Manifest, load_manifest
+from jobs.manifest_report import METRICS, Expectation, Published
+from seqlm.errors import ManifestError
+
+ROOT = Path(__file__).parents[2]
+
+BASE = """
+[study]
+name = "s"
+[defaults]
+model.hidden_size = 8
+model.num_heads = 2
+data.corpus = "pydoc"
+optim.lr = 1.0
+optim.optimizer = "sgd"
+"""
+RUN = '[[run]]\nname = "{name}"\nmodel.arch = "{name}"\n'
+RNN, GRU = RUN.format(name="rnn"), RUN.format(name="gru")
+EXPECT = '[[expect]]\ntext = "gates help"\nlower = "arch=gru"\nhigher = "arch=rnn"\n'
+
+
+def load(folder: Path, text: str, *overrides: str, suffix: str = "toml") -> Manifest:
+    path = folder / f"study.{suffix}"
+    path.write_text(text, "utf-8")
+    return load_manifest(path, overrides)
+
+
+def problems(folder: Path, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(ManifestError) as caught:
+        load(folder, text, *overrides)
+    assert all(line.isprintable() for line in caught.value.problems), "each problem is one line"
+    return caught.value.problems
+
+
+def test_published_results_belong_to_their_run_and_change_nothing_about_it(tmp_path: Path) -> None:
+    plain = load(tmp_path, BASE + RNN + GRU)
+    text = BASE + RNN + "published.train_ppl = 120\npublished.val_ppl = 156.5\npublished.replications = [150, 157.5]\n"
+    manifest = load(tmp_path, text + GRU)
+    assert manifest.published == {"rnn": Published(train_ppl=120, val_ppl=156.5, replications=(150, 157.5))}
+    assert [run.fingerprint for run in manifest.runs] == [run.fingerprint for run in plain.runs]
+    assert plain.published == {}
+
+
+def test_published_results_may_be_told_in_part_and_with_dots_in_yaml(tmp_path: Path) -> None:
+    text = """
+    study: {name: s}
+    run:
+      - {model: {arch: rnn, hidden_size: 8}, optim: {optimizer: sgd, lr: 1}, published.val_ppl: 9.5}
+    """
+    assert load(tmp_path, text, suffix="yaml").published == {"rnn-sgd": Published(val_ppl=9.5)}
+
+
+def test_every_copy_of_an_entry_with_seeds_has_its_published_results(tmp_path: Path) -> None:
+    manifest = load(tmp_path, BASE + RNN + "seeds = [1, 2]\npublished.val_ppl = 9\n")
+    assert list(manifest.published) == ["rnn-seed1", "rnn-seed2"]
+
+
+def test_a_run_that_set_makes_another_one_loses_its_published_results(tmp_path: Path) -> None:
+    text = BASE + RNN + "published.val_ppl = 9\n" + GRU + "model.num_layers = 1\npublished.val_ppl = 8\n"
+    assert list(load(tmp_path, text).published) == ["rnn", "gru"]
+    assert list(load(tmp_path, text, "model.num_layers=1").published) == ["gru"]
+    assert list(load(tmp_path, text, "resources.ranks=2", "study.name=t").published) == ["rnn", "gru"]
+
+
+def test_a_run_that_is_none_without_set_has_no_published_results(tmp_path: Path) -> None:
+    text = BASE.replace("optim.lr = 1.0\n", "") + RNN + "published.val_ppl = 9\n"
+    assert load(tmp_path, text, "optim.lr=1").published == {}
+
+
+def test_an_expectation_names_the_runs_of_both_its_sides(tmp_path: Path) -> None:
+    third = '[[run]]\nname = "long"\nmodel.arch = "gru"\ntrain.epochs = 50\n'
+    manifest = load(tmp_path, BASE + GRU + third + RNN + EXPECT)
+    expected = Expectation(text="gates help", metric="val_ppl", lower=("gru", "long"), higher=("rnn",))
+    assert manifest.expectations == (expected,)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_expectation_may_compare_each_metric(tmp_path: Path, metric: str) -> None:
+    manifest = load(tmp_path, BASE + GRU + RNN + EXPECT + f'metric = "{metric}"')
+    assert manifest.expectations[0].metric == metric
+
+
+def test_an_expectation_that_set_takes_the_ground_from_is_left_out(tmp_path: Path) -> None:
+    narrow = RNN + "model.hidden_size = 4\n"
+    text = BASE + narrow + GRU + EXPECT
+    text += '[[expect]]\ntext = "wider is better"\nlower = "hidden_size=8"\nhigher = "hidden_size=4"\n'
+    assert [claim.text for claim in load(tmp_path, text).expectations] == ["gates help", "wider is better"]
+    assert [claim.text for claim in load(tmp_path, text, "model.hidden_size=4").expectations] == ["gates help"]
+
+
+def test_the_report_looks_into_the_runs_that_are_named(tmp_path: Path) -> None:
+    text = BASE + '[[grid]]\nmodel.arch = ["rnn", "gru"]\n[report]\nbehaviour = ["gru-sgd", "rnn-sgd"]\n'
+    assert load(tmp_path, text).behaviour == ("gru-sgd", "rnn-sgd")
+    assert load(tmp_path, BASE + RNN).behaviour == ()
+
+
+def test_a_name_that_no_run_has_after_set_is_left_out(tmp_path: Path) -> None:
+    text = BASE + RNN + '[[run]]\nmodel.arch = "gru"\n[report]\nbehaviour = ["rnn", "gru-sgd"]\n'
+    assert load(tmp_path, text, "optim.optimizer=adam").behaviour == ("rnn",)
+
+
+PPL = "valid is a finite number above 0"
+TEXT = "valid is a text in one line of at most 300 characters"
+SIDES = "valid are conditions on runs"
+FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
+WRONG = {
+    "published perplexity of zero": (
+        BASE + RNN + "published.val_ppl = 0",
+        f'study.toml: run "rnn": published.val_ppl: found 0, {PPL}',
+    ),
+    "published perplexity that is true": (
+        BASE + RNN + "published.train_ppl = true",
+        f'study.toml: run "rnn": published.train_ppl: found true, {PPL}',
+    ),
+    "published perplexity without end": (
+        BASE + RNN + "published.train_ppl = inf",
+        f'study.toml: run "rnn": published.train_ppl: found Infinity, {PPL}',
+    ),
+    "replications that descend": (
+        BASE + RNN + "published.replications = [9, 8]",
+        'study.toml: run "rnn": published.replications: found [9, 8], '
+        "valid is two finite numbers above 0, the lowest and the highest",
+    ),
+    "one replication": (
+        BASE + RNN + "published.replications = 9",
+        'study.toml: run "rnn": published.replications: found 9, '
+        "valid is two finite numbers above 0, the lowest and the highest",
+    ),
+    "unknown published result": (
+        BASE + RNN + "published.val_pl = 9",
+        'study.toml: run "rnn": unknown key "published.val_pl"; did you mean "published.val_ppl"? '
+        "(valid in published: replications, train_ppl, val_ppl)",
+    ),
+    "published results that are no table": (
+        BASE + RNN + "published = 9",
+        'study.toml: run "rnn": published: found 9, valid is a table',
+    ),
+    "published results of a grid": (
+        BASE + '[[grid]]\nmodel.arch = ["rnn", "gru"]\npublished.val_ppl = [9, 8]',
+        "study.toml: grid 1: published: published results belong to [[run]], an entry for each run that has them",
+    ),
+    "published results among the defaults": (
+        BASE + "published.val_ppl = 9\n" + RNN,
+        'study.toml: defaults: unknown key "published.val_ppl"; published results stand in a [[run]] '
+        "(valid: model, data, optim, train, seed)",
+    ),
+    "expectation without a text": (
+        BASE + RNN + GRU + '[[expect]]\nlower = "arch=gru"\nhigher = "arch=rnn"',
+        f"study.toml: expect 1: text: missing, {TEXT}",
+    ),
+    "expectation in two lines": (
+        BASE + RNN + GRU + EXPECT.replace("gates help", "gates\\nhelp"),
+        f'study.toml: expect 1: text: found "gates\\nhelp", {TEXT}',
+    ),
+    "expectation of an unknown metric": (
+        BASE + RNN + GRU + EXPECT + 'metric = "val_pl"',
+        f'study.toml: expect 1: metric: found "val_pl", valid is one of {", ".join(METRICS)}; did you mean "val_ppl"?',
+    ),
+    "expectation with an unknown key": (
+        BASE + RNN + GRU + EXPECT + 'lowest = "arch=gru"',
+        'study.toml: expect 1: unknown key "lowest"; did you mean "lower"? (valid: text, metric, lower, higher)',
+    ),
+    "expectation with one side": (
+        BASE + RNN + GRU + '[[expect]]\ntext = "x"\nlower = "arch=gru"',
+        f"study.toml: expect 1: higher: missing, {SIDES}, such as 'arch=gru lr>1'",
+    ),
+    "side that is a number": (
+        BASE + RNN + GRU + EXPECT.replace('"arch=rnn"', "3"),
+        f"study.toml: expect 1: higher: found 3, {SIDES}, in one text",
+    ),
+    "side that is no condition": (
+        BASE + RNN + GRU + EXPECT.replace("arch=rnn", "rnn"),
+        f'study.toml: expect 1: higher: filter "rnn": cannot read "rnn"; {FORM}',
+    ),
+    "side that compares a text": (
+        BASE + RNN + GRU + EXPECT.replace("arch=rnn", "arch>1"),
+        'study.toml: expect 1: higher: filter "arch>1": model.arch is a text, > compares numbers; use = or !=',
+    ),
+    "side without runs": (
+        BASE + RNN + EXPECT,
+        'study.toml: expect 1: lower: found "arch=gru", which matches no run',
+    ),
+    "run on both sides": (
+        BASE + RNN + GRU + EXPECT.replace("arch=gru", "hidden_size=8"),
+        'study.toml: expect 1: found "rnn" among lower and higher, valid are different runs on the two sides',
+    ),
+    "expectation in one table": (
+        BASE + RNN + '[expect]\ntext = "x"',
+        "study.toml: expect: found one table, valid is a list of tables, in TOML [[expect]]",
+    ),
+    "unknown key of the report": (
+        BASE + RNN + '[report]\nbehavior = ["rnn"]',
+        'study.toml: unknown key "report.behavior"; did you mean "report.behaviour"? (valid in report: behaviour)',
+    ),
+    "behaviour of one name": (
+        BASE + RNN + '[report]\nbehaviour = "rnn"',
+        'study.toml: report.behaviour: found "rnn", valid is a list of names of runs, at least one',
+    ),
+    "behaviour of an unknown run": (
+        BASE + RNN + '[report]\nbehaviour = ["rn"]',
+        'study.toml: report.behaviour: found "rn", valid is the name of a run; did you mean "rnn"?',
+    ),
+    "behaviour of an excluded run": (
+        BASE + RNN + GRU + '[[exclude]]\nname = "gru"\n[report]\nbehaviour = ["gru"]',
+        'study.toml: report.behaviour: found "gru", which an [[exclude]] drops',
+    ),
+    "behaviour of one run twice": (
+        BASE + RNN + '[report]\nbehaviour = ["rnn", "rnn"]',
+        'study.toml: report.behaviour: found "rnn" twice, valid is each run once',
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_for_the_report_gets_one_line(tmp_path: Path, text: str, line: str) -> None:
+    assert problems(tmp_path, text) == [line]
+
+
+def test_set_hides_no_condition_that_asks_what_cannot_be_asked(tmp_path: Path) -> None:
+    text = BASE + RNN + GRU + EXPECT.replace("arch=rnn", "state=done")
+    for overrides in ((), ("train.epochs=1",)):
+        (line,) = problems(tmp_path, text, *overrides)
+        assert line.startswith('study.toml: expect 1: higher: filter "state=done": unknown key "state"')
+
+
+def test_another_mistake_is_not_told_as_an_expectation_without_runs(tmp_path: Path) -> None:
+    text = BASE + RNN + GRU + "optim.lr = 0\n" + EXPECT + '[report]\nbehaviour = ["gru"]'
+    assert problems(tmp_path, text) == [
+        'study.toml: run "gru": optim.lr: found 0.0, valid is a positive finite number',
+    ]
+
+
+def test_published_results_are_not_set_on_the_command_line(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, BASE + RNN, "published.val_ppl=3")
+    assert line.startswith(
+        '--set published.val_ppl=3: unknown key "published.val_ppl"; published results stand in a [[run]] (valid'
+    )
+
+
+# -- the manifests of the project --------------------------------------------------------------------------------------
+
+PAPER_FINGERPRINTS = """
+6cca7aad d2ca9570 7719a028 d8437eaa a5fba208 300147a7 81e09729 8eb8c517 b78e4edf 2f163de0
+eb57e675 68b11a52 88c159e0 e6a54514 f393e28b 2cf0babc a2d11272 6e8da02c fe445515
+"""
+"""As they were before manifests said anything for the report."""
+
+PAPER_RESULTS = """
+120 156 156.4-157.5
+3010 2210 2137-2255
+230 196 195.2-196.2
+60 111 107.8-113.5
+50 113 111.0-114.4
+66 103 101.7-103.6
+3 131 131.3-136.2
+24 167 156.9-162.3
+60 143 140.1-145.4
+113 159
+151 154
+109 145
+59 117
+44 112
+65 103
+60 119
+33 120
+9 121
+"""
+
+
+def paper() -> Manifest:
+    return load_manifest(ROOT / "jobs" / "manifests" / "paper.toml")
+
+
+def test_what_the_paper_manifest_says_for_the_report_has_left_its_runs_what_they_were() -> None:
+    assert [run.fingerprint[:8] for run in paper().runs] == PAPER_FINGERPRINTS.split()
+
+
+def test_the_paper_manifest_has_the_published_results() -> None:
+    manifest = paper()
+    rows = PAPER_RESULTS.strip().split("\n")
+    expected = []
+    for row in rows:
+        train, valid, *others = row.split()
+        low, _, high = others[0].partition("-") if others else ("", "", "")
+        replications = (float(low), float(high)) if others else None
+        expected.append(Published(train_ppl=float(train), val_ppl=float(valid), replications=replications))
+    assert [manifest.published[run.name] for run in manifest.runs[:18]] == expected
+    assert manifest.runs[18].name not in manifest.published
+    assert manifest.behaviour == tuple(manifest.runs[number - 1].name for number in (1, 6, 9))
+
+
+def test_the_expectations_of_the_paper_manifest_are_about_the_runs_that_they_speak_of() -> None:
+    manifest = paper()
+    number = {run.name: run.order + 1 for run in manifest.runs}
+    sides = [
+        (claim.metric, [number[name] for name in claim.lower], [number[name] for name in claim.higher])
+        for claim in manifest.expectations
+    ]
+    assert sides == [
+        ("val_ppl", [4, 5, 6, 13, 14, 15], [1, 2, 3, 10, 11, 12, 19]),
+        ("val_ppl", [6], [5]),
+        ("seconds_to_5pct", [4], [5, 6]),
+        ("epoch_seconds", [8, 9, 16, 17], [4, 5, 6, 15]),
+        ("val_ppl", [10], [1]),
+        ("gap", [16, 17, 18], [7]),
+    ]

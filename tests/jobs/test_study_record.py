@@ -1,0 +1,254 @@
+"""``study.json``: what a launch writes for who reads the study's folder alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.dispatch import Planned, plan
+from jobs.estimate import Estimate, Throughput, estimate
+from jobs.launcher import LaunchOptions, preparing, resolve_specs
+from jobs.manifest import Manifest, load_manifest
+from jobs.spec import Resources, RunSpec
+from jobs.study_record import record_of, study_file, write_record
+from seqlm.data.corpus import corpus_facts
+from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from tests.training.studies import write_text
+
+TEXT = """
+[study]
+name = "s"
+[defaults]
+model.hidden_size = 8
+model.num_layers = 1
+model.embedding_size = 4
+data.corpus = "files"
+optim.lr = 1.0
+train.batch_size = 4
+train.seq_len = 5
+train.epochs = 4
+[[grid]]
+name = "grid"
+model.arch = ["rnn", "gru"]
+optim.optimizer = ["sgd", "adam"]
+[[run]]
+name = "known"
+model.arch = "rnn"
+optim.optimizer = "sgd"
+model.hidden_size = 6
+published.val_ppl = 9.5
+published.replications = [9, 10]
+[[exclude]]
+model.arch = "gru"
+optim.optimizer = "adam"
+[[expect]]
+text = "gates help"
+lower = "arch=gru"
+higher = "arch=rnn optimizer=sgd"
+[report]
+behaviour = ["known"]
+"""
+
+
+def manifest_in(folder: Path, text: str = TEXT, *overrides: str) -> Manifest:
+    (folder / "my.toml").write_text(text)
+    return load_manifest(folder / "my.toml", overrides)
+
+
+def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_folders(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    manifest = manifest_in(tmp_path)
+    specs = resolve_specs(manifest.runs, text)
+    prints = {spec.name: spec.fingerprint for spec in specs}
+    expected = {
+        "version": 1,
+        "study": "s",
+        "manifest": "my.toml",
+        "planned": [
+            {"number": number, "name": name, "fingerprint": prints[name], "arch": arch, "optimizer": optimizer}
+            for number, (name, arch, optimizer) in enumerate(
+                [
+                    ("grid-rnn-sgd", "rnn", "sgd"),
+                    ("grid-rnn-adam", "rnn", "adam"),
+                    ("grid-gru-sgd", "gru", "sgd"),
+                    ("known", "rnn", "sgd"),
+                ],
+                start=1,
+            )
+        ],
+        "excluded": [{"name": "grid-gru-adam", "arch": "gru", "optimizer": "adam"}],
+        "published": {prints["known"]: {"val_ppl": 9.5, "replications": [9, 10]}},
+        "expectations": [
+            {
+                "text": "gates help",
+                "metric": "val_ppl",
+                "lower": [prints["grid-gru-sgd"]],
+                "higher": [prints["grid-rnn-sgd"], prints["known"]],
+            }
+        ],
+        "behaviour": [prints["known"]],
+    }
+    for chosen in (specs, specs[1:2]):
+        assert record_of(manifest, chosen, text) == expected, "whatever is chosen"
+
+
+def test_a_run_that_is_not_launched_may_lack_its_text(tmp_path: Path) -> None:
+    other = TEXT.replace('corpus = "files"', 'corpus = "pydoc"').replace(
+        'name = "known"', 'name = "known"\ndata.corpus = "files"'
+    )
+    manifest = manifest_in(tmp_path, other)
+    record = record_of(manifest, manifest.runs[:1], tmp_path / "absent")
+    assert [run["fingerprint"] for run in record["planned"]] == [run.fingerprint for run in manifest.runs]
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------
+
+
+def items(folder: Path, count: int = 2) -> list[Planned]:
+    specs = resolve_specs(manifest_in(folder).runs, write_text(folder / "text"))[:count]
+    made = []
+    for spec in specs:
+        run = RunDirectory.locate(folder / "runs" / "s", spec.name, spec.fingerprint)
+        made.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
+    return made
+
+
+def made(seconds: float | None) -> Estimate:
+    return Estimate(
+        parameters=7,
+        flops_per_token=6,
+        memory_bytes=5,
+        measured_memory_bytes=None,
+        checkpoint_bytes=4,
+        seconds=seconds,
+    )
+
+
+def written(folder: Path, todo: Sequence[Planned], seconds: float | None) -> dict[str, Any]:
+    """What ``study.json`` holds of estimates after a launch that does ``todo``, without the times of writing."""
+    told: list[str] = []
+    folder.mkdir(exist_ok=True)
+    write_record(folder, {"version": 1}, todo, lambda item: made(seconds), told.append)
+    assert not told
+    estimates: dict[str, Any] = json.loads(study_file(folder).read_text())["estimates"]
+    assert all(found.pop("at").endswith("+00:00") for found in estimates.values())
+    return estimates
+
+
+NUMBERS = {"parameters": 7, "flops_per_token": 6, "memory_bytes": 5}
+
+
+def test_the_estimate_of_a_runs_first_launch_stands(tmp_path: Path) -> None:
+    first, second = items(tmp_path)
+    one = {first.spec.fingerprint: {"seconds": 3.5, **NUMBERS}}
+    assert written(tmp_path / "s", [first], 3.5) == one
+    both = {**one, second.spec.fingerprint: {"seconds": 1.0, **NUMBERS}}
+    assert written(tmp_path / "s", [first, second], 1.0) == both
+    assert written(tmp_path / "s", [], 2.0) == both, "a launch that has nothing to do keeps them"
+
+
+def test_an_estimate_without_a_time_gives_way_to_one_with_a_time_before_anything_is_done(tmp_path: Path) -> None:
+    first, second = items(tmp_path)
+    written(tmp_path / "s", [first, second], None)
+    half_done = replace(second, action="resume")
+    found = written(tmp_path / "s", [first, half_done], 3.5)
+    assert [found[item.spec.fingerprint]["seconds"] for item in (first, second)] == [3.5, None]
+
+
+def test_where_nothing_has_changed_nothing_is_written(tmp_path: Path) -> None:
+    todo = items(tmp_path)
+    written(tmp_path / "s", todo, None)
+    before = study_file(tmp_path / "s").stat()
+    written(tmp_path / "s", todo, None)
+    after = study_file(tmp_path / "s").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"version": ', "[]", '{"estimates": []}', '{"version": 1}', "\x00"], ids=lambda text: repr(text)
+)
+def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: str) -> None:
+    todo = items(tmp_path)
+    study_file(tmp_path).write_text(content)
+    told: list[str] = []
+    write_record(tmp_path, {"version": 1}, todo, lambda item: made(1.0), told.append)
+    path = study_file(tmp_path)
+    assert told == [f"warning: {path} is damaged and is written anew; the estimates of earlier launches are lost"]
+    assert len(json.loads(path.read_text())["estimates"]) == 2
+
+
+def test_an_estimate_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
+    (item,) = items(tmp_path, 1)
+    (tmp_path / "s").mkdir()
+    write_json(study_file(tmp_path / "s"), {"version": 1, "estimates": {item.spec.fingerprint: 3}})
+    assert written(tmp_path / "s", [item], 1.0) == {item.spec.fingerprint: {"seconds": 1.0, **NUMBERS}}
+
+
+def test_a_file_that_cannot_be_written_stops_no_launch(tmp_path: Path) -> None:
+    study_file(tmp_path).mkdir()
+    told: list[str] = []
+    write_record(tmp_path, {"version": 1}, [], lambda item: made(1.0), told.append)
+    assert len(told) == 2
+    assert told[1].endswith("the report will lack what the manifest says")
+
+
+# -- in a launch ---------------------------------------------------------------------------------------------------
+
+
+def launched(folder: Path, chosen: slice, *, recorded: bool = True) -> list[RunDirectory]:
+    """Prepare a launch of some runs, as every backend does; returns the folders of those to do."""
+    text = write_text(folder / "text")
+    manifest = manifest_in(folder)
+    specs = resolve_specs(manifest.runs[chosen], text)
+    options = LaunchOptions(
+        study_dir=folder / "runs" / "s",
+        live_code=True,
+        record=record_of(manifest, specs, text) if recorded else None,
+    )
+
+    def resolve(spec: RunSpec, at_most: int) -> Resources:
+        return Resources(cpus=1, gpus=0)
+
+    with preparing(specs, options, resolve=resolve, data_path=lambda spec: text, command=lambda spec: []) as prepared:
+        (folder / "runs" / "s" / "queue.json").unlink(missing_ok=True)  # this process is no launcher of the next one
+        return [item.run for item in prepared.todo]
+
+
+def test_a_launch_writes_what_plan_would_have_said_of_its_runs(tmp_path: Path) -> None:
+    first, second = launched(tmp_path, slice(0, 2))
+    file = study_file(tmp_path / "runs" / "s")
+    record = json.loads(file.read_text())
+    assert len(record["planned"]) == 4
+    facts = corpus_facts(first.read_config().data, tmp_path / "text")
+    for run in (first, second):
+        expected = estimate(run.read_config(), facts, Throughput())
+        found = record["estimates"].pop(run.read_config().fingerprint())
+        assert found.pop("at")
+        assert found == {
+            "seconds": None,
+            "parameters": expected.parameters,
+            "flops_per_token": expected.flops_per_token,
+            "memory_bytes": expected.memory_bytes,
+        }
+    assert record["estimates"] == {}
+
+    epoch = {"epoch": 0, "val_ppl": 9.0, "train_tokens_per_second": 10.0}
+    write_json_lines(second.metrics_file, [epoch])
+    second.last_checkpoint.write_bytes(b"")
+    second.attempt_dir(1).mkdir(parents=True)
+    launched(tmp_path, slice(0, 3))
+    record = json.loads(file.read_text())
+    seconds = {run["name"]: record["estimates"].get(run["fingerprint"], {}).get("seconds") for run in record["planned"]}
+    assert seconds["grid-rnn-sgd"] is not None, "it has not begun, and another RNN has told the speed"
+    assert seconds["grid-rnn-adam"] is None, "it is half done"
+    assert seconds["grid-gru-sgd"] is None, "no GRU has told its speed"
+
+
+def test_a_launch_without_a_manifest_leaves_the_record_alone(tmp_path: Path) -> None:
+    launched(tmp_path, slice(0, 1), recorded=False)
+    assert not study_file(tmp_path / "runs" / "s").exists()

@@ -1,0 +1,82 @@
+"""One rank's life as its files tell it afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqlm.errors import DivergedError, FileError
+from seqlm.rundir import RunDirectory, read_json
+from seqlm.training import worker
+from seqlm.training.trainer import Trainer
+from tests.training.studies import make_config, make_run, write_text
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    monkeypatch.setenv("SEQLM_DATA", str(write_text(tmp_path / "text")))
+    monkeypatch.setenv("SEQLM_DEVICE", "cpu")
+    monkeypatch.setattr(worker.StopSignal, "install", lambda self: None)  # the handlers of this process stay
+    return make_run(tmp_path / "study" / "run", make_config(epochs=1))
+
+
+def record_of(run: RunDirectory) -> dict[str, Any]:
+    return read_json(run.worker_file(1)) or {}
+
+
+def ended_by(monkeypatch: pytest.MonkeyPatch, end: Callable[[], None]) -> None:
+    def train(self: Trainer) -> None:
+        assert "ended_at" not in record_of(self.run), "not before the end"
+        end()
+
+    monkeypatch.setattr(Trainer, "train", train)
+
+
+def diverge() -> None:
+    raise DivergedError("the loss is nan")
+
+
+def stop() -> None:
+    raise worker.StopRequested
+
+
+def fill_the_disk() -> None:
+    raise FileError("cannot write last.pt: no space left on device")
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(nothing, 0), (diverge, 1), (stop, worker.EXIT_STOPPED), (fill_the_disk, worker.EXIT_STORAGE)],
+)
+def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_was(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], code: int
+) -> None:
+    ended_by(monkeypatch, end)
+    assert worker.main([str(run.path)]) == code
+    record = record_of(run)
+    assert TIME.fullmatch(record["started_at"])
+    assert TIME.fullmatch(record["ended_at"])
+    assert record["started_at"] <= record["ended_at"]
+    assert record["pid"] == os.getpid(), "the rest of the record stands"
+
+
+def test_a_record_that_cannot_be_completed_changes_nothing_about_the_end(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_folder() -> None:
+        run.worker_file(1).unlink()
+        run.attempt_dir(1).rmdir()
+
+    ended_by(monkeypatch, lose_the_folder)
+    assert worker.main([str(run.path)]) == 0
