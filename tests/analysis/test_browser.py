@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -180,3 +181,56 @@ def test_a_closed_browser_leaves_no_process_and_no_file(browser: Browser, tmp_pa
         assert [command for command in commands() if str(profile) in command]
     assert not [command for command in commands() if str(profile) in command]
     assert not profile.exists()
+
+
+def drawn(page: Page, run: int) -> list[bool]:
+    """Of everything drawn for a run in any figure, whether it is shown."""
+    source = "return Array.from(document.querySelectorAll(arguments[0]), e => getComputedStyle(e).display !== 'none')"
+    shown: list[bool] = page.script(source, f"[data-run='{run}']")
+    return shown
+
+
+def test_a_run_hides_in_all_figures_at_once_and_comes_back(page: Page) -> None:
+    assert len(drawn(page, 4)) >= 8
+    assert all(drawn(page, 4))
+    page.click("Runs shown in the figures: all 9", within=".picker")
+    page.click("4 gru-adam", within=".picker")
+    assert not any(drawn(page, 4))
+    assert all(drawn(page, 5))
+    assert page.text(".picker summary").endswith("of 9")
+    page.click("4 gru-adam", within=".picker")
+    assert all(drawn(page, 4))
+    assert page.console() == []
+
+
+def test_groups_of_runs_hide_by_architecture_and_optimizer(page: Page) -> None:
+    page.click("Runs shown in the figures: all 9", within=".picker")
+    page.click("Transformer", within=".picker .groups")
+    page.click("SGD", within=".picker .groups")
+    hidden = [run for run in range(1, 10) if drawn(page, run) and not any(drawn(page, run))]
+    assert hidden == [2, 5, 7, 8, 9]
+
+
+def test_a_legends_entry_hides_its_run(page: Page) -> None:
+    page.script("document.querySelector(\"#validation-epochs [data-key='1']\").dispatchEvent(new Event('click'))")
+    assert not any(drawn(page, 1))
+    assert page.attributes("[data-key='1']", "class") != [None]
+
+
+def test_the_pointer_shows_the_value_of_the_nearest_point(page: Page, report: Path) -> None:
+    box = page.script(
+        "const panel = JSON.parse(document.getElementById('pointers').textContent)['validation-epochs'][0];"
+        "const svg = document.querySelector('#validation-epochs svg');"
+        "svg.scrollIntoView({block: 'center', behavior: 'instant'});"
+        "const line = panel.lines.find(l => l.run === 4);"
+        "const at = (a, v, lo, hi) => { const f = a.log ? Math.log : Number;"
+        "  return lo + (hi - lo) * (f(v) - f(a.limits[0])) / (f(a.limits[1]) - f(a.limits[0])); };"
+        "const p = new DOMPoint(at(panel.x, line.x[20], panel.box[0], panel.box[2]),"
+        "  at(panel.y, line.y[20], panel.box[3], panel.box[1])).matrixTransform(svg.getScreenCTM());"
+        "svg.dispatchEvent(new PointerEvent('pointermove', {clientX: p.x, clientY: p.y}));"
+        "return [line.x[20], line.y[20]];"
+    )
+    assert box[0] == 21
+    with (report / "data" / "epochs.csv").open(encoding="utf-8", newline="") as file:
+        value = next(row["val_ppl"] for row in csv.DictReader(file) if (row["number"], row["epoch"]) == ("4", "20"))
+    assert page.text(".pointer") == f"4 gru-adam · epoch 21 · perplexity {float(f'{float(value):.5g}'):g}"
