@@ -9,6 +9,10 @@ everything else. Only for a worker that died without a word, or for a cancelled 
 A canary, the short trial of a run before its grid starts, has a folder like any other run,
 ``runs/<study>/canary/<run id>/``: one level deeper, so that no list of the study's runs holds it. It trains a few
 steps, writes ``canary.json`` in place of metrics, checkpoints and result, and with that it is done.
+
+The behaviour of a trained model is computed by a job of its own in ``runs/<study>/behaviour/<run id>/``, whose files
+are those of a run, ``task.json`` beside them. It writes ``behaviour.json`` and ``samples.jsonl`` into the run's folder.
+The folder ``behaviour`` is looked at like a study: ``status``, ``logs`` and ``cancel`` take it for one.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
 CANARY_FOLDER = "canary"
 """Folder of a study in which its canaries lie."""
+BEHAVIOUR_FOLDER = "behaviour"
+"""Folder of a study in which the jobs lie that compute the behaviour of its models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +95,19 @@ class RunDirectory:
     def canary_file(self) -> Path:
         """What a canary has measured; no other run has one."""
         return self.path / "canary.json"
+
+    @property
+    def task_file(self) -> Path:
+        """What a behaviour job is asked to do; no run has one."""
+        return self.path / "task.json"
+
+    @property
+    def behaviour_file(self) -> Path:
+        return self.path / "behaviour.json"
+
+    @property
+    def samples_file(self) -> Path:
+        return self.path / "samples.jsonl"
 
     @property
     def failure_file(self) -> Path:
