@@ -97,16 +97,13 @@ class RunDirectory:
         return self.path / "canary.json"
 
     @property
-    def task_file(self) -> Path:
-        """What a behaviour job is asked to do; no run has one."""
-        return self.path / "task.json"
-
-    @property
     def behaviour_file(self) -> Path:
+        """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
         return self.path / "behaviour.json"
 
     @property
     def samples_file(self) -> Path:
+        """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
         return self.path / "samples.jsonl"
 
     @property
@@ -124,6 +121,11 @@ class RunDirectory:
     @property
     def worker_lock_file(self) -> Path:
         return self.path / "worker.lock"
+
+    @property
+    def task_file(self) -> Path:
+        """What a behaviour job is asked to do; no run has one."""
+        return self.path / "task.json"
 
     def attempt_dir(self, attempt: int) -> Path:
         """Folder of one attempt, counted from 1: ``attempts/0001``."""
