@@ -38,7 +38,8 @@ def finished_runs(folder: Path) -> dict[str, RunDirectory]:
         "gru": done_run(study_dir, "gru", 10.0, arch="gru", seed=3),
     }
     for order, (name, run) in enumerate(runs.items()):
-        write_json(run.provenance_file, {"name": name, "order": order, "data": str(text)})
+        known = {"name": name, "order": order, "data": str(text), "resources": {"ranks": 2, "cpus": 1}}
+        write_json(run.provenance_file, known)
     return runs
 
 

@@ -1,4 +1,4 @@
-"""Behaviour jobs as jobs of SLURM: what is submitted, with the fake programs; what becomes of it, with the real ones."""
+"""Behaviour jobs as jobs of SLURM: what is submitted, with fake programs, and what becomes of it, with the real ones."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     monkeypatch.setattr("jobs.behaviour_launch.WORKER", STAND_IN)
     runs = finished_runs(tmp_path)
     study_dir = tmp_path / "runs" / "small"
+    (study_dir / "slurm").mkdir()
     write_json(study_dir / "slurm" / "settings.json", {"timeout_min": 7})  # of the submission of the runs
     words = ["behaviour", "small", "--backend", "slurm", "--no-wait", "--json"]
     assert launch.main(words) == 0
