@@ -1,4 +1,4 @@
-"""Behaviour jobs as jobs of SLURM: what is submitted, with fake programs, and what becomes of it, with the real ones."""
+"""Behaviour jobs as jobs of SLURM: what is submitted, with fake programs, and what comes of it, with the real ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     assert len(fake.calls("sbatch")) == 1
 
     for plan in plans:
-        place = Place.from_environment({"SLURM_JOB_ID": "1"}, "n0")
+        place = Place.from_environment({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "n0")
         assert Task(plan, place, Signals(), started=time.time()).run()
     assert all(job.observe().state == "done" for job in jobs)
     assert all(runs[name].behaviour_file.exists() for name in ("rnn-b", "gru"))
