@@ -169,7 +169,7 @@ def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outc
             launch(
                 wanted.specs,
                 backend,
-                wanted.options(),
+                replace(wanted.options(), tell=lambda line: print(line, file=sys.stderr, flush=True)),
                 data_path=data_path,
                 command=wanted.command,
                 progress=announce,
