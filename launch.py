@@ -401,7 +401,9 @@ def _launch_remotely(
     jobs_dir, study_dir = settings.study_dir, settings.code_dir or settings.study_dir
     manifest = Path(options.manifest).absolute() if "manifest" in options else None
     words = [word for word in options.argv if word not in ("--no-wait", "--json")]
-    words[words.index(options.manifest if manifest else options.study)] = manifest.name if manifest else str(study_dir)
+    words[words.index(options.manifest if manifest else options.study)] = (
+        manifest.name if manifest else str(study_dir.absolute())
+    )
     data = find_data(options.data, load_manifest(manifest).data_path if manifest else None)
     words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
     words += ["--data", str(data.absolute())] if data else []
