@@ -52,7 +52,7 @@ class LaunchOptions:
     worker: str = TRAINING
     """The module that does the work: ``python -m WORKER JOB_DIR``."""
     code_dir: Path | None = None
-    """Beside whose runs the code is kept, where that is not ``study_dir``."""
+    """The study that keeps the code, where that is not ``study_dir``."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Where jobs go that are not named after their runs, by the digits of the fingerprint."""
     is_stale: Callable[[RunDirectory], bool] | None = None
