@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line of seqlm: plan, run, status, logs, cancel, retry, report, doctor, data.
+"""The command line of seqlm: plan, run, status, logs, cancel, retry, behaviour, report, doctor, data.
 
 Nothing here imports torch, so that every command but the report answers at once.
 """
@@ -7,11 +7,13 @@ Nothing here imports torch, so that every command but the report answers at once
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +21,8 @@ from typing import Any, NoReturn
 from jobs import terminal
 from jobs.backend import Site
 from jobs.backend_keys import BACKENDS
+from jobs.behaviour import SETTINGS
+from jobs.behaviour_launch import BehaviourLaunch, Outcome, compute_behaviour
 from jobs.cancel import cancel
 from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
@@ -42,7 +46,15 @@ from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
-from jobs.study import ObservedRun, find_study, observe_study, read_jobs, select_runs
+from jobs.study import (
+    ObservedRun,
+    find_study,
+    is_behaviour_study,
+    observe_study,
+    read_jobs,
+    select_runs,
+    study_name,
+)
 from jobs.study_record import record_of
 from jobs.terminal import Progress
 from jobs.totals import Totals, totals
@@ -206,20 +218,12 @@ def _run(options: argparse.Namespace) -> tuple[Any, int]:
         paths = ["--data", str(options.data)] if options.data else []
         return ["python", "launch.py", "run", options.manifest, "--only", f"name={spec.name}", *changes, *paths]
 
-    return _launch(
-        options,
-        specs,
-        study_dir,
-        choice,
-        data_path=lambda spec: data,
-        command=command,
-        retry=False,
-        record=record_of(manifest, specs, data),
-    )
+    settings = LaunchOptions(study_dir=study_dir, record=record_of(manifest, specs, data))
+    return _launch(options, specs, settings, choice, data_path=lambda spec: data, command=command)
 
 
 def _retry(options: argparse.Namespace) -> tuple[Any, int]:
-    study_dir = find_study(options.study, options.runs_dir)
+    study_dir = _find_trained(options)
     runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
     chosen = [
         run
@@ -242,48 +246,52 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
 
     specs = [run.to_spec() for run in chosen]
     choice = _choice(None, options, last=_last_backend(chosen))
-    return _launch(options, specs, study_dir, choice, data_path=data_path, command=command, retry=True, record=None)
+    settings = LaunchOptions(study_dir=study_dir, retry=True)
+    return _launch(options, specs, settings, choice, data_path=data_path, command=command)
 
 
 def _launch(
     options: argparse.Namespace,
     specs: list[RunSpec],
-    study_dir: Path,
+    settings: LaunchOptions,
     choice: BackendChoice,
     *,
     data_path: Callable[[RunSpec], Path | None],
     command: Callable[[RunSpec], list[str]],
-    retry: bool,
-    record: Mapping[str, Any] | None,
+    outcome: Callable[[Collection[str] | None], tuple[Any, int]] | None = None,
 ) -> tuple[Any, int]:
+    """Launch as chosen. ``settings`` say what is launched; the rest of them is filled in here from the command line.
+
+    ``outcome`` tells how it has ended, given the ids of the jobs (none: all of them); none: as :func:`_outcome` does.
+    """
+    study_dir = settings.study_dir
+    settings = replace(settings, live_code=options.live_code)
+    if outcome is None:
+        outcome = functools.partial(_outcome, options, study_dir)
     if choice.name == "slurm":
-        return _launch_on_slurm(
-            options, specs, study_dir, choice, data_path=data_path, command=command, retry=retry, record=record
-        )
+        return _launch_on_slurm(options, specs, settings, choice, data_path=data_path, command=command, outcome=outcome)
     if is_remote(choice.ray_address):
-        return _launch_remotely(options, study_dir, choice)
+        return _launch_remotely(options, settings, choice, outcome=outcome)
     if options.no_wait:
         argv = [str(Path(__file__).resolve()), *(word for word in options.argv if word not in ("--no-wait", "--json"))]
         pid = detach(argv, study_dir)
         _say(options, f"launched by process {pid}; see: launch.py status {study_dir}")
-        return {"study": study_dir.name, "launcher_pid": pid}, 0
+        return {"study": study_name(study_dir), "launcher_pid": pid}, 0
     progress: list[Progress] = []
     backend = choice.make()
 
     def announce(planned: list[Planned]) -> Progress:
         todo = sum(item.action != "skip" for item in planned)
-        print(f"{study_dir.name}: {todo} of {len(planned)} runs to do on {_where(backend, choice)}", file=sys.stderr)
+        what = f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do"
+        print(f"{what} on {_where(backend, choice)}", file=sys.stderr)
         for item in planned:
             if item.action == "skip" and item.reason != "done":
                 print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
         progress.append(terminal.launch_progress(planned, study_dir))
         return progress[-1]
 
-    settings = LaunchOptions(
-        study_dir=study_dir,
-        live_code=options.live_code,
-        retry=retry,
-        record=record,
+    settings = replace(
+        settings,
         max_parallel=choice.max_parallel,
         retries=choice.retries,
         env=choice.env,
@@ -299,16 +307,19 @@ def _launch(
     except KeyboardInterrupt:
         print("the workers have stopped; the same command goes on from here", file=sys.stderr)
         raise
-    return _outcome(options, study_dir, {item.run.id for item in planned}, report=options.report)
+    return outcome({item.run.id for item in planned})
 
 
-def _outcome(
-    options: argparse.Namespace, study_dir: Path, ids: Collection[str] | None, *, report: bool
-) -> tuple[Any, int]:
-    """How the runs of a launch have ended (none: all of the study), and the report if it is wanted here."""
+def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] | None) -> tuple[Any, int]:
+    """How the runs of a launch have ended, and the report if it is wanted. No ``ids``: all of the study.
+
+    That is so where a launcher elsewhere has waited for them; it has written the report.
+    """
     runs = [run for run in observe_study(study_dir) if ids is None or run.run.id in ids]
     _say(options, _status_table(runs))
-    if report:
+    if options.report and ids is not None:
+        if options.behaviour:
+            _compute_behaviour(study_dir)
         _say(options, f"report: {_write_report([study_dir], None)}")
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
@@ -317,27 +328,21 @@ def _outcome(
 def _launch_on_slurm(
     options: argparse.Namespace,
     specs: list[RunSpec],
-    study_dir: Path,
+    settings: LaunchOptions,
     choice: BackendChoice,
     *,
     data_path: Callable[[RunSpec], Path | None],
     command: Callable[[RunSpec], list[str]],
-    retry: bool,
-    record: Mapping[str, Any] | None,
+    outcome: Callable[[Collection[str] | None], tuple[Any, int]],
 ) -> tuple[Any, int]:
     """Submit to SLURM, and watch if wanted; the jobs need nobody to stay."""
     if options.canary:
         raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
-    table = choice.table or slurm_backend.last_table(study_dir)  # `retry` knows no manifest
+    study_dir = settings.study_dir
+    table = choice.table or slurm_backend.last_table(settings.code_dir or study_dir)  # `retry` knows no manifest
     site = _site(replace(choice, table=table))
     assert isinstance(site, slurm_backend.SlurmSite), "asked before"
-    settings = LaunchOptions(
-        study_dir=study_dir,
-        live_code=options.live_code,
-        retry=retry,
-        record=record,
-        tell=lambda line: print(line, file=sys.stderr),
-    )
+    settings = replace(settings, tell=lambda line: print(line, file=sys.stderr))
     with preparing(specs, settings, resolve=site.resolve, data_path=data_path, command=command) as prepared:
         for item in prepared.planned:
             if item.action == "skip" and item.reason != "done":
@@ -346,13 +351,16 @@ def _launch_on_slurm(
         if prepared.code is not None:
             arrays = slurm_backend.submit(prepared, study_dir, site.settings, table)
             if options.then_report:
-                report = slurm_backend.submit_report(study_dir, arrays, site.settings, prepared.code)
+                report = slurm_backend.submit_report(
+                    study_dir, arrays, site.settings, prepared.code, behaviour=options.behaviour
+                )
                 print(f"the report is written by job {report} after the last run", file=sys.stderr)
     what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
-    print(f"{study_dir.name}: {len(prepared.todo)} of {len(prepared.planned)} runs to do: {what}", file=sys.stderr)
+    todo = f"{len(prepared.todo)} of {len(prepared.planned)} runs to do"
+    print(f"{study_name(study_dir)}: {todo}: {what}", file=sys.stderr)
     ids = {item.run.id for item in prepared.planned}
     if options.no_wait:
-        return {"study": study_dir.name, "jobs": arrays}, 0
+        return {"study": study_name(study_dir), "jobs": arrays}, 0
     try:
         if options.json:
             watch_in_lines(Watcher(study_dir, ids), sys.stderr)
@@ -361,7 +369,7 @@ def _launch_on_slurm(
     except KeyboardInterrupt:
         print("the jobs go on without this terminal; `cancel` stops them", file=sys.stderr)
         raise
-    return _outcome(options, study_dir, ids, report=options.report)
+    return outcome(ids)
 
 
 def _site(choice: BackendChoice) -> Site:
@@ -374,33 +382,42 @@ def _site(choice: BackendChoice) -> Site:
     return choice.make()
 
 
-def _launch_remotely(options: argparse.Namespace, study_dir: Path, choice: BackendChoice) -> tuple[Any, int]:
+def _launch_remotely(
+    options: argparse.Namespace,
+    settings: LaunchOptions,
+    choice: BackendChoice,
+    *,
+    outcome: Callable[[Collection[str] | None], tuple[Any, int]],
+) -> tuple[Any, int]:
     """Have the same command line run on a cluster that this machine is no node of, and wait for it if wanted."""
     if options.live_code:
         raise UsageError("--live-code: a remote cluster is sent a copy of the code; leave the flag out")
     assert choice.ray_address is not None, "asked before"
+    jobs_dir, study_dir = settings.study_dir, settings.code_dir or settings.study_dir
     manifest = Path(options.manifest).absolute() if "manifest" in options else None
     words = [word for word in options.argv if word not in ("--no-wait", "--json")]
-    words[words.index(options.manifest if manifest else options.study)] = manifest.name if manifest else str(study_dir)
+    words[words.index(options.manifest if manifest else options.study)] = (
+        manifest.name if manifest else str(study_dir.absolute())
+    )
     data = find_data(options.data, load_manifest(manifest).data_path if manifest else None)
     words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
     words += ["--data", str(data.absolute())] if data else []
     job = RayJob(choice.ray_address)
-    job.submit(words, study_dir, manifest)
-    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {study_dir}")
+    job.submit(words, jobs_dir, manifest, code_dir=study_dir)
+    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {jobs_dir}")
     if options.no_wait:
-        return {"study": study_dir.name, "ray_job": job.id}, 0
+        return {"study": study_name(jobs_dir), "ray_job": job.id}, 0
     try:
         if not options.json:
-            watch(study_dir)
+            watch(jobs_dir)
         while not job.is_over():
             time.sleep(0.5)
     except KeyboardInterrupt:
         job.stop()
         raise
-    if not observe_study(study_dir) or job.has_failed():
+    if not observe_study(jobs_dir) or job.has_failed():
         raise BackendError(f"the launcher on the cluster ended with: {job.last_line()}")
-    return _outcome(options, study_dir, None, report=False)  # the launcher there has written it
+    return outcome(None)
 
 
 def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec], Path]:
@@ -442,6 +459,75 @@ def _choice(manifest: Manifest | None, options: argparse.Namespace, *, last: str
     )
 
 
+# -- behaviour -----------------------------------------------------------------------------------------------------
+
+
+def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
+    study_dir = _find_trained(options)
+    given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
+    wanted = BehaviourLaunch.of(
+        study_dir, only=_words(options.only), exclude=_words(options.exclude), given=given, force=options.force
+    )
+
+    def outcome(ids: Collection[str] | None) -> tuple[Any, int]:
+        outcomes = wanted.outcomes()
+        rows = [[found.name, found.id, found.state, found.reason or ""] for found in outcomes]
+        _say(options, terminal.table(["run", "id", "state", "reason"], rows))
+        failed = any(found.is_failure for found in outcomes)
+        data = {"study": study_dir.name, "runs": [found.to_dict() for found in outcomes]}
+        return data, EXIT_RUN_FAILED if failed else 0
+
+    if not wanted.jobs:
+        _say(options, "nothing to compute: no such run is done")
+        return {"study": study_dir.name, "runs": []}, 0
+    if not wanted.specs:
+        return outcome(None)
+    data, code = _launch(
+        options,
+        wanted.specs,
+        wanted.options(),
+        _choice(None, options, last=_last_backend([job.run for job in wanted.jobs])),
+        data_path=functools.partial(wanted.data_path, flag=options.data),
+        command=wanted.command,
+        outcome=outcome,
+    )
+    if options.no_wait:  # nothing is known of the rest, but there is no need to wait to know that these will have none
+        missing = [found for found in wanted.outcomes() if found.state == "missing"]
+        for found in missing:
+            print(_behaviour_line(found), file=sys.stderr)
+        return data, EXIT_RUN_FAILED if missing else code
+    return data, code
+
+
+def _compute_behaviour(study_dir: Path) -> list[dict[str, Any]]:
+    """Compute the behaviour that a report lacks, on this machine. What goes wrong is told, and keeps no report back."""
+    if is_behaviour_study(study_dir):
+        return []
+    try:
+        outcomes = compute_behaviour(study_dir)
+    except SeqlmError as error:
+        print(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}", file=sys.stderr)
+        return []
+    if not outcomes:
+        print("no run is done, so there is no behaviour to compute", file=sys.stderr)
+    for found in outcomes:
+        if found.is_failure or found.state == "kept":
+            print(_behaviour_line(found), file=sys.stderr)
+    return [found.to_dict() for found in outcomes]
+
+
+def _behaviour_line(found: Outcome) -> str:
+    return f"behaviour of {found.name}: {found.state}: {found.reason or 'no reason is known'}"
+
+
+def _find_trained(options: argparse.Namespace) -> Path:
+    """The study whose runs have trained or will: what a launch of a folder of behaviour jobs would start anew."""
+    study_dir = find_study(options.study, options.runs_dir)
+    if is_behaviour_study(study_dir):
+        raise UsageError(f"{study_dir} holds behaviour jobs, not runs; use: launch.py behaviour {study_dir.parent}")
+    return study_dir
+
+
 # -- looking after a study -----------------------------------------------------------------------------------------
 
 
@@ -464,10 +550,13 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
 
 
 def _status_table(runs: list[ObservedRun]) -> str:
+    is_behaviour = bool(runs) and is_behaviour_study(runs[0].run.path.parent)
     rows = []
     for run in runs:
         seen = run.observation
-        epochs = f"{0 if seen.epoch is None else seen.epoch + 1}/{run.config.train.epochs}" if run.config else "-"
+        epochs = "-"
+        if run.config is not None and not is_behaviour:
+            epochs = f"{0 if seen.epoch is None else seen.epoch + 1}/{run.config.train.epochs}"
         rows.append(
             [run.name, run.run.id, seen.state, epochs, terminal.perplexity(seen.best_val_ppl), seen.reason or ""]
         )
@@ -520,26 +609,30 @@ def _report(options: argparse.Namespace) -> tuple[Any, int]:
     if options.watch and options.json:
         raise UsageError("--watch writes the report again and again, --json prints one document; use one of them")
     study_dirs = [find_study(name, options.runs_dir) for name in options.studies]
-    page = _watch_report(options, study_dirs) if options.watch else _write_report(study_dirs, options.output)
+    if options.watch:
+        _watch_report(options, study_dirs)
+    behaviour = (
+        [found for study_dir in study_dirs for found in _compute_behaviour(study_dir)] if options.behaviour else []
+    )
+    page = _write_report(study_dirs, options.output)
     _say(options, str(page))
     names = [study_dir.name for study_dir in study_dirs]
-    return {"study": names[0], "studies": names, "report": str(page)}, 0
+    return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
 
 
-def _watch_report(options: argparse.Namespace, study_dirs: list[Path]) -> Path:
+def _watch_report(options: argparse.Namespace, study_dirs: list[Path]) -> None:
     """Write the report at once and whenever a run has got further, until every run is over."""
     written = None
     while True:
         runs = [run for study_dir in study_dirs for run in observe_study(study_dir)]
-        going_on = any(run.observation.state in ("queued", "running") for run in runs)
         seen = [(run.run.path, run.observation.state, run.observation.epoch) for run in runs]
-        if seen != written or not going_on:
-            page = _write_report(study_dirs, options.output, refresh_seconds=REPORT_SECONDS if going_on else None)
+        if not any(run.observation.state in ("queued", "running") for run in runs):
+            return
+        if seen != written:
+            page = _write_report(study_dirs, options.output, refresh_seconds=REPORT_SECONDS)
             done = sum(run.observation.state == "done" for run in runs)
             print(f"{page}: {done} of {len(runs)} runs done", file=sys.stderr, flush=True)
             written = seen
-        if not going_on:
-            return page
         time.sleep(REPORT_SECONDS)
 
 
@@ -578,12 +671,10 @@ def _calibrate(options: argparse.Namespace) -> int:
     _, code = _launch(
         launched,
         list(manifest.runs),
-        study_dir,
+        LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None)),
         choice,
         data_path=lambda spec: None,
         command=lambda spec: command,
-        retry=False,
-        record=record_of(manifest, manifest.runs, None),
     )
     return code
 
@@ -632,18 +723,26 @@ def parser() -> argparse.ArgumentParser:
         "--ray-address", metavar="ADDRESS", help="join this Ray cluster (else RAY_ADDRESS, else start one here)"
     )
     placing.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
-    launching = _Parser(add_help=False, parents=[placing])
-    launching.add_argument(
+    leaving = _Parser(add_help=False, parents=[placing])
+    leaving.add_argument(
         "--retries", type=_whole, metavar="N", help="times a run that lost its node is tried again (default: 3)"
     )
+    leaving.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
+    leaving.add_argument(
+        "--live-code", action="store_true", help="run the working tree, not a copy kept beside the runs"
+    )
+    reporting = _Parser(add_help=False)
+    reporting.add_argument(
+        "--no-behaviour",
+        dest="behaviour",
+        action="store_false",
+        help="the report: do not compute the behaviour of the trained models first",
+    )
+    launching = _Parser(add_help=False, parents=[leaving, reporting])
     launching.add_argument(
         "--canary",
         action=argparse.BooleanOptionalAction,
         help="try a few steps of each architecture with each optimizer first (default: above 10 runs)",
-    )
-    launching.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
-    launching.add_argument(
-        "--live-code", action="store_true", help="run the working tree, not a copy kept beside the runs"
     )
     launching.add_argument(
         "--then-report", action="store_true", help="have a job write the report after the last run (slurm)"
@@ -678,7 +777,17 @@ def parser() -> argparse.ArgumentParser:
     retry = command("retry", _retry, "launch failed and cancelled runs again", study, filters, data, launching)
     kinds = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
     retry.add_argument("--kind", action="append", choices=kinds, help="only failures of this kind")
-    report = command("report", _report, "the report of one study, or of several together, from the runs' files")
+    behaviour = command("behaviour", _behaviour, "compute what trained models do", study, filters, data, leaving)
+    behaviour.add_argument("--window", type=_positive, metavar="N", help="tokens of context (default: 2 seq_len)")
+    behaviour.add_argument("--samples", type=_positive, metavar="N", help="texts of each length (default: 10)")
+    behaviour.add_argument("--temperature", type=_above_zero, metavar="X", help="of the sampling (default: 1)")
+    behaviour.add_argument("--prompt", metavar="TEXT", help="what texts begin with (default: nothing)")
+    behaviour.add_argument("--seed", type=_whole, metavar="N", help="of the sampling (default: the run's)")
+    behaviour.add_argument("--force", action="store_true", help="compute it anew, even if nothing has changed")
+    behaviour.set_defaults(canary=False, report=False, then_report=False)
+    report = command(
+        "report", _report, "the report of one study, or of several together, from the runs' files", reporting
+    )
     report.add_argument("studies", nargs="+", metavar="study", help="a study's folder, its manifest, or its name")
     report.add_argument(
         "--output", type=Path, metavar="DIR", help="default: report in the study's folder, of several beside them"
@@ -699,6 +808,13 @@ def parser() -> argparse.ArgumentParser:
 def _whole(text: str) -> int:
     number = int(text)
     if number < 0:
+        raise ValueError
+    return number
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not (0 < number < math.inf):
         raise ValueError
     return number
 

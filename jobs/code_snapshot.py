@@ -15,6 +15,9 @@ import seqlm
 from seqlm.errors import FileError
 from seqlm.rundir import make_directory, read_json, write_json
 
+PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
+"""Of a tree without git, what is kept."""
+COMMAND_LINE = "launch.py"
 ORIGIN = "code-origin.json"
 """In a copy: the commit it was made from, which git cannot tell there."""
 
@@ -52,8 +55,8 @@ def keep_code(study_dir: Path) -> Code:
     """Copy the code into ``<study>/code/<commit>`` unless the same code is already there.
 
     Of a git checkout: what git tracks, as it now stands in the working tree, and new Python modules that git does not
-    ignore. Outside a checkout: the package ``seqlm``. A changed tree gets a folder of its own, named after the
-    commit and a digest of the content. What is itself such a copy (on a cluster, say) keeps its name.
+    ignore. Outside a checkout: the packages of ours, and the command line. A changed tree gets a folder of its own,
+    named after the commit and a digest of the content. What is itself such a copy (on a cluster, say) keeps its name.
 
     Raises:
         FileError: the copy cannot be written.
@@ -78,7 +81,8 @@ def keep_code(study_dir: Path) -> Code:
 
 def _files(root: Path, commit: str | None) -> list[Path]:
     if commit is None:
-        return sorted(path.relative_to(root) for path in (root / "seqlm").rglob("*.py"))
+        found = [path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file()]
+        return sorted(path.relative_to(root) for path in [*found, *root.glob(COMMAND_LINE)] if path.suffix != ".pyc")
     tracked = _git(root, "ls-files", "-z").split("\0")
     fresh = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py").split("\0")
     return sorted(Path(name) for name in {*tracked, *fresh} if name and (root / name).is_file())

@@ -22,7 +22,16 @@ from jobs.provenance import launch_record, run_record
 from jobs.queue import Work
 from jobs.retry import IN_A_ROW
 from jobs.spec import Resources, RunSpec
-from jobs.study import at_work, forget_jobs, launch_lock_file, launcher_of, launching, observe_run, write_queue
+from jobs.study import (
+    at_work,
+    forget_jobs,
+    launch_lock_file,
+    launcher_of,
+    launching,
+    observe_run,
+    study_name,
+    write_queue,
+)
 from jobs.study_record import write_record
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
@@ -30,7 +39,9 @@ from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
 from seqlm.rundir import Observation, RunDirectory, is_locked, make_directory
 
-WORKER = (sys.executable, "-m", "seqlm.training.worker")
+TRAINING = "seqlm.training.worker"
+"""The module that trains a run."""
+WORKER = (sys.executable, "-m", TRAINING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,17 @@ class LaunchOptions:
     """What a launch needs to know beyond its runs."""
 
     study_dir: Path
+    """Where the folders of the jobs lie."""
+    worker: str = TRAINING
+    """The module that does the work: ``python -m WORKER JOB_DIR``."""
+    code_dir: Path | None = None
+    """The study that keeps the code, where that is not ``study_dir``."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Where jobs go that are not named after their runs, by the digits of the fingerprint."""
+    is_stale: Callable[[RunDirectory], bool] | None = None
+    """Asked of each job that is over, however it ended: whether it is to be done anew. None: what is over stays."""
+    prepare: Callable[[RunDirectory], None] = lambda run: None
+    """Told of each job that is about to be handed over, in its folder and with the launch's lock held."""
     live_code: bool = False
     """Workers run from the working tree instead of the copy kept with the study."""
     retry: bool = False
@@ -76,14 +98,26 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
     return [replace(spec, config=replace(spec.config, data=resolved[spec.config.data])) for spec in specs]
 
 
-def plan_runs(specs: Sequence[RunSpec], study_dir: Path, *, retry: bool = False) -> list[Planned]:
-    """What a launch would do to each run. Reads the folders, writes nothing."""
+def plan_runs(
+    specs: Sequence[RunSpec],
+    study_dir: Path,
+    *,
+    retry: bool = False,
+    folders: Mapping[str, Path] | None = None,
+    is_stale: Callable[[RunDirectory], bool] | None = None,
+) -> list[Planned]:
+    """What a launch would do to each run. Reads the folders, writes nothing.
+
+    ``folders`` and ``is_stale`` are those of :class:`LaunchOptions`.
+    """
     work = at_work(study_dir)
-    folders = RunDirectory.folders(study_dir)
+    folders = {**RunDirectory.folders(study_dir), **(folders or {})}
     planned = []
     for spec in specs:
         run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint, folders)
         observation = observe_run(run, work)
+        if is_stale is not None and observation.state in ("done", "failed", "cancelled") and is_stale(run):
+            observation = replace(observation, state="pending", reason=None, kind=None)
         has_checkpoint = run.last_checkpoint.exists()
         planned.append(plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry))
     return planned
@@ -152,6 +186,8 @@ class Prepared:
     """Where the corpus of each run to do lies."""
     code: Code | None
     """What workers run; none where there is nothing to do."""
+    worker: str = TRAINING
+    """The module of it that does the work."""
 
 
 @contextlib.contextmanager
@@ -172,24 +208,33 @@ def preparing(
         RunBusyError: another launcher is at work on this study.
         BackendError, DataError, FileError: nothing has been started.
     """
-    expected = [item for item in plan_runs(specs, options.study_dir, retry=options.retry) if item.action != "skip"]
+    look = functools.partial(
+        plan_runs,
+        specs,
+        options.study_dir,
+        retry=options.retry,
+        folders=options.folders,
+        is_stale=options.is_stale,
+    )
+    expected = [item for item in look() if item.action != "skip"]
     paths = {item.run.id: data_path(item.spec) for item in expected}
     facts = check_data(expected, paths)
     at_most = min(len(expected), options.max_parallel or len(expected))
     resources = {item.run.id: resolve(item.spec, at_most) for item in expected}
     with launching(options.study_dir):
-        planned = plan_runs(specs, options.study_dir, retry=options.retry)
+        planned = look()
         todo = [item for item in planned if item.action != "skip" and item.run.id in paths]
         throughput = earlier_throughput(options.study_dir.parent) if todo else Throughput()
         _write_record(options, todo, facts, throughput)
         code = None
         if todo:
             write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
-            code = live_code() if options.live_code else keep_code(options.study_dir)
-            record = launch_record(options.study_dir.name, code)
+            code = live_code() if options.live_code else keep_code(options.code_dir or options.study_dir)
+            record = launch_record(study_name(options.study_dir), code)
             for item in todo:
                 own = run_record(item.spec, command=command(item.spec), data_path=paths[item.run.id])
                 item.run.create(item.spec.config, {**record, **own})
+                options.prepare(item.run)
         yield Prepared(
             planned=planned,
             todo=todo,
@@ -198,6 +243,7 @@ def preparing(
             throughput=throughput,
             paths=paths,
             code=code,
+            worker=options.worker,
         )
 
 
@@ -243,7 +289,7 @@ def launch(
                 Dispatcher,
                 backend,
                 code=prepared.code,
-                argv=WORKER,
+                argv=(sys.executable, "-m", prepared.worker),
                 data_path=prepared.paths,
                 max_parallel=options.max_parallel,
                 tell=options.tell,

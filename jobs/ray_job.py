@@ -42,16 +42,19 @@ class RayJob:
         self.id: str | None = None
         self._client = _client(address)
 
-    def submit(self, words: Sequence[str], study_dir: Path, manifest: Path | None) -> None:
+    def submit(
+        self, words: Sequence[str], study_dir: Path, manifest: Path | None, *, code_dir: Path | None = None
+    ) -> None:
         """Start ``launch.py WORDS`` there and wait until it has taken the study on.
 
-        ``manifest``, which ``words`` call by its file name, is sent along with the code that is kept with the study.
+        ``manifest``, which ``words`` call by its file name, is sent along with the code that is kept with the study, or
+        in ``code_dir``.
 
         Raises:
             BackendError: it ended at once (its last line says why), or it does not see the study's folder.
         """
         make_directory(study_dir)
-        code = keep_code(study_dir)
+        code = keep_code(code_dir or study_dir)
         with tempfile.TemporaryDirectory() as folder:
             sent = Path(folder) / "code"
             shutil.copytree(code.path, sent)

@@ -17,6 +17,7 @@ from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import SeqlmError, UsageError
 from seqlm.rundir import (
+    BEHAVIOUR_FOLDER,
     Observation,
     RunDirectory,
     exclusive_lock,
@@ -73,6 +74,18 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     known = sorted(entry.name for entry in runs_dir.glob("*") if entry.is_dir()) if runs_dir.is_dir() else []
     there = f"; there are: {', '.join(known)}" if known else f"; {runs_dir} holds no study yet"
     raise UsageError(f"{argument}: neither a study's folder, nor a manifest, nor a study in {runs_dir}{there}")
+
+
+def is_behaviour_study(study_dir: Path) -> bool:
+    """Whether this is the folder of a study's behaviour jobs, not of runs that train."""
+    folder = study_dir.absolute()
+    return folder.name == BEHAVIOUR_FOLDER and RunDirectory.any_in(folder.parent)
+
+
+def study_name(study_dir: Path) -> str:
+    """What a study is called: its folder's name, ``<study>/behaviour`` for its behaviour jobs."""
+    folder = study_dir.absolute()
+    return f"{folder.parent.name}/{folder.name}" if is_behaviour_study(folder) else folder.name
 
 
 def observe_study(study_dir: Path) -> list[ObservedRun]:
@@ -170,7 +183,7 @@ def launching(study_dir: Path) -> Iterator[None]:
         RunBusyError: another launcher is at work on this study.
     """
     make_directory(study_dir)
-    busy = f"study {study_dir.name} is being launched already; `status` shows it, `cancel` stops its runs"
+    busy = f"study {study_name(study_dir)} is being launched already; `status` shows it, `cancel` stops its runs"
     with exclusive_lock(launch_lock_file(study_dir), busy):
         yield
 

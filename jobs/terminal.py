@@ -110,8 +110,10 @@ class LaunchProgress(Progress):
                 self._say(f"{name}  {_cause(observation)}, tried again{reason}")
             case "ended":
                 self._ended += 1
-                detail = observation.reason or f"best val ppl {perplexity(observation.best_val_ppl)}"
-                self._say(f"{name}  {observation.state}  {detail}  ({self._ended}/{self._total})")
+                best = observation.best_val_ppl  # none of a job that trains nothing
+                detail = observation.reason or ("" if best is None else f"best val ppl {perplexity(best)}")
+                words = [name, observation.state, detail, f"({self._ended}/{self._total})"]
+                self._say("  ".join(word for word in words if word))
 
     def close(self) -> None:
         """Nothing to do: lines stay where they are."""

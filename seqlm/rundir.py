@@ -9,6 +9,10 @@ everything else. Only for a worker that died without a word, or for a cancelled 
 A canary, the short trial of a run before its grid starts, has a folder like any other run,
 ``runs/<study>/canary/<run id>/``: one level deeper, so that no list of the study's runs holds it. It trains a few
 steps, writes ``canary.json`` in place of metrics, checkpoints and result, and with that it is done.
+
+The behaviour of a trained model is computed by a job of its own in ``runs/<study>/behaviour/<run id>/``, whose files
+are those of a run, ``task.json`` beside them. It writes ``behaviour.json`` and ``samples.jsonl`` into the run's folder.
+The folder ``behaviour`` is looked at like a study: ``status``, ``logs`` and ``cancel`` take it for one.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
 CANARY_FOLDER = "canary"
 """Folder of a study in which its canaries lie."""
+BEHAVIOUR_FOLDER = "behaviour"
+"""Folder of a study in which the jobs lie that compute the behaviour of its models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,16 @@ class RunDirectory:
         return self.path / "canary.json"
 
     @property
+    def behaviour_file(self) -> Path:
+        """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
+        return self.path / "behaviour.json"
+
+    @property
+    def samples_file(self) -> Path:
+        """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
+        return self.path / "samples.jsonl"
+
+    @property
     def failure_file(self) -> Path:
         return self.path / "failure.json"
 
@@ -105,6 +121,11 @@ class RunDirectory:
     @property
     def worker_lock_file(self) -> Path:
         return self.path / "worker.lock"
+
+    @property
+    def task_file(self) -> Path:
+        """What a behaviour job is asked to do; no run has one."""
+        return self.path / "task.json"
 
     def attempt_dir(self, attempt: int) -> Path:
         """Folder of one attempt, counted from 1: ``attempts/0001``."""

@@ -21,7 +21,7 @@ from jobs.backend import Site
 from jobs.capacity import Capacity, Node
 from jobs.code_snapshot import Code, live_code
 from jobs.dispatch import Planned, put_failure_aside
-from jobs.launcher import Prepared, work_left
+from jobs.launcher import TRAINING, Prepared, work_left
 from jobs.queue import Waiting, places
 from jobs.scheduler import parents
 from jobs.spec import Resources, RunSpec
@@ -33,6 +33,7 @@ from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
 from slurm.submission import Batch, Submitter, batches, record
 
+REPORT_MINUTES = 30
 UNLIMITED = 100_000
 """Jobs of an array at once where nothing limits them but the cluster."""
 
@@ -95,7 +96,13 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
     assert prepared.code is not None, "there is something to do"
     todo = in_queue_order(prepared)
     found = batches(todo, prepared.resources, settings, max_array_size())
-    submitter = Submitter(study_dir=study_dir, settings=settings, code=prepared.code, paths=prepared.paths)
+    submitter = Submitter(
+        study_dir=study_dir,
+        settings=settings,
+        code=prepared.code,
+        paths=prepared.paths,
+        worker=prepared.worker,
+    )
     make_directory(study_dir / "slurm")
     write_json(_table_file(study_dir), dict(table))
     attempts = {item.run.id: item.run.last_attempt() + 1 for item in todo}
@@ -112,7 +119,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
         submitted = submitter.submit(batch, folder, parallelism=parallelism, nice=nice)
         jobs = {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
         write_jobs(study_dir, jobs, {})
-        record(batch, submitted, prepared.code, attempts)
+        record(batch, submitted, prepared.code, attempts, prepared.worker)
         ids += parents(submitted)
     return ids
 
@@ -131,7 +138,7 @@ def scripts(
     """The sbatch scripts that :func:`submit` would submit, one for each array."""
     todo = [item for item in planned if item.action != "skip"]
     found = batches(todo, resources, settings, max_array_size())
-    submitter = Submitter(study_dir=study_dir, settings=settings, code=live_code(), paths={})
+    submitter = Submitter(study_dir=study_dir, settings=settings, code=live_code(), paths={}, worker=TRAINING)
     folder = study_dir.absolute() / "slurm" / "0000"
     return [
         submitter.script(batch, folder, parallelism=parallelism)
@@ -139,18 +146,26 @@ def scripts(
     ]
 
 
-def submit_report(study_dir: Path, jobs: Sequence[str], settings: SlurmSettings, code: Code) -> str:
-    """Submit a job that writes the report after the last of ``jobs``, whatever their outcome; returns its id."""
+def submit_report(
+    study_dir: Path, jobs: Sequence[str], settings: SlurmSettings, code: Code, *, behaviour: bool = True
+) -> str:
+    """Submit a job that writes the report after the last of ``jobs``, whatever their outcome; returns its id.
+
+    With ``behaviour`` the job computes the behaviour of the models too. The report is there before, and written anew
+    with it: no time limit of the cluster costs more than that.
+    """
     folder = _new_folder(study_dir)
     make_directory(folder)
     python = settings.python or shlex.quote(sys.executable)
     command = f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
     options = [f"--dependency=afterany:{':'.join(jobs)}", f"--job-name=seqlm-{study_dir.name}-report"]
-    options += [f"--output={folder / 'report.log'}", "--time=30", "--parsable"]
+    minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour else REPORT_MINUTES
+    options += [f"--output={folder / 'report.log'}", f"--time={minutes}", "--parsable"]
     for name in ("partition", "account", "qos", "constraint"):
         value = getattr(settings, name)
         options += [f"--{name}={value}"] if value else []
-    script = "\n".join(["#!/bin/bash", *settings.setup, command, ""])
+    commands = [f"{command} --no-behaviour", *([command] if behaviour else [])]
+    script = "\n".join(["#!/bin/bash", *settings.setup, *commands, ""])
     path = folder / "report.sh"
     path.write_text(script, "utf-8")
     return ask("sbatch", *options, str(path)).strip().partition(";")[0]

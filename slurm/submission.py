@@ -13,12 +13,11 @@ from typing import Any
 from jobs.code_snapshot import Code
 from jobs.dispatch import KEEP_MEMORY, Planned
 from jobs.spec import Resources
+from jobs.study import study_name
 from seqlm.errors import BackendError
 from seqlm.rundir import make_directory, write_json
 from slurm.settings import SlurmSettings
 from slurm.task import JobPlan, run_task
-
-WORKER = ("-m", "seqlm.training.worker")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +60,8 @@ class Submitter:
     code: Code
     paths: Mapping[str, Path | None]
     """Corpus of each run, by run id."""
+    worker: str
+    """The module that does the work."""
 
     def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int) -> list[str]:
         """Submit one array; returns the id of each of its jobs. ``folder`` is its own and new.
@@ -113,7 +114,7 @@ class Submitter:
         if settings.reservation:
             more["reservation"] = settings.reservation
         executor.update_parameters(
-            job_name=f"seqlm-{self.study_dir.name}",
+            job_name=f"seqlm-{study_name(self.study_dir).replace('/', '-')}",
             time=settings.timeout_min,
             nodes=nodes,
             ntasks_per_node=ranks_per_node,
@@ -142,7 +143,7 @@ class Submitter:
             runs=tuple(item.run.path.absolute() for item in runs),
             attempts=tuple(item.run.last_attempt() + 1 for item in runs),
             env=tuple(self._env(item) for item in runs),
-            argv=WORKER,
+            argv=worker_argv(self.worker),
             code=self.code.path.absolute(),
             resources=batch.resources,
             retries=self.settings.retries,
@@ -165,7 +166,12 @@ def _gpus_per_node(resources: Resources, ranks_per_node: int) -> int | None:
     return ranks_per_node if resources.gpus == 1 else 1
 
 
-def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str, int]) -> None:
+def worker_argv(worker: str) -> tuple[str, ...]:
+    """A worker's command line without the interpreter, which is that of the job, and without the folder."""
+    return ("-m", worker)
+
+
+def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str, int], worker: str) -> None:
     """Write ``job.json`` of each run that was submitted."""
     for job, runs in zip(jobs, batch.jobs, strict=True):
         for item in runs:
@@ -175,7 +181,7 @@ def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str,
                 "launcher": None,
                 "resources": batch.resources.to_dict(),
                 "attempt": attempts[item.run.id],
-                "argv": [*WORKER, str(item.run.path.absolute())],
+                "argv": [*worker_argv(worker), str(item.run.path.absolute())],
                 "code": str(code.path),
                 "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }

@@ -51,7 +51,9 @@ def test_a_watched_report_is_written_at_each_change_and_is_quiet_at_the_end(
     times = [written for _, written in seen]
     assert times[0] < times[1] == times[2] < page.stat().st_mtime_ns
     assert "refresh" not in page.read_text("utf-8").partition("<body>")[0]
-    assert capsys.readouterr().err.splitlines()[-1].endswith("2 of 2 runs done")
+    printed = capsys.readouterr()
+    assert "index.html: 1 of 2 runs done" in printed.err
+    assert printed.out.strip() == str(page)
 
 
 def test_watching_and_one_json_document_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:

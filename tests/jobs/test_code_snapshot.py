@@ -74,16 +74,29 @@ def test_a_copy_of_the_code_knows_its_commit_and_is_kept_under_its_name(
     assert (live_code().commit, live_code().dirty) == (first.commit, True)
 
 
-def test_without_git_the_package_itself_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_our_packages_and_the_command_line_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "site-packages"
     (root / "seqlm" / "data").mkdir(parents=True)
     (root / "seqlm" / "data" / "__init__.py").write_text("")
+    (root / "seqlm" / "data" / "__init__.pyc").write_text("")
+    (root / "analysis" / "templates").mkdir(parents=True)
+    (root / "analysis" / "templates" / "page.html").write_text("")
+    (root / "launch.py").write_text("")
     (root / "other.py").write_text("")
+    (root / "other").mkdir()
+    (root / "other" / "__init__.py").write_text("")
     monkeypatch.setattr(code_snapshot, "source_tree", lambda: root)
     kept = keep_code(tmp_path / "study")
     assert kept.commit is None
     assert kept.path.name.startswith("no-commit-")
-    assert [p.name for p in kept.path.rglob("*.py")] == ["__init__.py"]
+    assert {str(p.relative_to(kept.path)) for p in kept.path.rglob("*") if p.is_file()} == {
+        "analysis/templates/page.html",
+        "code-origin.json",
+        "launch.py",
+        "seqlm/data/__init__.py",
+    }
 
 
 def test_live_code_is_the_tree_itself(tree: Path) -> None:

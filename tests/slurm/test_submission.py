@@ -8,6 +8,7 @@ import pytest
 
 from jobs.code_snapshot import Code
 from jobs.dispatch import Planned, plan
+from jobs.launcher import TRAINING
 from jobs.spec import Resources, RunSpec
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory
@@ -36,7 +37,7 @@ def every(items: list[Planned], resources: Resources) -> dict[str, Resources]:
 
 
 def submitter(folder: Path, settings: SlurmSettings) -> Submitter:
-    return Submitter(study_dir=folder, settings=settings, code=CODE, paths={})
+    return Submitter(study_dir=folder, settings=settings, code=CODE, paths={}, worker=TRAINING)
 
 
 @pytest.fixture
@@ -189,6 +190,6 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
 def test_a_run_knows_its_job(tmp_path: Path) -> None:
     items = planned(tmp_path, 2)
     (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
-    record(batch, ["77_0", "77_1"], CODE, {item.run.id: 3 for item in items})
+    record(batch, ["77_0", "77_1"], CODE, {item.run.id: 3 for item in items}, TRAINING)
     job = items[1].run.read_job() or {}
     assert (job["backend"], job["job_id"], job["attempt"]) == ("slurm", "77_1", 3)

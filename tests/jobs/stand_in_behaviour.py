@@ -1,0 +1,54 @@
+"""Stands in for the worker of behaviour jobs: ``python -m tests.jobs.stand_in_behaviour JOB_DIR``.
+
+It writes the files that the real one writes, in no time, or does what ``stand-in.json`` in the study's folder says:
+``fail`` (a list of run ids), ``wait`` (until it is asked to stop).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs.behaviour import default_settings
+from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, read_json, write_json, write_json_lines
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    job = RunDirectory(Path(sys.argv[1]))
+    study_dir = job.path.parent.parent
+    run = RunDirectory(study_dir / job.id)
+    orders: dict[str, Any] = read_json(study_dir / "stand-in.json") or {}
+    make_directory(job.attempt_dir(int(os.environ["SEQLM_ATTEMPT"])))
+    with exclusive_lock(job.worker_lock_file, "busy"):
+        while orders.get("wait"):
+            time.sleep(0.02)
+        if job.id in orders.get("fail", []):
+            job.write_failure_once({"kind": "code", "message": "as it was told"})
+            return 1
+        task = read_json(job.task_file)
+        assert task is not None
+        settings = {**default_settings(job.read_config()), **task["settings"]}
+        judge = RunDirectory(study_dir / task["judge"]) if task["judge"] else None
+        write_json(run.behaviour_file, {"by": "the stand-in", "data": os.environ.get("SEQLM_DATA")})
+        write_json_lines(run.samples_file, [{"text": "the cat"}])
+        result = {
+            "checkpoint_sha256": digest(run),
+            "judge_sha256": None if judge is None else digest(judge),
+            "settings": settings,
+        }
+        write_json(job.result_file, result)
+    return 0
+
+
+def digest(run: RunDirectory) -> str:
+    return hashlib.sha256(run.best_checkpoint.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

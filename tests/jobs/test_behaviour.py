@@ -1,0 +1,296 @@
+"""Which models are looked at, by which judge, and when that is done anew."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.behaviour import choose, default_settings, find_jobs, is_current, jobs_dir, judge_of
+from jobs.behaviour_launch import BehaviourLaunch
+from jobs.estimate import earlier_throughput
+from jobs.spec import Resources
+from jobs.study import ObservedRun, find_study, is_behaviour_study, observe_study, study_name
+from seqlm.config import RunConfig
+from seqlm.errors import UsageError
+from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from tests.training.studies import make_config, make_run
+
+
+def done_run(
+    study_dir: Path, name: str, ppl: float | None, *, arch: str = "rnn", seed: int = 0, checkpoint: bool = True
+) -> RunDirectory:
+    """A run that has finished with this validation perplexity."""
+    config = make_config(arch, seed=seed)
+    run = RunDirectory.locate(study_dir, name, config.fingerprint())
+    run.create(config, {"name": name, "order": seed})
+    epoch = {"epoch": 0, "val_ppl": ppl, "train_tokens_per_second": 7.0}
+    write_json_lines(run.metrics_file, [epoch])
+    write_json(run.result_file, {"best_val_ppl": ppl})
+    if checkpoint:
+        run.best_checkpoint.write_bytes(f"the parameters of {name}".encode())
+    return run
+
+
+def observed(study_dir: Path, name: str) -> ObservedRun:
+    return next(run for run in observe_study(study_dir) if run.name == name)
+
+
+def names(runs: list[ObservedRun]) -> list[str]:
+    return [run.name for run in runs]
+
+
+# -- which ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Two RNNs, two GRUs and a Transformer that is not done."""
+    study_dir = tmp_path / "runs" / "small"
+    done_run(study_dir, "rnn-a", 30.0, seed=1)
+    done_run(study_dir, "rnn-b", 20.0, seed=2)
+    done_run(study_dir, "gru-a", 10.0, arch="gru", seed=3)
+    done_run(study_dir, "gru-b", 15.0, arch="gru", seed=4)
+    unfinished = done_run(study_dir, "transformer", 5.0, arch="transformer", seed=5)
+    unfinished.result_file.unlink()
+    return study_dir
+
+
+def test_without_a_word_the_best_finished_run_of_each_architecture_is_chosen(grid: Path) -> None:
+    assert names(choose(observe_study(grid))) == ["rnn-b", "gru-a"]
+
+
+def test_a_run_without_a_finite_perplexity_is_no_best_run(tmp_path: Path) -> None:
+    done_run(tmp_path, "rnn-a", None, seed=1)
+    assert choose(observe_study(tmp_path)) == []
+    done_run(tmp_path, "rnn-b", 9.0, seed=2)
+    assert names(choose(observe_study(tmp_path))) == ["rnn-b"]
+
+
+def test_the_record_of_the_study_says_which_and_filters_say_it_over_the_record(grid: Path) -> None:
+    wanted = [observed(grid, name).run.read_config().fingerprint() for name in ("rnn-a", "transformer")]
+    write_json(grid / "study.json", {"behaviour": wanted})
+    assert [job.name for job in find_jobs(grid)] == ["rnn-a"], "what is not done has no behaviour yet"
+    assert [job.name for job in find_jobs(grid, only=["arch=gru"])] == ["gru-a", "gru-b"]
+    assert [job.name for job in find_jobs(grid, exclude=["name=rnn-b"])] == ["rnn-a", "gru-a", "gru-b"]
+    with pytest.raises(UsageError, match="no run passes"):
+        find_jobs(grid, only=["arch=rnn lr>9"])
+    (grid / "study.json").write_text('{"behaviour": []}')
+    assert [job.name for job in find_jobs(grid)] == ["rnn-b", "gru-a"]
+
+
+def test_the_judge_is_the_best_other_model_of_the_same_text_that_is_still_there(grid: Path) -> None:
+    runs = observe_study(grid)
+
+    def judge(name: str) -> str | None:
+        found = judge_of(observed(grid, name), runs)
+        return found and found.name
+
+    assert judge("rnn-b") == "gru-a"
+    assert judge("gru-a") == "gru-b", "no model judges itself"
+    observed(grid, "gru-a").run.best_checkpoint.unlink()
+    assert judge("rnn-b") == "gru-b"
+    for name in ("gru-b", "rnn-a"):
+        observed(grid, name).run.best_checkpoint.unlink()
+    assert judge("rnn-b") is None, "the transformer is not done"
+
+
+def test_a_model_of_another_text_is_no_judge(tmp_path: Path) -> None:
+    done_run(tmp_path, "rnn-a", 30.0, seed=1)
+    raw = make_config(seed=2).to_dict()
+    raw["data"]["level"] = "char"
+    config = RunConfig.from_dict(raw)
+    other = RunDirectory.locate(tmp_path, "chars", config.fingerprint())
+    other.create(config, {"name": "chars"})
+    write_json_lines(other.metrics_file, [{"epoch": 0, "val_ppl": 2.0}])
+    write_json(other.result_file, {})
+    other.best_checkpoint.write_bytes(b"characters")
+    assert judge_of(observed(tmp_path, "rnn-a"), observe_study(tmp_path)) is None
+
+
+# -- whether it still holds ----------------------------------------------------------------------------------------
+
+CONFIG = make_config(seed=7)
+DEFAULTS = {"window": 10, "samples": 10, "lengths": [5, 10], "temperature": 1.0, "prompt": None, "seed": 7}
+
+
+def test_the_defaults_follow_from_the_run() -> None:
+    assert default_settings(CONFIG) == DEFAULTS
+
+
+def current(given: Mapping[str, Any], *, wrote: Mapping[str, Any] = DEFAULTS, **result: Any) -> bool:
+    """Whether a result of ``wrote`` holds, with the checkpoints ``c`` and ``j`` and the flags ``given``."""
+    found = {"checkpoint_sha256": "c", "judge_sha256": "j", "settings": wrote, **result}
+    return is_current(found, CONFIG, given, checkpoint_sha256="c", judge_sha256="j")
+
+
+@pytest.mark.parametrize(
+    ("given", "wrote", "expected"),
+    [
+        ({}, {}, True),
+        ({"window": 10, "seed": 7, "temperature": 1.0}, {}, True),
+        ({"window": 12}, {}, False),
+        ({"window": 12}, {"window": 12}, True),
+        ({}, {"window": 12}, False),
+        ({"samples": 3}, {"samples": 3, "window": 12}, False),
+        ({"prompt": "the cat"}, {"prompt": "the dog"}, False),
+        ({"prompt": "the cat"}, {"prompt": "the cat"}, True),
+        ({}, {"prompt": "the cat"}, False),
+        ({}, {"lengths": [5]}, False),
+        ({}, {"seed": 0}, False),
+        ({"seed": 0}, {"seed": 0}, True),
+        ({}, {"told_by": "a later version"}, True),
+    ],
+)
+def test_a_result_holds_for_the_settings_that_it_was_made_with(
+    given: dict[str, Any], wrote: dict[str, Any], expected: bool
+) -> None:
+    assert current(given, wrote={**DEFAULTS, **wrote}) is expected
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"checkpoint_sha256": "other"},
+        {"judge_sha256": "other"},
+        {"judge_sha256": None},
+        {"settings": None},
+        {"settings": {key: value for key, value in DEFAULTS.items() if key != "prompt"}},
+    ],
+)
+def test_a_result_of_other_checkpoints_or_of_unknown_settings_does_not_hold(result: dict[str, Any]) -> None:
+    assert not current({}, **result)
+
+
+def test_nothing_holds_without_a_result_or_without_a_checkpoint() -> None:
+    assert not is_current(None, CONFIG, {}, checkpoint_sha256="c", judge_sha256=None)
+    result = {"checkpoint_sha256": None, "judge_sha256": None, "settings": DEFAULTS}
+    assert not is_current(result, CONFIG, {}, checkpoint_sha256=None, judge_sha256=None)
+    result["checkpoint_sha256"] = "c"
+    assert is_current(result, CONFIG, {}, checkpoint_sha256="c", judge_sha256=None)
+
+
+def pretend_computed(study_dir: Path, given: Mapping[str, Any] | None = None) -> None:
+    """Leave for each job what its worker would."""
+    for job in BehaviourLaunch.of(study_dir, given=given or {}).jobs:
+        assert job.run.config is not None
+        job.folder.create(job.run.config, {"name": job.name})
+        job.prepare(given or {})
+        result = {
+            "checkpoint_sha256": job.checkpoint_sha256,
+            "judge_sha256": job.judge_sha256,
+            "settings": {**default_settings(job.run.config), **(given or {})},
+        }
+        write_json(job.folder.result_file, result)
+        write_json(job.run.run.behaviour_file, {})
+        write_json_lines(job.run.run.samples_file, [])
+
+
+def todo(study_dir: Path, **asked: Any) -> list[str]:
+    return [spec.name for spec in BehaviourLaunch.of(study_dir, **asked).specs]
+
+
+def test_it_is_computed_anew_only_when_a_checkpoint_has_changed(grid: Path) -> None:
+    assert todo(grid) == ["rnn-b", "gru-a"]
+    pretend_computed(grid)
+    assert todo(grid) == []
+    touched = observed(grid, "rnn-b").run.best_checkpoint
+    touched.write_bytes(touched.read_bytes())
+    assert todo(grid) == [], "the same parameters, written again"
+    touched.write_bytes(b"others")
+    assert todo(grid) == ["rnn-b"]
+    pretend_computed(grid)
+    observed(grid, "gru-b").run.best_checkpoint.write_bytes(b"another judge of gru-a")
+    assert todo(grid) == ["gru-a"]
+    assert todo(grid, force=True) == ["rnn-b", "gru-a"]
+
+
+@pytest.mark.parametrize("lost", ["behaviour.json", "samples.jsonl"])
+def test_it_is_computed_anew_when_its_files_are_gone_or_its_result_is_damaged(grid: Path, lost: str) -> None:
+    pretend_computed(grid)
+    (observed(grid, "gru-a").run.path / lost).unlink()
+    assert todo(grid) == ["gru-a"]
+    pretend_computed(grid)
+    (jobs_dir(grid) / observed(grid, "rnn-b").run.id / "result.json").write_text("{")
+    assert todo(grid) == ["rnn-b"]
+
+
+def test_other_flags_compute_it_anew_and_without_any_word_it_stays_as_it_was_asked_for(grid: Path) -> None:
+    pretend_computed(grid, {"window": 4})
+    assert todo(grid, given={"window": 4}) == []
+    assert todo(grid, given={}) == ["rnn-b", "gru-a"], "the default window is another one"
+    assert todo(grid, given=None) == [], "a report takes what is there"
+    observed(grid, "rnn-b").run.best_checkpoint.write_bytes(b"others")
+    launch = BehaviourLaunch.of(grid)
+    assert [spec.name for spec in launch.specs] == ["rnn-b"]
+    assert launch.command(launch.specs[0])[-1] == "--window=4", "computed anew as it was"
+
+
+# -- as a launcher takes them --------------------------------------------------------------------------------------
+
+
+def test_a_job_is_its_run_on_one_rank_whatever_the_run_had(tmp_path: Path) -> None:
+    run = done_run(tmp_path, "rnn-a", 30.0)
+    wanted = Resources(ranks=4, cpus=2, priority=3)
+    write_json(run.provenance_file, {"name": "rnn-a", "resources": wanted.to_dict(), "data": "/text"})
+    launch = BehaviourLaunch.of(tmp_path)
+    (spec,) = launch.specs
+    assert spec.resources == Resources(ranks=1, cpus=2, priority=3)
+    assert spec.fingerprint == run.read_config().fingerprint()
+    assert launch.data_path(spec) == Path("/text")
+    assert launch.data_path(spec, flag=Path("/other")) == Path("/other")
+
+
+def test_a_renamed_run_keeps_its_folders_name(tmp_path: Path) -> None:
+    run = done_run(tmp_path, "rnn-a", 30.0)
+    write_json(run.provenance_file, {"name": "renamed"})
+    options = BehaviourLaunch.of(tmp_path).options()
+    digits = run.id.rpartition("-")[2]
+    assert options.folders == {digits: tmp_path / "behaviour" / run.id}
+
+
+def test_what_an_earlier_job_has_said_is_put_away(tmp_path: Path) -> None:
+    done_run(tmp_path, "rnn-a", 30.0)
+    done_run(tmp_path, "rnn-b", 40.0, seed=1)
+    pretend_computed(tmp_path)
+    (job,) = BehaviourLaunch.of(tmp_path).jobs
+    write_json(job.folder.failure_file, {"kind": "code"})
+    job.prepare({"samples": 3})
+    assert not job.folder.result_file.exists()
+    assert not job.folder.failure_file.exists()
+    assert (job.folder.attempt_dir(1) / "failure.json").exists()
+    judge = observed(tmp_path, "rnn-b").run.id
+    assert job.folder.task_file.read_text() == (f'{{\n "judge": "{judge}",\n "settings": {{\n  "samples": 3\n }}\n}}\n')
+
+
+def test_nothing_takes_behaviour_jobs_for_runs(grid: Path) -> None:
+    before = [run.run.id for run in observe_study(grid)]
+    speeds = earlier_throughput(grid.parent)
+    pretend_computed(grid)
+    folder = jobs_dir(grid)
+    for job in RunDirectory.all_in(folder):
+        write_json_lines(job.metrics_file, [{"epoch": 0, "val_ppl": 1.0, "train_tokens_per_second": 1e9}])
+    assert [run.run.id for run in observe_study(grid)] == before
+    assert sorted(RunDirectory.folders(grid)) == sorted(name.rpartition("-")[2] for name in before)
+    assert earlier_throughput(grid.parent) == speeds
+    assert find_study(str(folder), grid.parent) == folder
+    assert find_study("small/behaviour", grid.parent) == grid.parent / "small/behaviour"
+    with pytest.raises(UsageError, match="there are: small"):
+        find_study("behaviour", grid.parent)
+
+
+def test_a_folder_is_one_of_behaviour_jobs_by_the_runs_around_it(grid: Path, tmp_path: Path) -> None:
+    assert is_behaviour_study(grid / "behaviour")
+    assert study_name(grid / "behaviour") == "small/behaviour"
+    make_run(tmp_path / "runs" / "behaviour" / "run-1", CONFIG)
+    assert not is_behaviour_study(tmp_path / "runs" / "behaviour"), "a study that happens to be called so"
+    assert study_name(tmp_path / "runs" / "behaviour") == "behaviour"
+
+
+def test_a_checkpoint_is_known_by_its_bytes(grid: Path) -> None:
+    job = find_jobs(grid)[0]
+    assert job.checkpoint_sha256 == hashlib.sha256(b"the parameters of rnn-b").hexdigest()
+    assert job.judge_sha256 == hashlib.sha256(b"the parameters of gru-a").hexdigest()

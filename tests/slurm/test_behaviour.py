@@ -1,0 +1,113 @@
+"""Behaviour jobs as jobs of SLURM: what is submitted, with fake programs, and what comes of it, with the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import launch
+from jobs.code_snapshot import live_code
+from seqlm.rundir import RunDirectory, write_json
+from slurm.backend import submit_report
+from slurm.settings import SlurmSettings
+from slurm.task import JobPlan, Place, Signals, Task
+from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests.fake_slurm import FakeSlurm
+from tests.slurm.real import require_slurm
+from tests.test_launch import until
+from tests.test_launch_behaviour import LAUNCHER, ROOT, STAND_IN, finished_runs
+
+pytestmark = pytest.mark.xdist_group("slurm")
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "fake")
+    fake.on_path(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.behaviour_launch.WORKER", STAND_IN)
+    runs = finished_runs(tmp_path)
+    study_dir = tmp_path / "runs" / "small"
+    (study_dir / "slurm").mkdir()
+    write_json(study_dir / "slurm" / "settings.json", {"timeout_min": 7})  # of the submission of the runs
+    words = ["behaviour", "small", "--backend", "slurm", "--no-wait", "--json"]
+    assert launch.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["data"] == {"study": "small/behaviour", "jobs": ["1"]}
+    first = fake.jobs()["1_0"]
+    assert first.options["job-name"] == "seqlm-small-behaviour"
+    assert first.options["time"] == "7"
+    assert first.options["chdir"].startswith(f"{study_dir}/code/")
+
+    jobs = [RunDirectory(study_dir / "behaviour" / runs[name].id) for name in ("rnn-b", "gru")]
+    plans = [JobPlan.read(path) for path in sorted((study_dir / "behaviour/slurm/0001").glob("job-*.json"))]
+    assert {plan.argv for plan in plans} == {("-m", STAND_IN)}
+    assert {plan.runs for plan in plans} == {(job.path,) for job in jobs}
+    assert (jobs[0].read_job() or {})["argv"] == ["-m", STAND_IN, str(jobs[0].path)]
+    assert launch.main(words) == 0
+    assert "nothing to submit" in capsys.readouterr().err
+    assert len(fake.calls("sbatch")) == 1
+
+    for plan in plans:
+        place = Place.from_environment({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "n0")
+        assert Task(plan, place, Signals(), started=time.time()).run()
+    assert all(job.observe().state == "done" for job in jobs)
+    assert all(runs[name].behaviour_file.exists() for name in ("rnn-b", "gru"))
+    assert launch.main(words) == 0
+    assert [run["reason"] for run in json.loads(capsys.readouterr().out)["data"]["runs"]] == ["up to date"] * 2
+
+
+@pytest.mark.parametrize("behaviour", [True, False])
+def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
+    fake: FakeSlurm, tmp_path: Path, behaviour: bool
+) -> None:
+    (tmp_path / "small").mkdir()
+    code, settings = live_code(), SlurmSettings(timeout_min=90)
+    submit_report(tmp_path / "small", ["7"], settings, code, behaviour=behaviour)
+    script = (tmp_path / "small/slurm/0001/report.sh").read_text().splitlines()
+    command = f"{sys.executable} {code.path / 'launch.py'} report {tmp_path / 'small'}"
+    assert script == ["#!/bin/bash", f"{command} --no-behaviour", *([command] if behaviour else [])]
+    (call,) = fake.calls("sbatch")
+    assert ("--time=90" if behaviour else "--time=30") in call
+
+
+def test_a_real_cluster_computes_it_and_cancels_it(tmp_path: Path) -> None:
+    require_slurm()
+    runs = finished_runs(tmp_path)
+    study_dir = tmp_path / "runs" / "small"
+    write_json(study_dir / "stand-in.json", {"wait": True})
+    with LoopbackCluster(ClusterOptions(nodes=2, cpus=2, gpus=0)) as cluster:
+        env = {**cluster.env, "PYTHONPATH": str(ROOT), "SEQLM_BACKEND": "slurm"}
+
+        def command(*words: str) -> subprocess.CompletedProcess[str]:
+            argv = [sys.executable, "-c", LAUNCHER, *words]
+            return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=False)
+
+        def states() -> list[str]:
+            data = json.loads(command("status", "runs/small/behaviour", "--json").stdout)["data"]
+            return [run["state"] for run in data["runs"]]
+
+        submitted = command("behaviour", "small", "--no-wait")
+        assert submitted.returncode == 0, submitted.stderr
+        until(lambda: states() == ["running", "running"])
+        assert command("cancel", "runs/small/behaviour", "--only", "name=gru").returncode == 0
+        assert states() == ["running", "cancelled"]
+        gone = RunDirectory(study_dir / "behaviour" / runs["rnn-b"].id)
+        os.kill(json.loads(gone.worker_lock_file.read_text())["pid"], 9)  # its job is requeued
+        write_json(study_dir / "stand-in.json", {})
+        until(lambda: states() == ["done", "cancelled"], seconds=180)
+        again = command("behaviour", "small", "--json")
+        assert again.returncode == 0, again.stderr
+        assert [run["state"] for run in json.loads(again.stdout)["data"]["runs"]] == ["done", "done"]
+        assert runs["gru"].behaviour_file.exists()

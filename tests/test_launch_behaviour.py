@@ -1,0 +1,287 @@
+"""`launch.py behaviour` and the report that computes what it lacks, with a worker that stands in for the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from jobs.study import launching
+from seqlm.rundir import RunDirectory, is_locked, write_json
+from tests.jobs.test_behaviour import done_run
+from tests.test_launch import ROOT, until
+from tests.training.studies import write_text
+
+STAND_IN = "tests.jobs.stand_in_behaviour"
+LAUNCHER = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import jobs.behaviour_launch; "
+    f"jobs.behaviour_launch.WORKER = {STAND_IN!r}; import launch; sys.exit(launch.main(sys.argv[1:]))"
+)
+
+
+def finished_runs(folder: Path) -> dict[str, RunDirectory]:
+    """The runs of the study ``small`` in this folder, by name, and their text."""
+    text = write_text(folder / "text")
+    study_dir = folder / "runs" / "small"
+    runs = {
+        "rnn-a": done_run(study_dir, "rnn-a", 30.0, seed=1),
+        "rnn-b": done_run(study_dir, "rnn-b", 20.0, seed=2),
+        "gru": done_run(study_dir, "gru", 10.0, arch="gru", seed=3),
+    }
+    for order, (name, run) in enumerate(runs.items()):
+        known = {"name": name, "order": order, "data": str(text), "resources": {"ranks": 2, "cpus": 1}}
+        write_json(run.provenance_file, known)
+    return runs
+
+
+class Study:
+    """Three finished runs, as far as files tell, and the command line on them."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.path = folder / "runs" / "small"
+        self._capsys = capsys
+        self.started: list[subprocess.Popen[str]] = []
+        self.runs = finished_runs(folder)
+
+    def __call__(self, *words: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
+        self._capsys.readouterr()
+        code = launch.main(list(words))
+        return code, *self._capsys.readouterr()
+
+    def behaviour(self, *words: str) -> tuple[int, dict[str, tuple[str, str | None]], str]:
+        """Exit code, state and reason of each run by name, and stderr."""
+        code, out, err = self("behaviour", "small", "--json", *words)
+        return code, {run["name"]: (run["state"], run["reason"]) for run in json.loads(out)["data"]["runs"]}, err
+
+    def job(self, name: str) -> RunDirectory:
+        return RunDirectory(self.path / "behaviour" / self.runs[name].id)
+
+    def attempts(self) -> dict[str, int]:
+        return {name: self.job(name).last_attempt() for name in self.runs}
+
+    def order(self, **orders: Any) -> None:
+        """What the stand-in is to do."""
+        write_json(self.path / "stand-in.json", orders)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", LAUNCHER, *words]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.started.append(subprocess.Popen(command, cwd=self.folder, env=env, text=True, **pipes))
+        return self.started[-1]
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Study]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jobs.behaviour_launch.WORKER", STAND_IN)
+    study = Study(tmp_path, capsys)
+    yield study
+    for launcher in study.started:  # of a test that has failed; it stops its workers
+        launcher.terminate()
+        launcher.communicate()
+
+
+def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_changes(study: Study) -> None:
+    code, states, err = study.behaviour()
+    assert (code, states) == (0, {"rnn-b": ("done", "computed"), "gru": ("done", "computed")}), err
+    assert "small/behaviour: 2 of 2 runs to do on this machine" in err
+    assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 1}
+    assert json.loads(study.runs["gru"].behaviour_file.read_text())["data"] == str(study.folder / "text")
+    task = json.loads(study.job("gru").task_file.read_text())
+    assert task == {"judge": study.runs["rnn-b"].id, "settings": {}}
+    job = study.job("gru").read_job() or {}
+    assert job["argv"][1:] == ["-m", STAND_IN, str(study.job("gru").path)]
+    assert (job["backend"], job["resources"]["ranks"]) == ("local", 1)
+    provenance = study.job("gru").read_provenance()
+    assert provenance["study"] == "small/behaviour"
+    assert Path(provenance["code"]["path"]).parent == study.path / "code", "one copy of the code for both"
+    assert provenance["command"][2:] == ["behaviour", "runs/small", "--only", f"id={study.runs['gru'].id}"]
+
+    code, states, err = study.behaviour()
+    assert (code, states) == (0, {"rnn-b": ("done", "up to date"), "gru": ("done", "up to date")})
+    assert "runs to do" not in err
+    study.runs["rnn-b"].best_checkpoint.write_bytes(b"others")  # the judge of the other one too
+    study.runs["gru"].behaviour_file.unlink()
+    assert study.behaviour("--only", "name=rnn-b")[1] == {"rnn-b": ("done", "computed")}
+    assert study.attempts() == {"rnn-a": 0, "rnn-b": 2, "gru": 1}
+    assert study.behaviour()[1] == {"rnn-b": ("done", "up to date"), "gru": ("done", "computed")}
+    assert study.behaviour("--force", "--only", "name=gru")[1] == {"gru": ("done", "computed")}
+    assert study.attempts() == {"rnn-a": 0, "rnn-b": 2, "gru": 3}
+
+
+def test_flags_reach_the_worker_and_other_flags_compute_anew(study: Study) -> None:
+    words = ["--window", "4", "--samples", "3", "--temperature", "0.5", "--prompt", "the cat", "--seed", "9"]
+    given = {"window": 4, "samples": 3, "temperature": 0.5, "prompt": "the cat", "seed": 9}
+    assert study.behaviour("--only", "name=rnn-a", *words)[0] == 0
+    assert json.loads(study.job("rnn-a").task_file.read_text())["settings"] == given
+    assert study.behaviour("--only", "name=rnn-a", *words)[1] == {"rnn-a": ("done", "up to date")}
+    assert study.behaviour("--only", "name=rnn-a", "--window", "4")[1] == {"rnn-a": ("done", "computed")}
+    assert study.attempts()["rnn-a"] == 2
+
+
+def test_a_checkpoint_that_is_gone_is_told_and_what_was_computed_from_it_stays(study: Study) -> None:
+    study.runs["gru"].best_checkpoint.unlink()
+    code, states, _ = study.behaviour()
+    assert (code, states["rnn-b"]) == (1, ("done", "computed"))
+    assert states["gru"] == ("missing", "its checkpoints/best.pt is gone, so there is no model to look at")
+    assert study.behaviour("--only", "name=gru")[0] == 1
+    study.runs["rnn-b"].best_checkpoint.unlink()
+    code, states, _ = study.behaviour("--only", "name=rnn-b", "--force")
+    assert code == 0
+    assert states == {"rnn-b": ("kept", "its checkpoints/best.pt is gone; what was computed before stays as it is")}
+    assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 0}
+
+
+def test_a_failed_job_is_exit_code_1_and_is_tried_again_the_next_time(study: Study) -> None:
+    study.order(fail=[study.runs["gru"].id])
+    code, out, err = study("behaviour", "small")
+    assert code == 1
+    assert "code: as it was told" in out
+    assert "rnn-b  done  (" in err
+    code, states, _ = study.behaviour()
+    assert (code, states["gru"]) == (1, ("failed", "code: as it was told"))
+    study.order()
+    assert study.behaviour()[1] == {"rnn-b": ("done", "up to date"), "gru": ("done", "computed")}
+    assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 3}
+
+
+def test_status_and_logs_take_the_folder_for_a_study_and_retry_does_not(study: Study) -> None:
+    assert study.behaviour()[0] == 0
+    code, out, _ = study("status", "runs/small/behaviour")
+    assert code == 0
+    assert [line.split()[::2][:2] for line in out.splitlines()[1:]] == [["rnn-b", "done"], ["gru", "done"]]
+    assert " -  " in out, "it has no epochs"
+    assert study("logs", "runs/small/behaviour", "gru")[0] == 0
+    for command in ("retry", "behaviour"):
+        code, _, err = study(command, "runs/small/behaviour")
+        assert code == 2
+        assert err == (
+            "error: runs/small/behaviour holds behaviour jobs, not runs; use: launch.py behaviour runs/small\n"
+        )
+    assert len(json.loads(study("status", "small", "--json")[1])["data"]["runs"]) == 3
+
+
+def test_bad_flags_are_one_line_and_exit_code_2(study: Study) -> None:
+    for words in (["--temperature", "0"], ["--temperature", "nan"], ["--window", "0"], ["--only", "arch=lstm"]):
+        code, _, err = study("behaviour", "small", *words)
+        assert code == 2, words
+        assert len(err.splitlines()) == 1
+    assert not (study.path / "behaviour").exists()
+
+
+def test_a_study_without_a_finished_run_has_nothing_to_compute(study: Study) -> None:
+    for run in study.runs.values():
+        run.result_file.unlink()
+    assert study("behaviour", "small")[:2] == (0, "nothing to compute: no such run is done\n")
+    code, _, err = study("report", "small")
+    assert code == 0
+    assert "no run is done, so there is no behaviour to compute" in err
+
+
+def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> None:
+    study.order(wait=True)
+    launcher = study.start("behaviour", "small", "--max-parallel", "2")
+    jobs = [study.job(name) for name in ("rnn-b", "gru")]
+    until(lambda: all(is_locked(job.worker_lock_file) for job in jobs))
+    with launching(study.path):  # a launch of the runs themselves is in nobody's way
+        assert is_locked(study.path / "launch.lock")
+    code, _, err = study("behaviour", "small")
+    assert code == 1
+    assert "study small/behaviour is being launched already" in err
+    assert study("cancel", "runs/small/behaviour", "--only", "name=gru")[0] == 0
+    assert jobs[1].observe().state == "cancelled"
+    assert is_locked(jobs[0].worker_lock_file)
+    launcher.send_signal(signal.SIGINT)
+    _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130, err
+    assert not any(is_locked(job.worker_lock_file) for job in jobs)
+    study.order()
+    assert study.behaviour()[1] == {"rnn-b": ("done", "computed"), "gru": ("done", "computed")}
+
+
+def test_no_wait_leaves_a_launcher_behind(study: Study) -> None:
+    launcher = study.start("behaviour", "small", "--no-wait", "--json")
+    out, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, err
+    data = json.loads(out)["data"]
+    assert data["study"] == "small/behaviour"
+    # That launcher is the real command line: it has no stand-in.
+    until(lambda: all(study.job(name).observe().state in ("failed", "done") for name in ("rnn-b", "gru")))
+    until(lambda: not is_locked(study.path / "behaviour" / "launch.lock"))
+
+
+# -- the report ----------------------------------------------------------------------------------------------------
+
+
+def test_a_report_computes_what_is_missing_first_and_then_nothing(study: Study) -> None:
+    code, out, err = study("report", "small", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert [(run["name"], run["reason"]) for run in document["data"]["behaviour"]] == [
+        ("rnn-b", "computed"),
+        ("gru", "computed"),
+    ]
+    assert "small/behaviour: 2 models to look at on this machine" in err
+    assert (study.path / "report/index.html").exists()
+    assert study("report", "small") == (0, "runs/small/report/index.html\n", "")
+    assert study.behaviour("--only", "name=gru", "--window", "4")[0] == 0
+    assert study("report", "small")[2] == "", "what was asked for by name stays"
+    assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 2}
+
+
+def test_a_report_without_behaviour_reads_no_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.compute_behaviour", lambda study_dir: pytest.fail("asked for"))
+    code, _, err = study("report", "small", "--no-behaviour")
+    assert (code, err) == (0, "")
+    assert not (study.path / "behaviour").exists()
+
+
+def test_nothing_that_goes_wrong_with_behaviour_keeps_the_report_back(study: Study) -> None:
+    page = study.path / "report/index.html"
+    study.order(fail=[study.runs["gru"].id])
+    code, _, err = study("report", "small")
+    assert code == 0
+    assert "behaviour of gru: failed: code: as it was told\n" in err
+    assert page.exists()
+
+    study.runs["gru"].best_checkpoint.unlink()
+    code, _, err = study("report", "small")
+    assert code == 0
+    assert "behaviour of gru: missing: its checkpoints/best.pt is gone" in err
+
+    (study.folder / "text" / "train.txt").unlink()
+    study.runs["rnn-b"].behaviour_file.unlink()
+    shutil.rmtree(page.parent)
+    code, _, err = study("report", "small")
+    assert code == 0, err
+    assert err.startswith("behaviour is left as it is: ")
+    assert "train.txt" in err
+    assert page.exists()
+
+    shutil.rmtree(page.parent)
+    (study.path / "study.json").write_text("{")
+    code, _, err = study("report", "small")
+    assert code == 0
+    assert err.startswith("behaviour is left as it is: runs/small/study.json is damaged")
+    assert len(err.splitlines()) == 1
+    assert page.exists()
+
+
+def test_a_report_while_another_launcher_computes_is_written_without_waiting(study: Study) -> None:
+    with launching(study.path / "behaviour"):
+        code, _, err = study("report", "small")
+    assert code == 0, err
+    assert err.startswith("behaviour is left as it is: study small/behaviour is being launched already")
+    assert (study.path / "report/index.html").exists()
