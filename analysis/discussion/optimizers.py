@@ -268,10 +268,10 @@ def _duel_table(duels: Sequence[Duel]) -> Table:
     ]
     caption = (
         "Pairs of finished runs that agree in model, data, training and seed. Where an optimizer has several runs "
-        "there (such as several learning rates), the one with the lowest validation perplexity counts. Lower: pairs in "
-        "which that optimizer has the lower validation perplexity. Median difference: validation loss of the second less "
-        "that of the first, in nats per predicted token. Time ratio: median of the second's time to within 5 % of its "
-        "own best, divided by the first's."
+        "there (such as several learning rates), the one with the lowest validation perplexity counts. Lower: pairs "
+        "in which that optimizer has the lower validation perplexity. Median difference: validation loss of the "
+        "second less that of the first, in nats per predicted token. Time ratio: median of the second's time to "
+        "within 5 % of its own best, divided by the first's."
     )
     rows = [
         Row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -13,9 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis import look, units
-from analysis.axes import LOG_FROM, Mark, label_perplexity, place_numbers, scale_for
+from analysis.axes import LOG_FROM, Mark, Scale, label_perplexity, place_numbers, scale_for, shared_cut
 from analysis.chart import Chart, Line, Panel, run_mark
 from analysis.discussion.candidates import Candidate
+from analysis.discussion.words import first_few
 
 WIDTH_INCHES = 7.6
 MOST_NUMBERS = 40
@@ -37,13 +39,14 @@ def time_chart(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> C
     ]
     caption = (
         f"A point for each finished setting; {numbered}. Colour: architecture; marker: optimizer. Grey line: the "
-        "Pareto front; below and left of it there is no setting. Time runs from the start of training to the end of the epoch "
-        "with the lowest validation perplexity."
+        "Pareto front; below and left of it there is no setting. Time runs from the start of training to the end of "
+        "the epoch with the lowest validation perplexity."
     )
     if len(logarithmic) == 2:
         caption += " Both axes logarithmic."
     elif logarithmic:
         caption += f" {logarithmic[0].capitalize()} axis logarithmic."
+    caption += cut_sentence(candidates)
     return Chart(
         name="time-and-perplexity",
         title="Best validation perplexity against the time to it",
@@ -59,28 +62,20 @@ def _draw_times(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> 
     seconds, unit = _unit([candidate.seconds_to_best for candidate in candidates])
     x = np.array([candidate.seconds_to_best / seconds for candidate in candidates])
     y = np.array([candidate.val_ppl for candidate in candidates])
+    scale = perplexity_scale(candidates)
     corners = [(candidate.seconds_to_best / seconds, candidate.val_ppl) for candidate in front]
     if len(corners) > 1:
         axes.step(
             *zip(*corners, strict=True), where="post", color=look.MUTED, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2
         )
-    for left, height, candidate in zip(x, y, candidates, strict=True):
-        _point(axes, left, height, candidate)
+    for left, candidate in zip(x, candidates, strict=True):
+        _point(axes, left, candidate, scale)
     _label_time(axes, x, unit)
-    label_perplexity(axes, scale_for([y]), "Best validation perplexity", most_ticks=9)
+    label_perplexity(axes, scale, "Best validation perplexity", most_ticks=9)
     numbered = candidates if len(candidates) <= MOST_NUMBERS else front
     place_numbers(
         axes,
-        [
-            Mark(
-                x=candidate.seconds_to_best / seconds,
-                y=candidate.val_ppl,
-                text=number_of(candidate),
-                colour=colour_of(candidate),
-                run=candidate.only_run,
-            )
-            for candidate in numbered
-        ],
+        [_mark(candidate.seconds_to_best / seconds, candidate, scale) for candidate in numbered],
     )
     front_line = Line2D([], [], color=look.MUTED, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")
     add_legend(figure, candidates, [front_line] if len(corners) > 1 else [])
@@ -128,6 +123,7 @@ def spread_chart(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> Chart:
     )
     if logarithmic:
         caption += " Vertical axis logarithmic."
+    caption += cut_sentence([candidate for _, members in groups for candidate in members])
     return Chart(name="reliability", title="Spread over settings for each architecture", caption=caption, figure=figure)
 
 
@@ -135,7 +131,7 @@ def _draw_spread(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> tuple[Fig
     figure = Figure(figsize=(WIDTH_INCHES, 4.0))
     axes = figure.add_axes((0.09, 0.235, 0.86, 0.73))
     everything = [candidate for _, members in groups for candidate in members]
-    scale = scale_for([np.array([candidate.val_ppl for candidate in everything])])
+    scale = perplexity_scale(everything)
     label_perplexity(axes, scale, "Best validation perplexity", most_ticks=9)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.xaxis.set_major_locator(FixedLocator(list(range(len(groups)))))
@@ -154,16 +150,8 @@ def _draw_spread(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> tuple[Fig
             middle = statistics.median(values)
             axes.plot([column - 0.3, column + 0.3], [middle, middle], color=look.INK, linewidth=1.3, zorder=2)
         for candidate, offset in zip(members, swarm(values), strict=True):
-            _point(axes, column + offset, candidate.val_ppl, candidate)
-            marks.append(
-                Mark(
-                    x=column + offset,
-                    y=candidate.val_ppl,
-                    text=number_of(candidate),
-                    colour=colour_of(candidate),
-                    run=candidate.only_run,
-                )
-            )
+            _point(axes, column + offset, candidate, scale)
+            marks.append(_mark(column + offset, candidate, scale))
     if len(marks) <= MOST_NUMBERS:
         place_numbers(axes, marks)
     add_legend(figure, everything, [], architectures=False)
@@ -195,12 +183,40 @@ def number_of(candidate: Candidate) -> str:
     return str(runs[0]) if len(runs) == 1 else f"{runs[0]}…{runs[-1]}" if len(runs) > 2 else f"{runs[0]}/{runs[1]}"
 
 
-def _point(axes: Axes, x: float, y: float, candidate: Candidate) -> None:
+def perplexity_scale(candidates: Sequence[Candidate]) -> Scale:
+    """The vertical axis, cut where a few would flatten the rest, with room for numbers at its ends."""
+    values = [np.array([candidate.val_ppl]) for candidate in candidates]
+    scale = scale_for(values, cut_at=shared_cut(values))
+    return dataclasses.replace(scale, low=scale.low / 1.06) if scale.logarithmic else scale
+
+
+def cut_sentence(candidates: Sequence[Candidate]) -> str:
+    """Names those that lie above the axis."""
+    scale = perplexity_scale(candidates)
+    above = [f"{c.reference} ({units.rounded(c.val_ppl)})" for c in candidates if c.val_ppl > scale.high]
+    if not above:
+        return ""
+    return f" The vertical axis ends at {units.rounded(scale.high)}; above it (↑): {first_few(above, 5)}."
+
+
+def _mark(x: float, candidate: Candidate, scale: Scale) -> Mark:
+    above = " ↑" if candidate.val_ppl > scale.high else ""
+    return Mark(
+        x=x,
+        y=min(candidate.val_ppl, scale.high),
+        text=f"{number_of(candidate)}{above}",
+        colour=colour_of(candidate),
+        run=candidate.only_run,
+    )
+
+
+def _point(axes: Axes, x: float, candidate: Candidate, scale: Scale) -> None:
     marker = look.OPTIMIZER_STYLES.get(_key(candidate.setting.optimizer), ("-", "."))[1]
     gid = None if candidate.only_run is None else run_mark(candidate.only_run)
     axes.plot(
         [x],
-        [y],
+        [min(candidate.val_ppl, scale.high)],
+        clip_on=False,
         color=colour_of(candidate),
         marker=marker,
         markersize=6.5,

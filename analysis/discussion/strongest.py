@@ -111,8 +111,8 @@ def effects_table(effects: Sequence[Effect]) -> Table:
     caption = (
         "Pairs of finished settings that agree in everything but this hyperparameter. Mean difference: mean size of "
         "the difference in validation loss, in nats per predicted token (0.1 nats are about 10 % of perplexity). "
-        "Better: lower validation perplexity. The values that were tried differ from key to key, so the sizes compare these "
-        "changes and not the keys as such. Several seeds of a setting count as their mean."
+        "Better: lower validation perplexity. The values that were tried differ from key to key, so the sizes "
+        "compare these changes and not the keys as such. Several seeds of a setting count as their mean."
     )
     rows = [
         Row(
