@@ -20,7 +20,7 @@ from analysis.table_text import Cell, Column, Row, Table
 RETRIED_KINDS = ("oom", "node", "timeout", "preempted")
 """Failures that say nothing of the setting, only of the machine or of what it was given."""
 
-NAMED, LISTED = 5, 20
+NAMED, LISTED = 3, 20
 """Most runs that a sentence names, and most rows of a proposal in the table."""
 
 
@@ -66,7 +66,7 @@ def _falling_sentence(study: Study, falling: Sequence[Falling]) -> str:
         return ""
     if not falling:
         return "More epochs: no finished run was still falling at its last epoch."
-    named = first_few([f"{run.reference} ({100 * run.fall_per_epoch:.1f} % an epoch)" for run in falling], NAMED)
+    named = first_few([f"{run.reference} ({100 * run.fall_per_epoch:.2f} % an epoch)" for run in falling], NAMED)
     was = "was" if len(falling) == 1 else "were"
     return (
         f"More epochs: {len(falling)} of {units.count(done, 'finished run')} {was} still falling at the last epoch, "

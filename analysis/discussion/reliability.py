@@ -23,6 +23,9 @@ from analysis.table_text import Cell, Column, Row, Table
 ENOUGH = 3
 """Settings that an architecture needs before anything is said of its reliability."""
 
+CLOSE = 1.1
+"""Spreads that differ by less than this factor count as alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
@@ -112,8 +115,11 @@ def verdict(spreads: Sequence[Spread]) -> str:
         return " ".join(filter(None, [text, too_few]))
     ranked = sorted(judged, key=lambda s: s.quartile_range_nats)
     most, least = ranked[0], ranked[-1]
-    if most.quartile_range_nats == least.quartile_range_nats:
-        text = "By the spread of perplexities all are alike."
+    if least.quartile_range_nats <= CLOSE * most.quartile_range_nats:
+        low, high = most.quartile_range_nats, least.quartile_range_nats
+        text = (
+            f"By the spread of perplexities they are about alike (interquartile ranges {low:.3f} to {high:.3f} nats)."
+        )
     else:
         text = (
             f"By the spread of perplexities {most.architecture} is the most reliable (interquartile range "

@@ -21,7 +21,13 @@ from analysis.discussion.words import first_few
 
 WIDTH_INCHES = 7.6
 MOST_NUMBERS = 40
-"""Of more points, only those on the front carry their numbers."""
+"""Of more points, only those on the front carry their numbers, and all are smaller."""
+
+FEW = 6
+"""Up to so many points of a column stand above one another."""
+
+GOLDEN = 0.618034
+"""Its multiples, less their whole part, are as far apart as those of any number."""
 
 
 def time_chart(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> Chart:
@@ -69,7 +75,7 @@ def _draw_times(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> 
             *zip(*corners, strict=True), where="post", color=look.MUTED, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2
         )
     for left, candidate in zip(x, candidates, strict=True):
-        _point(axes, left, candidate, scale)
+        _point(axes, left, candidate, scale, len(candidates))
     _label_time(axes, x, unit)
     label_perplexity(axes, scale, "Best validation perplexity", most_ticks=9)
     numbered = candidates if len(candidates) <= MOST_NUMBERS else front
@@ -148,9 +154,10 @@ def _draw_spread(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> tuple[Fig
             )
         if len(values) > 1:
             middle = statistics.median(values)
-            axes.plot([column - 0.3, column + 0.3], [middle, middle], color=look.INK, linewidth=1.3, zorder=2)
+            above = 3.5 if len(everything) > MOST_NUMBERS else 2
+            axes.plot([column - 0.3, column + 0.3], [middle, middle], color=look.INK, linewidth=1.3, zorder=above)
         for candidate, offset in zip(members, swarm(values), strict=True):
-            _point(axes, column + offset, candidate, scale)
+            _point(axes, column + offset, candidate, scale, len(everything))
             marks.append(_mark(column + offset, candidate, scale))
     if len(marks) <= MOST_NUMBERS:
         place_numbers(axes, marks)
@@ -159,13 +166,11 @@ def _draw_spread(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> tuple[Fig
 
 
 def swarm(values: Sequence[float]) -> list[float]:
-    """Sideways offsets, up to 0.24, that keep points alike in value apart: alternating by their rank."""
+    """Sideways offsets, up to 0.24, that keep points alike in value apart: spread by their rank."""
     order = sorted(range(len(values)), key=lambda place: values[place])
-    lanes = min(7, max(1, len(values) // 4))
     offsets = [0.0] * len(values)
-    for rank, place in enumerate(order):
-        lane = rank % lanes
-        offsets[place] = 0.0 if lanes == 1 else 0.48 * lane / (lanes - 1) - 0.24
+    for rank, place in enumerate(order if len(values) > FEW else []):
+        offsets[place] = 0.48 * (rank * GOLDEN % 1.0) - 0.24
     return offsets
 
 
@@ -210,7 +215,8 @@ def _mark(x: float, candidate: Candidate, scale: Scale) -> Mark:
     )
 
 
-def _point(axes: Axes, x: float, candidate: Candidate, scale: Scale) -> None:
+def _point(axes: Axes, x: float, candidate: Candidate, scale: Scale, of: int) -> None:
+    """One of so many points."""
     marker = look.OPTIMIZER_STYLES.get(_key(candidate.setting.optimizer), ("-", "."))[1]
     gid = None if candidate.only_run is None else run_mark(candidate.only_run)
     axes.plot(
@@ -219,7 +225,7 @@ def _point(axes: Axes, x: float, candidate: Candidate, scale: Scale) -> None:
         clip_on=False,
         color=colour_of(candidate),
         marker=marker,
-        markersize=6.5,
+        markersize=6.5 if of <= MOST_NUMBERS else 4.5,
         markeredgecolor=look.PAPER,
         markeredgewidth=0.8,
         linestyle="",
