@@ -80,8 +80,8 @@ def test_the_figure_has_a_point_for_each_finished_setting_and_its_front(tmp_path
     (chart,) = [block for block in picked(tmp_path) if isinstance(block, Chart)]
     lines = chart.panels[0].lines
     assert [(line.label, line.run) for line in lines] == [("1 a", 1), ("2 b", 2)]
-    hours = np.array([line.x[0] for line in lines]) * 60  # minutes on the axis
-    assert hours.tolist() == [120.0, 7000.0]
+    seconds = 60 * np.array([line.x[0] for line in lines])  # minutes on the axis
+    assert seconds.tolist() == [120.0, 7000.0]
     assert [line.y[0] for line in lines] == [105.0, 100.0]
     assert chart.figure.axes[0].get_xlabel() == "Wall-clock time to the best epoch (minutes)"
     step = chart.figure.axes[0].lines[0]
