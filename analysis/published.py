@@ -26,6 +26,9 @@ WITHIN, BELOW, ABOVE, NO_REPLICATIONS = (
     "no replications published",
 )
 
+IN_TABLE = {WITHIN: "within", BELOW: "below", ABOVE: "above", NO_REPLICATIONS: "no replications"}
+"""The verdicts where there is little room."""
+
 DRAWN_FROM, MOST_DRAWN = 3, 60
 """The chart needs so many finished runs, and shows at most so many: those that differ most."""
 
@@ -157,8 +160,8 @@ def published_table(compared: list[Comparison]) -> Table:
         Column(key="published_val_ppl", title="Valid. publ.", numeric=True),
         Column(key="val_ppl", title="Valid. repr.", numeric=True),
         Column(key="difference", title="Diff.", numeric=True),
-        Column(key="difference_percent", title="Diff. (%)", numeric=True),
-        Column(key="difference_nats", title="Diff. (nats)", numeric=True),
+        Column(key="difference_percent", title="%", numeric=True),
+        Column(key="difference_nats", title="nats", numeric=True),
         Column(key="replications", title="Replications", numeric=True),
         Column(key="verdict", title="Verdict"),
     ]
@@ -166,7 +169,7 @@ def published_table(compared: list[Comparison]) -> Table:
         "Perplexities at the best validation epoch. Publ.: as published; repr.: reproduced here, of done runs. Diff.: "
         "reproduced less published validation perplexity, also in per cent of the published one and as the difference "
         "of losses in nats per predicted token. Replications: lowest and highest best validation perplexity of "
-        "independent replications of the published run; the verdict compares the reproduced one with them, or is the "
+        "independent replications of the published run; the verdict says where the reproduced one lies to them, or the "
         f"state of a run that is not done. {units.MISSING}: not available."
     )
     return Table(
@@ -197,7 +200,7 @@ def _row(compared: Comparison) -> Row:
             text=units.MISSING if spread is None else "–".join(map(units.plain_value, spread)),
             value=None if spread is None else "–".join(map(units.plain_value, spread)),
         ),
-        Cell(text=compared.verdict, value=compared.verdict),
+        Cell(text=IN_TABLE.get(compared.verdict, compared.verdict), value=compared.verdict),
     ]
     return Row(cells=cells, run=run["number"])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import units
-from analysis.discussion.words import device_sentences, distinct, first_few, state_of, text_cell
+from analysis.discussion.words import count_cell, device_sentences, distinct, first_few, state_of, text_cell
 from analysis.load import Study
 from analysis.section import Block, Points, Prose
 from analysis.seeds import Interval, finished, settings_of
@@ -25,6 +25,9 @@ METRICS = {
     "seconds_to_5pct": "time to within 5 % of a run's own best",
 }
 """Columns of the runs table, in words; of each, less is better."""
+
+SHORT = {"gap": "gap", "seconds_to_5pct": "time to 5 %"}
+"""Shorter words for some of them in a table."""
 
 AS_EXPECTED, NOT_AS_EXPECTED, CANNOT_BE_SAID = "as expected", "not as expected", "cannot be said"
 
@@ -130,7 +133,7 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
     parts = [
         f"{count[AS_EXPECTED]} came out as expected",
         f"{count[NOT_AS_EXPECTED]} did not",
-        f"of {count[CANNOT_BE_SAID]} it cannot be said",
+        f"for {count[CANNOT_BE_SAID]} it cannot be said",
     ]
     stated = "was" if len(outcomes) == 1 else "were"
     return f"{units.count(len(outcomes), 'expectation')} {stated} stated before the runs: {units.listing(parts)}."
@@ -168,6 +171,7 @@ def writer(metric: str) -> Callable[[Any], str]:
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
     columns = [
+        Column(key="number", title="No.", numeric=True),
         Column(key="expectation", title="Expectation"),
         Column(key="metric", title="Of"),
         Column(key="lower", title="Expected lower", numeric=True),
@@ -179,19 +183,21 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     caption = (
         "On each side the lowest value among its finished runs, and the run that has it. Of validation perplexities, "
         "several seeds of a setting count as their geometric mean, and where the 95 % intervals over seeds overlap "
-        f"nothing is concluded. {units.MISSING}: no finished run has the number."
+        "nothing is concluded. Gap: validation less training perplexity. Time to 5 %: from the start to the first "
+        f"epoch within 5 % of the run's own best. {units.MISSING}: no finished run has the number."
     )
     rows = [
         Row(
             cells=[
+                count_cell(number),
                 text_cell(outcome.expectation.text),
-                text_cell(METRICS[outcome.expectation.metric]),
+                text_cell(SHORT.get(outcome.expectation.metric, METRICS[outcome.expectation.metric])),
                 *_side_cells(outcome.lower, outcome.expectation.metric),
                 *_side_cells(outcome.higher, outcome.expectation.metric),
-                text_cell(outcome.verdict),
+                Cell(text=outcome.kind, value=outcome.verdict),
             ]
         )
-        for outcome in outcomes
+        for number, outcome in enumerate(outcomes, start=1)
     ]
     return Table(
         name="discussion-1-expected", title="Expected against observed", caption=caption, columns=columns, rows=rows

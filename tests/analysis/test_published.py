@@ -37,10 +37,10 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
     )
     rows = table(blocks, "published")
     assert {row["name"]: row["verdict"] for row in rows} == {
-        "in": "within the replications' spread",
-        "low": "below it",
-        "high": "above it",
-        "alone": "no replications published",
+        "in": "within",
+        "low": "below",
+        "high": "above",
+        "alone": "no replications",
         "open": "pending",
         "gone": "failed: diverged",
     }

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from analysis.discussion.expected import expected_blocks
 from analysis.load import load_study
 from analysis.section import Block
+from analysis.table_text import Table
 from seqlm.rundir import RunDirectory
 from tests.analysis.blocks import said, table
 from tests.analysis.hand_made import add_run, digits
@@ -31,7 +34,9 @@ def _digits(run: RunDirectory | str) -> str:
 
 
 def verdicts(blocks: list[Block]) -> list[str]:
-    return [row["verdict"] for row in table(blocks, "discussion-1-expected")]
+    """With their reasons, as the CSV file has them."""
+    (found,) = [block for block in blocks if isinstance(block, Table)]
+    return [row["verdict"] for row in csv.DictReader(io.StringIO(found.to_csv()))]
 
 
 def test_the_best_of_each_side_decides(tmp_path: Path) -> None:
@@ -45,7 +50,7 @@ def test_the_best_of_each_side_decides(tmp_path: Path) -> None:
     )
     assert verdicts(blocks) == ["as expected", "not as expected"]
     assert said(blocks).splitlines() == [
-        "2 expectations were stated before the runs: 1 came out as expected, 1 did not and of 0 it cannot be said.",
+        "2 expectations were stated before the runs: 1 came out as expected, 1 did not and for 0 it cannot be said.",
         "“GRU beats RNN”: as expected. Lowest validation perplexity: 100 (1 gru-good) where it was expected lower, "
         "200 (3 rnn) where it was expected higher.",
         "“RNN beats GRU”: not as expected. Lowest validation perplexity: 200 (3 rnn) where it was expected lower, "
@@ -76,7 +81,7 @@ def test_a_side_without_a_finished_run_leaves_it_open_and_its_runs_are_named(tmp
         "cannot be said: no finished run on either side has this number (1 a: failed: diverged)",
         "cannot be said: no finished run on the side expected lower has this number (no run directory)",
     ]
-    assert "0 came out as expected, 0 did not and of 4 it cannot be said" in said(blocks)
+    assert "0 came out as expected, 0 did not and for 4 it cannot be said" in said(blocks)
     assert table(blocks, "discussion-1-expected")[0]["lower"] == "–"
 
 
