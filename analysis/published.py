@@ -162,8 +162,8 @@ def published_table(compared: list[Comparison]) -> Table:
         Column(key="difference", title="Diff.", numeric=True),
         Column(key="difference_percent", title="%", numeric=True),
         Column(key="difference_nats", title="nats", numeric=True),
-        Column(key="replications", title="Replications", numeric=True),
         Column(key="verdict", title="Verdict"),
+        Column(key="replications", title="Replications", numeric=True),
     ]
     caption = (
         "Perplexities at the best validation epoch. Publ.: as published; repr.: reproduced here, of done runs. Diff.: "
@@ -196,11 +196,11 @@ def _row(compared: Comparison) -> Row:
         _signed(compared.difference, ",.2f"),
         _signed(compared.percent, ",.1f"),
         _signed(compared.nats, ".3f"),
+        Cell(text=IN_TABLE.get(compared.verdict, compared.verdict), value=compared.verdict),
         Cell(
             text=units.MISSING if spread is None else "–".join(map(units.plain_value, spread)),
             value=None if spread is None else "–".join(map(units.plain_value, spread)),
         ),
-        Cell(text=IN_TABLE.get(compared.verdict, compared.verdict), value=compared.verdict),
     ]
     return Row(cells=cells, run=run["number"])
 

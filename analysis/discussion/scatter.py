@@ -23,7 +23,7 @@ WIDTH_INCHES = 7.6
 MOST_NUMBERS = 40
 """Of more points, only those on the front carry their numbers, and all are smaller."""
 
-FEW = 6
+FEW = 3
 """Up to so many points of a column stand above one another."""
 
 GOLDEN = 0.618034
@@ -34,7 +34,11 @@ def time_chart(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> C
     """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time."""
     with look.applied():
         figure, panel = _draw_times(candidates, front)
-    numbered = "the numbers are the runs'" if len(candidates) <= MOST_NUMBERS else "the front's carry their numbers"
+    numbered = (
+        "the numbers are the runs', of several seeds the first one's"
+        if len(candidates) <= MOST_NUMBERS
+        else "the front's carry their numbers"
+    )
     logarithmic = [
         name
         for name, is_log in (
@@ -124,8 +128,9 @@ def spread_chart(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> Chart:
     with look.applied():
         figure, logarithmic = _draw_spread(groups)
     caption = (
-        "A point for each finished setting, with its run's number where there is room; marker: optimizer. Black line: "
-        "median; grey box: interquartile range. Diverged runs have no point; how many there are stands below."
+        "A point for each finished setting, with its run's number (of several seeds the first) where there is room; "
+        "marker: optimizer. Black line: median; grey box: interquartile range. Diverged runs have no point; how many "
+        "there are stands below."
     )
     if logarithmic:
         caption += " Vertical axis logarithmic."
@@ -183,9 +188,8 @@ def colour_of(candidate: Candidate) -> str:
 
 
 def number_of(candidate: Candidate) -> str:
-    """The number of the run; of several seeds the first and last."""
-    runs = candidate.setting.runs
-    return str(runs[0]) if len(runs) == 1 else f"{runs[0]}…{runs[-1]}" if len(runs) > 2 else f"{runs[0]}/{runs[1]}"
+    """The number of the run; of several seeds that of the first."""
+    return str(candidate.setting.runs[0])
 
 
 def perplexity_scale(candidates: Sequence[Candidate]) -> Scale:
@@ -230,7 +234,7 @@ def _point(axes: Axes, x: float, candidate: Candidate, scale: Scale, of: int) ->
         markeredgewidth=0.8,
         linestyle="",
         gid=gid,
-        zorder=3,
+        zorder=4.5,  # above the numbers, which must not hide a point
     )
 
 
