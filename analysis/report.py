@@ -13,10 +13,12 @@ import pandas as pd
 
 from analysis.coverage import coverage
 from analysis.curves import learning_curves
+from analysis.discussion import discussion_section
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
 from analysis.load import Study, load_study
 from analysis.open_runs import open_runs
 from analysis.page import page_of, render_html, render_markdown
+from analysis.published import published_section
 from analysis.section import Prose, Section
 from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table, settings_table
 from seqlm.errors import FileError, UsageError
@@ -65,7 +67,9 @@ def report_sections(study: Study) -> list[Section]:
     return [
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
         Section(name="results", title="Results", blocks=[results_table(study), *filter(None, [settings_table(study)])]),
+        published_section(study),
         Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
+        discussion_section(study),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
     ]

@@ -62,11 +62,16 @@ def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
 
 
+DISCUSSED = ["2-optimizers", "2-pairs", "3-picks", "4-reliability", "5-next", "5-effects"]
+"""Tables of the discussion of a study that states no expectations."""
+
+
 def test_the_report_holds_every_promised_file(report: Path) -> None:
-    figures = ["validation-epochs", "validation-time", "runs-epochs", "runs-time"]
+    figures = ["validation-epochs", "validation-time", "runs-epochs", "runs-time", "time-and-perplexity", "reliability"]
+    tables = ["results", "hyperparameters", *(f"discussion-{name}" for name in DISCUSSED)]
     expected = {"index.html", "report.md"}
     expected |= {f"data/{name}.{kind}" for name in ("runs", "epochs") for kind in ("csv", "json")}
-    expected |= {f"tables/{name}.{kind}" for name in ("results", "hyperparameters") for kind in ("csv", "tex", "md")}
+    expected |= {f"tables/{name}.{kind}" for name in tables for kind in ("csv", "tex", "md")}
     expected |= {f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png", "pdf")}
     assert set(contents(report)) == expected
 
@@ -85,7 +90,7 @@ def test_the_page_loads_nothing_from_anywhere(report: Path) -> None:
     elements = outline(page).elements
     assert not [tag for tag, _ in elements if tag in ("link", "iframe", "object", "embed", "img", "image")]
     assert not [tag for tag, attributes in elements if tag == "script" and "src" in attributes]
-    assert len([tag for tag, _ in elements if tag == "svg"]) == 4
+    assert len([tag for tag, _ in elements if tag == "svg"]) == 6
 
 
 def test_ids_are_unique_and_every_link_leads_somewhere(report: Path) -> None:
@@ -110,7 +115,8 @@ def test_page_and_markdown_say_how_far_the_study_is_and_where_it_comes_from(repo
 def test_captions_stand_above_tables_and_below_figures(report: Path) -> None:
     page = (report / "index.html").read_text("utf-8")
     figures = re.findall(r"<figure class=\"(table|chart)\".*?</figure>", page, re.DOTALL)
-    assert figures == ["table", "table", "chart", "chart", "chart", "chart", "table"]
+    discussed = ["table", "table", "table", "chart", "table", "chart", "table", "table"]
+    assert figures == ["table", "table", "chart", "chart", "chart", "chart", *discussed, "table"]
     for body in re.findall(r"<figure class=\"table\".*?</figure>", page, re.DOTALL):
         assert body.index("<figcaption") < body.index("<table")
     for body in re.findall(r"<figure class=\"chart\".*?</figure>", page, re.DOTALL):
@@ -182,7 +188,7 @@ def test_a_study_whose_every_run_failed_gives_a_whole_report(tmp_path: Path) -> 
     page = page_of(tmp_path)
     outline(page)
     assert "0 of 3 done" in page
-    assert page.count("oom: out of memory") == 3
+    assert page.count("<p>oom: out of memory</p>") == 3
 
 
 @pytest.mark.usefixtures("svg_only")

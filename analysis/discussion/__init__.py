@@ -1,0 +1,26 @@
+"""The discussion of a study: five questions, each answered from its data alone, with the numbers behind the answer."""
+
+from __future__ import annotations
+
+from analysis.discussion.candidates import candidates_of
+from analysis.discussion.expected import expected_blocks
+from analysis.discussion.next_runs import next_blocks
+from analysis.discussion.optimizers import optimizers_blocks
+from analysis.discussion.picks import picks_blocks
+from analysis.discussion.reliability import reliability_blocks
+from analysis.load import Study
+from analysis.section import Block, Section, Subheading
+
+
+def discussion_section(study: Study) -> Section:
+    """Five parts, each also where nothing can be said yet: then it says so."""
+    candidates = candidates_of(study)
+    parts: list[tuple[str, list[Block]]] = [
+        ("Expected against observed", expected_blocks(study)),
+        ("The optimizers compared", optimizers_blocks(study, candidates)),
+        ("The pick for time and the pick for generalisation", picks_blocks(study, candidates)),
+        ("Reliability of the architectures", reliability_blocks(study, candidates)),
+        ("What to run next", next_blocks(study)),
+    ]
+    blocks = [block for title, answer in parts for block in [Subheading(text=title), *answer]]
+    return Section(name="discussion", title="Discussion", blocks=blocks)

@@ -1,0 +1,211 @@
+"""What was expected before the study, held against what was observed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import units
+from analysis.discussion.words import count_cell, device_sentences, distinct, first_few, state_of, text_cell
+from analysis.load import Study
+from analysis.section import Block, Points, Prose
+from analysis.seeds import Interval, finished, settings_of
+from analysis.study_record import Expectation
+from analysis.table_text import Cell, Column, Row, Table
+
+METRICS = {
+    "val_ppl": "validation perplexity",
+    "train_ppl": "training perplexity",
+    "test_ppl": "test perplexity",
+    "gap": "gap between validation and training perplexity",
+    "wall_seconds": "wall-clock time",
+    "epoch_seconds": "time per epoch",
+    "seconds_to_5pct": "time to within 5 % of a run's own best",
+}
+"""Columns of the runs table, in words; of each, less is better."""
+
+SHORT = {"gap": "gap", "seconds_to_5pct": "time to 5 %"}
+"""Shorter words for some of them in a table."""
+
+AS_EXPECTED, NOT_AS_EXPECTED, CANNOT_BE_SAID = "as expected", "not as expected", "cannot be said"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """The lowest value among the finished runs of one side."""
+
+    value: float
+    reference: str
+    interval: Interval | None = None
+    """Over seeds; of validation perplexities alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One expectation with what was observed."""
+
+    expectation: Expectation
+    lower: Side | None
+    """Of the runs expected to be lower; none where no finished one has the number."""
+    higher: Side | None
+    states: str
+    """What has become of the runs of a side without a number."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why nothing can be said, if so."""
+        match self.lower, self.higher:
+            case None, None:
+                return f"no finished run on either side has this number ({self.states})"
+            case None, _:
+                return f"no finished run on the side expected lower has this number ({self.states})"
+            case _, None:
+                return f"no finished run on the side expected higher has this number ({self.states})"
+            case Side() as lower, Side() as higher:
+                seeds = [side.interval for side in (lower, higher) if side.interval is not None]
+                if len(seeds) == 2 and max(s.n for s in seeds) > 1 and seeds[0].overlaps(seeds[1]):
+                    return "not clear, the intervals over seeds overlap"
+                if lower.value == higher.value:
+                    return "both are equal"
+        return None
+
+    @property
+    def kind(self) -> str:
+        """One of the three verdicts."""
+        if self.reason is not None or self.lower is None or self.higher is None:
+            return CANNOT_BE_SAID
+        return AS_EXPECTED if self.lower.value < self.higher.value else NOT_AS_EXPECTED
+
+    @property
+    def verdict(self) -> str:
+        return self.kind if self.reason is None else f"{CANNOT_BE_SAID}: {self.reason}"
+
+
+def expected_blocks(study: Study) -> list[Block]:
+    """A sentence and a row for each expectation."""
+    if not study.expectations:
+        text = (
+            "No expectations were stated. Those that stand in the study's manifest as [[expect]] tables when it is "
+            "launched (docs/manifest.md) are held against the results here."
+        )
+        return [Prose(text=text)]
+    outcomes = [outcome_of(study, expectation) for expectation in study.expectations]
+    sentences = [_summary(outcomes)]
+    if any(outcome.expectation.metric.endswith(("seconds", "5pct")) for outcome in outcomes):
+        sentences += device_sentences(study)
+    return [Prose(text=" ".join(sentences)), Points(items=list(map(_sentence, outcomes))), _table(outcomes)]
+
+
+def outcome_of(study: Study, expectation: Expectation) -> Outcome:
+    """Look for the lowest value on each side."""
+    lower, higher = (_side(study, expectation.metric, ids) for ids in (expectation.lower, expectation.higher))
+    sides = ((lower, expectation.lower), (higher, expectation.higher))
+    missing = [run_id for side, ids in sides if side is None for run_id in ids]
+    return Outcome(expectation=expectation, lower=lower, higher=higher, states=_states(study, missing))
+
+
+def _states(study: Study, ids: Sequence[str]) -> str:
+    runs: list[dict[Any, Any]] = study.runs[study.runs["id"].isin(ids)].sort_values("number").to_dict("records")
+    found = [f"{run['number']} {run['name']}: {state_of(run)}" for run in runs]
+    return first_few(found, 3) if found else "no run directory"
+
+
+def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
+    runs = study.runs[study.runs["id"].isin(ids)]
+    if metric == "val_ppl":  # the one metric with intervals over seeds
+        settings = settings_of(runs)
+        if not settings:
+            return None
+        best = min(settings, key=lambda setting: (setting.val_ppl.centre, setting.number))
+        return Side(value=best.val_ppl.centre, reference=best.reference, interval=best.val_ppl)
+    rows: list[dict[Any, Any]] = finished(runs).sort_values("number").to_dict("records")
+    rows = [row for row in rows if units.is_number(row[metric])]
+    if not rows:
+        return None
+    lowest = min(rows, key=lambda row: row[metric])
+    return Side(value=lowest[metric], reference=f"{lowest['number']} {lowest['name']}")
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    count = Counter(outcome.kind for outcome in outcomes)
+    parts = [
+        f"{count[AS_EXPECTED]} came out as expected",
+        f"{count[NOT_AS_EXPECTED]} did not",
+        f"for {count[CANNOT_BE_SAID]} it cannot be said",
+    ]
+    stated = "was" if len(outcomes) == 1 else "were"
+    return f"{units.count(len(outcomes), 'expectation')} {stated} stated before the runs: {units.listing(parts)}."
+
+
+def _sentence(outcome: Outcome) -> str:
+    metric = outcome.expectation.metric
+    opening = f"“{outcome.expectation.text}”: {outcome.verdict}."
+    found = [
+        (side, f"where it was expected {word}")
+        for side, word in ((outcome.lower, "lower"), (outcome.higher, "higher"))
+        if side is not None
+    ]
+    if not found:
+        return opening
+    values = [side.value for side, _ in found]
+    texts = distinct(values[0], values[-1], writer(metric))
+    parts = [
+        f"{text} ({side.reference}{_seeds(side)}) {where}" for (side, where), text in zip(found, texts, strict=False)
+    ]
+    return f"{opening} Lowest {METRICS[metric]}: {', '.join(parts)}."
+
+
+def _seeds(side: Side) -> str:
+    if side.interval is None or side.interval.n == 1:
+        return ""
+    low, high = distinct(side.interval.low, side.interval.high)
+    return f", mean of {side.interval.n} seeds, 95 % interval {low} to {high}"
+
+
+def writer(metric: str) -> Callable[[Any], str]:
+    """How values of a metric are written in sentences."""
+    return units.duration if metric.endswith(("seconds", "5pct")) else units.rounded
+
+
+def _table(outcomes: Sequence[Outcome]) -> Table:
+    columns = [
+        Column(key="number", title="No.", numeric=True),
+        Column(key="expectation", title="Expectation"),
+        Column(key="metric", title="Of"),
+        Column(key="lower", title="Expected lower", numeric=True),
+        Column(key="lower_run", title="Run"),
+        Column(key="higher", title="Expected higher", numeric=True),
+        Column(key="higher_run", title="Run"),
+        Column(key="verdict", title="Verdict"),
+    ]
+    caption = (
+        "On each side the lowest value among its finished runs, and the run that has it. Of validation perplexities, "
+        "several seeds of a setting count as their geometric mean, and where the 95 % intervals over seeds overlap "
+        "nothing is concluded. Gap: validation less training perplexity. Time to 5 %: from the start to the first "
+        f"epoch within 5 % of the run's own best. {units.MISSING}: no finished run has the number."
+    )
+    rows = [
+        Row(
+            cells=[
+                count_cell(number),
+                text_cell(outcome.expectation.text),
+                text_cell(SHORT.get(outcome.expectation.metric, METRICS[outcome.expectation.metric])),
+                *_side_cells(outcome.lower, outcome.expectation.metric),
+                *_side_cells(outcome.higher, outcome.expectation.metric),
+                Cell(text=outcome.kind, value=outcome.verdict),
+            ]
+        )
+        for number, outcome in enumerate(outcomes, start=1)
+    ]
+    return Table(
+        name="discussion-1-expected", title="Expected against observed", caption=caption, columns=columns, rows=rows
+    )
+
+
+def _side_cells(side: Side | None, metric: str) -> list[Cell]:
+    if side is None:
+        return [Cell(text=units.MISSING), Cell(text=units.MISSING)]
+    write = units.duration if writer(metric) is units.duration else units.perplexity
+    return [Cell(text=write(side.value), value=side.value), text_cell(side.reference)]

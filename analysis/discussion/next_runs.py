@@ -1,0 +1,194 @@
+"""What to run next: longer, with another value, not yet, or again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import units
+from analysis.discussion.falling import Falling, falling_runs
+from analysis.discussion.strongest import effect_sentence, effects_of, effects_table
+from analysis.discussion.words import first_few, state_of, text_cell
+from analysis.load import Study
+from analysis.pairs import single_key_pairs
+from analysis.section import Block, Points, Prose
+from analysis.seeds import finished
+from analysis.table_text import Cell, Column, Row, Table
+
+RETRIED_KINDS = ("oom", "node", "timeout", "preempted")
+"""Failures that say nothing of the setting, only of the machine or of what it was given."""
+
+NAMED, LISTED = 3, 20
+"""Most runs that a sentence names, and most rows of a proposal in the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """An architecture with an optimizer that has no finished run."""
+
+    architecture: str
+    optimizer: str
+    reason: str
+
+    @property
+    def reference(self) -> str:
+        return f"{self.architecture} with {self.optimizer}"
+
+
+def next_blocks(study: Study) -> list[Block]:
+    """Proposals that the data support, and the numbers behind them."""
+    falling = falling_runs(study)
+    combinations = combinations_never_run(study)
+    retries = _failed(study, RETRIED_KINDS)
+    effects = effects_of(single_key_pairs(study.runs))
+    sentences = [
+        _falling_sentence(study, falling),
+        effect_sentence(effects) if not finished(study.runs).empty else "",
+        _combination_sentence(combinations),
+        _retry_sentence(retries),
+        _unfinished_sentence(study),
+    ]
+    rows = _rows(falling, combinations, retries)
+    blocks: list[Block] = [Points(items=kept)] if (kept := [text for text in sentences if text]) else []
+    blocks += [_table(rows)] if rows else []
+    blocks += [effects_table(effects)] if effects else []
+    return blocks or [Prose(text="Nothing is left to do.")]
+
+
+# -- longer --------------------------------------------------------------------------------------------------------
+
+
+def _falling_sentence(study: Study, falling: Sequence[Falling]) -> str:
+    done = len(finished(study.runs))
+    if not done:
+        return ""
+    if not falling:
+        return "More epochs: no finished run was still falling at its last epoch."
+    named = first_few([f"{run.reference} ({100 * run.fall_per_epoch:.2f} % an epoch)" for run in falling], NAMED)
+    was = "was" if len(falling) == 1 else "were"
+    return (
+        f"More epochs: {len(falling)} of {units.count(done, 'finished run')} {was} still falling at the last epoch, "
+        f"{named}. How far they would fall is not extrapolated."
+    )
+
+
+# -- not yet -------------------------------------------------------------------------------------------------------
+
+
+def combinations_never_run(study: Study) -> list[Combination]:
+    """Of the architectures and optimizers that the study names, the combinations without a finished run, and why."""
+    done = finished(study.runs)
+    there = set(zip(done["arch"], done["optimizer"], strict=True))
+    reasons: dict[tuple[Any, Any], list[str]] = defaultdict(list)
+    for run in study.runs.to_dict("records"):
+        reasons[run["arch"], run["optimizer"]].append(f"{run['number']} {run['name']}: {state_of(run)}")
+    for absent in study.absent:
+        reasons[absent.arch, absent.optimizer].append(f"{absent.number} {absent.name}: absent")
+    for excluded in study.excluded:
+        reasons[excluded.arch, excluded.optimizer].append("excluded by the manifest")
+    known = [key for key in reasons if isinstance(key[0], str) and isinstance(key[1], str)]
+    return [
+        Combination(
+            architecture=units.architecture(arch),
+            optimizer=units.optimizer(optimizer),
+            reason=first_few(list(dict.fromkeys(reasons[arch, optimizer])), 3)
+            if (arch, optimizer) in reasons
+            else "in no run of the manifest",
+        )
+        for arch in _in_order(units.ARCHITECTURES, (arch for arch, _ in known))
+        for optimizer in _in_order(units.OPTIMIZERS, (optimizer for _, optimizer in known))
+        if (arch, optimizer) not in there
+    ]
+
+
+def _in_order(table: dict[str, str], keys: Iterable[Any]) -> list[Any]:
+    return sorted(dict.fromkeys(keys), key=lambda key: (units.rank(table, key), str(key)))
+
+
+def _combination_sentence(combinations: Sequence[Combination]) -> str:
+    if not combinations:
+        return "Every architecture of the study has a finished run with every optimizer of the study."
+    named = first_few([f"{c.reference} ({c.reason})" for c in combinations], 9)
+    return f"Combinations without a finished run: {named}."
+
+
+# -- again ---------------------------------------------------------------------------------------------------------
+
+
+def _failed(study: Study, kinds: Sequence[str]) -> list[dict[Any, Any]]:
+    runs = study.runs[(study.runs["state"] == "failed") & study.runs["failure_kind"].isin(kinds)]
+    found: list[dict[Any, Any]] = runs.sort_values("number").to_dict("records")
+    return found
+
+
+def _retry_sentence(retries: Sequence[dict[Any, Any]]) -> str:
+    if not retries:
+        return ""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for run in retries:
+        kinds[run["failure_kind"]].append(f"{run['number']} {run['name']}")
+    parts = [f"{kind}: {first_few(kinds[kind], NAMED)}" for kind in RETRIED_KINDS if kind in kinds]
+    return (
+        f"To be tried again, since the failure says nothing of the setting: {units.count(len(retries), 'run')} "
+        f"({'; '.join(parts)})."
+    )
+
+
+def _unfinished_sentence(study: Study) -> str:
+    unfinished = study.runs[study.runs["state"].isin(["pending", "queued", "running", "cancelled"])]
+    names = [f"{run['number']} {run['name']}" for run in unfinished.sort_values("number").to_dict("records")]
+    names += [f"{run.number} {run.name}".strip() for run in study.absent]
+    if not names:
+        return ""
+    has = "has" if len(names) == 1 else "have"
+    return f"To be finished: {units.count(len(names), 'run')} {has} not ended ({first_few(names, NAMED)})."
+
+
+# -- table ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    falling: Sequence[Falling], combinations: Sequence[Combination], retries: Sequence[dict[Any, Any]]
+) -> list[Row]:
+    rows = [
+        _row(
+            "more epochs",
+            run.reference,
+            f"fell {100 * run.fall_per_epoch:.2f} % an epoch to {units.perplexity(run.val_ppl)} at epoch {run.epochs}",
+            number=run.number,
+        )
+        for run in falling[:LISTED]
+    ]
+    rows += [_row("not yet run", c.reference, c.reason) for c in combinations[:LISTED]]
+    rows += [
+        _row("again", f"{run['number']} {run['name']}", _failure(run), number=run["number"]) for run in retries[:LISTED]
+    ]
+    return rows
+
+
+def _failure(run: dict[Any, Any]) -> str:
+    message = run["failure_message"]
+    text = f"{run['failure_kind']}: {message}" if isinstance(message, str) and message else str(run["failure_kind"])
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _row(proposal: str, what: str, why: str, number: int | None = None) -> Row:
+    cells: list[Cell] = [text_cell(proposal), text_cell(what), text_cell(why)]
+    return Row(cells=cells, run=number)
+
+
+def _table(rows: list[Row]) -> Table:
+    columns = [
+        Column(key="proposal", title="Proposal"),
+        Column(key="what", title="Run or combination"),
+        Column(key="why", title="Because"),
+    ]
+    caption = (
+        "More epochs: finished runs whose best epoch is their last and whose validation perplexity fell by more than "
+        "0.1 % an epoch (geometric mean) over the last tenth of their epochs, at least the last two; the lowest "
+        "perplexity first. Not yet run: architectures and optimizers of the study without a finished run together. "
+        f"Again: failures of the machine or of memory. At most {LISTED} rows of each."
+    )
+    return Table(name="discussion-5-next", title="What to run next", caption=caption, columns=columns, rows=rows)

@@ -1,0 +1,215 @@
+"""Which setting to take for wall-clock time and which for generalisation, and what each costs the other way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis import units
+from analysis.discussion.candidates import WITHIN, Candidate, best_of
+from analysis.discussion.scatter import time_chart
+from analysis.discussion.words import (
+    SEEDS_CAPTION,
+    described,
+    device_sentences,
+    distinct,
+    duration_cell,
+    perplexity_cell,
+    text_cell,
+    times,
+)
+from analysis.load import Study
+from analysis.section import Block, Points, Prose
+from analysis.table_text import Column, Row, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picks:
+    """The two picks, and everything between them."""
+
+    generalisation: Candidate
+    """The lowest validation perplexity."""
+    time: Candidate | None
+    """The first to come within 5 % of that; none where no time is known."""
+    front: list[Candidate]
+    """Those that no other beats in both perplexity and time to the best epoch, the fastest first."""
+    within: int
+    """Settings that come within 5 % of the lowest perplexity."""
+
+
+def picks_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Block]:
+    """The picks in sentences, as a table, and in a figure."""
+    if not candidates:
+        return [Prose(text="No run has finished, so there is nothing to pick.")]
+    picks = picks_of(candidates)
+    blocks: list[Block] = [Points(items=_sentences(study, picks, candidates)), _table(picks)]
+    timed = [candidate for candidate in candidates if units.is_number(candidate.seconds_to_best)]
+    return [*blocks, time_chart(timed, picks.front)] if len(timed) > 1 else blocks
+
+
+def picks_of(candidates: Sequence[Candidate]) -> Picks:
+    """Pick among at least one."""
+    within = [candidate for candidate in candidates if units.is_number(candidate.seconds_to_study_best)]
+    fastest = min(within, key=lambda c: (c.seconds_to_study_best, c.val_ppl, c.setting.number), default=None)
+    return Picks(generalisation=best_of(candidates), time=fastest, front=pareto_front(candidates), within=len(within))
+
+
+def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no other beats or equals in one of (time to best, perplexity) and beats in the other."""
+    front: list[Candidate] = []
+    lowest = math.inf
+    timed = [candidate for candidate in candidates if units.is_number(candidate.seconds_to_best)]
+    for candidate in sorted(timed, key=lambda c: (c.seconds_to_best, c.val_ppl, c.setting.number)):
+        if candidate.val_ppl < lowest:
+            front.append(candidate)
+            lowest = candidate.val_ppl
+    return front
+
+
+# -- sentences -----------------------------------------------------------------------------------------------------
+
+
+def _sentences(study: Study, picks: Picks, candidates: Sequence[Candidate]) -> list[str]:
+    best, fastest = picks.generalisation, picks.time
+    sentences = [_generalisation_sentence(best, candidates)]
+    if fastest is None:
+        sentences.append("For wall-clock time there is no pick: no times were recorded for the runs that come near it.")
+        return sentences
+    soonest = units.duration(fastest.seconds_to_study_best)
+    if fastest is best and picks.within == 1:
+        sentences.append(
+            f"For wall-clock time: the same, after {soonest} within 5 % of its best; no other setting comes within 5 % "
+            "of that perplexity at all."
+        )
+    elif fastest is best:
+        others = units.count(picks.within - 1, "other setting")
+        sentences.append(
+            f"For wall-clock time: the same. It comes within 5 % of that perplexity after {soonest}, before the "
+            f"{others} that {'does' if picks.within == 2 else 'do'}."
+        )
+    else:
+        sentences.append(
+            f"For wall-clock time: {fastest.reference}, the first of {picks.within} settings to come within 5 % of "
+            f"that perplexity, after {soonest} (best {units.perplexity(fastest.val_ppl)} after "
+            f"{units.duration(fastest.seconds_to_best)})."
+        )
+        sentences += _cost_sentence(best, fastest)
+    if fastest is best and len(picks.front) > 1:
+        sentences.append(_fastest_sentence(best, picks.front[0]))
+    if len(picks.front) > 1:
+        sentences.append(
+            f"{len(picks.front)} of {units.count(len(candidates), 'setting')} are worth considering: no other is both "
+            "lower in perplexity and sooner at its best epoch."
+        )
+    return sentences + device_sentences(study)
+
+
+def _generalisation_sentence(best: Candidate, candidates: Sequence[Candidate]) -> str:
+    text = f"For generalisation: {described(best)}, the lowest validation perplexity"
+    if units.is_number(best.seconds_to_best):
+        text += f", reached after {units.duration(best.seconds_to_best)}"
+    text += "."
+    unclear = sum(best.unclear_against(other) for other in candidates if other is not best)
+    if unclear:
+        text += (
+            f" The intervals over seeds of {units.count(unclear, 'other setting')} overlap with its own, so that it is "
+            "the best is not clear."
+        )
+    gaps = [candidate for candidate in candidates if units.is_number(candidate.gap)]
+    if len(gaps) > 1:
+        least = min(gaps, key=lambda candidate: candidate.gap)
+        if least is best:
+            text += (
+                f" Its gap between validation and training perplexity, {units.rounded(best.gap)}, is the smallest too."
+            )
+        else:
+            text += (
+                f" The smallest gap between validation and training perplexity is {units.rounded(least.gap)} "
+                f"({least.reference}), at a validation perplexity of {units.rounded(least.val_ppl)}; the pick's is "
+                f"{units.rounded(best.gap)}."
+            )
+    return text
+
+
+def _cost_sentence(best: Candidate, fastest: Candidate) -> list[str]:
+    low, high = distinct(best.val_ppl, fastest.val_ppl)
+    costs = [f"The pick for time costs {times(fastest.val_ppl / best.val_ppl)} the perplexity ({high} against {low})"]
+    if (
+        units.is_number(best.seconds_to_best)
+        and units.is_number(fastest.seconds_to_best)
+        and fastest.seconds_to_best > 0
+    ):
+        ratio = best.seconds_to_best / fastest.seconds_to_best
+        took = f"{units.duration(best.seconds_to_best)} against {units.duration(fastest.seconds_to_best)}"
+        if ratio >= 1:
+            costs.append(f"the pick for generalisation takes {times(ratio)} the time to its best epoch ({took})")
+        else:
+            costs.append(f"yet the pick for generalisation is sooner at its own best epoch ({took})")
+    return [f"{'; '.join(costs)}."]
+
+
+def _fastest_sentence(best: Candidate, soonest: Candidate) -> str:
+    """What haste would cost where one setting is both picks."""
+    low, high = distinct(best.val_ppl, soonest.val_ppl)
+    text = (
+        f"The soonest at its best epoch of those worth considering is {soonest.reference}, after "
+        f"{units.duration(soonest.seconds_to_best)}; it costs {times(soonest.val_ppl / best.val_ppl)} the perplexity "
+        f"({high} against {low})"
+    )
+    if soonest.seconds_to_best > 0 and soonest is not best:
+        ratio = best.seconds_to_best / soonest.seconds_to_best
+        return f"{text}, and the pick takes {times(ratio)} its time ({units.duration(best.seconds_to_best)})."
+    return f"{text}."
+
+
+# -- table ---------------------------------------------------------------------------------------------------------
+
+
+def _table(picks: Picks) -> Table:
+    shown = list(picks.front)
+    for pick in (picks.time, picks.generalisation):
+        if pick is not None and not any(pick is candidate for candidate in shown):
+            shown.append(pick)
+    columns = [
+        Column(key="setting", title="Run"),
+        Column(key="architecture", title="Architecture"),
+        Column(key="optimizer", title="Optimizer"),
+        Column(key="val_ppl", title="Valid.", numeric=True),
+        Column(key="gap", title="Gap", numeric=True),
+        Column(key="seconds_to_best", title="Time to best", numeric=True),
+        Column(key="seconds_to_study_best", title="Time to 5 %", numeric=True),
+        Column(key="picked_for", title="Picked for"),
+    ]
+    caption = (
+        "The settings that no other beats in both validation perplexity and time to the best epoch (the Pareto front), "
+        "the fastest first, and the picks. Time to best: from the start to the end of the epoch with the lowest "
+        f"validation perplexity. Time to 5 %: to the first epoch at most {WITHIN:g} times the lowest validation "
+        "perplexity of the study. Picked for generalisation: the lowest validation perplexity; for time: the shortest "
+        f"time to 5 %. Gap: validation less training perplexity. {SEEDS_CAPTION} {units.MISSING}: never reached, or "
+        "not recorded."
+    )
+    rows = [
+        Row(
+            cells=[
+                text_cell(candidate.reference),
+                text_cell(units.architecture(candidate.setting.arch)),
+                text_cell(units.optimizer(candidate.setting.optimizer)),
+                perplexity_cell(candidate.val_ppl),
+                perplexity_cell(candidate.gap),
+                duration_cell(candidate.seconds_to_best),
+                duration_cell(candidate.seconds_to_study_best),
+                text_cell(_picked_for(candidate, picks)),
+            ],
+            run=candidate.only_run,
+        )
+        for candidate in shown
+    ]
+    return Table(
+        name="discussion-3-picks", title="Perplexity against time", caption=caption, columns=columns, rows=rows
+    )
+
+
+def _picked_for(candidate: Candidate, picks: Picks) -> str:
+    reasons = [("generalisation", picks.generalisation), ("time", picks.time)]
+    return units.listing([reason for reason, pick in reasons if pick is candidate] or [units.MISSING])

@@ -1,0 +1,210 @@
+"""Which architecture is the most reliable across settings, and which the least."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis import units
+from analysis.discussion.candidates import Candidate
+from analysis.discussion.scatter import spread_chart
+from analysis.discussion.words import SEEDS_CAPTION, count_cell, decimals_cell, perplexity_cell, text_cell, times
+from analysis.load import Study
+from analysis.section import Block, Points, Prose
+from analysis.seeds import finished
+from analysis.table_text import Cell, Column, Row, Table
+
+ENOUGH = 3
+"""Settings that an architecture needs before anything is said of its reliability."""
+
+CLOSE = 1.1
+"""Spreads that differ by less than this factor count as alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How the settings of one architecture have ended."""
+
+    architecture: str
+    """Its name in print."""
+    settings: list[Candidate]
+    finished: int
+    """Runs."""
+    diverged: int
+    """Runs that failed as diverged; in none of the numbers of perplexity."""
+
+    @property
+    def enough(self) -> bool:
+        return len(self.settings) >= ENOUGH
+
+    @property
+    def values(self) -> list[float]:
+        return [candidate.val_ppl for candidate in self.settings]
+
+    @property
+    def quartile_range_nats(self) -> float:
+        """Third less first quartile of the best validation losses; NaN of a single setting."""
+        if len(self.settings) < 2:
+            return math.nan
+        low, high = np.percentile(np.log(self.values), [25, 75])
+        return float(high - low)
+
+    @property
+    def ratio(self) -> float:
+        """Highest by lowest perplexity."""
+        return max(self.values) / min(self.values) if self.settings else math.nan
+
+    @property
+    def diverged_share(self) -> float:
+        """Of the runs that finished or diverged."""
+        ended = self.finished + self.diverged
+        return self.diverged / ended if ended else math.nan
+
+
+def reliability_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Block]:
+    """The spread of each architecture, and the verdict where there are enough settings."""
+    spreads = spreads_of(study, candidates)
+    if not spreads:
+        return [Prose(text="No run has finished or diverged, so nothing can be said of reliability.")]
+    blocks: list[Block] = [
+        Prose(text=verdict(spreads)),
+        Points(items=[_sentence(spread) for spread in spreads]),
+        _table(spreads),
+    ]
+    if len(candidates) >= ENOUGH:
+        blocks.append(spread_chart([(_label(spread), spread.settings) for spread in spreads if spread.settings]))
+    return blocks
+
+
+def spreads_of(study: Study, candidates: Sequence[Candidate]) -> list[Spread]:
+    """One for each architecture with a run that finished or diverged, in the report's order."""
+    groups: dict[Any, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        groups[candidate.setting.arch].append(candidate)
+    done = finished(study.runs)
+    diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
+    keys = {*groups, *(arch for arch in diverged["arch"] if isinstance(arch, str))}
+    return [
+        Spread(
+            architecture=units.architecture(key),
+            settings=groups.get(key, []),
+            finished=int((done["arch"] == key).sum()),
+            diverged=int((diverged["arch"] == key).sum()),
+        )
+        for key in sorted(keys, key=lambda key: (units.rank(units.ARCHITECTURES, key), str(key)))
+    ]
+
+
+# -- sentences -----------------------------------------------------------------------------------------------------
+
+
+def verdict(spreads: Sequence[Spread]) -> str:
+    """Most and least reliable by the spread and by the share of diverged runs; the two may disagree."""
+    judged = [spread for spread in spreads if spread.enough]
+    few = [f"{s.architecture} ({len(s.settings)})" for s in spreads if not s.enough]
+    too_few = f"Too few finished settings to tell, fewer than {ENOUGH}: {units.listing(few)}." if few else ""
+    caveat = "This is the spread over the settings that were tried, which need not be alike for each architecture."
+    if len(judged) < 2:
+        text = f"No architecture can be called the most or the least reliable: that takes two with {ENOUGH} settings."
+        return " ".join(filter(None, [text, too_few]))
+    ranked = sorted(judged, key=lambda s: s.quartile_range_nats)
+    most, least = ranked[0], ranked[-1]
+    if least.quartile_range_nats <= CLOSE * most.quartile_range_nats:
+        low, high = most.quartile_range_nats, least.quartile_range_nats
+        text = (
+            f"By the spread of perplexities they are about alike (interquartile ranges {low:.3f} to {high:.3f} nats)."
+        )
+    else:
+        text = (
+            f"By the spread of perplexities {most.architecture} is the most reliable (interquartile range "
+            f"{most.quartile_range_nats:.3f} nats) and {least.architecture} the least "
+            f"({least.quartile_range_nats:.3f} nats)."
+        )
+    return " ".join(filter(None, [text, _divergence_sentence(judged, most, least), caveat, too_few]))
+
+
+def _divergence_sentence(judged: Sequence[Spread], most: Spread, least: Spread) -> str:
+    if not any(spread.diverged for spread in judged):
+        return "None of their runs diverged."
+    highest = max(spread.diverged_share for spread in judged)
+    worst = [spread for spread in judged if spread.diverged_share == highest]
+    named = units.listing([spread.architecture for spread in worst])
+    share = f"{100 * highest:.0f} %"
+    if worst == [least]:
+        return f"{named} also has the largest share of diverged runs ({share})."
+    if most in worst and len(worst) < len(judged):
+        has = "has" if len(worst) == 1 else "have"
+        return f"But by the share of diverged runs {named} {has} the most ({share}), so the two measures disagree."
+    return f"The largest share of diverged runs: {named} ({share})."
+
+
+def _sentence(spread: Spread) -> str:
+    parts = []
+    if len(spread.settings) > 1:
+        parts.append(
+            f"median {units.rounded(statistics.median(spread.values))} over {len(spread.settings)} settings, from "
+            f"{units.rounded(min(spread.values))} to {units.rounded(max(spread.values))} ({times(spread.ratio)})"
+        )
+    elif spread.settings:
+        parts.append(f"{units.rounded(spread.values[0])} in its one finished setting")
+    else:
+        parts.append("no finished setting")
+    ended = spread.finished + spread.diverged
+    parts.append(f"{spread.diverged} of {units.count(ended, 'run')} diverged" if spread.diverged else "no run diverged")
+    return f"{spread.architecture}: {'; '.join(parts)}."
+
+
+# -- table and figure ----------------------------------------------------------------------------------------------
+
+
+def _label(spread: Spread) -> str:
+    diverged = f", {spread.diverged} diverged" if spread.diverged else ""
+    return f"{spread.architecture}\n{units.count(len(spread.settings), 'setting')}{diverged}"
+
+
+def _table(spreads: Sequence[Spread]) -> Table:
+    columns = [
+        Column(key="architecture", title="Architecture"),
+        Column(key="settings", title="Settings", numeric=True),
+        Column(key="min_val_ppl", title="Lowest", numeric=True),
+        Column(key="median_val_ppl", title="Median", numeric=True),
+        Column(key="max_val_ppl", title="Highest", numeric=True),
+        Column(key="ratio", title="Highest / lowest", numeric=True),
+        Column(key="quartile_range_nats", title="IQR (nats)", numeric=True),
+        Column(key="diverged", title="Diverged", numeric=True),
+        Column(key="diverged_share", title="Share", numeric=True),
+    ]
+    caption = (
+        "Best validation perplexity over the finished settings of each architecture. IQR: third less first quartile of "
+        "the validation losses, in nats per predicted token. Diverged: runs that failed so, which are in none of the "
+        "other numbers; share: of the runs that finished or diverged (other failures say nothing of an architecture). "
+        f"{SEEDS_CAPTION} {units.MISSING}: too few settings."
+    )
+    rows = []
+    for spread in spreads:
+        values = spread.values or [math.nan]
+        share = spread.diverged_share
+        rows.append(
+            Row(
+                cells=[
+                    text_cell(spread.architecture),
+                    count_cell(len(spread.settings)),
+                    perplexity_cell(min(values)),
+                    perplexity_cell(statistics.median(values)),
+                    perplexity_cell(max(values)),
+                    decimals_cell(spread.ratio, ".2f"),
+                    decimals_cell(spread.quartile_range_nats),
+                    count_cell(spread.diverged),
+                    Cell(text=f"{100 * share:.0f} %", value=share),
+                ]
+            )
+        )
+    return Table(
+        name="discussion-4-reliability", title="Spread over settings", caption=caption, columns=columns, rows=rows
+    )

@@ -1,0 +1,130 @@
+"""The hyperparameters by what a change of each alone has done to the validation loss."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis import units
+from analysis.discussion.words import count_cell, decimals_cell, first_few, text_cell
+from analysis.pairs import CHOICES, SettingPair
+from analysis.table_text import Column, Row, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """One hyperparameter over its pairs."""
+
+    key: str
+    pairs: list[SettingPair]
+
+    @property
+    def mean_nats(self) -> float:
+        """Mean size of the difference in validation loss, in nats per predicted token."""
+        return statistics.fmean(abs(pair.difference_nats) for pair in self.pairs)
+
+    @property
+    def numeric(self) -> bool:
+        return all(
+            isinstance(value, int | float) and not isinstance(value, bool)
+            for pair in self.pairs
+            for value in (pair.a_value, pair.b_value)
+        )
+
+    @property
+    def higher_better(self) -> int:
+        """Pairs in which the second, of a number the larger, value is better."""
+        return sum(pair.difference_nats < 0 for pair in self.pairs)
+
+    @property
+    def higher_worse(self) -> int:
+        return sum(pair.difference_nats > 0 for pair in self.pairs)
+
+    @property
+    def direction(self) -> str:
+        """Which value is better, and in how many pairs."""
+        number = len(self.pairs)
+        if self.numeric:
+            if self.higher_better >= self.higher_worse:
+                return f"the larger value is better in {self.higher_better} of {number}"
+            return f"the smaller value is better in {self.higher_worse} of {number}"
+        met, won = Counter[str](), Counter[str]()
+        for pair in self.pairs:
+            values = value_name(self.key, pair.a_value), value_name(self.key, pair.b_value)
+            met.update(values)
+            if pair.difference_nats:
+                won[values[pair.difference_nats < 0]] += 1
+        ranked = sorted(met, key=lambda name: (-won[name] / met[name], -won[name], name))
+        return "better in its pairs: " + first_few([f"{name} in {won[name]} of {met[name]}" for name in ranked], 4)
+
+
+def effects_of(pairs: Sequence[SettingPair]) -> list[Effect]:
+    """One for each key that has a pair, the largest mean difference first."""
+    groups: dict[str, list[SettingPair]] = defaultdict(list)
+    for pair in pairs:
+        groups[pair.key].append(pair)
+    return sorted(
+        (Effect(key=key, pairs=members) for key, members in groups.items()), key=lambda effect: -effect.mean_nats
+    )
+
+
+def value_name(key: str, value: object) -> str:
+    """A value as a sentence writes it."""
+    if key in CHOICES and isinstance(value, str):
+        return CHOICES[key].get(value, value)
+    return units.plain_value(value)
+
+
+def effect_sentence(effects: Sequence[Effect]) -> str:
+    """The largest effect; where that is a choice of architecture or optimizer, also the largest of the others."""
+    if not effects:
+        return (
+            "No two finished settings differ in one hyperparameter alone, so no effect of a single one can be told. "
+            "A grid over one of them would tell."
+        )
+    largest = effects[0]
+    text = (
+        f"The hyperparameter with the largest effect is {largest.key}: changed alone, it changes the validation loss "
+        f"by {_size(largest)}; {largest.direction}."
+    )
+    others = [effect for effect in effects if effect.key not in CHOICES]
+    if largest.key in CHOICES and others:
+        text += f" Beside architecture and optimizer it is {others[0].key}: {_size(others[0])}; {others[0].direction}."
+    return text
+
+
+def _size(effect: Effect) -> str:
+    number = len(effect.pairs)
+    return f"{effect.mean_nats:.3f} nats {'in its one pair' if number == 1 else f'on average over {number} pairs'}"
+
+
+def effects_table(effects: Sequence[Effect]) -> Table:
+    """A row for each key."""
+    columns = [
+        Column(key="key", title="Hyperparameter"),
+        Column(key="pairs", title="Pairs", numeric=True),
+        Column(key="mean_nats", title="Mean difference (nats)", numeric=True),
+        Column(key="direction", title="Direction"),
+    ]
+    caption = (
+        "Pairs of finished settings that agree in everything but this hyperparameter. Mean difference: mean size of "
+        "the difference in validation loss, in nats per predicted token (0.1 nats are about 10 % of perplexity). "
+        "Better: lower validation perplexity. The values that were tried differ from key to key, so the sizes "
+        "compare these changes and not the keys as such. Several seeds of a setting count as their mean."
+    )
+    rows = [
+        Row(
+            cells=[
+                text_cell(effect.key),
+                count_cell(len(effect.pairs)),
+                decimals_cell(effect.mean_nats),
+                text_cell(effect.direction),
+            ]
+        )
+        for effect in effects
+    ]
+    return Table(
+        name="discussion-5-effects", title="Changes of one hyperparameter", caption=caption, columns=columns, rows=rows
+    )

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis.discussion.candidates import candidates_of
+from analysis.discussion.optimizers import optimizers_blocks
+from analysis.load import load_study
+from analysis.section import Block
+from tests.analysis.blocks import said, table
+from tests.analysis.hand_made import add_run
+
+
+def compared(study_dir: Path) -> list[Block]:
+    study = load_study(study_dir)
+    return optimizers_blocks(study, candidates_of(study))
+
+
+def test_each_optimizer_has_its_best_run_time_and_gap(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "rnn-adam", "rnn", "adam", [300.0, 204.0, 200.0], train=150.0)  # within 5 % after 20 s
+    add_run(tmp_path, 1, "gru-adam", "gru", "adam", [102.0, 101.0, 100.0], train=80.0)  # at once
+    add_run(tmp_path, 2, "rnn-sgd", "rnn", "sgd", [500.0, 400.0, 90.0], train=95.0, lr=2.0)
+    add_run(tmp_path, 3, "gru-sgd", "gru", "sgd", [90.0], failure="diverged")
+    blocks = compared(tmp_path)
+    adam, sgd = table(blocks, "discussion-2-optimizers")
+    assert list(adam.values()) == ["Adam", "2", "0", "100.00", "2 gru-adam", "GRU", "15 s", "20.00", "35.00"]
+    assert list(sgd.values()) == ["SGD", "1", "1", "90.00", "3 rnn-sgd", "RNN", "30 s", "-5.00", "-5.00"]
+    sentences = said(blocks)
+    assert "Lowest validation perplexity: SGD 90.0 (3 rnn-sgd), Adam 100 (2 gru-adam)." in sentences
+    assert "Adam does best with GRU (100), then RNN (200)." in sentences
+    assert "SGD has finished runs of RNN (90.0) alone." in sentences
+    assert "own best validation perplexity: 15 s with Adam, 30 s with SGD." in sentences
+    assert "No two finished runs with different optimizers agree in model, data, training and seed." not in sentences
+
+
+def test_pairs_agree_in_all_but_the_optimizer_section_and_their_best_runs_meet(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "rnn-adam", "rnn", "adam", [110.0], lr=0.001)
+    add_run(tmp_path, 1, "rnn-sgd1", "rnn", "sgd", [100.0], lr=1.0)
+    add_run(tmp_path, 2, "rnn-sgd9", "rnn", "sgd", [900.0], lr=9.0)
+    add_run(tmp_path, 3, "gru-adam", "gru", "adam", [100.0], seconds=10.0)
+    add_run(tmp_path, 4, "gru-sgd", "gru", "sgd", [105.0], seconds=30.0)
+    add_run(tmp_path, 5, "wide-adam", "gru", "adam", [50.0], hidden_size=128)  # alone
+    add_run(tmp_path, 6, "other-seed", "gru", "sgd", [1.0], hidden_size=128, seed=2)
+    (row,) = table(compared(tmp_path), "discussion-2-pairs")
+    # ln(100/110) = -0.095 and ln(105/100) = 0.049: the middle is -0.023; times 1 and 3
+    assert list(row.values()) == ["Adam", "SGD", "2", "1", "1", "-0.023", "2.00"]
+    assert "there are 2 pairs of runs: Adam and SGD each have the lower validation perplexity in 1 of 2." in said(
+        compared(tmp_path)
+    )
+
+
+def test_one_pair_is_told_with_its_winner(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "rnn", "sgd", [200.0])
+    add_run(tmp_path, 1, "b", "rnn", "sgd_schedule", [100.0])
+    assert (
+        "there is 1 pair of runs: SGD schedule has a lower validation perplexity than SGD in 1 of 1 (by 0.693 nats)."
+        in (said(compared(tmp_path)))
+    )
+
+
+def test_without_pairs_it_says_that_settings_differ_in_other_ways(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "rnn", "sgd", [200.0])
+    add_run(tmp_path, 1, "b", "rnn", "adam", [100.0], hidden_size=128)
+    assert "settings differ in other ways too" in said(compared(tmp_path))
+
+
+def test_seeds_count_as_their_mean_and_an_overlap_is_told(tmp_path: Path) -> None:
+    for seed, ppl in enumerate([80.0, 125.0]):
+        add_run(tmp_path, seed, f"a{seed}", "rnn", "sgd", [ppl], seed=seed)
+    add_run(tmp_path, 2, "b", "rnn", "adam", [95.0], seed=5)
+    blocks = compared(tmp_path)
+    adam, sgd = table(blocks, "discussion-2-optimizers")
+    assert (adam["val_ppl"], sgd["val_ppl"], sgd["run"], sgd["runs"]) == ("95.00", "100.00", "1/2 a0", "2")
+    assert "which of them is lower is not clear" in said(blocks)
+
+
+def test_a_single_optimizer_or_none_is_not_compared(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "rnn", "sgd", [200.0], done=False)
+    assert said(compared(tmp_path)) == "No run has finished, so the optimizers cannot be compared."
+    add_run(tmp_path, 1, "b", "gru", "sgd", [200.0])
+    assert said(compared(tmp_path)) == "Only SGD has finished runs, so there is nothing to compare it with."

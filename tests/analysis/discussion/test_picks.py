@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from analysis.chart import Chart
+from analysis.discussion.candidates import candidates_of
+from analysis.discussion.picks import pareto_front, picks_blocks
+from analysis.load import load_study
+from analysis.section import Block
+from tests.analysis.blocks import said, table
+from tests.analysis.hand_made import add_run
+
+
+def picked(study_dir: Path) -> list[Block]:
+    study = load_study(study_dir)
+    return picks_blocks(study, candidates_of(study))
+
+
+def front_of(study_dir: Path) -> list[int]:
+    return [candidate.setting.number for candidate in pareto_front(candidates_of(load_study(study_dir)))]
+
+
+def test_the_pick_for_time_is_the_first_within_5_percent_and_costs_are_ratios(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "best", "gru", "sgd", [150.0, 120.0, 100.0], seconds=100.0, train=60.0)
+    add_run(tmp_path, 1, "near", "gru", "adam", [104.0, 103.0], seconds=30.0, train=90.0)
+    add_run(tmp_path, 2, "quick", "rnn", "adam", [200.0], seconds=5.0)
+    blocks = picked(tmp_path)
+    generalisation, time, costs, front = said(blocks).splitlines()
+    assert generalisation == (
+        "For generalisation: 100 (1 best), the lowest validation perplexity, reached after 5 min. The smallest gap "
+        "between validation and training perplexity is 13.0 (2 near), at a validation perplexity of 103; the pick's is "
+        "40.0."
+    )
+    assert time == (
+        "For wall-clock time: 2 near, the first of 2 settings to come within 5 % of that perplexity, after 30 s (best "
+        "103.00 after 1 min)."
+    )
+    assert costs == (
+        "The pick for time costs 1.03 times the perplexity (103 against 100); the pick for generalisation takes 5.00 "
+        "times the time to its best epoch (5 min against 1 min)."
+    )
+    assert front.startswith("3 of 3 settings are worth considering")
+    rows = table(blocks, "discussion-3-picks")
+    assert [
+        (row["setting"], row["seconds_to_best"], row["seconds_to_study_best"], row["picked_for"]) for row in rows
+    ] == [
+        ("3 quick", "5.0 s", "–", "–"),
+        ("2 near", "1 min", "30 s", "time"),
+        ("1 best", "5 min", "5 min", "generalisation"),
+    ]
+
+
+def test_one_run_can_be_both_picks_and_haste_has_its_price(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "best", "gru", "sgd", [101.0, 100.0], seconds=100.0)
+    add_run(tmp_path, 1, "quick", "rnn", "adam", [200.0], seconds=50.0)
+    sentences = said(picked(tmp_path))
+    assert "the same, after 2 min within 5 % of its best; no other setting comes within 5 %" in sentences
+    assert "is 2 quick, after 50 s; it costs 2.00 times the perplexity (200 against 100)" in sentences
+    assert "the pick takes 4.00 times its time (3 min)" in sentences
+    add_run(tmp_path, 2, "late", "transformer", "adam", [102.0], seconds=500.0)
+    assert "before the 1 other setting that does." in said(picked(tmp_path))
+
+
+def test_the_front_leaves_out_what_another_beats_in_both(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "slow-worse", "gru", "sgd", [110.0], seconds=60.0)
+    add_run(tmp_path, 1, "best", "gru", "adam", [100.0], seconds=50.0)
+    add_run(tmp_path, 2, "as-fast-worse", "rnn", "adam", [101.0], seconds=50.0)
+    add_run(tmp_path, 3, "fast", "rnn", "sgd", [150.0], seconds=10.0)
+    add_run(tmp_path, 4, "slow-equal", "transformer", "sgd", [100.0], seconds=70.0)
+    add_run(tmp_path, 5, "fastest-but-unfinished", "transformer", "adam", [90.0], seconds=1.0, done=False)
+    assert front_of(tmp_path) == [4, 2]
+
+
+def test_the_figure_has_a_point_for_each_finished_setting_and_its_front(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "gru", "sgd", [110.0, 105.0, 107.0], seconds=60.0)
+    add_run(tmp_path, 1, "b", "gru", "adam", [100.0], seconds=7000.0)
+    add_run(tmp_path, 2, "c", "gru", "adam", [100.0], seconds=7000.0, lr=9.0, failure="diverged")
+    (chart,) = [block for block in picked(tmp_path) if isinstance(block, Chart)]
+    lines = chart.panels[0].lines
+    assert [(line.label, line.run) for line in lines] == [("1 a", 1), ("2 b", 2)]
+    seconds = 60 * np.array([line.x[0] for line in lines])  # minutes on the axis
+    assert seconds.tolist() == [120.0, 7000.0]
+    assert [line.y[0] for line in lines] == [105.0, 100.0]
+    assert chart.figure.axes[0].get_xlabel() == "Wall-clock time to the best epoch (minutes)"
+    step = chart.figure.axes[0].lines[0]
+    assert np.asarray(step.get_ydata()).tolist() == [105.0, 100.0]
+
+
+def test_a_run_that_exploded_does_not_flatten_the_figure(tmp_path: Path) -> None:
+    for order, ppl in enumerate([100.0, 110.0, 120.0, 9000.0]):
+        add_run(tmp_path, order, f"run{order}", "gru", "sgd", [ppl], lr=order + 1.0)
+    (chart,) = [block for block in picked(tmp_path) if isinstance(block, Chart)]
+    assert chart.figure.axes[0].get_ylim()[1] < 200
+    assert "above it (↑): 4 run3 (9,000)." in chart.caption
+
+
+def test_different_devices_are_told_since_times_do_not_compare(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "gru", "sgd", [100.0], provenance={"devices": ["A"]})
+    assert "different devices" not in said(picked(tmp_path))
+    add_run(tmp_path, 1, "b", "gru", "adam", [101.0], provenance={"devices": ["B"]})
+    assert "trained on different devices (A and B)" in said(picked(tmp_path))
+
+
+def test_seeds_are_one_point_with_the_mean_of_their_times(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "gru", "sgd", [80.0], seconds=10.0, seed=1)
+    add_run(tmp_path, 1, "a", "gru", "sgd", [125.0], seconds=30.0, seed=2)
+    add_run(tmp_path, 2, "b", "rnn", "sgd", [101.0], seconds=5.0)
+    candidates = candidates_of(load_study(tmp_path))
+    assert [(round(c.val_ppl, 6), c.seconds_to_best, c.only_run) for c in candidates] == [(100, 20, None), (101, 5, 3)]
+    assert "overlap with its own, so that it is the best is not clear" in said(picked(tmp_path))
+
+
+def test_nothing_is_picked_from_nothing(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "gru", "sgd", [80.0], failure="oom")
+    assert said(picked(tmp_path)) == "No run has finished, so there is nothing to pick."

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.discussion import discussion_section
+from analysis.load import Study, load_study
+from analysis.report import report_files
+from analysis.section import Subheading
+from tests.analysis.blocks import said
+from tests.analysis.hand_made import add_run
+
+QUESTIONS = [
+    "Expected against observed",
+    "The optimizers compared",
+    "The pick for time and the pick for generalisation",
+    "Reliability of the architectures",
+    "What to run next",
+]
+
+
+def titles(study: Study) -> list[str]:
+    return [block.text for block in discussion_section(study).blocks if isinstance(block, Subheading)]
+
+
+def test_the_five_questions_are_answered_on_the_page_and_in_markdown(report: Path) -> None:
+    page, markdown = (report / "index.html").read_text("utf-8"), (report / "report.md").read_text("utf-8")
+    for question in QUESTIONS:
+        assert f">{question}</h3>" in page
+        assert f"### {question}" in markdown
+    assert page.index("Learning curves</h2>") < page.index("Discussion</h2>") < page.index("Hyperparameters</h2>")
+    assert (report / "tables" / "discussion-3-picks.csv").is_file()
+    assert (report / "figures" / "time-and-perplexity.svg").is_file()
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_study_without_a_finished_run_answers_each_question_in_a_sentence(tmp_path: Path, epochs: int) -> None:
+    add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0] * epochs, done=False)
+    study = load_study(tmp_path)
+    assert titles(study) == QUESTIONS
+    assert said(discussion_section(study).blocks).splitlines()[1:] == [
+        "No run has finished, so the optimizers cannot be compared.",
+        "No run has finished, so there is nothing to pick.",
+        "No run has finished or diverged, so nothing can be said of reliability.",
+        "Combinations without a finished run: RNN with SGD (1 a: pending).",
+        "To be finished: 1 run has not ended (1 a).",
+    ]
+
+
+def test_one_finished_run_is_no_comparison(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0, 90.0])
+    study = load_study(tmp_path)
+    sentences = said(discussion_section(study).blocks)
+    assert "Only SGD has finished runs" in sentences
+    assert "No architecture can be called the most or the least reliable" in sentences
+    assert "For wall-clock time: the same" in sentences
+    assert discussion_section(study).charts == []
+
+
+def test_damaged_runs_and_strange_names_do_no_harm(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "<b>$x_1$ & | `\\", "rnn", "sgd", [100.0, 90.0])
+    add_run(tmp_path, 1, "other", "gru", "adam", [100.0, 95.0])
+    for name in ("broken", "sadly"):
+        add_run(tmp_path, 2, name, "gru", "sgd", [100.0], hidden_size=len(name)).config_file.write_text("{", "utf-8")
+    add_run(tmp_path, 3, "no-times", "gru", "sgd", [91.0, 92.0], seconds=float("nan"))
+    study = load_study(tmp_path)
+    assert titles(study) == QUESTIONS
+    page = report_files(study)["index.html"].decode("utf-8")
+    assert "<b>$x" not in page
+    assert "&lt;b&gt;$x_1$ &amp; | `" in page

@@ -1,0 +1,93 @@
+"""Runs with results chosen by hand, for studies whose right answers are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seqlm.config import RunConfig
+from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from tests.analysis.synthetic import make_provenance
+
+
+def add_run(
+    study_dir: Path,
+    order: int,
+    name: str,
+    arch: str,
+    optimizer: str,
+    val: Sequence[float],
+    *,
+    train: Sequence[float] | float = 50.0,
+    seconds: float = 10.0,
+    failure: str | None = None,
+    done: bool = True,
+    seed: int = 1111,
+    provenance: dict[str, Any] | None = None,
+    **keys: Any,
+) -> RunDirectory:
+    """A run with these validation perplexities, epoch by epoch; ``keys`` such as ``lr`` or ``hidden_size`` are set."""
+    values = {"hidden_size": 64, "lr": 0.1, "epochs": max(1, len(val)), **keys}
+    config = RunConfig.from_dict(
+        {
+            "model": {"arch": arch, **_part(values, "hidden_size num_layers keep embedding_size num_heads mlp_size")},
+            "data": {"corpus": "ptb"},
+            "optim": {"optimizer": optimizer, **_part(values, "lr schedule decay flat_epochs")},
+            "train": _part(values, "epochs batch_size seq_len clip_norm"),
+            "seed": seed,
+        }
+    )
+    run = RunDirectory.locate(study_dir, name, config.fingerprint())
+    run.create(config, {**make_provenance(name, order), "launched_at": None, **(provenance or {})})
+    trains = [train] * len(val) if isinstance(train, int | float) else list(train)
+    records = [
+        {
+            "epoch": epoch,
+            "train_loss": math.log(train_ppl),
+            "val_loss": math.log(ppl) if math.isfinite(ppl) else None,
+            "train_ppl": train_ppl,
+            "val_ppl": ppl if math.isfinite(ppl) else None,
+            "lr": values["lr"],
+            "epoch_seconds": seconds,
+            "elapsed_seconds": seconds * (epoch + 1),
+            "train_tokens_per_second": 1000.0,
+            "peak_memory_bytes": 1_000_000,
+            "attempt": 1,
+        }
+        for epoch, (ppl, train_ppl) in enumerate(zip(val, trains, strict=True))
+    ]
+    if records:
+        write_json_lines(run.metrics_file, records)
+    if failure is not None:
+        write_json(run.failure_file, {"kind": failure, "message": f"it ended by {failure}", "where": "worker.py:1"})
+    elif done:
+        write_json(run.result_file, _result(records))
+    return run
+
+
+def digits(run: RunDirectory) -> str:
+    """The fingerprint's first digits, by which ``study.json`` knows a run."""
+    return run.path.name.rpartition("-")[2]
+
+
+def _result(records: list[dict[str, Any]]) -> dict[str, Any]:
+    best, final = min(records, key=lambda record: record["val_ppl"] or math.inf), records[-1]
+    return {
+        "best_epoch": best["epoch"],
+        "best_val_loss": best["val_loss"],
+        "best_val_ppl": best["val_ppl"],
+        "best_train_ppl": best["train_ppl"],
+        "final_epoch": final["epoch"],
+        "final_train_ppl": final["train_ppl"],
+        "final_val_ppl": final["val_ppl"],
+        "test_loss": math.log(best["val_ppl"]),
+        "test_ppl": best["val_ppl"],
+        "parameters": 1000,
+        "elapsed_seconds": final["elapsed_seconds"],
+    }
+
+
+def _part(values: dict[str, Any], names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names.split() if name in values}
