@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.cost import cost_section
 from analysis.coverage import coverage
 from analysis.curves import learning_curves
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
@@ -65,6 +66,7 @@ def report_sections(study: Study) -> list[Section]:
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
         Section(name="results", title="Results", blocks=[results_table(study)]),
         Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
+        cost_section(study),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
     ]
@@ -88,7 +90,7 @@ def report_files(study: Study) -> dict[str, bytes]:
 def _data_files(study: Study) -> dict[str, str]:
     """The tables behind the report, at full precision."""
     files = {}
-    for name, data in (("runs", study.runs), ("epochs", study.epochs)):
+    for name, data in (("runs", study.runs), ("epochs", study.epochs), ("attempts", study.attempts)):
         files[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
         files[f"data/{name}.json"] = _json(data)
     return files

@@ -64,8 +64,9 @@ def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_report_holds_every_promised_file(report: Path) -> None:
     figures = ["validation-epochs", "validation-time", "runs-epochs", "runs-time"]
     expected = {"index.html", "report.md"}
-    expected |= {f"data/{name}.{kind}" for name in ("runs", "epochs") for kind in ("csv", "json")}
-    expected |= {f"tables/{name}.{kind}" for name in ("results", "hyperparameters") for kind in ("csv", "tex", "md")}
+    expected |= {f"data/{name}.{kind}" for name in ("runs", "epochs", "attempts") for kind in ("csv", "json")}
+    tables = ["results", "cost", "hyperparameters"]
+    expected |= {f"tables/{name}.{kind}" for name in tables for kind in ("csv", "tex", "md")}
     expected |= {f"figures/{name}.{kind}" for name in figures for kind in ("svg", "png", "pdf")}
     assert set(contents(report)) == expected
 
@@ -109,7 +110,7 @@ def test_page_and_markdown_say_how_far_the_study_is_and_where_it_comes_from(repo
 def test_captions_stand_above_tables_and_below_figures(report: Path) -> None:
     page = (report / "index.html").read_text("utf-8")
     figures = re.findall(r"<figure class=\"(table|chart)\".*?</figure>", page, re.DOTALL)
-    assert figures == ["table", "table", "chart", "chart", "chart", "chart", "table"]
+    assert figures == ["table", "table", "chart", "chart", "chart", "chart", "table", "table"]
     for body in re.findall(r"<figure class=\"table\".*?</figure>", page, re.DOTALL):
         assert body.index("<figcaption") < body.index("<table")
     for body in re.findall(r"<figure class=\"chart\".*?</figure>", page, re.DOTALL):
