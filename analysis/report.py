@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.cost import cost_section
 from analysis.coverage import coverage
 from analysis.curves import learning_curves
+from analysis.effects import effects_section
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
 from analysis.load import Study, load_study
 from analysis.open_runs import open_runs
@@ -67,6 +68,7 @@ def report_sections(study: Study) -> list[Section]:
         Section(name="results", title="Results", blocks=[results_table(study)]),
         Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
         cost_section(study),
+        effects_section(study),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
     ]

@@ -27,7 +27,7 @@ NUMBERED_LANES = 32
 """With more lanes than that, bars are thin and without numbers."""
 LABEL_LENGTH = 24
 
-HATCHES = {"failed": "/////", "cancelled": "/////", "interrupted": "....."}
+HATCHES = {"failed": "/////", "cancelled": "/////", "interrupted": "|||||"}
 KEYS = {"failed": "failed or cancelled", "interrupted": "interrupted"}
 
 
@@ -147,7 +147,7 @@ def _draw(study: Study, lanes: list[Lane]) -> Chart:
             start, end = (bar.start - origin) / seconds, (bar.end - origin) / seconds
             _draw_bar(axes, bar, place, start, end, room=(end - start) * points if numbered else 0.0)
             where = np.linspace(start, end, 5 if numbered else 3)
-            label = f"{bar.run} {bar.name}, attempt {bar.attempt}, {bar.outcome}"
+            label = f"{bar.run} {bar.name}, attempt {bar.attempt}, {bar.outcome}, {units.duration(bar.end - bar.start)}"
             lines.append(Line(label=label, x=where, y=np.full(len(where), float(place)), run=bar.run))
     _add_legend(figure, shown, left, 1 - 0.02 / height)
     return Chart(
@@ -155,7 +155,7 @@ def _draw(study: Study, lanes: list[Lane]) -> Chart:
         title="What ran where",
         caption=_caption(study, lanes, shown, numbered=numbered),
         figure=figure,
-        panels=[Panel(axes=axes, lines=lines, x_name=unit, y_name="lane")],
+        panels=[Panel(axes=axes, lines=lines, x_name=unit, y_name="")],
     )
 
 
@@ -236,7 +236,7 @@ def _caption(study: Study, lanes: list[Lane], shown: list[Lane], *, numbered: bo
     if any(bar.outcome in ("failed", "cancelled") for lane in shown for bar in lane.bars):
         sentences.append("Hatched: the attempt failed or was cancelled.")
     if any(bar.outcome == "interrupted" for lane in shown for bar in lane.bars):
-        sentences.append("Dotted: it was interrupted; such a bar ends at its last sign of life.")
+        sentences.append("Upright lines: it was interrupted; such a bar ends at its last sign of life.")
     if units.is_number(share):
         sentences.append(
             f"Utilisation: the {units.count(len(lanes), 'lane')} were busy {100 * share:.0f} % of the time from the "
