@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -44,13 +45,17 @@ CAPTION = (
 )
 
 
+MAY_BE_SHARED = ("backend", "device", "ranks")
+"""Columns that the page leaves out where all runs agree; the caption then says so, and the CSV file has them."""
+
+
 def cost_section(study: Study) -> Section:
     """Time, memory and machines of every run, and of all together."""
     attempts = costs_of(study.attempts)
     if attempts.empty:
         nothing = Prose(text="No run has been started yet, so nothing has been spent.")
         return Section(name="cost", title="Cost", blocks=[nothing])
-    blocks: list[Block] = [Points(items=totals(study, attempts)), cost_table(study, attempts)]
+    blocks: list[Block] = [Points(items=totals(study, attempts)), shortened(cost_table(study, attempts))]
     chart = timeline_chart(study)
     if chart is not None:
         blocks.append(chart)
@@ -88,6 +93,29 @@ def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
         if run["id"] in by_run
     ]
     return Table(name="cost", title="What each run has cost", caption=CAPTION, columns=COLUMNS, rows=rows)
+
+
+def cost_csv(study: Study) -> str:
+    """All columns, those too that the page leaves out."""
+    return cost_table(study, costs_of(study.attempts)).to_csv()
+
+
+def shortened(table: Table) -> Table:
+    """The table without the columns in which all runs agree or that are empty."""
+    shared: list[str] = []
+    kept = []
+    for place, column in enumerate(table.columns):
+        texts = {row.cells[place].text for row in table.rows}
+        if column.key in MAY_BE_SHARED and len(texts) == 1 and len(table.rows) > 1:
+            shared.append(f"{column.title} = {texts.pop()}")
+        elif column.key not in ("gpu_hours", "core_hours") or texts != {units.MISSING}:
+            kept.append(place)
+    return replace(
+        table,
+        caption=f"{table.caption} The same in every run: {', '.join(shared)}." if shared else table.caption,
+        columns=[table.columns[place] for place in kept],
+        rows=[replace(row, cells=[row.cells[place] for place in kept]) for row in table.rows],
+    )
 
 
 def _row(run: dict[Any, Any], attempts: list[dict[Any, Any]], speed: Any, memory: Any) -> Row:

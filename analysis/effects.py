@@ -181,7 +181,7 @@ def _paired_sentence(changes: Sequence[Change], pairs: Sequence[SettingPair]) ->
     text = (
         f"{units.count(len(pairs), 'pair')} of settings differ in one hyperparameter alone ({units.listing(keys)}). "
         f"The largest mean change is that of {largest.key} {ends}: {largest.mean_nats:+.3f} nats, a perplexity "
-        f"{math.exp(largest.mean_nats):.3f} times as high ({units.count(n, 'pair')}"
+        f"{math.exp(largest.mean_nats):.3g} times as high ({units.count(n, 'pair')}"
     )
     alone = "; a single pair says nothing of other settings)." if n == 1 else ")."
     return text.replace("1 pair of settings differ in", "1 pair of settings differs in", 1) + alone

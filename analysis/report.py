@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cost import cost_section
+from analysis.cost import cost_csv, cost_section
 from analysis.coverage import coverage
 from analysis.curves import learning_curves
 from analysis.effects import effects_section
@@ -86,6 +86,8 @@ def report_files(study: Study) -> dict[str, bytes]:
         texts[f"tables/{table.name}.tex"] = table.to_latex()
         texts[f"tables/{table.name}.md"] = table.to_markdown()
     texts["tables/hyperparameters.csv"] = hyperparameters_csv(study)  # the shared ones too, which the page sums up
+    if "tables/cost.csv" in texts:
+        texts["tables/cost.csv"] = cost_csv(study)  # likewise
     return {**{path: text.encode("utf-8", errors="replace") for path, text in texts.items()}, **figures}
 
 

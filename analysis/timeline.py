@@ -227,10 +227,16 @@ def _caption(study: Study, lanes: list[Lane], shown: list[Lane], *, numbered: bo
     missing = int((study.attempts["outcome"] != "not started").sum()) - len(bars)
     share = utilisation(lanes)
     sentences = [
-        f"A bar for each attempt ({len(bars)}); colour: architecture. A lane for each GPU of each host; attempts that "
-        "went on at once on the same processors or GPU have lanes of their own, numbered in brackets, as few as hold "
-        "them. An attempt of several ranks has a bar on each of its GPUs.",
+        f"A bar for each attempt ({len(bars)}); colour: architecture. A lane for each GPU, or for each host where "
+        "attempts ran on its processors."
     ]
+    if any(lane.label.endswith(")") for lane in lanes):
+        sentences.append(
+            "Attempts that went on at once on the same processors or GPU lie in lanes of their own, numbered in "
+            "brackets, as few as hold them."
+        )
+    if sum(len(lane.bars) for lane in lanes) > len(bars):
+        sentences.append("An attempt of several ranks has a bar at each of its places.")
     if numbered:
         sentences.append("Numbers: runs, where they fit.")
     if any(bar.outcome in ("failed", "cancelled") for lane in shown for bar in lane.bars):

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from analysis.chart import Chart
-from analysis.cost import cost_section
+from analysis.cost import cost_csv, cost_section
 from analysis.load import load_study
 from analysis.section import Points, Prose, Section
 from analysis.timeline import Bar, lanes_of, pack, timeline_chart, utilisation
@@ -46,7 +46,7 @@ def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Pa
         for row in table.rows
     }
     assert by_run[1]["core_hours"] == pytest.approx(450 * 2 / 3600)
-    assert math.isnan(by_run[1]["gpu_hours"]) or by_run[1]["gpu_hours"] is None
+    assert math.isnan(by_run[1]["gpu_hours"])
     assert by_run[2]["gpu_hours"] == pytest.approx(900 * 0.5 / 3600)
     assert by_run[4]["gpu_hours"] == pytest.approx(860 * 2 / 3600)
     assert by_run[1]["lost_seconds"] == pytest.approx(70)
@@ -55,6 +55,22 @@ def test_hours_are_those_of_the_attempts_times_their_cores_and_gpus(tmp_path: Pa
     assert by_run[4]["ratio"] == pytest.approx(2.0)
     assert math.isnan(by_run[2]["ratio"]), "a run that failed has no duration to compare"
     assert by_run[1]["tokens_per_second"] == pytest.approx(929_589 / 95)
+
+
+def test_columns_in_which_all_runs_agree_stand_in_the_caption_and_in_the_csv_file(tmp_path: Path) -> None:
+    for order in range(2):
+        run = make_run(tmp_path, order, epochs=1)
+        write_attempt(run, 1, start=0, end=100)
+        write_job(run, 1)
+    study = load_study(tmp_path)
+    (table,) = cost_section(study).tables
+    keys = [column.key for column in table.columns]
+    assert not {"backend", "device", "ranks", "gpu_hours"} & set(keys)
+    assert "core_hours" in keys
+    assert table.caption.endswith("The same in every run: Backend = local, Device = AMD EPYC, Ranks = 1.")
+    assert all(len(row.cells) == len(keys) for row in table.rows)
+    header, first, _ = cost_csv(study).splitlines()
+    assert dict(zip(header.split(","), first.split(","), strict=True))["device"] == "AMD EPYC"
 
 
 def test_totals_name_failed_and_lost_hours_and_how_estimates_held(tmp_path: Path) -> None:
