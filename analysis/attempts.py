@@ -62,9 +62,9 @@ def read_attempts(
     job = {}
     with contextlib.suppress(FileError):  # only says where a run was; nothing else of it depends on it
         job = run.read_job() or {}
-    of_attempt: dict[Any, list[float]] = defaultdict(list)
+    of_attempt: dict[float, list[float]] = defaultdict(list)
     for epoch in epochs:
-        of_attempt[epoch.get("attempt")].append(_number(epoch.get("epoch_seconds")))
+        of_attempt[_number(epoch.get("attempt"))].append(_number(epoch.get("epoch_seconds")))
     rows = []
     for attempt in numbers:
         is_last = attempt == numbers[-1]
@@ -123,6 +123,8 @@ def moment(text: Any) -> float | None:
         time = datetime.fromisoformat(text)
     except ValueError:
         return None
+    if not 1970 < time.year < 9999:  # nobody's clock, and at the ends of the calendar zones cannot be reckoned
+        return None
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
@@ -150,7 +152,7 @@ def _ending(
     if result and _belongs(result, attempt, is_last):
         return "done", None, result.get("finished_at")
     if failure and (failed_itself or _belongs(failure, attempt, is_last)) and not (is_last and state == "running"):
-        kind = str(failure.get("kind", "code"))
+        kind = _text(failure.get("kind")) or "code"
         told = failure.get("at") or failure.get("failed_at")
         # A cancellation names no attempt: it may have come long after the attempt was over.
         ended = told if failed_itself or "attempt" in failure else alive_at or told

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from analysis import look, units
 from analysis.axes import Scale, label_perplexity, scale_for
 from analysis.chart import Chart, Line, Panel, run_mark
 from analysis.load import Study
-from analysis.pairs import CHOICES, SettingPair
-from analysis.seeds import Setting, finished
-from analysis.varying import is_numeric, printed, sorted_values, varying_keys
+from analysis.pairs import SettingPair
+from analysis.seeds import finished
+from analysis.slice import FEW_VALUES, Chain, Slice, chains_of, slices_of
+from analysis.varying import printed
 
 WIDTH_INCHES = 7.6
 PANEL_COLUMNS = 3
@@ -31,51 +32,6 @@ MOST_SLICES = 12
 MOST_MARKED_RUNS = 300
 """With more runs the points are drawn together, so that the page cannot hide single ones, and only the lowest, the
 middle and the highest of those alike in value, architecture and optimizer."""
-FEW_VALUES = 8
-"""So many numbers that lie within a decade stand side by side, evenly spaced; more lie on a scale."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """One panel: where each value lies on the horizontal axis."""
-
-    key: str
-    values: Mapping[int, Any]
-    """Of each run that has the key, by its number."""
-    ordered: list[Any]
-    """The values once each, sorted."""
-
-    @property
-    def is_log(self) -> bool:
-        return self._is_numeric and self.ordered[0] > 0 and self.ordered[-1] > 10 * self.ordered[0]
-
-    @property
-    def is_categorical(self) -> bool:
-        return not self.is_log and (not self._is_numeric or len(self.ordered) <= FEW_VALUES)
-
-    @property
-    def _is_numeric(self) -> bool:
-        return all(is_numeric(value) for value in self.ordered)
-
-    def places(self) -> dict[Any, float]:
-        """The place of each value on the axis; categories are counted from 0."""
-        return {value: float(n if self.is_categorical else value) for n, value in enumerate(self.ordered)}
-
-    def shift(self, arch: Any) -> float:
-        """How far beside their place the points of an architecture lie, so that they do not cover one another."""
-        ranks = len(units.ARCHITECTURES)
-        return 0.1 * (units.rank(units.ARCHITECTURES, arch) - (ranks - 1) / 2) if self.is_categorical else 0.0
-
-
-def slices_of(study: Study, order: Sequence[str]) -> list[Slice]:
-    """The keys that vary but for architecture and optimizer, those of ``order`` first."""
-    varying = varying_keys(finished(study.runs))
-    keys = [*(key for key in order if key in varying), *(key for key in varying if key not in order)]
-    return [
-        Slice(key=key, values=varying[key], ordered=sorted_values(key, varying[key].values()))
-        for key in keys
-        if key not in CHOICES
-    ]
 
 
 def slices_chart(study: Study, pairs: Sequence[SettingPair], *, order: Sequence[str]) -> Chart | None:
@@ -98,7 +54,7 @@ def _draw(study: Study, slices: Sequence[Slice], pairs: Sequence[SettingPair]) -
     figure = Figure(figsize=(WIDTH_INCHES, height))
     grid = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.5 / height, bottom=0.5 / height, wspace=0.26, hspace=0.5)
-    chains = _chains(pairs)
+    chains = chains_of(pairs)
     panels = []
     for place, axes in enumerate(grid.flat):
         if place >= len(shown):
@@ -167,31 +123,10 @@ def _extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
     return kept
 
 
-def _chains(pairs: Sequence[SettingPair]) -> dict[str, list[list[tuple[Any, Setting]]]]:
-    """For each key the groups of settings that agree in everything else, with their values of the key."""
-    chains: dict[str, list[list[tuple[Any, Setting]]]] = defaultdict(list)
-    known: dict[tuple[str, int], dict[int, tuple[Any, Setting]]] = {}
-    for pair in pairs:
-        ends = {pair.a.number: (pair.a_value, pair.a), pair.b.number: (pair.b_value, pair.b)}
-        there = [known[pair.key, number] for number in ends if (pair.key, number) in known]
-        group = there[0] if there else {}
-        for other in there[1:]:
-            if other is not group:
-                group |= other
-        group |= ends
-        known |= {(pair.key, number): group for number in group}
-    seen: set[int] = set()
-    for (key, _), group in known.items():
-        if id(group) not in seen:
-            seen.add(id(group))
-            chains[key].append(list(group.values()))
-    return chains
-
-
 def _draw_chains(
     axes: Axes,
     part: Slice,
-    chains: Sequence[Sequence[tuple[Any, Setting]]],
+    chains: Sequence[Chain],
     runs: Mapping[int, Any],
     *,
     tagged: bool,

@@ -133,3 +133,15 @@ def test_a_damaged_record_is_a_warning_and_no_failure_of_the_run(tmp_path: Path)
 def test_moments_without_a_zone_are_utc() -> None:
     assert moment("2026-03-01T09:00:00") == moment("2026-03-01T10:00:00+01:00") == 1772355600
     assert [moment(value) for value in ("soon", None, 3)] == [None, None, None]
+
+
+def test_records_of_the_wrong_shape_stop_nothing(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    records, _ = run.read_metrics()
+    write_json_lines(run.metrics_file, [{**records[0], "attempt": [1], "epoch_seconds": "long"}, *records[1:]])
+    write_json(run.worker_file(1), {"host": ["a"], "rank": "first", "ranks": None, "gpu": {}, "started_at": 7})
+    write_json(run.progress_file(1), {"updated_at": "0001-01-01T00:00:00+14:00"})
+    write_json(run.job_file, {"resources": [1], "attempt": "one", "backend": 3})
+    first = attempt_of(load_study(tmp_path), 1, 1)
+    assert (first["host"], first["started_at"], first["ended_at"]) == (None, None, None)
+    assert first["places"] == "unknown host"
