@@ -112,7 +112,11 @@ def _point_style(arch: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def _extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of the points over each value the lowest, the middle and the highest."""
+    """Of the points over each value the lowest, the middle and the highest.
+
+    >>> _extremes([(1, 9), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3)])
+    [(1, 5), (1, 7), (1, 9), (2, 3)]
+    """
     over: dict[float, list[float]] = defaultdict(list)
     for x, y in points:
         over[x].append(y)

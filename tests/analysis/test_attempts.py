@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,13 @@ def test_a_damaged_record_is_a_warning_and_no_failure_of_the_run(tmp_path: Path)
     assert attempt_of(study, 1, 1)["outcome"] == "interrupted"
 
 
-def test_moments_without_a_zone_are_utc() -> None:
+def test_moments_without_a_zone_are_utc_wherever_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
     assert moment("2026-03-01T09:00:00") == moment("2026-03-01T10:00:00+01:00") == 1772355600
     assert [moment(value) for value in ("soon", None, 3)] == [None, None, None]
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_records_of_the_wrong_shape_stop_nothing(tmp_path: Path) -> None:

@@ -116,8 +116,11 @@ def test_a_key_of_many_values_has_one_row_for_all_its_pairs(tmp_path: Path) -> N
 def test_several_seeds_count_as_one_setting(tmp_path: Path) -> None:
     axes = {"optim.lr": [0.1, 1.0], "seed": [1, 2]}
     study = load_study(make_grid(tmp_path, axes, lambda v: 5 + (v["optim.lr"] == 1.0) + 0.25 * v["seed"]))
-    (row,) = table_of(effects_section(study), "effects")
+    section = effects_section(study)
+    (row,) = table_of(section, "effects")
     assert (row["key"], row["pairs"], row["mean_change_nats"]) == ("optim.lr", 1, pytest.approx(1.0))
+    assert [axes.get_xlabel() for axes in chart_of(section, "slices").figure.axes] == ["optim.lr"]
+    assert {row["key"] for row in table_of(section, "marginal-means")} == {"optim.lr"}
 
 
 @pytest.mark.parametrize(("n", "said"), [(0, "No run has been finished"), (1, "One run has been finished")])
