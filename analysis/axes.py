@@ -59,7 +59,7 @@ def label_perplexity(axes: Axes, scale: Scale, label: str, *, most_ticks: int) -
     axes.set_ylabel(label)
     if scale.logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(FixedLocator(_log_ticks(scale, most_ticks)))
+        axes.yaxis.set_major_locator(FixedLocator(log_ticks(scale, most_ticks)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(most_ticks - 1))
@@ -67,7 +67,8 @@ def label_perplexity(axes: Axes, scale: Scale, label: str, *, most_ticks: int) -
     axes.set_ylim(scale.low, scale.high)
 
 
-def _log_ticks(scale: Scale, most: int) -> list[float]:
+def log_ticks(scale: Scale, most: int) -> list[float]:
+    """At most so many round values of a logarithmic axis."""
     decades = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
     found: list[float] = []
     for steps in TICKS:

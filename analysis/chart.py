@@ -32,7 +32,7 @@ class Panel:
     axes: Axes
     lines: list[Line]
     x_name: str = "epoch"
-    """Before the value on the horizontal axis."""
+    """Before the value on the horizontal axis; a value without a name is not shown."""
     y_name: str = "perplexity"
 
 

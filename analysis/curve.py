@@ -77,7 +77,11 @@ def curves_of(study: Study, progress: Progress) -> list[Curve]:
 
 def time_unit(study: Study) -> tuple[float, str]:
     """Seconds in the unit of the study's time axes, and its name: the largest in which the longest run is above 2."""
-    longest = study.epochs["elapsed_seconds"].max()
+    return unit_for(study.epochs["elapsed_seconds"].max())
+
+
+def unit_for(longest: float) -> tuple[float, str]:
+    """Seconds in the largest unit of time in which ``longest`` seconds are above 2, and its name."""
     for seconds, name in ((3600.0, "hours"), (60.0, "minutes")):
         if units.is_number(longest) and longest > 2 * seconds:
             return seconds, name

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.attempts import attempts_table
 from analysis.origin import Origin, origin_of
 from analysis.run_files import LoadedRun, LogTail, as_number, clean, read_run
 from analysis.study_record import ExcludedRun, Expectation, PlannedRun, Published, StudyRecord, read_study_record
@@ -66,6 +67,8 @@ class Study:
     """One row for each run directory, in manifest order; see ``RUN_COLUMNS``."""
     epochs: pd.DataFrame
     """One row for each finished epoch of each run; see ``METRICS``."""
+    attempts: pd.DataFrame
+    """One row for each attempt of each run; see ``ATTEMPT_COLUMNS``."""
     absent: list[PlannedRun]
     """Runs of the manifest that have no directory."""
     excluded: list[ExcludedRun]
@@ -122,6 +125,7 @@ def load_study(*study_dirs: Path) -> Study:
         directories={part.name: part.directory for part in parts},
         runs=runs,
         epochs=epochs,
+        attempts=attempts_table({**_named(run), **attempt} for run in found for attempt in run.attempts),
         absent=[run for part in parts for run in part.absent],
         excluded=[run for part in parts for run in part.record.excluded],
         expectations=[expectation for part in parts for expectation in part.expectations()],
@@ -261,8 +265,12 @@ def _derived(run: LoadedRun) -> dict[str, Any]:
     }
 
 
+def _named(run: LoadedRun) -> dict[str, Any]:
+    return {"id": run.row["id"], "number": run.row["number"]}
+
+
 def _epochs_table(runs: Iterable[LoadedRun]) -> pd.DataFrame:
-    rows = [{"id": run.row["id"], "number": run.row["number"], **epoch} for run in runs for epoch in run.epochs]
+    rows = [{**_named(run), **epoch} for run in runs for epoch in run.epochs]
     more = sorted({key for row in rows for key in row} - {"id", "number", *METRICS})
     table = pd.DataFrame(rows, columns=["id", "number", *METRICS, *more])
     for column in METRICS:

@@ -98,3 +98,10 @@ def shade(colour: str, amount: float) -> str:
     target = 1.0 if amount > 0 else 0.0
     red, green, blue = (part + (target - part) * abs(amount) for part in to_rgb(colour))
     return to_hex((red, green, blue))
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever is more legible on a colour (contrast as in WCAG 2); never a colour of the page."""
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"

@@ -11,9 +11,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.cost import cost_csv, cost_section
 from analysis.coverage import coverage
 from analysis.curves import learning_curves
 from analysis.discussion import discussion_section
+from analysis.effects import effects_section
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
 from analysis.load import Study, load_study
 from analysis.open_runs import open_runs
@@ -70,6 +72,8 @@ def report_sections(study: Study) -> list[Section]:
         published_section(study),
         Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
         discussion_section(study),
+        cost_section(study),
+        effects_section(study),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
     ]
@@ -87,13 +91,15 @@ def report_files(study: Study, refresh_seconds: int | None = None) -> dict[str, 
         texts[f"tables/{table.name}.tex"] = table.to_latex()
         texts[f"tables/{table.name}.md"] = table.to_markdown()
     texts["tables/hyperparameters.csv"] = hyperparameters_csv(study)  # the shared ones too, which the page sums up
+    if "tables/cost.csv" in texts:
+        texts["tables/cost.csv"] = cost_csv(study)  # likewise
     return {**{path: text.encode("utf-8", errors="replace") for path, text in texts.items()}, **figures}
 
 
 def _data_files(study: Study) -> dict[str, str]:
     """The tables behind the report, at full precision."""
     files = {}
-    for name, data in (("runs", study.runs), ("epochs", study.epochs)):
+    for name, data in (("runs", study.runs), ("epochs", study.epochs), ("attempts", study.attempts)):
         files[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
         files[f"data/{name}.json"] = _json(data)
     return files

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from analysis.attempts import read_attempts
 from seqlm.errors import FileError
 from seqlm.rundir import Observation, RunDirectory
 
@@ -37,6 +38,8 @@ class LoadedRun:
     """The same for runs that differ in nothing but the seed; none where the configuration cannot be read."""
     row: dict[str, Any]
     epochs: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
+    """See ``ATTEMPT_COLUMNS``; without the run's number and id."""
     provenance: dict[str, Any]
     log_tail: LogTail | None
     warnings: list[str]
@@ -77,15 +80,17 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "command": _command_line(provenance.get("command")),
     }
     tail = attempt(lambda: _log_tail(run), None) if observation.state in ("failed", "cancelled") else None
+    attempts, unread = read_attempts(run, state=observation.state, epochs=epochs, result=result, failure=failure)
     return LoadedRun(
         order=order if isinstance(order, int) and order >= 0 else None,
         digits=run.id.rpartition("-")[2],
         setting_key=repr({**hyperparameters, "seed": None}) if hyperparameters else None,
         row=row,
         epochs=epochs,
+        attempts=attempts,
         provenance=provenance,
         log_tail=tail,
-        warnings=warnings + cut_lines,
+        warnings=warnings + cut_lines + unread,
     )
 
 

@@ -69,6 +69,22 @@ def duration(seconds: Any) -> str:
     return f"{hours // 24} d {hours % 24:02d} h"
 
 
+def hours(value: Any) -> str:
+    """A number of hours: ``1,234``, ``12.3``, ``0.25`` or ``0.0034``."""
+    if not is_number(value):
+        return MISSING
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def memory(size: Any) -> str:
+    """Bytes as ``331 MiB`` or ``3.00 GiB``."""
+    if not is_number(size):
+        return MISSING
+    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+
+
 def plain_value(value: Any) -> str:
     """A hyperparameter as one would type it: ``0.0001``, ``1500``, ``ptb``; ``none`` where it is set to none."""
     if value is None:

@@ -22,6 +22,7 @@
     return Math.abs(value) >= 1e6 || (value !== 0 && Math.abs(value) < 1e-3)
       ? value.toExponential(3) : value.toLocaleString("en", { maximumSignificantDigits: 5 });
   }
+  function named(name, value) { return name ? " · " + name + " " + text(value) : ""; }
   function nearest(panels, at) {
     var found = null;
     panels.forEach(function (panel) {
@@ -60,8 +61,8 @@
       dot.setAttribute("cx", hit.x);
       dot.setAttribute("cy", hit.y);
       dot.style.display = "";
-      label.textContent = hit.line.label + " · " + hit.panel.x.name + " " + text(hit.line.x[hit.index]) +
-        " · " + hit.panel.y.name + " " + text(hit.line.y[hit.index]);
+      label.textContent = hit.line.label + named(hit.panel.x.name, hit.line.x[hit.index]) +
+        named(hit.panel.y.name, hit.line.y[hit.index]);
       label.hidden = false;
       label.style.left = Math.max(8, Math.min(event.clientX + 14, innerWidth - label.offsetWidth - 8)) + "px";
       label.style.top = Math.max(8, event.clientY - label.offsetHeight - 12) + "px";

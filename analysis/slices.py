@@ -1,0 +1,257 @@
+"""Slices: the best validation perplexity over the values of each hyperparameter, a small panel for each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from analysis import look, units
+from analysis.axes import Scale, label_perplexity, scale_for
+from analysis.chart import Chart, Line, Panel, run_mark
+from analysis.load import Study
+from analysis.pairs import SettingPair
+from analysis.seeds import finished
+from analysis.slice import FEW_VALUES, Chain, Slice, chains_of, slices_of
+from analysis.varying import printed
+
+WIDTH_INCHES = 7.6
+PANEL_COLUMNS = 3
+"""At most."""
+MOST_SLICES = 12
+MOST_MARKED_RUNS = 300
+"""With more runs the points are drawn together, so that the page cannot hide single ones, and only the lowest, the
+middle and the highest of those alike in value, architecture and optimizer."""
+
+
+def slices_chart(study: Study, pairs: Sequence[SettingPair], *, order: Sequence[str]) -> Chart | None:
+    """A panel for each key that varies; none where none does."""
+    slices = slices_of(study, order)
+    if not slices:
+        return None
+    with look.applied():
+        return _draw(study, slices, pairs)
+
+
+def _draw(study: Study, slices: Sequence[Slice], pairs: Sequence[SettingPair]) -> Chart:
+    shown = slices[:MOST_SLICES]
+    runs = {int(run["number"]): run for run in finished(study.runs).to_dict("records")}
+    scale = _with_room(scale_for([np.array([run["val_ppl"] for run in runs.values()], float)]))
+    tagged = len(runs) <= MOST_MARKED_RUNS
+    columns = min(PANEL_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    height = 2.05 * rows + 0.62
+    figure = Figure(figsize=(WIDTH_INCHES, height))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.5 / height, bottom=0.5 / height, wspace=0.26, hspace=0.5)
+    chains = chains_of(pairs)
+    panels = []
+    for place, axes in enumerate(grid.flat):
+        if place >= len(shown):
+            axes.set_axis_off()
+            continue
+        part = shown[place]
+        _label(axes, part, scale)
+        if place % columns:
+            axes.set_ylabel("")
+        _draw_chains(axes, part, chains[part.key], runs, tagged=tagged)
+        lines = _draw_points(axes, part, runs, tagged=tagged)
+        panels.append(Panel(axes=axes, lines=lines, x_name=""))
+    _add_legend(figure, list(runs.values()))
+    return Chart(
+        name="slices",
+        title="Best validation perplexity over each hyperparameter",
+        caption=_caption(slices, shown, scale, tagged=tagged, joined=any(chains[part.key] for part in shown)),
+        figure=figure,
+        panels=[] if not tagged else panels,
+    )
+
+
+# -- points and lines ----------------------------------------------------------------------------------------------
+
+
+def _draw_points(axes: Axes, part: Slice, runs: Mapping[int, Any], *, tagged: bool) -> list[Line]:
+    places = part.places()
+    groups: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
+    lines = []
+    for number, value in part.values.items():
+        run = runs[number]
+        x, y = places[value] + part.shift(run["arch"]), float(run["val_ppl"])
+        groups[run["arch"], run["optimizer"]].append((x, y))
+        if tagged:
+            axes.plot(x, y, gid=run_mark(number), **_point_style(run["arch"], run["optimizer"]))
+            label = f"{number} {run['name']}, {part.key} {printed(part.key, value)}"
+            lines.append(Line(label=label, x=np.array([x]), y=np.array([y]), run=number))
+    if not tagged:
+        for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
+            axes.plot(*zip(*_extremes(points), strict=True), **_point_style(arch, optimizer))
+    return lines
+
+
+def _point_style(arch: Any, optimizer: Any) -> dict[str, Any]:
+    marker = look.OPTIMIZER_STYLES.get(optimizer, ("-", "."))[1]
+    colour = look.ARCHITECTURE_COLOURS.get(arch, look.UNKNOWN_COLOUR)
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": 4.5,
+        "linestyle": "",
+        "markeredgecolor": look.PAPER,
+        "markeredgewidth": 0.4,
+    }
+
+
+def _extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of the points over each value the lowest, the middle and the highest.
+
+    >>> _extremes([(1, 9), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3)])
+    [(1, 5), (1, 7), (1, 9), (2, 3)]
+    """
+    over: dict[float, list[float]] = defaultdict(list)
+    for x, y in points:
+        over[x].append(y)
+    kept = []
+    for x, heights in sorted(over.items()):
+        heights.sort()
+        kept += [(x, y) for y in sorted({heights[0], heights[len(heights) // 2], heights[-1]})]
+    return kept
+
+
+def _draw_chains(
+    axes: Axes,
+    part: Slice,
+    chains: Sequence[Chain],
+    runs: Mapping[int, Any],
+    *,
+    tagged: bool,
+) -> None:
+    """A line through each group. Each half of a line's piece belongs to the run at its end, and hides with it."""
+    places = part.places()
+    together: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
+    for chain in chains:
+        ends = sorted(((places[value], setting) for value, setting in chain), key=lambda end: end[0])
+        arch = ends[0][1].arch
+        colour = look.ARCHITECTURE_COLOURS.get(arch or "", look.UNKNOWN_COLOUR)
+        points = [(x + part.shift(arch), setting.val_ppl.centre, setting.runs) for x, setting in ends]
+        if not tagged or any(len(members) > 1 for _, _, members in points):
+            together[colour].append([(x, y) for x, y, _ in points])
+            continue
+        for (x1, y1, first), (x2, y2, second) in itertools.pairwise(points):
+            middle = _middle(axes.get_xscale(), x1, x2), _middle(axes.get_yscale(), y1, y2)
+            for x, y, members in ((x1, y1, first), (x2, y2, second)):
+                axes.plot(*zip((x, y), middle, strict=True), color=colour, gid=run_mark(members[0]), **_LINE)
+    for colour, pieces in together.items():
+        width = 0.8 if len(pieces) < 100 else 0.3
+        axes.add_collection(LineCollection(pieces, colors=colour, linewidths=width, alpha=0.55), autolim=False)
+
+
+_LINE: dict[str, Any] = {"linestyle": "-", "linewidth": 0.8, "alpha": 0.55, "solid_capstyle": "butt"}
+
+
+def _middle(scale: str, a: float, b: float) -> float:
+    """The middle as it is drawn."""
+    return math.sqrt(a * b) if scale == "log" else (a + b) / 2
+
+
+# -- axes, legend, caption -----------------------------------------------------------------------------------------
+
+
+def _label(axes: Axes, part: Slice, scale: Scale) -> None:
+    label_perplexity(axes, scale, "Validation perplexity", most_ticks=6)
+    axes.tick_params(labelsize=7.5)
+    axes.yaxis.label.set_fontsize(8)
+    axes.set_xlabel(part.key, fontsize=8)
+    values, places = part.ordered, list(part.places().values())
+    if part.is_categorical:
+        step = math.ceil(len(values) / FEW_VALUES)
+        names = [_short(printed(part.key, value)) for value in values]
+        axes.set_xticks(places[::step], names[::step])
+        if sum(map(len, names[::step])) > 26:
+            for label in axes.get_xticklabels():
+                label.set(rotation=20, ha="right")
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        return
+    low, high = places[0], places[-1]
+    if part.is_log:
+        axes.set_xscale("log")
+        room = (high / low) ** 0.07
+        axes.set_xlim(low / room, high * room)
+        names = [printed(part.key, value) for value in values]
+        if len(values) <= 5 and _are_apart(places, names):
+            axes.set_xticks(places, names)
+        else:
+            axes.xaxis.set_major_locator(LogLocator(numticks=5))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        return
+    room = 0.07 * (high - low)
+    axes.set_xlim(low - room, high + room)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _with_room(scale: Scale) -> Scale:
+    """Room for whole markers at the ends of a logarithmic axis; the other kind has it."""
+    room = (scale.high / scale.low) ** 0.04 if scale.logarithmic else 1.0
+    return replace(scale, low=scale.low / room, high=scale.high * room)
+
+
+def _are_apart(places: Sequence[float], names: Sequence[str]) -> bool:
+    """Whether the names of values have room beside each other on a logarithmic axis, at 40 characters to a panel."""
+    span = math.log(places[-1] / places[0])
+    ends = zip(itertools.pairwise(places), itertools.pairwise(map(len, names)), strict=True)
+    return all(math.log(b / a) / span * 40 > (before + after) / 2 + 2 for (a, b), (before, after) in ends)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 12 else f"{text[:11]}…"
+
+
+def _add_legend(figure: Figure, runs: Sequence[Mapping[Any, Any]]) -> None:
+    archs, optimizers = {run["arch"] for run in runs}, {run["optimizer"] for run in runs}
+    handles = [
+        Line2D([], [], color=look.ARCHITECTURE_COLOURS.get(arch, look.UNKNOWN_COLOUR), linewidth=3, label=name)
+        for arch, name in units.ARCHITECTURES.items()
+        if arch in archs
+    ]
+    handles += [
+        Line2D([], [], color=look.MUTED, linestyle="", marker=look.OPTIMIZER_STYLES[optimizer][1], label=name)
+        for optimizer, name in units.OPTIMIZERS.items()
+        if optimizer in optimizers
+    ]
+    figure.legend(
+        handles=handles, ncols=len(handles), loc="upper left", bbox_to_anchor=(0.06, 1.0), fontsize=8, handlelength=1.4
+    )
+
+
+def _caption(slices: Sequence[Slice], shown: Sequence[Slice], scale: Scale, *, tagged: bool, joined: bool) -> str:
+    sentences = ["A point for each finished run. Colour: architecture; marker: optimizer."]
+    if not tagged:
+        sentences[0] = (
+            "Of the finished runs alike in value, architecture and optimizer, the points are the one with the lowest, "
+            "the middle and the highest perplexity. Colour: architecture; marker: optimizer."
+        )
+    sentences.append(
+        "Lines join runs that agree in every other key (several seeds: their mean)."
+        if joined
+        else "No two runs agree in everything but one of these keys, so no points are joined."
+    )
+    logs = [part.key for part in shown if part.is_log]
+    axes = ["All panels share the vertical axis" + (", which is logarithmic." if scale.logarithmic else ".")]
+    if logs:
+        axes.append(f"Horizontal axis logarithmic: {units.listing(logs)}.")
+    if any(part.is_categorical for part in shown):
+        axes.append("Values within a decade stand side by side, evenly spaced, with architectures a little apart.")
+    if len(shown) < len(slices):
+        left_out = [part.key for part in slices[len(shown) :]]
+        axes.append(f"Left out, of the smallest effects: {units.listing(left_out)}.")
+    return " ".join([*sentences, *axes])

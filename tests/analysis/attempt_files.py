@@ -1,0 +1,48 @@
+"""Records of attempts made up for tests, as workers and launchers leave them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from seqlm.rundir import RunDirectory, write_json
+
+ORIGIN = datetime(2026, 3, 1, 9, 0, tzinfo=UTC).timestamp()
+
+
+def at(seconds: float) -> str:
+    """A time so long after the first start of the made-up studies."""
+    return datetime.fromtimestamp(ORIGIN + seconds, UTC).isoformat(timespec="seconds")
+
+
+def write_attempt(
+    run: RunDirectory,
+    attempt: int,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    alive: float | None = None,
+    hosts: tuple[str, ...] = ("node07",),
+    gpus: tuple[str | None, ...] = (None,),
+    device: str = "AMD EPYC",
+) -> None:
+    """A record for each rank, and ``progress.json`` where ``alive``; times in seconds after ``ORIGIN``."""
+    run.attempt_dir(attempt).mkdir(parents=True, exist_ok=True)
+    for rank, (host, gpu) in enumerate(zip(hosts, gpus, strict=True)):
+        record: dict[str, Any] = {"host": host, "node": None, "rank": rank, "ranks": len(hosts)}
+        record |= {"device": device, "gpu": gpu, "threads": 2}
+        if start is not None:
+            record["started_at"] = at(start)
+        if end is not None:
+            record["ended_at"] = at(end)
+        write_json(run.worker_file(attempt, rank), record)
+    if alive is not None:
+        write_json(run.progress_file(attempt), {"epoch": 0, "updated_at": at(alive)})
+
+
+def write_job(
+    run: RunDirectory, attempt: int, *, backend: str = "local", ranks: int = 1, cpus: int = 2, gpus: float = 0.0
+) -> None:
+    """``job.json`` of the newest launch; cores and GPUs are those of a rank."""
+    resources = {"ranks": ranks, "cpus": cpus, "gpus": gpus, "priority": 0}
+    write_json(run.job_file, {"backend": backend, "job_id": "4711", "resources": resources, "attempt": attempt})
