@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis import units
 from analysis.discussion.candidates import Candidate, best_of
+from analysis.discussion.duels import duel_sentences, duel_table, duels_of
 from analysis.discussion.words import (
     SEEDS_CAPTION,
     count_cell,
-    decimals_cell,
     described,
     device_sentences,
     duration_cell,
+    median,
     perplexity_cell,
     text_cell,
 )
-from analysis.load import HYPERPARAMETERS, Study
+from analysis.load import Study
 from analysis.section import Block, Points, Prose
 from analysis.seeds import finished
 from analysis.table_text import Column, Row, Table
-
-OTHER_KEYS = [key for key in HYPERPARAMETERS if not key.startswith("optim.")]
-"""What a pair agrees in: model, data, training and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +43,6 @@ class Summary:
     median_gap: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Duel:
-    """Two optimizers where all else is alike."""
-
-    first: str
-    second: str
-    """Names in print."""
-    differences_nats: list[float]
-    """Validation loss of the second less that of the first, of each pair."""
-    time_ratios: list[float]
-    """Time to within 5 % of the own best: the second's by the first's."""
-
-    @property
-    def first_wins(self) -> int:
-        return sum(difference > 0 for difference in self.differences_nats)
-
-    @property
-    def second_wins(self) -> int:
-        return sum(difference < 0 for difference in self.differences_nats)
-
-
 def optimizers_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Block]:
     """The comparison over all runs, then the fair one."""
     summaries = summaries_of(study, candidates)
@@ -86,7 +60,7 @@ def optimizers_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Blo
             "differ in other ways too, and the numbers above are not the effect of the optimizer alone."
         )
         return [*blocks, Prose(text=text)]
-    return [*blocks, Prose(text=_duel_sentences(duels)), _duel_table(duels)]
+    return [*blocks, Prose(text=duel_sentences(duels)), duel_table(duels)]
 
 
 # -- over all runs -------------------------------------------------------------------------------------------------
@@ -117,12 +91,6 @@ def summaries_of(study: Study, candidates: Sequence[Candidate]) -> list[Summary]
             )
         )
     return found
-
-
-def median(values: Iterable[float]) -> float:
-    """Of the numbers there are; NaN of none."""
-    numbers = [float(value) for value in values if units.is_number(value)]
-    return statistics.median(numbers) if numbers else math.nan
 
 
 def _sentences(study: Study, summaries: Sequence[Summary]) -> list[str]:
@@ -189,108 +157,4 @@ def _table(summaries: Sequence[Summary]) -> Table:
     ]
     return Table(
         name="discussion-2-optimizers", title="The optimizers compared", caption=caption, columns=columns, rows=rows
-    )
-
-
-# -- all else alike ------------------------------------------------------------------------------------------------
-
-
-def duels_of(study: Study) -> list[Duel]:
-    """Every two optimizers that have finished runs alike in everything else; of several such runs the best counts."""
-    best: dict[tuple[Hashable, ...], dict[Any, Mapping[Any, Any]]] = defaultdict(dict)
-    for run in finished(study.runs).sort_values("number").to_dict("records"):
-        group = best[tuple(_token(run[key]) for key in OTHER_KEYS)]
-        optimizer = run["optimizer"]
-        if optimizer not in group or run["val_ppl"] < group[optimizer]["val_ppl"]:
-            group[optimizer] = run
-    found: dict[tuple[Any, Any], list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]] = defaultdict(list)
-    for group in best.values():
-        for first, second in itertools.combinations(sorted(group, key=_place), 2):
-            found[first, second].append((group[first], group[second]))
-    return [
-        Duel(
-            first=units.optimizer(first),
-            second=units.optimizer(second),
-            differences_nats=[math.log(b["val_ppl"]) - math.log(a["val_ppl"]) for a, b in pairs],
-            time_ratios=[
-                b["seconds_to_5pct"] / a["seconds_to_5pct"]
-                for a, b in pairs
-                if a["seconds_to_5pct"] > 0 and units.is_number(b["seconds_to_5pct"])
-            ],
-        )
-        for (first, second), pairs in sorted(found.items(), key=lambda item: tuple(map(_place, item[0])))
-    ]
-
-
-def _place(optimizer: Any) -> tuple[int, str]:
-    return units.rank(units.OPTIMIZERS, optimizer), str(optimizer)
-
-
-def _token(value: Any) -> Hashable:
-    """A value that equals itself, also where the key does not apply."""
-    return "does not apply" if isinstance(value, float) and math.isnan(value) else (value,)
-
-
-def _duel_sentences(duels: Sequence[Duel]) -> str:
-    number = sum(len(duel.differences_nats) for duel in duels)
-    opening = (
-        f"All else alike (model, data, training and seed), there {'is' if number == 1 else 'are'} "
-        f"{units.count(number, 'pair')} of runs:"
-    )
-    return f"{opening} {'; '.join(map(_duel_phrase, duels))}."
-
-
-def _duel_phrase(duel: Duel) -> str:
-    number = len(duel.differences_nats)
-    if duel.first_wins == duel.second_wins == 0:
-        return f"{duel.first} and {duel.second} are equal in {number} of {number}"
-    if duel.first_wins == duel.second_wins:
-        return (
-            f"{duel.first} and {duel.second} each have the lower validation perplexity in {duel.first_wins} of {number}"
-        )
-    winner, loser, wins = duel.first, duel.second, duel.first_wins
-    if duel.second_wins > duel.first_wins:
-        winner, loser, wins = duel.second, duel.first, duel.second_wins
-    size = abs(statistics.median(duel.differences_nats))
-    middle = "by" if number == 1 else "median difference"
-    return f"{winner} has a lower validation perplexity than {loser} in {wins} of {number} ({middle} {size:.3f} nats)"
-
-
-def _duel_table(duels: Sequence[Duel]) -> Table:
-    columns = [
-        Column(key="first", title="First"),
-        Column(key="second", title="Second"),
-        Column(key="pairs", title="Pairs", numeric=True),
-        Column(key="first_wins", title="First lower", numeric=True),
-        Column(key="second_wins", title="Second lower", numeric=True),
-        Column(key="median_difference_nats", title="Median difference (nats)", numeric=True),
-        Column(key="median_time_ratio", title="Time ratio", numeric=True),
-    ]
-    caption = (
-        "Pairs of finished runs that agree in model, data, training and seed. Where an optimizer has several runs "
-        "there (such as several learning rates), the one with the lowest validation perplexity counts. Lower: pairs "
-        "in which that optimizer has the lower validation perplexity. Median difference: validation loss of the "
-        "second less that of the first, in nats per predicted token. Time ratio: median of the second's time to "
-        "within 5 % of its own best, divided by the first's."
-    )
-    rows = [
-        Row(
-            cells=[
-                text_cell(duel.first),
-                text_cell(duel.second),
-                count_cell(len(duel.differences_nats)),
-                count_cell(duel.first_wins),
-                count_cell(duel.second_wins),
-                decimals_cell(statistics.median(duel.differences_nats), "+.3f"),
-                decimals_cell(median(duel.time_ratios), ".2f"),
-            ]
-        )
-        for duel in duels
-    ]
-    return Table(
-        name="discussion-2-pairs",
-        title="Optimizers where all else is alike",
-        caption=caption,
-        columns=columns,
-        rows=rows,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis import units
@@ -38,6 +40,12 @@ def distinct(one: float, other: float, write: Callable[[Any], str] = units.round
 def times(factor: float) -> str:
     """A ratio: ``1.03 times``, ``12 times``."""
     return f"{factor:.2f} times" if factor < 10 else f"{factor:,.0f} times"
+
+
+def median(values: Iterable[float]) -> float:
+    """Of the numbers there are; NaN of none."""
+    numbers = [float(value) for value in values if units.is_number(value)]
+    return statistics.median(numbers) if numbers else math.nan
 
 
 def first_few(items: Sequence[str], most: int) -> str:
