@@ -94,7 +94,7 @@ def _draw_points(axes: Axes, part: Slice, runs: Mapping[int, Any], *, tagged: bo
             lines.append(Line(label=label, x=np.array([x]), y=np.array([y]), run=number))
     if not tagged:
         for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
-            axes.plot(*zip(*_extremes(points), strict=True), **_point_style(arch, optimizer))
+            axes.plot(*zip(*extremes(points), strict=True), **_point_style(arch, optimizer))
     return lines
 
 
@@ -111,10 +111,10 @@ def _point_style(arch: Any, optimizer: Any) -> dict[str, Any]:
     }
 
 
-def _extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Of the points over each value the lowest, the middle and the highest.
 
-    >>> _extremes([(1, 9), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3)])
+    >>> extremes([(1, 9), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3)])
     [(1, 5), (1, 7), (1, 9), (2, 3)]
     """
     over: dict[float, list[float]] = defaultdict(list)

@@ -17,7 +17,7 @@ from analysis.load import Study, load_study
 from analysis.look import ink_on
 from analysis.pairs import single_key_pairs
 from analysis.section import Prose, Section
-from analysis.slices import slices_chart
+from analysis.slices import extremes, slices_chart
 from analysis.table_text import Table
 from seqlm.rundir import RunDirectory
 from tests.analysis.grid import make_grid
@@ -210,6 +210,17 @@ def test_at_most_twelve_slices_and_no_single_points_for_very_many_runs(
     assert chart.panels == []
     assert "Left out, of the smallest effects: model.hidden_size." in chart.caption
     assert "the lowest, the middle and the highest" in chart.caption
+
+
+def test_of_many_points_over_a_value_three_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert extremes([(1, 9), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3)]) == [(1, 5), (1, 7), (1, 9), (2, 3)]
+    monkeypatch.setattr("analysis.slices.MOST_MARKED_RUNS", 5)
+    axes = {"optim.lr": [0.1, 1.0], "model.hidden_size": [64, 128, 192, 256]}
+    study = load_study(make_grid(tmp_path, axes, lambda v: 5 + v["optim.lr"] + v["model.hidden_size"] / 64))
+    chart = slices_chart(study, single_key_pairs(study.runs), order=["optim.lr"])
+    assert chart is not None
+    (points,) = chart.figure.axes[0].lines
+    assert len(points.get_xdata()) == 6
 
 
 def test_figures_are_the_same_bytes_each_time(factorial: Study) -> None:
