@@ -91,6 +91,16 @@ class RunDirectory:
         return self.path / "canary.json"
 
     @property
+    def behaviour_file(self) -> Path:
+        """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
+        return self.path / "behaviour.json"
+
+    @property
+    def samples_file(self) -> Path:
+        """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
+        return self.path / "samples.jsonl"
+
+    @property
     def failure_file(self) -> Path:
         return self.path / "failure.json"
 
