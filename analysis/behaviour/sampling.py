@@ -146,7 +146,7 @@ def _rate_batch(model: LanguageModel, samples: list[Sample]) -> list[list[float]
     log_probs: list[Tensor] = []
 
     def draw(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-        given = next(steps)
+        given: Tensor = next(steps)
         log_probs.append(_log_prob(logits.double(), given))
         return given
 
