@@ -23,6 +23,7 @@ CHECKED = [
     "seqlm.data.batches",
     "seqlm.training.evaluate",
     "seqlm.training.step",
+    "analysis.behaviour",
     "benchmarks.baselines",
 ]
 install_import_hook(CHECKED, "beartype.beartype")

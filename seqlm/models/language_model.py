@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, TypeAlias
@@ -15,6 +16,9 @@ from seqlm.models.products import linear
 
 Predictor: TypeAlias = Callable[[Int[Tensor, " B"]], Float[Tensor, "B V"]]
 """Takes the next token of each sequence, remembers it, and gives the logits of the token after it."""
+
+Draw: TypeAlias = Callable[[Float[Tensor, "B V"]], Int[Tensor, " B"]]
+"""Chooses the next token of each sequence from its logits."""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -76,39 +80,71 @@ class LanguageModel(nn.Module, ABC):
         output_loss = fused_output_loss if self.fused else reference_output_loss
         return output_loss(self.output, hidden, targets, self.dtype), state
 
+    def sample(
+        self, prompt: Int[Tensor, "P B"], state: Float[Tensor, "L B H"], length: int, draw: Draw
+    ) -> Int[Tensor, "length B"]:
+        """Extend ``prompt`` token by token: ``draw`` sees the logits, and what it chooses is the next input.
+
+        Dropout is off and no graph is kept; the training flag is as before afterwards.
+
+        Args:
+            prompt: the tokens that each sequence begins with, at least one; not part of the result.
+            state: what the model remembers before ``prompt``. The recurrent models continue from it; the
+                Transformer has nothing in it, and its context starts at ``prompt``.
+            length: tokens to draw.
+            draw: called ``length`` times.
+
+        Raises:
+            ValueError: if ``prompt`` is empty or ``length`` is less than 1.
+        """
+        for name, value in (("prompt", len(prompt)), ("length", length)):
+            if value < 1:
+                raise ValueError(f"{name}: found {value}, valid is a whole number of at least 1")
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                predict = self.predictor(state)
+                for tokens in prompt:
+                    logits = predict(tokens)
+                drawn = [draw(logits)]
+                for _ in range(length - 1):
+                    drawn.append(draw(predict(drawn[-1])))
+                return torch.stack(drawn)
+        finally:
+            self.train(was_training)
+
     def generate(
         self,
         tokens: Int[Tensor, " B"],
         state: Float[Tensor, "L B H"],
         length: int,
         generator: torch.Generator | None = None,
+        *,
+        temperature: float = 1.0,
     ) -> Int[Tensor, "length B"]:
         """Sample recursively: each token is drawn from the model's prediction and is the next one's input.
 
-        Dropout is off and no graph is kept; the training flag is as before afterwards.
-
         Args:
             tokens: the first token of each sequence; not part of the result.
-            state: what the model remembers before ``tokens``. The recurrent models continue from it; the
-                Transformer has nothing in it, and its context starts at ``tokens``.
+            state: as in :meth:`sample`.
             length: tokens to draw.
             generator: source of the draws, on the device of the parameters; none: the device's global one.
+            temperature: the logits are divided by it before the softmax; 1 is the model's own distribution.
 
         Raises:
-            ValueError: if ``length`` is less than 1.
+            ValueError: if ``length`` is less than 1, or ``temperature`` is not a positive finite number.
         """
-        if length < 1:
-            raise ValueError(f"length: found {length}, valid is a whole number of at least 1")
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                predict = self.predictor(state)
-                drawn = []
-                for _ in range(length):
-                    probabilities = predict(tokens).softmax(dim=-1)
-                    tokens = torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
-                    drawn.append(tokens)
-                return torch.stack(drawn)
-        finally:
-            self.train(was_training)
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature: found {temperature}, valid is a positive finite number")
+
+        def draw(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+            probabilities = scaled(logits, temperature).softmax(dim=-1)
+            return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
+
+        return self.sample(tokens.unsqueeze(0), state, length, draw)
+
+
+def scaled(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:
+    """The logits divided by ``temperature``, shifted so that the largest is 0: no temperature makes them overflow."""
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature

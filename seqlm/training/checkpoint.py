@@ -85,3 +85,16 @@ def load_checkpoint(path: Path, fingerprint: str, device: torch.device | str = "
             f"{fingerprint[:8]}); {advice}"
         )
     return checkpoint
+
+
+def require_text(path: Path, checkpoint: Checkpoint, corpus_sha256: str) -> None:
+    """Check that the checkpoint of ``path`` was trained on the text with that digest.
+
+    Raises:
+        CheckpointError: on another one.
+    """
+    if checkpoint.corpus_sha256 != corpus_sha256:
+        raise CheckpointError(
+            f"{path} was trained on another text (sha256 {checkpoint.corpus_sha256[:12]}, found "
+            f"{corpus_sha256[:12]}); give the text that this run began with"
+        )

@@ -18,10 +18,11 @@ from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
-from seqlm.errors import CheckpointError, DivergedError
+from seqlm.errors import DivergedError
 from seqlm.models import LanguageModel, build_model
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from seqlm.training.attempt import StopRequested
+from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import evaluate
 from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
@@ -31,10 +32,6 @@ from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile
 from seqlm.training.results import StepResults
 from seqlm.training.step import TrainingStep
-
-
-class StopRequested(Exception):  # noqa: N818 -- not an error: somebody asked this run to stop
-    """A signal asked the worker to stop; the run goes on from its last checkpoint when launched again."""
 
 
 @final
@@ -242,11 +239,7 @@ class Trainer:
 
     def _load(self, path: Any) -> Checkpoint:
         checkpoint = load_checkpoint(path, self.config.fingerprint(), self.rank.device)
-        if checkpoint.corpus_sha256 != self.corpus.sha256:
-            raise CheckpointError(
-                f"{path} was trained on another text (sha256 {checkpoint.corpus_sha256[:12]}, found "
-                f"{self.corpus.sha256[:12]}); give the text that this run began with"
-            )
+        require_text(path, checkpoint, self.corpus.sha256)
         return checkpoint
 
     def _finish(self) -> dict[str, Any]:

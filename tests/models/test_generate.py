@@ -138,6 +138,38 @@ def test_the_first_token_is_not_part_of_the_sample(model: LanguageModel, first: 
     assert torch.equal(sample, torch.full((4, 5), 5))
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_temperature_that_is_no_positive_number_is_refused_in_one_line(
+    model: LanguageModel, first: Tensor, temperature: float
+) -> None:
+    with pytest.raises(ValueError, match=rf"^temperature: found {temperature}, valid is a positive finite number$"):
+        model.generate(first, model.initial_state(5), 3, temperature=temperature)
+
+
+def test_next_to_temperature_zero_the_most_probable_token_is_drawn(model: LanguageModel, first: Tensor) -> None:
+    model.eval()
+    greedy = model.sample(first.unsqueeze(0), model.initial_state(5), 9, lambda logits: logits.argmax(dim=-1))
+    for temperature in (1e-3, 1e-300):
+        assert torch.equal(model.generate(first, model.initial_state(5), 9, temperature=temperature), greedy)
+
+
+def test_a_prompt_is_read_before_the_first_draw(arch: str, model: LanguageModel, tokens: Tensor) -> None:
+    seen = []
+
+    def draw(logits: Tensor) -> Tensor:
+        seen.append(logits)
+        return logits.argmax(dim=-1)
+
+    sample = model.eval().sample(tokens, model.initial_state(4), 3, draw)
+    text = torch.cat([tokens, sample])
+    for t, logits in enumerate(seen, start=len(tokens)):
+        start = max(0, t - SEQ_LEN) if arch == "transformer" else 0
+        wanted, _ = model(text[start:t], model.initial_state(4))
+        torch.testing.assert_close(logits, wanted[-1], rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match=r"^prompt: found 0, valid is a whole number of at least 1$"):
+        model.sample(tokens[:0], model.initial_state(4), 3, draw)
+
+
 @pytest.mark.parametrize("length", [0, -3])
 def test_a_length_below_one_is_refused_in_one_line(model: LanguageModel, first: Tensor, length: int) -> None:
     with pytest.raises(ValueError, match=rf"^length: found {length}, valid is a whole number of at least 1$"):

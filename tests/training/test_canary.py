@@ -15,9 +15,10 @@ from seqlm.data.corpus import load_corpus
 from seqlm.errors import DivergedError, UsageError
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
+from seqlm.training.attempt import StopRequested
 from seqlm.training.canary import UNTIMED_STEPS, canary_steps, run_canary
 from seqlm.training.distributed import Rank
-from seqlm.training.trainer import StopRequested, Trainer
+from seqlm.training.trainer import Trainer
 from tests.training.studies import make_config, make_run, write_text
 
 KEYS = {

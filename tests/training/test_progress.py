@@ -14,7 +14,6 @@ from seqlm.training.distributed import Rank
 from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile
 from seqlm.training.trainer import Trainer
-from seqlm.training.worker import _record_worker
 from tests.training.studies import make_config, make_run, write_text
 
 STATE: dict[str, Any] = {"epoch": 2, "steps": 100, "train_loss": 5.25, "train_tokens_per_second": 1000.0}
@@ -107,7 +106,8 @@ def test_the_worker_records_which_gpu_it_sees(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     monkeypatch.setenv("SEQLM_DEVICE", "cpu")
     run = make_run(tmp_path / "run", make_config())
-    _record_worker(run, Rank(), 1)
+    with recorded(run, Rank(), 1):
+        pass
     record = read_json(run.attempt_dir(1) / "worker.json") or {}
     assert record["gpu"] == recorded
     assert record["device"]

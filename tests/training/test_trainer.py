@@ -15,10 +15,11 @@ from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import CheckpointError, DataError, DivergedError, UsageError
 from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
+from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.perplexity import TokenLoss, perplexity
-from seqlm.training.trainer import StopRequested, Trainer, best_epoch
+from seqlm.training.trainer import Trainer, best_epoch
 from tests.training.studies import make_config, make_run, write_text
 
 ARCHITECTURES = ("rnn", "gru", "transformer")

@@ -1,0 +1,60 @@
+"""How one finished run's model behaves: ``python -m analysis.behaviour JOB_DIR``.
+
+The job's folder is ``runs/<study>/behaviour/<run id>/``, with the ``config.json`` of the run and a ``task.json``. The
+run is ``runs/<study>/<run id>/``; its folder gets ``behaviour.json`` and ``samples.jsonl``. The job's own
+``result.json`` says that it is done. From the environment, as for :mod:`seqlm.training.worker`:
+
+    SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
+    SEQLM_DATA                      folder or zip of the corpus
+    SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
+    SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
+
+One process. Exit codes: 0 done, 1 failed (``failure.json`` in the job's folder says why), 2 not the folder of a job,
+74 files cannot be written, 75 another worker is at it, 143 stopped by SIGTERM or SIGINT.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from analysis.behaviour.record import record_behaviour
+from analysis.behaviour.settings import Task
+from seqlm.data.corpus import load_corpus
+from seqlm.errors import SeqlmError, UsageError
+from seqlm.rundir import RunDirectory
+from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
+from seqlm.training.distributed import rank_from_environment
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do one job; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m analysis.behaviour JOB_DIR", file=sys.stderr)
+        return EXIT_USAGE
+    job = RunDirectory(Path(arguments[0]).absolute())
+    stop = StopSignal()
+    stop.install()
+    try:
+        rank = rank_from_environment(os.environ)
+        if rank.world_size != 1:
+            raise UsageError(f"WORLD_SIZE: found {rank.world_size}, valid is 1: behaviour is computed by one process")
+        config = job.read_config()
+        task = Task.read(job, config)
+    except SeqlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+    def work() -> None:
+        path = os.environ.get("SEQLM_DATA")
+        corpus = load_corpus(config.data, Path(path) if path else None)
+        stop.check()
+        record_behaviour(job, task, corpus, rank.device, stop.check)
+
+    return make_attempt(job, rank, attempt_number(job, os.environ), stop, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

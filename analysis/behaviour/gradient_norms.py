@@ -1,0 +1,94 @@
+"""How far the loss at the last time step reaches back: its gradient with respect to each earlier hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seqlm.models import LanguageModel
+from seqlm.models.recurrent import RecurrentModel
+from seqlm.models.transformer import Transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientNorms:
+    """Euclidean norms at each time step of the gradient of the last step's loss, averaged over the batch."""
+
+    overall: list[float]
+    """Of the gradients of all layers side by side."""
+    layers: list[list[float]]
+    """Of each layer or block, the lowest first."""
+
+
+def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"]) -> GradientNorms:
+    """The norms for one minibatch, the state zero at its start, dropout off.
+
+    With the loss C_b = -log p(target_T) of sequence b, and h^l_t its hidden state in layer l (for the Transformer the
+    output of block l at position t)::
+
+        g^l_t = 1/B sum_b dC_b / dh^l_{t,b}        layers[l][t] = |g^l_t|
+
+    The derivative is the total one: h^l_t acts on the layer above at t and on its own layer at t + 1 (in the
+    Transformer, on the block above at t and at all later positions, so that before the last position nothing depends
+    on the top block).
+
+    Args:
+        model: in the implementation ``reference``, in evaluation mode.
+        tokens: a window.
+        targets: their successors; the last row alone is used.
+    """
+    if model.fused or model.training:
+        raise ValueError("gradient norms need the reference implementation, in evaluation mode")
+    with _outputs_of(_layers(model)) as outputs, torch.enable_grad():
+        hidden = _last_features(model, tokens)
+        loss = F.cross_entropy(model.output(hidden), targets[-1], reduction="sum")
+        states = [state for layer in outputs for state in layer]
+        # A sequence's loss depends on its own states alone: row b of a gradient of the sum is dC_b / dh_b. States
+        # on which nothing depends, such as earlier ones in the Transformer's top block, come back as zeros.
+        gradients = torch.autograd.grad(loss, states, allow_unused=True, materialize_grads=True)
+    mean = [gradient.double().mean(dim=1) for gradient in gradients]  # each of one time step, or of all
+    per_layer = torch.cat(mean).view(len(outputs), len(tokens), -1).norm(dim=2)
+    return GradientNorms(overall=per_layer.norm(dim=0).tolist(), layers=per_layer.tolist())
+
+
+def _layers(model: LanguageModel) -> nn.ModuleList:
+    match model:
+        case RecurrentModel():
+            return model.layers
+        case Transformer():
+            return model.blocks
+    raise AssertionError(type(model))
+
+
+def _last_features(model: LanguageModel, tokens: Int[Tensor, "T B"]) -> Float[Tensor, "B H"]:
+    """What the output layer reads at the last time step.
+
+    The recurrent models get one token at a time: what a layer hands up is then the very tensor that it carries on, and
+    one hook sees both paths.
+    """
+    state = model.initial_state(tokens.shape[1])
+    pieces = tokens.split(1) if isinstance(model, RecurrentModel) else [tokens]
+    for piece in pieces:
+        hidden, state = model.features(piece, state)
+    return hidden[-1]
+
+
+@contextmanager
+def _outputs_of(layers: nn.ModuleList) -> Iterator[list[list[Tensor]]]:
+    """The tensors that each layer returns while the block runs, in the order of its calls."""
+    outputs: list[list[Tensor]] = [[] for _ in layers]
+    hooks = [
+        layer.register_forward_hook(lambda _layer, _inputs, output, kept=kept: kept.append(output))
+        for layer, kept in zip(layers, outputs, strict=True)
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

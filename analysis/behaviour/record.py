@@ -1,0 +1,171 @@
+"""Everything about one run's model, put together and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis.behaviour.gradient_norms import gradient_norms
+from analysis.behaviour.measures import distinct, longest_copies, repetition, share
+from analysis.behaviour.sampling import Sample, draw_samples, prompt_ids, rate_samples
+from analysis.behaviour.settings import Task
+from analysis.behaviour.step_losses import step_losses
+from analysis.behaviour.trained import Trained, file_sha256, load_trained
+from seqlm.data.batches import columns, windows
+from seqlm.data.corpus import UNK, Corpus
+from seqlm.errors import SeqlmError
+from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.training.checkpoint import require_text
+from seqlm.training.perplexity import perplexity
+
+VERSION = 1
+"""Of ``behaviour.json`` and ``samples.jsonl``; raise it when a key changes its meaning."""
+
+
+def record_behaviour(
+    job: RunDirectory,
+    task: Task,
+    corpus: Corpus,
+    device: torch.device,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Compute the behaviour of the run that ``job`` belongs to; returns what the job's ``result.json`` holds.
+
+    ``samples.jsonl`` is written before ``behaviour.json``, and the job's result last, so that whoever finds one finds
+    what came before it. ``between`` is called between two pieces of work and may raise to stop.
+
+    Raises:
+        CheckpointError: ``best.pt`` is missing, damaged, of another run, or was trained on another text.
+        DataError: a split is too short for a window, or the prompt cannot be used.
+        DivergedError: the model's predictions are not finite numbers.
+        FileError: a file cannot be read or written.
+    """
+    started = time.perf_counter()
+    study_dir = job.path.parent.parent
+    trained = load_trained(RunDirectory(study_dir / job.id))
+    require_text(trained.run.best_checkpoint, trained.checkpoint, corpus.sha256)
+    judge = load_judge(RunDirectory(study_dir / task.judge), trained) if task.judge is not None else None
+    config, settings = trained.config, task.settings
+    prompt = None if settings.prompt is None else prompt_ids(settings.prompt, corpus, config.data.level)
+
+    model = trained.model("fused", device)
+    valid = columns(corpus.splits["valid"], config.train.batch_size, device=device)
+    losses = step_losses(model, valid, settings.window, between)
+    _say(f"loss per step: {losses.windows} windows of {settings.window} tokens in {losses.columns} columns", started)
+
+    between()
+    samples = draw_samples(model, settings, prompt, between)
+    _say(f"{len(samples)} samples", started)
+    ratings: list[list[float]] | None = None
+    if judge is not None:
+        ratings = rate_samples(judge.model("fused", device), samples, between)
+        _say(f"judged by {judge.name}", started)
+    between()
+    records = sample_records(samples, ratings, corpus)
+    _say("compared with the training text", started)
+
+    between()
+    train = columns(corpus.splits["train"], config.train.batch_size, device=device)
+    norms = gradient_norms(trained.model("reference", device), *next(windows(train, config.train.seq_len)))
+    _say("gradient norms", started)
+
+    between()
+    write_json_lines(trained.run.samples_file, records)
+    behaviour = {
+        "version": VERSION,
+        "checkpoint_sha256": trained.sha256,
+        "best_epoch": trained.best_epoch,
+        "judge": judge and {"id": judge.run.id, "name": judge.name, "checkpoint_sha256": judge.sha256},
+        "settings": dataclasses.asdict(settings),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "seconds": time.perf_counter() - started,
+        "seq_len": config.train.seq_len,
+        "level": config.data.level,
+        "corpus": corpus.name,
+        "loss_per_step": {"split": "valid", "window": settings.window, **dataclasses.asdict(losses)},
+        "gradient_norms": {
+            "split": "train",
+            "window": config.train.seq_len,
+            "columns": config.train.batch_size,
+            **dataclasses.asdict(norms),
+        },
+    }
+    write_json(trained.run.behaviour_file, behaviour)
+    result = {
+        "checkpoint_sha256": trained.sha256,
+        "judge_sha256": judge.sha256 if judge is not None else _unfit_judge_sha256(study_dir, task.judge),
+        "settings": dataclasses.asdict(settings),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(job.result_file, result)
+    return result
+
+
+def _unfit_judge_sha256(study_dir: Path, judge: str | None) -> str | None:
+    """The digest of a judge's file that could not be used: the same file would be of no more use tomorrow."""
+    path = None if judge is None else RunDirectory(study_dir / judge).best_checkpoint
+    return None if path is None or not path.is_file() else file_sha256(path)
+
+
+def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:
+    """The run that rates the texts; none, with a line on stderr, where it cannot."""
+    try:
+        judge = load_trained(run)
+    except SeqlmError as error:
+        problem = str(error)
+    else:
+        if judge.checkpoint.vocabulary == trained.checkpoint.vocabulary:
+            return judge
+        problem = f"{run.id} has another vocabulary than {trained.run.id}"
+    print(f"warning: the samples have no judge: {problem}", file=sys.stderr, flush=True)
+    return None
+
+
+def sample_records(samples: list[Sample], ratings: list[list[float]] | None, corpus: Corpus) -> list[dict[str, Any]]:
+    """One record of ``samples.jsonl`` for each sample.
+
+    ``ratings`` are the judge's log-probabilities of the tokens of each; none: there is no judge.
+    """
+    word = corpus.vocabulary.__getitem__
+    copies = longest_copies([sample.tokens for sample in samples], corpus.splits["train"])
+    records = []
+    for index, (sample, (first, length)) in enumerate(zip(samples, copies, strict=True)):
+        tokens = list(map(word, sample.tokens))
+        measures = {
+            "perplexity_own": _perplexity(sample.log_prob),
+            "perplexity_other": None if ratings is None else _perplexity(ratings[index]),
+            "repetition": repetition(tokens),
+            "distinct_1": distinct(tokens, 1),
+            "distinct_2": distinct(tokens, 2),
+            "distinct_3": distinct(tokens, 3),
+            "unk_share": share(tokens, UNK),
+            "longest_copy": length,
+            "copied": tokens[first : first + length],
+        }
+        records.append(
+            {
+                "index": index,
+                "length": len(tokens),
+                "prompt": list(map(word, sample.prompt)),
+                "tokens": tokens,
+                "entropy": sample.entropy,
+                "log_prob": sample.log_prob,
+                "measures": measures,
+            }
+        )
+    return records
+
+
+def _perplexity(log_probs: list[float]) -> float:
+    return perplexity(-sum(log_probs) / len(log_probs))
+
+
+def _say(text: str, started: float) -> None:
+    print(f"{text}  ({time.perf_counter() - started:.1f} s)", flush=True)

@@ -1,0 +1,160 @@
+"""Texts from a model's own predictions, and what a model thinks of a text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analysis.behaviour.settings import Settings
+from seqlm.data.corpus import UNK, Corpus
+from seqlm.data.tokens import Level, tokens_of
+from seqlm.errors import DataError, DivergedError
+from seqlm.models import LanguageModel
+from seqlm.models.language_model import scaled
+
+BATCH = 64
+"""Texts that are drawn at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One text."""
+
+    prompt: list[int]
+    """The ids that the model was given."""
+    tokens: list[int]
+    """The ids that were drawn."""
+    entropy: list[float]
+    """Entropy in nats of the distribution that each was drawn from."""
+    log_prob: list[float]
+    """Natural logarithm of each one's probability, at temperature 1."""
+
+
+def prompt_ids(text: str, corpus: Corpus, level: Level) -> list[int]:
+    """The ids of a prompt, cut into tokens like the corpus: each line end is ``<eos>``, an unknown token ``<unk>``.
+
+    A last line without an end gets none: the model goes on with it.
+
+    Raises:
+        DataError: no token is in it, or an unknown one and the corpus has no ``<unk>``.
+    """
+    tokens = list(tokens_of(text, level))
+    if not text.endswith("\n"):
+        del tokens[-1]
+    if not tokens:
+        raise DataError("settings.prompt: found a text without a token, valid is at least one word (or null)")
+    ids = {token: number for number, token in enumerate(corpus.vocabulary)}
+    unknown = [token for token in tokens if token not in ids]
+    if unknown and UNK not in ids:
+        raise DataError(
+            f'settings.prompt: "{unknown[0]}" is not in the vocabulary of {len(ids):,} tokens, which has no {UNK} to '
+            f"stand for it; valid are known tokens"
+        )
+    return [ids.get(token, ids.get(UNK, -1)) for token in tokens]
+
+
+def draw_samples(
+    model: LanguageModel, settings: Settings, prompt: list[int] | None, between: Callable[[], None] = lambda: None
+) -> list[Sample]:
+    """``settings.samples`` texts of each of ``settings.lengths``, state zero at the start of the prompt.
+
+    Without a ``prompt`` each text goes on from one token of its own, uniform over the vocabulary. All chance is in
+    numbers of [0, 1) that a CPU generator gives in the order of the texts: one for the first token (used or not), and
+    one for each drawn token, which is where the cumulative distribution passes that number (float64). So the texts
+    follow from the seed and the model alone, not from the device or from how many are drawn at a time, up to the
+    rounding of the logits. ``between`` is called between two batches.
+
+    Raises:
+        DivergedError: the model's predictions are not finite numbers.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    vocab = model.output.out_features
+    samples: list[Sample] = []
+    for length in settings.lengths:
+        texts = [torch.rand(1 + length, generator=generator, dtype=torch.float64) for _ in range(settings.samples)]
+        for batch in torch.stack(texts, dim=1).split(BATCH, dim=1):
+            between()
+            starts = (
+                (batch[:1] * vocab).long()
+                if prompt is None
+                else torch.tensor(prompt).unsqueeze(1).expand(-1, batch.shape[1])
+            )
+            samples += _draw_batch(model, starts, batch[1:], settings.temperature)
+    return samples
+
+
+def _draw_batch(
+    model: LanguageModel, prompt: Int[Tensor, "P B"], chances: Float[Tensor, "T B"], temperature: float
+) -> list[Sample]:
+    device = model.output.weight.device
+    steps = iter(chances.to(device))
+    entropies: list[Tensor] = []
+    log_probs: list[Tensor] = []
+
+    def draw(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+        logits = logits.double()
+        probabilities = scaled(logits, temperature).softmax(dim=-1)
+        tokens = inverse_cumulative(probabilities, next(steps))
+        entropies.append(torch.special.entr(probabilities).sum(dim=-1))
+        log_probs.append(_log_prob(logits, tokens))
+        return tokens
+
+    tokens = model.sample(prompt.to(device), model.initial_state(prompt.shape[1]), len(chances), draw)
+    entropy, log_prob = torch.stack(entropies), torch.stack(log_probs)
+    if not (entropy.isfinite().all() and log_prob.isfinite().all()):
+        raise DivergedError("the predictions of the model are not finite numbers; no text can be drawn from them")
+    columns = (tensor.t().tolist() for tensor in (prompt, tokens, entropy, log_prob))
+    return [Sample(prompt=p, tokens=t, entropy=e, log_prob=log_p) for p, t, e, log_p in zip(*columns, strict=True)]
+
+
+def inverse_cumulative(probabilities: Float[Tensor, "B V"], chances: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """For each row the first id whose cumulative probability is above the chance in [0, 1)."""
+    cumulative = probabilities.cumsum(dim=-1)
+    tokens = torch.searchsorted(cumulative, chances.unsqueeze(1) * cumulative[:, -1:], right=True).squeeze(1)
+    return tokens.clamp(max=probabilities.shape[1] - 1)  # a chance next to 1 may be rounded up to it
+
+
+def rate_samples(
+    model: LanguageModel, samples: list[Sample], between: Callable[[], None] = lambda: None
+) -> list[list[float]]:
+    """Natural logarithm of the probability of each token of each text, given its prompt and the tokens before.
+
+    State zero at the start of the prompt. The model reads a text as if it wrote it itself, one token at a time: the
+    Transformer sees all of it while that fits into its ``seq_len``, and from then on the last ``seq_len`` tokens.
+    ``between`` is called between two batches.
+    """
+    log_probs: list[list[float]] = []
+    for _, alike in itertools.groupby(samples, key=lambda sample: (len(sample.prompt), len(sample.tokens))):
+        texts = list(alike)
+        for first in range(0, len(texts), BATCH):
+            between()
+            log_probs += _rate_batch(model, texts[first : first + BATCH])
+    return log_probs
+
+
+def _rate_batch(model: LanguageModel, samples: list[Sample]) -> list[list[float]]:
+    device = model.output.weight.device
+    prompt, tokens = (
+        torch.tensor(ids, device=device).t() for ids in ([s.prompt for s in samples], [s.tokens for s in samples])
+    )
+    steps = iter(tokens)
+    log_probs: list[Tensor] = []
+
+    def draw(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+        given: Tensor = next(steps)
+        log_probs.append(_log_prob(logits.double(), given))
+        return given
+
+    model.sample(prompt, model.initial_state(len(samples)), len(tokens), draw)
+    rated: list[list[float]] = torch.stack(log_probs).t().tolist()
+    return rated
+
+
+def _log_prob(logits: Float[Tensor, "B V"], tokens: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    chosen: Tensor = logits.log_softmax(dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+    return chosen

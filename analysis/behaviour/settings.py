@@ -1,0 +1,134 @@
+"""What to compute: the task that the launcher has put into the job's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from seqlm.config import RunConfig
+from seqlm.errors import ConfigError, FileError, nearest
+from seqlm.rundir import RunDirectory, read_json
+
+TASK_FILE = "task.json"
+
+_COUNT = "a whole number of at least 1"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (_is_whole(value) and abs(value) < 2**63)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "window": (_is_count, _COUNT),
+    "samples": (_is_count, _COUNT),
+    "lengths": (
+        lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_count, value)),
+        f"a list of at least one, each {_COUNT}",
+    ),
+    "temperature": (
+        lambda value: _is_number(value) and math.isfinite(value) and value > 0,
+        "a positive finite number",
+    ),
+    "prompt": (lambda value: value is None or isinstance(value, str), "a text or null"),
+    "seed": (lambda value: _is_whole(value) and 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
+}
+"""Key of the settings -> whether a value is valid, and what is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How much is computed, and how the texts are drawn."""
+
+    window: int
+    """Tokens of the windows over which the loss at each time step is averaged; default twice ``seq_len``."""
+    samples: int = 10
+    """Texts of each length."""
+    lengths: tuple[int, ...]
+    """Tokens of the texts; default ``seq_len`` and twice that."""
+    temperature: float = 1.0
+    """The logits are divided by it before a token is drawn; 1 is the model's own distribution."""
+    prompt: str | None = None
+    """What each text goes on from; none: from one random token each."""
+    seed: int
+    """Decides every draw; default the seed of the run."""
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], config: RunConfig) -> Settings:
+        """Read plain data strictly; what is absent follows from the run's configuration.
+
+        Raises:
+            ConfigError: with one line for every unknown key and impossible value.
+        """
+        problems = []
+        for key, value in raw.items():
+            if key not in _RULES:
+                problems.append(
+                    f'unknown key "settings.{key}"{nearest(key, _RULES)} (valid in settings: {", ".join(_RULES)})'
+                )
+                continue
+            is_valid, valid = _RULES[key]
+            if not is_valid(value):
+                found = json.dumps(value, default=str, ensure_ascii=False)
+                problems.append(f"settings.{key}: found {found}, valid is {valid}")
+        if problems:
+            raise ConfigError(problems)
+        seq_len = config.train.seq_len
+        values = {"window": 2 * seq_len, "lengths": (seq_len, 2 * seq_len), "seed": config.seed, **raw}
+        values["lengths"] = tuple(values["lengths"])
+        values["temperature"] = float(values.get("temperature", 1.0))
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One job: a run's model, and who judges its texts."""
+
+    judge: str | None
+    """Id of another finished run of the study, whose model rates the texts; none: nobody does."""
+    settings: Settings
+
+    @classmethod
+    def read(cls, job: RunDirectory, config: RunConfig) -> Task:
+        """The task of a job's folder.
+
+        Raises:
+            FileError: ``task.json`` is missing or damaged.
+            ConfigError: with one line for everything in it that is wrong.
+        """
+        path = job.path / TASK_FILE
+        raw = read_json(path)
+        if raw is None:
+            raise FileError(f"{path} is missing; {job.path} is not the folder of a behaviour job")
+        known = ("judge", "settings")
+        problems = [
+            f'unknown key "{key}"{nearest(key, known)} (valid: judge, settings)' for key in raw if key not in known
+        ]
+        judge, settings = raw.get("judge"), raw.get("settings", {})
+        if judge is not None and not (isinstance(judge, str) and _is_folder_name(judge) and judge != job.id):
+            found = json.dumps(judge, default=str, ensure_ascii=False)
+            problems.append(f"judge: found {found}, valid is the id of another run of the study, or null")
+        if not isinstance(settings, Mapping):
+            problems.append(f"settings: found {json.dumps(settings, ensure_ascii=False)}, valid is a table")
+            settings = {}
+        try:
+            read = Settings.from_dict(settings, config)
+        except ConfigError as error:
+            problems.extend(error.problems)
+        if problems:
+            raise ConfigError([f"{path}: {problem}" for problem in problems])
+        return cls(judge=judge, settings=read)
+
+
+def _is_folder_name(text: str) -> bool:
+    return text not in ("", ".", "..") and not set(text) & {"/", "\\", "\0"}
