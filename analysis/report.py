@@ -19,6 +19,9 @@ from analysis.open_runs import open_runs
 from analysis.page import page_of, render_html, render_markdown
 from analysis.section import Prose, Section
 from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table
+from analysis.trained.behaved import behaved_runs
+from analysis.trained.behaviour_section import behaviour_section, samples_appendix
+from analysis.trained.behaviour_tables import behaviour_data
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import make_directory
 
@@ -65,8 +68,10 @@ def report_sections(study: Study) -> list[Section]:
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
         Section(name="results", title="Results", blocks=[results_table(study)]),
         Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
+        behaviour_section(study),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
+        samples_appendix(study),
     ]
 
 
@@ -88,7 +93,8 @@ def report_files(study: Study) -> dict[str, bytes]:
 def _data_files(study: Study) -> dict[str, str]:
     """The tables behind the report, at full precision."""
     files = {}
-    for name, data in (("runs", study.runs), ("epochs", study.epochs)):
+    tables = {"runs": study.runs, "epochs": study.epochs, **behaviour_data(behaved_runs(study))}
+    for name, data in tables.items():
         files[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
         files[f"data/{name}.json"] = _json(data)
     return files

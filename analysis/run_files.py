@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from analysis.trained.behaviour_files import Behaviour, read_behaviour
 from seqlm.errors import FileError
 from seqlm.rundir import Observation, RunDirectory
 
@@ -39,6 +40,7 @@ class LoadedRun:
     epochs: list[dict[str, Any]]
     provenance: dict[str, Any]
     log_tail: LogTail | None
+    behaviour: Behaviour | None
     warnings: list[str]
 
 
@@ -77,6 +79,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "command": _command_line(provenance.get("command")),
     }
     tail = attempt(lambda: _log_tail(run), None) if observation.state in ("failed", "cancelled") else None
+    behaviour, behaviour_warnings = read_behaviour(run)
     return LoadedRun(
         order=order if isinstance(order, int) and order >= 0 else None,
         digits=run.id.rpartition("-")[2],
@@ -85,7 +88,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
         epochs=epochs,
         provenance=provenance,
         log_tail=tail,
-        warnings=warnings + cut_lines,
+        behaviour=behaviour,
+        warnings=warnings + cut_lines + behaviour_warnings,
     )
 
 
