@@ -42,7 +42,7 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
     caption = (
         "Windows: number × columns × tokens of each, of the validation text. First and last step: mean loss there, in "
         "nats, the state zero at the window's start. Zero state and carried: perplexity over all steps, the "
-        "exponential of the mean loss, with the state set to zero at each window's start and with the state carried on. Gradient < "
+        "exponential of the mean loss, with the state set to zero at each window's start and carried on. Gradient < "
         "1 %: steps before the last one at which the gradient norm first is below 1 % of its maximum, walking back "
         f"from the last step; {units.MISSING}: nowhere in the window. Time and device: of this evaluation. Judge: the "
         "run whose model rates the samples."

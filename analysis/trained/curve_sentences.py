@@ -78,9 +78,7 @@ def _vanishing(run: Behaved) -> str | None:
         return None
     back = vanishes_after(norms)
     if back is None:
-        return (
-            f"stays above 1 % of its maximum, with {percent(norms[0] / top)} left at the first of {len(norms)} steps,"
-        )
+        return f"stays above 1 % of its maximum ({percent(norms[0] / top)} at the first of {len(norms)} steps)"
     exactly = "to exactly zero, " if norms[len(norms) - 1 - back] == 0 else ""
     return f"falls below 1 % of its maximum ({exactly}{units.count(back, 'step')} back)"
 
