@@ -322,6 +322,7 @@ def _logarithmic(axes: Axes, curves: Sequence[Values], *, most_ticks: int) -> No
     ticks = [10.0**decade for decade in decades if low <= 10.0**decade <= high]
     if len(ticks) < 3:
         ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5) if low <= step * 10.0**decade <= high]
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.yaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / most_ticks) or 1]))
     axes.set_ylim(low, high)
 
