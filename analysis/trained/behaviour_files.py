@@ -120,10 +120,10 @@ def _behaviour(raw: Mapping[str, Any], samples: list[Sample], *, is_stale: bool)
     steps, window = _whole(losses["window"], least=1), _whole(norms["window"], least=1)
     return Behaviour(
         best_epoch=_whole(raw["best_epoch"]),
-        judge=None if judge is None else _text(judge["name"]),
+        judge=None if judge is None else _line(judge["name"]),
         temperature=_number(settings["temperature"]),
         seed=_whole(settings["seed"]),
-        device=_text(raw["device"]),
+        device=_line(raw["device"]),
         seconds=_number(raw["seconds"]),
         seq_len=_whole(raw["seq_len"], least=1),
         level=_text(raw["level"]),
@@ -208,6 +208,11 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"found {str(value)[:40]!r} in place of a text")
     return value
+
+
+def _line(value: Any) -> str:
+    """A text on one line, without characters that no table can show."""
+    return " ".join("".join(c if c.isprintable() else " " for c in _text(value)).split())
 
 
 def _list(value: Any, read: Callable[[Any], T]) -> list[T]:
