@@ -22,6 +22,7 @@ from analysis.attempts import attempts_table
 from analysis.origin import Origin, origin_of
 from analysis.run_files import LoadedRun, LogTail, as_number, clean, read_run
 from analysis.study_record import ExcludedRun, Expectation, PlannedRun, Published, StudyRecord, read_study_record
+from analysis.trained.behaviour_files import Behaviour
 from seqlm.config import valid_keys
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
@@ -77,6 +78,8 @@ class Study:
     """With the ids of runs in place of fingerprints; a run that has no directory is left out."""
     log_tails: dict[str, LogTail]
     """The end of the newest log of each failed or cancelled run that has one, by run id."""
+    behaviours: dict[str, Behaviour]
+    """How the trained models of the runs behave for which that has been computed, by run id."""
     origin: Origin
     """Where the results come from: commits, versions, devices, times of launch."""
     warnings: list[str]
@@ -130,6 +133,7 @@ def load_study(*study_dirs: Path) -> Study:
         excluded=[run for part in parts for run in part.record.excluded],
         expectations=[expectation for part in parts for expectation in part.expectations()],
         log_tails={run.row["id"]: run.log_tail for run in found if run.log_tail},
+        behaviours={run.row["id"]: run.behaviour for run in found if run.behaviour},
         origin=origin_of([run.provenance for run in found]),
         warnings=[line for part in parts for line in part.warnings],
     )

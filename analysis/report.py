@@ -23,6 +23,9 @@ from analysis.page import page_of, render_html, render_markdown
 from analysis.published import published_section
 from analysis.section import Prose, Section
 from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table, settings_table
+from analysis.trained.behaved import behaved_runs
+from analysis.trained.behaviour_section import behaviour_section, samples_appendix
+from analysis.trained.behaviour_tables import behaviour_data
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import make_directory
 
@@ -74,8 +77,10 @@ def report_sections(study: Study) -> list[Section]:
         discussion_section(study),
         cost_section(study),
         effects_section(study),
+        behaviour_section(study),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
+        samples_appendix(study),
     ]
 
 
@@ -99,7 +104,9 @@ def report_files(study: Study, refresh_seconds: int | None = None) -> dict[str, 
 def _data_files(study: Study) -> dict[str, str]:
     """The tables behind the report, at full precision."""
     files = {}
-    for name, data in (("runs", study.runs), ("epochs", study.epochs), ("attempts", study.attempts)):
+    tables = {"runs": study.runs, "epochs": study.epochs, "attempts": study.attempts}
+    tables |= behaviour_data(behaved_runs(study))
+    for name, data in tables.items():
         files[f"data/{name}.csv"] = data.to_csv(index=False, lineterminator="\n")
         files[f"data/{name}.json"] = _json(data)
     return files

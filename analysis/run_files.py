@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from analysis.attempts import read_attempts
+from analysis.trained.behaviour_files import Behaviour, read_behaviour
 from seqlm.errors import FileError
 from seqlm.rundir import Observation, RunDirectory
 
@@ -42,6 +43,7 @@ class LoadedRun:
     """See ``ATTEMPT_COLUMNS``; without the run's number and id."""
     provenance: dict[str, Any]
     log_tail: LogTail | None
+    behaviour: Behaviour | None
     warnings: list[str]
 
 
@@ -81,6 +83,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
     }
     tail = attempt(lambda: _log_tail(run), None) if observation.state in ("failed", "cancelled") else None
     attempts, unread = read_attempts(run, state=observation.state, epochs=epochs, result=result, failure=failure)
+    behaviour, behaviour_warnings = read_behaviour(run)
     return LoadedRun(
         order=order if isinstance(order, int) and order >= 0 else None,
         digits=run.id.rpartition("-")[2],
@@ -90,7 +93,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
         attempts=attempts,
         provenance=provenance,
         log_tail=tail,
-        warnings=warnings + cut_lines + unread,
+        behaviour=behaviour,
+        warnings=warnings + cut_lines + unread + behaviour_warnings,
     )
 
 

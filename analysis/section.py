@@ -10,6 +10,7 @@ from analysis.chart import Chart
 from analysis.coverage import Coverage
 from analysis.open_runs import OpenRuns
 from analysis.table_text import Table
+from analysis.trained.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Subheading:
     text: str
 
 
-Block: TypeAlias = Prose | Points | Subheading | Table | Chart | Coverage | OpenRuns
+Block: TypeAlias = Prose | Points | Subheading | Table | Chart | Coverage | OpenRuns | Samples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
 
 
-SECTIONS = ["coverage", "results", "curves", "discussion", "cost", "effects", "open", "hyperparameters"]
+SECTIONS = ["coverage", "results", "curves", "discussion", "cost", "effects", "behaviour", "open", "hyperparameters"]
 """Sections of a study without published results, in their order."""
 
 
