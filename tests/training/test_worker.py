@@ -12,7 +12,7 @@ import pytest
 
 from seqlm.errors import DivergedError, FileError
 from seqlm.rundir import RunDirectory, read_json
-from seqlm.training import worker
+from seqlm.training import attempt, worker
 from seqlm.training.trainer import Trainer
 from tests.training.studies import make_config, make_run, write_text
 
@@ -23,7 +23,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     monkeypatch.setenv("SEQLM_DATA", str(write_text(tmp_path / "text")))
     monkeypatch.setenv("SEQLM_DEVICE", "cpu")
-    monkeypatch.setattr(worker.StopSignal, "install", lambda self: None)  # the handlers of this process stay
+    monkeypatch.setattr(attempt.StopSignal, "install", lambda self: None)  # the handlers of this process stay
     return make_run(tmp_path / "study" / "run", make_config(epochs=1))
 
 
@@ -44,7 +44,7 @@ def diverge() -> None:
 
 
 def stop() -> None:
-    raise worker.StopRequested
+    raise attempt.StopRequested
 
 
 def fill_the_disk() -> None:
@@ -57,7 +57,7 @@ def nothing() -> None:
 
 @pytest.mark.parametrize(
     ("end", "code"),
-    [(nothing, 0), (diverge, 1), (stop, worker.EXIT_STOPPED), (fill_the_disk, worker.EXIT_STORAGE)],
+    [(nothing, 0), (diverge, 1), (stop, attempt.EXIT_STOPPED), (fill_the_disk, attempt.EXIT_STORAGE)],
 )
 def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_was(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], code: int
