@@ -106,7 +106,7 @@ def test_the_worker_records_which_gpu_it_sees(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     monkeypatch.setenv("SEQLM_DEVICE", "cpu")
     run = make_run(tmp_path / "run", make_config())
-    with record_while(run, Rank(), 1):
+    with attempt.recorded(run, Rank(), 1):
         pass
     record = read_json(run.attempt_dir(1) / "worker.json") or {}
     assert record["gpu"] == recorded
