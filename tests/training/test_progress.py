@@ -10,6 +10,7 @@ import pytest
 
 from seqlm.data.corpus import load_corpus
 from seqlm.rundir import read_json
+from seqlm.training import attempt
 from seqlm.training.distributed import Rank
 from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile
