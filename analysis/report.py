@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.coverage import coverage
-from analysis.curves import learning_curves
+from analysis.curves import curve_blocks
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
 from analysis.load import Study, load_study
 from analysis.open_runs import open_runs
@@ -58,13 +58,12 @@ def write_report(*study_dirs: Path, output: Path | None = None) -> Path:
 
 def report_sections(study: Study) -> list[Section]:
     """Everything below the report's header, in its order."""
-    curves = learning_curves(study)
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs(study)
     return [
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
         Section(name="results", title="Results", blocks=[results_table(study)]),
-        Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
+        Section(name="curves", title="Learning curves", blocks=curve_blocks(study) or [nothing]),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
     ]
