@@ -17,6 +17,9 @@ from analysis.curve import Progress, Values
 CUT_FACTOR = 5.0
 """An axis that several runs share ends at this many times the median of their best perplexities."""
 
+SINGLE_CUT_FACTOR = 100.0
+"""An axis of one run ends at this many times its best perplexity."""
+
 LOG_FROM = 3.0
 """The scale is logarithmic where the highest value is more than this many times the lowest."""
 
@@ -51,7 +54,7 @@ def scale_for(values: Sequence[Values], *, cut_at: float = math.inf) -> Scale:
 def shared_cut(values: Sequence[Values]) -> float:
     """Where to end an axis that several runs share, so that one that explodes does not flatten all the others."""
     lowest = [float(np.nanmin(v)) for v in values if np.isfinite(v).any()]
-    return CUT_FACTOR * float(np.median(lowest)) if len(lowest) > 1 else math.inf
+    return (CUT_FACTOR if len(lowest) > 1 else SINGLE_CUT_FACTOR) * float(np.median(lowest))
 
 
 def label_perplexity(axes: Axes, scale: Scale, label: str, *, most_ticks: int) -> None:

@@ -26,8 +26,11 @@ OPTIMIZER_STYLES: dict[str, tuple[Any, str]] = {
 """Dashes and marker of each optimizer."""
 
 SHADES = ((0.0, 0.15), (-0.35, 0.5), (0.4, -0.15), (-0.6, 0.75), (0.6, -0.35))
-"""Runs alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first of
-each pair is for white paper, the second for a dark page."""
+"""Settings alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first
+of each pair is for white paper, the second for a dark page."""
+
+CROWD = ("#c3c9ce", "#49525a")
+"""Lines of a crowd from which no single one is to stand out: on white paper, and on a dark page."""
 
 RC_PARAMS: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that every machine draws the same bytes
@@ -76,21 +79,27 @@ class LineStyle:
 
 
 def line_styles(runs: pd.DataFrame) -> dict[str, LineStyle]:
-    """The style of each run by its id: the same in every figure of the study."""
-    seen: dict[tuple[Any, Any], int] = {}
+    """The style of each run by its id: the same in every figure of the study, and for all seeds of a setting."""
+    places: dict[tuple[Any, Any], dict[Any, int]] = {}
     styles = {}
-    for run_id, arch, optimizer in zip(runs["id"], runs["arch"], runs["optimizer"], strict=True):
-        place = seen[arch, optimizer] = seen.get((arch, optimizer), -1) + 1
-        dashes, marker = OPTIMIZER_STYLES.get(optimizer, ("-", "."))
-        colour = shade(ARCHITECTURE_COLOURS.get(arch, UNKNOWN_COLOUR), SHADES[place % len(SHADES)][0])
-        styles[run_id] = LineStyle(colour=colour, dashes=dashes, marker=marker)
+    columns = (runs[name] for name in ("id", "arch", "optimizer", "setting"))
+    for run_id, arch, optimizer, setting in zip(*columns, strict=True):
+        settings = places.setdefault((arch, optimizer), {})
+        styles[run_id] = line_style(arch, optimizer, settings.setdefault(setting, len(settings)))
     return styles
+
+
+def line_style(arch: str | None, optimizer: str | None, place: int) -> LineStyle:
+    """The style of the setting at ``place`` among those of an architecture with an optimizer."""
+    dashes, marker = OPTIMIZER_STYLES.get(optimizer or "", ("-", "."))
+    colour = shade(ARCHITECTURE_COLOURS.get(arch or "", UNKNOWN_COLOUR), SHADES[place % len(SHADES)][0])
+    return LineStyle(colour=colour, dashes=dashes, marker=marker)
 
 
 def line_colours() -> dict[str, str]:
     """Every colour that a line can have, with the colour that takes its place on a dark page."""
     bases = [*ARCHITECTURE_COLOURS.values(), UNKNOWN_COLOUR]
-    return {shade(base, light): shade(base, dark) for base in bases for light, dark in SHADES}
+    return {CROWD[0]: CROWD[1]} | {shade(base, light): shade(base, dark) for base in bases for light, dark in SHADES}
 
 
 def shade(colour: str, amount: float) -> str:

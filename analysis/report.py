@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.cost import cost_csv, cost_section
 from analysis.coverage import coverage
-from analysis.curves import learning_curves
+from analysis.curves import curve_blocks
 from analysis.discussion import discussion_section
 from analysis.effects import effects_section
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
@@ -66,14 +66,13 @@ def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds:
 
 def report_sections(study: Study) -> list[Section]:
     """Everything below the report's header, in its order."""
-    curves = learning_curves(study)
     nothing = Prose(text="No epoch has been finished yet, so there are no curves.")
     unfinished = open_runs(study)
     return [
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
         Section(name="results", title="Results", blocks=[results_table(study), *filter(None, [settings_table(study)])]),
         published_section(study),
-        Section(name="curves", title="Learning curves", blocks=[*curves] or [nothing]),
+        Section(name="curves", title="Learning curves", blocks=curve_blocks(study) or [nothing]),
         discussion_section(study),
         cost_section(study),
         effects_section(study),

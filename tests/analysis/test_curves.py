@@ -3,19 +3,25 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 
 from analysis.axes import scale_for, shared_cut
+from analysis.chart import Chart
 from analysis.curve import curves_of
-from analysis.curves import Chart, learning_curves
+from analysis.curves import curve_blocks
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
 from analysis.load import Study, load_study
 from seqlm.config import RunConfig
 from seqlm.rundir import write_json_lines
 from tests.analysis.synthetic import DIVERGED, EXPLODING, make_run
+
+
+def learning_curves(study: Study) -> list[Chart]:
+    return [block for block in curve_blocks(study) if isinstance(block, Chart)]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,8 @@ def charts(study: Study) -> dict[str, Chart]:
 
 
 def test_there_is_a_figure_over_epochs_and_over_time_of_all_runs_and_of_each(charts: dict[str, Chart]) -> None:
-    assert list(charts) == ["validation-epochs", "validation-time", "runs-epochs", "runs-time"]
+    assert list(charts)[:2] == ["validation-epochs", "validation-time"]
+    assert list(charts)[-2:] == ["runs-epochs", "runs-time"]
     assert len([axes for axes in charts["runs-epochs"].figure.axes if axes.lines]) == 9
 
 
@@ -82,14 +89,16 @@ def test_no_infinity_and_no_nan_reaches_an_axis(tmp_path: Path) -> None:
     (curve,) = curves_of(study, "epochs")
     assert curve.val_ppl[0] == 12.5
     assert all(math.isnan(value) for value in curve.val_ppl[1:])
-    assert len(learning_curves(study)) == 4
+    assert len(learning_curves(study)) == 6
 
 
 def test_runs_without_an_epoch_are_named_and_not_drawn(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=2)
     make_run(tmp_path, 3, epochs=0, done=False)
     charts = learning_curves(load_study(tmp_path))
-    assert all("Without a finished epoch: 4 gru-adam." in chart.caption for chart in charts)
+    told = {chart.name: "Without a finished epoch: 4 gru-adam." in chart.caption for chart in charts}
+    assert told.pop("architecture-rnn") is False
+    assert all(told.values())
 
 
 def test_a_study_without_epochs_has_no_figures(tmp_path: Path) -> None:
@@ -101,7 +110,9 @@ def test_epochs_without_times_are_drawn_over_epochs_alone(tmp_path: Path) -> Non
     run = make_run(tmp_path, 0, epochs=2, done=False)
     records, _ = run.read_metrics()
     write_json_lines(run.metrics_file, [{**record, "elapsed_seconds": None} for record in records])
-    assert [chart.name for chart in learning_curves(load_study(tmp_path))] == ["validation-epochs", "runs-epochs"]
+    assert [chart.name for chart in learning_curves(load_study(tmp_path))] == [
+        *("validation-epochs", "optimizer-adam", "architecture-rnn", "runs-epochs")
+    ]
 
 
 def test_a_run_that_ended_early_is_marked_and_named(charts: dict[str, Chart]) -> None:
@@ -116,15 +127,20 @@ def test_colour_tells_the_architecture_and_dashes_the_optimizer(study: Study) ->
     assert styles["gru-adam"].marker == styles["rnn-adam"].marker != styles["gru-sgd"].marker
 
 
-def test_runs_alike_in_both_differ_in_shade(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "alike"), [({"optim": {"optimizer": "adam", "lr": 0.5}}, False), ({"seed": 2}, True)]
+)
+def test_settings_alike_in_both_differ_in_shade_and_seeds_do_not(
+    tmp_path: Path, change: dict[str, Any], alike: bool
+) -> None:
     run = make_run(tmp_path, 0, epochs=2)
     config = run.read_config().to_dict()
-    twin = RunConfig.from_dict({**config, "seed": 2})
+    twin = RunConfig.from_dict({**config, **change})
     other = type(run).locate(tmp_path, "twin", twin.fingerprint())
     other.create(twin, {"order": 1})
     write_json_lines(other.metrics_file, run.read_metrics()[0])
     first, second = curves_of(load_study(tmp_path), "epochs")
-    assert first.style.colour != second.style.colour
+    assert (first.style.colour == second.style.colour) is alike
     assert first.style.dashes == second.style.dashes
 
 
