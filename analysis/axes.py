@@ -116,9 +116,10 @@ def place_numbers(axes: Axes, marks: Sequence[Mark]) -> None:
     assert figure is not None, "axes belong to a figure"
     points = axes.transData.transform([(mark.x, mark.y) for mark in marks]) * 72 / figure.dpi
     spans = [(left, left + 5.5 * len(mark.text) + 6) for (left, _), mark in zip(points, marks, strict=True)]
+    (_, bottom), (_, top) = axes.transAxes.transform([(0, 0), (1, 1)]) * 72 / figure.dpi
     for group in _neighbours(spans):
         members = sorted(group, key=lambda index: (points[index][1], marks[index].text))
-        heights = spread([float(points[index][1]) for index in members], MARK_HEIGHT)
+        heights = within(spread([float(points[index][1]) for index in members], MARK_HEIGHT), bottom, top, MARK_HEIGHT)
         for index, height in zip(members, heights, strict=True):
             _write_mark(axes, marks[index], height - float(points[index][1]))
 
@@ -151,6 +152,20 @@ def spread(heights: Sequence[float], distance: float) -> list[float]:
         blocks.append((mean, size))
     means = [mean for mean, size in blocks for _ in range(size)]
     return [mean + place * distance for place, mean in enumerate(means)]
+
+
+def within(heights: Sequence[float], bottom: float, top: float, distance: float) -> list[float]:
+    """Ascending heights moved into the space from ``bottom`` to ``top``, closer together where there is too little.
+
+    >>> within([-3.0, 1.0, 5.0], 0.0, 20.0, 4.0)
+    [0.0, 4.0, 8.0]
+    """
+    if len(heights) < 2:
+        return [min(max(height, bottom), top) for height in heights]
+    step = min(distance, (top - bottom) / (len(heights) - 1))
+    found = [max(height, bottom + place * step) for place, height in enumerate(heights)]
+    left = len(heights) - 1
+    return [min(height, top - (left - place) * step) for place, height in enumerate(found)]
 
 
 def _write_mark(axes: Axes, mark: Mark, shift: float) -> None:

@@ -87,8 +87,8 @@ def _number_sentences(choice: Choice, what: str) -> list[str]:
     lines = f"{len(choice.all):,} {'runs' if what == 'run' else 'lines'}"
     return [
         *([f"A line for each {what}."] if what != "run" else []),
-        f"In colour, {where} at the end: of {lines} the {len(choice.named)} with the lowest validation perplexity at "
-        f"any epoch. Grey: the other {len(choice.crowd):,}.",
+        f"In colour, {where} at the end: of {lines} the {len(choice.named)} best (lowest validation perplexity at any "
+        f"epoch), in turn from each architecture with each optimizer. Grey: the other {len(choice.crowd):,}.",
     ]
 
 

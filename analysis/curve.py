@@ -20,8 +20,8 @@ Progress: TypeAlias = Literal["epochs", "time"]
 
 Values: TypeAlias = NDArray[np.float64]
 
-NAME_LENGTH = 26
-"""Characters of a run's name in a legend or above a panel."""
+LABEL_LENGTH = 25
+"""Characters of numbers and name together, in a legend or above a panel."""
 
 NUMBERS_SHOWN = 4
 """Numbers of seeds that stand before the name of their setting; more are counted."""
@@ -61,8 +61,8 @@ class Curve:
 
     @property
     def label(self) -> str:
-        short = self.name if len(self.name) <= NAME_LENGTH else self.name[: NAME_LENGTH - 1] + "…"
-        return f"{self.numbers}  {short}"
+        label = f"{self.numbers}  {self.name}"
+        return label if len(label) <= LABEL_LENGTH else label[: LABEL_LENGTH - 1] + "…"
 
     @property
     def reference(self) -> str:

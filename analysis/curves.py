@@ -107,8 +107,8 @@ def _group_chart(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: F
     figure = Figure(figsize=(WIDTH_INCHES, height))
     panels = []
     for place, (kind, choice) in enumerate(choices.items()):
-        left = 0.085 + place * 0.47
-        axes = figure.add_axes((left, below_inches / height, 0.405, plot_inches / height))
+        left = 0.085 + place * 0.465
+        axes = figure.add_axes((left, below_inches / height, 0.39, plot_inches / height))
         _draw(axes, choice, scale, study, kind, most_ticks=8, label=not place)
         panels.append(_pointer_panel(axes, choice, study, kind))
     add_legend(figure, legend)

@@ -53,10 +53,16 @@ class Choice:
 
 
 def choose(curves: Sequence[Curve]) -> Choice:
-    """All curves where they are few; else those with the lowest validation perplexity at any epoch."""
+    """All curves where they are few; else, in turn, the best of each architecture with each optimizer."""
     if len(curves) <= MOST_LINES:
         return Choice(named=list(curves), crowd=[])
-    best = {curve.number for curve in sorted(curves, key=lambda curve: (curve.best, curve.number))[:STANDING_OUT]}
+    places: Counter[tuple[str | None, str | None]] = Counter()
+    ranked = []
+    for curve in sorted(curves, key=lambda curve: (curve.best, curve.number)):
+        kind = (curve.arch, curve.optimizer)
+        ranked.append((places[kind], curve.best, curve.number))
+        places[kind] += 1
+    best = {number for _, _, number in sorted(ranked)[:STANDING_OUT]}
     return Choice(
         named=_restyled([curve for curve in curves if curve.number in best]),
         crowd=[curve for curve in curves if curve.number not in best],
@@ -84,7 +90,7 @@ def draw_crowd(axes: Axes, curves: Sequence[Curve]) -> None:
         chunk = curves[start : start + CHUNK]
         x = np.concatenate([part for curve in chunk for part in (curve.progress, gap)])
         y = np.concatenate([part for curve in chunk for part in (curve.val_ppl, gap)])
-        axes.plot(x, y, color=look.CROWD[0], linewidth=0.6, zorder=1.5)
+        axes.plot(x, y, color=look.CROWD[0], linewidth=0.5, alpha=0.6, zorder=1.5)
     ends = [(curve.progress[last], curve.val_ppl[last]) for curve in curves if (last := _early_end(curve)) is not None]
     if ends:
         axes.plot(*zip(*ends, strict=True), "x", color=look.CROWD[0], markersize=4, mew=1, zorder=1.5)

@@ -45,8 +45,8 @@ class Page:
     sections: list[Section]
     labels: dict[str, str]
     """``Table 3`` or ``Figure 1`` of each table and figure."""
-    data_files: list[str]
-    """Files of the report's folder that hold the data behind it."""
+    data: dict[str, str]
+    """The files of the report's folder that hold the data behind it, with their content."""
 
     @property
     def tables(self) -> list[Table]:
@@ -57,7 +57,7 @@ class Page:
         return [chart for section in self.sections for chart in section.charts]
 
 
-def page_of(study: Study, sections: Sequence[Section], data_files: Sequence[str]) -> Page:
+def page_of(study: Study, sections: Sequence[Section], data: dict[str, str]) -> Page:
     """Put the page together; sections without a block are left out."""
     runs = study.runs.to_dict("records")
     states = [(run["number"], run["name"], run["state"]) for run in runs]
@@ -80,7 +80,7 @@ def page_of(study: Study, sections: Sequence[Section], data_files: Sequence[str]
         ],
         sections=kept,
         labels=labels(kept),
-        data_files=list(data_files),
+        data=data,
     )
 
 

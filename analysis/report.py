@@ -19,7 +19,7 @@ from analysis.effects import effects_section
 from analysis.figure_files import FORMATS, figure_bytes, inline_svg
 from analysis.load import Study, load_study
 from analysis.open_runs import open_runs
-from analysis.page import page_of, render_html, render_markdown
+from analysis.page import Page, page_of, render_html, render_markdown
 from analysis.published import published_section
 from analysis.section import Prose, Section
 from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table, settings_table
@@ -85,19 +85,34 @@ def report_sections(study: Study) -> list[Section]:
 
 def report_files(study: Study, refresh_seconds: int | None = None) -> dict[str, bytes]:
     """Every file of the report by its path in the report's folder."""
-    data = _data_files(study)
-    page = page_of(study, report_sections(study), list(data))
-    figures = {f"figures/{c.name}.{kind}": figure_bytes(c.figure, kind) for c in page.charts for kind in FORMATS}
+    page = report_page(study)
+    figures = draw_figures(page)
+    return {**page_files(page, figures, refresh_seconds), **figures}
+
+
+def report_page(study: Study) -> Page:
+    """What the report says, its figures not yet drawn."""
+    return page_of(study, report_sections(study), _data_files(study))
+
+
+def draw_figures(page: Page) -> dict[str, bytes]:
+    """The files of all figures."""
+    return {f"figures/{c.name}.{kind}": figure_bytes(c.figure, kind) for c in page.charts for kind in FORMATS}
+
+
+def page_files(page: Page, figures: dict[str, bytes], refresh_seconds: int | None = None) -> dict[str, bytes]:
+    """All files that hold text: the two pages, the tables, the data."""
     inline = {chart.name: inline_svg(figures[f"figures/{chart.name}.svg"], chart.name) for chart in page.charts}
-    texts = {"index.html": render_html(page, inline, refresh_seconds), "report.md": render_markdown(page), **data}
+    texts = {"index.html": render_html(page, inline, refresh_seconds), "report.md": render_markdown(page), **page.data}
     for table in page.tables:
         texts[f"tables/{table.name}.csv"] = table.to_csv()
         texts[f"tables/{table.name}.tex"] = table.to_latex()
         texts[f"tables/{table.name}.md"] = table.to_markdown()
-    texts["tables/hyperparameters.csv"] = hyperparameters_csv(study)  # the shared ones too, which the page sums up
+    # In these two the columns too that the page sums up in a caption.
+    texts["tables/hyperparameters.csv"] = hyperparameters_csv(page.study)
     if "tables/cost.csv" in texts:
-        texts["tables/cost.csv"] = cost_csv(study)  # likewise
-    return {**{path: text.encode("utf-8", errors="replace") for path, text in texts.items()}, **figures}
+        texts["tables/cost.csv"] = cost_csv(page.study)
+    return {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
 
 
 def _data_files(study: Study) -> dict[str, str]:

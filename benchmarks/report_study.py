@@ -11,6 +11,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def _make_run(study: Path, order: int, config: RunConfig, epochs: int) -> None:
     records = _epochs(rng, config, done, explodes=place == EXPLODING)
     if failure == "diverged" and records:
         records[-1] |= dict.fromkeys(("train_ppl", "val_ppl", "train_loss", "val_loss"))
+    write_json(run.job_file, {"backend": "slurm", "job_id": f"{order}", "attempt": 1}, sync=False)
+    write_json(run.worker_file(1), _worker(order, records), sync=False)
     write_text(run.metrics_file, "".join(json.dumps(record) + "\n" for record in records), sync=False)
     if failure:
         write_json(run.failure_file, {"kind": failure, "message": f"{failure} in epoch {done}"}, sync=False)
@@ -83,6 +86,23 @@ def _provenance(name: str, order: int) -> dict[str, Any]:
         "devices": ["NVIDIA H100 80GB HBM3"],
         "git": {"commit": "3f1c9a7be2d04586b1aa7733c5e0f98d21764b0e", "dirty": False},
         "versions": {"seqlm": "0.1.0", "python": "3.12.3", "torch": "2.13.0"},
+    }
+
+
+def _worker(order: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Runs go eight at once, each on a node of its own, for an hour and what their epochs take."""
+    started = datetime(2026, 3, 1, 9, tzinfo=UTC) + timedelta(hours=2.5 * (order // 8), seconds=order % 8)
+    seconds = records[-1]["elapsed_seconds"] + 20 if records else 15.0
+    return {
+        "host": f"node{order % 8:02d}",
+        "node": None,
+        "pid": 1000 + order,
+        "rank": 0,
+        "ranks": 1,
+        "device": "NVIDIA H100 80GB HBM3",
+        "gpu": "0",
+        "started_at": started.isoformat(timespec="seconds"),
+        "ended_at": (started + timedelta(seconds=seconds)).isoformat(timespec="seconds"),
     }
 
 

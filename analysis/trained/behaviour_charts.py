@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from analysis import look, units
 from analysis.axes import Mark, place_numbers
 from analysis.chart import Chart, Line, Panel, key_mark, run_mark
-from analysis.curve import NAME_LENGTH
+from analysis.curve import LABEL_LENGTH
 from analysis.trained.behaved import Behaved
 from analysis.trained.behaviour_files import Values
 from analysis.trained.curve_facts import rescaled
@@ -253,7 +253,7 @@ def _legend_columns(runs: Sequence[Behaved]) -> list[list[Line2D]]:
 
 
 def _label(run: Behaved) -> str:
-    name = run.name if len(run.name) <= NAME_LENGTH else run.name[: NAME_LENGTH - 1] + "…"
+    name = run.name if len(run.name) <= LABEL_LENGTH else run.name[: LABEL_LENGTH - 1] + "…"
     return f"{run.number}  {name}"
 
 
