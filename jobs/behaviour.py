@@ -10,7 +10,6 @@ another one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from jobs.spec import RunSpec
 from jobs.study import ObservedRun, observe_study, select_runs
 from seqlm.config import RunConfig
 from seqlm.errors import FileError
-from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, read_json, write_json
+from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, file_sha256, read_json, write_json
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
 """What flags can set."""
@@ -214,17 +213,7 @@ def _checksums() -> Callable[[Path], str | None]:
 
     def checksum(path: Path) -> str | None:
         if path not in known:
-            known[path] = _sha256(path)
+            known[path] = file_sha256(path)
         return known[path]
 
     return checksum
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -450,6 +451,21 @@ def _parse_lines(text: str) -> list[Any] | None:
 
 def _is_epoch(record: Any) -> bool:
     return isinstance(record, dict) and isinstance(record.get("epoch"), int) and "val_ppl" in record
+
+
+def file_sha256(path: Path) -> str | None:
+    """SHA-256 of a file's bytes, 64 hex digits; none where there is no file.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -17,11 +17,11 @@ from analysis.behaviour.measures import distinct, longest_copies, repetition, sh
 from analysis.behaviour.sampling import Sample, draw_samples, prompt_ids, rate_samples
 from analysis.behaviour.settings import Task
 from analysis.behaviour.step_losses import step_losses
-from analysis.behaviour.trained import Trained, file_sha256, load_trained
+from analysis.behaviour.trained import Trained, load_trained
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
 from seqlm.errors import SeqlmError
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.rundir import RunDirectory, file_sha256, write_json, write_json_lines
 from seqlm.training.checkpoint import require_text
 from seqlm.training.perplexity import perplexity
 
@@ -111,7 +111,7 @@ def record_behaviour(
 def _unfit_judge_sha256(study_dir: Path, judge: str | None) -> str | None:
     """The digest of a judge's file that could not be used: the same file would be of no more use tomorrow."""
     path = None if judge is None else RunDirectory(study_dir / judge).best_checkpoint
-    return None if path is None or not path.is_file() else file_sha256(path)
+    return None if path is None else file_sha256(path)
 
 
 def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from seqlm.config import RunConfig
-from seqlm.errors import CheckpointError, FileError
+from seqlm.errors import CheckpointError
 from seqlm.models import LanguageModel, build_model
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, file_sha256
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -63,23 +61,13 @@ def load_trained(run: RunDirectory) -> Trained:
         raise CheckpointError(f"{run.path} does not exist; valid is a finished run of this study")
     config = run.read_config()
     checkpoint = load_checkpoint(run.best_checkpoint, config.fingerprint())
+    sha256 = file_sha256(run.best_checkpoint)
+    if sha256 is None:
+        raise CheckpointError(f"{run.best_checkpoint} has vanished while it was read")
     slim: dict[str, Any] = {"optimizer": {}}
     return Trained(
         run=run,
         config=config,
         checkpoint=dataclasses.replace(checkpoint, **slim),
-        sha256=file_sha256(run.best_checkpoint),
+        sha256=sha256,
     )
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits.
-
-    Raises:
-        FileError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqlm.errors import FileError
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.rundir import RunDirectory, file_sha256, read_json
 
 VERSION = 1
 
@@ -97,7 +96,7 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
         if raw is None:
             return None, []
         samples, warnings = _read_samples(run.path / "samples.jsonl")
-        digest = _sha256(run.best_checkpoint)
+        digest = file_sha256(run.best_checkpoint)
     except FileError as error:
         return None, [str(error)]
     stale = digest not in (None, raw.get("checkpoint_sha256"))
@@ -226,14 +225,3 @@ def _values(value: Any, length: int) -> Values:
     if len(numbers) != length:
         raise ValueError(f"found {len(numbers)} values in place of {length}")
     return np.array(numbers, dtype=np.float64)
-
-
-def _sha256(path: Path) -> str | None:
-    """Digest of a file; none where there is none."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
