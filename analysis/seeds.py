@@ -90,21 +90,21 @@ class Setting:
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """The settings that have a finished run with a validation perplexity, by number."""
-    done = finished(runs)
-    found = []
-    for number, members in done.groupby("setting", sort=True):
-        rows: list[dict[Any, Any]] = members.sort_values("number").to_dict("records")
-        found.append(
-            Setting(
-                number=int(str(number)),
-                name=_without_seed(rows[0]["name"]) if len(rows) > 1 else rows[0]["name"],
-                arch=rows[0]["arch"],
-                optimizer=rows[0]["optimizer"],
-                runs=[row["number"] for row in rows],
-                val_ppl=interval([row["val_ppl"] for row in rows]),
-            )
+    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl"]
+    members: dict[int, list[dict[Any, Any]]] = {}
+    for row in finished(runs)[columns].sort_values("number").to_dict("records"):
+        members.setdefault(row["setting"], []).append(row)
+    return [
+        Setting(
+            number=number,
+            name=_without_seed(rows[0]["name"]) if len(rows) > 1 else rows[0]["name"],
+            arch=rows[0]["arch"],
+            optimizer=rows[0]["optimizer"],
+            runs=[row["number"] for row in rows],
+            val_ppl=interval([row["val_ppl"] for row in rows]),
         )
-    return found
+        for number, rows in sorted(members.items())
+    ]
 
 
 def _without_seed(name: str) -> str:
