@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis import look, units
+from analysis import look
 from analysis.chart import Chart, run_mark
+from analysis.kind_legend import kind_legend
 from analysis.published_numbers import Comparison
 
 DRAWN_FROM, MOST_DRAWN = 3, 60
@@ -81,18 +82,6 @@ def _draw(shown: list[Comparison]) -> tuple[Figure, bool]:
 
 
 def _add_legend(figure: Figure, shown: list[Comparison]) -> None:
-    archs = {c.run["arch"] for c in shown}
-    optimizers = {c.run["optimizer"] for c in shown}
-    handles = [
-        Line2D([], [], linestyle="", marker="o", color=colour, markersize=6, label=units.architecture(arch))
-        for arch, colour in look.ARCHITECTURE_COLOURS.items()
-        if arch in archs
-    ]
-    handles += [
-        Line2D([], [], linestyle="", marker=marker, color=look.MUTED, markersize=6, label=units.optimizer(key))
-        for key, (_, marker) in look.OPTIMIZER_STYLES.items()
-        if key in optimizers
-    ]
-    if any(c.replications for c in shown):
-        handles.append(Line2D([], [], color=look.MUTED, alpha=0.45, linewidth=7, label="replications"))
-    figure.legend(handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(0.02, 0.0), fontsize=8)
+    more = [Line2D([], [], color=look.MUTED, alpha=0.45, linewidth=7, label="replications")]
+    archs, optimizers = ({c.run[key] for c in shown} for key in ("arch", "optimizer"))
+    kind_legend(figure, archs, optimizers, more if any(c.replications for c in shown) else [], left=0.02)

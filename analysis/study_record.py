@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from seqlm.errors import FileError
-from seqlm.rundir import FINGERPRINT_DIGITS, read_json
-
-FILE = "study.json"
+from seqlm.rundir import FINGERPRINT_DIGITS, read_json, study_record_file
 
 Metric: TypeAlias = Literal[
     "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
@@ -76,7 +74,7 @@ class StudyRecord:
 def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
     """The record, and a warning where it is damaged; whatever can be read of it is kept."""
     try:
-        raw = read_json(study_dir / FILE)
+        raw = read_json(study_record_file(study_dir))
     except FileError as error:
         return StudyRecord(), [str(error)]
     if raw is None:

@@ -20,7 +20,7 @@ from jobs.spec import RunSpec
 from jobs.study import ObservedRun, observe_study, select_runs
 from seqlm.config import RunConfig
 from seqlm.errors import FileError
-from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, file_sha256, read_json, write_json
+from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, file_sha256, read_json, study_record_file, write_json
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
 """What flags can set."""
@@ -40,7 +40,7 @@ def listed_fingerprints(study_dir: Path) -> list[str]:
     Raises:
         FileError: the file is damaged.
     """
-    listed = (read_json(study_dir / "study.json") or {}).get("behaviour")
+    listed = (read_json(study_record_file(study_dir)) or {}).get("behaviour")
     return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
 
 

@@ -25,6 +25,7 @@ from seqlm.rundir import (
     make_directory,
     read_json,
     read_lock_holder,
+    study_record_file,
     write_json,
 )
 
@@ -62,7 +63,7 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
     for folder in folders:
-        if RunDirectory.any_in(folder) or (folder / "study.json").is_file():
+        if RunDirectory.any_in(folder) or study_record_file(folder).is_file():
             return folder
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
         folder = runs_dir / load_manifest(path).study

@@ -20,14 +20,9 @@ from jobs.spec import RunSpec
 from seqlm.config import DataConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
-from seqlm.rundir import read_json, write_json
+from seqlm.rundir import read_json, study_record_file, write_json
 
 VERSION = 1
-
-
-def study_file(study_dir: Path) -> Path:
-    """Written by launchers, which hold the study's lock."""
-    return study_dir / "study.json"
 
 
 def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> dict[str, Any]:
@@ -109,7 +104,7 @@ def write_record(
     Called with the study's lock held. The record is for the report, so it stops no launch: what is wrong with the
     file is told.
     """
-    path = study_file(study_dir)
+    path = study_record_file(study_dir)
     before: Mapping[str, Any] = {}
     try:
         before = read_json(path) or {}

@@ -331,6 +331,11 @@ class RunDirectory:
         return observed("pending", None)
 
 
+def study_record_file(study_dir: Path) -> Path:
+    """``study.json``: what the manifest says to the report; written by launchers, which hold the study's lock."""
+    return study_dir / "study.json"
+
+
 def slugify(name: str) -> str:
     """A name as a folder name: lower-case letters, digits, ``_``, ``.`` and ``-`` only, at most 80 characters.
 

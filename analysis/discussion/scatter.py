@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from analysis.axes import LOG_FROM, Mark, Scale, label_perplexity, place_numbers
 from analysis.chart import Chart, Line, Panel, run_mark
 from analysis.discussion.candidates import Candidate
 from analysis.discussion.words import first_few
+from analysis.kind_legend import kind_legend
 
 WIDTH_INCHES = 7.6
 MOST_NUMBERS = 40
@@ -242,20 +243,8 @@ def add_legend(
     figure: Figure, candidates: Sequence[Candidate], more: Sequence[Line2D], *, architectures: bool = True
 ) -> None:
     """Architectures by colour and optimizers by marker, those that there are."""
-    archs: set[Hashable] = {candidate.setting.arch for candidate in candidates} if architectures else set()
-    optimizers = {candidate.setting.optimizer for candidate in candidates}
-    handles = [
-        Line2D([], [], linestyle="", marker="o", color=colour, markersize=6, label=units.architecture(arch))
-        for arch, colour in look.ARCHITECTURE_COLOURS.items()
-        if arch in archs
-    ]
-    handles += [
-        Line2D([], [], linestyle="", marker=marker, color=look.MUTED, markersize=6, label=units.optimizer(key))
-        for key, (_, marker) in look.OPTIMIZER_STYLES.items()
-        if key in optimizers
-    ]
-    handles += more
-    figure.legend(handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(0.06, 0.0), fontsize=8)
+    archs = {candidate.setting.arch for candidate in candidates} if architectures else set()
+    kind_legend(figure, archs, {candidate.setting.optimizer for candidate in candidates}, more, left=0.06)
 
 
 def _key(value: str | None) -> str:

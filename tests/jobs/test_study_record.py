@@ -16,9 +16,9 @@ from jobs.estimate import Estimate, Throughput, estimate
 from jobs.launcher import LaunchOptions, preparing, resolve_specs
 from jobs.manifest import Manifest, load_manifest
 from jobs.spec import Resources, RunSpec
-from jobs.study_record import record_of, study_file, write_record
+from jobs.study_record import record_of, write_record
 from seqlm.data.corpus import corpus_facts
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.rundir import RunDirectory, study_record_file, write_json, write_json_lines
 from tests.training.studies import write_text
 
 TEXT = """
@@ -136,7 +136,7 @@ def written(folder: Path, todo: Sequence[Planned], seconds: float | None) -> dic
     folder.mkdir(exist_ok=True)
     write_record(folder, {"version": 1}, todo, lambda item: made(seconds), told.append)
     assert not told
-    estimates: dict[str, Any] = json.loads(study_file(folder).read_text())["estimates"]
+    estimates: dict[str, Any] = json.loads(study_record_file(folder).read_text())["estimates"]
     assert all(found.pop("at").endswith("+00:00") for found in estimates.values())
     return estimates
 
@@ -163,7 +163,7 @@ def test_an_estimate_without_a_time_gives_way_to_one_with_a_time_before_anything
 
 def test_where_nothing_has_changed_nothing_is_written(tmp_path: Path) -> None:
     todo = items(tmp_path)
-    file = study_file(tmp_path / "s")
+    file = study_record_file(tmp_path / "s")
     written(tmp_path / "s", todo, None)
     file.write_text(re.sub(r'"at": "\d+', '"at": "1999', file.read_text()))
     before = file.stat()
@@ -177,10 +177,10 @@ def test_where_nothing_has_changed_nothing_is_written(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: str) -> None:
     todo = items(tmp_path)
-    study_file(tmp_path).write_text(content)
+    study_record_file(tmp_path).write_text(content)
     told: list[str] = []
     write_record(tmp_path, {"version": 1}, todo, lambda item: made(1.0), told.append)
-    path = study_file(tmp_path)
+    path = study_record_file(tmp_path)
     assert told == [f"warning: {path} is damaged and is written anew; the estimates of earlier launches are lost"]
     assert len(json.loads(path.read_text())["estimates"]) == 2
 
@@ -188,12 +188,12 @@ def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: 
 def test_an_estimate_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
     (item,) = items(tmp_path, 1)
     (tmp_path / "s").mkdir()
-    write_json(study_file(tmp_path / "s"), {"version": 1, "estimates": {item.spec.fingerprint: 3}})
+    write_json(study_record_file(tmp_path / "s"), {"version": 1, "estimates": {item.spec.fingerprint: 3}})
     assert written(tmp_path / "s", [item], 1.0) == {item.spec.fingerprint: {"seconds": 1.0, **NUMBERS}}
 
 
 def test_a_file_that_cannot_be_written_stops_no_launch(tmp_path: Path) -> None:
-    study_file(tmp_path).mkdir()
+    study_record_file(tmp_path).mkdir()
     told: list[str] = []
     write_record(tmp_path, {"version": 1}, [], lambda item: made(1.0), told.append)
     assert len(told) == 2
@@ -224,7 +224,7 @@ def launched(folder: Path, chosen: slice, *, recorded: bool = True) -> list[RunD
 
 def test_a_launch_writes_what_plan_would_have_said_of_its_runs(tmp_path: Path) -> None:
     first, second = launched(tmp_path, slice(0, 2))
-    file = study_file(tmp_path / "runs" / "s")
+    file = study_record_file(tmp_path / "runs" / "s")
     record = json.loads(file.read_text())
     assert len(record["planned"]) == 4
     facts = corpus_facts(first.read_config().data, tmp_path / "text")
@@ -254,4 +254,4 @@ def test_a_launch_writes_what_plan_would_have_said_of_its_runs(tmp_path: Path) -
 
 def test_a_launch_without_a_manifest_leaves_the_record_alone(tmp_path: Path) -> None:
     launched(tmp_path, slice(0, 1), recorded=False)
-    assert not study_file(tmp_path / "runs" / "s").exists()
+    assert not study_record_file(tmp_path / "runs" / "s").exists()
