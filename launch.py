@@ -7,6 +7,7 @@ Nothing here imports torch, so that every command but the report answers at once
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -806,24 +807,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def _above_zero(text: str) -> float:
-    number = float(text)
-    if not (0 < number < math.inf):
-        raise ValueError
-    return number
+    return int(_checked(text, int, lambda number: number >= 0, "a whole number, 0 or more"))
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    return int(_checked(text, int, lambda number: number >= 1, "a whole number, 1 or more"))
+
+
+def _above_zero(text: str) -> float:
+    return _checked(text, float, lambda number: 0 < number < math.inf, "a number above 0")
+
+
+def _checked(text: str, kind: Callable[[str], float], is_valid: Callable[[float], bool], valid: str) -> float:
+    """A number of the command line; otherwise a line that says what would be right."""
+    with contextlib.suppress(ValueError):
+        if is_valid(number := kind(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"found {text}, valid is {valid}")
 
 
 if __name__ == "__main__":
