@@ -95,13 +95,8 @@ def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
     return Table(name="cost", title="What each run has cost", caption=CAPTION, columns=COLUMNS, rows=rows)
 
 
-def cost_csv(study: Study) -> str:
-    """All columns, those too that the page leaves out."""
-    return cost_table(study, costs_of(study.attempts)).to_csv()
-
-
 def shortened(table: Table) -> Table:
-    """The table without the columns in which all runs agree or that are empty."""
+    """The table without the columns in which all runs agree or that are empty; its CSV file keeps them."""
     shared: list[str] = []
     kept = []
     for place, column in enumerate(table.columns):
@@ -115,6 +110,7 @@ def shortened(table: Table) -> Table:
         caption=f"{table.caption} The same in every run: {', '.join(shared)}." if shared else table.caption,
         columns=[table.columns[place] for place in kept],
         rows=[replace(row, cells=[row.cells[place] for place in kept]) for row in table.rows],
+        full_csv=table.to_csv(),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cost import cost_csv, cost_section
+from analysis.cost import cost_section
 from analysis.coverage import coverage
 from analysis.curves import curve_blocks
 from analysis.discussion import discussion_section
@@ -22,7 +22,7 @@ from analysis.open_runs import open_runs
 from analysis.page import Page, page_of, render_html, render_markdown
 from analysis.published import published_section
 from analysis.section import Prose, Section
-from analysis.tables import hyperparameters_csv, hyperparameters_table, results_table, settings_table
+from analysis.tables import hyperparameters_table, results_table, settings_table
 from analysis.trained.behaved import behaved_runs
 from analysis.trained.behaviour_section import behaviour_section, samples_appendix
 from analysis.trained.behaviour_tables import behaviour_data
@@ -105,13 +105,9 @@ def page_files(page: Page, figures: dict[str, bytes], refresh_seconds: int | Non
     inline = {chart.name: inline_svg(figures[f"figures/{chart.name}.svg"], chart.name) for chart in page.charts}
     texts = {"index.html": render_html(page, inline, refresh_seconds), "report.md": render_markdown(page), **page.data}
     for table in page.tables:
-        texts[f"tables/{table.name}.csv"] = table.to_csv()
+        texts[f"tables/{table.name}.csv"] = table.csv_file()
         texts[f"tables/{table.name}.tex"] = table.to_latex()
         texts[f"tables/{table.name}.md"] = table.to_markdown()
-    # In these two the columns too that the page sums up in a caption.
-    texts["tables/hyperparameters.csv"] = hyperparameters_csv(page.study)
-    if "tables/cost.csv" in texts:
-        texts["tables/cost.csv"] = cost_csv(page.study)
     return {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
 
 

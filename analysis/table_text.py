@@ -62,6 +62,12 @@ class Table:
     rows: list[Row] = field(default_factory=list)
     code_title: str | None = None
     """What the lines of code are, for a table that has them."""
+    full_csv: str | None = None
+    """The content of the CSV file, for a table whose page leaves out or sums up some of its columns."""
+
+    def csv_file(self) -> str:
+        """What the table's CSV file holds."""
+        return self.to_csv() if self.full_csv is None else self.full_csv
 
     def to_csv(self) -> str:
         """Full precision, empty cells for missing values, no lines of code."""

@@ -201,6 +201,7 @@ def hyperparameters_table(study: Study) -> Table:
         columns=columns,
         rows=rows,
         code_title="Command",
+        full_csv=hyperparameters_csv(study),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from analysis.chart import Chart
-from analysis.cost import cost_csv, cost_section
+from analysis.cost import cost_section
 from analysis.load import load_study
 from analysis.section import Points, Prose, Section
 from analysis.timeline import Bar, lanes_of, pack, timeline_chart, utilisation
@@ -69,7 +69,7 @@ def test_columns_in_which_all_runs_agree_stand_in_the_caption_and_in_the_csv_fil
     assert "core_hours" in keys
     assert table.caption.endswith("The same in every run: Backend = local, Device = AMD EPYC, Ranks = 1.")
     assert all(len(row.cells) == len(keys) for row in table.rows)
-    header, first, _ = cost_csv(study).splitlines()
+    header, first, _ = table.csv_file().splitlines()
     assert dict(zip(header.split(","), first.split(","), strict=True))["device"] == "AMD EPYC"
 
 
