@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report_study import make_study
-from jobs.code_snapshot import live_code
-from seqlm.machine import cpu_count, cpu_model
+from benchmarks.results import circumstances
 from seqlm.rundir import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,15 +32,11 @@ def main() -> int:
     if options.parts is not None:
         print(json.dumps(parts(options.parts)))
         return 0
-    code = live_code()
     words = f"--runs {options.runs} --epochs {options.epochs} --repeats {options.repeats}"
     record: dict[str, Any] = {
         "benchmark": "report",
         "command": f"python -m benchmarks.report {words}",
-        "commit": code.commit,
-        "dirty": code.dirty,
-        "processor": cpu_model(),
-        "cores": cpu_count(),
+        **circumstances(),
         "runs": options.runs,
         "epochs": options.epochs,
         "load_average_before": [round(load, 2) for load in os.getloadavg()],
