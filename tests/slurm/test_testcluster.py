@@ -132,7 +132,7 @@ def test_a_restarted_controller_keeps_its_jobs(cluster: LoopbackCluster, tmp_pat
     cluster.start_controller()
     assert state(cluster, job) in ("RUNNING", "COMPLETING", "COMPLETED")
     until(lambda: (tmp_path / "log").exists())
-    assert submit(cluster, tmp_path, "true") > job
+    assert int(submit(cluster, tmp_path, "true")) > int(job)
 
 
 def test_a_killed_node_is_noticed_and_comes_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
