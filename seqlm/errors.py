@@ -9,7 +9,8 @@
     │   ├── CheckpointError         a checkpoint is truncated, foreign, or of another run
     │   ├── DivergedError           the loss or the gradient is not a finite number
     │   ├── CanaryError             the short trial of a run has failed, so that its grid has not started
-    │   └── RunBusyError            another live worker or launcher owns the files
+    │   ├── RunBusyError            another live worker or launcher owns the files
+    │   └── LeaseLostError          another worker has taken the run over while this one gave no sign of life
     ├── FileError                   a file cannot be read or written: full disk, read-only folder (exit code 1)
     └── BackendError                the backend cannot be reached or cannot do it (exit code 3)
 
@@ -72,6 +73,10 @@ class CanaryError(RunError):
 
 class RunBusyError(RunError):
     """Another live process owns this run or this study."""
+
+
+class LeaseLostError(RunError):
+    """This worker was taken for dead and another has taken its run over: it must not change a file of it any more."""
 
 
 class FileError(SeqlmError):

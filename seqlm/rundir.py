@@ -27,7 +27,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -37,6 +37,14 @@ from seqlm.errors import ConfigError, FileError, RunBusyError
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
+
+Guard: TypeAlias = Callable[[], None]
+"""Asked right before a new file takes its place; raises where the run belongs to somebody else by now."""
+
+
+def unguarded() -> None:
+    """The guard of files that have one writer anyway."""
+
 
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
@@ -287,10 +295,11 @@ class RunDirectory:
                 warnings.append(f"{self.metrics_file}: line {number} is cut or damaged and was left out")
         return epochs, warnings
 
-    def write_failure_once(self, failure: Mapping[str, Any]) -> None:
+    def write_failure_once(self, failure: Mapping[str, Any], *, guard: Guard = unguarded) -> None:
         """Write ``failure.json`` unless one stands there: the first cause is not covered by what followed from it."""
         with contextlib.suppress(FileExistsError), _beside(self.failure_file) as temporary:
             temporary.write_text(_dump(failure), "utf-8")
+            guard()
             os.link(temporary, self.failure_file)
 
     def is_cancelled(self) -> bool:
@@ -358,10 +367,11 @@ def make_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Iterator[Path]:
     """Write beside ``path``, flush to disk, then put the new file in its place in one step.
 
-    Without ``sync`` it is not flushed: for what a crash of the machine makes worthless anyway.
+    Without ``sync`` it is not flushed: for what a crash of the machine makes worthless anyway. ``guard`` is asked when
+    all is written, right before the new file takes its place; what it raises leaves the old one there.
 
     Yields the temporary path to write to. Whoever reads ``path`` sees the old file or the new one, never a part;
     when anything goes wrong the old file stays.
@@ -374,7 +384,12 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
         if sync:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-        temporary.replace(path)
+        guard()
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:
+            guard()  # a new owner sweeps the temporary files of the one before: then this is how that one learns of it
+            raise
         if sync:
             _sync_directory(path.parent)
 
@@ -408,21 +423,21 @@ def _sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+def write_text(path: Path, text: str, *, sync: bool = True, guard: Guard = unguarded) -> None:
     """Write a text file in one step."""
-    with replacing(path, sync=sync) as temporary:
+    with replacing(path, sync=sync, guard=guard) as temporary:
         temporary.write_text(text, "utf-8")
 
 
-def write_json(path: Path, data: Any, *, sync: bool = True) -> None:
+def write_json(path: Path, data: Any, *, sync: bool = True, guard: Guard = unguarded) -> None:
     """Write a JSON file in one step; NaN and infinities become null, since JSON has none."""
-    write_text(path, _dump(data), sync=sync)
+    write_text(path, _dump(data), sync=sync, guard=guard)
 
 
-def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
+def write_json_lines(path: Path, records: list[dict[str, Any]], *, guard: Guard = unguarded) -> None:
     """Write one JSON object per line, the whole file in one step."""
     lines = [json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
-    write_text(path, "".join(lines))
+    write_text(path, "".join(lines), guard=guard)
 
 
 def _dump(data: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seqlm.errors import FileError, RunBusyError
+from seqlm.errors import FileError, LeaseLostError, RunBusyError
 from seqlm.rundir import (
     RunDirectory,
     exclusive_lock,
@@ -47,6 +47,42 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
         fail_half_way()
     assert read_json(path) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_guard_is_asked_when_all_is_written_and_keeps_the_old_file_where_it_refuses(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write_json(run.result_file, {"a": 1})
+    write_json_lines(run.metrics_file, [{"epoch": 0}])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    beside = []
+
+    def refuse() -> None:
+        beside.extend(path.stat().st_size for path in tmp_path.glob(".*.tmp"))
+        raise LeaseLostError("taken over")
+
+    with pytest.raises(LeaseLostError):
+        write_json(run.result_file, {"a": 2}, guard=refuse)
+    with pytest.raises(LeaseLostError):
+        write_json_lines(run.metrics_file, [], guard=refuse)
+    with pytest.raises(LeaseLostError):
+        run.write_failure_once({"kind": "code"}, guard=refuse)
+    assert beside == [len('{\n "a": 2\n}\n'), 0, len('{\n "kind": "code"\n}\n')]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_writer_whose_temporary_file_was_swept_away_asks_its_guard_why(tmp_path: Path) -> None:
+    asked = []
+
+    def lost_meanwhile() -> None:
+        asked.append(len(asked))
+        if len(asked) > 1:
+            raise LeaseLostError("taken over")
+        (beside,) = tmp_path.glob(".*.tmp")
+        beside.unlink()  # by the new owner, between the question and the renaming
+
+    with pytest.raises(LeaseLostError):
+        write_json(tmp_path / "result.json", {}, guard=lost_meanwhile)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
