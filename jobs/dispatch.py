@@ -271,7 +271,7 @@ class Dispatcher:
             self._on_event(Event(kind="ended", planned=item, observation=observation))
             return
         put_failure_aside(run)
-        action: Action = "resume" if run.last_checkpoint.exists() else "start"
+        action: Action = "resume" if run.has_checkpoint() else "start"
         self._planned[run.id] = replace(item, action=action, reason=None, observation=observation)
         self._queue.put_back(replace(job.waiting, not_before=time.monotonic() + delay))
         self._show_queue(at_once=True)

@@ -118,7 +118,7 @@ def plan_runs(
         observation = observe_run(run, work)
         if is_stale is not None and observation.state in ("done", "failed", "cancelled") and is_stale(run):
             observation = replace(observation, state="pending", reason=None, kind=None)
-        has_checkpoint = run.last_checkpoint.exists()
+        has_checkpoint = run.has_checkpoint()
         planned.append(plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry))
     return planned
 

@@ -6,7 +6,8 @@
     │   ├── ManifestError           a manifest: the file itself, or any entry in it
     │   └── DataError               a corpus: missing, empty, damaged, too small, unknown word
     ├── RunError                    one run cannot go on (exit code 1)
-    │   ├── CheckpointError         a checkpoint is truncated, foreign, or of another run
+    │   ├── CheckpointError         a checkpoint is missing, of another run, or of another text
+    │   │   └── DamagedError        a checkpoint is truncated or changed, or none of ours
     │   ├── DivergedError           the loss or the gradient is not a finite number
     │   ├── CanaryError             the short trial of a run has failed, so that its grid has not started
     │   ├── RunBusyError            another live worker or launcher owns the files
@@ -60,7 +61,11 @@ class RunError(SeqlmError):
 
 
 class CheckpointError(RunError):
-    """A checkpoint is truncated, not ours, or belongs to another run."""
+    """A checkpoint cannot be used: it is missing, or belongs to another run or another text."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is truncated, its bytes have changed, or it is none of ours: an older one may do instead."""
 
 
 class DivergedError(RunError):
@@ -76,7 +81,7 @@ class RunBusyError(RunError):
 
 
 class LeaseLostError(RunError):
-    """This worker was taken for dead and another has taken its run over: it must not change a file of it any more."""
+    """A worker was taken for dead and another has its run now: it must not change a file of it any more."""
 
 
 class FileError(SeqlmError):

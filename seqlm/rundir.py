@@ -124,6 +124,16 @@ class RunDirectory:
         return self.path / "checkpoints" / "last.pt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before :attr:`last_checkpoint`, for when that one turns out to be damaged."""
+        return self.path / "checkpoints" / "previous.pt"
+
+    @property
+    def position_file(self) -> Path:
+        """Which epoch and step :attr:`last_checkpoint` holds, for who does not read tensors."""
+        return self.path / "checkpoints" / "position.json"
+
+    @property
     def best_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "best.pt"
 
@@ -262,6 +272,10 @@ class RunDirectory:
 
     def read_canary(self) -> dict[str, Any] | None:
         return read_json(self.canary_file)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.last_checkpoint.exists() or self.previous_checkpoint.exists()
 
     def read_failure(self) -> dict[str, Any] | None:
         return read_json(self.failure_file)

@@ -7,6 +7,7 @@ import datetime
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,6 +50,26 @@ class Rank:
         values = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
         values[self.index] = value
         return int(self.sum(values).max())
+
+    def any(self, wish: bool) -> bool:
+        """Whether any rank wishes so; the same answer on every rank."""
+        return bool(self.highest(int(wish))) if self.world_size > 1 else wish
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gives, in their order: tensors on the CPU and plain data."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)  # gather_object is not there with NCCL
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """What the first rank gives, plain data, on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -14,15 +16,22 @@ from seqlm.training.perplexity import TokenLoss
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, state: Tensor, columns: Int[Tensor, "length batch"], seq_len: int, rank: Rank
+    model: LanguageModel,
+    state: Tensor,
+    columns: Int[Tensor, "length batch"],
+    seq_len: int,
+    rank: Rank,
+    before_window: Callable[[int], None] = lambda number: None,
 ) -> TokenLoss:
     """The loss over all windows of this run's columns, without dropout, summed over the ranks.
 
     The recurrent state starts as ``state`` (zero in the study's protocol) and is carried from window to window.
+    ``before_window`` is told the number of each, from 0; what it raises ends the evaluation.
     """
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=columns.device)
-    for inputs, targets in windows(columns, seq_len):
+    for number, (inputs, targets) in enumerate(windows(columns, seq_len)):
+        before_window(number)
         loss_nats, state = model.loss(inputs, targets, state)
         total[0] += loss_nats
         total[1] += targets.numel()

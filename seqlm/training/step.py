@@ -8,6 +8,7 @@ launch; on a CPU or with several ranks the same lines run each time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import final
 
@@ -76,17 +77,35 @@ class TrainingStep:
             )
         self._capture = _Capture(self._eager) if capture else None
 
-    def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Tensor) -> StepResult:
-        """Forward, backward, clip, update."""
+    def __call__(
+        self,
+        inputs: Int[Tensor, "T B"],
+        targets: Int[Tensor, "T B"],
+        state: Tensor,
+        until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> StepResult:
+        """Forward, backward, clip, update.
+
+        Until the update nothing has changed but the device's generator and the gradients, which no step looks at
+        again: who leaves by an exception in ``until_update``, a context around that part, can begin the step anew. A
+        captured step has no such part.
+        """
         if self._capture is not None:
             return self._capture(inputs, targets, state)
-        return self._eager(inputs, targets, state)
+        return self._eager(inputs, targets, state, until_update)
 
-    def _eager(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Tensor) -> StepResult:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_nats, state = self._objective(inputs, targets, state)
-        (loss_nats * self.scale).backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
+    def _eager(
+        self,
+        inputs: Int[Tensor, "T B"],
+        targets: Int[Tensor, "T B"],
+        state: Tensor,
+        until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> StepResult:
+        with until_update():
+            self.optimizer.zero_grad(set_to_none=True)
+            loss_nats, state = self._objective(inputs, targets, state)
+            (loss_nats * self.scale).backward()
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
         loss_nats = loss_nats.detach()
         # Fused optimizers leave all parameters alone where this is 1; GradScaler of torch.amp uses it the same way.
         self.optimizer.found_inf = (~torch.isfinite(loss_nats + norm)).float()  # type: ignore[attr-defined]

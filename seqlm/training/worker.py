@@ -9,25 +9,32 @@ differs between ranks and machines comes from the environment:
     SEQLM_DATA                      folder or zip of the corpus
     SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
+    SEQLM_CHECKPOINT_MINUTES        how often the state is saved within an epoch (default: 10)
+    SEQLM_DETERMINISTIC             1: operations whose results do not vary from one time to the next, on a GPU too
     SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
 Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
-75 another worker is at it, 143 stopped by SIGTERM or SIGINT.
+75 another worker is at it, 143 stopped by SIGTERM, SIGINT or SIGUSR2, and saved.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from seqlm.data.corpus import load_corpus
-from seqlm.errors import SeqlmError
+from seqlm.errors import SeqlmError, UsageError
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import process_group, rank_from_environment
-from seqlm.training.trainer import Trainer
+from seqlm.training.trainer import CHECKPOINT_MINUTES, Trainer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,22 +50,40 @@ def main(argv: list[str] | None = None) -> int:
         rank = rank_from_environment(os.environ)
         steps = canary_steps(run, os.environ)
         config = run.read_config()
+        minutes = checkpoint_minutes(os.environ)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     attempt = attempt_number(run, os.environ)
+    if os.environ.get("SEQLM_DETERMINISTIC") == "1":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+        torch.use_deterministic_algorithms(True)
 
     def train() -> None:
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
         with process_group(rank):
-            trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received)
+            trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, stop=stop, checkpoint_minutes=minutes)
             if steps is None:
                 trainer.train()
             else:
                 run_canary(trainer, steps)
 
     return make_attempt(run, rank, attempt, stop, train)
+
+
+def checkpoint_minutes(env: Mapping[str, str]) -> float:
+    """How often the state is saved within an epoch.
+
+    Raises:
+        UsageError: the variable is no number above 0.
+    """
+    text = env.get("SEQLM_CHECKPOINT_MINUTES") or str(CHECKPOINT_MINUTES)
+    with contextlib.suppress(ValueError):
+        minutes = float(text)
+        if minutes > 0 and math.isfinite(minutes):
+            return minutes
+    raise UsageError(f'SEQLM_CHECKPOINT_MINUTES: found "{text}", valid is a number of minutes above 0')
 
 
 if __name__ == "__main__":

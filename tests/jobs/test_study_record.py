@@ -125,7 +125,7 @@ def made(seconds: float | None) -> Estimate:
         flops_per_token=6,
         memory_bytes=5,
         measured_memory_bytes=None,
-        checkpoint_bytes=4,
+        disk_bytes=4,
         seconds=seconds,
     )
 
