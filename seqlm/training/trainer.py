@@ -55,6 +55,7 @@ class Trainer:
         *,
         rank: Rank,
         attempt: int,
+        micro_batches: int = 1,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config = config
@@ -62,6 +63,7 @@ class Trainer:
         self.run = run
         self.rank = rank
         self.attempt = attempt
+        self.micro_batches = micro_batches
         self.should_stop = should_stop
         train = config.train
         for split, tokens in corpus.tokens.items():
@@ -84,6 +86,7 @@ class Trainer:
             tokens_per_step=self._tokens_per_step,
             rank=rank,
             capture=rank.device.type == "cuda" and rank.world_size == 1,
+            micro_batches=micro_batches,
         )
         self.history: list[dict[str, Any]] = []
         self.progress = Progress(
@@ -133,7 +136,8 @@ class Trainer:
             self._read(results)  # waits for the device
             seconds.append(time.perf_counter() - started)
         columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
-        valid = evaluate(self.model, self._initial_state("valid"), columns, train.seq_len, self.rank)
+        state = self._initial_state("valid")
+        valid = evaluate(self.model, state, columns, train.seq_len, self.rank, self.micro_batches)
         if not math.isfinite(valid.mean):
             raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
         return seconds
@@ -205,7 +209,8 @@ class Trainer:
     def evaluate(self, split: str) -> TokenLoss:
         """The loss on ``valid`` or ``test`` with the present parameters, dropout off, state zero at the start."""
         state = self._initial_state(split)
-        return evaluate(self.model, state, self._columns[split], self.config.train.seq_len, self.rank)
+        columns, seq_len = self._columns[split], self.config.train.seq_len
+        return evaluate(self.model, state, columns, seq_len, self.rank, self.micro_batches)
 
     def _initial_state(self, split: str) -> Tensor:
         return self.model.initial_state(self._columns[split].shape[1])
@@ -260,6 +265,7 @@ class Trainer:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "elapsed_seconds": final["elapsed_seconds"],
             "attempt": self.attempt,
+            "micro_batches": self.micro_batches,
             "corpus_sha256": self.corpus.sha256,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
