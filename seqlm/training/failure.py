@@ -61,8 +61,8 @@ def is_storage_failure(error: BaseException) -> bool:
 def failure_kind(error: BaseException) -> FailureKind:
     """The kind of a failure: ``diverged``, ``oom``, ``node``, ``preempted`` or ``code``.
 
-    ``node`` is what the run is not to blame for: its disk or GPU failed, or it lost its other ranks. Only what libraries
-    say is looked at for words, never an error of ours, nor one such as a KeyError, whose text may be anything.
+    ``node`` is what the run is not to blame for: its disk or GPU failed, or it lost its other ranks. Words are looked
+    for in what libraries say, never in an error of ours, nor in one such as a KeyError, whose text may be anything.
     """
     if isinstance(error, DivergedError):
         return "diverged"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.policy import Policy
 from jobs.spec import Resources
 from jobs.study import write_jobs
 from seqlm.errors import BackendError
@@ -50,6 +51,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(task, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(task, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(task, "REQUEUE_TRIES", 1)
+    monkeypatch.setattr(task, "GRACE_SECONDS", 0.05)
     return folder
 
 
@@ -72,7 +74,7 @@ def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: 
         "argv": ("-S", "-c", program),
         "code": Path.cwd(),
         "resources": Resources(cpus=1, gpus=0),
-        "retries": 2,
+        "policy": Policy(without_progress=2),
         "timeout_min": 10,
         "signal_before_s": 60,
     }
@@ -173,7 +175,7 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
     assert calls(room) == ["requeue 77_1"] * 2
     failure = run.read_failure() or {}
     assert failure["kind"] == "timeout"
-    assert failure["message"].endswith("3 times without finishing an epoch in between")
+    assert failure["message"].endswith("after 2 retries in a row without progress")
 
 
 def test_an_epoch_in_between_counts_as_progress(tmp_path: Path, room: Path) -> None:
