@@ -772,7 +772,8 @@ def test_excludes_hold_as_written_whatever_is_set(tmp_path: Path) -> None:
 
 WRONG_SETS = {
     "train.epcohs=2": f'unknown key "train.epcohs"; did you mean "train.epochs"? ({IN_TRAIN})',
-    "lr=2": 'unknown key "lr"; did you mean "optim.lr"? (valid: model, data, optim, train, seed, resources, policy, study)',
+    "lr=2": 'unknown key "lr"; did you mean "optim.lr"? '
+    "(valid: model, data, optim, train, seed, resources, policy, study)",
     "train.epochs": "valid is KEY=VALUE, for example --set train.epochs=2",
     "=2": "valid is KEY=VALUE, for example --set train.epochs=2",
     "train.epochs=": 'train.epochs: found "", valid is a whole number',
