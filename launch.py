@@ -45,6 +45,7 @@ from jobs.launcher import (
 )
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
+from jobs.policy import kept_policy
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import (
@@ -219,7 +220,7 @@ def _run(options: argparse.Namespace) -> tuple[Any, int]:
         paths = ["--data", str(options.data)] if options.data else []
         return ["python", "launch.py", "run", options.manifest, "--only", f"name={spec.name}", *changes, *paths]
 
-    settings = LaunchOptions(study_dir=study_dir, record=record_of(manifest, specs, data))
+    settings = LaunchOptions(study_dir=study_dir, record=record_of(manifest, specs, data), policy=manifest.policy)
     return _launch(options, specs, settings, choice, data_path=lambda spec: data, command=command)
 
 
@@ -247,7 +248,8 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
 
     specs = [run.to_spec() for run in chosen]
     choice = _choice(None, options, last=_last_backend(chosen))
-    settings = LaunchOptions(study_dir=study_dir, retry=True)
+    policy = kept_policy(study_dir, lambda line: print(line, file=sys.stderr))
+    settings = LaunchOptions(study_dir=study_dir, retry=True, policy=policy)
     return _launch(options, specs, settings, choice, data_path=data_path, command=command)
 
 
@@ -294,7 +296,7 @@ def _launch(
     settings = replace(
         settings,
         max_parallel=choice.max_parallel,
-        retries=choice.retries,
+        policy=settings.policy.with_retries(choice.retries),
         env=choice.env,
         canary=options.canary,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
@@ -350,7 +352,8 @@ def _launch_on_slurm(
                 print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
         arrays: list[str] = []
         if prepared.code is not None:
-            arrays = slurm_backend.submit(prepared, study_dir, site.settings, table)
+            policy = settings.policy.with_retries(site.settings.retries)
+            arrays = slurm_backend.submit(prepared, study_dir, site.settings, table, policy)
             if options.then_report:
                 report = slurm_backend.submit_report(
                     study_dir, arrays, site.settings, prepared.code, behaviour=options.behaviour
@@ -377,7 +380,7 @@ def _site(choice: BackendChoice) -> Site:
     """Where runs would go."""
     if choice.name == "slurm":
         settings = read_settings(choice.table, where=choice.where, environ=os.environ)
-        retries = settings.retries if choice.retries_given is None else choice.retries_given
+        retries = settings.retries if choice.retries is None else choice.retries
         limit = choice.max_parallel or settings.max_parallel
         return slurm_backend.SlurmSite(replace(settings, max_parallel=limit, retries=retries))
     return choice.make()
@@ -486,7 +489,7 @@ def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
     data, code = _launch(
         options,
         wanted.specs,
-        wanted.options(),
+        wanted.options(lambda line: print(line, file=sys.stderr)),
         _choice(None, options, last=_last_backend([job.run for job in wanted.jobs])),
         data_path=functools.partial(wanted.data_path, flag=options.data),
         command=wanted.command,
@@ -726,7 +729,7 @@ def parser() -> argparse.ArgumentParser:
     placing.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
     leaving = _Parser(add_help=False, parents=[placing])
     leaving.add_argument(
-        "--retries", type=_whole, metavar="N", help="times a run that lost its node is tried again (default: 3)"
+        "--retries", type=_whole, metavar="N", help="retries in a row without progress (default: the policy's, 10)"
     )
     leaving.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
     leaving.add_argument(
@@ -777,7 +780,9 @@ def parser() -> argparse.ArgumentParser:
     command("cancel", _cancel, "stop runs that are not over", study, filters)
     retry = command("retry", _retry, "launch failed and cancelled runs again", study, filters, data, launching)
     kinds = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
-    retry.add_argument("--kind", action="append", choices=kinds, help="only failures of this kind")
+    retry.add_argument(
+        "--kind", action="append", choices=kinds, help="only failures of this kind; several times: of these"
+    )
     behaviour = command("behaviour", _behaviour, "compute what trained models do", study, filters, data, leaving)
     behaviour.add_argument("--window", type=_positive, metavar="N", help="tokens of context (default: 2 seq_len)")
     behaviour.add_argument("--samples", type=_positive, metavar="N", help="texts of each length (default: 10)")

@@ -13,6 +13,7 @@ from jobs.behaviour import BehaviourJob, find_jobs, jobs_dir
 from jobs.dispatch import Event, Planned
 from jobs.launcher import LaunchOptions, find_data, launch
 from jobs.local_backend import LocalBackend
+from jobs.policy import kept_policy
 from jobs.spec import RunSpec
 from jobs.study import at_work, observe_run, study_name
 from jobs.terminal import Progress, launch_progress
@@ -89,7 +90,7 @@ class BehaviourLaunch:
         """What there is to launch."""
         return [job.spec() for job in self.jobs if job.folder.id in self.computed]
 
-    def options(self) -> LaunchOptions:
+    def options(self, tell: Callable[[str], None] = lambda line: None) -> LaunchOptions:
         """What is different in a launch of these jobs from one of runs."""
         jobs = {job.folder.id: job for job in self.jobs}
         return LaunchOptions(
@@ -101,6 +102,7 @@ class BehaviourLaunch:
             is_stale=lambda run: self._is_wanted(jobs[run.id]),
             prepare=lambda run: jobs[run.id].prepare(self._settings(jobs[run.id])),
             canary=False,
+            policy=replace(kept_policy(self.study_dir, tell), oom=0),  # its steps are not made of micro-batches
         )
 
     def data_path(self, spec: RunSpec, *, flag: Path | None = None) -> Path | None:

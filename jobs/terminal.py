@@ -121,6 +121,8 @@ class LaunchProgress(Progress):
 
 def _cause(observation: Observation) -> str:
     match observation.kind:
+        case "oom":
+            return "was short of memory (smaller micro-batches)"
         case "preempted":
             return "was preempted"
         case "timeout":

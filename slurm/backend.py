@@ -20,9 +20,11 @@ from typing import Any, final
 from jobs.backend import Site
 from jobs.capacity import Capacity, Node
 from jobs.code_snapshot import Code, live_code
-from jobs.dispatch import Planned, put_failure_aside
+from jobs.dispatch import Planned
 from jobs.launcher import TRAINING, Prepared, work_left
+from jobs.policy import Policy
 from jobs.queue import Waiting, places
+from jobs.retry import put_failure_aside
 from jobs.scheduler import parents
 from jobs.spec import Resources, RunSpec
 from jobs.study import ObservedRun, read_jobs, write_jobs
@@ -85,7 +87,9 @@ def in_queue_order(prepared: Prepared) -> list[Planned]:
     return sorted(prepared.todo, key=lambda item: place[item.run.id])
 
 
-def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: Mapping[str, Any]) -> list[str]:
+def submit(
+    prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: Mapping[str, Any], policy: Policy
+) -> list[str]:
     """Submit what is to be done; returns the ids of the job arrays. Called with the study's lock held.
 
     ``table`` is the manifest's ``[backend.slurm]``, kept for who submits these runs again without a manifest.
@@ -102,6 +106,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
         code=prepared.code,
         paths=prepared.paths,
         worker=prepared.worker,
+        policy=policy,
     )
     make_directory(study_dir / "slurm")
     write_json(_table_file(study_dir), dict(table))
@@ -111,7 +116,8 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
     for batch, parallelism in zip(found, shares(found, settings.max_parallel), strict=True):
         items = [item for runs in batch.jobs for item in runs]
         for item in items:
-            put_failure_aside(item.run)  # before the job can start: it takes a failure for the run's last word
+            # Before the job can start: it takes a failure for the run's last word.
+            put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
         folder = _new_folder(study_dir)
         # Before the jobs can start: they look whether their runs are theirs.
         write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))

@@ -63,8 +63,8 @@ class SlurmSettings:
     """Command that starts Python in a job, such as a container's; none: the Python that launches."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
-    retries: int = 3
-    """How often a run that lost its node or its time is tried again without an epoch in between."""
+    retries: int | None = None
+    """Goes before ``without_progress`` of the study's policy; none: nothing does."""
     max_parallel: int | None = None
     """Most jobs of a study at once; none: as many as the cluster grants."""
     sbatch: Mapping[str, str | int | float | bool] = field(default_factory=dict)

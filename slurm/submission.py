@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jobs.code_snapshot import Code
-from jobs.dispatch import KEEP_MEMORY, Planned
+from jobs.dispatch import Planned, worker_variables
+from jobs.micro_batches import micro_batches
+from jobs.policy import Policy
 from jobs.spec import Resources
 from jobs.study import study_name
 from seqlm.errors import BackendError
@@ -62,6 +64,8 @@ class Submitter:
     """Corpus of each run, by run id."""
     worker: str
     """The module that does the work."""
+    policy: Policy = field(default_factory=Policy)
+    """What jobs do about failures."""
 
     def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int) -> list[str]:
         """Submit one array; returns the id of each of its jobs. ``folder`` is its own and new.
@@ -146,13 +150,13 @@ class Submitter:
             argv=worker_argv(self.worker),
             code=self.code.path.absolute(),
             resources=batch.resources,
-            retries=self.settings.retries,
+            policy=self.policy,
             timeout_min=self.settings.timeout_min,
             signal_before_s=self.settings.signal_before_s,
         )
 
     def _env(self, item: Planned) -> dict[str, str]:
-        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **KEEP_MEMORY}
+        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **worker_variables(self.policy)}
         data = self.paths.get(item.run.id)
         if data is not None:
             env["SEQLM_DATA"] = str(data.absolute())
@@ -181,6 +185,7 @@ def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str,
                 "launcher": None,
                 "resources": batch.resources.to_dict(),
                 "attempt": attempts[item.run.id],
+                "micro_batches": micro_batches(item.run, item.spec.config.train.batch_size, batch.resources.ranks),
                 "argv": [*worker_argv(worker), str(item.run.path.absolute())],
                 "code": str(code.path),
                 "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),

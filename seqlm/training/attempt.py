@@ -145,6 +145,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int) -> Iterator[None]:
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
+        "micro_batches": int(os.environ.get("SEQLM_MICRO_BATCHES") or 1),
         "code": str(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,

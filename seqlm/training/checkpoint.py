@@ -48,6 +48,8 @@ class Position:
     """Type of their devices, whose generators these are: cpu or cuda."""
     threads: int = 0
     """Threads of each rank: sums on a CPU are rounded in an order that follows from them."""
+    micro_batches: int = 0
+    """Parts of each rank's columns in a step."""
 
 
 @dataclass(frozen=True, kw_only=True)

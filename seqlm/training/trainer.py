@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
@@ -60,6 +61,7 @@ class Trainer:
         run: where its files are.
         rank: this process.
         attempt: its number.
+        micro_batches: parts in which a step takes the rank's columns.
         stop: asked before each step. One rank on a CPU is even interrupted within a step, which is begun anew later;
             several stop after the same step.
         checkpoint_minutes: how often the state is saved within an epoch.
@@ -77,6 +79,7 @@ class Trainer:
         *,
         rank: Rank,
         attempt: int,
+        micro_batches: int = 1,
         stop: StopSignal | None = None,
         checkpoint_minutes: float = CHECKPOINT_MINUTES,
         guard: Guard = unguarded,
@@ -86,6 +89,7 @@ class Trainer:
         self.run = run
         self.rank = rank
         self.attempt = attempt
+        self.micro_batches = micro_batches
         self.stop = stop or StopSignal()
         train = config.train
         for split, tokens in corpus.tokens.items():
@@ -111,6 +115,7 @@ class Trainer:
             rank=rank,
             # The first steps of a process are not replayed from the graph, and may then differ in the last bit.
             capture=on_gpu and self._is_alone and not torch.are_deterministic_algorithms_enabled(),
+            micro_batches=micro_batches,
         )
         self.history: list[dict[str, Any]] = []
         self._guard = guard
@@ -184,7 +189,8 @@ class Trainer:
             self._require_finite(results.read()[0])  # waits for the device
             seconds.append(time.perf_counter() - started)
         columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
-        valid = evaluate(self.model, self._initial_state("valid"), columns, train.seq_len, self.rank)
+        state = self._initial_state("valid")
+        valid = evaluate(self.model, state, columns, train.seq_len, self.rank, self.micro_batches)
         if not math.isfinite(valid.mean):
             raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
         return seconds
@@ -273,10 +279,18 @@ class Trainer:
         Raises:
             StopRequested: ``stop`` said so.
         """
-        state, seq_len = self._initial_state(split), self.config.train.seq_len
+        columns, state = self._columns[split], self._initial_state(split)
         in_the_middle = self._is_alone and self.rank.device.type == "cpu"
         with self.stop.interrupting() if in_the_middle else contextlib.nullcontext():
-            return evaluate(self.model, state, self._columns[split], seq_len, self.rank, self._before_window)
+            return evaluate(
+                self.model,
+                state,
+                columns,
+                self.config.train.seq_len,
+                self.rank,
+                self.micro_batches,
+                self._before_window,
+            )
 
     def _before_window(self, number: int) -> None:
         self.progress.window_begins()
@@ -326,7 +340,8 @@ class Trainer:
         parts: list[tuple[Tensor, Tensor]] = []
         if self._step:
             parts = self.rank.gather((self._state.cpu().clone(), _generator_state(self.rank.device)))
-        return Position(
+        return replace(
+            self._circumstances(),
             epoch=self._epoch,
             step=self._step,
             loss_nats=self._total.loss_nats,
@@ -334,9 +349,16 @@ class Trainer:
             seconds=self._seconds,
             states=[state for state, _ in parts],
             generators=[generator for _, generator in parts],
+        )
+
+    def _circumstances(self) -> Position:
+        """The start of the training, with what decides about the last bits."""
+        return Position(
+            epoch=0,
             ranks=self.rank.world_size,
             device=self.rank.device.type,
             threads=torch.get_num_threads(),
+            micro_batches=self.micro_batches,
         )
 
     # -- resuming ----------------------------------------------------------------------------------------------
@@ -363,8 +385,8 @@ class Trainer:
             self._files.write_metrics(self.history)
         steps = f" and {position.step} of {self._steps} steps" if position.step else ""
         self.progress.say(f"resumed after {position.epoch} of {self.config.train.epochs} epochs{steps}")
-        if changes := _changes(position, self.rank):
-            self.progress.say(f"now {changes}: the result is equal to that of a quiet run {_up_to(changes)}")
+        if changes := _changes(position, self._circumstances()):
+            self.progress.say(changes)
 
     def _take_over(self, position: Position) -> None:
         """The recurrent state and the generator within an epoch; ranks that are shared out anew draw other masks."""
@@ -429,6 +451,7 @@ class Trainer:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "elapsed_seconds": final["elapsed_seconds"],
             "attempt": self.attempt,
+            "micro_batches": self.micro_batches,
             "corpus_sha256": self.corpus.sha256,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -469,23 +492,23 @@ def _summary(found: tuple[Path, Checkpoint] | None, error: CheckpointError | Fil
     return ["checkpoint", str(path), len(checkpoint.history), position.epoch, position.step, position.loss_nats]
 
 
-def _changes(position: Position, rank: Rank) -> str:
+def _changes(position: Position, now: Position) -> str:
     """How this process differs from those that wrote a checkpoint, in what decides the last bits; empty: not at all."""
-    now = {"rank": rank.world_size, "thread": torch.get_num_threads()}
-    before = {"rank": position.ranks, "thread": position.threads}
-    changes = [
-        f"{now[what]} {what}{'s' if now[what] > 1 else ''} instead of {before[what]}"
-        for what in now
-        if before[what] not in (0, now[what]) and (what == "rank" or rank.device.type == "cpu")
+    counts = [
+        ("rank", position.ranks, now.ranks),
+        ("micro-batch", position.micro_batches, now.micro_batches),
+        ("thread", position.threads if now.device == "cpu" else now.threads, now.threads),
     ]
-    if position.device not in ("", rank.device.type):
-        changes.append(f"on {rank.device.type} instead of {position.device}")
-    return ", ".join(changes)
-
-
-def _up_to(changes: str) -> str:
-    masks = "rank" in changes or "on " in changes
-    return "up to rounding and dropout masks" if masks else "up to rounding"
+    changes = [
+        f"{after} {what}{'' if after == 1 else 'es' if what.endswith('ch') else 's'} instead of {before}"
+        for what, before, after in counts
+        if before not in (0, after)
+    ]
+    if position.device not in ("", now.device):
+        changes.append(f"on {now.device} instead of {position.device}")
+    masks = any(not change.partition(" ")[2].startswith("thread") for change in changes)
+    equal = f"the result is equal to that of a quiet run up to rounding{' and dropout masks' if masks else ''}"
+    return f"now {', '.join(changes)}: {equal}" if changes else ""
 
 
 def _mask_seed(seed: int, epoch: int, rank: int) -> int:

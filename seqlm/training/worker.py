@@ -11,6 +11,7 @@ differs between ranks and machines comes from the environment:
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
     SEQLM_CHECKPOINT_MINUTES        how often the state is saved within an epoch (default: 10)
     SEQLM_DETERMINISTIC             1: operations whose results do not vary from one time to the next, on a GPU too
+    SEQLM_MICRO_BATCHES             parts in which each step takes the rank's columns, to save memory (default: 1)
     SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
 Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
@@ -34,6 +35,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import process_group, rank_from_environment
+from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.trainer import CHECKPOINT_MINUTES, Trainer
 
 
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         steps = canary_steps(run, os.environ)
         config = run.read_config()
         minutes = checkpoint_minutes(os.environ)
+        parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -63,7 +66,16 @@ def main(argv: list[str] | None = None) -> int:
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
         with process_group(rank):
-            trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, stop=stop, checkpoint_minutes=minutes)
+            trainer = Trainer(
+                config,
+                corpus,
+                run,
+                rank=rank,
+                attempt=attempt,
+                micro_batches=parts,
+                stop=stop,
+                checkpoint_minutes=minutes,
+            )
             if steps is None:
                 trainer.train()
             else:
