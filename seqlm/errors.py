@@ -76,7 +76,7 @@ class RunBusyError(RunError):
 
 
 class LeaseLostError(RunError):
-    """This worker was taken for dead and another has taken its run over: it must not change a file of it any more."""
+    """Taken for dead, a worker has lost its run to another one: it must not change a file of it any more."""
 
 
 class FileError(SeqlmError):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from seqlm.errors import CheckpointError, FileError
-from seqlm.rundir import replacing
+from seqlm.rundir import Guard, replacing, unguarded
 
 FORMAT = "seqlm checkpoint 1"
 
@@ -36,14 +36,15 @@ class Checkpoint:
     """The record of every finished epoch, as ``metrics.jsonl`` has them."""
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguarded) -> None:
     """Write a checkpoint beside ``path`` and put it in place in one step.
 
     Raises:
         FileError: it cannot be written; the checkpoint that stood there before stays.
+        LeaseLostError: ``guard`` says that the run is another worker's by now; the same holds.
     """
     content = {"format": FORMAT, **vars(checkpoint)}
-    with replacing(path) as temporary:
+    with replacing(path, guard=guard) as temporary:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:

@@ -20,7 +20,7 @@ from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
 from seqlm.errors import DivergedError
 from seqlm.models import LanguageModel, build_model
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.rundir import Guard, RunDirectory, unguarded, write_json, write_json_lines
 from seqlm.training.attempt import StopRequested
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
 from seqlm.training.distributed import Rank
@@ -56,6 +56,7 @@ class Trainer:
         rank: Rank,
         attempt: int,
         should_stop: Callable[[], bool] = lambda: False,
+        guard: Guard = unguarded,
     ) -> None:
         self.config = config
         self.corpus = corpus
@@ -63,6 +64,7 @@ class Trainer:
         self.rank = rank
         self.attempt = attempt
         self.should_stop = should_stop
+        self.guard = guard
         train = config.train
         for split, tokens in corpus.tokens.items():
             require_windows(split, tokens, train.batch_size, train.seq_len)
@@ -90,7 +92,7 @@ class Trainer:
             epochs=train.epochs,
             steps=self._steps,
             enabled=rank.is_first,
-            file=ProgressFile(run.progress_file(attempt)),
+            file=ProgressFile(run.progress_file(attempt), guard=guard),
         )
 
     def train(self) -> dict[str, Any]:
@@ -223,9 +225,9 @@ class Trainer:
         )
         # best.pt first: a worker killed between the two repeats the epoch and writes the same best.pt again.
         if is_best:
-            save_checkpoint(self.run.best_checkpoint, checkpoint)
-        save_checkpoint(self.run.last_checkpoint, checkpoint)
-        write_json_lines(self.run.metrics_file, self.history)
+            save_checkpoint(self.run.best_checkpoint, checkpoint, guard=self.guard)
+        save_checkpoint(self.run.last_checkpoint, checkpoint, guard=self.guard)
+        write_json_lines(self.run.metrics_file, self.history, guard=self.guard)
 
     def _resume(self) -> None:
         checkpoint = self._load(self.run.last_checkpoint)
@@ -234,7 +236,7 @@ class Trainer:
         self.history = checkpoint.history
         if self.rank.is_first:
             # The checkpoint is the truth: a metrics file cut short or lost is written anew from it.
-            write_json_lines(self.run.metrics_file, self.history)
+            write_json_lines(self.run.metrics_file, self.history, guard=self.guard)
         self.progress.say(f"resumed after {len(self.history)} of {self.config.train.epochs} epochs")
 
     def _load(self, path: Any) -> Checkpoint:
@@ -264,7 +266,7 @@ class Trainer:
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         if self.rank.is_first:
-            write_json(self.run.result_file, result)
+            write_json(self.run.result_file, result, guard=self.guard)
         self.progress.say(
             f"done  best val ppl {best['val_ppl']:.2f} in epoch {best['epoch'] + 1}  test ppl {result['test_ppl']:.2f}"
         )

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import SeqlmError
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import Guard, RunDirectory
 from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import process_group, rank_from_environment
@@ -48,11 +48,13 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USAGE
     attempt = attempt_number(run, os.environ)
 
-    def train() -> None:
+    def train(guard: Guard) -> None:
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
         with process_group(rank):
-            trainer = Trainer(config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received)
+            trainer = Trainer(
+                config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received, guard=guard
+            )
             if steps is None:
                 trainer.train()
             else:
