@@ -1,4 +1,4 @@
-"""A worker on another host, for the tests of its lease: ``python -m tests.training.elsewhere HOST RUN_DIR OPTION=...``.
+"""A worker on another host, for the tests of its lease: ``python -m tests.training.elsewhere HOST OPTION=... RUN_DIR``.
 
 Hosts that share files and see no lock of each other are played by processes whose locks do nothing and whose machine
 has the name HOST. Everything else is the real worker. Options:
@@ -41,8 +41,9 @@ def stop_at(order: str) -> Callable[[str], None]:
     return tell
 
 
-def main(host: str, run_dir: str, *options: str) -> int:
+def main(host: str, *options_and_run: str) -> int:
     """Run one rank on ``host``; returns its exit code."""
+    *options, run_dir = options_and_run
     orders = dict(option.split("=") for option in options)
     step, fsync, replace = TrainingStep.__call__, os.fsync, Path.replace
     written = stop_at(orders.get("stop", "nothing:0"))

@@ -40,7 +40,7 @@ class Hosts:
         self, host: str, *options: str, attempt: int, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.training.elsewhere", host, str(self.run.path), *options],
+            [sys.executable, "-m", "tests.training.elsewhere", host, *options, str(self.run.path)],
             cwd=ROOT,
             env={**self.env, "SEQLM_ATTEMPT": str(attempt), **(env or {})},
             stdout=subprocess.PIPE,
