@@ -8,15 +8,18 @@ import signal
 import socket
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 from jobs.study import ObservedRun, launcher_of
 from seqlm.errors import BackendError
+from seqlm.lease import Terms, live_elsewhere
 from seqlm.rundir import RunDirectory, is_locked, read_lock_holder
 
 STOP_SECONDS = 20.0
 """How long a worker may take to stop between two steps before it is killed."""
 LAUNCHER_SECONDS = 90.0
-"""How long a launcher may take to have it stopped, which is more than it gives the worker."""
+"""How long a launcher may take to have it stopped, which is more than it gives the worker; a worker on another machine
+without a launcher as long."""
 
 
 def cancel(run: ObservedRun, *, has_job: bool = False) -> bool:
@@ -25,20 +28,16 @@ def cancel(run: ObservedRun, *, has_job: bool = False) -> bool:
     ``has_job``: a scheduler has the run, and the caller has its job cancelled.
 
     The mark is written first. A launcher that has the run in its queue passes over it; one that runs it, on whatever
-    machine, has it stopped. A worker without a launcher is stopped from here. A run that finishes in the same moment
-    stays done.
+    machine, has it stopped. A worker without a launcher is stopped from here where it runs on this machine; on another
+    one it sees the mark itself. A run that finishes in the same moment stays done.
 
     Raises:
-        BackendError: the worker has no launcher and runs on another machine, or does not end.
+        BackendError: the worker does not end.
         FileError: the mark cannot be written.
     """
     if run.observation.state not in ("pending", "queued", "running"):
         return False
-    holder = read_lock_holder(run.run.worker_lock_file) if run.observation.state == "running" else None
-    has_launcher = _has_launcher(run.run)
-    holder = None if has_job else holder
-    if holder is not None and not has_launcher and holder["host"] != socket.gethostname():
-        raise BackendError(f"{run.name} runs on {holder['host']} without a launcher; cancel it there")
+    holder = _holder(run.run) if run.observation.state == "running" and not has_job else None
     run.run.write_failure_once(
         {
             "kind": "cancelled",
@@ -50,14 +49,31 @@ def cancel(run: ObservedRun, *, has_job: bool = False) -> bool:
     if holder is None:
         return True
     deadline = time.monotonic() + LAUNCHER_SECONDS
-    while has_launcher and is_locked(run.run.worker_lock_file) and time.monotonic() < deadline:
+    has_launcher, is_here = _has_launcher(run.run), holder["host"] == socket.gethostname()
+    while (has_launcher or not is_here) and _is_held(run.run) and time.monotonic() < deadline:
         time.sleep(0.05)
-        has_launcher = _has_launcher(run.run)
-    if not has_launcher:
+        has_launcher = has_launcher and _has_launcher(run.run)
+    if is_here and not has_launcher:
         _stop(run.run, holder["process_group"])
-    elif is_locked(run.run.worker_lock_file):
-        raise BackendError(f"{run.name} is marked as cancelled, but its launcher has not stopped it yet; see status")
+    elif _is_held(run.run):
+        who = "its launcher has not stopped it" if has_launcher else f"its worker on {holder['host']} has not stopped"
+        raise BackendError(f"{run.name} is marked as cancelled, but {who} yet; see status")
     return True
+
+
+def _holder(run: RunDirectory) -> dict[str, Any] | None:
+    """Who works on the run: the holder of its lock, or where that is not seen, of its lease."""
+    if is_locked(run.worker_lock_file):
+        return read_lock_holder(run.worker_lock_file)
+    return _holder_elsewhere(run)
+
+
+def _holder_elsewhere(run: RunDirectory) -> dict[str, Any] | None:
+    return live_elsewhere(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
+
+
+def _is_held(run: RunDirectory) -> bool:
+    return is_locked(run.worker_lock_file) or _holder_elsewhere(run) is not None
 
 
 def _has_launcher(run: RunDirectory) -> bool:

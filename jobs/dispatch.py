@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from jobs.backend import Backend, Ended
 from jobs.code_snapshot import Code
+from jobs.heartbeat import Heartbeat, hung_seconds
 from jobs.memory_kills import MemoryKills
 from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
 from jobs.policy import Policy
@@ -115,6 +116,7 @@ class _Job:
     planned: Planned
     submission: Submission
     started: float
+    heartbeat: Heartbeat
     stop_asked: float | None = None
     """When it was asked to stop because somebody has cancelled it."""
 
@@ -152,6 +154,9 @@ class Dispatcher:
             env: variables for the workers, before those that seqlm sets.
             tell: told, a line at a time, what happens to the launch as a whole.
             tell_queue: told which runs wait, and why, whenever that changes (run id -> reason).
+
+        Raises:
+            UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
         """
         self._backend = backend
         self._code = code
@@ -161,6 +166,7 @@ class Dispatcher:
         self._work = work
         self._max_parallel = max_parallel
         self._env = dict(env or {})
+        self._hung_seconds = hung_seconds({**os.environ, **self._env})
         self._tell_queue = tell_queue
         self._tell = tell
         self._told: dict[str, str] | None = None
@@ -244,7 +250,10 @@ class Dispatcher:
         )
         job_id = self._backend.submit(submission)
         # Remembered before anything can go wrong, so that whatever does stops this worker too.
-        self._jobs[job_id] = _Job(waiting=waiting, planned=item, submission=submission, started=time.monotonic())
+        heartbeat = Heartbeat(item.run, attempt, self._hung_seconds)
+        self._jobs[job_id] = _Job(
+            waiting=waiting, planned=item, submission=submission, started=time.monotonic(), heartbeat=heartbeat
+        )
         self._epochs.setdefault(item.run.id, item.observation.epoch)
         write_json(item.run.job_file, self._job_record(submission, job_id))
         self._on_event(Event(kind="started", planned=item, observation=item.observation))
@@ -261,6 +270,7 @@ class Dispatcher:
                 observation = job.planned.run.observe(queued=True)
                 self._tell_of_epochs(job.planned, observation)
                 self._stop_if_cancelled(job_id, job)
+                self._end_if_hung(job_id, job)
         if look:
             self._looked_at = time.monotonic()
 
@@ -276,6 +286,12 @@ class Dispatcher:
         if job.stop_asked is None or now - job.stop_asked > STOP_SECONDS:
             self._backend.stop(job_id, force=job.stop_asked is not None)
             job.stop_asked = now
+
+    def _end_if_hung(self, job_id: str, job: _Job) -> None:
+        if job.heartbeat.is_hung():
+            # Before the worker is killed, so that the cause is not covered by what follows from it.
+            job.planned.run.write_failure_once(job.heartbeat.failure("the launcher, which watches its files"))
+            self._backend.stop(job_id, force=True)
 
     def _has_ended(self, job: _Job, ended: Ended) -> None:
         """See whether the run has spoken; put it back where its failure is not its own fault."""

@@ -34,6 +34,7 @@ from typing import Any, Literal, TypeAlias
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, RunBusyError
+from seqlm.lease import Terms, live_elsewhere
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -142,6 +143,11 @@ class RunDirectory:
         return self.path / "worker.lock"
 
     @property
+    def lease_dir(self) -> Path:
+        """Who owns the run, where locks are not seen between hosts (:mod:`seqlm.lease`)."""
+        return self.path / "lease"
+
+    @property
     def task_file(self) -> Path:
         """What a behaviour job is asked to do; no run has one."""
         return self.path / "task.json"
@@ -245,6 +251,25 @@ class RunDirectory:
             write_json(self.config_file, config.to_dict())
         write_json(self.provenance_file, provenance)
 
+    def sweep(self, attempt: int) -> None:
+        """Remove what dead owners of the run have begun to write and not put in place; called by a new owner.
+
+        Files of ``attempt``, and those that launchers write, too, stay. An owner that is not dead, only late, cannot
+        put its file in place after this.
+        """
+        begun = [*self.path.glob("checkpoints/.*.tmp"), *self.lease_dir.glob(".*.tmp")]
+        for file in (self.metrics_file, self.result_file, self.canary_file):
+            begun += self.path.glob(f".{file.name}.*.tmp")
+        for earlier in self.attempts():
+            if earlier != attempt:
+                begun += [path for kind in ("worker", "progress") for path in self._begun_in(earlier, kind)]
+        for path in begun:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _begun_in(self, attempt: int, kind: str) -> Iterator[Path]:
+        return self.attempt_dir(attempt).glob(f".{kind}*.tmp")
+
     # -- reading -------------------------------------------------------------------------------------------------
 
     def read_config(self) -> RunConfig:
@@ -327,6 +352,10 @@ class RunDirectory:
 
         ``queued`` says that a launcher is alive that has taken this run on (asked of the backend): it tells
         "queued" from "pending"; ``waits_for`` is why it has not started.
+
+        A worker on this machine, or on one whose locks are seen, is known for certain. Of others the heartbeat is
+        believed, by its age: a run whose machine has died stays "running" for some minutes
+        (``SEQLM_STALE_LEASE_MINUTES``), unless a launcher has said that it failed.
         """
         epochs, _ = self.read_metrics()
         epoch = epochs[-1]["epoch"] if epochs else None
@@ -346,6 +375,8 @@ class RunDirectory:
             if kind == "cancelled":
                 return observed("cancelled", failure.get("message"), kind)
             return observed("failed", f"{kind}: {failure.get('message')}", kind)
+        if live_elsewhere(self.lease_dir, Terms.from_environment(os.environ).stale_seconds):
+            return observed("running", None)
         if queued:
             return observed("queued", waits_for)
         if self.attempts():

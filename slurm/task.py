@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, final
 
 from jobs.dispatch import EXIT_BUSY, EXIT_STOPPED, EXIT_STORAGE, STOPPED
+from jobs.heartbeat import Heartbeat, hung_seconds
 from jobs.memory_kills import MemoryKills
 from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
 from jobs.policy import Policy
@@ -194,6 +195,7 @@ class _Worker:
     env: Mapping[str, str]
     micro_batches: int = 1
     process: Popen[bytes] | None = None
+    heartbeat: Heartbeat | None = None
     code: int | None = None
     again_at: float = 0.0
     """When to start it again, after it found another worker at the run."""
@@ -288,12 +290,14 @@ class Task:
                 interface = interface_of(socket.gethostbyname(place.host))
                 if interface:
                     variables.setdefault("GLOO_SOCKET_IFNAME", interface)
+        limit = hung_seconds({**os.environ, **variables})
         make_directory(worker.run.attempt_dir(worker.attempt))
         with (
             worker.run.stdout_log(worker.attempt).open("ab") as stdout,
             worker.run.stderr_log(worker.attempt).open("ab") as stderr,
         ):
             worker.process = start_rank(submission.argv, variables, str(plan.code), stdout, stderr)
+        worker.heartbeat = Heartbeat(worker.run, worker.attempt, limit)
 
     def _batch_size(self, run: RunDirectory) -> int:
         return run.read_config().train.batch_size
@@ -319,6 +323,7 @@ class Task:
                 self._ask(worker)
             elif look:
                 self._end_if_left_behind(worker, now)
+                self._end_if_hung(worker)
         if look:
             self._looked_at = now
 
@@ -334,6 +339,15 @@ class Task:
         worker.failed_at = worker.failed_at or now
         if now - worker.failed_at > PEER_GRACE_SECONDS and worker.process is not None:
             worker.process.kill()
+
+    def _end_if_hung(self, worker: _Worker) -> None:
+        """Every rank's task looks at the same files, so that all ranks of a run that hangs are killed."""
+        if worker.process is None or worker.heartbeat is None or not worker.heartbeat.is_hung():
+            return
+        if self._is_ours(worker.run):
+            with contextlib.suppress(FileError):
+                worker.run.write_failure_once(worker.heartbeat.failure(f"job {self._place.job} on {self._place.host}"))
+        worker.process.kill()
 
     def _record_crash(self, worker: _Worker) -> None:
         """A worker that a signal killed could not say so itself."""

@@ -15,7 +15,7 @@ from jobs.manifest import load_manifest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 
-BOTTOM = ("seqlm.config", "seqlm.rundir", "seqlm.errors", "seqlm.machine")
+BOTTOM = ("seqlm.config", "seqlm.rundir", "seqlm.errors", "seqlm.machine", "seqlm.lease", "seqlm.variables")
 """What everybody may import; these import nothing but each other and the standard library."""
 
 TEXT = ("seqlm.data.corpus", "seqlm.data.layout", "seqlm.data.cache", "seqlm.data.ptb_download")
@@ -26,6 +26,8 @@ ALLOWED = {
     "seqlm.rundir": BOTTOM,
     "seqlm.errors": (),
     "seqlm.machine": (),
+    "seqlm.lease": ("seqlm.errors", "seqlm.variables"),
+    "seqlm.variables": ("seqlm.errors",),
     "seqlm.data": (*BOTTOM, "seqlm.data"),
     "seqlm.models": (*BOTTOM, "seqlm.models"),
     "seqlm.training": (*BOTTOM, "seqlm.models", "seqlm.data", "seqlm.training"),

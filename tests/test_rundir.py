@@ -5,10 +5,12 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from seqlm import lease
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
 from seqlm.rundir import (
     RunDirectory,
@@ -138,6 +140,61 @@ def test_the_state_is_read_from_the_files(run: RunDirectory) -> None:
     assert run.observe().state == "done", "a result stands above a failure that came before"
 
 
+def test_a_live_lease_of_another_host_says_running_until_it_is_stale_released_or_the_run_has_spoken(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "this_host", lambda: lease.Host(name="other", machine="other"))
+    theirs = lease.claim(run.lease_dir, attempt=1, busy="busy", terms=lease.Terms())
+    monkeypatch.setattr(lease, "this_host", lambda: lease.Host(name="here", machine="here"))
+    assert run.observe(queued=True).state == "running"
+    assert not run.worker_lock_file.exists(), "which is what its lock looks like from here"
+    silent = time.time() - 200
+    os.utime(theirs.file, (silent, silent))
+    assert run.observe(queued=True).state == "queued"
+    monkeypatch.setenv("SEQLM_STALE_LEASE_MINUTES", "4")
+    assert run.observe().state == "running"
+    theirs.release()
+    assert run.observe().state == "pending"
+    second = lease.claim(run.lease_dir, attempt=2, busy="busy", terms=lease.Terms())
+    monkeypatch.setattr(lease, "this_host", lambda: lease.Host(name="other", machine="other"))
+    assert run.observe().state == "running"
+    run.write_failure_once({"kind": "node", "message": "its machine is gone"})
+    assert run.observe().state == "failed", "a launcher knows better than a heartbeat of a minute ago"
+    second.beat()
+    write_json(run.result_file, {})
+    assert run.observe().state == "done"
+
+
+def test_a_new_owner_sweeps_what_dead_owners_have_begun_and_nothing_else(run: RunDirectory) -> None:
+    begun = [
+        run.last_checkpoint.with_name(".last.pt.abc.tmp"),
+        run.last_checkpoint.with_name(".best.pt.def.tmp"),
+        run.path / ".metrics.jsonl.abc.tmp",
+        run.path / ".result.json.abc.tmp",
+        run.path / ".canary.json.abc.tmp",
+        run.lease_dir / ".000001.json.abc.tmp",
+        run.attempt_dir(1) / ".worker.json.abc.tmp",
+        run.attempt_dir(1) / ".worker-1.json.abc.tmp",
+        run.attempt_dir(1) / ".progress.json.tmp",
+    ]
+    kept = [
+        run.last_checkpoint,
+        run.best_checkpoint,
+        run.metrics_file,
+        run.lease_dir / "000001.json",
+        run.path / ".job.json.abc.tmp",  # a launcher may be about to put it in place
+        run.path / ".failure.json.abc.tmp",
+        run.attempt_dir(2) / ".worker-1.json.abc.tmp",  # another rank of the new owner's attempt
+        run.attempt_dir(1) / "worker.json",
+    ]
+    for path in (*begun, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    run.sweep(2)
+    assert not [path for path in begun if path.exists()]
+    assert all(path.exists() for path in kept)
+
+
 def test_a_cancelled_run_is_not_a_failed_one(run: RunDirectory) -> None:
     run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
     assert (run.observe().state, run.observe().kind) == ("cancelled", "cancelled")
@@ -225,6 +282,7 @@ def test_a_name_becomes_a_harmless_folder_name(name: str, slug: str) -> None:
 def test_a_full_disk_is_one_clear_line_and_the_old_file_stays(tmp_path: Path) -> None:
     program = f"""
 import sys
+import time
 from pathlib import Path
 from seqlm.errors import FileError
 from seqlm.rundir import read_json, write_json

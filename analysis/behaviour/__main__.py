@@ -23,7 +23,7 @@ from analysis.behaviour.record import record_behaviour
 from analysis.behaviour.settings import Task
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import Guard, RunDirectory
 from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
 from seqlm.training.distributed import rank_from_environment
 
@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
 
-    def work() -> None:
+    def work(guard: Guard) -> None:
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
         stop.check()
-        record_behaviour(job, task, corpus, rank.device, stop.check)
+        record_behaviour(job, task, corpus, rank.device, stop.check, guard)
 
     return make_attempt(job, rank, attempt_number(job, os.environ), stop, work)
 

@@ -21,7 +21,7 @@ from analysis.behaviour.trained import Trained, load_trained
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
 from seqlm.errors import SeqlmError
-from seqlm.rundir import RunDirectory, file_sha256, write_json, write_json_lines
+from seqlm.rundir import Guard, RunDirectory, file_sha256, unguarded, write_json, write_json_lines
 from seqlm.training.checkpoint import require_text
 from seqlm.training.perplexity import perplexity
 
@@ -35,11 +35,13 @@ def record_behaviour(
     corpus: Corpus,
     device: torch.device,
     between: Callable[[], None] = lambda: None,
+    guard: Guard = unguarded,
 ) -> dict[str, Any]:
     """Compute the behaviour of the run that ``job`` belongs to; returns what the job's ``result.json`` holds.
 
     ``samples.jsonl`` is written before ``behaviour.json``, and the job's result last, so that whoever finds one finds
-    what came before it. ``between`` is called between two pieces of work and may raise to stop.
+    what came before it. ``between`` is called between two pieces of work and may raise to stop; ``guard`` is asked
+    before each file that is put in place.
 
     Raises:
         CheckpointError: ``best.pt`` is missing, damaged, of another run, or was trained on another text.
@@ -77,7 +79,7 @@ def record_behaviour(
     _say("gradient norms", started)
 
     between()
-    write_json_lines(trained.run.samples_file, records)
+    write_json_lines(trained.run.samples_file, records, guard=guard)
     behaviour = {
         "version": VERSION,
         "checkpoint_sha256": trained.sha256,
@@ -97,14 +99,14 @@ def record_behaviour(
             **dataclasses.asdict(norms),
         },
     }
-    write_json(trained.run.behaviour_file, behaviour)
+    write_json(trained.run.behaviour_file, behaviour, guard=guard)
     result = {
         "checkpoint_sha256": trained.sha256,
         "judge_sha256": judge.sha256 if judge is not None else _unfit_judge_sha256(study_dir, task.judge),
         "settings": dataclasses.asdict(settings),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_json(job.result_file, result)
+    write_json(job.result_file, result, guard=guard)
     return result
 
 

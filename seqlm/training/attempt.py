@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any, final
 
 import torch
 
-from seqlm.errors import FileError, RunBusyError, SeqlmError
-from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
+from seqlm.errors import FileError, LeaseLostError, RunBusyError, SeqlmError
+from seqlm.lease import Terms, claim, kept, require_attempt
+from seqlm.rundir import Guard, RunDirectory, exclusive_lock, make_directory, unguarded, write_json
 from seqlm.training.distributed import Rank
 from seqlm.training.failure import describe_failure, failure_text, is_storage_failure, tell
 
@@ -89,46 +91,79 @@ def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:
     return int(env.get("SEQLM_ATTEMPT") or run.last_attempt() + 1)
 
 
-def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[], object]) -> int:
+def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]) -> int:
     """Own the folder, record where this runs, do ``work``; returns the exit code and raises nothing.
 
-    A folder with a ``result.json`` is done: no work, code 0. What goes wrong is told on stderr and in
-    ``failure.json``, except for a signal and for a folder that another worker owns.
+    ``work`` is given a guard, to be asked before each file that it puts in place. A folder with a ``result.json`` is
+    done: no work, code 0. What goes wrong is told on stderr and in ``failure.json``, except for a signal, for a
+    cancellation, and for a folder that another worker owns.
     """
+    guard = unguarded
     try:
-        with _ownership(run, rank):
+        with _ownership(run, rank, attempt, stop) as guard:
             if run.result_file.exists():
                 print("this run is done; nothing to do")
                 return 0
-            with recorded(run, rank, attempt):
-                work()
-    except RunBusyError as error:
+            with recorded(run, rank, attempt, guard):
+                work(guard)
+    except (RunBusyError, LeaseLostError) as error:
         tell(f"error: {error}")
         return EXIT_BUSY
     except StopRequested:
         tell(STOPPED)
         return EXIT_STOPPED
     except Exception as error:
-        if stop.received:  # the other ranks left first, so that a collective operation of this one failed
+        if stop.received and not is_storage_failure(
+            error
+        ):  # the other ranks left first, so that a collective operation of this one failed
             tell(STOPPED)
             return EXIT_STOPPED
         tell(failure_text(error))
         try:
-            run.write_failure_once(describe_failure(error, rank=rank.index, attempt=attempt))
+            run.write_failure_once(describe_failure(error, rank=rank.index, attempt=attempt), guard=guard)
+        except LeaseLostError as lost:
+            tell(f"error: {lost}")
+            return EXIT_BUSY
         except SeqlmError as unwritable:
             tell(f"error: {unwritable}")
         return EXIT_STORAGE if is_storage_failure(error) else EXIT_FAILED
     return 0
 
 
-def _ownership(run: RunDirectory, rank: Rank) -> contextlib.AbstractContextManager[None]:
-    if rank.is_first:
-        return exclusive_lock(run.worker_lock_file, f"{run.id} already has a live worker")
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) -> Iterator[Guard]:
+    """Own the run while the block runs; yields what is to be asked before each file that is put in place.
+
+    The first rank has the lock and the lease, and what it leaves ends the others.
+
+    Raises:
+        RunBusyError: another worker owns the run.
+        StopRequested: a signal came while a lease was watched.
+        UsageError: a variable of the lease's terms is wrong.
+    """
+    if not rank.is_first:
+        yield lambda: require_attempt(run.lease_dir, attempt)
+        return
+
+    def pause(seconds: float) -> None:
+        time.sleep(seconds)
+        stop.check()
+
+    def stop_if_cancelled() -> None:
+        if run.is_cancelled():
+            stop.request()
+
+    busy = f"{run.id} already has a live worker"
+    terms = Terms.from_environment(os.environ)
+    with exclusive_lock(run.worker_lock_file, busy):
+        lease = claim(run.lease_dir, attempt=attempt, busy=busy, terms=terms, pause=pause, tell=tell)
+        with kept(lease, terms, stop_if_cancelled):
+            run.sweep(attempt)
+            yield lease.check
 
 
 @contextlib.contextmanager
-def recorded(run: RunDirectory, rank: Rank, attempt: int) -> Iterator[None]:
+def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguarded) -> Iterator[None]:
     """Keep the record of this rank while the block runs; at the end, however that came, it gets ``ended_at``.
 
     It says where and with what the rank runs: ``worker.json`` in the attempt's folder, of other ranks
@@ -152,12 +187,13 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int) -> Iterator[None]:
         "started_at": _now(),
     }
     file = run.worker_file(attempt, rank.index)
-    write_json(file, record)
+    write_json(file, record, guard=guard)
     try:
         yield
     finally:
-        with contextlib.suppress(FileError):  # a full disk has been told by whoever met it first
-            write_json(file, {**record, "ended_at": _now()}, sync=False)
+        # A full disk has been told by whoever met it first; a worker that has lost its run writes nothing.
+        with contextlib.suppress(FileError, LeaseLostError):
+            write_json(file, {**record, "ended_at": _now()}, sync=False, guard=guard)
 
 
 def _now() -> str:

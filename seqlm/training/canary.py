@@ -64,6 +64,6 @@ def run_canary(trainer: Trainer, steps: int) -> dict[str, Any]:
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if rank.is_first:
-        write_json(trainer.run.canary_file, record)
+        write_json(trainer.run.canary_file, record, guard=trainer.guard)
         trainer.progress.say(f"canary: {steps} steps, {step_seconds:.3g} s each; it fits and trains")
     return record

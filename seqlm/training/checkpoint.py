@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
-from seqlm.rundir import replacing
+from seqlm.rundir import Guard, replacing, unguarded
 
 FORMAT = "seqlm checkpoint 2"
 FORMAT_OF_EPOCHS = "seqlm checkpoint 1"
@@ -72,7 +71,7 @@ class Checkpoint:
     """Where the run goes on."""
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, guard: Callable[[], None] = lambda: None) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguarded) -> None:
     """Write a checkpoint beside ``path`` and put it in place in one step.
 
     Args:
@@ -82,6 +81,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, guard: Callable[[], None
 
     Raises:
         FileError: it cannot be written; the checkpoint that stood there before stays.
+        LeaseLostError: ``guard`` says that the run is another worker's by now; the same holds.
     """
     content = {"format": FORMAT, **vars(checkpoint), "position": vars(checkpoint.position)}
     content["digest"] = digest(content)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.rundir import Guard, RunDirectory, unguarded, write_json, write_json_lines
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
 
 
@@ -41,7 +41,7 @@ class CheckpointFiles:
         fingerprint: str,
         corpus_sha256: str,
         attempt: int,
-        guard: Callable[[], None] = lambda: None,
+        guard: Guard = unguarded,
         warn: Callable[[str], None] = lambda line: print(f"warning: {line}", file=sys.stderr, flush=True),
     ) -> None:
         self._run = run
@@ -103,8 +103,8 @@ class CheckpointFiles:
         # best.pt first: a worker killed between the two repeats the epoch and writes the same best.pt again.
         if is_best:
             best = Checkpoint(**{**vars(checkpoint), "optimizer": None})
-            save_checkpoint(run.best_checkpoint, best, self._guard)
-        save_checkpoint(run.last_checkpoint, checkpoint, self._make_room)
+            save_checkpoint(run.best_checkpoint, best, guard=self._guard)
+        save_checkpoint(run.last_checkpoint, checkpoint, guard=self._make_room)
         if read_back:
             try:
                 load_checkpoint(run.last_checkpoint, self._fingerprint, mmap=True)

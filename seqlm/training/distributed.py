@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from seqlm.errors import BackendError
 from seqlm.machine import cpu_model
+from seqlm.variables import positive_number
 
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a rank waits for the others before it gives up."""
+COLLECTIVE_MINUTES = 10.0
+"""How long a rank waits for the others, by default, before it gives up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +105,16 @@ def process_group(rank: Rank) -> Iterator[None]:
     """Join the other ranks of the run while the block runs; nothing to join for a run of one process.
 
     Gloo on CPU, NCCL on GPU. The meeting point is ``SEQLM_RENDEZVOUS`` (``file:///...`` or ``tcp://...``), else
-    ``MASTER_ADDR`` and ``MASTER_PORT``.
+    ``MASTER_ADDR`` and ``MASTER_PORT``. Who waits for another rank longer than ``SEQLM_COLLECTIVE_MINUTES`` gives up:
+    with an error of PyTorch that is a failure of kind ``node``, or, where NCCL waits, with the end of the process.
+
+    Raises:
+        UsageError: ``SEQLM_COLLECTIVE_MINUTES`` is not a number above 0.
     """
     if rank.world_size == 1:
         yield
         return
+    minutes = positive_number(os.environ, "SEQLM_COLLECTIVE_MINUTES", COLLECTIVE_MINUTES, "minutes")
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
     dist.init_process_group(
@@ -116,7 +122,7 @@ def process_group(rank: Rank) -> Iterator[None]:
         init_method=os.environ.get("SEQLM_RENDEZVOUS", "env://"),
         rank=rank.index,
         world_size=rank.world_size,
-        timeout=COLLECTIVE_TIMEOUT,
+        timeout=datetime.timedelta(minutes=minutes),
     )
     try:
         yield

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
+from seqlm.errors import LeaseLostError
+from seqlm.rundir import Guard, unguarded
 from seqlm.training.perplexity import perplexity
 
 Phase: TypeAlias = Literal["train", "valid"]
@@ -21,10 +23,14 @@ WRITE_SECONDS = 1.0
 
 @final
 class ProgressFile:
-    """Writes the file now and then. A view of the moment: it is not flushed to disk, and no run fails because of it."""
+    """Writes the file now and then. A view of the moment: it is not flushed to disk, and no run fails because of it.
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    Yet it is what tells a worker soon that it has lost its run: ``guard`` is asked before the file is put in place.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic, guard: Guard = unguarded) -> None:
         self._path = path
+        self._guard = guard
         self._clock = clock
         self._written = -math.inf
 
@@ -39,7 +45,11 @@ class ProgressFile:
         phase: Phase,
         at_once: bool = False,
     ) -> None:
-        """Write the state of the epoch, counted from 0, unless that was done a moment ago; ``at_once``: even then."""
+        """Write the state of the epoch, counted from 0, unless that was done a moment ago; ``at_once``: even then.
+
+        Raises:
+            LeaseLostError: the run is another worker's by now.
+        """
         now = self._clock()
         if now - self._written < WRITE_SECONDS and not at_once:
             return
@@ -58,7 +68,10 @@ class ProgressFile:
         beside = self._path.with_name(f".{self._path.name}.tmp")
         try:
             beside.write_text(json.dumps(record) + "\n", "utf-8")
+            self._guard()
             beside.replace(self._path)
-        except OSError:
+        except (OSError, LeaseLostError) as error:
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
+            if isinstance(error, LeaseLostError):
+                raise

@@ -118,7 +118,7 @@ class Trainer:
             micro_batches=micro_batches,
         )
         self.history: list[dict[str, Any]] = []
-        self._guard = guard
+        self.guard = guard
         self._files = CheckpointFiles(
             run, fingerprint=config.fingerprint(), corpus_sha256=corpus.sha256, attempt=attempt, guard=guard
         )
@@ -131,7 +131,7 @@ class Trainer:
             epochs=train.epochs,
             steps=self._steps,
             enabled=rank.is_first,
-            file=ProgressFile(run.progress_file(attempt)),
+            file=ProgressFile(run.progress_file(attempt), guard=guard),
         )
 
     def _begin_epoch(self, epoch: int) -> None:
@@ -456,7 +456,7 @@ class Trainer:
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         if self.rank.is_first:
-            write_json(self.run.result_file, result, guard=self._guard)
+            write_json(self.run.result_file, result, guard=self.guard)
             self._files.drop_previous()
         self.progress.say(
             f"done  best val ppl {record['val_ppl']:.2f} in epoch {record['epoch'] + 1}  "

@@ -20,23 +20,21 @@ Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory,
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from seqlm.data.corpus import load_corpus
-from seqlm.errors import SeqlmError, UsageError
-from seqlm.rundir import RunDirectory
+from seqlm.errors import SeqlmError
+from seqlm.rundir import Guard, RunDirectory
 from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import process_group, rank_from_environment
 from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.trainer import CHECKPOINT_MINUTES, Trainer
+from seqlm.variables import positive_number
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         rank = rank_from_environment(os.environ)
         steps = canary_steps(run, os.environ)
         config = run.read_config()
-        minutes = checkpoint_minutes(os.environ)
+        minutes = positive_number(os.environ, "SEQLM_CHECKPOINT_MINUTES", CHECKPOINT_MINUTES, "minutes")
         parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
         torch.use_deterministic_algorithms(True)
 
-    def train() -> None:
+    def train(guard: Guard) -> None:
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
         with process_group(rank):
@@ -75,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
                 micro_batches=parts,
                 stop=stop,
                 checkpoint_minutes=minutes,
+                guard=guard,
             )
             if steps is None:
                 trainer.train()
@@ -82,20 +81,6 @@ def main(argv: list[str] | None = None) -> int:
                 run_canary(trainer, steps)
 
     return make_attempt(run, rank, attempt, stop, train)
-
-
-def checkpoint_minutes(env: Mapping[str, str]) -> float:
-    """How often the state is saved within an epoch.
-
-    Raises:
-        UsageError: the variable is no number above 0.
-    """
-    text = env.get("SEQLM_CHECKPOINT_MINUTES") or str(CHECKPOINT_MINUTES)
-    with contextlib.suppress(ValueError):
-        minutes = float(text)
-        if minutes > 0 and math.isfinite(minutes):
-            return minutes
-    raise UsageError(f'SEQLM_CHECKPOINT_MINUTES: found "{text}", valid is a number of minutes above 0')
 
 
 if __name__ == "__main__":

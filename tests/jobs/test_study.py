@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from jobs.logs import print_log
 from jobs.provenance import launch_record, run_record
 from jobs.spec import RunSpec
 from jobs.study import find_study, launching, observe_study, select_runs, write_queue
+from seqlm import lease
 from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import RunDirectory, write_json
 from tests.training.studies import make_config
@@ -129,13 +132,39 @@ def test_cancelling_leaves_finished_runs_alone_and_marks_waiting_ones(tmp_path: 
 def test_a_worker_of_another_host_is_not_mistaken_for_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run,) = make_study(tmp_path / "s", 1)
     monkeypatch.setattr("seqlm.rundir.is_locked", lambda path: path == run.worker_lock_file)
+    monkeypatch.setattr("jobs.cancel.is_locked", lambda path: path == run.worker_lock_file)
     monkeypatch.setattr("jobs.study.is_locked", lambda path: False)
+    monkeypatch.setattr("jobs.cancel.LAUNCHER_SECONDS", 0.1)
     monkeypatch.setattr("jobs.cancel._stop", lambda run, group: pytest.fail("a process of this host was to be stopped"))
     write_json(run.worker_lock_file, {"pid": 2**30, "process_group": 2**30, "host": "elsewhere"})
     (observed,) = observe_study(tmp_path / "s")
-    with pytest.raises(BackendError, match="run1 runs on elsewhere without a launcher; cancel it there"):
+    with pytest.raises(BackendError, match="run1 is marked as cancelled, but its worker on elsewhere has not stopped"):
         cancel(observed)
-    assert not run.failure_file.exists()
+    assert run.is_cancelled(), "which that worker will see"
+
+
+def test_a_worker_whose_lock_is_not_seen_is_cancelled_by_the_mark_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = make_study(tmp_path / "s", 1)
+    monkeypatch.setattr(lease, "this_host", lambda: lease.Host(name="elsewhere", machine="elsewhere"))
+    lease_of_it = lease.claim(run.lease_dir, attempt=1, busy="busy", terms=lease.Terms())
+    monkeypatch.setattr(lease, "this_host", lambda: lease.Host(name="here", machine="here"))
+    (observed,) = observe_study(tmp_path / "s")
+    assert observed.observation.state == "running"
+
+    def obey() -> None:
+        while not run.is_cancelled():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        lease_of_it.release()
+
+    worker = threading.Thread(target=obey)
+    worker.start()
+    assert cancel(observed)
+    assert lease.is_released(run.lease_dir), "not before it has ended"
+    worker.join()
+    assert run.observe().state == "cancelled"
 
 
 def test_logs_are_those_of_the_latest_attempt(tmp_path: Path) -> None:

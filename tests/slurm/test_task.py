@@ -235,6 +235,31 @@ def test_a_worker_killed_by_a_signal_is_tried_again_in_a_new_job(tmp_path: Path,
     assert not run.failure_file.exists()
 
 
+def test_a_worker_that_hangs_is_killed_and_tried_again_in_a_new_job(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQLM_HUNG_MINUTES", "0.01")
+    run = make(tmp_path)
+    assert work(plan(run, program="import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"))
+    assert calls(room) == ["requeue 77_1"]
+    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
+    assert record["kind"] == "node"
+    assert record["message"].startswith("no step for 0.01 min")
+    assert not run.failure_file.exists()
+
+
+def test_every_task_of_a_run_that_hangs_kills_its_rank(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQLM_HUNG_MINUTES", "0.01")
+    run = make(tmp_path)
+    assert work(plan(run, program=STOPPABLE, resources=Resources(ranks=2, cpus=1, gpus=0)), place(SLURM_PROCID="1"))
+    failure = run.read_failure() or {}
+    assert failure["kind"] == "node"
+    assert failure["message"].startswith("no step for 0.01 min")
+    assert calls(room) == [], "the first rank's task puts the job back"
+
+
 def test_a_failure_of_the_runs_own_stays(tmp_path: Path, room: Path) -> None:
     run = make(tmp_path)
     program = (

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from seqlm.errors import BackendError
-from seqlm.training.distributed import Rank, rank_from_environment
+from seqlm.errors import BackendError, UsageError
+from seqlm.training.distributed import Rank, process_group, rank_from_environment
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
 
@@ -58,3 +60,46 @@ def test_a_device_that_is_not_there_is_an_error_and_no_silent_fallback(monkeypat
         rank_from_environment({"SEQLM_DEVICE": "cuda"})
     with pytest.raises(BackendError, match='found "tpu", valid is cpu or cuda'):
         rank_from_environment({"SEQLM_DEVICE": "tpu"})
+
+
+def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_limit(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "study" / "run", make_config(epochs=500))
+    env = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "SEQLM_RENDEZVOUS": (tmp_path / "meeting").as_uri(),
+        "SEQLM_DEVICE": "cpu",
+        "SEQLM_DATA": str(write_text(tmp_path / "text")),
+        "SEQLM_ATTEMPT": "1",
+        "SEQLM_COLLECTIVE_MINUTES": "0.05",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    argv = [sys.executable, "-m", "seqlm.training.worker", str(run.path)]
+    ranks = [subprocess.Popen(argv, env={**env, "RANK": str(rank)}) for rank in range(2)]
+    try:
+        deadline = time.monotonic() + 60
+        while not run.metrics_file.exists():
+            assert time.monotonic() < deadline, "it does not train"
+            time.sleep(0.05)
+        ranks[1].send_signal(signal.SIGSTOP)
+        assert ranks[0].wait(timeout=60) == 1
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    failure = run.read_failure()
+    assert failure is not None
+    assert failure["kind"] == "node", failure
+    assert failure["message"].startswith("rank 0 lost another rank of the run")
+
+
+def test_a_collective_time_limit_that_makes_no_sense_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "never")
+    with (
+        pytest.raises(
+            UsageError, match='SEQLM_COLLECTIVE_MINUTES: found "never", valid is a number of minutes above 0'
+        ),
+        process_group(Rank(index=0, world_size=2)),
+    ):
+        pass

@@ -154,8 +154,8 @@ def test_a_file_that_reads_back_wrong_stops_the_run_with_the_one_before_intact(
 ) -> None:
     save = checkpoint_files.save_checkpoint
 
-    def write_badly(path: Path, *arguments: Any) -> None:
-        save(path, *arguments)
+    def write_badly(path: Path, *arguments: Any, **options: Any) -> None:
+        save(path, *arguments, **options)
         if path.name == "last.pt" and run.previous_checkpoint.exists():
             flip(path)
 

@@ -1,0 +1,384 @@
+"""The lease on a run: which worker owns it, told by files alone, for hosts that do not see each other's locks.
+
+A lock of the system (``worker.lock``) dies with its process, but not every shared file system shows it to other hosts.
+So its owner holds a lease as well. ``lease/`` in the run's folder has one file for each owner the run has had, in
+their order: ``000001.json``, ``000002.json``, ... The owner is the one with the highest number, its generation.
+
+    claim       a file written beside is linked to the next number: a link is made or refused, so of two claimants at
+                the same moment one wins, and one that reads a listing that lags finds the number taken and looks again
+    heartbeat   the owner sets the time of its file every few seconds; who watches it looks for *change* alone, on a
+                clock of its own, so that clocks may differ between hosts, and be set back
+    takeover    a lease without a heartbeat for some minutes is taken over by claiming the next number
+    release     the file says so; no file is ever removed, since numbers must neither begin anew nor have gaps
+    check       before each file that it puts in place, an owner asks whether the next number is taken: one that was
+                stopped, taken for dead and woken changes nothing of what has become somebody else's
+
+What a check cannot see is a takeover in the instant between it and the renaming that follows. The new owner removes the
+temporary files of the old one (:meth:`seqlm.rundir.RunDirectory.sweep`) before it reads a file, so that this renaming
+finds nothing to rename; it asks again and learns why.
+
+The generation with its check is the fencing token of Kleppmann, "How to do distributed locking" (2016). Standard
+library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, final
+
+from seqlm.errors import FileError, LeaseLostError, RunBusyError
+from seqlm.variables import positive_number
+
+LOOK_SECONDS = 1.0
+"""How often a lease is looked at that may be stale."""
+MISSED_BEATS = 3
+"""A lease is not stale before so many heartbeats of its owner are missing, whatever the stale time is."""
+LOOK_AROUND_SECONDS = 2.0
+"""How often an owner looks whether somebody has cancelled its run."""
+
+_GONE = (errno.ENOENT, errno.ESTALE)
+_FILE = re.compile(r"[0-9]{6,}\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How a lease is kept."""
+
+    heartbeat_seconds: float = 10.0
+    stale_seconds: float = 180.0
+    """How long the heartbeat of another host must have been missing before its lease is taken over."""
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> Terms:
+        """``SEQLM_LEASE_SECONDS`` between two heartbeats, ``SEQLM_STALE_LEASE_MINUTES`` until a takeover.
+
+        Raises:
+            UsageError: one of them is not a number above 0.
+        """
+        return cls(
+            heartbeat_seconds=positive_number(env, "SEQLM_LEASE_SECONDS", cls.heartbeat_seconds, "seconds"),
+            stale_seconds=60 * positive_number(env, "SEQLM_STALE_LEASE_MINUTES", cls.stale_seconds / 60, "minutes"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """The machine that a process runs on."""
+
+    name: str
+    """What a person calls it."""
+    machine: str
+    """The same for all who share a kernel, and with it the locks on files: containers of one machine, too."""
+
+
+def this_host() -> Host:
+    """The machine of this process, known by the id that Linux draws at boot, elsewhere by its name."""
+    name = socket.gethostname()
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except (OSError, ValueError):
+        machine = name
+    return Host(name=name, machine=machine)
+
+
+@final
+class Lease:
+    """A lease that this process holds, or has held."""
+
+    def __init__(self, folder: Path, generation: int, record: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._record = dict(record)
+        self.generation = generation
+        self.file = folder / _name(generation)
+
+    def check(self) -> None:
+        """Ask whether the lease is still this process's: one call of the system, some microseconds on a local disk.
+
+        Raises:
+            LeaseLostError: another worker has taken the run over.
+        """
+        if _exists(self._folder / _name(self.generation + 1)):
+            owner = _read(self._folder / _name(newest_generation(self._folder)))
+            raise LeaseLostError(f"this run was taken over by {_who(owner)} while this worker gave no sign of life")
+
+    def beat(self) -> None:
+        """Give a sign of life; a beat that the disk refuses is left out."""
+        with contextlib.suppress(OSError):
+            os.utime(self.file)
+
+    def release(self) -> None:
+        """Say that the owner is done. One that has lost its lease, or whose disk is full, says nothing."""
+        with contextlib.suppress(OSError, LeaseLostError):
+            beside = _write_beside(self.file, {**self._record, "released": True})
+            try:
+                self.check()
+                beside.replace(self.file)
+            finally:
+                beside.unlink(missing_ok=True)
+
+
+def claim(
+    folder: Path,
+    *,
+    attempt: int,
+    busy: str,
+    terms: Terms,
+    pause: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = lambda line: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Lease:
+    """Become the owner of the run whose leases lie in ``folder``. Called with the run's lock held.
+
+    An owner of this machine that has not released its lease is dead, since the lock is free: its lease is taken over
+    at once. One of another machine is watched first, for ``terms.stale_seconds``.
+
+    Args:
+        folder: ``lease/`` in the run's folder; made where it is missing.
+        attempt: of this worker, for the record.
+        busy: what to say where the run has an owner.
+        terms: when a lease is stale.
+        pause: waits so many seconds, or raises to give up.
+        tell: told, in a line, of a takeover and of the wait before it.
+        clock: seconds that only go forward.
+
+    Raises:
+        RunBusyError: another worker's heart beats; the text is ``busy``, followed by who it is.
+        FileError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        newest = 0
+        while True:
+            newest = max(newest, newest_generation(folder))
+            owner = _read(folder / _name(newest))
+            if newest and not _is_free(owner):
+                tell(f"{_who(owner)} has not released this run; watching for a sign of life")
+                match _watch(folder, newest, _patience(owner, terms), pause, clock):
+                    case "beat":
+                        raise RunBusyError(f"{busy} ({_who(owner)})")
+                    case "changed":
+                        continue
+                    case _:
+                        tell(f"taking this run over from {_who(owner)}, which gives no sign of life")
+            newest += 1
+            lease = _take(folder, newest, attempt, terms)
+            if lease is not None:
+                return lease
+    except OSError as error:
+        raise FileError.from_os_error("take the lease in", folder, error) from None
+
+
+@contextlib.contextmanager
+def kept(lease: Lease, terms: Terms, look_around: Callable[[], None] = lambda: None) -> Iterator[Lease]:
+    """Keep the lease's heart beating while the block runs, then release it.
+
+    A thread of its own beats, so that a long step does not look like death; it keeps no process alive. It also calls
+    ``look_around`` every two seconds. Errors of the world end neither.
+    """
+    ended = threading.Event()
+
+    def live() -> None:
+        turn = min(LOOK_AROUND_SECONDS, terms.heartbeat_seconds)
+        due = 0.0
+        while not ended.wait(turn):
+            now = time.monotonic()
+            if now >= due:
+                due = now + terms.heartbeat_seconds - turn / 2
+                lease.beat()
+            with contextlib.suppress(OSError, FileError):
+                look_around()
+
+    thread = threading.Thread(target=live, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        ended.set()
+        thread.join()
+        lease.release()
+
+
+def require_attempt(folder: Path, attempt: int) -> None:
+    """The check of the ranks that hold no lease: whether the run's owner is of their own attempt, or an earlier one.
+
+    An earlier one, since they may be here before their first rank.
+
+    Raises:
+        LeaseLostError: the owner is of a later attempt.
+    """
+    owner = _read(folder / _name(newest_generation(folder)))
+    if isinstance(owner.get("attempt"), int) and owner["attempt"] > attempt:
+        raise LeaseLostError(f"this run was taken over by {_who(owner)}; this rank is of an earlier attempt")
+
+
+def live_elsewhere(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
+    """The lease of an owner on another machine that seems to live: ``host``, ``pid``, ...; none where there is none.
+
+    A guess, for who only looks: the age of the file by this machine's clock and the file system's, which may differ.
+    Costs a listing of the folder; nothing is written.
+    """
+    generation = _highest_listed(folder)
+    if not generation:
+        return None
+    path = folder / _name(generation)
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return None
+    owner = _read(path)
+    return None if abs(age) >= stale_seconds or _is_free(owner) else owner
+
+
+def newest_generation(folder: Path) -> int:
+    """The number of the run's newest lease, 0 where it has had none.
+
+    A listing may lag behind, so the numbers after it are asked for by name; what then still lags is found by the link.
+    """
+    generation = _highest_listed(folder)
+    while _exists(folder / _name(generation + 1)):
+        generation += 1
+    return generation
+
+
+def is_released(folder: Path) -> bool:
+    """Whether the run's last owner has said that it is done; also where there was none."""
+    newest = newest_generation(folder)
+    return not newest or bool(_read(folder / _name(newest)).get("released"))
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def _name(generation: int) -> str:
+    return f"{generation:06d}.json"
+
+
+def _highest_listed(folder: Path) -> int:
+    try:
+        return max((int(path.stem) for path in folder.iterdir() if _FILE.fullmatch(path.name)), default=0)
+    except OSError:
+        return 0
+
+
+def _exists(path: Path) -> bool:
+    """Whether the file is there; a disk that does not answer says neither, and is told by whoever writes next."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a lease says; nothing where it cannot be read, and then its owner may be anybody."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write_beside(path: Path, record: Mapping[str, Any]) -> Path:
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(record, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    return beside
+
+
+def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | None:
+    """Claim a generation; none where somebody else has it."""
+    host = this_host()
+    record = {
+        "generation": generation,
+        "owner": secrets.token_hex(8),
+        "host": host.name,
+        "machine": host.machine,
+        "pid": os.getpid(),
+        "attempt": attempt,
+        "heartbeat_seconds": terms.heartbeat_seconds,
+        "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "released": False,
+    }
+    path = folder / _name(generation)
+    beside = _write_beside(path, record)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        # A server of files whose answer got lost is asked again, and finds what it has done itself (man 2 open).
+        if beside.stat().st_nlink != 2:
+            return None
+    except FileNotFoundError:
+        return None  # swept away by somebody who became the owner in this instant
+    finally:
+        beside.unlink(missing_ok=True)
+    return Lease(folder, generation, record)
+
+
+# -- owners --------------------------------------------------------------------------------------------------------
+
+
+def _is_free(owner: Mapping[str, Any]) -> bool:
+    """Whether a lease can be taken over at once: released, or of this machine, whose lock on the run is held."""
+    return bool(owner.get("released")) or owner.get("machine") == this_host().machine
+
+
+def _who(owner: Mapping[str, Any]) -> str:
+    return f"pid {owner.get('pid', '?')} on {owner.get('host', '?')}" if owner else "another worker"
+
+
+def _patience(owner: Mapping[str, Any], terms: Terms) -> float:
+    beat = owner.get("heartbeat_seconds")
+    return max(terms.stale_seconds, MISSED_BEATS * beat if isinstance(beat, int | float) else 0.0)
+
+
+def _watch(
+    folder: Path, generation: int, seconds: float, pause: Callable[[float], None], clock: Callable[[], float]
+) -> str:
+    """Watch a lease: ``beat`` at its first sign of life, ``changed`` where it is another's or released, ``silent``.
+
+    The time between two looks counts as twice the pause at most: a watcher that was itself stopped has not watched.
+    """
+    path = folder / _name(generation)
+    first = _state(path)
+    watched = 0.0
+    while watched < seconds:
+        before = clock()
+        step = min(LOOK_SECONDS, seconds - watched)
+        pause(step)
+        now = _state(path)
+        if now is None or first is None or _exists(folder / _name(generation + 1)) or _read(path).get("released"):
+            return "changed"
+        if now != first:
+            return "beat"
+        watched += min(max(clock() - before, 0.0), 2 * step)
+    return "silent"
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a lease's heart beats. The file is opened, which makes a client of NFS ask its server."""
+    try:
+        with path.open("rb") as file:
+            state = os.fstat(file.fileno())
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+    return state.st_mtime_ns, state.st_ino, state.st_size

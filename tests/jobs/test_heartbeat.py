@@ -1,0 +1,191 @@
+"""A worker that hangs is told from one that works, and tried again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import dispatch, retry
+from jobs.code_snapshot import Code
+from jobs.dispatch import Dispatcher
+from jobs.heartbeat import Heartbeat, hung_seconds
+from jobs.local_backend import LocalBackend
+from jobs.spec import Submission
+from seqlm.errors import UsageError
+from seqlm.rundir import RunDirectory, read_json, write_json
+from tests.fakes import FakeBackend
+from tests.jobs.test_dispatch import dispatcher, finish, todo
+from tests.training.studies import make_config, make_run, write_text
+
+MINUTE = 60.0
+
+
+class Watched:
+    """A run whose worker has begun, and a watcher for whom time passes only here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = make_run(folder / "run", make_config())
+        self.run.attempt_dir(1).mkdir(parents=True)
+        self.run.stdout_log(1).write_text("")
+        self.now = 0.0
+        self.heartbeat = self.watch()
+
+    def watch(self) -> Heartbeat:
+        return Heartbeat(self.run, 1, 10 * MINUTE, lambda: self.now)
+
+    def is_hung_after(self, minutes: float) -> bool:
+        """Whether it is, seen by a watcher that looks every second."""
+        hung = False
+        for _ in range(round(60 * minutes)):
+            self.now += 1
+            hung = self.heartbeat.is_hung()
+        return hung
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+def test_a_run_of_which_nothing_changes_for_ten_minutes_hangs_and_no_sooner(watched: Watched) -> None:
+    assert not watched.is_hung_after(9.9)
+    assert watched.is_hung_after(0.2)
+    failure = watched.heartbeat.failure("here")
+    assert failure["kind"] in retry.RETRIED
+    assert failure["message"].startswith("no step for 10 min; ")
+    assert (failure["attempt"], failure["where"]) == (1, "here")
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        lambda run: write_json(run.progress_file(1), {"step": 1}),
+        lambda run: write_json(run.metrics_file, {"epoch": 0}),
+        lambda run: write_json(run.last_checkpoint, {}),
+        lambda run: run.stdout_log(1).write_text("reading the corpus\n"),
+        lambda run: run.stderr_log(1).write_text("a warning\n"),
+    ],
+    ids=["a step", "an epoch", "a checkpoint", "a line", "a warning"],
+)
+def test_any_sign_of_life_gives_a_worker_ten_minutes_more(
+    watched: Watched, sign: Callable[[RunDirectory], object]
+) -> None:
+    assert not watched.is_hung_after(9.5)
+    sign(watched.run)
+    assert not watched.is_hung_after(9.5)
+    assert watched.is_hung_after(1)
+
+
+def test_a_step_written_on_a_clock_set_back_is_a_sign_of_life(watched: Watched) -> None:
+    write_json(watched.run.progress_file(1), {"step": 1})
+    assert not watched.is_hung_after(9.5)
+    os.utime(watched.run.progress_file(1), (1e9, 1e9))
+    assert not watched.is_hung_after(9.5)
+
+
+def test_the_heart_of_its_lease_is_no_sign_of_life(watched: Watched) -> None:
+    watched.run.lease_dir.mkdir()
+    for number in range(11):
+        (watched.run.lease_dir / f"{number:06d}.json").write_text("{}")
+        hung = watched.is_hung_after(1)
+    assert hung
+
+
+def test_waiting_for_a_place_on_a_cluster_is_no_hanging(watched: Watched) -> None:
+    watched.run.stdout_log(1).unlink()
+    watched.heartbeat = watched.watch()
+    assert not watched.is_hung_after(60)
+    watched.run.stdout_log(1).write_text("")
+    assert not watched.is_hung_after(9.5)
+    assert watched.is_hung_after(1)
+
+
+def test_a_watcher_that_slept_has_not_watched(watched: Watched) -> None:
+    watched.now += 3600
+    assert not watched.heartbeat.is_hung()
+    assert not watched.is_hung_after(9)
+
+
+def test_a_behaviour_job_which_tells_nothing_while_it_works_is_never_taken_for_hung(watched: Watched) -> None:
+    write_json(watched.run.task_file, {})
+    watched.heartbeat = watched.watch()
+    assert not watched.is_hung_after(60)
+
+
+def test_the_limit_comes_from_the_environment() -> None:
+    assert hung_seconds({}) == 600
+    assert hung_seconds({"SEQLM_HUNG_MINUTES": "0.5"}) == 30
+    with pytest.raises(UsageError, match='SEQLM_HUNG_MINUTES: found "soon", valid is a number of minutes above 0'):
+        hung_seconds({"SEQLM_HUNG_MINUTES": "soon"})
+
+
+# -- and what becomes of it ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_a_launcher_kills_a_run_that_hangs_and_tries_it_again(tmp_path: Path) -> None:
+    backend = FakeBackend(finish, ends=False)
+    backend.obeys = False  # a hung worker hears no SIGTERM
+    submit = backend.submit
+
+    def begin(submission: Submission) -> str:
+        if submission.attempt == 2:
+            backend._ends = True
+        job_id = submit(submission)
+        RunDirectory(submission.run_dir).stdout_log(submission.attempt).write_text("")
+        return job_id
+
+    backend.submit = begin  # type: ignore[method-assign]
+    (item,) = todo(tmp_path, 1)
+    dispatcher(backend, env={"SEQLM_HUNG_MINUTES": "0.002"}).dispatch([item])
+    assert ("1", True) in backend.stopped
+    failure = read_json(item.run.attempt_dir(1) / "failure.json")
+    assert failure is not None
+    assert (failure["kind"], failure["attempt"]) == ("node", 1)
+    assert failure["message"].startswith("no step for 0.002 min")
+    assert item.run.observe().state == "done"
+    assert item.run.attempts() == [1, 2]
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+) -> None:
+    monkeypatch.setattr("seqlm.machine.cpu_count", lambda: 2)
+    monkeypatch.setattr("seqlm.machine.gpus", list)
+    (item,) = todo(tmp_path / "study", 1, ranks=2)
+    run, ranks = item.run, []
+
+    def stop_a_rank(event: dispatch.Event) -> None:
+        if event.kind == "epoch" and not ranks:
+            attempt = run.last_attempt()
+            ranks.extend((read_json(run.worker_file(attempt, rank)) or {})["pid"] for rank in (0, 1))
+            os.kill(ranks[stopped], signal.SIGSTOP)
+
+    Dispatcher(
+        LocalBackend(),
+        code=Code(path=Path(__file__).parents[2], commit=None, dirty=False, live=True),
+        argv=(sys.executable, "-m", "tests.training.elsewhere", "here", "seconds=0.03"),
+        on_event=stop_a_rank,
+        work={},
+        data_path={item.run.id: write_text(tmp_path / "text")},
+        env={"SEQLM_HUNG_MINUTES": "0.2", "OMP_NUM_THREADS": "1"},
+    ).dispatch([item])
+    assert ranks, "one was stopped"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    failures = [read_json(run.attempt_dir(attempt) / "failure.json") or {} for attempt in run.attempts()]
+    assert "no step for 0.2 min" in " ".join(str(failure.get("message")) for failure in failures)
+    assert run.observe().state == "done"
+    assert [record["epoch"] for record in run.read_metrics()[0]] == [0, 1]

@@ -1,0 +1,393 @@
+"""Who owns a run, as the files of its lease tell it: two hosts are two processes that see no lock of each other."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqlm import lease as leases
+from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
+from seqlm.lease import Host, Lease, Terms, claim, is_released, kept, live_elsewhere, newest_generation
+
+TERMS = Terms(heartbeat_seconds=10.0, stale_seconds=180.0)
+ROOT = Path(__file__).parent.parent
+
+
+class Cluster:
+    """A folder of leases, and claimants on named hosts; time passes only where somebody waits."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.now = 0.0
+        self.told: list[str] = []
+        self._host = "a"
+        monkeypatch.setattr(leases, "this_host", lambda: Host(name=self._host, machine=f"boot of {self._host}"))
+
+    def claim(self, host: str, *, while_waiting: Callable[[], object] = lambda: None, attempt: int = 1) -> Lease:
+        def pause(seconds: float) -> None:
+            self.now += seconds
+            while_waiting()
+
+        self._host = host
+        return claim(
+            self.folder,
+            attempt=attempt,
+            busy="r has a worker",
+            terms=TERMS,
+            pause=pause,
+            tell=self.told.append,
+            clock=lambda: self.now,
+        )
+
+    def look(self, host: str) -> dict[str, Any] | None:
+        self._host = host
+        return live_elsewhere(self.folder, TERMS.stale_seconds)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(tmp_path / "lease", monkeypatch)
+
+
+def set_back(file: Path, hours: float = 5.0) -> None:
+    past = time.time() - 3600 * hours
+    os.utime(file, (past, past))
+
+
+def test_a_released_lease_is_claimed_at_once_and_numbers_go_on(cluster: Cluster) -> None:
+    for number, host in enumerate(["a", "b", "a", "c"], start=1):
+        lease = cluster.claim(host, while_waiting=lambda: pytest.fail("nothing to wait for"))
+        assert lease.generation == number
+        assert len(cluster.names()) == number, "no number is free again"
+        lease.release()
+        assert is_released(cluster.folder)
+
+
+def test_a_lease_that_nobody_released_is_taken_over_at_once_on_the_same_machine_whose_lock_is_free(
+    cluster: Cluster,
+) -> None:
+    cluster.claim("a")
+    assert not is_released(cluster.folder)
+    assert cluster.claim("a").generation == 2
+    assert cluster.now == 0.0
+
+
+def test_a_beating_heart_on_another_host_refuses_a_second_worker_and_names_the_first(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    with pytest.raises(RunBusyError, match=rf"^r has a worker \(pid {os.getpid()} on a\)$"):
+        cluster.claim("b", while_waiting=first.beat)
+    assert cluster.now <= 2 * leases.LOOK_SECONDS, "the first sign of life is enough"
+    first.check()
+
+
+def test_a_silent_lease_of_another_host_is_taken_over_after_the_stale_time_and_no_sooner(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    set_back(first.file)  # what its age looks like decides nothing
+    second = cluster.claim("b")
+    assert second.generation == 2
+    assert cluster.now == pytest.approx(TERMS.stale_seconds)
+    assert any("taking this run over" in line and "on a" in line for line in cluster.told)
+
+
+def test_the_last_beat_before_the_stale_time_is_over_still_counts(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+
+    def beat_late() -> None:
+        if cluster.now >= TERMS.stale_seconds - leases.LOOK_SECONDS / 2:
+            first.beat()
+
+    with pytest.raises(RunBusyError):
+        cluster.claim("b", while_waiting=beat_late)
+
+
+def test_a_heart_that_beats_on_a_clock_set_back_beats_all_the_same(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    with pytest.raises(RunBusyError):
+        cluster.claim("b", while_waiting=lambda: set_back(first.file))
+
+
+def test_a_watcher_that_was_itself_stopped_has_not_watched_meanwhile(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    looks = []
+
+    def stopped_once() -> None:
+        looks.append(cluster.now)
+        if len(looks) == 2:
+            cluster.now += 3600  # stopped; the owner's machine, of the same rack, was as well
+        if len(looks) == 5:
+            first.beat()
+
+    with pytest.raises(RunBusyError):
+        cluster.claim("b", while_waiting=stopped_once)
+    assert len(looks) == 5
+
+
+def test_an_owner_that_beats_seldom_is_given_three_beats(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    record = json.loads(first.file.read_text())
+    first.file.write_text(json.dumps({**record, "heartbeat_seconds": 600.0}))
+    cluster.claim("b")
+    assert cluster.now == pytest.approx(1800.0)
+
+
+def test_an_owner_that_releases_while_it_is_watched_is_followed_at_once(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    assert cluster.claim("b", while_waiting=first.release).generation == 2
+    assert cluster.now == leases.LOOK_SECONDS
+
+
+def test_who_waits_for_a_stale_lease_can_give_up(cluster: Cluster) -> None:
+    cluster.claim("a")
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cluster.claim("b", while_waiting=stop)
+    assert newest_generation(cluster.folder) == 1
+
+
+def test_a_former_owner_learns_at_its_next_check_by_whom_it_was_taken_over(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    second = cluster.claim("b")
+    with pytest.raises(LeaseLostError, match=rf"taken over by pid {os.getpid()} on b"):
+        first.check()
+    second.check()
+    before = second.file.stat().st_mtime_ns
+    first.beat()
+    first.release()
+    assert cluster.names() == ["000001.json", "000002.json"]
+    assert not json.loads(first.file.read_text())["released"], "it has nothing left to release"
+    assert second.file.stat().st_mtime_ns == before
+    assert not is_released(cluster.folder)
+
+
+def test_a_former_owner_learns_it_after_any_number_of_later_owners(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    for host in "bcdb":
+        cluster.claim(host).release()
+    with pytest.raises(LeaseLostError, match="on b"):
+        first.check()
+
+
+@pytest.mark.parametrize("seen", [[], ["000001.json"], ["000002.json", "000001.json"]])
+def test_a_claimant_whose_listing_lags_behind_finds_the_owner_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, seen: list[str]
+) -> None:
+    cluster.claim("a").release()
+    cluster.claim("b").release()
+    third = cluster.claim("c")
+    listed, exists = os.listdir, leases._exists
+    monkeypatch.setattr(os, "listdir", lambda folder: seen if folder == cluster.folder else listed(folder))
+    # What a client of NFS remembers to be missing it takes to be missing, until the server refuses the link.
+    monkeypatch.setattr(leases, "_exists", lambda path: path.name in seen and exists(path))
+    with pytest.raises(RunBusyError, match="on c"):
+        cluster.claim("a", while_waiting=third.beat)
+    third.check()
+
+
+def test_a_link_that_the_server_made_but_did_not_confirm_counts(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def made_but_asked_again(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "link", made_but_asked_again)
+    assert cluster.claim("a").generation == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.folder.write_text("a file where a folder should be")
+    with pytest.raises(FileError, match=r"cannot take the lease in .*lease: File exists"):
+        cluster.claim("a")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0"])
+def test_a_lease_that_cannot_be_read_is_watched_like_that_of_a_stranger(cluster: Cluster, content: str) -> None:
+    first = cluster.claim("a")
+    first.file.write_text(content)
+    with pytest.raises(RunBusyError, match="another worker"):
+        cluster.claim("a", while_waiting=first.beat)
+    assert cluster.claim("a").generation == 2
+    assert cluster.now >= TERMS.stale_seconds
+
+
+# -- heartbeat -----------------------------------------------------------------------------------------------------
+
+
+def until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.01)
+
+
+def test_a_lease_beats_while_it_is_kept_and_is_released_at_the_end(cluster: Cluster) -> None:
+    lease = cluster.claim("a")
+    with kept(lease, Terms(heartbeat_seconds=0.02)):
+        for _ in range(3):
+            set_back(lease.file)
+            old = lease.file.stat().st_mtime_ns
+            until(lambda old=old: lease.file.stat().st_mtime_ns != old)
+        assert not is_released(cluster.folder)
+    assert is_released(cluster.folder)
+    set_back(lease.file)
+    old = lease.file.stat().st_mtime_ns
+    time.sleep(0.1)
+    assert lease.file.stat().st_mtime_ns == old, "a released lease is dead"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.ENOENT])
+def test_a_heart_goes_on_after_beats_that_the_disk_refuses(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    lease, utime, refused = cluster.claim("a"), os.utime, []
+
+    def refuse(path: Path, times: None = None) -> None:
+        refused.append(path)
+        raise OSError(code, "no")
+
+    def refused_to_look_around() -> None:
+        raise FileError("cannot read failure.json")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    with kept(lease, Terms(heartbeat_seconds=0.02), refused_to_look_around):
+        until(lambda: len(refused) > 3)
+        monkeypatch.setattr(os, "utime", utime)
+        set_back(lease.file)
+        old = lease.file.stat().st_mtime_ns
+        until(lambda: lease.file.stat().st_mtime_ns != old)
+
+
+def test_a_full_disk_at_the_release_leaves_the_lease_as_it_was(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = cluster.claim("a")
+    before = lease.file.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    lease.release()
+    assert lease.file.read_bytes() == before
+    assert cluster.names() == ["000001.json"], "and nothing beside it"
+
+
+HELD = """
+import sys
+from pathlib import Path
+from seqlm.lease import Terms, claim, kept
+lease = claim(Path(sys.argv[1]), attempt=1, busy="busy", terms=Terms(heartbeat_seconds=0.05))
+kept(lease, Terms(heartbeat_seconds=0.05)).__enter__()
+print("held", flush=True)
+"""
+
+
+def test_a_beating_heart_keeps_no_process_alive(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", HELD, str(tmp_path)], cwd=ROOT, timeout=30, capture_output=True)
+    assert (ended.returncode, ended.stdout) == (0, b"held\n")
+
+
+# -- many claimants ------------------------------------------------------------------------------------------------
+
+RACE = """
+import os, sys, time
+from pathlib import Path
+from seqlm import lease
+from seqlm.errors import RunBusyError
+folder, me, log = Path(sys.argv[1]), sys.argv[2], open(sys.argv[3], "a")
+lease.this_host = lambda: lease.Host(name=me, machine=me)
+lease.LOOK_SECONDS = 0.002
+terms = lease.Terms(heartbeat_seconds=0.01, stale_seconds=30)
+print("ready", flush=True)
+sys.stdin.readline()
+won = 0
+while won < 30:
+    try:
+        mine = lease.claim(folder, attempt=1, busy="busy", terms=terms)
+    except RunBusyError:
+        continue
+    won += 1
+    with lease.kept(mine, terms):
+        log.write(f"{mine.generation} begin {me}\\n"); log.flush()
+        time.sleep(0.003)
+        mine.check()
+        log.write(f"{mine.generation} end {me}\\n"); log.flush()
+"""
+
+
+def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    claimants = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(tmp_path / "lease"), str(number), str(log)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for claimant in claimants:
+        assert claimant.stdout is not None
+        assert claimant.stdout.readline() == "ready\n"
+    for claimant in claimants:  # now
+        assert claimant.stdin is not None
+        claimant.stdin.write("\n")
+        claimant.stdin.flush()
+    for claimant in claimants:
+        claimant.communicate(timeout=60)
+        assert claimant.returncode == 0
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert len(lines) == 2 * 4 * 30
+    for number, (begin, end) in enumerate(zip(lines[::2], lines[1::2], strict=True), start=1):
+        assert begin == [str(number), "begin", begin[2]]
+        assert end == [str(number), "end", begin[2]], "nobody else begins before it ends"
+
+
+# -- from outside --------------------------------------------------------------------------------------------------
+
+
+def test_who_looks_from_another_host_sees_an_owner_by_the_age_of_its_heartbeat(cluster: Cluster) -> None:
+    assert cluster.look("b") is None
+    lease = cluster.claim("a")
+    seen = cluster.look("b")
+    assert seen is not None
+    assert (seen["host"], seen["pid"]) == ("a", os.getpid())
+    assert cluster.look("a") is None, "on its own machine the lock says more"
+    set_back(lease.file)
+    assert cluster.look("b") is None
+    lease.beat()
+    assert cluster.look("b") is not None
+    lease.release()
+    assert cluster.look("b") is None
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "ten", "nan", "inf"])
+def test_terms_that_make_no_sense_are_one_clear_line(text: str) -> None:
+    with pytest.raises(UsageError, match=f'SEQLM_LEASE_SECONDS: found "{text}", valid is a number of seconds above 0'):
+        Terms.from_environment({"SEQLM_LEASE_SECONDS": text})
+    with pytest.raises(UsageError, match="SEQLM_STALE_LEASE_MINUTES"):
+        Terms.from_environment({"SEQLM_STALE_LEASE_MINUTES": text})
+
+
+def test_terms_come_from_the_environment() -> None:
+    assert Terms.from_environment({}) == Terms(heartbeat_seconds=10.0, stale_seconds=180.0)
+    env = {"SEQLM_LEASE_SECONDS": "2", "SEQLM_STALE_LEASE_MINUTES": "0.5"}
+    assert Terms.from_environment(env) == Terms(heartbeat_seconds=2.0, stale_seconds=30.0)
