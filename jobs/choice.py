@@ -27,6 +27,8 @@ class BackendChoice:
     """How often a run is tried again by itself without an epoch in between."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
+    env_pass: tuple[str, ...] = ()
+    """Names of variables of this process that workers get as well."""
     retries_given: int | None = None
     """The same if the command line says so, for a backend with defaults of its own."""
     table: Mapping[str, Any] = field(default_factory=dict)
@@ -81,6 +83,7 @@ def choose_backend(
         max_parallel=max_parallel or table.get("max_parallel"),
         retries=table.get("retries", IN_A_ROW) if retries is None else retries,
         env=table.get("env", {}),
+        env_pass=tuple(table.get("env_pass", ())),
         ray_address=(ray_address or os.environ.get("RAY_ADDRESS") or table.get("address")) if chosen == "ray" else None,
     )
 

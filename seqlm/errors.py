@@ -19,6 +19,7 @@ Invariants of our own code are asserted, not raised.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -87,6 +88,24 @@ class BackendError(SeqlmError):
     """The backend cannot be reached, or can never run what was asked."""
 
     exit_code = 3
+
+
+_JOINERS = "\u200c\u200d"
+"""Of the invisible characters those that words are written with."""
+
+
+def printable(text: str) -> str:
+    r"""A text with whatever would break a line, or drive a terminal, written as an escape: ``\x1b``, ``\n``, ``\u202e``.
+
+    Letters, signs and spaces of any language stay as they are, and so do tabs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\t" or _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
