@@ -5,6 +5,7 @@
     │   ├── ConfigError             a configuration: unknown key, wrong type, impossible value
     │   ├── ManifestError           a manifest: the file itself, or any entry in it
     │   └── DataError               a corpus: missing, empty, damaged, too small, unknown word
+    │       └── DownloadError       a corpus that cannot be fetched
     ├── RunError                    one run cannot go on (exit code 1)
     │   ├── CheckpointError         a checkpoint is truncated, foreign, or of another run
     │   ├── DivergedError           the loss or the gradient is not a finite number
@@ -55,6 +56,10 @@ class DataError(UsageError):
     """A corpus is missing, empty, damaged, too small, or uses a word outside its vocabulary."""
 
 
+class DownloadError(DataError):
+    """A corpus cannot be fetched: why, and how to get it by hand, in several lines."""
+
+
 class RunError(SeqlmError):
     """One run cannot go on."""
 
@@ -92,6 +97,15 @@ class BackendError(SeqlmError):
 
 _JOINERS = "\u200c\u200d"
 """Of the invisible characters those that words are written with."""
+
+
+def error_text(error: SeqlmError) -> str:
+    """An error as lines for a terminal: one, unless it is several problems told at once.
+
+    So a path with a line end in its name cannot make a line of its own.
+    """
+    several = isinstance(error, ProblemsError | CanaryError | DownloadError)
+    return "\n".join(printable(line) for line in (str(error).split("\n") if several else [str(error)]))
 
 
 def printable(text: str) -> str:
