@@ -155,7 +155,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     _say(options, terminal.table(header, rows, right=(3, 4, 5, 6)))
     counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
     summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
-    _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {study_dir}")
+    _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         _say(options, f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
     summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
@@ -281,7 +281,7 @@ def _launch(
     if options.no_wait:
         argv = [str(Path(__file__).resolve()), *(word for word in options.argv if word not in ("--no-wait", "--json"))]
         pid = detach(argv, study_dir)
-        _say(options, f"launched by process {pid}; see: launch.py status {study_dir}")
+        _say(options, f"launched by process {pid}; see: launch.py status {printable(str(study_dir))}")
         return {"study": study_name(study_dir), "launcher_pid": pid}, 0
     progress: list[Progress] = []
     backend = choice.make()
@@ -331,7 +331,7 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
     if options.report and ids is not None:
         if options.behaviour:
             _compute_behaviour(study_dir)
-        _say(options, f"report: {_write_report([study_dir], None)}")
+        _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 
@@ -417,7 +417,7 @@ def _launch_remotely(
     words += ["--data", str(data.absolute())] if data else []
     job = RayJob(choice.ray_address)
     job.submit(words, jobs_dir, manifest, code_dir=study_dir)
-    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {jobs_dir}")
+    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {printable(str(jobs_dir))}")
     if options.no_wait:
         return {"study": study_name(jobs_dir), "ray_job": job.id}, 0
     try:
@@ -558,7 +558,7 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
         from jobs.live import svg  # rich: only where the view is drawn
 
         write_text(options.svg, svg(Watcher(study_dir, chosen).look()))
-        _say(options, f"picture: {options.svg}")
+        _say(options, f"picture: {printable(str(options.svg))}")
     return {"study": study_dir.name, "runs": _status_records(runs)}, 0
 
 
@@ -628,7 +628,7 @@ def _report(options: argparse.Namespace) -> tuple[Any, int]:
         [found for study_dir in study_dirs for found in _compute_behaviour(study_dir)] if options.behaviour else []
     )
     page = _write_report(study_dirs, options.output)
-    _say(options, str(page))
+    _say(options, printable(str(page)))
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
 
