@@ -17,8 +17,6 @@ MAX_DEPTH = 20
 MAX_VALUES = 1_000_000
 MAX_WHOLE_NUMBER = 10**300
 MAX_BYTES = 16 * 2**20
-MAX_MERGED = 1000
-"""Tables that ``<<`` may bring together in one, and keys that a table may get by that."""
 
 
 def read_manifest_file(path: Path) -> dict[str, Any]:
@@ -176,16 +174,6 @@ def _read_yaml(text: str) -> Any:
                         None, None, f"key {show(name)} is given twice in one table", node.start_mark
                     )
             return node
-
-        def flatten_mapping(self, node: Any) -> None:
-            # Merges of merges grow tenfold with each line of a file that means harm.
-            merges = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
-            tables = sum(len(value.value) if isinstance(value, yaml.SequenceNode) else 1 for value in merges)
-            if tables > MAX_MERGED:
-                raise yaml.composer.ComposerError(None, None, "too many tables are merged", node.start_mark)
-            super().flatten_mapping(node)
-            if merges and len(node.value) > MAX_MERGED:
-                raise yaml.composer.ComposerError(None, None, "too many keys are merged", node.start_mark)
 
     for tag, pattern, first in (
         ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+
 def _canary() -> str:
     """A value that nobody has by chance, nor the copy of this code that is kept with a study."""
     return f"canary-{secrets.token_hex(8)}"
