@@ -14,12 +14,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs import terminal
+from jobs import secrets, terminal
 from jobs.backend import Site
 from jobs.backend_keys import BACKENDS
 from jobs.behaviour import SETTINGS
@@ -65,7 +65,7 @@ from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
-from seqlm.errors import BackendError, SeqlmError, UsageError
+from seqlm.errors import BackendError, SeqlmError, UsageError, error_text, printable
 from seqlm.rundir import write_text
 from slurm import backend as slurm_backend
 from slurm.settings import read_settings
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_document(data, None, ok=code == 0)
         sys.stdout.flush()
     except SeqlmError as error:
-        return _fail(str(error), error.exit_code, as_json)
+        return _fail(error_text(error), error.exit_code, as_json)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
@@ -110,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    for line in message.split("\n"):
+        terminal.tell(f"error: {line}")
     if as_json:
         _print_document(None, {"code": code, "message": message}, ok=False)
     return code
@@ -123,7 +123,8 @@ def _print_document(data: Any, error: Any, *, ok: bool) -> None:
 
 def _say(options: argparse.Namespace, text: str) -> None:
     """A result for a person: on stdout, unless that belongs to the JSON document."""
-    print(text, file=sys.stderr if options.json else sys.stdout)
+    for line in text.split("\n"):
+        print(printable(line), file=sys.stderr if options.json else sys.stdout)
 
 
 # -- plan and run --------------------------------------------------------------------------------------------------
@@ -155,13 +156,14 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     _say(options, terminal.table(header, rows, right=(3, 4, 5, 6)))
     counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
     summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
-    _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {study_dir}")
+    _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         _say(options, f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
     summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
     _say(options, _totals_text(summed, _where(backend, choice)))
     scripts: list[str] = []
     if isinstance(backend, slurm_backend.SlurmSite) and todo:
+        slurm_backend.require_plain_path(study_dir.absolute())
         resources = {run_id: spec.resources for run_id, spec in todo.items()}
         scripts = slurm_backend.scripts(planned, resources, study_dir, backend.settings)
         for script in scripts:
@@ -269,16 +271,19 @@ def _launch(
     """
     study_dir = settings.study_dir
     settings = replace(settings, live_code=options.live_code)
+    if choice.name != "slurm":
+        _advise(choice.env, f"backend.{choice.name}.env")
     if outcome is None:
         outcome = functools.partial(_outcome, options, study_dir)
     if choice.name == "slurm":
         return _launch_on_slurm(options, specs, settings, choice, data_path=data_path, command=command, outcome=outcome)
     if is_remote(choice.ray_address):
         return _launch_remotely(options, settings, choice, outcome=outcome)
+    passed = secrets.passed(choice.env_pass, os.environ, f"backend.{choice.name}")
     if options.no_wait:
         argv = [str(Path(__file__).resolve()), *(word for word in options.argv if word not in ("--no-wait", "--json"))]
         pid = detach(argv, study_dir)
-        _say(options, f"launched by process {pid}; see: launch.py status {study_dir}")
+        _say(options, f"launched by process {pid}; see: launch.py status {printable(str(study_dir))}")
         return {"study": study_name(study_dir), "launcher_pid": pid}, 0
     progress: list[Progress] = []
     backend = choice.make()
@@ -286,10 +291,10 @@ def _launch(
     def announce(planned: list[Planned]) -> Progress:
         todo = sum(item.action != "skip" for item in planned)
         what = f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do"
-        print(f"{what} on {_where(backend, choice)}", file=sys.stderr)
+        terminal.tell(f"{what} on {_where(backend, choice)}")
         for item in planned:
             if item.action == "skip" and item.reason != "done":
-                print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
+                terminal.tell(f"skipped {item.spec.name}: {item.reason}")
         progress.append(terminal.launch_progress(planned, study_dir))
         return progress[-1]
 
@@ -297,9 +302,9 @@ def _launch(
         settings,
         max_parallel=choice.max_parallel,
         policy=settings.policy.with_retries(choice.retries),
-        env=choice.env,
+        env={**choice.env, **passed},
         canary=options.canary,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        tell=terminal.tell,
     )
     try:
         try:
@@ -308,9 +313,14 @@ def _launch(
             for bar in progress:
                 bar.close()
     except KeyboardInterrupt:
-        print("the workers have stopped; the same command goes on from here", file=sys.stderr)
+        terminal.tell("the workers have stopped; the same command goes on from here")
         raise
     return outcome({item.run.id for item in planned})
+
+
+def _advise(env: Mapping[str, str], where: str) -> None:
+    for line in secrets.advice(env, where):
+        terminal.tell(f"warning: {line}")
 
 
 def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] | None) -> tuple[Any, int]:
@@ -323,7 +333,7 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
     if options.report and ids is not None:
         if options.behaviour:
             _compute_behaviour(study_dir)
-        _say(options, f"report: {_write_report([study_dir], None)}")
+        _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 
@@ -345,11 +355,13 @@ def _launch_on_slurm(
     table = choice.table or slurm_backend.last_table(settings.code_dir or study_dir)  # `retry` knows no manifest
     site = _site(replace(choice, table=table))
     assert isinstance(site, slurm_backend.SlurmSite), "asked before"
-    settings = replace(settings, tell=lambda line: print(line, file=sys.stderr))
+    slurm_backend.check(study_dir, site.settings)
+    _advise(site.settings.env, "backend.slurm.env")
+    settings = replace(settings, tell=terminal.tell)
     with preparing(specs, settings, resolve=site.resolve, data_path=data_path, command=command) as prepared:
         for item in prepared.planned:
             if item.action == "skip" and item.reason != "done":
-                print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
+                terminal.tell(f"skipped {item.spec.name}: {item.reason}")
         arrays: list[str] = []
         if prepared.code is not None:
             policy = settings.policy.with_retries(site.settings.retries)
@@ -358,10 +370,10 @@ def _launch_on_slurm(
                 report = slurm_backend.submit_report(
                     study_dir, arrays, site.settings, prepared.code, behaviour=options.behaviour
                 )
-                print(f"the report is written by job {report} after the last run", file=sys.stderr)
+                terminal.tell(f"the report is written by job {report} after the last run")
     what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
     todo = f"{len(prepared.todo)} of {len(prepared.planned)} runs to do"
-    print(f"{study_name(study_dir)}: {todo}: {what}", file=sys.stderr)
+    terminal.tell(f"{study_name(study_dir)}: {todo}: {what}")
     ids = {item.run.id for item in prepared.planned}
     if options.no_wait:
         return {"study": study_name(study_dir), "jobs": arrays}, 0
@@ -371,7 +383,7 @@ def _launch_on_slurm(
         else:
             watch(study_dir, ids)
     except KeyboardInterrupt:
-        print("the jobs go on without this terminal; `cancel` stops them", file=sys.stderr)
+        terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise
     return outcome(ids)
 
@@ -408,7 +420,7 @@ def _launch_remotely(
     words += ["--data", str(data.absolute())] if data else []
     job = RayJob(choice.ray_address)
     job.submit(words, jobs_dir, manifest, code_dir=study_dir)
-    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {jobs_dir}")
+    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {printable(str(jobs_dir))}")
     if options.no_wait:
         return {"study": study_name(jobs_dir), "ray_job": job.id}, 0
     try:
@@ -498,7 +510,7 @@ def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
     if options.no_wait:  # nothing is known of the rest, but there is no need to wait to know that these will have none
         missing = [found for found in wanted.outcomes() if found.state == "missing"]
         for found in missing:
-            print(_behaviour_line(found), file=sys.stderr)
+            terminal.tell(_behaviour_line(found))
         return data, EXIT_RUN_FAILED if missing else code
     return data, code
 
@@ -510,13 +522,13 @@ def _compute_behaviour(study_dir: Path) -> list[dict[str, Any]]:
     try:
         outcomes = compute_behaviour(study_dir)
     except SeqlmError as error:
-        print(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}", file=sys.stderr)
+        terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
         return []
     if not outcomes:
-        print("no run is done, so there is no behaviour to compute", file=sys.stderr)
+        terminal.tell("no run is done, so there is no behaviour to compute")
     for found in outcomes:
         if found.is_failure or found.state == "kept":
-            print(_behaviour_line(found), file=sys.stderr)
+            terminal.tell(_behaviour_line(found))
     return [found.to_dict() for found in outcomes]
 
 
@@ -549,7 +561,7 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
         from jobs.live import svg  # rich: only where the view is drawn
 
         write_text(options.svg, svg(Watcher(study_dir, chosen).look()))
-        _say(options, f"picture: {options.svg}")
+        _say(options, f"picture: {printable(str(options.svg))}")
     return {"study": study_dir.name, "runs": _status_records(runs)}, 0
 
 
@@ -619,7 +631,7 @@ def _report(options: argparse.Namespace) -> tuple[Any, int]:
         [found for study_dir in study_dirs for found in _compute_behaviour(study_dir)] if options.behaviour else []
     )
     page = _write_report(study_dirs, options.output)
-    _say(options, str(page))
+    _say(options, printable(str(page)))
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
 
@@ -635,7 +647,7 @@ def _watch_report(options: argparse.Namespace, study_dirs: list[Path]) -> None:
         if seen != written:
             page = _write_report(study_dirs, options.output, refresh_seconds=REPORT_SECONDS)
             done = sum(run.observation.state == "done" for run in runs)
-            print(f"{page}: {done} of {len(runs)} runs done", file=sys.stderr, flush=True)
+            terminal.tell(f"{page}: {done} of {len(runs)} runs done")
             written = seen
         time.sleep(REPORT_SECONDS)
 

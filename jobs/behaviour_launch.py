@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from jobs.local_backend import LocalBackend
 from jobs.policy import kept_policy
 from jobs.spec import RunSpec
 from jobs.study import at_work, observe_run, study_name
-from jobs.terminal import Progress, launch_progress
+from jobs.terminal import Progress, launch_progress, tell
 from seqlm.rundir import FINGERPRINT_DIGITS
 
 WORKER = "analysis.behaviour"
@@ -162,7 +161,7 @@ def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outc
         def announce(planned: list[Planned]) -> Callable[[Event], None]:
             todo = sum(item.action != "skip" for item in planned)
             what = study_name(jobs_dir(study_dir))
-            print(f"{what}: {todo} models to look at on {backend.describe()}", file=sys.stderr)
+            tell(f"{what}: {todo} models to look at on {backend.describe()}")
             progress.append(launch_progress(planned, jobs_dir(study_dir)))
             return progress[-1]
 
@@ -171,7 +170,7 @@ def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outc
             launch(
                 wanted.specs,
                 backend,
-                replace(wanted.options(), tell=lambda line: print(line, file=sys.stderr, flush=True)),
+                replace(wanted.options(), tell=tell),
                 data_path=data_path,
                 command=wanted.command,
                 progress=announce,

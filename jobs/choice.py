@@ -26,6 +26,8 @@ class BackendChoice:
     """What ``--retries`` or the manifest's table of the backend says; none: the policy's ``without_progress``."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
+    env_pass: tuple[str, ...] = ()
+    """Names of variables of this process that workers get as well."""
     table: Mapping[str, Any] = field(default_factory=dict)
     """The manifest's table of this backend, as written."""
     where: str = ""
@@ -77,6 +79,7 @@ def choose_backend(
         max_parallel=max_parallel or table.get("max_parallel"),
         retries=table.get("retries") if retries is None else retries,
         env=table.get("env", {}),
+        env_pass=tuple(table.get("env_pass", ())),
         ray_address=(ray_address or os.environ.get("RAY_ADDRESS") or table.get("address")) if chosen == "ray" else None,
     )
 

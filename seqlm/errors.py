@@ -5,6 +5,7 @@
     │   ├── ConfigError             a configuration: unknown key, wrong type, impossible value
     │   ├── ManifestError           a manifest: the file itself, or any entry in it
     │   └── DataError               a corpus: missing, empty, damaged, too small, unknown word
+    │       └── DownloadError       a corpus that cannot be fetched
     ├── RunError                    one run cannot go on (exit code 1)
     │   ├── CheckpointError         a checkpoint is missing, of another run, or of another text
     │   │   └── DamagedError        a checkpoint is truncated or changed, or none of ours
@@ -21,6 +22,7 @@ Invariants of our own code are asserted, not raised.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -54,6 +56,10 @@ class ManifestError(ProblemsError):
 
 class DataError(UsageError):
     """A corpus is missing, empty, damaged, too small, or uses a word outside its vocabulary."""
+
+
+class DownloadError(DataError):
+    """A corpus cannot be fetched: why, and how to get it by hand, in several lines."""
 
 
 class RunError(SeqlmError):
@@ -97,6 +103,33 @@ class BackendError(SeqlmError):
     """The backend cannot be reached, or can never run what was asked."""
 
     exit_code = 3
+
+
+_JOINERS = "\u200c\u200d"
+"""Of the invisible characters those that words are written with."""
+
+
+def error_text(error: SeqlmError) -> str:
+    """An error as lines for a terminal: one, unless it is several problems told at once.
+
+    So a path with a line end in its name cannot make a line of its own.
+    """
+    several = isinstance(error, ProblemsError | CanaryError | DownloadError)
+    return "\n".join(printable(line) for line in (str(error).split("\n") if several else [str(error)]))
+
+
+def printable(text: str) -> str:
+    r"""A text with whatever would break a line, or drive a terminal, written as an escape: ``\x1b``, ``\n``, ``\u202e``.
+
+    Letters, signs and spaces of any language stay as they are, and so do tabs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\t" or _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -566,7 +566,7 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
         FileError: the file cannot be opened.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise FileError.from_os_error("open", path, error) from None
     try:

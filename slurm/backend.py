@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,9 +32,10 @@ from jobs.study import ObservedRun, read_jobs, write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, make_directory, read_json, write_json
 from slurm import control
+from slurm.environment import sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
-from slurm.submission import Batch, Submitter, batches, record
+from slurm.submission import Batch, Submitter, batches, record, require_plain_path
 
 REPORT_MINUTES = 30
 UNLIMITED = 100_000
@@ -75,6 +77,16 @@ class SlurmSite(Site):
             return self._partition.resolve(spec.resources, self.settings)
         except BackendError as error:
             raise BackendError(f"{spec.name}: {error}") from None
+
+
+def check(study_dir: Path, settings: SlurmSettings) -> None:
+    """What would make submitting impossible, before the first file is written.
+
+    Raises:
+        UsageError: SLURM cannot be told of the folder; a variable that ``env_pass`` names is not set.
+    """
+    require_plain_path(study_dir.absolute())
+    sbatch_environment(settings, os.environ)
 
 
 def in_queue_order(prepared: Prepared) -> list[Planned]:
@@ -174,7 +186,8 @@ def submit_report(
     script = "\n".join(["#!/bin/bash", *settings.setup, *commands, ""])
     path = folder / "report.sh"
     path.write_text(script, "utf-8")
-    return ask("sbatch", *options, str(path)).strip().partition(";")[0]
+    environ = sbatch_environment(settings, os.environ)
+    return ask("sbatch", *options, str(path), environ=environ).strip().partition(";")[0]
 
 
 def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,9 @@ from jobs.micro_batches import micro_batches
 from jobs.policy import Policy
 from jobs.spec import Resources
 from jobs.study import study_name
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import make_directory, write_json
+from slurm.environment import only, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.task import JobPlan, run_task
 
@@ -53,6 +55,22 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
+def require_plain_path(path: Path) -> None:
+    """Refuse a folder that SLURM cannot be told of.
+
+    A directive of a script is one line. In the names of log files SLURM takes ``%`` for a pattern and a backslash for
+    an escape, and quotes protect neither. Anything else, quotes and ``$(...)`` included, arrives as it is.
+
+    Raises:
+        UsageError: it has one of these in its name.
+    """
+    if not str(path).isprintable() or set(str(path)) & set("%\\"):
+        raise UsageError(
+            f"{path}: SLURM takes no folder with a control character, % or a backslash in its name; rename it, or give "
+            "another --runs-dir"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Submitter:
     """Submits batches of one study."""
@@ -72,7 +90,9 @@ class Submitter:
 
         Raises:
             BackendError: sbatch refuses it; the line says what it said.
+            UsageError: a variable that ``env_pass`` names is not set.
         """
+        environ = sbatch_environment(self.settings, os.environ)
         make_directory(folder)
         executor = self._executor(batch, folder, parallelism=parallelism, nice=nice)
         plans = []
@@ -80,7 +100,7 @@ class Submitter:
             plans.append(folder / f"job-{number}.json")
             self._plan(batch, runs, folder.name).write(plans[-1])
         try:
-            with executor.batch():
+            with only(environ), executor.batch():
                 jobs = [executor.submit(run_task, str(plan)) for plan in plans]
         except Exception as error:  # submitit raises its own, and subprocess's
             said = getattr(error, "stderr", None) or str(error)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
@@ -100,6 +101,18 @@ def rank_from_environment(env: Mapping[str, str]) -> Rank:
     return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
 
 
+def _meeting_point(ranks: int) -> dict[str, Any]:
+    """What ``init_process_group`` is told of where the ranks meet.
+
+    A file is opened here: PyTorch takes the escapes of its address for letters of its name, and would look for a folder
+    ``a%20b`` where one is called ``a b``.
+    """
+    address = os.environ.get("SEQLM_RENDEZVOUS", "env://")
+    if not address.startswith("file://"):
+        return {"init_method": address}
+    return {"store": dist.FileStore(url2pathname(address.removeprefix("file://")), ranks)}
+
+
 @contextlib.contextmanager
 def process_group(rank: Rank) -> Iterator[None]:
     """Join the other ranks of the run while the block runs; nothing to join for a run of one process.
@@ -119,7 +132,7 @@ def process_group(rank: Rank) -> Iterator[None]:
         torch.cuda.set_device(rank.device)
     dist.init_process_group(
         backend="nccl" if rank.device.type == "cuda" else "gloo",
-        init_method=os.environ.get("SEQLM_RENDEZVOUS", "env://"),
+        **_meeting_point(rank.world_size),
         rank=rank.index,
         world_size=rank.world_size,
         timeout=datetime.timedelta(minutes=minutes),

@@ -174,7 +174,7 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt": (
         {"partitoin": "x"},
         'unknown key "backend.slurm.partitoin"; did you mean "backend.slurm.partition"? (valid in backend.slurm: '
-        "account, constraint, env, exclude, mail_type, mail_user, max_parallel, ",
+        "account, constraint, env, env_pass, exclude, mail_type, mail_user, max_parallel, ",
     ),
     "key of another backend": (
         {"address": "x"},
