@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import final
 
 from seqlm.rundir import RunDirectory
+from tests.chaos.disk import Disk
 from tests.chaos.study import Process, Study, processes, workers
 
 POLL_SECONDS = 0.02
@@ -25,8 +26,8 @@ class Scene:
 
     study: Study
     launcher: subprocess.Popen[bytes]
-    disk: Path | None
-    """Mount point of the small file system that holds the study; none where there is no right to mount."""
+    disk: Disk | None
+    """The small file system that holds the study; none where there is no right to mount."""
     draw: Callable[[], float] = field(default=lambda: 0.0)
     """Numbers from 0 to 1 that the seed decides."""
 
@@ -181,54 +182,29 @@ class DiskFull(Fault):
     def happen(self, scene: Scene) -> str | None:
         if scene.disk is None:
             return None
-        fill(scene.disk)
-        return f"{scene.disk.name} with {len(workers(scene.study))} workers"
+        scene.disk.fill()
+        return f"{len(workers(scene.study))} workers on it"
 
     def undo(self, scene: Scene) -> None:
         assert scene.disk is not None
-        make_room(scene.disk)
-
-
-def fill(disk: Path) -> None:
-    """Leave no byte free on a small file system."""
-    size = 2**20
-    with (disk / "ballast").open("ab", buffering=0) as ballast:
-        while size:
-            try:
-                ballast.write(bytes(size))
-            except OSError:
-                size //= 2
-
-
-def make_room(disk: Path) -> None:
-    """Take back what :func:`fill` has done."""
-    (disk / "ballast").unlink(missing_ok=True)
+        scene.disk.make_room()
 
 
 @final
 class ReadOnly(Fault):
-    """The power goes, and the file system comes up read-only; a launcher is started on it and must say so."""
+    """The study's folder becomes read-only under launcher and workers, and writable again some seconds later."""
+
+    lasts_seconds = 4.0
 
     def happen(self, scene: Scene) -> str | None:
         if scene.disk is None:
             return None
-        _end_all(scene)
-        remount(scene.disk, "ro")
-        try:
-            with (scene.study.lab.folder / "read-only.log").open("w+b") as output:
-                code = scene.study.start(output).wait()
-                output.seek(0)
-                lines = output.read().decode().splitlines()
-        finally:
-            remount(scene.disk, "rw")
-        assert code == 1, f"a launcher on a read-only disk ended with {code}: {lines}"
-        assert lines[-1].endswith("Read-only file system"), lines
-        return f"all processes; the launcher says {lines[-1]!r}"
+        scene.disk.make_read_only(scene.study.folder)
+        return f"{len(workers(scene.study))} workers in it"
 
-
-def remount(disk: Path, how: str) -> None:
-    """Make a mounted file system read-only (``ro``) or writable (``rw``)."""
-    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+    def undo(self, scene: Scene) -> None:
+        assert scene.disk is not None
+        scene.disk.make_writable(scene.study.folder)
 
 
 @final

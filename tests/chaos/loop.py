@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import subprocess
@@ -9,11 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import IO, Any, final
 
 from tests.chaos.check import Findings, check
-from tests.chaos.faults import ALL, NEED_ROOT, ClockBack, Fault, LateListing, Scene, make_room
+from tests.chaos.disk import Disk
+from tests.chaos.faults import ALL, NEED_ROOT, ClockBack, Fault, LateListing, Scene
 from tests.chaos.quiet import Quiet
 from tests.chaos.study import Lab, Study, workers
 
@@ -78,7 +79,7 @@ class Loop:
         self,
         lab: Lab,
         quiet: Quiet,
-        disk: Path | None,
+        disk: Disk | None,
         *,
         seed: int,
         minutes: float,
@@ -120,13 +121,14 @@ class Loop:
 
     def _one_study(self) -> None:
         number = self._outcome.studies = self._outcome.studies + 1
-        study = Study((self._disk or self._lab.folder) / f"study-{number}", self._lab)
+        where = self._disk.path if self._disk else self._lab.folder
+        study = Study(where / f"study-{number}", self._lab)
         study.folder.mkdir()
         self._tell(f"study {number} begins")
         log = self._lab.folder / f"launch-{number}.log"
         with log.open("ab") as output:
             lost = self._until_done(study, output)
-        self._take_back_all(study)
+        self._forget_clock_and_listing(study)
         found = check(study, self._quiet, log)
         found.lost_runs += [word for word in lost if not found.lost_runs]
         self._outcome.findings.add(found)
@@ -157,15 +159,18 @@ class Loop:
                     due = disturbed_at + coming.after_seconds
             if scene.launcher.poll() is not None:
                 if not workers(study) and self._is_done(study):
+                    self._take_back(scene, math.inf)
                     return []
                 if not self._lasting and scene.launcher.returncode >= 0:
                     idle += 1
                 if idle > IDLE_LAUNCHES and not workers(study) and not self._more_to_come():
+                    self._take_back(scene, math.inf)
                     return [f"{idle} launchers in a row have not finished the study"]
                 scene.launcher = self._launch(study, output)
             if now - disturbed_at > FINISH_SECONDS:
                 scene.launcher.kill()
                 scene.launcher.wait()
+                self._take_back(scene, math.inf)
                 return [f"not done {FINISH_SECONDS:g} s after the last fault"]
             time.sleep(POLL_SECONDS)
 
@@ -214,9 +219,6 @@ class Loop:
             item[1].undo(scene)
             self._control(scene.study)
 
-    def _take_back_all(self, study: Study) -> None:
-        if self._disk is not None:
-            make_room(self._disk)
-        self._lasting.clear()
+    def _forget_clock_and_listing(self, study: Study) -> None:
         self._clock.back_seconds = self._listing.lag_seconds = 0.0
         self._control(study)
