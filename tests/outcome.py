@@ -7,7 +7,10 @@ The order in which a sum is taken follows the number of threads and of ranks. So
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import torch
 
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
 
 OF_THE_DAY = ("epoch_seconds", "elapsed_seconds", "train_tokens_per_second", "peak_memory_bytes", "attempt")
 """What ``metrics.jsonl`` says of the machine, not of the training."""
@@ -64,6 +69,29 @@ def outcome(run: RunDirectory) -> Outcome:
 def outcomes(study_dir: Path) -> dict[str, Outcome]:
     """The outcome of every run of a study, by run id."""
     return {run.id: outcome(run) for run in RunDirectory.all_in(study_dir)}
+
+
+def quiet_outcomes(manifest: Path, runs_dir: Path, run_ids: Collection[str]) -> dict[str, Outcome]:
+    """What runs of a manifest come to on this machine when nobody disturbs them, trained below ``runs_dir``.
+
+    Where they run makes no difference, so none is made between GPUs that are fake and none at all. Threads and ranks
+    are those of the manifest.
+    """
+    argv = [sys.executable, str(ROOT / "launch.py"), "run", str(manifest), "--backend", "local", "--no-canary"]
+    argv += ["--set", "resources.gpus=0", "--runs-dir", str(runs_dir)]
+    argv += ["--only", f"id={','.join(run_ids)}"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RAY_"))}
+    answer = subprocess.run(argv, cwd=manifest.parent, env=env, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    (study_dir,) = (path.parent for path in runs_dir.glob("*/study.json"))
+    return outcomes(study_dir)
+
+
+def differences(found: Mapping[str, Outcome], expected: Mapping[str, Outcome]) -> list[str]:
+    """What differs between two studies, run by run; nothing where they have come to the same."""
+    absent = [f"{run_id}: in one alone" for run_id in found.keys() ^ expected.keys()]
+    both = found.keys() & expected.keys()
+    return absent + [f"{run_id}: {part}" for run_id in both for part in found[run_id].differences(expected[run_id])]
 
 
 def _digests(content: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -40,9 +40,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="seqlm-chaos-"))
     print(f"seed {options.seed}, in {folder}", flush=True)
-    disk = Disk(folder / "disk", DISK_MEGABYTES) if may_mount() else None
-    if disk is None:
-        print("without the right to mount: no full and no read-only disk", flush=True)
     started = time.monotonic()
     epochs, lines = (3, 1200) if options.short else (8, 2000)
     lab = Lab.create(folder, few=options.short, epochs=epochs, lines=lines)
@@ -51,7 +48,10 @@ def main(argv: list[str]) -> int:
     print(
         f"quiet study: {len(quiet.outcomes)} runs, {sum(quiet.steps.values())} steps, {quiet_seconds:.0f} s", flush=True
     )
-    outcome = Loop(
+    disk = Disk(folder / "disk", DISK_MEGABYTES) if may_mount() else None
+    if disk is None:
+        print("without the right to mount: no full and no read-only disk", flush=True)
+    loop = Loop(
         lab,
         quiet,
         disk,
@@ -60,13 +60,16 @@ def main(argv: list[str]) -> int:
         mean_seconds=options.every,
         most_faults=options.faults,
         tell=lambda line: print(line, flush=True),
-    ).run()
+    )
+    try:
+        outcome = loop.run()
+    finally:
+        if disk is not None:
+            disk.close()
     report = {**outcome.to_dict(), "minutes": round((time.monotonic() - started) / 60, 1)}
     print(summary(outcome), flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    if disk is not None:
-        disk.close()
     if not outcome.findings and not options.keep:
         shutil.rmtree(folder)
     return 1 if outcome.findings else 0

@@ -57,11 +57,9 @@ def _signal(process: Process | None, number: signal.Signals) -> str | None:
     return f"rank {process.rank} of {process.run_dir.name}"
 
 
-def _end_all(scene: Scene) -> None:
-    """The power goes: launcher and workers at the same instant, as far as signals allow."""
-    scene.launcher.kill()
-    scene.launcher.wait()
-    while found := list(processes(scene.study.folder)):
+def end_all(study: Study) -> None:
+    """The power goes: launcher and workers end at the same instant, as far as signals allow."""
+    while found := list(processes(study.folder)):
         for process in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -149,16 +147,17 @@ class PowerCut(Fault):
     """
 
     def happen(self, scene: Scene) -> str | None:
-        _end_all(scene)
+        end_all(scene.study)
+        scene.launcher.wait()
         torn = []
         for run in _unfinished(scene):
-            before = [path for path in run.last_checkpoint.parent.glob("previous*.pt") if path.stat().st_size]
-            if run.last_checkpoint.exists() and before:
-                _tear(run.last_checkpoint, scene.draw())
-                torn.append(f"last.pt of {run.id}")
-            if run.metrics_file.exists() and run.metrics_file.stat().st_size:
-                os.truncate(run.metrics_file, int(scene.draw() * run.metrics_file.stat().st_size))
-                torn.append(f"metrics.jsonl of {run.id}")
+            with contextlib.suppress(OSError):  # where the disk is read-only just now, nothing was being written
+                if run.last_checkpoint.exists() and any(run.last_checkpoint.parent.glob("previous*.pt")):
+                    _tear(run.last_checkpoint, scene.draw())
+                    torn.append(f"last.pt of {run.id}")
+                if run.metrics_file.exists() and run.metrics_file.stat().st_size:
+                    os.truncate(run.metrics_file, int(scene.draw() * run.metrics_file.stat().st_size))
+                    torn.append(f"metrics.jsonl of {run.id}")
         return f"all processes; torn: {', '.join(torn) or 'nothing'}"
 
 

@@ -14,11 +14,13 @@ from typing import IO, Any, final
 
 from tests.chaos.check import Findings, check
 from tests.chaos.disk import Disk
-from tests.chaos.faults import ALL, NEED_ROOT, ClockBack, Fault, LateListing, Scene
+from tests.chaos.faults import ALL, NEED_ROOT, ClockBack, Fault, LateListing, Scene, end_all
 from tests.chaos.quiet import Quiet
 from tests.chaos.study import Lab, Study, workers
 
 POLL_SECONDS = 0.05
+RELAUNCH_SECONDS = 1.0
+"""How long a study is without a launcher: somebody sees that it is gone, and starts it again."""
 PATIENCE_SECONDS = 5.0
 """How long a fault that finds nothing to hit waits for it."""
 FINISH_SECONDS = 900.0
@@ -127,7 +129,11 @@ class Loop:
         self._tell(f"study {number} begins")
         log = self._lab.folder / f"launch-{number}.log"
         with log.open("ab") as output:
-            lost = self._until_done(study, output)
+            try:
+                lost = self._until_done(study, output)
+            except BaseException:
+                end_all(study)
+                raise
         self._forget_clock_and_listing(study)
         found = check(study, self._quiet, log)
         found.lost_runs += [word for word in lost if not found.lost_runs]
@@ -166,10 +172,10 @@ class Loop:
                 if idle > IDLE_LAUNCHES and not workers(study) and not self._more_to_come():
                     self._take_back(scene, math.inf)
                     return [f"{idle} launchers in a row have not finished the study"]
+                time.sleep(RELAUNCH_SECONDS)
                 scene.launcher = self._launch(study, output)
             if now - disturbed_at > FINISH_SECONDS:
-                scene.launcher.kill()
-                scene.launcher.wait()
+                end_all(study)
                 self._take_back(scene, math.inf)
                 return [f"not done {FINISH_SECONDS:g} s after the last fault"]
             time.sleep(POLL_SECONDS)
