@@ -262,7 +262,7 @@ class Dispatcher:
         """See whether the run has spoken; put it back where its failure is not its own fault."""
         item, run = job.planned, job.planned.run
         _settle(run, job.submission, ended)
-        observation = run.observe()
+        observation = _observe_ended(run)
         self._tell_of_epochs(item, observation)
         kind: FailureKind | None = "node" if ended.exit_code == EXIT_BUSY else observation.kind
         over = observation.state in ("done", "cancelled")
@@ -317,6 +317,19 @@ class Dispatcher:
             "code": str(submission.cwd),
             "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _observe_ended(run: RunDirectory) -> Observation:
+    """The state of a run whose job has ended: its failure counts, though a worker that is being killed has its lock.
+
+    Where a node is lost, its launcher hears of it before the last process there is gone.
+    """
+    observation = run.observe()
+    failure = run.read_failure() if observation.state == "running" else None
+    if failure is None:
+        return observation
+    kind = failure.get("kind", "code")
+    return replace(observation, state="failed", reason=f"{kind}: {failure.get('message')}", kind=kind)
 
 
 def _settle(run: RunDirectory, submission: Submission, ended: Ended) -> None:
