@@ -22,7 +22,7 @@ from jobs.queue import Live, Queue, Waiting, Work
 from jobs.retry import IN_A_ROW, RETRIED, Retries
 from jobs.spec import RunSpec, Submission
 from seqlm.errors import SeqlmError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, write_json
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
 
 EXIT_STOPPED = 143
 """The worker's own word for "asked to stop"."""
@@ -329,7 +329,8 @@ def _observe_ended(run: RunDirectory) -> Observation:
     if failure is None:
         return observation
     kind = failure.get("kind", "code")
-    return replace(observation, state="failed", reason=f"{kind}: {failure.get('message')}", kind=kind)
+    state: State = "cancelled" if kind == "cancelled" else "failed"
+    return replace(observation, state=state, reason=f"{kind}: {failure.get('message')}", kind=kind)
 
 
 def _settle(run: RunDirectory, submission: Submission, ended: Ended) -> None:
