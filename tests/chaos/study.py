@@ -83,12 +83,13 @@ class Study:
     def runs(self) -> list[RunDirectory]:
         return RunDirectory.all_in(self.study_dir)
 
-    def start(self, output: IO[bytes]) -> subprocess.Popen[bytes]:
-        """``launch.py run``; it waits for the runs, as a person's launcher in a terminal does."""
+    def start(self, output: IO[bytes], *words: str, **variables: str) -> subprocess.Popen[bytes]:
+        """``launch.py run``, with more words and variables; it waits for the runs, as one in a terminal does."""
         options = ["--backend", "local", "--no-canary", "--runs-dir", str(self.runs_dir)]
-        argv = [sys.executable, str(ROOT / "launch.py"), "run", str(self.lab.manifest), *options]
+        argv = [sys.executable, str(ROOT / "launch.py"), "run", str(self.lab.manifest), *options, *words]
+        env = {**self.lab.env(), **variables}
         return subprocess.Popen(
-            argv, cwd=self.lab.folder, env=self.lab.env(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            argv, cwd=self.lab.folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
 
 
