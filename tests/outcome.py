@@ -71,15 +71,15 @@ def outcomes(study_dir: Path) -> dict[str, Outcome]:
     return {run.id: outcome(run) for run in RunDirectory.all_in(study_dir)}
 
 
-def quiet_outcomes(manifest: Path, runs_dir: Path, run_ids: Collection[str]) -> dict[str, Outcome]:
-    """What runs of a manifest come to on this machine when nobody disturbs them, trained below ``runs_dir``.
+def quiet_outcomes(manifest: Path, runs_dir: Path, runs: Collection[RunDirectory]) -> dict[str, Outcome]:
+    """What these runs of a manifest come to on this machine when nobody disturbs them, trained below ``runs_dir``.
 
     Where they run makes no difference, so none is made between GPUs that are fake and none at all. Threads and ranks
     are those of the manifest.
     """
     argv = [sys.executable, str(ROOT / "launch.py"), "run", str(manifest), "--backend", "local", "--no-canary"]
     argv += ["--set", "resources.gpus=0", "--runs-dir", str(runs_dir)]
-    argv += ["--only", f"id={','.join(run_ids)}"]
+    argv += ["--only", f"name={','.join(run.read_provenance()['name'] for run in runs)}"]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RAY_"))}
     answer = subprocess.run(argv, cwd=manifest.parent, env=env, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr

@@ -197,7 +197,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
     assert worker_of(lost)["threads"] == 1, "as many as in the quiet study, else sums are rounded apart"
     disturbed = {run.id: outcome(run) for run in (requeued, lost)}
-    quiet = quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", disturbed.keys())
+    quiet = quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", (requeued, lost))
     assert differences(disturbed, quiet) == []
 
     again = study("retry", "small", "--kind", "cancelled", "--json")
