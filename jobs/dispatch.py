@@ -24,7 +24,7 @@ from jobs.policy import Policy
 from jobs.queue import Live, Queue, Waiting, Work
 from jobs.retry import FREE, Decision, Failed, decide, history, let_stand, progress_of, put_failure_aside, timestamp
 from jobs.spec import RunSpec, Submission
-from seqlm.rundir import FailureKind, Observation, RunDirectory, write_json
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
 
 EXIT_STOPPED = 143
 """The worker's own word for "asked to stop"."""
@@ -297,7 +297,7 @@ class Dispatcher:
         """See whether the run has spoken; put it back where its failure is not its own fault."""
         item, run = job.planned, job.planned.run
         _settle(run, job, ended, self._memory_kills)
-        observation = run.observe()
+        observation = _observe_ended(run)
         self._tell_of_epochs(item, observation)
         over = observation.state in ("done", "cancelled")
         decision = Decision() if over else self._decide(job, observation, is_busy=ended.exit_code == EXIT_BUSY)
@@ -383,6 +383,20 @@ def _micro_batches(submission: Submission) -> int:
 
 def _batch_size(item: Planned) -> int:
     return item.spec.config.train.batch_size
+
+
+def _observe_ended(run: RunDirectory) -> Observation:
+    """The state of a run whose job has ended: its failure counts, though a worker that is being killed has its lock.
+
+    Where a node is lost, its launcher hears of it before the last process there is gone.
+    """
+    observation = run.observe()
+    failure = run.read_failure() if observation.state == "running" else None
+    if failure is None:
+        return observation
+    kind = failure.get("kind", "code")
+    state: State = "cancelled" if kind == "cancelled" else "failed"
+    return replace(observation, state=state, reason=f"{kind}: {failure.get('message')}", kind=kind)
 
 
 def _settle(run: RunDirectory, job: _Job, ended: Ended, memory_kills: MemoryKills) -> None:

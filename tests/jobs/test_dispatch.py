@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from jobs.policy import Policy
 from jobs.queue import Work
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm.errors import BackendError, FileError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json, write_json_lines
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json, write_json_lines
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
 
@@ -116,6 +117,25 @@ def test_a_run_that_can_never_fit_is_told_before_anything_starts(tmp_path: Path)
     with pytest.raises(BackendError, match="never fits"):
         dispatcher(backend).dispatch([*todo(tmp_path, 1), *todo(tmp_path / "b", 1, ranks=3)])
     assert backend.submissions == []
+
+
+def test_a_run_whose_lost_worker_still_has_its_lock_is_tried_again(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+    dying = contextlib.ExitStack()
+
+    def work(submission: Submission) -> int:
+        if submission.attempt == 1:
+            dying.enter_context(exclusive_lock(item.run.worker_lock_file, "busy"))
+            return -9
+        dying.close()
+        return finish(submission)
+
+    backend = FakeBackend(work)
+    events: list[Event] = []
+    dispatcher(backend, events.append).dispatch([item])
+    assert [event.kind for event in events] == ["started", "retried", "started", "ended"]
+    assert item.run.observe().state == "done"
+    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
 
 
 def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Path) -> None:
