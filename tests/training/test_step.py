@@ -115,9 +115,9 @@ def test_on_a_cpu_every_step_is_read_and_on_a_gpu_many_at_once() -> None:
     results = StepResults(Rank())
     results.add(StepResult(torch.tensor(3.0), torch.tensor(4.0), torch.zeros(0)))
     assert results.are_full
-    assert results.read() == [(3.0, 4.0)]
+    assert results.read(True, False) == ([(3.0, 4.0)], [True, False])
     assert not results.are_full
-    assert results.read() == []
+    assert results.read() == ([], [])
     assert GPU_STEPS > 1
 
 
