@@ -378,6 +378,8 @@ def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_star
         made.write_failure_once({"kind": "node", "message": "lost", **record})
     start_again(plan(run, mine, stands), 1)
     assert run.result_file.exists()
+    assert [failed.kind for failed in history(run)] == ["node"]
+    assert not run.failure_file.exists()
     assert not mine.result_file.exists(), "a rank of this very attempt has said it"
     assert not stands.result_file.exists()
 
