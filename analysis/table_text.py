@@ -12,10 +12,9 @@ import pandas as pd
 
 from analysis.latex_table import latex_table
 
-
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one, an
-apostrophe goes before it. The files of data are for programs, and hold what there is.
+"""A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one,
+an apostrophe goes before it. The files of data are for programs, and hold what there is.
 
 https://owasp.org/www-community/attacks/CSV_Injection
 """

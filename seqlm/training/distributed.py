@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from seqlm.errors import BackendError
 from seqlm.machine import cpu_model
@@ -89,7 +90,7 @@ def _meeting_point(ranks: int) -> dict[str, Any]:
     address = os.environ.get("SEQLM_RENDEZVOUS", "env://")
     if not address.startswith("file://"):
         return {"init_method": address}
-    return {"store": dist.FileStore(url2pathname(address.removeprefix("file://")), ranks)}
+    return {"store": FileStore(url2pathname(address.removeprefix("file://")), ranks)}
 
 
 @contextlib.contextmanager

@@ -69,7 +69,10 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_is_not_emptied(tmp_path
     target = tmp_path / "target"
     target.write_text("precious")
     (tmp_path / "worker.lock").symlink_to(target)
-    with pytest.raises(FileError, match="cannot open .*worker.lock"), exclusive_lock(tmp_path / "worker.lock", "busy"):
+    with (
+        pytest.raises(FileError, match=r"cannot open .*worker\.lock"),
+        exclusive_lock(tmp_path / "worker.lock", "busy"),
+    ):
         pass
     assert target.read_text() == "precious"
 
