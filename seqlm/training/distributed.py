@@ -12,7 +12,6 @@ from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore
 
 from seqlm.errors import BackendError
 from seqlm.machine import cpu_model
@@ -90,7 +89,8 @@ def _meeting_point(ranks: int) -> dict[str, Any]:
     address = os.environ.get("SEQLM_RENDEZVOUS", "env://")
     if not address.startswith("file://"):
         return {"init_method": address}
-    return {"store": FileStore(url2pathname(address.removeprefix("file://")), ranks)}
+    path = url2pathname(address.removeprefix("file://"))
+    return {"store": dist.FileStore(path, ranks)}  # type: ignore[attr-defined] # public, missing from its list of names
 
 
 @contextlib.contextmanager

@@ -48,4 +48,4 @@ def test_a_text_in_the_csv_of_a_table_starts_no_formula(text: str) -> None:
         columns=[Column(key="name", title=""), Column(key="loss", title="")],
         rows=[Row(cells=[Cell(text=text, value=text), Cell(text="", value=-0.5)])],
     )
-    assert list(csv.reader(io.StringIO(table.csv_file(), newline="")))[1:] == [[f"'{text}", "-0.5"]]
+    assert list(csv.reader(io.StringIO(table.csv_file(), newline="")))[1:] == [[f"'{text}".replace("\r", " "), "-0.5"]]
