@@ -21,8 +21,8 @@ from jobs.code_snapshot import Code
 from jobs.queue import Live, Queue, Waiting, Work
 from jobs.retry import IN_A_ROW, RETRIED, Retries
 from jobs.spec import RunSpec, Submission
-from seqlm.errors import SeqlmError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
+from seqlm.errors import FileError, SeqlmError
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, make_directory, write_json
 
 EXIT_STOPPED = 143
 """The worker's own word for "asked to stop"."""
@@ -366,8 +366,11 @@ def put_failure_aside(run: RunDirectory) -> None:
     if failure is None:
         return
     folder = run.attempt_dir(max(1, run.last_attempt()))
-    folder.mkdir(parents=True, exist_ok=True)
-    run.failure_file.replace(folder / "failure.json")
+    make_directory(folder)
+    try:
+        run.failure_file.replace(folder / "failure.json")
+    except OSError as error:
+        raise FileError.from_os_error("move", run.failure_file, error) from None
 
 
 def _last_line(path: Path) -> str:
