@@ -9,10 +9,13 @@ differs between ranks and machines comes from the environment:
     SEQLM_DATA                      folder or zip of the corpus
     SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
+    SEQLM_LEASE_SECONDS             between two heartbeats of the run's lease (default: 10)
+    SEQLM_STALE_LEASE_MINUTES       without one until a worker of another host is taken over (default: 3)
+    SEQLM_COLLECTIVE_MINUTES        a rank waits for the others before it gives up (default: 10)
     SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
 Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
-75 another worker is at it, 143 stopped by SIGTERM or SIGINT.
+75 another worker is at it or has taken the run over, 143 stopped by SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
