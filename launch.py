@@ -14,12 +14,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs import terminal
+from jobs import secrets, terminal
 from jobs.backend import Site
 from jobs.backend_keys import BACKENDS
 from jobs.behaviour import SETTINGS
@@ -45,6 +45,7 @@ from jobs.launcher import (
 )
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
+from jobs.policy import kept_policy
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import (
@@ -64,7 +65,7 @@ from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
-from seqlm.errors import BackendError, SeqlmError, UsageError
+from seqlm.errors import BackendError, SeqlmError, UsageError, error_text, printable
 from seqlm.rundir import write_text
 from slurm import backend as slurm_backend
 from slurm.settings import read_settings
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_document(data, None, ok=code == 0)
         sys.stdout.flush()
     except SeqlmError as error:
-        return _fail(str(error), error.exit_code, as_json)
+        return _fail(error_text(error), error.exit_code, as_json)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
@@ -109,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    for line in message.split("\n"):
+        terminal.tell(f"error: {line}")
     if as_json:
         _print_document(None, {"code": code, "message": message}, ok=False)
     return code
@@ -122,7 +123,8 @@ def _print_document(data: Any, error: Any, *, ok: bool) -> None:
 
 def _say(options: argparse.Namespace, text: str) -> None:
     """A result for a person: on stdout, unless that belongs to the JSON document."""
-    print(text, file=sys.stderr if options.json else sys.stdout)
+    for line in text.split("\n"):
+        print(printable(line), file=sys.stderr if options.json else sys.stdout)
 
 
 # -- plan and run --------------------------------------------------------------------------------------------------
@@ -154,13 +156,14 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     _say(options, terminal.table(header, rows, right=(3, 4, 5, 6)))
     counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
     summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
-    _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {study_dir}")
+    _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         _say(options, f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
     summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
     _say(options, _totals_text(summed, _where(backend, choice)))
     scripts: list[str] = []
     if isinstance(backend, slurm_backend.SlurmSite) and todo:
+        slurm_backend.require_plain_path(study_dir.absolute())
         resources = {run_id: spec.resources for run_id, spec in todo.items()}
         scripts = slurm_backend.scripts(planned, resources, study_dir, backend.settings)
         for script in scripts:
@@ -219,7 +222,7 @@ def _run(options: argparse.Namespace) -> tuple[Any, int]:
         paths = ["--data", str(options.data)] if options.data else []
         return ["python", "launch.py", "run", options.manifest, "--only", f"name={spec.name}", *changes, *paths]
 
-    settings = LaunchOptions(study_dir=study_dir, record=record_of(manifest, specs, data))
+    settings = LaunchOptions(study_dir=study_dir, record=record_of(manifest, specs, data), policy=manifest.policy)
     return _launch(options, specs, settings, choice, data_path=lambda spec: data, command=command)
 
 
@@ -247,7 +250,8 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
 
     specs = [run.to_spec() for run in chosen]
     choice = _choice(None, options, last=_last_backend(chosen))
-    settings = LaunchOptions(study_dir=study_dir, retry=True)
+    policy = kept_policy(study_dir, lambda line: print(line, file=sys.stderr))
+    settings = LaunchOptions(study_dir=study_dir, retry=True, policy=policy)
     return _launch(options, specs, settings, choice, data_path=data_path, command=command)
 
 
@@ -267,16 +271,19 @@ def _launch(
     """
     study_dir = settings.study_dir
     settings = replace(settings, live_code=options.live_code)
+    if choice.name != "slurm":
+        _advise(choice.env, f"backend.{choice.name}.env")
     if outcome is None:
         outcome = functools.partial(_outcome, options, study_dir)
     if choice.name == "slurm":
         return _launch_on_slurm(options, specs, settings, choice, data_path=data_path, command=command, outcome=outcome)
     if is_remote(choice.ray_address):
         return _launch_remotely(options, settings, choice, outcome=outcome)
+    passed = secrets.passed(choice.env_pass, os.environ, f"backend.{choice.name}")
     if options.no_wait:
         argv = [str(Path(__file__).resolve()), *(word for word in options.argv if word not in ("--no-wait", "--json"))]
         pid = detach(argv, study_dir)
-        _say(options, f"launched by process {pid}; see: launch.py status {study_dir}")
+        _say(options, f"launched by process {pid}; see: launch.py status {printable(str(study_dir))}")
         return {"study": study_name(study_dir), "launcher_pid": pid}, 0
     progress: list[Progress] = []
     backend = choice.make()
@@ -284,20 +291,20 @@ def _launch(
     def announce(planned: list[Planned]) -> Progress:
         todo = sum(item.action != "skip" for item in planned)
         what = f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do"
-        print(f"{what} on {_where(backend, choice)}", file=sys.stderr)
+        terminal.tell(f"{what} on {_where(backend, choice)}")
         for item in planned:
             if item.action == "skip" and item.reason != "done":
-                print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
+                terminal.tell(f"skipped {item.spec.name}: {item.reason}")
         progress.append(terminal.launch_progress(planned, study_dir))
         return progress[-1]
 
     settings = replace(
         settings,
         max_parallel=choice.max_parallel,
-        retries=choice.retries,
-        env=choice.env,
+        policy=settings.policy.with_retries(choice.retries),
+        env={**choice.env, **passed},
         canary=options.canary,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        tell=terminal.tell,
     )
     try:
         try:
@@ -306,9 +313,14 @@ def _launch(
             for bar in progress:
                 bar.close()
     except KeyboardInterrupt:
-        print("the workers have stopped; the same command goes on from here", file=sys.stderr)
+        terminal.tell("the workers have stopped; the same command goes on from here")
         raise
     return outcome({item.run.id for item in planned})
+
+
+def _advise(env: Mapping[str, str], where: str) -> None:
+    for line in secrets.advice(env, where):
+        terminal.tell(f"warning: {line}")
 
 
 def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] | None) -> tuple[Any, int]:
@@ -321,7 +333,7 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
     if options.report and ids is not None:
         if options.behaviour:
             _compute_behaviour(study_dir)
-        _say(options, f"report: {_write_report([study_dir], None)}")
+        _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 
@@ -343,22 +355,25 @@ def _launch_on_slurm(
     table = choice.table or slurm_backend.last_table(settings.code_dir or study_dir)  # `retry` knows no manifest
     site = _site(replace(choice, table=table))
     assert isinstance(site, slurm_backend.SlurmSite), "asked before"
-    settings = replace(settings, tell=lambda line: print(line, file=sys.stderr))
+    slurm_backend.check(study_dir, site.settings)
+    _advise(site.settings.env, "backend.slurm.env")
+    settings = replace(settings, tell=terminal.tell)
     with preparing(specs, settings, resolve=site.resolve, data_path=data_path, command=command) as prepared:
         for item in prepared.planned:
             if item.action == "skip" and item.reason != "done":
-                print(f"skipped {item.spec.name}: {item.reason}", file=sys.stderr)
+                terminal.tell(f"skipped {item.spec.name}: {item.reason}")
         arrays: list[str] = []
         if prepared.code is not None:
-            arrays = slurm_backend.submit(prepared, study_dir, site.settings, table)
+            policy = settings.policy.with_retries(site.settings.retries)
+            arrays = slurm_backend.submit(prepared, study_dir, site.settings, table, policy)
             if options.then_report:
                 report = slurm_backend.submit_report(
                     study_dir, arrays, site.settings, prepared.code, behaviour=options.behaviour
                 )
-                print(f"the report is written by job {report} after the last run", file=sys.stderr)
+                terminal.tell(f"the report is written by job {report} after the last run")
     what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
     todo = f"{len(prepared.todo)} of {len(prepared.planned)} runs to do"
-    print(f"{study_name(study_dir)}: {todo}: {what}", file=sys.stderr)
+    terminal.tell(f"{study_name(study_dir)}: {todo}: {what}")
     ids = {item.run.id for item in prepared.planned}
     if options.no_wait:
         return {"study": study_name(study_dir), "jobs": arrays}, 0
@@ -368,7 +383,7 @@ def _launch_on_slurm(
         else:
             watch(study_dir, ids)
     except KeyboardInterrupt:
-        print("the jobs go on without this terminal; `cancel` stops them", file=sys.stderr)
+        terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise
     return outcome(ids)
 
@@ -377,7 +392,7 @@ def _site(choice: BackendChoice) -> Site:
     """Where runs would go."""
     if choice.name == "slurm":
         settings = read_settings(choice.table, where=choice.where, environ=os.environ)
-        retries = settings.retries if choice.retries_given is None else choice.retries_given
+        retries = settings.retries if choice.retries is None else choice.retries
         limit = choice.max_parallel or settings.max_parallel
         return slurm_backend.SlurmSite(replace(settings, max_parallel=limit, retries=retries))
     return choice.make()
@@ -405,7 +420,7 @@ def _launch_remotely(
     words += ["--data", str(data.absolute())] if data else []
     job = RayJob(choice.ray_address)
     job.submit(words, jobs_dir, manifest, code_dir=study_dir)
-    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {jobs_dir}")
+    _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {printable(str(jobs_dir))}")
     if options.no_wait:
         return {"study": study_name(jobs_dir), "ray_job": job.id}, 0
     try:
@@ -486,7 +501,7 @@ def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
     data, code = _launch(
         options,
         wanted.specs,
-        wanted.options(),
+        wanted.options(lambda line: print(line, file=sys.stderr)),
         _choice(None, options, last=_last_backend([job.run for job in wanted.jobs])),
         data_path=functools.partial(wanted.data_path, flag=options.data),
         command=wanted.command,
@@ -495,7 +510,7 @@ def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
     if options.no_wait:  # nothing is known of the rest, but there is no need to wait to know that these will have none
         missing = [found for found in wanted.outcomes() if found.state == "missing"]
         for found in missing:
-            print(_behaviour_line(found), file=sys.stderr)
+            terminal.tell(_behaviour_line(found))
         return data, EXIT_RUN_FAILED if missing else code
     return data, code
 
@@ -507,13 +522,13 @@ def _compute_behaviour(study_dir: Path) -> list[dict[str, Any]]:
     try:
         outcomes = compute_behaviour(study_dir)
     except SeqlmError as error:
-        print(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}", file=sys.stderr)
+        terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
         return []
     if not outcomes:
-        print("no run is done, so there is no behaviour to compute", file=sys.stderr)
+        terminal.tell("no run is done, so there is no behaviour to compute")
     for found in outcomes:
         if found.is_failure or found.state == "kept":
-            print(_behaviour_line(found), file=sys.stderr)
+            terminal.tell(_behaviour_line(found))
     return [found.to_dict() for found in outcomes]
 
 
@@ -546,7 +561,7 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
         from jobs.live import svg  # rich: only where the view is drawn
 
         write_text(options.svg, svg(Watcher(study_dir, chosen).look()))
-        _say(options, f"picture: {options.svg}")
+        _say(options, f"picture: {printable(str(options.svg))}")
     return {"study": study_dir.name, "runs": _status_records(runs)}, 0
 
 
@@ -616,7 +631,7 @@ def _report(options: argparse.Namespace) -> tuple[Any, int]:
         [found for study_dir in study_dirs for found in _compute_behaviour(study_dir)] if options.behaviour else []
     )
     page = _write_report(study_dirs, options.output)
-    _say(options, str(page))
+    _say(options, printable(str(page)))
     names = [study_dir.name for study_dir in study_dirs]
     return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
 
@@ -632,7 +647,7 @@ def _watch_report(options: argparse.Namespace, study_dirs: list[Path]) -> None:
         if seen != written:
             page = _write_report(study_dirs, options.output, refresh_seconds=REPORT_SECONDS)
             done = sum(run.observation.state == "done" for run in runs)
-            print(f"{page}: {done} of {len(runs)} runs done", file=sys.stderr, flush=True)
+            terminal.tell(f"{page}: {done} of {len(runs)} runs done")
             written = seen
         time.sleep(REPORT_SECONDS)
 
@@ -726,7 +741,7 @@ def parser() -> argparse.ArgumentParser:
     placing.add_argument("--max-parallel", type=_positive, metavar="N", help="at most N runs at once")
     leaving = _Parser(add_help=False, parents=[placing])
     leaving.add_argument(
-        "--retries", type=_whole, metavar="N", help="times a run that lost its node is tried again (default: 3)"
+        "--retries", type=_whole, metavar="N", help="retries in a row without progress (default: the policy's, 10)"
     )
     leaving.add_argument("--no-wait", action="store_true", help="leave a launcher behind and return")
     leaving.add_argument(
@@ -777,7 +792,9 @@ def parser() -> argparse.ArgumentParser:
     command("cancel", _cancel, "stop runs that are not over", study, filters)
     retry = command("retry", _retry, "launch failed and cancelled runs again", study, filters, data, launching)
     kinds = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
-    retry.add_argument("--kind", action="append", choices=kinds, help="only failures of this kind")
+    retry.add_argument(
+        "--kind", action="append", choices=kinds, help="only failures of this kind; several times: of these"
+    )
     behaviour = command("behaviour", _behaviour, "compute what trained models do", study, filters, data, leaving)
     behaviour.add_argument("--window", type=_positive, metavar="N", help="tokens of context (default: 2 seq_len)")
     behaviour.add_argument("--samples", type=_positive, metavar="N", help="texts of each length (default: 10)")

@@ -13,6 +13,14 @@ import pandas as pd
 from analysis.latex_table import latex_table
 
 
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one, an
+apostrophe goes before it. The files of data are for programs, and hold what there is.
+
+https://owasp.org/www-community/attacks/CSV_Injection
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One column of a table."""
@@ -125,4 +133,6 @@ def _markdown_row(cells: list[str]) -> str:
 def _csv_value(value: Any) -> str:
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return ""
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return f"'{value}"
     return repr(value) if isinstance(value, float) else str(value)

@@ -26,6 +26,7 @@ def main() -> int:
 def seqlm(manifest: Path, study_dir: Path) -> float:
     from jobs.launcher import LaunchOptions, preparing, resolve_specs
     from jobs.manifest import load_manifest
+    from jobs.policy import Policy
     from slurm.backend import SlurmSite, submit
     from slurm.settings import read_settings
 
@@ -39,7 +40,7 @@ def seqlm(manifest: Path, study_dir: Path) -> float:
         command=lambda spec: ["python", "launch.py", "run", manifest.name, "--only", f"name={spec.name}"],
     ) as prepared:
         start = time.perf_counter()
-        submit(prepared, study_dir, site.settings, HELD)
+        submit(prepared, study_dir, site.settings, HELD, Policy())
         return time.perf_counter() - start
 
 

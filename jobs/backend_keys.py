@@ -7,6 +7,7 @@ site file of SLURM when it is read (:mod:`slurm.settings`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -51,8 +52,27 @@ def _is_word(value: Any) -> bool:
     return _is_line(value) and not any(letter.isspace() for letter in value)
 
 
-def _is_variables(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(text, str) for text in value.values())
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _is_variable(name: Any) -> bool:
+    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
+
+
+def _variables(name: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
+        yield f'{name}: found {show(value)}, valid is a table of texts, such as {{NCCL_SOCKET_IFNAME = "eth0"}}'
+        return
+    for key, text in value.items():
+        if not _is_variable(key):
+            yield f"{name}: found the variable {show(key)}, valid are letters, digits and underscores"
+        if "\0" in text:
+            yield f"{name}.{key}: found {show(text)}, valid is a text without NUL"
+
+
+def _variable_names(name: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, list) or not all(map(_is_variable, value)):
+        yield f'{name}: found {show(value)}, valid is a list of names of variables, such as ["HF_TOKEN"]'
 
 
 def _is_number(value: Any) -> bool:
@@ -126,7 +146,8 @@ _POSITIVE = _valid_if(_at_least(1), "a positive whole number")
 _COMMON: dict[str, Check] = {
     "max_parallel": _POSITIVE,
     "retries": _valid_if(_at_least(0), "a whole number, 0 or more"),
-    "env": _valid_if(_is_variables, 'a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}'),
+    "env": _variables,
+    "env_pass": _variable_names,
 }
 
 BACKENDS: dict[str, dict[str, Check]] = {

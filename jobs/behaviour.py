@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.dispatch import put_failure_aside
+from jobs.retry import put_failure_aside
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, observe_study, select_runs
 from seqlm.config import RunConfig
@@ -177,7 +177,7 @@ class BehaviourJob:
     def prepare(self, given: Mapping[str, Any]) -> None:
         """Write down what is to be done, and put away what an earlier job has said."""
         self.folder.result_file.unlink(missing_ok=True)
-        put_failure_aside(self.folder)
+        put_failure_aside(self.folder, by_hand=True)
         judge = None if self.judge is None else self.judge.run.id
         write_json(self.folder.task_file, {"judge": judge, "settings": dict(given)})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from jobs.behaviour import BehaviourJob, find_jobs, jobs_dir
 from jobs.dispatch import Event, Planned
 from jobs.launcher import LaunchOptions, find_data, launch
 from jobs.local_backend import LocalBackend
+from jobs.policy import kept_policy
 from jobs.spec import RunSpec
 from jobs.study import at_work, observe_run, study_name
-from jobs.terminal import Progress, launch_progress
+from jobs.terminal import Progress, launch_progress, tell
 from seqlm.rundir import FINGERPRINT_DIGITS
 
 WORKER = "analysis.behaviour"
@@ -89,7 +89,7 @@ class BehaviourLaunch:
         """What there is to launch."""
         return [job.spec() for job in self.jobs if job.folder.id in self.computed]
 
-    def options(self) -> LaunchOptions:
+    def options(self, tell: Callable[[str], None] = lambda line: None) -> LaunchOptions:
         """What is different in a launch of these jobs from one of runs."""
         jobs = {job.folder.id: job for job in self.jobs}
         return LaunchOptions(
@@ -101,6 +101,7 @@ class BehaviourLaunch:
             is_stale=lambda run: self._is_wanted(jobs[run.id]),
             prepare=lambda run: jobs[run.id].prepare(self._settings(jobs[run.id])),
             canary=False,
+            policy=replace(kept_policy(self.study_dir, tell), oom=0),  # its steps are not made of micro-batches
         )
 
     def data_path(self, spec: RunSpec, *, flag: Path | None = None) -> Path | None:
@@ -160,7 +161,7 @@ def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outc
         def announce(planned: list[Planned]) -> Callable[[Event], None]:
             todo = sum(item.action != "skip" for item in planned)
             what = study_name(jobs_dir(study_dir))
-            print(f"{what}: {todo} models to look at on {backend.describe()}", file=sys.stderr)
+            tell(f"{what}: {todo} models to look at on {backend.describe()}")
             progress.append(launch_progress(planned, jobs_dir(study_dir)))
             return progress[-1]
 
@@ -169,7 +170,7 @@ def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outc
             launch(
                 wanted.specs,
                 backend,
-                replace(wanted.options(), tell=lambda line: print(line, file=sys.stderr, flush=True)),
+                replace(wanted.options(), tell=tell),
                 data_path=data_path,
                 command=wanted.command,
                 progress=announce,

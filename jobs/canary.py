@@ -12,6 +12,7 @@ from jobs import terminal
 from jobs.dispatch import Dispatcher, Event, Planned
 from jobs.estimate import memory_bytes
 from jobs.packing import Packed, require_room
+from jobs.policy import Policy
 from jobs.spec import Resources
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts
@@ -22,8 +23,8 @@ CANARY_ABOVE = 10
 """Runs that start without a canary: so few are seen to fail by whoever has started them; many fail overnight."""
 STEPS = 8
 """Three in which libraries warm up and one that is captured on a GPU (``seqlm.training.step``), then four to time."""
-RETRIES = 1
-"""A lost node is tried once more. Not oftener: a run that the system kills for its memory looks the same."""
+POLICY = Policy(oom=0, without_progress=1)
+"""A lost node is tried once more, and a run that does not fit is to be told of, not made to fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ def _run(
             )
 
     planned = [_prepare(trial, study_dir) for trial in trials]
-    dispatcher(work={}, on_event=hear, retries=RETRIES, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(planned)
+    dispatcher(work={}, on_event=hear, policy=POLICY, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(planned)
     if failed:
         raise CanaryError(
             "\n".join([*failed.values(), "nothing of the grid has started; --no-canary starts it all the same"])
@@ -173,7 +174,8 @@ def _prepare(trial: Trial, study_dir: Path) -> Planned:
     run.create(item.spec.config, provenance)
     run.canary_file.unlink(missing_ok=True)
     spec = replace(item.spec, resources=trial.resources)
-    return Planned(spec=spec, run=run, observation=run.observe(), action="start", reason=None)
+    # As if by hand: what failed in an earlier launch does not count.
+    return Planned(spec=spec, run=run, observation=run.observe(), action="start", reason=None, by_hand=True)
 
 
 def _passed(study_dir: Path) -> list[_Passed]:

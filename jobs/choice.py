@@ -12,7 +12,6 @@ from jobs.backend import Backend
 from jobs.backend_keys import BACKENDS
 from jobs.local_backend import LocalBackend
 from jobs.manifest import Manifest
-from jobs.retry import IN_A_ROW
 from seqlm.errors import BackendError, UsageError
 
 
@@ -23,12 +22,12 @@ class BackendChoice:
     name: str
     max_parallel: int | None = None
     """Most runs at once."""
-    retries: int = IN_A_ROW
-    """How often a run is tried again by itself without an epoch in between."""
+    retries: int | None = None
+    """What ``--retries`` or the manifest's table of the backend says; none: the policy's ``without_progress``."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
-    retries_given: int | None = None
-    """The same if the command line says so, for a backend with defaults of its own."""
+    env_pass: tuple[str, ...] = ()
+    """Names of variables of this process that workers get as well."""
     table: Mapping[str, Any] = field(default_factory=dict)
     """The manifest's table of this backend, as written."""
     where: str = ""
@@ -77,10 +76,10 @@ def choose_backend(
         name=chosen,
         table=table,
         where=manifest.path.name if manifest else chosen,
-        retries_given=retries,
         max_parallel=max_parallel or table.get("max_parallel"),
-        retries=table.get("retries", IN_A_ROW) if retries is None else retries,
+        retries=table.get("retries") if retries is None else retries,
         env=table.get("env", {}),
+        env_pass=tuple(table.get("env_pass", ())),
         ray_address=(ray_address or os.environ.get("RAY_ADDRESS") or table.get("address")) if chosen == "ray" else None,
     )
 

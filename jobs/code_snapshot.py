@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -109,7 +110,9 @@ def _copy(root: Path, files: list[Path], target: Path, origin: Mapping[str, Any]
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / file, place)
         write_json(building / ORIGIN, origin)
-        building.chmod(0o755)
+        mask = os.umask(0)
+        os.umask(mask)
+        building.chmod(0o777 & ~mask)
         building.rename(target)
     except OSError as error:
         if not target.is_dir():  # else another launch of the same code was first

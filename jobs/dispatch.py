@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias, final
@@ -19,11 +18,13 @@ from typing import Any, Literal, TypeAlias, final
 from jobs.backend import Backend, Ended
 from jobs.code_snapshot import Code
 from jobs.heartbeat import Heartbeat, hung_seconds
+from jobs.memory_kills import MemoryKills
+from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
+from jobs.policy import Policy
 from jobs.queue import Live, Queue, Waiting, Work
-from jobs.retry import IN_A_ROW, RETRIED, Retries
+from jobs.retry import FREE, Decision, Failed, decide, history, let_stand, progress_of, put_failure_aside, timestamp
 from jobs.spec import RunSpec, Submission
-from seqlm.errors import SeqlmError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, write_json
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
 
 EXIT_STOPPED = 143
 """The worker's own word for "asked to stop"."""
@@ -31,6 +32,8 @@ EXIT_STORAGE = 74
 """The worker's own word for "my files cannot be written"."""
 EXIT_BUSY = 75
 """The worker's own word for "another worker is at it"."""
+STOPPED = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT)
+"""How a worker ends that was asked to stop, also while it was still importing."""
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 """Variables of glibc: logits are allocated and freed in every step, and giving their pages back to the system each time
@@ -57,27 +60,40 @@ class Planned:
     action: Action
     reason: str | None
     """Why it is skipped, or from where it resumes."""
+    by_hand: bool = False
+    """Whether a person has a run tried again that has failed or was cancelled."""
 
 
-def plan(spec: RunSpec, run: RunDirectory, observation: Observation, *, has_checkpoint: bool, retry: bool) -> Planned:
+def plan(
+    spec: RunSpec,
+    run: RunDirectory,
+    observation: Observation,
+    *,
+    has_checkpoint: bool,
+    retry: bool,
+    undecided: bool = False,
+) -> Planned:
     """Decide about one run from what its files say. Pure: nothing is read or written.
 
     A run that is done, running or queued is skipped; one that failed by its own fault or was cancelled is skipped
-    unless ``retry``; every other goes on from its checkpoint, or starts.
+    unless ``retry``; every other goes on from its checkpoint, or starts. ``undecided``: it has failed in a way that may
+    be tried again, and its launcher was gone before it could.
     """
     action: Action = "skip"
     reason: str | None = None
+    has_failed = observation.state in ("failed", "cancelled")
     match observation.state:
         case "done" | "running" | "queued":
             reason = observation.state
-        case "failed" | "cancelled" if not retry and observation.kind not in RETRIED:
+        case "failed" | "cancelled" if not (retry or undecided) and observation.kind not in FREE:
             reason = f"{observation.reason or observation.state}; `retry` starts it again"
         case _:
             action = "resume" if has_checkpoint else "start"
             reason = (
                 f"after {observation.epoch + 1} epochs" if has_checkpoint and observation.epoch is not None else None
             )
-    return Planned(spec=spec, run=run, observation=observation, action=action, reason=reason)
+    by_hand = retry and has_failed
+    return Planned(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)
 
 
 EventKind: TypeAlias = Literal["started", "epoch", "retried", "ended"]
@@ -119,7 +135,7 @@ class Dispatcher:
         on_event: Callable[[Event], None],
         work: Mapping[str, Work],
         max_parallel: int | None = None,
-        retries: int = IN_A_ROW,
+        policy: Policy | None = None,
         env: Mapping[str, str] | None = None,
         tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
         tell: Callable[[str], None] = lambda line: None,
@@ -134,7 +150,7 @@ class Dispatcher:
             on_event: told of what happens.
             work: what there is to do in each run, by run id; orders the queue.
             max_parallel: most runs at once, whatever the backend has room for.
-            retries: how often a run is tried again without an epoch in between.
+            policy: how often runs that fail are tried again, and how often they are saved; none: the defaults.
             env: variables for the workers, before those that seqlm sets.
             tell: told, a line at a time, what happens to the launch as a whole.
             tell_queue: told which runs wait, and why, whenever that changes (run id -> reason).
@@ -160,7 +176,9 @@ class Dispatcher:
         self._jobs: dict[str, _Job] = {}
         self._epochs: dict[str, int | None] = {}
         self._looked_at = -math.inf
-        self._retries: defaultdict[str, Retries] = defaultdict(lambda: Retries(retries))
+        self._policy = policy or Policy()
+        self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
+        self._memory_kills = MemoryKills()
 
     def dispatch(self, planned: Sequence[Planned]) -> None:
         """Run everything that is to start or resume. Returns when all has ended.
@@ -178,7 +196,7 @@ class Dispatcher:
             self._planned[item.run.id] = item
         self._queue = Queue(waiting, max_parallel=self._max_parallel)
         for item in todo:
-            put_failure_aside(item.run)
+            put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
         with _interruptible():
             try:
                 while self._queue or self._jobs:
@@ -216,7 +234,8 @@ class Dispatcher:
             "PYTHONPATH": str(self._code.path.absolute()),
             "PYTHONUNBUFFERED": "1",
             "SEQLM_ATTEMPT": str(attempt),
-            **KEEP_MEMORY,
+            **worker_variables(self._policy),
+            VARIABLE: str(micro_batches(item.run, _batch_size(item), waiting.spec.resources.ranks)),
         }
         data_path = self._data_path.get(item.run.id)
         if data_path is not None:
@@ -277,21 +296,38 @@ class Dispatcher:
     def _has_ended(self, job: _Job, ended: Ended) -> None:
         """See whether the run has spoken; put it back where its failure is not its own fault."""
         item, run = job.planned, job.planned.run
-        _settle(run, job.submission, ended)
-        observation = run.observe()
+        _settle(run, job, ended, self._memory_kills)
+        observation = _observe_ended(run)
         self._tell_of_epochs(item, observation)
-        kind: FailureKind | None = "node" if ended.exit_code == EXIT_BUSY else observation.kind
         over = observation.state in ("done", "cancelled")
-        delay = None if over else self._retries[run.id].delay(kind, observation.epoch)
-        if delay is None:
+        decision = Decision() if over else self._decide(job, observation, is_busy=ended.exit_code == EXIT_BUSY)
+        if decision.delay is None:
+            if decision.why:
+                let_stand(run, decision)
+                observation = run.observe()
             self._on_event(Event(kind="ended", planned=item, observation=observation))
             return
-        put_failure_aside(run)
-        action: Action = "resume" if run.last_checkpoint.exists() else "start"
+        delay = decision.delay
+        put_failure_aside(run, micro_batches=_micro_batches(job.submission))
+        action: Action = "resume" if run.has_checkpoint() else "start"
         self._planned[run.id] = replace(item, action=action, reason=None, observation=observation)
         self._queue.put_back(replace(job.waiting, not_before=time.monotonic() + delay))
         self._show_queue(at_once=True)
         self._on_event(Event(kind="retried", planned=item, observation=observation))
+
+    def _decide(self, job: _Job, observation: Observation, *, is_busy: bool) -> Decision:
+        """Whether the run of a job that has ended is tried again.
+
+        One that another worker has says nothing, since that one may: so this launcher alone remembers it.
+        """
+        run, parts = job.planned.run, _micro_batches(job.submission)
+        kind: FailureKind | None = "node" if is_busy else observation.kind
+        failed = Failed(kind=kind, progress=progress_of(run), micro_batches=parts)
+        before = [*history(run), *self._busy[run.id]]
+        if is_busy:
+            self._busy[run.id].append(failed)
+        most = most_micro_batches(_batch_size(job.planned), job.submission.resources.ranks)
+        return decide(self._policy, before, failed, most_micro_batches=most)
 
     def _show_queue(self, *, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -329,23 +365,59 @@ class Dispatcher:
             "launcher": {"pid": os.getpid(), "host": socket.gethostname()},
             "resources": submission.resources.to_dict(),
             "attempt": submission.attempt,
+            "micro_batches": _micro_batches(submission),
             "argv": list(submission.argv),
             "code": str(submission.cwd),
-            "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "submitted_at": timestamp(),
         }
 
 
-def _settle(run: RunDirectory, submission: Submission, ended: Ended) -> None:
+def worker_variables(policy: Policy) -> dict[str, str]:
+    """Variables that every worker of a study gets, on every backend."""
+    return {**KEEP_MEMORY, "SEQLM_CHECKPOINT_MINUTES": f"{policy.checkpoint_min:g}"}
+
+
+def _micro_batches(submission: Submission) -> int:
+    return int(submission.env[VARIABLE])
+
+
+def _batch_size(item: Planned) -> int:
+    return item.spec.config.train.batch_size
+
+
+def _observe_ended(run: RunDirectory) -> Observation:
+    """The state of a run whose job has ended: its failure counts, though a worker that is being killed has its lock.
+
+    Where a node is lost, its launcher hears of it before the last process there is gone.
+    """
+    observation = run.observe()
+    failure = run.read_failure() if observation.state == "running" else None
+    if failure is None:
+        return observation
+    kind = failure.get("kind", "code")
+    state: State = "cancelled" if kind == "cancelled" else "failed"
+    return replace(observation, state=state, reason=f"{kind}: {failure.get('message')}", kind=kind)
+
+
+def _settle(run: RunDirectory, job: _Job, ended: Ended, memory_kills: MemoryKills) -> None:
     """See to it that an ended worker has spoken: one that died without a word gets its ``failure.json`` here."""
+    submission = job.submission
     if ended.exit_code == 0 or run.result_file.exists() or run.failure_file.exists():
         return
-    if ended.exit_code in (EXIT_STOPPED, EXIT_BUSY):
+    was_asked = job.stop_asked is not None and ended.exit_code in STOPPED
+    if was_asked or ended.exit_code == EXIT_BUSY:
         return
     last_line = _last_line(run.stderr_log(submission.attempt))
-    if ended.exit_code == EXIT_STORAGE:
+    kind: FailureKind
+    if ended.exit_code in STOPPED:
+        kind, message = "preempted", f"{ended.message}, which was not us: somebody else stopped it, or drains its node"
+    elif ended.exit_code == -signal.SIGKILL and memory_kills.explain_one():
+        kind, message = "oom", f"{ended.message}, by the system, which was out of memory"
+    elif ended.exit_code == EXIT_STORAGE:
         kind, message = "node", last_line or "its files could not be written: is the disk full, or a quota used up?"
     elif ended.exit_code < 0:
-        kind, message = "node", ended.message
+        hint = " (by hand, or by the system for want of memory)" if ended.message.endswith("SIGKILL") else ""
+        kind, message = "node", f"{ended.message}{hint}"
     else:
         kind, message = "code", f"{ended.message}: {last_line}" if last_line else ended.message
     run.write_failure_once(
@@ -354,22 +426,9 @@ def _settle(run: RunDirectory, submission: Submission, ended: Ended) -> None:
             "message": message,
             "where": "outside the worker's own code",
             "attempt": submission.attempt,
-            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "failed_at": timestamp(),
         }
     )
-
-
-def put_failure_aside(run: RunDirectory) -> None:
-    """Move the failure of the attempt before into that attempt's folder: it stays on record."""
-    try:
-        failure = run.read_failure()
-    except SeqlmError:
-        failure = {}
-    if failure is None:
-        return
-    folder = run.attempt_dir(max(1, run.last_attempt()))
-    folder.mkdir(parents=True, exist_ok=True)
-    run.failure_file.replace(folder / "failure.json")
 
 
 def _last_line(path: Path) -> str:

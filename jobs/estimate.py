@@ -75,8 +75,8 @@ class Estimate:
     """For one rank."""
     measured_memory_bytes: int | None
     """The same as an earlier run or a canary of this configuration has measured it, on whatever device it had."""
-    checkpoint_bytes: int
-    """Of each of the two checkpoints."""
+    disk_bytes: int
+    """Of the two checkpoints of a run that is done."""
     seconds: float | None
     """Of training, all epochs; none where no earlier run says how fast this machine is."""
 
@@ -88,7 +88,7 @@ def estimate(config: RunConfig, facts: CorpusFacts, throughput: Throughput, rank
         flops_per_token=flops_per_token(config, facts.vocab_size),
         memory_bytes=memory_bytes(config, facts.vocab_size, ranks),
         measured_memory_bytes=throughput.peak_memory_bytes.get(config.fingerprint()),
-        checkpoint_bytes=checkpoint_bytes(config, facts.vocab_size),
+        disk_bytes=sum(checkpoint_bytes(config, facts.vocab_size, to_resume=last) for last in (True, False)),
         seconds=seconds_estimate(config, facts.vocab_size, facts.tokens["train"], throughput),
     )
 
@@ -184,12 +184,12 @@ def _reference_activations(config: RunConfig) -> int:
     return 2 * h + layers * (14 * h + 3 * model.mlp_size + 3 * model.num_heads * config.train.seq_len)
 
 
-def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
-    """Bytes of ``last.pt`` or ``best.pt``: the parameters, with Adam its two moments of each, and the vocabulary.
+def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> int:
+    """Bytes of ``best.pt``, parameters and vocabulary, or ``to_resume`` of ``last.pt``, with two moments of each.
 
     The history of the epochs and the archive's own entries, some hundred bytes each, are left out.
     """
-    copies = 3 if config.optim.optimizer == "adam" else 1
+    copies = 3 if to_resume and config.optim.optimizer == "adam" else 1
     return FLOAT_BYTES * copies * parameter_count(config, vocab_size) + CHECKPOINT_BYTES_PER_WORD * vocab_size
 
 

@@ -18,9 +18,10 @@ from jobs.backend import Backend
 from jobs.code_snapshot import Code, keep_code, live_code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
 from jobs.estimate import Estimate, Throughput, earlier_throughput, estimate, training_tokens_per_epoch
+from jobs.policy import Policy
 from jobs.provenance import launch_record, run_record
 from jobs.queue import Work
-from jobs.retry import IN_A_ROW
+from jobs.retry import may_go_on
 from jobs.spec import Resources, RunSpec
 from jobs.study import (
     at_work,
@@ -66,8 +67,8 @@ class LaunchOptions:
     """Runs that failed or were cancelled are launched too."""
     max_parallel: int | None = None
     """Most runs at once, whatever the backend has room for."""
-    retries: int = IN_A_ROW
-    """How often a run is tried again by itself without finishing an epoch in between."""
+    policy: Policy = field(default_factory=Policy)
+    """How often runs that fail are tried again by themselves, and how often they are saved."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
     canary: bool | None = None
@@ -118,8 +119,10 @@ def plan_runs(
         observation = observe_run(run, work)
         if is_stale is not None and observation.state in ("done", "failed", "cancelled") and is_stale(run):
             observation = replace(observation, state="pending", reason=None, kind=None)
-        has_checkpoint = run.last_checkpoint.exists()
-        planned.append(plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry))
+        # Without a failure.json it is the scheduler's word, about a job that could not say it itself.
+        undecided = observation.kind == "oom" and (may_go_on(run) or not run.failure_file.exists())
+        has_checkpoint = run.has_checkpoint()
+        planned.append(plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided))
     return planned
 
 
@@ -310,7 +313,7 @@ def launch(
             dispatcher(
                 on_event=progress(prepared.planned),
                 work=work,
-                retries=options.retries,
+                policy=options.policy,
                 env=options.env,
                 tell_queue=functools.partial(write_queue, options.study_dir),
             ).dispatch(todo)

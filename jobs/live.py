@@ -16,7 +16,7 @@ from rich.text import Text
 from jobs import terminal
 from jobs.dispatch import Event, Planned
 from jobs.watch import RunView, StudyView, Watcher, place_in_queue
-from seqlm.errors import SeqlmError
+from seqlm.errors import SeqlmError, printable
 
 STYLES = {
     "running": "cyan",
@@ -142,7 +142,7 @@ def _counted(runs: Sequence[RunView]) -> str:
 
 
 def _summary(study: StudyView) -> Text:
-    line = Text(study.name, style="bold")
+    line = Text(printable(study.name), style="bold")
     for state, number in study.counts().items():
         line.append(f"   {number} {state}", style=f"not bold {STYLES[state]}")
     if study.seconds_left is not None:
@@ -216,7 +216,7 @@ class _Layout:
         return Text(self._gap.join(titles), style="bold")
 
     def row(self, run: RunView) -> Text:
-        line = Text(shortened(run.name, self._name).ljust(self._name))
+        line = Text(shortened(printable(run.name), self._name).ljust(self._name))
         line.append(self._gap).append(run.state.ljust(self._state), style=STYLES[run.state])
         line.append(self._gap).append_text(self._drawn_bar(run))
         line.append(self._gap).append(_fraction(run).rjust(self._fraction) + _within(run).ljust(self._within))
@@ -230,7 +230,7 @@ class _Layout:
         for number, width in zip(numbers, self._numbers.values(), strict=True):
             line.append(self._gap).append(number.rjust(width))
         if self._has_device_column:
-            line.append(self._gap).append(run.device or "", style="dim")
+            line.append(self._gap).append(printable(run.device or ""), style="dim")
         return line
 
     def _drawn_bar(self, run: RunView) -> Text:
@@ -242,7 +242,7 @@ class _Layout:
     def devices_below(self) -> list[Text]:
         if self._has_device_column or not self._running_on:
             return []
-        return [Text(f"running on {', '.join(self._running_on)}", style="dim")]
+        return [Text(printable(f"running on {', '.join(self._running_on)}"), style="dim")]
 
 
 def _fraction(run: RunView) -> str:
@@ -279,7 +279,7 @@ def _ppl(value: float | None) -> str:
 
 
 def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())
+    return printable(" ".join((text or "").split()))
 
 
 # -- on a terminal -------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ class LiveProgress(terminal.Progress):
         self._live.stop()
 
     def _say(self, line: str) -> None:
-        self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._live.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @final

@@ -1,18 +1,24 @@
-"""Reading the logs of runs: the last lines, or everything as it comes."""
+"""Reading the logs of runs: the last lines, or everything as it comes.
+
+What a worker has written is shown with control characters as escapes, so that no log can drive the terminal. Of what a
+progress bar has drawn over with carriage returns, the last state is the line.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
 from jobs.scheduler import Scheduler
 from jobs.settling import Settling
 from jobs.study import ObservedRun, at_work, observe_run
+from seqlm.errors import printable
 
 FOLLOW_SECONDS = 0.2
+LARGEST_TAIL = 4 * 2**20
+"""Bytes at the end of a log that its last lines are looked for in; lines longer than that are cut."""
 
 
 def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
@@ -20,14 +26,14 @@ def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
     attempt = run.run.last_attempt()
     record: dict[str, Any] = {"name": run.name, "id": run.run.id, "attempt": None, "stdout": [], "stderr": []}
     if not attempt:
-        print(f"== {run.name}: no attempt yet", file=stream)
+        print(printable(f"== {run.name}: no attempt yet"), file=stream)
         return record
     record["attempt"] = attempt
-    print(f"== {run.name}, attempt {attempt}: {run.run.attempt_dir(attempt)}", file=stream)
+    print(printable(f"== {run.name}, attempt {attempt}: {run.run.attempt_dir(attempt)}"), file=stream)
     for name, path in (("stdout", run.run.stdout_log(attempt)), ("stderr", run.run.stderr_log(attempt))):
         record[name] = _last_lines(path, lines)
         for line in record[name]:
-            print(line if name == "stdout" else f"stderr: {line}", file=stream)
+            print(printable(line if name == "stdout" else f"stderr: {line}"), file=stream)
     return record
 
 
@@ -47,7 +53,7 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
             files = (run.run.stdout_log(attempt), run.run.stderr_log(attempt))
             positions = {path: path.stat().st_size if path.exists() else 0 for path in files}
         for path, position in positions.items():
-            positions[path] = _print_from(path, position)
+            positions[path] = _print_from(path, position, rest=over)
         if over:
             return
         sys.stdout.flush()
@@ -56,17 +62,34 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
 
 def _last_lines(path: Path, lines: int) -> list[str]:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return [line.rstrip("\n") for line in deque(file, maxlen=lines)]
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LARGEST_TAIL))
+            return _lines(file.read(LARGEST_TAIL))[-lines:]
     except FileNotFoundError:
         return []
 
 
-def _print_from(path: Path, position: int) -> int:
+def _lines(raw: bytes) -> list[str]:
+    """The lines of a log, each as a terminal would have left it after carriage returns."""
+    text = raw.decode("utf-8", errors="replace")
+    return [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def _print_from(path: Path, position: int, *, rest: bool) -> int:
+    """Print the whole lines that follow ``position``, with ``rest`` the last one too; returns where to go on."""
     try:
         with path.open("rb") as file:
             file.seek(position)
-            sys.stdout.write(file.read().decode("utf-8", errors="replace"))
-            return file.tell()
+            while raw := file.read(LARGEST_TAIL):
+                end = raw.rfind(b"\n") + 1
+                if not end and (rest or len(raw) == LARGEST_TAIL):
+                    end = len(raw)
+                if not end:
+                    break
+                for line in _lines(raw[:end]):
+                    print(printable(line))
+                position += end
+                file.seek(position)
     except FileNotFoundError:
-        return position
+        pass
+    return position

@@ -25,6 +25,7 @@ from jobs.expand import Combination, combinations, count, run_name
 from jobs.manifest_file import MANIFEST_SUFFIXES, read_manifest_file, show
 from jobs.manifest_report import Expectation, Published, absent, expectations
 from jobs.manifest_schema import RESOURCE_KEYS, Override, Schema, read_overrides, read_schema
+from jobs.policy import Policy
 from jobs.problems import Problems
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, applicable_keys
@@ -58,6 +59,8 @@ class Manifest:
     """The backend that the manifest asks for (``[study] backend``)."""
     backend: Mapping[str, Mapping[str, Any]]
     """Backend name -> its table, as written."""
+    policy: Policy
+    """What is done about failures (``[policy]`` and ``--set policy.KEY``)."""
     runs: tuple[RunSpec, ...]
     excluded: tuple[Excluded, ...]
     """The runs that an ``[[exclude]]`` dropped."""
@@ -80,6 +83,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     schema = read_schema(raw, path, problems)
     setting = read_overrides(overrides, problems)
     study = setting.pop("study.name", None)
+    policy = {**schema.policy, **{key: setting.pop(key).value for key in list(setting) if key.startswith("policy.")}}
     runs = list(_expand(schema, problems))
     kept, excluded, unmatched = _exclude(runs, schema)
     resolved = _resolve_all(kept, setting, schema, problems)
@@ -103,6 +107,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         data_path=schema.data_path,
         backend_name=schema.backend_name,
         backend=schema.backend,
+        policy=Policy.from_dict({key.partition(".")[2]: value for key, value in policy.items()}),
         runs=tuple(specs),
         excluded=tuple(excluded),
         published=_published(resolved, schema),

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seqlm.errors import ManifestError, nearest
+from seqlm.errors import ManifestError, nearest, printable
 
 MANIFEST_SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 MAX_DEPTH = 20
 MAX_VALUES = 1_000_000
 MAX_WHOLE_NUMBER = 10**300
+MAX_BYTES = 16 * 2**20
 
 
 def read_manifest_file(path: Path) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def show(value: Any) -> str:
 
 def one_line(text: str) -> str:
     """A text with whatever would break a line, or a terminal, written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text).replace("\t", "\\t")
 
 
 def check_plain(data: Any) -> None:
@@ -102,7 +103,11 @@ def _refusal(text: str) -> ManifestError:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise _refusal(f"{path}: too large, valid are at most {MAX_BYTES // 2**20} MiB")
+        return raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise _refusal(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -111,6 +116,8 @@ def _read_text(path: Path) -> str:
         raise _refusal(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise _refusal(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except ManifestError:
+        raise
     except ValueError as error:  # a NUL in the path
         raise _refusal(f"{path}: cannot be read: {error}") from None
 

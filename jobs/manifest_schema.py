@@ -17,11 +17,25 @@ from jobs.backend_keys import BACKENDS, check_table
 from jobs.expand import Entry, EntryKind, problems_of
 from jobs.manifest_file import check_plain, show
 from jobs.manifest_report import PUBLISHED_KEYS, Claim, read_behaviour, read_claim, read_published
+from jobs.policy import POLICY_KEYS, check_policy
 from jobs.problems import Problems
 from jobs.spec import Resources
 from seqlm.config import RunConfig, valid_keys
 
-TOP_KEYS = ("study", "defaults", "run", "grid", "zip", "exclude", "expect", "report", "seeds", "resources", "backend")
+TOP_KEYS = (
+    "study",
+    "defaults",
+    "run",
+    "grid",
+    "zip",
+    "exclude",
+    "expect",
+    "report",
+    "seeds",
+    "resources",
+    "policy",
+    "backend",
+)
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
 CONFIG_KEYS = tuple(valid_keys())
 RESOURCE_KEYS = tuple(f"resources.{name}" for name in Resources.__dataclass_fields__)
@@ -45,6 +59,8 @@ class Schema:
     backend: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     resources: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    """Key in full -> value."""
     seeds: list[Any] | None = None
     entries: list[Entry] = field(default_factory=list)
     excludes: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -67,6 +83,10 @@ def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schem
         schema.defaults = _flatten(table, CONFIG_KEYS, where, problems)
     if (table := _table(raw, "resources", path.name, problems)) is not None:
         schema.resources = _flatten({"resources": table}, RESOURCE_KEYS, path.name, problems)
+    if (table := _table(raw, "policy", path.name, problems)) is not None:
+        schema.policy = {f"policy.{name}": value for name, value in table.items()}
+        for key, value in schema.policy.items():
+            check_policy(key, value, path.name, problems)
     if "seeds" in raw:
         schema.seeds = _read_seeds(raw["seeds"], path.name, problems)
         if "seed" in schema.defaults:
@@ -224,7 +244,7 @@ class Override:
 def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Override]:
     """Key -> override; of two with the same key the later one holds."""
     overrides: dict[str, Override] = {}
-    valid = (*CONFIG_KEYS, *RESOURCE_KEYS, "study.name")
+    valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *POLICY_KEYS, "study.name")
     for text in texts:
         key, equals, value_text = text.partition("=")
         key, where = key.strip(), f"--set {text}"
@@ -236,6 +256,9 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Overri
             continue
         if not equals or not key:
             problems.add(where, "valid is KEY=VALUE, for example --set train.epochs=2")
+        elif key.partition(".")[0] == "policy":
+            check_policy(key, value, where, problems)
+            overrides[key] = Override(text, value)
         elif key not in valid:
             problems.unknown(where, key, valid)
         elif key == "study.name" and not _is_name(value):

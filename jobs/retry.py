@@ -1,41 +1,202 @@
-"""When a run that failed is tried again by its launcher, and how long it waits before."""
+"""When a run that failed is tried again by itself, and how long its launcher waits before.
+
+Counted over the whole life of a run, apart by kind, from what each attempt has left in its folder: a new launcher, or
+the next job of a cluster, counts on. A person who has a run tried again (``retry``) has decided: what has failed so far
+in that way does not count any more.
+"""
 
 from __future__ import annotations
 
-from typing import final
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeAlias, final
 
-from seqlm.rundir import FailureKind
+from jobs.policy import Policy
+from seqlm.errors import FileError
+from seqlm.rundir import FailureKind, Observation, RunDirectory, read_json, write_json
 
-RETRIED: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
-"""Failures that are not the run's own fault: the same command goes on from the last checkpoint."""
+FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
+"""Failures that are not the run's own fault: the same command goes on from the last checkpoint, in any launch."""
 
-IN_A_ROW = 3
-"""Retries, by default, that a run gets without finishing an epoch in between."""
+RETRIED: frozenset[FailureKind] = FREE | {"oom"}
+"""Failures that a launcher may try again by itself, as the policy says."""
 
 FIRST_DELAY_SECONDS = 1.0
 DELAY_FACTOR = 5.0
 """Each further retry in a row waits so many times as long: a full disk or a sick node is not hammered."""
+LONGEST_DELAY_SECONDS = 300.0
+
+Progress: TypeAlias = tuple[int, int]
+"""How far a run has come and is saved: finished epochs, then steps of the next one."""
 
 
 @final
-class Retries:
-    """The retries of one run. An epoch finished in between shows progress, and the count starts anew."""
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """An attempt that has failed."""
 
-    def __init__(self, in_a_row: int = IN_A_ROW) -> None:
-        self._in_a_row = in_a_row
-        self._used = 0
-        self._epoch: int | None = None
+    kind: FailureKind | None
+    progress: Progress | None = None
+    """What was saved by then; none where that is not known."""
+    micro_batches: int = 1
+    by_hand: bool = False
+    """Whether a person has had the run tried again after it."""
 
-    def delay(self, kind: FailureKind | None, epoch: int | None) -> float | None:
-        """Seconds to wait before the next attempt, or none if the failure of this ``kind`` is to stand.
 
-        ``epoch`` is the last one that the run has finished.
-        """
-        if kind not in RETRIED:
-            return None
-        if epoch != self._epoch:
-            self._epoch, self._used = epoch, 0
-        if self._used >= self._in_a_row:
-            return None
-        self._used += 1
-        return FIRST_DELAY_SECONDS * DELAY_FACTOR ** (self._used - 1)
+@final
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What becomes of a run that has failed."""
+
+    delay: float | None = None
+    """Seconds to wait before the next attempt; none: the failure stands."""
+    why: str = ""
+    """Why it stands, to be put behind the failure's message; empty where its kind is never retried."""
+
+
+def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_micro_batches: int) -> Decision:
+    """Whether a run that has now ``failed``, after the failures ``before``, is tried again.
+
+    ``most_micro_batches``: into so many parts the columns of its ranks can be cut.
+    """
+    kind = failed.kind
+    if kind not in RETRIED:
+        return Decision()
+    used: Counter[FailureKind | None] = Counter()
+    in_a_row, best = 0, (0, 0)
+    for attempt in (*before, failed):
+        if attempt.progress is not None and attempt.progress > best:
+            in_a_row, best = 0, attempt.progress
+        if attempt is failed:
+            break
+        used[attempt.kind] += 1
+        in_a_row += 1
+        if attempt.by_hand:
+            in_a_row = used[attempt.kind] = 0
+    limit = policy.retries(kind)
+    if limit is not None and used[kind] >= limit:
+        return Decision(why=_limit_reached(kind, limit))
+    if kind == "oom" and 2 * failed.micro_batches > most_micro_batches:
+        parts = _number(failed.micro_batches, "micro-batch", "micro-batches")
+        return Decision(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
+    if in_a_row >= policy.without_progress:
+        tries = _number(in_a_row, "retry", "retries")
+        return Decision(why=f", after {tries} in a row without progress" if in_a_row else _never("without_progress"))
+    grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
+    waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)
+    return Decision(delay=waits)
+
+
+def _limit_reached(kind: FailureKind | None, limit: int) -> str:
+    if not limit:
+        return _never(str(kind))
+    tries = _number(limit, "retry", "retries")
+    if kind == "oom":
+        return f", after {tries} with ever smaller micro-batches"
+    return f", after {tries} of this kind"
+
+
+def _never(key: str) -> str:
+    return f"; not tried again, since policy.{key} is 0"
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+# -- what the files of a run tell ----------------------------------------------------------------------------------
+
+
+def progress_of(run: RunDirectory) -> Progress:
+    """What is saved of a run: its epochs, and what its last checkpoint says that it holds."""
+    epochs, _ = run.read_metrics()
+    saved = (epochs[-1]["epoch"] + 1, 0) if epochs else (0, 0)
+    with contextlib.suppress(FileError):
+        position = read_json(run.last_checkpoint.parent / "position.json") or {}
+        epoch, step = position.get("epoch"), position.get("step")
+        if isinstance(epoch, int) and isinstance(step, int):
+            return max(saved, (epoch, step))
+    return saved
+
+
+def history(run: RunDirectory) -> list[Failed]:
+    """The failures of a run's attempts, in order, without one that has not been put aside yet.
+
+    An attempt that was stopped, or killed together with its launcher, is none.
+    """
+    found = []
+    for attempt in run.attempts():
+        record: dict[str, Any] = {}
+        with contextlib.suppress(FileError):  # a damaged record counts for nothing, as one that was lost
+            record = read_json(run.attempt_dir(attempt) / "failure.json") or {}
+        if record:
+            found.append(failed_of(record))
+    return found
+
+
+def failed_of(record: dict[str, Any], progress: Progress | None = None) -> Failed:
+    """A failure from its record, with the ``progress`` that it was made at where the record does not say."""
+    told = record.get("progress")
+    if isinstance(told, list) and len(told) == 2 and all(isinstance(number, int) for number in told):
+        progress = (told[0], told[1])
+    parts = record.get("micro_batches")
+    return Failed(
+        kind=record.get("kind"),
+        progress=progress,
+        micro_batches=parts if isinstance(parts, int) and parts > 0 else 1,
+        by_hand=record.get("retried") == "by hand",
+    )
+
+
+def may_go_on(run: RunDirectory) -> bool:
+    """Whether the failure that a run has left is one that nobody has decided about yet: its launcher was gone."""
+    failure = None
+    with contextlib.suppress(FileError):
+        failure = run.read_failure()
+    return failure is not None and failure.get("kind") in RETRIED and not failure.get("stands")
+
+
+def let_stand(run: RunDirectory, decision: Decision) -> None:
+    """Say in a run's failure why it is not tried again."""
+    failure = run.read_failure() or {}
+    if failure.get("kind") in RETRIED:
+        write_json(run.failure_file, {**failure, "message": f"{failure.get('message')}{decision.why}", "stands": True})
+
+
+def put_failure_aside(
+    run: RunDirectory, *, by_hand: bool = False, micro_batches: int | None = None, seen: Observation | None = None
+) -> None:
+    """Move the failure of the attempt before into that attempt's folder: it stays on record, with what was saved.
+
+    ``by_hand``: a person has the run tried again. ``micro_batches``: of the attempt, where its worker could not say.
+    ``seen``: how the run was found, for a failure that only its scheduler knows of.
+    """
+    folder = run.attempt_dir(max(1, run.last_attempt()))
+    try:
+        failure = run.read_failure()
+    except FileError:  # damaged: kept as it is
+        folder.mkdir(parents=True, exist_ok=True)
+        run.failure_file.replace(folder / "failure.json")
+        return
+    if failure is None and seen is not None and seen.state == "failed" and run.attempts():
+        failure = {"kind": seen.kind, "message": seen.reason, "failed_at": timestamp()}
+    if failure is None:
+        return
+    failure = {"progress": list(progress_of(run)), **failure}
+    if micro_batches is not None:
+        failure["micro_batches"] = micro_batches
+    if by_hand:
+        failure["retried"] = "by hand"
+    if isinstance(failure.get("attempt"), int):  # the next one may have its folder already
+        folder = run.attempt_dir(failure["attempt"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "failure.json", failure)
+    run.failure_file.unlink(missing_ok=True)
+
+
+def timestamp() -> str:
+    """The time, as records tell it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

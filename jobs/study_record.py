@@ -58,6 +58,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             for claim in manifest.expectations
         ],
         "behaviour": [prints[name] for name in manifest.behaviour],
+        "policy": manifest.policy.to_dict(),
     }
 
 

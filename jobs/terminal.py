@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO, final
 
 from jobs.dispatch import Event, Planned
+from seqlm.errors import printable
 from seqlm.rundir import Observation
 
 
@@ -26,8 +27,8 @@ class Progress(ABC):
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Columns aligned with spaces; the columns numbered in ``right`` to the right."""
-    lines = [list(header), *[list(row) for row in rows]]
+    """Columns aligned with spaces; the columns numbered in ``right`` to the right. Cells cannot break a line."""
+    lines = [list(header), *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
     def render(line: Sequence[str]) -> str:
@@ -88,7 +89,7 @@ class LaunchProgress(Progress):
     """What happens to the runs of a launch, one line each."""
 
     def __init__(self, planned: Sequence[Planned], say: Callable[[str], None] | None = None) -> None:
-        self._say = say or _say_on_stderr
+        self._say = say or tell
         todo = [item for item in planned if item.action != "skip"]
         self._total = len(todo)
         self._ended = 0
@@ -121,6 +122,8 @@ class LaunchProgress(Progress):
 
 def _cause(observation: Observation) -> str:
     match observation.kind:
+        case "oom":
+            return "was short of memory (smaller micro-batches)"
         case "preempted":
             return "was preempted"
         case "timeout":
@@ -131,8 +134,9 @@ def _cause(observation: Observation) -> str:
             return "had another worker at it"
 
 
-def _say_on_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def tell(line: str) -> None:
+    """A line on stderr, with control characters as escapes: what names and messages hold must not drive a terminal."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def can_redraw(stream: TextIO) -> bool:

@@ -13,9 +13,6 @@ from jobs.queue import Waiting, Work
 from jobs.schedule import wall_seconds
 from jobs.spec import RunSpec
 
-CHECKPOINTS = 2
-"""``last.pt`` and ``best.pt``."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
@@ -66,6 +63,6 @@ def totals(
     return Totals(
         gpu_hours=None if unknown else gpu_seconds / 3600,
         wall_seconds=None if unknown else wall_seconds(waiting, backend.capacity(), max_parallel=max_parallel),
-        disk_bytes=CHECKPOINTS * sum(found.checkpoint_bytes for found in estimates),
+        disk_bytes=sum(found.disk_bytes for found in estimates),
         unknown=reason,
     )

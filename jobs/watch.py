@@ -18,7 +18,7 @@ from jobs.eta import Pace, expected_seconds_per_epoch, study_seconds_left
 from jobs.scheduler import Scheduler
 from jobs.settling import Settling
 from jobs.study import AtWork, ObservedRun, at_work, look_at, observe_run
-from seqlm.errors import SeqlmError
+from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import RunDirectory, State, read_json
 
 LOOK_SECONDS = 0.5
@@ -310,10 +310,10 @@ def watch_in_lines(watcher: Watcher, stream: TextIO) -> None:
         started = time.monotonic()
         after = watcher.look()
         for line in changes(before, after):
-            print(line, file=stream)
+            print(printable(line), file=stream)
         if after.is_over:
             if before is not None:
-                print(summary(after), file=stream)
+                print(printable(summary(after)), file=stream)
             return
         before = after
         stream.flush()

@@ -5,8 +5,10 @@
     │   ├── ConfigError             a configuration: unknown key, wrong type, impossible value
     │   ├── ManifestError           a manifest: the file itself, or any entry in it
     │   └── DataError               a corpus: missing, empty, damaged, too small, unknown word
+    │       └── DownloadError       a corpus that cannot be fetched
     ├── RunError                    one run cannot go on (exit code 1)
-    │   ├── CheckpointError         a checkpoint is truncated, foreign, or of another run
+    │   ├── CheckpointError         a checkpoint is missing, of another run, or of another text
+    │   │   └── DamagedError        a checkpoint is truncated or changed, or none of ours
     │   ├── DivergedError           the loss or the gradient is not a finite number
     │   ├── CanaryError             the short trial of a run has failed, so that its grid has not started
     │   ├── RunBusyError            another live worker or launcher owns the files
@@ -20,6 +22,7 @@ Invariants of our own code are asserted, not raised.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -55,12 +58,20 @@ class DataError(UsageError):
     """A corpus is missing, empty, damaged, too small, or uses a word outside its vocabulary."""
 
 
+class DownloadError(DataError):
+    """A corpus cannot be fetched: why, and how to get it by hand, in several lines."""
+
+
 class RunError(SeqlmError):
     """One run cannot go on."""
 
 
 class CheckpointError(RunError):
-    """A checkpoint is truncated, not ours, or belongs to another run."""
+    """A checkpoint cannot be used: it is missing, or belongs to another run or another text."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is truncated, its bytes have changed, or it is none of ours: an older one may do instead."""
 
 
 class DivergedError(RunError):
@@ -76,7 +87,7 @@ class RunBusyError(RunError):
 
 
 class LeaseLostError(RunError):
-    """Taken for dead, a worker has lost its run to another one: it must not change a file of it any more."""
+    """A worker was taken for dead and another has its run now: it must not change a file of it any more."""
 
 
 class FileError(SeqlmError):
@@ -92,6 +103,33 @@ class BackendError(SeqlmError):
     """The backend cannot be reached, or can never run what was asked."""
 
     exit_code = 3
+
+
+_JOINERS = "\u200c\u200d"
+"""Of the invisible characters those that words are written with."""
+
+
+def error_text(error: SeqlmError) -> str:
+    """An error as lines for a terminal: one, unless it is several problems told at once.
+
+    So a path with a line end in its name cannot make a line of its own.
+    """
+    several = isinstance(error, ProblemsError | CanaryError | DownloadError)
+    return "\n".join(printable(line) for line in (str(error).split("\n") if several else [str(error)]))
+
+
+def printable(text: str) -> str:
+    r"""A text with whatever would break a line, or drive a terminal, written as an escape: ``\x1b``, ``\n``, ``\u202e``.
+
+    Letters, signs and spaces of any language stay as they are, and so do tabs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\t" or _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -125,6 +125,16 @@ class RunDirectory:
         return self.path / "checkpoints" / "last.pt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before :attr:`last_checkpoint`, for when that one turns out to be damaged."""
+        return self.path / "checkpoints" / "previous.pt"
+
+    @property
+    def position_file(self) -> Path:
+        """Which epoch and step :attr:`last_checkpoint` holds, for who does not read tensors."""
+        return self.path / "checkpoints" / "position.json"
+
+    @property
     def best_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "best.pt"
 
@@ -287,6 +297,10 @@ class RunDirectory:
 
     def read_canary(self) -> dict[str, Any] | None:
         return read_json(self.canary_file)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.last_checkpoint.exists() or self.previous_checkpoint.exists()
 
     def read_failure(self) -> dict[str, Any] | None:
         return read_json(self.failure_file)
@@ -552,7 +566,7 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
         FileError: the file cannot be opened.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise FileError.from_os_error("open", path, error) from None
     try:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,18 +21,21 @@ from typing import Any, final
 from jobs.backend import Site
 from jobs.capacity import Capacity, Node
 from jobs.code_snapshot import Code, live_code
-from jobs.dispatch import Planned, put_failure_aside
+from jobs.dispatch import Planned
 from jobs.launcher import TRAINING, Prepared, work_left
+from jobs.policy import Policy
 from jobs.queue import Waiting, places
+from jobs.retry import put_failure_aside
 from jobs.scheduler import parents
 from jobs.spec import Resources, RunSpec
 from jobs.study import ObservedRun, read_jobs, write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, make_directory, read_json, write_json
 from slurm import control
+from slurm.environment import sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
-from slurm.submission import Batch, Submitter, batches, record
+from slurm.submission import Batch, Submitter, batches, record, require_plain_path
 
 REPORT_MINUTES = 30
 UNLIMITED = 100_000
@@ -75,6 +79,16 @@ class SlurmSite(Site):
             raise BackendError(f"{spec.name}: {error}") from None
 
 
+def check(study_dir: Path, settings: SlurmSettings) -> None:
+    """What would make submitting impossible, before the first file is written.
+
+    Raises:
+        UsageError: SLURM cannot be told of the folder; a variable that ``env_pass`` names is not set.
+    """
+    require_plain_path(study_dir.absolute())
+    sbatch_environment(settings, os.environ)
+
+
 def in_queue_order(prepared: Prepared) -> list[Planned]:
     """The runs to do, in the order of the queue of every backend: SLURM starts the jobs of an array in their order."""
     waiting = [
@@ -85,7 +99,9 @@ def in_queue_order(prepared: Prepared) -> list[Planned]:
     return sorted(prepared.todo, key=lambda item: place[item.run.id])
 
 
-def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: Mapping[str, Any]) -> list[str]:
+def submit(
+    prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: Mapping[str, Any], policy: Policy
+) -> list[str]:
     """Submit what is to be done; returns the ids of the job arrays. Called with the study's lock held.
 
     ``table`` is the manifest's ``[backend.slurm]``, kept for who submits these runs again without a manifest.
@@ -102,6 +118,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
         code=prepared.code,
         paths=prepared.paths,
         worker=prepared.worker,
+        policy=policy,
     )
     make_directory(study_dir / "slurm")
     write_json(_table_file(study_dir), dict(table))
@@ -111,7 +128,8 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: 
     for batch, parallelism in zip(found, shares(found, settings.max_parallel), strict=True):
         items = [item for runs in batch.jobs for item in runs]
         for item in items:
-            put_failure_aside(item.run)  # before the job can start: it takes a failure for the run's last word
+            # Before the job can start: it takes a failure for the run's last word.
+            put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
         folder = _new_folder(study_dir)
         # Before the jobs can start: they look whether their runs are theirs.
         write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
@@ -168,7 +186,8 @@ def submit_report(
     script = "\n".join(["#!/bin/bash", *settings.setup, *commands, ""])
     path = folder / "report.sh"
     path.write_text(script, "utf-8")
-    return ask("sbatch", *options, str(path)).strip().partition(";")[0]
+    environ = sbatch_environment(settings, os.environ)
+    return ask("sbatch", *options, str(path), environ=environ).strip().partition(";")[0]
 
 
 def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 from jobs.doctor import Finding
 from seqlm.errors import BackendError, FileError
 from slurm import node_probe
+from slurm.environment import sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.site import ask
 
@@ -93,7 +95,8 @@ def _run(settings: SlurmSettings, folder: Path, *, gpu: bool, wait_s: float) -> 
     batch = folder / "probe.sh"
     batch.write_text(script(settings, folder, gpu=gpu), "utf-8")
     submitted_at = time.time()
-    job = ask("sbatch", "--parsable", str(batch)).strip().partition(";")[0]
+    environ = sbatch_environment(settings, os.environ)  # what jobs of runs get
+    job = ask("sbatch", "--parsable", str(batch), environ=environ).strip().partition(";")[0]
     if not job.isdigit():
         raise BackendError(f'sbatch answers "{job}", which is no job id')
     try:

@@ -63,8 +63,10 @@ class SlurmSettings:
     """Command that starts Python in a job, such as a container's; none: the Python that launches."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
-    retries: int = 3
-    """How often a run that lost its node or its time is tried again without an epoch in between."""
+    env_pass: tuple[str, ...] = ()
+    """Names of variables of the submitter's shell that jobs get beside those that every job gets."""
+    retries: int | None = None
+    """Goes before ``without_progress`` of the study's policy; none: nothing does."""
     max_parallel: int | None = None
     """Most jobs of a study at once; none: as many as the cluster grants."""
     sbatch: Mapping[str, str | int | float | bool] = field(default_factory=dict)
@@ -98,7 +100,7 @@ class SlurmSettings:
 def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Mapping[str, str]) -> SlurmSettings:
     """The settings that hold: those of the manifest over those of the site file over the defaults.
 
-    ``env`` and ``sbatch`` are merged key by key; any other key of the manifest replaces the site's. ``where`` is the
+    ``env``, ``env_pass`` and ``sbatch`` are merged; any other key of the manifest replaces the site's. ``where`` is the
     manifest's name, for messages.
 
     Raises:
@@ -115,7 +117,8 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
     places |= {key: f"{site_path.name}: {key}" for key in site.keys() - manifest_table.keys()} if site_path else {}
     merged["env"] = {**site.get("env", {}), **manifest_table.get("env", {})}
     merged["sbatch"] = _options(site.get("sbatch", {})) | _options(manifest_table.get("sbatch", {}))
-    for key in ("setup", "srun_args"):
+    merged["env_pass"] = dict.fromkeys([*site.get("env_pass", ()), *manifest_table.get("env_pass", ())])
+    for key in ("setup", "srun_args", "env_pass"):
         merged[key] = tuple(merged.get(key, ()))
     settings = SlurmSettings(**merged)
     _check_together(settings, places, problems)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.spec import Resources
@@ -23,15 +23,17 @@ ANSWER_S = 20.0
 _PARTITION_FORMAT = "%P|%a|%l|%F|%c|%m|%G|%s"
 
 
-def ask(*command: str, seconds: float = ANSWER_S) -> str:
+def ask(*command: str, seconds: float = ANSWER_S, environ: Mapping[str, str] | None = None) -> str:
     """What one of SLURM's programs prints.
 
-    Variables such as ``SINFO_PARTITION`` are kept from it: they would change what it tells.
+    It gets ``environ``, else this process's. Variables such as ``SINFO_PARTITION`` are kept from it: they would change
+    what it tells.
 
     Raises:
         BackendError: it is not there, does not answer in time, or says no.
     """
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SINFO_")}
+    given = os.environ if environ is None else environ
+    environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, check=True)
     except FileNotFoundError:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jobs.code_snapshot import Code
-from jobs.dispatch import KEEP_MEMORY, Planned
+from jobs.dispatch import Planned, worker_variables
+from jobs.micro_batches import micro_batches
+from jobs.policy import Policy
 from jobs.spec import Resources
 from jobs.study import study_name
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import make_directory, write_json
+from slurm.environment import only, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.task import JobPlan, run_task
 
@@ -51,6 +55,22 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
+def require_plain_path(path: Path) -> None:
+    """Refuse a folder that SLURM cannot be told of.
+
+    A directive of a script is one line. In the names of log files SLURM takes ``%`` for a pattern and a backslash for
+    an escape, and quotes protect neither. Anything else, quotes and ``$(...)`` included, arrives as it is.
+
+    Raises:
+        UsageError: it has one of these in its name.
+    """
+    if not str(path).isprintable() or set(str(path)) & set("%\\"):
+        raise UsageError(
+            f"{path}: SLURM takes no folder with a control character, % or a backslash in its name; rename it, or give "
+            "another --runs-dir"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Submitter:
     """Submits batches of one study."""
@@ -62,13 +82,17 @@ class Submitter:
     """Corpus of each run, by run id."""
     worker: str
     """The module that does the work."""
+    policy: Policy = field(default_factory=Policy)
+    """What jobs do about failures."""
 
     def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int) -> list[str]:
         """Submit one array; returns the id of each of its jobs. ``folder`` is its own and new.
 
         Raises:
             BackendError: sbatch refuses it; the line says what it said.
+            UsageError: a variable that ``env_pass`` names is not set.
         """
+        environ = sbatch_environment(self.settings, os.environ)
         make_directory(folder)
         executor = self._executor(batch, folder, parallelism=parallelism, nice=nice)
         plans = []
@@ -76,7 +100,7 @@ class Submitter:
             plans.append(folder / f"job-{number}.json")
             self._plan(batch, runs, folder.name).write(plans[-1])
         try:
-            with executor.batch():
+            with only(environ), executor.batch():
                 jobs = [executor.submit(run_task, str(plan)) for plan in plans]
         except Exception as error:  # submitit raises its own, and subprocess's
             said = getattr(error, "stderr", None) or str(error)
@@ -146,13 +170,13 @@ class Submitter:
             argv=worker_argv(self.worker),
             code=self.code.path.absolute(),
             resources=batch.resources,
-            retries=self.settings.retries,
+            policy=self.policy,
             timeout_min=self.settings.timeout_min,
             signal_before_s=self.settings.signal_before_s,
         )
 
     def _env(self, item: Planned) -> dict[str, str]:
-        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **KEEP_MEMORY}
+        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **worker_variables(self.policy)}
         data = self.paths.get(item.run.id)
         if data is not None:
             env["SEQLM_DATA"] = str(data.absolute())
@@ -181,6 +205,7 @@ def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str,
                 "launcher": None,
                 "resources": batch.resources.to_dict(),
                 "attempt": attempts[item.run.id],
+                "micro_batches": micro_batches(item.run, item.spec.config.train.batch_size, batch.resources.ranks),
                 "argv": [*worker_argv(worker), str(item.run.path.absolute())],
                 "code": str(code.path),
                 "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),

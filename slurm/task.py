@@ -5,7 +5,8 @@ directories; so a job that SLURM starts again finds what an earlier one of the s
 
     SIGUSR2           the time limit is near, or a preemption is announced: the worker saves, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the worker stops between two steps
-    a lost rank       the job is requeued, as often as the policy of ``jobs.retry`` allows
+    a lost rank       the job is requeued, as often as the study's policy allows (``jobs.policy``)
+    no memory         the same; the next worker takes its steps in twice as many micro-batches
 """
 
 from __future__ import annotations
@@ -18,18 +19,30 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
 from types import FrameType
 from typing import Any, final
 
-from jobs.dispatch import EXIT_BUSY, EXIT_STOPPED, EXIT_STORAGE
+from jobs.dispatch import EXIT_BUSY, EXIT_STOPPED, EXIT_STORAGE, STOPPED
 from jobs.heartbeat import Heartbeat, hung_seconds
+from jobs.memory_kills import MemoryKills
+from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
+from jobs.policy import Policy
 from jobs.process import interface_of, start_rank
 from jobs.rank import PEER_GRACE_SECONDS, describe_exit, rank_variables
-from jobs.retry import RETRIED, Retries
+from jobs.retry import (
+    RETRIED,
+    decide,
+    failed_of,
+    history,
+    let_stand,
+    may_go_on,
+    progress_of,
+    put_failure_aside,
+    timestamp,
+)
 from jobs.spec import Resources, Submission
 from jobs.study import submission_of
 from seqlm.errors import BackendError, FileError, SeqlmError
@@ -43,6 +56,8 @@ BUSY_SECONDS = 5.0
 """How long to wait before asking again for a run that another worker still holds: one on a node that SLURM lost."""
 LIMIT_SLACK_SECONDS = 75.0
 """How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
+GRACE_SECONDS = 1.0
+"""How much later than a worker its task may hear of the signal that both get."""
 REQUEUE_TRIES = 5
 FIRST_PORT, PORTS = 20_000, 20_000
 """Ranks of a run meet at a port that follows from the job's number: jobs of one node have different ones."""
@@ -65,14 +80,14 @@ class JobPlan:
     code: Path
     resources: Resources
     """Of each run."""
-    retries: int
+    policy: Policy
     timeout_min: int
     signal_before_s: int
 
     def write(self, path: Path) -> None:
         """Write the plan for :func:`read`."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        write_json(path, {**data, "resources": self.resources.to_dict()}, sync=False)
+        write_json(path, {**data, "resources": self.resources.to_dict(), "policy": self.policy.to_dict()}, sync=False)
 
     @classmethod
     def read(cls, path: Path) -> JobPlan:
@@ -86,7 +101,7 @@ class JobPlan:
             argv=tuple(data["argv"]),
             code=Path(data["code"]),
             resources=Resources.from_dict(data["resources"]),
-            retries=data["retries"],
+            policy=Policy.from_dict(data["policy"]),
             timeout_min=data["timeout_min"],
             signal_before_s=data["signal_before_s"],
         )
@@ -178,6 +193,7 @@ class _Worker:
     run: RunDirectory
     attempt: int
     env: Mapping[str, str]
+    micro_batches: int = 1
     process: Popen[bytes] | None = None
     heartbeat: Heartbeat | None = None
     code: int | None = None
@@ -197,6 +213,7 @@ class Task:
         self._signals = signals
         self._started = started
         self._looked_at = 0.0
+        self._memory_kills = MemoryKills()
         self._workers = [
             _Worker(run=RunDirectory(run), attempt=attempt + place.restarts, env=env)
             for run, attempt, env in zip(plan.runs, plan.attempts, plan.env, strict=True)
@@ -204,7 +221,9 @@ class Task:
 
     def run(self) -> bool:
         """Work until every run is over or the job is put back into the queue; whether all is well."""
-        todo = [worker for worker in self._workers if self._is_ours(worker.run) and not self._has_spoken(worker.run)]
+        for worker in self._workers:
+            self._take_up(worker)
+        todo = [worker for worker in self._workers if self._is_ours(worker.run) and not self._has_spoken(worker)]
         for worker in todo:
             self._start(worker)
         while any(worker.code is None for worker in todo):
@@ -228,18 +247,33 @@ class Task:
         """Whether the run is still this job's: a job that was cancelled, or lost, must not touch it."""
         return submission_of(run) == self._plan.submission
 
-    def _has_spoken(self, run: RunDirectory) -> bool:
-        return run.result_file.exists() or run.failure_file.exists()
+    def _has_spoken(self, worker: _Worker) -> bool:
+        """Whether nothing is left to do in a run: it is done, or has failed for good."""
+        run = worker.run
+        return run.result_file.exists() or (run.failure_file.exists() and not self._is_of_before(worker))
+
+    def _is_of_before(self, worker: _Worker) -> bool:
+        """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""
+        with contextlib.suppress(FileError):
+            failure = worker.run.read_failure() or {}
+            return may_go_on(worker.run) and int(failure.get("attempt") or worker.attempt) < worker.attempt
+        return False
+
+    def _take_up(self, worker: _Worker) -> None:
+        """Put a failure of before aside; the other ranks, which may look earlier, take it for none."""
+        if self._place.rank == 0 and self._is_ours(worker.run) and self._is_of_before(worker):
+            put_failure_aside(worker.run)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
     def _start(self, worker: _Worker) -> None:
         plan, place = self._plan, self._place
+        worker.micro_batches = micro_batches(worker.run, self._batch_size(worker.run), plan.resources.ranks)
         submission = Submission(
             run_dir=worker.run.path,
             attempt=worker.attempt,
             argv=(sys.executable, *plan.argv, str(worker.run.path)),
-            env={**worker.env, "SEQLM_ATTEMPT": str(worker.attempt)},
+            env={**worker.env, "SEQLM_ATTEMPT": str(worker.attempt), VARIABLE: str(worker.micro_batches)},
             cwd=plan.code,
             resources=plan.resources,
         )
@@ -264,6 +298,9 @@ class Task:
         ):
             worker.process = start_rank(submission.argv, variables, str(plan.code), stdout, stderr)
         worker.heartbeat = Heartbeat(worker.run, worker.attempt, limit)
+
+    def _batch_size(self, run: RunDirectory) -> int:
+        return run.read_config().train.batch_size
 
     def _one_round(self, todo: list[_Worker]) -> None:
         now = time.time()
@@ -314,19 +351,35 @@ class Task:
 
     def _record_crash(self, worker: _Worker) -> None:
         """A worker that a signal killed could not say so itself."""
-        if worker.code is not None and worker.code < 0 and not self._signals.stop:
-            who = f"rank {self._place.rank}" if self._plan.resources.ranks > 1 else "the worker"
-            self._write_failure(worker, "node", f"{who} {describe_exit(worker.code)} on {self._place.host}")
+        code = worker.code or 0
+        if self._signals.stop or not (code < 0 or (code in STOPPED and not worker.asked)):
+            return
+        who = f"rank {self._place.rank}" if self._plan.resources.ranks > 1 else "the worker"
+        what = f"{who} {describe_exit(code)} on {self._place.host}"
+        if code in STOPPED:
+            self._write_failure(worker, "preempted", f"{what}, which was not us: somebody else stopped it")
+        elif code == -signal.SIGKILL and self._memory_kills.explain_one():
+            self._write_failure(worker, "oom", f"{what}, by the system, which was out of memory")
+        else:
+            self._write_failure(worker, "node", what)
 
     # -- what became of a run ------------------------------------------------------------------------------------
 
     def _settle(self, worker: _Worker) -> str | None:
         """See to it that a run whose worker has ended has spoken; returns why its job is to run again, if it is."""
         run = worker.run
-        if self._has_spoken(run) and not self._may_go_on(run):
+        if run.result_file.exists() or (run.failure_file.exists() and not may_go_on(run)):
             return None
         if not self._is_ours(run):
             return None
+        if worker.code in STOPPED and not worker.asked and not self._signals.stop:
+            time.sleep(GRACE_SECONDS)  # a signal to the whole job may have reached its worker first
+        failure = run.read_failure()
+        again: str | None = None
+        if failure is not None:  # its own word goes before a signal that came meanwhile
+            again = self._again(worker, failure)
+            if again is None or not self._signals.stop:
+                return again
         if self._signals.stop:
             stopped = self._why_stopped()
             if stopped is None:
@@ -335,16 +388,13 @@ class Task:
             if kind == "cancelled":
                 self._write_failure(worker, kind, message)
                 return None
-            return self._again(worker, kind, message)
+            return again or self._again(worker, self._failure(worker, kind, message))
         self._record_crash(worker)
         if worker.code and not run.failure_file.exists():
             own: FailureKind = "node" if worker.code == EXIT_STORAGE else "code"
             self._write_failure(worker, own, f"the worker {describe_exit(worker.code)}; see its stderr.log")
-        failure = run.read_failure() or {}
-        if failure.get("kind") not in RETRIED:
-            return None
-        run.failure_file.unlink(missing_ok=True)
-        return self._again(worker, failure["kind"], str(failure.get("message")))
+        failure = run.read_failure()
+        return None if failure is None else self._again(worker, failure)
 
     def _why_stopped(self) -> tuple[FailureKind, str] | None:
         """What the signals meant; none where SLURM has taken the matter into its own hands."""
@@ -358,28 +408,20 @@ class Task:
             return "cancelled", "cancelled by scancel"
         return None
 
-    def _again(self, worker: _Worker, kind: FailureKind, message: str) -> str | None:
-        """Record an attempt that failed by no fault of the run; returns why to run again, none if it was the last."""
+    def _again(self, worker: _Worker, failure: dict[str, Any]) -> str | None:
+        """Decide about a run that has failed; returns why its job is to run again, none if the failure stands."""
         run = worker.run
-        epochs, _ = run.read_metrics()
-        epoch = epochs[-1]["epoch"] if epochs else None
-        record = self._failure(worker, kind, message, epoch=epoch)
-        if self._is_last(run, worker.attempt, kind, epoch):
-            record["message"] = f"{message}, {self._plan.retries + 1} times without finishing an epoch in between"
-            run.write_failure_once(record)
+        if failure.get("kind") not in RETRIED:
             return None
-        write_json(run.attempt_dir(worker.attempt) / "failure.json", record)
-        return f"{kind}: {message}"
-
-    def _is_last(self, run: RunDirectory, attempt: int, kind: FailureKind, epoch: int | None) -> bool:
-        retries = Retries(self._plan.retries)
-        for earlier in range(self._plan.attempts[self._plan.runs.index(run.path)], attempt):
-            record: dict[str, Any] = {}
-            with contextlib.suppress(OSError, ValueError):
-                record = json.loads((run.attempt_dir(earlier) / "failure.json").read_text("utf-8"))
-            if record:
-                retries.delay(record.get("kind"), record.get("epoch"))
-        return retries.delay(kind, epoch) is None
+        failed = replace(failed_of(failure, progress_of(run)), micro_batches=worker.micro_batches)
+        most = most_micro_batches(self._batch_size(run), self._plan.resources.ranks)
+        decision = decide(self._plan.policy, history(run), failed, most_micro_batches=most)
+        run.write_failure_once(failure)
+        if decision.delay is None:
+            let_stand(run, decision)
+            return None
+        put_failure_aside(run, micro_batches=worker.micro_batches)
+        return f"{failed.kind}: {failure.get('message')}"
 
     def _requeue(self, reason: str, todo: list[_Worker]) -> bool:
         """Put the job back into the queue; where that cannot be done, its runs say so."""
@@ -393,15 +435,11 @@ class Task:
                 problem = str(error)
                 time.sleep(2**number)
         for worker in todo:
-            if not self._has_spoken(worker.run):
+            if not worker.run.result_file.exists() and not worker.run.failure_file.exists():
                 kind = reason.partition(":")[0]
                 message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
                 worker.run.write_failure_once(self._failure(worker, kind, message))
         return False
-
-    def _may_go_on(self, run: RunDirectory) -> bool:
-        """Whether what a run has said is a failure that is tried again."""
-        return not run.result_file.exists() and (run.read_failure() or {}).get("kind") in RETRIED
 
     def _write_failure(self, worker: _Worker, kind: FailureKind, message: str) -> None:
         if not self._is_ours(worker.run):
@@ -409,12 +447,11 @@ class Task:
         with contextlib.suppress(FileError):
             worker.run.write_failure_once(self._failure(worker, kind, message))
 
-    def _failure(self, worker: _Worker, kind: str, message: str, **more: Any) -> dict[str, Any]:
+    def _failure(self, worker: _Worker, kind: str, message: str) -> dict[str, Any]:
         return {
             "kind": kind,
             "message": message,
             "where": f"job {self._place.job} on {self._place.host}",
             "attempt": worker.attempt,
-            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **more,
+            "failed_at": timestamp(),
         }

@@ -316,7 +316,7 @@ def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.Ca
         "max_parallel": None,
         "gpu_hours": 0.0,
         "wall_seconds": run["seconds"],
-        "disk_bytes": 2 * (12 * run["parameters"] + 18 * 17),
+        "disk_bytes": (12 + 4) * run["parameters"] + 2 * 18 * 17,
         "unknown": None,
     }
     assert launch.main(["plan", "small.toml"]) == 0

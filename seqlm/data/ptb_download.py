@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqlm.data.corpus import PTB_SHA256
-from seqlm.errors import DataError, FileError
+from seqlm.errors import DataError, DownloadError, FileError
 from seqlm.rundir import make_directory, replacing
 
 BASE_URLS = (
@@ -86,7 +86,7 @@ def _fetch(name: str, expected: str, base_urls: Sequence[str], timeout_seconds: 
         if found == expected:
             return content
         problems.append(f"{url}: found sha256 {found}, expected {expected}; nothing was kept")
-    raise DataError(f"cannot fetch {name} ({' | '.join(problems)})\n{_by_hand()}")
+    raise DownloadError(f"cannot fetch {name} ({' | '.join(problems)})\n{_by_hand()}")
 
 
 def _by_hand() -> str:

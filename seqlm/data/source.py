@@ -1,8 +1,13 @@
-"""The three texts of a corpus, found in a folder or in a zip file, which are only ever read."""
+"""The three texts of a corpus, found in a folder or in a zip file, which are only ever read.
+
+A zip file may come from anywhere. Nothing of it is written to disk, so that the paths in it do no harm. It says of
+itself how large it is, and may lie: what is believed is the size of the file, and what has been unpacked so far.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import lzma
 import stat
 import struct
@@ -21,10 +26,21 @@ NAMINGS = (tuple(f"ptb.{split}.txt" for split in SPLITS), tuple(f"{split}.txt" f
 WANTED = "ptb.train.txt, ptb.valid.txt and ptb.test.txt (or train.txt, valid.txt and test.txt)"
 LARGEST_TOTAL = 4 * 2**30
 """Bytes of text that a zip file may declare, in all."""
+LARGEST_RATIO = 200
+"""Bytes of text for each packed byte, above :data:`HARMLESS_TOTAL`. Text of people packs to a third or a tenth."""
+HARMLESS_TOTAL = 64 * 2**20
+"""Bytes of text that may be packed as tightly as they like."""
+MOST_ENTRIES = 10_000
+"""Files in a zip file."""
+LARGEST_DIRECTORY = 8 * 2**20
+"""Bytes of a zip file's list of its files, which Python reads as a whole and turns into objects."""
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, OSError)
 _ENCRYPTED = 0x1
 """Bit of a zip entry's flags."""
+_CHUNK = 2**20
+_SMALL_CHUNK = 2**12
+"""For methods other than deflate: Python unpacks at once whatever was read, and a megabyte may hold gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,9 @@ class Texts:
             raise DataError(
                 f"{name} line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8 text"
             ) from None
+        if "\0" in text:
+            line = text.count("\n", 0, text.index("\0")) + 1
+            raise DataError(f"{name} line {line}: byte 0x00 is no text; valid is a text file with one sentence per line")
         if not text.strip("\ufeff \t\r\n"):
             raise DataError(f"{name} is empty; valid is a text file with one sentence per line")
         return text.removeprefix("\ufeff")
@@ -128,6 +147,15 @@ def _read_folder(folder: Path) -> Texts:
     return Texts(contents, places)
 
 
+class _ZipFile(io.FileIO):
+    """The bytes of a zip file, of which nobody gets more at once than a list of files may have."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > LARGEST_DIRECTORY:
+            raise DataError(f"zip file {self.name} lists too many files; valid is at most {MOST_ENTRIES:,}")
+        return super().read(-1 if size is None else size)
+
+
 def _read_zip(path: Path) -> Texts:
     try:
         with path.open("rb") as file:
@@ -138,7 +166,7 @@ def _read_zip(path: Path) -> Texts:
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
             return _read_archive(path, archive)
     except NotImplementedError as error:
         raise DataError(f"{path} cannot be read ({error}); pack it again as an ordinary zip file") from None
@@ -147,24 +175,53 @@ def _read_zip(path: Path) -> Texts:
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
+    entries = archive.infolist()
+    if len(entries) > MOST_ENTRIES:
+        raise DataError(f"zip file {path} lists {len(entries):,} files; valid is at most {MOST_ENTRIES:,}")
     known = {name for naming in NAMINGS for name in naming}
-    found: dict[str, list[str]] = {}
-    for info in archive.infolist():
-        name = PurePosixPath(info.filename).name
+    found: dict[str, list[zipfile.ZipInfo]] = {}
+    for entry in entries:
+        name = PurePosixPath(entry.filename).name
         if name in known:
-            found.setdefault(name, []).append(info.filename)
-    places = _choose(f"zip file {path}", found)
-    infos = {split: archive.getinfo(place) for split, place in places.items()}
+            found.setdefault(name, []).append(entry)
+    names = {name: [entry.filename for entry in same] for name, same in found.items()}
+    places = {split: PurePosixPath(place).name for split, place in _choose(f"zip file {path}", names).items()}
+    infos = {split: found[name][0] for split, name in places.items()}
     for info in infos.values():
         if info.is_dir():
             raise DataError(f"{info.filename} in {path} is a folder; valid is a text file with one sentence per line")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"{info.filename} in {path} is a symbolic link; pack the text itself")
         if info.flag_bits & _ENCRYPTED:
             raise DataError(f"{info.filename} in {path} is encrypted; unpack it and pass the folder")
-    total = sum(info.file_size for info in infos.values())
+    _require_reasonable_size(path, infos.values())
+    contents = {split: _unpack(archive, info) for split, info in infos.items()}
+    return Texts(contents, places)
+
+
+def _require_reasonable_size(path: Path, infos: Iterable[zipfile.ZipInfo]) -> None:
+    total = sum(info.file_size for info in infos)
+    packed = sum(info.compress_size for info in infos)
     if total > LARGEST_TOTAL:
         raise DataError(
             f"zip file {path} says that it unpacks to {total / 2**30:,.1f} GiB of text; "
             f"valid is at most {LARGEST_TOTAL // 2**30} GiB (larger texts: pass a folder)"
         )
-    contents = {split: archive.read(info) for split, info in infos.items()}
-    return Texts(contents, {split: PurePosixPath(place).name for split, place in places.items()})
+    there = path.stat().st_size
+    if packed > there:
+        raise DataError(f"{path} is a damaged zip file (its texts overlap, or are cut); copy or fetch it again")
+    if total > HARMLESS_TOTAL and total > LARGEST_RATIO * packed:
+        raise DataError(
+            f"zip file {path} says that {packed:,} bytes unpack to {total / 2**20:,.0f} MiB, which no text does; valid "
+            f"are at most {LARGEST_RATIO} for each (if it is meant: unpack it and pass the folder)"
+        )
+
+
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The bytes of one text, in pieces: no more than it says of itself, and a little, is ever in memory."""
+    size = _CHUNK if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else _SMALL_CHUNK
+    content = io.BytesIO()
+    with archive.open(info) as file:
+        while piece := file.read(size):
+            content.write(piece)
+    return content.getvalue()

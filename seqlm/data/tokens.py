@@ -95,6 +95,10 @@ def _check_known(texts: Mapping[str, str], file_names: Mapping[str, str], level:
     replace = f"replace it by {UNK}, or " if UNK in ids else ""
     in_all = f"; {len(unknown):,} unknown {noun}s in valid and test in all" if len(unknown) > 1 else ""
     raise DataError(
-        f'{name} line {number}: "{token}" is not in the vocabulary of train ({len(ids):,} {noun}s){in_all}; '
+        f'{name} line {number}: "{_shown(token)}" is not in the vocabulary of train ({len(ids):,} {noun}s){in_all}; '
         f"{replace}set data.vocab_size to cut the vocabulary"
     )
+
+
+def _shown(token: str) -> str:
+    return token if len(token) <= 60 else f"{token[:57]}..."

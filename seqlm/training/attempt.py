@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, final
 
 import torch
 
@@ -39,18 +39,28 @@ class StopRequested(Exception):  # noqa: N818 -- not an error: somebody asked th
     """A signal asked the worker to stop; the run goes on from its last checkpoint when launched again."""
 
 
+@final
 class StopSignal:
-    """Remembers that SIGTERM or SIGINT came, to be obeyed between two steps, never in the middle of one."""
+    """Remembers that SIGTERM, SIGINT or SIGUSR2 came, to be obeyed where nothing is half done."""
 
     def __init__(self) -> None:
         self.received = False
+        self._may_interrupt = False
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Take the signals on from here."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._remember)
+
+    def request(self) -> None:
+        """Ask for the same without a signal, from any thread."""
+        self.received = True
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+        if self._may_interrupt:
+            self._may_interrupt = False
+            raise StopRequested
 
     def check(self) -> None:
         """Call between two pieces of work.
@@ -60,6 +70,20 @@ class StopSignal:
         """
         if self.received:
             raise StopRequested
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """While the block runs a signal ends it in the middle: for long work that has changed nothing before its end.
+
+        Raises:
+            StopRequested: a signal has come, before or now.
+        """
+        self._may_interrupt = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._may_interrupt = False
 
 
 def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:
@@ -89,7 +113,9 @@ def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, 
         tell(STOPPED)
         return EXIT_STOPPED
     except Exception as error:
-        if stop.received:  # the other ranks left first, so that a collective operation of this one failed
+        if stop.received and not is_storage_failure(
+            error
+        ):  # the other ranks left first, so that a collective operation of this one failed
             tell(STOPPED)
             return EXIT_STOPPED
         tell(failure_text(error))
@@ -125,7 +151,7 @@ def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) ->
 
     def stop_if_cancelled() -> None:
         if run.is_cancelled():
-            stop.received = True
+            stop.request()
 
     busy = f"{run.id} already has a live worker"
     terms = Terms.from_environment(os.environ)
@@ -154,6 +180,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
+        "micro_batches": int(os.environ.get("SEQLM_MICRO_BATCHES") or 1),
         "code": str(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,

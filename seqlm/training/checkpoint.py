@@ -1,26 +1,59 @@
-"""Checkpoints: what they hold, how they are written in one step, and how they are refused.
+"""Checkpoints: what they hold, how one is written and read back, and how they are refused.
 
 A checkpoint is a dictionary of tensors and plain data, so that it loads with ``weights_only=True`` and no code of
-the file is ever run.
+the file is ever run. A digest of all that it holds stands inside: PyTorch's archives are read without looking at
+their checksums, so that a flipped bit would go unnoticed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seqlm.errors import CheckpointError, FileError
+from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.rundir import Guard, replacing, unguarded
 
-FORMAT = "seqlm checkpoint 1"
+FORMAT = "seqlm checkpoint 2"
+FORMAT_OF_EPOCHS = "seqlm checkpoint 1"
+"""Written at the end of an epoch alone, without position and digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands between two steps: what decides how it goes on, beside parameters and optimizer."""
+
+    epoch: int
+    """The epoch under way, from 0."""
+    step: int = 0
+    """Steps of it that are done."""
+    loss_nats: float = 0.0
+    """Sum of their losses over all ranks."""
+    tokens: int = 0
+    """Tokens that they predicted."""
+    seconds: float = 0.0
+    """Time that they took, over all attempts."""
+    states: list[torch.Tensor] = field(default_factory=list)
+    """The recurrent state of each rank's columns, (L, B, H); none at an epoch's start, where it is zero."""
+    generators: list[torch.Tensor] = field(default_factory=list)
+    """The state of each rank's generator; none at an epoch's start, where the seed decides."""
+    ranks: int = 0
+    """Number of ranks that wrote it; 0 where that is not known."""
+    device: str = ""
+    """Type of their devices, whose generators these are: cpu or cuda."""
+    threads: int = 0
+    """Threads of each rank: sums on a CPU are rounded in an order that follows from them."""
+    micro_batches: int = 0
+    """Parts of each rank's columns in a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The state of a run at the end of an epoch."""
+    """The state of a run between two steps."""
 
     fingerprint: str
     """Identity of the run that wrote it."""
@@ -30,20 +63,28 @@ class Checkpoint:
     """Token of each id."""
     model: dict[str, torch.Tensor]
     """Parameters."""
-    optimizer: dict[str, Any]
-    """State of the optimizer."""
+    optimizer: dict[str, Any] | None
+    """State of the optimizer; none in ``best.pt``, from which nothing goes on."""
     history: list[dict[str, Any]]
     """The record of every finished epoch, as ``metrics.jsonl`` has them."""
+    position: Position
+    """Where the run goes on."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguarded) -> None:
     """Write a checkpoint beside ``path`` and put it in place in one step.
 
+    Args:
+        path: where it goes.
+        checkpoint: with tensors on any device.
+        guard: called before the file is put in place; what it raises leaves everything as it was.
+
     Raises:
         FileError: it cannot be written; the checkpoint that stood there before stays.
         LeaseLostError: ``guard`` says that the run is another worker's by now; the same holds.
     """
-    content = {"format": FORMAT, **vars(checkpoint)}
+    content = {"format": FORMAT, **vars(checkpoint), "position": vars(checkpoint.position)}
+    content["digest"] = digest(content)
     with replacing(path, guard=guard) as temporary:
         try:
             torch.save(content, temporary)
@@ -52,15 +93,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, guard: Guard = unguar
             raise OSError(None, f"the disk is full or failing ({str(error).splitlines()[0][:120]})") from None
 
 
-def load_checkpoint(path: Path, fingerprint: str, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint of the run with ``fingerprint``.
+def load_checkpoint(path: Path, fingerprint: str, *, mmap: bool = False) -> Checkpoint:
+    """Read a checkpoint of the run with ``fingerprint``, with all tensors on the CPU.
+
+    With ``mmap`` the tensors are the file's own pages, not a copy of them: for a look at it.
 
     Raises:
-        CheckpointError: truncated, not a checkpoint of ours, holding anything but tensors and plain data, or of
-            another run.
+        DamagedError: truncated, changed, not a checkpoint of ours, or holding anything but tensors and plain data.
+        CheckpointError: missing, or of another run.
         FileError: the file cannot be read.
     """
-    advice = "move it away to start this run again from its first epoch"
+    advice = f"move {path.parent} away to start this run again from its first epoch"
     try:
         with path.open("rb"):
             pass
@@ -71,21 +114,54 @@ def load_checkpoint(path: Path, fingerprint: str, device: torch.device | str = "
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception:  # torch.load raises many kinds for a damaged or malicious file; none says more to a person
-        raise CheckpointError(f"{path} is truncated or not a seqlm checkpoint; {advice}") from None
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise CheckpointError(f'{path} is not a seqlm checkpoint of the format "{FORMAT}"; {advice}')
+        raise DamagedError(f"{path} is truncated or not a seqlm checkpoint; {advice}") from None
+    found = content.pop("format", None) if isinstance(content, dict) else None
+    if found not in (FORMAT, FORMAT_OF_EPOCHS):
+        raise DamagedError(f'{path} is not a seqlm checkpoint of the format "{FORMAT}"; {advice}')
     try:
+        if found == FORMAT:
+            if content.pop("digest") != digest({"format": found, **content}):
+                raise DamagedError(f"{path} is damaged: it does not hold what was written into it; {advice}")
+            content["position"] = Position(**content["position"])
+        else:
+            content["position"] = Position(epoch=len(content["history"]))
         checkpoint = Checkpoint(**content)
-    except TypeError:
-        raise CheckpointError(f"{path} lacks parts of a seqlm checkpoint; {advice}") from None
+    except (TypeError, KeyError):
+        raise DamagedError(f"{path} lacks parts of a seqlm checkpoint; {advice}") from None
     if checkpoint.fingerprint != fingerprint:
         raise CheckpointError(
             f"{path} belongs to another run (fingerprint {checkpoint.fingerprint[:8]}, this run has "
             f"{fingerprint[:8]}); {advice}"
         )
     return checkpoint
+
+
+def digest(content: Any) -> str:
+    """SHA-256 (64 hex digits) over nested tables and lists of tensors and plain data, whatever device they are on."""
+    sha = hashlib.sha256()
+    _feed(sha, content)
+    return sha.hexdigest()
+
+
+def _feed(sha: Any, value: Any) -> None:
+    # What comes next is told before it, with its length, so that no two contents give the same bytes.
+    if isinstance(value, torch.Tensor):
+        sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif isinstance(value, dict):
+        sha.update(f"table {len(value)}".encode())
+        for key, item in value.items():
+            _feed(sha, key)
+            _feed(sha, item)
+    elif isinstance(value, list | tuple):
+        sha.update(f"list {len(value)}".encode())
+        for item in value:
+            _feed(sha, item)
+    else:
+        text = json.dumps(value).encode()
+        sha.update(f"value {len(text)} ".encode() + text)
 
 
 def require_text(path: Path, checkpoint: Checkpoint, corpus_sha256: str) -> None:

@@ -7,6 +7,8 @@ import datetime
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
@@ -51,6 +53,26 @@ class Rank:
         values[self.index] = value
         return int(self.sum(values).max())
 
+    def any(self, wish: bool) -> bool:
+        """Whether any rank wishes so; the same answer on every rank."""
+        return bool(self.highest(int(wish))) if self.world_size > 1 else wish
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gives, in their order: tensors on the CPU and plain data."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)  # gather_object is not there with NCCL
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """What the first rank gives, plain data, on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         if self.world_size > 1:
@@ -79,6 +101,18 @@ def rank_from_environment(env: Mapping[str, str]) -> Rank:
     return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
 
 
+def _meeting_point(ranks: int) -> dict[str, Any]:
+    """What ``init_process_group`` is told of where the ranks meet.
+
+    A file is opened here: PyTorch takes the escapes of its address for letters of its name, and would look for a folder
+    ``a%20b`` where one is called ``a b``.
+    """
+    address = os.environ.get("SEQLM_RENDEZVOUS", "env://")
+    if not address.startswith("file://"):
+        return {"init_method": address}
+    return {"store": dist.FileStore(url2pathname(address.removeprefix("file://")), ranks)}
+
+
 @contextlib.contextmanager
 def process_group(rank: Rank) -> Iterator[None]:
     """Join the other ranks of the run while the block runs; nothing to join for a run of one process.
@@ -98,7 +132,7 @@ def process_group(rank: Rank) -> Iterator[None]:
         torch.cuda.set_device(rank.device)
     dist.init_process_group(
         backend="nccl" if rank.device.type == "cuda" else "gloo",
-        init_method=os.environ.get("SEQLM_RENDEZVOUS", "env://"),
+        **_meeting_point(rank.world_size),
         rank=rank.index,
         world_size=rank.world_size,
         timeout=datetime.timedelta(minutes=minutes),

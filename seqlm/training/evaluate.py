@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -9,22 +12,35 @@ from torch import Tensor
 from seqlm.data.batches import windows
 from seqlm.models import LanguageModel
 from seqlm.training.distributed import Rank
+from seqlm.training.micro_batches import split_columns
 from seqlm.training.perplexity import TokenLoss
 
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, state: Tensor, columns: Int[Tensor, "length batch"], seq_len: int, rank: Rank
+    model: LanguageModel,
+    state: Tensor,
+    columns: Int[Tensor, "length batch"],
+    seq_len: int,
+    rank: Rank,
+    micro_batches: int = 1,
+    before_window: Callable[[int], None] = lambda number: None,
 ) -> TokenLoss:
     """The loss over all windows of this run's columns, without dropout, summed over the ranks.
 
-    The recurrent state starts as ``state`` (zero in the study's protocol) and is carried from window to window.
+    The recurrent state starts as ``state`` (zero in the study's protocol) and is carried from window to window. With
+    several ``micro_batches`` the columns are read in so many parts, one after the other. ``before_window`` is told the
+    number of each window, from 0; what it raises ends the evaluation.
     """
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=columns.device)
-    for inputs, targets in windows(columns, seq_len):
-        loss_nats, state = model.loss(inputs, targets, state)
-        total[0] += loss_nats
-        total[1] += targets.numel()
+    parts = zip(split_columns(columns, micro_batches), split_columns(state, micro_batches), strict=True)
+    number = itertools.count()
+    for part, carried in parts:
+        for inputs, targets in windows(part, seq_len):
+            before_window(next(number))
+            loss_nats, carried = model.loss(inputs, targets, carried)
+            total[0] += loss_nats
+            total[1] += targets.numel()
     loss_nats, tokens = rank.sum(total).tolist()
     return TokenLoss(loss_nats=loss_nats, tokens=int(tokens))

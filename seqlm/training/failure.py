@@ -15,7 +15,41 @@ import torch
 from seqlm.errors import DivergedError, FileError, SeqlmError
 from seqlm.rundir import FailureKind
 
-_PEER_LOST = ("connection closed by peer", "connection reset by peer", "connect timeout", "timed out waiting")
+_NO_MEMORY = (
+    "defaultcpuallocator: can't allocate memory",
+    "not enough memory: you tried to allocate",  # the same on Windows and in some builds
+    "cuda out of memory",
+    "cuda error: out of memory",  # from the driver: a context, a graph, a library's workspace
+    "cuda failure 2 'out of memory'",  # NCCL's buffers
+    "cuda failure 'out of memory'",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "std::bad_alloc",
+)
+"""What libraries say when an allocation fails, in lower case."""
+
+_BROKEN_DEVICE = (
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "hardware stack error",
+    "has fallen off the bus",
+    "busy or unavailable",
+    "device unavailable",
+    "no cuda-capable device is detected",
+    "cuda driver initialization failed",
+    "system not yet initialized",
+)
+"""What CUDA says of a GPU that is broken or gone. Not among them, since a fault of the code causes them just as well:
+``device-side assert``, ``illegal memory access``, ``unspecified launch failure``."""
+
+_PEER_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connect timeout",
+    "timed out waiting",
+    "broken pipe",
+    "remote process exited or there was a network error",  # NCCL's ncclRemoteError
+)
 
 
 def is_storage_failure(error: BaseException) -> bool:
@@ -25,22 +59,36 @@ def is_storage_failure(error: BaseException) -> bool:
 
 
 def failure_kind(error: BaseException) -> FailureKind:
-    """The kind of a failure: ``diverged``, ``oom``, ``node`` or ``code``.
+    """The kind of a failure: ``diverged``, ``oom``, ``node``, ``preempted`` or ``code``.
 
-    ``node`` is what the run is not to blame for: its disk failed, or it lost its other ranks.
+    ``node`` is what the run is not to blame for: its disk or GPU failed, or it lost its other ranks. Words are looked
+    for in what libraries say, never in an error of ours, nor in one such as a KeyError, whose text may be anything.
     """
     if isinstance(error, DivergedError):
         return "diverged"
+    if isinstance(error, KeyboardInterrupt):
+        return "preempted"
+    if _is_out_of_memory(error):
+        return "oom"
+    broken = is_storage_failure(error) or _is_peer_lost(error) or _says(error, _BROKEN_DEVICE)
+    return "node" if broken else "code"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return "oom"
-    if "defaultcpuallocator: can't allocate memory" in str(error).lower():
-        return "oom"
-    return "node" if is_storage_failure(error) or _is_peer_lost(error) else "code"
+        return True
+    return _says(error, _NO_MEMORY) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def _is_peer_lost(error: BaseException) -> bool:
+    return isinstance(error, torch.distributed.DistBackendError) or _says(error, _PEER_LOST)
+
+
+def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
+    if not isinstance(error, RuntimeError | OSError):
+        return False
     text = str(error).lower()
-    return isinstance(error, torch.distributed.DistBackendError) or any(sign in text for sign in _PEER_LOST)
+    return any(sign in text for sign in signs)
 
 
 def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[str, Any]:
@@ -50,7 +98,7 @@ def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[s
     message = str(error).strip() or type(error).__name__
     if not isinstance(error, SeqlmError):
         message = f"{type(error).__name__}: {message}"
-    if _is_peer_lost(error):
+    if _is_peer_lost(error) and not _is_out_of_memory(error):
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
     return {
         "kind": failure_kind(error),

@@ -47,14 +47,17 @@ class Progress:
         if self._enabled:
             print(text, file=self._stream, flush=True)
 
-    def epoch_begins(self, epoch: int, lr: float) -> None:
-        """Epoch ``epoch``, counted from 0, starts with the learning rate ``lr``."""
+    def epoch_begins(self, epoch: int, lr: float, *, steps: int = 0, seconds: float = 0.0) -> None:
+        """Epoch ``epoch``, counted from 0, starts with the learning rate ``lr``, or goes on.
+
+        Then ``steps`` of it are done, for which earlier attempts took ``seconds``.
+        """
         self._epoch = epoch
-        self._done = 0
-        self._started = time.perf_counter()
+        self._done = steps
+        self._started = time.perf_counter() - seconds
         if self._interactive:
             title = f"epoch {epoch + 1}/{self._epochs} lr {lr:.4g}"
-            self._bar = tqdm(total=self._steps, desc=title, unit="step", leave=False, file=self._stream)
+            self._bar = tqdm(total=self._steps, initial=steps, desc=title, unit="step", leave=False, file=self._stream)
 
     def steps_done(self, steps: int, mean_loss_nats: float, tokens: int) -> None:
         """So many steps of the epoch are done; loss and number of tokens are those of the epoch so far."""
@@ -78,6 +81,11 @@ class Progress:
         if self._file is not None:
             is_long = time.perf_counter() - self._started >= WRITE_SECONDS
             self._file.write(**self._state(), phase="valid", at_once=is_long)
+
+    def window_begins(self) -> None:
+        """One more window is looked at, of validation or of test: the run is alive."""
+        if self._file is not None:
+            self._file.write(**self._state(), phase="valid")
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -33,12 +33,18 @@ class StepResults:
     def are_full(self) -> bool:
         return self._count == len(self._kept)
 
-    def read(self) -> list[tuple[float, float]]:
+    def read(self, *wishes: bool) -> tuple[list[tuple[float, float]], list[bool]]:
         """(loss in nats summed over the ranks, gradient norm) of each step since the last reading.
 
-        Every rank must read after the same steps; all get the same numbers.
+        Beside it, for each of ``wishes``, whether any rank has it: so ranks agree without a collective operation more.
+        Every rank must read after the same steps, with as many wishes; all get the same answer.
         """
         kept = self._kept[: self._count].clone()
         kept[:, 1] /= self._rank.world_size  # the norm is the same on every rank, the loss is a share
         self._count = 0
-        return [(loss_nats, norm) for loss_nats, norm in self._rank.sum(kept).tolist()]
+        if self._rank.world_size == 1:
+            return [(loss_nats, norm) for loss_nats, norm in kept.tolist()], list(wishes)
+        asked = torch.tensor([float(wish) for wish in wishes], dtype=kept.dtype, device=kept.device)
+        numbers = self._rank.sum(torch.cat([kept.flatten(), asked])).tolist()
+        end = len(numbers) - len(wishes)
+        return list(zip(numbers[:end:2], numbers[1:end:2], strict=True)), [count > 0 for count in numbers[end:]]

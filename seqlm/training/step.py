@@ -8,6 +8,7 @@ launch; on a CPU or with several ranks the same lines run each time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import final
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from seqlm.models import LanguageModel
 from seqlm.training.distributed import Rank
+from seqlm.training.micro_batches import split_columns
 
 WARM_UP_STEPS = 3
 """Steps before the capture: libraries set up their workspaces in them. They are steps like all others."""
@@ -51,6 +53,8 @@ class TrainingStep:
         rank: this process; several ranks need their process group.
         bucket_mb: gradients of several ranks are reduced in buckets of this size (MiB), while backward goes on.
         capture: replay the step as a CUDA graph; for one rank on a GPU.
+        micro_batches: parts into which the columns of this rank are cut; gradients are added up over them, and several
+            ranks reduce them once, with the last part.
     """
 
     def __init__(
@@ -63,11 +67,13 @@ class TrainingStep:
         rank: Rank = Rank(),  # noqa: B008 -- immutable
         bucket_mb: float = 25,
         capture: bool = False,
+        micro_batches: int = 1,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.scale = rank.world_size / tokens_per_step
+        self.micro_batches = micro_batches
         self._objective: nn.Module = _Objective(model)
         if rank.world_size > 1:
             devices = [rank.device] if rank.device.type == "cuda" else None
@@ -76,22 +82,52 @@ class TrainingStep:
             )
         self._capture = _Capture(self._eager) if capture else None
 
-    def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Tensor) -> StepResult:
-        """Forward, backward, clip, update."""
+    def __call__(
+        self,
+        inputs: Int[Tensor, "T B"],
+        targets: Int[Tensor, "T B"],
+        state: Tensor,
+        until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> StepResult:
+        """Forward, backward, clip, update.
+
+        Until the update nothing has changed but the device's generator and the gradients, which no step looks at
+        again: who leaves by an exception in ``until_update``, a context around that part, can begin the step anew. A
+        captured step has no such part.
+        """
         if self._capture is not None:
             return self._capture(inputs, targets, state)
-        return self._eager(inputs, targets, state)
+        return self._eager(inputs, targets, state, until_update)
 
-    def _eager(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Tensor) -> StepResult:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_nats, state = self._objective(inputs, targets, state)
-        (loss_nats * self.scale).backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
-        loss_nats = loss_nats.detach()
+    def _eager(
+        self,
+        inputs: Int[Tensor, "T B"],
+        targets: Int[Tensor, "T B"],
+        state: Tensor,
+        until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> StepResult:
+        losses, states = [], []
+        with until_update():
+            self.optimizer.zero_grad(set_to_none=True)
+            columns = (split_columns(tensor, self.micro_batches) for tensor in (inputs, targets, state))
+            for number, part in enumerate(zip(*columns, strict=True), start=1):
+                with self._reduction(is_last=number == self.micro_batches):
+                    loss_nats, state = self._objective(*part)
+                    (loss_nats * self.scale).backward()
+                losses.append(loss_nats.detach())
+                states.append(state.detach())
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
+        loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         # Fused optimizers leave all parameters alone where this is 1; GradScaler of torch.amp uses it the same way.
         self.optimizer.found_inf = (~torch.isfinite(loss_nats + norm)).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        return StepResult(loss_nats, norm, state.detach())
+        return StepResult(loss_nats, norm, torch.cat(states, dim=1) if len(states) > 1 else states[0])
+
+    def _reduction(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Gradients of all parts but the last are kept on this rank: each reduction would cost as much as one."""
+        if is_last or not isinstance(self._objective, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self._objective.no_sync()
 
 
 @final

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import math
 import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from seqlm.config import RunConfig
-from seqlm.data.batches import columns, windows
+from seqlm.data.batches import columns, own_columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
-from seqlm.errors import DivergedError
+from seqlm.errors import CheckpointError, DivergedError, FileError
 from seqlm.models import LanguageModel, build_model
-from seqlm.rundir import Guard, RunDirectory, unguarded, write_json, write_json_lines
-from seqlm.training.attempt import StopRequested
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
+from seqlm.rundir import Guard, RunDirectory, unguarded, write_json
+from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.background import Background
+from seqlm.training.checkpoint import Checkpoint, Position
+from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import evaluate
 from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
@@ -30,8 +36,14 @@ from seqlm.training.perplexity import TokenLoss, perplexity
 from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile
-from seqlm.training.results import StepResults
+from seqlm.training.results import GPU_STEPS, StepResults
+from seqlm.training.snapshot import Snapshot
 from seqlm.training.step import TrainingStep
+
+CHECKPOINT_MINUTES = 10.0
+"""How often, by default, the state is saved within an epoch."""
+LAG_SECONDS = 60.0
+"""How long a rank waits to see the checkpoint that the first rank has read: network file systems tell late."""
 
 
 @final
@@ -39,12 +51,24 @@ class Trainer:
     """One run's training, on one of its ranks.
 
     Rank r holds its own columns of the global batch and their recurrent state. The first rank alone writes files.
-    Every epoch draws its dropout masks from a generator seeded by (seed, epoch, rank), so that a run resumed at an
-    epoch's end draws the masks that an uninterrupted one would have drawn.
+    Every epoch draws its dropout masks from a generator seeded by (seed, epoch, rank); a checkpoint within an epoch
+    holds the state of each rank's generator. So a run that was interrupted, wherever, draws the masks that an
+    uninterrupted one would have drawn, and on the same devices ends in the same parameters, bit for bit.
+
+    Args:
+        config: what is trained.
+        corpus: on what.
+        run: where its files are.
+        rank: this process.
+        attempt: its number.
+        micro_batches: parts in which a step takes the rank's columns.
+        stop: asked before each step. One rank on a CPU is even interrupted within a step, which is begun anew later;
+            several stop after the same step.
+        checkpoint_minutes: how often the state is saved within an epoch.
+        guard: asked before a file of the run is put in place whether it still is this process's to write.
 
     Raises:
         DataError, UsageError: a split is too small for the batch, or there are more ranks than columns.
-        CheckpointError: the run's own checkpoint cannot be used.
     """
 
     def __init__(
@@ -55,7 +79,9 @@ class Trainer:
         *,
         rank: Rank,
         attempt: int,
-        should_stop: Callable[[], bool] = lambda: False,
+        micro_batches: int = 1,
+        stop: StopSignal | None = None,
+        checkpoint_minutes: float = CHECKPOINT_MINUTES,
         guard: Guard = unguarded,
     ) -> None:
         self.config = config
@@ -63,8 +89,8 @@ class Trainer:
         self.run = run
         self.rank = rank
         self.attempt = attempt
-        self.should_stop = should_stop
-        self.guard = guard
+        self.micro_batches = micro_batches
+        self.stop = stop or StopSignal()
         train = config.train
         for split, tokens in corpus.tokens.items():
             require_windows(split, tokens, train.batch_size, train.seq_len)
@@ -79,15 +105,28 @@ class Trainer:
         self.model: LanguageModel = build_model(config.model, len(corpus.vocabulary), train.seq_len, dtype)
         self.model.to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
+        self._is_alone = rank.world_size == 1
+        on_gpu = rank.device.type == "cuda"
         self.step = TrainingStep(
             self.model,
             self.optimizer,
             clip_norm=train.clip_norm,
             tokens_per_step=self._tokens_per_step,
             rank=rank,
-            capture=rank.device.type == "cuda" and rank.world_size == 1,
+            # The first steps of a process are not replayed from the graph, and may then differ in the last bit.
+            capture=on_gpu and self._is_alone and not torch.are_deterministic_algorithms_enabled(),
+            micro_batches=micro_batches,
         )
         self.history: list[dict[str, Any]] = []
+        self.guard = guard
+        self._files = CheckpointFiles(
+            run, fingerprint=config.fingerprint(), corpus_sha256=corpus.sha256, attempt=attempt, guard=guard
+        )
+        self._background = Background()
+        self._snapshot = Snapshot()
+        self._save_every_seconds = 60 * checkpoint_minutes
+        self._saved_at = time.monotonic()
+        self._begin_epoch(0)
         self.progress = Progress(
             epochs=train.epochs,
             steps=self._steps,
@@ -95,19 +134,35 @@ class Trainer:
             file=ProgressFile(run.progress_file(attempt), guard=guard),
         )
 
+    def _begin_epoch(self, epoch: int) -> None:
+        """Stand before the first step of ``epoch``."""
+        self._epoch = epoch
+        self._step = 0
+        self._total = TokenLoss()
+        self._seconds = 0.0
+        self._state = self._initial_state("train")
+        torch.manual_seed(_mask_seed(self.config.seed, epoch, self.rank.index))
+
     def train(self) -> dict[str, Any]:
         """Go on from the last checkpoint, or start, and train to the end; returns what ``result.json`` holds.
 
         Raises:
+            CheckpointError: the run's own checkpoint cannot be used.
             DivergedError: a loss or gradient norm is not finite; nothing of that step is kept.
-            StopRequested: ``should_stop`` said so between two steps.
+            StopRequested: ``stop`` said so; where the training stands is saved.
             FileError: a file of the run cannot be written.
         """
-        if self.run.last_checkpoint.exists():
+        try:
             self._resume()
-        for epoch in range(len(self.history), self.config.train.epochs):
-            self._one_epoch(epoch)
-        return self._finish()
+            while self._epoch < self.config.train.epochs:
+                self._one_epoch()
+            return self._finish()
+        except StopRequested:
+            self._save_at_once()
+            raise
+        finally:
+            self.progress.close()
+            self._background.close()
 
     def try_steps(self, steps: int, valid_windows: int) -> list[float]:
         """Take the first ``steps`` steps of the training, then look at some windows of ``valid``; no file is written.
@@ -120,39 +175,39 @@ class Trainer:
         """
         train = self.config.train
         set_learning_rate(self.optimizer, learning_rate(self.config.optim, 0))
-        torch.manual_seed(_mask_seed(self.config.seed, 0, self.rank.index))
+        self._begin_epoch(0)
         self.model.train()
-        state, results = self._initial_state("train"), StepResults(self.rank)
+        state, results = self._state, StepResults(self.rank)
         texts = (windows(self._columns["train"], train.seq_len) for _ in itertools.count())
         seconds = []
         for inputs, targets in itertools.islice(itertools.chain.from_iterable(texts), steps):
-            if self.should_stop():
-                raise StopRequested
+            self.stop.check()
             started = time.perf_counter()
             result = self.step(inputs, targets, state)
             state = result.state
             results.add(result)
-            self._read(results)  # waits for the device
+            self._require_finite(results.read()[0])  # waits for the device
             seconds.append(time.perf_counter() - started)
         columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
-        valid = evaluate(self.model, self._initial_state("valid"), columns, train.seq_len, self.rank)
+        state = self._initial_state("valid")
+        valid = evaluate(self.model, state, columns, train.seq_len, self.rank, self.micro_batches)
         if not math.isfinite(valid.mean):
             raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
         return seconds
 
     # -- one epoch ---------------------------------------------------------------------------------------------
 
-    def _one_epoch(self, epoch: int) -> None:
-        started = time.perf_counter()
+    def _one_epoch(self) -> None:
+        epoch = self._epoch
         lr = learning_rate(self.config.optim, epoch)
         set_learning_rate(self.optimizer, lr)
-        torch.manual_seed(_mask_seed(self.config.seed, epoch, self.rank.index))
-        self.progress.epoch_begins(epoch, lr)
-        train = self._train_epoch()
-        train_seconds = time.perf_counter() - started
+        self.progress.epoch_begins(epoch, lr, steps=self._step, seconds=self._seconds)
+        self._train_epoch()
+        train, train_seconds = self._total, self._seconds
         self.progress.validation_begins()
+        started = time.perf_counter()
         valid = self.evaluate("valid")
-        seconds = time.perf_counter() - started
+        seconds = train_seconds + time.perf_counter() - started
         earlier = self.history[-1]["elapsed_seconds"] if self.history else 0.0
         self.history.append(
             {
@@ -170,90 +225,224 @@ class Trainer:
             }
         )
         is_best = best_epoch(self.history) == epoch
-        if self.rank.is_first:
-            self._save(is_best=is_best)
-        self.rank.wait_for_all()  # nobody goes on, and reads best.pt at the end, before the epoch is on disk
+        self._begin_epoch(epoch + 1)
+        self._save(is_best=is_best)
         self.progress.epoch_done(perplexity(train.mean), perplexity(valid.mean), seconds, is_best=is_best)
 
-    def _train_epoch(self) -> TokenLoss:
+    def _train_epoch(self) -> None:
+        """The steps of the epoch that are still to do."""
+        if self._step == self._steps:
+            return
         self.model.train()
-        total = TokenLoss()
-        state = self._initial_state("train")
         results = StepResults(self.rank)
-        for step, (inputs, targets) in enumerate(windows(self._columns["train"], self.config.train.seq_len)):
-            if self.should_stop():
-                self.progress.close()
-                raise StopRequested
-            result = self.step(inputs, targets, state)
-            state = result.state
+        started, before = time.perf_counter(), self._seconds
+        seq_len = self.config.train.seq_len
+        for inputs, targets in windows(self._columns["train"][self._step * seq_len :], seq_len):
+            self._background.check()
+            result = self._take_step(inputs, targets)
+            self._state = result.state
+            self._step += 1
             results.add(result)
-            if results.are_full or step == self._steps - 1:
-                for loss_nats in self._read(results):
-                    total.add(loss_nats, self._tokens_per_step)
-                self.progress.steps_done(step + 1, total.mean, total.tokens)
-        return total
+            is_due = self.rank.is_first and time.monotonic() - self._saved_at >= self._save_every_seconds
+            at_once = self._is_alone and (self.stop.received or is_due)  # several ranks agree when all read
+            if results.are_full or self._step == self._steps or at_once:
+                losses, (shall_stop, shall_save) = results.read(self.stop.received, is_due)
+                self._require_finite(losses)
+                for loss_nats, _ in losses:
+                    self._total.add(loss_nats, self._tokens_per_step)
+                self._seconds = before + time.perf_counter() - started
+                self.progress.steps_done(self._step, self._total.mean, self._total.tokens)
+                if shall_stop:
+                    raise StopRequested
+                if shall_save:
+                    self._save()
 
-    def _read(self, results: StepResults) -> list[float]:
-        """The losses of the steps since the last reading, summed over ranks; all must be finite."""
-        losses = []
-        for loss_nats, norm in results.read():
+    def _take_step(self, inputs: Tensor, targets: Tensor) -> Any:
+        if not (self._is_alone and self.rank.device.type == "cpu"):
+            return self.step(inputs, targets, self._state)
+        generator = torch.get_rng_state()
+        try:
+            return self.step(inputs, targets, self._state, self.stop.interrupting)
+        except StopRequested:
+            torch.set_rng_state(generator)  # the masks of this step are drawn again
+            raise
+
+    def _require_finite(self, results: list[tuple[float, float]]) -> None:
+        for loss_nats, norm in results:
             if not (math.isfinite(loss_nats) and math.isfinite(norm)):
-                self.progress.close()
                 mean = loss_nats / self._tokens_per_step
                 raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr")
-            losses.append(loss_nats)
-        return losses
 
     def evaluate(self, split: str) -> TokenLoss:
-        """The loss on ``valid`` or ``test`` with the present parameters, dropout off, state zero at the start."""
-        state = self._initial_state(split)
-        return evaluate(self.model, state, self._columns[split], self.config.train.seq_len, self.rank)
+        """The loss on ``valid`` or ``test`` with the present parameters, dropout off, state zero at the start.
+
+        Raises:
+            StopRequested: ``stop`` said so.
+        """
+        columns, state = self._columns[split], self._initial_state(split)
+        in_the_middle = self._is_alone and self.rank.device.type == "cpu"
+        with self.stop.interrupting() if in_the_middle else contextlib.nullcontext():
+            return evaluate(
+                self.model,
+                state,
+                columns,
+                self.config.train.seq_len,
+                self.rank,
+                self.micro_batches,
+                self._before_window,
+            )
+
+    def _before_window(self, number: int) -> None:
+        self.progress.window_begins()
+        every = GPU_STEPS if self.rank.device.type == "cuda" and not self._is_alone else 1
+        if number % every == 0 and self.rank.any(self.stop.received):
+            raise StopRequested
 
     def _initial_state(self, split: str) -> Tensor:
         return self.model.initial_state(self._columns[split].shape[1])
 
-    # -- files -------------------------------------------------------------------------------------------------
+    # -- saving ------------------------------------------------------------------------------------------------
 
-    def _save(self, *, is_best: bool) -> None:
-        checkpoint = Checkpoint(
+    def _save(self, *, is_best: bool = False) -> None:
+        """Copy the state, and have the copy written while training goes on. All ranks come here at the same step."""
+        position = self._position()
+        self._saved_at = time.monotonic()
+        if self.rank.is_first:
+            self._background.wait()  # the copy has one place
+            checkpoint = self._checkpoint(position, self._snapshot.take)
+            self._background.start(functools.partial(self._files.save, checkpoint, is_best=is_best))
+
+    def _save_at_once(self) -> None:
+        """Save where the training stands, unless that is saved already: the process is about to end."""
+        if self._step == 0:  # the end of the epoch before is being written, or there is nothing yet
+            self._background.wait()
+            return
+        position = self._position()
+        if self.rank.is_first:
+            self._background.wait()
+            self._files.save(self._checkpoint(position, lambda tree: tree), read_back=False)
+            self.progress.say(f"stopped and saved after {self._step} of {self._steps} steps of epoch {self._epoch + 1}")
+
+    def _checkpoint(self, position: Position, copy: Callable[[Any], Any]) -> Checkpoint:
+        tensors = copy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+        return Checkpoint(
             fingerprint=self.config.fingerprint(),
             corpus_sha256=self.corpus.sha256,
             vocabulary=list(self.corpus.vocabulary),
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            history=self.history,
+            model=tensors["model"],
+            optimizer=tensors["optimizer"],
+            history=[dict(record) for record in self.history],
+            position=position,
         )
-        # best.pt first: a worker killed between the two repeats the epoch and writes the same best.pt again.
-        if is_best:
-            save_checkpoint(self.run.best_checkpoint, checkpoint, guard=self.guard)
-        save_checkpoint(self.run.last_checkpoint, checkpoint, guard=self.guard)
-        write_json_lines(self.run.metrics_file, self.history, guard=self.guard)
+
+    def _position(self) -> Position:
+        """Where the training stands, between two steps; every rank gives its part."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        if self._step:
+            parts = self.rank.gather((self._state.cpu().clone(), _generator_state(self.rank.device)))
+        return replace(
+            self._circumstances(),
+            epoch=self._epoch,
+            step=self._step,
+            loss_nats=self._total.loss_nats,
+            tokens=self._total.tokens,
+            seconds=self._seconds,
+            states=[state for state, _ in parts],
+            generators=[generator for _, generator in parts],
+        )
+
+    def _circumstances(self) -> Position:
+        """The start of the training, with what decides about the last bits."""
+        return Position(
+            epoch=0,
+            ranks=self.rank.world_size,
+            device=self.rank.device.type,
+            threads=torch.get_num_threads(),
+            micro_batches=self.micro_batches,
+        )
+
+    # -- resuming ----------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        checkpoint = self._load(self.run.last_checkpoint)
+        """Go on from the checkpoint that the first rank finds, if there is one."""
+        checkpoint = self._agreed(self._files.load_last)
+        if checkpoint is None:
+            self._begin_epoch(0)  # whatever has drawn from the generator since this object was made
+            return
         self.model.load_state_dict(checkpoint.model)
+        assert checkpoint.optimizer is not None, "last.pt has the optimizer's state"
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.history = checkpoint.history
+        position = checkpoint.position
+        self._begin_epoch(position.epoch)
+        if position.step:
+            self._step = position.step
+            self._total = TokenLoss(position.loss_nats, position.tokens)
+            self._seconds = position.seconds
+            self._take_over(position)
         if self.rank.is_first:
             # The checkpoint is the truth: a metrics file cut short or lost is written anew from it.
-            write_json_lines(self.run.metrics_file, self.history, guard=self.guard)
-        self.progress.say(f"resumed after {len(self.history)} of {self.config.train.epochs} epochs")
+            self._files.write_metrics(self.history)
+        steps = f" and {position.step} of {self._steps} steps" if position.step else ""
+        self.progress.say(f"resumed after {position.epoch} of {self.config.train.epochs} epochs{steps}")
+        if changes := _changes(position, self._circumstances()):
+            self.progress.say(changes)
 
-    def _load(self, path: Any) -> Checkpoint:
-        checkpoint = load_checkpoint(path, self.config.fingerprint(), self.rank.device)
-        require_text(path, checkpoint, self.corpus.sha256)
-        return checkpoint
+    def _take_over(self, position: Position) -> None:
+        """The recurrent state and the generator within an epoch; ranks that are shared out anew draw other masks."""
+        if (position.ranks, position.device) == (self.rank.world_size, self.rank.device.type):
+            state = position.states[self.rank.index]
+            _set_generator_state(self.rank.device, position.generators[self.rank.index])
+        else:
+            own = own_columns(self.config.train.batch_size, self.rank.index, self.rank.world_size)
+            state = torch.cat(position.states, dim=1)[:, own.start : own.stop]
+            torch.manual_seed(_mask_seed(self.config.seed, position.epoch, self.rank.index) ^ position.step)
+        self._state = state.to(self.rank.device).contiguous()
+
+    def _agreed(self, load: Callable[[], tuple[Path, Checkpoint] | None]) -> Checkpoint | None:
+        """What the first rank loads, on every rank: each reads the same file, once it sees it.
+
+        Raises:
+            CheckpointError, FileError: what the first rank met; every rank raises it.
+            FileError: another rank does not see what the first one has read.
+        """
+        found: tuple[Path, Checkpoint] | None = None
+        error: CheckpointError | FileError | None = None
+        if self.rank.is_first:
+            try:
+                found = load()
+            except (CheckpointError, FileError) as caught:
+                error = caught
+        kind, *rest = self.rank.from_first(_summary(found, error))
+        if kind == "error":
+            raise error or (CheckpointError if rest[0] == "checkpoint" else FileError)(rest[1])
+        if kind == "nothing" or self.rank.is_first:
+            return found[1] if found else None
+        path = Path(rest[0])
+        deadline = time.monotonic() + LAG_SECONDS
+        while True:
+            with contextlib.suppress(CheckpointError):
+                checkpoint = self._files.load(path)
+                if _summary((path, checkpoint), None)[2:] == rest[1:]:
+                    return checkpoint
+            if time.monotonic() > deadline:
+                raise FileError(f"{path}: rank {self.rank.index} does not see what the first rank has read there")
+            time.sleep(1)
 
     def _finish(self) -> dict[str, Any]:
-        self.model.load_state_dict(self._load(self.run.best_checkpoint).model)
+        if self.rank.is_first:
+            self._background.wait()
+        self.rank.wait_for_all()  # nobody reads best.pt before it is on disk
+        best = self._agreed(self._load_best)
+        assert best is not None, "load_best finds it or raises"
+        self.model.load_state_dict(best.model)
         test = self.evaluate("test")
-        best = self.history[best_epoch(self.history)]
-        final = self.history[-1]
+        record, final = self.history[best_epoch(self.history)], self.history[-1]
         result = {
-            "best_epoch": best["epoch"],
-            "best_train_ppl": best["train_ppl"],
-            "best_val_loss": best["val_loss"],
-            "best_val_ppl": best["val_ppl"],
+            "best_epoch": record["epoch"],
+            "best_train_ppl": record["train_ppl"],
+            "best_val_loss": record["val_loss"],
+            "best_val_ppl": record["val_ppl"],
             "final_epoch": final["epoch"],
             "final_train_ppl": final["train_ppl"],
             "final_val_ppl": final["val_ppl"],
@@ -262,15 +451,28 @@ class Trainer:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "elapsed_seconds": final["elapsed_seconds"],
             "attempt": self.attempt,
+            "micro_batches": self.micro_batches,
             "corpus_sha256": self.corpus.sha256,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         if self.rank.is_first:
             write_json(self.run.result_file, result, guard=self.guard)
+            self._files.drop_previous()
         self.progress.say(
-            f"done  best val ppl {best['val_ppl']:.2f} in epoch {best['epoch'] + 1}  test ppl {result['test_ppl']:.2f}"
+            f"done  best val ppl {record['val_ppl']:.2f} in epoch {record['epoch'] + 1}  "
+            f"test ppl {result['test_ppl']:.2f}"
         )
         return result
+
+    def _load_best(self) -> tuple[Path, Checkpoint]:
+        path, epoch = self.run.best_checkpoint, best_epoch(self.history)
+        checkpoint = self._files.load(path)
+        if checkpoint.history[-1]["epoch"] != epoch:
+            raise CheckpointError(
+                f"{path} holds epoch {checkpoint.history[-1]['epoch'] + 1}, the best of this run is epoch {epoch + 1}; "
+                f"move {path.parent} away to start this run again from its first epoch"
+            )
+        return path, checkpoint
 
 
 def best_epoch(history: list[dict[str, Any]]) -> int:
@@ -279,9 +481,50 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
     return losses.index(min(losses))
 
 
+def _summary(found: tuple[Path, Checkpoint] | None, error: CheckpointError | FileError | None) -> list[Any]:
+    """What the first rank tells the others of its checkpoint: plain data, and enough to know the same one by."""
+    if error is not None:
+        return ["error", "checkpoint" if isinstance(error, CheckpointError) else "file", str(error)]
+    if found is None:
+        return ["nothing"]
+    path, checkpoint = found
+    position = checkpoint.position
+    return ["checkpoint", str(path), len(checkpoint.history), position.epoch, position.step, position.loss_nats]
+
+
+def _changes(position: Position, now: Position) -> str:
+    """How this process differs from those that wrote a checkpoint, in what decides the last bits; empty: not at all."""
+    counts = [
+        ("rank", position.ranks, now.ranks),
+        ("micro-batch", position.micro_batches, now.micro_batches),
+        ("thread", position.threads if now.device == "cpu" else now.threads, now.threads),
+    ]
+    changes = [
+        f"{after} {what}{'' if after == 1 else 'es' if what.endswith('ch') else 's'} instead of {before}"
+        for what, before, after in counts
+        if before not in (0, after)
+    ]
+    if position.device not in ("", now.device):
+        changes.append(f"on {now.device} instead of {position.device}")
+    masks = any(not change.partition(" ")[2].startswith("thread") for change in changes)
+    equal = f"the result is equal to that of a quiet run up to rounding{' and dropout masks' if masks else ''}"
+    return f"now {', '.join(changes)}: {equal}" if changes else ""
+
+
 def _mask_seed(seed: int, epoch: int, rank: int) -> int:
     # Odd multipliers keep the seeds of neighbouring (epoch, rank) pairs apart; the generator scrambles the rest.
     return (seed + 0x9E3779B97F4A7C15 * (epoch + 1) + 0xC2B2AE3D27D4EB4F * rank) % 2**63
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_generator_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

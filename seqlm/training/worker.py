@@ -9,13 +9,16 @@ differs between ranks and machines comes from the environment:
     SEQLM_DATA                      folder or zip of the corpus
     SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
+    SEQLM_CHECKPOINT_MINUTES        how often the state is saved within an epoch (default: 10)
+    SEQLM_DETERMINISTIC             1: operations whose results do not vary from one time to the next, on a GPU too
+    SEQLM_MICRO_BATCHES             parts in which each step takes the rank's columns, to save memory (default: 1)
     SEQLM_LEASE_SECONDS             between two heartbeats of the run's lease (default: 10)
     SEQLM_STALE_LEASE_MINUTES       without one until a worker of another host is taken over (default: 3)
     SEQLM_COLLECTIVE_MINUTES        a rank waits for the others before it gives up (default: 10)
     SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
 Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
-75 another worker is at it or has taken the run over, 143 stopped by SIGTERM or SIGINT.
+75 another worker is at it or has taken the run over, 143 stopped by SIGTERM, SIGINT or SIGUSR2, and saved.
 """
 
 from __future__ import annotations
@@ -24,13 +27,17 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import SeqlmError
 from seqlm.rundir import Guard, RunDirectory
 from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import process_group, rank_from_environment
-from seqlm.training.trainer import Trainer
+from seqlm.training.micro_batches import micro_batches_from
+from seqlm.training.trainer import CHECKPOINT_MINUTES, Trainer
+from seqlm.variables import positive_number
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,17 +53,30 @@ def main(argv: list[str] | None = None) -> int:
         rank = rank_from_environment(os.environ)
         steps = canary_steps(run, os.environ)
         config = run.read_config()
+        minutes = positive_number(os.environ, "SEQLM_CHECKPOINT_MINUTES", CHECKPOINT_MINUTES, "minutes")
+        parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     attempt = attempt_number(run, os.environ)
+    if os.environ.get("SEQLM_DETERMINISTIC") == "1":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+        torch.use_deterministic_algorithms(True)
 
     def train(guard: Guard) -> None:
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
         with process_group(rank):
             trainer = Trainer(
-                config, corpus, run, rank=rank, attempt=attempt, should_stop=lambda: stop.received, guard=guard
+                config,
+                corpus,
+                run,
+                rank=rank,
+                attempt=attempt,
+                micro_batches=parts,
+                stop=stop,
+                checkpoint_minutes=minutes,
+                guard=guard,
             )
             if steps is None:
                 trainer.train()

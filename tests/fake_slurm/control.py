@@ -93,6 +93,11 @@ class FakeSlurm:
         with opened(self.folder) as room:
             return {job.id: job for job in room.jobs}
 
+    def environment(self, number: int) -> dict[str, str]:
+        """What the jobs of a submission get of the environment in which sbatch was called."""
+        with opened(self.folder) as room:
+            return dict(room.environments[str(number)])
+
     def states(self) -> dict[str, str]:
         return {job: record.state for job, record in self.jobs().items()}
 

@@ -5,6 +5,7 @@ they do not know they refuse, with exit code 70.
 """
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -112,6 +113,7 @@ def sbatch(room: Room, words: list[str]) -> str:
         raise Said(1, failed + "Invalid job array specification")
     number = room.new_number()
     kept = {key: value for key, value in chosen.items() if key != "parsable"}
+    room.environments[str(number)] = {**os.environ} if chosen.get("export", "ALL") == "ALL" else {}
     if indices:
         for index in indices:
             task = Job(number=number, array=number, index=index, limit=int(limit or 0), script=script, options=kept)

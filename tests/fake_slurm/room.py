@@ -58,6 +58,8 @@ class Room:
     """All there is."""
 
     next: int = 1
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of each submission, by its number: the environment that jobs get."""
     controller: bool = True
     accounting: bool = False
     max_array_size: int = 1001

@@ -14,6 +14,7 @@ from jobs.code_snapshot import Code
 from jobs.dispatch import Dispatcher, Planned, plan
 from jobs.estimate import training_tokens_per_epoch
 from jobs.launcher import LaunchOptions, launch
+from jobs.policy import Policy
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study import observe_study
 from seqlm.config import RunConfig
@@ -295,7 +296,7 @@ def launched(
         canary=canaries,
         record=record,
         tell=tell or (lambda line: None),
-        retries=0,
+        policy=Policy(without_progress=0),
     )
     try:
         launch(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,10 +12,12 @@ import pytest
 from jobs import dispatch, retry
 from jobs.code_snapshot import Code
 from jobs.dispatch import Dispatcher, Event, Planned, plan
+from jobs.launcher import plan_runs
+from jobs.policy import Policy
 from jobs.queue import Work
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm.errors import BackendError, FileError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json, write_json_lines
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json, write_json_lines
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
 
@@ -116,6 +119,25 @@ def test_a_run_that_can_never_fit_is_told_before_anything_starts(tmp_path: Path)
     assert backend.submissions == []
 
 
+def test_a_run_whose_lost_worker_still_has_its_lock_is_tried_again(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+    dying = contextlib.ExitStack()
+
+    def work(submission: Submission) -> int:
+        if submission.attempt == 1:
+            dying.enter_context(exclusive_lock(item.run.worker_lock_file, "busy"))
+            return -9
+        dying.close()
+        return finish(submission)
+
+    backend = FakeBackend(work)
+    events: list[Event] = []
+    dispatcher(backend, events.append).dispatch([item])
+    assert [event.kind for event in events] == ["started", "retried", "started", "ended"]
+    assert item.run.observe().state == "done"
+    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+
+
 def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Path) -> None:
     def crash(submission: Submission) -> int:
         (submission.run_dir / "attempts" / "0001" / "stderr.log").write_text("loading\nSegmentation fault\n")
@@ -132,7 +154,7 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
 def test_a_worker_killed_by_a_signal_is_a_node_failure_that_the_next_launch_resumes(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: -9)
-    dispatcher(backend, retries=0).dispatch([item])
+    dispatcher(backend, policy=Policy(without_progress=0)).dispatch([item])
     observation = item.run.observe()
     assert (observation.state, observation.kind) == ("failed", "node")
     assert len(backend.submissions) == 1
@@ -232,7 +254,7 @@ def test_a_run_that_lost_its_node_is_tried_again_by_itself_and_the_failure_stays
 def test_retries_without_an_epoch_in_between_come_to_an_end(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: -9)
-    dispatcher(backend, retries=2).dispatch([item])
+    dispatcher(backend, policy=Policy(without_progress=2)).dispatch([item])
     assert [submission.attempt for submission in backend.submissions] == [1, 2, 3]
     assert item.run.observe().state == "failed"
 
@@ -248,12 +270,12 @@ def test_an_epoch_in_between_counts_as_progress(tmp_path: Path) -> None:
         return -9
 
     backend = FakeBackend(one_more_epoch)
-    dispatcher(backend, retries=1).dispatch([item])
+    dispatcher(backend, policy=Policy(without_progress=1)).dispatch([item])
     assert len(backend.submissions) == 8
     assert item.run.observe().state == "done"
 
 
-@pytest.mark.parametrize("kind", ["diverged", "oom", "code"])
+@pytest.mark.parametrize("kind", ["diverged", "code"])
 def test_a_failure_of_the_runs_own_is_not_tried_again(tmp_path: Path, kind: str) -> None:
     def fail(submission: Submission) -> int:
         write_json(submission.run_dir / "failure.json", {"kind": kind, "message": "its own"})
@@ -308,3 +330,64 @@ def test_the_variables_of_the_manifest_reach_the_worker_and_hide_none_of_ours(tm
     dispatcher(backend, env=env).dispatch(todo(tmp_path, 1))
     assert backend.submissions[0].env["NCCL_DEBUG"] == "INFO"
     assert backend.submissions[0].env["SEQLM_ATTEMPT"] == "1"
+
+
+@pytest.mark.parametrize("code", [143, -15, -2])
+def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_path: Path, code: int) -> None:
+    (item,) = todo(tmp_path, 1)
+    backend = FakeBackend(lambda submission: code if submission.attempt == 1 else finish(submission))
+    dispatcher(backend).dispatch([item])
+    assert item.run.observe().state == "done"
+    failure = json.loads((item.run.attempt_dir(1) / "failure.json").read_text())
+    assert failure["kind"] == "preempted"
+    assert "which was not us" in failure["message"]
+
+
+def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (item,) = todo(tmp_path, 1)
+    monkeypatch.setattr("jobs.memory_kills.MemoryKills.explain_one", lambda self: True)
+    backend = FakeBackend(lambda submission: -9 if submission.attempt == 1 else finish(submission))
+    dispatcher(backend).dispatch([item])
+    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "oom"
+    assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "2"
+
+
+def test_counts_go_on_in_the_next_launch_until_a_person_has_it_tried_again(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+    policy = Policy(timeout=1)
+
+    def run_out_of_time(submission: Submission) -> int:
+        failure = {"kind": "timeout", "message": "time", "attempt": submission.attempt}
+        write_json(submission.run_dir / "failure.json", failure)
+        return 1
+
+    def launch(*, retry: bool) -> int:
+        backend = FakeBackend(run_out_of_time)
+        again = plan(item.spec, item.run, item.run.observe(), has_checkpoint=False, retry=retry)
+        dispatcher(backend, policy=policy).dispatch([again])
+        assert item.run.observe().reason == "timeout: time, after 1 retry of this kind"
+        return len(backend.submissions)
+
+    assert launch(retry=False) == 2
+    assert launch(retry=False) == 1, "the one of before counts"
+    assert launch(retry=True) == 2
+
+
+def test_a_run_that_failed_when_its_launcher_was_gone_is_taken_up_by_the_next_launch(tmp_path: Path) -> None:
+    spec = RunSpec(name="a", config=make_config())
+    run = RunDirectory.locate(tmp_path, spec.name, spec.fingerprint)
+    run.create(spec.config, {"name": "a"})
+    run.write_failure_once({"kind": "oom", "message": "no memory"})
+    assert [item.action for item in plan_runs([spec], tmp_path)] == ["start"]
+    retry.let_stand(run, retry.Decision(why=", after 3 retries"))
+    assert [item.action for item in plan_runs([spec], tmp_path)] == ["skip"]
+
+
+def test_a_run_that_another_worker_has_is_tried_later_and_nothing_is_written_for_it(tmp_path: Path) -> None:
+    (item,) = todo(tmp_path, 1)
+    backend = FakeBackend(lambda submission: 75)
+    dispatcher(backend, policy=Policy(without_progress=3)).dispatch([item])
+    assert len(backend.submissions) == 4
+    assert not item.run.failure_file.exists()

@@ -326,7 +326,7 @@ def test_a_grid_of_the_largest_size_is_accepted(tmp_path: Path, monkeypatch: pyt
 VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"
 IN_OPTIM = "valid in optim: decay, flat_epochs, lr, optimizer, schedule"
 IN_TRAIN = "valid in train: batch_size, clip_norm, epochs, precision, seq_len"
-TOP = "valid: study, defaults, run, grid, zip, exclude, expect, report, seeds, resources, backend"
+TOP = "valid: study, defaults, run, grid, zip, exclude, expect, report, seeds, resources, policy, backend"
 GRID = '[[grid]]\nmodel.arch = ["rnn", "gru", "transformer"]\noptim.optimizer = ["sgd", "adam"]\n'
 
 WRONG = {
@@ -559,17 +559,17 @@ WRONG = {
     "unknown key of the local backend": (
         GOOD + "[backend.local]\nmax_paralel = 1",
         'study.toml: unknown key "backend.local.max_paralel"; did you mean "backend.local.max_parallel"? '
-        "(valid in backend.local: env, max_parallel, retries)",
+        "(valid in backend.local: env, env_pass, max_parallel, retries)",
     ),
     "unknown key of the ray backend": (
         GOOD + '[backend.ray]\nadress = "auto"',
         'study.toml: unknown key "backend.ray.adress"; did you mean "backend.ray.address"? '
-        "(valid in backend.ray: address, env, max_parallel, retries)",
+        "(valid in backend.ray: address, env, env_pass, max_parallel, retries)",
     ),
     "address of a cluster for the local backend": (
         GOOD + '[backend.local]\naddress = "auto"',
         'study.toml: unknown key "backend.local.address"; did you mean "backend.ray.address"? '
-        "(valid in backend.local: env, max_parallel, retries)",
+        "(valid in backend.local: env, env_pass, max_parallel, retries)",
     ),
     "address that is no text": (
         GOOD + "[backend.ray]\naddress = 6379",
@@ -772,7 +772,8 @@ def test_excludes_hold_as_written_whatever_is_set(tmp_path: Path) -> None:
 
 WRONG_SETS = {
     "train.epcohs=2": f'unknown key "train.epcohs"; did you mean "train.epochs"? ({IN_TRAIN})',
-    "lr=2": 'unknown key "lr"; did you mean "optim.lr"? (valid: model, data, optim, train, seed, resources, study)',
+    "lr=2": 'unknown key "lr"; did you mean "optim.lr"? '
+    "(valid: model, data, optim, train, seed, resources, policy, study)",
     "train.epochs": "valid is KEY=VALUE, for example --set train.epochs=2",
     "=2": "valid is KEY=VALUE, for example --set train.epochs=2",
     "train.epochs=": 'train.epochs: found "", valid is a whole number',

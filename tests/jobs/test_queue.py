@@ -4,7 +4,6 @@ import pytest
 
 from jobs.capacity import Capacity, Node, Share
 from jobs.queue import Live, Queue, Waiting, Work
-from jobs.retry import Retries
 from jobs.spec import Resources, RunSpec
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
@@ -100,19 +99,6 @@ def test_a_run_that_was_put_back_waits_for_its_time_at_its_old_place() -> None:
     assert room.queue.reasons == {"a": "tried again in a moment"}
     assert room.start(now=6) == ["a"]
     assert not room.queue
-
-
-def test_retries_wait_longer_each_time_and_start_anew_after_an_epoch() -> None:
-    retries = Retries(3)
-    assert [retries.delay("node", 0) for _ in range(4)] == [1, 5, 25, None]
-    assert retries.delay("preempted", 1) == 1
-    assert [retries.delay(kind, 1) for kind in ("oom", "diverged", "code", "cancelled", None)] == [None] * 5
-
-
-@pytest.mark.parametrize("in_a_row", [0, 1])
-def test_so_many_retries_and_no_more(in_a_row: int) -> None:
-    retries = Retries(in_a_row)
-    assert [retries.delay("node", None) is not None for _ in range(3)] == [True] * in_a_row + [False] * (3 - in_a_row)
 
 
 def test_a_long_queue_is_looked_through_without_working_out_the_wide_runs_start_for_each(

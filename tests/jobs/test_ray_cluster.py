@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from seqlm.rundir import RunDirectory, is_locked
+from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch import epochs_of, until, worker_pid
 from tests.training.studies import write_text
@@ -121,7 +122,9 @@ def worker_of(run: RunDirectory) -> dict[str, Any]:
 # -- clusters ------------------------------------------------------------------------------------------------------
 
 
-def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_with_every_epoch_once(lab: RayLab, tmp_path: Path) -> None:
+def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undisturbed(
+    lab: RayLab, tmp_path: Path
+) -> None:
     lab.start_cluster((1, 0), (1, 1), (1, 1), (1, 1))
     grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02, 0.03, 0.04, 0.05]}, {"rates": [0.1, 0.2], "ranks": 2})
     study = Study(lab, tmp_path, *grids, epochs=4, lines=1500)
@@ -140,6 +143,12 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_with_every_epoch_once
     assert {json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] for run in again} == {"node"}
     workers = [worker_of(run) for run in runs]
     assert sorted(worker["ranks"] for worker in workers) == [1] * 10 + [2] * 2
+    assert {worker["threads"] for worker in workers} == {1}, (
+        "as many as in the quiet study, else sums are rounded apart"
+    )
+    disturbed = {run.id: outcome(run) for run in again}
+    quiet = quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", again)
+    assert differences(disturbed, quiet) == []
 
 
 def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(cluster: RayLab, tmp_path: Path) -> None:

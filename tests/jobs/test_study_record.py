@@ -15,6 +15,7 @@ from jobs.dispatch import Planned, plan
 from jobs.estimate import Estimate, Throughput, estimate
 from jobs.launcher import LaunchOptions, preparing, resolve_specs
 from jobs.manifest import Manifest, load_manifest
+from jobs.policy import Policy
 from jobs.spec import Resources, RunSpec
 from jobs.study_record import record_of, write_record
 from seqlm.data.corpus import corpus_facts
@@ -93,6 +94,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
             }
         ],
         "behaviour": [prints["known"]],
+        "policy": Policy().to_dict(),
     }
     for chosen in (specs, specs[1:2]):
         assert record_of(manifest, chosen, text) == expected, "whatever is chosen"
@@ -125,7 +127,7 @@ def made(seconds: float | None) -> Estimate:
         flops_per_token=6,
         memory_bytes=5,
         measured_memory_bytes=None,
-        checkpoint_bytes=4,
+        disk_bytes=4,
         seconds=seconds,
     )
 

@@ -54,7 +54,7 @@ def test_the_settings_are_the_keys_of_the_backend() -> None:
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     assert read(tmp_path) == SlurmSettings()
-    assert (SlurmSettings().timeout_min, SlurmSettings().signal_before_s, SlurmSettings().retries) == (60, 120, 3)
+    assert (SlurmSettings().timeout_min, SlurmSettings().signal_before_s, SlurmSettings().retries) == (60, 120, None)
 
 
 def test_the_manifest_goes_before_the_site_key_by_key(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt": (
         {"partitoin": "x"},
         'unknown key "backend.slurm.partitoin"; did you mean "backend.slurm.partition"? (valid in backend.slurm: '
-        "account, constraint, env, exclude, mail_type, mail_user, max_parallel, ",
+        "account, constraint, env, env_pass, exclude, mail_type, mail_user, max_parallel, ",
     ),
     "key of another backend": (
         {"address": "x"},

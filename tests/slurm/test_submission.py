@@ -9,6 +9,7 @@ import pytest
 from jobs.code_snapshot import Code
 from jobs.dispatch import Planned, plan
 from jobs.launcher import TRAINING
+from jobs.policy import Policy
 from jobs.spec import Resources, RunSpec
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory
@@ -36,8 +37,10 @@ def every(items: list[Planned], resources: Resources) -> dict[str, Resources]:
     return {item.run.id: resources for item in items}
 
 
-def submitter(folder: Path, settings: SlurmSettings) -> Submitter:
-    return Submitter(study_dir=folder, settings=settings, code=CODE, paths={}, worker=TRAINING)
+def submitter(folder: Path, settings: SlurmSettings, policy: Policy | None = None) -> Submitter:
+    return Submitter(
+        study_dir=folder, settings=settings, code=CODE, paths={}, worker=TRAINING, policy=policy or Policy()
+    )
 
 
 @pytest.fixture
@@ -172,9 +175,10 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     (srun / "sbatch").write_text(f'#!/bin/sh\necho x >> {tmp_path}/calls\necho "Submitted batch job 77"\n')
     (srun / "sbatch").chmod(0o755)
     items = planned(tmp_path, 3)
-    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(retries=5), max_array_size=1000)
+    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
     folder = tmp_path / "slurm" / "0001"
-    jobs = submitter(tmp_path, SlurmSettings(retries=5)).submit(batch, folder, parallelism=9, nice=0)
+    policy = Policy(oom=1, timeout=None, checkpoint_min=2.5)
+    jobs = submitter(tmp_path, SlurmSettings(), policy).submit(batch, folder, parallelism=9, nice=0)
     assert jobs == ["77_0", "77_1", "77_2"]
     assert (tmp_path / "calls").read_text() == "x\n"
     pickled = (folder / "77_1_submitted.pkl").read_bytes()
@@ -184,7 +188,8 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     assert len(pickled) < 1500, "a function by its name, and a path"
     told = JobPlan.read(folder / "job-1.json")
     assert told.runs == (items[1].run.path,)
-    assert (told.attempts, told.retries, told.submission, told.code) == ((1,), 5, "0001", Path("/code"))
+    assert (told.attempts, told.policy, told.submission, told.code) == ((1,), policy, "0001", Path("/code"))
+    assert told.env[0]["SEQLM_CHECKPOINT_MINUTES"] == "2.5"
 
 
 def test_a_run_knows_its_job(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from jobs.policy import Policy
+from jobs.retry import history
 from jobs.spec import Resources
 from jobs.study import write_jobs
 from seqlm.errors import BackendError
@@ -50,6 +52,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(task, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(task, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(task, "REQUEUE_TRIES", 1)
+    monkeypatch.setattr(task, "GRACE_SECONDS", 0.05)
     return folder
 
 
@@ -72,7 +75,7 @@ def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: 
         "argv": ("-S", "-c", program),
         "code": Path.cwd(),
         "resources": Resources(cpus=1, gpus=0),
-        "retries": 2,
+        "policy": Policy(without_progress=2),
         "timeout_min": 10,
         "signal_before_s": 60,
     }
@@ -173,7 +176,7 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
     assert calls(room) == ["requeue 77_1"] * 2
     failure = run.read_failure() or {}
     assert failure["kind"] == "timeout"
-    assert failure["message"].endswith("3 times without finishing an epoch in between")
+    assert failure["message"].endswith("after 2 retries in a row without progress")
 
 
 def test_an_epoch_in_between_counts_as_progress(tmp_path: Path, room: Path) -> None:
@@ -301,3 +304,116 @@ def test_the_interpreter_is_the_jobs_own(tmp_path: Path) -> None:
     program = "import os, sys; open(os.path.join(sys.argv[1], 'who'), 'w').write(sys.executable)"
     work(plan(run, program=program))
     assert (run.path / "who").read_text() == sys.executable
+
+
+SHORT_OF_MEMORY = """
+import json, os, sys
+parts = int(os.environ["SEQLM_MICRO_BATCHES"])
+failure = {"kind": "oom", "message": "no memory", "attempt": int(os.environ["SEQLM_ATTEMPT"])}
+name, content = ("failure.json", failure) if parts < 4 else ("result.json", {"micro_batches": parts})
+json.dump(content, open(os.path.join(sys.argv[1], name), "w"))
+sys.exit(parts < 4)
+"""
+
+
+def start_again(told: JobPlan, restarts: int, signals: Signals | None = None, **env: str) -> bool:
+    return work(told, place(SLURM_RESTART_COUNT=str(restarts), **env), signals)
+
+
+def test_a_run_short_of_memory_is_requeued_with_smaller_micro_batches_until_it_fits(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    told = plan(run, program=SHORT_OF_MEMORY, policy=Policy())
+    assert [start_again(told, restarts) for restarts in range(3)] == [True] * 3
+    assert run.read_result() == {"micro_batches": 4}
+    assert calls(room) == ["requeue 77_1"] * 2
+    assert [failed.micro_batches for failed in history(run)] == [1, 2]
+
+
+def test_a_run_that_never_fits_stands_as_failed_and_says_why(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    told = plan(run, program=SHORT_OF_MEMORY, policy=Policy(oom=1))
+    assert [start_again(told, restarts) for restarts in range(2)] == [True, False]
+    assert run.observe().reason == "oom: no memory, after 1 retry with ever smaller micro-batches"
+    assert calls(room) == ["requeue 77_1"]
+    assert not start_again(told, 2), "an operator's requeue does not start it"
+    assert run.attempts() == [1, 2]
+
+
+def test_time_limits_are_counted_over_the_life_of_a_run_whatever_was_gained(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    for restarts in range(2):
+        (run.path / "ready").unlink(missing_ok=True)
+        write_json_lines(run.metrics_file, [{"epoch": epoch, "val_ppl": 9.0} for epoch in range(restarts + 1)])
+        signals = Signals()
+        thread = stop_when_ready(run, signals, warn=True)
+        end = str(int(time.time()) + 60)
+        told = plan(run, program=STOPPABLE, policy=Policy(timeout=1))
+        assert start_again(told, restarts, signals, SLURM_JOB_END_TIME=end) == (restarts == 0)
+        thread.join()
+    assert (run.read_failure() or {})["message"] == "the job's time limit of 10 min, after 1 retry of this kind"
+
+
+def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_path: Path, room: Path) -> None:
+    """One run of a job has lost its disk while the other goes on, when the whole job is requeued from outside."""
+    lost, other = make(tmp_path, "a"), make(tmp_path, "b")
+    program = (
+        "import json, os, sys\nif sys.argv[1].endswith('a'):\n    json.dump({'kind': 'node', 'message': 'disk', "
+        "'attempt': int(os.environ['SEQLM_ATTEMPT'])}, open(os.path.join(sys.argv[1], 'failure.json'), 'w'))\n"
+        "    sys.exit(74)\n" + STOPPABLE
+    )
+    signals = Signals()
+    thread = stop_when_ready(other, signals, warn=False)
+    work(plan(lost, other, program=program), signals=signals)
+    thread.join()
+    assert not lost.failure_file.exists()
+    assert [failed.kind for failed in history(lost)] == ["node"]
+    assert start_again(plan(lost, other), 1), "both runs are done in the job's next start"
+    assert lost.result_file.exists()
+    assert "requeue 77_1" not in calls(room), "SLURM itself puts the job back"
+
+
+def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_start(tmp_path: Path) -> None:
+    run, mine, stands = make(tmp_path, "a"), make(tmp_path, "b"), make(tmp_path, "c")
+    for made, record in ((run, {"attempt": 1}), (mine, {"attempt": 2}), (stands, {"attempt": 1, "stands": True})):
+        made.write_failure_once({"kind": "node", "message": "lost", **record})
+    start_again(plan(run, mine, stands), 1)
+    assert run.result_file.exists()
+    assert not mine.result_file.exists(), "a rank of this very attempt has said it"
+    assert not stands.result_file.exists()
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(143)", "os.kill(os.getpid(), 15)"])
+def test_a_worker_that_somebody_else_has_stopped_is_requeued(tmp_path: Path, room: Path, ending: str) -> None:
+    run = make(tmp_path)
+    assert work(plan(run, program=f"import os, sys; {ending}"))
+    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
+    assert record["kind"] == "preempted"
+    assert "which was not us" in record["message"]
+    assert calls(room) == ["requeue 77_1"]
+
+
+def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(tmp_path: Path, room: Path) -> None:
+    run, signals = make(tmp_path), Signals()
+
+    def late(seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        signals.told = seconds == task.GRACE_SECONDS
+        sleep(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task.time, "sleep", late)
+        work(plan(run, program="import sys; sys.exit(143)"), signals=signals)
+    assert signals.told
+    assert history(run) == []
+    assert not run.failure_file.exists()
+
+
+def test_a_worker_killed_for_its_memory_gets_smaller_micro_batches(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.memory_kills.MemoryKills.explain_one", lambda self: True)
+    run = make(tmp_path)
+    program = "import os, sys; int(os.environ['SEQLM_MICRO_BATCHES']) < 2 and os.kill(os.getpid(), 9);" + TELL
+    assert start_again(plan(run, program=program), 0)
+    assert start_again(plan(run, program=program), 1)
+    assert run.result_file.exists()
+    assert [failed.kind for failed in history(run)] == ["oom"]

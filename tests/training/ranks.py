@@ -1,7 +1,7 @@
 """One rank of a gloo group, for the tests of DistributedDataParallel: ``python -m tests.training.ranks RUN_FOLDER...``.
 
-For each run, takes three steps with the trainer's own step and writes the losses, the validation loss and the
-gradients of the first step into the run's folder.
+For each run, takes three steps with the trainer's own step and writes the losses, the validation loss, the carried
+state and the gradients of the first step into the run's folder; once for each number in ``MICRO_BATCHES`` (``1,2``).
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from seqlm.training.trainer import Trainer
 STEPS = 3
 
 
-def take_steps(folder: Path, text: Path, rank: Rank) -> dict[str, Any]:
+def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> dict[str, Any]:
     """What three steps of this rank gave, in float64, so that only a wrong weighting can make a difference."""
     run = RunDirectory(folder)
     config = run.read_config()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        trainer = Trainer(config, load_corpus(config.data, text), run, rank=rank, attempt=1)
+        corpus = load_corpus(config.data, text)
+        trainer = Trainer(config, corpus, run, rank=rank, attempt=1, micro_batches=micro_batches)
     finally:
         torch.set_default_dtype(before)
     gradients: dict[str, Tensor] = {}
@@ -54,12 +55,18 @@ def take_steps(folder: Path, text: Path, rank: Rank) -> dict[str, Any]:
             reader.add(result)
             results += reader.read()
     valid = trainer.evaluate("valid")
-    return {"results": results, "gradients": gradients, "valid": [valid.loss_nats, valid.tokens]}
+    return {"results": results, "gradients": gradients, "valid": [valid.loss_nats, valid.tokens], "state": state}
+
+
+def steps_file(folder: Path, world_size: int, rank: int, micro_batches: int = 1) -> Path:
+    """Where a rank has left what its steps gave."""
+    return folder / f"steps-{world_size}-{rank}-{micro_batches}.pt"
 
 
 if __name__ == "__main__":
     this = rank_from_environment(os.environ)
     with process_group(this):
         for name in sys.argv[1:]:
-            steps = take_steps(Path(name), Path(os.environ["SEQLM_DATA"]), this)
-            torch.save(steps, Path(name) / f"steps-{this.world_size}-{this.index}.pt")
+            for parts in map(int, os.environ.get("MICRO_BATCHES", "1").split(",")):
+                steps = take_steps(Path(name), Path(os.environ["SEQLM_DATA"]), this, parts)
+                torch.save(steps, steps_file(Path(name), this.world_size, this.index, parts))

@@ -51,7 +51,7 @@ def test_its_steps_are_the_first_of_the_training(tmp_path: Path) -> None:
     tried, trained = trainer_for(tmp_path / "a", config), trainer_for(tmp_path / "b", config)
     tried.try_steps(tried._steps, 1)
     trained.train()
-    for name, parameter in trained._load(trained.run.last_checkpoint).model.items():
+    for name, parameter in trained._files.load(trained.run.last_checkpoint).model.items():
         assert torch.equal(parameter, tried.model.state_dict()[name]), name
 
 
@@ -82,16 +82,19 @@ def test_a_last_step_that_ruins_the_parameters_shows_in_the_validation_loss(tmp_
 
 
 def test_a_canary_stops_between_two_steps(tmp_path: Path) -> None:
-    asked: list[None] = []
+    taken: list[None] = []
 
-    def third_time() -> bool:
-        asked.append(None)
-        return len(asked) > 2
+    def take(*arguments: Any) -> Any:
+        taken.append(None)
+        if len(taken) == 2:
+            trainer.stop.request()
+        return step(*arguments)
 
-    trainer = trainer_for(tmp_path, make_config(), should_stop=third_time)
+    trainer = trainer_for(tmp_path, make_config())
+    step, trainer.step = trainer.step, take  # type: ignore[assignment]
     with pytest.raises(StopRequested):
         run_canary(trainer, 8)
-    assert len(asked) == 3
+    assert len(taken) == 2
     assert not trainer.run.canary_file.exists()
 
 

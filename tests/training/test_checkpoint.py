@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqlm.errors import CheckpointError, FileError
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from seqlm.errors import CheckpointError, DamagedError, FileError
+from seqlm.training.checkpoint import FORMAT_OF_EPOCHS, Checkpoint, Position, digest, load_checkpoint, save_checkpoint
 
 
 def make(fingerprint: str = "f" * 64) -> Checkpoint:
@@ -18,6 +18,18 @@ def make(fingerprint: str = "f" * 64) -> Checkpoint:
         model={"weight": torch.arange(50_000.0)},
         optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999)}]},
         history=[{"epoch": 0, "val_ppl": 12.5}],
+        position=Position(
+            epoch=1,
+            step=7,
+            loss_nats=3.25,
+            tokens=280,
+            seconds=1.5,
+            states=[torch.ones(2, 4, 3)],
+            generators=[torch.get_rng_state()],
+            ranks=1,
+            device="cpu",
+            threads=2,
+        ),
     )
 
 
@@ -28,6 +40,10 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert loaded.optimizer["param_groups"] == [{"lr": 0.1, "betas": (0.9, 0.999)}]
     assert loaded.history == [{"epoch": 0, "val_ppl": 12.5}]
     assert loaded.vocabulary == ["<eos>", "the"]
+    assert vars(loaded.position).keys() == vars(make().position).keys()
+    for name, value in vars(make().position).items():
+        found = getattr(loaded.position, name)
+        assert torch.equal(found[0], value[0]) if isinstance(value, list) else found == value, name
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, 5_000, 190_000])
@@ -91,3 +107,47 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
         save_checkpoint(path, make())
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_any_changed_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, make())
+    whole = path.read_bytes()
+    place = whole.index(torch.arange(50_000.0).numpy().tobytes()) + 100_001
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    torch.load(path, weights_only=True)  # who notices nothing
+    with pytest.raises(DamagedError, match="does not hold what was written into it"):
+        load_checkpoint(path, "f" * 64)
+
+
+def test_the_digest_tells_types_shapes_keys_and_nesting_apart() -> None:
+    zeros = torch.zeros(4)
+    contents = [
+        {"a": zeros},
+        {"b": zeros},
+        {"a": zeros.view(2, 2)},
+        {"a": zeros.int()},
+        {"a": zeros.double()[:2]},
+        {"a": [zeros]},
+        {"a": [zeros, zeros]},
+        {"a": [[zeros], zeros]},
+        {"a": [[zeros, zeros]]},
+        {"a": "1", "b": 1},
+        {"a": 1, "b": "1"},
+        {"a": 1.0},
+        {"a": 1},
+        {"a": True},
+        {"a": None},
+        {"a": -0.0},
+        {"a": 0.0},
+    ]
+    assert len({digest(content) for content in contents}) == len(contents)
+    assert digest({"a": torch.zeros(4), "b": (1, 2)}) == digest({"a": torch.zeros(4), "b": [1, 2]})
+
+
+def test_a_checkpoint_of_the_first_format_goes_on_at_the_start_of_the_next_epoch(tmp_path: Path) -> None:
+    content = {name: value for name, value in vars(make()).items() if name != "position"}
+    torch.save({"format": FORMAT_OF_EPOCHS, **content}, tmp_path / "last.pt")
+    loaded = load_checkpoint(tmp_path / "last.pt", "f" * 64)
+    assert loaded.position == Position(epoch=1)
+    assert torch.equal(loaded.model["weight"], torch.arange(50_000.0))

@@ -12,19 +12,19 @@ import torch
 
 from seqlm.errors import BackendError, UsageError
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
-from tests.training.ranks import take_steps
+from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
 
 
-def run_ranks(runs: list[Path], text: Path, world_size: int) -> None:
+def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str = "1") -> None:
     """Let a gloo group of processes take its steps on each of the runs."""
     meeting = (text / f"meeting-{world_size}").as_uri()
     ranks = []
     for rank in range(world_size):
         env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world_size), "SEQLM_RENDEZVOUS": meeting}
-        env.update(SEQLM_DEVICE="cpu", GLOO_SOCKET_IFNAME="lo", SEQLM_DATA=str(text))
+        env.update(SEQLM_DEVICE="cpu", GLOO_SOCKET_IFNAME="lo", SEQLM_DATA=str(text), MICRO_BATCHES=micro_batches)
         ranks.append(subprocess.Popen([sys.executable, "-m", "tests.training.ranks", *map(str, runs)], env=env))
     assert [rank.wait(timeout=300) for rank in ranks] == [0] * world_size
 
@@ -38,7 +38,7 @@ def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: 
         alone = take_steps(run.path, text, Rank())
         assert all(gradient.abs().sum() > 0 for gradient in alone["gradients"].values())
         for rank in range(ranks):
-            steps = torch.load(run.path / f"steps-{ranks}-{rank}.pt", weights_only=True)
+            steps = torch.load(steps_file(run.path, ranks, rank), weights_only=True)
             for found, wanted in zip(steps["results"], alone["results"], strict=True):  # loss, gradient norm
                 assert found == pytest.approx(wanted, rel=1e-12)
             assert steps["valid"] == pytest.approx(alone["valid"], rel=1e-12)

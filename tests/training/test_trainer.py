@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import CheckpointError, DataError, DivergedError, UsageError
 from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopRequested
+from seqlm.training.attempt import StopSignal
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.perplexity import TokenLoss, perplexity
@@ -30,11 +29,9 @@ def corpus(tmp_path: Path) -> Corpus:
     return load_corpus(make_config().data, write_text(tmp_path / "text"))
 
 
-def trainer_for(
-    run_folder: Path, config: RunConfig, corpus: Corpus, should_stop: Callable[[], bool] = lambda: False
-) -> Trainer:
+def trainer_for(run_folder: Path, config: RunConfig, corpus: Corpus, stop: StopSignal | None = None) -> Trainer:
     run = make_run(run_folder, config)
-    return Trainer(config, corpus, run, rank=Rank(), attempt=1, should_stop=should_stop)
+    return Trainer(config, corpus, run, rank=Rank(), attempt=1, stop=stop)
 
 
 def split_columns(corpus: Corpus, split: str, batch_size: int) -> torch.Tensor:
@@ -116,26 +113,6 @@ def test_the_best_checkpoint_holds_the_parameters_of_the_best_epoch(tmp_path: Pa
     trainer.model.load_state_dict(best.model)
     assert trainer.evaluate("valid").mean == pytest.approx(min(losses), rel=1e-9)
     assert len(best.history) == losses.index(min(losses)) + 1
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_run_stopped_in_an_epoch_ends_in_the_same_weights_bit_for_bit(
-    tmp_path: Path, corpus: Corpus, arch: str
-) -> None:
-    config = make_config(arch, optimizer="adam", lr=0.01, epochs=3, keep=0.7)
-    quiet = trainer_for(tmp_path / "quiet", config, corpus)
-    quiet.train()
-    steps = iter([False] * 50 + [True])  # some way into the second epoch
-    with pytest.raises(StopRequested):
-        trainer_for(tmp_path / "stopped", config, corpus, should_stop=lambda: next(steps)).train()
-    assert [e["epoch"] for e in RunDirectory(tmp_path / "stopped").read_metrics()[0]] == [0]
-    resumed = Trainer(config, corpus, RunDirectory(tmp_path / "stopped"), rank=Rank(), attempt=2)
-    resumed.train()
-    for ours, theirs in zip(resumed.model.parameters(), quiet.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    epochs, _ = resumed.run.read_metrics()
-    assert [(e["epoch"], e["attempt"]) for e in epochs] == [(0, 1), (1, 2), (2, 2)]
-    assert [e["val_loss"] for e in epochs] == [e["val_loss"] for e in quiet.history]
 
 
 def test_metrics_cut_in_the_middle_of_a_line_are_whole_again_after_a_resume(tmp_path: Path, corpus: Corpus) -> None:

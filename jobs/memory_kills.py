@@ -1,0 +1,59 @@
+"""Whether the system has killed a process because it was out of memory: a SIGKILL alone does not tell who sent it.
+
+Linux counts such kills for each control group; containers, systemd and SLURM put the processes that they start into
+groups with a limit. Standard library alone, since it runs on nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import final
+
+
+def groups_files(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Where the kernel counts the kills of this process's group; ``membership`` is ``/proc/self/cgroup``.
+
+    Version 2 has one line ``0::/path``, version 1 one for each controller: ``4:memory:/path``. In a container the path
+    may be that of the host, and the group's own files lie at the root.
+    """
+    files = []
+    for line in membership.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        inside = path.lstrip("/")
+        if not controllers:
+            files += [root / inside / "memory.events", root / "memory.events"]
+        elif "memory" in controllers.split(","):
+            files += [root / "memory" / inside / "memory.oom_control", root / "memory" / "memory.oom_control"]
+    return files
+
+
+def count(files: list[Path]) -> int:
+    """Kills for want of memory so far, from the first file that tells; 0 where none does."""
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            for line in file.read_text("utf-8").splitlines():
+                name, _, number = line.partition(" ")
+                if name == "oom_kill":
+                    return int(number)
+    return 0
+
+
+@final
+class MemoryKills:
+    """The kills since this was made. Each explains one death."""
+
+    def __init__(self, files: list[Path] | None = None) -> None:
+        membership = ""
+        with contextlib.suppress(OSError):
+            membership = Path("/proc/self/cgroup").read_text("utf-8")
+        self._files = groups_files(membership) if files is None else files
+        self._explained = count(self._files)
+
+    def explain_one(self) -> bool:
+        """Whether a process that was killed by SIGKILL was killed for want of memory."""
+        if count(self._files) <= self._explained:
+            return False
+        self._explained += 1
+        return True

@@ -1,0 +1,48 @@
+"""Variables that hold secrets: how they are known by their names, and how they reach workers without being written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from seqlm.errors import UsageError
+
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|BEARER|JWT|(^|_)(API_?KEY|KEY|KEYS|PASS|PWD|PAT|AUTH)(_|$)"
+    r"|APIKEY|_URL_AUTH",
+    re.IGNORECASE,
+)
+_HARMLESS = ("PWD", "OLDPWD", "TOKENIZERS_PARALLELISM")
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable of this name is likely to hold a secret.
+
+    >>> [name for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "NCCL_DEBUG") if looks_secret(name)]
+    ['HF_TOKEN', 'AWS_SECRET_ACCESS_KEY', 'WANDB_API_KEY']
+    """
+    return name not in _HARMLESS and _SECRET.search(name) is not None
+
+
+def advice(env: Mapping[str, str], where: str) -> list[str]:
+    """A line for each variable of an ``env`` table that should not stand there. ``where`` is the table's name."""
+    return [
+        f'{where}.{name} looks like a secret, and what a manifest says is kept with the study; write env_pass = ["{name}"] '
+        "and set the variable in your shell"
+        for name in env
+        if looks_secret(name)
+    ]
+
+
+def passed(names: Iterable[str], environ: Mapping[str, str], where: str) -> dict[str, str]:
+    """The variables that ``env_pass`` names, with their values. Hand them on in memory; write them nowhere.
+
+    Raises:
+        UsageError: one is not set.
+    """
+    found = {}
+    for name in names:
+        if name not in environ:
+            raise UsageError(f"{where}.env_pass: {name} is not set in this shell; export it, or leave the name out")
+        found[name] = environ[name]
+    return found

@@ -1,0 +1,42 @@
+"""A copy of tensors in memory, taken between two steps, to be written while training goes on."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+
+
+@final
+class Snapshot:
+    """Memory for the copies, allocated once: only the first copy has to wait for pages."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def take(self, tree: Any) -> Any:
+        """``tree``, nested tables and lists, with a copy on the CPU in place of each tensor.
+
+        It is that of the moment until the next call, which writes into the same memory.
+        """
+        copy = self._copy(tree, ())
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return copy
+
+    def _copy(self, value: Any, place: tuple[Any, ...]) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._buffer(value, place).copy_(value.detach(), non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self._copy(item, (*place, key)) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy(item, (*place, number)) for number, item in enumerate(value))
+        return value
+
+    def _buffer(self, tensor: torch.Tensor, place: tuple[Any, ...]) -> torch.Tensor:
+        found = self._buffers.get(place)
+        if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            on_gpu = tensor.device.type == "cuda"
+            found = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+            self._buffers[place] = found
+        return found

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.memory_kills import MemoryKills, count, groups_files
+
+V1 = "9:name=systemd:/\n4:cpu,memory:/box/7\n0::/\n"
+
+
+def test_files_of_both_versions_of_control_groups_are_looked_at(tmp_path: Path) -> None:
+    found = groups_files("0::/slice/job_7\n", tmp_path)
+    assert found == [tmp_path / "slice/job_7/memory.events", tmp_path / "memory.events"]
+    assert tmp_path / "memory/box/7/memory.oom_control" in groups_files(V1, tmp_path)
+    assert tmp_path / "memory/memory.oom_control" in groups_files(V1, tmp_path), "as a container sees its own"
+
+
+@pytest.mark.parametrize("text", ["low 0\noom 3\noom_kill 2\n", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"])
+def test_the_count_of_kills_is_read_from_the_first_file_that_tells(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a").write_text("low 0\n")
+    (tmp_path / "b").write_text(text)
+    assert count([tmp_path / "absent", tmp_path / "a", tmp_path / "b"]) == 2
+    assert count([tmp_path / "absent"]) == 0
+
+
+def test_each_kill_since_then_explains_one_death(tmp_path: Path) -> None:
+    file = tmp_path / "memory.events"
+    file.write_text("oom_kill 5\n")
+    kills = MemoryKills([file])
+    assert not kills.explain_one(), "those of before are others'"
+    file.write_text("oom_kill 7\n")
+    assert [kills.explain_one() for _ in range(3)] == [True, True, False]

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.micro_batches import VARIABLE, after, micro_batches, most_micro_batches
+from jobs.retry import Failed, put_failure_aside
+from seqlm.data.layout import own_columns
+from seqlm.rundir import RunDirectory
+from seqlm.training.micro_batches import VARIABLE as READ
+from tests.training.studies import make_config, make_run
+
+
+def fail(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:
+    run.attempt_dir(attempt).mkdir(parents=True)
+    run.write_failure_once({"kind": kind, "message": "x", "attempt": attempt})
+    put_failure_aside(run, micro_batches=parts)
+
+
+def test_the_launcher_and_the_worker_mean_the_same_variable() -> None:
+    assert VARIABLE == READ
+
+
+@pytest.mark.parametrize(("batch_size", "ranks", "most"), [(8, 1, 8), (20, 1, 16), (20, 3, 4), (20, 20, 1), (7, 2, 2)])
+def test_every_part_of_every_rank_has_a_column(batch_size: int, ranks: int, most: int) -> None:
+    assert most_micro_batches(batch_size, ranks) == most
+    assert min(len(own_columns(batch_size, rank, ranks)) for rank in range(ranks)) >= most
+
+
+def test_a_run_keeps_its_number_and_doubles_it_where_memory_was_short(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    assert micro_batches(run, 8, 1) == 1
+    fail(run, 1, "oom", 1)
+    assert micro_batches(run, 8, 1) == 2
+    fail(run, 2, "node", 2)
+    assert micro_batches(run, 8, 1) == 2, "a lost node says nothing about memory"
+    fail(run, 3, "oom", 2)
+    assert micro_batches(run, 8, 1) == 4
+    assert micro_batches(run, 8, 4) == 2, "no more than a rank has columns"
+    assert micro_batches(run, 8, 1) == 4
+
+
+def test_a_canary_and_a_behaviour_job_have_one(tmp_path: Path) -> None:
+    canary = make_run(tmp_path / "canary" / "run", make_config())
+    fail(canary, 1, "oom", 1)
+    assert micro_batches(canary, 8, 1) == 1
+    behaviour = make_run(tmp_path / "behaviour" / "run", make_config())
+    behaviour.task_file.write_text("{}")
+    fail(behaviour, 1, "oom", 1)
+    assert micro_batches(behaviour, 8, 1) == 1
+
+
+def test_failures_without_a_number_count_as_whole_batches() -> None:
+    assert after([Failed(kind="oom"), Failed(kind="preempted")]) == 2

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.code_snapshot import Code
+from jobs.dispatch import Dispatcher, plan
+from jobs.local_backend import LocalBackend
+from jobs.manifest import Manifest, load_manifest
+from jobs.policy import Policy, kept_policy
+from jobs.retry import history
+from jobs.spec import Resources, RunSpec
+from jobs.study_record import record_of
+from seqlm.errors import ManifestError
+from seqlm.rundir import RunDirectory, study_record_file, write_json
+from tests.training.studies import make_config, write_text
+
+ROOT = Path(__file__).parents[2]
+GOOD = """
+[study]
+name = "s"
+[[run]]
+model.arch = "rnn"
+model.hidden_size = 8
+data.corpus = "pydoc"
+optim.optimizer = "sgd"
+optim.lr = 1.0
+"""
+
+
+def load(folder: Path, policy: str, *overrides: str) -> Manifest:
+    path = folder / "study.toml"
+    path.write_text(GOOD + policy, "utf-8")
+    return load_manifest(path, overrides)
+
+
+def test_a_manifest_without_a_policy_has_the_defaults(tmp_path: Path) -> None:
+    policy = load(tmp_path, "").policy
+    assert (policy.checkpoint_min, policy.oom, policy.timeout, policy.without_progress) == (10, 3, 20, 10)
+    assert (policy.node, policy.preempted) == (None, None)
+
+
+def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: Path) -> None:
+    text = '[policy]\noom = "unlimited"\nnode = 4\ncheckpoint_min = 0.5\n'
+    assert load(tmp_path, text).policy == Policy(oom=None, node=4, checkpoint_min=0.5)
+    policy = load(tmp_path, text, "policy.oom=1", "policy.node=unlimited").policy
+    assert policy == Policy(oom=1, node=None, checkpoint_min=0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("oom", "-1", 'policy.oom: found -1, valid is a whole number, 0 or more, or "unlimited"'),
+        ("node", '"often"', 'policy.node: found "often", valid is a whole number, 0 or more, or "unlimited"'),
+        ("timeout", "true", 'policy.timeout: found true, valid is a whole number, 0 or more, or "unlimited"'),
+        ("without_progress", '"unlimited"', 'found "unlimited", valid is a whole number, 0 or more'),
+        ("checkpoint_min", "0", "policy.checkpoint_min: found 0, valid is a number of minutes above 0"),
+        ("checkpoint_min", "inf", "policy.checkpoint_min: found Infinity, valid is a number of minutes above 0"),
+        ("code", "1", "policy.code: a run that failed so is never tried again by itself; use `retry --kind code`"),
+        ("diverged", "0", "policy.diverged: a run that failed so is never tried again by itself"),
+        ("timeouts", "1", 'unknown key "policy.timeouts"; did you mean "policy.timeout"? (valid in policy: '),
+    ],
+)
+def test_a_wrong_policy_gets_one_line_wherever_it_stands(tmp_path: Path, key: str, value: str, line: str) -> None:
+    override = f"policy.{key}={value}"
+    for where, text, overrides in (
+        ("study.toml", f"[policy]\n{key} = {value}\n", ()),
+        (f"--set {override}", "", (override,)),
+    ):
+        with pytest.raises(ManifestError) as caught:
+            load(tmp_path, text, *overrides)
+        (found,) = caught.value.problems
+        assert found.startswith(f"{where}: ")
+        assert line in found
+
+
+def test_a_policy_that_is_no_table_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text("policy = 3\n" + GOOD)
+    with pytest.raises(ManifestError, match="policy: found 3, valid is a table"):
+        load_manifest(path)
+
+
+def test_the_policy_is_kept_with_the_study_for_who_knows_no_manifest(tmp_path: Path) -> None:
+    manifest = load(tmp_path, '[policy]\noom = 7\npreempted = 2\ntimeout = "unlimited"\n')
+    write_json(study_record_file(tmp_path), record_of(manifest, manifest.runs, None))
+    told: list[str] = []
+    assert kept_policy(tmp_path, told.append) == manifest.policy == Policy(oom=7, preempted=2, timeout=None)
+    assert kept_policy(tmp_path / "older", told.append) == Policy()
+    assert told == []
+
+
+@pytest.mark.parametrize("content", ['{"policy": ', '{"policy": 3}', '{"policy": {"oom": -1}}', '{"policy": {"x": 1}}'])
+def test_a_damaged_record_of_it_is_told(tmp_path: Path, content: str) -> None:
+    study_record_file(tmp_path).write_text(content)
+    told: list[str] = []
+    assert kept_policy(tmp_path, told.append) == Policy()
+    assert len(told) == 1
+    assert told[0].startswith("warning: ")
+
+
+def test_retries_of_the_command_line_are_those_without_progress() -> None:
+    assert Policy(oom=5).with_retries(2) == Policy(oom=5, without_progress=2)
+    assert Policy(without_progress=4).with_retries(None) == Policy(without_progress=4)
+
+
+# -- out of memory, from end to end on this machine ----------------------------------------------------------------
+
+STAND_IN = """
+import json, os, sys
+folder, parts = sys.argv[1], int(os.environ["SEQLM_MICRO_BATCHES"])
+if parts < 4:
+    failure = {"kind": "oom", "message": "no memory", "attempt": int(os.environ["SEQLM_ATTEMPT"])}
+    json.dump(failure, open(os.path.join(folder, "failure.json"), "w"))
+    sys.exit(1)
+json.dump({"minutes": os.environ["SEQLM_CHECKPOINT_MINUTES"]}, open(os.path.join(folder, "result.json"), "w"))
+"""
+
+TIGHT = """
+import sys
+import torch
+from seqlm.models import LanguageModel
+from seqlm.training.worker import main
+
+def loss(model, tokens, targets, state, enough=LanguageModel.loss):
+    if tokens.shape[1] > 2:
+        torch.empty(2**50)  # fails as any allocation does that finds no room
+    return enough(model, tokens, targets, state)
+
+LanguageModel.loss = loss
+sys.exit(main())
+"""
+"""The real worker on a machine that has room for two columns at once."""
+
+
+def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: int = 8) -> RunDirectory:
+    """Dispatch one run whose worker is ``program`` to its end, on the local backend."""
+    text = write_text(folder / "text")
+    spec = RunSpec(name="run", config=make_config(epochs=1, batch_size=batch_size), resources=Resources(cpus=1, gpus=0))
+    run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
+    if not run.path.exists():
+        run.create(spec.config, {"name": spec.name})
+    backend, code = LocalBackend(), Code(path=ROOT, commit=None, dirty=False, live=True)
+    backend.open(code)
+    try:
+        Dispatcher(
+            backend,
+            code=code,
+            argv=(sys.executable, "-c", program),
+            data_path={run.id: text},
+            on_event=lambda event: None,
+            work={},
+            policy=policy,
+        ).dispatch([plan(spec, run, run.observe(), has_checkpoint=False, retry=True)])
+    finally:
+        backend.close()
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.retry.FIRST_DELAY_SECONDS", 0.0)
+
+
+def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -> None:
+    run = launch_locally(tmp_path, STAND_IN, Policy(checkpoint_min=2.5))
+    assert run.read_result() == {"minutes": "2.5"}
+    assert run.attempts() == [1, 2, 3]
+    assert [failed.micro_batches for failed in history(run)] == [1, 2]
+    assert (run.read_job() or {})["micro_batches"] == 4
+    run.result_file.unlink()
+    launch_locally(tmp_path, STAND_IN, Policy())
+    assert run.attempts() == [1, 2, 3, 4], "another launch starts with what was needed before"
+
+
+def test_the_real_trainer_short_of_memory_ends_done_with_four_micro_batches(tmp_path: Path) -> None:
+    run = launch_locally(tmp_path, TIGHT, Policy())
+    assert (run.read_result() or {})["micro_batches"] == 4
+    records = [json.loads(run.worker_file(attempt).read_text())["micro_batches"] for attempt in (1, 2, 3)]
+    assert records == [1, 2, 4]
+    assert {failed.kind for failed in history(run)} == {"oom"}
+
+
+def test_a_run_that_never_fits_fails_and_says_how_often_it_was_tried(tmp_path: Path) -> None:
+    run = launch_locally(tmp_path, STAND_IN, Policy(oom=1))
+    assert run.observe().reason == "oom: no memory, after 1 retry with ever smaller micro-batches"
+    launch_locally(tmp_path, STAND_IN, Policy(oom=1))
+    assert run.observe().state == "done", "a person who has it tried again starts where it stood"
+
+
+def test_a_run_with_too_few_columns_for_smaller_micro_batches_fails(tmp_path: Path) -> None:
+    run = launch_locally(tmp_path, STAND_IN, Policy(oom=None), batch_size=3)
+    reason = "oom: no memory, with 2 micro-batches a step; its ranks have too few columns for smaller ones"
+    assert run.observe().reason == reason

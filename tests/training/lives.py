@@ -1,0 +1,176 @@
+"""Ranks of a run in processes of their own that end in the middle, and what the run has come to afterwards.
+
+Processes are forked from one that has imported torch, since importing it takes longer than the tiny runs.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from seqlm.data.corpus import load_corpus
+from seqlm.rundir import RunDirectory
+from seqlm.training.attempt import EXIT_STOPPED, StopRequested, StopSignal
+from seqlm.training.checkpoint import Position, digest, load_checkpoint
+from seqlm.training.checkpoint_files import CheckpointFiles
+from seqlm.training.distributed import Rank, process_group
+from seqlm.training.trainer import Trainer
+
+TIMES = ("epoch_seconds", "elapsed_seconds", "train_tokens_per_second", "peak_memory_bytes", "attempt", "finished_at")
+"""What may differ between two runs that are otherwise equal."""
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a rank ends before its time."""
+
+    by: signal.Signals
+    at: Literal["step", "middle", "validation", "save", "saved", "test"]
+    """Before a step, in the middle of one, in the validation after an epoch, before or after a checkpoint is written,
+    in the test."""
+    number: int = 1
+    """Which of them, counted from 1 in this process."""
+    rank: int = 0
+
+
+def live(
+    folder: Path, text: Path, *, ranks: int = 1, end: End | None = None, save_every: int | None = None
+) -> list[int]:
+    """One attempt at the run in ``folder``, saving within its epochs after so many steps; returns exit codes."""
+    attempt = RunDirectory(folder).last_attempt() + 1
+    RunDirectory(folder).attempt_dir(attempt).mkdir(parents=True)
+    arguments = (folder, text, ranks, attempt, end, save_every)
+    processes = [CONTEXT.Process(target=_rank, args=(rank, *arguments)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    if any(process.is_alive() for process in processes):
+        for process in processes:
+            process.kill()
+        raise AssertionError("a rank does not end")
+    return [process.exitcode or 0 for process in processes]
+
+
+def _rank(
+    index: int, folder: Path, text: Path, ranks: int, attempt: int, end: End | None, save_every: int | None
+) -> None:
+    log = RunDirectory(folder).attempt_dir(attempt) / f"rank-{index}.log"
+    sys.stdout = sys.stderr = log.open("w")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["SEQLM_RENDEZVOUS"] = (RunDirectory(folder).attempt_dir(attempt) / "rendezvous").as_uri()
+    torch.set_num_threads(1)
+    stop = StopSignal()
+    stop.install()
+    rank = Rank(index=index, world_size=ranks)
+    run = RunDirectory(folder)
+    config = run.read_config()
+    with process_group(rank):
+        trainer = Trainer(
+            config,
+            load_corpus(config.data, text),
+            run,
+            rank=rank,
+            attempt=attempt,
+            stop=stop,
+        )
+        if save_every is not None:
+            save_often(trainer, save_every)
+        if end is not None and end.rank == index:
+            arrange(trainer, end)
+        try:
+            trainer.train()
+        except StopRequested:
+            sys.exit(EXIT_STOPPED)
+
+
+def save_often(trainer: Trainer, every: int) -> None:
+    """Let the minutes between two checkpoints be over after so many steps."""
+    step = trainer.step
+
+    def then(*arguments: Any) -> Any:
+        if (trainer._step + 1) % every == 0:
+            trainer._saved_at = -math.inf
+        return step(*arguments)
+
+    trainer.step = then  # type: ignore[assignment]
+
+
+def arrange(trainer: Trainer, end: End) -> None:
+    """Make this process send itself the signal when the moment has come."""
+    count = 0
+
+    def before(function: Callable[..., Any]) -> Callable[..., Any]:
+        def then(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == end.number:
+                os.kill(os.getpid(), end.by)
+            return function(*arguments, **options)
+
+        return then
+
+    def after(function: Callable[..., Any]) -> Callable[..., Any]:
+        def then(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            before(lambda: None)()
+            return result
+
+        return then
+
+    if end.at == "step":
+        trainer.step = before(trainer.step)  # type: ignore[assignment]
+    elif end.at == "middle":
+        forward = trainer.model.features
+
+        def features(*arguments: Any) -> Any:
+            result = forward(*arguments)  # the masks of the step are drawn by now
+            return before(lambda: result)() if trainer.model.training else result
+
+        trainer.model.features = features  # type: ignore[method-assign]
+    elif end.at in ("validation", "test"):
+        evaluate = trainer.evaluate
+        window = before(trainer._before_window)
+
+        def look(split: str) -> Any:
+            wanted = split == ("valid" if end.at == "validation" else "test")
+            trainer._before_window = window if wanted else Trainer._before_window.__get__(trainer)  # type: ignore[method-assign]
+            return evaluate(split)
+
+        trainer.evaluate = look  # type: ignore[method-assign]
+    else:
+        wrap = before if end.at == "save" else after
+        CheckpointFiles.save = wrap(CheckpointFiles.save)  # type: ignore[method-assign] -- of this process alone
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a finished run has come to, without what tells of time."""
+    run = RunDirectory(folder)
+    fingerprint = run.read_config().fingerprint()
+    last = load_checkpoint(run.last_checkpoint, fingerprint)
+    best = load_checkpoint(run.best_checkpoint, fingerprint)
+    epochs, warnings = run.read_metrics()
+    assert warnings == []
+    return {
+        "epochs": [{key: value for key, value in epoch.items() if key not in TIMES} for epoch in epochs],
+        "result": {key: value for key, value in (run.read_result() or {}).items() if key not in TIMES},
+        "last": digest([last.model, last.optimizer]),
+        "best": digest(best.model),
+    }
+
+
+def position_of(folder: Path) -> Position:
+    """Where the checkpoint of a run stands."""
+    run = RunDirectory(folder)
+    return load_checkpoint(run.last_checkpoint, run.read_config().fingerprint()).position

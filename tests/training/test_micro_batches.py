@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqlm.config import SgdConfig
+from seqlm.errors import UsageError
+from seqlm.models import build_model
+from seqlm.training.distributed import Rank
+from seqlm.training.micro_batches import micro_batches_from, split_columns
+from seqlm.training.optimizers import build_optimizer
+from seqlm.training.step import TrainingStep
+from tests.training.ranks import steps_file, take_steps
+from tests.training.studies import make_config, make_run, write_text
+from tests.training.test_distributed import run_ranks
+
+ARCHITECTURES = ("rnn", "gru", "transformer")
+PARTS = (2, 3, 4)
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any], state: Tensor) -> None:
+    """Losses, gradients and validation agree to 1e-10; ``state`` is the carried state over all columns."""
+    for pair in zip(found["results"], wanted["results"], strict=True):  # loss, gradient norm
+        assert pair[0] == pytest.approx(pair[1], rel=1e-10)
+    assert found["valid"] == pytest.approx(wanted["valid"], rel=1e-10)
+    assert found["gradients"].keys() == wanted["gradients"].keys()
+    for name, gradient in found["gradients"].items():
+        torch.testing.assert_close(gradient, wanted["gradients"][name], rtol=1e-10, atol=1e-14)
+    assert state.shape == wanted["state"].shape
+    torch.testing.assert_close(state, wanted["state"], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_parts_of_a_batch_give_its_losses_gradients_and_state(tmp_path: Path, arch: str, implementation: str) -> None:
+    text = write_text(tmp_path / "text")
+    run = make_run(tmp_path / arch, make_config(arch, implementation=implementation))
+    whole = take_steps(run.path, text, Rank())
+    assert all(gradient.abs().sum() > 0 for gradient in whole["gradients"].values())
+    for parts in PARTS:
+        found = take_steps(run.path, text, Rank(), parts)
+        assert_same(found, whole, found["state"])
+
+
+def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    runs = [make_run(tmp_path / arch, make_config(arch)) for arch in ARCHITECTURES]
+    run_ranks([run.path for run in runs], text, 2, micro_batches="1,2,3,4")
+    for run in runs:
+        whole = take_steps(run.path, text, Rank())
+        for parts in (1, *PARTS):
+            ranks = [torch.load(steps_file(run.path, 2, rank, parts), weights_only=True) for rank in range(2)]
+            state = torch.cat([steps["state"] for steps in ranks], dim=1)
+            for steps in ranks:
+                assert_same(steps, whole, state)
+
+
+def test_gradients_are_reduced_once_in_a_step_however_many_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    left_out: list[bool] = []
+
+    class FakeParallel(nn.Module):
+        """Stands in for DistributedDataParallel, which would need a group of processes."""
+
+        def __init__(self, inner: nn.Module, **options: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *arguments: Tensor) -> Any:
+            return self.inner(*arguments)
+
+        def no_sync(self) -> Any:
+            left_out.append(True)
+            return torch.enable_grad()
+
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", FakeParallel)
+    model = build_model(make_config("gru").model, 7, 5)
+    step = TrainingStep(
+        model,
+        build_optimizer(SgdConfig(optimizer="sgd", lr=0.1), model.parameters()),
+        clip_norm=1.0,
+        tokens_per_step=40,
+        rank=Rank(world_size=2),
+        micro_batches=3,
+    )
+    ids = torch.zeros(5, 4, dtype=torch.int64)
+    step(ids, ids, model.initial_state(4))
+    assert left_out == [True, True], "of three parts"
+
+
+def test_parts_are_whole_columns_and_differ_by_one_at_most() -> None:
+    columns = torch.arange(14).view(2, 7)
+    parts = split_columns(columns, 3)
+    assert [part.shape[1] for part in parts] == [3, 2, 2]
+    assert torch.equal(torch.cat(parts, dim=1), columns)
+
+
+@pytest.mark.parametrize("text", ["0", "3.5", "-1", "two", "4"])
+def test_a_number_of_parts_that_no_rank_can_have_is_told_with_what_is_valid(text: str) -> None:
+    with pytest.raises(UsageError, match=f'SEQLM_MICRO_BATCHES: found "{text}", valid is a whole number from 1 to 3'):
+        micro_batches_from({"SEQLM_MICRO_BATCHES": text}, 11, 3)  # columns: 4, 4, 3
+    assert micro_batches_from({"SEQLM_MICRO_BATCHES": "3"}, 11, 3) == 3
+    assert micro_batches_from({}, 11, 3) == 1
+
+
+def test_the_number_of_parts_stands_in_the_attempts_record_and_in_the_result(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    run = make_run(tmp_path / "run", make_config(epochs=1))
+    env = {**os.environ, "SEQLM_MICRO_BATCHES": "4", "SEQLM_DATA": str(text), "SEQLM_DEVICE": "cpu"}
+    subprocess.run([sys.executable, "-m", "seqlm.training.worker", str(run.path)], env=env, check=True)
+    assert json.loads(run.worker_file(1).read_text())["micro_batches"] == 4
+    assert (run.read_result() or {})["micro_batches"] == 4

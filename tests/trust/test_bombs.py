@@ -1,0 +1,278 @@
+"""Files that mean harm: zip files, texts and manifests that are far larger, or far deeper, than they look."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.manifest import load_manifest
+from seqlm.config import DataConfig
+from seqlm.data import source
+from seqlm.data.corpus import load_corpus
+from seqlm.data.source import read_texts
+from seqlm.errors import DataError, ManifestError, SeqlmError
+from tests.test_launch import ROOT, Study
+
+MIB = 2**20
+SMALL = {"valid.txt": b"a\n", "test.txt": b"b\n"}
+
+
+def refusal(action: Callable[[], Any], kind: type[SeqlmError] = DataError) -> str:
+    with pytest.raises(kind) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
+
+
+def zip_by_hand(path: Path, name: bytes, stream: bytes, crc: int, declared: int) -> Path:
+    """A zip file whose entry ``name`` has this deflate stream and says that it unpacks to ``declared`` bytes."""
+    local = struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, 0, 8, 0, 0, crc, len(stream), declared, len(name), 0)
+    body = local + name + stream
+    with zipfile.ZipFile(path, "w") as archive:
+        for other, text in SMALL.items():
+            archive.writestr(other, text)
+    raw = path.read_bytes()
+    start = raw.index(b"PK\x01\x02")
+    end = raw.index(b"PK\x05\x06")
+    entry = struct.pack(
+        "<IHHHHHHIIIHHHHHII",
+        0x02014B50,
+        20,
+        20,
+        0,
+        8,
+        0,
+        0,
+        crc,
+        len(stream),
+        declared,
+        len(name),
+        0,
+        0,
+        0,
+        0,
+        0,
+        start,
+    )
+    directory = raw[start:end] + entry + name
+    tail = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 3, 3, len(directory), start + len(body), 0)
+    path.write_bytes(raw[:start] + body + directory + tail)
+    return path
+
+
+@pytest.fixture
+def peak() -> Iterator[Callable[[], int]]:
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+# -- zip files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ten_gibibytes() -> tuple[bytes, int]:
+    """Ten million bytes that unpack to 10 GiB: one stream of 128 MiB is deflated, and stands there 80 times."""
+    packer, crc, piece = zlib.compressobj(9, zlib.DEFLATED, -15), 0, bytes(16 * MIB)
+    once = b"".join([packer.compress(piece) for _ in range(8)]) + packer.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(8):
+        crc = zlib.crc32(piece, crc)
+    return once * 80 + zlib.compressobj(9, zlib.DEFLATED, -15).flush(), crc
+
+
+@pytest.mark.parametrize("declared", [2**32 - 2, 2**31, 100 * MIB, 10], ids=["4 GiB", "2 GiB", "100 MiB", "10 bytes"])
+def test_a_zip_of_ten_megabytes_that_unpacks_to_ten_gibibytes_takes_a_hundredth_of_that(
+    tmp_path: Path, ten_gibibytes: tuple[bytes, int], declared: int, peak: Callable[[], int]
+) -> None:
+    stream, crc = ten_gibibytes
+    assert 9 * MIB < len(stream) < 14 * MIB
+    path = zip_by_hand(tmp_path / "bomb.zip", b"train.txt", stream, crc, declared)
+    message = refusal(lambda: read_texts(path))
+    assert any(told in message for told in ("which no text does", "valid is at most 4 GiB", "is a damaged zip file"))
+    assert peak() < 250 * MIB
+
+
+def test_the_refusal_of_a_bomb_is_what_the_command_line_prints_within_little_memory(
+    tmp_path: Path, ten_gibibytes: tuple[bytes, int]
+) -> None:
+    path = zip_by_hand(tmp_path / "bomb.zip", b"train.txt", *ten_gibibytes, declared=2**31)
+    Study(tmp_path)
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    argv = [
+        sys.executable,
+        "-c",
+        limited,
+        str(ROOT / "launch.py"),
+        "plan",
+        str(tmp_path / "small.toml"),
+        "--data",
+        str(path),
+    ]
+    done = subprocess.run([*argv, "--backend", "local"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: zip file ")
+    assert "which no text does" in line
+
+
+def test_a_zip_packed_with_bzip2_is_unpacked_in_small_pieces(tmp_path: Path, peak: Callable[[], int]) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        for name, text in SMALL.items():
+            archive.writestr(name, text)
+        with archive.open("train.txt", "w") as file:
+            for _ in range(60):
+                file.write(bytes(MIB))
+    tracemalloc.reset_peak()
+    assert len(read_texts(path).contents["train"]) == 60 * MIB
+    assert peak() < 250 * MIB  # the text, and what 4 KiB of bzip2 can hold
+
+
+def test_a_text_that_packs_well_is_no_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in {**SMALL, "train.txt": b"the same line again\n" * 100_000}.items():
+            archive.writestr(name, text)
+    assert len(read_texts(path).contents["train"]) == 2_000_000
+
+
+def test_a_zip_with_endless_entries_is_refused_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MOST_ENTRIES", 50)
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {**SMALL, "train.txt": b"a b\n", **{f"n{n}": b"" for n in range(60)}}.items():
+            archive.writestr(name, text)
+    assert "lists 63 files; valid is at most 50" in refusal(lambda: read_texts(path))
+    monkeypatch.setattr(source, "LARGEST_DIRECTORY", 1000)
+    assert "lists too many files" in refusal(lambda: read_texts(path))
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train.txt", bytes(range(256)) * 40)
+        for name in SMALL:
+            archive.writestr(name, b"a\n")
+    raw = bytearray(path.read_bytes())
+    first = raw.index(b"PK\x01\x02")
+    entry = raw[first : first + 46]
+    for start in (first, raw.index(b"PK\x01\x02", first + 1), raw.rindex(b"PK\x01\x02")):
+        raw[start + 16 : start + 28] = entry[16:24] + struct.pack("<I", 10_240)
+        raw[start + 20 : start + 24] = struct.pack("<I", 9000)
+        raw[start + 42 : start + 46] = entry[42:46]
+    path.write_bytes(raw)
+    assert "overlap, or are cut" in refusal(lambda: read_texts(path))
+
+
+def test_a_symbolic_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("train.txt")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+        for name, text in SMALL.items():
+            archive.writestr(name, text)
+    assert "train.txt in" in (message := refusal(lambda: read_texts(path)))
+    assert "is a symbolic link; pack the text itself" in message
+
+
+@pytest.mark.parametrize("folder", ["../../", "/etc/", "a/../../b/", "C:\\", "$(touch x)/", "\x1b[2J/"])
+def test_paths_in_a_zip_lead_nowhere(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "deep" / "er"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    with zipfile.ZipFile("c.zip", "w") as archive:
+        for name, text in {**SMALL, "train.txt": b"a b\n"}.items():
+            archive.writestr(f"{'' if chr(92) in folder else folder}{name}", text)
+    assert read_texts(Path("c.zip")).contents["train"] == b"a b\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep", "er", "c.zip"]
+
+
+def test_a_name_with_a_nul_in_a_zip_does_not_hide_a_second_text(tmp_path: Path) -> None:
+    path = tmp_path / "c.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in {**SMALL, "train.txt": b"a b\n", "train.txt_hidden": b"other\n"}.items():
+            archive.writestr(name, text)
+    path.write_bytes(path.read_bytes().replace(b"train.txt_hidden", b"train.txt\0hidden"))
+    assert "holds train.txt more than once" in refusal(lambda: read_texts(path))
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+def corpus(folder: Path, train: bytes, valid: bytes = b"a b\n") -> Callable[[], Any]:
+    for name, content in (("train", train), ("valid", valid), ("test", b"a b\n")):
+        (folder / f"{name}.txt").write_bytes(content)
+    return lambda: load_corpus(DataConfig(corpus="files"), folder)
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        (b"a b\n\x7fELF\x02\x01\x01\x00\x00", "train.txt line 2: byte 0x00 is no text"),
+        (b"a b\n\n\xff\xfe\n", "train.txt line 3: byte 0xff is not UTF-8"),
+        (b"a b \xed\xa0\x80\n", "train.txt line 1: byte 0xed is not UTF-8"),
+    ],
+    ids=["a program", "no UTF-8", "half a character"],
+)
+def test_what_is_no_text_is_refused_with_its_line(tmp_path: Path, train: bytes, told: str) -> None:
+    assert told in refusal(corpus(tmp_path, train))
+
+
+def test_a_line_or_a_word_of_megabytes_is_text_like_any_other(tmp_path: Path) -> None:
+    loaded = corpus(tmp_path, b"a b " + b"x" * 5_000_000 + b" " + b"y " * 500_000)()
+    assert loaded.tokens["train"] == 500_004
+
+
+def test_an_unknown_word_of_megabytes_makes_no_message_of_megabytes(tmp_path: Path) -> None:
+    message = refusal(corpus(tmp_path, b"a b\n", valid=b"a " + b"z" * 3_000_000 + b"\n"))
+    assert 'valid.txt line 1: "zzzz' in message
+
+
+# -- manifests ---------------------------------------------------------------------------------------------------------
+
+LAUGHS = "\n".join(["a0: &a0 {x: 1, y: 2}", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
+MERGES = "\n".join(
+    ["a0: &a0 {x: 1, y: 2}", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12))]
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("laughs.yaml", LAUGHS, "too large, valid is at most 1,000,000 values"),
+        ("ring.yaml", "study: &a {name: *a}", "nested too deeply"),
+        ("deep.yaml", "a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("deep.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ("deep.toml", "a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("code.yaml", "a: !!python/object/apply:os.system ['touch x']", "not YAML: could not determine a constructor"),
+        ("huge.json", json.dumps({"a": "x" * 17 * MIB}), "too large, valid are at most 16 MiB"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 12 else "",
+)
+def test_a_manifest_that_means_harm_gets_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert told in refusal(lambda: load_manifest(tmp_path / name), ManifestError)
+    assert not (tmp_path / "x").exists()
+
+
+def test_merges_of_merges_in_yaml_take_little_memory(tmp_path: Path, peak: Callable[[], int]) -> None:
+    (tmp_path / "merges.yaml").write_text(MERGES)  # 60 billion keys, had each merge all of the one before
+    with pytest.raises(ManifestError):
+        load_manifest(tmp_path / "merges.yaml")
+    assert peak() < 50 * MIB

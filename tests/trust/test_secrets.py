@@ -1,0 +1,241 @@
+"""What stands in the submitter's environment is written nowhere, and on a cluster only what is named arrives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import launch
+from jobs.secrets import looks_secret
+from seqlm.rundir import RunDirectory
+from seqlm.training.failure import describe_failure, failure_text
+from slurm.environment import job_environment
+from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests.fake_slurm import FakeSlurm
+from tests.ray_lab import RayLab
+from tests.slurm.real import require_slurm
+from tests.test_launch import ROOT, Study, until
+from tests.trust.canaries import OWN, PASSED, SHELL, environment_of, files_with, told_in
+
+LONG = 4000
+"""Epochs of a run that is cancelled before its end."""
+
+
+def study_on(folder: Path, backend: str, table: str = 'env_pass = ["HF_TOKEN"]', *, epochs: int = LONG) -> Study:
+    study = Study(folder, epochs=epochs)
+    manifest = folder / "small.toml"
+    manifest.write_text(
+        f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n\n[backend.{backend}]\n{table}\n"
+    )
+    return study
+
+
+def worker_of(study: Study) -> int:
+    """The process of the study's run, which trains."""
+    until(lambda: any(run.read_metrics()[0] for run in study.runs()))
+    (run,) = study.runs()
+    return int(json.loads(run.worker_file(run.last_attempt()).read_text())["pid"])
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A submitter's shell that is full of secrets."""
+    for name, value in SHELL.items():
+        monkeypatch.setenv(name, value)
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    "HF_TOKEN WANDB_API_KEY AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID DB_PASSWORD GITHUB_PAT OPENAI_APIKEY "
+    "CONDA_TOKEN SLURM_JWT SSH_AUTH_SOCK my_secret PGPASSFILE_PASS".split(),
+)
+def test_the_name_of_a_secret_is_known_as_such(name: str) -> None:
+    assert looks_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name", "PATH PWD TOKENIZERS_PARALLELISM NCCL_DEBUG PYTHONPATH KEYBOARD MONKEY_BUSINESS".split()
+)
+def test_an_ordinary_name_is_not_taken_for_a_secret(name: str) -> None:
+    assert not looks_secret(name)
+
+
+ORDINARY = (
+    "HOME PATH USER LANG LC_ALL TMPDIR LD_LIBRARY_PATH VIRTUAL_ENV CONDA_PREFIX PYTHONPATH MODULEPATH LOADEDMODULES "
+    "BASH_FUNC_module%% CUDA_HOME NCCL_SOCKET_IFNAME OMP_NUM_THREADS SLURM_CONF SBATCH_ACCOUNT SEQLM_CACHE SCRATCH"
+).split()
+
+
+def test_jobs_get_what_ordinary_sites_need_and_nothing_that_is_unknown() -> None:
+    environ = {**dict.fromkeys(ORDINARY, "x"), **SHELL, "HTTPS_PROXY": "http://me:pass@proxy", "CONDA_TOKEN": "x"}
+    assert sorted(job_environment(environ)) == sorted(ORDINARY)
+    assert sorted(job_environment(environ, ["HF_TOKEN"])) == sorted([*ORDINARY, "HF_TOKEN"])
+
+
+def test_sbatch_keeps_the_token_without_which_it_cannot_submit() -> None:
+    assert job_environment({"SLURM_JWT": "x"}) == {"SLURM_JWT": "x"}
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_a_named_variable_that_is_not_set_is_told_before_anything_is_written(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
+    study_on(tmp_path, backend)
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["run", "small.toml", "--backend", backend]) == 2
+    line = f"error: backend.{backend}.env_pass: HF_TOKEN is not set in this shell; export it, or leave the name out\n"
+    assert capsys.readouterr().err == line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_secret_in_env_gets_a_line_of_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
+    study_on(tmp_path, "slurm", 'env = {HF_TOKEN = "oops", NCCL_DEBUG = "INFO"}')
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "backend.slurm.env.HF_TOKEN looks like a secret" in line
+    assert 'env_pass = ["HF_TOKEN"]' in line
+    assert "oops" not in line
+
+
+# -- local -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("shell")
+def test_a_worker_on_this_machine_inherits_the_shell_and_nothing_of_it_is_written(tmp_path: Path) -> None:
+    study = study_on(tmp_path, "local")
+    said = [study("plan", "small.toml", "--json"), study("run", "small.toml", "--no-wait", "--json")]
+    found = environment_of(worker_of(study))
+    assert {name: found[name] for name in SHELL} == SHELL
+    said += [study(word, "small", "--json") for word in ("status", "logs", "cancel", "report")]
+    assert [answer.returncode for answer in said] == [0] * 6, said
+    assert told_in(answer.stdout + answer.stderr for answer in said) == []
+    assert (tmp_path / "runs/small/launch-0001.log").exists()
+    assert files_with(tmp_path) == []
+
+
+def test_a_failure_tells_its_place_and_no_values_of_variables() -> None:
+    def fail() -> None:
+        token = PASSED["HF_TOKEN"]
+        raise RuntimeError(f"refused after {len(token)} letters")
+
+    with pytest.raises(RuntimeError) as caught:
+        fail()
+    told = [failure_text(caught.value), json.dumps(describe_failure(caught.value, rank=0, attempt=1))]
+    assert "in fail" in told[0]
+    assert told_in(told) == []
+
+
+# -- SLURM -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("shell")
+def test_sbatch_is_called_without_the_secrets_of_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.on_path(monkeypatch)
+    study_on(tmp_path / "own", "slurm")
+    monkeypatch.chdir(tmp_path / "own")
+    assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait", "--then-report"]) == 0
+    for number in (1, 2):  # the run, and the report
+        found = slurm.environment(number)
+        assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
+        assert OWN.keys().isdisjoint(found)
+        assert (found["PATH"], found["HOME"]) == (os.environ["PATH"], os.environ["HOME"])
+    assert told_in(word for call in slurm.calls() for word in call) == []
+    assert told_in(job.script for job in slurm.jobs().values()) == []
+    assert files_with(tmp_path / "own") == []
+    assert os.environ["WANDB_API_KEY"] == OWN["WANDB_API_KEY"]  # it was taken from sbatch alone
+
+
+@pytest.mark.usefixtures("shell")
+def test_the_option_export_of_sbatch_goes_before_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.on_path(monkeypatch)
+    study_on(tmp_path, "slurm", 'sbatch.export = "ALL"')
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == 0
+    assert {name: slurm.environment(1)[name] for name in SHELL} == SHELL
+
+
+@pytest.fixture
+def cluster() -> Iterator[LoopbackCluster]:
+    require_slurm()
+    with LoopbackCluster(ClusterOptions(nodes=1, cpus=2)) as cluster:
+        yield cluster
+
+
+@pytest.mark.xdist_group("slurm")
+def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_more(
+    cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    study = study_on(tmp_path, "slurm")
+    env = {**cluster.env, **SHELL, "SEQLM_BACKEND": "slurm"}
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, str(ROOT / "launch.py"), *words]
+        return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=False)
+
+    said = [command("run", "small.toml", "--no-wait", "--then-report", "--json")]
+    assert said[0].returncode == 0, said[0].stderr
+    found = environment_of(worker_of(study))
+    assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
+    assert OWN.keys().isdisjoint(found)
+    assert files_with(cluster.folder, OWN.values()) == []
+    assert files_with(cluster.folder, PASSED.values())  # where SLURM keeps a job's environment: the look itself works
+    said += [command(word, "small", "--json") for word in ("status", "logs", "cancel")]
+    assert told_in(answer.stdout + answer.stderr for answer in said) == []
+    until(lambda: (tmp_path / "runs/small/report/index.html").exists())
+    assert files_with(tmp_path) == []
+
+
+# -- Ray ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of_ray_has_any(tmp_path: Path) -> None:
+    lab = RayLab()
+    try:
+        lab.start_cluster((2, 0))
+        study = study_on(tmp_path, "ray")
+        lab.env |= SHELL  # of the launcher, not of the nodes
+        argv = [sys.executable, str(ROOT / "launch.py")]
+        launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
+        found = environment_of(worker_of(study))
+        assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
+        assert OWN.keys().isdisjoint(found)
+        said = [lab.run([*argv, word, "small", "--json"], cwd=tmp_path) for word in ("status", "logs", "cancel")]
+        told = [*launcher.communicate(timeout=120), *(answer.stdout + answer.stderr for answer in said)]
+        assert told_in(told) == []
+        assert files_with(lab.folder) == []
+        assert files_with(tmp_path) == []
+    finally:
+        lab.close()
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(tmp_path: Path) -> None:
+    lab = RayLab()
+    try:
+        lab.env |= SHELL
+        study = study_on(tmp_path, "ray", epochs=2)
+        done = lab.run([sys.executable, str(ROOT / "launch.py"), "run", "small.toml", "--json"], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert all(RunDirectory(run.path).result_file.exists() for run in study.runs())
+        assert told_in([done.stdout, done.stderr]) == []
+        assert files_with(lab.folder) == []
+        assert files_with(tmp_path) == []
+    finally:
+        lab.close()
