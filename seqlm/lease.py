@@ -237,8 +237,10 @@ def live_elsewhere(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
         age = time.time() - path.stat().st_mtime
     except OSError:
         return None
+    if abs(age) >= stale_seconds:
+        return None
     owner = _read(path)
-    return None if abs(age) >= stale_seconds or _is_free(owner) else owner
+    return None if _is_free(owner) else owner
 
 
 def newest_generation(folder: Path) -> int:

@@ -12,10 +12,13 @@ differs between ranks and machines comes from the environment:
     SEQLM_CHECKPOINT_MINUTES        how often the state is saved within an epoch (default: 10)
     SEQLM_DETERMINISTIC             1: operations whose results do not vary from one time to the next, on a GPU too
     SEQLM_MICRO_BATCHES             parts in which each step takes the rank's columns, to save memory (default: 1)
+    SEQLM_LEASE_SECONDS             between two heartbeats of the run's lease (default: 10)
+    SEQLM_STALE_LEASE_MINUTES       without one until a worker of another host is taken over (default: 3)
+    SEQLM_COLLECTIVE_MINUTES        a rank waits for the others before it gives up (default: 10)
     SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
 Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
-75 another worker is at it, 143 stopped by SIGTERM, SIGINT or SIGUSR2, and saved.
+75 another worker is at it or has taken the run over, 143 stopped by SIGTERM, SIGINT or SIGUSR2, and saved.
 """
 
 from __future__ import annotations
