@@ -23,6 +23,7 @@ from seqlm.errors import FileError, RunBusyError, SeqlmError
 from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, write_json
 from seqlm.training.distributed import Rank
 from seqlm.training.failure import describe_failure, failure_text, is_storage_failure, tell
+from seqlm.training.micro_batches import VARIABLE
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -121,7 +122,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int) -> Iterator[None]:
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
-        "micro_batches": int(os.environ.get("SEQLM_MICRO_BATCHES") or 1),
+        "micro_batches": int(os.environ.get(VARIABLE) or 1),
         "code": str(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,
