@@ -430,6 +430,7 @@ def _settle(run: RunDirectory, job: _Job, ended: Ended, memory_kills: MemoryKill
         "message": message,
         "where": "outside the worker's own code",
         "attempt": submission.attempt,
+        "micro_batches": _micro_batches(submission),
         "failed_at": timestamp(),
     }
     if for_memory:

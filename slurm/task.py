@@ -458,5 +458,6 @@ class Task:
             "message": message,
             "where": f"job {self._place.job} on {self._place.host}",
             "attempt": worker.attempt,
+            "micro_batches": worker.micro_batches,
             "failed_at": timestamp(),
         }
