@@ -37,6 +37,7 @@ def stop_at(order: str) -> Callable[[str], None]:
             told.append(path)
             if len(told) == int(number):
                 os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.5)  # the signal stops another thread than this one first: nothing is done until it comes
 
     return tell
 
