@@ -15,7 +15,6 @@ import fcntl
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,8 @@ def stop_at(order: str) -> Callable[[str], None]:
         if f".{name}." in Path(path).name:
             told.append(path)
             if len(told) == int(number):
-                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread does not go a step further
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.5)  # the signal stops another thread than this one first: nothing is done until it comes
 
     return tell
 
