@@ -46,10 +46,8 @@ def test_the_example_manifest_is_nine_runs(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in (
-        README,
-        *((ROOT / "docs" / name).read_text("utf-8") for name in ("study.md", "manifest.md", "ray.md", "slurm.md")),
-    ):
+    guides = ("study.md", "manifest.md", "ray.md", "slurm.md", "reliability.md")
+    for document in (README, *((ROOT / "docs" / name).read_text("utf-8") for name in guides)):
         folder = ROOT if document is README else ROOT / "docs"
         for target in re.findall(r"\]\(([^)#]+)", document):
             assert target.startswith("https://") or (folder / target).exists(), target
