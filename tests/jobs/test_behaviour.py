@@ -12,11 +12,12 @@ import pytest
 from jobs.behaviour import choose, default_settings, find_jobs, is_current, jobs_dir, judge_of
 from jobs.behaviour_launch import BehaviourLaunch
 from jobs.estimate import earlier_throughput
+from jobs.policy import Policy
 from jobs.spec import Resources
 from jobs.study import ObservedRun, find_study, is_behaviour_study, observe_study, study_name
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.rundir import RunDirectory, study_record_file, write_json, write_json_lines
 from tests.training.studies import make_config, make_run
 
 
@@ -242,6 +243,12 @@ def test_a_job_is_its_run_on_one_rank_whatever_the_run_had(tmp_path: Path) -> No
     assert spec.fingerprint == run.read_config().fingerprint()
     assert launch.data_path(spec) == Path("/text")
     assert launch.data_path(spec, flag=Path("/other")) == Path("/other")
+
+
+def test_a_job_goes_by_the_policy_of_its_study_but_takes_no_micro_batches(tmp_path: Path) -> None:
+    done_run(tmp_path, "rnn-a", 30.0)
+    write_json(study_record_file(tmp_path), {"policy": {"oom": 5, "timeout": 7}})
+    assert BehaviourLaunch.of(tmp_path).options().policy == Policy(oom=0, timeout=7)
 
 
 def test_a_renamed_run_keeps_its_folders_name(tmp_path: Path) -> None:
