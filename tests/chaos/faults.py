@@ -147,6 +147,8 @@ class StopRank(Fault):
 class PowerCut(Fault):
     """All processes end at once; of what was written last, half is on disk: every file that may be torn is torn.
 
+    Files lie beside that were begun and not put in place.
+
     ``last.pt`` is torn only where the checkpoint before it is kept: a disk that loses what was flushed and has no other
     copy has lost the run.
     """
@@ -156,6 +158,9 @@ class PowerCut(Fault):
         scene.launcher.wait()
         torn = []
         for run in _unfinished(scene):
+            with contextlib.suppress(OSError):
+                for path in (run.last_checkpoint, run.metrics_file):
+                    path.with_name(f".{path.name}.powercut.tmp").write_bytes(b"half of")
             with contextlib.suppress(OSError):  # where the disk is read-only just now, nothing was being written
                 if run.last_checkpoint.exists() and any(run.last_checkpoint.parent.glob("previous*.pt")):
                     _tear(run.last_checkpoint, scene.draw())
