@@ -32,6 +32,11 @@ class Scene:
     """Numbers from 0 to 1 that the seed decides."""
 
     def pick(self, among: list[Process]) -> Process | None:
+        """One of these workers; three times in four one that has taken a step, else perhaps one that still imports."""
+        if self.draw() < 0.75:
+            steps = self.study.lab.shim / "steps"
+            counted = {file.name for file in steps.iterdir() if file.stat().st_size}
+            among = [process for process in among if f"{process.run_dir.name}-{process.pid}" in counted]
         return among[int(self.draw() * len(among))] if among else None
 
 
@@ -142,6 +147,8 @@ class StopRank(Fault):
 class PowerCut(Fault):
     """All processes end at once; of what was written last, half is on disk: every file that may be torn is torn.
 
+    Files lie beside that were begun and not put in place.
+
     ``last.pt`` is torn only where the checkpoint before it is kept: a disk that loses what was flushed and has no other
     copy has lost the run.
     """
@@ -151,6 +158,9 @@ class PowerCut(Fault):
         scene.launcher.wait()
         torn = []
         for run in _unfinished(scene):
+            with contextlib.suppress(OSError):
+                for path in (run.last_checkpoint, run.metrics_file):
+                    path.with_name(f".{path.name}.powercut.tmp").write_bytes(b"half of")
             with contextlib.suppress(OSError):  # where the disk is read-only just now, nothing was being written
                 if run.last_checkpoint.exists() and any(run.last_checkpoint.parent.glob("previous*.pt")):
                     _tear(run.last_checkpoint, scene.draw())

@@ -21,7 +21,7 @@ from tests.chaos.study import Lab, Study, workers
 POLL_SECONDS = 0.05
 RELAUNCH_SECONDS = 1.0
 """How long a study is without a launcher: somebody sees that it is gone, and starts it again."""
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 10.0
 """How long a fault that finds nothing to hit waits for it."""
 FINISH_SECONDS = 900.0
 """How long a study may take once nothing disturbs it any more."""

@@ -23,6 +23,9 @@ HEAD = """
 name = "chaos"
 data = "text"
 
+[policy]
+checkpoint_min = 0.02                  # as often as a large model's: every few hundred steps
+
 [defaults.model]
 hidden_size = 24
 num_layers = 2
@@ -123,12 +126,7 @@ class Lab:
     def env(self) -> dict[str, str]:
         """Of launchers, and so of their workers."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("SEQLM_")}
-        return {
-            **env,
-            "PYTHONPATH": str(self.shim),
-            "SEQLM_CACHE": str(self.folder / "cache"),
-            "SEQLM_CHECKPOINT_MINUTES": "0.02",  # as often as a large model's: every few dozens of steps
-        }
+        return {**env, "PYTHONPATH": str(self.shim), "SEQLM_CACHE": str(self.folder / "cache")}
 
     def control(self, **values: Any) -> None:
         """Tell the processes what to believe (:mod:`tests.chaos.shim.sitecustomize`)."""

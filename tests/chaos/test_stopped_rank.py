@@ -1,0 +1,68 @@
+"""A rank of two that stops for good without ending: found, ended, and tried again, with the bits of a quiet run.
+
+Needs SEQLM_COLLECTIVE_MINUTES (how long a rank waits for the others) and SEQLM_HUNG_MINUTES (how long a launcher waits
+for a sign of life).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.study import FEW, Lab, Study, processes, workers
+from tests.outcome import differences, outcomes
+from tests.test_launch import epochs_of, until
+
+pytestmark = pytest.mark.xdist_group("chaos")
+
+EPOCHS = 4
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab.create(tmp_path / "lab", few=True, epochs=EPOCHS, lines=1200)
+
+
+@pytest.mark.parametrize(
+    ("rank", "collective_minutes", "hung_minutes", "says"),
+    [(1, "0.1", "10", "lost another rank"), (0, "10", "0.4", "no step")],
+    ids=["the-second-found-by-the-first", "the-first-found-by-the-launcher"],
+)
+def test_a_rank_that_is_stopped_for_good_is_found_and_the_run_ends_as_the_quiet_one(
+    lab: Lab, rank: int, collective_minutes: str, hung_minutes: str, says: str
+) -> None:
+    (arch, optimizer, seed, _) = next(run for run in FEW if run[3] == 2)
+    name = f"{arch}-{optimizer}-{seed}"
+    quiet, study = Study(lab.folder / "quiet", lab), Study(lab.folder / "loud", lab)
+    only = ("--only", f"name={name}")
+    for each in (quiet, study):
+        each.folder.mkdir()
+    with (lab.folder / "quiet.log").open("wb") as output:
+        assert quiet.start(output, *only).wait(300) == 0
+
+    waits = {"SEQLM_COLLECTIVE_MINUTES": collective_minutes, "SEQLM_HUNG_MINUTES": hung_minutes}
+    log = lab.folder / "loud.log"
+    with log.open("wb") as output:
+        launcher = study.start(output, *only, **waits)
+        until(lambda: study.runs() and epochs_of(study.runs()[0]))
+        (victim,) = [worker for worker in workers(study) if worker.rank == rank]
+        os.kill(victim.pid, signal.SIGSTOP)
+        try:
+            assert launcher.wait(240) == 0, log.read_text()
+        finally:
+            launcher.kill()
+            launcher.wait()
+            for process in processes(study.folder):
+                os.kill(process.pid, signal.SIGKILL)
+    (run,) = study.runs()
+    assert epochs_of(run) == list(range(EPOCHS))
+    assert run.attempts() == [1, 2]
+    failure = json.loads((run.attempt_dir(1) / "failure.json").read_text())
+    assert failure["kind"] == "node"
+    assert says in failure["message"]
+    assert differences(outcomes(study.study_dir), outcomes(quiet.study_dir)) == []
+    assert not Path(f"/proc/{victim.pid}/cmdline").exists()
