@@ -69,6 +69,7 @@ from seqlm.errors import BackendError, SeqlmError, UsageError, error_text, print
 from seqlm.rundir import write_text
 from slurm import backend as slurm_backend
 from slurm.settings import read_settings
+from slurm.submission import require_plain_path
 
 SCHEMA_VERSION = 1
 EXIT_RUN_FAILED = 1
@@ -163,7 +164,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     _say(options, _totals_text(summed, _where(backend, choice)))
     scripts: list[str] = []
     if isinstance(backend, slurm_backend.SlurmSite) and todo:
-        slurm_backend.require_plain_path(study_dir.absolute())
+        require_plain_path(study_dir.absolute())
         resources = {run_id: spec.resources for run_id, spec in todo.items()}
         scripts = slurm_backend.scripts(planned, resources, study_dir, backend.settings)
         for script in scripts:

@@ -20,11 +20,13 @@ from seqlm.rundir import RunDirectory, read_json
 
 ATTEMPT_COLUMNS = [
     *("number", "id", "attempt", "backend", "job_id", "host", "node", "device", "ranks", "gpus", "cores", "places"),
-    *("started_at", "ended_at", "seconds", "outcome", "failure_kind", "epochs", "epoch_seconds", "lost_seconds"),
+    *("micro_batches", "started_at", "ended_at", "seconds", "outcome", "failure_kind"),
+    *("epochs", "epoch_seconds", "lost_seconds"),
 ]
 """Columns of the attempts table. ``host``, ``node``: of the first rank. ``gpus``: of all ranks together, 0 on
-processors; ``cores`` likewise. ``places``: the hosts and GPUs of all ranks, joined by ``PLACE_JOINT``. ``seconds``:
-from ``started_at`` to ``ended_at``, which for an attempt that left no word of its end is its last sign of life.
+processors; ``cores`` likewise. ``places``: the hosts and GPUs of all ranks, joined by ``PLACE_JOINT``.
+``micro_batches``: parts in which each rank took its steps, above 1 where memory was short. ``seconds``: from
+``started_at`` to ``ended_at``, which for an attempt that left no word of its end is its last sign of life.
 ``outcome``: done, failed, cancelled, interrupted, running or not started. ``epochs``: finished in the attempt and kept,
 which took ``epoch_seconds``; ``lost_seconds`` is the rest of ``seconds``: start-up, checkpoints, the test, and the
 unfinished epoch of an attempt that was cut off."""
@@ -32,7 +34,7 @@ unfinished epoch of an attempt that was cut off."""
 PLACE_JOINT = " + "
 
 NUMBERS = ["gpus", "cores", "seconds", "epoch_seconds", "lost_seconds"]
-WHOLE_NUMBERS = ["number", "attempt", "ranks", "epochs"]
+WHOLE_NUMBERS = ["number", "attempt", "ranks", "micro_batches", "epochs"]
 
 
 def read_attempts(
@@ -186,6 +188,7 @@ def _place(workers: Sequence[Mapping[str, Any]], job: Mapping[str, Any]) -> dict
         "node": _text(first.get("node")),
         "device": _text(first.get("device")),
         "ranks": ranks,
+        "micro_batches": _number(first.get("micro_batches")),
         "gpus": gpus if not math.isnan(gpus) else float(on_gpus) if workers else math.nan,
         "cores": (threads if math.isnan(cores) else cores) * ranks,
         "places": PLACE_JOINT.join(dict.fromkeys(_place_name(worker, gpus) for worker in workers)) or None,

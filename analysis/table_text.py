@@ -12,10 +12,9 @@ import pandas as pd
 
 from analysis.latex_table import latex_table
 
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one, an
-apostrophe goes before it. The files of data are for programs, and hold what there is.
+FORMULA_STARTS = ("=", "+", "-", "@")
+"""A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one,
+an apostrophe goes before it. The files of data are for programs, and hold what there is.
 
 https://owasp.org/www-community/attacks/CSV_Injection
 """
@@ -133,6 +132,7 @@ def _markdown_row(cells: list[str]) -> str:
 def _csv_value(value: Any) -> str:
     if value is None or (not isinstance(value, str) and pd.isna(value)):
         return ""
-    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
-        return f"'{value}"
+    if isinstance(value, str):
+        text = value.replace("\r", " ")  # the csv module does not quote it, and spreadsheets begin a row with it
+        return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
     return repr(value) if isinstance(value, float) else str(value)

@@ -402,7 +402,12 @@ def _observe_ended(run: RunDirectory) -> Observation:
 def _settle(run: RunDirectory, job: _Job, ended: Ended, memory_kills: MemoryKills) -> None:
     """See to it that an ended worker has spoken: one that died without a word gets its ``failure.json`` here."""
     submission = job.submission
-    if ended.exit_code == 0 or run.result_file.exists() or run.failure_file.exists():
+    if ended.exit_code == 0 or run.result_file.exists():
+        return
+    earlier = run.read_failure()
+    was_killed = ended.exit_code == -signal.SIGKILL and (earlier is None or earlier.get("kind") == "node")
+    for_memory = was_killed and memory_kills.explain_one()
+    if earlier is not None and not for_memory:  # other ranks may have told that they lost the one that was killed
         return
     was_asked = job.stop_asked is not None and ended.exit_code in STOPPED
     if was_asked or ended.exit_code == EXIT_BUSY:
@@ -411,7 +416,7 @@ def _settle(run: RunDirectory, job: _Job, ended: Ended, memory_kills: MemoryKill
     kind: FailureKind
     if ended.exit_code in STOPPED:
         kind, message = "preempted", f"{ended.message}, which was not us: somebody else stopped it, or drains its node"
-    elif ended.exit_code == -signal.SIGKILL and memory_kills.explain_one():
+    elif for_memory:
         kind, message = "oom", f"{ended.message}, by the system, which was out of memory"
     elif ended.exit_code == EXIT_STORAGE:
         kind, message = "node", last_line or "its files could not be written: is the disk full, or a quota used up?"
@@ -420,15 +425,18 @@ def _settle(run: RunDirectory, job: _Job, ended: Ended, memory_kills: MemoryKill
         kind, message = "node", f"{ended.message}{hint}"
     else:
         kind, message = "code", f"{ended.message}: {last_line}" if last_line else ended.message
-    run.write_failure_once(
-        {
-            "kind": kind,
-            "message": message,
-            "where": "outside the worker's own code",
-            "attempt": submission.attempt,
-            "failed_at": timestamp(),
-        }
-    )
+    failure = {
+        "kind": kind,
+        "message": message,
+        "where": "outside the worker's own code",
+        "attempt": submission.attempt,
+        "micro_batches": _micro_batches(submission),
+        "failed_at": timestamp(),
+    }
+    if for_memory:
+        write_json(run.failure_file, failure)
+    else:
+        run.write_failure_once(failure)
 
 
 def _last_line(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.retry import Failed, history
+from jobs.retry import Failed, failed_of, history
 from seqlm.data.layout import own_columns
 from seqlm.rundir import RunDirectory
 
@@ -19,12 +19,17 @@ def most_micro_batches(batch_size: int, ranks: int) -> int:
 def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:
     """The number for the next attempt: twice as many after each that was short of memory, else what it was.
 
-    So a run that needed four keeps them for the rest of its life, whoever launches it. A canary is to show what a run
-    needs that has not failed yet, and the job of a model's behaviour takes no steps: they have one.
+    So a run that needed four keeps them for the rest of its life, whoever launches it. A canary has the number of the
+    run that it stands for, and the job of a model's behaviour, which takes no steps, one.
     """
-    if run.is_canary or run.task_file.exists():
+    if run.task_file.exists():
         return 1
-    return min(after(history(run)), most_micro_batches(batch_size, ranks))
+    if run.is_canary:
+        run = RunDirectory(run.path.parents[1] / run.id)
+    failures = history(run)
+    if (last := run.read_failure()) is not None:  # of a run that is about to be launched again
+        failures.append(failed_of(last))
+    return min(after(failures), most_micro_batches(batch_size, ranks))
 
 
 def after(failures: list[Failed]) -> int:

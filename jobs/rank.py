@@ -12,6 +12,9 @@ from jobs.spec import Submission
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed before they are ended."""
 
+OWN_WORDS = (74, 75, 143)
+"""Exit codes of a worker that say why: its files cannot be written, another worker is at it, it was asked to stop."""
+
 
 def rank_variables(submission: Submission, rank: int, device: str | None) -> dict[str, str]:
     """The variables of rank ``rank``, which computes on GPU ``device`` or without one.
@@ -42,10 +45,19 @@ def ended(codes: Sequence[int], lost: Mapping[int, str] | None = None) -> Ended:
     if lost:  # the first that was lost explains the others
         rank, message = next(iter(lost.items()))
         return Ended(exit_code=codes[rank], message=message)
-    # A rank killed by a signal explains the others, which only lost it.
-    code, rank = min(failed)
+    code, rank = min(failed, key=_explains)
     who = f"rank {rank}" if len(codes) > 1 else "the worker"
     return Ended(exit_code=code, message=f"{who} {describe_exit(code)}")
+
+
+def _explains(failed: tuple[int, int]) -> tuple[int, int]:
+    """Sorts ranks that failed, as (exit code, rank), by how much they explain.
+
+    First one that a signal killed, then one that had a word of its own for it, such as a full disk: the others, with
+    exit code 1, may only have lost that one, and where the disk is full they could not write down so much.
+    """
+    code, rank = failed
+    return (0 if code < 0 else 1 if code in OWN_WORDS else 2, rank)
 
 
 def describe_exit(code: int) -> str:

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeAlias, final
 
 from jobs.policy import Policy
 from seqlm.errors import FileError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, read_json, write_json
+from seqlm.rundir import FailureKind, Observation, RunDirectory, make_directory, read_json, write_json
 
 FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
 """Failures that are not the run's own fault: the same command goes on from the last checkpoint, in any launch."""
@@ -173,13 +174,16 @@ def put_failure_aside(
 
     ``by_hand``: a person has the run tried again. ``micro_batches``: of the attempt, where its worker could not say.
     ``seen``: how the run was found, for a failure that only its scheduler knows of.
+
+    Raises:
+        FileError: it cannot be moved.
     """
     folder = run.attempt_dir(max(1, run.last_attempt()))
     try:
         failure = run.read_failure()
     except FileError:  # damaged: kept as it is
-        folder.mkdir(parents=True, exist_ok=True)
-        run.failure_file.replace(folder / "failure.json")
+        make_directory(folder)
+        _move(run.failure_file, folder / "failure.json")
         return
     if failure is None and seen is not None and seen.state == "failed" and run.attempts():
         failure = {"kind": seen.kind, "message": seen.reason, "failed_at": timestamp()}
@@ -192,9 +196,23 @@ def put_failure_aside(
         failure["retried"] = "by hand"
     if isinstance(failure.get("attempt"), int):  # the next one may have its folder already
         folder = run.attempt_dir(failure["attempt"])
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
     write_json(folder / "failure.json", failure)
-    run.failure_file.unlink(missing_ok=True)
+    _remove(run.failure_file)
+
+
+def _move(path: Path, target: Path) -> None:
+    try:
+        path.replace(target)
+    except OSError as error:
+        raise FileError.from_os_error("move", path, error) from None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError.from_os_error("remove", path, error) from None
 
 
 def timestamp() -> str:

@@ -27,8 +27,8 @@ def looks_secret(name: str) -> bool:
 def advice(env: Mapping[str, str], where: str) -> list[str]:
     """A line for each variable of an ``env`` table that should not stand there. ``where`` is the table's name."""
     return [
-        f'{where}.{name} looks like a secret, and what a manifest says is kept with the study; write env_pass = ["{name}"] '
-        "and set the variable in your shell"
+        f"{where}.{name} looks like a secret, and what a manifest says is kept with the study; "
+        f'write env_pass = ["{name}"] and set the variable in your shell'
         for name in env
         if looks_secret(name)
     ]

@@ -119,7 +119,7 @@ def error_text(error: SeqlmError) -> str:
 
 
 def printable(text: str) -> str:
-    r"""A text with whatever would break a line, or drive a terminal, written as an escape: ``\x1b``, ``\n``, ``\u202e``.
+    r"""A text with whatever would break a line, or drive a terminal, as an escape: ``\x1b``, ``\n``, ``\u202e``.
 
     Letters, signs and spaces of any language stay as they are, and so do tabs.
     """

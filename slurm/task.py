@@ -231,6 +231,7 @@ class Task:
             time.sleep(POLL_SECONDS)
         if self._place.rank != 0:
             for worker in todo:
+                self._wait_for_a_signal(worker)
                 self._record_crash(worker)
             return True  # the first rank settles the run, and must not be ended for this one's sake before it has
         again = [reason for worker in todo if (reason := self._settle(worker)) is not None]
@@ -349,6 +350,11 @@ class Task:
                 worker.run.write_failure_once(worker.heartbeat.failure(f"job {self._place.job} on {self._place.host}"))
         worker.process.kill()
 
+    def _wait_for_a_signal(self, worker: _Worker) -> None:
+        """One that went to the whole job may have reached its worker first."""
+        if worker.code in STOPPED and not worker.asked and not self._signals.stop:
+            time.sleep(GRACE_SECONDS)
+
     def _record_crash(self, worker: _Worker) -> None:
         """A worker that a signal killed could not say so itself."""
         code = worker.code or 0
@@ -372,8 +378,7 @@ class Task:
             return None
         if not self._is_ours(run):
             return None
-        if worker.code in STOPPED and not worker.asked and not self._signals.stop:
-            time.sleep(GRACE_SECONDS)  # a signal to the whole job may have reached its worker first
+        self._wait_for_a_signal(worker)
         failure = run.read_failure()
         again: str | None = None
         if failure is not None:  # its own word goes before a signal that came meanwhile
@@ -453,5 +458,6 @@ class Task:
             "message": message,
             "where": f"job {self._place.job} on {self._place.host}",
             "attempt": worker.attempt,
+            "micro_batches": worker.micro_batches,
             "failed_at": timestamp(),
         }

@@ -75,7 +75,9 @@ class Texts:
             ) from None
         if "\0" in text:
             line = text.count("\n", 0, text.index("\0")) + 1
-            raise DataError(f"{name} line {line}: byte 0x00 is no text; valid is a text file with one sentence per line")
+            raise DataError(
+                f"{name} line {line}: byte 0x00 is no text; valid is a text file with one sentence per line"
+            )
         if not text.strip("\ufeff \t\r\n"):
             raise DataError(f"{name} is empty; valid is a text file with one sentence per line")
         return text.removeprefix("\ufeff")
@@ -166,7 +168,7 @@ def _read_zip(path: Path) -> Texts:
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
     try:
-        with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
+        with _ZipFile(path) as bounded, zipfile.ZipFile(bounded) as archive:
             return _read_archive(path, archive)
     except NotImplementedError as error:
         raise DataError(f"{path} cannot be read ({error}); pack it again as an ordinary zip file") from None

@@ -25,6 +25,7 @@ from seqlm.lease import Terms, claim, kept, require_attempt
 from seqlm.rundir import Guard, RunDirectory, exclusive_lock, make_directory, unguarded, write_json
 from seqlm.training.distributed import Rank
 from seqlm.training.failure import describe_failure, failure_text, is_storage_failure, tell
+from seqlm.training.micro_batches import VARIABLE
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -180,7 +181,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
-        "micro_batches": int(os.environ.get("SEQLM_MICRO_BATCHES") or 1),
+        "micro_batches": int(os.environ.get(VARIABLE) or 1),
         "code": str(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -110,7 +110,8 @@ def _meeting_point(ranks: int) -> dict[str, Any]:
     address = os.environ.get("SEQLM_RENDEZVOUS", "env://")
     if not address.startswith("file://"):
         return {"init_method": address}
-    return {"store": dist.FileStore(url2pathname(address.removeprefix("file://")), ranks)}
+    path = url2pathname(address.removeprefix("file://"))
+    return {"store": dist.FileStore(path, ranks)}  # type: ignore[attr-defined] # public, missing from its list of names
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import torch
 
 from seqlm.errors import DivergedError, FileError, SeqlmError
 from seqlm.rundir import FailureKind
+from seqlm.training.micro_batches import VARIABLE
 
 _NO_MEMORY = (
     "defaultcpuallocator: can't allocate memory",
@@ -92,7 +94,7 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
 
 
 def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[str, Any]:
-    """The content of ``failure.json``: kind, a line for a person, and where it happened."""
+    """The content of ``failure.json``: kind, a line for a person, where it happened, in how small parts of a step."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else "unknown"
     message = str(error).strip() or type(error).__name__
@@ -106,6 +108,7 @@ def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[s
         "where": where,
         "rank": rank,
         "attempt": attempt,
+        "micro_batches": int(os.environ.get(VARIABLE) or 1),
         "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from analysis.attempts import ATTEMPT_COLUMNS, moment
@@ -44,6 +46,17 @@ def test_a_resumed_run_has_an_interrupted_attempt_and_one_that_is_done(tmp_path:
     assert [first["epochs"], second["epochs"]] == [2, 2]
     assert [first["lost_seconds"], second["lost_seconds"]] == [60, 10]
     assert (first["started_at"], first["ended_at"]) == ("2026-03-01T09:00:00+00:00", "2026-03-01T09:04:10+00:00")
+
+
+def test_an_attempt_has_its_number_of_micro_batches_where_its_worker_knew_of_them(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    write_attempt(run, 2, start=300, end=500, micro_batches=4)
+    record = json.loads(run.worker_file(1).read_text())
+    del record["micro_batches"]  # of an earlier version
+    write_json(run.worker_file(1), record)
+    study = load_study(tmp_path)
+    assert attempt_of(study, 1, 2)["micro_batches"] == 4
+    assert pd.isna(attempt_of(study, 1, 1)["micro_batches"])
 
 
 def test_without_a_recorded_end_an_attempt_ends_when_the_result_was_written(tmp_path: Path) -> None:

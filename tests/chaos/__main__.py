@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=10, help="how long to disturb (default: 10)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of an earlier run")
     parser.add_argument("--faults", type=int, metavar="N", help="stop after N accidents instead")
-    parser.add_argument("--every", type=float, default=4, metavar="SECONDS", help="mean time between two (default: 4)")
+    parser.add_argument("--every", type=float, default=6, metavar="SECONDS", help="mean time between two (default: 6)")
     parser.add_argument("--short", action="store_true", help="three small runs instead of twelve")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
     parser.add_argument("--keep", action="store_true", help="keep the folder, even if all is well")

@@ -70,7 +70,9 @@ class Outcome:
         return 100 * (self.steps_computed - self.steps_needed) / max(1, self.steps_needed)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "extra_work_percent": round(self.extra_work_percent, 1)}
+        counts = {name: dict(getattr(self, name)) for name in ("faults", "without_a_target")}
+        findings = asdict(self.findings)
+        return {**vars(self), **counts, "findings": findings, "extra_work_percent": round(self.extra_work_percent, 1)}
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ def test_a_study_that_is_disturbed_eight_times_ends_as_the_quiet_one_bit_for_bit
     report = tmp_path / "report.json"
     options = ["--short", "--faults", "8", "--every", "1.5", "--seed", str(SEED), "--json", str(report)]
     argv = [sys.executable, "-m", "tests.chaos", *options]
-    answer = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    answer = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     said = json.loads(report.read_text())
     assert sum(said["faults"].values()) >= 8

@@ -212,6 +212,19 @@ def test_a_canary_that_loses_its_node_is_tried_once_more(tmp_path: Path) -> None
 # -- shares of a GPU -----------------------------------------------------------------------------------------------
 
 
+def test_a_canary_short_of_memory_is_told_of_and_not_made_to_fit(tmp_path: Path) -> None:
+    def too_small(submission: Submission) -> int:
+        write_json(submission.run_dir / "failure.json", {"kind": "oom", "message": "no memory"})
+        return 1
+
+    for launches in (1, 2):
+        backend = FakeBackend(too_small)
+        with pytest.raises(CanaryError, match=r"oom: no memory; not tried again, since policy\.oom is 0"):
+            check([trial(tmp_path, make_config())], tmp_path, backend)
+        (submission,) = backend.submissions
+        assert (submission.attempt, submission.env["SEQLM_MICRO_BATCHES"]) == (launches, "1")
+
+
 def card(submission: Submission) -> int:
     return passes(submission, peak_memory_bytes=9 * GIB, device="H100", device_memory_bytes=80 * GIB)
 

@@ -343,12 +343,21 @@ def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_p
     assert "which was not us" in failure["message"]
 
 
+@pytest.mark.parametrize("another_rank_speaks", [False, True])
 def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_rank_speaks: bool
 ) -> None:
     (item,) = todo(tmp_path, 1)
     monkeypatch.setattr("jobs.memory_kills.MemoryKills.explain_one", lambda self: True)
-    backend = FakeBackend(lambda submission: -9 if submission.attempt == 1 else finish(submission))
+
+    def be_killed(submission: Submission) -> int:
+        if submission.attempt > 1:
+            return finish(submission)
+        if another_rank_speaks:
+            item.run.write_failure_once({"kind": "node", "message": "lost rank 1", "attempt": 1})
+        return -9
+
+    backend = FakeBackend(be_killed)
     dispatcher(backend).dispatch([item])
     assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "oom"
     assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "2"

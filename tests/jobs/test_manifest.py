@@ -15,6 +15,7 @@ from jobs.backend_keys import BACKENDS
 from jobs.manifest import Manifest, load_manifest
 from jobs.manifest_report import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
 from jobs.manifest_schema import RESOURCE_KEYS
+from jobs.policy import POLICY_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 
@@ -813,7 +814,7 @@ def test_the_reference_mentions_every_valid_key() -> None:
     backends = [f"[backend.{name}]" for name in BACKENDS]
     tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "[[expect]]", "[report]", "seeds"]
     report = [*PUBLISHED_KEYS, *REPORT_KEYS, *METRICS]
-    keys = [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables, *report]
+    keys = [*valid_keys(), *RESOURCE_KEYS, *POLICY_KEYS, *study, *backends, *tables, *report]
     assert [key for key in keys if f"`{key}`" not in text] == []
     settings = {*EXPECT_KEYS, *(key for keys in BACKENDS.values() for key in keys or ())}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []

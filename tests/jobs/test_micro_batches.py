@@ -41,10 +41,16 @@ def test_a_run_keeps_its_number_and_doubles_it_where_memory_was_short(tmp_path: 
     assert micro_batches(run, 8, 1) == 4
 
 
-def test_a_canary_and_a_behaviour_job_have_one(tmp_path: Path) -> None:
-    canary = make_run(tmp_path / "canary" / "run", make_config())
+def test_a_canary_has_the_number_of_the_run_that_it_stands_for(tmp_path: Path) -> None:
+    """So that `retry --kind oom` of many runs is not stopped by a canary that fails as they did."""
+    run, canary = make_run(tmp_path / "run", make_config()), make_run(tmp_path / "canary" / "run", make_config())
     fail(canary, 1, "oom", 1)
-    assert micro_batches(canary, 8, 1) == 1
+    assert micro_batches(canary, 8, 1) == 1, "its own failures count for nothing"
+    run.write_failure_once({"kind": "oom", "message": "x", "attempt": 1, "micro_batches": 2, "stands": True})
+    assert micro_batches(canary, 8, 1) == 4, "though the run is not launched yet"
+
+
+def test_a_behaviour_job_takes_no_steps_and_has_one(tmp_path: Path) -> None:
     behaviour = make_run(tmp_path / "behaviour" / "run", make_config())
     behaviour.task_file.write_text("{}")
     fail(behaviour, 1, "oom", 1)

@@ -180,6 +180,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     nodes = {run.id: worker_of(run)["node"] for run in study.runs()}
     cluster.run("scontrol", "requeue", study.jobs()[requeued.id])
     cluster.run("scancel", study.jobs()[cancelled.id])
+    until(lambda: study.states()[1] == "cancelled")  # what a controller has not saved, it has never been told
     cluster.restart_controller(kill=True)
     index = cluster.node_names.index(nodes[lost.id])
     cluster.kill_node(index, with_jobs=True)

@@ -14,7 +14,11 @@ import pytest
 import submitit
 
 import launch
+from jobs.policy import Policy
+from jobs.retry import history
 from jobs.scheduler import Scheduler
+from seqlm.rundir import RunDirectory
+from slurm.task import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.fake_slurm import FakeSlurm
 from tests.fake_slurm.room import NODES
@@ -184,6 +188,30 @@ def test_a_launch_on_slurm_leaves_what_the_manifest_says_with_the_study(fake: Fa
     record = json.loads((tmp_path / "s" / "study.json").read_text())
     rnn, gru = (run["fingerprint"] for run in record["planned"])
     assert (list(record["estimates"]), record["behaviour"]) == ([rnn], [gru])
+
+
+def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fake: FakeSlurm, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(
+        '[study]\nname = "s"\n[policy]\noom = 1\ncheckpoint_min = 3\n[[run]]\nmodel.arch = "rnn"\n'
+        'model.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
+    )
+    more = ["--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
+    assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
+    (run,) = RunDirectory.all_in(tmp_path / "s")
+    run.attempt_dir(1).mkdir(parents=True)
+    run.write_failure_once({"kind": "oom", "message": "no memory", "attempt": 1, "stands": True})
+    assert launch.main(["run", str(manifest), *more]) == 0
+    assert list(fake.states()) == ["1"], "a failure that stands is for a person to retry"
+    assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
+    assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "diverged"]) == 0
+    assert list(fake.states()) == ["1"]
+    assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "oom", "--retries", "4"]) == 0
+    assert list(fake.states()) == ["1", "2"]
+    told = JobPlan.read(tmp_path / "s" / "slurm" / "0002" / "job-0.json")
+    assert told.policy == Policy(oom=1, checkpoint_min=3, timeout=2, without_progress=4)
+    assert (run.read_job() or {})["micro_batches"] == 2
+    assert [failed.by_hand for failed in history(run)] == [True]
 
 
 def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

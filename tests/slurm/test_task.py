@@ -378,6 +378,8 @@ def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_star
         made.write_failure_once({"kind": "node", "message": "lost", **record})
     start_again(plan(run, mine, stands), 1)
     assert run.result_file.exists()
+    assert [failed.kind for failed in history(run)] == ["node"]
+    assert not run.failure_file.exists()
     assert not mine.result_file.exists(), "a rank of this very attempt has said it"
     assert not stands.result_file.exists()
 
@@ -396,7 +398,7 @@ def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(tmp
     run, signals = make(tmp_path), Signals()
 
     def late(seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        signals.told = seconds == task.GRACE_SECONDS
+        signals.told = signals.told or seconds == task.GRACE_SECONDS
         sleep(seconds)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def arrange(trainer: Trainer, end: End) -> None:
             nonlocal count
             count += 1
             if count == end.number:
-                os.kill(os.getpid(), end.by)
+                signal.pthread_kill(threading.get_ident(), end.by)  # this thread does not go a step further
             return function(*arguments, **options)
 
         return then

@@ -53,7 +53,7 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
             result = trainer.step(inputs, targets, state)
             state = result.state
             reader.add(result)
-            results += reader.read()
+            results += reader.read()[0]
     valid = trainer.evaluate("valid")
     return {"results": results, "gradients": gradients, "valid": [valid.loss_nats, valid.tokens], "state": state}
 

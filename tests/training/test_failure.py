@@ -46,6 +46,12 @@ def test_a_failure_has_the_kind_that_its_policy_needs(error: BaseException, kind
     assert failure_kind(error) == kind
 
 
+def test_a_failure_tells_in_how_small_parts_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe_failure(MemoryError(), rank=0, attempt=1)["micro_batches"] == 1
+    monkeypatch.setenv("SEQLM_MICRO_BATCHES", "4")
+    assert describe_failure(MemoryError(), rank=0, attempt=1)["micro_batches"] == 4
+
+
 def test_a_failure_is_one_line_with_its_place() -> None:
     try:
         raise ValueError("first line\nsecond line")

@@ -92,7 +92,7 @@ def test_a_trainer_tells_of_the_epoch_it_is_in(tmp_path: Path) -> None:
     corpus = load_corpus(config.data, write_text(tmp_path / "text"))
     Trainer(config, corpus, run, rank=Rank(), attempt=3).train()
     record = read_json(run.progress_file(3)) or {}
-    assert (record["epoch"], record["phase"]) == (0, "train")
+    assert (record["epoch"], record["phase"]) in ((0, "train"), (0, "valid"))  # about one state a second is written
     assert 1 <= record["step"] <= record["steps"]
     assert 0 < record["train_loss"] < 5
     assert record["train_tokens_per_second"] > 0

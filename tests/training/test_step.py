@@ -39,12 +39,23 @@ class Recorder(TorchDispatchMode):
 
 
 def make_step(
-    arch: str, optim: OptimConfig, *, device: str = "cpu", capture: bool = False, keep: float = 0.7
+    arch: str,
+    optim: OptimConfig,
+    *,
+    device: str = "cpu",
+    capture: bool = False,
+    keep: float = 0.7,
+    micro_batches: int = 1,
 ) -> tuple[TrainingStep, LanguageModel]:
     torch.manual_seed(1)
     model = build_model(make_config(arch, keep=keep).model, VOCAB, 5).to(device)
     step = TrainingStep(
-        model, build_optimizer(optim, model.parameters()), clip_norm=0.1, tokens_per_step=5 * BATCH, capture=capture
+        model,
+        build_optimizer(optim, model.parameters()),
+        clip_norm=0.1,
+        tokens_per_step=5 * BATCH,
+        capture=capture,
+        micro_batches=micro_batches,
     )
     return step, model
 
@@ -54,11 +65,12 @@ def windows(count: int, device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
     return [(ids[5 * i : 5 * i + 5], ids[5 * i + 1 : 5 * i + 6]) for i in range(count)]
 
 
+@pytest.mark.parametrize("micro_batches", [1, 3])
 @everything
 def test_a_step_reads_nothing_back_and_does_the_same_operations_on_the_same_shapes_each_time(
-    arch: str, optim: OptimConfig
+    arch: str, optim: OptimConfig, micro_batches: int
 ) -> None:
-    step, model = make_step(arch, optim)
+    step, model = make_step(arch, optim, micro_batches=micro_batches)
     state = model.initial_state(BATCH)
     seen = []
     for inputs, targets in windows(3):
@@ -115,18 +127,19 @@ def test_on_a_cpu_every_step_is_read_and_on_a_gpu_many_at_once() -> None:
     results = StepResults(Rank())
     results.add(StepResult(torch.tensor(3.0), torch.tensor(4.0), torch.zeros(0)))
     assert results.are_full
-    assert results.read() == [(3.0, 4.0)]
+    assert results.read(True, False) == ([(3.0, 4.0)], [True, False])
     assert not results.are_full
-    assert results.read() == []
+    assert results.read() == ([], [])
     assert GPU_STEPS > 1
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("micro_batches", [1, 3])
 @everything
-def test_a_captured_step_gives_what_the_plain_one_gives(arch: str, optim: OptimConfig) -> None:
+def test_a_captured_step_gives_what_the_plain_one_gives(arch: str, optim: OptimConfig, micro_batches: int) -> None:
     found = []
     for capture in (False, True):
-        step, model = make_step(arch, optim, device="cuda", capture=capture)
+        step, model = make_step(arch, optim, device="cuda", capture=capture, micro_batches=micro_batches)
         state = model.initial_state(BATCH)
         torch.manual_seed(3)
         losses = []

@@ -55,24 +55,54 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "HF_TOKEN WANDB_API_KEY AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID DB_PASSWORD GITHUB_PAT OPENAI_APIKEY "
-    "CONDA_TOKEN SLURM_JWT SSH_AUTH_SOCK my_secret PGPASSFILE_PASS".split(),
+    [
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "DB_PASSWORD",
+        "GITHUB_PAT",
+        "OPENAI_APIKEY",
+        "CONDA_TOKEN",
+        "SLURM_JWT",
+        "SSH_AUTH_SOCK",
+        "my_secret",
+        "PGPASSFILE_PASS",
+    ],
 )
 def test_the_name_of_a_secret_is_known_as_such(name: str) -> None:
     assert looks_secret(name)
 
 
 @pytest.mark.parametrize(
-    "name", "PATH PWD TOKENIZERS_PARALLELISM NCCL_DEBUG PYTHONPATH KEYBOARD MONKEY_BUSINESS".split()
+    "name", ["PATH", "PWD", "TOKENIZERS_PARALLELISM", "NCCL_DEBUG", "PYTHONPATH", "KEYBOARD", "MONKEY_BUSINESS"]
 )
 def test_an_ordinary_name_is_not_taken_for_a_secret(name: str) -> None:
     assert not looks_secret(name)
 
 
-ORDINARY = (
-    "HOME PATH USER LANG LC_ALL TMPDIR LD_LIBRARY_PATH VIRTUAL_ENV CONDA_PREFIX PYTHONPATH MODULEPATH LOADEDMODULES "
-    "BASH_FUNC_module%% CUDA_HOME NCCL_SOCKET_IFNAME OMP_NUM_THREADS SLURM_CONF SBATCH_ACCOUNT SEQLM_CACHE SCRATCH"
-).split()
+ORDINARY = [
+    "HOME",
+    "PATH",
+    "USER",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "PYTHONPATH",
+    "MODULEPATH",
+    "LOADEDMODULES",
+    "BASH_FUNC_module%%",
+    "CUDA_HOME",
+    "NCCL_SOCKET_IFNAME",
+    "OMP_NUM_THREADS",
+    "SLURM_CONF",
+    "SBATCH_ACCOUNT",
+    "SEQLM_CACHE",
+    "SCRATCH",
+]
 
 
 def test_jobs_get_what_ordinary_sites_need_and_nothing_that_is_unknown() -> None:

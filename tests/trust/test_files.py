@@ -1,0 +1,86 @@
+"""What is written obeys the user's umask and follows no link out of the run's folder."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from seqlm.errors import FileError
+from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from tests.test_launch import Study
+
+
+def modes(folder: Path) -> dict[Path, int]:
+    return {path: stat.S_IMODE(path.lstat().st_mode) for path in folder.rglob("*") if not path.is_symlink()}
+
+
+@pytest.mark.parametrize(("umask", "words"), [(0o077, ["--report", "--no-behaviour"]), (0o022, [])], ids=["077", "022"])
+def test_a_study_is_as_closed_to_others_as_the_umask_says(tmp_path: Path, umask: int, words: list[str]) -> None:
+    study = Study(tmp_path, epochs=1)
+    argv = study.command("run", "small.toml", *words)
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300, umask=umask, check=False)
+    assert done.returncode == 0, done.stderr
+    found = modes(tmp_path / "runs")
+    assert len(found) > 50
+    kept = [path for path in found if path.parts[-1].endswith(".py") or ("code" in path.parts and path.is_file())]
+    for path in kept:  # the copy of the code has the modes of the checkout, in a folder that is closed
+        found.pop(path)
+    assert {path: oct(mode) for path, mode in found.items() if mode & umask} == {}
+
+
+def test_links_in_a_runs_folder_are_replaced_and_their_targets_are_not_written(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=1)
+    assert study("plan", "small.toml").returncode == 0
+    folder = next(iter(_planned(study)))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (folder.path / "checkpoints").mkdir(parents=True)
+    planted = [folder.last_checkpoint, folder.best_checkpoint, folder.metrics_file, folder.result_file]
+    planted += [folder.config_file, folder.provenance_file, folder.job_file]
+    for path in planted:
+        path.symlink_to(outside / path.name)
+    done = study("run", "small.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path for path in planted if path.is_symlink() or not path.is_file()] == []
+    assert list(outside.iterdir()) == []
+
+
+def _planned(study: Study) -> list[RunDirectory]:
+    """The run's folder as a launch would call it: taken from a launch in another place."""
+    assert study("run", "small.toml", "--runs-dir", "first", "--set", "train.epochs=1").returncode == 0
+    (run,) = RunDirectory.all_in(study.folder / "first" / "small")
+    return [RunDirectory(study.folder / "runs" / "small" / run.id)]
+
+
+def test_a_file_that_is_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    link = tmp_path / "result.json"
+    link.symlink_to(target)
+    write_json(link, {"a": 1})
+    assert not link.is_symlink()
+    assert target.read_text() == "precious"
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_is_not_emptied(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "worker.lock").symlink_to(target)
+    with (
+        pytest.raises(FileError, match=r"cannot open .*worker\.lock"),
+        exclusive_lock(tmp_path / "worker.lock", "busy"),
+    ):
+        pass
+    assert target.read_text() == "precious"
+
+
+def test_a_study_may_lie_behind_a_link(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=1)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch")
+    assert study("run", "small.toml").returncode == 0
+    assert RunDirectory.any_in(tmp_path / "scratch" / "small")
+    assert study("status", "small").returncode == 0

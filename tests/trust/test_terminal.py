@@ -1,0 +1,157 @@
+"""What a log, a name or a message holds cannot drive the terminal that shows it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import launch
+from jobs import terminal
+from jobs.live import StudyTable
+from jobs.watch import RunView, StudyView, Watcher, watch_in_lines
+from seqlm.errors import printable
+from seqlm.rundir import RunDirectory, write_json
+from tests.training.studies import make_config, make_run
+
+ESCAPES = {
+    "clears the screen": "\x1b[2J\x1b[H",
+    "sets the title": "\x1b]0;owned\x07",
+    "writes the clipboard": "\x1b]52;c;cm0gLXJmIH4=\x07",
+    "one byte CSI": "\x9b31m",
+    "goes back": "safe\rrm -rf",
+    "rubs out": "safe\x08\x08\x08\x08",
+    "turns the text around": "\u202egnp.exe",
+    "new line": "a\nerror: b",
+    "line separator": "a\u2028b",
+    "NUL": "a\0b",
+    "half a character": "a\udc80b",
+}
+
+
+@pytest.mark.parametrize("text", ESCAPES.values(), ids=ESCAPES.keys())
+def test_what_would_drive_a_terminal_is_shown_as_an_escape(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert "\\" in shown
+
+
+@pytest.mark.parametrize("text", ["größer 日本語 ελ عربي", "می‌خواهم", "👩‍💻", "a\u00a0b\u3000c", "a\tb", ""])
+def test_the_letters_of_any_language_stay_as_they_are(text: str) -> None:
+    assert printable(text) == text
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2Jüber\u202e"
+SHOWN = "\\x1b]0;owned\\x07\\x1b[2Jüber\\u202e"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A run with a hostile name, a hostile failure and hostile logs, in ``runs/small``."""
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "runs" / "small" / "rnn-00000000", make_config())
+    write_json(run.provenance_file, {"name": f"rnn{HOSTILE}", "resources": {}})
+    write_json(run.failure_file, {"kind": "code", "message": f"ValueError: {HOSTILE}", "attempt": 1})
+    run.attempt_dir(1).mkdir(parents=True)
+    bar = "\r".join(f"{share}%|{'█' * share}" for share in (1, 2, 3))
+    run.stdout_log(1).write_bytes(f"first {HOSTILE}\r\n{bar}\n".encode())
+    run.stderr_log(1).write_bytes(b"bytes \xff\xfe\n")
+    return run
+
+
+def harmless(text: str) -> bool:
+    return all(printable(line) == line for line in text.split("\n"))
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("words", [["logs"], ["logs", "-f"], ["status"], ["cancel"]])
+def test_no_command_that_looks_at_a_run_passes_its_escapes_on(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main([words[0], "small", *words[1:]]) == 0
+    said = capsys.readouterr()
+    assert harmless(said.out + said.err)
+    assert SHOWN in said.out or words == ["cancel"]
+
+
+@pytest.mark.usefixtures("run")
+def test_a_progress_bar_in_a_log_is_its_last_state(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["logs", "small"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [f"first {SHOWN}", "3%|███", "stderr: bytes \ufffd\ufffd"]
+
+
+@pytest.mark.usefixtures("run")
+def test_json_holds_the_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["logs", "small", "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.out.isascii()
+    assert json.loads(said.out)["data"]["runs"][0]["stdout"][0] == f"first {HOSTILE}"
+    assert harmless(said.err)
+
+
+@pytest.mark.parametrize("words", [["status", f"no{HOSTILE}"], ["logs", "small", f"no{HOSTILE}"], [f"no{HOSTILE}"]])
+@pytest.mark.usefixtures("run")
+def test_an_error_does_not_pass_on_the_escapes_of_an_argument(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(words) == 2
+    said = capsys.readouterr().err
+    assert harmless(said)
+    assert len(said.splitlines()) == 1
+
+
+def test_the_live_table_draws_no_escapes_of_a_run(run: RunDirectory) -> None:
+    console = Console(file=io.StringIO(), width=200, height=40, color_system=None)
+    console.print(StudyTable(Watcher(run.path.parent).look(), whole=True))
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert harmless(drawn)
+    assert "\\x1b]0;owned" in drawn
+
+
+def test_a_line_for_a_person_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.tell(f"a\nerror: b {HOSTILE}")
+    assert capsys.readouterr().err == f"a\\nerror: b {SHOWN}\n"
+
+
+def test_a_log_that_grows_is_followed_by_whole_lines(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.logs import _print_from
+
+    log = run.stdout_log(1)
+
+    def print_from(position: int, **options: Any) -> int:
+        return _print_from(log, position, **{"rest": False, **options})
+
+    log.write_bytes("über".encode()[:1])
+    assert print_from(0) == 0
+    log.write_bytes("über\n\x1b[2J half".encode())
+    position = print_from(0)
+    assert capsys.readouterr().out == "über\n"
+    assert print_from(position) == position
+    assert print_from(position, rest=True) == log.stat().st_size
+    assert capsys.readouterr().out == "\\x1b[2J half\n"
+
+
+def test_a_study_that_is_watched_in_lines_passes_on_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    about: dict[str, Any] = {"name": f"rnn{HOSTILE}", "id": "rnn", "arch": "rnn", "optimizer": "sgd", "epochs": 2}
+    views = [
+        StudyView(name="small", runs=(RunView(state="running", **about),), seconds_left=None, is_over=False),
+        StudyView(
+            name="small", runs=(RunView(state="failed", reason=HOSTILE, **about),), seconds_left=None, is_over=True
+        ),
+    ]
+
+    class Seen:
+        def look(self) -> StudyView:
+            return views.pop(0)
+
+        def pause(self, seconds: float) -> float:
+            return 0.0
+
+    stream = io.StringIO()
+    watch_in_lines(Seen(), stream)  # type: ignore[arg-type]
+    assert harmless(stream.getvalue())
+    assert stream.getvalue().count(SHOWN) == 2
