@@ -294,7 +294,8 @@ import sys
 from pathlib import Path
 from seqlm.lease import Terms, claim, kept
 lease = claim(Path(sys.argv[1]), attempt=1, busy="busy", terms=Terms(heartbeat_seconds=0.05))
-kept(lease, Terms(heartbeat_seconds=0.05)).__enter__()
+held = kept(lease, Terms(heartbeat_seconds=0.05))
+held.__enter__()
 print("held", flush=True)
 """
 
