@@ -1,4 +1,4 @@
-"""Ranks of a run in processes of their own that end in the middle, and what the run has come to afterwards.
+"""Ranks of a run in processes of their own that end in the middle.
 
 Processes are forked from one that has imported torch, since importing it takes longer than the tiny runs.
 """
@@ -21,13 +21,11 @@ import torch
 from seqlm.data.corpus import load_corpus
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import EXIT_STOPPED, StopRequested, StopSignal
-from seqlm.training.checkpoint import Position, digest, load_checkpoint
+from seqlm.training.checkpoint import Position, load_checkpoint
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
 
-TIMES = ("epoch_seconds", "elapsed_seconds", "train_tokens_per_second", "peak_memory_bytes", "attempt", "finished_at")
-"""What may differ between two runs that are otherwise equal."""
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
 
@@ -153,22 +151,6 @@ def arrange(trainer: Trainer, end: End) -> None:
     else:
         wrap = before if end.at == "save" else after
         CheckpointFiles.save = wrap(CheckpointFiles.save)  # type: ignore[method-assign] -- of this process alone
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a finished run has come to, without what tells of time."""
-    run = RunDirectory(folder)
-    fingerprint = run.read_config().fingerprint()
-    last = load_checkpoint(run.last_checkpoint, fingerprint)
-    best = load_checkpoint(run.best_checkpoint, fingerprint)
-    epochs, warnings = run.read_metrics()
-    assert warnings == []
-    return {
-        "epochs": [{key: value for key, value in epoch.items() if key not in TIMES} for epoch in epochs],
-        "result": {key: value for key, value in (run.read_result() or {}).items() if key not in TIMES},
-        "last": digest([last.model, last.optimizer]),
-        "best": digest(best.model),
-    }
 
 
 def position_of(folder: Path) -> Position:

@@ -17,7 +17,7 @@ from seqlm.training import checkpoint_files
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.distributed import Rank
 from seqlm.training.trainer import Trainer
-from tests.training.lives import outcome
+from tests.outcome import Outcome, outcome
 from tests.training.studies import make_config, make_run, write_text
 
 CONFIG = make_config("gru", optimizer="adam", lr=0.01, epochs=3, keep=0.7)
@@ -29,10 +29,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> dict[str, Any]:
+def quiet(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Outcome:
     folder = tmp_path_factory.mktemp("quiet") / "run"
     trainer_for(folder, corpus).train()
-    return outcome(folder)
+    return outcome(RunDirectory(folder))
 
 
 def trainer_for(folder: Path, corpus: Corpus, *, attempt: int = 1, stop_after: int | None = None) -> Trainer:
@@ -79,7 +79,7 @@ def zero_the_end(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, empty, flip, zero_the_end, Path.unlink])
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
-    tmp_path: Path, corpus: Corpus, quiet: dict[str, Any], capsys: pytest.CaptureFixture[str], damage: Any
+    tmp_path: Path, corpus: Corpus, quiet: Outcome, capsys: pytest.CaptureFixture[str], damage: Any
 ) -> None:
     run = stopped(tmp_path / "run", corpus)
     damage(run.last_checkpoint)
@@ -89,11 +89,11 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     assert said.err.startswith(f"warning: {run.last_checkpoint} ")
     assert "going on from previous.pt, the checkpoint before it" in said.err
     assert "resumed after 1 of 3 epochs\n" in said.out
-    assert outcome(run.path) == quiet
+    assert outcome(run) == quiet
 
 
 def test_the_metrics_of_a_run_that_goes_back_an_epoch_hold_each_epoch_once(
-    tmp_path: Path, corpus: Corpus, quiet: dict[str, Any]
+    tmp_path: Path, corpus: Corpus, quiet: Outcome
 ) -> None:
     run = stopped(tmp_path / "run", corpus, after=36)  # the second epoch has just begun
     trainer = trainer_for(run.path, corpus, attempt=2, stop_after=36)
@@ -106,7 +106,7 @@ def test_the_metrics_of_a_run_that_goes_back_an_epoch_hold_each_epoch_once(
         trainer_for(run.path, corpus, attempt=3).train()
     (tmp_path / "end-of-second").replace(run.previous_checkpoint)
     trainer_for(run.path, corpus, attempt=4).train()
-    assert outcome(run.path) == quiet
+    assert outcome(run) == quiet
 
 
 def test_two_damaged_checkpoints_are_one_line_and_nothing_is_begun_anew(tmp_path: Path, corpus: Corpus) -> None:
@@ -150,7 +150,7 @@ def test_the_checkpoint_before_is_kept_until_the_new_one_has_been_read_back(tmp_
 
 
 def test_a_file_that_reads_back_wrong_stops_the_run_with_the_one_before_intact(
-    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: dict[str, Any]
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: Outcome
 ) -> None:
     save = checkpoint_files.save_checkpoint
 
@@ -165,12 +165,12 @@ def test_a_file_that_reads_back_wrong_stops_the_run_with_the_one_before_intact(
         trainer_for(run.path, corpus, attempt=2).train()
     monkeypatch.undo()
     trainer_for(run.path, corpus, attempt=3).train()
-    assert outcome(run.path) == quiet
+    assert outcome(run) == quiet
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_good_checkpoint(
-    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: dict[str, Any], code: int
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: Outcome, code: int
 ) -> None:
     run = stopped(tmp_path / "run", corpus, after=40)
     before = run.last_checkpoint.read_bytes()
@@ -187,7 +187,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_g
     assert not list(run.path.rglob("*.tmp"))
     monkeypatch.undo()
     trainer_for(run.path, corpus, attempt=3).train()
-    assert outcome(run.path) == quiet
+    assert outcome(run) == quiet
 
 
 def test_where_files_have_one_name_only_the_checkpoint_before_is_kept_too(

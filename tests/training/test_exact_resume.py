@@ -10,7 +10,8 @@ import pytest
 
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import EXIT_STOPPED
-from tests.training.lives import End, live, outcome, position_of
+from tests.outcome import Outcome, outcome
+from tests.training.lives import End, live, position_of
 from tests.training.studies import make_config, make_run, write_text
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
@@ -29,17 +30,17 @@ class Lab:
     def __init__(self, folder: Path, text: Path) -> None:
         self.folder = folder
         self.text = text
-        self._quiet: dict[tuple[str, int], dict[str, Any]] = {}
+        self._quiet: dict[tuple[str, int], Outcome] = {}
 
     def run(self, name: str, arch: str) -> Path:
         config = make_config(arch, optimizer="adam", lr=0.01, epochs=EPOCHS, keep=0.7)
         return make_run(self.folder / name, config).path
 
-    def quiet(self, arch: str, ranks: int) -> dict[str, Any]:
+    def quiet(self, arch: str, ranks: int) -> Outcome:
         if (arch, ranks) not in self._quiet:
             folder = self.run(f"quiet-{arch}-{ranks}", arch)
             assert live(folder, self.text, ranks=ranks) == [0] * ranks
-            self._quiet[arch, ranks] = outcome(folder)
+            self._quiet[arch, ranks] = outcome(RunDirectory(folder))
         return self._quiet[arch, ranks]
 
 
@@ -58,7 +59,7 @@ def test_killed_in_mid_epoch_it_goes_on_from_the_step_that_was_saved(lab: Lab, a
     assert position.epoch == 1, "in mid-run"
     assert position.step > 0, "and in mid-epoch"
     assert live(folder, lab.text, ranks=ranks) == [0] * ranks
-    assert outcome(folder) == lab.quiet(arch, ranks)
+    assert outcome(RunDirectory(folder)) == lab.quiet(arch, ranks)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -69,7 +70,7 @@ def test_killed_at_an_epochs_end_it_loses_that_epoch_or_nothing(lab: Lab, arch: 
     assert live(folder, lab.text, ranks=ranks, end=End(by=KILL, at=at, number=2))[0] == -KILL
     assert position_of(folder).epoch == (1 if at == "save" else 2)
     assert live(folder, lab.text, ranks=ranks) == [0] * ranks
-    assert outcome(folder) == lab.quiet(arch, ranks)
+    assert outcome(RunDirectory(folder)) == lab.quiet(arch, ranks)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -80,7 +81,7 @@ def test_a_signal_in_the_middle_of_a_step_saves_the_state_before_it(lab: Lab, ar
     steps = position.epoch * steps_per_epoch(folder) + position.step
     assert steps == 39, "the fortieth step was not finished"
     assert live(folder, lab.text) == [0]
-    assert outcome(folder) == lab.quiet(arch, 1)
+    assert outcome(RunDirectory(folder)) == lab.quiet(arch, 1)
 
 
 def steps_per_epoch(folder: Path) -> int:
@@ -95,7 +96,7 @@ def test_ranks_stop_after_the_same_step_whichever_of_them_got_the_signal(lab: La
     assert live(folder, lab.text, ranks=2, end=end) == [EXIT_STOPPED, EXIT_STOPPED]
     assert position_of(folder).step > 0
     assert live(folder, lab.text, ranks=2) == [0, 0]
-    assert outcome(folder) == lab.quiet("gru", 2)
+    assert outcome(RunDirectory(folder)) == lab.quiet("gru", 2)
 
 
 @pytest.mark.parametrize(("ranks", "at"), [(1, "validation"), (2, "validation"), (1, "test"), (2, "test")])
@@ -106,7 +107,7 @@ def test_a_signal_in_an_evaluation_costs_that_evaluation(lab: Lab, ranks: int, a
     position = position_of(folder)
     assert (position.epoch, position.step) == ((0, steps_per_epoch(folder)) if at == "validation" else (EPOCHS, 0))
     assert live(folder, lab.text, ranks=ranks) == [0] * ranks
-    assert outcome(folder) == lab.quiet("gru", ranks)
+    assert outcome(RunDirectory(folder)) == lab.quiet("gru", ranks)
 
 
 def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(lab: Lab) -> None:
@@ -122,7 +123,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(lab: Lab) -
     for end in ends:
         assert live(folder, lab.text, end=end, save_every=4) != [0]
     assert live(folder, lab.text) == [0]
-    assert outcome(folder) == lab.quiet("gru", 1)
+    assert outcome(RunDirectory(folder)) == lab.quiet("gru", 1)
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_batch_and_says_what_is_equal(lab: Lab) -> None:
@@ -131,8 +132,8 @@ def test_another_number_of_ranks_goes_on_with_the_same_batch_and_says_what_is_eq
     assert live(folder, lab.text) == [0]
     log = (RunDirectory(folder).attempt_dir(2) / "rank-0.log").read_text()
     assert "now 1 rank instead of 2: the result is equal to that of a quiet run up to rounding and dropout masks" in log
-    epochs = outcome(folder)["epochs"]
-    quiet = lab.quiet("gru", 2)["epochs"]
+    epochs = outcome(RunDirectory(folder)).metrics
+    quiet = lab.quiet("gru", 2).metrics
     assert epochs[0] == quiet[0]
     assert [epoch["val_loss"] for epoch in epochs] == pytest.approx([epoch["val_loss"] for epoch in quiet], rel=0.05)
 
@@ -143,7 +144,7 @@ def test_without_dropout_another_number_of_ranks_changes_only_the_rounding(lab: 
     assert live(folders[0], lab.text) == [0]
     assert live(folders[1], lab.text, end=End(by=TERM, at="step", number=20)) == [EXIT_STOPPED]
     assert live(folders[1], lab.text, ranks=3) == [0] * 3
-    alone, shared = (outcome(folder)["epochs"] for folder in folders)
+    alone, shared = (outcome(RunDirectory(folder)).metrics for folder in folders)
     for name in ("train_loss", "val_loss"):
         assert [epoch[name] for epoch in shared] == pytest.approx([epoch[name] for epoch in alone], rel=1e-5)
 
@@ -152,10 +153,11 @@ def test_the_same_attempt_twice_is_equal_to_the_last_bit_and_another_seed_is_not
     """What makes the comparisons of this file say something."""
     folder = lab.run("twice", "rnn")
     assert live(folder, lab.text) == [0]
-    assert outcome(folder) == lab.quiet("rnn", 1)
+    assert outcome(RunDirectory(folder)) == lab.quiet("rnn", 1)
     other = make_run(
         lab.folder / "seed", make_config("rnn", optimizer="adam", lr=0.01, epochs=EPOCHS, keep=0.7, seed=1)
     )
     assert live(other.path, lab.text) == [0]
-    found = outcome(other.path)
-    assert all(found[key] != lab.quiet("rnn", 1)[key] for key in ("epochs", "last", "best"))
+    found = outcome(RunDirectory(other.path))
+    weights = {name for name in found.tensors if " model " in name}
+    assert weights | {"metrics.jsonl", "result.json"} <= set(lab.quiet("rnn", 1).differences(found))
