@@ -44,7 +44,7 @@ ALLOWED = {
         "seqlm.training.perplexity",
         "analysis.behaviour",
     ),
-    "benchmarks": (*BOTTOM, "seqlm.models", "seqlm.training", "jobs", "slurm", "analysis", "benchmarks"),
+    "benchmarks": (*BOTTOM, "seqlm.data", "seqlm.models", "seqlm.training", "jobs", "slurm", "analysis", "benchmarks"),
     "launch": (*BOTTOM, *TEXT, "seqlm", "jobs", "slurm", "analysis"),
 }
 """Part -> the parts it may import from. ``seqlm`` alone means its version and place."""

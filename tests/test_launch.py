@@ -483,7 +483,7 @@ mount -o remount,size=100m runs
 "$@"; echo "second: $?"
 cat runs/small/*/metrics.jsonl
 """
-    command = study.command("run", "small.toml", "--live-code", "--set", "model.hidden_size=128")
+    command = study.command("run", "small.toml", "--live-code", "--set", "model.hidden_size=128", "--retries", "1")
     shell = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
     answer = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     if answer.returncode == 99 or "unshare:" in answer.stderr:
