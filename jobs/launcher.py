@@ -236,6 +236,7 @@ def preparing(
             record = launch_record(study_name(options.study_dir), code)
             for item in todo:
                 own = run_record(item.spec, command=command(item.spec), data_path=paths[item.run.id])
+                item.run.sweep_launch()
                 item.run.create(item.spec.config, {**record, **own})
                 options.prepare(item.run)
         yield Prepared(

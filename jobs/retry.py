@@ -116,7 +116,7 @@ def progress_of(run: RunDirectory) -> Progress:
     epochs, _ = run.read_metrics()
     saved = (epochs[-1]["epoch"] + 1, 0) if epochs else (0, 0)
     with contextlib.suppress(FileError):
-        position = read_json(run.last_checkpoint.parent / "position.json") or {}
+        position = read_json(run.position_file) or {}
         epoch, step = position.get("epoch"), position.get("step")
         if isinstance(epoch, int) and isinstance(step, int):
             return max(saved, (epoch, step))

@@ -27,7 +27,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -258,14 +258,19 @@ class RunDirectory:
         put its file in place after this.
         """
         begun = [*self.path.glob("checkpoints/.*.tmp"), *self.lease_dir.glob(".*.tmp")]
-        for file in (self.metrics_file, self.result_file, self.canary_file):
-            begun += self.path.glob(f".{file.name}.*.tmp")
+        begun += _begun(self.metrics_file, self.result_file, self.canary_file)
         for earlier in self.attempts():
             if earlier != attempt:
                 begun += [path for kind in ("worker", "progress") for path in self._begun_in(earlier, kind)]
-        for path in begun:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        _remove(begun)
+
+    def sweep_launch(self) -> None:
+        """Remove what launchers have begun to write and not put in place; called by one that owns the launch.
+
+        No worker of the run lives, so that files which both may write go too.
+        """
+        begun = _begun(self.config_file, self.provenance_file, self.job_file, self.failure_file)
+        _remove([*begun, *self.path.glob("attempts/*/.failure.json.*.tmp")])
 
     def _begun_in(self, attempt: int, kind: str) -> Iterator[Path]:
         return self.attempt_dir(attempt).glob(f".{kind}*.tmp")
@@ -401,6 +406,21 @@ def slugify(name: str) -> str:
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
+
+
+def sweep_beside(*files: Path) -> None:
+    """Remove what somebody who is dead has begun to write for these files and not put in place."""
+    _remove(_begun(*files))
+
+
+def _begun(*files: Path) -> list[Path]:
+    return [begun for file in files for begun in file.parent.glob(f".{file.name}.*.tmp")]
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def make_directory(path: Path) -> None:

@@ -195,6 +195,23 @@ def test_a_new_owner_sweeps_what_dead_owners_have_begun_and_nothing_else(run: Ru
     assert all(path.exists() for path in kept)
 
 
+def test_a_launcher_sweeps_what_dead_launchers_have_begun_and_nothing_of_a_worker(run: RunDirectory) -> None:
+    begun = [
+        run.path / ".config.json.abc.tmp",
+        run.path / ".provenance.json.abc.tmp",
+        run.path / ".job.json.abc.tmp",
+        run.path / ".failure.json.abc.tmp",
+        run.attempt_dir(1) / ".failure.json.abc.tmp",
+    ]
+    kept = [run.last_checkpoint.with_name(".last.pt.abc.tmp"), run.path / ".metrics.jsonl.abc.tmp", run.job_file]
+    for path in (*begun, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    run.sweep_launch()
+    assert not [path for path in begun if path.exists()]
+    assert all(path.exists() for path in kept)
+
+
 def test_a_cancelled_run_is_not_a_failed_one(run: RunDirectory) -> None:
     run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
     assert (run.observe().state, run.observe().kind) == ("cancelled", "cancelled")

@@ -113,6 +113,19 @@ def test_the_queue_of_a_launcher_that_is_gone_means_nothing_to_the_next(tmp_path
         assert [run.observation.state for run in observe_study(tmp_path / "s")] == ["pending"]
 
 
+def test_who_owns_the_launch_sweeps_what_a_dead_launcher_has_begun(tmp_path: Path) -> None:
+    begun = [
+        tmp_path / ".queue.json.abc.tmp",
+        tmp_path / ".study.json.abc.tmp",
+        tmp_path / "slurm" / ".jobs.json.abc.tmp",
+    ]
+    for path in begun:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    with launching(tmp_path):
+        assert not [path for path in begun if path.exists()]
+
+
 def test_a_study_folder_is_read_once_to_find_all_its_runs(tmp_path: Path) -> None:
     runs = make_study(tmp_path / "s", 1, 2)
     folders = RunDirectory.folders(tmp_path / "s")
