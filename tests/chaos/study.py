@@ -55,6 +55,7 @@ optim.lr = {lr}
 seed = {seed}
 resources.ranks = {ranks}
 resources.cpus = 1
+resources.priority = {ranks}           # else runs of two ranks wait for two free cores until the end
 """
 
 LR = {"adam": 0.01, "sgd": 0.5, "sgd_schedule": 0.5}
