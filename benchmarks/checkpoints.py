@@ -226,9 +226,10 @@ def pauses(folder: Path, steps: int) -> dict[str, Any]:
     trainer.step, trainer._save, trainer._files.save = timed_step, timed_save, timed_write  # type: ignore[assignment,method-assign]
     with contextlib.suppress(StopRequested):
         trainer.train()
-    written.pop()  # that of the stop
+    if len(written) > 1:
+        written.pop()  # that of the stop
     return {
-        "pause_seconds": spread(pause[1:]),
+        "pause_seconds": spread(pause[1:] or pause),  # the first one waits for memory
         "first_pause_seconds": round(pause[0], 3),
         "write_seconds": spread(written),
         "step_seconds": spread(took[False]),
