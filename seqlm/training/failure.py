@@ -48,7 +48,9 @@ _PEER_LOST = (
     "connection closed by peer",
     "connection reset by peer",
     "connect timeout",
-    "timed out waiting",
+    "timed out",
+    "wait timeout",  # the others did not come to the meeting point
+    "socket timeout",
     "broken pipe",
     "remote process exited or there was a network error",  # NCCL's ncclRemoteError
 )
@@ -83,7 +85,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_peer_lost(error: BaseException) -> bool:
-    return isinstance(error, torch.distributed.DistBackendError) or _says(error, _PEER_LOST)
+    return isinstance(error, torch.distributed.DistError) or _says(error, _PEER_LOST)
 
 
 def _says(error: BaseException, signs: tuple[str, ...]) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from seqlm.errors import BackendError, UsageError
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
+from seqlm.training.failure import failure_kind
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
 
@@ -92,6 +93,18 @@ def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_li
     assert failure is not None
     assert failure["kind"] == "node", failure
     assert failure["message"].startswith("rank 0 lost another rank of the run")
+
+
+def test_a_rank_that_waits_for_its_peers_in_vain_is_not_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer has ended before they met, and no launcher is left that would notice."""
+    monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "0.02")
+    monkeypatch.setenv("SEQLM_RENDEZVOUS", (tmp_path / "meeting").as_uri())
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with pytest.raises(RuntimeError) as caught, process_group(Rank(index=0, world_size=2)):
+        pass
+    assert failure_kind(caught.value) == "node", str(caught.value)
 
 
 def test_a_collective_time_limit_that_makes_no_sense_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
