@@ -1,13 +1,18 @@
 """A Ray cluster of several nodes on this machine, for tests: ``python -m tests.ray_nodes '[[CPUS, GPUS], ...]'``.
 
-Prints the cluster's address, then obeys lines on stdin: ``kill ID`` ends a node, named by Ray's id, and all that runs
-on it at once, without a word to the others; ``add CPUS GPUS`` adds a node. Ends when stdin does.
+Their files lie below RAY_TMPDIR. Prints the cluster's address, then obeys lines on stdin: ``kill ID`` ends a node,
+named by Ray's id, and all that runs on it at once, without a word to the others; ``add CPUS GPUS`` adds a node. Ends
+when stdin does.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
+from pathlib import Path
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
@@ -15,20 +20,28 @@ from ray.cluster_utils import Cluster
 def main() -> None:
     nodes = json.loads(sys.argv[1])
 
+    numbers = itertools.count(1)
+
     def options(cpus: float, gpus: float) -> dict[str, float]:
         return {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": 80 * 2**20}
 
+    def add(cpus: float, gpus: float) -> Any:
+        # As on machines of their own: a node unpacks the code that a launch sends along by removing what lies there
+        # first, and would take it away from under the workers of another one.
+        folder = Path(os.environ["RAY_TMPDIR"]) / f"n{next(numbers)}"
+        return cluster.add_node(**options(cpus, gpus), temp_dir=str(folder))
+
     cluster = Cluster(initialize_head=True, head_node_args={**options(*nodes[0]), "include_dashboard": False})
-    started = [cluster.head_node, *(cluster.add_node(**options(*node)) for node in nodes[1:])]
+    started = [cluster.head_node, *(add(*node) for node in nodes[1:])]
     cluster.wait_for_nodes()
     print(cluster.address, flush=True)
     for line in sys.stdin:
-        word, *numbers = line.split()
+        word, *words = line.split()
         if word == "kill":
-            (node,) = [node for node in started if node.node_id == numbers[0]]
+            (node,) = [node for node in started if node.node_id == words[0]]
             cluster.remove_node(node, allow_graceful=False)
         else:
-            started.append(cluster.add_node(**options(*map(float, numbers))))
+            started.append(add(*map(float, words)))
         print("ok", flush=True)
     cluster.shutdown()
 
