@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, read_json
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
@@ -170,6 +170,14 @@ def test_four_quarters_of_a_gpu_are_one_job(cluster: LoopbackCluster, tmp_path: 
     assert study.states() == ["done"] * 4
 
 
+def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
+    """Return when the controller has written down what it was told so far: what it has not, a crash takes from it."""
+    saved = cluster.folder / "state" / "job_state"
+    told = time.time()
+    cluster.run("scontrol", "update", f"JobId={job}", "Comment=the last thing that it was told")
+    until(lambda: saved.exists() and saved.stat().st_mtime > told)
+
+
 def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change_no_bit_of_its_weights(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
@@ -180,7 +188,8 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     nodes = {run.id: worker_of(run)["node"] for run in study.runs()}
     cluster.run("scontrol", "requeue", study.jobs()[requeued.id])
     cluster.run("scancel", study.jobs()[cancelled.id])
-    until(lambda: study.states()[1] == "cancelled")  # what a controller has not saved, it has never been told
+    until(lambda: study.states()[1] == "cancelled" and "ended_at" in (read_json(requeued.worker_file(1)) or {}))
+    until_it_is_saved(cluster, study.jobs()[untouched.id])
     cluster.restart_controller(kill=True)
     index = cluster.node_names.index(nodes[lost.id])
     cluster.kill_node(index, with_jobs=True)
