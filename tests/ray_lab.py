@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,9 +70,20 @@ class RayLab:
         return ["nsenter", f"--net=/proc/{self._network.pid}/ns/net", *argv]
 
     def run(self, argv: Sequence[str], *, cwd: Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(argv), cwd=cwd, env=self.env, capture_output=True, text=True, timeout=seconds, check=False
-        )
+        pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(self.command(argv), cwd=cwd, env=self.env, text=True, **pipes)
+        try:
+            stdout, stderr = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            scene = self.scene(process.pid)
+            process.kill()
+            _, stderr = process.communicate()
+            pytest.fail(f"{argv} took more than {seconds:g} s\n{stderr[-3000:]}\n{scene}", pytrace=False)
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
 
     def start(self, argv: Sequence[str], *, cwd: Path) -> subprocess.Popen[str]:
         """Leader of a process group of its own, as a shell makes for each command, so that Ctrl-C can be imitated."""
@@ -80,6 +92,18 @@ class RayLab:
         process = subprocess.Popen(command, cwd=cwd, env=self.env, text=True, process_group=0, **pipes)
         self._started.append(process)
         return process
+
+    def scene(self, pid: int) -> str:
+        """What an onlooker finds: where a Python process stands, what lives in the lab, the ends of Ray's logs."""
+        spy = [str(Path(sys.executable).parent / "py-spy"), "dump", "--pid", str(pid)]  # comes with ray[default]
+        stack = subprocess.run(spy, capture_output=True, text=True, check=False)
+        logs = []
+        for path in sorted(self.folder.glob("**/session_2*/logs/*")):
+            if path.is_file() and not path.is_symlink() and path.name.startswith(("raylet", "runtime_env", "gcs_")):
+                text = path.read_text(errors="replace")
+                lines = [line for line in text.splitlines() if re.match(r"\[?20\d\d-", line)]
+                logs += ["", str(path.relative_to(self.folder)), *(line[:300] for line in lines[-12:])]
+        return "\n".join([stack.stdout, stack.stderr, *(line[:200] for line in self.processes()), *logs])
 
     def processes(self) -> list[str]:
         """Command lines of what lives in the lab's network, but for the lab itself."""
