@@ -23,6 +23,11 @@ class Node:
     gpus: dict[str, float]
     """Device, as for CUDA_VISIBLE_DEVICES -> the share of it that is free, 0 to 1."""
 
+    @property
+    def free_gpus(self) -> float:
+        """Free GPUs, shares added up."""
+        return sum(self.gpus.values())
+
     def holds(self, cpus: float, gpus: float) -> int:
         """How many ranks with so many cores and this share of a GPU fit here now."""
         by_cores = int((self.cpus + _TINY) / cpus)
@@ -58,7 +63,7 @@ class Capacity:
     @property
     def gpus(self) -> float:
         """Free GPUs of all nodes, shares added up."""
-        return sum(sum(node.gpus.values()) for node in self.nodes.values())
+        return sum(node.free_gpus for node in self.nodes.values())
 
     def copy(self) -> Capacity:
         """The same state, to try something on."""
@@ -119,7 +124,7 @@ class Capacity:
         while left:
             enough = [name for name, count in room.items() if count >= left]
             if enough:
-                best = min(enough, key=lambda name: (sum(self.nodes[name].gpus.values()), self.nodes[name].cpus))
+                best = min(enough, key=lambda name: (self.nodes[name].free_gpus, self.nodes[name].cpus))
             else:
                 best = max(room, key=lambda name: room[name], default="")
             if not best or not room[best]:
@@ -141,16 +146,16 @@ class Capacity:
         """The opposite of :meth:`take`."""
         self._add(shares, 1)
 
-    def withhold(self, cpus: float, gpus: float) -> None:
-        """Take so much away wherever it is free: others use it, and it is not known where."""
-        for node in sorted(self.nodes.values(), key=lambda node: node.cpus, reverse=True):
-            taken = max(0.0, min(node.cpus, cpus))
-            node.cpus -= taken
-            cpus -= taken
-            for device, free in node.gpus.items():
-                taken = max(0.0, min(free, gpus))
-                node.gpus[device] -= taken
-                gpus -= taken
+    def withhold(self, node: str, cpus: float, gpus: float) -> None:
+        """Take so much away of what is free on a node: others use it. Nothing is less than free."""
+        there = self.nodes.get(node)
+        if there is None:
+            return
+        there.cpus -= max(0.0, min(there.cpus, cpus))
+        for device, free in there.gpus.items():
+            taken = max(0.0, min(free, gpus))
+            there.gpus[device] -= taken
+            gpus -= taken
 
     def _add(self, shares: Sequence[Share], sign: int) -> None:
         for share in shares:

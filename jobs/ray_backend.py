@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import signal
 import time
 from collections import defaultdict
@@ -21,7 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from jobs.backend import Backend, Ended
@@ -39,6 +45,8 @@ REFRESH_SECONDS = 2.0
 """How often the cluster is asked which nodes it has and what others use."""
 PATIENCE_SECONDS = 5.0
 """How long Ray may take to place a run that should fit before no other is sent after it."""
+START_SECONDS = 600.0
+"""How long a run that Ray has placed may take until its actors answer: a node unpacks the code, and starts Python."""
 IDLE_SECONDS = 5.0
 """How long a group waits for a run. A new one takes about a second, which only short runs would feel; and a run of
 several ranks finds its places one after the other."""
@@ -70,6 +78,8 @@ class _Job:
     lost: dict[int, str] = field(default_factory=dict)
     runs: bool = False
     """Whether the processes have been started."""
+    placed_at: float | None = None
+    """When it was seen that Ray has placed it, while its actors do not answer."""
     first_failure_at: float | None = None
 
     @property
@@ -98,8 +108,8 @@ class RayBackend(Backend):
         self._code: Code | None = None
         self._total: Capacity | None = None
         self._refreshed_at = 0.0
-        self._foreign = (0.0, 0.0)
-        self._foreign_before = (0.0, 0.0)
+        self._foreign: dict[str, tuple[float, float]] = {}
+        self._foreign_before: dict[str, tuple[float, float]] | None = None
         self._jobs: dict[str, _Job] = {}
         self._idle: list[_Group] = []
         self._numbers = itertools.count(1)
@@ -136,18 +146,21 @@ class RayBackend(Backend):
     # -- what is free ----------------------------------------------------------------------------------------------
 
     def free(self) -> Capacity:
-        if time.monotonic() - self._refreshed_at > REFRESH_SECONDS:
-            self._refresh()
+        self._refresh_if_due()
         free = self.capacity()
         for job in self._jobs.values():
             free.take(job.shares)
-        stuck = any(not job.sites and time.monotonic() - job.since > PATIENCE_SECONDS for job in self._jobs.values())
-        cpus, gpus = (free.cpus, free.gpus) if stuck else self._foreign
-        free.withhold(cpus, gpus)
+        stuck = any(_waits_long(job) and not job.sites for job in self._jobs.values())
+        for node in free.nodes:
+            free.withhold(node, *((math.inf, math.inf) if stuck else self._foreign.get(node, (0.0, 0.0))))
         return free
 
     def held(self, job_id: str) -> Sequence[Share]:
         return self._jobs[job_id].shares
+
+    def _refresh_if_due(self) -> None:
+        if time.monotonic() - self._refreshed_at > REFRESH_SECONDS:
+            self._refresh()
 
     def _refresh(self) -> None:
         """Ask which nodes there are, and what others than us use of them."""
@@ -156,19 +169,51 @@ class RayBackend(Backend):
         others = total.copy()
         for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle):
             others.take(group.shares)
-        available = ray.available_resources()
-        foreign = (others.cpus - available.get("CPU", 0.0), others.gpus - available.get("GPU", 0.0))
+        free = self._cluster.free(total)
+        foreign = {
+            name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
+            for name, node in others.nodes.items()
+        }
         # What we gave back a moment ago is not free yet: only what is missing twice in a row is somebody else's.
-        self._foreign = (min(foreign[0], self._foreign_before[0]), min(foreign[1], self._foreign_before[1]))
+        before = foreign if self._foreign_before is None else self._foreign_before
+        self._foreign = {
+            name: (min(cpus, before[name][0]), min(gpus, before[name][1]))
+            for name, (cpus, gpus) in foreign.items()
+            if name in before
+        }
         self._foreign_before = foreign
         self._release(*filter(self._is_lost, list(self._idle)))
         for job in self._jobs.values():
-            if (
-                not job.runs and job.pending and any(map(self._is_lost, job.groups))
-            ):  # Ray would wait for the node for ever
-                job.codes = dict.fromkeys(range(len(job.hosts)), -signal.SIGKILL)
-                job.lost = {0: "its node was lost before it had started"}
-                job.pending.clear()
+            if job.runs or not job.pending:
+                continue
+            if any(map(self._is_lost, job.groups)):  # Ray would wait for the node for ever
+                self._give_up(job, "its node was lost before it had started")
+            elif _waits_long(job):
+                self._look_after(job, free)
+
+    def _look_after(self, job: _Job, free: Capacity) -> None:
+        """What to do about a run that Ray keeps waiting; ``free`` is what nobody holds."""
+        now = time.monotonic()
+        if any(placement_group_table(group.group)["state"] != "PENDING" for group in job.groups):
+            job.placed_at = job.placed_at or now
+            if now - job.placed_at > START_SECONDS:
+                where = ", ".join({node_address(share.node): None for share in job.shares})
+                self._give_up(job, f"Ray did not start it within {START_SECONDS / 60:g} min on {where}")
+            return
+        # Sent to a node where somebody else was faster: it goes to where there is room, if there is any.
+        shares = free.place(job.submission.resources)
+        if shares is not None:
+            free.take(shares)
+            self._release(*job.groups)
+            job.groups = [self._new_group(job.submission.resources, shares)]
+            self._look_around(job)
+
+    @staticmethod
+    def _give_up(job: _Job, why: str) -> None:
+        """A job that has not started ends as one whose node was lost."""
+        job.codes = dict.fromkeys(range(len(job.hosts)), -signal.SIGKILL)
+        job.lost = {0: why}
+        job.pending.clear()
 
     def _is_lost(self, group: _Group) -> bool:
         assert self._total is not None, "refreshed before"
@@ -180,11 +225,17 @@ class RayBackend(Backend):
         run = RunDirectory(submission.run_dir)
         make_directory(run.attempt_dir(submission.attempt))
         groups = self._groups(submission.resources)
-        job = _Job(submission=submission, groups=groups, pending={}, since=time.monotonic())
-        job.pending = {host.site.remote(str(submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
+        job = _Job(submission=submission, groups=groups, pending={}, since=0.0)
+        self._look_around(job)
         job_id = f"{run.id}/{submission.attempt}-{next(self._numbers)}"
         self._jobs[job_id] = job
         return job_id
+
+    @staticmethod
+    def _look_around(job: _Job) -> None:
+        """Ask each rank's actor for its site, once Ray has placed it."""
+        job.since = time.monotonic()
+        job.pending = {host.site.remote(str(job.submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
 
     def _groups(self, resources: Resources) -> list[_Group]:
         free = self.free()
@@ -253,6 +304,7 @@ class RayBackend(Backend):
 
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        self._refresh_if_due()
         self._give_idle_back()
         while (left := deadline - time.monotonic()) > 0:
             if self._advance(left):
@@ -363,6 +415,11 @@ class RayBackend(Backend):
             _kill(group.hosts)
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
                 remove_placement_group(group.group)
+
+
+def _waits_long(job: _Job) -> bool:
+    """Whether Ray has not started all its ranks' actors in the time that placing them may take."""
+    return bool(job.pending) and not job.runs and time.monotonic() - job.since > PATIENCE_SECONDS
 
 
 def choose_idle(idle: Sequence[_Group], resources: Resources, *, most_nodes: int) -> list[_Group]:

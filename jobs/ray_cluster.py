@@ -36,6 +36,7 @@ for _name, _value in (
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402 -- reads the variables above as it is imported
+from ray._private.state import available_resources_per_node  # noqa: E402 -- for developers; there is no other way
 
 
 @final
@@ -95,6 +96,15 @@ class RayCluster:
             return _capacity("the cluster")
         finally:
             self.close()
+
+    def free(self, total: Capacity) -> Capacity:
+        """What nobody holds of ``total`` now, as Ray last heard; the connection is open."""
+        free = total.copy()
+        has = available_resources_per_node()
+        for name, node in free.nodes.items():
+            there = has.get(name, {})
+            free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
+        return free
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -107,14 +108,22 @@ class RayLab:
 
     def processes(self) -> list[str]:
         """Command lines of what lives in the lab's network, but for the lab itself."""
-        inside = Path(f"/proc/{self._network.pid}/ns/net").readlink()
-        found = []
+        return list(self._processes().values())
+
+    def _processes(self) -> dict[int, str]:
+        found: dict[int, str] = {}
+        try:
+            inside = Path(f"/proc/{self._network.pid}/ns/net").readlink()
+        except OSError:
+            return found  # there is no lab
+        if inside == Path("/proc/self/ns/net").readlink():
+            return found
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdigit() and (entry / "ns/net").readlink() == inside:
                     words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
                     if words and words != "sleep infinity":
-                        found.append(words)
+                        found[int(entry.name)] = words
             except OSError:
                 continue
         return found
@@ -123,6 +132,9 @@ class RayLab:
         if self._cluster is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._cluster.communicate("", timeout=30)
+        for pid in self._processes():  # not `ray stop`, which ends every Ray of the machine
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in (*self._started, self._network):
             process.kill()
             with contextlib.suppress(ValueError):  # its pipes are closed already

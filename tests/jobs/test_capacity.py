@@ -73,9 +73,13 @@ def test_trying_something_on_a_copy_changes_nothing() -> None:
     assert (capacity.cpus, capacity.gpus) == (4, 1)
 
 
-def test_what_others_use_is_not_free() -> None:
+def test_what_others_use_of_a_node_is_not_free() -> None:
     capacity = cluster((4, 2), (2, 0))
-    capacity.withhold(5, 1)
+    names = list(capacity.nodes)
+    capacity.withhold(names[0], 3, 1)
+    assert (capacity.cpus, capacity.gpus) == (3, 1)
+    capacity.withhold(names[1], 5, 1)
+    capacity.withhold("gone", 1, 1)
     assert (capacity.cpus, capacity.gpus) == (1, 1)
 
 

@@ -166,6 +166,84 @@ def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(cluster: RayLab,
     assert [json.loads(line)["val_loss"] for line in metrics.splitlines()] == pytest.approx(one, abs=1e-6)
 
 
+HOLD = """
+import sys, ray
+from ray.util.placement_group import placement_group
+ray.init(log_to_driver=False)
+node = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")][int(sys.argv[1])]
+ray.get(placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": node}]).ready())
+print(node, flush=True)
+sys.stdin.read()
+"""
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+import ray
+from ray.util.placement_group import placement_group
+import jobs.ray_backend
+from jobs.code_snapshot import live_code
+from jobs.spec import Resources, Submission
+
+class Deaf(jobs.ray_backend.RankHost):
+    def site(self, run_dir):
+        time.sleep(1000)
+
+backend = jobs.ray_backend.RayBackend(address="auto")
+backend.open(live_code())
+resources = Resources(cpus=1, gpus=1)
+(wanted,) = backend.free().place(resources)
+if sys.argv[1] == "overtaken":
+    ray.get(placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted.node}]).ready())
+else:
+    jobs.ray_backend.RankHost, jobs.ray_backend.START_SECONDS = Deaf, 3
+folder = Path("run").absolute()
+folder.mkdir()
+job = backend.submit(
+    Submission(run_dir=folder, attempt=1, argv=("python", "-c", "pass"), env={}, cwd=folder, resources=resources)
+)
+assert [share.node for share in backend.held(job)] == [wanted.node]
+while not (ended := backend.poll(job)):
+    (last,) = backend.held(job)
+    backend.wait(0.5)
+print(last.node != wanted.node, ended.exit_code, ended.message)
+backend.close()
+"""
+
+
+def drive(cluster: RayLab, folder: Path, what: str) -> str:
+    """What a driver of its own, with a backend of its own, says in the end of a run that is disturbed."""
+    script = folder / "driver.py"
+    script.write_text(DRIVER)
+    argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, str(script), what]
+    answer = cluster.run(argv, cwd=folder, seconds=120)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_run_goes_to_the_node_that_others_leave_free(cluster: RayLab, tmp_path: Path, which: int) -> None:
+    other = cluster.start([sys.executable, "-c", HOLD, str(which)], cwd=tmp_path)
+    try:
+        assert other.stdout is not None
+        node = other.stdout.readline().strip()
+        assert node
+        study = Study(cluster, tmp_path, {})
+        assert study("run", "small.toml").returncode == 0
+        assert worker_of(study.runs()[0])["node"] != node
+    finally:
+        other.communicate("", timeout=60)
+
+
+def test_a_run_whose_place_is_taken_by_somebody_faster_goes_elsewhere(cluster: RayLab, tmp_path: Path) -> None:
+    assert drive(cluster, tmp_path, "overtaken") == "True 0 ended"
+
+
+def test_a_run_that_ray_places_and_never_starts_is_given_up(cluster: RayLab, tmp_path: Path) -> None:
+    said = drive(cluster, tmp_path, "deaf")
+    assert said == "False -9 Ray did not start it within 0.05 min on 127.0.0.1"
+
+
 def test_a_study_begun_locally_is_finished_on_ray(cluster: RayLab, tmp_path: Path) -> None:
     study = Study(cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0}, epochs=6, lines=1500)
     launcher = study.start("run", "small.toml", "--backend", "local", "--max-parallel", "1")
@@ -293,7 +371,7 @@ def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_
 
 
 @pytest.fixture
-def head(lab: RayLab) -> Iterator[str]:
+def head(lab: RayLab) -> str:
     """A cluster with a job server; its address."""
     binary = Path(sys.executable).parent
     lab.env["PATH"] = f"{binary}:{lab.env['PATH']}"  # the driver is `python` on the cluster
@@ -303,10 +381,7 @@ def head(lab: RayLab) -> Iterator[str]:
     argv = [str(binary / "ray"), "start", "--head", "--port=6379", *options, "--disable-usage-stats"]
     answer = lab.run(argv, cwd=lab.folder)
     assert answer.returncode == 0, answer.stderr
-    try:
-        yield "http://127.0.0.1:8265"
-    finally:
-        lab.run([str(binary / "ray"), "stop", "--force"], cwd=lab.folder)
+    return "http://127.0.0.1:8265"
 
 
 def test_a_remote_cluster_runs_the_launcher_too(lab: RayLab, head: str, tmp_path: Path) -> None:
