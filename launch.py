@@ -29,7 +29,8 @@ from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
 from jobs.doctor import examine
 from jobs.estimate import Estimate, earlier_throughput
-from jobs.filters import select
+from jobs.filters import asks_for_identity, select
+from jobs.kept import kept_policy, kept_tables
 from jobs.launcher import (
     LaunchOptions,
     detach,
@@ -45,7 +46,6 @@ from jobs.launcher import (
 )
 from jobs.logs import follow_logs, print_log
 from jobs.manifest import Manifest, load_manifest
-from jobs.policy import kept_policy
 from jobs.ray_job import RayJob, is_remote
 from jobs.spec import RunSpec
 from jobs.study import (
@@ -250,8 +250,8 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
         return list(provenance[spec.name].get("command", []))
 
     specs = [run.to_spec() for run in chosen]
-    choice = _choice(None, options, last=_last_backend(chosen))
-    policy = kept_policy(study_dir, lambda line: print(line, file=sys.stderr))
+    choice = _choice_again(study_dir, chosen, options)
+    policy = kept_policy(study_dir, terminal.tell)
     settings = LaunchOptions(study_dir=study_dir, retry=True, policy=policy)
     return _launch(options, specs, settings, choice, data_path=data_path, command=command)
 
@@ -353,8 +353,7 @@ def _launch_on_slurm(
     if options.canary:
         raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
     study_dir = settings.study_dir
-    table = choice.table or slurm_backend.last_table(settings.code_dir or study_dir)  # `retry` knows no manifest
-    site = _site(replace(choice, table=table))
+    site = _site(choice)
     assert isinstance(site, slurm_backend.SlurmSite), "asked before"
     slurm_backend.check(study_dir, site.settings)
     _advise(site.settings.env, "backend.slurm.env")
@@ -366,7 +365,7 @@ def _launch_on_slurm(
         arrays: list[str] = []
         if prepared.code is not None:
             policy = settings.policy.with_retries(site.settings.retries)
-            arrays = slurm_backend.submit(prepared, study_dir, site.settings, table, policy)
+            arrays = slurm_backend.submit(prepared, study_dir, site.settings, policy)
             if options.then_report:
                 report = slurm_backend.submit_report(
                     study_dir, arrays, site.settings, prepared.code, behaviour=options.behaviour
@@ -439,14 +438,16 @@ def _launch_remotely(
 
 def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec], Path]:
     manifest = load_manifest(Path(options.manifest), options.set)
-    chosen = select(manifest.runs, _words(options.only), _words(options.exclude))
+    only, exclude = _words(options.only), _words(options.exclude)
+    data = _data_path(options, manifest)
+    known = resolve_specs(manifest.runs, data) if asks_for_identity([*only, *exclude]) else manifest.runs
+    chosen = select(known, only, exclude)
     if not chosen:
         raise UsageError(f"{options.manifest}: no run passes --only and --exclude; `plan` without them lists all")
     if options.data and all(spec.config.data.corpus == "pydoc" for spec in chosen):
         raise UsageError(
             '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
         )
-    data = _data_path(options, manifest)
     return manifest, resolve_specs(chosen, data), options.runs_dir / manifest.study
 
 
@@ -465,10 +466,22 @@ def _last_backend(runs: list[ObservedRun]) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def _choice(manifest: Manifest | None, options: argparse.Namespace, *, last: str | None = None) -> BackendChoice:
+def _choice_again(study_dir: Path, runs: list[ObservedRun], options: argparse.Namespace) -> BackendChoice:
+    """Where runs of a study go again, with the settings of the last launch from its manifest."""
+    return _choice(None, options, last=_last_backend(runs), kept=kept_tables(study_dir, terminal.tell))
+
+
+def _choice(
+    manifest: Manifest | None,
+    options: argparse.Namespace,
+    *,
+    last: str | None = None,
+    kept: Mapping[str, Mapping[str, Any]] | None = None,
+) -> BackendChoice:
     return choose_backend(
         manifest,
         last=last,
+        kept=kept,
         name=options.backend,
         max_parallel=options.max_parallel,
         retries=options.retries,
@@ -502,8 +515,8 @@ def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
     data, code = _launch(
         options,
         wanted.specs,
-        wanted.options(lambda line: print(line, file=sys.stderr)),
-        _choice(None, options, last=_last_backend([job.run for job in wanted.jobs])),
+        wanted.options(terminal.tell),
+        _choice_again(study_dir, [job.run for job in wanted.jobs], options),
         data_path=functools.partial(wanted.data_path, flag=options.data),
         command=wanted.command,
         outcome=outcome,

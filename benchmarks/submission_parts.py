@@ -40,7 +40,7 @@ def seqlm(manifest: Path, study_dir: Path) -> float:
         command=lambda spec: ["python", "launch.py", "run", manifest.name, "--only", f"name={spec.name}"],
     ) as prepared:
         start = time.perf_counter()
-        submit(prepared, study_dir, site.settings, HELD, Policy())
+        submit(prepared, study_dir, site.settings, Policy())
         return time.perf_counter() - start
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from jobs.behaviour import BehaviourJob, find_jobs, jobs_dir
 from jobs.dispatch import Event, Planned
+from jobs.kept import kept_policy
 from jobs.launcher import LaunchOptions, find_data, launch
 from jobs.local_backend import LocalBackend
-from jobs.policy import kept_policy
 from jobs.spec import RunSpec
 from jobs.study import at_work, observe_run, study_name
 from jobs.terminal import Progress, launch_progress, tell

@@ -56,6 +56,7 @@ def choose_backend(
     manifest: Manifest | None,
     *,
     last: str | None = None,
+    kept: Mapping[str, Mapping[str, Any]] | None = None,
     name: str | None,
     max_parallel: int | None,
     retries: int | None,
@@ -63,7 +64,8 @@ def choose_backend(
 ) -> BackendChoice:
     """Settle the choice; the arguments are those of the command line, none where a flag is not given.
 
-    ``last`` is where the runs went before, which stands in for a manifest.
+    Without a manifest, ``last`` is where the runs went before, and ``kept`` what their study has kept of the tables
+    ``[backend.*]``.
 
     Raises:
         UsageError: ``SEQLM_BACKEND`` is no backend, or a flag belongs to another one.
@@ -71,11 +73,11 @@ def choose_backend(
     chosen = name or _from_environment() or (manifest.backend_name if manifest else last) or default_backend()
     if ray_address is not None and chosen != "ray":
         raise UsageError(f"--ray-address: the backend is {chosen}; add --backend ray, or leave the address out")
-    table: Mapping[str, Any] = manifest.backend.get(chosen, {}) if manifest else {}
+    table = (manifest.backend if manifest else kept or {}).get(chosen, {})
     return BackendChoice(
         name=chosen,
         table=table,
-        where=manifest.path.name if manifest else chosen,
+        where=manifest.path.name if manifest else "study.json",
         max_parallel=max_parallel or table.get("max_parallel"),
         retries=table.get("retries") if retries is None else retries,
         env=table.get("env", {}),

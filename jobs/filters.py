@@ -149,6 +149,17 @@ def matches(facts: Mapping[str, Any], only: Sequence[str], exclude: Sequence[str
     return (any(wanted) or not only) and not any(unwanted)
 
 
+def asks_for_identity(filters: Sequence[str]) -> bool:
+    """Whether a filter asks for the id or the fingerprint of runs, which depend on what their text says.
+
+    Raises:
+        UsageError: a filter cannot be read.
+    """
+    return any(
+        condition.key in ("id", "fingerprint") for text in filters for condition in Filter.parse(text).conditions
+    )
+
+
 def select(specs: Sequence[RunSpec], only: Sequence[str], exclude: Sequence[str]) -> list[RunSpec]:
     """The runs that pass, in their order; possibly none.
 

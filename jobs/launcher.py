@@ -38,7 +38,7 @@ from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
-from seqlm.rundir import Observation, RunDirectory, is_locked, make_directory
+from seqlm.rundir import Observation, RunDirectory, append_to, is_locked, make_directory
 
 TRAINING = "seqlm.training.worker"
 """The module that trains a run."""
@@ -338,7 +338,7 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
     """
     make_directory(study_dir)
     log = study_dir / f"launch-{len(list(study_dir.glob('launch-*.log'))) + 1:04d}.log"
-    with log.open("ab") as output:
+    with append_to(log) as output:
         child = subprocess.Popen(
             [sys.executable, *argv],
             stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
 from seqlm.errors import BackendError, FileError
-from seqlm.rundir import RunDirectory, make_directory
+from seqlm.rundir import RunDirectory, append_to, make_directory
 
 
 @dataclass
@@ -75,8 +75,8 @@ class LocalBackend(Backend):
         job = _Job(ranks=[], shares=shares)
         try:
             with (
-                run.stdout_log(submission.attempt).open("ab") as stdout,
-                run.stderr_log(submission.attempt).open("ab") as stderr,
+                append_to(run.stdout_log(submission.attempt)) as stdout,
+                append_to(run.stderr_log(submission.attempt)) as stderr,
             ):
                 for rank, share in enumerate(shares):
                     env = self._rank_env(submission, rank, share.device)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from jobs.manifest_file import show
 from jobs.problems import Problems
-from seqlm.errors import FileError
-from seqlm.rundir import FailureKind, read_json, study_record_file
+from seqlm.rundir import FailureKind
 
 UNLIMITED = "unlimited"
 
@@ -93,26 +91,3 @@ def check_policy(key: str, value: Any, where: str, problems: Problems) -> None:
         problems.unknown(where, key, POLICY_KEYS)
     elif not _CHECKS[name][0](value):
         problems.add(where, f"{key}: found {show(value)}, valid is {_CHECKS[name][1]}")
-
-
-def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
-    """The policy of a study's last launch from a manifest; the defaults where none was kept.
-
-    What is wrong with the record is told in a line.
-    """
-    path = study_record_file(study_dir)
-    try:
-        kept = (read_json(path) or {}).get("policy", {})
-    except FileError as error:
-        tell(f"warning: {error}; its [policy] is lost, and the defaults hold")
-        return Policy()
-    problems = Problems()
-    if not isinstance(kept, Mapping):
-        problems.add(str(path), "policy: no table")
-    else:
-        for name, value in kept.items():
-            check_policy(f"policy.{name}", value, str(path), problems)
-    if problems.lines:
-        tell(f"warning: {problems.lines[0]}; the defaults of [policy] hold")
-        return Policy()
-    return Policy.from_dict(kept)

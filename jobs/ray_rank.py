@@ -21,6 +21,7 @@ from typing import final
 import ray
 
 from jobs.process import interface_of, start_rank
+from seqlm.rundir import append_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class RankHost:
         with the actor.
         """
         try:
-            with Path(stdout).open("ab") as out, Path(stderr).open("ab") as err, self._lock:
+            with append_to(Path(stdout)) as out, append_to(Path(stderr)) as err, self._lock:
                 if self._stopped is not None:
                     return 128 + signal.SIGTERM, ""
                 self._process = start_rank([sys.executable, *argv], variables, cwd or str(Path.cwd()), out, err)

@@ -16,6 +16,7 @@ from jobs.dispatch import Planned
 from jobs.estimate import Estimate
 from jobs.manifest import Manifest
 from jobs.manifest_report import Published
+from jobs.secrets import looks_secret
 from jobs.spec import RunSpec
 from seqlm.config import DataConfig
 from seqlm.data.corpus import resolve_data
@@ -59,6 +60,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         ],
         "behaviour": [prints[name] for name in manifest.behaviour],
         "policy": manifest.policy.to_dict(),
+        "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
     }
 
 
@@ -85,6 +87,16 @@ def _resolve(data: DataConfig, data_path: Path | None) -> DataConfig:
         return resolve_data(data, data_path)
     except SeqlmError:  # the text of runs that are not to be launched may be missing
         return data
+
+
+def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A backend's table in which a variable that looks like a secret is one to be passed on from the shell: a name."""
+    env = table.get("env", {})
+    names = [name for name in env if looks_secret(name)]
+    if not names:
+        return dict(table)
+    passed = dict.fromkeys([*table.get("env_pass", ()), *names])
+    return {**table, "env": {name: env[name] for name in env if name not in names}, "env_pass": list(passed)}
 
 
 def _published(found: Published) -> dict[str, Any]:

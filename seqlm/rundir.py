@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, RunBusyError
@@ -551,6 +551,18 @@ def file_sha256(path: Path) -> str | None:
         return None
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
+
+
+def append_to(path: Path) -> BinaryIO:
+    """Open a log to write at its end. A link in its place is removed, and what it names is not touched.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

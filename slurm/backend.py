@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from jobs.backend import Site
 from jobs.capacity import Capacity, Node
@@ -30,7 +30,7 @@ from jobs.scheduler import parents
 from jobs.spec import Resources, RunSpec
 from jobs.study import ObservedRun, read_jobs, write_jobs
 from seqlm.errors import BackendError
-from seqlm.rundir import RunDirectory, make_directory, read_json, write_json
+from seqlm.rundir import RunDirectory, make_directory
 from slurm import control
 from slurm.environment import sbatch_environment
 from slurm.settings import SlurmSettings
@@ -99,12 +99,8 @@ def in_queue_order(prepared: Prepared) -> list[Planned]:
     return sorted(prepared.todo, key=lambda item: place[item.run.id])
 
 
-def submit(
-    prepared: Prepared, study_dir: Path, settings: SlurmSettings, table: Mapping[str, Any], policy: Policy
-) -> list[str]:
+def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, policy: Policy) -> list[str]:
     """Submit what is to be done; returns the ids of the job arrays. Called with the study's lock held.
-
-    ``table`` is the manifest's ``[backend.slurm]``, kept for who submits these runs again without a manifest.
 
     Raises:
         BackendError: sbatch refuses an array; those before it are submitted, and recorded.
@@ -121,7 +117,6 @@ def submit(
         policy=policy,
     )
     make_directory(study_dir / "slurm")
-    write_json(_table_file(study_dir), dict(table))
     attempts = {item.run.id: item.run.last_attempt() + 1 for item in todo}
     highest = max(batch.resources.priority for batch in found)
     ids: list[str] = []
@@ -202,18 +197,9 @@ def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
     control.scancel(sorted(wanted - others))
 
 
-def last_table(study_dir: Path) -> dict[str, Any]:
-    """The manifest's ``[backend.slurm]`` of the last submission, empty before the first."""
-    return read_json(_table_file(study_dir)) or {}
-
-
 def _is_over(path: Path) -> bool:
     run = RunDirectory(path)
     return run.result_file.exists() or run.failure_file.exists()
-
-
-def _table_file(study_dir: Path) -> Path:
-    return study_dir / "slurm" / "settings.json"
 
 
 def _new_folder(study_dir: Path) -> Path:

@@ -46,7 +46,7 @@ from jobs.retry import (
 from jobs.spec import Resources, Submission
 from jobs.study import submission_of
 from seqlm.errors import BackendError, FileError, SeqlmError
-from seqlm.rundir import FailureKind, RunDirectory, make_directory, write_json
+from seqlm.rundir import FailureKind, RunDirectory, append_to, make_directory, write_json
 from slurm import control
 
 POLL_SECONDS = 0.2
@@ -294,8 +294,8 @@ class Task:
         limit = hung_seconds({**os.environ, **variables})
         make_directory(worker.run.attempt_dir(worker.attempt))
         with (
-            worker.run.stdout_log(worker.attempt).open("ab") as stdout,
-            worker.run.stderr_log(worker.attempt).open("ab") as stderr,
+            append_to(worker.run.stdout_log(worker.attempt)) as stdout,
+            append_to(worker.run.stderr_log(worker.attempt)) as stderr,
         ):
             worker.process = start_rank(submission.argv, variables, str(plan.code), stdout, stderr)
         worker.heartbeat = Heartbeat(worker.run, worker.attempt, limit)

@@ -455,6 +455,23 @@ def test_a_truncated_checkpoint_fails_its_run_with_one_line_and_is_left_alone(tm
     assert epochs_of(run) == [0]
 
 
+@pytest.mark.parametrize("key", ["id", "fingerprint"])
+def test_a_run_is_chosen_by_what_plan_shows_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    Study(tmp_path, archs=("rnn", "gru"))
+    monkeypatch.chdir(tmp_path)
+
+    def plan(*words: str) -> list[dict[str, Any]]:
+        assert launch.main(["plan", "small.toml", "--json", *words]) == 0
+        runs: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["data"]["runs"]
+        return runs
+
+    first, second = plan()
+    assert [run["name"] for run in plan("--only", f"{key}={second[key]}")] == [second["name"]]
+    assert [run["name"] for run in plan("--exclude", f"{key}={second[key]}")] == [first["name"]]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the file systems that these tests need")
 @pytest.mark.parametrize(
     ("options", "line"), [("ro", "Read-only file system"), ("size=600k", "No space left on device")]

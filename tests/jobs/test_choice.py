@@ -56,6 +56,14 @@ def test_without_a_manifest_runs_go_where_they_went_before() -> None:
     assert choose(last="slurm", name="local").name == "local"
 
 
+def test_without_a_manifest_the_tables_that_were_kept_hold() -> None:
+    kept = {"ray": {"address": "theirs:1", "env": {"A": "b"}, "env_pass": ["PIN"]}, "local": {"max_parallel": 3}}
+    ray = choose(last="ray", kept=kept)
+    assert (ray.ray_address, ray.env, ray.env_pass, ray.max_parallel) == ("theirs:1", {"A": "b"}, ("PIN",), None)
+    assert choose(last="ray", kept=kept, name="local").max_parallel == 3
+    assert choose(last="slurm", kept=kept).table == {}
+
+
 def test_an_address_without_its_backend_is_an_error() -> None:
     with pytest.raises(UsageError, match="the backend is local; add --backend ray"):
         choose(name="local", ray_address="auto")

@@ -10,12 +10,11 @@ from jobs.code_snapshot import Code
 from jobs.dispatch import Dispatcher, plan
 from jobs.local_backend import LocalBackend
 from jobs.manifest import Manifest, load_manifest
-from jobs.policy import Policy, kept_policy
+from jobs.policy import Policy
 from jobs.retry import history
 from jobs.spec import Resources, RunSpec
-from jobs.study_record import record_of
 from seqlm.errors import ManifestError
-from seqlm.rundir import RunDirectory, study_record_file, write_json
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -82,24 +81,6 @@ def test_a_policy_that_is_no_table_is_told(tmp_path: Path) -> None:
     path.write_text("policy = 3\n" + GOOD)
     with pytest.raises(ManifestError, match="policy: found 3, valid is a table"):
         load_manifest(path)
-
-
-def test_the_policy_is_kept_with_the_study_for_who_knows_no_manifest(tmp_path: Path) -> None:
-    manifest = load(tmp_path, '[policy]\noom = 7\npreempted = 2\ntimeout = "unlimited"\n')
-    write_json(study_record_file(tmp_path), record_of(manifest, manifest.runs, None))
-    told: list[str] = []
-    assert kept_policy(tmp_path, told.append) == manifest.policy == Policy(oom=7, preempted=2, timeout=None)
-    assert kept_policy(tmp_path / "older", told.append) == Policy()
-    assert told == []
-
-
-@pytest.mark.parametrize("content", ['{"policy": ', '{"policy": 3}', '{"policy": {"oom": -1}}', '{"policy": {"x": 1}}'])
-def test_a_damaged_record_of_it_is_told(tmp_path: Path, content: str) -> None:
-    study_record_file(tmp_path).write_text(content)
-    told: list[str] = []
-    assert kept_policy(tmp_path, told.append) == Policy()
-    assert len(told) == 1
-    assert told[0].startswith("warning: ")
 
 
 def test_retries_of_the_command_line_are_those_without_progress() -> None:

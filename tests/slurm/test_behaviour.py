@@ -13,7 +13,7 @@ import pytest
 
 import launch
 from jobs.code_snapshot import live_code
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.rundir import RunDirectory, study_record_file, write_json
 from slurm.backend import submit_report
 from slurm.settings import SlurmSettings
 from slurm.task import JobPlan, Place, Signals, Task
@@ -40,8 +40,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     monkeypatch.setattr("jobs.behaviour_launch.WORKER", STAND_IN)
     runs = finished_runs(tmp_path)
     study_dir = tmp_path / "runs" / "small"
-    (study_dir / "slurm").mkdir()
-    write_json(study_dir / "slurm" / "settings.json", {"timeout_min": 7})  # of the submission of the runs
+    write_json(study_record_file(study_dir), {"backend": {"slurm": {"timeout_min": 7}}})  # of the launch of the runs
     words = ["behaviour", "small", "--backend", "slurm", "--no-wait", "--json"]
     assert launch.main(words) == 0
     assert json.loads(capsys.readouterr().out)["data"] == {"study": "small/behaviour", "jobs": ["1"]}

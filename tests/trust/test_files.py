@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seqlm.errors import FileError
-from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from seqlm.rundir import RunDirectory, append_to, exclusive_lock, write_json
 from tests.test_launch import Study
 
 
@@ -62,6 +62,19 @@ def test_a_file_that_is_a_link_is_replaced_and_its_target_stays(tmp_path: Path) 
     link.symlink_to(target)
     write_json(link, {"a": 1})
     assert not link.is_symlink()
+    assert target.read_text() == "precious"
+
+
+def test_a_log_that_is_a_link_is_replaced_and_one_that_is_a_file_goes_on(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    log = tmp_path / "stdout.log"
+    log.symlink_to(target)
+    for word in (b"first ", b"second"):
+        with append_to(log) as output:
+            output.write(word)
+    assert not log.is_symlink()
+    assert log.read_text() == "first second"
     assert target.read_text() == "precious"
 
 

@@ -249,6 +249,15 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
         said = [lab.run([*argv, word, "small", "--json"], cwd=tmp_path) for word in ("status", "logs", "cancel")]
         told = [*launcher.communicate(timeout=120), *(answer.stdout + answer.stderr for answer in said)]
         assert told_in(told) == []
+
+        before = worker_of(study)
+        launcher = lab.start([*argv, "retry", "small", "--json"], cwd=tmp_path)  # reads no manifest
+        until(lambda: worker_of(study) != before)
+        found = environment_of(worker_of(study))
+        assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
+        assert OWN.keys().isdisjoint(found)
+        lab.run([*argv, "cancel", "small"], cwd=tmp_path)
+        assert told_in(launcher.communicate(timeout=120)) == []
         assert files_with(lab.folder) == []
         assert files_with(tmp_path) == []
     finally:
