@@ -101,8 +101,15 @@ def provenance_time(run: RunDirectory) -> str:
     return str(run.read_provenance()["launched_at"])
 
 
+def read_soon(path: Path) -> dict[str, Any]:
+    """What a process writes down that has only just started: a run is called running before its worker is so far."""
+    until(lambda: path.exists() and path.stat().st_size)
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
 def worker_pid(run: RunDirectory) -> int:
-    return int(json.loads(run.worker_lock_file.read_text())["pid"])
+    return int(read_soon(run.worker_lock_file)["pid"])
 
 
 def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tmp_path: Path) -> None:

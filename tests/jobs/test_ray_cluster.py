@@ -17,7 +17,7 @@ import pytest
 from seqlm.rundir import RunDirectory, is_locked
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
-from tests.test_launch import epochs_of, until, worker_pid
+from tests.test_launch import epochs_of, read_soon, until, worker_pid
 from tests.training.studies import write_text
 
 pytestmark = pytest.mark.xdist_group("ray")  # one process of the test run has the clusters, one after the other
@@ -115,8 +115,7 @@ def cluster() -> Iterator[RayLab]:
 
 
 def worker_of(run: RunDirectory) -> dict[str, Any]:
-    worker: dict[str, Any] = json.loads(run.worker_file(run.last_attempt()).read_text())
-    return worker
+    return read_soon(run.worker_file(run.last_attempt()))
 
 
 # -- clusters ------------------------------------------------------------------------------------------------------

@@ -95,6 +95,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
         ],
         "behaviour": [prints["known"]],
         "policy": Policy().to_dict(),
+        "backend": {},
     }
     for chosen in (specs, specs[1:2]):
         assert record_of(manifest, chosen, text) == expected, "whatever is chosen"

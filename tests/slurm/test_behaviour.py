@@ -20,7 +20,7 @@ from slurm.task import JobPlan, Place, Signals, Task
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
-from tests.test_launch import until
+from tests.test_launch import until, worker_pid
 from tests.test_launch_behaviour import LAUNCHER, ROOT, STAND_IN, finished_runs
 
 pytestmark = pytest.mark.xdist_group("slurm")
@@ -103,7 +103,7 @@ def test_a_real_cluster_computes_it_and_cancels_it(tmp_path: Path) -> None:
         assert command("cancel", "runs/small/behaviour", "--only", "name=gru").returncode == 0
         assert states() == ["running", "cancelled"]
         gone = RunDirectory(study_dir / "behaviour" / runs["rnn-b"].id)
-        os.kill(json.loads(gone.worker_lock_file.read_text())["pid"], 9)  # its job is requeued
+        os.kill(worker_pid(gone), 9)  # its job is requeued
         write_json(study_dir / "stand-in.json", {})
         until(lambda: states() == ["done", "cancelled"], seconds=180)
         again = command("behaviour", "small", "--json")

@@ -18,7 +18,7 @@ from seqlm.rundir import RunDirectory, read_json
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
-from tests.test_launch import epochs_of, until
+from tests.test_launch import epochs_of, read_soon, until, worker_pid
 from tests.training.studies import write_text
 
 ROOT = Path(__file__).parent.parent.parent
@@ -112,8 +112,7 @@ def cluster() -> Iterator[LoopbackCluster]:
 
 
 def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
-    worker: dict[str, Any] = json.loads(run.worker_file(run.last_attempt(), rank).read_text())
-    return worker
+    return read_soon(run.worker_file(run.last_attempt(), rank))
 
 
 def test_a_grid_is_one_array_whose_runs_have_gpus_of_their_own(cluster: LoopbackCluster, tmp_path: Path) -> None:
@@ -338,7 +337,7 @@ def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_p
         study.until_they_train()
         (run,) = study.runs()
         (job,) = study.jobs().values()
-        os.kill(int(json.loads(run.worker_lock_file.read_text())["pid"]), signal.SIGSTOP)  # it cannot say a word
+        os.kill(worker_pid(run), signal.SIGSTOP)  # it cannot say a word
         cluster.run("scancel", job)
         until(lambda: not cluster.run("squeue", "-h", "-t", "all").stdout.strip(), seconds=90)
         time.sleep(1)

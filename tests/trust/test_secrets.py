@@ -20,7 +20,7 @@ from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.fake_slurm import FakeSlurm
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
-from tests.test_launch import ROOT, Study, until
+from tests.test_launch import ROOT, Study, read_soon, until
 from tests.trust.canaries import OWN, PASSED, SHELL, environment_of, files_with, told_in
 
 LONG = 4000
@@ -40,7 +40,7 @@ def worker_of(study: Study) -> int:
     """The process of the study's run, which trains."""
     until(lambda: any(run.read_metrics()[0] for run in study.runs()))
     (run,) = study.runs()
-    return int(json.loads(run.worker_file(run.last_attempt()).read_text())["pid"])
+    return int(read_soon(run.worker_file(run.last_attempt()))["pid"])
 
 
 @pytest.fixture
