@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import final
+
+BUSY_TRIES = 100
 
 SCRIPT = 'mount -t tmpfs -o size="$1" none "$0" && echo mounted && exec sleep infinity'
 
@@ -49,8 +52,17 @@ class Disk:
     def make_read_only(self, folder: Path) -> None:
         """From now on nothing below ``folder`` can be changed, by root neither; files that are open stay writable."""
         inside = str(self._inside(folder))
-        self._in_helper("mount", "--bind", inside, inside)
-        self._in_helper("mount", "-o", "remount,bind,ro", inside)
+        for tries_left in reversed(range(BUSY_TRIES)):
+            self._in_helper("mount", "--bind", inside, inside)
+            try:
+                self._in_helper("mount", "-o", "remount,bind,ro", inside)
+            except subprocess.CalledProcessError:  # busy: a file has been opened to write in this very moment
+                self.make_writable(folder)
+                if not tries_left:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def make_writable(self, folder: Path) -> None:
         """Take back what :meth:`make_read_only` has done."""
