@@ -18,43 +18,38 @@ from seqlm.rundir import read_json, study_record_file
 
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
     """The policy of a study's last launch from a manifest; the defaults where none was kept."""
-    problems = Problems()
-    try:
-        kept = _kept(study_dir, "policy")
-    except FileError as error:
-        tell(f"warning: {error}; the defaults of [policy] hold")
-        return Policy()
-    for name, value in kept.items():
-        check_policy(f"policy.{name}", value, str(study_record_file(study_dir)), problems)
-    if problems.lines:
-        tell(f"warning: {problems.lines[0]}; the defaults of [policy] hold")
-        return Policy()
-    return Policy.from_dict(kept)
+    return Policy.from_dict(_kept(study_dir, "policy", check_policy, tell))
 
 
 def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
     """The tables ``[backend.*]`` of a study's last launch from a manifest, by backend; none where none were kept."""
-    try:
-        kept = _kept(study_dir, "backend")
-    except FileError as error:
-        tell(f"warning: {error}; nothing is known of its [backend] settings")
-        return {}
-    problems = Problems()
-    where = str(study_record_file(study_dir))
-    for name, table in kept.items():
-        if name in BACKENDS and isinstance(table, Mapping):
-            check_table(name, table, where, problems, prefix=f"backend.{name}.")
-        else:
-            problems.add(where, f"backend.{name}: no backend's table")
-    if problems.lines:
-        tell(f"warning: {problems.lines[0]}; the study's [backend] settings are left out")
-        return {}
-    return kept
+    return _kept(study_dir, "backend", _check_table, tell)
 
 
-def _kept(study_dir: Path, section: str) -> Mapping[str, Any]:
+def _check_table(key: str, table: Any, where: str, problems: Problems) -> None:
+    name = key.removeprefix("backend.")
+    if name in BACKENDS and isinstance(table, Mapping):
+        check_table(name, table, where, problems, prefix=f"{key}.")
+    else:
+        problems.add(where, f"{key}: no backend's table")
+
+
+def _kept(
+    study_dir: Path, section: str, check: Callable[[str, Any, str, Problems], None], tell: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """One section of the record, empty where it was not kept or something is wrong with it."""
     path = study_record_file(study_dir)
-    kept = (read_json(path) or {}).get(section, {})
-    if not isinstance(kept, Mapping):
-        raise FileError(f"{path} is damaged ({section} is no table); move it away")
+    problems = Problems()
+    try:
+        kept = (read_json(path) or {}).get(section, {})
+        if not isinstance(kept, Mapping):
+            raise FileError(f"{path} is damaged ({section} is no table); move it away")
+    except FileError as error:
+        tell(f"warning: {error}; the defaults of [{section}] hold")
+        return {}
+    for name, value in kept.items():
+        check(f"{section}.{name}", value, str(path), problems)
+    if problems.lines:
+        tell(f"warning: {problems.lines[0]}; the defaults of [{section}] hold")
+        return {}
     return kept

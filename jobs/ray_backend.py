@@ -51,6 +51,8 @@ IDLE_SECONDS = 5.0
 """How long a group waits for a run. A new one takes about a second, which only short runs would feel; and a run of
 several ranks finds its places one after the other."""
 EXIT_STOPPED = 128 + signal.SIGTERM
+EXIT_LOST = -signal.SIGKILL
+"""Of a rank whose node or actor is gone."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -187,7 +189,7 @@ class RayBackend(Backend):
             if job.runs or not job.pending:
                 continue
             if any(map(self._is_lost, job.groups)):  # Ray would wait for the node for ever
-                self._give_up(job, "its node was lost before it had started")
+                self._abandon(job, EXIT_LOST, "its node was lost before it had started")
             elif _waits_long(job):
                 self._look_after(job, free)
 
@@ -198,7 +200,7 @@ class RayBackend(Backend):
             job.placed_at = job.placed_at or now
             if now - job.placed_at > START_SECONDS:
                 where = ", ".join({node_address(share.node): None for share in job.shares})
-                self._give_up(job, f"Ray did not start it within {START_SECONDS / 60:g} min on {where}")
+                self._abandon(job, EXIT_LOST, f"Ray did not start it within {START_SECONDS / 60:g} min on {where}")
             return
         # Sent to a node where somebody else was faster: it goes to where there is room, if there is any.
         shares = free.place(job.submission.resources)
@@ -207,13 +209,6 @@ class RayBackend(Backend):
             self._release(*job.groups)
             job.groups = [self._new_group(job.submission.resources, shares)]
             self._look_around(job)
-
-    @staticmethod
-    def _give_up(job: _Job, why: str) -> None:
-        """A job that has not started ends as one whose node was lost."""
-        job.codes = dict.fromkeys(range(len(job.hosts)), -signal.SIGKILL)
-        job.lost = {0: why}
-        job.pending.clear()
 
     def _is_lost(self, group: _Group) -> bool:
         assert self._total is not None, "refreshed before"
@@ -290,16 +285,16 @@ class RayBackend(Backend):
             return
         if not job.runs:  # perhaps not even placed: whatever Ray would do next has no one to do it for
             self._release(*job.groups)
-            self._abandon(job)
+            self._abandon(job, EXIT_STOPPED, "stopped before it had started")
             return
         for host in job.hosts:
             host.stop.remote(int(signal.SIGKILL if force else signal.SIGTERM))
 
     @staticmethod
-    def _abandon(job: _Job) -> None:
-        """A job that has not started ends as one that was asked to stop."""
-        job.codes = dict.fromkeys(range(len(job.hosts)), EXIT_STOPPED)
-        job.lost = {0: "stopped before it had started"}
+    def _abandon(job: _Job, code: int, why: str) -> None:
+        """End a job that has not started: with ``code``, which all its ranks would have ended with."""
+        job.codes = dict.fromkeys(range(len(job.hosts)), code)
+        job.lost = {0: why}
         job.pending.clear()
 
     def wait(self, seconds: float) -> None:
@@ -333,7 +328,7 @@ class RayBackend(Backend):
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayError as error:
-            job.codes[rank] = -signal.SIGKILL
+            job.codes[rank] = EXIT_LOST
             job.lost.setdefault(rank, self._what_became_of(job, rank, error))
             return
         if isinstance(answer, Site):
@@ -352,7 +347,7 @@ class RayBackend(Backend):
             return
         blind = [other for other in job.sites.values() if not other.sees_run]
         if blind:
-            self._abandon(job)
+            self._abandon(job, EXIT_STOPPED, "stopped before it had started")
             raise BackendError(
                 f"node {blind[0].address} does not see {job.submission.run_dir}; put --runs-dir on a file system "
                 "that all nodes of the cluster share"
