@@ -1,6 +1,6 @@
 """Wait for facts. Every test that waits does it here, with one deadline that no healthy machine reaches.
 
-A test that waits too long fails with what it waited for, the last state, and the stacks of every process of the session.
+A test that waits too long fails with what it waited for, the last state, and the stacks of all that the session runs.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -42,35 +42,6 @@ def wait_for(look: Callable[[], Seen], what: str, *, until: Callable[[Seen], obj
         time.sleep(POLL_SECONDS)
 
 
-def wait_for_exit(process: subprocess.Popen[Any], input: str | None = None) -> tuple[Any, Any]:  # noqa: A002
-    """Return stdout and stderr of a process once it has ended; one that does not end is killed and fails the test."""
-    try:
-        return process.communicate(input, timeout=DEADLINE_SECONDS)
-    except subprocess.TimeoutExpired:
-        found = scene()
-        process.kill()
-        stdout, stderr = process.communicate()
-        said = f"stdout: {str(stdout)[-3000:]}\nstderr: {str(stderr)[-3000:]}"
-        waited = f"waited {DEADLINE_SECONDS:g} s in vain for the end of {process.args}"
-        pytest.fail(f"{waited}\n{said}\n\n{found}", pytrace=False)
-
-
-def run_to_end(argv: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    """``subprocess.run`` with captured text and the deadline of all tests; checks no exit code unless asked to."""
-    check = options.pop("check", False)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    process = subprocess.Popen([str(word) for word in argv], text=True, **pipes)
-    try:
-        stdout, stderr = wait_for_exit(process)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-    assert not check or done.returncode == 0, f"{argv} ended with {done.returncode}: {stderr}"
-    return done
-
-
 # -- the scene -------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +63,7 @@ class Process:
 
 
 def processes() -> Iterator[Process]:
-    """The live processes of this test session, this one and its ancestors included, by process number."""
+    """The live processes that this test session has started, by process number."""
     mark = f"{SESSION_VARIABLE}={os.environ.get(SESSION_VARIABLE, 'none')}".encode()
     for entry in sorted((e for e in Path("/proc").iterdir() if e.name.isdigit()), key=lambda e: int(e.name)):
         try:

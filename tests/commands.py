@@ -1,0 +1,44 @@
+"""Start processes and wait for their ends. Every test that needs a process starts it here."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.waiting import DEADLINE_SECONDS, scene
+
+
+def start(argv: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+    """``subprocess.Popen`` with text pipes for stdout and stderr unless ``options`` say otherwise."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen([str(word) for word in argv], text=True, **pipes)
+
+
+def finish(process: subprocess.Popen[str], input: str | None = None) -> tuple[str, str]:  # noqa: A002
+    """Return stdout and stderr of a process once it has ended; one that does not end is killed and fails the test."""
+    try:
+        return process.communicate(input, timeout=DEADLINE_SECONDS)
+    except subprocess.TimeoutExpired:
+        found = scene()
+        process.kill()
+        stdout, stderr = process.communicate()
+        said = f"stdout: {str(stdout)[-3000:]}\nstderr: {str(stderr)[-3000:]}"
+        waited = f"waited {DEADLINE_SECONDS:g} s in vain for the end of {process.args!r}"
+        pytest.fail(f"{waited}\n{said}\n\n{found}", pytrace=False)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+
+
+def run(argv: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return it with its output; ``check=True`` demands exit code 0."""
+    check = options.pop("check", False)
+    process = start(argv, **options)
+    stdout, stderr = finish(process)
+    assert not check or process.returncode == 0, f"{argv} ended with {process.returncode}: {stderr}"
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
