@@ -9,13 +9,36 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.waiting import DEADLINE_SECONDS, scene
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
 def start(argv: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
-    """``subprocess.Popen`` with text pipes for stdout and stderr unless ``options`` say otherwise."""
+    """``subprocess.Popen`` with text pipes for stdout and stderr unless ``options`` say otherwise.
+
+    What a test has started and not ended is killed when it ends (conftest.py).
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen([str(word) for word in argv], text=True, **pipes)
+    process = warm.Popen([str(word) for word in argv], text=True, **pipes)
+    _started.append(process)
+    return process
+
+
+def kill_what_was_started(before: int) -> None:
+    """Kill what was started after the first ``before`` processes and lives still."""
+    for process in _started[before:]:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    del _started[before:]
+
+
+def number_started() -> int:
+    """Return how many processes have been started and not been forgotten."""
+    return len(_started)
 
 
 def finish(process: subprocess.Popen[str], input: str | None = None) -> tuple[str, str]:  # noqa: A002

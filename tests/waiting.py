@@ -21,7 +21,7 @@ Seen = TypeVar("Seen")
 DEADLINE_SECONDS = 600.0
 """How long any wait may take. Generous: under load, a command that takes a second alone may take minutes."""
 POLL_SECONDS = 0.02
-SESSION_VARIABLE = "SEQLM_TEST_SESSION"
+SESSION_VARIABLE = "PYTEST_SESSION_MARK"
 """Marks every process that a test run starts, directly or not; set once by conftest.py."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import os
 from collections.abc import Iterator, Mapping
@@ -114,6 +115,16 @@ def _meeting_point(ranks: int) -> dict[str, Any]:
     return {"store": dist.FileStore(path, ranks)}  # type: ignore[attr-defined] # public, missing from its list of names
 
 
+def _keep_for_ever(group: Any) -> None:
+    """Give an object a reference that is never taken back.
+
+    A gloo group joins its threads when it is freed. DistributedDataParallel frees it with the interpreter's lock held,
+    for which the thread of the last collective may still wait: the rank then hangs and its run never ends
+    (https://github.com/pytorch/pytorch/issues/56297). The threads of a group that is not freed end with the process.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
 @contextlib.contextmanager
 def process_group(rank: Rank) -> Iterator[None]:
     """Join the other ranks of the run while the block runs; nothing to join for a run of one process.
@@ -138,6 +149,7 @@ def process_group(rank: Rank) -> Iterator[None]:
         world_size=rank.world_size,
         timeout=datetime.timedelta(minutes=minutes),
     )
+    _keep_for_ever(dist.group.WORLD)
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+CONTEXT.set_forkserver_preload([__name__, "torch._dynamo"])  # the first optimizer of a process imports it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,11 @@ import torch
 from seqlm.errors import BackendError, UsageError
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
 from seqlm.training.failure import failure_kind
+from tests.commands import finish, start
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
 
+ROOT = Path(__file__).parent.parent.parent
 ARCHITECTURES = ("rnn", "gru", "transformer")
 
 
@@ -116,3 +118,32 @@ def test_a_collective_time_limit_that_makes_no_sense_is_one_clear_line(monkeypat
         process_group(Rank(index=0, world_size=2)),
     ):
         pass
+
+
+ENDS_RIGHT_AFTER_A_COLLECTIVE = """
+import sys
+import torch
+from torch import nn
+from seqlm.training.distributed import Rank, process_group
+
+sys.setswitchinterval(60)  # the thread of a collective gets no turn while this one computes
+def train(rank):
+    with process_group(rank):
+        model = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+        rank.sum(torch.ones(2))
+
+train(Rank(index=int(sys.argv[1]), world_size=2))
+print("ended")
+"""
+
+
+def test_a_rank_that_ends_right_after_a_collective_does_not_wait_for_its_thread(tmp_path: Path) -> None:
+    for number in range(3):
+        meeting = (tmp_path / f"meeting-{number}").as_uri()
+        env = {**os.environ, "SEQLM_RENDEZVOUS": meeting, "GLOO_SOCKET_IFNAME": "lo"}
+        argv = [sys.executable, "-c", ENDS_RIGHT_AFTER_A_COLLECTIVE]
+        ranks = [start([*argv, str(rank)], cwd=ROOT, env=env) for rank in range(2)]
+        assert [finish(rank)[0] for rank in ranks] == ["ended\n"] * 2

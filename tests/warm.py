@@ -1,0 +1,242 @@
+"""Start Python programs as forks of a process that has imported torch, pandas and matplotlib already.
+
+Importing torch takes a worker two seconds of a processor; most runs of the tests train for less. A program started here
+has its own process number, is a child of whoever started it, and has the working folder, the variables, the files and
+the process group that it would have had: to signals, locks and exit codes it is any other process.
+
+``Popen`` asks a *spawner*, which forks twice. The first fork ends at once, so that the second is adopted by the asker
+(a "child subreaper" for that moment). A spawner has one thread, has run nothing and imported nothing of seqlm. The
+first one is this file, run as a program; each program that may start others keeps one of its own, forked before it began.
+
+What asks for something that a fork cannot give (flags of the interpreter, a ``sitecustomize``, other programs) is
+started as usual. ``SEQLM_TEST_COLD=1`` starts everything as usual.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import io
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+IMPORTED = (
+    "torch", "torch._dynamo", "torch.distributed", "numpy", "pandas", "matplotlib.pyplot",
+    "matplotlib.backends.backend_svg", "scipy.stats", "jinja2", "yaml", "rich.live", "tqdm", "jaxtyping",
+)  # fmt: skip
+COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
+"""Programs with one of these are started as usual: they are read when an interpreter begins."""
+MOST_BYTES = 2**20
+ROOM = 4096
+"""Length of the command line of a spawner, in which programs show their own (for ``ps``)."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+_Cold = subprocess.Popen
+_libc = ctypes.CDLL(None, use_errno=True)
+_asking = threading.Lock()
+_spawner: socket.socket | None = None
+"""Where this process asks for programs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a fork is to become."""
+
+    words: list[str]
+    """``-m module ...``, ``-c code ...`` or ``script.py ...``."""
+    folder: str
+    variables: dict[str, str]
+    new_session: bool
+    process_group: int
+    """-1: that of whoever starts it; 0: a new one."""
+
+
+class Popen(subprocess.Popen[Any]):
+    """``subprocess.Popen``, faster for Python programs."""
+
+    def _execute_child(self, *arguments: Any) -> None:
+        args, executable, preexec, _, pass_fds, cwd, env, _, _, shell, p2cread, p2cwrite, c2pread, c2pwrite = arguments[
+            :14
+        ]
+        errread, errwrite, _, gid, gids, uid, umask, new_session, group = arguments[14:]
+        variables = {os.fsdecode(k): os.fsdecode(v) for k, v in (os.environ if env is None else env).items()}
+        folder = os.fspath(cwd) if cwd is not None else str(Path.cwd())
+        plain = executable is preexec is gid is gids is uid is None and umask == -1 and not pass_fds and not shell
+        words = [os.fspath(word) for word in args] if isinstance(args, list | tuple) else []
+        if not (plain and _is_warm(words, variables) and Path(folder).is_dir()):
+            super()._execute_child(*arguments)  # type: ignore[misc]
+            return
+        files = [own if given == -1 else given for given, own in ((p2cread, 0), (c2pwrite, 1), (errwrite, 2))]
+        program = Program(
+            words=words[1:], folder=folder, variables=variables, new_session=new_session, process_group=group
+        )
+        self.pid = _ask(program, files)
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+
+
+def _is_warm(words: list[str], variables: dict[str, str]) -> bool:
+    if len(words) < 2 or words[0] != sys.executable or not (words[1] in ("-m", "-c") or words[1].endswith(".py")):
+        return False
+    folders = variables.get("PYTHONPATH", "").split(os.pathsep)
+    return not any(name in variables for name in COLD_VARIABLES) and not any(
+        folder and Path(folder, "sitecustomize.py").exists() for folder in folders
+    )
+
+
+def _ask(program: Program, files: list[int]) -> int:
+    """Have the spawner start a program; return its process number."""
+    global _spawner
+    with _asking:
+        if _spawner is None:
+            _spawner, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                argv = [sys.executable, "-P", __file__, str(theirs.fileno()), "x" * ROOM]
+                env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+                spawner = _Cold(argv, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0)
+            atexit.register(_end, _spawner, spawner)
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        try:
+            socket.send_fds(_spawner, [json.dumps(asdict(program)).encode()], files)
+            return int(_spawner.recv(64))
+        finally:
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _end(spawner: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    spawner.close()
+    process.wait()
+
+
+# -- in a spawner ----------------------------------------------------------------------------------------------------
+
+
+def serve(asker: socket.socket) -> tuple[Program, list[int]]:
+    """Fork for each program that is asked for; return in the fork alone. Exit when the asker is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
+    while True:
+        data, files, _, _ = socket.recv_fds(asker, MOST_BYTES, 3)
+        if not data:
+            os._exit(0)
+        first = os.fork()
+        if first:
+            for file in files:
+                os.close(file)
+            os.waitpid(first, 0)
+            continue
+        first = os.getpid()
+        if os.fork():
+            os._exit(0)
+        while os.getppid() == first:
+            time.sleep(0.0005)
+        program = Program(**json.loads(data))
+        if program.new_session:
+            os.setsid()
+        if program.process_group != -1:
+            os.setpgid(0, program.process_group)
+        asker.send(str(os.getpid()).encode())
+        asker.close()
+        return program, files
+
+
+def become(program: Program, files: list[int]) -> None:
+    """Run a program in this process as the interpreter would have run it from its start."""
+    global _spawner
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    os.closerange(3, 256)
+    os.chdir(program.folder)
+    os.environ.clear()
+    os.environ.update(program.variables)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _show(program.words)
+    if program.words[0] != "-m":  # workers start nothing
+        _spawner, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            _spawner.close()
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(null, number)
+            os.close(null)
+            program, files = serve(theirs)
+            become(program, files)
+            return
+        theirs.close()
+        subprocess.Popen = Popen  # type: ignore[misc]
+    unbuffered = bool(program.variables.get("PYTHONUNBUFFERED"))
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+        raw = open(number, "wb", buffering=-1, closefd=False)  # noqa: SIM115
+        lines = number == 2 or os.isatty(number)
+        stream = io.TextIOWrapper(raw, "utf-8", errors, line_buffering=lines, write_through=unbuffered)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    import torch
+
+    torch.set_num_threads(int(program.variables.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    path = [os.path.abspath(entry) for entry in program.variables.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
+    kind, rest = program.words[0], program.words[1:]
+    if kind == "-m":
+        sys.path[:0], sys.argv[:] = [program.folder, *path], rest
+        _run_and_exit(lambda: runpy.run_module(rest[0], run_name="__main__", alter_sys=True))
+    elif kind == "-c":
+        sys.path[:0], sys.argv[:] = ["", *path], ["-c", *rest[1:]]
+        code = compile(rest[0], "<string>", "exec")
+        _run_and_exit(lambda: exec(code, {"__name__": "__main__", "__builtins__": __builtins__}))
+    else:
+        sys.path[:0], sys.argv[:] = [str(Path(kind).resolve().parent), *path], [kind, *rest]
+        _run_and_exit(lambda: runpy.run_path(kind, run_name="__main__"))
+
+
+def _run_and_exit(run: Callable[[], object]) -> NoReturn:
+    """Run and end as an interpreter does, but do not take all modules apart, which costs a second."""
+    code = 0
+    try:
+        run()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if code < 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
+
+
+def _show(words: list[str]) -> None:
+    """Write the program's command line over that of the spawner."""
+    with contextlib.suppress(OSError, ValueError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        begin, end = int(fields[45]), int(fields[46])
+        line = "\0".join([sys.executable, *words]).encode()[: end - begin - 1]
+        ctypes.memmove(begin, line.ljust(end - begin, b"\0"), end - begin)
+
+
+if __name__ == "__main__":
+    for module in IMPORTED:
+        __import__(module)
+    gc.freeze()  # forks share these pages
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    assert threads == 1, f"{threads} threads after the imports: a fork would lose them"
+    become(*serve(socket.socket(fileno=int(sys.argv[1]))))
