@@ -12,7 +12,6 @@ import pytest
 from tests import warm
 from tests.waiting import DEADLINE_SECONDS, scene
 
-
 _started: list[subprocess.Popen[str]] = []
 
 

@@ -6,7 +6,8 @@ the process group that it would have had: to signals, locks and exit codes it is
 
 ``Popen`` asks a *spawner*, which forks twice. The first fork ends at once, so that the second is adopted by the asker
 (a "child subreaper" for that moment). A spawner has one thread, has run nothing and imported nothing of seqlm. The
-first one is this file, run as a program; each program that may start others keeps one of its own, forked before it began.
+first one is this file, run as a program; each program that may start others keeps one of its own, forked before it
+began.
 
 What asks for something that a fork cannot give (flags of the interpreter, a ``sitecustomize``, other programs) is
 started as usual. ``SEQLM_TEST_COLD=1`` starts everything as usual.
