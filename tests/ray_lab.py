@@ -94,7 +94,7 @@ class RayLab:
         return "\n".join(logs)
 
     def processes(self) -> list[str]:
-        """Command lines of what lives in the lab's network, but for the lab itself."""
+        """Command lines of what lives in the lab's network, but for the lab itself; "" while a process is ending."""
         return list(self._processes().values())
 
     def _processes(self) -> dict[int, str]:
@@ -107,10 +107,12 @@ class RayLab:
             return found
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and (entry / "ns/net").readlink() == inside:
+                if not entry.name.isdigit() or int(entry.name) == self._network.pid:
+                    continue
+                # An ending thread loses its memory, and with it the command line, before its files and their locks.
+                if any((thread / "ns/net").readlink() == inside for thread in (entry / "task").iterdir()):
                     words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                    if words and words != "sleep infinity":
-                        found[int(entry.name)] = words
+                    found[int(entry.name)] = words
             except OSError:
                 continue
         return found

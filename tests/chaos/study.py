@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from seqlm.rundir import RunDirectory
 from tests.training.studies import write_text
+from tests.waiting import SESSION_VARIABLE
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = "chaos"
@@ -126,7 +127,8 @@ class Lab:
 
     def env(self) -> dict[str, str]:
         """Of launchers, and so of their workers."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith("SEQLM_")}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("SEQLM_")}
+        env = {**own, **{name: os.environ[name] for name in (SESSION_VARIABLE,) if name in os.environ}}
         # A rank whose launcher and whose peer are gone waits so long for the peer, and nobody else ends it.
         waits = {"SEQLM_COLLECTIVE_MINUTES": "0.5"}
         return {**env, **waits, "PYTHONPATH": str(self.shim), "SEQLM_CACHE": str(self.folder / "cache")}
