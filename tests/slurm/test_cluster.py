@@ -17,6 +17,7 @@ import pytest
 from seqlm.rundir import RunDirectory, read_json
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
+from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
 from tests.test_launch import epochs_of, read_soon, worker_pid
@@ -33,7 +34,7 @@ data = "text"
 backend = "slurm"
 
 [backend.slurm]
-env = {{SEQLM_DEVICE = "cpu"}}         # the GPUs are fake
+env = {env}
 timeout_min = {timeout_min}
 signal_before_s = 20
 ranks_per_node = 1
@@ -67,13 +68,23 @@ resources.gpus = {gpus}
 class Study:
     """A manifest in a folder of its own, and the command line on it, on a cluster."""
 
-    def __init__(self, cluster: LoopbackCluster, folder: Path, *, lines: int = 220, **values: Any) -> None:
+    def __init__(
+        self,
+        cluster: LoopbackCluster,
+        folder: Path,
+        *,
+        lines: int = 220,
+        env: dict[str, str] | None = None,
+        **values: Any,
+    ) -> None:
         self.cluster = cluster
         self.folder = folder
         folder.mkdir(exist_ok=True)
         write_text(folder / "text", train_lines=lines)
+        env = {"SEQLM_DEVICE": "cpu", **(env or {})}  # the GPUs are fake
         known = {"archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, "epochs": 2, "timeout_min": 10, "keep": 0.9}
-        text = HEAD.format(**{key: json.dumps(value) for key, value in {**known, **values}.items()})
+        table = "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items()) + "}"
+        text = HEAD.format(env=table, **{key: json.dumps(value) for key, value in {**known, **values}.items()})
         (folder / "small.toml").write_text(text)
 
     def argv(self, *words: str) -> list[str]:
@@ -174,15 +185,16 @@ def test_four_quarters_of_a_gpu_are_one_job(cluster: LoopbackCluster, tmp_path: 
 def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
     """Return when the controller has written down what it was told so far: what it has not, a crash takes from it."""
     saved = cluster.folder / "state" / "job_state"
-    told = time.time()
-    cluster.run("scontrol", "update", f"JobId={job}", "Comment=the last thing that it was told")
-    wait_for(lambda: saved.exists() and saved.stat().st_mtime > told, "the controller to save its state")
+    last = f"the last thing that it was told, at {time.time_ns()}"
+    cluster.run("scontrol", "update", f"JobId={job}", f"Comment={last}")
+    wait_for(lambda: saved.exists() and last.encode() in saved.read_bytes(), "the controller to save its state")
 
 
 def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change_no_bit_of_its_weights(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=60, lines=1500)
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=60, lines=1500, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     requeued, cancelled, lost, untouched = study.runs()
@@ -199,6 +211,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     cluster.restart_controller(kill=True)
     index = cluster.node_names.index(nodes[lost.id])
     cluster.kill_node(index, with_jobs=True)
+    crawl.end()
     # A controller that has just begun anew may take minutes to miss a node.
     wait_for(
         lambda: (study.states(), lost.attempts()),
@@ -210,7 +223,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     wait_for(study.states, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
     states = dict(zip([run.id for run in study.runs()], study.states(), strict=True))
     assert states.pop(cancelled.id) == "cancelled"
-    assert set(states.values()) == {"done"}
+    assert set(states.values()) == {"done"}, study("status", "small.toml").stdout
     for run in (requeued, lost, untouched):
         assert epochs_of(run) == list(range(60))
     assert len(requeued.attempts()) >= 2
@@ -271,11 +284,13 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
 
 
 def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=40, lines=1500, gpus=0)
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=40, lines=1500, gpus=0, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     ids = {run.id for run in study.runs()}
     assert study("cancel", "small").returncode == 0
+    crawl.end()
     assert study.states() == ["cancelled"] * 2
     first, second = study.runs()
     here = study("retry", "small", "--only", f"id={first.id}", "--backend", "local")

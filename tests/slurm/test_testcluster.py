@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.xdist_group("slurm")
 
 OPTIONS = ClusterOptions(
-    nodes=3, preemption=True, grace_seconds=1, min_job_age_seconds=2, extra_lines=["MessageTimeout=2"]
+    nodes=3, preemption=True, grace_seconds=30, min_job_age_seconds=2, extra_lines=["MessageTimeout=2"]
 )
 
 
