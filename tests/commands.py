@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def finish(process: subprocess.Popen[str], input: str | None = None) -> tuple[st
         process.kill()
         process.communicate()
         raise
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    """Return the next line of a process's stdout, or "" if the process has ended without one."""
+    stdout, lines = process.stdout, list[str]()
+    assert stdout is not None
+    reader = threading.Thread(target=lambda: lines.append(stdout.readline()), daemon=True)
+    reader.start()
+    reader.join(DEADLINE_SECONDS)
+    if not lines:
+        pytest.fail(f"waited {DEADLINE_SECONDS:g} s in vain for a line of {process.args!r}\n\n{scene()}", pytrace=False)
+    return lines[0]
 
 
 def run(argv: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -1,10 +1,22 @@
-"""Set up before any module of ours is imported: shapes are checked at run time, the user's files stay untouched."""
+"""Set up before any module of ours is imported, and look after every test.
+
+- Shapes are checked at run time, the user's files stay untouched.
+- A test that starts a process is marked ``process``; one that does without the mark fails (``make test FAST=1``).
+- A test past the deadline fails with the stacks of everything that it runs.
+- The whole run fails if a process, a mount or shared memory is left at its end.
+"""
 
 from __future__ import annotations
 
 import os
+import random
+import signal
 import sys
+import time
+from collections.abc import Generator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -28,6 +40,16 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
+from tests import commands, leftovers, waiting  # noqa: E402 -- after the hook
+
+os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
+TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
+"""How long a test may take in all."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in the random order of this seed")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -37,11 +59,93 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SEQLM_CACHE"] = str(shared / "seqlm-cache")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` need a device; a machine without one says that it left them out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests marked ``gpu`` where there is no device; put the tests in the order that was asked for."""
     import torch  # only once the variables above are set
 
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu") is not None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
+        modules = {item.nodeid.partition("::")[0]: index for index, item in enumerate(items)}
+        items.sort(key=lambda item: modules[item.nodeid.partition("::")[0]])  # fixtures of a module are made once
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    seed = config.getoption("--shuffle")
+    return [] if seed is None else [f"shuffled: --shuffle {seed}"]
+
+
+# -- processes, by tests that say so ---------------------------------------------------------------------------------
+
+_current: pytest.Item | None = None
+
+
+def _only_with_the_mark(event: str, _: tuple[Any, ...]) -> None:
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system") and _current is not None:
+        if "RECORD" in os.environ:
+            with Path(os.environ["RECORD"]).open("a") as f: f.write(_current.nodeid+"\n")
+            return
+        pytest.fail(f"{_current.nodeid} starts a process: mark it with @pytest.mark.process", pytrace=False)
+
+
+sys.addaudithook(_only_with_the_mark)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    global _current
+    _current = None if item.get_closest_marker("process") is not None else item
+    try:
+        return (yield)
+    finally:
+        _current = None
+
+
+# -- too long --------------------------------------------------------------------------------------------------------
+
+
+def _too_long(_: int, __: FrameType | None) -> None:
+    pytest.fail(f"not done after {TEST_SECONDS:g} s\n\n{waiting.scene()}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    before = commands.number_started()
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(int(TEST_SECONDS))
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        commands.kill_what_was_started(before)
+
+
+# -- left behind -----------------------------------------------------------------------------------------------------
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[_before] = leftovers.Machine.look()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
+    """Fail the run where something is left once its test processes have ended."""
+    result = yield
+    before = session.config.stash.get(_before, None)
+    left = leftovers.left_since(before) if before is not None else []
+    if left:
+        reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line("")
+        reporter.section("left behind by the tests", red=True)
+        for line in left:
+            reporter.write_line(line)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return result
+
+
+_before = pytest.StashKey[leftovers.Machine]()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 ARTICLE = r"""\documentclass{article}
 \usepackage{array,booktabs,longtable}
 \begin{document}
@@ -36,10 +38,8 @@ def compile_latex(tex: str, folder: Path, *, engine: str = "pdflatex") -> str:
     (folder / "article.tex").write_text(ARTICLE % r"\input{table.tex}", encoding="utf-8")
     command = [engine, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "article.tex"]
     for _ in range(2):
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, check=False
-        )
-        assert done.returncode == 0, done.stdout.decode("utf-8", "replace")[-2000:]
+        done = commands.run(command, cwd=folder, stdin=subprocess.DEVNULL, errors="replace")
+        assert done.returncode == 0, done.stdout[-2000:]
     return (folder / "article.log").read_text(encoding="utf-8", errors="replace")
 
 

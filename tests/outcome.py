@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
+from tests import commands
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +81,7 @@ def quiet_outcomes(manifest: Path, runs_dir: Path, runs: Collection[RunDirectory
     argv += ["--set", "resources.gpus=0", "--runs-dir", str(runs_dir)]
     argv += ["--only", f"name={','.join(run.read_provenance()['name'] for run in runs)}"]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RAY_"))}
-    answer = subprocess.run(argv, cwd=manifest.parent, env=env, capture_output=True, text=True, check=False)
+    answer = commands.run(argv, cwd=manifest.parent, env=env)
     assert answer.returncode == 0, answer.stderr
     (study_dir,) = (path.parent for path in runs_dir.glob("*/study.json"))
     return outcomes(study_dir)

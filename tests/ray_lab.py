@@ -16,9 +16,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import pytest
+
+from tests import commands
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,9 +36,8 @@ class RayLab:
         # Ray makes sockets below its folder, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="raylab", dir="/tmp"))
         command = ["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"]
-        self._network = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self._network.stdout is not None
-        if self._network.stdout.readline() != "up\n":
+        self._network = commands.start(command)
+        if commands.next_line(self._network) != "up\n":
             self.close()
             message = "no network namespace: these tests need root, unshare and ip"
             pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
@@ -53,61 +55,46 @@ class RayLab:
     def start_cluster(self, *nodes: tuple[float, float]) -> None:
         """Nodes of so many cores and (fake) GPUs each."""
         self._cluster = self.start([sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes)], cwd=ROOT)
-        assert self._cluster.stdout is not None
-        self.address = self._cluster.stdout.readline().strip()
-        assert self.address, self._cluster.communicate()[1]
+        self.address = commands.next_line(self._cluster).strip()
+        assert self.address, commands.finish(self._cluster)[1]
         self.env["RAY_ADDRESS"] = self.address
 
     def tell_cluster(self, line: str) -> None:
         """Such as ``kill ID``."""
         assert self._cluster is not None
         assert self._cluster.stdin is not None
-        assert self._cluster.stdout is not None
         self._cluster.stdin.write(line + "\n")
         self._cluster.stdin.flush()
-        assert self._cluster.stdout.readline() == "ok\n"
+        assert commands.next_line(self._cluster) == "ok\n"
 
     def command(self, argv: Sequence[str]) -> list[str]:
         return ["nsenter", f"--net=/proc/{self._network.pid}/ns/net", *argv]
 
-    def run(self, argv: Sequence[str], *, cwd: Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-        pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-        process = subprocess.Popen(self.command(argv), cwd=cwd, env=self.env, text=True, **pipes)
+    def run(self, argv: Sequence[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
         try:
-            stdout, stderr = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            scene = self.scene(process.pid)
-            process.kill()
-            _, stderr = process.communicate()
-            pytest.fail(f"{argv} took more than {seconds:g} s\n{stderr[-3000:]}\n{scene}", pytrace=False)
-        except BaseException:
-            process.kill()
-            process.communicate()
-            raise
-        return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
+            return commands.run(self.command(argv), cwd=cwd, env=self.env)
+        except pytest.fail.Exception as failure:
+            pytest.fail(f"{failure.msg}\n{self.ends_of_logs()}", pytrace=False)
 
     def start(self, argv: Sequence[str], *, cwd: Path) -> subprocess.Popen[str]:
         """Leader of a process group of its own, as a shell makes for each command, so that Ctrl-C can be imitated."""
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         command = self.command(argv)
-        process = subprocess.Popen(command, cwd=cwd, env=self.env, text=True, process_group=0, **pipes)
+        process = commands.start(command, cwd=cwd, env=self.env, stdin=subprocess.PIPE, process_group=0)
         self._started.append(process)
         return process
 
-    def scene(self, pid: int) -> str:
-        """What an onlooker finds: where a Python process stands, what lives in the lab, the ends of Ray's logs."""
-        spy = [str(Path(sys.executable).parent / "py-spy"), "dump", "--pid", str(pid)]  # comes with ray[default]
-        stack = subprocess.run(spy, capture_output=True, text=True, check=False)
-        logs = []
+    def ends_of_logs(self) -> str:
+        """Return the last lines of Ray's logs."""
+        logs: list[str] = []
         for path in sorted(self.folder.glob("**/session_2*/logs/*")):
             if path.is_file() and not path.is_symlink() and path.name.startswith(("raylet", "runtime_env", "gcs_")):
                 text = path.read_text(errors="replace")
                 lines = [line for line in text.splitlines() if re.match(r"\[?20\d\d-", line)]
                 logs += ["", str(path.relative_to(self.folder)), *(line[:300] for line in lines[-12:])]
-        return "\n".join([stack.stdout, stack.stderr, *(line[:200] for line in self.processes()), *logs])
+        return "\n".join(logs)
 
     def processes(self) -> list[str]:
-        """Command lines of what lives in the lab's network, but for the lab itself."""
+        """Command lines of what lives in the lab's network, but for the lab itself; "" while a process is ending."""
         return list(self._processes().values())
 
     def _processes(self) -> dict[int, str]:
@@ -120,21 +107,27 @@ class RayLab:
             return found
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and (entry / "ns/net").readlink() == inside:
+                if not entry.name.isdigit() or int(entry.name) == self._network.pid:
+                    continue
+                # An ending thread loses its memory, and with it the command line, before its files and their locks.
+                if any((thread / "ns/net").readlink() == inside for thread in (entry / "task").iterdir()):
                     words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                    if words and words != "sleep infinity":
-                        found[int(entry.name)] = words
+                    found[int(entry.name)] = words
             except OSError:
                 continue
         return found
 
-    def close(self) -> None:
-        if self._cluster is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._cluster.communicate("", timeout=30)
-        for pid in self._processes():  # not `ray stop`, which ends every Ray of the machine
+    def _kill(self) -> dict[int, str]:
+        """Kill all that lives in the lab, and return it: what it starts meanwhile is killed at the next call."""
+        alive = self._processes()
+        for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        return alive
+
+    def close(self) -> None:
+        # Not `ray stop`, which ends every Ray of the machine.
+        wait_for(self._kill, "the processes of the lab to end", until=lambda alive: not alive)
         for process in (*self._started, self._network):
             process.kill()
             with contextlib.suppress(ValueError):  # its pipes are closed already

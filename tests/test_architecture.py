@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from jobs.manifest import load_manifest
+from tests import commands
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
@@ -107,7 +107,7 @@ def test_the_launcher_starts_without_torch_or_pandas() -> None:
         "import sys, launch; heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml', 'rich', 'tqdm'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    commands.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/manifests").glob("*.toml")), ids=lambda path: path.name)
@@ -121,7 +121,7 @@ def test_the_readme_map_names_every_folder_and_module_at_the_top() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     section = text.split("## Map", 1)[1].split("\n## ", 1)[0]
     named = set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE))
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    tracked = commands.run(["git", "ls-files"], cwd=ROOT).stdout
     if not tracked:
         pytest.skip("not a git checkout")
     paths = [Path(line) for line in tracked.splitlines()]
@@ -134,7 +134,7 @@ def test_the_readme_map_names_every_folder_and_module_at_the_top() -> None:
 
 def test_no_file_names_a_path_of_a_developers_machine_or_a_package_registry() -> None:
     forbidden = re.compile(r"/work/|/root/|/opt/wheels|pypi\.org|pythonhosted|deb\.debian|registry\.npmjs")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    listed = commands.run(["git", "ls-files"], cwd=ROOT).stdout
     for name in listed.splitlines():
         path = ROOT / name
         if path == Path(__file__) or not path.is_file():

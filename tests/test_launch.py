@@ -8,8 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,10 @@ import launch
 from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory
+from tests import commands
+from tests.crawl import Crawl
 from tests.training.studies import write_text
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,9 +64,7 @@ class Study:
         return [sys.executable, str(ROOT / "launch.py"), *words]
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*words), cwd=self.folder, capture_output=True, text=True, timeout=300, check=False
-        )
+        return commands.run(self.command(*words), cwd=self.folder)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         # What starts this test may ignore Ctrl-C (a shell does, for what it puts into the background); the launcher
@@ -73,23 +72,18 @@ class Study:
         heed = (
             "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
         )
-        command = [sys.executable, "-c", heed, *self.command(*words)]
-        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return commands.start([sys.executable, "-c", heed, *self.command(*words)], cwd=self.folder)
 
     def runs(self) -> list[RunDirectory]:
         return RunDirectory.all_in(self.folder / "runs" / "small")
 
+    def epochs(self) -> list[list[int]]:
+        """The epochs that each run has finished."""
+        return [epochs_of(run) for run in self.runs()]
+
     def states(self) -> dict[str, str]:
         document = json.loads(self("status", "small.toml", "--json").stdout)
         return {run["name"]: run["state"] for run in document["data"]["runs"]}
-
-
-def until(condition: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail("waited in vain")
-        time.sleep(0.05)
 
 
 def epochs_of(run: RunDirectory) -> list[int]:
@@ -103,9 +97,14 @@ def provenance_time(run: RunDirectory) -> str:
 
 def read_soon(path: Path) -> dict[str, Any]:
     """What a process writes down that has only just started: a run is called running before its worker is so far."""
-    until(lambda: path.exists() and path.stat().st_size)
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+
+    def read() -> dict[str, Any]:
+        try:
+            return dict(json.loads(path.read_text()))
+        except (FileNotFoundError, json.JSONDecodeError):  # not written, or written halfway
+            return {}
+
+    return wait_for(read, f"the content of {path}")
 
 
 def worker_pid(run: RunDirectory) -> int:
@@ -151,13 +150,23 @@ def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tm
     assert provenance["command"][-2:] == ["--only", "name=rnn-adam"]
 
 
-def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp_path: Path) -> None:
+@pytest.fixture
+def crawl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crawl:
+    """Workers that are in their third epoch until the test ends it."""
+    crawl = Crawl(tmp_path, epochs=2)
+    for name, value in crawl.env.items():
+        monkeypatch.setenv(name, value)
+    return crawl
+
+
+def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp_path: Path, crawl: Crawl) -> None:
     study = Study(tmp_path, epochs=12, lines=1500)
     launcher = study.start("run", "small.toml")
-    until(lambda: study.runs() and len(epochs_of(study.runs()[0])) >= 2)
+    wait_for(study.epochs, "two epochs of the run", until=lambda epochs: epochs and len(epochs[0]) >= 2)
     (run,) = study.runs()
     os.kill(worker_pid(run), signal.SIGKILL)
-    _, stderr = launcher.communicate(timeout=120)
+    crawl.end()
+    _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0
     assert "killed by SIGKILL" in stderr
     assert epochs_of(run) == list(range(12))
@@ -165,13 +174,14 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp
     assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
 
 
-def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_path: Path) -> None:
+def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_path: Path, crawl: Crawl) -> None:
     study = Study(tmp_path, epochs=12, lines=1500)
     launcher = study.start("run", "small.toml", "--retries", "0")
-    until(lambda: study.runs() and len(epochs_of(study.runs()[0])) >= 2)
+    wait_for(study.epochs, "two epochs of the run", until=lambda epochs: epochs and len(epochs[0]) >= 2)
     (run,) = study.runs()
     os.kill(worker_pid(run), signal.SIGKILL)
-    _, stderr = launcher.communicate(timeout=60)
+    crawl.end()
+    _, stderr = commands.finish(launcher)
     assert launcher.returncode == 1
     assert "killed by SIGKILL" in stderr
     seen = epochs_of(run)
@@ -186,12 +196,12 @@ def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_p
 
 
 def test_ctrl_c_stops_the_workers_cleanly_and_leaves_the_runs_resumable(tmp_path: Path) -> None:
-    study = Study(tmp_path, epochs=400, archs=("rnn", "gru"))
+    study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
     launcher = study.start("run", "small.toml")
-    until(lambda: len(study.runs()) == 2 and any(epochs_of(run) for run in study.runs()))
+    wait_for(study.epochs, "an epoch of one of the two runs", until=lambda epochs: len(epochs) == 2 and any(epochs))
     pids = [worker_pid(run) for run in study.runs() if run.worker_lock_file.exists()]
     launcher.send_signal(signal.SIGINT)
-    _, stderr = launcher.communicate(timeout=90)
+    _, stderr = commands.finish(launcher)
     assert launcher.returncode == 130
     assert "Traceback" not in stderr
     assert "interrupted" in stderr
@@ -206,7 +216,7 @@ def test_ctrl_c_stops_the_workers_cleanly_and_leaves_the_runs_resumable(tmp_path
 def test_a_study_launched_twice_at_the_same_moment_runs_once(tmp_path: Path) -> None:
     study = Study(tmp_path)
     both = [study.start("run", "small.toml") for _ in range(2)]
-    answers = [process.communicate(timeout=120)[1] for process in both]
+    answers = [commands.finish(process)[1] for process in both]
     codes = sorted(process.returncode for process in both)
     assert codes == [0, 1], answers
     assert sum("study small is being launched already" in answer for answer in answers) == 1
@@ -219,7 +229,8 @@ def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(
     study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
     left = study("run", "small.toml", "--no-wait", "--max-parallel", "1")
     assert left.returncode == 0, left.stderr
-    until(lambda: study.states() == {"rnn-adam": "queued", "gru-adam": "running"})  # the longer one first
+    one_by_one = {"rnn-adam": "queued", "gru-adam": "running"}  # the longer one first
+    wait_for(study.states, "the longer run to run", until=lambda states: states == one_by_one)
     cancelled = json.loads(study("cancel", "small", "--only", "arch=rnn", "--json").stdout)
     assert [run["state"] for run in cancelled["data"]["runs"]] == ["cancelled"]
     assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "running"}
@@ -231,7 +242,7 @@ def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(
     assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "cancelled"}
     again = study("retry", "small", "--only", "arch=gru", "--no-wait")
     assert again.returncode == 0, again.stderr
-    until(lambda: study.states()["gru-adam"] == "running")
+    wait_for(study.states, "the run to run again", until=lambda states: states["gru-adam"] == "running")
     assert study("cancel", "small").returncode == 0
 
 
@@ -421,7 +432,7 @@ def test_a_reader_that_has_left_is_no_error(form: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "launch.py", "plan", "jobs/manifests/paper.toml", *form]
-    answer = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    answer = commands.run(command, cwd=ROOT, stdout=writer)
     os.close(writer)
     assert answer.returncode == 0
     assert "BrokenPipe" not in answer.stderr
@@ -488,7 +499,7 @@ def test_a_read_only_or_full_disk_is_one_clear_line(tmp_path: Path, options: str
     (tmp_path / "runs").mkdir()
     script = f'mount -t tmpfs -o {options} none runs && exec "$@"'
     shell = ["unshare", "--mount", "sh", "-c", script, "sh", *study.command("run", "small.toml")]
-    answer = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    answer = commands.run(shell, cwd=tmp_path)
     if "mount:" in answer.stderr or "unshare:" in answer.stderr:
         pytest.skip("mounting is not allowed here")
     assert answer.returncode == 1, answer.stderr
@@ -509,7 +520,7 @@ cat runs/small/*/metrics.jsonl
 """
     command = study.command("run", "small.toml", "--live-code", "--set", "model.hidden_size=128", "--retries", "1")
     shell = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
-    answer = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    answer = commands.run(shell, cwd=tmp_path)
     if answer.returncode == 99 or "unshare:" in answer.stderr:
         pytest.skip("mounting is not allowed here")
     assert "first: 1" in answer.stdout, answer.stderr

@@ -17,9 +17,11 @@ import pytest
 import launch
 from jobs.study import launching
 from seqlm.rundir import RunDirectory, is_locked, write_json
+from tests import commands
 from tests.jobs.test_behaviour import done_run
-from tests.test_launch import ROOT, until
+from tests.test_launch import ROOT
 from tests.training.studies import write_text
+from tests.waiting import wait_for
 
 STAND_IN = "tests.jobs.stand_in_behaviour"
 LAUNCHER = (
@@ -77,8 +79,7 @@ class Study:
     def start(self, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", LAUNCHER, *words]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.started.append(subprocess.Popen(command, cwd=self.folder, env=env, text=True, **pipes))
+        self.started.append(commands.start(command, cwd=self.folder, env=env))
         return self.started[-1]
 
 
@@ -90,7 +91,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     yield study
     for launcher in study.started:  # of a test that has failed; it stops its workers
         launcher.terminate()
-        launcher.communicate()
+        commands.finish(launcher)
 
 
 def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_changes(study: Study) -> None:
@@ -194,7 +195,7 @@ def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> 
     study.order(wait=True)
     launcher = study.start("behaviour", "small", "--max-parallel", "2")
     jobs = [study.job(name) for name in ("rnn-b", "gru")]
-    until(lambda: all(is_locked(job.worker_lock_file) for job in jobs))
+    wait_for(lambda: [is_locked(job.worker_lock_file) for job in jobs], "both workers to hold their locks", until=all)
     with launching(study.path):  # a launch of the runs themselves is in nobody's way
         assert is_locked(study.path / "launch.lock")
     code, _, err = study("behaviour", "small")
@@ -204,7 +205,7 @@ def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> 
     assert jobs[1].observe().state == "cancelled"
     assert is_locked(jobs[0].worker_lock_file)
     launcher.send_signal(signal.SIGINT)
-    _, err = launcher.communicate(timeout=60)
+    _, err = commands.finish(launcher)
     assert launcher.returncode == 130, err
     assert not any(is_locked(job.worker_lock_file) for job in jobs)
     study.order()
@@ -213,13 +214,17 @@ def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> 
 
 def test_no_wait_leaves_a_launcher_behind(study: Study) -> None:
     launcher = study.start("behaviour", "small", "--no-wait", "--json")
-    out, err = launcher.communicate(timeout=60)
+    out, err = commands.finish(launcher)
     assert launcher.returncode == 0, err
     data = json.loads(out)["data"]
     assert data["study"] == "small/behaviour"
     # That launcher is the real command line: it has no stand-in.
-    until(lambda: all(study.job(name).observe().state in ("failed", "done") for name in ("rnn-b", "gru")))
-    until(lambda: not is_locked(study.path / "behaviour" / "launch.lock"))
+    wait_for(
+        lambda: [study.job(name).observe().state for name in ("rnn-b", "gru")],
+        "both jobs to end",
+        until=lambda states: set(states) <= {"failed", "done"},
+    )
+    wait_for(lambda: not is_locked(study.path / "behaviour" / "launch.lock"), "the launcher left behind to end")
 
 
 # -- the report ----------------------------------------------------------------------------------------------------

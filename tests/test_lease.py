@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from seqlm import lease as leases
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
 from seqlm.lease import Host, Lease, Terms, claim, is_released, kept, live_elsewhere, newest_generation
+from tests import commands
+from tests.waiting import wait_for
 
 TERMS = Terms(heartbeat_seconds=10.0, stale_seconds=180.0)
 ROOT = Path(__file__).parent.parent
@@ -230,26 +233,25 @@ def test_a_lease_that_cannot_be_read_is_watched_like_that_of_a_stranger(cluster:
 # -- heartbeat -----------------------------------------------------------------------------------------------------
 
 
-def until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline, "never happened"
-        time.sleep(0.01)
+def wait_for_a_beat(lease: Lease) -> None:
+    set_back(lease.file)
+    old = lease.file.stat().st_mtime_ns
+    wait_for(lambda: lease.file.stat().st_mtime_ns, "a heartbeat", until=lambda now: now != old)
+
+
+def hearts() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "lease"]
 
 
 def test_a_lease_beats_while_it_is_kept_and_is_released_at_the_end(cluster: Cluster) -> None:
     lease = cluster.claim("a")
     with kept(lease, Terms(heartbeat_seconds=0.02)):
         for _ in range(3):
-            set_back(lease.file)
-            old = lease.file.stat().st_mtime_ns
-            until(lambda old=old: lease.file.stat().st_mtime_ns != old)
+            wait_for_a_beat(lease)
+        assert len(hearts()) == 1
         assert not is_released(cluster.folder)
     assert is_released(cluster.folder)
-    set_back(lease.file)
-    old = lease.file.stat().st_mtime_ns
-    time.sleep(0.1)
-    assert lease.file.stat().st_mtime_ns == old, "a released lease is dead"
+    assert hearts() == [], "a released lease is dead"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.ENOENT])
@@ -267,11 +269,9 @@ def test_a_heart_goes_on_after_beats_that_the_disk_refuses(
 
     monkeypatch.setattr(os, "utime", refuse)
     with kept(lease, Terms(heartbeat_seconds=0.02), refused_to_look_around):
-        until(lambda: len(refused) > 3)
+        wait_for(lambda: len(refused), "more than three refused beats", until=lambda count: count > 3)
         monkeypatch.setattr(os, "utime", utime)
-        set_back(lease.file)
-        old = lease.file.stat().st_mtime_ns
-        until(lambda: lease.file.stat().st_mtime_ns != old)
+        wait_for_a_beat(lease)
 
 
 def test_a_full_disk_at_the_release_leaves_the_lease_as_it_was(
@@ -301,8 +301,8 @@ print("held", flush=True)
 
 
 def test_a_beating_heart_keeps_no_process_alive(tmp_path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", HELD, str(tmp_path)], cwd=ROOT, timeout=30, capture_output=True)
-    assert (ended.returncode, ended.stdout) == (0, b"held\n")
+    ended = commands.run([sys.executable, "-c", HELD, tmp_path], cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (0, "held\n")
 
 
 # -- many claimants ------------------------------------------------------------------------------------------------
@@ -336,25 +336,20 @@ while won < 30:
 def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path: Path) -> None:
     log = tmp_path / "log"
     claimants = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE, str(tmp_path / "lease"), str(number), str(log)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        commands.start(
+            [sys.executable, "-c", RACE, tmp_path / "lease", str(number), log], cwd=ROOT, stdin=subprocess.PIPE
         )
         for number in range(4)
     ]
     for claimant in claimants:
-        assert claimant.stdout is not None
-        assert claimant.stdout.readline() == "ready\n"
+        assert commands.next_line(claimant) == "ready\n"
     for claimant in claimants:  # now
         assert claimant.stdin is not None
         claimant.stdin.write("\n")
         claimant.stdin.flush()
     for claimant in claimants:
-        claimant.communicate(timeout=60)
-        assert claimant.returncode == 0
+        _, said = commands.finish(claimant)
+        assert claimant.returncode == 0, said
     lines = [line.split() for line in log.read_text().splitlines()]
     assert len(lines) == 2 * 4 * 30
     for number, (begin, end) in enumerate(zip(lines[::2], lines[1::2], strict=True), start=1):

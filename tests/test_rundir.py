@@ -24,6 +24,7 @@ from seqlm.rundir import (
     write_json_lines,
     write_text,
 )
+from tests import commands
 from tests.training.studies import make_config, make_run
 
 
@@ -235,12 +236,8 @@ HOLD = (
 def test_a_lock_has_one_owner_and_goes_when_its_process_is_killed(run: RunDirectory) -> None:
     path = run.worker_lock_file
     assert not is_locked(path)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    assert holder.stdin is not None
-    assert holder.stdout.readline() == "held\n"
+    holder = commands.start([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE)
+    assert commands.next_line(holder) == "held\n"
     assert run.observe().state == "running"
     named = read_lock_holder(path)
     assert named is not None
@@ -248,9 +245,7 @@ def test_a_lock_has_one_owner_and_goes_when_its_process_is_killed(run: RunDirect
     with pytest.raises(RunBusyError, match=rf"^taken \(pid {holder.pid} on "), exclusive_lock(path, "taken"):
         pass
     holder.kill()
-    holder.wait()
-    holder.stdin.close()
-    holder.stdout.close()
+    commands.finish(holder)
     assert not is_locked(path)
     with exclusive_lock(path, "taken"):
         assert is_locked(path)
@@ -314,7 +309,7 @@ print(read_json(path), sorted(entry.name for entry in path.parent.iterdir()))
     (tmp_path / "small").mkdir()
     mount = f'mount -t tmpfs -o size=1m none \'{tmp_path}/small\' && exec "$0" -c "$1"'
     shell = ["unshare", "--mount", "sh", "-c", mount, sys.executable, program]
-    answer = subprocess.run(shell, capture_output=True, text=True, check=False)
+    answer = commands.run(shell)
     if answer.returncode and "mount" in answer.stderr + answer.stdout:
         pytest.skip("mounting is not allowed here")
     assert answer.stderr == ""

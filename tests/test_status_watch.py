@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 
 import launch
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from tests import commands
 from tests.training.studies import make_config, make_run
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,12 +39,10 @@ def watch(study: Path, *, term: str) -> tuple[subprocess.Popen[str], int]:
     """The command on a terminal of its own; returns it with the other end of that terminal."""
     here, there = pty.openpty()
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", heed, sys.executable, str(ROOT / "launch.py"), "status", str(study), "--watch"],
+    process = commands.start(
+        [sys.executable, "-c", heed, sys.executable, ROOT / "launch.py", "status", study, "--watch"],
         stdin=there,
         stdout=there,
-        stderr=subprocess.PIPE,
-        text=True,
         env={**os.environ, "TERM": term, "COLUMNS": "80", "LINES": "24"},
     )
     os.close(there)
@@ -49,12 +50,15 @@ def watch(study: Path, *, term: str) -> tuple[subprocess.Popen[str], int]:
 
 
 def read_until(terminal: int, text: str) -> str:
-    seen = ""
-    deadline = time.monotonic() + 30
-    while text not in seen and time.monotonic() < deadline:
-        seen += os.read(terminal, 65536).decode()
-    assert text in seen
-    return seen
+    seen, decoder = "", codecs.getincrementaldecoder("utf-8")()
+
+    def read() -> str:
+        nonlocal seen
+        if select.select([terminal], [], [], 0)[0]:
+            seen += decoder.decode(os.read(terminal, 65536))
+        return seen
+
+    return wait_for(read, f"{text!r} on the terminal", until=lambda seen: text in seen)
 
 
 def test_watching_ends_with_the_last_run_and_leaves_the_last_table(running: RunDirectory) -> None:
@@ -62,7 +66,7 @@ def test_watching_ends_with_the_last_run_and_leaves_the_last_table(running: RunD
     read_until(terminal, "1 running")
     write_json(running.result_file, {})
     read_until(terminal, "1 done")
-    process.communicate(timeout=30)
+    commands.finish(process)
     assert process.returncode == 0
     os.close(terminal)
 
@@ -72,7 +76,7 @@ def test_ctrl_c_ends_watching_with_130_and_gives_the_cursor_back(running: RunDir
     read_until(terminal, "1 running")
     process.send_signal(signal.SIGINT)
     read_until(terminal, "\x1b[?25h")
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = commands.finish(process)
     assert process.returncode == 130
     assert stderr == "error: interrupted\n"
     os.close(terminal)
@@ -83,7 +87,7 @@ def test_a_dumb_terminal_gets_lines(running: RunDirectory) -> None:
     seen = read_until(terminal, "study: 1 running")
     write_json(running.result_file, {})
     seen += read_until(terminal, "study: 1 done")
-    process.communicate(timeout=30)
+    commands.finish(process)
     assert process.returncode == 0
     assert "\x1b" not in seen
     os.close(terminal)

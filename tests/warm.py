@@ -9,8 +9,8 @@ the process group that it would have had: to signals, locks and exit codes it is
 first one is this file, run as a program; each program that may start others keeps one of its own, forked before it
 began.
 
-What asks for something that a fork cannot give (flags of the interpreter, a ``sitecustomize``, other programs) is
-started as usual. ``SEQLM_TEST_COLD=1`` starts everything as usual.
+Other programs, and Python with flags or variables that are read when an interpreter begins, are started as usual.
+``SEQLM_TEST_COLD=1`` starts everything as usual.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ IMPORTED = (
 )  # fmt: skip
 COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
 """Programs with one of these are started as usual: they are read when an interpreter begins."""
+STARTS_NOTHING = ("seqlm.", "analysis.")
+"""Modules that need no spawner of their own."""
 MOST_BYTES = 2**20
-ROOM = 4096
-"""Length of the command line of a spawner, in which programs show their own (for ``ps``)."""
+ROOM = 16384
+"""Length of the command line and of the variables of a spawner, in which programs show their own (``/proc``)."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 _Cold = subprocess.Popen
 _libc = ctypes.CDLL(None, use_errno=True)
 _asking = threading.Lock()
-_spawner: socket.socket | None = None
-"""Where this process asks for programs."""
+_WHERE = "seqlm_tests_spawner"
+"""Attribute of ``sys`` with the socket on which this process asks for programs: this file may be loaded twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +71,9 @@ class Popen(subprocess.Popen[Any]):
     """``subprocess.Popen``, faster for Python programs."""
 
     def _execute_child(self, *arguments: Any) -> None:
-        args, executable, preexec, _, pass_fds, cwd, env, _, _, shell, p2cread, p2cwrite, c2pread, c2pwrite = arguments[
-            :14
-        ]
-        errread, errwrite, _, gid, gids, uid, umask, new_session, group = arguments[14:]
+        args, executable, preexec, _, pass_fds, cwd, env, *_ = arguments
+        shell, *pipes = arguments[9:16]
+        gid, gids, uid, umask, new_session, group = arguments[17:23]
         variables = {os.fsdecode(k): os.fsdecode(v) for k, v in (os.environ if env is None else env).items()}
         folder = os.fspath(cwd) if cwd is not None else str(Path.cwd())
         plain = executable is preexec is gid is gids is uid is None and umask == -1 and not pass_fds and not shell
@@ -80,39 +81,38 @@ class Popen(subprocess.Popen[Any]):
         if not (plain and _is_warm(words, variables) and Path(folder).is_dir()):
             super()._execute_child(*arguments)  # type: ignore[misc]
             return
-        files = [own if given == -1 else given for given, own in ((p2cread, 0), (c2pwrite, 1), (errwrite, 2))]
+        sys.audit("subprocess.Popen", words[0], words, folder, variables)
+        files = [own if pipe == -1 else pipe for own, pipe in enumerate((pipes[0], pipes[3], pipes[5]))]
         program = Program(
             words=words[1:], folder=folder, variables=variables, new_session=new_session, process_group=group
         )
         self.pid = _ask(program, files)
         self._child_created = True
-        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
 
 def _is_warm(words: list[str], variables: dict[str, str]) -> bool:
     if len(words) < 2 or words[0] != sys.executable or not (words[1] in ("-m", "-c") or words[1].endswith(".py")):
         return False
-    folders = variables.get("PYTHONPATH", "").split(os.pathsep)
-    return not any(name in variables for name in COLD_VARIABLES) and not any(
-        folder and Path(folder, "sitecustomize.py").exists() for folder in folders
-    )
+    return not any(name in variables for name in COLD_VARIABLES)
 
 
 def _ask(program: Program, files: list[int]) -> int:
     """Have the spawner start a program; return its process number."""
-    global _spawner
     with _asking:
-        if _spawner is None:
-            _spawner, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if not hasattr(sys, _WHERE):
+            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 argv = [sys.executable, "-P", __file__, str(theirs.fileno()), "x" * ROOM]
-                env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+                env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"ROOM": "x" * ROOM}
                 spawner = _Cold(argv, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0)
-            atexit.register(_end, _spawner, spawner)
+            setattr(sys, _WHERE, mine)
+            atexit.register(_end, mine, spawner)
+        spawner_socket: socket.socket = getattr(sys, _WHERE)
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
-            socket.send_fds(_spawner, [json.dumps(asdict(program)).encode()], files)
-            return int(_spawner.recv(64))
+            socket.send_fds(spawner_socket, [json.dumps(asdict(program)).encode()], files)
+            return int(spawner_socket.recv(64))
         finally:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
@@ -153,9 +153,8 @@ def serve(asker: socket.socket) -> tuple[Program, list[int]]:
         return program, files
 
 
-def become(program: Program, files: list[int]) -> None:
+def become(program: Program, files: list[int]) -> NoReturn:
     """Run a program in this process as the interpreter would have run it from its start."""
-    global _spawner
     for number, file in enumerate(files):
         os.dup2(file, number)
     os.closerange(3, 256)
@@ -163,19 +162,18 @@ def become(program: Program, files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(program.variables)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _show(program.words)
-    if program.words[0] != "-m":  # workers start nothing
-        _spawner, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    _show(program)
+    if not (program.words[0] == "-m" and program.words[1].startswith(STARTS_NOTHING)):
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork() == 0:
-            _spawner.close()
+            mine.close()
             null = os.open(os.devnull, os.O_RDWR)
             for number in range(3):
                 os.dup2(null, number)
             os.close(null)
-            program, files = serve(theirs)
-            become(program, files)
-            return
+            become(*serve(theirs))
         theirs.close()
+        setattr(sys, _WHERE, mine)
         subprocess.Popen = Popen  # type: ignore[misc]
     unbuffered = bool(program.variables.get("PYTHONUNBUFFERED"))
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
@@ -189,6 +187,8 @@ def become(program: Program, files: list[int]) -> None:
 
     torch.set_num_threads(int(program.variables.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     path = [os.path.abspath(entry) for entry in program.variables.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
+    for customize in [found for entry in path if (found := Path(entry, "sitecustomize.py")).exists()][:1]:
+        runpy.run_path(str(customize), run_name="sitecustomize")
     kind, rest = program.words[0], program.words[1:]
     if kind == "-m":
         sys.path[:0], sys.argv[:] = [program.folder, *path], rest
@@ -225,12 +225,12 @@ def _run_and_exit(run: Callable[[], object]) -> NoReturn:
     os._exit(code & 0xFF)
 
 
-def _show(words: list[str]) -> None:
-    """Write the program's command line over that of the spawner."""
-    with contextlib.suppress(OSError, ValueError):
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        begin, end = int(fields[45]), int(fields[46])
-        line = "\0".join([sys.executable, *words]).encode()[: end - begin - 1]
+def _show(program: Program) -> None:
+    """Write the program's command line and variables over those of the spawner."""
+    fields = [int(field) for field in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:49]]
+    variables = [f"{name}={value}" for name, value in program.variables.items()]
+    for begin, end, texts in ((*fields[:2], [sys.executable, *program.words]), (*fields[2:], variables)):
+        line = os.fsencode("\0".join([*texts, ""]))[: end - begin - 1]
         ctypes.memmove(begin, line.ljust(end - begin, b"\0"), end - begin)
 
 

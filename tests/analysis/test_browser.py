@@ -3,12 +3,12 @@ from __future__ import annotations
 import csv
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.browser import DESKTOP, PHONE, Browser, Page, Screen, open_browser
 
 pytestmark = pytest.mark.xdist_group("browser")  # one browser and one report for all of them
@@ -44,7 +44,7 @@ def ordered(values: list[str], *, ascending: bool) -> list[str]:
 
 def words_of(pdf: Path) -> tuple[list[str], list[tuple[float, float]]]:
     """Every word of a PDF, and for each how far its left and right edges are inside the page, in points."""
-    done = subprocess.run(["pdftotext", "-bbox", pdf, "-"], capture_output=True, check=True, text=True)
+    done = commands.run(["pdftotext", "-bbox", pdf, "-"], check=True)
     words, margins, width = [], [], 0.0
     for line in done.stdout.splitlines():
         if found := re.search(r'<page width="([\d.]+)"', line):

@@ -14,6 +14,7 @@ import benchmarks.measurement
 from benchmarks.implementations import build_step
 from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.models import main
+from tests import commands
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ["--seconds", "0", "--rounds", "2", "--warmup-rounds", "1", "--threads", "1", "--device", "cpu"]
@@ -168,19 +169,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_the_module_restarts_itself_with_the_same_arguments() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
     command = [sys.executable, "-m", "benchmarks.models", "--shapes", "no such"]
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    answer = commands.run(command, cwd=ROOT, env=environment)
     assert answer.returncode == 2
     assert answer.stderr.count('unknown shape "no such"') == 1
     program = (
         "import os; from benchmarks.memory_allocator import *; restart_with_kept_memory(); "
         "print({name: os.environ.get(name) for name in KEEP_MEMORY} == KEEP_MEMORY)"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
+    answer = commands.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
     assert answer.stdout == "True\n"
 
 
 def test_help_and_mistakes_need_no_torch() -> None:
     program = "import sys, benchmarks.models; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    commands.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from benchmarks import slurm_submission
 from benchmarks.scheduler_calls import CallCounter
 from benchmarks.slurm_submission import Measured, as_markdown, summary
+from tests import commands
 
 
 def measured() -> Measured:
@@ -52,7 +52,7 @@ def test_calls_are_counted_and_made(tmp_path: Path) -> None:
     (real / "sbatch").chmod(0o755)
     counter = CallCounter(tmp_path, {"PATH": f"{real}:/usr/bin:/bin"})
     for word in ("one", "two words"):
-        done = subprocess.run(["sbatch", word], env=counter.env, capture_output=True, text=True, check=True)
+        done = commands.run(["sbatch", word], env=counter.env, check=True)
         assert done.stdout == f"submitted {word}\n"
     assert counter.take() == {"sbatch": 2}
     assert counter.take() == {}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from benchmarks.stand_ins import (
     mixed,
     spans,
 )
+from tests import commands
 
 
 def test_what_is_left_of_the_slots_time_is_the_cost_of_the_runs() -> None:
@@ -51,7 +51,7 @@ def test_memory_is_that_of_the_first_and_the_last_quarter() -> None:
 def test_a_stand_in_takes_its_time_from_the_start_of_its_process(tmp_path: Path) -> None:
     (planned,) = make_study(tmp_path, [StandIn(seconds=0.3)])
     before = time.time()
-    subprocess.run([*WORKER, str(planned.run.path)], check=True)
+    commands.run([*WORKER, planned.run.path], check=True)
     ((span,),) = spans([planned])
     assert before - 0.02 < span.start < span.end < time.time()
     assert span.seconds >= 0.3

@@ -53,9 +53,8 @@ class Disk:
         """From now on nothing below ``folder`` can be changed, by root neither; files that are open stay writable."""
         inside = str(self._inside(folder))
         for tries_left in reversed(range(BUSY_TRIES)):
-            self._in_helper("mount", "--bind", inside, inside)
             try:
-                self._in_helper("mount", "-o", "remount,bind,ro", inside)
+                self._in_helper("mount", "--bind", "-o", "ro", inside, inside)
             except subprocess.CalledProcessError:  # busy: a file has been opened to write in this very moment
                 self.make_writable(folder)
                 if not tries_left:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from seqlm.rundir import RunDirectory
+from tests import warm
 from tests.training.studies import write_text
 
 ROOT = Path(__file__).parent.parent.parent
@@ -92,9 +93,7 @@ class Study:
         options = ["--backend", "local", "--no-canary", "--runs-dir", str(self.runs_dir)]
         argv = [sys.executable, str(ROOT / "launch.py"), "run", str(self.lab.manifest), *options, *words]
         env = {**self.lab.env(), **variables}
-        return subprocess.Popen(
-            argv, cwd=self.lab.folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+        return warm.Popen(argv, cwd=self.lab.folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
 @dataclass(frozen=True)

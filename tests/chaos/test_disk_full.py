@@ -20,10 +20,13 @@ from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.failure import failure_kind
 from seqlm.training.trainer import Trainer
+from tests import commands
 from tests.chaos.disk import Disk, may_mount
+from tests.crawl import Crawl
 from tests.outcome import Outcome, outcome
-from tests.test_launch import epochs_of, until
+from tests.test_launch import epochs_of
 from tests.training.studies import make_config, make_run, write_text
+from tests.waiting import wait_for
 
 EXIT_STORAGE = 74
 
@@ -57,24 +60,30 @@ def quiet(tmp_path_factory: pytest.TempPathFactory, config: RunConfig, text: Pat
     return outcome(run)
 
 
-def start(run: RunDirectory, text: Path) -> subprocess.Popen[str]:
-    env = {**os.environ, "SEQLM_DATA": str(text), "SEQLM_DEVICE": "cpu", "SEQLM_CHECKPOINT_MINUTES": "0.005"}
+def start(run: RunDirectory, text: Path, **variables: str) -> subprocess.Popen[str]:
+    known = {"SEQLM_DATA": str(text), "SEQLM_DEVICE": "cpu", "SEQLM_CHECKPOINT_MINUTES": "0.005"}
+    env = {**os.environ, **known, **variables}
     argv = [sys.executable, "-m", "seqlm.training.worker", str(run.path)]
-    return subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return commands.start(argv, env=env, stdout=subprocess.DEVNULL)
 
 
 def train(run: RunDirectory, text: Path) -> None:
     worker = start(run, text)
-    _, stderr = worker.communicate(timeout=120)
+    _, stderr = commands.finish(worker)
     assert worker.returncode == 0, stderr
 
 
 def break_while_it_trains(run: RunDirectory, text: Path, how: Callable[[], None]) -> str:
     """Train, have it happen after two epochs, and return what the worker says on stderr when it ends."""
-    worker = start(run, text)
-    until(lambda: len(epochs_of(run)) >= 2 or worker.poll() is not None, seconds=60)
+    crawl = Crawl(text, epochs=2)
+    worker = start(run, text, **crawl.env)
+    wait_for(
+        lambda: (epochs_of(run), worker.poll()),
+        "two epochs or the end of the worker",
+        until=lambda seen: len(seen[0]) >= 2 or seen[1] is not None,
+    )
     how()
-    _, stderr = worker.communicate(timeout=60)
+    _, stderr = commands.finish(worker)
     assert worker.returncode == EXIT_STORAGE, stderr
     return stderr
 
@@ -119,7 +128,7 @@ def test_a_folder_that_becomes_read_only_stops_a_run_which_goes_on_bit_for_bit_w
     assert "Traceback" not in stderr
     assert not run.failure_file.exists(), "it cannot be written, so that stderr has to say it"
     again = start(run, text)
-    _, stderr = again.communicate(timeout=60)
+    _, stderr = commands.finish(again)
     assert again.returncode == EXIT_STORAGE
     assert len(stderr.splitlines()) <= 2, stderr
     assert "Read-only file system" in stderr

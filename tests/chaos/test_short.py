@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.chaos.faults import ALL
 from tests.chaos.loop import Planned, schedule
 from tests.chaos.study import ROOT
@@ -24,7 +24,7 @@ def test_a_study_that_is_disturbed_eight_times_ends_as_the_quiet_one_bit_for_bit
     options = ["--short", "--faults", "8", "--every", "1.5", "--seed", str(SEED), "--json", str(report)]
     argv = [sys.executable, "-m", "tests.chaos", *options]
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    answer = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    answer = commands.run(argv, cwd=ROOT, env=env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     said = json.loads(report.read_text())
     assert sum(said["faults"].values()) >= 8

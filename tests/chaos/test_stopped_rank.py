@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.chaos.study import FEW, Lab, Study, processes, workers
+from tests.crawl import Crawl
 from tests.outcome import differences, outcomes
-from tests.test_launch import epochs_of, until
+from tests.test_launch import epochs_of
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("chaos")
 
@@ -29,7 +32,7 @@ def lab(tmp_path: Path) -> Lab:
 
 @pytest.mark.parametrize(
     ("rank", "collective_minutes", "hung_minutes", "says"),
-    [(1, "0.1", "10", "lost another rank"), (0, "10", "0.4", "no step")],
+    [(1, "0.2", "10", "lost another rank"), (0, "10", "0.4", "no step")],
     ids=["the-second-found-by-the-first", "the-first-found-by-the-launcher"],
 )
 def test_a_rank_that_is_stopped_for_good_is_found_and_the_run_ends_as_the_quiet_one(
@@ -42,20 +45,26 @@ def test_a_rank_that_is_stopped_for_good_is_found_and_the_run_ends_as_the_quiet_
     for each in (quiet, study):
         each.folder.mkdir()
     with (lab.folder / "quiet.log").open("wb") as output:
-        assert quiet.start(output, *only).wait(300) == 0
+        launcher = quiet.start(output, *only)
+        commands.finish(launcher)
+        assert launcher.returncode == 0
 
+    crawl = Crawl(lab.folder, epochs=1)
+    crawl.env["PYTHONPATH"] += f"{os.pathsep}{lab.shim}"
     waits = {"SEQLM_COLLECTIVE_MINUTES": collective_minutes, "SEQLM_HUNG_MINUTES": hung_minutes}
     log = lab.folder / "loud.log"
     with log.open("wb") as output:
-        launcher = study.start(output, *only, **waits)
-        until(lambda: study.runs() and epochs_of(study.runs()[0]))
+        launcher = study.start(output, *only, **waits, **crawl.env)
+        wait_for(lambda: [epochs_of(run) for run in study.runs()], "an epoch of the run", until=any)
         (victim,) = [worker for worker in workers(study) if worker.rank == rank]
         os.kill(victim.pid, signal.SIGSTOP)
+        crawl.end()
         try:
-            assert launcher.wait(240) == 0, log.read_text()
+            commands.finish(launcher)
+            assert launcher.returncode == 0, log.read_text()
         finally:
             launcher.kill()
-            launcher.wait()
+            commands.finish(launcher)
             for process in processes(study.folder):
                 os.kill(process.pid, signal.SIGKILL)
     (run,) = study.runs()

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import logging
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import pytest
 from seqlm.config import DataConfig
 from seqlm.data import cache, corpus
 from seqlm.data.corpus import corpus_facts, load_corpus
+from tests import commands
+from tests.waiting import wait_for
 
 WORDS = DataConfig(corpus="files")
 
@@ -140,15 +142,12 @@ def test_builders_at_the_same_time_agree_and_leave_one_entry(write_texts, cache_
         "print(corpus.facts, corpus.vocabulary, sum(corpus.splits['train']))"
     )
     command = [sys.executable, "-c", script, str(folder)]
-    builders = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    builders = [commands.start(command, stdin=subprocess.PIPE) for _ in range(3)]
     for builder in builders:
         assert builder.stdin is not None
         builder.stdin.write("go\n")
         builder.stdin.flush()
-    outputs = [builder.communicate(timeout=60) for builder in builders]
+    outputs = [commands.finish(builder) for builder in builders]
     assert len(set(outputs)) == 1
     assert outputs[0][0].startswith("CorpusFacts(vocab_size=8")
     assert outputs[0][1] == ""
@@ -179,13 +178,19 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 def test_of_two_workers_that_start_together_one_tokenises(write_texts, monkeypatch, cache_folder):
     texts = write_texts()
-    calls = []
-    plain = corpus.encode
+    calls, asked = [], []
+    plain, flock = corpus.encode, fcntl.flock
+
+    def ask(*arguments):
+        asked.append("lock")
+        flock(*arguments)
 
     def slow(*arguments):
         calls.append("encode")
-        time.sleep(0.3)
+        wait_for(lambda: len(asked) == 2, "the other worker to ask for the lock")
         return plain(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", ask)
 
     monkeypatch.setattr(corpus, "encode", slow)
     with ThreadPoolExecutor(2) as pool:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from seqlm.data import cache
 from seqlm.data.corpus import PTB_SHA256, Corpus, corpus_facts, downloaded_ptb, load_corpus, resolve_data
 from seqlm.data.tokens import tokens_of
 from seqlm.errors import DataError
+from tests import commands
 
 WORDS = DataConfig(corpus="files")
 CHARS = DataConfig(corpus="files", level="char")
@@ -228,5 +228,5 @@ def test_planning_with_a_corpus_imports_neither_torch_nor_numpy(write_texts):
         "c.corpus_facts(DataConfig(corpus='files'), pathlib.Path(sys.argv[1]))\n"
         "print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script, write_texts()], capture_output=True, text=True, check=True)
+    done = commands.run([sys.executable, "-c", script, write_texts()], check=True)
     assert done.stdout == "[]\n"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import _collections_abc
 import _pydecimal
 import re
-import subprocess
 import sys
 import sysconfig
 from itertools import islice
@@ -18,6 +17,7 @@ from seqlm.data.corpus import load_corpus
 from seqlm.data.pydoc_corpus import _documents, build_lines, pydoc_texts, sentences, split_lines
 from seqlm.data.source import Texts
 from seqlm.errors import DataError
+from tests import commands
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_another_process_builds_the_same_text(texts):
         "parts = split_lines(build_lines(pathlib.Path(sysconfig.get_path('stdlib'))))\n"
         "print(*(hashlib.sha256(parts[s].encode()).hexdigest() for s in ('train', 'valid', 'test')))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = commands.run([sys.executable, "-c", script], check=True)
     assert done.stdout.split() == [texts.file_sha256(split) for split in ("train", "valid", "test")]
 
 

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from jobs import code_snapshot
 from jobs.code_snapshot import keep_code, live_code
+from tests import commands
 
 
 def git(folder: Path, *words: str) -> None:
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+    commands.run(["git", *identity, *words], cwd=folder, check=True)
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,26 +168,34 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
     monkeypatch.setattr("seqlm.machine.cpu_count", lambda: 2)
     monkeypatch.setattr("seqlm.machine.gpus", list)
     (item,) = todo(tmp_path / "study", 1, ranks=2)
-    run, ranks = item.run, []
+    run, ranks, watchers = item.run, [], list[Heartbeat]()
+
+    def watch(*arguments: Any) -> Heartbeat:
+        watchers.append(Heartbeat(*arguments))
+        return watchers[-1]
+
+    monkeypatch.setattr(dispatch, "Heartbeat", watch)
 
     def stop_a_rank(event: dispatch.Event) -> None:
         if event.kind == "epoch" and not ranks:
             attempt = run.last_attempt()
             ranks.extend((read_json(run.worker_file(attempt, rank)) or {})["pid"] for rank in (0, 1))
             os.kill(ranks[stopped], signal.SIGSTOP)
+            (tmp_path / "go-on").touch()
+            watchers[-1]._clock = itertools.count(1e9, MINUTE).__next__  # the ten minutes pass at once
 
     Dispatcher(
         LocalBackend(),
         code=Code(path=Path(__file__).parents[2], commit=None, dirty=False, live=True),
-        argv=(sys.executable, "-m", "tests.training.elsewhere", "here", "seconds=0.03"),
+        argv=(sys.executable, "-m", "tests.training.elsewhere", "here", f"hold={tmp_path / 'go-on'}"),
         on_event=stop_a_rank,
         work={},
         data_path={item.run.id: write_text(tmp_path / "text")},
-        env={"SEQLM_HUNG_MINUTES": "0.2", "OMP_NUM_THREADS": "1"},
+        env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
     ).dispatch([item])
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     failures = [read_json(run.attempt_dir(attempt) / "failure.json") or {} for attempt in run.attempts()]
-    assert "no step for 0.2 min" in " ".join(str(failure.get("message")) for failure in failures)
+    assert "no step for 10 min" in " ".join(str(failure.get("message")) for failure in failures)
     assert run.observe().state == "done"
     assert [record["epoch"] for record in run.read_metrics()[0]] == [0, 1]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
 from seqlm.errors import BackendError
 from tests.training.studies import make_config
+from tests.waiting import wait_for
 
 TELL = """
 import json, os, sys
@@ -50,14 +50,10 @@ def has_room(backend: LocalBackend, resources: Resources) -> bool:
     return backend.free().place(resources) is not None
 
 
-def wait(backend: LocalBackend, job_id: str, seconds: float = 60) -> Ended:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        ended = backend.poll(job_id)
-        if ended is not None:
-            return ended
-        time.sleep(0.02)
-    pytest.fail("the job did not end")
+def wait(backend: LocalBackend, job_id: str) -> Ended:
+    ended = wait_for(lambda: backend.poll(job_id), "the job to end", until=lambda ended: ended is not None)
+    assert ended is not None
+    return ended
 
 
 @pytest.mark.usefixtures("_four_cores")
@@ -178,11 +174,9 @@ def test_stop_asks_with_sigterm_and_force_kills(tmp_path: Path) -> None:
     )
     backend = LocalBackend()
     job = backend.submit(submission(tmp_path / "run", program, Resources(cpus=1, gpus=0)))
-    while not (tmp_path / "run" / "ready").exists():
-        time.sleep(0.02)
+    wait_for((tmp_path / "run" / "ready").exists, "the worker to be ready")
     backend.stop(job, force=False)
-    while not (tmp_path / "run" / "asked").exists():
-        time.sleep(0.02)
+    wait_for((tmp_path / "run" / "asked").exists, "the worker to be asked")
     assert backend.poll(job) is None
     backend.stop(job, force=True)
     assert wait(backend, job).exit_code == -9

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jobs.manifest_schema import RESOURCE_KEYS
 from jobs.policy import POLICY_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
+from tests import commands
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((ROOT / "jobs" / "manifests").glob("*"))
@@ -839,5 +839,5 @@ def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
         f"load_manifest(Path({str(MANIFESTS[0])!r}))\n"
         "print([name for name in ('torch', 'yaml', 'numpy', 'pandas') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = commands.run([sys.executable, "-c", program], cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ from typing import Any
 import pytest
 
 from seqlm.rundir import RunDirectory, is_locked
+from tests import commands
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
-from tests.test_launch import epochs_of, read_soon, until, worker_pid
+from tests.test_launch import epochs_of, read_soon, worker_pid
 from tests.training.studies import write_text
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("ray")  # one process of the test run has the clusters, one after the other
 
@@ -85,6 +86,10 @@ class Study:
     def runs(self) -> list[RunDirectory]:
         return RunDirectory.all_in(self.folder / "runs" / "small")
 
+    def epochs(self) -> list[list[int]]:
+        """The epochs that each run has finished."""
+        return [epochs_of(run) for run in self.runs()]
+
     def status(self) -> list[dict[str, Any]]:
         document = json.loads(self("status", "small.toml", "--json").stdout)
         runs: list[dict[str, Any]] = document["data"]["runs"]
@@ -128,11 +133,13 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02, 0.03, 0.04, 0.05]}, {"rates": [0.1, 0.2], "ranks": 2})
     study = Study(lab, tmp_path, *grids, epochs=4, lines=1500)
     launcher = study.start("run", "small.toml")
-    until(lambda: sum(bool(epochs_of(run)) for run in study.runs()) >= 4, seconds=180)
-    until(lambda: [run for run in study.runs() if is_locked(run.worker_lock_file) and len(epochs_of(run)) in (1, 2)])
-    (victim, *_) = [run for run in study.runs() if is_locked(run.worker_lock_file) and len(epochs_of(run)) < 4]
+    wait_for(study.epochs, "an epoch of four runs", until=lambda epochs: sum(map(bool, epochs)) >= 4)
+    (victim, *_) = wait_for(
+        lambda: [run for run in study.runs() if is_locked(run.worker_lock_file) and len(epochs_of(run)) in (1, 2)],
+        "a run that is in its second or third epoch of four",
+    )
     lab.tell_cluster(f"kill {worker_of(victim)['node']}")
-    _, stderr = launcher.communicate(timeout=400)
+    _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr
     runs = study.runs()
     assert len(runs) == 12
@@ -215,7 +222,7 @@ def drive(cluster: RayLab, folder: Path, what: str) -> str:
     script = folder / "driver.py"
     script.write_text(DRIVER)
     argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, str(script), what]
-    answer = cluster.run(argv, cwd=folder, seconds=120)
+    answer = cluster.run(argv, cwd=folder)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
 
@@ -224,14 +231,13 @@ def drive(cluster: RayLab, folder: Path, what: str) -> str:
 def test_a_run_goes_to_the_node_that_others_leave_free(cluster: RayLab, tmp_path: Path, which: int) -> None:
     other = cluster.start([sys.executable, "-c", HOLD, str(which)], cwd=tmp_path)
     try:
-        assert other.stdout is not None
-        node = other.stdout.readline().strip()
+        node = commands.next_line(other).strip()
         assert node
         study = Study(cluster, tmp_path, {})
         assert study("run", "small.toml").returncode == 0
         assert worker_of(study.runs()[0])["node"] != node
     finally:
-        other.communicate("", timeout=60)
+        commands.finish(other, "")
 
 
 def test_a_run_whose_place_is_taken_by_somebody_faster_goes_elsewhere(cluster: RayLab, tmp_path: Path) -> None:
@@ -246,14 +252,13 @@ def test_a_run_that_ray_places_and_never_starts_is_given_up(cluster: RayLab, tmp
 def test_a_study_begun_locally_is_finished_on_ray(cluster: RayLab, tmp_path: Path) -> None:
     study = Study(cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0}, epochs=6, lines=1500)
     launcher = study.start("run", "small.toml", "--backend", "local", "--max-parallel", "1")
-    until(
-        lambda: (
-            sum(run.result_file.exists() for run in study.runs()) == 1
-            and any(epochs_of(run) and not run.result_file.exists() for run in study.runs())
-        )
+    wait_for(
+        lambda: [(run.result_file.exists(), epochs_of(run)) for run in study.runs()],
+        "a run to be done and the next one to have an epoch",
+        until=lambda seen: any(done for done, _ in seen) and any(epochs and not done for done, epochs in seen),
     )
     launcher.send_signal(signal.SIGINT)
-    launcher.communicate(timeout=90)
+    commands.finish(launcher)
     assert launcher.returncode == 130
     half = {run.id: run for run in study.runs()}
     done = [run for run in half.values() if run.result_file.exists()]
@@ -283,20 +288,24 @@ def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(clust
     study = Study(cluster, tmp_path, {"rates": [0.01, 0.02], "ranks": 2}, epochs=5000)
     left = study("run", "small.toml", "--no-wait")
     assert left.returncode == 0, left.stderr
-    until(lambda: sorted(study.states()) == ["queued", "running"])
+    wait_for(study.states, "a run to run, one to wait", until=lambda states: sorted(states) == ["queued", "running"])
     (waiting,) = [run for run in study.status() if run["state"] == "queued"]
     assert waiting["reason"] == "needs 2 GPUs, 0 free"
     assert study("cancel", "small", "--only", f"id={waiting['id']}").returncode == 0
     assert sorted(study.states()) == ["cancelled", "running"]
     assert study("cancel", "small").returncode == 0
     assert study.states() == ["cancelled"] * 2
-    until(lambda: not [words for words in cluster.processes() if "seqlm.training.worker" in words], seconds=20)
+    wait_for(
+        lambda: [words for words in cluster.processes() if "seqlm.training.worker" in words],
+        "the workers to end",
+        until=lambda workers: not workers,
+    )
 
 
 def test_four_quarters_of_a_gpu_run_at_once_on_one_card(cluster: RayLab, tmp_path: Path) -> None:
     study = Study(cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0.25}, epochs=5000)
     assert study("run", "small.toml", "--no-wait").returncode == 0
-    until(lambda: study.states() == ["running"] * 4)
+    wait_for(study.states, "all runs to run at once", until=lambda states: states == ["running"] * 4)
     assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
     assert study("cancel", "small").returncode == 0
 
@@ -308,7 +317,7 @@ def test_the_code_travels_and_the_launchers_secrets_do_not(cluster: RayLab, tmp_
         assert study("run", "small.toml", "--no-wait").returncode == 0
     finally:
         del cluster.env["WANDB_API_KEY"]
-    until(lambda: study.states() == ["running"])
+    wait_for(study.states, "the run to run", until=lambda states: states == ["running"])
     (run,) = study.runs()
     assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
     assert "runtime_resources" in worker_of(run)["code"]
@@ -344,12 +353,12 @@ def test_a_cluster_that_is_not_there_is_one_clear_line(lab: RayLab, tmp_path: Pa
 def test_ctrl_c_stops_the_workers_and_leaves_nothing_running(lab: RayLab, tmp_path: Path) -> None:
     study = Study(lab, tmp_path, {"archs": ["rnn", "gru"], "gpus": 0}, epochs=5000)
     launcher = study.start("run", "small.toml")
-    until(lambda: len(study.runs()) == 2 and any(epochs_of(run) for run in study.runs()))
+    wait_for(study.epochs, "an epoch of one of the two runs", until=lambda epochs: len(epochs) == 2 and any(epochs))
     os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to all that the launcher has started in its group
-    _, stderr = launcher.communicate(timeout=90)
+    _, stderr = commands.finish(launcher)
     assert launcher.returncode == 130, stderr
     assert "Traceback" not in stderr
-    until(lambda: not lab.processes(), seconds=20)
+    wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
     assert set(study.states()) == {"pending"}
     logs = [run.stderr_log(1).read_text() for run in study.runs() if epochs_of(run)]
     assert logs
@@ -359,10 +368,10 @@ def test_ctrl_c_stops_the_workers_and_leaves_nothing_running(lab: RayLab, tmp_pa
 def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_path: Path) -> None:
     study = Study(lab, tmp_path, {"gpus": 0}, epochs=5000)
     launcher = study.start("run", "small.toml")
-    until(lambda: study.runs() and epochs_of(study.runs()[0]))
+    wait_for(study.epochs, "an epoch of the run", until=any)
     launcher.kill()
-    launcher.communicate(timeout=60)
-    until(lambda: not lab.processes(), seconds=60)
+    commands.finish(launcher)
+    wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
     assert study.states() == ["pending"]
 
 
@@ -380,21 +389,27 @@ def head(lab: RayLab) -> str:
     argv = [str(binary / "ray"), "start", "--head", "--port=6379", *options, "--disable-usage-stats"]
     answer = lab.run(argv, cwd=lab.folder)
     assert answer.returncode == 0, answer.stderr
-    return "http://127.0.0.1:8265"
+    address = "http://127.0.0.1:8265"
+    wait_for(
+        lambda: lab.run([str(binary / "ray"), "job", "list", "--address", address], cwd=lab.folder),
+        "the job server to answer",
+        until=lambda answer: answer.returncode == 0,
+    )
+    return address
 
 
 def test_a_remote_cluster_runs_the_launcher_too(lab: RayLab, head: str, tmp_path: Path) -> None:
     study = Study(lab, tmp_path, {"rates": [0.01, 0.02]})
-    time.sleep(1)
     answer = study("run", "small.toml", "--ray-address", head, "--json")
     assert answer.returncode == 0, answer.stderr
     assert study.states() == ["done", "done"]
     provenance = study.runs()[0].read_provenance()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    commit = commands.run(["git", "rev-parse", "HEAD"], cwd=ROOT)
     assert provenance["git"]["commit"] == (commit.stdout.strip() or None)
 
     left = study("run", "small.toml", "--ray-address", head, "--no-wait", "--set", "train.epochs=5000")
     assert left.returncode == 0, left.stderr
-    until(lambda: sorted(study.states()) == ["done", "done", "running", "running"])
+    all_running = ["done", "done", "running", "running"]
+    wait_for(study.states, "both new runs to run", until=lambda states: sorted(states) == all_running)
     assert study("cancel", "small").returncode == 0
     assert sorted(study.states()) == ["cancelled", "cancelled", "done", "done"]

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from jobs.settling import SETTLE_SECONDS, Settling
 from jobs.study import AtWork, Launcher, launching, look_at, write_queue
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json
 from tests.training.studies import make_config, make_run
+from tests.waiting import wait_for
 
 LAUNCHER = AtWork(launcher=Launcher(pid=1, host="here", waiting={}))
 
@@ -61,36 +62,73 @@ def worker(run: RunDirectory, attempt: int) -> Iterator[None]:
         run.stdout_log(attempt).write_text(f"attempt {attempt} was here\n")
 
 
+class Following:
+    """``follow_logs`` in a thread, which looks at the run when the test says so, on a clock of its own."""
+
+    def __init__(self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._clock = Clock()
+        self._looks = self._wanted = 0
+        monkeypatch.setattr("jobs.logs.Settling", lambda: Settling(self._clock))
+        monkeypatch.setattr("jobs.logs.time", SimpleNamespace(sleep=self._pause))
+        self._thread = threading.Thread(target=lambda: follow_logs(look_at(run, AtWork()), 20), daemon=True)
+
+    def _pause(self, _: float) -> None:
+        self._looks += 1
+        wait_for(lambda: self._wanted > self._looks, "the test to want another look")
+
+    def start(self) -> None:
+        self._thread.start()
+        self.look()
+
+    def look(self, *, seconds: float = 0.0) -> None:
+        """Have it look once more, ``seconds`` later, and go on."""
+        self._clock.now += seconds
+        self._wanted += 1
+        wait_for(lambda: self._looks == self._wanted or not self._thread.is_alive(), "a look at the run")
+        assert self._thread.is_alive()
+
+    def end(self) -> None:
+        """Have it look once more, and end."""
+        self._wanted += 1
+        wait_for(lambda: not self._thread.is_alive(), "the end of following")
+
+
 def test_followed_logs_go_on_when_a_failed_run_is_tried_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "study" / "run-00000001", make_config())
     failure: dict[str, Any] = {"kind": "node", "message": "killed by SIGKILL"}
+    following = Following(run, monkeypatch)
     with launching(tmp_path / "study"):
-        follower = threading.Thread(target=lambda: follow_logs(look_at(run, AtWork()), 20))
         with worker(run, 1):
-            follower.start()
-            time.sleep(0.3)
+            following.start()
+            following.look()
         run.write_failure_once(failure)
-        time.sleep(0.8)  # failed, as far as its files tell, until the launcher has seen it
-        assert follower.is_alive()
+        following.look()  # failed, as far as its files tell, until the launcher has seen it
+        following.look(seconds=SETTLE_SECONDS / 2)
         run.failure_file.unlink()
         write_queue(tmp_path / "study", {run.id: "tried again in a moment"})
-        time.sleep(0.3)
+        following.look(seconds=SETTLE_SECONDS)
         write_queue(tmp_path / "study", {})
         with worker(run, 2):
-            time.sleep(0.3)
+            following.look(seconds=SETTLE_SECONDS)
         write_json(run.result_file, {})
-        follower.join(timeout=10)
-        assert not follower.is_alive(), "it ends with the run, not with the launcher"
+        following.end()  # with the run, not with the launcher
     printed = capsys.readouterr().out
     assert printed.index("attempt 1 was here") < printed.index("attempt 2 was here")
 
 
-def test_followed_logs_end_when_a_failure_stands(tmp_path: Path) -> None:
+def test_followed_logs_end_when_a_failure_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
+    def pause(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr("jobs.logs.Settling", lambda: Settling(clock))
+    monkeypatch.setattr("jobs.logs.time", SimpleNamespace(sleep=pause))
     run = make_run(tmp_path / "study" / "run-00000001", make_config())
     run.write_failure_once({"kind": "node", "message": "killed by SIGKILL"})
     with launching(tmp_path / "study"):  # at work on others
-        started = time.monotonic()
+        started = clock.now
         follow_logs(look_at(run, AtWork()), 20)
-        assert time.monotonic() - started >= SETTLE_SECONDS
+        assert SETTLE_SECONDS <= clock.now - started < 2 * SETTLE_SECONDS

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import io
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +17,7 @@ from seqlm import lease
 from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import RunDirectory, write_json
 from tests.training.studies import make_config
+from tests.waiting import wait_for
 
 
 def make_study(folder: Path, *seeds: int) -> list[RunDirectory]:
@@ -166,10 +167,12 @@ def test_a_worker_whose_lock_is_not_seen_is_cancelled_by_the_mark_and_waited_for
     (observed,) = observe_study(tmp_path / "s")
     assert observed.observation.state == "running"
 
+    polls: list[float] = []
+    monkeypatch.setattr("jobs.cancel.time", SimpleNamespace(sleep=polls.append, monotonic=lambda: 0.0))
+
     def obey() -> None:
-        while not run.is_cancelled():
-            time.sleep(0.01)
-        time.sleep(0.2)
+        wait_for(run.is_cancelled, "the mark")
+        wait_for(lambda: len(polls), "three polls by the one who cancels", until=lambda count: count >= 3)
         lease_of_it.release()
 
     worker = threading.Thread(target=obey)

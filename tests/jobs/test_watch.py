@@ -17,6 +17,7 @@ from jobs.study import launching, write_queue
 from jobs.watch import StudyView, Watcher, changes, watch_in_lines
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json, write_json_lines
 from tests.training.studies import make_config
+from tests.waiting import wait_for
 
 STEPS = 50
 
@@ -215,13 +216,19 @@ def test_watching_in_lines_ends_when_every_run_is_over(tmp_path: Path, monkeypat
     monkeypatch.setattr(jobs.watch, "LOOK_SECONDS", 0.01)
     run = add(tmp_path / "s", "one")
     stream = io.StringIO()
+    look, looks = Watcher.look, list[StudyView]()
+
+    def counted(self: Watcher) -> StudyView:
+        looks.append(look(self))
+        return looks[-1]
+
+    monkeypatch.setattr(Watcher, "look", counted)
     with running(run):
         watching = threading.Thread(target=watch_in_lines, args=(Watcher(tmp_path / "s"), stream))
         watching.start()
-        watching.join(timeout=0.3)
+        wait_for(lambda: len(looks), "ten looks at the study", until=lambda count: count >= 10)
         assert watching.is_alive()
         write_json(run.result_file, {})
-    watching.join(timeout=10)
-    assert not watching.is_alive()
+    wait_for(lambda: not watching.is_alive(), "watching to end")
     assert stream.getvalue().splitlines() == ["s: 1 running", "one  done  best val ppl -", "s: 1 done"]
     assert json.loads(run.result_file.read_text()) == {}

@@ -18,10 +18,12 @@ from slurm.backend import submit_report
 from slurm.settings import SlurmSettings
 from slurm.task import JobPlan, Place, Signals, Task
 from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests import commands
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
-from tests.test_launch import until, worker_pid
+from tests.test_launch import worker_pid
 from tests.test_launch_behaviour import LAUNCHER, ROOT, STAND_IN, finished_runs
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("slurm")
 
@@ -91,7 +93,7 @@ def test_a_real_cluster_computes_it_and_cancels_it(tmp_path: Path) -> None:
 
         def command(*words: str) -> subprocess.CompletedProcess[str]:
             argv = [sys.executable, "-c", LAUNCHER, *words]
-            return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=False)
+            return commands.run(argv, cwd=tmp_path, env=env)
 
         def states() -> list[str]:
             data = json.loads(command("status", "runs/small/behaviour", "--json").stdout)["data"]
@@ -99,13 +101,13 @@ def test_a_real_cluster_computes_it_and_cancels_it(tmp_path: Path) -> None:
 
         submitted = command("behaviour", "small", "--no-wait")
         assert submitted.returncode == 0, submitted.stderr
-        until(lambda: states() == ["running", "running"])
+        wait_for(states, "both jobs to run", until=lambda states: states == ["running", "running"])
         assert command("cancel", "runs/small/behaviour", "--only", "name=gru").returncode == 0
         assert states() == ["running", "cancelled"]
         gone = RunDirectory(study_dir / "behaviour" / runs["rnn-b"].id)
         os.kill(worker_pid(gone), 9)  # its job is requeued
         write_json(study_dir / "stand-in.json", {})
-        until(lambda: states() == ["done", "cancelled"], seconds=180)
+        wait_for(states, "the requeued job to be done", until=lambda states: states == ["done", "cancelled"])
         again = command("behaviour", "small", "--json")
         assert again.returncode == 0, again.stderr
         assert [run["state"] for run in json.loads(again.stdout)["data"]["runs"]] == ["done", "done"]

@@ -16,10 +16,13 @@ import pytest
 
 from seqlm.rundir import RunDirectory, read_json
 from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests import commands
+from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
-from tests.test_launch import epochs_of, read_soon, until, worker_pid
+from tests.test_launch import epochs_of, read_soon, worker_pid
 from tests.training.studies import write_text
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.xdist_group("slurm")  # one process of the test run has the clusters
@@ -31,7 +34,7 @@ data = "text"
 backend = "slurm"
 
 [backend.slurm]
-env = {{SEQLM_DEVICE = "cpu"}}         # the GPUs are fake
+env = {env}
 timeout_min = {timeout_min}
 signal_before_s = 20
 ranks_per_node = 1
@@ -65,28 +68,30 @@ resources.gpus = {gpus}
 class Study:
     """A manifest in a folder of its own, and the command line on it, on a cluster."""
 
-    def __init__(self, cluster: LoopbackCluster, folder: Path, *, lines: int = 220, **values: Any) -> None:
+    def __init__(
+        self,
+        cluster: LoopbackCluster,
+        folder: Path,
+        *,
+        lines: int = 220,
+        env: dict[str, str] | None = None,
+        **values: Any,
+    ) -> None:
         self.cluster = cluster
         self.folder = folder
         folder.mkdir(exist_ok=True)
         write_text(folder / "text", train_lines=lines)
+        env = {"SEQLM_DEVICE": "cpu", **(env or {})}  # the GPUs are fake
         known = {"archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, "epochs": 2, "timeout_min": 10, "keep": 0.9}
-        text = HEAD.format(**{key: json.dumps(value) for key, value in {**known, **values}.items()})
+        table = "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items()) + "}"
+        text = HEAD.format(env=table, **{key: json.dumps(value) for key, value in {**known, **values}.items()})
         (folder / "small.toml").write_text(text)
 
     def argv(self, *words: str) -> list[str]:
         return [sys.executable, str(ROOT / "launch.py"), *words]
 
     def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*words),
-            cwd=self.folder,
-            env={**self.cluster.env, "SEQLM_BACKEND": "", **env},
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
+        return commands.run(self.argv(*words), cwd=self.folder, env={**self.cluster.env, "SEQLM_BACKEND": "", **env})
 
     def runs(self) -> list[RunDirectory]:
         return RunDirectory.all_in(self.folder / "runs" / "small")
@@ -101,7 +106,11 @@ class Study:
         return found
 
     def until_they_train(self, epochs: int = 1) -> None:
-        until(lambda: self.runs() and all(len(epochs_of(run)) >= epochs for run in self.runs()), seconds=180)
+        wait_for(
+            lambda: [len(epochs_of(run)) for run in self.runs()],
+            f"{epochs} epochs of each run",
+            until=lambda done: done and min(done) >= epochs,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +130,12 @@ def test_a_grid_is_one_array_whose_runs_have_gpus_of_their_own(cluster: Loopback
     assert answer.returncode == 0, answer.stderr
     (array,) = json.loads(answer.stdout)["data"]["jobs"]
     assert sorted(study.jobs().values()) == [f"{array}_{number}" for number in range(6)]
-    until(lambda: study.states() == ["running"] * 6, seconds=180)
-    until(lambda: all(run.last_attempt() and run.worker_file(1).exists() for run in study.runs()), seconds=180)
+    wait_for(study.states, "all runs to run", until=lambda states: states == ["running"] * 6)
+    wait_for(
+        lambda: [run.id for run in study.runs() if not (run.last_attempt() and run.worker_file(1).exists())],
+        "the record of each worker",
+        until=lambda without: not without,
+    )
     seats = {(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}
     assert len(seats) == 6, seats
     again = study("run", "small.toml", "--json")  # waits, and submits nothing
@@ -130,7 +143,7 @@ def test_a_grid_is_one_array_whose_runs_have_gpus_of_their_own(cluster: Loopback
     assert "0 of 6 runs to do" in again.stderr
     assert all(epochs_of(run) == list(range(12)) for run in study.runs())
     assert all(run.attempts() == [1] for run in study.runs())
-    until((tmp_path / "runs/small/report/index.html").exists, seconds=60)
+    wait_for((tmp_path / "runs/small/report/index.html").exists, "the report")
 
 
 def test_the_quickstarts_grid_runs_as_one_array(cluster: LoopbackCluster, tmp_path: Path) -> None:
@@ -139,7 +152,7 @@ def test_the_quickstarts_grid_runs_as_one_array(cluster: LoopbackCluster, tmp_pa
     argv = [sys.executable, str(ROOT / "launch.py"), "run", manifest, "--backend", "slurm", "--json", "--report"]
     argv += ["--set", "train.epochs=1", "--set", "resources.cpus=1"]
     env = {**cluster.env, "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
-    answer = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400, check=False)
+    answer = commands.run(argv, cwd=tmp_path, env=env)
     assert answer.returncode == 0, answer.stderr
     assert [run["state"] for run in json.loads(answer.stdout)["data"]["runs"]] == ["done"] * 9
     jobs = json.loads((tmp_path / "runs/quickstart/slurm/jobs.json").read_text())["jobs"]
@@ -152,7 +165,7 @@ def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster,
     one = Study(cluster, tmp_path / "one", ranks=1, keep=1.0)
     for study in (two, one):
         assert study("run", "small.toml", "--no-wait").returncode == 0
-    until(lambda: two.states() + one.states() == ["done"] * 2, seconds=180)
+    wait_for(lambda: two.states() + one.states(), "both runs to end", until=lambda states: states == ["done"] * 2)
     ((run,), (alone,)) = (two.runs(), one.runs())
     assert run.id == alone.id
     assert worker_of(run)["node"] != worker_of(run, 1)["node"]
@@ -172,34 +185,45 @@ def test_four_quarters_of_a_gpu_are_one_job(cluster: LoopbackCluster, tmp_path: 
 def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
     """Return when the controller has written down what it was told so far: what it has not, a crash takes from it."""
     saved = cluster.folder / "state" / "job_state"
-    told = time.time()
-    cluster.run("scontrol", "update", f"JobId={job}", "Comment=the last thing that it was told")
-    until(lambda: saved.exists() and saved.stat().st_mtime > told)
+    last = f"the last thing that it was told, at {time.time_ns()}"
+    cluster.run("scontrol", "update", f"JobId={job}", f"Comment={last}")
+    wait_for(lambda: saved.exists() and last.encode() in saved.read_bytes(), "the controller to save its state")
 
 
 def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change_no_bit_of_its_weights(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=60, lines=1500)
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=60, lines=1500, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     requeued, cancelled, lost, untouched = study.runs()
     nodes = {run.id: worker_of(run)["node"] for run in study.runs()}
     cluster.run("scontrol", "requeue", study.jobs()[requeued.id])
     cluster.run("scancel", study.jobs()[cancelled.id])
-    until(lambda: study.states()[1] == "cancelled" and "ended_at" in (read_json(requeued.worker_file(1)) or {}))
+    wait_for(study.states, "the run to be cancelled", until=lambda states: states[1] == "cancelled")
+    wait_for(
+        lambda: read_json(requeued.worker_file(1)) or {},
+        "the first worker of the requeued run to end",
+        until=lambda worker: "ended_at" in worker,
+    )
     until_it_is_saved(cluster, study.jobs()[untouched.id])
     cluster.restart_controller(kill=True)
     index = cluster.node_names.index(nodes[lost.id])
     cluster.kill_node(index, with_jobs=True)
+    crawl.end()
     # A controller that has just begun anew may take minutes to miss a node.
-    until(lambda: "running" not in study.states() or len(lost.attempts()) > 1, seconds=400)
+    wait_for(
+        lambda: (study.states(), lost.attempts()),
+        "the controller to miss the node",
+        until=lambda seen: "running" not in seen[0] or len(seen[1]) > 1,
+    )
     cluster.start_node(index)
     cluster.wait_for_nodes()
-    until(lambda: not {"queued", "running"} & set(study.states()), seconds=300)
+    wait_for(study.states, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
     states = dict(zip([run.id for run in study.runs()], study.states(), strict=True))
     assert states.pop(cancelled.id) == "cancelled"
-    assert set(states.values()) == {"done"}
+    assert set(states.values()) == {"done"}, study("status", "small.toml").stdout
     for run in (requeued, lost, untouched):
         assert epochs_of(run) == list(range(60))
     assert len(requeued.attempts()) >= 2
@@ -225,10 +249,10 @@ def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     (run,) = study.runs()
     index = cluster.node_names.index(worker_of(run)["node"])
     cluster.kill_node(index)  # the worker goes on, unknown to SLURM, which starts the job once more elsewhere
-    until(run.result_file.exists, seconds=300)
+    wait_for(run.result_file.exists, "the result")
     cluster.start_node(index)
     cluster.wait_for_nodes()
-    until(lambda: study.states() == ["done"], seconds=60)
+    wait_for(study.states, "the run to be done", until=lambda states: states == ["done"])
     assert epochs_of(run) == list(range(150))
     writers = {record["attempt"] for record in run.read_metrics()[0]}
     assert len(writers) == 1, "one of the copies wrote, the other waited"
@@ -242,11 +266,15 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
         files = sorted((tmp_path / "runs/small").glob("*/attempts/*/failure.json"))
         return [json.loads(file.read_text())["kind"] for file in files]
 
-    until(lambda: len(strikes()) >= 3 and len(study.runs()[0].attempts()) >= 4, seconds=400)
+    wait_for(
+        lambda: (strikes(), study.runs()[0].attempts()),
+        "three strikes and a fourth attempt",
+        until=lambda seen: len(seen[0]) >= 3 and len(seen[1]) >= 4,
+    )
     assert set(strikes()) == {"timeout"}
     (run,) = study.runs()
     seen = len(epochs_of(run))
-    until(lambda: len(epochs_of(run)) > seen, seconds=60)
+    wait_for(lambda: len(epochs_of(run)), f"more than {seen} epochs", until=lambda done: done > seen)
     assert study("cancel", "small").returncode == 0
     assert study.states() == ["cancelled"]
     assert epochs_of(run) == list(range(len(epochs_of(run))))
@@ -256,11 +284,13 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
 
 
 def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=40, lines=1500, gpus=0)
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=40, lines=1500, gpus=0, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     ids = {run.id for run in study.runs()}
     assert study("cancel", "small").returncode == 0
+    crawl.end()
     assert study.states() == ["cancelled"] * 2
     first, second = study.runs()
     here = study("retry", "small", "--only", f"id={first.id}", "--backend", "local")
@@ -274,7 +304,7 @@ def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackClust
         assert run.last_attempt() == 2
 
     begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=400, lines=1500, gpus=0)
-    launcher = subprocess.Popen(
+    launcher = commands.start(
         begun.argv("run", "small.toml", "--backend", "local"),
         cwd=begun.folder,
         env=begun.cluster.env,
@@ -284,11 +314,12 @@ def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackClust
     )
     begun.until_they_train()
     launcher.send_signal(signal.SIGINT)
-    assert launcher.wait(90) == 130
+    commands.finish(launcher)
+    assert launcher.returncode == 130
     (run,) = begun.runs()
     done = len(epochs_of(run))
     assert begun("run", "small.toml", "--no-wait").returncode == 0
-    until(lambda: len(epochs_of(run)) > done, seconds=120)
+    wait_for(lambda: len(epochs_of(run)), f"more than {done} epochs", until=lambda now: now > done)
     assert begun("cancel", "small").returncode == 0
     assert epochs_of(run) == list(range(len(epochs_of(run))))
     assert {record["attempt"] for record in run.read_metrics()[0]} == {1, 2}
@@ -339,8 +370,17 @@ def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_p
         (job,) = study.jobs().values()
         os.kill(worker_pid(run), signal.SIGSTOP)  # it cannot say a word
         cluster.run("scancel", job)
-        until(lambda: not cluster.run("squeue", "-h", "-t", "all").stdout.strip(), seconds=90)
-        time.sleep(1)
+        wait_for(
+            lambda: cluster.run("squeue", "-h", "-t", "all").stdout.strip(),
+            "the queue to forget the job",
+            until=lambda queue: not queue,
+        )
+        accounted = ("sacct", "-n", "-P", "-X", "-o", "State", "-j", job)
+        wait_for(
+            lambda: cluster.run(*accounted).stdout.strip(),
+            "the accounting to have the end of the job",
+            until=lambda state: state.startswith("CANCELLED"),
+        )
         assert study.states() == ["cancelled"]
 
 
@@ -353,9 +393,13 @@ def test_a_preempted_run_is_saved_requeued_and_goes_on(tmp_path: Path) -> None:
         (run,) = study.runs()
         cluster.run("sbatch", "-p", "urgent", "--wrap", "sleep 5")
         failure = run.attempt_dir(1) / "failure.json"
-        until(failure.exists, seconds=60)
+        wait_for(failure.exists, "the record of the preemption")
         assert json.loads(failure.read_text())["kind"] == "preempted"
         seen = len(epochs_of(run))
-        until(lambda: len(run.attempts()) > 1 and len(epochs_of(run)) > seen, seconds=180)
+        wait_for(
+            lambda: (run.attempts(), len(epochs_of(run))),
+            f"a second attempt and more than {seen} epochs",
+            until=lambda now: len(now[0]) > 1 and now[1] > seen,
+        )
         assert study("cancel", "small").returncode == 0
         assert epochs_of(run) == list(range(len(epochs_of(run))))

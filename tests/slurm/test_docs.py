@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests import commands
 from tests.slurm.real import require_slurm
-from tests.test_launch import until
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "slurm.md").read_text("utf-8")
@@ -27,8 +27,8 @@ def test_every_command_from_login_to_report_runs(tmp_path: Path) -> None:
     require_slurm()
     (tmp_path / "site.toml").write_text(SITE)
     (tmp_path / "cluster.toml").write_text(MANIFEST)
-    commands = [shlex.split(line, comments=True) for line in COMMANDS]
-    launches = [words[2:] for words in commands if words[1] == "launch.py"]
+    written = [shlex.split(line, comments=True) for line in COMMANDS]
+    launches = [words[2:] for words in written if words[1] == "launch.py"]
     assert [words[0] for words in launches] == [
         "doctor", "plan", "run", "status", "status", "logs", "cancel", "retry", "report",
     ]  # fmt: skip
@@ -36,20 +36,16 @@ def test_every_command_from_login_to_report_runs(tmp_path: Path) -> None:
         env = {**cluster.env, "SEQLM_BACKEND": "", "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
         for words in launches:
             argv = [sys.executable, str(ROOT / "launch.py"), *words]
-            answer = subprocess.run(
-                argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
-            )
+            answer = commands.run(argv, cwd=tmp_path, env=env)
             assert answer.returncode == 0, (words, answer.stdout, answer.stderr)
             if words[0] == "plan":
                 assert "#SBATCH --array=0-3" in answer.stdout
                 assert "export OMP_PROC_BIND=false" in answer.stdout
-        until((tmp_path / "runs/cluster/report/index.html").exists, seconds=60)
+        wait_for((tmp_path / "runs/cluster/report/index.html").exists, "the report")
 
 
 def test_the_test_clusters_command_line_is_as_written() -> None:
     (words,) = [shlex.split(line) for line in COMMANDS if "testcluster" in line]
     assert words[:4] == [".venv/bin/python", "-m", "slurm.testcluster", "up"]
-    answer = subprocess.run(
-        [sys.executable, *words[1:], "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    answer = commands.run([sys.executable, *words[1:], "--help"], cwd=ROOT)
     assert answer.returncode == 0, answer.stderr

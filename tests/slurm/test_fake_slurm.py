@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,9 +18,11 @@ from jobs.scheduler import Scheduler
 from seqlm.rundir import RunDirectory
 from slurm.task import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests import commands
 from tests.fake_slurm import FakeSlurm
 from tests.fake_slurm.room import NODES
 from tests.slurm.real import require_slurm
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("slurm")
 
@@ -85,18 +85,11 @@ def cluster() -> Iterator[LoopbackCluster]:
 def asker(env: dict[str, str], script: Path) -> Ask:
     def ask(question: str) -> tuple[int, str, str]:
         words = [word.format(format=FORMAT, script=script) for word in question.split(" ")]
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+        done = commands.run(words, env=env)
         text = re.sub(r"127\.\d+\.\d+\.\d+", "NODE", done.stdout)
         return done.returncode, "".join(sorted(text.splitlines(keepends=True))), done.stderr
 
     return ask
-
-
-def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def compared(real: str, question: str) -> str:
@@ -119,15 +112,20 @@ def answers(
     real_ask = asker(cluster.env, script)
     fake_ask = asker({**os.environ, "PATH": f"{fake.bin}{os.pathsep}{os.environ['PATH']}"}, script)
     found = {(-1, "sbatch {script}"): (real_ask("sbatch {script}"), fake_ask("sbatch {script}"))}
-    until(lambda: real_ask("squeue -h -t running -o %i")[1] == "1_0\n1_1\n")
-    until(lambda: real_ask("sacct -n -P -X -o State -j 1")[1].count("RUNNING") == 2)
+
+    def wait_for_answer(question: str, what: str, until: Callable[[str], object]) -> None:
+        wait_for(lambda: real_ask(question), what, until=lambda answer: until(answer[1]))
+
+    wait_for_answer("squeue -h -t running -o %i", "two tasks to run", lambda told: told == "1_0\n1_1\n")
+    accounted = "sacct -n -P -X -o State -j 1"
+    wait_for_answer(accounted, "the accounting to see two tasks run", lambda told: told.count("RUNNING") == 2)
     fake.start("1_0")
     fake.start("1_1", NODES[1])
     for number, question in enumerate(QUESTIONS):
         found[number, question] = real_ask(question), fake_ask(question)
         if question == "scancel 1_1":  # it takes a moment; the next task then starts
-            until(lambda: "CANCELLED" in real_ask("squeue -h -r -t all -o %T -j 1_1")[1])
-            until(lambda: "CANCELLED" in real_ask("sacct -n -P -X -o State -j 1_1")[1])
+            for program in ("squeue -h -r -t all -o %T", "sacct -n -P -X -o State"):
+                wait_for_answer(f"{program} -j 1_1", "the task to be cancelled", lambda told: "CANCELLED" in told)
     cluster.stop_controller()
     fake.controller(up=False)
     for number, question in enumerate(WITHOUT_CONTROLLER):
@@ -219,7 +217,7 @@ def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypa
     fake.on_path(monkeypatch)
     (tmp_path / "job.sh").write_text("#!/bin/sh\n#SBATCH --array=0-499%3\n")
     for _ in range(2):
-        subprocess.run(["sbatch", str(tmp_path / "job.sh")], check=True, capture_output=True)
+        commands.run(["sbatch", tmp_path / "job.sh"], check=True)
     fake.start("1_0")
     fake.finish("1_1", "TIMEOUT")
     fake.purge("1_1")
@@ -231,15 +229,15 @@ def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypa
 
 def test_a_requeued_task_knows_it_and_a_signal_is_remembered(fake: FakeSlurm, tmp_path: Path) -> None:
     (tmp_path / "job.sh").write_text("#!/bin/sh\n")
-    subprocess.run(["sbatch", str(tmp_path / "job.sh")], check=True, capture_output=True)
+    commands.run(["sbatch", tmp_path / "job.sh"], check=True)
     fake.start("1")
-    subprocess.run(["scancel", "--signal=USR2", "1"], check=True)
-    subprocess.run(["scontrol", "requeue", "1"], check=True)
-    told = subprocess.run(["scontrol", "--json", "show", "job", "1"], check=True, capture_output=True).stdout
+    commands.run(["scancel", "--signal=USR2", "1"], check=True)
+    commands.run(["scontrol", "requeue", "1"], check=True)
+    told = commands.run(["scontrol", "--json", "show", "job", "1"], check=True).stdout
     (job,) = json.loads(told)["jobs"]
     assert (job["job_state"], job["restart_cnt"], fake.jobs()["1"].signals) == (["PENDING"], 1, ["USR2"])
 
 
 def test_what_it_does_not_know_it_refuses(fake: FakeSlurm) -> None:
-    done = subprocess.run(["squeue", "--steps"], capture_output=True, text=True)
+    done = commands.run(["squeue", "--steps"])
     assert (done.returncode, done.stderr) == (70, "the fake SLURM does not know: --steps\n")

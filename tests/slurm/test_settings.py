@@ -18,6 +18,7 @@ from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError
 from slurm import settings as module
 from slurm.settings import SlurmSettings, read_settings
+from tests import commands
 
 ROOT = Path(__file__).parents[2]
 RUN = '\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
@@ -251,13 +252,10 @@ def test_sbatch_itself_knows_the_options_and_whether_they_take_a_value(tmp_path:
     )
     absent = str(tmp_path / "no-script")
     for option in sorted(OPTIONS):
-        answer = subprocess.run(
+        answer = commands.run(
             ["sbatch", "--test-only", f"--{option}=1", absent],
             env={"SLURM_CONF": str(tmp_path / "slurm.conf"), "PATH": "/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
             stdin=subprocess.DEVNULL,
-            timeout=20,
         ).stderr
         assert "unrecognized option" not in answer, option
         assert ("doesn't allow an argument" in answer) == (option in FLAGS), option

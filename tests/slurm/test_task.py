@@ -21,6 +21,7 @@ from seqlm.rundir import RunDirectory, write_json, write_json_lines
 from slurm import task
 from slurm.task import JobPlan, Place, Signals, Task
 from tests.training.studies import make_config, make_run
+from tests.waiting import wait_for
 
 TELL = """
 import json, os, sys
@@ -92,8 +93,7 @@ def work(told: JobPlan, where: Place | None = None, signals: Signals | None = No
 
 def stop_when_ready(run: RunDirectory, signals: Signals, *, warn: bool) -> threading.Thread:
     def wait() -> None:
-        while not (run.path / "ready").exists():
-            time.sleep(0.01)
+        wait_for((run.path / "ready").exists, "the worker to be ready")
         if warn:
             signals.warned_at = time.time()
         else:
@@ -210,12 +210,15 @@ def test_scancel_is_told_from_a_requeue_by_what_the_controller_says(
 
 def test_a_run_cancelled_from_its_folder_is_stopped_and_others_of_the_job_go_on(tmp_path: Path) -> None:
     stopped, other = make(tmp_path, "a"), make(tmp_path, "b")
-    program = STOPPABLE.replace("time.sleep(600)", "time.sleep(600 if sys.argv[1].endswith('a') else 0.5)")
+    asked = stopped.path / "asked"
+    program = STOPPABLE.replace("sys.exit(143)", f"(open({str(asked)!r}, 'w'), sys.exit(143))").replace(
+        "time.sleep(600)",
+        f"while sys.argv[1].endswith('a') or not os.path.exists({str(asked)!r}): time.sleep(0.02)",
+    )
     program += "\nopen(os.path.join(sys.argv[1], 'result.json'), 'w').write('{}')\n"
 
     def cancel() -> None:
-        while not (stopped.path / "ready").exists():
-            time.sleep(0.01)
+        wait_for((stopped.path / "ready").exists, "the worker to be ready")
         stopped.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
 
     thread = threading.Thread(target=cancel)

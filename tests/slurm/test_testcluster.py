@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +15,15 @@ from slurm.testcluster import ClusterOptions, LoopbackCluster, programs
 from slurm.testcluster.configuration import Place, slurm_conf
 from slurm.testcluster.slots import take_slot
 from slurm.testcluster.supervisor import descendants
+from tests import commands
 from tests.slurm.real import require_slurm
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.xdist_group("slurm")
 
 OPTIONS = ClusterOptions(
-    nodes=3, preemption=True, grace_seconds=1, min_job_age_seconds=2, extra_lines=["MessageTimeout=2"]
+    nodes=3, preemption=True, grace_seconds=30, min_job_age_seconds=2, extra_lines=["MessageTimeout=2"]
 )
 
 
@@ -40,14 +40,17 @@ def _no_jobs_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if "cluster" in request.fixturenames:
         cluster = request.getfixturevalue("cluster")
         cluster.run("scancel", "--full", "--user=root")
-        until(lambda: not queue(cluster, "-t", "pending,running,completing"))
+        alive = ("-t", "pending,running,completing")
+        wait_for(lambda: queue(cluster, *alive), "all jobs to end", until=lambda jobs: not jobs)
 
 
-def until(happened: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.05)
+def text_of(path: Path) -> str:
+    """What a file holds; nothing if it does not exist yet."""
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for_ends(pids: Iterable[int]) -> None:
+    wait_for(lambda: [pid for pid in pids if not is_gone(pid)], "processes to end", until=lambda alive: not alive)
 
 
 def submit(cluster: LoopbackCluster, folder: Path, script: str, *options: str) -> str:
@@ -80,26 +83,31 @@ def is_gone(pid: int) -> bool:
 
 def test_jobs_on_one_node_have_gpus_of_their_own(cluster: LoopbackCluster, tmp_path: Path) -> None:
     node = cluster.node_names[0]
-    script = f"srun bash -c 'echo $CUDA_VISIBLE_DEVICES $SLURMD_NODENAME >> {tmp_path}/$SLURM_JOB_ID.seen'; sleep 2"
+    script = f"srun bash -c 'echo $CUDA_VISIBLE_DEVICES $SLURMD_NODENAME >> {tmp_path}/$SLURM_JOB_ID.seen'"
+    script += f"\nuntil [ $(ls {tmp_path}/*.seen | wc -l) = 2 ]; do sleep 0.1; done"  # both hold their GPU until then
     for _ in range(2):
         submit(cluster, tmp_path, script, "--gpus-per-node=1", f"--nodelist={node}")
-    until(lambda: len(list(tmp_path.glob("*.seen"))) == 2)
-    until(lambda: all(path.read_text() for path in tmp_path.glob("*.seen")))
-    assert sorted(path.read_text() for path in tmp_path.glob("*.seen")) == [f"0 {node}\n", f"1 {node}\n"]
+    seen = wait_for(
+        lambda: sorted(path.read_text() for path in tmp_path.glob("*.seen")),
+        "a line from each of two jobs",
+        until=lambda texts: len(texts) == 2 and all(texts),
+    )
+    assert seen == [f"0 {node}\n", f"1 {node}\n"]
 
 
 def test_an_array_runs_at_most_so_many_tasks_at_once(cluster: LoopbackCluster, tmp_path: Path) -> None:
     script = f"echo begin >> {tmp_path}/log; sleep 0.3; echo end >> {tmp_path}/log"
     submit(cluster, tmp_path, script, "--array=0-3%1")
-    until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("end") == 4)
+    wait_for(lambda: text_of(tmp_path / "log"), "the ends of four tasks", until=lambda log: log.count("end\n") == 4)
     assert (tmp_path / "log").read_text() == "begin\nend\n" * 4
 
 
 def test_a_requeued_job_starts_again_within_seconds_and_knows_it(cluster: LoopbackCluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, f"echo again=$SLURM_RESTART_COUNT >> {tmp_path}/log; sleep 100")
-    until(lambda: (tmp_path / "log").exists())
+    wait_for(lambda: text_of(tmp_path / "log"), "the first start of the job")
     cluster.run("scontrol", "requeue", job)
-    until(lambda: (tmp_path / "log").read_text() == "again=\nagain=1\n", seconds=30)
+    both = "again=\nagain=1\n"
+    wait_for(lambda: text_of(tmp_path / "log"), "the second start of the job", until=lambda log: log == both)
 
 
 def test_a_preempted_job_is_signalled_and_runs_again_later(cluster: LoopbackCluster, tmp_path: Path) -> None:
@@ -113,10 +121,14 @@ def test_a_preempted_job_is_signalled_and_runs_again_later(cluster: LoopbackClus
     where = ["--exclusive", f"--nodelist={cluster.node_names[1]}"]
     low = submit(cluster, tmp_path, f"srun {sys.executable} {program}", "--signal=USR2@30", *where)
     output = tmp_path / f"0.sh.{low}.4294967294.out"
-    until(lambda: any("start 0" in path.read_text() for path in tmp_path.glob("*.out")))
+    wait_for(
+        lambda: [path.read_text() for path in tmp_path.glob("*.out")],
+        "the first start of the job",
+        until=lambda texts: any("start 0" in text for text in texts),
+    )
     (output,) = tmp_path.glob("*.out")
     submit(cluster, tmp_path, "sleep 2", "--partition=urgent", *where)
-    until(lambda: "start 1" in output.read_text())
+    wait_for(output.read_text, "the second start of the job", until=lambda text: "start 1" in text)
     assert output.read_text().index("saved") < output.read_text().index("start 1")
 
 
@@ -124,14 +136,15 @@ def test_a_preempted_job_is_signalled_and_runs_again_later(cluster: LoopbackClus
 
 
 def test_a_restarted_controller_keeps_its_jobs(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    job = submit(cluster, tmp_path, f"sleep 2; echo done > {tmp_path}/log")
-    until(lambda: state(cluster, job) == "RUNNING")
+    job = submit(cluster, tmp_path, f"until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo done > {tmp_path}/log")
+    wait_for(lambda: state(cluster, job), "the job to run", until=lambda state: state == "RUNNING")
     cluster.stop_controller()
     with pytest.raises(BackendError, match="Unable to contact slurm controller"):
         cluster.run("squeue")
     cluster.start_controller()
-    assert state(cluster, job) in ("RUNNING", "COMPLETING", "COMPLETED")
-    until(lambda: (tmp_path / "log").exists())
+    assert state(cluster, job) == "RUNNING"
+    (tmp_path / "go").touch()
+    wait_for((tmp_path / "log").exists, "the job to end")
     assert int(submit(cluster, tmp_path, "true")) > int(job)
 
 
@@ -139,11 +152,10 @@ def test_a_killed_node_is_noticed_and_comes_back(cluster: LoopbackCluster, tmp_p
     node = cluster.node_names[2]
     script = f"echo $BASHPID > {tmp_path}/pid; exec sleep 300"
     job = submit(cluster, tmp_path, script, "--no-requeue", f"--nodelist={node}")
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-    pid = int((tmp_path / "pid").read_text())
+    pid = int(wait_for(lambda: text_of(tmp_path / "pid"), "the pid of the job", until=lambda text: "\n" in text))
     cluster.kill_node(2, with_jobs=True)
     assert is_gone(pid)
-    until(lambda: cluster.node_states()[node].startswith("down"))
+    wait_for(cluster.node_states, f"{node} to be down", until=lambda states: states[node].startswith("down"))
     assert state(cluster, job) in ("NODE_FAIL", "gone")
     cluster.start_node(2)
     cluster.wait_for_nodes()
@@ -152,7 +164,7 @@ def test_a_killed_node_is_noticed_and_comes_back(cluster: LoopbackCluster, tmp_p
 
 def test_the_queue_soon_forgets_what_has_ended(cluster: LoopbackCluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, "true")
-    until(lambda: state(cluster, job) == "gone")
+    wait_for(lambda: state(cluster, job), "the queue to forget the job", until=lambda state: state == "gone")
     done = cluster.run("squeue", "-h", "-j", job, check=False)
     assert "Invalid job id specified" in done.stderr
 
@@ -171,7 +183,8 @@ def test_a_second_cluster_with_accounting_lives_beside_the_first(cluster: Loopba
         assert not set(second.node_names) & set(cluster.node_names)
         job = submit(second, tmp_path, "exit 3")
         command = ("sacct", "-n", "-P", "-X", "-o", "State,ExitCode", "-j", job)
-        until(lambda: second.run(*command).stdout == "FAILED|3:0\n")
+        accounted = "FAILED|3:0\n"
+        wait_for(lambda: second.run(*command).stdout, "the job's accounting", until=lambda told: told == accounted)
         assert "idle" in cluster.run("sinfo").stdout
     assert "idle" in cluster.run("sinfo").stdout
 
@@ -183,9 +196,9 @@ def test_closing_ends_jobs_daemons_and_what_jobs_left_running(tmp_path: Path) ->
     require_slurm()
     with LoopbackCluster(ClusterOptions(nodes=1)) as own:
         submit(own, tmp_path, f"setsid sleep 300 & echo $! > {tmp_path}/pid; exec sleep 300")
-        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        left = wait_for(lambda: text_of(tmp_path / "pid"), "the pid that the job prints", until=lambda t: "\n" in t)
         pids = descendants([own.supervisor_pid])
-        assert int((tmp_path / "pid").read_text()) in pids
+        assert int(left) in pids
     assert all(map(is_gone, pids))
     assert not own.folder.exists()
     own.close()
@@ -199,14 +212,13 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path) -> None:
         "cluster.run('sbatch', '--wrap=sleep 300', '--output=/dev/null')\n"
         "print(cluster.supervisor_pid, cluster.folder, flush=True); time.sleep(300)\n"
     )
-    owner = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    supervisor, folder = owner.stdout.readline().split()
+    owner = commands.start([sys.executable, "-c", program], cwd=ROOT, stderr=None)
+    supervisor, folder = commands.next_line(owner).split()
     pids = [int(supervisor), *descendants([int(supervisor)])]
     assert len(pids) > 3
     owner.kill()
-    owner.communicate()
-    until(lambda: all(map(is_gone, pids)))
+    commands.finish(owner)
+    wait_for_ends(pids)
     assert not Path(folder).exists()
 
 
@@ -215,7 +227,7 @@ def test_a_cluster_whose_supervisor_was_killed_is_gone_and_can_be_closed() -> No
     with LoopbackCluster(ClusterOptions(nodes=1)) as own:
         pids = descendants([own.supervisor_pid])
         os.kill(own.supervisor_pid, signal.SIGKILL)
-        until(lambda: all(map(is_gone, pids)))
+        wait_for_ends(pids)
         with pytest.raises(BackendError, match="it has been stopped"):
             own.start_node(0)
     assert not own.folder.exists()
@@ -237,21 +249,15 @@ def test_up_detached_and_down_from_the_command_line() -> None:
     folder = f"/tmp/sd{os.getpid()}"
     command = [sys.executable, "-m", "slurm.testcluster"]
     size = ["--nodes", "1", "--gpus", "0", "--cpus", "2", "--memory-mb", "100"]
-    up = subprocess.run(
-        [*command, "up", "--detach", "--folder", folder, *size], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    up = commands.run([*command, "up", "--detach", "--folder", folder, *size], cwd=ROOT)
     assert f"export SLURM_CONF={folder}/slurm.conf\n" in up.stdout, up.stderr
     env = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}
-    nodes = subprocess.run(
-        ["sinfo", "-h", "-o", "%D %c %m %G"], env=env, capture_output=True, text=True, timeout=60
-    ).stdout
+    nodes = commands.run(["sinfo", "-h", "-o", "%D %c %m %G"], env=env).stdout
     assert nodes == "1 2 100 (null)\n"
-    again = subprocess.run([*command, "up", "--folder", folder], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    again = commands.run([*command, "up", "--folder", folder], cwd=ROOT)
     assert (again.returncode, again.stderr) == (2, f"error: test cluster: {folder} is not empty\n")
     for code in (0, 2):
-        down = subprocess.run(
-            [*command, "down", "--folder", folder], cwd=ROOT, capture_output=True, text=True, timeout=60
-        )
+        down = commands.run([*command, "down", "--folder", folder], cwd=ROOT)
         assert down.returncode == code
     assert down.stderr == f"error: no test cluster lives in {folder}\n"
     assert not Path(folder).exists()
@@ -260,13 +266,12 @@ def test_up_detached_and_down_from_the_command_line() -> None:
 def test_ctrl_c_takes_it_down() -> None:
     require_slurm()
     command = [sys.executable, "-m", "slurm.testcluster", "up", "--nodes", "1"]
-    up = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert up.stdout is not None
-    up.stdout.readline()
-    folder = Path(up.stdout.readline().strip().partition("=")[2]).parent
+    up = commands.start(command, cwd=ROOT, stderr=None)
+    commands.next_line(up)
+    folder = Path(commands.next_line(up).strip().partition("=")[2]).parent
     assert (folder / "slurm.conf").exists()
     up.send_signal(signal.SIGINT)
-    up.communicate(timeout=30)
+    commands.finish(up)
     assert up.returncode == 0
     assert not folder.exists()
 

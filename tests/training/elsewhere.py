@@ -4,6 +4,7 @@ Hosts that share files and see no lock of each other are played by processes who
 has the name HOST. Everything else is the real worker. Options:
 
     seconds=0.05         each step takes so much longer
+    hold=PATH            once an epoch is done, each step waits until PATH exists
     stop=last.pt:3       it stops itself (SIGSTOP) the third time that it has written last.pt and not yet put in place
     freeze=last.pt:3     the same in the instant before the renaming, when its guard has been asked
     sweep=no             it sees no temporary file of others, as where a listing lags
@@ -15,6 +16,7 @@ import fcntl
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from seqlm import lease
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.step import TrainingStep
+from tests.waiting import wait_for
 
 
 def stop_at(order: str) -> Callable[[str], None]:
@@ -36,8 +39,7 @@ def stop_at(order: str) -> Callable[[str], None]:
         if f".{name}." in Path(path).name:
             told.append(path)
             if len(told) == int(number):
-                os.kill(os.getpid(), signal.SIGSTOP)
-                time.sleep(0.5)  # the signal stops another thread than this one first: nothing is done until it comes
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread does not go a step further
 
     return tell
 
@@ -52,6 +54,8 @@ def main(host: str, *options_and_run: str) -> int:
 
     def slow_step(self: TrainingStep, *args: Any) -> Any:
         time.sleep(float(orders.get("seconds", "0")))
+        if "hold" in orders and RunDirectory(Path(run_dir)).metrics_file.exists():
+            wait_for(Path(orders["hold"]).exists, "the test to let this worker go on")
         return step(self, *args)
 
     def fsync_then_stop(handle: int) -> None:

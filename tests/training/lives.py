@@ -25,6 +25,7 @@ from seqlm.training.checkpoint import Position, load_checkpoint
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
+from tests.waiting import wait_for
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__, "torch._dynamo"])  # the first optimizer of a process imports it
@@ -50,15 +51,20 @@ def live(
     attempt = RunDirectory(folder).last_attempt() + 1
     RunDirectory(folder).attempt_dir(attempt).mkdir(parents=True)
     arguments = (folder, text, ranks, attempt, end, save_every)
+    sys.audit("os.fork")  # which the fork server does unseen
     processes = [CONTEXT.Process(target=_rank, args=(rank, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(120)
-    if any(process.is_alive() for process in processes):
+    try:
+        wait_for(
+            lambda: [process.exitcode for process in processes],
+            "the ranks to end",
+            until=lambda codes: None not in codes,
+        )
+    finally:
         for process in processes:
             process.kill()
-        raise AssertionError("a rank does not end")
+            process.join()
     return [process.exitcode or 0 for process in processes]
 
 

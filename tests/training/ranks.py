@@ -70,3 +70,5 @@ if __name__ == "__main__":
             for parts in map(int, os.environ.get("MICRO_BATCHES", "1").split(",")):
                 steps = take_steps(Path(name), Path(os.environ["SEQLM_DATA"]), this, parts)
                 torch.save(steps, steps_file(Path(name), this.world_size, this.index, parts))
+    # A thread of gloo that drops a Python object while the interpreter is taken down aborts the process.
+    os._exit(0)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from seqlm.training.attempt import StopRequested
 from seqlm.training.canary import UNTIMED_STEPS, canary_steps, run_canary
 from seqlm.training.distributed import Rank
 from seqlm.training.trainer import Trainer
+from tests import commands
 from tests.training.studies import make_config, make_run, write_text
 
 KEYS = {
@@ -137,10 +137,7 @@ def test_all_ranks_take_part(tmp_path: Path) -> None:
         "GLOO_SOCKET_IFNAME": "lo",
     }
     command = [sys.executable, "-m", "seqlm.training.worker", str(trainer.run.path)]
-    ranks = [
-        subprocess.Popen(command, env={**env, "RANK": str(rank), "WORLD_SIZE": "2"}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    ranks = [commands.start(command, env={**env, "RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2)]
+    errors = [commands.finish(process)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
     assert json.loads(trainer.run.canary_file.read_text())["ranks"] == 2

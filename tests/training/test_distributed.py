@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ import torch
 from seqlm.errors import BackendError, UsageError
 from seqlm.training.distributed import Rank, process_group, rank_from_environment
 from seqlm.training.failure import failure_kind
-from tests.commands import finish, start
+from tests import commands
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 ARCHITECTURES = ("rnn", "gru", "transformer")
@@ -28,8 +28,9 @@ def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str 
     for rank in range(world_size):
         env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world_size), "SEQLM_RENDEZVOUS": meeting}
         env.update(SEQLM_DEVICE="cpu", GLOO_SOCKET_IFNAME="lo", SEQLM_DATA=str(text), MICRO_BATCHES=micro_batches)
-        ranks.append(subprocess.Popen([sys.executable, "-m", "tests.training.ranks", *map(str, runs)], env=env))
-    assert [rank.wait(timeout=300) for rank in ranks] == [0] * world_size
+        ranks.append(commands.start([sys.executable, "-m", "tests.training.ranks", *runs], env=env))
+    said = [commands.finish(rank)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world_size, said
 
 
 @pytest.mark.parametrize(("batch_size", "ranks"), [(8, 2), (20, 3)])
@@ -66,7 +67,7 @@ def test_a_device_that_is_not_there_is_an_error_and_no_silent_fallback(monkeypat
 
 
 def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_limit(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "study" / "run", make_config(epochs=500))
+    run = make_run(tmp_path / "study" / "run", make_config(epochs=100_000))
     env = {
         **os.environ,
         "WORLD_SIZE": "2",
@@ -78,19 +79,28 @@ def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_li
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
-    argv = [sys.executable, "-m", "seqlm.training.worker", str(run.path)]
-    ranks = [subprocess.Popen(argv, env={**env, "RANK": str(rank)}) for rank in range(2)]
+    # Both have imported torch before either waits for the other.
+    program = (
+        "import sys; from seqlm.training import worker; print('ready', flush=True); sys.stdin.readline(); "
+        "sys.exit(worker.main(sys.argv[1:]))"
+    )
+    argv = [sys.executable, "-c", program, run.path]
+    ranks = [commands.start(argv, env={**env, "RANK": str(rank)}, stdin=subprocess.PIPE) for rank in range(2)]
     try:
-        deadline = time.monotonic() + 60
-        while not run.metrics_file.exists():
-            assert time.monotonic() < deadline, "it does not train"
-            time.sleep(0.05)
+        for rank in ranks:
+            assert commands.next_line(rank) == "ready\n"
+        for rank in ranks:
+            assert rank.stdin is not None
+            rank.stdin.write("\n")
+            rank.stdin.flush()
+        wait_for(run.metrics_file.exists, "an epoch of the run")
         ranks[1].send_signal(signal.SIGSTOP)
-        assert ranks[0].wait(timeout=60) == 1
+        _, said = commands.finish(ranks[0])
+        assert ranks[0].returncode == 1, said
     finally:
         for rank in ranks:
             rank.kill()
-            rank.wait()
+            commands.finish(rank)
     failure = run.read_failure()
     assert failure is not None
     assert failure["kind"] == "node", failure
@@ -145,5 +155,5 @@ def test_a_rank_that_ends_right_after_a_collective_does_not_wait_for_its_thread(
         meeting = (tmp_path / f"meeting-{number}").as_uri()
         env = {**os.environ, "SEQLM_RENDEZVOUS": meeting, "GLOO_SOCKET_IFNAME": "lo"}
         argv = [sys.executable, "-c", ENDS_RIGHT_AFTER_A_COLLECTIVE]
-        ranks = [start([*argv, str(rank)], cwd=ROOT, env=env) for rank in range(2)]
-        assert [finish(rank)[0] for rank in ranks] == ["ended\n"] * 2
+        ranks = [commands.start([*argv, str(rank)], cwd=ROOT, env=env) for rank in range(2)]
+        assert [commands.finish(rank)[0] for rank in ranks] == ["ended\n"] * 2

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import micro_batches_from, split_columns
 from seqlm.training.optimizers import build_optimizer
 from seqlm.training.step import TrainingStep
+from tests import commands
 from tests.training.ranks import steps_file, take_steps
 from tests.training.studies import make_config, make_run, write_text
 from tests.training.test_distributed import run_ranks
@@ -114,6 +114,6 @@ def test_the_number_of_parts_stands_in_the_attempts_record_and_in_the_result(tmp
     text = write_text(tmp_path / "text")
     run = make_run(tmp_path / "run", make_config(epochs=1))
     env = {**os.environ, "SEQLM_MICRO_BATCHES": "4", "SEQLM_DATA": str(text), "SEQLM_DEVICE": "cpu"}
-    subprocess.run([sys.executable, "-m", "seqlm.training.worker", str(run.path)], env=env, check=True)
+    commands.run([sys.executable, "-m", "seqlm.training.worker", run.path], env=env, check=True)
     assert json.loads(run.worker_file(1).read_text())["micro_batches"] == 4
     assert (run.read_result() or {})["micro_batches"] == 4

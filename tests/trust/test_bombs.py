@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
 import sys
 import tracemalloc
 import zipfile
@@ -21,6 +20,7 @@ from seqlm.data import source
 from seqlm.data.corpus import load_corpus
 from seqlm.data.source import read_texts
 from seqlm.errors import DataError, ManifestError, SeqlmError
+from tests import commands
 from tests.test_launch import ROOT, Study
 
 MIB = 2**20
@@ -123,7 +123,7 @@ def test_the_refusal_of_a_bomb_is_what_the_command_line_prints_within_little_mem
         "--data",
         str(path),
     ]
-    done = subprocess.run([*argv, "--backend", "local"], capture_output=True, text=True, timeout=120, check=False)
+    done = commands.run([*argv, "--backend", "local"])
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: zip file ")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import stat
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory, append_to, exclusive_lock, write_json
+from tests import commands
 from tests.test_launch import Study
 
 
@@ -21,7 +21,7 @@ def modes(folder: Path) -> dict[Path, int]:
 def test_a_study_is_as_closed_to_others_as_the_umask_says(tmp_path: Path, umask: int, words: list[str]) -> None:
     study = Study(tmp_path, epochs=1)
     argv = study.command("run", "small.toml", *words)
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300, umask=umask, check=False)
+    done = commands.run(argv, cwd=tmp_path, umask=umask)
     assert done.returncode == 0, done.stderr
     found = modes(tmp_path / "runs")
     assert len(found) > 50

@@ -13,9 +13,11 @@ import pytest
 import launch
 from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests import commands
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
-from tests.test_launch import ROOT, Study, until
+from tests.test_launch import ROOT, Study
+from tests.waiting import wait_for
 
 HOSTILE = "a 'b\" $(touch x) `touch x`\n;touch x #&|*é"
 """As the name of a folder."""
@@ -84,7 +86,7 @@ def test_a_launcher_left_behind_gets_its_words_as_they_are(tmp_path: Path) -> No
     study = Study(folder, epochs=1)
     done = study("run", str(folder / "small.toml"), "--backend", "local", "--no-wait")
     assert done.returncode == 0, done.stderr
-    until(lambda: study.runs() and study.runs()[0].result_file.exists())
+    wait_for(lambda: [run.result_file.exists() for run in study.runs()], "the result of the run", until=any)
     assert marks(tmp_path, folder) == []
 
 
@@ -113,7 +115,7 @@ def test_bash_reads_the_scripts_for_sbatch_as_they_are_meant(
     for job in slurm.jobs().values():
         script = tmp_path / "script.sh"
         script.write_text(job.script)
-        done = subprocess.run(["bash", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = commands.run(["bash", script], cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
     words = record.read_bytes().decode().split("\0")
     assert str(folder / "slurm" / "0001") in words  # of the run, for submitit
@@ -157,18 +159,10 @@ def test_a_real_slurm_runs_a_study_in_a_folder_with_a_name_like_a_program(
     manifest = folder / "small.toml"
     manifest.write_text(f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n")
     argv = study.command("run", "small.toml", "--backend", "slurm", "--then-report", "--no-behaviour")
-    done = subprocess.run(
-        argv,
-        cwd=folder,
-        env={**cluster.env, "SEQLM_BACKEND": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.run(argv, cwd=folder, env={**cluster.env, "SEQLM_BACKEND": ""})
     assert done.returncode == 0, done.stdout + done.stderr
     assert [run.result_file.exists() for run in study.runs()] == [True]
-    until((folder / "runs/small/report/index.html").exists)
+    wait_for((folder / "runs/small/report/index.html").exists, "the report")
     logs = [path.name for path in (folder / "runs/small/slurm").rglob("*.out")]
     assert logs, "submitit's logs lie where they are looked for"
     assert marks(tmp_path, folder, folder / "runs" / "small") == []

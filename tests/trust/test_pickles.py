@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import commands
 from tests.test_launch import ROOT, Study
 from tests.training.studies import make_config, make_run, write_text
 
@@ -55,7 +55,7 @@ def plant(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], Pa
 def test_such_a_file_is_dangerous_to_who_trusts_it(tmp_path: Path, plant: Callable[[Path], Path]) -> None:
     marker = plant(tmp_path / "evil.pt")
     read = "import pickle, sys, torch; torch.load(sys.argv[1], weights_only=False)"
-    subprocess.run([sys.executable, "-c", read, tmp_path / "evil.pt"], check=False, capture_output=True)
+    commands.run([sys.executable, "-c", read, tmp_path / "evil.pt"])
     assert marker.exists()
 
 
@@ -64,7 +64,7 @@ def test_a_worker_does_not_run_its_last_checkpoint(tmp_path: Path, plant: Callab
     marker = plant(run.last_checkpoint)
     env = {**os.environ, "SEQLM_DATA": str(write_text(tmp_path / "text")), "SEQLM_DEVICE": "cpu"}
     argv = [sys.executable, "-m", "seqlm.training.worker", str(run.path)]
-    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = commands.run(argv, cwd=ROOT, env=env)
     assert not marker.exists()
     assert "Traceback" not in done.stderr
     assert [line for line in done.stderr.splitlines() if str(run.last_checkpoint) in line], done.stderr

@@ -17,11 +17,13 @@ from seqlm.rundir import RunDirectory
 from seqlm.training.failure import describe_failure, failure_text
 from slurm.environment import job_environment
 from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests import commands
 from tests.fake_slurm import FakeSlurm
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
-from tests.test_launch import ROOT, Study, read_soon, until
+from tests.test_launch import ROOT, Study, read_soon
 from tests.trust.canaries import OWN, PASSED, SHELL, environment_of, files_with, told_in
+from tests.waiting import wait_for
 
 LONG = 4000
 """Epochs of a run that is cancelled before its end."""
@@ -38,7 +40,7 @@ def study_on(folder: Path, backend: str, table: str = 'env_pass = ["HF_TOKEN"]',
 
 def worker_of(study: Study) -> int:
     """The process of the study's run, which trains."""
-    until(lambda: any(run.read_metrics()[0] for run in study.runs()))
+    wait_for(study.epochs, "an epoch of the run", until=any)
     (run,) = study.runs()
     return int(read_soon(run.worker_file(run.last_attempt()))["pid"])
 
@@ -216,7 +218,7 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, str(ROOT / "launch.py"), *words]
-        return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=False)
+        return commands.run(argv, cwd=tmp_path, env=env)
 
     said = [command("run", "small.toml", "--no-wait", "--then-report", "--json")]
     assert said[0].returncode == 0, said[0].stderr
@@ -227,7 +229,7 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
     assert files_with(cluster.folder, PASSED.values())  # where SLURM keeps a job's environment: the look itself works
     said += [command(word, "small", "--json") for word in ("status", "logs", "cancel")]
     assert told_in(answer.stdout + answer.stderr for answer in said) == []
-    until(lambda: (tmp_path / "runs/small/report/index.html").exists())
+    wait_for((tmp_path / "runs/small/report/index.html").exists, "the report")
     assert files_with(tmp_path) == []
 
 
@@ -247,17 +249,17 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
         assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
         assert OWN.keys().isdisjoint(found)
         said = [lab.run([*argv, word, "small", "--json"], cwd=tmp_path) for word in ("status", "logs", "cancel")]
-        told = [*launcher.communicate(timeout=120), *(answer.stdout + answer.stderr for answer in said)]
+        told = [*commands.finish(launcher), *(answer.stdout + answer.stderr for answer in said)]
         assert told_in(told) == []
 
         before = worker_of(study)
         launcher = lab.start([*argv, "retry", "small", "--json"], cwd=tmp_path)  # reads no manifest
-        until(lambda: worker_of(study) != before)
+        wait_for(lambda: worker_of(study), "another worker", until=lambda worker: worker != before)
         found = environment_of(worker_of(study))
         assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
         assert OWN.keys().isdisjoint(found)
         lab.run([*argv, "cancel", "small"], cwd=tmp_path)
-        assert told_in(launcher.communicate(timeout=120)) == []
+        assert told_in(commands.finish(launcher)) == []
         assert files_with(lab.folder) == []
         assert files_with(tmp_path) == []
     finally:

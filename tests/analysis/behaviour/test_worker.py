@@ -7,9 +7,7 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +23,9 @@ from seqlm.rundir import RunDirectory, exclusive_lock, read_json, write_json
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.trainer import Trainer
+from tests import commands
 from tests.training.studies import make_config, make_run, write_text
+from tests.waiting import wait_for
 
 SEQ_LEN = 5
 
@@ -258,20 +258,19 @@ def test_what_is_no_job_is_refused_before_anything_is_written(
 
 def test_sigterm_stops_between_two_pieces_of_work(lab: Lab) -> None:
     job = lab.job("rnn-1", settings={"samples": 100_000, "lengths": [50]})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "analysis.behaviour", str(job.path)], stderr=subprocess.PIPE, text=True
-    )
+    process = commands.start([sys.executable, "-m", "analysis.behaviour", job.path])
     try:
-        deadline = time.monotonic() + 120
-        while not job.worker_file(1).exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(
+            lambda: (job.worker_file(1).exists(), process.poll()),
+            "the worker to begin",
+            until=lambda seen: seen[0] or seen[1] is not None,
+        )
+        assert process.poll() is None
         process.terminate()
-        _, error = process.communicate(timeout=120)
+        _, error = commands.finish(process)
     finally:
         process.kill()
-        process.wait()
+        commands.finish(process)
     assert process.returncode == 143
     assert error == "stopped; run again to resume\n"
     assert not job.failure_file.exists()

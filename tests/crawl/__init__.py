@@ -1,0 +1,21 @@
+"""Workers that are certainly not done yet when a test disturbs them, however fast the machine and slow the test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class Crawl:
+    """After ``epochs`` epochs, each step of a worker takes 0.2 s longer until :meth:`end`.
+
+    For every worker that is started with :attr:`env`. It goes on, so it hears signals and gives signs of life.
+    """
+
+    def __init__(self, folder: Path, *, epochs: int) -> None:
+        self._ended = folder / "crawl-ended"
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.env = {"PYTHONPATH": os.pathsep.join(paths), "SEQLM_TEST_CRAWL": f"{epochs}:{self._ended}"}
+
+    def end(self) -> None:
+        self._ended.touch()

@@ -1,0 +1,61 @@
+"""Loaded by every Python process while its folder is on PYTHONPATH: lets workers crawl (:mod:`tests.crawl`)."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import time
+from typing import Any
+
+HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 -- every process loads this: no pathlib
+STEP_SECONDS = 0.2
+
+
+class _Crawl(importlib.abc.MetaPathFinder):
+    """Makes steps slow from the moment that the run has ``metrics.jsonl`` with enough lines."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != "seqlm.training.step":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            step = module.TrainingStep.__call__
+
+            def crawl(self: Any, *arguments: Any, **options: Any) -> Any:
+                if _is_to_crawl():
+                    time.sleep(STEP_SECONDS)
+                return step(self, *arguments, **options)
+
+            module.TrainingStep.__call__ = crawl
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _is_to_crawl() -> bool:
+    epochs, _, ended = os.environ["SEQLM_TEST_CRAWL"].partition(":")
+    if os.path.exists(ended):  # noqa: PTH110
+        return False
+    try:
+        with open(os.path.join(sys.argv[-1], "metrics.jsonl"), "rb") as file:  # noqa: PTH118, PTH123
+            return file.read().count(b"\n") >= int(epochs)
+    except FileNotFoundError:
+        return False
+
+
+if "SEQLM_TEST_CRAWL" in os.environ:
+    sys.meta_path.insert(0, _Crawl())
+
+others = [folder for folder in sys.path if os.path.abspath(folder or ".") != HERE]  # noqa: PTH100
+found = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+if found is not None and found.loader is not None:
+    found.loader.exec_module(importlib.util.module_from_spec(found))
