@@ -30,6 +30,16 @@ for variable in ("SEQLM_DATA", "SEQLM_RUNS", "SEQLM_DEVICE", "SEQLM_ATTEMPT", "S
     os.environ.pop(variable, None)
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of what a shell runs in the background; commands inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if "SEQLM_TEST_RENAME_SECONDS" in os.environ:  # a planted race: `make soak RENAME=0.05`
+    from tests.crawl import sitecustomize
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(sitecustomize.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+
 CHECKED = [
     "seqlm.models",
     "seqlm.data.batches",
@@ -41,6 +51,7 @@ CHECKED = [
 install_import_hook(CHECKED, "beartype.beartype")
 
 from tests import commands, leftovers, waiting  # noqa: E402 -- after the hook
+from tests.ray_lab import RayLab  # noqa: E402
 
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
 TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
@@ -59,6 +70,28 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SEQLM_CACHE"] = str(shared / "seqlm-cache")
 
 
+@pytest.fixture
+def lab() -> Generator[RayLab]:
+    """A network of its own for a Ray."""
+    lab = RayLab()
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Generator[RayLab]:
+    """Two nodes of four cores and one fake GPU each, behind a head without; for tests that leave it as it was."""
+    lab = RayLab()
+    try:
+        lab.start_cluster((1, 0), (4, 1), (4, 1))
+        yield lab
+    finally:
+        lab.close()
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests marked ``gpu`` where there is no device; put the tests in the order that was asked for."""
     import torch  # only once the variables above are set
@@ -67,6 +100,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu") is not None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))  # one process of the test run has the cluster
     seed = config.getoption("--shuffle")
     if seed is not None:
         random.Random(seed).shuffle(items)
@@ -87,7 +123,8 @@ _current: pytest.Item | None = None
 def _only_with_the_mark(event: str, _: tuple[Any, ...]) -> None:
     if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system") and _current is not None:
         if "RECORD" in os.environ:
-            with Path(os.environ["RECORD"]).open("a") as f: f.write(_current.nodeid+"\n")
+            with Path(os.environ["RECORD"]).open("a") as f:
+                f.write(_current.nodeid + "\n")
             return
         pytest.fail(f"{_current.nodeid} starts a process: mark it with @pytest.mark.process", pytrace=False)
 

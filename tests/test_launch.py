@@ -67,12 +67,7 @@ class Study:
         return commands.run(self.command(*words), cwd=self.folder)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        # What starts this test may ignore Ctrl-C (a shell does, for what it puts into the background); the launcher
-        # would inherit that.
-        heed = (
-            "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-        )
-        return commands.start([sys.executable, "-c", heed, *self.command(*words)], cwd=self.folder)
+        return commands.start(self.command(*words), cwd=self.folder)
 
     def runs(self) -> list[RunDirectory]:
         return RunDirectory.all_in(self.folder / "runs" / "small")

@@ -38,9 +38,8 @@ def running(run: RunDirectory) -> Iterator[RunDirectory]:
 def watch(study: Path, *, term: str) -> tuple[subprocess.Popen[str], int]:
     """The command on a terminal of its own; returns it with the other end of that terminal."""
     here, there = pty.openpty()
-    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     process = commands.start(
-        [sys.executable, "-c", heed, sys.executable, ROOT / "launch.py", "status", study, "--watch"],
+        [sys.executable, ROOT / "launch.py", "status", study, "--watch"],
         stdin=there,
         stdout=there,
         env={**os.environ, "TERM": term, "COLUMNS": "80", "LINES": "24"},

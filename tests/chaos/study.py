@@ -128,7 +128,8 @@ class Lab:
         env = {name: value for name, value in os.environ.items() if not name.startswith("SEQLM_")}
         # A rank whose launcher and whose peer are gone waits so long for the peer, and nobody else ends it.
         waits = {"SEQLM_COLLECTIVE_MINUTES": "0.5"}
-        return {**env, **waits, "PYTHONPATH": str(self.shim), "SEQLM_CACHE": str(self.folder / "cache")}
+        path = os.pathsep.join([str(self.shim), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**env, **waits, "PYTHONPATH": path, "SEQLM_CACHE": str(self.folder / "cache")}
 
     def control(self, **values: Any) -> None:
         """Tell the processes what to believe (:mod:`tests.chaos.shim.sitecustomize`)."""

@@ -1,4 +1,8 @@
-"""Loaded by every Python process while its folder is on PYTHONPATH: lets workers crawl (:mod:`tests.crawl`)."""
+"""Loaded by every Python process while its folder is on PYTHONPATH: lets workers crawl (:mod:`tests.crawl`).
+
+``SEQLM_TEST_RENAME_SECONDS``: every renaming of a file waits so long first, so that whoever relies on its being quick
+loses (conftest.py).
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,20 @@ def _is_to_crawl() -> bool:
 
 if "SEQLM_TEST_CRAWL" in os.environ:
     sys.meta_path.insert(0, _Crawl())
+
+if "SEQLM_TEST_RENAME_SECONDS" in os.environ:
+    _delay = float(os.environ["SEQLM_TEST_RENAME_SECONDS"])
+    _rename, _replace = os.rename, os.replace
+
+    def _late_rename(*arguments: Any, **options: Any) -> None:
+        time.sleep(_delay)
+        _rename(*arguments, **options)
+
+    def _late_replace(*arguments: Any, **options: Any) -> None:
+        time.sleep(_delay)
+        _replace(*arguments, **options)
+
+    os.rename, os.replace = _late_rename, _late_replace
 
 others = [folder for folder in sys.path if os.path.abspath(folder or ".") != HERE]  # noqa: PTH100
 found = importlib.machinery.PathFinder.find_spec("sitecustomize", others)

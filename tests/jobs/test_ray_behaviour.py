@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,24 +12,14 @@ from seqlm.rundir import RunDirectory
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch_behaviour import LAUNCHER, STAND_IN, finished_runs
 
-pytestmark = pytest.mark.xdist_group("ray")
 
-
-@pytest.fixture
-def lab() -> Iterator[RayLab]:
-    lab = RayLab()
-    try:
-        yield lab
-    finally:
-        lab.close()
-
-
-def test_a_node_of_a_cluster_computes_the_behaviour_of_a_model(lab: RayLab, tmp_path: Path) -> None:
-    lab.start_cluster((1, 0), (2, 1))
-    lab.env["PYTHONPATH"] = str(ROOT)
+def test_a_node_of_a_cluster_computes_the_behaviour_of_a_model(
+    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ray_cluster.env, "PYTHONPATH", str(ROOT))
     runs = finished_runs(tmp_path)
     words = ["behaviour", "small", "--json", "--samples", "3"]
-    answer = lab.run([sys.executable, "-c", LAUNCHER, *words], cwd=tmp_path)
+    answer = ray_cluster.run([sys.executable, "-c", LAUNCHER, *words], cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     found = {run["name"]: run["state"] for run in json.loads(answer.stdout)["data"]["runs"]}
     assert found == {"rnn-b": "done", "gru": "done"}

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tests.test_launch import epochs_of, read_soon, worker_pid
 from tests.training.studies import write_text
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.xdist_group("ray")  # one process of the test run has the clusters, one after the other
+pytestmark = pytest.mark.process
 
 HEAD = """
 [study]
@@ -80,8 +79,7 @@ class Study:
         return self.lab.run(self.argv(*words), cwd=self.folder)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        heed = "import os, signal, sys; signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-        return self.lab.start([sys.executable, "-c", heed, *self.argv(*words)], cwd=self.folder)
+        return self.lab.start(self.argv(*words), cwd=self.folder)
 
     def runs(self) -> list[RunDirectory]:
         return RunDirectory.all_in(self.folder / "runs" / "small")
@@ -97,26 +95,6 @@ class Study:
 
     def states(self) -> list[str]:
         return [run["state"] for run in self.status()]
-
-
-@pytest.fixture
-def lab() -> Iterator[RayLab]:
-    lab = RayLab()
-    try:
-        yield lab
-    finally:
-        lab.close()
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayLab]:
-    """Two nodes of four cores and one fake GPU each, behind a head without; for tests that leave it as it was."""
-    lab = RayLab()
-    try:
-        lab.start_cluster((1, 0), (4, 1), (4, 1))
-        yield lab
-    finally:
-        lab.close()
 
 
 def worker_of(run: RunDirectory) -> dict[str, Any]:
@@ -157,8 +135,8 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     assert differences(disturbed, quiet) == []
 
 
-def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, {"ranks": 2})
+def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(ray_cluster, tmp_path, {"ranks": 2})
     plain = ("--set", "model.keep=1.0")
     assert study("run", "small.toml", *plain).returncode == 0
     (run,) = study.runs()
@@ -217,40 +195,40 @@ backend.close()
 """
 
 
-def drive(cluster: RayLab, folder: Path, what: str) -> str:
+def drive(ray_cluster: RayLab, folder: Path, what: str) -> str:
     """What a driver of its own, with a backend of its own, says in the end of a run that is disturbed."""
     script = folder / "driver.py"
     script.write_text(DRIVER)
     argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, str(script), what]
-    answer = cluster.run(argv, cwd=folder)
+    answer = ray_cluster.run(argv, cwd=folder)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_run_goes_to_the_node_that_others_leave_free(cluster: RayLab, tmp_path: Path, which: int) -> None:
-    other = cluster.start([sys.executable, "-c", HOLD, str(which)], cwd=tmp_path)
+def test_a_run_goes_to_the_node_that_others_leave_free(ray_cluster: RayLab, tmp_path: Path, which: int) -> None:
+    other = ray_cluster.start([sys.executable, "-c", HOLD, str(which)], cwd=tmp_path)
     try:
         node = commands.next_line(other).strip()
         assert node
-        study = Study(cluster, tmp_path, {})
+        study = Study(ray_cluster, tmp_path, {})
         assert study("run", "small.toml").returncode == 0
         assert worker_of(study.runs()[0])["node"] != node
     finally:
         commands.finish(other, "")
 
 
-def test_a_run_whose_place_is_taken_by_somebody_faster_goes_elsewhere(cluster: RayLab, tmp_path: Path) -> None:
-    assert drive(cluster, tmp_path, "overtaken") == "True 0 ended"
+def test_a_run_whose_place_is_taken_by_somebody_faster_goes_elsewhere(ray_cluster: RayLab, tmp_path: Path) -> None:
+    assert drive(ray_cluster, tmp_path, "overtaken") == "True 0 ended"
 
 
-def test_a_run_that_ray_places_and_never_starts_is_given_up(cluster: RayLab, tmp_path: Path) -> None:
-    said = drive(cluster, tmp_path, "deaf")
+def test_a_run_that_ray_places_and_never_starts_is_given_up(ray_cluster: RayLab, tmp_path: Path) -> None:
+    said = drive(ray_cluster, tmp_path, "deaf")
     assert said == "False -9 Ray did not start it within 0.05 min on 127.0.0.1"
 
 
-def test_a_study_begun_locally_is_finished_on_ray(cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0}, epochs=6, lines=1500)
+def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0}, epochs=6, lines=1500)
     launcher = study.start("run", "small.toml", "--backend", "local", "--max-parallel", "1")
     wait_for(
         lambda: [(run.result_file.exists(), epochs_of(run)) for run in study.runs()],
@@ -275,8 +253,8 @@ def test_a_study_begun_locally_is_finished_on_ray(cluster: RayLab, tmp_path: Pat
     assert backends == {"local", "ray"}
 
 
-def test_what_can_never_fit_is_said_at_once_and_nothing_is_written(cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, {"ranks": 8})
+def test_what_can_never_fit_is_said_at_once_and_nothing_is_written(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(ray_cluster, tmp_path, {"ranks": 8})
     answer = study("run", "small.toml")
     assert answer.returncode == 3
     assert "never fits: needs 8 GPUs, the cluster has 2" in answer.stderr
@@ -284,8 +262,8 @@ def test_what_can_never_fit_is_said_at_once_and_nothing_is_written(cluster: RayL
     assert not (tmp_path / "runs").exists()
 
 
-def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, {"rates": [0.01, 0.02], "ranks": 2}, epochs=5000)
+def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02], "ranks": 2}, epochs=5000)
     left = study("run", "small.toml", "--no-wait")
     assert left.returncode == 0, left.stderr
     wait_for(study.states, "a run to run, one to wait", until=lambda states: sorted(states) == ["queued", "running"])
@@ -296,27 +274,27 @@ def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(clust
     assert study("cancel", "small").returncode == 0
     assert study.states() == ["cancelled"] * 2
     wait_for(
-        lambda: [words for words in cluster.processes() if "seqlm.training.worker" in words],
+        lambda: [words for words in ray_cluster.processes() if "seqlm.training.worker" in words],
         "the workers to end",
         until=lambda workers: not workers,
     )
 
 
-def test_four_quarters_of_a_gpu_run_at_once_on_one_card(cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0.25}, epochs=5000)
+def test_four_quarters_of_a_gpu_run_at_once_on_one_card(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0.25}, epochs=5000)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     wait_for(study.states, "all runs to run at once", until=lambda states: states == ["running"] * 4)
     assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
     assert study("cancel", "small").returncode == 0
 
 
-def test_the_code_travels_and_the_launchers_secrets_do_not(cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, {}, epochs=5000)
-    cluster.env["WANDB_API_KEY"] = "very-secret"
+def test_the_code_travels_and_the_launchers_secrets_do_not(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(ray_cluster, tmp_path, {}, epochs=5000)
+    ray_cluster.env["WANDB_API_KEY"] = "very-secret"
     try:
         assert study("run", "small.toml", "--no-wait").returncode == 0
     finally:
-        del cluster.env["WANDB_API_KEY"]
+        del ray_cluster.env["WANDB_API_KEY"]
     wait_for(study.states, "the run to run", until=lambda states: states == ["running"])
     (run,) = study.runs()
     assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
@@ -324,13 +302,13 @@ def test_the_code_travels_and_the_launchers_secrets_do_not(cluster: RayLab, tmp_
     assert study("cancel", "small").returncode == 0
 
 
-def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, {})
+def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLab, tmp_path: Path) -> None:
+    study = Study(ray_cluster, tmp_path, {})
     script = 'mount -t tmpfs none "$0" && cd "$0" && exec "$@"'
     (tmp_path / "hidden").mkdir()
     words = [*study.argv("run", str(tmp_path / "small.toml"))]
     argv = ["unshare", "--mount", "sh", "-c", script, str(tmp_path / "hidden"), *words]
-    answer = cluster.run(argv, cwd=tmp_path)
+    answer = ray_cluster.run(argv, cwd=tmp_path)
     if "mount:" in answer.stderr:
         pytest.skip("mounting is not allowed here")
     assert answer.returncode == 3

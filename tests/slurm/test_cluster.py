@@ -22,10 +22,10 @@ from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
 from tests.test_launch import epochs_of, read_soon, worker_pid
 from tests.training.studies import write_text
-from tests.waiting import wait_for
+from tests.waiting import processes, wait_for
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.xdist_group("slurm")  # one process of the test run has the clusters
+pytestmark = pytest.mark.process
 
 HEAD = """
 [study]
@@ -125,7 +125,8 @@ def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
 
 
 def test_a_grid_is_one_array_whose_runs_have_gpus_of_their_own(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, archs=["rnn", "gru", "transformer"], rates=[0.01, 0.02], epochs=12, lines=1500)
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(cluster, tmp_path, archs=["rnn", "gru", "transformer"], rates=[0.01, 0.02], epochs=3, env=crawl.env)
     answer = study("run", "small.toml", "--no-wait", "--json", "--then-report")
     assert answer.returncode == 0, answer.stderr
     (array,) = json.loads(answer.stdout)["data"]["jobs"]
@@ -138,10 +139,11 @@ def test_a_grid_is_one_array_whose_runs_have_gpus_of_their_own(cluster: Loopback
     )
     seats = {(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}
     assert len(seats) == 6, seats
+    crawl.end()
     again = study("run", "small.toml", "--json")  # waits, and submits nothing
     assert again.returncode == 0, again.stderr
     assert "0 of 6 runs to do" in again.stderr
-    assert all(epochs_of(run) == list(range(12)) for run in study.runs())
+    assert all(epochs_of(run) == list(range(3)) for run in study.runs())
     assert all(run.attempts() == [1] for run in study.runs())
     wait_for((tmp_path / "runs/small/report/index.html").exists, "the report")
 
@@ -194,7 +196,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1)
-    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=60, lines=1500, env=crawl.env)
+    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=6, lines=500, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     requeued, cancelled, lost, untouched = study.runs()
@@ -225,7 +227,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     assert states.pop(cancelled.id) == "cancelled"
     assert set(states.values()) == {"done"}, study("status", "small.toml").stdout
     for run in (requeued, lost, untouched):
-        assert epochs_of(run) == list(range(60))
+        assert epochs_of(run) == list(range(6))
     assert len(requeued.attempts()) >= 2
     assert len(lost.attempts()) >= 2
     assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
@@ -236,30 +238,38 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
 
     again = study("retry", "small", "--kind", "cancelled", "--json")
     assert again.returncode == 0, again.stderr
-    assert epochs_of(cancelled) == list(range(60))
+    assert epochs_of(cancelled) == list(range(6))
     assert (cancelled.read_job() or {})["backend"] == "slurm", "where it was before, without a manifest"
 
 
 def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    study = Study(cluster, tmp_path, epochs=150, lines=1500)
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(cluster, tmp_path, epochs=4, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     (run,) = study.runs()
     index = cluster.node_names.index(worker_of(run)["node"])
     cluster.kill_node(index)  # the worker goes on, unknown to SLURM, which starts the job once more elsewhere
+    wait_for(
+        lambda: [each.words for each in processes() if each.words.endswith(f"seqlm.training.worker {run.path}")],
+        "a worker of the second copy",
+        until=lambda workers: len(workers) == 2,
+    )
+    crawl.end()
     wait_for(run.result_file.exists, "the result")
     cluster.start_node(index)
     cluster.wait_for_nodes()
     wait_for(study.states, "the run to be done", until=lambda states: states == ["done"])
-    assert epochs_of(run) == list(range(150))
+    assert epochs_of(run) == list(range(4))
     writers = {record["attempt"] for record in run.read_metrics()[0]}
     assert len(writers) == 1, "one of the copies wrote, the other waited"
 
 
 def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    study = Study(cluster, tmp_path, epochs=100_000, lines=1500, timeout_min=1)
+    crawl = Crawl(tmp_path, epochs=1)  # to the end: it wants time, not a processor
+    study = Study(cluster, tmp_path, epochs=100_000, timeout_min=1, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
 
     def strikes() -> list[str]:
@@ -285,7 +295,7 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
 
 def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
     crawl = Crawl(tmp_path, epochs=1)
-    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=40, lines=1500, gpus=0, env=crawl.env)
+    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=4, gpus=0, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     ids = {run.id for run in study.runs()}
@@ -300,17 +310,17 @@ def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackClust
     assert {run.id for run in study.runs()} == ids
     assert [(run.read_job() or {})["backend"] for run in study.runs()] == ["local", "slurm"]
     for run in (first, second):
-        assert epochs_of(run) == list(range(40))
+        assert epochs_of(run) == list(range(4))
         assert run.last_attempt() == 2
 
-    begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=400, lines=1500, gpus=0)
+    crawl = Crawl(tmp_path / "back", epochs=1)
+    begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=400, gpus=0, env=crawl.env)
     launcher = commands.start(
         begun.argv("run", "small.toml", "--backend", "local"),
         cwd=begun.folder,
         env=begun.cluster.env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     begun.until_they_train()
     launcher.send_signal(signal.SIGINT)
@@ -387,7 +397,7 @@ def test_with_accounting_a_job_that_the_queue_has_forgotten_is_still_known(tmp_p
 def test_a_preempted_run_is_saved_requeued_and_goes_on(tmp_path: Path) -> None:
     require_slurm()
     with LoopbackCluster(ClusterOptions(nodes=1, cpus=1, gpus=0, preemption=True, grace_seconds=20)) as cluster:
-        study = Study(cluster, tmp_path, gpus=0, epochs=100_000)
+        study = Study(cluster, tmp_path, gpus=0, epochs=100_000, env=Crawl(tmp_path, epochs=1).env)
         assert study("run", "small.toml", "--no-wait").returncode == 0
         study.until_they_train()
         (run,) = study.runs()

@@ -7,8 +7,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import pytest
-
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.slurm.real import require_slurm
@@ -19,8 +17,6 @@ TEXT = (ROOT / "docs" / "slurm.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines() if line]
 SITE, MANIFEST = (block for language, block in BLOCKS if language == "toml")
-
-pytestmark = pytest.mark.xdist_group("slurm")
 
 
 def test_every_command_from_login_to_report_runs(tmp_path: Path) -> None:

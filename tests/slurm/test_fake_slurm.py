@@ -24,8 +24,6 @@ from tests.fake_slurm.room import NODES
 from tests.slurm.real import require_slurm
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.xdist_group("slurm")
-
 FORMAT = "%i|%A|%T|%N|%r"
 SCRIPT = "#!/bin/bash\n#SBATCH --array=0-5%2\n#SBATCH --output=/dev/null\n#SBATCH --exclusive --nodes=1\nsleep 300\n"
 

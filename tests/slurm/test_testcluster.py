@@ -20,8 +20,6 @@ from tests.slurm.real import require_slurm
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.xdist_group("slurm")
-
 OPTIONS = ClusterOptions(
     nodes=3, preemption=True, grace_seconds=30, min_job_age_seconds=2, extra_lines=["MessageTimeout=2"]
 )

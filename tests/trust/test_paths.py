@@ -150,7 +150,6 @@ def cluster() -> Iterator[LoopbackCluster]:
         yield cluster
 
 
-@pytest.mark.xdist_group("slurm")
 def test_a_real_slurm_runs_a_study_in_a_folder_with_a_name_like_a_program(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:

@@ -209,7 +209,6 @@ def cluster() -> Iterator[LoopbackCluster]:
         yield cluster
 
 
-@pytest.mark.xdist_group("slurm")
 def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_more(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
@@ -236,7 +235,6 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
 # -- Ray ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of_ray_has_any(tmp_path: Path) -> None:
     lab = RayLab()
     try:
@@ -266,7 +264,6 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
         lab.close()
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(tmp_path: Path) -> None:
     lab = RayLab()
     try:

@@ -1,0 +1,126 @@
+"""Run the whole suite again and again, quiet and under load, and show what failed: ``make soak N=10``.
+
+Runs alternate: quiet, four busy processes, quiet, a writer that syncs, and so on. Each run has an order of its own, whose
+seed is printed. Logs and results stay in the folder that is named at the beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BUSY = "while True: pass"
+SYNCING = """
+import os, sys
+while True:
+    with open(sys.argv[1], "wb") as file:
+        for _ in range(32):
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+"""
+LOADS = {"quiet": [], "busy": [BUSY] * 4, "slow disk": [SYNCING]}
+ORDER = ("quiet", "busy", "quiet", "slow disk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run of the suite has come to."""
+
+    number: int
+    load: str
+    seed: int
+    seconds: float
+    exit_code: int
+    tests: int = 0
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        return self.exit_code == 0 and not self.failed
+
+    def __str__(self) -> str:
+        counts = f"{self.tests} tests, {self.skipped} skipped, {len(self.failed)} failed"
+        return f"run {self.number:2}  {self.load:9}  --shuffle {self.seed:10}  {self.seconds:6.0f} s  {counts}"
+
+
+@contextlib.contextmanager
+def load(name: str, folder: Path) -> Iterator[None]:
+    """Keep the machine busy while the block runs."""
+    programs = [
+        subprocess.Popen([sys.executable, "-c", program, str(folder / f"synced-{number}")])
+        for number, program in enumerate(LOADS[name])
+    ]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+        for file in folder.glob("synced-*"):
+            file.unlink()
+
+
+def suite(number: int, name: str, seed: int, folder: Path, words: list[str]) -> Result:
+    """Run all tests once."""
+    results, began = folder / f"run-{number}.xml", time.monotonic()
+    argv = [sys.executable, "-m", "pytest", *words, "--shuffle", str(seed), f"--junitxml={results}"]
+    with load(name, folder), (folder / f"run-{number}.log").open("wb") as log:
+        code = subprocess.run(argv, cwd=ROOT, stdout=log, stderr=log, check=False).returncode
+    known = {"number": number, "load": name, "seed": seed, "seconds": time.monotonic() - began, "exit_code": code}
+    if not results.exists():
+        return Result(**known, failed=[f"no result: see {folder / f'run-{number}.log'}"])
+    cases = list(ElementTree.parse(results).iter("testcase"))
+    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return Result(
+        **known,
+        tests=len(cases),
+        skipped=sum(case.find("skipped") is not None for case in cases),
+        failed=[f"{case.get('classname')}::{case.get('name')}" for case in bad],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", type=int)
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(10**6), help="of the first order"
+    )
+    parser.add_argument("--rename-seconds", type=float, help="a planted race: each renaming of a file waits so long")
+    parser.add_argument("words", nargs="*", help="of pytest")
+    options = parser.parse_args()
+    if options.rename_seconds:
+        os.environ["SEQLM_TEST_RENAME_SECONDS"] = str(options.rename_seconds)
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    print(f"logs and results: {folder}", flush=True)
+    results: list[Result] = []
+    for number, name in zip(range(1, options.runs + 1), itertools.cycle(ORDER), strict=False):
+        results.append(suite(number, name, options.seed + number - 1, folder, options.words))
+        print(results[-1], flush=True)
+    by_test: dict[str, list[Result]] = {}
+    for result in results:
+        for test in result.failed:
+            by_test.setdefault(test, []).append(result)
+    print("\nfailures by test:" if by_test else "\nno test has failed")
+    for test, where in sorted(by_test.items(), key=lambda item: -len(item[1])):
+        runs = ", ".join(f"{result.number} ({result.load})" for result in where)
+        print(f"{len(where):3} of {len(results)}  {test}  in {runs}")
+    good = sum(result.is_good for result in results)
+    print(f"{good} of {len(results)} runs passed")
+    return 0 if good == len(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
