@@ -1,17 +1,21 @@
 # These commands do everything on a machine with Python 3.11 or newer and make:
 #   make quickstart   install into .venv, train nine small models, write their report
 #   make test         install into .venv, run all tests
+#   make coverage     report the branch coverage of config, manifest, queue, discussion, ... by tests that start no process
 #   make chaos        break things on purpose for ten minutes; CHAOS="--seed N" the same once more (docs/reliability.md)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test chaos lint types check install clean
+.PHONY: quickstart test coverage chaos lint types check install clean
 
 quickstart: .venv/installed
 	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+coverage: .venv/installed-test
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not process" --cov --cov-report=term-missing
 
 chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos --minutes 10 $(CHAOS)
