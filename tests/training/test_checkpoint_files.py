@@ -265,3 +265,25 @@ def test_where_files_have_one_name_only_the_last_checkpoint_is_moved(
     files.save(checkpoint(1.0))
     files.save(checkpoint(2.0))
     assert (weight(run.last_checkpoint), weight(run.previous_checkpoint)) == (2.0, 1.0)
+
+
+def test_a_last_checkpoint_that_was_loaded_becomes_the_previous_one_of_the_next_save(run: RunDirectory) -> None:
+    files_of(run).save(checkpoint(1.0), read_back=False)
+    files = files_of(run, attempt=2)
+    assert files.load_last() is not None
+    files.save(checkpoint(2.0), read_back=False)
+    assert weight(run.previous_checkpoint) == 1.0
+
+
+def test_a_checkpoint_that_was_passed_over_is_one_line_on_standard_error_unless_somebody_else_listens(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = files_of(run)
+    files.save(checkpoint(1.0))
+    files.save(checkpoint(2.0))
+    run.last_checkpoint.write_bytes(b"damaged")
+    files_of(run).load_last()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"warning: {run.last_checkpoint} is truncated")
+    assert said.err.count("\n") == 1
