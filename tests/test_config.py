@@ -241,3 +241,47 @@ def test_the_documentation_has_ten_thousand_words_unless_something_else_is_said(
     assert vocab_size(vocab_size=500) == 500
     assert vocab_size(level="char") is None
     assert vocab_size(corpus="ptb") is None
+
+
+# -- boundaries ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (
+            {**RNN, "model": {**TRANSFORMER, "num_heads": 0}},
+            "model.num_heads: found 0, valid is a positive whole number",
+        ),
+        (
+            {**RNN, "model": {**TRANSFORMER, "num_layers": 0}},
+            "model.num_layers: found 0, valid is a positive whole number",
+        ),
+        (
+            {**RNN, "model": {**TRANSFORMER, "mlp_size": -1}},
+            "model.mlp_size: found -1, valid is a positive whole number",
+        ),
+        (
+            {**RNN, "model": {**TRANSFORMER, "keep": 1.1}},
+            "model.keep: found 1.1, valid is a number above 0 and at most 1",
+        ),
+        (
+            {**RNN, "model": {**TRANSFORMER, "attention_keep": 0.0}},
+            "model.attention_keep: found 0.0, valid is a number above 0 and at most 1",
+        ),
+        (
+            {**RNN, "optim": {"optimizer": "adam", "lr": 0}},
+            "optim.lr: found 0.0, valid is a positive finite number",
+        ),
+        (
+            {**RNN, "optim": {"optimizer": "sgd", "lr": float("inf")}},
+            "optim.lr: found inf, valid is a positive finite number",
+        ),
+        (changed(optim={"decay": float("inf")}), "optim.decay: found inf, valid is a number greater than 1"),
+        (changed(optim={"flat_epochs": 0}), "optim.flat_epochs: found 0, valid is a positive whole number"),
+        ({**RNN, "seed": "1"}, 'seed: found "1", valid is a whole number'),
+        ({**RNN, "modle": {}}, 'unknown key "modle"; did you mean "model"? (valid: model, data, optim, train, seed)'),
+    ],
+)
+def test_each_variant_checks_its_own_numbers(raw: dict[str, Any], line: str) -> None:
+    assert problems_of(raw) == [line]
