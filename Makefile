@@ -1,44 +1,73 @@
 # These commands do everything on a machine with Python 3.11 or newer and make:
 #   make quickstart   install into .venv, train nine small models, write their report
-#   make test         install into .venv, run all tests
+#   make test         install into .venv, run all tests; FAST=1 only those that start no process (a minute, while editing)
+#   make coverage     report the branch coverage of config, manifest, queue, discussion, ... by tests that start no process
+#   make soak         run all tests N=10 times, quiet and under load, in random orders, and show what failed
+#                     (RENAME=0.05: with a planted race, every renaming waits so many seconds)
+#   make versions     quickstart and fast tests with Python 3.13, and with the lowest versions that pyproject.toml allows
+#   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
 #   make chaos        break things on purpose for ten minutes; CHAOS="--seed N" the same once more (docs/reliability.md)
 PYTHON ?= python3
-BIN := .venv/bin
+PYTHON_3_13 ?= python3.13
+VENV ?= .venv
+BIN := $(VENV)/bin
+N ?= 10
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
+FAST_TESTS := -m "not process"
+CONSTRAINTS := tests/constraints.txt
+# pip cannot choose the lowest versions; uv can.
+INSTALL := $(if $(LOWEST),$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct,\
+  $(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint $(CONSTRAINTS)))
 
-.PHONY: quickstart test chaos lint types check install clean
+.PHONY: quickstart test coverage soak versions lock chaos lint types check install clean
 
-quickstart: .venv/installed
-	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report
+quickstart: $(VENV)/installed
+	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report $(RUN)
 
-test: .venv/installed-test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+test: $(VENV)/installed-test
+	$(PYTEST) $(if $(FAST),$(FAST_TESTS))
 
-chaos: .venv/installed-test
+coverage: $(VENV)/installed-test
+	$(PYTEST) $(FAST_TESTS) --cov --cov-report=term-missing
+
+soak: $(VENV)/installed-test
+	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n 4 --dist loadgroup
+
+versions:
+	$(MAKE) VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 quickstart test
+	$(MAKE) VENV=.venv-lowest LOWEST=1 RUN="--runs-dir .venv-lowest/runs" FAST=1 quickstart test
+
+lock: $(VENV)/installed-test
+	{ echo "# The versions of the last green check: make LOCKED=1 ..."; \
+	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } >$(CONSTRAINTS)
+
+chaos: $(VENV)/installed-test
 	$(BIN)/python -m tests.chaos --minutes 10 $(CHAOS)
 
-lint: .venv/installed-test
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed-test
+types: $(VENV)/installed-test
 	$(BIN)/mypy
 
 check: test lint types
 
-install: .venv/installed
+install: $(VENV)/installed
 
-.venv/bin/pip:
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is too old, seqlm needs Python 3.11 or newer; use: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
+	$(if $(LOWEST),$(BIN)/pip install --disable-pip-version-check --quiet uv)
 
-.venv/installed: pyproject.toml | .venv/bin/pip
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable .
+$(VENV)/installed: pyproject.toml | $(BIN)/pip
+	$(INSTALL) --editable .
 	touch $@
 
-.venv/installed-test: pyproject.toml | .venv/bin/pip
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[test]'
-	touch $@ .venv/installed
+$(VENV)/installed-test: pyproject.toml | $(BIN)/pip
+	$(INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-3.13 .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

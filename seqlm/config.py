@@ -374,8 +374,6 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return f"one of {_listing(typing.get_args(hint))}"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(hint, str(hint))
 
 

@@ -152,3 +152,136 @@ def test_keys_apply_to_the_variant_that_is_chosen() -> None:
     assert {"num_heads", "embedding_size"} <= applicable_keys("model", {})
     assert applicable_keys("optim", {"optimizer": "adam"}) == {"optimizer", "lr"}
     assert {"optim.lr", "model.num_heads", "seed"} <= set(valid_keys())
+
+
+def test_a_whole_number_beyond_any_float_is_one_line() -> None:
+    assert problems_of(changed(optim={"lr": 10**400})) == [
+        "optim.lr: found a whole number of 401 digits, valid is a number"
+    ]
+
+
+# -- identity ------------------------------------------------------------------------------------------------------
+
+TRANSFORMER = {"arch": "transformer", "hidden_size": 512}
+PER_EPOCH = {"optimizer": "sgd_schedule", "lr": 1, "schedule": "per_epoch"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "fingerprint"),
+    [
+        (
+            {"model": {"arch": "gru", "hidden_size": 512}},
+            "9af109f6112206f3751d1489d0cf2f23729a15174945a3a379ef3cf87b48ddb7",
+        ),
+        ({"model": TRANSFORMER}, "5860b3e4da925a4d8e6e44c78aa317472b0190e55f9b350966b2d0c1207eefd9"),
+        (
+            {"optim": {"optimizer": "adam", "lr": 0.001}},
+            "612f2aba183c156d69feaa36fc261145cd78c4e10bf2f49c2e0ace18447c3b6c",
+        ),
+        (
+            {"optim": {"optimizer": "sgd", "lr": 1}},
+            "3789875944a7a3c4981bd282350423420ee42f7a507ecf0e2609338e5cebd9b4",
+        ),
+        ({"optim": PER_EPOCH}, "7cc7745c28e96c302241afa28ec903f690b764b5aec2fc064e9711acd185fc46"),
+        ({"data": {}, "train": {}}, "3b396c62c20113b19d777cb547e461bae1c0607f9ecb8c8f3b1138c0ae921b72"),
+        (
+            {"data": {"corpus": "files", "sha256": "0" * 64}},
+            "6f4d25642e4888a45df621a56fdbc8f7f34befe333944393a42e610c8e33f8b7",
+        ),
+    ],
+)
+def test_the_fingerprint_of_each_variant_with_its_defaults_does_not_change(
+    sections: dict[str, dict[str, Any]], fingerprint: str
+) -> None:
+    assert RunConfig.from_dict({**RNN, **sections}).fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("model", {"implementation": "reference"}),
+        ("model", {"attention": "sdpa"}),
+        ("train", {"precision": "tf32"}),
+        ("train", {"precision": "bf16"}),
+    ],
+)
+def test_a_later_key_changes_the_fingerprint_unless_it_has_its_neutral_value(
+    section: str, change: dict[str, Any]
+) -> None:
+    base = {**RNN, "model": TRANSFORMER}
+    raw = {**base, section: {**base[section], **change}}
+    assert RunConfig.from_dict(raw).fingerprint() != RunConfig.from_dict(base).fingerprint()
+
+
+def test_each_key_of_a_run_is_part_of_its_fingerprint() -> None:
+    base = RunConfig.from_dict({**RNN, "model": TRANSFORMER})
+    values = {"decay": 1.5, "flat_epochs": 3, "clip_norm": 1.0, "seq_len": 7, "batch_size": 7, "epochs": 7, "seed": 7}
+    values |= {"num_layers": 7, "num_heads": 8, "mlp_size": 7, "keep": 0.7, "attention_keep": 0.7, "vocab_size": 7}
+    found = {base.fingerprint()}
+    for key, value in values.items():
+        raw = base.to_dict()
+        section = next((name for name in RunConfig.SECTIONS if key in raw[name]), None)
+        (raw if section is None else raw[section])[key] = value
+        found.add(RunConfig.from_dict(raw).fingerprint())
+    assert len(found) == 1 + len(values)
+
+
+def test_a_vocabulary_of_three_words_and_the_largest_seed_are_valid() -> None:
+    assert RunConfig.from_dict(changed(data={"vocab_size": 3})).data.vocab_size == 3
+    assert RunConfig.from_dict({**RNN, "seed": 2**63 - 1}).seed == 2**63 - 1
+    assert RunConfig.from_dict({**RNN, "seed": 0}).seed == 0
+    assert problems_of({**RNN, "seed": 2**63}) == [f"seed: found {2**63}, valid is a whole number from 0 to 2^63 - 1"]
+
+
+def test_the_documentation_has_ten_thousand_words_unless_something_else_is_said() -> None:
+    def vocab_size(**data: Any) -> int | None:
+        return RunConfig.from_dict({**RNN, "data": data}).data.vocab_size
+
+    assert vocab_size() == vocab_size(corpus="pydoc", level="word") == 10_000
+    assert vocab_size(vocab_size=500) == 500
+    assert vocab_size(level="char") is None
+    assert vocab_size(corpus="ptb") is None
+
+
+# -- boundaries ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (
+            {**RNN, "model": {**TRANSFORMER, "num_heads": 0}},
+            "model.num_heads: found 0, valid is a positive whole number",
+        ),
+        (
+            {**RNN, "model": {**TRANSFORMER, "num_layers": 0}},
+            "model.num_layers: found 0, valid is a positive whole number",
+        ),
+        (
+            {**RNN, "model": {**TRANSFORMER, "mlp_size": -1}},
+            "model.mlp_size: found -1, valid is a positive whole number",
+        ),
+        (
+            {**RNN, "model": {**TRANSFORMER, "keep": 1.1}},
+            "model.keep: found 1.1, valid is a number above 0 and at most 1",
+        ),
+        (
+            {**RNN, "model": {**TRANSFORMER, "attention_keep": 0.0}},
+            "model.attention_keep: found 0.0, valid is a number above 0 and at most 1",
+        ),
+        (
+            {**RNN, "optim": {"optimizer": "adam", "lr": 0}},
+            "optim.lr: found 0.0, valid is a positive finite number",
+        ),
+        (
+            {**RNN, "optim": {"optimizer": "sgd", "lr": float("inf")}},
+            "optim.lr: found inf, valid is a positive finite number",
+        ),
+        (changed(optim={"decay": float("inf")}), "optim.decay: found inf, valid is a number greater than 1"),
+        (changed(optim={"flat_epochs": 0}), "optim.flat_epochs: found 0, valid is a positive whole number"),
+        ({**RNN, "seed": "1"}, 'seed: found "1", valid is a whole number'),
+        ({**RNN, "modle": {}}, 'unknown key "modle"; did you mean "model"? (valid: model, data, optim, train, seed)'),
+    ],
+)
+def test_each_variant_checks_its_own_numbers(raw: dict[str, Any], line: str) -> None:
+    assert problems_of(raw) == [line]

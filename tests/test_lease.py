@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 
 from seqlm import lease as leases
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
-from seqlm.lease import Host, Lease, Terms, claim, is_released, kept, live_elsewhere, newest_generation
+from seqlm.lease import Host, Lease, Terms, claim, is_released, kept, live_elsewhere, newest_generation, require_attempt
 from tests import commands
 from tests.waiting import wait_for
 
@@ -387,3 +389,217 @@ def test_terms_come_from_the_environment() -> None:
     assert Terms.from_environment({}) == Terms(heartbeat_seconds=10.0, stale_seconds=180.0)
     env = {"SEQLM_LEASE_SECONDS": "2", "SEQLM_STALE_LEASE_MINUTES": "0.5"}
     assert Terms.from_environment(env) == Terms(heartbeat_seconds=2.0, stale_seconds=30.0)
+
+
+# -- boundaries ----------------------------------------------------------------------------------------------------
+
+
+def test_a_host_is_known_by_its_boot_id_and_where_there_is_none_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "a")
+    read: list[str] = []
+
+    def boot_id(path: Path, encoding: str) -> str:
+        read.append(str(path))
+        return "0f3a\n"
+
+    monkeypatch.setattr(Path, "read_text", boot_id)
+    assert leases.this_host() == Host(name="a", machine="0f3a")
+    assert read == ["/proc/sys/kernel/random/boot_id"]
+    for error in (OSError(errno.ENOENT, "no /proc"), UnicodeDecodeError("ascii", b"\xff", 0, 1, "not ASCII")):
+
+        def refuse(path: Path, encoding: str, error: Exception = error) -> str:
+            raise error
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert leases.this_host() == Host(name="a", machine="a")
+
+
+def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    records = [json.loads(cluster.claim("a", attempt=3).file.read_text()) for _ in range(2)]
+    owners = [record.pop("owner") for record in records]
+    times = [datetime.fromisoformat(record.pop("taken_at")) for record in records]
+    expected = {"host": "a", "machine": "boot of a", "pid": os.getpid(), "attempt": 3, "released": False}
+    expected["heartbeat_seconds"] = TERMS.heartbeat_seconds
+    assert records == [{"generation": number, **expected} for number in (1, 2)]
+    assert owners[0] != owners[1]
+    assert all(before <= taken_at <= datetime.now(UTC) and taken_at.microsecond == 0 for taken_at in times)
+
+
+def test_a_released_lease_keeps_its_record(cluster: Cluster) -> None:
+    lease = cluster.claim("a")
+    record = json.loads(lease.file.read_text())
+    lease.release()
+    assert json.loads(lease.file.read_text()) == {**record, "released": True}
+    assert cluster.names() == ["000001.json"]
+
+
+def test_the_folder_of_leases_is_made_with_its_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Cluster(tmp_path / "run" / "lease", monkeypatch).claim("a").generation == 1
+
+
+def test_a_takeover_is_announced_before_the_wait_and_after_it(cluster: Cluster) -> None:
+    cluster.claim("a")
+    cluster.claim("b")
+    who = f"pid {os.getpid()} on a"
+    assert cluster.told == [
+        f"{who} has not released this run; watching for a sign of life",
+        f"taking this run over from {who}, which gives no sign of life",
+    ]
+
+
+def test_a_run_that_is_released_or_claimed_while_somebody_waits_is_not_announced_as_taken_over(
+    cluster: Cluster,
+) -> None:
+    first = cluster.claim("a")
+    assert cluster.claim("b", while_waiting=first.release).generation == 2
+    assert len(cluster.told) == 1
+
+    def claim_for_c() -> None:
+        if newest_generation(cluster.folder) == 2:
+            link = json.loads((cluster.folder / "000002.json").read_text())
+            (cluster.folder / "000003.json").write_text(json.dumps({**link, "host": "c", "machine": "boot of c"}))
+
+    assert cluster.claim("d", while_waiting=claim_for_c).generation == 4
+    assert [line.partition(" on ")[2][0] for line in cluster.told[1:]] == ["b", "c", "c"]
+
+
+def test_the_message_of_a_lost_lease_says_why(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    cluster.claim("b")
+    with pytest.raises(LeaseLostError) as caught:
+        first.check()
+    expected = f"this run was taken over by pid {os.getpid()} on b while this worker gave no sign of life"
+    assert str(caught.value) == expected
+
+
+def test_a_rank_without_a_lease_stops_only_for_an_owner_of_a_later_attempt(cluster: Cluster) -> None:
+    require_attempt(cluster.folder, 1)  # nobody has been here yet
+    cluster.claim("a", attempt=2)
+    require_attempt(cluster.folder, 2)
+    require_attempt(cluster.folder, 3)
+    with pytest.raises(LeaseLostError) as caught:
+        require_attempt(cluster.folder, 1)
+    expected = f"this run was taken over by pid {os.getpid()} on a; this rank is of an earlier attempt"
+    assert str(caught.value) == expected
+    for record in ({}, {"attempt": "9"}):
+        (cluster.folder / "000002.json").write_text(json.dumps(record))
+        require_attempt(cluster.folder, 1)
+
+
+def test_a_folder_without_leases_is_released_and_has_no_owner(tmp_path: Path, cluster: Cluster) -> None:
+    for folder in (cluster.folder, tmp_path):
+        assert newest_generation(folder) == 0
+        assert is_released(folder)
+        assert live_elsewhere(folder, 60.0) is None
+
+
+def test_leases_that_a_listing_does_not_show_yet_are_asked_for_by_name(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(4):
+        cluster.claim("a").release()
+    monkeypatch.setattr(os, "listdir", lambda folder: ["000001.json", "000002.json", "notes.json", "9.json"])
+    assert newest_generation(cluster.folder) == 4
+
+
+def test_a_heartbeat_far_in_the_future_is_no_sign_of_life_from_outside(cluster: Cluster) -> None:
+    set_back(cluster.claim("a").file, hours=-5.0)
+    assert cluster.look("b") is None
+
+
+def test_a_lease_is_written_whole_to_the_disk_beside_its_place_under_a_name_that_is_swept(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, fsync, seen, sizes = os.link, os.fsync, [], []
+
+    def watched(source: Path, target: Path) -> None:
+        seen.extend(cluster.names())
+        link(source, target)
+
+    def sized(handle: int) -> None:
+        sizes.append(os.fstat(handle).st_size)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "link", watched)
+    monkeypatch.setattr(os, "fsync", sized)
+    lease = cluster.claim("a")
+    (name,) = seen
+    assert re.fullmatch(r"\.000001\.json\.[0-9a-f]{8}\.tmp", name)
+    assert sizes == [lease.file.stat().st_size]
+
+
+def test_a_full_disk_at_the_claim_is_one_line_and_leaves_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        cluster.claim("a")
+    assert cluster.names() == []
+
+
+def test_an_owner_looks_around_more_often_than_it_beats_and_its_thread_ends_with_the_block(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, looks, beats = cluster.claim("a"), [], []
+    enough = threading.Event()
+
+    def look_around() -> None:
+        looks.append(len(beats))
+        if len(looks) == 5:
+            enough.set()
+            threading.Event().wait(0.05)  # the block is over while somebody still looks
+
+    monkeypatch.setattr(leases, "LOOK_AROUND_SECONDS", 0.001)
+    monkeypatch.setattr(os, "utime", beats.append)
+    before = set(threading.enumerate())
+    with kept(lease, Terms(heartbeat_seconds=1000.0), look_around):
+        assert enough.wait(20)
+    assert set(threading.enumerate()) == before
+    assert looks == [1] * len(looks), "one beat at the beginning, and the next after a thousand seconds"
+
+
+def test_a_lease_that_a_file_server_loses_for_a_moment_gives_no_sign_of_life(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    aside = cluster.folder / "aside"
+    looks: list[float] = []
+
+    def lost_for_two_looks() -> None:
+        looks.append(cluster.now)
+        if len(looks) == 1:
+            first.file.rename(aside)
+        if len(looks) == 3:
+            aside.rename(first.file)
+
+    assert cluster.claim("b", while_waiting=lost_for_two_looks).generation == 2
+    assert cluster.now >= TERMS.stale_seconds
+
+
+def test_the_time_of_a_stop_counts_as_two_looks(cluster: Cluster) -> None:
+    cluster.claim("a")
+    looks: list[float] = []
+
+    def stopped_once() -> None:
+        looks.append(cluster.now)
+        if len(looks) == 2:
+            cluster.now += 3600
+
+    assert cluster.claim("b", while_waiting=stopped_once).generation == 2
+    assert len(looks) == TERMS.stale_seconds / leases.LOOK_SECONDS - 1
+
+
+def test_a_disk_that_fails_while_a_lease_is_watched_is_one_line(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, opened = cluster.claim("a"), Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == first.file:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *arguments, **options)
+
+    with pytest.raises(FileError, match=r"cannot take the lease in .*: Input/output error"):
+        cluster.claim("b", while_waiting=lambda: monkeypatch.setattr(Path, "open", fail))

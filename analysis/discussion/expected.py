@@ -56,19 +56,18 @@ class Outcome:
     @property
     def reason(self) -> str | None:
         """Why nothing can be said, if so."""
-        match self.lower, self.higher:
-            case None, None:
-                return f"no finished run on either side has this number ({self.states})"
-            case None, _:
-                return f"no finished run on the side expected lower has this number ({self.states})"
-            case _, None:
-                return f"no finished run on the side expected higher has this number ({self.states})"
-            case Side() as lower, Side() as higher:
-                seeds = [side.interval for side in (lower, higher) if side.interval is not None]
-                if len(seeds) == 2 and max(s.n for s in seeds) > 1 and seeds[0].overlaps(seeds[1]):
-                    return "not clear, the intervals over seeds overlap"
-                if lower.value == higher.value:
-                    return "both are equal"
+        lower, higher = self.lower, self.higher
+        if lower is None and higher is None:
+            return f"no finished run on either side has this number ({self.states})"
+        if lower is None:
+            return f"no finished run on the side expected lower has this number ({self.states})"
+        if higher is None:
+            return f"no finished run on the side expected higher has this number ({self.states})"
+        seeds = [side.interval for side in (lower, higher) if side.interval is not None]
+        if len(seeds) == 2 and max(s.n for s in seeds) > 1 and seeds[0].overlaps(seeds[1]):
+            return "not clear, the intervals over seeds overlap"
+        if lower.value == higher.value:
+            return "both are equal"
         return None
 
     @property

@@ -157,7 +157,7 @@ def _fastest_sentence(best: Candidate, soonest: Candidate) -> str:
         f"{units.duration(soonest.seconds_to_best)}; it costs {times(soonest.val_ppl / best.val_ppl)} the perplexity "
         f"({high} against {low})"
     )
-    if soonest.seconds_to_best > 0 and soonest is not best:
+    if soonest.seconds_to_best > 0 and units.is_number(best.seconds_to_best):
         ratio = best.seconds_to_best / soonest.seconds_to_best
         return f"{text}, and the pick takes {times(ratio)} its time ({units.duration(best.seconds_to_best)})."
     return f"{text}."

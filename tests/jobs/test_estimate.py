@@ -265,3 +265,10 @@ def test_an_estimate_gathers_all_of_them() -> None:
     assert found.flops_per_token == flops_per_token(config(), VOCAB)
     assert found.memory_bytes == memory_bytes(config(), VOCAB)
     assert found.seconds == 4.0
+
+
+def test_the_memory_of_a_reference_transformer_follows_its_equation() -> None:
+    run = config({**MODELS[5], "implementation": "reference"}, optimizer="sgd")
+    tokens = 5 * 4  # I = T B
+    logits, activations = 3 * tokens * VOCAB, tokens * (2 * 6 + 3 * (14 * 6 + 3 * 7 + 3 * 3 * 5))
+    assert memory_bytes(run, VOCAB) == 4 * (2 * parameter_count(run, VOCAB) + logits + activations)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.filters import Filter, facts_of, matches, select
+from jobs.filters import Filter, asks_for_identity, facts_of, matches, select
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
@@ -133,3 +133,17 @@ def test_a_short_key_that_fits_two_keys_must_be_written_in_full() -> None:
     with pytest.raises(UsageError, match=r'"size" could be a\.size or b\.size; write it in full'):
         Filter.parse("size=1").matches(facts)
     assert Filter.parse("b.size=2").matches(facts)
+
+
+@pytest.mark.parametrize(
+    ("filters", "asks"),
+    [
+        (["id=gru-*"], True),
+        (["arch=gru fingerprint=0a"], True),
+        (["arch=gru", "lr>1 id=a"], True),
+        (["name=id", "arch=gru"], False),
+        ([], False),
+    ],
+)
+def test_only_conditions_on_id_and_fingerprint_ask_for_the_identity(filters: list[str], asks: bool) -> None:
+    assert asks_for_identity(filters) is asks

@@ -841,3 +841,27 @@ def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
     )
     done = commands.run([sys.executable, "-c", program], cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("table", ["resources", "report", "defaults"])
+def test_a_number_in_place_of_a_table_gets_one_line(tmp_path: Path, table: str) -> None:
+    text = f"{table} = 3\n{HEAD}" + RUN + 'model.hidden_size = 8\ndata.corpus = "pydoc"\noptim.lr = 1\n'
+    assert problems(tmp_path, text) == [f"study.toml: {table}: found 3, valid is a table"]
+
+
+def test_a_file_that_is_too_large_or_refused_by_the_disk_gets_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.manifest_file.MAX_BYTES", 2**20)
+    load(tmp_path, GOOD + "#" * (2**20 - len(GOOD)))
+    path = tmp_path / "study.toml"
+    expected = f"{path}: too large, valid are at most 1 MiB"
+    assert problems(tmp_path, GOOD + "#" * (2**20 - len(GOOD) + 1)) == [expected]
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(path)
+    assert caught.value.problems == [f"{path}: cannot be read: Permission denied"]

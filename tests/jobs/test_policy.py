@@ -176,3 +176,39 @@ def test_a_run_with_too_few_columns_for_smaller_micro_batches_fails(tmp_path: Pa
     run = launch_locally(tmp_path, STAND_IN, Policy(oom=None), batch_size=3)
     reason = "oom: no memory, with 2 micro-batches a step; its ranks have too few columns for smaller ones"
     assert run.observe().reason == reason
+
+
+# -- the table's own -----------------------------------------------------------------------------------------------
+
+
+def test_each_kind_of_failure_has_its_own_retries_and_others_none() -> None:
+    policy = Policy(oom=1, timeout=2, node=3, preempted=4)
+    assert [policy.retries(kind) for kind in ("oom", "timeout", "node", "preempted")] == [1, 2, 3, 4]
+    assert [policy.retries(kind) for kind in ("code", "diverged", "cancelled", None)] == [0, 0, 0, 0]
+    assert Policy(oom=None).retries("oom") is None
+
+
+def test_a_policy_survives_the_trip_through_its_table() -> None:
+    policy = Policy(checkpoint_min=2.5, oom=None, timeout=0, node=4, without_progress=1)
+    written = {"checkpoint_min": 2.5, "oom": "unlimited", "timeout": 0, "node": 4}
+    assert policy.to_dict() == {**written, "preempted": "unlimited", "without_progress": 1}
+    assert Policy.from_dict(policy.to_dict()) == policy
+
+
+@pytest.mark.parametrize("text", ["checkpoint_min = 1", "checkpoint_min = 0.01", "oom = 0", "without_progress = 0"])
+def test_the_smallest_values_of_a_policy_are_valid(tmp_path: Path, text: str) -> None:
+    key, _, value = text.partition(" = ")
+    assert getattr(load(tmp_path, f"[policy]\n{text}\n").policy, key) == float(value)
+
+
+@pytest.mark.parametrize("key", ["oom", "timeout", "node", "preempted"])
+def test_each_kind_may_be_retried_without_limit(tmp_path: Path, key: str) -> None:
+    assert getattr(load(tmp_path, f'[policy]\n{key} = "unlimited"\n').policy, key) is None
+
+
+@pytest.mark.parametrize("value", ["true", '"often"', "nan"])
+def test_minutes_between_checkpoints_that_are_no_number_get_one_line(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        load(tmp_path, f"[policy]\ncheckpoint_min = {value}\n")
+    (line,) = caught.value.problems
+    assert line.endswith(", valid is a number of minutes above 0")

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
 from jobs.capacity import Capacity, Node, Share
@@ -116,3 +119,82 @@ def test_a_long_queue_is_looked_through_without_working_out_the_wide_runs_start_
     monkeypatch.setattr(Capacity, "place", counted)
     assert room.start() == []
     assert len(placed) < 10
+
+
+# -- boundaries ----------------------------------------------------------------------------------------------------
+
+
+def prior(name: str, priority: int, **options: Any) -> Waiting:
+    """The same as :func:`waiting`, with a priority."""
+    item = waiting(name, **options)
+    resources = Resources(cpus=1, gpus=0, priority=priority)
+    return dataclasses.replace(item, spec=dataclasses.replace(item.spec, resources=resources))
+
+
+def test_a_higher_priority_goes_first_however_short_the_run() -> None:
+    items = [prior("low", -1, seconds=100), prior("high", 2, seconds=1), waiting("normal", seconds=50)]
+    assert Room(3, *items).start() == ["high", "normal", "low"]
+
+
+def test_a_run_with_no_time_left_is_shorter_than_any_other() -> None:
+    assert Room(2, waiting("done", seconds=0.0), waiting("short", seconds=0.5)).start() == ["short", "done"]
+    assert Room(2, waiting("done"), waiting("large", flops=0.5)).start() == ["large", "done"]
+    assert Work() == Work(flops=0.0, seconds=None)
+
+
+def test_the_run_in_front_is_expected_at_the_first_end_that_makes_room_for_it() -> None:
+    def room(seconds: float) -> Room:
+        made = Room(4, waiting("wide", ranks=4, seconds=100), waiting("other", seconds=seconds))
+        made.occupy(1, until=50)
+        made.occupy(1, until=10)
+        return made
+
+    assert room(50).start() == ["other"], "it ends at the moment at which the wide one can start"
+    assert room(50.5).start() == []
+
+
+def test_jobs_that_end_at_the_same_time_are_no_error() -> None:
+    room = Room(5, waiting("wide", ranks=5, seconds=100), waiting("other", seconds=10))
+    room.occupy(2, until=10)
+    room.occupy(1, until=10)
+    assert room.start() == ["other"]
+
+
+def test_a_job_whose_end_is_unknown_is_taken_to_run_on() -> None:
+    room = Room(4, waiting("wide", ranks=3, seconds=100), waiting("long", ranks=2, seconds=11), waiting("b", seconds=9))
+    room.occupy(1, until=None)
+    room.occupy(1, until=10)
+    assert room.start() == ["b"], "the wide one starts at 10 beside the job without an end"
+
+
+def test_nothing_overtakes_where_it_is_unknown_when_the_run_in_front_starts() -> None:
+    room = Room(4, waiting("wide", ranks=4, seconds=100), waiting("short", seconds=1))
+    room.occupy(1, until=None)
+    assert room.start() == []
+
+
+def test_a_run_of_unknown_length_does_not_overtake() -> None:
+    room = Room(4, waiting("wide", ranks=4, flops=2), waiting("narrow", flops=1))
+    room.occupy(1, until=10)
+    assert room.start() == []
+    assert room.queue.reasons["narrow"] == "wide is to start first"
+
+
+def test_a_run_that_was_put_back_starts_at_its_time_and_not_a_moment_later() -> None:
+    room = Room(1, dataclasses.replace(waiting("a"), not_before=5.0))
+    assert room.start(now=4.9) == []
+    assert room.start(now=5.0) == ["a"]
+
+
+def test_reasons_name_the_waiting_runs_alone_in_the_order_in_which_they_start() -> None:
+    room = Room(3, waiting("a", seconds=1), waiting("b", seconds=3), waiting("c", seconds=2))
+    assert list(room.queue.reasons.items()) == [(name, "about to start") for name in "bca"]
+    first = next(room.queue.startable(room.backend, room.live, 0.0))
+    assert first.id == "b"
+    assert list(room.queue.reasons) == ["c", "a"]
+    room.queue.put_back(first)
+    assert list(room.queue.reasons.items()) == [
+        ("b", "tried again in a moment"),
+        ("c", "about to start"),
+        ("a", "about to start"),
+    ]

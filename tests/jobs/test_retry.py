@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from jobs.retry import (
     Failed,
     Progress,
     decide,
+    failed_of,
     history,
     let_stand,
     may_go_on,
     progress_of,
     put_failure_aside,
 )
-from seqlm.rundir import FailureKind, Observation, RunDirectory, write_json, write_json_lines
+from seqlm.errors import FileError
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State, read_json, write_json, write_json_lines
 from tests.training.studies import make_config, make_run
 
 POLICY = Policy()
@@ -161,3 +164,148 @@ def test_a_failure_that_stands_says_why_and_is_nobodys_to_take_up(tmp_path: Path
     let_stand(run, Decision(why=", after 3 retries with ever smaller micro-batches"))
     assert run.observe().reason == "oom: no memory, after 3 retries with ever smaller micro-batches"
     assert not may_go_on(run)
+
+
+# -- boundaries ----------------------------------------------------------------------------------------------------
+
+
+def test_one_step_is_progress() -> None:
+    failures = [Failed(kind="node", progress=progress) for progress in ((0, 0), (0, 1))]
+    policy = Policy(without_progress=1)
+    assert decide(policy, failures[:1], failures[1], most_micro_batches=1).delay == 1
+
+
+def test_a_limit_of_two_allows_two_retries() -> None:
+    policy = Policy(timeout=2, without_progress=100)
+    assert [ask(policy, *["timeout"] * number).delay is not None for number in (1, 2, 3)] == [True, True, False]
+
+
+def test_one_retry_and_one_micro_batch_are_singular() -> None:
+    assert ask(Policy(without_progress=1), "node", "node").why == ", after 1 retry in a row without progress"
+    why = decide(Policy(oom=None), [], Failed(kind="oom"), most_micro_batches=1).why
+    assert why == ", with 1 micro-batch a step; its ranks have too few columns for smaller ones"
+
+
+def test_a_run_short_of_memory_waits_one_second_however_often_it_failed() -> None:
+    assert [ask(Policy(oom=None), *["oom"] * number).delay for number in (1, 2, 5)] == [1, 1, 1]
+
+
+def test_the_wait_after_thousands_of_retries_is_the_longest_one() -> None:
+    assert ask(Policy(without_progress=100_000), *["node"] * 5_000).delay == 300
+
+
+@pytest.mark.parametrize("content", [{"epoch": "1", "step": 3}, {"epoch": 1, "step": None}, {"step": 3}, {}])
+def test_a_position_without_two_whole_numbers_says_nothing(tmp_path: Path, content: dict[str, Any]) -> None:
+    run = made(tmp_path)
+    position(run, **content)
+    assert progress_of(run) == (0, 0)
+
+
+def test_an_attempt_without_a_failure_and_one_whose_record_is_damaged_count_for_nothing(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    for attempt, text in ((2, '{"kind": "node"}'), (3, "{"), (4, '{"kind": "oom"}')):
+        run.attempt_dir(attempt).mkdir()
+        (run.attempt_dir(attempt) / "failure.json").write_text(text)
+    assert [failed.kind for failed in history(run)] == ["node", "oom"]
+
+
+@pytest.mark.parametrize("told", [None, 7, "12", [1], [1, 2, 3], [1, "x"], ["x", 1], {"1": 1, "2": 2}])
+def test_a_failure_that_does_not_say_its_progress_has_the_one_given(told: Any) -> None:
+    assert failed_of({"kind": "node", "progress": told}, (2, 3)) == Failed(kind="node", progress=(2, 3))
+    assert failed_of({"kind": "node", "progress": [4, 5]}, (2, 3)) == Failed(kind="node", progress=(4, 5))
+    assert failed_of({"kind": "node"}) == Failed(kind="node", progress=None)
+
+
+@pytest.mark.parametrize(("told", "parts"), [(None, 1), ("4", 1), (-2, 1), (0, 1), (1, 1), (2, 2)])
+def test_micro_batches_of_a_failure_are_one_unless_it_has_a_positive_number(told: Any, parts: int) -> None:
+    assert failed_of({"kind": "oom", "micro_batches": told}).micro_batches == parts
+
+
+def test_only_a_failure_that_may_be_retried_is_there_to_take_up_or_to_let_stand(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    assert not may_go_on(run), "no failure"
+    let_stand(run, Decision(why=", no more"))
+    assert not run.failure_file.exists()
+    run.failure_file.write_text("{")
+    assert not may_go_on(run), "damaged"
+    failure = {"kind": "code", "message": "a bug", "attempt": 1}
+    write_json(run.failure_file, failure)
+    assert not may_go_on(run)
+    let_stand(run, Decision(why=", no more"))
+    assert run.read_failure() == failure
+
+
+def test_a_damaged_failure_is_put_aside_as_it_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    run.failure_file.write_text("{")
+    put_failure_aside(run)
+    assert not run.failure_file.exists()
+    assert (run.attempt_dir(1) / "failure.json").read_text() == "{"
+
+
+@pytest.mark.parametrize("attempts", [0, 1, 3])
+def test_a_failure_without_an_attempt_goes_to_the_last_one(tmp_path: Path, attempts: int) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    for attempt in range(1, attempts + 1):
+        run.attempt_dir(attempt).mkdir(parents=True)
+    write_json(run.failure_file, {"kind": "node", "message": "lost"})
+    put_failure_aside(run)
+    found = [path.parent.name for path in sorted(run.path.glob("attempts/*/failure.json"))]
+    assert found == [run.attempt_dir(max(1, attempts)).name]
+    assert history(run) == [Failed(kind="node", progress=(0, 0))]
+
+
+def test_what_a_scheduler_knows_counts_only_of_a_failed_run_with_attempts_and_no_failure_of_its_own(
+    tmp_path: Path,
+) -> None:
+    def seen(state: State) -> Observation:
+        return Observation(state=state, epoch=None, best_val_ppl=None, reason="oom: SLURM says so", kind="oom")
+
+    run = make_run(tmp_path / "run", make_config())
+    put_failure_aside(run, seen=seen("failed"))
+    assert history(run) == [], "no attempt"
+    run.attempt_dir(1).mkdir(parents=True)
+    put_failure_aside(run)
+    put_failure_aside(run, seen=seen("running"))
+    assert history(run) == []
+    write_json(run.failure_file, {"kind": "node", "message": "lost"})
+    put_failure_aside(run, seen=seen("failed"))
+    assert [failed.kind for failed in history(run)] == ["node"]
+
+
+def test_the_record_of_a_failure_that_was_put_aside_has_what_was_given_and_no_more(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    before = datetime.now(UTC).replace(microsecond=0)
+    reason = "oom: SLURM says OUT_OF_MEMORY"
+    put_failure_aside(run, seen=Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="oom"))
+    record = read_json(run.attempt_dir(1) / "failure.json") or {}
+    failed_at = datetime.fromisoformat(record.pop("failed_at"))
+    assert record == {"progress": [0, 0], "kind": "oom", "message": reason}
+    assert before <= failed_at <= datetime.now(UTC)
+    assert failed_at.microsecond == 0
+
+
+def test_a_failure_whose_own_record_has_its_progress_keeps_it(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    position(run, epoch=2, step=0)
+    write_json(run.failure_file, {"kind": "node", "message": "lost", "progress": [1, 7], "attempt": 1})
+    put_failure_aside(run, by_hand=True)
+    assert history(run) == [Failed(kind="node", progress=(1, 7), by_hand=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "verb"), [('{"kind": "node"}', "unlink", "remove"), ("{", "replace", "move")]
+)
+def test_a_failure_that_the_disk_does_not_let_go_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, method: str, verb: str
+) -> None:
+    def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+        if path == run.failure_file:
+            raise OSError(30, "Read-only file system")
+
+    run = made(tmp_path)
+    run.failure_file.write_text(text)
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(FileError) as caught:
+        put_failure_aside(run)
+    assert str(caught.value).startswith(f"cannot {verb} {run.failure_file}: ")

@@ -292,3 +292,23 @@ def test_ranks_that_do_not_divide_are_an_error() -> None:
 )
 def test_runs_of_a_share_of_a_gpu_go_into_one_job(gpus: float | None, runs: int) -> None:
     assert SlurmSettings().runs_per_job(Resources(gpus=gpus)) == runs
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ({"env": {"A-B": "x"}}, 'env: found the variable "A-B", valid are letters, digits and underscores'),
+        ({"env": {"A": "x\0"}}, 'env.A: found "x\\u0000", valid is a text without NUL'),
+        (
+            {"env_pass": ["HF TOKEN"]},
+            'env_pass: found ["HF TOKEN"], valid is a list of names of variables, such as ["HF_TOKEN"]',
+        ),
+        ({"env_pass": "HF_TOKEN"}, 'env_pass: found "HF_TOKEN", valid is a list of names of variables'),
+        ({"mail_type": "END, FAIL"}, 'mail_type: found "END, FAIL", valid is a text such as "END,FAIL"'),
+    ],
+)
+def test_wrong_variables_and_a_wrong_list_of_mails_get_one_line(
+    tmp_path: Path, table: dict[str, Any], line: str
+) -> None:
+    (found,) = problems(tmp_path, **table)
+    assert found.startswith(f"study.toml: backend.slurm.{line}")

@@ -131,3 +131,12 @@ def test_without_expectations_it_says_how_to_state_them(tmp_path: Path) -> None:
     (block,) = expected_blocks(load_study(tmp_path))
     assert "[[expect]]" in said([block])
     assert "docs/manifest.md" in said([block])
+
+
+def test_a_time_is_compared_among_finished_runs_alone(tmp_path: Path) -> None:
+    lower = add_run(tmp_path, 0, "a", "gru", "sgd", [100.0], failure="oom")
+    higher = add_run(tmp_path, 1, "b", "rnn", "sgd", [200.0])
+    blocks = held_against(tmp_path, {"metric": "epoch_seconds", "lower": [lower], "higher": [higher]})
+    assert verdicts(blocks) == [
+        "cannot be said: no finished run on the side expected lower has this number (1 a: failed: oom)"
+    ]

@@ -125,3 +125,19 @@ def test_a_complete_study_says_so(tmp_path: Path) -> None:
     assert "Every architecture of the study has a finished run with every optimizer of the study." in said(
         proposed(tmp_path)
     )
+
+
+def test_of_other_texts_each_value_is_told_with_its_wins(tmp_path: Path) -> None:
+    for order, (schedule, ppl) in enumerate([("compounding", 200.0), ("per_epoch", 100.0)]):
+        add_run(tmp_path, order, schedule, "gru", "sgd_schedule", [ppl], schedule=schedule, flat_epochs=1)
+    (row,) = table(proposed(tmp_path), "discussion-5-effects")
+    assert (row["key"], row["direction"]) == (
+        "optim.schedule",
+        "better in its pairs: per_epoch in 1 of 1 and compounding in 0 of 1",
+    )
+
+
+def test_in_a_pair_with_equal_losses_neither_choice_wins(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "rnn", "rnn", "sgd", [100.0])
+    add_run(tmp_path, 1, "gru", "gru", "sgd", [100.0])
+    assert "better in its pairs: GRU in 0 of 1 and RNN in 0 of 1." in said(proposed(tmp_path))

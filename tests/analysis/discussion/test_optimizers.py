@@ -6,6 +6,7 @@ from analysis.discussion.candidates import candidates_of
 from analysis.discussion.optimizers import optimizers_blocks
 from analysis.load import load_study
 from analysis.section import Block
+from seqlm.rundir import write_json
 from tests.analysis.blocks import said, table
 from tests.analysis.hand_made import add_run
 
@@ -78,3 +79,25 @@ def test_a_single_optimizer_or_none_is_not_compared(tmp_path: Path) -> None:
     assert said(compared(tmp_path)) == "No run has finished, so the optimizers cannot be compared."
     add_run(tmp_path, 1, "b", "gru", "sgd", [200.0])
     assert said(compared(tmp_path)) == "Only SGD has finished runs, so there is nothing to compare it with."
+
+
+def test_a_pair_with_the_same_perplexity_is_equal_and_wins_nothing(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0])
+    add_run(tmp_path, 1, "b", "rnn", "sgd_schedule", [100.0])
+    assert "there is 1 pair of runs: SGD and SGD schedule are equal in 1 of 1." in said(compared(tmp_path))
+    (row,) = table(compared(tmp_path), "discussion-2-pairs")
+    assert (row["first_wins"], row["second_wins"], row["median_difference_nats"]) == ("0", "0", "+0.000")
+
+
+def test_runs_without_times_and_training_perplexities_are_compared_by_validation_perplexity_alone(
+    tmp_path: Path,
+) -> None:
+    for order, (optimizer, ppl) in enumerate([("adam", 100.0), ("sgd", 200.0)]):
+        run = add_run(tmp_path, order, optimizer, "gru", optimizer, [ppl])
+        run.metrics_file.unlink()
+        result = {key: value for key, value in (run.read_result() or {}).items() if "train_ppl" not in key}
+        write_json(run.result_file, result)
+    sentences = said(compared(tmp_path))
+    assert "Lowest validation perplexity: Adam 100 (1 adam), SGD 200 (2 sgd)." in sentences
+    assert "Median time" not in sentences
+    assert "Median generalisation gap" not in sentences

@@ -9,6 +9,7 @@ from analysis.discussion.candidates import candidates_of
 from analysis.discussion.picks import pareto_front, picks_blocks
 from analysis.load import load_study
 from analysis.section import Block
+from seqlm.rundir import write_json_lines
 from tests.analysis.blocks import said, table
 from tests.analysis.hand_made import add_run
 
@@ -115,3 +116,60 @@ def test_seeds_are_one_point_with_the_mean_of_their_times(tmp_path: Path) -> Non
 def test_nothing_is_picked_from_nothing(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "gru", "sgd", [80.0], failure="oom")
     assert said(picked(tmp_path)) == "No run has finished, so there is nothing to pick."
+
+
+def test_without_recorded_times_only_generalisation_has_a_pick(tmp_path: Path) -> None:
+    for order, ppl in enumerate([100.0, 110.0]):
+        add_run(tmp_path, order, f"run{order}", "gru", "sgd", [ppl], lr=order + 1.0).metrics_file.unlink()
+    generalisation, time = said(picked(tmp_path)).splitlines()
+    assert generalisation.startswith("For generalisation: 100 (1 run0), the lowest validation perplexity. ")
+    assert time == ("For wall-clock time there is no pick: no times were recorded for the runs that come near it.")
+    assert [(row["setting"], row["seconds_to_best"]) for row in table(picked(tmp_path), "discussion-3-picks")] == [
+        ("1 run0", "–")
+    ]
+
+
+def test_a_pick_for_time_that_is_later_at_its_own_best_is_in_the_table_though_not_on_the_front(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "best", "gru", "sgd", [150.0, 120.0, 100.0], seconds=10.0)
+    add_run(tmp_path, 1, "near", "gru", "adam", [104.0] * 9 + [103.0], seconds=5.0)
+    assert front_of(tmp_path) == [1]
+    blocks = picked(tmp_path)
+    assert (
+        "The pick for time costs 1.03 times the perplexity (103 against 100); yet the pick for generalisation is "
+        "sooner at its own best epoch (30 s against 50 s)."
+    ) in said(blocks)
+    assert [(row["setting"], row["picked_for"]) for row in table(blocks, "discussion-3-picks")] == [
+        ("1 best", "generalisation"),
+        ("2 near", "time"),
+    ]
+
+
+def test_no_time_is_divided_by_zero_seconds(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "best", "gru", "sgd", [100.0], seconds=60.0)
+    add_run(tmp_path, 1, "instant", "gru", "adam", [104.0], seconds=0.0)
+    assert "The pick for time costs 1.04 times the perplexity (104 against 100)." in said(picked(tmp_path))
+
+
+def test_haste_has_no_ratio_where_the_soonest_took_zero_seconds(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "best", "gru", "sgd", [100.0], seconds=60.0)
+    add_run(tmp_path, 1, "instant", "rnn", "adam", [200.0], seconds=0.0)
+    assert "it costs 2.00 times the perplexity (200 against 100)." in said(picked(tmp_path))
+
+
+def test_haste_has_no_ratio_where_the_time_of_the_picks_best_epoch_is_lost(tmp_path: Path) -> None:
+    best = add_run(tmp_path, 0, "best", "gru", "sgd", [101.0, 101.0, 100.0], seconds=10.0)
+    write_json_lines(best.metrics_file, best.read_metrics()[0][:2])
+    add_run(tmp_path, 1, "slow", "rnn", "adam", [150.0], seconds=30.0)
+    add_run(tmp_path, 2, "quick", "rnn", "sgd", [200.0], seconds=20.0)
+    assert front_of(tmp_path) == [3, 2]
+    sentences = said(picked(tmp_path))
+    assert "The soonest at its best epoch of those worth considering is 3 quick, after 20 s; it costs 2.00" in sentences
+    assert "nan" not in sentences
+
+
+def test_an_axis_is_logarithmic_where_its_values_are_far_apart_and_the_caption_says_which(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "quick", "gru", "sgd", [101.0], seconds=10.0)
+    add_run(tmp_path, 1, "slow", "gru", "adam", [100.0], seconds=100_000.0)
+    (chart,) = [block for block in picked(tmp_path) if isinstance(block, Chart)]
+    assert (chart.figure.axes[0].get_xscale(), chart.figure.axes[0].get_yscale()) == ("log", "linear")
+    assert " Horizontal axis logarithmic." in chart.caption

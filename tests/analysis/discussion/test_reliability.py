@@ -102,3 +102,21 @@ def test_few_points_stand_in_line_and_many_beside_one_another() -> None:
 def test_of_nothing_nothing_is_said(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "gru", "sgd", [], done=False)
     assert said(judged(tmp_path)) == "No run has finished or diverged, so nothing can be said of reliability."
+
+
+def test_the_largest_share_of_diverged_runs_may_be_of_an_architecture_in_the_middle(tmp_path: Path) -> None:
+    add_settings(tmp_path, 0, "rnn", [100.0, 100.5, 101.0])
+    add_settings(tmp_path, 10, "gru", [100.0, 150.0, 200.0], diverged=1)
+    add_settings(tmp_path, 20, "transformer", [100.0, 200.0, 400.0])
+    assert "The largest share of diverged runs: GRU (25 %)." in said(judged(tmp_path))
+
+
+def test_of_more_than_forty_points_none_carries_its_number(tmp_path: Path) -> None:
+    def numbers() -> list[str]:
+        (chart,) = [block for block in judged(tmp_path) if isinstance(block, Chart)]
+        return [text.get_text() for text in chart.figure.axes[0].texts if text.get_text().isdigit()]
+
+    add_settings(tmp_path, 0, "rnn", [100.0 + place for place in range(3)])
+    assert sorted(numbers()) == ["1", "2", "3"]
+    add_settings(tmp_path, 3, "gru", [100.0 + place for place in range(38)])
+    assert numbers() == []
