@@ -54,6 +54,8 @@ from tests import commands, leftovers, waiting  # noqa: E402 -- after the hook
 from tests.ray_lab import RayLab  # noqa: E402
 
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
+SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report"}
+"""Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
 TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
 """How long a test may take in all."""
 
@@ -101,8 +103,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("gpu") is not None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))  # one process of the test run has the cluster
+        for fixture in SHARED.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(SHARED[fixture]))
     seed = config.getoption("--shuffle")
     if seed is not None:
         random.Random(seed).shuffle(items)

@@ -1,6 +1,6 @@
 """Run the whole suite again and again, quiet and under load, and show what failed: ``make soak N=10``.
 
-Runs alternate: quiet, four busy processes, quiet, a writer that syncs, and so on. Each run has an order of its own, whose
+Runs alternate: quiet, four busy processes, quiet, a writer that syncs, and so on. Each has an order of its own, whose
 seed is printed. Logs and results stay in the folder that is named at the beginning.
 """
 
@@ -95,9 +95,7 @@ def suite(number: int, name: str, seed: int, folder: Path, words: list[str]) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__.partition("\n")[0])
     parser.add_argument("runs", type=int)
-    parser.add_argument(
-        "--seed", type=int, default=random.randrange(10**6), help="of the first order"
-    )
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the first order")
     parser.add_argument("--rename-seconds", type=float, help="a planted race: each renaming of a file waits so long")
     parser.add_argument("words", nargs="*", help="of pytest")
     options = parser.parse_args()

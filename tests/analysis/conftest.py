@@ -9,17 +9,17 @@ from analysis.report import write_report
 from tests.analysis.synthetic import make_study
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def study_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_study(tmp_path_factory.mktemp("runs") / "optimizers")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def study(study_dir: Path) -> Study:
     return load_study(study_dir)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def report(study_dir: Path) -> Path:
     """The folder of the report of ``study_dir``."""
     return write_report(study_dir).parent

@@ -11,8 +11,6 @@ import pytest
 from tests import commands
 from tests.browser import DESKTOP, PHONE, Browser, Page, Screen, open_browser
 
-pytestmark = pytest.mark.xdist_group("browser")  # one browser and one report for all of them
-
 ROWS = "#results tbody tr:first-child"
 """The rows of the results, without the lines of code that other tables have beneath theirs."""
 

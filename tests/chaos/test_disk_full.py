@@ -28,6 +28,8 @@ from tests.test_launch import epochs_of
 from tests.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.xdist_group("disk-full")  # its fixtures take long to make
+
 EXIT_STORAGE = 74
 
 

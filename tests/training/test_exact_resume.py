@@ -14,6 +14,8 @@ from tests.outcome import Outcome, outcome
 from tests.training.lives import End, live, position_of
 from tests.training.studies import make_config, make_run, write_text
 
+pytestmark = pytest.mark.xdist_group("exact-resume")  # its fixtures take long to make
+
 ARCHITECTURES = ("rnn", "gru", "transformer")
 EPOCHS = 3
 KILL, TERM, USR2, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT
