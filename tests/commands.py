@@ -16,13 +16,15 @@ from tests.waiting import DEADLINE_SECONDS, scene
 _started: list[subprocess.Popen[str]] = []
 
 
-def start(argv: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+def start(argv: Sequence[str | Path], *, cold: bool = False, **options: Any) -> subprocess.Popen[str]:
     """``subprocess.Popen`` with text pipes for stdout and stderr unless ``options`` say otherwise.
 
-    What a test has started and not ended is killed when it ends (conftest.py).
+    ``cold``: in a new interpreter, for tests of what it imports (:mod:`tests.warm`). What a test has started and not
+    ended is killed when it ends (conftest.py).
     """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    process = warm.Popen([str(word) for word in argv], text=True, **pipes)
+    popen = warm.ColdPopen if cold else warm.Popen
+    process = popen([str(word) for word in argv], text=True, **pipes)
     _started.append(process)
     return process
 

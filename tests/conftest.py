@@ -50,7 +50,7 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
-from tests import commands, leftovers, waiting  # noqa: E402 -- after the hook
+from tests import commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
 from tests.ray_lab import RayLab  # noqa: E402
 
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
@@ -175,6 +175,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """Fail the run where something is left once its test processes have ended."""
     result = yield
+    warm.close()
     before = session.config.stash.get(_before, None)
     left = leftovers.left_since(before) if before is not None else []
     if left:

@@ -107,7 +107,7 @@ def test_the_launcher_starts_without_torch_or_pandas() -> None:
         "import sys, launch; heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml', 'rich', 'tqdm'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    commands.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/manifests").glob("*.toml")), ids=lambda path: path.name)

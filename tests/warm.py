@@ -19,6 +19,7 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import importlib
 import io
 import json
 import os
@@ -47,9 +48,10 @@ ROOM = 16384
 """Length of the command line and of the variables of a spawner, in which programs show their own (``/proc``)."""
 
 _PR_SET_CHILD_SUBREAPER = 36
-_Cold = subprocess.Popen
+ColdPopen = subprocess.Popen
 _libc = ctypes.CDLL(None, use_errno=True)
 _asking = threading.Lock()
+_close: list[tuple[socket.socket, subprocess.Popen[bytes]]] = []
 _WHERE = "seqlm_tests_spawner"
 """Attribute of ``sys`` with the socket on which this process asks for programs: this file may be loaded twice."""
 
@@ -105,9 +107,12 @@ def _ask(program: Program, files: list[int]) -> int:
             with theirs:
                 argv = [sys.executable, "-P", __file__, str(theirs.fileno()), "x" * ROOM]
                 env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"ROOM": "x" * ROOM}
-                spawner = _Cold(argv, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0)
+                spawner = ColdPopen(
+                    argv, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0
+                )
             setattr(sys, _WHERE, mine)
-            atexit.register(_end, mine, spawner)
+            _close.append((mine, spawner))
+            atexit.register(close)
         spawner_socket: socket.socket = getattr(sys, _WHERE)
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
@@ -117,9 +122,13 @@ def _ask(program: Program, files: list[int]) -> int:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def _end(spawner: socket.socket, process: subprocess.Popen[bytes]) -> None:
-    spawner.close()
-    process.wait()
+def close() -> None:
+    """End the spawner that this process has started, if any."""
+    while _close:
+        spawner, process = _close.pop()
+        delattr(sys, _WHERE)
+        spawner.close()
+        process.wait()
 
 
 # -- in a spawner ----------------------------------------------------------------------------------------------------
@@ -163,6 +172,7 @@ def become(program: Program, files: list[int]) -> NoReturn:
     os.environ.update(program.variables)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _show(program)
+    sys.orig_argv[:] = [sys.executable, *program.words]
     if not (program.words[0] == "-m" and program.words[1].startswith(STARTS_NOTHING)):
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork() == 0:
@@ -187,8 +197,6 @@ def become(program: Program, files: list[int]) -> NoReturn:
 
     torch.set_num_threads(int(program.variables.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     path = [os.path.abspath(entry) for entry in program.variables.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
-    for customize in [found for entry in path if (found := Path(entry, "sitecustomize.py")).exists()][:1]:
-        runpy.run_path(str(customize), run_name="sitecustomize")
     kind, rest = program.words[0], program.words[1:]
     if kind == "-m":
         sys.path[:0], sys.argv[:] = [program.folder, *path], rest
@@ -205,6 +213,12 @@ def become(program: Program, files: list[int]) -> NoReturn:
 def _run_and_exit(run: Callable[[], object]) -> NoReturn:
     """Run and end as an interpreter does, but do not take all modules apart, which costs a second."""
     code = 0
+    sys.modules.pop("sitecustomize", None)
+    try:
+        importlib.import_module("sitecustomize")
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
     try:
         run()
     except SystemExit as end:

@@ -53,6 +53,7 @@ def words_of(pdf: Path) -> tuple[list[str], list[tuple[float, float]]]:
     return words, margins
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_asks_for_nothing_but_itself_and_has_nothing_to_complain(
     browser: Browser, report: Path, screen: Screen
@@ -62,6 +63,7 @@ def test_the_page_asks_for_nothing_but_itself_and_has_nothing_to_complain(
     assert page.console() == []
 
 
+@pytest.mark.process
 def test_what_a_page_asks_for_and_complains_of_is_seen(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(
         '<img src="no.png"><img src="http://example.com/a.png"><script>console.warn("look"); missing()</script>'
@@ -116,6 +118,7 @@ def test_each_heading_sorts_the_table_both_ways_with_missing_values_last(page: P
             assert page.attributes(f"#{table} thead th", "aria-sort") == expected
 
 
+@pytest.mark.process
 def test_sorting_keeps_rows_whole_and_each_command_beneath_its_run(page: Page) -> None:
     rows = page.texts("#hyperparameters tbody")
     page.click("Learning rate", within="#hyperparameters")
@@ -137,6 +140,7 @@ def test_a_table_is_sorted_from_the_keyboard_alone(page: Page) -> None:
     assert page.attributes("#results thead th", "aria-sort")[place - 1] == "descending"
 
 
+@pytest.mark.process
 def test_on_a_phone_only_tables_and_figures_scroll_sideways(browser: Browser, report: Path) -> None:
     page = browser.open(report / "index.html", PHONE)
     assert page.script("return document.documentElement.scrollWidth") <= PHONE.width
@@ -157,6 +161,7 @@ def test_the_page_is_whole_without_scripts(browser: Browser, report: Path) -> No
         assert heading in page.texts("h2")
 
 
+@pytest.mark.process
 def test_the_printed_page_has_every_column_of_every_table_within_the_paper(page: Page, tmp_path: Path) -> None:
     words, margins = words_of(page.pdf(tmp_path / "page.pdf"))
     for table in ("results", "hyperparameters"):
@@ -167,6 +172,7 @@ def test_the_printed_page_has_every_column_of_every_table_within_the_paper(page:
     assert min(min(edges) for edges in margins) > 0
 
 
+@pytest.mark.process
 def test_a_closed_browser_leaves_no_process_and_no_file(browser: Browser, tmp_path: Path) -> None:
     def commands() -> list[str]:
         found = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]

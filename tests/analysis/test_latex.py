@@ -68,12 +68,14 @@ def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("svg_only")
 def test_the_tables_of_nine_runs_compile_and_fit_the_page(study_dir: Path, tmp_path: Path) -> None:
     require_latex()
     check_the_tables_of(study_dir, tmp_path)
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("svg_only")
 def test_the_tables_of_hostile_runs_compile_and_fit_the_page(tmp_path: Path) -> None:
     require_latex()
@@ -101,6 +103,7 @@ def many_runs(study_dir: Path, count: int) -> Path:
     return study_dir
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("svg_only")
 def test_the_tables_of_300_runs_break_over_pages_with_their_heading_on_each(tmp_path: Path) -> None:
     require_latex()
@@ -113,6 +116,7 @@ def test_the_tables_of_300_runs_break_over_pages_with_their_heading_on_each(tmp_
         assert int(pages[1]) > 5
 
 
+@pytest.mark.process
 def test_a_table_of_25_columns_fits_the_page_in_parts_that_repeat_the_first_columns(tmp_path: Path) -> None:
     require_latex()
     titles = ["No.", "Run", *(f"optim.some_setting_{n}" for n in range(25))]
@@ -128,6 +132,7 @@ def test_a_table_of_25_columns_fits_the_page_in_parts_that_repeat_the_first_colu
         assert sum(f" 7.{number:04d} " in part for part in parts) == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("engine", ["pdflatex", "lualatex"])
 def test_hostile_text_anywhere_in_a_table_compiles(engine: str, tmp_path: Path) -> None:
     require_latex()
@@ -143,6 +148,7 @@ def test_hostile_text_anywhere_in_a_table_compiles(engine: str, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.process
 def test_a_table_without_rows_compiles(tmp_path: Path) -> None:
     require_latex()
     empty = Table(name="empty", title="Empty", caption="Nothing.", columns=[Column(key="a", title="A")])

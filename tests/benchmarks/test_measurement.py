@@ -123,6 +123,7 @@ def test_peak_memory_is_that_of_the_step_and_not_of_the_process() -> None:
     assert peak.counter in ("VmHWM", "ru_maxrss")
 
 
+@pytest.mark.process
 def test_a_child_that_fails_says_why_in_one_line() -> None:
     with pytest.raises(RunError) as caught:
         measure_in_child("torch.n", tiny()[0], threads=1, device=CPU)

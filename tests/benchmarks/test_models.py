@@ -16,6 +16,8 @@ from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.models import main
 from tests import commands
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ["--seconds", "0", "--rounds", "2", "--warmup-rounds", "1", "--threads", "1", "--device", "cpu"]
 TIMES_ALONE = [*QUICK, "--no-peak-memory"]
@@ -182,4 +184,4 @@ def test_the_module_restarts_itself_with_the_same_arguments() -> None:
 
 def test_help_and_mistakes_need_no_torch() -> None:
     program = "import sys, benchmarks.models; assert 'torch' not in sys.modules"
-    commands.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)

@@ -45,6 +45,7 @@ def test_the_table_tells_calls_and_leaves_out_what_was_not_measured() -> None:
     assert "| seqlm | 7 (6-8) | - | 40 (40-40) | 2: 1 sbatch, 1 sinfo |" in as_markdown(document)
 
 
+@pytest.mark.process
 def test_calls_are_counted_and_made(tmp_path: Path) -> None:
     real = tmp_path / "real"
     real.mkdir()

@@ -48,6 +48,7 @@ def test_memory_is_that_of_the_first_and_the_last_quarter() -> None:
     assert found == {"launcher_mb_first_quarter": 1, "launcher_mb_last_quarter": 3, "growth": 2}
 
 
+@pytest.mark.process
 def test_a_stand_in_takes_its_time_from_the_start_of_its_process(tmp_path: Path) -> None:
     (planned,) = make_study(tmp_path, [StandIn(seconds=0.3)])
     before = time.time()

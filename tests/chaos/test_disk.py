@@ -11,6 +11,8 @@ import pytest
 
 from tests.chaos.disk import Disk, may_mount
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.skipif(not may_mount(), reason="mounting is not allowed here")
 def test_a_folder_becomes_read_only_while_files_in_it_are_written_all_the_time(tmp_path: Path) -> None:

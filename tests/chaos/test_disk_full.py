@@ -94,6 +94,7 @@ def leftovers(run: RunDirectory) -> list[str]:
     return [path.name for path in run.path.rglob(".*.tmp*")]
 
 
+@pytest.mark.process
 def test_a_full_disk_stops_a_run_which_goes_on_bit_for_bit_when_there_is_room(
     disk: Disk, config: RunConfig, text: Path, quiet: Outcome
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_full_disk_stops_a_run_which_goes_on_bit_for_bit_when_there_is_room(
     assert leftovers(run) == []
 
 
+@pytest.mark.process
 def test_a_folder_that_becomes_read_only_stops_a_run_which_goes_on_bit_for_bit_when_it_is_writable(
     disk: Disk, config: RunConfig, text: Path, quiet: Outcome
 ) -> None:

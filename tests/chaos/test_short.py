@@ -19,6 +19,7 @@ pytestmark = pytest.mark.xdist_group("chaos")
 SEED = 4504  # kills of every kind, a power cut, a full disk among the first eight
 
 
+@pytest.mark.process
 def test_a_study_that_is_disturbed_eight_times_ends_as_the_quiet_one_bit_for_bit(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--short", "--faults", "8", "--every", "1.5", "--seed", str(SEED), "--json", str(report)]

@@ -131,6 +131,7 @@ def test_a_full_disk_leaves_no_part_of_an_entry(write_texts, cache_folder, monke
     assert entries(cache_folder) == []
 
 
+@pytest.mark.process
 def test_builders_at_the_same_time_agree_and_leave_one_entry(write_texts, cache_folder):
     folder = write_texts(train="the cat saw the dog sat ran <unk>\n" * 2_000)
     script = (

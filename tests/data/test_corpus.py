@@ -220,6 +220,7 @@ def test_the_real_ptb_is_what_is_known_by_heart(level):
         assert list(corpus.splits["train"][:4]) == [9970, 9971, 9972, 9974]  # aer banknote berlitz calloway
 
 
+@pytest.mark.process
 def test_planning_with_a_corpus_imports_neither_torch_nor_numpy(write_texts):
     script = (
         "import sys, pathlib, seqlm.data.corpus as c, seqlm.data.layout, seqlm.data.pydoc_corpus\n"
@@ -228,5 +229,5 @@ def test_planning_with_a_corpus_imports_neither_torch_nor_numpy(write_texts):
         "c.corpus_facts(DataConfig(corpus='files'), pathlib.Path(sys.argv[1]))\n"
         "print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
     )
-    done = commands.run([sys.executable, "-c", script, write_texts()], check=True)
+    done = commands.run([sys.executable, "-c", script, write_texts()], cold=True, check=True)
     assert done.stdout == "[]\n"

@@ -68,6 +68,7 @@ def test_no_line_of_train_is_in_valid_or_test(texts):
     assert not lines["train"] & (lines["valid"] | lines["test"])
 
 
+@pytest.mark.process
 def test_another_process_builds_the_same_text(texts):
     script = (
         "import pathlib, sysconfig, hashlib\n"

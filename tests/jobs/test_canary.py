@@ -325,12 +325,14 @@ def launched(
     return [name.rpartition("-")[0] for name in names]
 
 
+@pytest.mark.process
 def test_the_grid_starts_once_its_canaries_have_passed(tmp_path: Path) -> None:
     names = launched(tmp_path, FakeBackend(passes))
     assert names[:2] == ["canary/rnn0", "canary/gru0"]
     assert len(names) == 14
 
 
+@pytest.mark.process
 def test_canaries_tell_the_times_that_the_study_keeps_as_estimates(tmp_path: Path) -> None:
     study_dir = tmp_path / "runs" / "study"
     before: list[dict[str, Any]] = []
@@ -347,6 +349,7 @@ def test_canaries_tell_the_times_that_the_study_keeps_as_estimates(tmp_path: Pat
     assert [found["seconds"] for found in after.values()] == [pytest.approx(2 * per_epoch / 100)] * 12
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("count", "canaries", "expected"), [(5, None, 10), (5, True, 12), (6, False, 12)])
 def test_small_grids_start_at_once_and_a_choice_goes_before(
     tmp_path: Path, count: int, canaries: bool | None, expected: int
@@ -354,6 +357,7 @@ def test_small_grids_start_at_once_and_a_choice_goes_before(
     assert len(launched(tmp_path, FakeBackend(passes), count=count, canaries=canaries)) == expected
 
 
+@pytest.mark.process
 def test_nothing_of_the_grid_starts_when_a_canary_fails(tmp_path: Path) -> None:
     backend = FakeBackend(diverges)
     with pytest.raises(CanaryError):
@@ -363,6 +367,7 @@ def test_nothing_of_the_grid_starts_when_a_canary_fails(tmp_path: Path) -> None:
     assert not backend.is_open
 
 
+@pytest.mark.process
 def test_an_interrupt_during_the_canaries_starts_nothing(tmp_path: Path) -> None:
     def interrupt(submission: Submission) -> int:
         raise KeyboardInterrupt
@@ -374,6 +379,7 @@ def test_an_interrupt_during_the_canaries_starts_nothing(tmp_path: Path) -> None
     assert [force for _, force in backend.stopped] != []
 
 
+@pytest.mark.process
 def test_a_run_cancelled_during_the_canaries_does_not_start(tmp_path: Path) -> None:
     def cancel_one(submission: Submission) -> int:
         if submission.run_dir.parent.name == "canary":
@@ -386,6 +392,7 @@ def test_a_run_cancelled_during_the_canaries_does_not_start(tmp_path: Path) -> N
     assert len(names) == 13
 
 
+@pytest.mark.process
 def test_status_says_that_runs_wait_for_the_canaries(tmp_path: Path) -> None:
     seen: set[str] = set()
 
@@ -399,6 +406,7 @@ def test_status_says_that_runs_wait_for_the_canaries(tmp_path: Path) -> None:
     assert seen == {"waits for the canaries"}
 
 
+@pytest.mark.process
 def test_the_speeds_of_the_canaries_order_the_queue(tmp_path: Path) -> None:
     def work(submission: Submission) -> int:
         slow = submission.run_dir.name.startswith("rnn")
@@ -409,6 +417,7 @@ def test_the_speeds_of_the_canaries_order_the_queue(tmp_path: Path) -> None:
     assert [name[:3] for name in by_operations] == ["gru"] * 6 + ["rnn"] * 6, "a GRU has more to compute"
 
 
+@pytest.mark.process
 def test_the_canary_has_the_cores_that_its_run_gets_in_the_whole_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

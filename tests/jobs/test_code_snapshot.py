@@ -8,6 +8,8 @@ from jobs import code_snapshot
 from jobs.code_snapshot import keep_code, live_code
 from tests import commands
 
+pytestmark = pytest.mark.process
+
 
 def git(folder: Path, *words: str) -> None:
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]

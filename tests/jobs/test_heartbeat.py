@@ -160,6 +160,7 @@ def test_a_launcher_kills_a_run_that_hangs_and_tries_it_again(tmp_path: Path) ->
     assert item.run.attempts() == [1, 2]
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(

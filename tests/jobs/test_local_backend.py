@@ -56,6 +56,7 @@ def wait(backend: LocalBackend, job_id: str) -> Ended:
     return ended
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_each_rank_is_a_process_that_knows_its_place(tmp_path: Path) -> None:
     backend = LocalBackend()
@@ -79,6 +80,7 @@ def test_cores_are_shared_equally_among_the_runs_that_go_at_once(runs: int, cpus
     assert LocalBackend().resolve(wanting(Resources()), runs).cpus == cpus
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_what_a_run_holds_is_not_free_until_it_ends(tmp_path: Path) -> None:
     backend = LocalBackend()
@@ -90,6 +92,7 @@ def test_what_a_run_holds_is_not_free_until_it_ends(tmp_path: Path) -> None:
     assert has_room(backend, resources)
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_two_gpus")
 def test_four_quarters_of_a_gpu_share_one_card(tmp_path: Path) -> None:
     backend = LocalBackend()
@@ -102,6 +105,7 @@ def test_four_quarters_of_a_gpu_share_one_card(tmp_path: Path) -> None:
     assert seen == ["0", "0", "0", "0", "3"]
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_two_gpus")
 def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
     backend = LocalBackend()
@@ -149,6 +153,7 @@ def test_a_precision_that_the_processor_lacks_is_refused_before_anything_starts(
     assert LocalBackend().resolve(wanting(Resources(), "bf16"), at_most=1).cpus == 4
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_a_rank_killed_by_a_signal_explains_the_others(tmp_path: Path) -> None:
     program = "import os, signal, sys, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), 9)\nsys.exit(1)"
@@ -157,6 +162,7 @@ def test_a_rank_killed_by_a_signal_explains_the_others(tmp_path: Path) -> None:
     assert (ended.exit_code, ended.message) == (-9, "rank 1 was killed by SIGKILL")
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_ranks_left_hanging_by_a_failed_one_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.local_backend.PEER_GRACE_SECONDS", 0.2)
@@ -166,6 +172,7 @@ def test_ranks_left_hanging_by_a_failed_one_are_ended(tmp_path: Path, monkeypatc
     assert "rank" in ended.message
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_stop_asks_with_sigterm_and_force_kills(tmp_path: Path) -> None:
     program = (
@@ -182,6 +189,7 @@ def test_stop_asks_with_sigterm_and_force_kills(tmp_path: Path) -> None:
     assert wait(backend, job).exit_code == -9
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_a_run_is_a_process_group_of_its_own(tmp_path: Path) -> None:
     program = "import os, sys; open(sys.argv[1] + '/group' + os.environ['RANK'], 'w').write(str(os.getpgrp()))"

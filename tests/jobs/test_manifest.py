@@ -832,6 +832,7 @@ def test_the_examples_of_the_reference_load(tmp_path: Path, language: str) -> No
         load(tmp_path, text, name=f"example.{language}")
 
 
+@pytest.mark.process
 def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
     program = (
         "import sys; from pathlib import Path; from jobs.manifest import load_manifest\n"
@@ -839,7 +840,7 @@ def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
         f"load_manifest(Path({str(MANIFESTS[0])!r}))\n"
         "print([name for name in ('torch', 'yaml', 'numpy', 'pandas') if name in sys.modules])"
     )
-    done = commands.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    done = commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -146,6 +146,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.retry.FIRST_DELAY_SECONDS", 0.0)
 
 
+@pytest.mark.process
 def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -> None:
     run = launch_locally(tmp_path, STAND_IN, Policy(checkpoint_min=2.5))
     assert run.read_result() == {"minutes": "2.5"}
@@ -157,6 +158,7 @@ def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -
     assert run.attempts() == [1, 2, 3, 4], "another launch starts with what was needed before"
 
 
+@pytest.mark.process
 def test_the_real_trainer_short_of_memory_ends_done_with_four_micro_batches(tmp_path: Path) -> None:
     run = launch_locally(tmp_path, TIGHT, Policy())
     assert (run.read_result() or {})["micro_batches"] == 4
@@ -165,6 +167,7 @@ def test_the_real_trainer_short_of_memory_ends_done_with_four_micro_batches(tmp_
     assert {failed.kind for failed in history(run)} == {"oom"}
 
 
+@pytest.mark.process
 def test_a_run_that_never_fits_fails_and_says_how_often_it_was_tried(tmp_path: Path) -> None:
     run = launch_locally(tmp_path, STAND_IN, Policy(oom=1))
     assert run.observe().reason == "oom: no memory, after 1 retry with ever smaller micro-batches"
@@ -172,6 +175,7 @@ def test_a_run_that_never_fits_fails_and_says_how_often_it_was_tried(tmp_path: P
     assert run.observe().state == "done", "a person who has it tried again starts where it stood"
 
 
+@pytest.mark.process
 def test_a_run_with_too_few_columns_for_smaller_micro_batches_fails(tmp_path: Path) -> None:
     run = launch_locally(tmp_path, STAND_IN, Policy(oom=None), batch_size=3)
     reason = "oom: no memory, with 2 micro-batches a step; its ranks have too few columns for smaller ones"

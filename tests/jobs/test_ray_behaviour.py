@@ -12,6 +12,8 @@ from seqlm.rundir import RunDirectory
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch_behaviour import LAUNCHER, STAND_IN, finished_runs
 
+pytestmark = pytest.mark.process
+
 
 def test_a_node_of_a_cluster_computes_the_behaviour_of_a_model(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

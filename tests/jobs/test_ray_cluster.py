@@ -109,7 +109,7 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
 ) -> None:
     lab.start_cluster((1, 0), (1, 1), (1, 1), (1, 1))
     grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02, 0.03, 0.04, 0.05]}, {"rates": [0.1, 0.2], "ranks": 2})
-    study = Study(lab, tmp_path, *grids, epochs=4, lines=1500)
+    study = Study(lab, tmp_path, *grids, epochs=4, lines=500)
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "an epoch of four runs", until=lambda epochs: sum(map(bool, epochs)) >= 4)
     (victim, *_) = wait_for(
@@ -228,7 +228,7 @@ def test_a_run_that_ray_places_and_never_starts_is_given_up(ray_cluster: RayLab,
 
 
 def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0}, epochs=6, lines=1500)
+    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0}, epochs=6, lines=500)
     launcher = study.start("run", "small.toml", "--backend", "local", "--max-parallel", "1")
     wait_for(
         lambda: [(run.result_file.exists(), epochs_of(run)) for run in study.runs()],

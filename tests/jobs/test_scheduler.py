@@ -68,6 +68,7 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
     assert {job: state.kind for job, state in read_sacct(text).items()} == {"7_0": "timeout"}
 
 
+@pytest.mark.process
 def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     program(room, "squeue", says="".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
     program(room, "sacct", says="".join(f"7_{number}|COMPLETED|n1\n" for number in range(900, 1000)))
@@ -81,6 +82,7 @@ def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     assert asker.calls == 2, "what was answered a moment ago is not asked again"
 
 
+@pytest.mark.process
 def test_what_the_queue_knows_needs_no_second_call(room: Path) -> None:
     program(room, "squeue", says="7|RUNNING|None|n1\n")
     asker = Scheduler()
@@ -88,12 +90,14 @@ def test_what_the_queue_knows_needs_no_second_call(room: Path) -> None:
     assert asker.calls == 1
 
 
+@pytest.mark.process
 def test_without_accounting_a_job_that_the_queue_has_forgotten_is_gone(room: Path) -> None:
     program(room, "squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
     program(room, "sacct", error=NO_ACCOUNTING, code=1)
     assert Scheduler().states(["7_1"])["7_1"].stage == "gone"
 
 
+@pytest.mark.process
 def test_a_controller_that_does_not_answer_leaves_the_state_unknown(room: Path) -> None:
     program(room, "squeue", error=DOWN, code=1)
     program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
@@ -102,12 +106,14 @@ def test_a_controller_that_does_not_answer_leaves_the_state_unknown(room: Path) 
     )
 
 
+@pytest.mark.process
 def test_accounting_answers_while_the_controller_does_not(room: Path) -> None:
     program(room, "squeue", error=DOWN, code=1)
     program(room, "sacct", says="7_1|TIMEOUT|n1\n")
     assert Scheduler().states(["7_1"])["7_1"].kind == "timeout"
 
 
+@pytest.mark.process
 def test_a_controller_that_hangs_is_given_up(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("squeue", "sacct"):
         (room / name).write_text("#!/bin/sh\nexec sleep 60\n")
@@ -142,6 +148,7 @@ def test_a_job_tells_what_its_run_does_not(tmp_path: Path, job: JobState, state:
     assert observe_run(run, AtWork(jobs={run.id: job})).state == "done", "its own word goes first"
 
 
+@pytest.mark.process
 def test_only_runs_that_have_not_spoken_are_asked_about(room: Path) -> None:
     study = room / "study"
     runs = [make_run(study / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2", "c-3"))]

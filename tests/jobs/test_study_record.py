@@ -225,6 +225,7 @@ def launched(folder: Path, chosen: slice, *, recorded: bool = True) -> list[RunD
         return [item.run for item in prepared.todo]
 
 
+@pytest.mark.process
 def test_a_launch_writes_what_plan_would_have_said_of_its_runs(tmp_path: Path) -> None:
     first, second = launched(tmp_path, slice(0, 2))
     file = study_record_file(tmp_path / "runs" / "s")
@@ -255,6 +256,7 @@ def test_a_launch_writes_what_plan_would_have_said_of_its_runs(tmp_path: Path) -
     assert seconds["grid-gru-sgd"] is None, "no GRU has told its speed"
 
 
+@pytest.mark.process
 def test_a_launch_without_a_manifest_leaves_the_record_alone(tmp_path: Path) -> None:
     launched(tmp_path, slice(0, 1), recorded=False)
     assert not study_record_file(tmp_path / "runs" / "s").exists()

@@ -25,6 +25,8 @@ from tests.test_launch import worker_pid
 from tests.test_launch_behaviour import LAUNCHER, ROOT, STAND_IN, finished_runs
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:

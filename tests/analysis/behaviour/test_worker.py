@@ -256,6 +256,7 @@ def test_what_is_no_job_is_refused_before_anything_is_written(
     assert {path.name for path in job.path.iterdir()} == {"config.json", "task.json"}
 
 
+@pytest.mark.process
 def test_sigterm_stops_between_two_pieces_of_work(lab: Lab) -> None:
     job = lab.job("rnn-1", settings={"samples": 100_000, "lengths": [50]})
     process = commands.start([sys.executable, "-m", "analysis.behaviour", job.path])
