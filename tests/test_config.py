@@ -279,6 +279,8 @@ def test_the_documentation_has_ten_thousand_words_unless_something_else_is_said(
         ),
         (changed(optim={"decay": float("inf")}), "optim.decay: found inf, valid is a number greater than 1"),
         (changed(optim={"flat_epochs": 0}), "optim.flat_epochs: found 0, valid is a positive whole number"),
+        (changed(optim={"lr": True}), "optim.lr: found true, valid is a number"),
+        ({**RNN, "data": {"corpus": "files", "sha256": 7}}, "data.sha256: found 7, valid is a text"),
         ({**RNN, "seed": "1"}, 'seed: found "1", valid is a whole number'),
         ({**RNN, "modle": {}}, 'unknown key "modle"; did you mean "model"? (valid: model, data, optim, train, seed)'),
     ],

@@ -497,10 +497,10 @@ def test_a_folder_without_leases_is_released_and_has_no_owner(tmp_path: Path, cl
 def test_leases_that_a_listing_does_not_show_yet_are_asked_for_by_name(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(4):
+    for _ in range(5):
         cluster.claim("a").release()
     monkeypatch.setattr(os, "listdir", lambda folder: ["000001.json", "000002.json", "notes.json", "9.json"])
-    assert newest_generation(cluster.folder) == 4
+    assert newest_generation(cluster.folder) == 5
 
 
 def test_a_heartbeat_far_in_the_future_is_no_sign_of_life_from_outside(cluster: Cluster) -> None:
@@ -558,6 +558,8 @@ def test_an_owner_looks_around_more_often_than_it_beats_and_its_thread_ends_with
     before = set(threading.enumerate())
     with kept(lease, Terms(heartbeat_seconds=1000.0), look_around):
         assert enough.wait(20)
+        (thread,) = set(threading.enumerate()) - before
+        assert (thread.name, thread.daemon) == ("lease", True)
     assert set(threading.enumerate()) == before
     assert looks == [1] * len(looks), "one beat at the beginning, and the next after a thousand seconds"
 
@@ -603,3 +605,12 @@ def test_a_disk_that_fails_while_a_lease_is_watched_is_one_line(
 
     with pytest.raises(FileError, match=r"cannot take the lease in .*: Input/output error"):
         cluster.claim("b", while_waiting=lambda: monkeypatch.setattr(Path, "open", fail))
+
+
+def test_the_last_look_at_a_stale_lease_is_at_the_end_of_the_stale_time(cluster: Cluster) -> None:
+    cluster.claim("a")
+    record = json.loads((cluster.folder / "000001.json").read_text())
+    (cluster.folder / "000001.json").write_text(json.dumps({**record, "heartbeat_seconds": 60.25}))
+    looks: list[float] = []
+    cluster.claim("b", while_waiting=lambda: looks.append(cluster.now))
+    assert looks == [*range(1, 181), 180.75]

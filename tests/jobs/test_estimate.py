@@ -267,8 +267,16 @@ def test_an_estimate_gathers_all_of_them() -> None:
     assert found.seconds == 4.0
 
 
-def test_the_memory_of_a_reference_transformer_follows_its_equation() -> None:
-    run = config({**MODELS[5], "implementation": "reference"}, optimizer="sgd")
+@pytest.mark.parametrize(
+    ("model", "per_token"),
+    [
+        (MODELS[1], 2 * 5 + 4 * 3 * 6),  # 2 E + 4 L H
+        (MODELS[3], 2 * 5 + 10 * 3 * 6),  # 2 E + 10 L H
+        (MODELS[5], 2 * 6 + 3 * (14 * 6 + 3 * 7 + 3 * 3 * 5)),  # 2 H + L (14 H + 3 M + 3 A T)
+    ],
+    ids=["rnn", "gru", "transformer"],
+)
+def test_the_memory_of_a_reference_model_follows_its_equation(model: dict[str, Any], per_token: int) -> None:
+    run = config({**model, "implementation": "reference"}, optimizer="sgd")
     tokens = 5 * 4  # I = T B
-    logits, activations = 3 * tokens * VOCAB, tokens * (2 * 6 + 3 * (14 * 6 + 3 * 7 + 3 * 3 * 5))
-    assert memory_bytes(run, VOCAB) == 4 * (2 * parameter_count(run, VOCAB) + logits + activations)
+    assert memory_bytes(run, VOCAB) == 4 * (2 * parameter_count(run, VOCAB) + tokens * (3 * VOCAB + per_token))

@@ -155,8 +155,9 @@ def test_the_run_in_front_is_expected_at_the_first_end_that_makes_room_for_it() 
 
 def test_jobs_that_end_at_the_same_time_are_no_error() -> None:
     room = Room(5, waiting("wide", ranks=5, seconds=100), waiting("other", seconds=10))
-    room.occupy(2, until=10)
-    room.occupy(1, until=10)
+    for cpus in (2, 1):
+        shares = [Share(node="n", cpus=cpus, device=None, gpus=0)]
+        room.live[f"of {cpus} cores"] = Live(shares=shares, expected_end=10)
     assert room.start() == ["other"]
 
 

@@ -297,6 +297,9 @@ def test_runs_of_a_share_of_a_gpu_go_into_one_job(gpus: float | None, runs: int)
 @pytest.mark.parametrize(
     ("table", "line"),
     [
+        ({"env": "A=x"}, 'env: found "A=x", valid is a table of texts'),
+        ({"env": {"A": "x", "B": 1}}, 'env: found {"A": "x", "B": 1}, valid is a table of texts'),
+        ({"env_pass": ["A", "B C"]}, 'env_pass: found ["A", "B C"], valid is a list of names of variables'),
         ({"env": {"A-B": "x"}}, 'env: found the variable "A-B", valid are letters, digits and underscores'),
         ({"env": {"A": "x\0"}}, 'env.A: found "x\\u0000", valid is a text without NUL'),
         (

@@ -173,3 +173,8 @@ def test_an_axis_is_logarithmic_where_its_values_are_far_apart_and_the_caption_s
     (chart,) = [block for block in picked(tmp_path) if isinstance(block, Chart)]
     assert (chart.figure.axes[0].get_xscale(), chart.figure.axes[0].get_yscale()) == ("log", "linear")
     assert " Horizontal axis logarithmic." in chart.caption
+    add_run(tmp_path, 2, "middle", "rnn", "sgd", [500.0], seconds=100.0)
+    add_run(tmp_path, 3, "high", "rnn", "adam", [900.0], seconds=100.0)
+    (chart,) = [block for block in picked(tmp_path) if isinstance(block, Chart)]
+    assert (chart.figure.axes[0].get_xscale(), chart.figure.axes[0].get_yscale()) == ("log", "log")
+    assert " Both axes logarithmic." in chart.caption
