@@ -1,7 +1,7 @@
 """Run the whole suite again and again, quiet and under load, and show what failed: ``make soak N=10``.
 
-Runs alternate: quiet, four busy processes, quiet, a writer that syncs, and so on. Each has an order of its own, whose
-seed is printed. Logs and results stay in the folder that is named at the beginning.
+Runs alternate: quiet, four busy processes, quiet, a writer that syncs, and so on. Each has a time zone and an order of
+its own; the seed of the order is printed. Logs and results stay in the folder that is named at the beginning.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ while True:
 """
 LOADS = {"quiet": [], "busy": [BUSY] * 4, "slow disk": [SYNCING]}
 ORDER = ("quiet", "busy", "quiet", "slow disk")
+ZONES = ("UTC", "Asia/Kolkata", "America/St_Johns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,8 @@ def suite(number: int, name: str, seed: int, folder: Path, words: list[str]) -> 
     results, began = folder / f"run-{number}.xml", time.monotonic()
     argv = [sys.executable, "-m", "pytest", *words, "--shuffle", str(seed), f"--junitxml={results}"]
     with load(name, folder), (folder / f"run-{number}.log").open("wb") as log:
-        code = subprocess.run(argv, cwd=ROOT, stdout=log, stderr=log, check=False).returncode
+        env = {**os.environ, "TZ": ZONES[number % len(ZONES)], "CI": "true"}  # a missing program is a failure
+        code = subprocess.run(argv, cwd=ROOT, env=env, stdout=log, stderr=log, check=False).returncode
     known = {"number": number, "load": name, "seed": seed, "seconds": time.monotonic() - began, "exit_code": code}
     if not results.exists():
         return Result(**known, failed=[f"no result: see {folder / f'run-{number}.log'}"])
