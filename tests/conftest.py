@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process compiles all of seqlm, and every run all tests
+sys.dont_write_bytecode = False
 os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share the machine
 if "SEQLM_DATA" in os.environ:  # the tests of the real Penn Treebank read it, and nothing else does
     os.environ["SEQLM_TEST_DATA"] = os.environ["SEQLM_DATA"]
