@@ -12,6 +12,8 @@ import pytest
 from tests import commands
 from tests.chaos.study import Lab
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
@@ -48,8 +50,6 @@ def test_a_folder_that_another_process_has_made_is_listed_late(lab: Lab) -> None
     in_lab(lab, "import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir()", str(runs / "0001"))
     look = """
 import os, sys, pathlib
-
-pytestmark = pytest.mark.process
 runs = pathlib.Path(sys.argv[1])
 (runs / "0002").mkdir()
 print(os.listdir(runs), [e.name for e in os.scandir(runs)], [p.name for p in runs.glob("0*")], (runs / "0001").is_dir())
