@@ -28,7 +28,8 @@ test: $(VENV)/installed-test
 	$(PYTEST) $(if $(FAST),$(FAST_TESTS))
 
 coverage: $(VENV)/installed-test
-	$(PYTEST) $(FAST_TESTS) --cov --cov-report=term-missing
+	$(BIN)/coverage run -m pytest $(FAST_TESTS)
+	$(BIN)/coverage report
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n 4 --dist loadgroup

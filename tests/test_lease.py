@@ -614,3 +614,18 @@ def test_the_last_look_at_a_stale_lease_is_at_the_end_of_the_stale_time(cluster:
     looks: list[float] = []
     cluster.claim("b", while_waiting=lambda: looks.append(cluster.now))
     assert looks == [*range(1, 181), 180.75]
+
+
+def test_a_claimant_whose_file_was_swept_away_by_the_new_owner_claims_the_next_number(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def swept(source: Path, target: Path) -> None:
+        if target.name == "000001.json":
+            target.write_text('{"released": true}')
+            source.unlink()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", swept)
+    assert cluster.claim("a").generation == 2

@@ -140,3 +140,15 @@ def test_a_time_is_compared_among_finished_runs_alone(tmp_path: Path) -> None:
     assert verdicts(blocks) == [
         "cannot be said: no finished run on the side expected lower has this number (1 a: failed: oom)"
     ]
+
+
+def test_the_lowest_time_of_each_side_decides_and_runs_without_one_are_left_out(tmp_path: Path) -> None:
+    lost = add_run(tmp_path, 0, "lost", "gru", "adam", [100.0])
+    lost.metrics_file.unlink()
+    slow = add_run(tmp_path, 1, "slow", "gru", "sgd", [100.0], seconds=30.0)
+    quick = add_run(tmp_path, 2, "quick", "gru", "sgd", [100.0], seconds=10.0, lr=2.0)
+    other = add_run(tmp_path, 3, "other", "rnn", "sgd", [100.0], seconds=20.0)
+    blocks = held_against(tmp_path, {"metric": "epoch_seconds", "lower": [lost, slow, quick], "higher": [other]})
+    assert verdicts(blocks) == ["as expected"]
+    (row,) = table(blocks, "discussion-1-expected")
+    assert (row["lower_run"], row["higher_run"]) == ("3 quick", "4 other")

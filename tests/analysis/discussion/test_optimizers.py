@@ -101,3 +101,13 @@ def test_runs_without_times_and_training_perplexities_are_compared_by_validation
     assert "Lowest validation perplexity: Adam 100 (1 adam), SGD 200 (2 sgd)." in sentences
     assert "Median time" not in sentences
     assert "Median generalisation gap" not in sentences
+
+
+def test_generalisation_gaps_are_told_the_smallest_first(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "rnn-adam", "rnn", "adam", [200.0], train=150.0)
+    add_run(tmp_path, 1, "gru-adam", "gru", "adam", [100.0], train=80.0)
+    add_run(tmp_path, 2, "rnn-sgd", "rnn", "sgd", [90.0], train=95.0)
+    assert (
+        "Median generalisation gap (validation less training perplexity): -5.0 with SGD (-5.0 in its best run), "
+        "35.0 with Adam (20.0 in its best run)."
+    ) in said(compared(tmp_path)).splitlines()
