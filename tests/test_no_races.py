@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,3 +113,9 @@ def test_each_rule_is_heeded(source: str, rule: str) -> None:
 )
 def test_what_is_fine_is_left_alone(source: str) -> None:
     assert list(violations(source)) == []
+
+
+@pytest.mark.xdist_group("heeded")
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="no groups without xdist")
+def test_groups_are_heeded(request: pytest.FixtureRequest) -> None:
+    assert request.node.nodeid.endswith("@heeded"), "each process of the test run starts a Ray of its own"

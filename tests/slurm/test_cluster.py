@@ -124,42 +124,36 @@ def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
     return read_soon(run.worker_file(run.last_attempt(), rank))
 
 
-def test_a_grid_is_one_array_whose_runs_have_gpus_of_their_own(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    crawl = Crawl(tmp_path, epochs=1)
-    study = Study(cluster, tmp_path, archs=["rnn", "gru", "transformer"], rates=[0.01, 0.02], epochs=3, env=crawl.env)
-    answer = study("run", "small.toml", "--no-wait", "--json", "--then-report")
+def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
+    cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    crawl = Crawl(tmp_path, epochs=0)
+    env = "".join(f"{name} = {json.dumps(value)}\n" for name, value in {"SEQLM_DEVICE": "cpu", **crawl.env}.items())
+    (tmp_path / "site.toml").write_text(f"[env]\n{env}")  # the GPUs are fake
+    changes = ("train.epochs=1", "train.batch_size=128", "model.hidden_size=16", "resources.cpus=1", "resources.gpus=1")
+    argv = [sys.executable, str(ROOT / "launch.py"), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
+    argv += ["--backend", "slurm", "--json", *(word for change in changes for word in ("--set", change))]
+    options = {"cwd": tmp_path, "env": {**cluster.env, "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}}
+    answer = commands.run([*argv, "--no-wait", "--then-report"], **options)
     assert answer.returncode == 0, answer.stderr
     (array,) = json.loads(answer.stdout)["data"]["jobs"]
-    assert sorted(study.jobs().values()) == [f"{array}_{number}" for number in range(6)]
-    wait_for(study.states, "all runs to run", until=lambda states: states == ["running"] * 6)
-    wait_for(
-        lambda: [run.id for run in study.runs() if not (run.last_attempt() and run.worker_file(1).exists())],
-        "the record of each worker",
-        until=lambda without: not without,
-    )
-    seats = {(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}
-    assert len(seats) == 6, seats
+    study_dir = tmp_path / "runs/quickstart"
+    jobs = json.loads((study_dir / "slurm/jobs.json").read_text())["jobs"]
+    assert sorted(jobs.values()) == [f"{array}_{number}" for number in range(9)]
+
+    def workers() -> list[dict[str, Any]]:
+        return [read_json(path) or {} for path in study_dir.glob("*/attempts/0001/worker.json")]
+
+    # The crawl holds them: three nodes of two GPUs have six runs at once.
+    begun = wait_for(workers, "six runs to begin", until=lambda workers: len(workers) == 6 and all(workers))
+    assert len({(worker["node"], worker["gpu"]) for worker in begun}) == 6, begun
     crawl.end()
-    again = study("run", "small.toml", "--json")  # waits, and submits nothing
+    again = commands.run(argv, **options)  # waits, and submits nothing
     assert again.returncode == 0, again.stderr
-    assert "0 of 6 runs to do" in again.stderr
-    assert all(epochs_of(run) == list(range(3)) for run in study.runs())
-    assert all(run.attempts() == [1] for run in study.runs())
-    wait_for((tmp_path / "runs/small/report/index.html").exists, "the report")
-
-
-def test_the_quickstarts_grid_runs_as_one_array(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    (tmp_path / "site.toml").write_text('[env]\nSEQLM_DEVICE = "cpu"\n')  # the GPUs are fake
-    manifest = str(ROOT / "jobs" / "manifests" / "quickstart.toml")
-    argv = [sys.executable, str(ROOT / "launch.py"), "run", manifest, "--backend", "slurm", "--json", "--report"]
-    argv += ["--set", "train.epochs=1", "--set", "resources.cpus=1"]
-    env = {**cluster.env, "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
-    answer = commands.run(argv, cwd=tmp_path, env=env)
-    assert answer.returncode == 0, answer.stderr
-    assert [run["state"] for run in json.loads(answer.stdout)["data"]["runs"]] == ["done"] * 9
-    jobs = json.loads((tmp_path / "runs/quickstart/slurm/jobs.json").read_text())["jobs"]
-    assert len({job.partition("_")[0] for job in jobs.values()}) == 1
-    assert (tmp_path / "runs/quickstart/report/index.html").exists()
+    assert "0 of 9 runs to do" in again.stderr
+    assert [run["state"] for run in json.loads(again.stdout)["data"]["runs"]] == ["done"] * 9
+    assert all(epochs_of(run) == [0] and run.attempts() == [1] for run in RunDirectory.all_in(study_dir))
+    wait_for((study_dir / "report/index.html").exists, "the report")
 
 
 def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster, tmp_path: Path) -> None:
