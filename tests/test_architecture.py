@@ -102,6 +102,7 @@ def test_the_bottom_needs_the_standard_library_alone() -> None:
                 assert top in sys.stdlib_module_names or top == "seqlm", f"{name} imports {imported}"
 
 
+@pytest.mark.process
 def test_the_launcher_starts_without_torch_or_pandas() -> None:
     program = (
         "import sys, launch; heavy = {'torch', 'pandas', 'matplotlib', 'numpy', 'jaxtyping', 'yaml', 'rich', 'tqdm'}; "
@@ -117,6 +118,7 @@ def test_every_manifest_parses(path: Path) -> None:
     assert manifest.runs
 
 
+@pytest.mark.process
 def test_the_readme_map_names_every_folder_and_module_at_the_top() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     section = text.split("## Map", 1)[1].split("\n## ", 1)[0]
@@ -132,6 +134,7 @@ def test_the_readme_map_names_every_folder_and_module_at_the_top() -> None:
     assert named == folders | files
 
 
+@pytest.mark.process
 def test_no_file_names_a_path_of_a_developers_machine_or_a_package_registry() -> None:
     forbidden = re.compile(r"/work/|/root/|/opt/wheels|pypi\.org|pythonhosted|deb\.debian|registry\.npmjs")
     listed = commands.run(["git", "ls-files"], cwd=ROOT).stdout

@@ -106,6 +106,7 @@ def worker_pid(run: RunDirectory) -> int:
     return int(read_soon(run.worker_lock_file)["pid"])
 
 
+@pytest.mark.process
 def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tmp_path: Path) -> None:
     study = Study(tmp_path, archs=("rnn", "gru", "transformer"))
     first = study("run", "small.toml", "--json", "--report")
@@ -154,6 +155,7 @@ def crawl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crawl:
     return crawl
 
 
+@pytest.mark.process
 def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp_path: Path, crawl: Crawl) -> None:
     study = Study(tmp_path, epochs=12, lines=1500)
     launcher = study.start("run", "small.toml")
@@ -169,6 +171,7 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp
     assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
 
 
+@pytest.mark.process
 def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_path: Path, crawl: Crawl) -> None:
     study = Study(tmp_path, epochs=12, lines=1500)
     launcher = study.start("run", "small.toml", "--retries", "0")

@@ -14,8 +14,6 @@ from tests.chaos.faults import ALL
 from tests.chaos.loop import Planned, schedule
 from tests.chaos.study import ROOT
 
-pytestmark = pytest.mark.xdist_group("chaos")
-
 SEED = 4504  # kills of every kind, a power cut, a full disk among the first eight
 
 

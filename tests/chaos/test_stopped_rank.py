@@ -20,7 +20,7 @@ from tests.outcome import differences, outcomes
 from tests.test_launch import epochs_of
 from tests.waiting import wait_for
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("chaos")]
+pytestmark = pytest.mark.process
 
 EPOCHS = 4
 

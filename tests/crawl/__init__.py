@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 class Crawl:
-    """After ``epochs`` epochs, each step of a worker takes 0.2 s longer until :meth:`end`.
+    """After ``epochs`` epochs, each step of a worker takes ``step_seconds`` longer until :meth:`end`.
 
     For every worker that is started with :attr:`env`. It goes on, so it hears signals and gives signs of life.
     """
 
-    def __init__(self, folder: Path, *, epochs: int) -> None:
+    def __init__(self, folder: Path, *, epochs: int, step_seconds: float = 0.2) -> None:
         self._ended = folder / "crawl-ended"
         paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.env = {"PYTHONPATH": os.pathsep.join(paths), "SEQLM_TEST_CRAWL": f"{epochs}:{self._ended}"}
+        self.env = {"PYTHONPATH": os.pathsep.join(paths), "SEQLM_TEST_CRAWL": f"{epochs}:{step_seconds}:{self._ended}"}
 
     def end(self) -> None:
         self._ended.touch()

@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 -- every process loads this: no pathlib
-STEP_SECONDS = 0.2
 
 
 class _Crawl(importlib.abc.MetaPathFinder):
@@ -35,8 +34,7 @@ class _Crawl(importlib.abc.MetaPathFinder):
             step = module.TrainingStep.__call__
 
             def crawl(self: Any, *arguments: Any, **options: Any) -> Any:
-                if _is_to_crawl():
-                    time.sleep(STEP_SECONDS)
+                time.sleep(_step_seconds())
                 return step(self, *arguments, **options)
 
             module.TrainingStep.__call__ = crawl
@@ -45,15 +43,17 @@ class _Crawl(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _is_to_crawl() -> bool:
-    epochs, _, ended = os.environ["SEQLM_TEST_CRAWL"].partition(":")
+def _step_seconds() -> float:
+    """How much longer the next step takes."""
+    epochs, seconds, ended = os.environ["SEQLM_TEST_CRAWL"].split(":", 2)
     if os.path.exists(ended):  # noqa: PTH110
-        return False
+        return 0.0
     try:
         with open(os.path.join(sys.argv[-1], "metrics.jsonl"), "rb") as file:  # noqa: PTH118, PTH123
-            return file.read().count(b"\n") >= int(epochs)
+            done = file.read().count(b"\n")
     except FileNotFoundError:
-        return epochs == "0"
+        done = 0
+    return float(seconds) if done >= int(epochs) else 0.0
 
 
 if "SEQLM_TEST_CRAWL" in os.environ:

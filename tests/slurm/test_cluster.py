@@ -189,8 +189,8 @@ def until_it_is_saved(cluster: LoopbackCluster, job: str) -> None:
 def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change_no_bit_of_its_weights(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    crawl = Crawl(tmp_path, epochs=1)
-    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=6, lines=500, env=crawl.env)
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
+    study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=12, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     requeued, cancelled, lost, untouched = study.runs()
@@ -221,7 +221,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     assert states.pop(cancelled.id) == "cancelled"
     assert set(states.values()) == {"done"}, study("status", "small.toml").stdout
     for run in (requeued, lost, untouched):
-        assert epochs_of(run) == list(range(6))
+        assert epochs_of(run) == list(range(12))
     assert len(requeued.attempts()) >= 2
     assert len(lost.attempts()) >= 2
     assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
@@ -232,15 +232,15 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
 
     again = study("retry", "small", "--kind", "cancelled", "--json")
     assert again.returncode == 0, again.stderr
-    assert epochs_of(cancelled) == list(range(6))
+    assert epochs_of(cancelled) == list(range(12))
     assert (cancelled.read_job() or {})["backend"] == "slurm", "where it was before, without a manifest"
 
 
 def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    crawl = Crawl(tmp_path, epochs=1)
-    study = Study(cluster, tmp_path, epochs=4, env=crawl.env)
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
+    study = Study(cluster, tmp_path, epochs=12, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     (run,) = study.runs()
@@ -256,7 +256,7 @@ def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     cluster.start_node(index)
     cluster.wait_for_nodes()
     wait_for(study.states, "the run to be done", until=lambda states: states == ["done"])
-    assert epochs_of(run) == list(range(4))
+    assert epochs_of(run) == list(range(12))
     writers = {record["attempt"] for record in run.read_metrics()[0]}
     assert len(writers) == 1, "one of the copies wrote, the other waited"
 
@@ -288,8 +288,8 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
 
 
 def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    crawl = Crawl(tmp_path, epochs=1)
-    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=4, gpus=0, env=crawl.env)
+    crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
+    study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=12, gpus=0, env=crawl.env)
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     ids = {run.id for run in study.runs()}
@@ -304,7 +304,7 @@ def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackClust
     assert {run.id for run in study.runs()} == ids
     assert [(run.read_job() or {})["backend"] for run in study.runs()] == ["local", "slurm"]
     for run in (first, second):
-        assert epochs_of(run) == list(range(4))
+        assert epochs_of(run) == list(range(12))
         assert run.last_attempt() == 2
 
     crawl = Crawl(tmp_path / "back", epochs=1)

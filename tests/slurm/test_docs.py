@@ -7,10 +7,14 @@ import shlex
 import sys
 from pathlib import Path
 
+import pytest
+
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.slurm.real import require_slurm
 from tests.waiting import wait_for
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "slurm.md").read_text("utf-8")

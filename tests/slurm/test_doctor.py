@@ -70,6 +70,7 @@ def look(runs_dir: Path, given: SlurmSettings, wait_s: float = 20) -> dict[str, 
     return {finding.subject: finding for finding in found}
 
 
+@pytest.mark.process
 def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_node(
     cluster: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: P
     assert "gpus" not in script(SlurmSettings(), Path("/f"), gpu=False)
 
 
+@pytest.mark.process
 def test_without_sbatch_or_a_controller_nothing_more_is_asked(cluster: Path, tmp_path: Path) -> None:
     answering(cluster, "scontrol", "Slurmctld(primary) at ctl is DOWN\n*****\n** RESTORE **\n*****\n", code=1)
     found = look(tmp_path, SlurmSettings())
@@ -145,6 +147,7 @@ WRONG: dict[str, tuple[SlurmSettings, str, str]] = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("given", "subject", "text"), WRONG.values(), ids=WRONG.keys())
 def test_settings_that_no_run_could_start_with_are_bad_and_send_no_job(
     cluster: Path, tmp_path: Path, given: SlurmSettings, subject: str, text: str
@@ -155,6 +158,7 @@ def test_settings_that_no_run_could_start_with_are_bad_and_send_no_job(
     assert not (cluster / "submitted").exists()
 
 
+@pytest.mark.process
 def test_arrays_and_accounting_are_told(cluster: Path, tmp_path: Path) -> None:
     (cluster / "config").write_text(
         CONFIG.replace("1001", "0").replace("(null)\nCl", "accounting_storage/slurmdbd\nCl")
@@ -170,6 +174,7 @@ def test_arrays_and_accounting_are_told(cluster: Path, tmp_path: Path) -> None:
 # -- the trial job -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_job_that_stays_in_the_queue_is_a_note_and_cancelled(cluster: Path, tmp_path: Path) -> None:
     program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo "42;lab"')
     answering(cluster, "squeue", "PENDING|Resources\n")
@@ -179,6 +184,7 @@ def test_a_job_that_stays_in_the_queue_is_a_note_and_cancelled(cluster: Path, tm
     assert not list(tmp_path.glob(".slurm-doctor-*"))
 
 
+@pytest.mark.process
 def test_a_job_that_leaves_no_file_means_that_the_folder_is_not_shared(cluster: Path, tmp_path: Path) -> None:
     program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo 42')
     answering(cluster, "squeue", GONE, code=1, to="stderr")
@@ -189,6 +195,7 @@ def test_a_job_that_leaves_no_file_means_that_the_folder_is_not_shared(cluster: 
     assert look(tmp_path, SlurmSettings())["shared folder"].level == "bad"
 
 
+@pytest.mark.process
 def test_a_python_that_does_not_start_is_told_with_what_it_printed(cluster: Path, tmp_path: Path) -> None:
     answering(cluster, "squeue", GONE, code=1, to="stderr")
     given = SlurmSettings(python="no-such-python")
@@ -198,6 +205,7 @@ def test_a_python_that_does_not_start_is_told_with_what_it_printed(cluster: Path
     assert node.text.endswith("not found")
 
 
+@pytest.mark.process
 def test_a_torch_that_is_broken_or_sees_no_gpu_is_bad(cluster: Path, tmp_path: Path) -> None:
     given = with_torch(cluster, partition="gpu", timeout_min=9)
     assert "9.9 sees no CUDA device, yet the job was given" in look(tmp_path, given)["torch on node"].text
@@ -207,6 +215,7 @@ def test_a_torch_that_is_broken_or_sees_no_gpu_is_bad(cluster: Path, tmp_path: P
     assert "cannot be imported (OSError: libcudart.so.12: no such file)" in torch.text
 
 
+@pytest.mark.process
 def test_a_refused_submission_or_an_unwritable_folder_is_bad(cluster: Path, tmp_path: Path) -> None:
     body = '[ "$1" = --version ] && echo slurm 24 && exit; echo "sbatch: error: Invalid account" >&2; exit 1'
     program(cluster, "sbatch", body)
@@ -217,6 +226,7 @@ def test_a_refused_submission_or_an_unwritable_folder_is_bad(cluster: Path, tmp_
     assert 'sbatch answers "hello"' in look(tmp_path, SlurmSettings())["compute node"].text
 
 
+@pytest.mark.process
 def test_a_job_is_cancelled_when_the_user_loses_patience(
     cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +283,7 @@ def test_a_new_files_time_is_compared_with_the_clock(tmp_path: Path, monkeypatch
 # -- the command line ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_doctor_looks_at_a_cluster_when_asked_and_reads_the_site_file(
     cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from tests.fake_slurm.room import NODES
 from tests.slurm.real import require_slurm
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.xdist_group("fake-slurm")  # its fixtures take long to make
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("fake-slurm")]  # its fixtures take long to make
 
 FORMAT = "%i|%A|%T|%N|%r"
 SCRIPT = "#!/bin/bash\n#SBATCH --array=0-5%2\n#SBATCH --output=/dev/null\n#SBATCH --exclusive --nodes=1\nsleep 300\n"

@@ -245,6 +245,7 @@ def test_every_option_that_seqlm_gives_is_one_of_sbatch() -> None:
     assert len(OPTIONS) == len(FLAGS) + len(EITHER) + len(WITH_VALUE)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch here")
 def test_sbatch_itself_knows_the_options_and_whether_they_take_a_value(tmp_path: Path) -> None:
     (tmp_path / "slurm.conf").write_text(

@@ -129,6 +129,7 @@ def test_times_are_read_as_slurm_writes_them(text: str, minutes: int | None) -> 
 # -- calls ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_each_question_is_one_call(on_path: Path) -> None:
     answering(on_path, "scontrol", CONFIG)
     answering(on_path, "sinfo", SINFO)
@@ -138,6 +139,7 @@ def test_each_question_is_one_call(on_path: Path) -> None:
     assert (on_path / "sinfo.asked").read_text() == "-h -a -e -o %P|%a|%l|%F|%c|%m|%G|%s\n"
 
 
+@pytest.mark.process
 def test_the_default_partition_and_several_at_once(on_path: Path) -> None:
     answering(on_path, "sinfo", SINFO)
     assert partition_facts(None).name == "main"
@@ -148,18 +150,21 @@ def test_the_default_partition_and_several_at_once(on_path: Path) -> None:
         partition_facts(None)
 
 
+@pytest.mark.process
 def test_an_unknown_partition_gets_the_nearest_one(on_path: Path) -> None:
     answering(on_path, "sinfo", SINFO)
     with pytest.raises(BackendError, match=r'no partition gpus; did you mean "gpu"\? \(there are: main, gpu, cpu'):
         partition_facts("cpu,gpus")
 
 
+@pytest.mark.process
 def test_a_variable_for_sinfo_does_not_narrow_its_answer(on_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(on_path, "sinfo", 'echo "${SINFO_PARTITION-main*}|up|infinite|0/1/0/1|4|2000|(null)|1-infinite"')
     monkeypatch.setenv("SINFO_PARTITION", "cpu")
     assert partition_facts(None).name == "main"
 
 
+@pytest.mark.process
 def test_a_controller_that_does_not_answer_is_one_clear_line(on_path: Path) -> None:
     with pytest.raises(BackendError, match=r"^slurm-absent is not on PATH; launch from a login node"):
         ask("slurm-absent")

@@ -154,6 +154,7 @@ def test_runs_without_gpus_ask_for_none(tmp_path: Path) -> None:
     assert "--gpus" not in submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s", parallelism=9)
 
 
+@pytest.mark.process
 def test_what_sbatch_says_is_told_in_one_line(tmp_path: Path, srun: Path) -> None:
     (srun / "sbatch").write_text('#!/bin/sh\necho "sbatch: error: Invalid account" >&2\nexit 1\n')
     (srun / "sbatch").chmod(0o755)
@@ -171,6 +172,7 @@ def test_a_machine_without_srun_is_told_so(tmp_path: Path, monkeypatch: pytest.M
         submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s", parallelism=1)
 
 
+@pytest.mark.process
 def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_else(tmp_path: Path, srun: Path) -> None:
     (srun / "sbatch").write_text(f'#!/bin/sh\necho x >> {tmp_path}/calls\necho "Submitted batch job 77"\n')
     (srun / "sbatch").chmod(0o755)

@@ -23,6 +23,8 @@ from slurm.task import JobPlan, Place, Signals, Task
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.process
+
 TELL = """
 import json, os, sys
 names = "RANK WORLD_SIZE SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_RENDEZVOUS SEQLM_ATTEMPT SEQLM_NODE".split()

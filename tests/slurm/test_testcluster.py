@@ -19,6 +19,8 @@ from tests import commands
 from tests.slurm.real import require_slurm
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent.parent
 OPTIONS = ClusterOptions(
     nodes=3, preemption=True, grace_seconds=30, min_job_age_seconds=2, extra_lines=["MessageTimeout=2"]

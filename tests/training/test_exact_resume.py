@@ -14,7 +14,7 @@ from tests.outcome import Outcome, outcome
 from tests.training.lives import End, live, position_of
 from tests.training.studies import make_config, make_run, write_text
 
-pytestmark = pytest.mark.xdist_group("exact-resume")  # its fixtures take long to make
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("exact-resume")]  # its fixtures take long to make
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
 EPOCHS = 3
