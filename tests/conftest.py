@@ -105,8 +105,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("gpu") is not None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     for item in items:
-        for fixture in SHARED.keys() & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        for fixture in SHARED.keys() & fixtures:
             item.add_marker(pytest.mark.xdist_group(SHARED[fixture]))
+        if fixtures & {"lab", "ray_cluster", "browser"}:
+            item.add_marker(pytest.mark.process)
     seed = config.getoption("--shuffle")
     if seed is not None:
         random.Random(seed).shuffle(items)

@@ -193,6 +193,7 @@ def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_p
     assert run.attempts() == [1, 2]
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_the_workers_cleanly_and_leaves_the_runs_resumable(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
     launcher = study.start("run", "small.toml")
@@ -211,6 +212,7 @@ def test_ctrl_c_stops_the_workers_cleanly_and_leaves_the_runs_resumable(tmp_path
     }
 
 
+@pytest.mark.process
 def test_a_study_launched_twice_at_the_same_moment_runs_once(tmp_path: Path) -> None:
     study = Study(tmp_path)
     both = [study.start("run", "small.toml") for _ in range(2)]
@@ -223,6 +225,7 @@ def test_a_study_launched_twice_at_the_same_moment_runs_once(tmp_path: Path) -> 
     assert run.observe().state == "done"
 
 
+@pytest.mark.process
 def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
     left = study("run", "small.toml", "--no-wait", "--max-parallel", "1")
@@ -244,6 +247,7 @@ def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(
     assert study("cancel", "small").returncode == 0
 
 
+@pytest.mark.process
 def test_two_ranks_of_one_run_train_through_the_launcher(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=1)
     answer = study("run", "small.toml", "--set", "resources.ranks=2")
@@ -252,6 +256,7 @@ def test_two_ranks_of_one_run_train_through_the_launcher(tmp_path: Path) -> None
     assert json.loads((run.attempt_dir(1) / "worker.json").read_text())["ranks"] == 2
 
 
+@pytest.mark.process
 def test_a_diverged_run_says_so_and_its_grid_goes_on(tmp_path: Path) -> None:
     study = Study(tmp_path, archs=("rnn", "gru"))
     text = (tmp_path / "small.toml").read_text()
@@ -269,6 +274,7 @@ def test_a_diverged_run_says_so_and_its_grid_goes_on(tmp_path: Path) -> None:
 # -- canaries ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_grid_starts_once_its_canaries_have_passed_and_needs_them_once(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=1)
     with (tmp_path / "small.toml").open("a") as manifest:
@@ -284,6 +290,7 @@ def test_a_grid_starts_once_its_canaries_have_passed_and_needs_them_once(tmp_pat
     assert len(study.states()) == 3
 
 
+@pytest.mark.process
 def test_a_pair_that_diverges_at_once_stops_its_grid_unless_canaries_are_left_out(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=1)
     with (tmp_path / "small.toml").open("a") as manifest:
@@ -361,6 +368,7 @@ def test_gpu_hours_count_the_share_of_each_rank(
         assert found["totals"]["gpu_hours"] == pytest.approx(found["runs"][0]["seconds"] * gpus / 3600), words
 
 
+@pytest.mark.process
 def test_plan_refuses_what_never_fits_as_run_does(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     code, error = answer_of(capsys, "plan", "small.toml", "--set", "resources.cpus=4000")
     assert code == 3
@@ -417,6 +425,7 @@ def test_bad_usage_is_one_clear_line_and_exit_code_2(
     assert not (study.folder / "runs").exists(), "nothing is left behind"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("words", [["--backend", "slurm"], ["--set", "resources.cpus=4000"]])
 def test_what_no_backend_can_do_is_exit_code_3(
     study: Study, capsys: pytest.CaptureFixture[str], words: list[str]
@@ -425,6 +434,7 @@ def test_what_no_backend_can_do_is_exit_code_3(
     assert code == 3
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", [["--json"], []])
 def test_a_reader_that_has_left_is_no_error(form: list[str]) -> None:
     reader, writer = os.pipe()
@@ -454,6 +464,7 @@ def test_a_word_outside_the_vocabulary_is_named_before_anything_starts(
     assert '"zebra" is not in the vocabulary' in error
 
 
+@pytest.mark.process
 def test_a_truncated_checkpoint_fails_its_run_with_one_line_and_is_left_alone(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=1)
     assert study("run", "small.toml").returncode == 0
@@ -488,6 +499,7 @@ def test_a_run_is_chosen_by_what_plan_shows_of_it(
     assert [run["name"] for run in plan("--exclude", f"{key}={second[key]}")] == [first["name"]]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the file systems that these tests need")
 @pytest.mark.parametrize(
     ("options", "line"), [("ro", "Read-only file system"), ("size=600k", "No space left on device")]
@@ -505,6 +517,7 @@ def test_a_read_only_or_full_disk_is_one_clear_line(tmp_path: Path, options: str
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the file system that this test fills")
 def test_a_disk_that_fills_up_in_mid_run_loses_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
     study = Study(tmp_path)

@@ -94,6 +94,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         commands.finish(launcher)
 
 
+@pytest.mark.process
 def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_changes(study: Study) -> None:
     code, states, err = study.behaviour()
     assert (code, states) == (0, {"rnn-b": ("done", "computed"), "gru": ("done", "computed")}), err
@@ -122,6 +123,7 @@ def test_what_is_chosen_is_computed_once_and_anew_only_when_its_checkpoint_chang
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 2, "gru": 3}
 
 
+@pytest.mark.process
 def test_flags_reach_the_worker_and_other_flags_compute_anew(study: Study) -> None:
     words = ["--window", "4", "--samples", "3", "--temperature", "0.5", "--prompt", "the cat", "--seed", "9"]
     given = {"window": 4, "samples": 3, "temperature": 0.5, "prompt": "the cat", "seed": 9}
@@ -132,6 +134,7 @@ def test_flags_reach_the_worker_and_other_flags_compute_anew(study: Study) -> No
     assert study.attempts()["rnn-a"] == 2
 
 
+@pytest.mark.process
 def test_a_checkpoint_that_is_gone_is_told_and_what_was_computed_from_it_stays(study: Study) -> None:
     study.runs["gru"].best_checkpoint.unlink()
     code, states, _ = study.behaviour()
@@ -145,6 +148,7 @@ def test_a_checkpoint_that_is_gone_is_told_and_what_was_computed_from_it_stays(s
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 0}
 
 
+@pytest.mark.process
 def test_a_failed_job_is_exit_code_1_and_is_tried_again_the_next_time(study: Study) -> None:
     study.order(fail=[study.runs["gru"].id])
     code, out, err = study("behaviour", "small")
@@ -158,6 +162,7 @@ def test_a_failed_job_is_exit_code_1_and_is_tried_again_the_next_time(study: Stu
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 3}
 
 
+@pytest.mark.process
 def test_status_and_logs_take_the_folder_for_a_study_and_retry_does_not(study: Study) -> None:
     assert study.behaviour()[0] == 0
     code, out, _ = study("status", "runs/small/behaviour")
@@ -191,6 +196,7 @@ def test_a_study_without_a_finished_run_has_nothing_to_compute(study: Study) -> 
     assert "no run is done, so there is no behaviour to compute" in err
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> None:
     study.order(wait=True)
     launcher = study.start("behaviour", "small", "--max-parallel", "2")
@@ -212,6 +218,7 @@ def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> 
     assert study.behaviour()[1] == {"rnn-b": ("done", "computed"), "gru": ("done", "computed")}
 
 
+@pytest.mark.process
 def test_no_wait_leaves_a_launcher_behind(study: Study) -> None:
     launcher = study.start("behaviour", "small", "--no-wait", "--json")
     out, err = commands.finish(launcher)
@@ -230,6 +237,7 @@ def test_no_wait_leaves_a_launcher_behind(study: Study) -> None:
 # -- the report ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_report_computes_what_is_missing_first_and_then_nothing(study: Study) -> None:
     code, out, err = study("report", "small", "--json")
     assert code == 0, err
@@ -253,6 +261,7 @@ def test_a_report_without_behaviour_reads_no_checkpoint(study: Study, monkeypatc
     assert not (study.path / "behaviour").exists()
 
 
+@pytest.mark.process
 def test_nothing_that_goes_wrong_with_behaviour_keeps_the_report_back(study: Study) -> None:
     page = study.path / "report/index.html"
     study.order(fail=[study.runs["gru"].id])

@@ -302,6 +302,7 @@ print("held", flush=True)
 """
 
 
+@pytest.mark.process
 def test_a_beating_heart_keeps_no_process_alive(tmp_path: Path) -> None:
     ended = commands.run([sys.executable, "-c", HELD, tmp_path], cwd=ROOT)
     assert (ended.returncode, ended.stdout) == (0, "held\n")
@@ -335,6 +336,7 @@ while won < 30:
 """
 
 
+@pytest.mark.process
 def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path: Path) -> None:
     log = tmp_path / "log"
     claimants = [
@@ -557,7 +559,7 @@ def test_an_owner_looks_around_more_often_than_it_beats_and_its_thread_ends_with
     monkeypatch.setattr(os, "utime", beats.append)
     before = set(threading.enumerate())
     with kept(lease, Terms(heartbeat_seconds=1000.0), look_around):
-        assert enough.wait(20)
+        wait_for(enough.is_set, "five looks")
         (thread,) = set(threading.enumerate()) - before
         assert (thread.name, thread.daemon) == ("lease", True)
     assert set(threading.enumerate()) == before

@@ -233,6 +233,7 @@ HOLD = (
 )
 
 
+@pytest.mark.process
 def test_a_lock_has_one_owner_and_goes_when_its_process_is_killed(run: RunDirectory) -> None:
     path = run.worker_lock_file
     assert not is_locked(path)
@@ -290,6 +291,7 @@ def test_a_name_becomes_a_harmless_folder_name(name: str, slug: str) -> None:
     assert slugify(name) == slug
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the small file system that this test fills")
 def test_a_full_disk_is_one_clear_line_and_the_old_file_stays(tmp_path: Path) -> None:
     program = f"""

@@ -60,6 +60,7 @@ def read_until(terminal: int, text: str) -> str:
     return wait_for(read, f"{text!r} on the terminal", until=lambda seen: text in seen)
 
 
+@pytest.mark.process
 def test_watching_ends_with_the_last_run_and_leaves_the_last_table(running: RunDirectory) -> None:
     process, terminal = watch(running.path.parent, term="xterm")
     read_until(terminal, "1 running")
@@ -70,6 +71,7 @@ def test_watching_ends_with_the_last_run_and_leaves_the_last_table(running: RunD
     os.close(terminal)
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_watching_with_130_and_gives_the_cursor_back(running: RunDirectory) -> None:
     process, terminal = watch(running.path.parent, term="xterm")
     read_until(terminal, "1 running")
@@ -81,6 +83,7 @@ def test_ctrl_c_ends_watching_with_130_and_gives_the_cursor_back(running: RunDir
     os.close(terminal)
 
 
+@pytest.mark.process
 def test_a_dumb_terminal_gets_lines(running: RunDirectory) -> None:
     process, terminal = watch(running.path.parent, term="dumb")
     seen = read_until(terminal, "study: 1 running")

@@ -125,6 +125,7 @@ def test_the_worker_takes_a_canary_as_often_as_it_is_asked_to(tmp_path: Path, mo
         assert not trainer.run.metrics_file.exists()
 
 
+@pytest.mark.process
 def test_all_ranks_take_part(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, make_config())
     env = {

@@ -33,6 +33,7 @@ def run_ranks(runs: list[Path], text: Path, world_size: int, micro_batches: str 
     assert [rank.returncode for rank in ranks] == [0] * world_size, said
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("batch_size", "ranks"), [(8, 2), (20, 3)])
 def test_ranks_give_the_gradients_and_losses_of_one(tmp_path: Path, batch_size: int, ranks: int) -> None:
     text = write_text(tmp_path / "text")
@@ -66,6 +67,7 @@ def test_a_device_that_is_not_there_is_an_error_and_no_silent_fallback(monkeypat
         rank_from_environment({"SEQLM_DEVICE": "tpu"})
 
 
+@pytest.mark.process
 def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_limit(tmp_path: Path) -> None:
     run = make_run(tmp_path / "study" / "run", make_config(epochs=100_000))
     env = {
@@ -150,6 +152,7 @@ print("ended")
 """
 
 
+@pytest.mark.process
 def test_a_rank_that_ends_right_after_a_collective_does_not_wait_for_its_thread(tmp_path: Path) -> None:
     for number in range(3):
         meeting = (tmp_path / f"meeting-{number}").as_uri()

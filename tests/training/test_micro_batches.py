@@ -50,6 +50,7 @@ def test_parts_of_a_batch_give_its_losses_gradients_and_state(tmp_path: Path, ar
         assert_same(found, whole, found["state"])
 
 
+@pytest.mark.process
 def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text")
     runs = [make_run(tmp_path / arch, make_config(arch)) for arch in ARCHITECTURES]
@@ -110,6 +111,7 @@ def test_a_number_of_parts_that_no_rank_can_have_is_told_with_what_is_valid(text
     assert micro_batches_from({}, 11, 3) == 1
 
 
+@pytest.mark.process
 def test_the_number_of_parts_stands_in_the_attempts_record_and_in_the_result(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text")
     run = make_run(tmp_path / "run", make_config(epochs=1))

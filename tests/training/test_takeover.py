@@ -16,6 +16,8 @@ from tests import commands
 from tests.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent.parent
 EPOCHS = 4
 ENDLESS = 100_000

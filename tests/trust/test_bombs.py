@@ -104,6 +104,7 @@ def test_a_zip_of_ten_megabytes_that_unpacks_to_ten_gibibytes_takes_a_hundredth_
     assert peak() < 250 * MIB
 
 
+@pytest.mark.process
 def test_the_refusal_of_a_bomb_is_what_the_command_line_prints_within_little_memory(
     tmp_path: Path, ten_gibibytes: tuple[bytes, int]
 ) -> None:

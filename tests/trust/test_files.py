@@ -17,6 +17,7 @@ def modes(folder: Path) -> dict[Path, int]:
     return {path: stat.S_IMODE(path.lstat().st_mode) for path in folder.rglob("*") if not path.is_symlink()}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("umask", "words"), [(0o077, ["--report", "--no-behaviour"]), (0o022, [])], ids=["077", "022"])
 def test_a_study_is_as_closed_to_others_as_the_umask_says(tmp_path: Path, umask: int, words: list[str]) -> None:
     study = Study(tmp_path, epochs=1)
@@ -31,6 +32,7 @@ def test_a_study_is_as_closed_to_others_as_the_umask_says(tmp_path: Path, umask:
     assert {path: oct(mode) for path, mode in found.items() if mode & umask} == {}
 
 
+@pytest.mark.process
 def test_links_in_a_runs_folder_are_replaced_and_their_targets_are_not_written(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=1)
     assert study("plan", "small.toml").returncode == 0
@@ -90,6 +92,7 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_is_not_emptied(tmp_path
     assert target.read_text() == "precious"
 
 
+@pytest.mark.process
 def test_a_study_may_lie_behind_a_link(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=1)
     (tmp_path / "scratch").mkdir()

@@ -19,6 +19,8 @@ from tests.slurm.real import require_slurm
 from tests.test_launch import ROOT, Study
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.process
+
 HOSTILE = "a 'b\" $(touch x) `touch x`\n;touch x #&|*é"
 """As the name of a folder."""
 ON_ONE_LINE = HOSTILE.replace("\n", "")

@@ -15,6 +15,8 @@ from tests import commands
 from tests.test_launch import ROOT, Study
 from tests.training.studies import make_config, make_run, write_text
 
+pytestmark = pytest.mark.process
+
 
 class Program:
     """What runs a command where somebody unpickles it."""

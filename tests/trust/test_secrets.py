@@ -130,6 +130,7 @@ def test_a_named_variable_that_is_not_set_is_told_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.process
 def test_a_secret_in_env_gets_a_line_of_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_secret_in_env_gets_a_line_of_advice(
 # -- local -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("shell")
 def test_a_worker_on_this_machine_inherits_the_shell_and_nothing_of_it_is_written(tmp_path: Path) -> None:
     study = study_on(tmp_path, "local")
@@ -174,6 +176,7 @@ def test_a_failure_tells_its_place_and_no_values_of_variables() -> None:
 # -- SLURM -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("shell")
 def test_sbatch_is_called_without_the_secrets_of_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = FakeSlurm(tmp_path / "slurm")
@@ -192,6 +195,7 @@ def test_sbatch_is_called_without_the_secrets_of_the_shell(tmp_path: Path, monke
     assert os.environ["WANDB_API_KEY"] == OWN["WANDB_API_KEY"]  # it was taken from sbatch alone
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("shell")
 def test_the_option_export_of_sbatch_goes_before_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = FakeSlurm(tmp_path / "slurm")
@@ -209,6 +213,7 @@ def cluster() -> Iterator[LoopbackCluster]:
         yield cluster
 
 
+@pytest.mark.process
 def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_more(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
@@ -235,6 +240,7 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
 # -- Ray ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of_ray_has_any(tmp_path: Path) -> None:
     lab = RayLab()
     try:
@@ -264,6 +270,7 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
         lab.close()
 
 
+@pytest.mark.process
 def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(tmp_path: Path) -> None:
     lab = RayLab()
     try:
