@@ -12,7 +12,9 @@ PYTHON_3_13 ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 N ?= 10
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(if $(FAST),auto,$(TEST_PROCESSES)) --dist loadgroup
+# More than there are cores: many tests wait for processes of their own.
+TEST_PROCESSES ?= 3
 FAST_TESTS := -m "not process"
 CONSTRAINTS := tests/constraints.txt
 # pip cannot choose the lowest versions; uv can.
@@ -32,7 +34,7 @@ coverage: $(VENV)/installed-test
 	$(BIN)/coverage report
 
 soak: $(VENV)/installed-test
-	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n 4 --dist loadgroup
+	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n $(TEST_PROCESSES) --dist loadgroup
 
 versions:
 	$(MAKE) VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 quickstart test

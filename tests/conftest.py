@@ -56,7 +56,7 @@ from tests import commands, leftovers, waiting, warm  # noqa: E402 -- after the 
 from tests.ray_lab import RayLab  # noqa: E402
 
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
-SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report"}
+SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts": "pydoc"}
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
 TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
 """How long a test may take in all."""
@@ -129,10 +129,6 @@ _current: pytest.Item | None = None
 
 def _only_with_the_mark(event: str, _: tuple[Any, ...]) -> None:
     if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system") and _current is not None:
-        if "RECORD" in os.environ:
-            with Path(os.environ["RECORD"]).open("a") as f:
-                f.write(_current.nodeid + "\n")
-            return
         pytest.fail(f"{_current.nodeid} starts a process: mark it with @pytest.mark.process", pytrace=False)
 
 
