@@ -12,9 +12,10 @@ PYTHON_3_13 ?= python3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
 N ?= 10
-PYTEST := $(BIN)/python -m pytest -n $(if $(FAST),auto,$(TEST_PROCESSES)) --dist loadgroup
-# More than there are cores: many tests wait for processes of their own.
+# More than there are cores here: many tests wait for processes of their own.
 TEST_PROCESSES ?= 3
+PYTEST := $(BIN)/python -m pytest -n $(if $(FAST),auto,$(TEST_PROCESSES)) --dist loadgroup
+
 FAST_TESTS := -m "not process"
 CONSTRAINTS := tests/constraints.txt
 # pip cannot choose the lowest versions; uv can.
