@@ -27,12 +27,15 @@ def start_rank(
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` in ``cwd``, which holds the code; it ends with this process, and is no part of its signals.
 
+    Modules are searched in ``cwd`` first, then where ``variables`` and this process say (``PYTHONPATH``).
+
     Raises:
         OSError: it cannot be started.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SUBMITIT_"))}
     env.update(variables)
-    env["PYTHONPATH"] = os.pathsep.join([cwd, *filter(None, [os.environ.get("PYTHONPATH")])])
+    searched = [cwd, variables.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
     return subprocess.Popen(
         argv,
         cwd=cwd,

@@ -58,6 +58,7 @@ from tests.ray_lab import RayLab  # noqa: E402
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
 SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts": "pydoc"}
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
+LONG = ("tests/slurm/test_cluster.py", "tests/chaos/", "tests/jobs/test_ray", "tests/jobs/test_heartbeat.py")
 TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
 """How long a test may take in all."""
 
@@ -111,7 +112,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if fixtures & {"lab", "ray_cluster", "browser"}:
             item.add_marker(pytest.mark.process)
     seed = config.getoption("--shuffle")
-    if seed is not None:
+    if seed is None:  # those that wait most go first, so that others use the processor meanwhile
+        items.sort(key=lambda item: (not item.nodeid.startswith(LONG), item.get_closest_marker("process") is None))
+    else:
         random.Random(seed).shuffle(items)
         modules = {item.nodeid.partition("::")[0]: index for index, item in enumerate(items)}
         items.sort(key=lambda item: modules[item.nodeid.partition("::")[0]])  # fixtures of a module are made once

@@ -17,12 +17,13 @@ import pytest
 from seqlm.rundir import RunDirectory, read_json
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
+from tests.chaos.study import processes
 from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
 from tests.test_launch import epochs_of, read_soon, worker_pid
 from tests.training.studies import write_text
-from tests.waiting import processes, wait_for
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.process
@@ -247,7 +248,7 @@ def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     index = cluster.node_names.index(worker_of(run)["node"])
     cluster.kill_node(index)  # the worker goes on, unknown to SLURM, which starts the job once more elsewhere
     wait_for(
-        lambda: [each.words for each in processes() if each.words.endswith(f"seqlm.training.worker {run.path}")],
+        lambda: [process.pid for process in processes(run.path.parent) if process.is_worker],
         "a worker of the second copy",
         until=lambda workers: len(workers) == 2,
     )

@@ -118,6 +118,13 @@ def test_the_worker_learns_its_place_and_its_attempt(tmp_path: Path) -> None:
     assert told["SEQLM_NODE"] == "n1"
 
 
+def test_a_module_path_of_the_manifest_reaches_the_worker_behind_the_code(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    program = "import os, sys; open(sys.argv[1] + '/path', 'w').write(os.environ['PYTHONPATH'])"
+    work(plan(run, program=program, env=({"PYTHONPATH": "/of/the/user"},)))
+    assert (run.path / "path").read_text().split(":")[:2] == [str(Path.cwd()), "/of/the/user"]
+
+
 def test_ranks_of_a_job_meet_at_one_port_and_other_jobs_at_others(tmp_path: Path) -> None:
     meetings = []
     for number, rank in (("78", "0"), ("78", "1"), ("79", "0")):
