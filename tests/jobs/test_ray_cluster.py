@@ -126,7 +126,6 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     wait_for(study.epochs, "an epoch of two runs", until=lambda epochs: sum(map(bool, epochs)) >= 2)
     victim = next(run for run in study.runs() if is_locked(run.worker_lock_file) and epochs_of(run))
     ray_cluster.tell_cluster(f"kill {worker_of(victim)['node']}")
-    wait_for(victim.attempts, "another attempt at its run", until=lambda attempts: len(attempts) > 1)
     crawl.end()
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr
