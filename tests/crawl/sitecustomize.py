@@ -73,7 +73,7 @@ if "SEQLM_TEST_RENAME_SECONDS" in os.environ:
 
     os.rename, os.replace = _late_rename, _late_replace
 
-others = [folder for folder in sys.path if os.path.abspath(folder or ".") != HERE]  # noqa: PTH100
-found = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+places = [os.path.abspath(folder or ".") for folder in sys.path]  # noqa: PTH100
+found = importlib.machinery.PathFinder.find_spec("sitecustomize", places[places.index(HERE) + 1 :])
 if found is not None and found.loader is not None:
     found.loader.exec_module(importlib.util.module_from_spec(found))

@@ -183,8 +183,8 @@ sys.meta_path.insert(0, _CountSteps())
 
 
 def _run_the_next() -> None:
-    others = [folder for folder in sys.path if os.path.abspath(folder or ".") != HERE]  # noqa: PTH100
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+    places = [os.path.abspath(folder or ".") for folder in sys.path]  # noqa: PTH100
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", places[places.index(HERE) + 1 :])
     if spec is not None and spec.loader is not None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
