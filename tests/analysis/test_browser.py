@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import contextlib
 import csv
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytest
 
 from tests import commands
 from tests.browser import DESKTOP, PHONE, Browser, Page, Screen, open_browser
+from tests.waiting import wait_for
 
 ROWS = "#results tbody tr:first-child"
 """The rows of the results, without the lines of code that other tables have beneath theirs."""
@@ -175,15 +176,18 @@ def test_the_printed_page_has_every_column_of_every_table_within_the_paper(page:
 @pytest.mark.process
 def test_a_closed_browser_leaves_no_process_and_no_file(browser: Browser, tmp_path: Path) -> None:
     def commands() -> list[str]:
-        found = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
-        return [command.decode("utf-8", "replace") for command in found]
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                found.append(path.read_bytes().decode("utf-8", "replace"))
+        return [command for command in found if str(profile) in command]
 
     (tmp_path / "page.html").write_text("<p>Here")
     with open_browser() as second:
         profile = Path(second.driver.capabilities["chrome"]["userDataDir"])
         assert second.open(tmp_path / "page.html").text("p") == "Here"
-        assert [command for command in commands() if str(profile) in command]
-    assert not [command for command in commands() if str(profile) in command]
+        assert commands()
+    wait_for(commands, "the processes of the browser to end", until=lambda found: not found)
     assert not profile.exists()
 
 
