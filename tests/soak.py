@@ -95,22 +95,26 @@ def suite(number: int, name: str, seed: int, folder: Path, words: list[str]) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make soak", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak",
+        usage="%(prog)s RUNS [options] [-- words of pytest]",
+        description=__doc__.partition("\n")[0],
+    )
     parser.add_argument("runs", type=int)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the first order")
     parser.add_argument(
         "--loads", nargs="+", choices=LOADS, default=ORDER, help="in turn, instead of quiet every other time"
     )
     parser.add_argument("--rename-seconds", type=float, help="a planted race: each renaming of a file waits so long")
-    parser.add_argument("words", nargs="*", help="of pytest")
-    options = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, words = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]  # behind "--": of pytest
     if options.rename_seconds:
         os.environ["SEQLM_TEST_RENAME_SECONDS"] = str(options.rename_seconds)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"logs and results: {folder}", flush=True)
     results: list[Result] = []
     for number, name in zip(range(1, options.runs + 1), itertools.cycle(options.loads), strict=False):
-        results.append(suite(number, name, options.seed + number - 1, folder, options.words))
+        results.append(suite(number, name, options.seed + number - 1, folder, words))
         print(results[-1], flush=True)
     by_test: dict[str, list[Result]] = {}
     for result in results:
