@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ class Machine:
 
     @classmethod
     def look(cls) -> Machine:
+        if sys.platform != "linux":
+            return cls(frozenset(), frozenset())
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         memory = [f"/dev/shm/{path.name}" for path in Path("/dev/shm").glob("*")]
         segments = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]

@@ -64,6 +64,8 @@ class Process:
 
 def processes() -> Iterator[Process]:
     """The live processes that this test session has started, by process number."""
+    if sys.platform != "linux":
+        return
     mark = f"{SESSION_VARIABLE}={os.environ.get(SESSION_VARIABLE, 'none')}".encode()
     for entry in sorted((e for e in Path("/proc").iterdir() if e.name.isdigit()), key=lambda e: int(e.name)):
         try:

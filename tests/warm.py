@@ -9,8 +9,8 @@ the process group that it would have had: to signals, locks and exit codes it is
 first one is this file, run as a program; each program that may start others keeps one of its own, forked before it
 began.
 
-Other programs, and Python with flags or variables that are read when an interpreter begins, are started as usual.
-``SEQLM_TEST_COLD=1`` starts everything as usual.
+Other programs, and Python with flags or variables that are read when an interpreter begins, are started as usual, and
+so is everything on systems other than Linux and with ``SEQLM_TEST_COLD=1``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Popen(subprocess.Popen[Any]):
 def _is_warm(words: list[str], variables: dict[str, str]) -> bool:
     if len(words) < 2 or words[0] != sys.executable or not (words[1] in ("-m", "-c") or words[1].endswith(".py")):
         return False
-    return not any(name in variables for name in COLD_VARIABLES)
+    return sys.platform == "linux" and not any(name in variables for name in COLD_VARIABLES)
 
 
 def _ask(program: Program, files: list[int]) -> int:
@@ -117,7 +117,9 @@ def _ask(program: Program, files: list[int]) -> int:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
             socket.send_fds(spawner_socket, [json.dumps(asdict(program)).encode()], files)
-            return int(spawner_socket.recv(64))
+            answer = spawner_socket.recv(64)
+            assert answer, "the spawner has ended; stderr says why"
+            return int(answer)
         finally:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
