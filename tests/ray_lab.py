@@ -47,6 +47,7 @@ class RayLab:
             "HOME": str(self.folder),
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # else other tests leave the ranks nothing of a busy machine
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "4",
             "SEQLM_BACKEND": "ray",

@@ -18,7 +18,7 @@ import pytest
 
 Seen = TypeVar("Seen")
 
-DEADLINE_SECONDS = 600.0
+DEADLINE_SECONDS = 1200.0
 """How long any wait may take. Generous: under load, a command that takes a second alone may take minutes."""
 POLL_SECONDS = 0.02
 SESSION_VARIABLE = "PYTEST_SESSION_MARK"

@@ -128,7 +128,7 @@ def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
 def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
-    crawl = Crawl(tmp_path, epochs=0)
+    crawl = Crawl(tmp_path, epochs=0, step_seconds=5)
     env = "".join(f"{name} = {json.dumps(value)}\n" for name, value in {"SEQLM_DEVICE": "cpu", **crawl.env}.items())
     (tmp_path / "site.toml").write_text(f"[env]\n{env}")  # the GPUs are fake
     changes = ("train.epochs=1", "train.batch_size=128", "model.hidden_size=16", "resources.cpus=1", "resources.gpus=1")
