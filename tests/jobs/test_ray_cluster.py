@@ -125,7 +125,10 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "an epoch of two runs", until=lambda epochs: sum(map(bool, epochs)) >= 2)
     victim = next(run for run in study.runs() if is_locked(run.worker_lock_file) and epochs_of(run))
+    victims_pid = worker_pid(victim)
     ray_cluster.tell_cluster(f"kill {worker_of(victim)['node']}")
+    # Its ranks live on for a moment, and without the crawl they would be done in it.
+    wait_for(lambda: Path(f"/proc/{victims_pid}").exists(), "the victim's worker to end", until=lambda lives: not lives)
     crawl.end()
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr
@@ -347,7 +350,7 @@ def test_ctrl_c_stops_the_workers_and_leaves_nothing_running(lab: RayLab, tmp_pa
     assert launcher.returncode == 130, stderr
     assert "Traceback" not in stderr
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
-    assert set(study.states()) == {"pending"}
+    wait_for(study.states, "the runs to be released", until=lambda states: set(states) == {"pending"})
     logs = [run.stderr_log(1).read_text() for run in study.runs() if epochs_of(run)]
     assert logs
     assert all("stopped; run again to resume" in log for log in logs)
@@ -360,7 +363,8 @@ def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_
     launcher.kill()
     commands.finish(launcher)
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
-    assert study.states() == ["pending"]
+    # A process lets go of its locks a moment after it has left its network.
+    wait_for(study.states, "the run to be released", until=lambda states: states == ["pending"])
 
 
 # -- a driver on the cluster -----------------------------------------------------------------------------------------
