@@ -125,10 +125,13 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "an epoch of two runs", until=lambda epochs: sum(map(bool, epochs)) >= 2)
     victim = next(run for run in study.runs() if is_locked(run.worker_lock_file) and epochs_of(run))
-    victims_pid = worker_pid(victim)
     ray_cluster.tell_cluster(f"kill {worker_of(victim)['node']}")
     # Its ranks live on for a moment, and without the crawl they would be done in it.
-    wait_for(lambda: Path(f"/proc/{victims_pid}").exists(), "the victim's worker to end", until=lambda lives: not lives)
+    wait_for(
+        lambda: (is_locked(victim.worker_lock_file), victim.attempts()),
+        "the victim's worker to end",
+        until=lambda seen: not seen[0] or len(seen[1]) > 1,
+    )
     crawl.end()
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr
