@@ -37,7 +37,7 @@ from typing import Any, NoReturn
 
 IMPORTED = (
     "torch", "torch._dynamo", "torch.distributed", "numpy", "pandas", "matplotlib.pyplot",
-    "matplotlib.backends.backend_svg", "scipy.stats", "jinja2", "yaml", "rich.live", "tqdm", "jaxtyping",
+    "matplotlib.backends.backend_svg", "scipy.special", "jinja2", "yaml", "rich.live", "tqdm", "jaxtyping",
 )  # fmt: skip
 COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
 """Programs with one of these are started as usual: they are read when an interpreter begins."""

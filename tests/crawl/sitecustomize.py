@@ -1,7 +1,7 @@
 """Loaded by every Python process while its folder is on PYTHONPATH: lets workers crawl (:mod:`tests.crawl`).
 
-``SEQLM_TEST_RENAME_SECONDS``: every renaming of a file waits so long first, so that whoever relies on its being quick
-loses (conftest.py).
+``SEQLM_TEST_RENAME_SECONDS``: each rename of a file waits this long first, so code that relies on a quick rename
+fails (conftest.py).
 """
 
 from __future__ import annotations
