@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -112,12 +113,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if fixtures & {"lab", "ray_cluster", "browser"}:
             item.add_marker(pytest.mark.process)
     seed = config.getoption("--shuffle")
-    if seed is None:  # those that wait most go first, so that others use the processor meanwhile
-        items.sort(key=lambda item: (not item.nodeid.startswith(LONG), item.get_closest_marker("process") is None))
+    if seed is None:  # what waits most lies between what computes most, and nothing long comes last
+        kinds = [[item for item in items if item.nodeid.startswith(LONG) == long] for long in (True, False)]
+        items[:] = [item for _, item in sorted(_places(kinds[0], 0.85) + _places(kinds[1], 1.0), key=itemgetter(0))]
     else:
         random.Random(seed).shuffle(items)
         modules = {item.nodeid.partition("::")[0]: index for index, item in enumerate(items)}
         items.sort(key=lambda item: modules[item.nodeid.partition("::")[0]])  # fixtures of a module are made once
+
+
+def _places(items: list[pytest.Item], end: float) -> list[tuple[float, pytest.Item]]:
+    """Items with places evenly from 0 to ``end``; those that start processes first."""
+    items = sorted(items, key=lambda item: item.get_closest_marker("process") is None)
+    return [(end * number / len(items), item) for number, item in enumerate(items)]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -148,7 +148,7 @@ def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tm
 
 @pytest.fixture
 def crawl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crawl:
-    """Workers that are in their third epoch until the test ends it."""
+    """Workers that are not done with their third epoch until the test ends it."""
     crawl = Crawl(tmp_path, epochs=2)
     for name, value in crawl.env.items():
         monkeypatch.setenv(name, value)
@@ -157,7 +157,7 @@ def crawl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crawl:
 
 @pytest.mark.process
 def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp_path: Path, crawl: Crawl) -> None:
-    study = Study(tmp_path, epochs=12, lines=1500)
+    study = Study(tmp_path, epochs=12)
     launcher = study.start("run", "small.toml")
     wait_for(study.epochs, "two epochs of the run", until=lambda epochs: epochs and len(epochs[0]) >= 2)
     (run,) = study.runs()
@@ -173,7 +173,7 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp
 
 @pytest.mark.process
 def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_path: Path, crawl: Crawl) -> None:
-    study = Study(tmp_path, epochs=12, lines=1500)
+    study = Study(tmp_path, epochs=12)
     launcher = study.start("run", "small.toml", "--retries", "0")
     wait_for(study.epochs, "two epochs of the run", until=lambda epochs: epochs and len(epochs[0]) >= 2)
     (run,) = study.runs()
@@ -194,6 +194,7 @@ def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_p
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("crawl")
 def test_ctrl_c_stops_the_workers_cleanly_and_leaves_the_runs_resumable(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
     launcher = study.start("run", "small.toml")
@@ -226,6 +227,7 @@ def test_a_study_launched_twice_at_the_same_moment_runs_once(tmp_path: Path) -> 
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("crawl")
 def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(tmp_path: Path) -> None:
     study = Study(tmp_path, epochs=5000, archs=("rnn", "gru"))
     left = study("run", "small.toml", "--no-wait", "--max-parallel", "1")

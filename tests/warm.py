@@ -197,7 +197,7 @@ def become(program: Program, files: list[int]) -> NoReturn:
         setattr(sys, f"__{name}__", stream)
     import torch
 
-    torch.set_num_threads(int(program.variables.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    torch.set_num_threads(1)  # several test processes share the machine: threads would wait for each other
     path = [os.path.abspath(entry) for entry in program.variables.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
     kind, rest = program.words[0], program.words[1:]
     if kind == "-m":

@@ -14,7 +14,7 @@ import pytest
 
 from seqlm.rundir import RunDirectory, is_locked
 from tests import commands
-from tests.crawl import Crawl
+from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch import epochs_of, read_soon, worker_pid
@@ -75,7 +75,9 @@ class Study:
         self.lab = lab
         self.folder = folder
         write_text(folder / "text", train_lines=lines)
-        values = {"SEQLM_DEVICE": "cpu", **(env or {})}
+        # What never ends by itself leaves the processor to others from its second epoch on.
+        crawl = Crawl(folder, epochs=1).env if epochs >= 1000 else {}
+        values = {"SEQLM_DEVICE": "cpu", **light_env(), **crawl, **(env or {})}
         table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
         text = HEAD.format(epochs=epochs, env=f"{{{table}}}")
         for number, grid in enumerate(grids):

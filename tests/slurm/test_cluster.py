@@ -18,7 +18,7 @@ from seqlm.rundir import RunDirectory, read_json
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.chaos.study import processes
-from tests.crawl import Crawl
+from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
 from tests.test_launch import epochs_of, read_soon, worker_pid
@@ -82,7 +82,7 @@ class Study:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         write_text(folder / "text", train_lines=lines)
-        env = {"SEQLM_DEVICE": "cpu", **(env or {})}  # the GPUs are fake
+        env = {"SEQLM_DEVICE": "cpu", **light_env(), **(env or {})}  # the GPUs are fake
         known = {"archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, "epochs": 2, "timeout_min": 10, "keep": 0.9}
         table = "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items()) + "}"
         text = HEAD.format(env=table, **{key: json.dumps(value) for key, value in {**known, **values}.items()})
@@ -271,21 +271,20 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
         files = sorted((tmp_path / "runs/small").glob("*/attempts/*/failure.json"))
         return [json.loads(file.read_text())["kind"] for file in files]
 
-    wait_for(
-        lambda: (strikes(), study.runs()[0].attempts()),
-        "three strikes and a fourth attempt",
-        until=lambda seen: len(seen[0]) >= 3 and len(seen[1]) >= 4,
+    def writers() -> list[int]:
+        return [record["attempt"] for run in study.runs() for record in run.read_metrics()[0]]
+
+    wait_for(  # on a busy machine an attempt may end before its first epoch does
+        lambda: (strikes(), writers()),
+        "three strikes, then an attempt that goes on with the epochs of an earlier one",
+        until=lambda seen: len(seen[0]) >= 3 and len(set(seen[1])) >= 2 and seen[1][-1] >= 4,
     )
     assert set(strikes()) == {"timeout"}
     (run,) = study.runs()
-    seen = len(epochs_of(run))
-    wait_for(lambda: len(epochs_of(run)), f"more than {seen} epochs", until=lambda done: done > seen)
     assert study("cancel", "small").returncode == 0
     assert study.states() == ["cancelled"]
     assert epochs_of(run) == list(range(len(epochs_of(run))))
-    attempts = [record["attempt"] for record in run.read_metrics()[0]]
-    assert attempts == sorted(attempts)
-    assert len(set(attempts)) >= 4
+    assert writers() == sorted(writers())
 
 
 def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
