@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,17 @@ def trainer_for(folder: Path, corpus: Corpus, *, attempt: int = 1, stop_after: i
 
 
 def stopped(folder: Path, corpus: Corpus, after: int = 50) -> RunDirectory:
-    """A run that was stopped in its second epoch: the end of the first is in ``previous.pt``."""
-    with pytest.raises(StopRequested):
-        trainer_for(folder, corpus, stop_after=after).train()
+    """A run that was stopped in its second epoch: the end of the first is in ``previous.pt``. Trained once per module."""
+    if after not in _stopped:
+        _stopped[after] = folder.parent / "stopped" / folder.name
+        with pytest.raises(StopRequested):
+            trainer_for(_stopped[after], corpus, stop_after=after).train()
+    shutil.copytree(_stopped[after], folder)
     return RunDirectory(folder)
+
+
+_stopped: dict[int, Path] = {}
+"""Steps before it was stopped -> such a run."""
 
 
 def cut(path: Path) -> None:
