@@ -100,20 +100,20 @@ if "SEQLM_TEST_CRAWL" in os.environ:
 
 if "SEQLM_TEST_RENAME_SECONDS" in os.environ:
     _delay = float(os.environ["SEQLM_TEST_RENAME_SECONDS"])
-    _rename, _replace = os.rename, os.replace
+    _rename, _replace, _sleep = os.rename, os.replace, time.sleep  # a test may put its own in the place of time.sleep
 
     def _late_rename(*arguments: Any, **options: Any) -> None:
-        time.sleep(_delay)
+        _sleep(_delay)
         _rename(*arguments, **options)
 
     def _late_replace(*arguments: Any, **options: Any) -> None:
-        time.sleep(_delay)
+        _sleep(_delay)
         _replace(*arguments, **options)
 
     os.rename, os.replace = _late_rename, _late_replace
 
 places = [os.path.abspath(folder or ".") for folder in sys.path]  # noqa: PTH100
-behind = places[places.index(HERE) + 1 :] if HERE in places else []
+behind = [place for place in places[places.index(HERE) :] if place != HERE] if HERE in places else []
 found = importlib.machinery.PathFinder.find_spec("sitecustomize", behind) if behind else None
 if found is not None and found.loader is not None:
     found.loader.exec_module(importlib.util.module_from_spec(found))
