@@ -51,7 +51,7 @@ def trainer_for(folder: Path, corpus: Corpus, *, attempt: int = 1, stop_after: i
 
 
 def stopped(folder: Path, corpus: Corpus, after: int = 50) -> RunDirectory:
-    """A run that was stopped in its second epoch: the end of the first is in ``previous.pt``. Trained once per module."""
+    """A run that was stopped in its second epoch: the end of the first is in ``previous.pt``. Trained once."""
     if after not in _stopped:
         _stopped[after] = folder.parent / "stopped" / folder.name
         with pytest.raises(StopRequested):
