@@ -24,7 +24,6 @@ import json
 import math
 import os
 import re
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +33,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, RunBusyError
-from seqlm.lease import Terms, live_elsewhere
+from seqlm.lease import Terms, live_elsewhere, this_process
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -591,7 +590,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     """Hold an advisory lock on ``path`` while the block runs; the system releases it when the process dies.
 
-    The file then names its holder (pid, process group, host).
+    The file then names its holder (:func:`seqlm.lease.this_process`).
 
     Raises:
         RunBusyError: with the text ``busy``, followed by the holder, when another process holds it.
@@ -607,8 +606,7 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
             who = f" (pid {holder['pid']} on {holder['host']})" if holder else ""
             raise RunBusyError(busy + who)
         os.ftruncate(handle, 0)
-        owner = {"pid": os.getpid(), "process_group": os.getpgrp(), "host": socket.gethostname()}
-        os.write(handle, json.dumps(owner).encode())
+        os.write(handle, json.dumps(this_process()).encode())
         yield
     finally:
         os.close(handle)
@@ -643,7 +641,7 @@ def is_locked(path: Path) -> bool:
 
 
 def read_lock_holder(path: Path) -> dict[str, Any] | None:
-    """Who wrote the lock file last: ``pid``, ``process_group``, ``host``. Trust it only while the lock is held."""
+    """Who wrote the lock file last (:func:`seqlm.lease.this_process`). Trust it only while the lock is held."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
