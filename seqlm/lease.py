@@ -5,7 +5,8 @@ So its owner holds a lease as well. ``lease/`` in the run's folder has one file 
 their order: ``000001.json``, ``000002.json``, ... The owner is the one with the highest number, its generation.
 
     claim       a file written beside is linked to the next number: a link is made or refused, so of two claimants at
-                the same moment one wins, and one that reads a listing that lags finds the number taken and looks again
+                the same moment one wins, and one that reads a listing that lags finds the number taken and looks again;
+                a file system without links makes the file by exclusive creation (O_EXCL), with the same effect
     heartbeat   the owner sets the time of its file every few seconds; who watches it looks for *change* alone, on a
                 clock of its own, so that clocks may differ between hosts, and be set back
     takeover    a lease without a heartbeat for some minutes, or one whose process on this host has ended, is taken
@@ -48,6 +49,9 @@ MISSED_BEATS = 3
 """A lease is not stale before so many heartbeats of its owner are missing, whatever the stale time is."""
 LOOK_AROUND_SECONDS = 2.0
 """How often an owner looks whether somebody has cancelled its run."""
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a file system without hard links refuses one: exFAT, SMB, some of FUSE."""
 
 _GONE = (errno.ENOENT, errno.ESTALE)
 _FILE = re.compile(r"[0-9]{6,}\.json")
@@ -385,6 +389,23 @@ def _write_beside(path: Path, record: Mapping[str, Any]) -> Path:
     return beside
 
 
+def _link_or_create(beside: Path, path: Path) -> None:
+    """Make ``path`` from ``beside``, or raise FileExistsError.
+
+    Without links others may see it empty for an instant, and after a crash for ever. They then watch it like the lease
+    of a stranger.
+    """
+    try:
+        os.link(beside, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(beside.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | None:
     """Claim a generation; none where somebody else has it."""
     record = {
@@ -399,7 +420,7 @@ def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | 
     path = folder / _name(generation)
     beside = _write_beside(path, record)
     try:
-        os.link(beside, path)
+        _link_or_create(beside, path)
     except FileExistsError:
         # A server of files whose answer got lost is asked again, and finds what it has done itself (man 2 open).
         if beside.stat().st_nlink != 2:

@@ -18,6 +18,7 @@ The folder ``behaviour`` is looked at like a study: ``status``, ``logs`` and ``c
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,7 +34,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, RunBusyError
-from seqlm.lease import Terms, live_elsewhere, this_process
+from seqlm.lease import NO_LINKS, Terms, is_alive, live_elsewhere, this_process
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -45,6 +46,11 @@ Guard: TypeAlias = Callable[[], None]
 def unguarded() -> None:
     """The guard of files that have one writer anyway."""
 
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""How a file system without locks refuses one: Lustre mounted without ``flock``, NFS without a lock daemon."""
+NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a file system refuses to flush a folder. A crash of the machine may then undo the files written last."""
 
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
@@ -343,7 +349,13 @@ class RunDirectory:
         with contextlib.suppress(FileExistsError), _beside(self.failure_file) as temporary:
             temporary.write_text(_dump(failure), "utf-8")
             guard()
-            os.link(temporary, self.failure_file)
+            try:
+                os.link(temporary, self.failure_file)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                if not self.failure_file.exists():  # of two writers at the same moment the second one wins
+                    temporary.replace(self.failure_file)
 
     def is_cancelled(self) -> bool:
         """Whether somebody has cancelled the run."""
@@ -483,6 +495,9 @@ def _sync_directory(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_DIRECTORY_SYNC:
+            raise
     finally:
         os.close(handle)
 
@@ -590,54 +605,73 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     """Hold an advisory lock on ``path`` while the block runs; the system releases it when the process dies.
 
-    The file then names its holder (:func:`seqlm.lease.this_process`).
+    The file then names its holder (:func:`seqlm.lease.this_process`). On a file system without locks that name is all
+    there is: it keeps out later processes of this host, and no others. A run has its lease as well.
 
     Raises:
         RunBusyError: with the text ``busy``, followed by the holder, when another process holds it.
-        FileError: the file cannot be opened.
+        FileError: the file cannot be opened or locked.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise FileError.from_os_error("open", path, error) from None
     try:
-        if not _try_lock(handle):
-            holder = read_lock_holder(path)
-            who = f" (pid {holder['pid']} on {holder['host']})" if holder else ""
-            raise RunBusyError(busy + who)
+        try:
+            is_locked = _try_lock(handle)
+        except OSError as error:
+            raise FileError.from_os_error("lock", path, error) from None
+        holder = read_lock_holder(path) or {}
+        if is_locked is False or (is_locked is None and is_alive(holder)):
+            raise RunBusyError(f"{busy} (pid {holder.get('pid')} on {holder.get('host')})" if holder else busy)
         os.ftruncate(handle, 0)
         os.write(handle, json.dumps(this_process()).encode())
-        yield
+        try:
+            yield
+        finally:
+            if is_locked is None:
+                os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 
 
-def _try_lock(handle: int) -> bool:
+def _try_lock(handle: int) -> bool | None:
     # A reader that asks is_locked holds a shared lock for an instant, so one refusal is not yet an owner.
     for _ in range(20):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.02)
-        else:
-            return True
+        is_locked = _flock(handle, fcntl.LOCK_EX)
+        if is_locked is not False:
+            return is_locked
+        time.sleep(0.02)
     return False
 
 
+def _flock(handle: int, kind: int) -> bool | None:
+    """Try to take a lock of the system. ``None``: this file system has none."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        raise
+    return True
+
+
 def is_locked(path: Path) -> bool:
-    """Whether a live process holds the lock on ``path``. Leaves no file behind and takes no exclusive lock."""
+    """Whether a live process holds the lock on ``path``. Leaves no file behind and takes no exclusive lock.
+
+    Without locks: whether the file names a live process of this host.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
+        is_free = _flock(handle, fcntl.LOCK_SH)
     finally:
         os.close(handle)
+    return not is_free if is_free is not None else bool(is_alive(read_lock_holder(path) or {}))
 
 
 def read_lock_holder(path: Path) -> dict[str, Any] | None:

@@ -267,6 +267,41 @@ def test_a_link_that_the_server_made_but_did_not_confirm_counts(
     assert cluster.claim("a").generation == 1
 
 
+NO_LINKS = [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS]
+
+
+def refuse_links(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.parametrize("code", NO_LINKS)
+def test_where_links_are_refused_a_lease_is_made_by_exclusive_creation(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refuse_links(monkeypatch, code)
+    first = cluster.claim("a")
+    assert json.loads(first.file.read_text())["host"] == "a"
+    exists = leases._exists
+    monkeypatch.setattr(leases, "_exists", lambda path: path.name != "000002.json" and exists(path))  # a listing lags
+
+    def claim_for_c() -> None:
+        if not (cluster.folder / "000002.json").exists():
+            first.release()
+            (cluster.folder / "000002.json").write_text(json.dumps({"host": "c", "pid": 1, "machine_id": "c"}))
+
+    assert cluster.claim("b", while_waiting=claim_for_c).generation == 3, "two is taken, and then it gives no sign"
+    assert cluster.names() == ["000001.json", "000002.json", "000003.json"]
+
+
+def test_a_link_refused_for_any_other_reason_is_an_error(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_links(monkeypatch, errno.EIO)
+    with pytest.raises(FileError, match=r"cannot take the lease in .*: Input/output error"):
+        cluster.claim("a")
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, cluster: Cluster) -> None:
     cluster.folder.write_text("a file where a folder should be")
     with pytest.raises(FileError, match=r"cannot take the lease in .*lease: File exists"):
@@ -367,6 +402,10 @@ from pathlib import Path
 from seqlm import lease
 from seqlm.errors import RunBusyError
 folder, me, log = Path(sys.argv[1]), sys.argv[2], open(sys.argv[3], "a")
+if sys.argv[4] == "no links":
+    def refuse(source, target):
+        raise PermissionError(1, "no hard links here")
+    os.link = refuse
 lease.this_host = lambda: lease.Host(name=me, machine=me)
 lease.LOOK_SECONDS = 0.002
 terms = lease.Terms(heartbeat_seconds=0.01, stale_seconds=30)
@@ -388,11 +427,12 @@ while won < 30:
 
 
 @pytest.mark.process
-def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", ["links", "no links"])
+def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path: Path, links: str) -> None:
     log = tmp_path / "log"
     claimants = [
         commands.start(
-            [sys.executable, "-c", RACE, tmp_path / "lease", str(number), log], cwd=ROOT, stdin=subprocess.PIPE
+            [sys.executable, "-c", RACE, tmp_path / "lease", str(number), log, links], cwd=ROOT, stdin=subprocess.PIPE
         )
         for number in range(4)
     ]

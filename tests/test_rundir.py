@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -250,6 +252,74 @@ def test_a_lock_has_one_owner_and_goes_when_its_process_is_killed(run: RunDirect
     assert not is_locked(path)
     with exclusive_lock(path, "taken"):
         assert is_locked(path)
+
+
+NO_LOCKS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
+
+
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(handle: int, kind: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("code", NO_LOCKS)
+def test_without_locks_the_record_of_a_live_process_of_this_host_stands_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refuse_locks(monkeypatch, code)
+    path = tmp_path / "launch.lock"
+    with exclusive_lock(path, "busy"):
+        assert is_locked(path)
+        with pytest.raises(RunBusyError, match=rf"^taken \(pid {os.getpid()} on "), exclusive_lock(path, "taken"):
+            pass
+        assert is_locked(path)
+    assert not is_locked(path), "though this process still lives"
+    for changes in ({"process_start": 1}, {"boot_id": "of another host"}):  # dead, or nobody here can say
+        path.write_text(json.dumps({**lease.this_process(), **changes}))
+        assert not is_locked(path)
+        with exclusive_lock(path, "taken"):
+            pass
+
+
+def test_a_lock_that_fails_in_another_way_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_locks(monkeypatch, errno.EIO)
+    with (
+        pytest.raises(FileError, match=r"cannot lock .*worker\.lock: Input/output error"),
+        exclusive_lock(tmp_path / "worker.lock", "busy"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_links_the_first_failure_stands_too(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    run.write_failure_once({"kind": "oom", "message": "first"})
+    run.write_failure_once({"kind": "node", "message": "what followed"})
+    assert run.read_failure() == {"kind": "oom", "message": "first"}
+    assert not list(run.path.glob(".*.tmp"))
+
+
+def test_a_folder_that_cannot_be_flushed_stops_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def refuse_folders(handle: int, code: int = errno.EINVAL) -> None:
+        if Path(f"/proc/self/fd/{handle}").resolve().is_dir():
+            raise OSError(code, os.strerror(code))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_json(tmp_path / "file.json", {"a": 1})
+    assert read_json(tmp_path / "file.json") == {"a": 1}
+    monkeypatch.setattr(os, "fsync", lambda handle: refuse_folders(handle, errno.EIO))
+    with pytest.raises(FileError, match="Input/output error"):
+        write_json(tmp_path / "file.json", {"a": 2})
 
 
 def test_a_run_is_found_again_whatever_its_name_is_now(tmp_path: Path) -> None:
