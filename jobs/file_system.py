@@ -13,7 +13,7 @@ LOW_INODES = 10_000
 
 
 def unprotected(folder: Path) -> list[str]:
-    """One line for each thing that the file system of ``folder`` cannot do, with what follows from it.
+    """One line for each thing that the file system of ``folder`` cannot do, and its consequence.
 
     Whether other hosts see the locks of this host cannot be tried out here.
 
