@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from jobs.choice import BackendChoice, default_backend
+from jobs.file_system import unprotected
 from jobs.provenance import versions
 from jobs.ray_job import RayJob, is_remote
 from jobs.terminal import memory
@@ -38,7 +39,8 @@ class Finding:
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     """Look at everything that a launch on this machine needs."""
-    findings = [_python(), _torch(), *_devices(), _folder("runs", runs_dir), _folder("cache", cache_folder())]
+    findings = [_python(), _torch(), *_devices(), _folder("runs", runs_dir), *_file_system(runs_dir)]
+    findings.append(_folder("cache", cache_folder()))
     return [*findings, _git(), *_ray(), *_slurm(), _penn_treebank(data_path)]
 
 
@@ -76,7 +78,7 @@ def _devices() -> list[Finding]:
 
 def _folder(subject: str, path: Path) -> Finding:
     """Whether files can be made in ``path``, or, where it does not exist yet, in the nearest folder above it."""
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    existing = _existing(path)
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -85,6 +87,22 @@ def _folder(subject: str, path: Path) -> Finding:
     free = shutil.disk_usage(existing).free
     level: Level = "note" if free < LOW_DISK_BYTES else "ok"
     return Finding(level=level, subject=subject, text=f"{path} is writable, {memory(free)} free")
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _file_system(runs_dir: Path) -> list[Finding]:
+    """What is not protected on the file system of the runs."""
+    try:
+        lines = unprotected(_existing(runs_dir))
+    except OSError:  # _folder says why nothing can be written there
+        return []
+    if not lines:
+        text = "locks, links, renaming and flushing of folders work on this host"
+        return [Finding(level="ok", subject="file system", text=text)]
+    return [Finding(level="note", subject="file system", text=line) for line in lines]
 
 
 def _git() -> Finding:

@@ -16,6 +16,7 @@ from jobs.scheduler import JobState, Scheduler
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import SeqlmError, UsageError
+from seqlm.lease import is_alive
 from seqlm.rundir import (
     BEHAVIOUR_FOLDER,
     Observation,
@@ -210,7 +211,7 @@ def launcher_of(study_dir: Path) -> Launcher | None:
     """The launcher at work on this study, or none."""
     path = launch_lock_file(study_dir)
     holder = read_lock_holder(path) if is_locked(path) else None
-    if holder is None:
+    if holder is None or is_alive(holder) is False:  # a lock without a launcher's name is not a launcher's
         return None
     identity = {"pid": holder["pid"], "host": holder["host"]}
     queue = read_json(queue_file(study_dir)) or {}

@@ -5,10 +5,12 @@ So its owner holds a lease as well. ``lease/`` in the run's folder has one file 
 their order: ``000001.json``, ``000002.json``, ... The owner is the one with the highest number, its generation.
 
     claim       a file written beside is linked to the next number: a link is made or refused, so of two claimants at
-                the same moment one wins, and one that reads a listing that lags finds the number taken and looks again
+                the same moment one wins, and one that reads a listing that lags finds the number taken and looks again;
+                a file system without links makes the file by exclusive creation (O_EXCL), with the same effect
     heartbeat   the owner sets the time of its file every few seconds; who watches it looks for *change* alone, on a
                 clock of its own, so that clocks may differ between hosts, and be set back
-    takeover    a lease without a heartbeat for some minutes is taken over by claiming the next number
+    takeover    a lease without a heartbeat for some minutes, or one whose process on this host has ended, is taken
+                over by claiming the next number
     release     the file says so; no file is ever removed, since numbers must neither begin anew nor have gaps
     check       before each file that it puts in place, an owner asks whether the next number is taken: one that was
                 stopped, taken for dead and woken changes nothing of what has become somebody else's
@@ -48,6 +50,9 @@ MISSED_BEATS = 3
 LOOK_AROUND_SECONDS = 2.0
 """How often an owner looks whether somebody has cancelled its run."""
 
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a file system without hard links refuses one: exFAT, SMB, some of FUSE."""
+
 _GONE = (errno.ENOENT, errno.ESTALE)
 _FILE = re.compile(r"[0-9]{6,}\.json")
 
@@ -75,22 +80,100 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """The machine that a process runs on."""
+    """Where a process runs. Two processes with the same host see each other by their process ids."""
 
     name: str
-    """What a person calls it."""
+    """The host name."""
     machine: str
-    """The same for all who share a kernel, and with it the locks on files: containers of one machine, too."""
+    """The machine id, or the host name where there is none."""
+    boot: str = ""
+    """The id that Linux draws at boot. Cloned machines and containers may share it."""
+    pid_namespace: str = ""
+    """The kernel's name for the numbering of processes. Each container has its own."""
 
 
 def this_host() -> Host:
-    """The machine of this process, known by the id that Linux draws at boot, elsewhere by its name."""
+    """Where this process runs."""
     name = socket.gethostname()
+    return Host(
+        name=name,
+        machine=_first_line("/etc/machine-id") or name,
+        boot=_first_line("/proc/sys/kernel/random/boot_id"),
+        pid_namespace=_link("/proc/self/ns/pid"),
+    )
+
+
+def this_process() -> dict[str, Any]:
+    """What identifies this process in a lease or a lock file.
+
+    ``pid``, ``process_group``, ``host``, ``machine_id``, ``boot_id``, ``pid_namespace`` and ``process_start``, the
+    result of :func:`process_start`.
+    """
+    host = this_host()
+    return {
+        "pid": os.getpid(),
+        "process_group": os.getpgrp(),
+        "host": host.name,
+        "machine_id": host.machine,
+        "boot_id": host.boot,
+        "pid_namespace": host.pid_namespace,
+        "process_start": process_start(os.getpid()),
+    }
+
+
+def process_start(pid: int) -> int | None:
+    """When a process of this host started, in clock ticks since boot. ``None``: no such process, or not known."""
+    fields = _process_fields(pid)
+    return int(fields[19]) if fields else None
+
+
+def _process_fields(pid: int) -> list[str]:
+    """``/proc/PID/stat`` from its third field, the state, on. Empty: no such process, or not visible."""
     try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+    return fields if len(fields) > 19 else []
+
+
+def is_here(owner: Mapping[str, Any]) -> bool:
+    """Whether a recorded process ran where this one runs, so that its process id means something here."""
+    host = this_host()
+    found = [owner.get(key) for key in ("host", "machine_id", "boot_id", "pid_namespace")]
+    return found == [host.name, host.machine, host.boot, host.pid_namespace]
+
+
+def is_alive(owner: Mapping[str, Any]) -> bool | None:
+    """Whether a recorded process (:func:`this_process`) lives. ``None``: it ran elsewhere, so this is not known.
+
+    A process that has the same id and another start time is another process. A record without a start time is
+    compared by the id alone.
+    """
+    pid, started = owner.get("pid"), owner.get("process_start")
+    if not is_here(owner) or not isinstance(pid, int) or pid <= 0:
+        return None
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass  # it lives, as another user
+    except (OSError, OverflowError):
+        return False
+    fields = _process_fields(pid)
+    return not fields or (fields[0] not in "ZX" and started in (None, int(fields[19])))
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text("ascii").strip()
     except (OSError, ValueError):
-        machine = name
-    return Host(name=name, machine=machine)
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return str(Path(path).readlink())
+    except OSError:
+        return ""
 
 
 @final
@@ -141,8 +224,8 @@ def claim(
 ) -> Lease:
     """Become the owner of the run whose leases lie in ``folder``. Called with the run's lock held.
 
-    An owner of this machine that has not released its lease is dead, since the lock is free: its lease is taken over
-    at once. One of another machine is watched first, for ``terms.stale_seconds``.
+    The lease of a process of this host that has ended is taken over at once. Any other owner that has not released
+    its lease is watched first, for ``terms.stale_seconds``: its locks may not be visible here.
 
     Args:
         folder: ``lease/`` in the run's folder; made where it is missing.
@@ -224,10 +307,11 @@ def require_attempt(folder: Path, attempt: int) -> None:
 
 
 def live_elsewhere(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
-    """The lease of an owner on another machine that seems to live: ``host``, ``pid``, ...; none where there is none.
+    """The lease of an owner that seems to live: ``host``, ``pid``, ... ``None``: there is no such owner.
 
-    A guess, for who only looks: the age of the file by this machine's clock and the file system's, which may differ.
-    Costs a listing of the folder; nothing is written.
+    For a run whose lock is not visible here. This is a guess from the age of the file by this machine's clock and
+    the file system's, which may differ; only of a process of this host is it known that it has ended. Costs a listing
+    of the folder; nothing is written.
     """
     generation = _highest_listed(folder)
     if not generation:
@@ -305,15 +389,29 @@ def _write_beside(path: Path, record: Mapping[str, Any]) -> Path:
     return beside
 
 
+def _link_or_create(beside: Path, path: Path) -> None:
+    """Make ``path`` from ``beside``, or raise FileExistsError.
+
+    Without links others may see it empty for an instant, and after a crash for ever. They then watch it like the lease
+    of a stranger.
+    """
+    try:
+        os.link(beside, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(beside.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | None:
     """Claim a generation; none where somebody else has it."""
-    host = this_host()
     record = {
         "generation": generation,
         "owner": secrets.token_hex(8),
-        "host": host.name,
-        "machine": host.machine,
-        "pid": os.getpid(),
+        **this_process(),
         "attempt": attempt,
         "heartbeat_seconds": terms.heartbeat_seconds,
         "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -322,7 +420,7 @@ def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | 
     path = folder / _name(generation)
     beside = _write_beside(path, record)
     try:
-        os.link(beside, path)
+        _link_or_create(beside, path)
     except FileExistsError:
         # A server of files whose answer got lost is asked again, and finds what it has done itself (man 2 open).
         if beside.stat().st_nlink != 2:
@@ -338,8 +436,8 @@ def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | 
 
 
 def _is_free(owner: Mapping[str, Any]) -> bool:
-    """Whether a lease can be taken over at once: released, or of this machine, whose lock on the run is held."""
-    return bool(owner.get("released")) or owner.get("machine") == this_host().machine
+    """Whether a lease can be taken over at once: it is released, or its process has ended."""
+    return bool(owner.get("released")) or is_alive(owner) is False
 
 
 def _who(owner: Mapping[str, Any]) -> str:

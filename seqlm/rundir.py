@@ -18,13 +18,14 @@ The folder ``behaviour`` is looked at like a study: ``status``, ``logs`` and ``c
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +35,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, RunBusyError
-from seqlm.lease import Terms, live_elsewhere
+from seqlm.lease import NO_LINKS, Terms, is_alive, live_elsewhere, this_process
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -46,6 +47,15 @@ Guard: TypeAlias = Callable[[], None]
 def unguarded() -> None:
     """The guard of files that have one writer anyway."""
 
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""How a file system without locks refuses one: Lustre mounted without ``flock``, NFS without a lock daemon."""
+NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a file system refuses to flush a folder. A crash of the machine may then undo the files written last."""
+
+LOOKS = 5
+LOOK_SECONDS = 0.02
+"""How often a lock is looked at again, and after how long, before it is believed to be somebody else's."""
 
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
@@ -344,7 +354,13 @@ class RunDirectory:
         with contextlib.suppress(FileExistsError), _beside(self.failure_file) as temporary:
             temporary.write_text(_dump(failure), "utf-8")
             guard()
-            os.link(temporary, self.failure_file)
+            try:
+                os.link(temporary, self.failure_file)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                if not self.failure_file.exists():  # of two writers at the same moment the second one wins
+                    temporary.replace(self.failure_file)
 
     def is_cancelled(self) -> bool:
         """Whether somebody has cancelled the run."""
@@ -358,9 +374,9 @@ class RunDirectory:
         ``queued`` says that a launcher is alive that has taken this run on (asked of the backend): it tells
         "queued" from "pending"; ``waits_for`` is why it has not started.
 
-        A worker on this machine, or on one whose locks are seen, is known for certain. Of others the heartbeat is
-        believed, by its age: a run whose machine has died stays "running" for some minutes
-        (``SEQLM_STALE_LEASE_MINUTES``), unless a launcher has said that it failed.
+        A worker on this machine is known for certain. Of others the heartbeat is believed, by its age: a run whose
+        machine has died stays "running" for some minutes (``SEQLM_STALE_LEASE_MINUTES``), unless a launcher has said
+        that it failed. A locked ``worker.lock`` that names no live process does not count, and is the reason given.
         """
         epochs, _ = self.read_metrics()
         epoch = epochs[-1]["epoch"] if epochs else None
@@ -372,8 +388,11 @@ class RunDirectory:
 
         if self.read_result() is not None or self.read_canary() is not None:
             return observed("done", None)
+        stranger = None
         if is_locked(self.worker_lock_file):
-            return observed("running", None)
+            if self._has_worker():
+                return observed("running", None)
+            stranger = _held_by_a_stranger(self.worker_lock_file)
         failure = self.read_failure()
         if failure is not None:
             kind = failure.get("kind", "code")
@@ -383,11 +402,31 @@ class RunDirectory:
         if live_elsewhere(self.lease_dir, Terms.from_environment(os.environ).stale_seconds):
             return observed("running", None)
         if queued:
-            return observed("queued", waits_for)
+            return observed("queued", stranger or waits_for)
+        if stranger:
+            return observed("pending", stranger)
         if self.attempts():
             after = "before the first epoch ended" if epoch is None else f"after {epoch + 1} epochs"
             return observed("pending", f"interrupted {after}; run again to resume")
         return observed("pending", None)
+
+    def _has_worker(self) -> bool:
+        """Whether the locked ``worker.lock`` names a process that may hold it.
+
+        Of another host: one that has locked it a moment ago or whose lease on the run is fresh.
+        """
+        for _ in range(LOOKS):
+            holder = read_lock_holder(self.worker_lock_file)
+            alive = is_alive(holder) if holder else False
+            if alive:
+                return True
+            if holder and alive is None:
+                seconds = Terms.from_environment(os.environ).stale_seconds
+                owner = live_elsewhere(self.lease_dir, seconds) or {}
+                is_owner = all(owner.get(key) == holder.get(key) for key in ("pid", "host"))
+                return is_owner or _is_younger(self.worker_lock_file, seconds)
+            time.sleep(LOOK_SECONDS)  # a process that has just taken the lock has yet to write its name
+        return False
 
 
 def study_record_file(study_dir: Path) -> Path:
@@ -484,6 +523,9 @@ def _sync_directory(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_DIRECTORY_SYNC:
+            raise
     finally:
         os.close(handle)
 
@@ -591,59 +633,111 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     """Hold an advisory lock on ``path`` while the block runs; the system releases it when the process dies.
 
-    The file then names its holder (pid, process group, host).
+    The file then names its holder (:func:`seqlm.lease.this_process`). On a file system without locks that name is all
+    there is: it keeps out later processes of this host, and no others. A run has its lease as well.
 
     Raises:
-        RunBusyError: with the text ``busy``, followed by the holder, when another process holds it.
-        FileError: the file cannot be opened.
+        RunBusyError: with the text ``busy``, followed by the holder, when another process holds it. If the file names
+            no live process, the text says that instead.
+        FileError: the file cannot be opened or locked.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        handle = open_lock(path)
     except OSError as error:
         raise FileError.from_os_error("open", path, error) from None
     try:
-        if not _try_lock(handle):
-            holder = read_lock_holder(path)
-            who = f" (pid {holder['pid']} on {holder['host']})" if holder else ""
-            raise RunBusyError(busy + who)
+        try:
+            is_locked = _try_lock(handle)
+        except OSError as error:
+            raise FileError.from_os_error("lock", path, error) from None
+        holder = read_lock_holder(path)
+        alive = is_alive(holder) if holder else False
+        if is_locked is False and (holder is None or alive is False):
+            raise RunBusyError(_held_by_a_stranger(path))
+        if holder and (is_locked is False or (is_locked is None and alive)):
+            raise RunBusyError(f"{busy} (pid {holder.get('pid')} on {holder.get('host')})")
         os.ftruncate(handle, 0)
-        owner = {"pid": os.getpid(), "process_group": os.getpgrp(), "host": socket.gethostname()}
-        os.write(handle, json.dumps(owner).encode())
-        yield
+        os.write(handle, json.dumps(this_process()).encode())
+        try:
+            yield
+        finally:
+            if is_locked is None:
+                os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 
 
-def _try_lock(handle: int) -> bool:
+def open_lock(path: Path) -> int:
+    """Open a lock file to read and write. It is for owner and group only: who may read a file can hold its lock.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+    state = os.fstat(handle)
+    if state.st_uid == os.geteuid() and state.st_mode & 0o007:
+        os.fchmod(handle, stat.S_IMODE(state.st_mode) & ~0o007)
+    return handle
+
+
+def _held_by_a_stranger(path: Path) -> str:
+    advice = f"`fuser {path}` lists the holder: end it, or move the file away"
+    return f"{path} is locked, but names no live process; {advice}"
+
+
+def _is_younger(path: Path, seconds: float) -> bool:
+    try:
+        return abs(time.time() - path.stat().st_mtime) < seconds
+    except OSError:
+        return False
+
+
+def _try_lock(handle: int) -> bool | None:
     # A reader that asks is_locked holds a shared lock for an instant, so one refusal is not yet an owner.
-    for _ in range(20):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.02)
-        else:
-            return True
+    for _ in range(4 * LOOKS):
+        is_locked = _flock(handle, fcntl.LOCK_EX)
+        if is_locked is not False:
+            return is_locked
+        time.sleep(LOOK_SECONDS)
     return False
 
 
+def _flock(handle: int, kind: int) -> bool | None:
+    """Try to take a lock of the system. ``None``: this file system has none."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        raise
+    return True
+
+
 def is_locked(path: Path) -> bool:
-    """Whether a live process holds the lock on ``path``. Leaves no file behind and takes no exclusive lock."""
+    """Whether a live process holds the lock on ``path``. Leaves no file behind and takes no exclusive lock.
+
+    Without locks: whether the file names a live process of this host.
+
+    Raises:
+        FileError: the lock cannot be asked for.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
+        is_free = _flock(handle, fcntl.LOCK_SH)
+    except OSError as error:
+        raise FileError.from_os_error("lock", path, error) from None
     finally:
         os.close(handle)
+    return not is_free if is_free is not None else bool(is_alive(read_lock_holder(path) or {}))
 
 
 def read_lock_holder(path: Path) -> dict[str, Any] | None:
-    """Who wrote the lock file last: ``pid``, ``process_group``, ``host``. Trust it only while the lock is held."""
+    """Who wrote the lock file last (:func:`seqlm.lease.this_process`). Trust it only while the lock is held."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

@@ -35,7 +35,10 @@ class Cluster:
         self.now = 0.0
         self.told: list[str] = []
         self._host = "a"
-        monkeypatch.setattr(leases, "this_host", lambda: Host(name=self._host, machine=f"boot of {self._host}"))
+        monkeypatch.setattr(leases, "this_host", lambda: self.host(self._host))
+
+    def host(self, name: str) -> Host:
+        return Host(name=name, machine=f"machine of {name}")
 
     def claim(self, host: str, *, while_waiting: Callable[[], object] = lambda: None, attempt: int = 1) -> Lease:
         def pause(seconds: float) -> None:
@@ -80,13 +83,61 @@ def test_a_released_lease_is_claimed_at_once_and_numbers_go_on(cluster: Cluster)
         assert is_released(cluster.folder)
 
 
-def test_a_lease_that_nobody_released_is_taken_over_at_once_on_the_same_machine_whose_lock_is_free(
-    cluster: Cluster,
+def rewrite(lease: Lease, **changes: Any) -> None:
+    """Change the record of a lease."""
+    lease.file.write_text(json.dumps({**json.loads(lease.file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"pid": 2**22 + 1}, {"process_start": 1}], ids=["it has ended", "its id belongs to another process"]
+)
+def test_a_lease_that_a_dead_process_of_this_host_left_is_taken_over_at_once(
+    cluster: Cluster, changes: dict[str, int]
 ) -> None:
-    cluster.claim("a")
+    rewrite(cluster.claim("a"), **changes)
     assert not is_released(cluster.folder)
     assert cluster.claim("a").generation == 2
     assert cluster.now == 0.0
+
+
+def test_a_live_process_of_this_host_keeps_its_lease_even_if_its_lock_is_not_seen(cluster: Cluster) -> None:
+    first = cluster.claim("a")
+    with pytest.raises(RunBusyError, match="on a"):
+        cluster.claim("a", while_waiting=first.beat)
+
+
+@pytest.mark.parametrize("other", [{"name": "b"}, {"machine": "m2"}, {"boot": "b2"}, {"pid_namespace": "pid:[2]"}])
+def test_a_process_id_means_nothing_on_a_host_that_differs_in_anything(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    """Cloned machines share the boot id, and containers share the kernel: their mounts may not share locks."""
+    here = {"name": "a", "machine": "m1", "boot": "b1", "pid_namespace": "pid:[1]"}
+    monkeypatch.setattr(cluster, "host", lambda name: Host(**(here if name == "a" else {**here, **other})))
+    first = cluster.claim("a")
+    rewrite(first, pid=2**22 + 1)
+    assert leases.is_alive(json.loads(first.file.read_text())) is False
+    with pytest.raises(RunBusyError):
+        cluster.claim("c", while_waiting=first.beat)
+    assert leases.is_alive(json.loads(first.file.read_text())) is None
+
+
+@pytest.mark.process
+def test_a_process_is_known_by_its_id_and_its_start(tmp_path: Path) -> None:
+    program = (
+        "import json, sys; from seqlm.lease import this_process; print(json.dumps(this_process()), flush=True); input()"
+    )
+    process = commands.start([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE)
+    record = json.loads(commands.next_line(process))
+    assert (record["pid"], record["process_start"]) == (process.pid, leases.process_start(process.pid))
+    assert leases.is_alive(record) is True
+    assert leases.is_alive({**record, "process_start": record["process_start"] + 1}) is False
+    assert leases.is_alive({**record, "process_start": None}) is True
+    assert leases.is_alive({**record, "boot_id": "another"}) is None
+    process.kill()
+    wait_for(lambda: leases.is_alive(record), "the process to have ended, reaped or not", until=lambda a: a is False)
+    commands.finish(process)
+    assert leases.is_alive(record) is False
+    assert leases.process_start(process.pid) is None
 
 
 def test_a_beating_heart_on_another_host_refuses_a_second_worker_and_names_the_first(cluster: Cluster) -> None:
@@ -216,6 +267,41 @@ def test_a_link_that_the_server_made_but_did_not_confirm_counts(
     assert cluster.claim("a").generation == 1
 
 
+NO_LINKS = [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS]
+
+
+def refuse_links(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.parametrize("code", NO_LINKS)
+def test_where_links_are_refused_a_lease_is_made_by_exclusive_creation(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refuse_links(monkeypatch, code)
+    first = cluster.claim("a")
+    assert json.loads(first.file.read_text())["host"] == "a"
+    exists = leases._exists
+    monkeypatch.setattr(leases, "_exists", lambda path: path.name != "000002.json" and exists(path))  # a listing lags
+
+    def claim_for_c() -> None:
+        if not (cluster.folder / "000002.json").exists():
+            first.release()
+            (cluster.folder / "000002.json").write_text(json.dumps({"host": "c", "pid": 1, "machine_id": "c"}))
+
+    assert cluster.claim("b", while_waiting=claim_for_c).generation == 3, "two is taken, and then it gives no sign"
+    assert cluster.names() == ["000001.json", "000002.json", "000003.json"]
+
+
+def test_a_link_refused_for_any_other_reason_is_an_error(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_links(monkeypatch, errno.EIO)
+    with pytest.raises(FileError, match=r"cannot take the lease in .*: Input/output error"):
+        cluster.claim("a")
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, cluster: Cluster) -> None:
     cluster.folder.write_text("a file where a folder should be")
     with pytest.raises(FileError, match=r"cannot take the lease in .*lease: File exists"):
@@ -316,6 +402,10 @@ from pathlib import Path
 from seqlm import lease
 from seqlm.errors import RunBusyError
 folder, me, log = Path(sys.argv[1]), sys.argv[2], open(sys.argv[3], "a")
+if sys.argv[4] == "no links":
+    def refuse(source, target):
+        raise PermissionError(1, "no hard links here")
+    os.link = refuse
 lease.this_host = lambda: lease.Host(name=me, machine=me)
 lease.LOOK_SECONDS = 0.002
 terms = lease.Terms(heartbeat_seconds=0.01, stale_seconds=30)
@@ -337,11 +427,12 @@ while won < 30:
 
 
 @pytest.mark.process
-def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", ["links", "no links"])
+def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path: Path, links: str) -> None:
     log = tmp_path / "log"
     claimants = [
         commands.start(
-            [sys.executable, "-c", RACE, tmp_path / "lease", str(number), log], cwd=ROOT, stdin=subprocess.PIPE
+            [sys.executable, "-c", RACE, tmp_path / "lease", str(number), log, links], cwd=ROOT, stdin=subprocess.PIPE
         )
         for number in range(4)
     ]
@@ -364,13 +455,16 @@ def test_of_four_claimants_that_see_no_lock_one_at_a_time_is_the_owner(tmp_path:
 # -- from outside --------------------------------------------------------------------------------------------------
 
 
-def test_who_looks_from_another_host_sees_an_owner_by_the_age_of_its_heartbeat(cluster: Cluster) -> None:
+def test_who_looks_sees_an_owner_by_the_age_of_its_heartbeat(cluster: Cluster) -> None:
     assert cluster.look("b") is None
     lease = cluster.claim("a")
     seen = cluster.look("b")
     assert seen is not None
     assert (seen["host"], seen["pid"]) == ("a", os.getpid())
-    assert cluster.look("a") is None, "on its own machine the lock says more"
+    assert cluster.look("a") == seen, "its process lives"
+    rewrite(lease, pid=2**22 + 1)
+    assert cluster.look("a") is None, "its process has ended"
+    assert cluster.look("b") is not None, "which is not known elsewhere"
     set_back(lease.file)
     assert cluster.look("b") is None
     lease.beat()
@@ -396,33 +490,36 @@ def test_terms_come_from_the_environment() -> None:
 # -- boundaries ----------------------------------------------------------------------------------------------------
 
 
-def test_a_host_is_known_by_its_boot_id_and_where_there_is_none_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_is_known_by_what_the_system_says_of_it_and_without_that_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "a")
-    read: list[str] = []
-
-    def boot_id(path: Path, encoding: str) -> str:
-        read.append(str(path))
-        return "0f3a\n"
-
-    monkeypatch.setattr(Path, "read_text", boot_id)
-    assert leases.this_host() == Host(name="a", machine="0f3a")
-    assert read == ["/proc/sys/kernel/random/boot_id"]
+    files = {"/etc/machine-id": "0f3a\n", "/proc/sys/kernel/random/boot_id": "77\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: files[str(path)])
+    monkeypatch.setattr(Path, "readlink", lambda path: {"/proc/self/ns/pid": Path("pid:[4]")}[str(path)])
+    assert leases.this_host() == Host(name="a", machine="0f3a", boot="77", pid_namespace="pid:[4]")
     for error in (OSError(errno.ENOENT, "no /proc"), UnicodeDecodeError("ascii", b"\xff", 0, 1, "not ASCII")):
 
-        def refuse(path: Path, encoding: str, error: Exception = error) -> str:
+        def refuse(path: Path, encoding: str = "", error: Exception = error) -> str:
             raise error
 
         monkeypatch.setattr(Path, "read_text", refuse)
+        monkeypatch.setattr(Path, "readlink", lambda path: refuse(path, error=OSError()))
         assert leases.this_host() == Host(name="a", machine="a")
 
 
 def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
-    records = [json.loads(cluster.claim("a", attempt=3).file.read_text()) for _ in range(2)]
+    records = []
+    for _ in range(2):
+        lease = cluster.claim("a", attempt=3)
+        records.append(json.loads(lease.file.read_text()))
+        lease.release()
     owners = [record.pop("owner") for record in records]
     times = [datetime.fromisoformat(record.pop("taken_at")) for record in records]
-    expected = {"host": "a", "machine": "boot of a", "pid": os.getpid(), "attempt": 3, "released": False}
-    expected["heartbeat_seconds"] = TERMS.heartbeat_seconds
+    expected = {"host": "a", "machine_id": "machine of a", "boot_id": "", "pid_namespace": ""}
+    expected |= {"pid": os.getpid(), "process_group": os.getpgrp(), "process_start": leases.process_start(os.getpid())}
+    expected |= {"attempt": 3, "released": False, "heartbeat_seconds": TERMS.heartbeat_seconds}
     assert records == [{"generation": number, **expected} for number in (1, 2)]
     assert owners[0] != owners[1]
     assert all(before <= taken_at <= datetime.now(UTC) and taken_at.microsecond == 0 for taken_at in times)
@@ -460,7 +557,7 @@ def test_a_run_that_is_released_or_claimed_while_somebody_waits_is_not_announced
     def claim_for_c() -> None:
         if newest_generation(cluster.folder) == 2:
             link = json.loads((cluster.folder / "000002.json").read_text())
-            (cluster.folder / "000003.json").write_text(json.dumps({**link, "host": "c", "machine": "boot of c"}))
+            (cluster.folder / "000003.json").write_text(json.dumps({**link, "host": "c", "machine_id": "machine of c"}))
 
     assert cluster.claim("d", while_waiting=claim_for_c).generation == 4
     assert [line.partition(" on ")[2][0] for line in cluster.told[1:]] == ["b", "c", "c"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.errors import FileError
-from seqlm.rundir import make_directory
+from seqlm.rundir import make_directory, open_lock
 
 _INDEX = "index.json"
 
@@ -102,7 +102,8 @@ def one_at_a_time(kind: str, key: str) -> Iterator[None]:
         with contextlib.suppress(OSError, FileError):
             root = cache_folder() / kind
             make_directory(root)
-            handle = stack.enter_context((root / f".{key[:16]}.lock").open("w"))
+            handle = open_lock(root / f".{key[:16]}.lock")
+            stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

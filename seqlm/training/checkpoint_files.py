@@ -3,22 +3,30 @@
     new checkpoint  ->  a file beside last.pt, flushed
     last.pt         ->  previous.pt, if it has been read back and found whole
     the new file    ->  last.pt
+    its parameters  ->  best.pt, if the epoch that has just ended is the best one
 
 So there is a whole checkpoint at any moment, whatever ends the process or the machine, and a last.pt that turns out to
 be damaged costs what lies between it and the one before.
+
+best.pt follows last.pt, so it never holds an epoch that the run may do again with another result. A worker that is
+killed between the two leaves a best.pt that is missing or of an earlier epoch. The next one rebuilds it from last.pt,
+which then stands at the end of the best epoch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.rundir import Guard, RunDirectory, unguarded, write_json, write_json_lines
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, save_checkpoint
+from seqlm.training.checkpoint import Checkpoint, digest, load_checkpoint, require_text, save_checkpoint
 
 
 @final
@@ -31,7 +39,7 @@ class CheckpointFiles:
         corpus_sha256: the digest of its text.
         attempt: of the process, for the record.
         guard: called immediately before a file is put in place, to find out whether the run is still this process's.
-        warn: told, in one line, of a checkpoint that was passed over.
+        warn: called with one line about a checkpoint that was passed over, or a ``best.pt`` that was not as it should.
     """
 
     def __init__(
@@ -56,6 +64,9 @@ class CheckpointFiles:
     def load_last(self) -> tuple[Path, Checkpoint] | None:
         """The checkpoint to go on from, or none where the run has none; a damaged ``last.pt`` gives way to the other.
 
+        A ``best.pt`` that does not belong to it is rebuilt if possible. If not, a warning says so: a later epoch may
+        still be better.
+
         Raises:
             CheckpointError: both are damaged, or one is of another run or another text.
             FileError: one cannot be read.
@@ -70,9 +81,51 @@ class CheckpointFiles:
                 raise
             checkpoint = self.load(previous)
             self._warn(f"{error}; going on from {previous.name}, the checkpoint before it")
-            return previous, checkpoint
-        self._is_whole = True
-        return last, checkpoint
+            found = previous
+        else:
+            self._is_whole, found = True, last
+        if checkpoint.history:
+            try:
+                self.load_best(checkpoint.history)
+            except CheckpointError as error:
+                epoch = best_epoch(checkpoint.history) + 1
+                self._warn(f"{_reason(error)}; this run needs a better epoch than epoch {epoch} to end well")
+        return found, checkpoint
+
+    def load_best(self, history: list[dict[str, Any]]) -> tuple[Path, Checkpoint]:
+        """``best.pt`` with the parameters at the end of the best epoch of ``history``.
+
+        If it is missing, damaged or of another epoch, it is rebuilt from a checkpoint at the end of that epoch.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or ``best.pt`` is of another run or text.
+            FileError: a file cannot be read or written.
+        """
+        path, epoch = self._run.best_checkpoint, best_epoch(history)
+        wanted = digest(history[: epoch + 1])
+        try:
+            best = self.load(path)
+        except CheckpointError as error:
+            if path.exists() and not isinstance(error, DamagedError):
+                raise
+            problem = _reason(error)
+        else:
+            if digest(best.history) == wanted:
+                return path, best
+            held = best.history[-1]["epoch"]
+            problem = (
+                f"{path} is of another attempt at epoch {epoch + 1}, whose parameters differ"
+                if held == epoch
+                else f"{path} holds epoch {held + 1}, the best of this run is epoch {epoch + 1}"
+            )
+        for other in (self._run.last_checkpoint, self._run.previous_checkpoint):
+            with contextlib.suppress(CheckpointError):
+                checkpoint = self.load(other)
+                if checkpoint.position.step == 0 and digest(checkpoint.history) == wanted:
+                    self._save_best(checkpoint)
+                    self._warn(f"{problem}; rebuilt from {other.name}")
+                    return path, checkpoint
+        raise CheckpointError(f"{problem}; move {path.parent} away to start this run again from its first epoch")
 
     def load(self, path: Path) -> Checkpoint:
         """One of the run's checkpoints.
@@ -100,18 +153,15 @@ class CheckpointFiles:
             FileError: a file cannot be written, or cannot be read back.
         """
         run = self._run
-        # best.pt first: a worker killed between the two repeats the epoch and writes the same best.pt again.
-        if is_best:
-            best = Checkpoint(**{**vars(checkpoint), "optimizer": None})
-            save_checkpoint(run.best_checkpoint, best, guard=self._guard)
         save_checkpoint(run.last_checkpoint, checkpoint, guard=self._make_room)
         if read_back:
             try:
                 load_checkpoint(run.last_checkpoint, self._fingerprint, mmap=True)
             except CheckpointError as error:
-                what = str(error).partition(";")[0]
-                raise FileError(f"{what}, right after it was written; is the disk failing?") from None
+                raise FileError(f"{_reason(error)}, right after it was written; is the disk failing?") from None
             self._is_whole = True
+        if is_best:
+            self._save_best(checkpoint)
         position = checkpoint.position
         if position.step == 0:
             self.write_metrics(checkpoint.history)
@@ -136,12 +186,26 @@ class CheckpointFiles:
         self._guard()
         self._run.previous_checkpoint.unlink(missing_ok=True)
 
+    def _save_best(self, checkpoint: Checkpoint) -> None:
+        save_checkpoint(self._run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self._guard)
+
     def _make_room(self) -> None:
         """The new checkpoint lies beside ``last.pt``, complete: the present one steps back."""
         self._guard()
         if self._is_whole:
             self._is_whole = False
             _also_as(self._run.last_checkpoint, self._run.previous_checkpoint)
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """Index of the epoch with the lowest validation loss, the first of equals; NaN is never the best."""
+    losses = [math.inf if math.isnan(record["val_loss"]) else record["val_loss"] for record in history]
+    return losses.index(min(losses))
+
+
+def _reason(error: CheckpointError) -> str:
+    """What is wrong with a checkpoint, without the advice that follows it."""
+    return str(error).partition(";")[0]
 
 
 def _also_as(path: Path, other: Path) -> None:

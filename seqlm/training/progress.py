@@ -97,7 +97,7 @@ class Progress:
         }
 
     def epoch_done(self, train_ppl: float, val_ppl: float, seconds: float, *, is_best: bool) -> None:
-        """The epoch's perplexities are known and its checkpoint is written."""
+        """The epoch's perplexities are known. Its checkpoint may still be being written."""
         self.close()
         self.say(
             f"epoch {self._epoch + 1}/{self._epochs} done  train ppl {train_ppl:.2f}  val ppl {val_ppl:.2f}"

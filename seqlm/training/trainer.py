@@ -28,7 +28,7 @@ from seqlm.rundir import Guard, RunDirectory, unguarded, write_json
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.background import Background
 from seqlm.training.checkpoint import Checkpoint, Position
-from seqlm.training.checkpoint_files import CheckpointFiles
+from seqlm.training.checkpoint_files import CheckpointFiles, best_epoch
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import evaluate
 from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
@@ -433,7 +433,7 @@ class Trainer:
         if self.rank.is_first:
             self._background.wait()
         self.rank.wait_for_all()  # nobody reads best.pt before it is on disk
-        best = self._agreed(self._load_best)
+        best = self._agreed(functools.partial(self._files.load_best, self.history))
         assert best is not None, "load_best finds it or raises"
         self.model.load_state_dict(best.model)
         test = self.evaluate("test")
@@ -463,22 +463,6 @@ class Trainer:
             f"test ppl {result['test_ppl']:.2f}"
         )
         return result
-
-    def _load_best(self) -> tuple[Path, Checkpoint]:
-        path, epoch = self.run.best_checkpoint, best_epoch(self.history)
-        checkpoint = self._files.load(path)
-        if checkpoint.history[-1]["epoch"] != epoch:
-            raise CheckpointError(
-                f"{path} holds epoch {checkpoint.history[-1]['epoch'] + 1}, the best of this run is epoch {epoch + 1}; "
-                f"move {path.parent} away to start this run again from its first epoch"
-            )
-        return path, checkpoint
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """Index of the epoch with the lowest validation loss, the first of equals; NaN is never the best."""
-    losses = [math.inf if math.isnan(record["val_loss"]) else record["val_loss"] for record in history]
-    return losses.index(min(losses))
 
 
 def _summary(found: tuple[Path, Checkpoint] | None, error: CheckpointError | FileError | None) -> list[Any]:

@@ -198,3 +198,9 @@ def test_of_two_workers_that_start_together_one_tokenises(write_texts, monkeypat
         both = list(pool.map(lambda _: load_corpus(WORDS, texts), range(2)))
     assert calls == ["encode"]
     assert both[0].facts == both[1].facts
+
+
+def test_no_stranger_may_hold_the_lock_of_an_entry(cache_folder):
+    with cache.one_at_a_time("corpora", "0" * 64):
+        (lock,) = (cache_folder / "corpora").glob(".*.lock")
+    assert lock.stat().st_mode & 0o007 == 0

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import fcntl
 import io
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,15 @@ from jobs.code_snapshot import Code
 from jobs.logs import print_log
 from jobs.provenance import launch_record, run_record
 from jobs.spec import RunSpec
-from jobs.study import find_study, launching, observe_study, select_runs, write_queue
+from jobs.study import (
+    find_study,
+    launch_lock_file,
+    launcher_of,
+    launching,
+    observe_study,
+    select_runs,
+    write_queue,
+)
 from seqlm import lease
 from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import RunDirectory, write_json
@@ -125,6 +135,16 @@ def test_who_owns_the_launch_sweeps_what_a_dead_launcher_has_begun(tmp_path: Pat
         path.write_text("x")
     with launching(tmp_path):
         assert not [path for path in begun if path.exists()]
+
+
+def test_a_locked_launch_without_the_name_of_a_live_launcher_is_no_launcher(tmp_path: Path) -> None:
+    path = launch_lock_file(tmp_path)
+    path.write_text(json.dumps({**lease.this_process(), "process_start": 1}))
+    with path.open() as stranger:
+        fcntl.flock(stranger, fcntl.LOCK_EX)
+        assert launcher_of(tmp_path) is None
+        path.write_text(json.dumps(lease.this_process()))
+        assert launcher_of(tmp_path) is not None
 
 
 def test_a_study_folder_is_read_once_to_find_all_its_runs(tmp_path: Path) -> None:

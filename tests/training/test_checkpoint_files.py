@@ -53,7 +53,7 @@ def checkpoint(weight: float, *, epoch: int = 1, step: int = 0) -> Checkpoint:
         vocabulary=["<eos>", "the"],
         model={"weight": torch.full((3,), weight)},
         optimizer={"state": {}, "param_groups": [{"lr": 0.1}]},
-        history=[{"epoch": number, "val_ppl": 10.0 - number} for number in range(epoch)],
+        history=[{"epoch": number, "val_loss": 10.0 - number, "val_ppl": 10.0 - number} for number in range(epoch)],
         position=Position(epoch=epoch, step=step),
     )
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_that_was_not_read_back_never_becomes_the_previous_one(run:
 
 def test_a_damaged_last_checkpoint_that_gave_way_does_not_overwrite_the_previous_one(run: RunDirectory) -> None:
     files = files_of(run)
-    files.save(checkpoint(1.0))
+    files.save(checkpoint(1.0), is_best=True)
     files.save(checkpoint(2.0))
     run.last_checkpoint.write_bytes(b"damaged")
     warnings: list[str] = []
@@ -146,13 +146,13 @@ def test_the_best_checkpoint_has_the_parameters_without_the_optimizer(run: RunDi
     assert last.optimizer == {"state": {}, "param_groups": [{"lr": 0.1}]}
 
 
-def test_the_best_checkpoint_is_in_place_before_the_last_one(
+def test_the_last_checkpoint_is_in_place_before_the_best_one(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[str] = []
     monkeypatch.setattr(checkpoint_files, "save_checkpoint", lambda path, *_, **__: saved.append(path.name))
     files_of(run).save(checkpoint(1.0), is_best=True, read_back=False)
-    assert saved == ["best.pt", "last.pt"]
+    assert saved == ["last.pt", "best.pt"]
 
 
 def test_metrics_are_written_at_the_end_of_an_epoch_alone(run: RunDirectory) -> None:
@@ -160,7 +160,7 @@ def test_metrics_are_written_at_the_end_of_an_epoch_alone(run: RunDirectory) -> 
     files.save(checkpoint(1.0, epoch=1, step=7))
     assert run.read_metrics()[0] == []
     files.save(checkpoint(1.0, epoch=2, step=0))
-    assert run.read_metrics()[0] == [{"epoch": 0, "val_ppl": 10.0}, {"epoch": 1, "val_ppl": 9.0}]
+    assert run.read_metrics()[0] == checkpoint(1.0, epoch=2).history
 
 
 def test_position_json_holds_what_the_last_checkpoint_holds(run: RunDirectory) -> None:
@@ -195,7 +195,7 @@ def test_a_worker_that_lost_its_run_changes_none_of_its_files(run: RunDirectory)
 def test_every_file_of_a_save_is_guarded(run: RunDirectory) -> None:
     guard = Guarded()
     files_of(run, guard=guard).save(checkpoint(1.0), is_best=True)
-    assert guard.calls == 4, "best.pt, last.pt, metrics.jsonl and position.json"
+    assert guard.calls == 4, "last.pt, best.pt, metrics.jsonl and position.json"
 
 
 def test_a_checkpoint_that_reads_back_wrong_is_one_line_and_never_becomes_the_previous_one(
@@ -279,7 +279,7 @@ def test_a_checkpoint_that_was_passed_over_is_one_line_on_standard_error_unless_
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = files_of(run)
-    files.save(checkpoint(1.0))
+    files.save(checkpoint(1.0), is_best=True)
     files.save(checkpoint(2.0))
     run.last_checkpoint.write_bytes(b"damaged")
     files_of(run).load_last()

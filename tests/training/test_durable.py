@@ -16,7 +16,10 @@ from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.rundir import RunDirectory
 from seqlm.training import checkpoint_files
 from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.checkpoint import Checkpoint, Position
+from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
+from seqlm.training.perplexity import TokenLoss
 from seqlm.training.trainer import Trainer
 from tests.outcome import Outcome, outcome
 from tests.training.studies import make_config, make_run, write_text
@@ -211,6 +214,117 @@ def test_where_files_have_one_name_only_the_checkpoint_before_is_kept_too(
     )
     assert files.load(run.previous_checkpoint).position.epoch == 1
     assert files.load(run.last_checkpoint).position.step > 0
+
+
+class Killed(BaseException):
+    """Ends a worker between two files, as SIGKILL would."""
+
+
+def trainer_with_losses(run: RunDirectory, corpus: Corpus, losses: list[float], *, attempt: int) -> Trainer:
+    """A trainer whose epochs end in these validation losses; an epoch done again under other masks has another one."""
+    trainer = trainer_for(run.path, corpus, attempt=attempt)
+    evaluate, left = trainer.evaluate, iter(losses)
+    trainer.evaluate = lambda split: TokenLoss(next(left), 1) if split == "valid" else evaluate(split)  # type: ignore[method-assign]
+    return trainer
+
+
+@pytest.mark.parametrize("number", range(1, 6), ids=lambda number: f"file {number}")
+def test_killed_between_any_two_files_of_a_best_epoch_it_ends_well_even_if_that_epoch_would_not_be_best_again(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run = make_run(tmp_path / "run", CONFIG)
+    first = trainer_with_losses(run, corpus, [5.0, 4.0, 6.0], attempt=1)
+    replace, put = Path.replace, []
+
+    def kill(path: Path, target: Path) -> Path:
+        if len(first.history) == 2 and "progress" not in path.name:  # the second epoch has ended and is being saved
+            put.append(Path(target).name)
+            if len(put) >= number:
+                raise Killed(put[-1])
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", kill)
+        with pytest.raises(Killed):
+            first.train()
+    finished = len(first._files.load_last()[1].history)  # type: ignore[index]
+    again = trainer_with_losses(run, corpus, [4.0 + 3 * (finished < 2), 6.0], attempt=2)
+    result = again.train()
+    assert result["best_val_loss"] == min(epoch["val_loss"] for epoch in run.read_metrics()[0])
+    best = again._files.load(run.best_checkpoint)
+    assert best.history == again.history[: result["best_epoch"] + 1]
+    assert best.optimizer is None
+
+
+def with_epochs(run: RunDirectory, corpus: Corpus, losses: list[float]) -> CheckpointFiles:
+    """A run whose epochs have these validation losses, with the checkpoints of a worker that saved each of them."""
+    files = CheckpointFiles(run, fingerprint=CONFIG.fingerprint(), corpus_sha256=corpus.sha256, attempt=1)
+    history: list[dict[str, Any]] = []
+    for number, loss in enumerate(losses):
+        history = [*history, {"epoch": number, "val_loss": loss, "val_ppl": loss, "elapsed_seconds": 1.0}]
+        checkpoint = Checkpoint(
+            fingerprint=CONFIG.fingerprint(),
+            corpus_sha256=corpus.sha256,
+            vocabulary=[],
+            model={"weight": torch.full((2,), loss)},
+            optimizer={},
+            history=history,
+            position=Position(epoch=number + 1),
+        )
+        files.save(checkpoint, is_best=loss == min(losses[: number + 1]))
+    return files
+
+
+@pytest.mark.parametrize("losses", [[5.0, 4.0], [5.0, 4.0, 6.0]], ids=["last.pt", "previous.pt"])
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+def test_a_damaged_best_checkpoint_is_rebuilt_from_one_that_stands_at_the_end_of_that_epoch(
+    tmp_path: Path, corpus: Corpus, losses: list[float], damage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", CONFIG)
+    files = with_epochs(run, corpus, losses)
+    damage(run.best_checkpoint)
+    found = files.load_last()
+    assert found is not None
+    best = files.load(run.best_checkpoint)
+    assert (best.history, best.optimizer) == (found[1].history[:2], None)
+    assert torch.equal(best.model["weight"], torch.full((2,), 4.0))
+    assert files.load_best(found[1].history)[0] == run.best_checkpoint
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {run.best_checkpoint} ")
+    assert said.endswith(f"; rebuilt from {'last' if len(losses) == 2 else 'previous'}.pt\n")
+
+
+def test_a_best_checkpoint_of_another_attempts_epoch_is_not_taken_for_this_one(tmp_path: Path, corpus: Corpus) -> None:
+    run = make_run(tmp_path / "run", CONFIG)
+    files = with_epochs(run, corpus, [5.0, 4.0, 6.0])
+    history = [{**epoch, "val_loss": epoch["val_loss"] / 2} for epoch in files.load(run.last_checkpoint).history]
+    with pytest.raises(CheckpointError, match=r"best\.pt is of another attempt at epoch 2, .* start this run again"):
+        files.load_best(history)
+
+
+def test_a_best_checkpoint_that_cannot_be_rebuilt_is_told_at_once_and_a_better_epoch_replaces_it(
+    tmp_path: Path, corpus: Corpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", CONFIG)
+    trainer = trainer_with_losses(run, corpus, [4.0, 5.0], attempt=1)
+    evaluate = trainer.evaluate
+
+    def stop_in_the_third(split: str) -> TokenLoss:
+        if len(trainer.history) == 2:
+            raise StopRequested
+        return evaluate(split)
+
+    trainer.evaluate = stop_in_the_third  # type: ignore[method-assign]
+    with pytest.raises(StopRequested):
+        trainer.train()
+    run.best_checkpoint.unlink()
+    capsys.readouterr()
+    result = trainer_with_losses(run, corpus, [3.0], attempt=2).train()
+    said = capsys.readouterr().err
+    assert (
+        said == f"warning: {run.best_checkpoint} is missing; this run needs a better epoch than epoch 1 to end well\n"
+    )
+    assert result["best_epoch"] == 2
 
 
 def test_a_run_that_is_done_keeps_two_checkpoints(tmp_path: Path, corpus: Corpus) -> None:

@@ -16,9 +16,10 @@ from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopSignal
 from seqlm.training.checkpoint import load_checkpoint
+from seqlm.training.checkpoint_files import best_epoch
 from seqlm.training.distributed import Rank
 from seqlm.training.perplexity import TokenLoss, perplexity
-from seqlm.training.trainer import Trainer, best_epoch
+from seqlm.training.trainer import Trainer
 from tests.training.studies import make_config, make_run, write_text
 
 ARCHITECTURES = ("rnn", "gru", "transformer")

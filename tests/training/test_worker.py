@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from seqlm.errors import DivergedError, FileError
+from seqlm.lease import is_released
 from seqlm.rundir import RunDirectory, read_json
 from seqlm.training import attempt, worker
 from seqlm.training.trainer import Trainer
@@ -69,6 +72,30 @@ def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_w
     assert TIME.fullmatch(record["ended_at"])
     assert record["started_at"] <= record["ended_at"]
     assert record["pid"] == os.getpid(), "the rest of the record stands"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_on_a_file_system_without_locks_and_links_a_worker_owns_its_run_by_the_lease_alone(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    def refuse_links(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    def second_worker() -> None:
+        assert run.observe().state == "running"
+        assert worker.main([str(run.path)]) == attempt.EXIT_BUSY, "refused by the record in worker.lock"
+        run.worker_lock_file.unlink()
+        assert run.observe().state == "running", "by the lease"
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(os, "link", refuse_links)
+    ended_by(monkeypatch, second_worker)
+    assert worker.main([str(run.path)]) == 0
+    assert is_released(run.lease_dir)
+    assert run.observe().state == "pending"
 
 
 def test_a_record_that_cannot_be_completed_changes_nothing_about_the_end(
