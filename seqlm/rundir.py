@@ -18,6 +18,7 @@ The folder ``behaviour`` is looked at like a study: ``status``, ``logs`` and ``c
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -53,6 +54,8 @@ CANARY_FOLDER = "canary"
 """Folder of a study in which its canaries lie."""
 BEHAVIOUR_FOLDER = "behaviour"
 """Folder of a study in which the jobs lie that compute the behaviour of its models."""
+STALE_TRIES = 3
+"""How often a file that another host keeps replacing is opened before that counts as an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +319,7 @@ class RunDirectory:
         A file cut in the middle of a line (a full disk, a copy made too early) loses that line alone.
         """
         try:
-            text = self.metrics_file.read_text("utf-8", errors="replace")
+            text = _read_text(self.metrics_file, errors="replace")
         except FileNotFoundError:
             return [], []
         except OSError as error:
@@ -572,7 +575,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         FileError: the file cannot be read or is not a JSON object.
     """
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(_read_text(path))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -582,6 +585,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(data, dict):
         raise FileError(f"{path} is damaged (not a JSON object); move it away")
     return data
+
+
+def _read_text(path: Path, *, errors: str = "strict") -> str:
+    """The text of a file, opened again if another host has replaced it meanwhile (``ESTALE`` on NFS).
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, and ``errors`` is ``"strict"``.
+    """
+    for _ in range(STALE_TRIES - 1):
+        try:
+            return path.read_text("utf-8", errors)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return path.read_text("utf-8", errors)
 
 
 # -- locks ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from jobs.launcher import plan_runs
 from jobs.policy import Policy
 from jobs.queue import Work
 from jobs.spec import Resources, RunSpec, Submission
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import BackendError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json, write_json_lines
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
@@ -193,19 +193,6 @@ def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
     dispatcher(backend).dispatch([first, second, third])
     assert [s.run_dir for s in backend.submissions] == [first.run.path, third.run.path]
     assert second.run.observe().state == "cancelled"
-
-
-def test_a_worker_whose_job_file_cannot_be_written_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = FakeBackend(finish)
-    (item,) = todo(tmp_path, 1)
-
-    def full(path: Path, data: object) -> None:
-        raise FileError(f"cannot write {path}: No space left on device")
-
-    monkeypatch.setattr(dispatch, "write_json", full)
-    with pytest.raises(FileError):
-        dispatcher(backend).dispatch([item])
-    assert backend.stopped == [("1", False)]
 
 
 @pytest.mark.parametrize("obeys", [True, False])
