@@ -19,7 +19,6 @@ from typing import Any, Literal, TypeAlias, final
 from jobs.backend import Backend, Ended
 from jobs.code_snapshot import Code
 from jobs.heartbeat import Heartbeat, hung_seconds
-from jobs.memory_kills import MemoryKills
 from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
 from jobs.policy import Policy
 from jobs.queue import Live, Queue, Waiting, Work
@@ -133,8 +132,6 @@ class _Over:
 
     job: _Job
     ended: Ended
-    out_of_memory: bool
-    """Whether the system has killed it for want of memory."""
     looks: int = 0
     look_at: float = -math.inf
 
@@ -208,7 +205,6 @@ class Dispatcher:
         self._unwritten: list[tuple[Planned, dict[str, Any]]] = []
         """Failures that stand and could not be written."""
         self._warned: set[str] = set()
-        self._memory_kills = MemoryKills()
 
     def dispatch(self, planned: Sequence[Planned]) -> None:
         """Run everything that is to start or resume. Returns when all has ended.
@@ -314,10 +310,7 @@ class Dispatcher:
             ended = self._backend.poll(job_id)
             if ended is not None:
                 del self._jobs[job_id]
-                was_killed = ended.exit_code == -signal.SIGKILL
-                self._over.append(
-                    _Over(job=job, ended=ended, out_of_memory=was_killed and self._memory_kills.explain_one())
-                )
+                self._over.append(_Over(job=job, ended=ended))
             elif look:
                 self._look_at(job)
                 self._stop_if_cancelled(job_id, job)
@@ -371,7 +364,7 @@ class Dispatcher:
         is_busy = over.ended.exit_code == EXIT_BUSY
         try:
             with _files_of(run):
-                _settle(run, job, over.ended, out_of_memory=over.out_of_memory)
+                _settle(run, job, over.ended)
                 observation = _observe_ended(run)
                 is_over = observation.state in ("done", "cancelled")
                 decision = Decision() if is_over else self._decide(job, observation, is_busy=is_busy)
@@ -563,13 +556,13 @@ def _put_aside_unless_cancelled(run: RunDirectory) -> None:
         put_failure_aside(run)
 
 
-def _settle(run: RunDirectory, job: _Job, ended: Ended, *, out_of_memory: bool) -> None:
+def _settle(run: RunDirectory, job: _Job, ended: Ended) -> None:
     """See to it that an ended worker has spoken: one that died without a word gets its ``failure.json`` here."""
     submission = job.submission
     if ended.exit_code == 0 or run.result_file.exists():
         return
     earlier = run.read_failure()
-    for_memory = out_of_memory and (earlier is None or earlier.get("kind") == "node")
+    for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
     if earlier is not None and not for_memory:  # other ranks may have told that they lost the one that was killed
         return
     was_asked = job.stop_asked is not None and ended.exit_code in STOPPED

@@ -332,10 +332,9 @@ def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_p
 
 @pytest.mark.parametrize("another_rank_speaks", [False, True])
 def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_rank_speaks: bool
+    tmp_path: Path, another_rank_speaks: bool
 ) -> None:
     (item,) = todo(tmp_path, 1)
-    monkeypatch.setattr("jobs.memory_kills.MemoryKills.explain_one", lambda self: True)
 
     def be_killed(submission: Submission) -> int:
         if submission.attempt > 1:
@@ -345,9 +344,28 @@ def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
         return -9
 
     backend = FakeBackend(be_killed)
+    backend.out_of_memory = True
     dispatcher(backend).dispatch([item])
     assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "oom"
     assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "2"
+
+
+def test_a_kill_in_the_launchers_own_group_explains_no_death_on_another_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (item,) = todo(tmp_path, 1)
+    here = tmp_path / "memory.events"
+    here.write_text("oom_kill 0\n")
+    monkeypatch.setattr("jobs.memory_kills.groups_files", lambda membership: [here])
+
+    def be_killed(submission: Submission) -> int:
+        here.write_text("oom_kill 1\n")
+        return -9 if submission.attempt == 1 else finish(submission)
+
+    backend = FakeBackend(be_killed)
+    dispatcher(backend).dispatch([item])
+    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "1"
 
 
 def test_counts_go_on_in_the_next_launch_until_a_person_has_it_tried_again(tmp_path: Path) -> None:
