@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, FileError, RunBusyError
+from seqlm.errors import ConfigError, DamagedFileError, FileError, RunBusyError
 from seqlm.lease import Terms, live_elsewhere
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
@@ -311,7 +311,18 @@ class RunDirectory:
         return self.last_checkpoint.exists() or self.previous_checkpoint.exists()
 
     def read_failure(self) -> dict[str, Any] | None:
-        return read_json(self.failure_file)
+        """The run's failure, or none. A damaged record is one of kind ``node``, so that its run goes on.
+
+        Such a file is put in place whole and flushed: only a machine or a disk that fails damages it.
+
+        Raises:
+            FileError: the file cannot be read.
+        """
+        try:
+            return read_json(self.failure_file)
+        except DamagedFileError:
+            message = f"{self.failure_file.name} is damaged: the machine may have crashed while it was written"
+            return {"kind": "node", "message": message}
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The epochs of ``metrics.jsonl`` and, for each line that is no complete record, one warning.
@@ -346,8 +357,10 @@ class RunDirectory:
         """Write ``failure.json`` unless one stands there: the first cause is not covered by what followed from it."""
         with contextlib.suppress(FileExistsError), _beside(self.failure_file) as temporary:
             temporary.write_text(_dump(failure), "utf-8")
+            _sync(temporary)
             guard()
             os.link(temporary, self.failure_file)
+            _sync(self.path)
 
     def is_cancelled(self) -> bool:
         """Whether somebody has cancelled the run."""
@@ -450,8 +463,7 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
     with _beside(path) as temporary:
         yield temporary
         if sync:
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
+            _sync(temporary)
         guard()
         try:
             temporary.replace(path)
@@ -459,7 +471,7 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
             guard()  # a new owner sweeps the temporary files of the one before: then this is how that one learns of it
             raise
         if sync:
-            _sync_directory(path.parent)
+            _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -483,7 +495,8 @@ def _beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -572,7 +585,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or none where there is no file.
 
     Raises:
-        FileError: the file cannot be read or is not a JSON object.
+        FileError: the file cannot be read.
+        DamagedFileError: it is not a JSON object.
     """
     try:
         data = json.loads(_read_text(path))
@@ -581,9 +595,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
     except ValueError as error:
-        raise FileError(f"{path} is damaged (not JSON: {error}); move it away") from None
+        raise DamagedFileError(f"{path} is damaged (not JSON: {error}); move it away") from None
     if not isinstance(data, dict):
-        raise FileError(f"{path} is damaged (not a JSON object); move it away")
+        raise DamagedFileError(f"{path} is damaged (not a JSON object); move it away")
     return data
 
 

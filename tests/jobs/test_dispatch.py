@@ -399,6 +399,18 @@ def test_a_run_that_failed_when_its_launcher_was_gone_is_taken_up_by_the_next_la
     assert [item.action for item in plan_runs([spec], tmp_path)] == ["skip"]
 
 
+def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path: Path) -> None:
+    specs = [RunSpec(name=f"run{seed}", config=make_config(seed=seed)) for seed in (1, 2)]
+    for spec in specs:
+        RunDirectory.locate(tmp_path, spec.name, spec.fingerprint).create(spec.config, {"name": spec.name})
+    damaged = RunDirectory.locate(tmp_path, specs[0].name, specs[0].fingerprint)
+    damaged.failure_file.touch()
+    planned = plan_runs(specs, tmp_path)
+    assert [item.action for item in planned] == ["start", "start"]
+    dispatcher(FakeBackend(finish)).dispatch(planned)
+    assert [item.run.observe().state for item in planned] == ["done", "done"]
+
+
 def test_a_run_that_another_worker_has_is_tried_later_and_nothing_is_written_for_it(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: 75)
