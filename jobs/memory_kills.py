@@ -58,7 +58,7 @@ class NodeKills:
     def explain_one(self, node: str, before: int, after: int) -> bool:
         """Whether a process that was killed by SIGKILL was killed because ``node`` was out of memory.
 
-        ``before`` and ``after`` its life, ``node`` had counted so many kills.
+        ``before`` and ``after`` are the kills that ``node`` had counted when the process started and when it ended.
         """
         explained = max(self._explained.get(node, 0), before)
         if after <= explained:

@@ -33,7 +33,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @final
 class Disk:
-    """Refuses calls on some paths with an error of the system, so many times."""
+    """Refuses a number of calls on some paths with an error of the system."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
