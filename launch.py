@@ -24,7 +24,7 @@ from jobs.backend import Site
 from jobs.backend_keys import BACKENDS
 from jobs.behaviour import SETTINGS
 from jobs.behaviour_launch import BehaviourLaunch, Outcome, compute_behaviour
-from jobs.cancel import cancel
+from jobs.cancel import mark, wait_until_stopped
 from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
 from jobs.doctor import examine
@@ -618,21 +618,52 @@ def _logs(options: argparse.Namespace) -> tuple[Any, int]:
 def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = find_study(options.study, options.runs_dir)
     runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
-    # Last in the queue first: a launcher that sees a slot become free must not start what is about to be cancelled.
+    _confirm_cancel(options, study_dir, runs)
     jobs = read_jobs(study_dir)
-    cancelled = [run for run in reversed(runs) if cancel(run, has_job=run.run.id in jobs)]
-    if any(run.run.id in jobs for run in cancelled):
-        slurm_backend.cancel_jobs(study_dir, cancelled)
-        wait_for_workers([run.run for run in cancelled], seconds=30)
-    for run in reversed(cancelled):
-        _say(options, f"cancelled {run.name}")
-    if not cancelled:
+    marked = mark(runs)
+    with_job = [one for one in marked if one.run.id in jobs]
+    if with_job:
+        try:
+            slurm_backend.cancel_jobs(study_dir, [one.observed for one in with_job])
+        except BackendError as error:
+            for one in with_job:
+                one.problem = one.problem or f"marked as cancelled, but its job goes on until it sees the mark: {error}"
+    wait_until_stopped(one for one in marked if one not in with_job)
+    wait_for_workers([one.run for one in with_job if one.problem is None], seconds=30)
+    for one in marked:
+        if one.problem is None:
+            _say(options, f"cancelled {one.observed.name}")
+        else:
+            terminal.tell(f"error: {one.observed.name}: {one.problem}")
+    if not marked:
         _say(options, "nothing to cancel: every such run is over")
     after = observe_study(study_dir)
-    if cancelled and not any(run.observation.state in ("queued", "running") for run in after):
+    if marked and not any(run.observation.state in ("queued", "running") for run in after):
         wait_for_launcher(study_dir, seconds=10)  # it has nothing left to do; `retry` should find the study free
-    after = [run for run in after if run.run.id in {stopped.run.id for stopped in cancelled}]
-    return {"study": study_dir.name, "runs": _status_records(after)}, 0
+    problems = {one.run.id: one.problem for one in marked}
+    records = _status_records([run for run in after if run.run.id in problems])
+    records = [{**record, "problem": problems[record["id"]]} for record in records]
+    return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0
+
+
+def _confirm_cancel(options: argparse.Namespace, study_dir: Path, runs: Sequence[ObservedRun]) -> None:
+    """Make sure that all runs are meant where no ``--only`` chooses some.
+
+    Raises:
+        UsageError: they are not, or there is nobody to ask.
+    """
+    if options.all and options.only:
+        raise UsageError("--all cancels every run, --only some of them; use one of them")
+    number = sum(run.observation.state in ("pending", "queued", "running") for run in runs)
+    if options.all or options.only or not number:
+        return
+    what = f"all {number} runs" if number > 1 else "the one run"
+    what = f"{what} of {printable(study_name(study_dir))} that {'are' if number > 1 else 'is'} not over"
+    if not sys.stdin.isatty():
+        raise UsageError(f"cancel would stop {what}; add --all, or choose some with --only")
+    print(f"cancel {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing is cancelled; choose runs with --only, or answer y")
 
 
 def _report(options: argparse.Namespace) -> tuple[Any, int]:
@@ -803,7 +834,8 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("-n", "--lines", type=_positive, default=20, help="last lines of each log (default: 20)")
     logs.add_argument("--only", action="append", nargs="+", metavar="COND", help="runs that meet all conditions")
     logs.add_argument("--exclude", action="append", nargs="+", metavar="COND", help="not the runs that meet these")
-    command("cancel", _cancel, "stop runs that are not over", study, filters)
+    cancelling = command("cancel", _cancel, "stop runs that are not over", study, filters)
+    cancelling.add_argument("--all", action="store_true", help="every run, without asking")
     retry = command("retry", _retry, "launch failed and cancelled runs again", study, filters, data, launching)
     kinds = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
     retry.add_argument(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from analysis.attempts import read_attempts
 from analysis.trained.behaviour_files import Behaviour, read_behaviour
 from seqlm.errors import FileError
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import Observation, RunDirectory, read_json
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
@@ -64,7 +64,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
     hyperparameters = attempt(lambda: _dotted(run.read_config().to_dict()), nothing)
     epochs, cut_lines = attempt(run.read_metrics, no_epochs)
     result = attempt(run.read_result, None) or {}
-    failure = attempt(run.read_failure, None) or {}
+    failure = attempt(lambda: read_json(run.failure_file), None) or {}
     reason = clean(warnings[0].replace(f"{run.path.parent}/", "")) if warnings else None
     damaged = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
     observation = damaged if warnings else attempt(run.observe, damaged)

@@ -19,6 +19,8 @@ class Ended:
     """Exit code of the worst rank; negative: the signal that killed it, or would have (its node is gone)."""
     message: str
     """The same for a person, such as ``rank 1 was killed by SIGKILL``."""
+    out_of_memory: bool = False
+    """Whether the system killed a rank because it was out of memory, as the machine where the rank ran counts it."""
 
 
 class Site(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -18,12 +19,12 @@ from typing import Any, Literal, TypeAlias, final
 from jobs.backend import Backend, Ended
 from jobs.code_snapshot import Code
 from jobs.heartbeat import Heartbeat, hung_seconds
-from jobs.memory_kills import MemoryKills
 from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
 from jobs.policy import Policy
 from jobs.queue import Live, Queue, Waiting, Work
 from jobs.retry import FREE, Decision, Failed, decide, history, let_stand, progress_of, put_failure_aside, timestamp
 from jobs.spec import RunSpec, Submission
+from seqlm.errors import FileError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
 
 EXIT_STOPPED = 143
@@ -42,6 +43,8 @@ cost a quarter of a small run's processor time (docs/decisions.md). Other C libr
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 0.5
 """How often the files of live runs are looked at."""
+LOOKS = 3
+"""How often the files of a run whose job has ended are looked at before an error in reading them is its failure."""
 QUEUE_SECONDS = 1.0
 """How often, at most, it is written down which runs wait."""
 STOP_SECONDS = 60.0
@@ -117,13 +120,29 @@ class _Job:
     submission: Submission
     started: float
     heartbeat: Heartbeat
+    record: dict[str, Any] | None
+    """``job.json``, as long as it could not be written."""
     stop_asked: float | None = None
     """When it was asked to stop because somebody has cancelled it."""
 
 
+@dataclass(kw_only=True, eq=False)
+class _Over:
+    """A job that has ended, until the files of its run are read and written."""
+
+    job: _Job
+    ended: Ended
+    looks: int = 0
+    look_at: float = -math.inf
+
+
 @final
 class Dispatcher:
-    """Carries a plan out on a backend and waits for every run to end."""
+    """Carries a plan out on a backend and waits for every run to end.
+
+    A run whose own files cannot be read or written is looked at again, then fails with the kind ``node``; the others
+    go on.
+    """
 
     def __init__(
         self,
@@ -171,6 +190,7 @@ class Dispatcher:
         self._tell = tell
         self._told: dict[str, str] | None = None
         self._told_at = -math.inf
+        self._is_queue_refused = False
         self._planned: dict[str, Planned] = {}
         self._queue = Queue(())
         self._jobs: dict[str, _Job] = {}
@@ -178,13 +198,20 @@ class Dispatcher:
         self._looked_at = -math.inf
         self._policy = policy or Policy()
         self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
-        self._memory_kills = MemoryKills()
+        self._troubles: defaultdict[str, list[Failed]] = defaultdict(list)
+        """By run id, how often in a row its files could not be read or written."""
+        self._over: list[_Over] = []
+        self._to_put_aside: dict[str, Callable[[], None]] = {}
+        self._unwritten: list[tuple[Planned, dict[str, Any]]] = []
+        """Failures that stand and could not be written."""
+        self._warned: set[str] = set()
 
     def dispatch(self, planned: Sequence[Planned]) -> None:
         """Run everything that is to start or resume. Returns when all has ended.
 
         Raises:
             BackendError: a run can never fit; nothing has been started then.
+            FileError: all has ended, and the ``failure.json`` of a run cannot be written.
             KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have stopped by then and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
@@ -196,10 +223,13 @@ class Dispatcher:
             self._planned[item.run.id] = item
         self._queue = Queue(waiting, max_parallel=self._max_parallel)
         for item in todo:
-            put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
+            aside = functools.partial(put_failure_aside, item.run, by_hand=item.by_hand, seen=item.observation)
+            self._to_put_aside[item.run.id] = aside
+            with self._tolerating(item):
+                self._put_aside(item)
         with _interruptible():
             try:
-                while self._queue or self._jobs:
+                while self._queue or self._jobs or self._over:
                     self._start_what_fits()
                     self._show_queue()
                     self._backend.wait(POLL_SECONDS)
@@ -207,7 +237,11 @@ class Dispatcher:
             except BaseException:
                 self._stop_all()
                 raise
-        self._show_queue()
+        self._show_queue(at_once=True)
+        self._write_failures()
+        if self._unwritten:
+            names = ", ".join(item.spec.name for item, _ in self._unwritten)
+            raise FileError(f"{names}: failed, but failure.json cannot be written; the warnings above say why")
 
     # -- one round -----------------------------------------------------------------------------------------------
 
@@ -215,19 +249,40 @@ class Dispatcher:
         live = {job_id: self._live(job_id, job) for job_id, job in self._jobs.items()}
         for waiting in self._queue.startable(self._backend, live, time.monotonic()):
             item = self._planned[waiting.id]
-            observation = item.run.observe()
-            if observation.state == "cancelled":  # from another terminal while it waited here
-                self._on_event(Event(kind="ended", planned=item, observation=observation))
+            try:
+                with _files_of(item.run):
+                    self._put_aside(item)
+                    observation = item.run.observe()
+                    submission = self._submission(waiting, item)
+                    heartbeat = Heartbeat(item.run, submission.attempt, self._hung_seconds)
+                if observation.state == "cancelled":  # from another terminal while it waited here
+                    self._on_event(Event(kind="ended", planned=item, observation=observation))
+                    continue
+                job_id = self._backend.submit(submission)
+            except FileError as error:
+                self._have_trouble(waiting, item, error)
                 continue
-            job_id = self._start(waiting, item)
-            live[job_id] = self._live(job_id, self._jobs[job_id])
+            # Remembered before anything can go wrong, so that whatever does stops this worker too.
+            job = _Job(
+                waiting=waiting,
+                planned=item,
+                submission=submission,
+                started=time.monotonic(),
+                heartbeat=heartbeat,
+                record=self._job_record(submission, job_id),
+            )
+            self._jobs[job_id] = job
+            live[job_id] = self._live(job_id, job)
+            self._epochs.setdefault(item.run.id, item.observation.epoch)
+            self._write_record(job)
+            self._on_event(Event(kind="started", planned=item, observation=item.observation))
 
     def _live(self, job_id: str, job: _Job) -> Live:
         seconds = job.waiting.work.seconds
         expected_end = None if seconds is None else job.started + seconds
         return Live(shares=self._backend.held(job_id), expected_end=expected_end)
 
-    def _start(self, waiting: Waiting, item: Planned) -> str:
+    def _submission(self, waiting: Waiting, item: Planned) -> Submission:
         attempt = item.run.last_attempt() + 1
         env = {
             **self._env,
@@ -240,7 +295,7 @@ class Dispatcher:
         data_path = self._data_path.get(item.run.id)
         if data_path is not None:
             env["SEQLM_DATA"] = str(data_path.absolute())
-        submission = Submission(
+        return Submission(
             run_dir=item.run.path.absolute(),
             attempt=attempt,
             argv=(*self._argv, str(item.run.path.absolute())),
@@ -248,16 +303,6 @@ class Dispatcher:
             cwd=self._code.path,
             resources=waiting.spec.resources,
         )
-        job_id = self._backend.submit(submission)
-        # Remembered before anything can go wrong, so that whatever does stops this worker too.
-        heartbeat = Heartbeat(item.run, attempt, self._hung_seconds)
-        self._jobs[job_id] = _Job(
-            waiting=waiting, planned=item, submission=submission, started=time.monotonic(), heartbeat=heartbeat
-        )
-        self._epochs.setdefault(item.run.id, item.observation.epoch)
-        write_json(item.run.job_file, self._job_record(submission, job_id))
-        self._on_event(Event(kind="started", planned=item, observation=item.observation))
-        return job_id
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS
@@ -265,14 +310,32 @@ class Dispatcher:
             ended = self._backend.poll(job_id)
             if ended is not None:
                 del self._jobs[job_id]
-                self._has_ended(job, ended)
+                self._over.append(_Over(job=job, ended=ended))
             elif look:
-                observation = job.planned.run.observe(queued=True)
-                self._tell_of_epochs(job.planned, observation)
+                self._look_at(job)
                 self._stop_if_cancelled(job_id, job)
                 self._end_if_hung(job_id, job)
         if look:
             self._looked_at = time.monotonic()
+        over = [over for over in self._over if over.look_at <= time.monotonic()]
+        self._over = [later for later in self._over if later not in over]
+        for found in over:
+            self._has_ended(found)
+
+    def _look_at(self, job: _Job) -> None:
+        observation: Observation | None = None
+        with self._tolerating(job.planned):
+            observation = job.planned.run.observe(queued=True)
+        if observation is not None:
+            self._tell_of_epochs(job.planned, observation)
+        self._write_record(job)
+
+    def _write_record(self, job: _Job) -> None:
+        """Write ``job.json``; where the disk refuses it, the next look writes it."""
+        if job.record is not None:
+            with self._tolerating(job.planned):
+                write_json(job.planned.run.job_file, job.record)
+                job.record = None
 
     def _tell_of_epochs(self, item: Planned, observation: Observation) -> None:
         if observation.epoch != self._epochs[item.run.id]:
@@ -290,28 +353,50 @@ class Dispatcher:
     def _end_if_hung(self, job_id: str, job: _Job) -> None:
         if job.heartbeat.is_hung():
             # Before the worker is killed, so that the cause is not covered by what follows from it.
-            job.planned.run.write_failure_once(job.heartbeat.failure("the launcher, which watches its files"))
+            with self._tolerating(job.planned):
+                job.planned.run.write_failure_once(job.heartbeat.failure("the launcher, which watches its files"))
             self._backend.stop(job_id, force=True)
 
-    def _has_ended(self, job: _Job, ended: Ended) -> None:
+    def _has_ended(self, over: _Over) -> None:
         """See whether the run has spoken; put it back where its failure is not its own fault."""
-        item, run = job.planned, job.planned.run
-        _settle(run, job, ended, self._memory_kills)
-        observation = _observe_ended(run)
+        job, item, run = over.job, over.job.planned, over.job.planned.run
+        self._write_record(job)
+        is_busy = over.ended.exit_code == EXIT_BUSY
+        try:
+            with _files_of(run):
+                _settle(run, job, over.ended)
+                observation = _observe_ended(run)
+                is_over = observation.state in ("done", "cancelled")
+                decision = Decision() if is_over else self._decide(job, observation, is_busy=is_busy)
+        except FileError as error:
+            over.looks += 1
+            if over.looks >= LOOKS:
+                self._have_trouble(job.waiting, item, error)
+                return
+            over.look_at = time.monotonic() + LOOK_SECONDS
+            self._over.append(over)
+            return
+        self._troubles.pop(run.id, None)
         self._tell_of_epochs(item, observation)
-        over = observation.state in ("done", "cancelled")
-        decision = Decision() if over else self._decide(job, observation, is_busy=ended.exit_code == EXIT_BUSY)
-        if decision.delay is None:
-            if decision.why:
+        if decision.delay is not None:
+            aside = functools.partial(put_failure_aside, run, micro_batches=_micro_batches(job.submission))
+            self._to_put_aside[run.id] = aside
+            self._put_back(job.waiting, item, observation, decision.delay)
+            return
+        if decision.why:
+            with self._tolerating(item):
                 let_stand(run, decision)
                 observation = run.observe()
-            self._on_event(Event(kind="ended", planned=item, observation=observation))
-            return
-        delay = decision.delay
-        put_failure_aside(run, micro_batches=_micro_batches(job.submission))
-        action: Action = "resume" if run.has_checkpoint() else "start"
-        self._planned[run.id] = replace(item, action=action, reason=None, observation=observation)
-        self._queue.put_back(replace(job.waiting, not_before=time.monotonic() + delay))
+        self._on_event(Event(kind="ended", planned=item, observation=observation))
+
+    def _put_back(self, waiting: Waiting, item: Planned, observation: Observation, delay: float) -> None:
+        """Have a run that has failed wait for its next attempt."""
+        action = item.action
+        with self._tolerating(item):
+            self._put_aside(item)
+            action = "resume" if item.run.has_checkpoint() else "start"
+        self._planned[item.run.id] = replace(item, action=action, reason=None, observation=observation)
+        self._queue.put_back(replace(waiting, not_before=time.monotonic() + delay))
         self._show_queue(at_once=True)
         self._on_event(Event(kind="retried", planned=item, observation=observation))
 
@@ -329,12 +414,74 @@ class Dispatcher:
         most = most_micro_batches(_batch_size(job.planned), job.submission.resources.ranks)
         return decide(self._policy, before, failed, most_micro_batches=most)
 
+    # -- trouble with the files of one run -------------------------------------------------------------------------
+
+    @contextmanager
+    def _tolerating(self, item: Planned) -> Iterator[None]:
+        """Tell of an error in reading or writing the files of a run, and go on; the block is done again later."""
+        try:
+            with _files_of(item.run):
+                yield
+        except FileError as error:
+            self._warn(f"{item.spec.name}: {error}")
+
+    def _warn(self, line: str) -> None:
+        """Tell of trouble that goes on once."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self._tell(f"warning: {line}")
+
+    def _put_aside(self, item: Planned) -> None:
+        """Put the failure of the attempt before aside, unless that is done.
+
+        Raises:
+            FileError, OSError: the disk refuses it.
+        """
+        if item.run.id in self._to_put_aside:
+            self._to_put_aside[item.run.id]()
+            del self._to_put_aside[item.run.id]
+
+    def _have_trouble(self, waiting: Waiting, item: Planned, error: FileError) -> None:
+        """The files of a run could not be read or written: a failure of kind ``node``, which only this launcher knows.
+
+        What its worker has written meanwhile stays where it is until it can be read.
+        """
+        run, epoch = item.run, self._epochs.get(item.run.id)
+        failed = Failed(kind="node", progress=(0 if epoch is None else epoch + 1, 0))
+        decision = decide(self._policy, self._troubles[run.id], failed, most_micro_batches=1)
+        self._troubles[run.id].append(failed)
+        message = f"{error}{decision.why}"
+        observation = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
+        if decision.delay is not None:
+            self._to_put_aside.setdefault(run.id, functools.partial(_put_aside_unless_cancelled, run))
+            self._put_back(waiting, item, observation, decision.delay)
+            return
+        failure = {"kind": "node", "message": message, "where": "its launcher", "failed_at": timestamp()}
+        self._unwritten.append((item, {**failure, "stands": True}))
+        self._write_failures()
+        self._on_event(Event(kind="ended", planned=item, observation=observation))
+
+    def _write_failures(self) -> None:
+        """Write those that could not be written; what the disk still refuses is left."""
+        for item, failure in list(self._unwritten):
+            with self._tolerating(item):
+                item.run.write_failure_once(failure)
+                self._unwritten.remove((item, failure))
+
+    # -- the queue, and the end --------------------------------------------------------------------------------------
+
     def _show_queue(self, *, at_once: bool = False) -> None:
         now = time.monotonic()
-        if self._queue.reasons != self._told and (at_once or now - self._told_at >= QUEUE_SECONDS or not self._queue):
-            self._told = dict(self._queue.reasons)
-            self._told_at = now
-            self._tell_queue(self._told)
+        is_due = now - self._told_at >= QUEUE_SECONDS
+        if self._queue.reasons != self._told and (at_once or is_due or not (self._queue or self._is_queue_refused)):
+            reasons, self._told_at = dict(self._queue.reasons), now
+            try:
+                self._tell_queue(reasons)
+            except FileError as error:
+                self._is_queue_refused = True
+                self._warn(f"{error}; status shows an older queue")
+                return
+            self._told, self._is_queue_refused = reasons, False
 
     def _stop_all(self) -> None:
         """Ask every worker to stop between two steps; a second interrupt, or a minute, ends them at once."""
@@ -399,14 +546,23 @@ def _observe_ended(run: RunDirectory) -> Observation:
     return replace(observation, state=state, reason=f"{kind}: {failure.get('message')}", kind=kind)
 
 
-def _settle(run: RunDirectory, job: _Job, ended: Ended, memory_kills: MemoryKills) -> None:
+def _put_aside_unless_cancelled(run: RunDirectory) -> None:
+    """Put the failure of an attempt aside that could not be read; somebody may have cancelled the run meanwhile.
+
+    Raises:
+        FileError: it cannot be read or moved.
+    """
+    if (run.read_failure() or {}).get("kind") != "cancelled":
+        put_failure_aside(run)
+
+
+def _settle(run: RunDirectory, job: _Job, ended: Ended) -> None:
     """See to it that an ended worker has spoken: one that died without a word gets its ``failure.json`` here."""
     submission = job.submission
     if ended.exit_code == 0 or run.result_file.exists():
         return
     earlier = run.read_failure()
-    was_killed = ended.exit_code == -signal.SIGKILL and (earlier is None or earlier.get("kind") == "node")
-    for_memory = was_killed and memory_kills.explain_one()
+    for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
     if earlier is not None and not for_memory:  # other ranks may have told that they lost the one that was killed
         return
     was_asked = job.stop_asked is not None and ended.exit_code in STOPPED
@@ -445,6 +601,19 @@ def _last_line(path: Path) -> str:
     except OSError:
         return ""
     return lines[-1].strip() if lines else ""
+
+
+@contextmanager
+def _files_of(run: RunDirectory) -> Iterator[None]:
+    """Errors of the system in reading or writing the files of a run, in one line.
+
+    Raises:
+        FileError: one has come.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise FileError.from_os_error("read or write", error.filename or run.path, error) from None
 
 
 @contextmanager

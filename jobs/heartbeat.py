@@ -22,6 +22,8 @@ LOOKS = 40
 """How often the files are looked at in that time."""
 MOST_SECONDS = 5.0
 """How long it is between two looks at most."""
+MISSING = (math.inf, math.inf, math.inf)
+"""The state of a file that is not there, or cannot be looked at."""
 
 
 def hung_seconds(env: Mapping[str, str]) -> float:
@@ -56,6 +58,7 @@ class Heartbeat:
         self._seen = [_state(path) for path in self._files]
         self._looked_at = clock()
         self._silent = 0.0
+        self._has_begun = False
 
     def is_hung(self) -> bool:
         """Look, unless that was done a moment ago; whether nothing has changed for too long.
@@ -70,7 +73,8 @@ class Heartbeat:
 
     def _look(self, now: float) -> None:
         seen = [_state(path) for path in self._files]
-        if seen == self._seen and any(path.exists() for path in self._logs):
+        self._has_begun = self._has_begun or any(log != MISSING for log in seen[-len(self._logs) :])
+        if seen == self._seen and self._has_begun:
             self._silent += min(now - self._looked_at, 2 * self._every)
         else:
             self._seen, self._silent = seen, 0.0
@@ -93,5 +97,5 @@ def _state(path: Path) -> tuple[float, float, float]:
     try:
         state = path.stat()
     except OSError:
-        return (math.inf, math.inf, math.inf)
+        return MISSING
     return (state.st_mtime_ns, state.st_ino, state.st_size)

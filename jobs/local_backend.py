@@ -15,6 +15,7 @@ from typing import IO, final
 from jobs.backend import Backend, Ended
 from jobs.capacity import Capacity, Node, Share
 from jobs.code_snapshot import Code
+from jobs.memory_kills import MemoryKills
 from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
@@ -39,6 +40,7 @@ class LocalBackend(Backend):
         self._capacity = this_machine()
         self._free = self._capacity.copy()
         self._jobs: dict[str, _Job] = {}
+        self._memory_kills = MemoryKills()
 
     def describe(self) -> str:
         gpus = f"{self._capacity.gpus:g} GPUs, " if self._capacity.gpus else ""
@@ -102,7 +104,8 @@ class LocalBackend(Backend):
             return None
         del self._jobs[job_id]
         self._free.give_back(job.shares)
-        return ended(codes)
+        killed = [rank for rank, code in enumerate(codes) if code == -signal.SIGKILL]
+        return ended(codes, out_of_memory=killed[:1] if killed and self._memory_kills.explain_one() else ())
 
     def stop(self, job_id: str, *, force: bool) -> None:
         if job_id in self._jobs:

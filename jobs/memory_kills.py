@@ -29,6 +29,14 @@ def groups_files(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[P
     return files
 
 
+def own_files() -> list[Path]:
+    """Where the kernel counts the kills of the group that this process is in."""
+    try:
+        return groups_files(Path("/proc/self/cgroup").read_text("utf-8"))
+    except OSError:
+        return []
+
+
 def count(files: list[Path]) -> int:
     """Kills for want of memory so far, from the first file that tells; 0 where none does."""
     for file in files:
@@ -41,14 +49,30 @@ def count(files: list[Path]) -> int:
 
 
 @final
+class NodeKills:
+    """The kills on each node of a cluster, by what the nodes themselves have counted. Each explains one death."""
+
+    def __init__(self) -> None:
+        self._explained: dict[str, int] = {}
+
+    def explain_one(self, node: str, before: int, after: int) -> bool:
+        """Whether a process that was killed by SIGKILL was killed because ``node`` was out of memory.
+
+        ``before`` and ``after`` are the kills that ``node`` had counted when the process started and when it ended.
+        """
+        explained = max(self._explained.get(node, 0), before)
+        if after <= explained:
+            return False
+        self._explained[node] = explained + 1
+        return True
+
+
+@final
 class MemoryKills:
-    """The kills since this was made. Each explains one death."""
+    """The kills on this machine since this was made. Each explains one death."""
 
     def __init__(self, files: list[Path] | None = None) -> None:
-        membership = ""
-        with contextlib.suppress(OSError):
-            membership = Path("/proc/self/cgroup").read_text("utf-8")
-        self._files = groups_files(membership) if files is None else files
+        self._files = own_files() if files is None else files
         self._explained = count(self._files)
 
     def explain_one(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from jobs.backend import Ended
 from jobs.spec import Submission
@@ -34,14 +34,19 @@ def rank_variables(submission: Submission, rank: int, device: str | None) -> dic
     }
 
 
-def ended(codes: Sequence[int], lost: Mapping[int, str] | None = None) -> Ended:
+def ended(codes: Sequence[int], lost: Mapping[int, str] | None = None, out_of_memory: Collection[int] = ()) -> Ended:
     """How a run ended whose ranks ended with ``codes``; ``lost`` says for some of them what became of their host.
 
-    The first of ``lost`` is the one that was lost first.
+    The first of ``lost`` is the one that was lost first. ``out_of_memory`` are the ranks that the system killed because
+    it was out of memory: the others only lost those.
     """
     failed = [(code, rank) for rank, code in enumerate(codes) if code]
     if not failed:
         return Ended(exit_code=0, message="ended")
+    if out_of_memory:
+        rank = min(out_of_memory)
+        who = f"rank {rank}" if len(codes) > 1 else "the worker"
+        return Ended(exit_code=codes[rank], message=f"{who} {describe_exit(codes[rank])}", out_of_memory=True)
     if lost:  # the first that was lost explains the others
         rank, message = next(iter(lost.items()))
         return Ended(exit_code=codes[rank], message=message)

@@ -34,6 +34,7 @@ from jobs.backend import Backend, Ended
 from jobs.capacity import Capacity, Share
 from jobs.code_snapshot import Code
 from jobs.local_backend import require_precision
+from jobs.memory_kills import NodeKills
 from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables
 from jobs.ray_cluster import RayCluster, node_address
 from jobs.ray_rank import RankHost, Site
@@ -78,6 +79,8 @@ class _Job:
     sites: dict[int, Site] = field(default_factory=dict)
     codes: dict[int, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    out_of_memory: set[int] = field(default_factory=set)
+    """Ranks that their node killed because it was out of memory."""
     runs: bool = False
     """Whether the processes have been started."""
     placed_at: float | None = None
@@ -115,6 +118,7 @@ class RayBackend(Backend):
         self._jobs: dict[str, _Job] = {}
         self._idle: list[_Group] = []
         self._numbers = itertools.count(1)
+        self._memory_kills = NodeKills()
 
     # -- before it is open -----------------------------------------------------------------------------------------
 
@@ -277,7 +281,7 @@ class RayBackend(Backend):
             for group in job.groups:
                 group.idle_since = time.monotonic()
             self._idle += job.groups
-        return ended(codes, job.lost)
+        return ended(codes, job.lost, job.out_of_memory)
 
     def stop(self, job_id: str, *, force: bool) -> None:
         job = self._jobs.get(job_id)
@@ -329,14 +333,19 @@ class RayBackend(Backend):
             answer = ray.get(reference)
         except ray.exceptions.RayError as error:
             job.codes[rank] = EXIT_LOST
+            if isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray itself kills before the system has to
+                job.out_of_memory.add(rank)
             job.lost.setdefault(rank, self._what_became_of(job, rank, error))
             return
         if isinstance(answer, Site):
             self._arrived(job, rank, answer)
             return
-        job.codes[rank], problem = answer
-        if problem:
-            job.lost[rank] = problem
+        job.codes[rank] = answer.code
+        if answer.problem:
+            job.lost[rank] = answer.problem
+        node = job.sites[rank].node
+        if answer.code == -signal.SIGKILL and self._memory_kills.explain_one(node, *answer.memory_kills):
+            job.out_of_memory.add(rank)
 
     def _arrived(self, job: _Job, rank: int, site: Site) -> None:
         job.sites[rank] = site

@@ -20,6 +20,7 @@ from typing import final
 
 import ray
 
+from jobs.memory_kills import count, own_files
 from jobs.process import interface_of, start_rank
 from seqlm.rundir import append_to
 
@@ -40,6 +41,18 @@ class Site:
     """A port that was free a moment ago, for the ranks to meet at."""
     sees_run: bool
     """Whether the run's folder is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnd:
+    """How a rank's process ended, as its host saw it."""
+
+    code: int
+    """Exit code; negative: the signal that killed it."""
+    problem: str = ""
+    """Why it could not start."""
+    memory_kills: tuple[int, int] = (0, 0)
+    """How many processes of the host's control group the system had killed for their memory, before and after."""
 
 
 @final
@@ -71,20 +84,23 @@ class RankHost:
 
     def run(
         self, argv: Sequence[str], variables: Mapping[str, str], cwd: str | None, stdout: str, stderr: str
-    ) -> tuple[int, str]:
-        """Run a rank's process to its end; returns its exit code (negative: a signal), and why it could not start.
+    ) -> RankEnd:
+        """Run a rank's process to its end.
 
         ``argv`` without the interpreter, which is the one that this actor runs in; ``cwd`` none for the code that came
         with the actor.
         """
+        counters = own_files()
+        before = count(counters)
         try:
             with append_to(Path(stdout)) as out, append_to(Path(stderr)) as err, self._lock:
                 if self._stopped is not None:
-                    return 128 + signal.SIGTERM, ""
+                    return RankEnd(code=128 + signal.SIGTERM)
                 self._process = start_rank([sys.executable, *argv], variables, cwd or str(Path.cwd()), out, err)
         except OSError as error:
-            return 1, f"cannot start the worker on {socket.gethostname()}: {error}"
-        return self._process.wait(), ""
+            return RankEnd(code=1, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
+        code = self._process.wait()
+        return RankEnd(code=code, memory_kills=(before, count(counters)))
 
     def stop(self, number: int) -> None:
         """Send a signal to the rank's process, or keep it from starting."""

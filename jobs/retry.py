@@ -176,15 +176,10 @@ def put_failure_aside(
     ``seen``: how the run was found, for a failure that only its scheduler knows of.
 
     Raises:
-        FileError: it cannot be moved.
+        FileError: it cannot be read or moved.
     """
     folder = run.attempt_dir(max(1, run.last_attempt()))
-    try:
-        failure = run.read_failure()
-    except FileError:  # damaged: kept as it is
-        make_directory(folder)
-        _move(run.failure_file, folder / "failure.json")
-        return
+    failure = run.read_failure()
     if failure is None and seen is not None and seen.state == "failed" and run.attempts():
         failure = {"kind": seen.kind, "message": seen.reason, "failed_at": timestamp()}
     if failure is None:
@@ -199,13 +194,6 @@ def put_failure_aside(
     make_directory(folder)
     write_json(folder / "failure.json", failure)
     _remove(run.failure_file)
-
-
-def _move(path: Path, target: Path) -> None:
-    try:
-        path.replace(target)
-    except OSError as error:
-        raise FileError.from_os_error("move", path, error) from None
 
 
 def _remove(path: Path) -> None:

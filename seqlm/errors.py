@@ -14,6 +14,7 @@
     │   ├── RunBusyError            another live worker or launcher owns the files
     │   └── LeaseLostError          another worker has taken the run over while this one gave no sign of life
     ├── FileError                   a file cannot be read or written: full disk, read-only folder (exit code 1)
+    │   └── DamagedFileError        a file was read and is not what it should be: empty, cut, no JSON object
     └── BackendError                the backend cannot be reached or cannot do it (exit code 3)
 
 Invariants of our own code are asserted, not raised.
@@ -97,6 +98,10 @@ class FileError(SeqlmError):
     def from_os_error(cls, verb: str, path: object, error: OSError) -> FileError:
         """One line from an ``OSError``, for example ``cannot write x/y: No space left on device``."""
         return cls(f"cannot {verb} {path}: {error.strerror or error}")
+
+
+class DamagedFileError(FileError):
+    """A file was read, and holds something else than it should."""
 
 
 class BackendError(SeqlmError):

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, FileError, RunBusyError
+from seqlm.errors import ConfigError, DamagedFileError, FileError, RunBusyError
 from seqlm.lease import NO_LINKS, Terms, is_alive, live_elsewhere, this_process
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
@@ -63,6 +63,8 @@ CANARY_FOLDER = "canary"
 """Folder of a study in which its canaries lie."""
 BEHAVIOUR_FOLDER = "behaviour"
 """Folder of a study in which the jobs lie that compute the behaviour of its models."""
+STALE_TRIES = 3
+"""How often a file that another host keeps replacing is opened before that counts as an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +320,18 @@ class RunDirectory:
         return self.last_checkpoint.exists() or self.previous_checkpoint.exists()
 
     def read_failure(self) -> dict[str, Any] | None:
-        return read_json(self.failure_file)
+        """The run's failure, or none. A damaged record is one of kind ``node``, so that its run goes on.
+
+        Such a file is put in place whole and flushed: only a machine or a disk that fails damages it.
+
+        Raises:
+            FileError: the file cannot be read.
+        """
+        try:
+            return read_json(self.failure_file)
+        except DamagedFileError:
+            message = f"{self.failure_file.name} is damaged: the machine may have crashed while it was written"
+            return {"kind": "node", "message": message}
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The epochs of ``metrics.jsonl`` and, for each line that is no complete record, one warning.
@@ -326,7 +339,7 @@ class RunDirectory:
         A file cut in the middle of a line (a full disk, a copy made too early) loses that line alone.
         """
         try:
-            text = self.metrics_file.read_text("utf-8", errors="replace")
+            text = _read_text(self.metrics_file, errors="replace")
         except FileNotFoundError:
             return [], []
         except OSError as error:
@@ -353,6 +366,7 @@ class RunDirectory:
         """Write ``failure.json`` unless one stands there: the first cause is not covered by what followed from it."""
         with contextlib.suppress(FileExistsError), _beside(self.failure_file) as temporary:
             temporary.write_text(_dump(failure), "utf-8")
+            _sync(temporary)
             guard()
             try:
                 os.link(temporary, self.failure_file)
@@ -361,6 +375,7 @@ class RunDirectory:
                     raise
                 if not self.failure_file.exists():  # of two writers at the same moment the second one wins
                     temporary.replace(self.failure_file)
+            _sync(self.path)
 
     def is_cancelled(self) -> bool:
         """Whether somebody has cancelled the run."""
@@ -486,8 +501,7 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
     with _beside(path) as temporary:
         yield temporary
         if sync:
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
+            _sync(temporary)
         guard()
         try:
             temporary.replace(path)
@@ -495,7 +509,7 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
             guard()  # a new owner sweeps the temporary files of the one before: then this is how that one learns of it
             raise
         if sync:
-            _sync_directory(path.parent)
+            _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -519,7 +533,8 @@ def _beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -611,19 +626,36 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or none where there is no file.
 
     Raises:
-        FileError: the file cannot be read or is not a JSON object.
+        FileError: the file cannot be read.
+        DamagedFileError: it is not a JSON object.
     """
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(_read_text(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
     except ValueError as error:
-        raise FileError(f"{path} is damaged (not JSON: {error}); move it away") from None
+        raise DamagedFileError(f"{path} is damaged (not JSON: {error}); move it away") from None
     if not isinstance(data, dict):
-        raise FileError(f"{path} is damaged (not a JSON object); move it away")
+        raise DamagedFileError(f"{path} is damaged (not a JSON object); move it away")
     return data
+
+
+def _read_text(path: Path, *, errors: str = "strict") -> str:
+    """The text of a file, opened again if another host has replaced it meanwhile (``ESTALE`` on NFS).
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, and ``errors`` is ``"strict"``.
+    """
+    for _ in range(STALE_TRIES - 1):
+        try:
+            return path.read_text("utf-8", errors)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return path.read_text("utf-8", errors)
 
 
 # -- locks ---------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ class FakeBackend(Backend):
         self.most_at_once = 0
         self.stopped: list[tuple[str, bool]] = []
         self.obeys = True
+        self.out_of_memory = False
+        """What jobs that a signal kills are said to have been."""
         self.is_open = False
 
     def describe(self) -> str:
@@ -81,7 +83,8 @@ class FakeBackend(Backend):
             return None
         code = self._work(submission)
         del self._live[job_id]
-        return Ended(exit_code=code, message=f"ended with {code}")
+        killed = code < 0 and self.out_of_memory
+        return Ended(exit_code=code, message=f"ended with {code}", out_of_memory=killed)
 
     def stop(self, job_id: str, *, force: bool) -> None:
         self.stopped.append((job_id, force))

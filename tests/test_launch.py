@@ -237,7 +237,7 @@ def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(
     cancelled = json.loads(study("cancel", "small", "--only", "arch=rnn", "--json").stdout)
     assert [run["state"] for run in cancelled["data"]["runs"]] == ["cancelled"]
     assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "running"}
-    assert study("cancel", "runs/small").returncode == 0
+    assert study("cancel", "runs/small", "--all").returncode == 0
     assert study.states() == {"rnn-adam": "cancelled", "gru-adam": "cancelled"}
     plain = study("run", "small.toml")
     assert plain.returncode == 1
@@ -246,7 +246,7 @@ def test_no_wait_returns_and_the_study_goes_on_and_can_be_cancelled_and_retried(
     again = study("retry", "small", "--only", "arch=gru", "--no-wait")
     assert again.returncode == 0, again.stderr
     wait_for(study.states, "the run to run again", until=lambda states: states["gru-adam"] == "running")
-    assert study("cancel", "small").returncode == 0
+    assert study("cancel", "small", "--all").returncode == 0
 
 
 @pytest.mark.process

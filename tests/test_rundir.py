@@ -232,6 +232,37 @@ def test_the_first_failure_stands(run: RunDirectory) -> None:
     assert not list(run.path.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 40, b"[]", b"\xff"])
+def test_a_damaged_failure_is_one_of_kind_node_and_stops_nothing(run: RunDirectory, content: bytes) -> None:
+    run.failure_file.write_bytes(content)
+    seen = run.observe()
+    assert (seen.state, seen.kind) == ("failed", "node")
+    assert seen.reason == "node: failure.json is damaged: the machine may have crashed while it was written"
+    assert not run.is_cancelled()
+
+
+def test_a_failure_that_the_disk_does_not_read_is_an_error(run: RunDirectory) -> None:
+    run.failure_file.mkdir()
+    with pytest.raises(FileError, match=r"cannot read .*failure\.json: Is a directory"):
+        run.observe()
+
+
+def test_a_failure_is_on_the_disk_before_it_is_in_its_place_and_so_is_its_name(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        content = Path(f"/proc/self/fd/{handle}").readlink()
+        synced.append((content.name if content.is_dir() else content.read_text(), run.failure_file.exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    run.write_failure_once({"kind": "node"})
+    assert synced == [('{\n "kind": "node"\n}\n', False), (run.path.name, True)]
+
+
 HOLD = (
     "import sys; from pathlib import Path; from seqlm.rundir import exclusive_lock\n"
     "with exclusive_lock(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"

@@ -57,8 +57,11 @@ _PEER_LOST = (
 
 
 def is_storage_failure(error: BaseException) -> bool:
-    """Whether a file could not be written or read: a full disk, a quota, a read-only or failing file system."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    """Whether a file could not be written or read: a full disk, a quota, a read-only or failing file system.
+
+    A stale handle is a file that another host has replaced, as NFS reports it.
+    """
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
     return isinstance(error, FileError) or (isinstance(error, OSError) and error.errno in codes)
 
 

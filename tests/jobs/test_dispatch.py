@@ -16,7 +16,7 @@ from jobs.launcher import plan_runs
 from jobs.policy import Policy
 from jobs.queue import Work
 from jobs.spec import Resources, RunSpec, Submission
-from seqlm.errors import BackendError, FileError
+from seqlm.errors import BackendError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json, write_json_lines
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
@@ -195,19 +195,6 @@ def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
     assert second.run.observe().state == "cancelled"
 
 
-def test_a_worker_whose_job_file_cannot_be_written_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = FakeBackend(finish)
-    (item,) = todo(tmp_path, 1)
-
-    def full(path: Path, data: object) -> None:
-        raise FileError(f"cannot write {path}: No space left on device")
-
-    monkeypatch.setattr(dispatch, "write_json", full)
-    with pytest.raises(FileError):
-        dispatcher(backend).dispatch([item])
-    assert backend.stopped == [("1", False)]
-
-
 @pytest.mark.parametrize("obeys", [True, False])
 def test_an_interrupt_asks_the_workers_to_stop_and_ends_those_that_do_not(tmp_path: Path, obeys: bool) -> None:
     def interrupt(event: Event) -> None:
@@ -345,10 +332,9 @@ def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_p
 
 @pytest.mark.parametrize("another_rank_speaks", [False, True])
 def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_rank_speaks: bool
+    tmp_path: Path, another_rank_speaks: bool
 ) -> None:
     (item,) = todo(tmp_path, 1)
-    monkeypatch.setattr("jobs.memory_kills.MemoryKills.explain_one", lambda self: True)
 
     def be_killed(submission: Submission) -> int:
         if submission.attempt > 1:
@@ -358,9 +344,28 @@ def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
         return -9
 
     backend = FakeBackend(be_killed)
+    backend.out_of_memory = True
     dispatcher(backend).dispatch([item])
     assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "oom"
     assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "2"
+
+
+def test_a_kill_in_the_launchers_own_group_explains_no_death_on_another_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (item,) = todo(tmp_path, 1)
+    here = tmp_path / "memory.events"
+    here.write_text("oom_kill 0\n")
+    monkeypatch.setattr("jobs.memory_kills.groups_files", lambda membership: [here])
+
+    def be_killed(submission: Submission) -> int:
+        here.write_text("oom_kill 1\n")
+        return -9 if submission.attempt == 1 else finish(submission)
+
+    backend = FakeBackend(be_killed)
+    dispatcher(backend).dispatch([item])
+    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "1"
 
 
 def test_counts_go_on_in_the_next_launch_until_a_person_has_it_tried_again(tmp_path: Path) -> None:
@@ -392,6 +397,18 @@ def test_a_run_that_failed_when_its_launcher_was_gone_is_taken_up_by_the_next_la
     assert [item.action for item in plan_runs([spec], tmp_path)] == ["start"]
     retry.let_stand(run, retry.Decision(why=", after 3 retries"))
     assert [item.action for item in plan_runs([spec], tmp_path)] == ["skip"]
+
+
+def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path: Path) -> None:
+    specs = [RunSpec(name=f"run{seed}", config=make_config(seed=seed)) for seed in (1, 2)]
+    for spec in specs:
+        RunDirectory.locate(tmp_path, spec.name, spec.fingerprint).create(spec.config, {"name": spec.name})
+    damaged = RunDirectory.locate(tmp_path, specs[0].name, specs[0].fingerprint)
+    damaged.failure_file.touch()
+    planned = plan_runs(specs, tmp_path)
+    assert [item.action for item in planned] == ["start", "start"]
+    dispatcher(FakeBackend(finish)).dispatch(planned)
+    assert [item.run.observe().state for item in planned] == ["done", "done"]
 
 
 def test_a_run_that_another_worker_has_is_tried_later_and_nothing_is_written_for_it(tmp_path: Path) -> None:

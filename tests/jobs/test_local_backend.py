@@ -198,3 +198,19 @@ def test_a_run_is_a_process_group_of_its_own(tmp_path: Path) -> None:
     groups = {(tmp_path / "run" / f"group{rank}").read_text() for rank in range(2)}
     assert len(groups) == 1
     assert groups != {str(os.getpgrp())}
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("_four_cores")
+@pytest.mark.parametrize("kills", [0, 1])
+def test_a_rank_that_the_system_has_killed_for_its_memory_is_told_from_one_that_somebody_has_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    counter = tmp_path / "memory.events"
+    counter.write_text("oom_kill 0\n")
+    monkeypatch.setattr("jobs.memory_kills.groups_files", lambda membership: [counter])
+    die = f"import os; open({str(counter)!r}, 'w').write('oom_kill {kills}\\n'); os.kill(os.getpid(), 9)"
+    backend = LocalBackend()
+    resources = Resources(cpus=1)
+    found = wait(backend, backend.submit(submission(tmp_path / "run", die, resources)))
+    assert found == Ended(exit_code=-9, message="the worker was killed by SIGKILL", out_of_memory=bool(kills))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.memory_kills import MemoryKills, count, groups_files
+from jobs.memory_kills import MemoryKills, NodeKills, count, groups_files
 
 V1 = "9:name=systemd:/\n4:cpu,memory:/box/7\n0::/\n"
 
@@ -31,3 +31,14 @@ def test_each_kill_since_then_explains_one_death(tmp_path: Path) -> None:
     assert not kills.explain_one(), "those of before are others'"
     file.write_text("oom_kill 7\n")
     assert [kills.explain_one() for _ in range(3)] == [True, True, False]
+
+
+def test_each_kill_on_a_node_explains_one_death_there() -> None:
+    kills = NodeKills()
+    assert not kills.explain_one("a", 5, 5)
+    assert kills.explain_one("a", 5, 6)
+    assert not kills.explain_one("a", 5, 6), "of two that lived at the same time one was killed for its memory"
+    assert not kills.explain_one("b", 0, 0), "another node"
+    assert kills.explain_one("b", 0, 1)
+    assert not kills.explain_one("a", 8, 8), "those before its life were others'"
+    assert kills.explain_one("a", 6, 9)

@@ -25,3 +25,11 @@ def test_a_rank_that_only_lost_another_does_not_hide_why(codes: tuple[int, int],
 
 def test_ranks_that_are_all_well_are_no_failure() -> None:
     assert ended((0, 0)).exit_code == 0
+
+
+@pytest.mark.parametrize("lost", [{}, {0: "rank 0 lost its actor"}])
+def test_a_rank_that_was_killed_for_its_memory_explains_the_others(lost: dict[int, str]) -> None:
+    found = ended((-9, -9, 1), lost, {1})
+    assert found.out_of_memory
+    assert (found.exit_code, found.message) == (-9, "rank 1 was killed by SIGKILL")
+    assert not ended((-9, -9, 1), lost).out_of_memory

@@ -289,7 +289,7 @@ def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(ray_c
     assert waiting["reason"] == "needs 2 GPUs, 0 free"
     assert study("cancel", "small", "--only", f"id={waiting['id']}").returncode == 0
     assert sorted(study.states()) == ["cancelled", "running"]
-    assert study("cancel", "small").returncode == 0
+    assert study("cancel", "small", "--all").returncode == 0
     assert study.states() == ["cancelled"] * 2
     wait_for(
         lambda: [words for words in ray_cluster.processes() if "seqlm.training.worker" in words],
@@ -303,7 +303,7 @@ def test_four_quarters_of_a_gpu_run_at_once_on_one_card(ray_cluster: RayLab, tmp
     assert study("run", "small.toml", "--no-wait").returncode == 0
     wait_for(study.states, "all runs to run at once", until=lambda states: states == ["running"] * 4)
     assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
-    assert study("cancel", "small").returncode == 0
+    assert study("cancel", "small", "--all").returncode == 0
 
 
 def test_the_code_travels_and_the_launchers_secrets_do_not(ray_cluster: RayLab, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_the_code_travels_and_the_launchers_secrets_do_not(ray_cluster: RayLab, 
     (run,) = study.runs()
     assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
     assert "runtime_resources" in worker_of(run)["code"]
-    assert study("cancel", "small").returncode == 0
+    assert study("cancel", "small", "--all").returncode == 0
 
 
 def test_a_folder_that_the_nodes_do_not_see_is_one_clear_line(ray_cluster: RayLab, tmp_path: Path) -> None:
@@ -408,5 +408,5 @@ def test_a_remote_cluster_runs_the_launcher_too(lab: RayLab, head: str, tmp_path
     assert left.returncode == 0, left.stderr
     all_running = ["done", "done", "running", "running"]
     wait_for(study.states, "both new runs to run", until=lambda states: sorted(states) == all_running)
-    assert study("cancel", "small").returncode == 0
+    assert study("cancel", "small", "--all").returncode == 0
     assert sorted(study.states()) == ["cancelled", "cancelled", "done", "done"]

@@ -3,13 +3,10 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from jobs.cancel import cancel
 from jobs.code_snapshot import Code
 from jobs.logs import print_log
 from jobs.provenance import launch_record, run_record
@@ -24,10 +21,9 @@ from jobs.study import (
     write_queue,
 )
 from seqlm import lease
-from seqlm.errors import BackendError, UsageError
+from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory, write_json
 from tests.training.studies import make_config
-from tests.waiting import wait_for
 
 
 def make_study(folder: Path, *seeds: int) -> list[RunDirectory]:
@@ -153,54 +149,6 @@ def test_a_study_folder_is_read_once_to_find_all_its_runs(tmp_path: Path) -> Non
     assert sorted(folders.values()) == sorted(run.path for run in runs)
     found = RunDirectory.locate(tmp_path / "s", "renamed", make_config(seed=2).fingerprint(), folders)
     assert found == runs[1]
-
-
-def test_cancelling_leaves_finished_runs_alone_and_marks_waiting_ones(tmp_path: Path) -> None:
-    done, waiting = make_study(tmp_path / "s", 1, 2)
-    write_json(done.result_file, {})
-    assert [cancel(run) for run in observe_study(tmp_path / "s")] == [False, True]
-    assert not done.failure_file.exists()
-    assert waiting.observe().state == "cancelled"
-
-
-def test_a_worker_of_another_host_is_not_mistaken_for_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run,) = make_study(tmp_path / "s", 1)
-    monkeypatch.setattr("seqlm.rundir.is_locked", lambda path: path == run.worker_lock_file)
-    monkeypatch.setattr("jobs.cancel.is_locked", lambda path: path == run.worker_lock_file)
-    monkeypatch.setattr("jobs.study.is_locked", lambda path: False)
-    monkeypatch.setattr("jobs.cancel.LAUNCHER_SECONDS", 0.1)
-    monkeypatch.setattr("jobs.cancel._stop", lambda run, group: pytest.fail("a process of this host was to be stopped"))
-    write_json(run.worker_lock_file, {"pid": 2**30, "process_group": 2**30, "host": "elsewhere"})
-    (observed,) = observe_study(tmp_path / "s")
-    with pytest.raises(BackendError, match="run1 is marked as cancelled, but its worker on elsewhere has not stopped"):
-        cancel(observed)
-    assert run.is_cancelled(), "which that worker will see"
-
-
-def test_a_worker_whose_lock_is_not_seen_is_cancelled_by_the_mark_and_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (run,) = make_study(tmp_path / "s", 1)
-    monkeypatch.setattr(lease, "this_host", lambda: lease.Host(name="elsewhere", machine="elsewhere"))
-    lease_of_it = lease.claim(run.lease_dir, attempt=1, busy="busy", terms=lease.Terms())
-    monkeypatch.setattr(lease, "this_host", lambda: lease.Host(name="here", machine="here"))
-    (observed,) = observe_study(tmp_path / "s")
-    assert observed.observation.state == "running"
-
-    polls: list[float] = []
-    monkeypatch.setattr("jobs.cancel.time", SimpleNamespace(sleep=polls.append, monotonic=lambda: 0.0))
-
-    def obey() -> None:
-        wait_for(run.is_cancelled, "the mark")
-        wait_for(lambda: len(polls), "three polls by the one who cancels", until=lambda count: count >= 3)
-        lease_of_it.release()
-
-    worker = threading.Thread(target=obey)
-    worker.start()
-    assert cancel(observed)
-    assert lease.is_released(run.lease_dir), "not before it has ended"
-    worker.join()
-    assert run.observe().state == "cancelled"
 
 
 def test_logs_are_those_of_the_latest_attempt(tmp_path: Path) -> None:

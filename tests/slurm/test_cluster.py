@@ -281,7 +281,7 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
     )
     assert set(strikes()) == {"timeout"}
     (run,) = study.runs()
-    assert study("cancel", "small").returncode == 0
+    assert study("cancel", "small", "--all").returncode == 0
     assert study.states() == ["cancelled"]
     assert epochs_of(run) == list(range(len(epochs_of(run))))
     assert writers() == sorted(writers())
@@ -293,7 +293,7 @@ def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackClust
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     ids = {run.id for run in study.runs()}
-    assert study("cancel", "small").returncode == 0
+    assert study("cancel", "small", "--all").returncode == 0
     crawl.end()
     assert study.states() == ["cancelled"] * 2
     first, second = study.runs()
@@ -324,7 +324,7 @@ def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackClust
     done = len(epochs_of(run))
     assert begun("run", "small.toml", "--no-wait").returncode == 0
     wait_for(lambda: len(epochs_of(run)), f"more than {done} epochs", until=lambda now: now > done)
-    assert begun("cancel", "small").returncode == 0
+    assert begun("cancel", "small", "--all").returncode == 0
     assert epochs_of(run) == list(range(len(epochs_of(run))))
     assert {record["attempt"] for record in run.read_metrics()[0]} == {1, 2}
 
@@ -405,5 +405,5 @@ def test_a_preempted_run_is_saved_requeued_and_goes_on(tmp_path: Path) -> None:
             f"a second attempt and more than {seen} epochs",
             until=lambda now: len(now[0]) > 1 and now[1] > seen,
         )
-        assert study("cancel", "small").returncode == 0
+        assert study("cancel", "small", "--all").returncode == 0
         assert epochs_of(run) == list(range(len(epochs_of(run))))

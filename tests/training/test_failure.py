@@ -26,6 +26,7 @@ from seqlm.training.failure import describe_failure, failure_kind, failure_text
         (torch.distributed.DistNetworkError("The client socket has timed out after 600000ms"), "node"),
         (FileError("cannot write x: No space left on device"), "node"),
         (OSError(errno.ENOSPC, "No space left on device"), "node"),
+        (OSError(errno.ESTALE, "Stale file handle"), "node"),
         (CheckpointError("last.pt is truncated"), "code"),
         (ValueError("a bug"), "code"),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), "oom"),

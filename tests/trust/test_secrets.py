@@ -154,7 +154,8 @@ def test_a_worker_on_this_machine_inherits_the_shell_and_nothing_of_it_is_writte
     said = [study("plan", "small.toml", "--json"), study("run", "small.toml", "--no-wait", "--json")]
     found = environment_of(worker_of(study))
     assert {name: found[name] for name in SHELL} == SHELL
-    said += [study(word, "small", "--json") for word in ("status", "logs", "cancel", "report")]
+    looks = (["status"], ["logs"], ["cancel", "--all"], ["report"])
+    said += [study(word, "small", "--json", *flags) for word, *flags in looks]
     assert [answer.returncode for answer in said] == [0] * 6, said
     assert told_in(answer.stdout + answer.stderr for answer in said) == []
     assert (tmp_path / "runs/small/launch-0001.log").exists()
@@ -231,7 +232,8 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
     assert OWN.keys().isdisjoint(found)
     assert files_with(cluster.folder, OWN.values()) == []
     assert files_with(cluster.folder, PASSED.values())  # where SLURM keeps a job's environment: the look itself works
-    said += [command(word, "small", "--json") for word in ("status", "logs", "cancel")]
+    looks = (["status"], ["logs"], ["cancel", "--all"])
+    said += [command(word, "small", "--json", *flags) for word, *flags in looks]
     assert told_in(answer.stdout + answer.stderr for answer in said) == []
     wait_for((tmp_path / "runs/small/report/index.html").exists, "the report")
     assert files_with(tmp_path) == []
@@ -252,7 +254,8 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
         found = environment_of(worker_of(study))
         assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
         assert OWN.keys().isdisjoint(found)
-        said = [lab.run([*argv, word, "small", "--json"], cwd=tmp_path) for word in ("status", "logs", "cancel")]
+        looks = (["status"], ["logs"], ["cancel", "--all"])
+        said = [lab.run([*argv, word, "small", "--json", *flags], cwd=tmp_path) for word, *flags in looks]
         told = [*commands.finish(launcher), *(answer.stdout + answer.stderr for answer in said)]
         assert told_in(told) == []
 
@@ -262,7 +265,7 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
         found = environment_of(worker_of(study))
         assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
         assert OWN.keys().isdisjoint(found)
-        lab.run([*argv, "cancel", "small"], cwd=tmp_path)
+        lab.run([*argv, "cancel", "small", "--all"], cwd=tmp_path)
         assert told_in(commands.finish(launcher)) == []
         assert files_with(lab.folder) == []
         assert files_with(tmp_path) == []

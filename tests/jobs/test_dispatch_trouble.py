@@ -1,0 +1,285 @@
+"""A file that cannot be read or written: the trouble of its own run, or, of a queue, of nobody."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+
+from jobs import dispatch, retry
+from jobs.dispatch import Event
+from jobs.heartbeat import Heartbeat
+from jobs.policy import Policy
+from jobs.spec import Submission
+from seqlm import rundir
+from seqlm.errors import FileError
+from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from tests.fakes import FakeBackend
+from tests.jobs.test_dispatch import dispatcher, finish, todo
+
+METRICS = [{"epoch": 0, "val_ppl": 9.0}]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POLL_SECONDS", "LOOK_SECONDS", "QUEUE_SECONDS"):
+        monkeypatch.setattr(dispatch, name, 0.0)
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+
+
+@final
+class Disk:
+    """Refuses a number of calls on some paths with an error of the system."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.refused = 0
+
+    def refuse(self, method: str, wanted: Callable[[Path], bool], number: int, *, times: float) -> None:
+        """``method`` of :class:`Path`, where ``wanted`` says so."""
+        real = getattr(Path, method)
+
+        def call(path: Path, *arguments: Any, **options: Any) -> Any:
+            if wanted(path) and self.refused < times:
+                self.refused += 1
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *arguments, **options)
+
+        self._monkeypatch.setattr(Path, method, call)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def epoch_then_finish(submission: Submission) -> int:
+    write_json_lines(submission.run_dir / "metrics.jsonl", METRICS)
+    return finish(submission)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("times", [1, 4, 9])
+def test_a_run_whose_metrics_cannot_be_read_for_a_while_is_looked_at_again(
+    tmp_path: Path, disk: Disk, number: int, times: int
+) -> None:
+    first, second = todo(tmp_path, 2)
+    write_json_lines(first.run.metrics_file, METRICS)
+    disk.refuse("read_text", lambda path: path == first.run.metrics_file, number, times=times)
+    backend = FakeBackend(epoch_then_finish, slots=2)
+    dispatcher(backend).dispatch([first, second])
+    assert disk.refused == times
+    assert not backend.stopped
+    assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
+
+
+def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Path, disk: Disk) -> None:
+    first, second, third = todo(tmp_path, 3)
+    failed: list[Path] = []
+    disk.refuse(
+        "read_text", lambda path: bool(failed) and path == first.run.metrics_file, errno.EIO, times=float("inf")
+    )
+    ended: dict[str, Event] = {}
+
+    def hear(event: Event) -> None:
+        if event.kind == "ended":
+            ended[event.planned.run.id] = event
+
+    def work(submission: Submission) -> int:
+        if submission.run_dir != first.run.path:
+            return finish(submission)
+        failed.append(submission.run_dir)
+        return 3
+
+    backend = FakeBackend(work, slots=1)
+    dispatcher(backend, hear, policy=Policy(without_progress=2)).dispatch([first, second, third])
+    seen = ended[first.run.id].observation
+    assert (seen.state, seen.kind) == ("failed", "node")
+    line = f"cannot read {first.run.metrics_file}: Input/output error, after 2 retries in a row without progress"
+    assert seen.reason == f"node: {line}"
+    assert {ended[item.run.id].observation.state for item in (second, third)} == {"done"}
+    assert (first.run.read_failure() or {})["kind"] == "code", "the record of its end stays until it can be read"
+
+
+def test_a_failure_that_nothing_can_be_written_about_is_told_once_the_others_are_done(
+    tmp_path: Path, disk: Disk
+) -> None:
+    first, second = todo(tmp_path, 2)
+    lines: list[str] = []
+    disk.refuse("read_text", lambda path: path.parent == first.run.path, errno.EIO, times=float("inf"))
+
+    def refuse(run: RunDirectory, failure: Mapping[str, Any], **options: Any) -> None:
+        raise FileError("cannot write failure.json: No space left on device")
+
+    backend = FakeBackend(lambda submission: -9 if submission.run_dir == first.run.path else finish(submission))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "write_failure_once", refuse)
+        with pytest.raises(FileError, match=r"^run0: failed, but failure.json cannot be written"):
+            dispatcher(backend, policy=Policy(without_progress=0), tell=lines.append).dispatch([first, second])
+    assert "warning: run0: cannot write failure.json: No space left on device" in lines
+    assert second.run.observe().state == "done"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_queue_that_cannot_be_written_ends_nothing_and_is_written_later(tmp_path: Path, number: int) -> None:
+    told: list[Mapping[str, str]] = []
+    lines: list[str] = []
+    refused = []
+
+    def tell_queue(waiting: Mapping[str, str]) -> None:
+        if len(refused) < 2:
+            refused.append(waiting)
+            raise FileError.from_os_error("write", "queue.json", OSError(number, os.strerror(number)))
+        told.append(waiting)
+
+    items = todo(tmp_path, 4)
+    backend = FakeBackend(finish, slots=1)
+    dispatcher(backend, tell_queue=tell_queue, tell=lines.append).dispatch(items)
+    assert not backend.stopped
+    assert all(item.run.observe().state == "done" for item in items)
+    assert len(refused) == 2
+    assert told[-1] == {}
+    assert lines == [f"warning: cannot write queue.json: {os.strerror(number)}; status shows an older queue"]
+
+
+def test_a_run_that_gets_no_folder_for_its_attempt_is_tried_again_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = todo(tmp_path, 2)
+    backend = FakeBackend(finish, slots=2)
+    events: list[tuple[str, str]] = []
+    submit = backend.submit
+    refused: list[int] = []
+
+    def full(submission: Submission) -> str:
+        if submission.run_dir == first.run.path and len(refused) < 2:
+            refused.append(submission.attempt)
+            raise FileError("cannot make folder attempts/0001: Disk quota exceeded")
+        return submit(submission)
+
+    monkeypatch.setattr(backend, "submit", full)
+
+    def hear(event: Event) -> None:
+        events.append((event.planned.spec.name, event.kind))
+
+    dispatcher(backend, hear).dispatch([first, second])
+    assert refused == [1, 1]
+    assert not backend.stopped
+    assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
+    assert [kind for name, kind in events if name == "run0"] == ["retried", "retried", "started", "ended"]
+
+
+def test_a_run_that_never_gets_a_folder_fails_with_the_kind_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = todo(tmp_path, 2)
+    backend = FakeBackend(finish)
+    submit = backend.submit
+
+    def full(submission: Submission) -> str:
+        if submission.run_dir == first.run.path:
+            raise FileError("cannot make folder attempts/0001: No space left on device")
+        return submit(submission)
+
+    monkeypatch.setattr(backend, "submit", full)
+    dispatcher(backend, policy=Policy(without_progress=1)).dispatch([first, second])
+    seen = first.run.observe()
+    assert (seen.state, seen.kind) == ("failed", "node")
+    assert seen.reason is not None
+    assert seen.reason.endswith("No space left on device, after 1 retry in a row without progress")
+    assert second.run.observe().state == "done"
+
+
+def test_a_worker_whose_job_file_cannot_be_written_goes_on_and_it_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = FakeBackend(finish)
+    (item,) = todo(tmp_path, 1)
+    refused: list[Path] = []
+
+    def full(path: Path, data: object) -> None:
+        if path == item.run.job_file and not refused:
+            refused.append(path)
+            raise FileError(f"cannot write {path}: No space left on device")
+        write_json(path, data)
+
+    monkeypatch.setattr(dispatch, "write_json", full)
+    dispatcher(backend).dispatch([item])
+    assert refused
+    assert not backend.stopped
+    assert item.run.observe().state == "done"
+    assert (item.run.read_job() or {})["attempt"] == 1
+
+
+def test_a_failure_that_cannot_be_put_aside_holds_up_its_own_run_alone(tmp_path: Path, disk: Disk) -> None:
+    first, second = todo(tmp_path, 2)
+    first.run.write_failure_once({"kind": "node", "message": "lost", "attempt": 1})
+    disk.refuse("unlink", lambda path: path == first.run.failure_file, errno.EIO, times=3)
+    backend = FakeBackend(finish)
+    dispatcher(backend).dispatch([first, second])
+    assert disk.refused == 3
+    assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
+    assert not first.run.failure_file.exists()
+
+
+def test_a_worker_is_ended_as_hung_though_its_failure_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = todo(tmp_path, 2)
+    monkeypatch.setattr(Heartbeat, "is_hung", lambda self: self.failure("")["attempt"] == 1)
+
+    def full(run: RunDirectory, failure: Mapping[str, Any], **options: Any) -> None:
+        raise FileError("cannot write failure.json: No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "write_failure_once", full)
+    backend = FakeBackend(finish)
+    dispatcher(backend).dispatch([first, second])
+    assert backend.stopped == [("1", True), ("2", True)]
+    assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
+
+
+def test_a_file_replaced_by_another_host_while_it_is_read_is_opened_again(tmp_path: Path, disk: Disk) -> None:
+    (item,) = todo(tmp_path, 1)
+    write_json_lines(item.run.metrics_file, METRICS)
+    disk.refuse("read_text", lambda path: path == item.run.metrics_file, errno.ESTALE, times=1)
+    assert item.run.read_metrics() == (METRICS, [])
+    disk.refused = -10
+    with pytest.raises(FileError, match="Stale file handle"):
+        rundir.read_json(item.run.metrics_file)
+
+
+def test_a_run_cancelled_while_its_files_give_trouble_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = todo(tmp_path, 2)
+    backend = FakeBackend(finish, slots=2)
+    submit = backend.submit
+
+    def full(submission: Submission) -> str:
+        if submission.run_dir == first.run.path:
+            first.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+            raise FileError("cannot make folder attempts/0001: No space left on device")
+        return submit(submission)
+
+    monkeypatch.setattr(backend, "submit", full)
+    dispatcher(backend).dispatch([first, second])
+    assert [item.run.observe().state for item in (first, second)] == ["cancelled", "done"]
+    assert [submission.run_dir for submission in backend.submissions] == [second.run.path]
+
+
+def test_troubles_count_in_a_row_and_not_over_the_life_of_a_run(tmp_path: Path, disk: Disk) -> None:
+    (item,) = todo(tmp_path, 1)
+
+    def work(submission: Submission) -> int:
+        write_json_lines(item.run.metrics_file, [{"epoch": e, "val_ppl": 9.0} for e in range(submission.attempt)])
+        disk.refused = -3 if submission.attempt < 8 else 0
+        return -9 if submission.attempt < 8 else finish(submission)
+
+    disk.refuse("read_text", lambda path: path == item.run.metrics_file, errno.EIO, times=0)
+    backend = FakeBackend(work)
+    dispatcher(backend, policy=Policy(without_progress=2)).dispatch([item])
+    assert item.run.observe().state == "done"

@@ -1,0 +1,78 @@
+"""A rank on another node is short of memory where that node says so; without a Ray that runs."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from jobs.capacity import Share
+from jobs.ray_backend import RayBackend, _Group, _Job
+from jobs.ray_rank import RankEnd, RankHost, Site
+from jobs.spec import Resources, Submission
+
+KILL = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2]); os.kill(os.getpid(), 9)"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("after", [3, 4])
+def test_a_host_tells_of_the_kills_in_its_own_group_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    counter = tmp_path / "memory.events"
+    counter.write_text("oom_kill 3\n")
+    monkeypatch.setattr("jobs.memory_kills.groups_files", lambda membership: [counter])
+    logs = [str(tmp_path / name) for name in ("stdout.log", "stderr.log")]
+    found = RankHost().run(["-c", KILL, str(counter), f"oom_kill {after}\n"], {}, str(tmp_path), *logs)
+    assert found == RankEnd(code=-signal.SIGKILL, memory_kills=(3, after))
+
+
+def end(monkeypatch: pytest.MonkeyPatch, backend: RayBackend, *answers: Any) -> bool:
+    """What the backend says of a job whose ranks, on the nodes n0, n1, ..., have given these answers."""
+    nothing: Any = None
+    shares = [Share(node=f"n{rank}", cpus=1, device=None, gpus=0) for rank in range(len(answers))]
+    group = _Group(group=nothing, hosts=[nothing] * len(answers), resources=Resources(cpus=1), shares=shares)
+    submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=Resources())
+    sites = {
+        rank: Site(node=f"n{rank}", address="", interface=None, device=None, free_port=1, sees_run=True)
+        for rank in range(len(answers))
+    }
+    job = _Job(submission=submission, groups=[group], pending={}, since=0.0, sites=sites)
+    job.pending = {str(rank): rank for rank in range(len(answers))}
+
+    def get(reference: str) -> Any:
+        answer = answers[int(reference)]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(RayBackend, "_what_became_of", lambda self, job, rank, error: "lost")
+    monkeypatch.setattr(RayBackend, "_advance", lambda self, seconds: True)
+    for reference in list(job.pending):
+        backend._take(job, reference)
+    backend._jobs["job"] = job
+    ended = backend.poll("job")
+    assert ended is not None
+    return ended.out_of_memory
+
+
+KILLED, OTHERS = RankEnd(code=-9, memory_kills=(0, 1)), RankEnd(code=1, memory_kills=(0, 1))
+
+
+def test_a_rank_is_short_of_memory_where_its_own_node_has_counted_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = RayBackend(address="x")
+    assert end(monkeypatch, backend, KILLED)
+    assert not end(monkeypatch, backend, KILLED), "that kill is explained"
+    assert end(monkeypatch, backend, RankEnd(code=1), KILLED), "on another node"
+    assert not end(monkeypatch, RayBackend(address="x"), RankEnd(code=-9), OTHERS), "another process of node n1"
+    assert not end(monkeypatch, RayBackend(address="x"), RankEnd(code=-9, memory_kills=(2, 2)))
+
+
+def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RayBackend, "_release", lambda self, *groups: None)
+    assert end(monkeypatch, RayBackend(address="x"), ray.exceptions.OutOfMemoryError("low on memory"))
+    assert not end(monkeypatch, RayBackend(address="x"), ray.exceptions.ActorDiedError())
