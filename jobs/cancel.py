@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 from jobs.study import Launcher, ObservedRun, launcher_of
 from seqlm.errors import FileError
-from seqlm.lease import Terms, live_elsewhere, newest_generation
+from seqlm.lease import Terms, live_elsewhere, newest_generation, process_start, this_host
 from seqlm.rundir import RunDirectory, is_locked, read_json, read_lock_holder
 
 STOP_SECONDS = 20.0
@@ -192,15 +191,9 @@ def _lease(run: RunDirectory) -> Mapping[str, Any]:
 
 
 def _is_of_process(record: Mapping[str, Any], pid: int) -> bool:
-    """Whether what a record says of the process ``pid`` is true; a record of another process says nothing.
-
-    Raises:
-        OSError: the process has ended.
-    """
+    """Whether what a record says of the process ``pid`` is true; a record of another process says nothing."""
     if record.get("pid") != pid:
         return True
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    # The command's name may hold spaces and brackets; the fields after it, of which the first is number 3, do not.
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    found = {"boot_id": boot, "process_start": int(fields[22 - 3]), "host": socket.gethostname()}
+    host, start = this_host(), process_start(pid)
+    found = {"host": host.name, "machine_id": host.machine, "boot_id": host.boot, "process_start": start}
     return all(record.get(key, value) == value for key, value in found.items())
