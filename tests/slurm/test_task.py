@@ -35,7 +35,7 @@ STOPPABLE = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *a: sys.exit(143))
 open(os.path.join(sys.argv[1], "ready"), "w")
-time.sleep(600)
+while True: time.sleep(0.02)  # a signal right before one long sleep would be heard after it
 """
 ENV = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "1", "SLURMD_NODENAME": "n1"}
 
@@ -221,7 +221,7 @@ def test_a_run_cancelled_from_its_folder_is_stopped_and_others_of_the_job_go_on(
     stopped, other = make(tmp_path, "a"), make(tmp_path, "b")
     asked = stopped.path / "asked"
     program = STOPPABLE.replace("sys.exit(143)", f"(open({str(asked)!r}, 'w'), sys.exit(143))").replace(
-        "time.sleep(600)",
+        "while True: time.sleep(0.02)",
         f"while sys.argv[1].endswith('a') or not os.path.exists({str(asked)!r}): time.sleep(0.02)",
     )
     program += "\nopen(os.path.join(sys.argv[1], 'result.json'), 'w').write('{}')\n"

@@ -116,7 +116,7 @@ def test_a_preempted_job_is_signalled_and_runs_again_later(cluster: LoopbackClus
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGUSR2, lambda *_: (print('saved', flush=True), os._exit(1)))\n"
         "print('start', os.environ.get('SLURM_RESTART_COUNT', '0'), flush=True)\n"
-        "time.sleep(100)\n"
+        "while True: time.sleep(0.02)\n"  # a signal right before one long sleep would be heard after it
     )
     where = ["--exclusive", f"--nodelist={cluster.node_names[1]}"]
     low = submit(cluster, tmp_path, f"srun {sys.executable} {program}", "--signal=USR2@30", *where)
