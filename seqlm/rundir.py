@@ -530,7 +530,8 @@ def _beside(path: Path) -> Iterator[Path]:
         raise FileError.from_os_error("write", path, error) from None
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a file system that has become read-only: the first error is told
+                temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

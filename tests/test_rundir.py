@@ -93,6 +93,20 @@ def test_a_writer_whose_temporary_file_was_swept_away_asks_its_guard_why(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_becomes_read_only_while_a_file_is_written_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def becomes_read_only() -> None:
+        monkeypatch.setattr(Path, "replace", refuse)
+        monkeypatch.setattr(Path, "unlink", refuse)  # so that the temporary file stays
+
+    with pytest.raises(FileError, match=r"cannot write .*result\.json: Read-only file system"):
+        write_json(tmp_path / "result.json", {}, guard=becomes_read_only)
+
+
 def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "x")
     mask = os.umask(0)
