@@ -29,7 +29,7 @@ from jobs.choice import BackendChoice, choose_backend
 from jobs.dispatch import Planned
 from jobs.doctor import examine
 from jobs.estimate import Estimate, earlier_throughput
-from jobs.filters import asks_for_identity, select
+from jobs.filters import NO_FOLDERS, asks_for_identity, select, whole_id
 from jobs.kept import kept_policy, kept_tables
 from jobs.launcher import (
     LaunchOptions,
@@ -65,8 +65,8 @@ from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
-from seqlm.errors import BackendError, SeqlmError, UsageError, error_text, printable
-from seqlm.rundir import write_text
+from seqlm.errors import BackendError, SeqlmError, UsageError, error_text, nearest, printable
+from seqlm.rundir import RunDirectory, write_text
 from slurm import backend as slurm_backend
 from slurm.settings import read_settings
 from slurm.submission import require_plain_path
@@ -87,6 +87,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse, and refuse what is unknown here, so that a command names its own help page."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            has_filter = any(word in ("--only", "--exclude") for word in args or ())
+            hint = "; --only and --exclude take one argument each: --only 'arch=gru lr>1'" if has_filter else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +152,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     rows = [
         [
             item.spec.name,
-            item.run.id.rpartition("-")[2],
+            item.run.id,
             item.action,
             terminal.count(found.parameters),
             terminal.count(found.flops_per_token),
@@ -229,7 +238,7 @@ def _run(options: argparse.Namespace) -> tuple[Any, int]:
 
 def _retry(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = _find_trained(options)
-    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    runs = _chosen(options, study_dir)
     chosen = [
         run
         for run in runs
@@ -438,17 +447,20 @@ def _launch_remotely(
 
 def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec], Path]:
     manifest = load_manifest(Path(options.manifest), options.set)
-    only, exclude = _words(options.only), _words(options.exclude)
     data = _data_path(options, manifest)
-    known = resolve_specs(manifest.runs, data) if asks_for_identity([*only, *exclude]) else manifest.runs
-    chosen = select(known, only, exclude)
-    if not chosen:
-        raise UsageError(f"{options.manifest}: no run passes --only and --exclude; `plan` without them lists all")
+    study_dir = options.runs_dir / manifest.study
+    known: Sequence[RunSpec] = manifest.runs
+    folders = NO_FOLDERS
+    if asks_for_identity([*options.only, *options.exclude]):
+        known, folders = resolve_specs(known, data), RunDirectory.folders(study_dir)
+    chosen, why = select(known, options.only, options.exclude, folders)
+    if why is not None:
+        raise UsageError(f"{options.manifest}: {why}")
     if options.data and all(spec.config.data.corpus == "pydoc" for spec in chosen):
         raise UsageError(
             '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
         )
-    return manifest, resolve_specs(chosen, data), options.runs_dir / manifest.study
+    return manifest, resolve_specs(chosen, data), study_dir
 
 
 def _data_path(options: argparse.Namespace, manifest: Manifest) -> Path | None:
@@ -495,9 +507,7 @@ def _choice(
 def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = _find_trained(options)
     given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
-    wanted = BehaviourLaunch.of(
-        study_dir, only=_words(options.only), exclude=_words(options.exclude), given=given, force=options.force
-    )
+    wanted = BehaviourLaunch.of(study_dir, only=options.only, exclude=options.exclude, given=given, force=options.force)
 
     def outcome(ids: Collection[str] | None) -> tuple[Any, int]:
         outcomes = wanted.outcomes()
@@ -561,11 +571,19 @@ def _find_trained(options: argparse.Namespace) -> Path:
 # -- looking after a study -----------------------------------------------------------------------------------------
 
 
+def _chosen(options: argparse.Namespace, study_dir: Path) -> list[ObservedRun]:
+    """The runs of a study that pass the filters; a line says why if there are none, which is no error."""
+    runs, why = select_runs(observe_study(study_dir), options.only, options.exclude)
+    if why is not None:
+        terminal.tell(why)
+    return runs
+
+
 def _status(options: argparse.Namespace) -> tuple[Any, int]:
     if options.watch and options.json:
         raise UsageError("--watch shows the study as it changes, --json prints one document; use one of them")
     study_dir = find_study(options.study, options.runs_dir)
-    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    runs = _chosen(options, study_dir)
     chosen = {run.run.id for run in runs} if options.only or options.exclude else None
     if options.watch:
         watch(study_dir, chosen)
@@ -599,11 +617,9 @@ def _status_records(runs: list[ObservedRun]) -> list[dict[str, Any]]:
 
 def _logs(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = find_study(options.study, options.runs_dir)
-    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    runs = _chosen(options, study_dir)
     if options.run:
-        runs = [run for run in runs if options.run in (run.name, run.run.id)]
-        if not runs:
-            raise UsageError(f'{study_dir.name} has no run "{options.run}"; `status` lists them')
+        runs = _named(runs, options.run, study_dir)
     if options.follow:
         if options.json:
             raise UsageError("--follow prints lines as they come, --json one document at the end; use one of them")
@@ -615,9 +631,21 @@ def _logs(options: argparse.Namespace) -> tuple[Any, int]:
     return {"study": study_dir.name, "runs": records}, 0
 
 
+def _named(runs: list[ObservedRun], text: str, study_dir: Path) -> list[ObservedRun]:
+    """The runs with this name, else the one with this id or beginning of an id."""
+    named = [run for run in runs if run.name == text]
+    if named:
+        return named
+    run_id = whole_id(text, [run.run.id for run in runs])
+    if run_id is None:
+        hint = nearest(text, [run.name for run in runs])
+        raise UsageError(f'{study_dir.name} has no run "{text}"{hint}; `status` lists them')
+    return [run for run in runs if run.run.id == run_id]
+
+
 def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = find_study(options.study, options.runs_dir)
-    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    runs = _chosen(options, study_dir)
     # Last in the queue first: a launcher that sees a slot become free must not start what is about to be cancelled.
     jobs = read_jobs(study_dir)
     cancelled = [run for run in reversed(runs) if cancel(run, has_job=run.run.id in jobs)]
@@ -719,11 +747,6 @@ def _data(options: argparse.Namespace) -> tuple[Any, int]:
 # -- arguments -----------------------------------------------------------------------------------------------------
 
 
-def _words(groups: list[list[str]] | None) -> list[str]:
-    """Each use of ``--only`` is one filter, whether its conditions came as one word or several."""
-    return [" ".join(group) for group in groups or []]
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line: each command with its handler."""
     common = _Parser(add_help=False)
@@ -737,9 +760,19 @@ def parser() -> argparse.ArgumentParser:
     )
     filters = _Parser(add_help=False)
     filters.add_argument(
-        "--only", action="append", nargs="+", metavar="COND", help="runs that meet all conditions: 'arch=gru lr>1'"
+        "--only",
+        action="append",
+        default=[],
+        metavar="CONDITIONS",
+        help="runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those",
     )
-    filters.add_argument("--exclude", action="append", nargs="+", metavar="COND", help="not the runs that meet these")
+    filters.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="CONDITIONS",
+        help="leave out runs that meet all conditions; repeat --exclude to leave out more",
+    )
     data = _Parser(add_help=False)
     data.add_argument("--data", type=Path, metavar="PATH", help="folder or zip of the corpus (else SEQLM_DATA)")
     manifest = _Parser(add_help=False)
@@ -797,12 +830,10 @@ def parser() -> argparse.ArgumentParser:
     form = status.add_mutually_exclusive_group()
     form.add_argument("--watch", action="store_true", help="show it as it changes, until every run is over")
     form.add_argument("--svg", type=Path, metavar="FILE", help="write the table that --watch shows as a picture")
-    logs = command("logs", _logs, "the logs of the latest attempts", study)
-    logs.add_argument("run", nargs="?", help="one run, by name or id")
+    logs = command("logs", _logs, "the logs of the latest attempts", study, filters)
+    logs.add_argument("run", nargs="?", help="one run, by its name, its id, or a unique beginning of its id")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
     logs.add_argument("-n", "--lines", type=_positive, default=20, help="last lines of each log (default: 20)")
-    logs.add_argument("--only", action="append", nargs="+", metavar="COND", help="runs that meet all conditions")
-    logs.add_argument("--exclude", action="append", nargs="+", metavar="COND", help="not the runs that meet these")
     command("cancel", _cancel, "stop runs that are not over", study, filters)
     retry = command("retry", _retry, "launch failed and cancelled runs again", study, filters, data, launching)
     kinds = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")

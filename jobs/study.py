@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.filters import facts_of, matches
+from jobs.filters import choose, facts_of
 from jobs.manifest import MANIFEST_SUFFIXES, load_manifest
 from jobs.scheduler import JobState, Scheduler
 from jobs.spec import Resources, RunSpec
@@ -155,18 +156,18 @@ def _look_at(run: RunDirectory, work: AtWork, provenance: dict[str, Any], damage
     return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
 
 
-def select_runs(runs: list[ObservedRun], only: list[str], exclude: list[str]) -> list[ObservedRun]:
-    """The runs that pass the filters of ``--only`` and ``--exclude``.
+def select_runs(
+    runs: list[ObservedRun], only: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[ObservedRun], str | None]:
+    """The runs that pass the filters of ``--only`` and ``--exclude``, and why if there are none.
 
     Raises:
-        UsageError: a filter is wrong, or no run passes.
+        UsageError: a filter is wrong.
     """
     if not only and not exclude:
-        return runs  # the facts of a thousand runs, fingerprints among them, take longer than all the rest
-    chosen = [run for run in runs if matches(run.facts(), only, exclude)]
-    if runs and not chosen:
-        raise UsageError("no run passes --only and --exclude; `status` lists the runs")
-    return chosen
+        return runs, None  # the facts of a thousand runs, fingerprints among them, take longer than all the rest
+    passes, why = choose([run.facts() for run in runs], only, exclude)
+    return list(itertools.compress(runs, passes)), why
 
 
 # -- launching -----------------------------------------------------------------------------------------------------

@@ -277,6 +277,13 @@ def valid_keys() -> list[str]:
     return [*keys, "seed"]
 
 
+def choices_of(key: str) -> tuple[str, ...]:
+    """The only values that a dotted key can have, over all variants of its section; none for any other key."""
+    section, _, name = key.rpartition(".")
+    hints = [_type_hints(variant).get(name) for variant in _VARIANTS.get(section, ("", ()))[1]]
+    return tuple(choice for hint in hints if typing.get_origin(hint) is Literal for choice in typing.get_args(hint))
+
+
 def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:
     """The keys of ``section`` that apply once its variant (architecture, optimizer) is chosen by ``values``.
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 import launch
+from jobs.spec import RunSpec
 from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.crawl import Crawl
-from tests.training.studies import write_text
+from tests.training.studies import make_config, write_text
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -398,7 +399,15 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "small.toml", "--set", "optim.lrate=1"], "did you mean"),
         (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: found -1"),
         (["run", "small.toml", "--set", "model.arch=lstm"], "lstm"),
-        (["run", "small.toml", "--only", "arch=gru"], "no run passes --only and --exclude"),
+        (
+            ["run", "small.toml", "--only", "arch=gru"],
+            'small.toml: no run passes --only "arch=gru": the runs have model.arch rnn',
+        ),
+        (
+            ["plan", "--only", "arch=gru", "lr>1", "small.toml"],
+            "unrecognized arguments: small.toml; --only and --exclude take one argument each: --only 'arch=gru lr>1' "
+            "(see launch.py plan --help)",
+        ),
         (["run", "small.toml", "--only", "arhc=gru"], "arhc"),
         (["run", "small.toml", "--data", "nowhere"], "nowhere"),
         (["run", "small.toml", "--set", "train.batch_size=5000"], "batch_size 5,000"),
@@ -497,6 +506,70 @@ def test_a_run_is_chosen_by_what_plan_shows_of_it(
     first, second = plan()
     assert [run["name"] for run in plan("--only", f"{key}={second[key]}")] == [second["name"]]
     assert [run["name"] for run in plan("--exclude", f"{key}={second[key]}")] == [first["name"]]
+
+
+def test_a_manifest_may_follow_a_filter(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["plan", "--only", "arch=rnn", "small.toml"]) == 0
+    assert launch.main(["plan", "--only", "arch=gru", "--only", "lr<1", "small.toml"]) == 0, "either filter will do"
+
+
+def launched(study: Study, *states: str) -> list[RunDirectory]:
+    """Runs in the given states, as earlier launches have left them; run 0 has seed 1, and so on."""
+    runs = []
+    for order, state in enumerate(states):
+        spec = RunSpec(name=f"rnn-seed{order}", config=make_config(seed=order), order=order)
+        run = RunDirectory.locate(study.folder / "runs" / "small", spec.name, spec.fingerprint)
+        run.create(spec.config, {"name": spec.name, "order": order})
+        if state == "done":
+            run.result_file.write_text("{}")
+        elif state == "failed":
+            run.write_failure_once({"kind": "diverged", "message": "nan"})
+        runs.append(run)
+    return runs
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "retry"])
+def test_a_filter_that_finds_nothing_in_a_study_is_no_error(
+    study: Study, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    launched(study, "done", "pending")
+    assert launch.main([command, "small", "--only", "state=failed", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"] is True
+    assert json.loads(out)["data"]["runs"] == []
+    assert err.splitlines()[0] == 'no run passes --only "state=failed": the runs have state done, pending'
+
+
+def test_an_id_is_the_same_in_plan_status_filters_and_logs(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    def ids(*words: str) -> list[str]:
+        assert launch.main(list(words)) == 0
+        header, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("run ", "rnn-"))]
+        column = header.split().index("id")
+        return [row.split()[column] for row in rows]
+
+    (found,) = ids("plan", "small.toml")
+    run = RunDirectory(study.folder / "runs" / "small" / found)
+    assert launch.main(["plan", "small.toml", "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["data"]["runs"]
+    assert record["id"] == found
+    run.create(RunConfig.from_dict(record["config"]), {"name": record["name"]})
+    launched(study, "done")
+    assert found in ids("status", "small")
+    assert ids("status", "small", "--only", f"id={found[:-2]}") == [found]
+    assert ids("plan", "small.toml", "--only", f"id={found[:-2]}") == [found]
+    assert launch.main(["logs", "small", found[:-2], "--json"]) == 0
+    assert [log["id"] for log in json.loads(capsys.readouterr().out)["data"]["runs"]] == [found]
+    code, error = answer_of(capsys, "logs", "small", "rnn")
+    assert (code, error.partition(": ")[2].partition(";")[0]) == (2, '"rnn" begins 2 ids')
+    code, error = answer_of(capsys, "logs", "small", "rnn-adma")
+    assert (code, error) == (2, 'error: small has no run "rnn-adma"; did you mean "rnn-adam"?; `status` lists them')
+
+
+def test_the_help_says_what_repeated_filters_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("plan", "run", "status", "logs", "cancel", "retry", "behaviour"):
+        with pytest.raises(SystemExit):
+            launch.main([command, "--help"])
+        assert "repeat --only for runs that meet these or those" in " ".join(capsys.readouterr().out.split()), command
 
 
 @pytest.mark.process

@@ -70,10 +70,12 @@ def test_runs_are_chosen_by_state_and_kind(tmp_path: Path) -> None:
     write_json(done.result_file, {})
     diverged.write_failure_once({"kind": "diverged", "message": "nan"})
     runs = observe_study(tmp_path / "s")
-    assert [run.name for run in select_runs(runs, ["state=done"], [])] == ["run1"]
-    assert [run.name for run in select_runs(runs, [], ["kind=diverged"])] == ["run1", "run3"]
-    with pytest.raises(UsageError, match="no run passes"):
-        select_runs(runs, ["state=running"], [])
+    assert [run.name for run in select_runs(runs, ["state=done"], [])[0]] == ["run1"]
+    assert [run.name for run in select_runs(runs, [], ["kind=diverged"])[0]] == ["run1", "run3"]
+    why = 'no run passes --only "state=running": the runs have state done, failed, pending'
+    assert select_runs(runs, ["state=running"], []) == ([], why)
+    with pytest.raises(UsageError, match=r'state: found "fialed", valid is one of .*; did you mean "failed"\?'):
+        select_runs(runs, ["state=fialed"], [])
 
 
 def test_a_run_comes_back_from_its_folder_as_it_was_launched(tmp_path: Path) -> None:
