@@ -74,6 +74,8 @@ from slurm.submission import require_plain_path
 SCHEMA_VERSION = 1
 EXIT_RUN_FAILED = 1
 EXIT_INTERRUPTED = 130
+COMMAND = "COMMAND"
+"""What the command is called in usage texts."""
 REPORT_SECONDS = 10
 """How often ``report --watch`` looks for news, and its page loads itself again."""
 CALIBRATION = Path(__file__).resolve().parent / "jobs" / "manifests" / "calibration.toml"
@@ -87,6 +89,16 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is none of the choices, with the nearest one; argparse words this differently in each version."""
+        valid = list(action.choices or [])
+        if action.choices is None or value in valid:
+            return
+        hint = nearest(str(value), valid)
+        if action.metavar == COMMAND:
+            raise UsageError(f'unknown command "{value}"{hint} (valid: {", ".join(valid)}; see {self.prog} --help)')
+        raise argparse.ArgumentError(action, f'found "{value}", valid is one of {", ".join(valid)}{hint}')
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, and refuse what is unknown here, so that a command names its own help page."""
@@ -816,7 +828,7 @@ def parser() -> argparse.ArgumentParser:
 
     top = _Parser(prog="launch.py", description="A whole language-model study from one manifest.")
     top.add_argument("--version", action="version", version=f"seqlm {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    commands = top.add_subparsers(metavar=COMMAND, required=True)
 
     def command(name: str, handler: Callable[..., Any], text: str, *parents: _Parser) -> _Parser:
         made = commands.add_parser(name, help=text, description=text, parents=[*parents, common])

@@ -377,7 +377,19 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
             raise ConfigError([f"{key}: found a whole number of {len(str(value))} digits, valid is a number"]) from None
     if type(value) is hint:
         return value
-    raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}"])
+    hint_quotes = "; remove the quotes" if isinstance(value, str) and _is_written_as(hint, value) else ""
+    raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}{hint_quotes}"])
+
+
+def _is_written_as(kind: type, text: str) -> bool:
+    """Whether a text would be a valid number of this kind without its quotes."""
+    if kind not in (int, float):
+        return False
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _describe(hint: Any) -> str:

@@ -411,13 +411,23 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "small.toml", "--only", "arhc=gru"], "arhc"),
         (["run", "small.toml", "--data", "nowhere"], "nowhere"),
         (["run", "small.toml", "--set", "train.batch_size=5000"], "batch_size 5,000"),
-        (["run", "small.toml", "--backend", "cloud"], "argument --backend: invalid choice: 'cloud'"),
+        (["run", "small"], 'small: no such file; did you mean "small.toml"?'),
+        (
+            ["run", "small.toml", "--backend", "slrum"],
+            'argument --backend: found "slrum", valid is one of local, ray, slurm; did you mean "slurm"? '
+            "(see launch.py run --help)",
+        ),
+        (["status", "small", "--wach"], "unrecognized arguments: --wach (see launch.py status --help)"),
         (["run", "small.toml", "--max-parallel", "0"], "--max-parallel: found 0, valid is a whole number, 1 or more"),
         (["run", "small.toml", "--retries", "-1"], "--retries: found -1, valid is a whole number, 0 or more"),
         (["behaviour", "small", "--temperature", "nan"], "--temperature: found nan, valid is a number above 0"),
         (["behaviour", "small", "--seed", "x"], "--seed: found x, valid is a whole number, 0 or more"),
         (["run"], "the following arguments are required: manifest"),
-        (["rnu"], "invalid choice: 'rnu'"),
+        (
+            ["sttaus", "small"],
+            'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, logs, cancel, retry, '
+            "behaviour, report, doctor, data; see launch.py --help)",
+        ),
         (["status", "other"], "other: neither a study's folder, nor a manifest, nor a study in runs"),
         (["status", "small.toml"], "this study has not been launched yet"),
         (["report", "text"], "text"),

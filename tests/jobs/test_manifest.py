@@ -709,6 +709,26 @@ def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
         load_manifest(tmp_path / "a\0.toml")
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("good", 'good: no such file; did you mean "{folder}/good.toml"?'),
+        ("good.tml", 'good.tml: no such file; did you mean "{folder}/good.toml"?'),
+        ("god.toml", 'god.toml: no such file; did you mean "{folder}/good.toml"?'),
+        ("other.toml", "other.toml: no such file"),
+        ("nowhere/good.toml", "nowhere/good.toml: no such file"),
+        ("notes", 'notes: found suffix "", valid is one of .toml, .yaml, .yml, .json'),
+    ],
+)
+def test_a_missing_manifest_is_named_with_the_nearest_one(tmp_path: Path, name: str, line: str) -> None:
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "notes").write_text("")
+    (tmp_path / "god.txt").write_text("")
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(tmp_path / name)
+    assert caught.value.problems == [f"{tmp_path}/{line.format(folder=tmp_path)}"]
+
+
 def test_all_mistakes_of_a_manifest_are_told_at_once(tmp_path: Path) -> None:
     text = (
         GOOD.replace('"s"', '"/"')
