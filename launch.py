@@ -40,7 +40,6 @@ from jobs.launcher import (
     plan_runs,
     preparing,
     resolve_specs,
-    status_record,
     wait_for_launcher,
     wait_for_workers,
 )
@@ -260,7 +259,7 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
     ]
     if not chosen:
         _say(options, "nothing to retry: no such run has failed or was cancelled")
-        return {"study": study_dir.name, "runs": _status_records(runs)}, 0
+        return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, 0
     provenance = {run.name: run.provenance for run in chosen}
 
     def data_path(spec: RunSpec) -> Path | None:
@@ -357,7 +356,7 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
             _compute_behaviour(study_dir)
         _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
-    return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, EXIT_RUN_FAILED if failed else 0
 
 
 def _launch_on_slurm(
@@ -606,25 +605,18 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
 
         write_text(options.svg, svg(Watcher(study_dir, chosen).look()))
         _say(options, f"picture: {printable(str(options.svg))}")
-    return {"study": study_dir.name, "runs": _status_records(runs)}, 0
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, 0
 
 
 def _status_table(runs: list[ObservedRun]) -> str:
-    is_behaviour = bool(runs) and is_behaviour_study(runs[0].run.path.parent)
     rows = []
     for run in runs:
-        seen = run.observation
-        epochs = "-"
-        if run.config is not None and not is_behaviour:
-            epochs = f"{0 if seen.epoch is None else seen.epoch + 1}/{run.config.train.epochs}"
+        seen, total = run.observation, run.epochs_total
+        epochs = "-" if total is None else f"{run.epochs_done}/{total}"
         rows.append(
             [run.name, run.run.id, seen.state, epochs, terminal.perplexity(seen.best_val_ppl), seen.reason or ""]
         )
     return terminal.table(["run", "id", "state", "epochs", "best val ppl", "reason"], rows, right=(3, 4))
-
-
-def _status_records(runs: list[ObservedRun]) -> list[dict[str, Any]]:
-    return [status_record(run.name, run.run, run.observation) for run in runs]
 
 
 def _logs(options: argparse.Namespace) -> tuple[Any, int]:
@@ -672,7 +664,7 @@ def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
     if cancelled and not any(run.observation.state in ("queued", "running") for run in after):
         wait_for_launcher(study_dir, seconds=10)  # it has nothing left to do; `retry` should find the study free
     after = [run for run in after if run.run.id in {stopped.run.id for stopped in cancelled}]
-    return {"study": study_dir.name, "runs": _status_records(after)}, 0
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in after]}, 0
 
 
 def _report(options: argparse.Namespace) -> tuple[Any, int]:

@@ -49,6 +49,32 @@ class ObservedRun:
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
         return {**facts, "state": self.observation.state, "kind": self.observation.kind}
 
+    @property
+    def epochs_total(self) -> int | None:
+        """Epochs to be done in all; ``None`` for a damaged configuration and for a behaviour job, which has none."""
+        is_behaviour = self.run.path.parent.name == BEHAVIOUR_FOLDER and is_behaviour_study(self.run.path.parent)
+        return None if self.config is None or is_behaviour else self.config.train.epochs
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that the run has behind it."""
+        epoch = self.observation.epoch
+        return 0 if epoch is None else epoch + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """One run in the answer of ``status --json``. ``epoch`` is the last finished one, counted from 0."""
+        total = self.epochs_total
+        return {
+            "name": self.name,
+            "id": self.run.id,
+            "state": self.observation.state,
+            "epoch": self.observation.epoch,
+            "epochs_done": None if total is None else self.epochs_done,
+            "epochs_total": total,
+            "best_val_ppl": self.observation.best_val_ppl,
+            "reason": self.observation.reason,
+        }
+
     def to_spec(self) -> RunSpec:
         """The run as a launcher takes it, from its folder alone."""
         assert self.config is not None, "damaged runs are not launched"

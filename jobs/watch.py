@@ -160,7 +160,7 @@ def _read(observed: ObservedRun, is_over: bool) -> _Reading:
             progress = read_json(run.progress_file(attempt)) or {}
     except SeqlmError:
         pass  # it is in the observation's reason where it matters
-    if progress.get("epoch") != epochs_done(observed):
+    if progress.get("epoch") != observed.epochs_done:
         progress = {}  # of an epoch that is over
     return _Reading(observed=observed, epochs=epochs, progress=progress, worker=worker, is_over=is_over)
 
@@ -217,7 +217,7 @@ def _run_view(reading: _Reading, seconds_per_epoch: float | None, show_host: boo
     step, steps = _number(progress.get("step")), _number(progress.get("steps"))
     share = min(1.0, step / steps) if step is not None and steps else None
     epochs = config.train.epochs if config else 0
-    left = max(0.0, epochs - epochs_done(observed) - (share or 0.0))
+    left = max(0.0, epochs - observed.epochs_done - (share or 0.0))
     moves = seen.state in ("running", "queued")
     return RunView(
         name=observed.name,
@@ -227,7 +227,7 @@ def _run_view(reading: _Reading, seconds_per_epoch: float | None, show_host: boo
         arch=config.model.arch if config else "?",
         optimizer=config.optim.optimizer if config else "?",
         epochs=epochs,
-        epochs_done=epochs_done(observed),
+        epochs_done=observed.epochs_done,
         share=share,
         phase=progress.get("phase"),
         train_ppl=_number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
@@ -239,12 +239,6 @@ def _run_view(reading: _Reading, seconds_per_epoch: float | None, show_host: boo
         seconds_left=seconds_per_epoch * left if moves and seconds_per_epoch is not None else None,
         queue_place=queue_place,
     )
-
-
-def epochs_done(observed: ObservedRun) -> int:
-    """Epochs that a run has behind it."""
-    epoch = observed.observation.epoch
-    return 0 if epoch is None else epoch + 1
 
 
 def _number(value: Any) -> float | None:
