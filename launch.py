@@ -33,6 +33,7 @@ from jobs.filters import NO_FOLDERS, asks_for_identity, select, whole_id
 from jobs.kept import kept_policy, kept_tables
 from jobs.launcher import (
     LaunchOptions,
+    check_data,
     detach,
     estimate_left,
     find_data,
@@ -64,7 +65,7 @@ from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
-from seqlm.errors import BackendError, SeqlmError, UsageError, error_text, nearest, printable
+from seqlm.errors import BackendError, DataError, SeqlmError, UsageError, error_text, nearest, printable
 from seqlm.rundir import RunDirectory, write_text
 from slurm import backend as slurm_backend
 from slurm.settings import read_settings
@@ -194,8 +195,21 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
         if record["id"] in todo:
             record["resources"] = todo[record["id"]].resources.to_dict()
     where = {"backend": backend.name, "max_parallel": choice.max_parallel}
-    data = {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}}
-    return ({**data, "scripts": scripts} if scripts else data), 0
+    refused = _refusal(planned, _data_path(options, manifest))
+    if refused is not None:
+        terminal.tell(f"error: run would refuse this: {refused}")
+    data = {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}, "refused": refused}
+    return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
+
+
+def _refusal(planned: list[Planned], data_path: Path | None) -> str | None:
+    """What is wrong with the text of the runs to do: ``plan`` has sizes by heart for which ``run`` needs the text."""
+    todo = [item for item in planned if item.action != "skip"]
+    try:
+        check_data(todo, {item.run.id: data_path for item in todo})
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _totals_text(found: Totals, where: str) -> str:

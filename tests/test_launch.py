@@ -458,7 +458,7 @@ def test_what_no_backend_can_do_is_exit_code_3(
 def test_a_reader_that_has_left_is_no_error(form: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "launch.py", "plan", "jobs/manifests/paper.toml", *form]
+    command = [sys.executable, "launch.py", "plan", "jobs/manifests/quickstart.toml", *form]
     answer = commands.run(command, cwd=ROOT, stdout=writer)
     os.close(writer)
     assert answer.returncode == 0
@@ -624,8 +624,30 @@ cat runs/small/*/metrics.jsonl
     assert "Traceback" not in answer.stderr
 
 
-def test_plan_of_the_published_study_lists_19_runs_with_19_fingerprints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["plan", str(ROOT / "jobs/manifests/paper.toml"), "--json"]) == 0
-    runs = json.loads(capsys.readouterr().out)["data"]["runs"]
+def test_plan_of_the_published_study_lists_19_runs_and_says_what_run_refuses(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEQLM_DATA", raising=False)
+    monkeypatch.setattr("seqlm.data.corpus.downloaded_ptb", lambda: study.folder / "nowhere")
+    paper = str(ROOT / "jobs/manifests/paper.toml")
+    assert launch.main(["plan", paper, "--json"]) == 2
+    out, said = capsys.readouterr()
+    document = json.loads(out)
+    runs = document["data"]["runs"]
     assert len(runs) == 19
     assert len({run["fingerprint"] for run in runs}) == 19
+    assert document["ok"] is False
+    refused = document["data"]["refused"]
+    assert refused.startswith("the Penn Treebank's files are not given; pass --data or set SEQLM_DATA")
+    assert said.splitlines()[-1] == f"error: run would refuse this: {refused}"
+    code, error = answer_of(capsys, "run", paper, "--backend", "local")
+    assert (code, error) == (2, f"error: {refused}")
+
+
+def test_plan_refuses_a_text_that_is_too_short_as_run_does(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    large = ["small.toml", "--set", "train.batch_size=5000"]
+    code, error = answer_of(capsys, "plan", *large)
+    assert code == 2
+    assert error.splitlines()[-1] == "error: run would refuse this: " + answer_of(capsys, "run", *large)[1][7:]
+    assert launch.main(["plan", "small.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["refused"] is None
