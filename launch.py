@@ -26,7 +26,7 @@ from jobs.behaviour import SETTINGS
 from jobs.behaviour_launch import BehaviourLaunch, Outcome, compute_behaviour
 from jobs.cancel import cancel
 from jobs.choice import BackendChoice, choose_backend
-from jobs.dispatch import Planned
+from jobs.dispatch import Planned, progress_variables
 from jobs.doctor import examine
 from jobs.estimate import Estimate, earlier_throughput
 from jobs.filters import NO_FOLDERS, asks_for_identity, select, whole_id
@@ -65,10 +65,10 @@ from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
-from seqlm.errors import BackendError, DataError, SeqlmError, UsageError, error_text, nearest, printable
+from seqlm.errors import BackendError, DataError, ManifestError, SeqlmError, UsageError, error_text, nearest, printable
 from seqlm.rundir import RunDirectory, write_text
 from slurm import backend as slurm_backend
-from slurm.settings import read_settings
+from slurm.settings import SlurmSettings, read_settings
 from slurm.submission import require_plain_path
 
 SCHEMA_VERSION = 1
@@ -337,7 +337,7 @@ def _launch(
         settings,
         max_parallel=choice.max_parallel,
         policy=settings.policy.with_retries(choice.retries),
-        env={**choice.env, **passed},
+        env={**choice.env, **passed, **progress_variables(choice.progress_s)},
         canary=options.canary,
         tell=terminal.tell,
     )
@@ -413,9 +413,9 @@ def _launch_on_slurm(
         return {"study": study_name(study_dir), "jobs": arrays}, 0
     try:
         if options.json:
-            watch_in_lines(Watcher(study_dir, ids), sys.stderr)
+            watch_in_lines(_watcher(study_dir, ids), sys.stderr)
         else:
-            watch(study_dir, ids)
+            watch(_watcher(study_dir, ids))
     except KeyboardInterrupt:
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise
@@ -459,7 +459,7 @@ def _launch_remotely(
         return {"study": study_name(jobs_dir), "ray_job": job.id}, 0
     try:
         if not options.json:
-            watch(jobs_dir)
+            watch(Watcher(jobs_dir))
         while not job.is_over():
             time.sleep(0.5)
     except KeyboardInterrupt:
@@ -611,7 +611,7 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
     runs = _chosen(options, study_dir)
     chosen = {run.run.id for run in runs} if options.only or options.exclude else None
     if options.watch:
-        watch(study_dir, chosen)
+        watch(_watcher(study_dir, chosen))
         return None, 0
     _say(options, _status_table(runs))
     if options.svg is not None:
@@ -620,6 +620,18 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
         write_text(options.svg, svg(Watcher(study_dir, chosen).look()))
         _say(options, f"picture: {printable(str(options.svg))}")
     return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, 0
+
+
+def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
+    """A watcher that looks as often as the jobs of a study on SLURM write where they are."""
+    if not read_jobs(study_dir):
+        return Watcher(study_dir, ids)
+    try:
+        table = kept_tables(study_dir, terminal.tell).get("slurm", {})
+        settings = read_settings(table, where="study.json", environ=os.environ)
+    except ManifestError:  # a site file that is wrong now keeps nobody from looking
+        settings = SlurmSettings()
+    return Watcher(study_dir, ids, every_seconds=settings.progress_s)
 
 
 def _status_table(runs: list[ObservedRun]) -> str:

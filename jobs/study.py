@@ -259,12 +259,17 @@ class AtWork:
         return self.launcher is not None or (job is not None and job.stage in ("queued", "running", "unknown"))
 
 
-def at_work(study_dir: Path, scheduler: Scheduler | None = None) -> AtWork:
-    """Who is at work on this study. Who looks again and again keeps a ``scheduler``, which is then asked less often."""
+def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:
+    """Who is at work on this study. Who looks again and again keeps a ``scheduler``, which is then asked less often.
+
+    Only the jobs of the runs ``ids`` are asked for. ``None``: of all runs.
+    """
     jobs = {
         run_id: job
         for run_id, job in read_jobs(study_dir).items()
-        if not (run := RunDirectory(study_dir / run_id)).result_file.exists() and not run.failure_file.exists()
+        if (ids is None or run_id in ids)
+        and not (run := RunDirectory(study_dir / run_id)).result_file.exists()
+        and not run.failure_file.exists()
     }
     states = (scheduler or Scheduler()).states(jobs.values())
     return AtWork(launcher=launcher_of(study_dir), jobs={run_id: states[job] for run_id, job in jobs.items()})

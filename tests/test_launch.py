@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 
 import launch
+from jobs.launcher import LaunchOptions
 from jobs.spec import RunSpec
+from jobs.study import write_jobs
+from jobs.watch import Watcher
 from seqlm import machine
 from seqlm.config import RunConfig
+from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.crawl import Crawl
@@ -573,6 +577,52 @@ def test_an_id_is_the_same_in_plan_status_filters_and_logs(study: Study, capsys:
     assert (code, error.partition(": ")[2].partition(";")[0]) == (2, '"rnn" begins 2 ids')
     code, error = answer_of(capsys, "logs", "small", "rnn-adma")
     assert (code, error) == (2, 'error: small has no run "rnn-adma"; did you mean "rnn-adam"?; `status` lists them')
+
+
+def test_a_study_on_slurm_is_looked_at_as_often_as_its_runs_write(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float | None] = []
+
+    def made(folder: Path, ids: Any, *, every_seconds: float | None = None) -> Watcher:
+        asked.append(every_seconds)
+        return Watcher(folder, ids, every_seconds=every_seconds)
+
+    monkeypatch.setattr(launch, "Watcher", made)
+    site = study.folder / "site.toml"
+    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(site))
+    site.write_text("")
+    (run,) = launched(study, "done")
+    folder = run.path.parent
+
+    def look() -> None:
+        assert launch.main(["status", "small", "--watch"]) == 0
+
+    look()
+    write_jobs(folder, {run.id: "12"}, {})
+    look()
+    site.write_text("progress_s = 30")
+    look()
+    (folder / "study.json").write_text(json.dumps({"backend": {"slurm": {"progress_s": 20}}}))
+    look()
+    site.write_text("progress_s = 0")
+    look()
+    assert asked == [None, 10, 30, 20, 10], "a site file that is wrong keeps nobody from looking"
+
+
+def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str | None] = []
+
+    def stop(specs: Any, backend: Any, settings: LaunchOptions, **rest: Any) -> None:
+        given.append(settings.env.get("SEQLM_PROGRESS_SECONDS"))
+        raise UsageError("no further")
+
+    monkeypatch.setattr(launch, "launch", stop)
+    assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
+    with (study.folder / "small.toml").open("a") as manifest:
+        manifest.write("[backend.local]\nprogress_s = 2.5\n")
+    assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
+    assert given == [None, "2.5"]
 
 
 def test_the_help_says_what_repeated_filters_mean(capsys: pytest.CaptureFixture[str]) -> None:
