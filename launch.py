@@ -98,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
         hint = nearest(str(value), valid)
         if action.metavar == COMMAND:
             raise UsageError(f'unknown command "{value}"{hint} (valid: {", ".join(valid)}; see {self.prog} --help)')
-        raise argparse.ArgumentError(action, f'found "{value}", valid is one of {", ".join(valid)}{hint}')
+        raise argparse.ArgumentError(action, f'expected one of {", ".join(valid)}, got "{value}"{hint}')
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, and refuse what is unknown here, so that a command names its own help page."""

@@ -95,9 +95,9 @@ class Condition:
     def _check_choice(self, key: str) -> None:
         for value in self.values:
             if value != "none" and not any(fnmatch.fnmatchcase(choice, value) for choice in _CHOICES[key]):
-                valid = ", ".join(_CHOICES[key])
+                expected = ", ".join(_CHOICES[key])
                 hint = nearest(value, _CHOICES[key])
-                raise UsageError(f'filter "{self.text}": {key}: found "{value}", valid is one of {valid}{hint}')
+                raise UsageError(f'filter "{self.text}": {key}: expected one of {expected}, got "{value}"{hint}')
 
     def _full_key(self, facts: Mapping[str, Any]) -> str:
         known = list(dict.fromkeys([*_KEYS, *facts]))

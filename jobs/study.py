@@ -260,9 +260,9 @@ class AtWork:
 
 
 def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:
-    """Who is at work on this study. Who looks again and again keeps a ``scheduler``, which is then asked less often.
+    """Who is at work on this study. To look repeatedly, keep a ``scheduler``, which then queries SLURM less often.
 
-    Only the jobs of the runs ``ids`` are asked for. ``None``: of all runs.
+    ``ids`` limits the jobs that are looked up to those of these runs. ``None`` means all runs.
     """
     jobs = {
         run_id: job

@@ -377,8 +377,8 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
             raise ConfigError([f"{key}: found a whole number of {len(str(value))} digits, valid is a number"]) from None
     if type(value) is hint:
         return value
-    hint_quotes = "; remove the quotes" if isinstance(value, str) and _is_written_as(hint, value) else ""
-    raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}{hint_quotes}"])
+    quotes = "; remove the quotes" if isinstance(value, str) and _is_written_as(hint, value) else ""
+    raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}{quotes}"])
 
 
 def _is_written_as(kind: type, text: str) -> bool:

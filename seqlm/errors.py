@@ -139,7 +139,7 @@ _OTHER_METHODS = frozenset(
         *("fp8", "fp16", "fp64"),
     )
 )
-"""Names that look like some of ours and mean something else: whoever writes one has not misspelt ours."""
+"""Names of other methods that resemble some of ours. They are no misspellings, so nothing is suggested for them."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

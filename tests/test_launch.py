@@ -418,7 +418,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "small"], 'small: no such file; did you mean "small.toml"?'),
         (
             ["run", "small.toml", "--backend", "slrum"],
-            'argument --backend: found "slrum", valid is one of local, ray, slurm; did you mean "slurm"? '
+            'argument --backend: expected one of local, ray, slurm, got "slrum"; did you mean "slurm"? '
             "(see launch.py run --help)",
         ),
         (["status", "small", "--wach"], "unrecognized arguments: --wach (see launch.py status --help)"),

@@ -202,9 +202,9 @@ def test_a_long_list_of_values_is_cut() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("arch=gur", 'model.arch: found "gur", valid is one of rnn, gru, transformer; did you mean "gru"?'),
-        ("arch=gru,x*", 'model.arch: found "x*", valid is one of rnn, gru, transformer'),
-        ("precision!=bf61", 'train.precision: found "bf61", valid is one of fp32, tf32, bf16; did you mean "bf16"?'),
+        ("arch=gur", 'model.arch: expected one of rnn, gru, transformer, got "gur"; did you mean "gru"?'),
+        ("arch=gru,x*", 'model.arch: expected one of rnn, gru, transformer, got "x*"'),
+        ("precision!=bf61", 'train.precision: expected one of fp32, tf32, bf16, got "bf61"; did you mean "bf16"?'),
     ],
 )
 def test_a_value_that_its_key_never_has_is_a_mistake(text: str, line: str) -> None:

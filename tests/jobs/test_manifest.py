@@ -560,17 +560,17 @@ WRONG = {
     "unknown key of the local backend": (
         GOOD + "[backend.local]\nmax_paralel = 1",
         'study.toml: unknown key "backend.local.max_paralel"; did you mean "backend.local.max_parallel"? '
-        "(valid in backend.local: env, env_pass, max_parallel, retries)",
+        "(valid in backend.local: env, env_pass, max_parallel, progress_s, retries)",
     ),
     "unknown key of the ray backend": (
         GOOD + '[backend.ray]\nadress = "auto"',
         'study.toml: unknown key "backend.ray.adress"; did you mean "backend.ray.address"? '
-        "(valid in backend.ray: address, env, env_pass, max_parallel, retries)",
+        "(valid in backend.ray: address, env, env_pass, max_parallel, progress_s, retries)",
     ),
     "address of a cluster for the local backend": (
         GOOD + '[backend.local]\naddress = "auto"',
         'study.toml: unknown key "backend.local.address"; did you mean "backend.ray.address"? '
-        "(valid in backend.local: env, env_pass, max_parallel, retries)",
+        "(valid in backend.local: env, env_pass, max_parallel, progress_s, retries)",
     ),
     "address that is no text": (
         GOOD + "[backend.ray]\naddress = 6379",

@@ -95,7 +95,7 @@ def test_runs_are_chosen_by_state_and_kind(tmp_path: Path) -> None:
     assert [run.name for run in select_runs(runs, [], ["kind=diverged"])[0]] == ["run1", "run3"]
     why = 'no run passes --only "state=running": the runs have state done, failed, pending'
     assert select_runs(runs, ["state=running"], []) == ([], why)
-    with pytest.raises(UsageError, match=r'state: found "fialed", valid is one of .*; did you mean "failed"\?'):
+    with pytest.raises(UsageError, match=r'state: expected one of pending, .*, got "fialed"; did you mean "failed"\?'):
         select_runs(runs, ["state=fialed"], [])
 
 
