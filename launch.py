@@ -26,13 +26,14 @@ from jobs.behaviour import SETTINGS
 from jobs.behaviour_launch import BehaviourLaunch, Outcome, compute_behaviour
 from jobs.cancel import mark, wait_until_stopped
 from jobs.choice import BackendChoice, choose_backend
-from jobs.dispatch import Planned
+from jobs.dispatch import Planned, progress_variables
 from jobs.doctor import examine
 from jobs.estimate import Estimate, earlier_throughput
-from jobs.filters import asks_for_identity, select
+from jobs.filters import NO_FOLDERS, asks_for_identity, select, whole_id
 from jobs.kept import kept_policy, kept_tables
 from jobs.launcher import (
     LaunchOptions,
+    check_data,
     detach,
     estimate_left,
     find_data,
@@ -40,7 +41,6 @@ from jobs.launcher import (
     plan_runs,
     preparing,
     resolve_specs,
-    status_record,
     wait_for_launcher,
     wait_for_workers,
 )
@@ -65,15 +65,17 @@ from seqlm import __version__
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
-from seqlm.errors import BackendError, SeqlmError, UsageError, error_text, printable
-from seqlm.rundir import write_text
+from seqlm.errors import BackendError, DataError, ManifestError, SeqlmError, UsageError, error_text, nearest, printable
+from seqlm.rundir import RunDirectory, write_text
 from slurm import backend as slurm_backend
-from slurm.settings import read_settings
+from slurm.settings import SlurmSettings, read_settings
 from slurm.submission import require_plain_path
 
 SCHEMA_VERSION = 1
 EXIT_RUN_FAILED = 1
 EXIT_INTERRUPTED = 130
+COMMAND = "COMMAND"
+"""What the command is called in usage texts."""
 REPORT_SECONDS = 10
 """How often ``report --watch`` looks for news, and its page loads itself again."""
 CALIBRATION = Path(__file__).resolve().parent / "jobs" / "manifests" / "calibration.toml"
@@ -87,6 +89,25 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is none of the choices, with the nearest one; argparse words this differently in each version."""
+        valid = list(action.choices or [])
+        if action.choices is None or value in valid:
+            return
+        hint = nearest(str(value), valid)
+        if action.metavar == COMMAND:
+            raise UsageError(f'unknown command "{value}"{hint} (valid: {", ".join(valid)}; see {self.prog} --help)')
+        raise argparse.ArgumentError(action, f'expected one of {", ".join(valid)}, got "{value}"{hint}')
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse, and refuse what is unknown here, so that a command names its own help page."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            has_filter = any(word in ("--only", "--exclude") for word in args or ())
+            hint = "; --only and --exclude take one argument each: --only 'arch=gru lr>1'" if has_filter else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +164,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     rows = [
         [
             item.spec.name,
-            item.run.id.rpartition("-")[2],
+            item.run.id,
             item.action,
             terminal.count(found.parameters),
             terminal.count(found.flops_per_token),
@@ -174,8 +195,21 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
         if record["id"] in todo:
             record["resources"] = todo[record["id"]].resources.to_dict()
     where = {"backend": backend.name, "max_parallel": choice.max_parallel}
-    data = {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}}
-    return ({**data, "scripts": scripts} if scripts else data), 0
+    refused = _refusal(planned, _data_path(options, manifest))
+    if refused is not None:
+        terminal.tell(f"error: run would refuse this: {refused}")
+    data = {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}, "refused": refused}
+    return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
+
+
+def _refusal(planned: list[Planned], data_path: Path | None) -> str | None:
+    """What is wrong with the text of the runs to do: ``plan`` has sizes by heart for which ``run`` needs the text."""
+    todo = [item for item in planned if item.action != "skip"]
+    try:
+        check_data(todo, {item.run.id: data_path for item in todo})
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _totals_text(found: Totals, where: str) -> str:
@@ -229,7 +263,7 @@ def _run(options: argparse.Namespace) -> tuple[Any, int]:
 
 def _retry(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = _find_trained(options)
-    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    runs = _chosen(options, study_dir)
     chosen = [
         run
         for run in runs
@@ -239,7 +273,7 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
     ]
     if not chosen:
         _say(options, "nothing to retry: no such run has failed or was cancelled")
-        return {"study": study_dir.name, "runs": _status_records(runs)}, 0
+        return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, 0
     provenance = {run.name: run.provenance for run in chosen}
 
     def data_path(spec: RunSpec) -> Path | None:
@@ -303,7 +337,7 @@ def _launch(
         settings,
         max_parallel=choice.max_parallel,
         policy=settings.policy.with_retries(choice.retries),
-        env={**choice.env, **passed},
+        env={**choice.env, **passed, **progress_variables(choice.progress_s)},
         canary=options.canary,
         tell=terminal.tell,
     )
@@ -336,7 +370,7 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
             _compute_behaviour(study_dir)
         _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
     failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
-    return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, EXIT_RUN_FAILED if failed else 0
 
 
 def _launch_on_slurm(
@@ -379,9 +413,9 @@ def _launch_on_slurm(
         return {"study": study_name(study_dir), "jobs": arrays}, 0
     try:
         if options.json:
-            watch_in_lines(Watcher(study_dir, ids), sys.stderr)
+            watch_in_lines(_watcher(study_dir, ids), sys.stderr)
         else:
-            watch(study_dir, ids)
+            watch(_watcher(study_dir, ids))
     except KeyboardInterrupt:
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise
@@ -425,7 +459,7 @@ def _launch_remotely(
         return {"study": study_name(jobs_dir), "ray_job": job.id}, 0
     try:
         if not options.json:
-            watch(jobs_dir)
+            watch(Watcher(jobs_dir))
         while not job.is_over():
             time.sleep(0.5)
     except KeyboardInterrupt:
@@ -438,17 +472,20 @@ def _launch_remotely(
 
 def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec], Path]:
     manifest = load_manifest(Path(options.manifest), options.set)
-    only, exclude = _words(options.only), _words(options.exclude)
     data = _data_path(options, manifest)
-    known = resolve_specs(manifest.runs, data) if asks_for_identity([*only, *exclude]) else manifest.runs
-    chosen = select(known, only, exclude)
-    if not chosen:
-        raise UsageError(f"{options.manifest}: no run passes --only and --exclude; `plan` without them lists all")
+    study_dir = options.runs_dir / manifest.study
+    known: Sequence[RunSpec] = manifest.runs
+    folders = NO_FOLDERS
+    if asks_for_identity([*options.only, *options.exclude]):
+        known, folders = resolve_specs(known, data), RunDirectory.folders(study_dir)
+    chosen, why = select(known, options.only, options.exclude, folders)
+    if why is not None:
+        raise UsageError(f"{options.manifest}: {why}")
     if options.data and all(spec.config.data.corpus == "pydoc" for spec in chosen):
         raise UsageError(
             '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
         )
-    return manifest, resolve_specs(chosen, data), options.runs_dir / manifest.study
+    return manifest, resolve_specs(chosen, data), study_dir
 
 
 def _data_path(options: argparse.Namespace, manifest: Manifest) -> Path | None:
@@ -495,9 +532,7 @@ def _choice(
 def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = _find_trained(options)
     given = {key: value for key in SETTINGS if (value := getattr(options, key)) is not None}
-    wanted = BehaviourLaunch.of(
-        study_dir, only=_words(options.only), exclude=_words(options.exclude), given=given, force=options.force
-    )
+    wanted = BehaviourLaunch.of(study_dir, only=options.only, exclude=options.exclude, given=given, force=options.force)
 
     def outcome(ids: Collection[str] | None) -> tuple[Any, int]:
         outcomes = wanted.outcomes()
@@ -561,14 +596,22 @@ def _find_trained(options: argparse.Namespace) -> Path:
 # -- looking after a study -----------------------------------------------------------------------------------------
 
 
+def _chosen(options: argparse.Namespace, study_dir: Path) -> list[ObservedRun]:
+    """The runs of a study that pass the filters; a line says why if there are none, which is no error."""
+    runs, why = select_runs(observe_study(study_dir), options.only, options.exclude)
+    if why is not None:
+        terminal.tell(why)
+    return runs
+
+
 def _status(options: argparse.Namespace) -> tuple[Any, int]:
     if options.watch and options.json:
         raise UsageError("--watch shows the study as it changes, --json prints one document; use one of them")
     study_dir = find_study(options.study, options.runs_dir)
-    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    runs = _chosen(options, study_dir)
     chosen = {run.run.id for run in runs} if options.only or options.exclude else None
     if options.watch:
-        watch(study_dir, chosen)
+        watch(_watcher(study_dir, chosen))
         return None, 0
     _say(options, _status_table(runs))
     if options.svg is not None:
@@ -576,34 +619,37 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
 
         write_text(options.svg, svg(Watcher(study_dir, chosen).look()))
         _say(options, f"picture: {printable(str(options.svg))}")
-    return {"study": study_dir.name, "runs": _status_records(runs)}, 0
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, 0
+
+
+def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
+    """A watcher that looks as often as the jobs of a study on SLURM write where they are."""
+    if not read_jobs(study_dir):
+        return Watcher(study_dir, ids)
+    try:
+        table = kept_tables(study_dir, terminal.tell).get("slurm", {})
+        settings = read_settings(table, where="study.json", environ=os.environ)
+    except ManifestError:  # a site file that is wrong now keeps nobody from looking
+        settings = SlurmSettings()
+    return Watcher(study_dir, ids, every_seconds=settings.progress_s)
 
 
 def _status_table(runs: list[ObservedRun]) -> str:
-    is_behaviour = bool(runs) and is_behaviour_study(runs[0].run.path.parent)
     rows = []
     for run in runs:
-        seen = run.observation
-        epochs = "-"
-        if run.config is not None and not is_behaviour:
-            epochs = f"{0 if seen.epoch is None else seen.epoch + 1}/{run.config.train.epochs}"
+        seen, total = run.observation, run.epochs_total
+        epochs = "-" if total is None else f"{run.epochs_done}/{total}"
         rows.append(
             [run.name, run.run.id, seen.state, epochs, terminal.perplexity(seen.best_val_ppl), seen.reason or ""]
         )
     return terminal.table(["run", "id", "state", "epochs", "best val ppl", "reason"], rows, right=(3, 4))
 
 
-def _status_records(runs: list[ObservedRun]) -> list[dict[str, Any]]:
-    return [status_record(run.name, run.run, run.observation) for run in runs]
-
-
 def _logs(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = find_study(options.study, options.runs_dir)
-    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    runs = _chosen(options, study_dir)
     if options.run:
-        runs = [run for run in runs if options.run in (run.name, run.run.id)]
-        if not runs:
-            raise UsageError(f'{study_dir.name} has no run "{options.run}"; `status` lists them')
+        runs = _named(runs, options.run, study_dir)
     if options.follow:
         if options.json:
             raise UsageError("--follow prints lines as they come, --json one document at the end; use one of them")
@@ -615,9 +661,21 @@ def _logs(options: argparse.Namespace) -> tuple[Any, int]:
     return {"study": study_dir.name, "runs": records}, 0
 
 
+def _named(runs: list[ObservedRun], text: str, study_dir: Path) -> list[ObservedRun]:
+    """The runs with this name, else the one with this id or beginning of an id."""
+    named = [run for run in runs if run.name == text]
+    if named:
+        return named
+    run_id = whole_id(text, [run.run.id for run in runs])
+    if run_id is None:
+        hint = nearest(text, [run.name for run in runs])
+        raise UsageError(f'{study_dir.name} has no run "{text}"{hint}; `status` lists them')
+    return [run for run in runs if run.run.id == run_id]
+
+
 def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = find_study(options.study, options.runs_dir)
-    runs = select_runs(observe_study(study_dir), _words(options.only), _words(options.exclude))
+    runs = _chosen(options, study_dir)
     _confirm_cancel(options, study_dir, runs)
     jobs = read_jobs(study_dir)
     marked = mark(runs)
@@ -641,8 +699,7 @@ def _cancel(options: argparse.Namespace) -> tuple[Any, int]:
     if marked and not any(run.observation.state in ("queued", "running") for run in after):
         wait_for_launcher(study_dir, seconds=10)  # it has nothing left to do; `retry` should find the study free
     problems = {one.run.id: one.problem for one in marked}
-    records = _status_records([run for run in after if run.run.id in problems])
-    records = [{**record, "problem": problems[record["id"]]} for record in records]
+    records = [{**run.to_dict(), "problem": problems[run.run.id]} for run in after if run.run.id in problems]
     return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0
 
 
@@ -750,11 +807,6 @@ def _data(options: argparse.Namespace) -> tuple[Any, int]:
 # -- arguments -----------------------------------------------------------------------------------------------------
 
 
-def _words(groups: list[list[str]] | None) -> list[str]:
-    """Each use of ``--only`` is one filter, whether its conditions came as one word or several."""
-    return [" ".join(group) for group in groups or []]
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line: each command with its handler."""
     common = _Parser(add_help=False)
@@ -768,9 +820,19 @@ def parser() -> argparse.ArgumentParser:
     )
     filters = _Parser(add_help=False)
     filters.add_argument(
-        "--only", action="append", nargs="+", metavar="COND", help="runs that meet all conditions: 'arch=gru lr>1'"
+        "--only",
+        action="append",
+        default=[],
+        metavar="CONDITIONS",
+        help="runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those",
     )
-    filters.add_argument("--exclude", action="append", nargs="+", metavar="COND", help="not the runs that meet these")
+    filters.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="CONDITIONS",
+        help="leave out runs that meet all conditions; repeat --exclude to leave out more",
+    )
     data = _Parser(add_help=False)
     data.add_argument("--data", type=Path, metavar="PATH", help="folder or zip of the corpus (else SEQLM_DATA)")
     manifest = _Parser(add_help=False)
@@ -814,7 +876,7 @@ def parser() -> argparse.ArgumentParser:
 
     top = _Parser(prog="launch.py", description="A whole language-model study from one manifest.")
     top.add_argument("--version", action="version", version=f"seqlm {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    commands = top.add_subparsers(metavar=COMMAND, required=True)
 
     def command(name: str, handler: Callable[..., Any], text: str, *parents: _Parser) -> _Parser:
         made = commands.add_parser(name, help=text, description=text, parents=[*parents, common])
@@ -828,12 +890,10 @@ def parser() -> argparse.ArgumentParser:
     form = status.add_mutually_exclusive_group()
     form.add_argument("--watch", action="store_true", help="show it as it changes, until every run is over")
     form.add_argument("--svg", type=Path, metavar="FILE", help="write the table that --watch shows as a picture")
-    logs = command("logs", _logs, "the logs of the latest attempts", study)
-    logs.add_argument("run", nargs="?", help="one run, by name or id")
+    logs = command("logs", _logs, "the logs of the latest attempts", study, filters)
+    logs.add_argument("run", nargs="?", help="one run, by its name, its id, or a unique beginning of its id")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
     logs.add_argument("-n", "--lines", type=_positive, default=20, help="last lines of each log (default: 20)")
-    logs.add_argument("--only", action="append", nargs="+", metavar="COND", help="runs that meet all conditions")
-    logs.add_argument("--exclude", action="append", nargs="+", metavar="COND", help="not the runs that meet these")
     cancelling = command("cancel", _cancel, "stop runs that are not over", study, filters)
     cancelling.add_argument("--all", action="store_true", help="every run, without asking")
     retry = command("retry", _retry, "launch failed and cancelled runs again", study, filters, data, launching)

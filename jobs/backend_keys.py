@@ -148,6 +148,7 @@ _COMMON: dict[str, Check] = {
     "retries": _valid_if(_at_least(0), "a whole number, 0 or more"),
     "env": _variables,
     "env_pass": _variable_names,
+    "progress_s": _valid_if(lambda value: _is_number(value) and value > 0, "a number of seconds above 0"),
 }
 
 BACKENDS: dict[str, dict[str, Check]] = {

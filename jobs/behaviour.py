@@ -19,7 +19,7 @@ from jobs.retry import put_failure_aside
 from jobs.spec import RunSpec
 from jobs.study import ObservedRun, observe_study, select_runs
 from seqlm.config import RunConfig
-from seqlm.errors import FileError
+from seqlm.errors import FileError, UsageError
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, file_sha256, read_json, study_record_file, write_json
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
@@ -57,7 +57,10 @@ def choose(
     """
     done = [run for run in runs if run.observation.state == "done" and run.config is not None]
     if only or exclude:
-        passing = {run.run.id for run in select_runs(list(runs), list(only), list(exclude))}
+        passed, why = select_runs(list(runs), only, exclude)
+        if why is not None:
+            raise UsageError(why)
+        passing = {run.run.id for run in passed}
         return [run for run in done if run.run.id in passing]
     if listed:
         return [run for run in done if run.config is not None and run.config.fingerprint() in listed]

@@ -28,6 +28,8 @@ class BackendChoice:
     """Variables for the workers."""
     env_pass: tuple[str, ...] = ()
     """Names of variables of this process that workers get as well."""
+    progress_s: float | None = None
+    """How often, at most, workers write where they are. ``None``: the backend's default."""
     table: Mapping[str, Any] = field(default_factory=dict)
     """The manifest's table of this backend, as written."""
     where: str = ""
@@ -82,6 +84,7 @@ def choose_backend(
         retries=table.get("retries") if retries is None else retries,
         env=table.get("env", {}),
         env_pass=tuple(table.get("env_pass", ())),
+        progress_s=table.get("progress_s"),
         ray_address=(ray_address or os.environ.get("RAY_ADDRESS") or table.get("address")) if chosen == "ray" else None,
     )
 

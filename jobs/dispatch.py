@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias, final
 
 from jobs.backend import Backend, Ended
 from jobs.code_snapshot import Code
-from jobs.heartbeat import Heartbeat, hung_seconds
+from jobs.heartbeat import PROGRESS_VARIABLE, Heartbeat, hung_seconds
 from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
 from jobs.policy import Policy
 from jobs.queue import Live, Queue, Waiting, Work
@@ -522,6 +522,11 @@ class Dispatcher:
 def worker_variables(policy: Policy) -> dict[str, str]:
     """Variables that every worker of a study gets, on every backend."""
     return {**KEEP_MEMORY, "SEQLM_CHECKPOINT_MINUTES": f"{policy.checkpoint_min:g}"}
+
+
+def progress_variables(seconds: float | None) -> dict[str, str]:
+    """The variable that tells workers how often to write where they are. ``None``: their own default."""
+    return {} if seconds is None else {PROGRESS_VARIABLE: f"{seconds:g}"}
 
 
 def _micro_batches(submission: Submission) -> int:

@@ -11,16 +11,18 @@ All conditions of one filter must hold. A run without the key (``num_heads`` of 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
 
 from jobs.spec import Resources, RunSpec
-from seqlm.config import RunConfig, valid_keys
+from seqlm.config import RunConfig, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest
-from seqlm.rundir import FINGERPRINT_DIGITS, slugify
+from seqlm.rundir import FailureKind, RunDirectory, State
 
 _CONDITION = re.compile(r"(?P<key>[\w.]+)(?P<operator>!=|>=|<=|=|>|<)(?P<value>[^=<>!]\S*)")
 _FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
@@ -32,6 +34,15 @@ _ORDER: dict[str, Callable[[float, float], bool]] = {
 }
 _KEYS = ("name", "id", "fingerprint", *valid_keys(), *(f"resources.{name}" for name in Resources.__dataclass_fields__))
 """Keys that may be asked of any run; facts may hold more, such as ``state``."""
+_CHOICES = {
+    **{key: choices for key in valid_keys() if (choices := choices_of(key))},
+    "state": get_args(State),
+    "kind": get_args(FailureKind),
+}
+"""Key -> the only values that it can have."""
+MOST_LISTED = 8
+"""Values that a message lists at most."""
+NO_FOLDERS: Mapping[str, Path] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,16 @@ class Condition:
     values: tuple[str, ...]
     """Alternatives, of which ``=`` needs one and ``!=`` none."""
 
+    def with_whole_ids(self, ids: Collection[str]) -> Condition:
+        """The same condition, with each unique beginning of an id written in full."""
+        if self.key != "id":
+            return self
+        try:
+            values = tuple(whole_id(value, ids) or value for value in self.values)
+        except UsageError as error:
+            raise UsageError(f'filter "{self.text}": {error}') from None
+        return replace(self, values=values)
+
     def holds(self, facts: Mapping[str, Any]) -> bool:
         """Whether a run meets the condition.
 
@@ -53,10 +74,30 @@ class Condition:
         key = self._full_key(facts)
         if self.operator in _ORDER:
             return self._compares(key, facts.get(key))
+        if key in _CHOICES:
+            self._check_choice(key)
         if key not in facts:
             return False
         equal = any(self._equals(key, facts[key], value) for value in self.values)
         return equal == (self.operator == "=")
+
+    def why_none(self, runs: Sequence[Mapping[str, Any]]) -> str | None:
+        """Which values the runs have, if none of them meets the condition; ``None`` if one does."""
+        if any(self.holds(facts) for facts in runs):
+            return None
+        key = self._full_key(runs[0])
+        found = list(dict.fromkeys("none" if facts[key] is None else str(facts[key]) for facts in runs if key in facts))
+        if not found:
+            return f"no run has {key}"
+        hint = nearest(",".join(self.values), found) if key in ("name", "id") else ""
+        return f"the runs have {key} {_listing(found)}{hint}"
+
+    def _check_choice(self, key: str) -> None:
+        for value in self.values:
+            if value != "none" and not any(fnmatch.fnmatchcase(choice, value) for choice in _CHOICES[key]):
+                expected = ", ".join(_CHOICES[key])
+                hint = nearest(value, _CHOICES[key])
+                raise UsageError(f'filter "{self.text}": {key}: expected one of {expected}, got "{value}"{hint}')
 
     def _full_key(self, facts: Mapping[str, Any]) -> str:
         known = list(dict.fromkeys([*_KEYS, *facts]))
@@ -137,16 +178,63 @@ class Filter:
         met = [condition.holds(facts) for condition in self.conditions]
         return all(met)
 
+    def with_whole_ids(self, ids: Collection[str]) -> Filter:
+        """The same filter, with each unique beginning of an id written in full.
 
-def matches(facts: Mapping[str, Any], only: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Whether a run passes: some ``only`` matches it (or there is none) and no ``exclude`` does.
+        Raises:
+            UsageError: a value begins several ids.
+        """
+        return Filter(tuple(condition.with_whole_ids(ids) for condition in self.conditions))
+
+    def why_none(self, runs: Sequence[Mapping[str, Any]]) -> str:
+        """Why none of the runs, of which there are some, matches."""
+        reasons = [reason for condition in self.conditions if (reason := condition.why_none(runs)) is not None]
+        return "; ".join(reasons) or "each condition fits some run, but no run meets all of them"
+
+
+def choose(
+    runs: Sequence[Mapping[str, Any]], only: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[bool], str | None]:
+    """Decide for each run, given as its facts, whether it passes: some ``only`` (if any) matches and no ``exclude``.
+
+    Returns the decisions in the order of ``runs`` and, if there are runs but none passes, one line that says why.
 
     Raises:
-        UsageError: a filter cannot be read, has an unknown key, or compares what cannot be compared.
+        UsageError: a filter cannot be read, has an unknown key, compares what cannot be compared, asks for a value
+            that its key never has, or begins several ids.
     """
-    wanted = [Filter.parse(text).matches(facts) for text in only]
-    unwanted = [Filter.parse(text).matches(facts) for text in exclude]
-    return (any(wanted) or not only) and not any(unwanted)
+    ids = [str(facts["id"]) for facts in runs]
+    wanted = [Filter.parse(text).with_whole_ids(ids) for text in only]
+    unwanted = [Filter.parse(text).with_whole_ids(ids) for text in exclude]
+    meets = [[each.matches(facts) for each in wanted] for facts in runs]
+    misses = [[each.matches(facts) for each in unwanted] for facts in runs]
+    passes = [(any(met) or not only) and not any(missed) for met, missed in zip(meets, misses, strict=True)]
+    if not runs or any(passes):
+        return passes, None
+    given = [f'--only "{text}"' for text in only] + [f'--exclude "{text}"' for text in exclude]
+    if any(map(any, meets)) or not only:
+        why = "--exclude drops every run" + (" that --only chooses" if only else "")
+    else:
+        why = "; ".join(dict.fromkeys(each.why_none(runs) for each in wanted))
+    return passes, f"no run passes {' '.join(given)}: {why}"
+
+
+def whole_id(text: str, ids: Collection[str]) -> str | None:
+    """The id that ``text`` is or begins; ``None`` if there is none.
+
+    Raises:
+        UsageError: ``text`` begins several ids and is none of them.
+    """
+    if text in ids:
+        return text
+    found = [run_id for run_id in ids if run_id.startswith(text)]
+    if len(found) > 1:
+        raise UsageError(f'"{text}" begins {len(found)} ids; write more of one of them: {_listing(found)}')
+    return found[0] if found else None
+
+
+def _listing(values: Sequence[str]) -> str:
+    return ", ".join(values[:MOST_LISTED]) + (", ..." if len(values) > MOST_LISTED else "")
 
 
 def asks_for_identity(filters: Sequence[str]) -> bool:
@@ -160,15 +248,20 @@ def asks_for_identity(filters: Sequence[str]) -> bool:
     )
 
 
-def select(specs: Sequence[RunSpec], only: Sequence[str], exclude: Sequence[str]) -> list[RunSpec]:
-    """The runs that pass, in their order; possibly none.
+def select(
+    specs: Sequence[RunSpec], only: Sequence[str], exclude: Sequence[str], folders: Mapping[str, Path] = NO_FOLDERS
+) -> tuple[list[RunSpec], str | None]:
+    """The runs of a manifest that pass, in their order, and why if there are none.
+
+    ``folders`` are those of :func:`facts_of_spec`.
 
     Raises:
-        UsageError: as :func:`matches`.
+        UsageError: as :func:`choose`.
     """
     if not only and not exclude:
-        return list(specs)  # the facts of a thousand runs take longer than the manifest they come from
-    return [spec for spec in specs if matches(facts_of_spec(spec), only, exclude)]
+        return list(specs), None  # the facts of a thousand runs take longer than the manifest they come from
+    passes, why = choose([facts_of_spec(spec, folders) for spec in specs], only, exclude)
+    return list(itertools.compress(specs, passes)), why
 
 
 def facts_of(
@@ -188,7 +281,10 @@ def facts_of(
     return facts | {f"resources.{key}": value for key, value in asdict(resources).items()}
 
 
-def facts_of_spec(spec: RunSpec) -> dict[str, Any]:
-    """What can be asked of a run of a manifest."""
-    run_id = f"{slugify(spec.name)}-{spec.fingerprint[:FINGERPRINT_DIGITS]}"
+def facts_of_spec(spec: RunSpec, folders: Mapping[str, Path] = NO_FOLDERS) -> dict[str, Any]:
+    """What can be asked of a run of a manifest.
+
+    ``folders`` are those of its study (:meth:`RunDirectory.folders`): a run keeps the id that it was launched with.
+    """
+    run_id = RunDirectory.locate(Path(), spec.name, spec.fingerprint, folders).id
     return facts_of(spec.name, run_id, spec.config, spec.resources)

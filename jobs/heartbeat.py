@@ -18,21 +18,25 @@ from seqlm.variables import positive_number
 
 HUNG_MINUTES = 10.0
 """How long, by default, nothing of a run may change before its worker is taken for hung."""
+PROGRESS_VARIABLE = "SEQLM_PROGRESS_SECONDS"
+"""How often, at most, a worker writes ``progress.json``."""
 LOOKS = 40
 """How often the files are looked at in that time."""
-MOST_SECONDS = 5.0
+MOST_SECONDS = 15.0
 """How long it is between two looks at most."""
 MISSING = (math.inf, math.inf, math.inf)
 """The state of a file that is not there, or cannot be looked at."""
 
 
 def hung_seconds(env: Mapping[str, str]) -> float:
-    """How long nothing of a run may change: ``SEQLM_HUNG_MINUTES``.
+    """How long nothing of a run may change: ``SEQLM_HUNG_MINUTES``, but at least three times what a run may be silent.
 
     Raises:
-        UsageError: the variable is not a number above 0.
+        UsageError: that variable, or ``SEQLM_PROGRESS_SECONDS``, is not a number above 0.
     """
-    return 60 * positive_number(env, "SEQLM_HUNG_MINUTES", HUNG_MINUTES, "minutes")
+    limit = 60 * positive_number(env, "SEQLM_HUNG_MINUTES", HUNG_MINUTES, "minutes")
+    silent = positive_number(env, PROGRESS_VARIABLE, limit, "seconds") if env.get(PROGRESS_VARIABLE) else 0.0
+    return max(limit, 3 * silent)
 
 
 @final

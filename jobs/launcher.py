@@ -38,7 +38,7 @@ from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
-from seqlm.rundir import Observation, RunDirectory, append_to, is_locked, make_directory
+from seqlm.rundir import RunDirectory, append_to, is_locked, make_directory
 
 TRAINING = "seqlm.training.worker"
 """The module that trains a run."""
@@ -370,15 +370,3 @@ def wait_for_workers(runs: Sequence[RunDirectory], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while any(is_locked(run.worker_lock_file) for run in runs) and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def status_record(name: str, run: RunDirectory, observation: Observation) -> dict[str, Any]:
-    """One run in the answer of ``status --json``."""
-    return {
-        "name": name,
-        "id": run.id,
-        "state": observation.state,
-        "epoch": observation.epoch,
-        "best_val_ppl": observation.best_val_ppl,
-        "reason": observation.reason,
-    }

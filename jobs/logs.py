@@ -16,7 +16,8 @@ from jobs.settling import Settling
 from jobs.study import ObservedRun, at_work, observe_run
 from seqlm.errors import printable
 
-FOLLOW_SECONDS = 0.2
+FOLLOW_SECONDS = 1.0
+"""How often a log that is followed, and the state of its run, are looked at; `tail -f` does the same."""
 LARGEST_TAIL = 4 * 2**20
 """Bytes at the end of a log that its last lines are looked for in; lines longer than that are cut."""
 
@@ -45,7 +46,7 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
     scheduler = Scheduler()
     while True:
         newest = run.run.last_attempt()
-        work = at_work(run.run.path.parent, scheduler)
+        work = at_work(run.run.path.parent, scheduler, [run.run.id])
         over = settling.is_over(run.run.id, observe_run(run.run, work), work)
         if newest > attempt:
             attempt = newest

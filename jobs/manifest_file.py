@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
@@ -25,7 +26,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
     Raises:
         ManifestError: with one line; no such file, not UTF-8, not TOML (YAML, JSON), a key given twice, not a table.
     """
-    if path.suffix.lower() not in MANIFEST_SUFFIXES and not path.is_dir():
+    if path.suffix.lower() not in MANIFEST_SUFFIXES and path.exists() and not path.is_dir():
         hint = nearest(path.suffix, MANIFEST_SUFFIXES)
         valid = ", ".join(MANIFEST_SUFFIXES)
         raise _refusal(f'{path}: found suffix "{path.suffix}", valid is one of {valid}{hint}')
@@ -109,7 +110,7 @@ def _read_text(path: Path) -> str:
             raise _refusal(f"{path}: too large, valid are at most {MAX_BYTES // 2**20} MiB")
         return raw.decode("utf-8-sig")
     except FileNotFoundError:
-        raise _refusal(f"{path}: no such file") from None
+        raise _refusal(f"{path}: no such file{_nearest_manifest(path)}") from None
     except IsADirectoryError:
         raise _refusal(f"{path}: is a folder, valid is a manifest file (.toml, .yaml, .yml, .json)") from None
     except OSError as error:
@@ -120,6 +121,14 @@ def _read_text(path: Path) -> str:
         raise
     except ValueError as error:  # a NUL in the path
         raise _refusal(f"{path}: cannot be read: {error}") from None
+
+
+def _nearest_manifest(path: Path) -> str:
+    """The manifest in the same folder whose name is closest, without the suffixes, which make all names alike."""
+    there = sorted(path.parent.glob("*")) if path.parent.is_dir() else []
+    by_stem = {entry.stem: entry for entry in there if entry.suffix.lower() in MANIFEST_SUFFIXES and entry.is_file()}
+    stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
+    return f'; did you mean "{by_stem[stems[0]]}"?' if stems else ""
 
 
 def _parse(text: str, suffix: str) -> Any:

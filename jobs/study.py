@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.filters import facts_of, matches
+from jobs.filters import choose, facts_of
 from jobs.manifest import MANIFEST_SUFFIXES, load_manifest
 from jobs.scheduler import JobState, Scheduler
 from jobs.spec import Resources, RunSpec
@@ -48,6 +49,32 @@ class ObservedRun:
         config, resources = self.config, Resources.from_dict(self.provenance.get("resources", {}))
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
         return {**facts, "state": self.observation.state, "kind": self.observation.kind}
+
+    @property
+    def epochs_total(self) -> int | None:
+        """Epochs to be done in all; ``None`` for a damaged configuration and for a behaviour job, which has none."""
+        is_behaviour = self.run.path.parent.name == BEHAVIOUR_FOLDER and is_behaviour_study(self.run.path.parent)
+        return None if self.config is None or is_behaviour else self.config.train.epochs
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that the run has behind it."""
+        epoch = self.observation.epoch
+        return 0 if epoch is None else epoch + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """One run in the answer of ``status --json``. ``epoch`` is the last finished one, counted from 0."""
+        total = self.epochs_total
+        return {
+            "name": self.name,
+            "id": self.run.id,
+            "state": self.observation.state,
+            "epoch": self.observation.epoch,
+            "epochs_done": None if total is None else self.epochs_done,
+            "epochs_total": total,
+            "best_val_ppl": self.observation.best_val_ppl,
+            "reason": self.observation.reason,
+        }
 
     def to_spec(self) -> RunSpec:
         """The run as a launcher takes it, from its folder alone."""
@@ -156,18 +183,18 @@ def _look_at(run: RunDirectory, work: AtWork, provenance: dict[str, Any], damage
     return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
 
 
-def select_runs(runs: list[ObservedRun], only: list[str], exclude: list[str]) -> list[ObservedRun]:
-    """The runs that pass the filters of ``--only`` and ``--exclude``.
+def select_runs(
+    runs: list[ObservedRun], only: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[ObservedRun], str | None]:
+    """The runs that pass the filters of ``--only`` and ``--exclude``, and why if there are none.
 
     Raises:
-        UsageError: a filter is wrong, or no run passes.
+        UsageError: a filter is wrong.
     """
     if not only and not exclude:
-        return runs  # the facts of a thousand runs, fingerprints among them, take longer than all the rest
-    chosen = [run for run in runs if matches(run.facts(), only, exclude)]
-    if runs and not chosen:
-        raise UsageError("no run passes --only and --exclude; `status` lists the runs")
-    return chosen
+        return runs, None  # the facts of a thousand runs, fingerprints among them, take longer than all the rest
+    passes, why = choose([run.facts() for run in runs], only, exclude)
+    return list(itertools.compress(runs, passes)), why
 
 
 # -- launching -----------------------------------------------------------------------------------------------------
@@ -233,12 +260,17 @@ class AtWork:
         return self.launcher is not None or (job is not None and job.stage in ("queued", "running", "unknown"))
 
 
-def at_work(study_dir: Path, scheduler: Scheduler | None = None) -> AtWork:
-    """Who is at work on this study. Who looks again and again keeps a ``scheduler``, which is then asked less often."""
+def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:
+    """Who is at work on this study. To look repeatedly, keep a ``scheduler``, which then queries SLURM less often.
+
+    ``ids`` limits the jobs that are looked up to those of these runs. ``None`` means all runs.
+    """
     jobs = {
         run_id: job
         for run_id, job in read_jobs(study_dir).items()
-        if not (run := RunDirectory(study_dir / run_id)).result_file.exists() and not run.failure_file.exists()
+        if (ids is None or run_id in ids)
+        and not (run := RunDirectory(study_dir / run_id)).result_file.exists()
+        and not run.failure_file.exists()
     }
     states = (scheduler or Scheduler()).states(jobs.values())
     return AtWork(launcher=launcher_of(study_dir), jobs={run_id: states[job] for run_id, job in jobs.items()})

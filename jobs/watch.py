@@ -91,39 +91,66 @@ class _Reading:
 
 @final
 class Watcher:
-    """Looks at a study again and again. What cannot change any more is read once."""
+    """Looks at a study again and again. What cannot change any more is read once; what is not watched, not touched."""
 
-    def __init__(self, study_dir: Path, ids: Collection[str] | None = None) -> None:
-        """``ids`` are the runs to look at; none: all."""
+    def __init__(
+        self, study_dir: Path, ids: Collection[str] | None = None, *, every_seconds: float | None = None
+    ) -> None:
+        """``ids`` are the runs to look at; ``None``: all. ``every_seconds`` is the time between two looks."""
         self._study_dir = study_dir
+        self._every_seconds = every_seconds
         self._ids = None if ids is None else frozenset(ids)
         self._settling = Settling()
         self._scheduler = Scheduler()
-        self._over: dict[str, tuple[tuple[float, float], _Reading]] = {}
+        self._over: dict[str, tuple[Path, float, _Reading]] = {}
+        """Run id -> the file that says how it ended, when that was written, and what there is to see."""
         self._known: dict[str, ObservedRun] = {}
         self._host = socket.gethostname()
 
     def look(self) -> StudyView:
         """The study as it is now."""
-        work = at_work(self._study_dir, self._scheduler)
-        found = [run for run in RunDirectory.unordered_in(self._study_dir) if self._ids is None or run.id in self._ids]
-        readings = [self._read(run, work) for run in found]
+        ids = self._listed() if self._ids is None else self._ids
+        over = {run_id: reading for run_id in ids if (reading := self._still_over(run_id)) is not None}
+        rest = [run for run_id in ids if run_id not in over and self._is_run(run := self._run(run_id))]
+        work = at_work(self._study_dir, self._scheduler, {run.id for run in rest})
+        readings = [*over.values(), *(self._read(run, work) for run in rest)]
         readings.sort(key=lambda reading: reading.observed.run.place(reading.observed.provenance))
         return view(self._study_dir.name, readings, work, self._host)
 
     def pause(self, took_seconds: float) -> float:
         """Seconds to wait before the next look, after one that took so long."""
-        return max(LOOK_SECONDS, took_seconds / LOOK_SHARE)
+        return max(self._every_seconds or LOOK_SECONDS, took_seconds / LOOK_SHARE)
+
+    def _run(self, run_id: str) -> RunDirectory:
+        return RunDirectory(self._study_dir / run_id)
+
+    def _listed(self) -> list[str]:
+        try:
+            return [folder.name for folder in self._study_dir.iterdir()]
+        except OSError:
+            return []
+
+    def _is_run(self, run: RunDirectory) -> bool:
+        """Whether the folder is that of a run; one that was listed and is known is not asked again."""
+        return (self._ids is None and run.id in self._known) or run.config_file.is_file()
+
+    def _still_over(self, run_id: str) -> _Reading | None:
+        """What there is to see of a run that was over at the last look, unless that has changed."""
+        if run_id not in self._over:
+            return None
+        file, written, reading = self._over[run_id]
+        if _written(file) == written:
+            return reading
+        del self._over[run_id]
+        return None
 
     def _read(self, run: RunDirectory, work: AtWork) -> _Reading:
-        written = (_written(run.result_file), _written(run.failure_file))
-        before = self._over.get(run.id)
-        if before is not None and before[0] == written:
-            return before[1]
+        ends = [(file, _written(file)) for file in (run.result_file, run.failure_file)]
         observed = self._observe(run, work)
         reading = _read(observed, self._settling.is_over(run.id, observed.observation, work))
-        if reading.is_over and max(written) > 0:
-            self._over[run.id] = (written, reading)
+        file, written = next((end for end in ends if end[1] > 0), (run.path, 0.0))
+        if reading.is_over and written > 0:
+            self._over[run.id] = (file, written, reading)
         return reading
 
     def _observe(self, run: RunDirectory, work: AtWork) -> ObservedRun:
@@ -160,7 +187,7 @@ def _read(observed: ObservedRun, is_over: bool) -> _Reading:
             progress = read_json(run.progress_file(attempt)) or {}
     except SeqlmError:
         pass  # it is in the observation's reason where it matters
-    if progress.get("epoch") != epochs_done(observed):
+    if progress.get("epoch") != observed.epochs_done:
         progress = {}  # of an epoch that is over
     return _Reading(observed=observed, epochs=epochs, progress=progress, worker=worker, is_over=is_over)
 
@@ -217,7 +244,7 @@ def _run_view(reading: _Reading, seconds_per_epoch: float | None, show_host: boo
     step, steps = _number(progress.get("step")), _number(progress.get("steps"))
     share = min(1.0, step / steps) if step is not None and steps else None
     epochs = config.train.epochs if config else 0
-    left = max(0.0, epochs - epochs_done(observed) - (share or 0.0))
+    left = max(0.0, epochs - observed.epochs_done - (share or 0.0))
     moves = seen.state in ("running", "queued")
     return RunView(
         name=observed.name,
@@ -227,7 +254,7 @@ def _run_view(reading: _Reading, seconds_per_epoch: float | None, show_host: boo
         arch=config.model.arch if config else "?",
         optimizer=config.optim.optimizer if config else "?",
         epochs=epochs,
-        epochs_done=epochs_done(observed),
+        epochs_done=observed.epochs_done,
         share=share,
         phase=progress.get("phase"),
         train_ppl=_number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
@@ -239,12 +266,6 @@ def _run_view(reading: _Reading, seconds_per_epoch: float | None, show_host: boo
         seconds_left=seconds_per_epoch * left if moves and seconds_per_epoch is not None else None,
         queue_place=queue_place,
     )
-
-
-def epochs_done(observed: ObservedRun) -> int:
-    """Epochs that a run has behind it."""
-    epoch = observed.observation.epoch
-    return 0 if epoch is None else epoch + 1
 
 
 def _number(value: Any) -> float | None:
@@ -292,9 +313,8 @@ def summary(study: StudyView) -> str:
     return f"{study.name}: {counts}{left}"
 
 
-def watch(study_dir: Path, ids: Collection[str] | None = None) -> None:
-    """Show the study on stdout as it changes, until every run is over: a table on a terminal, else lines."""
-    watcher = Watcher(study_dir, ids)
+def watch(watcher: Watcher) -> None:
+    """Show a study on stdout as it changes, until every run is over: a table on a terminal, else lines."""
     if terminal.can_redraw(sys.stdout):
         from jobs.live import watch_in_place  # rich: only where the table is shown
 

@@ -277,6 +277,13 @@ def valid_keys() -> list[str]:
     return [*keys, "seed"]
 
 
+def choices_of(key: str) -> tuple[str, ...]:
+    """The only values that a dotted key can have, over all variants of its section; none for any other key."""
+    section, _, name = key.rpartition(".")
+    hints = [_type_hints(variant).get(name) for variant in _VARIANTS.get(section, ("", ()))[1]]
+    return tuple(choice for hint in hints if typing.get_origin(hint) is Literal for choice in typing.get_args(hint))
+
+
 def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:
     """The keys of ``section`` that apply once its variant (architecture, optimizer) is chosen by ``values``.
 
@@ -370,7 +377,19 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
             raise ConfigError([f"{key}: found a whole number of {len(str(value))} digits, valid is a number"]) from None
     if type(value) is hint:
         return value
-    raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}"])
+    quotes = "; remove the quotes" if isinstance(value, str) and _is_written_as(hint, value) else ""
+    raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}{quotes}"])
+
+
+def _is_written_as(kind: type, text: str) -> bool:
+    """Whether a text would be a valid number of this kind without its quotes."""
+    if kind not in (int, float):
+        return False
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _describe(hint: Any) -> str:

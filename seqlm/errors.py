@@ -137,7 +137,19 @@ def _is_harmless(character: str) -> bool:
     return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 
+_OTHER_METHODS = frozenset(
+    (
+        *("adadelta", "adagrad", "adamax", "adamw", "asgd", "nadam", "radam", "sgdm", "sgdr", "sparse_adam"),
+        *("bigru", "birnn", "lstm", "mgu", "qrnn", "transformer_xl", "transformer-xl"),
+        *("fp8", "fp16", "fp64"),
+    )
+)
+"""Names of other methods that resemble some of ours. They are no misspellings, so nothing is suggested for them."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """``; did you mean "..."?`` for the closest valid name, or an empty string when none is close."""
+    if name.lower() in _OTHER_METHODS:
+        return ""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f'; did you mean "{matches[0]}"?' if matches else ""

@@ -179,7 +179,7 @@ class RunDirectory:
         return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else "worker.json")
 
     def progress_file(self, attempt: int) -> Path:
-        """Where an attempt stands within its epoch, written by its first rank every second or so."""
+        """Where an attempt stands within its epoch, written by its first rank now and then."""
         return self.attempt_dir(attempt) / "progress.json"
 
     def attempts(self) -> list[int]:

@@ -73,8 +73,9 @@ class SlurmSite(Site):
         return Capacity(nodes, where=f"partition {facts.name}")
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
+        partition = self._partition  # asked for out here: that there is no cluster is not the fault of the run
         try:
-            return self._partition.resolve(spec.resources, self.settings)
+            return partition.resolve(spec.resources, self.settings)
         except BackendError as error:
             raise BackendError(f"{spec.name}: {error}") from None
 

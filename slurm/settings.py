@@ -49,6 +49,8 @@ class SlurmSettings:
     """Memory of each node; none: the cluster's default."""
     ranks_per_node: int | None = None
     """Ranks of a run on each node; none: all of them on one."""
+    progress_s: float = 10.0
+    """How often, at most, a run writes where it is, and a watcher looks: file systems of clusters serve many."""
     signal_before_s: int = 120
     """How long before its time limit, or a preemption, a run is told to save."""
     mail_user: str | None = None

@@ -20,6 +20,7 @@ from slurm.settings import SlurmSettings
 ANSWER_S = 20.0
 """How long a controller may take to answer."""
 
+_LOGIN_NODE = "launch from a login node of the cluster"
 _PARTITION_FORMAT = "%P|%a|%l|%F|%c|%m|%G|%s"
 
 
@@ -37,14 +38,15 @@ def ask(*command: str, seconds: float = ANSWER_S, environ: Mapping[str, str] | N
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, check=True)
     except FileNotFoundError:
-        raise BackendError(f"{command[0]} is not on PATH; launch from a login node of the cluster") from None
+        raise BackendError(f"{command[0]} is not on PATH; {_LOGIN_NODE}") from None
     except OSError as error:
         raise BackendError(f"{command[0]} cannot be started: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
         raise BackendError(f"{command[0]} did not answer within {seconds:g} s; is slurmctld up?") from None
     except subprocess.CalledProcessError as error:
         lines = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
-        raise BackendError(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}") from None
+        hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in lines[-1] else ""
+        raise BackendError(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}{hint}") from None
     return done.stdout
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.code_snapshot import Code
-from jobs.dispatch import Planned, worker_variables
+from jobs.dispatch import Planned, progress_variables, worker_variables
 from jobs.micro_batches import micro_batches
 from jobs.policy import Policy
 from jobs.spec import Resources
@@ -176,7 +176,8 @@ class Submitter:
         )
 
     def _env(self, item: Planned) -> dict[str, str]:
-        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **worker_variables(self.policy)}
+        own = {**worker_variables(self.policy), **progress_variables(self.settings.progress_s)}
+        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **own}
         data = self.paths.get(item.run.id)
         if data is not None:
             env["SEQLM_DATA"] = str(data.absolute())

@@ -85,6 +85,22 @@ def test_the_seed_is_part_of_the_fingerprint() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        *(("optimizer", name) for name in ("adamw", "AdamW", "nadam", "adagrad", "asgd")),
+        *(("arch", name) for name in ("lstm", "qrnn", "transformer_xl")),
+        ("precision", "fp16"),
+    ],
+)
+def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, name: str) -> None:
+    section = {"optimizer": "optim", "arch": "model", "precision": "train"}[key]
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict(changed(**{section: {key: name}}))
+    assert caught.value.problems[0].startswith(f'{section}.{key}: found "{name}", valid is one of ')
+    assert "did you mean" not in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
     ("raw", "line"),
     [
         (changed(optim={"lrate": 1}), 'unknown key "optim.lrate"; did you mean "optim.lr"?'),
@@ -93,6 +109,9 @@ def test_the_seed_is_part_of_the_fingerprint() -> None:
         (changed(optim={"lr": 0}), "optim.lr: found 0.0, valid is a positive finite number"),
         (changed(optim={"lr": float("nan")}), "optim.lr: found nan, valid is a positive finite number"),
         (changed(optim={"lr": "fast"}), 'optim.lr: found "fast", valid is a number'),
+        (changed(optim={"lr": "1e-3"}), 'optim.lr: found "1e-3", valid is a number; remove the quotes'),
+        (changed(train={"epochs": "20"}), 'train.epochs: found "20", valid is a whole number; remove the quotes'),
+        (changed(train={"epochs": "2.5"}), 'train.epochs: found "2.5", valid is a whole number'),
         (changed(model={"arch": "lstm"}), 'model.arch: found "lstm", valid is one of "rnn", "gru", "transformer"'),
         (changed(optim={"optimizer": "adamw"}), 'optim.optimizer: found "adamw", valid is one of "adam", "sgd"'),
         (changed(model={"hidden_size": 0}), "model.hidden_size: found 0, valid is a positive whole number"),
@@ -281,7 +300,7 @@ def test_the_documentation_has_ten_thousand_words_unless_something_else_is_said(
         (changed(optim={"flat_epochs": 0}), "optim.flat_epochs: found 0, valid is a positive whole number"),
         (changed(optim={"lr": True}), "optim.lr: found true, valid is a number"),
         ({**RNN, "data": {"corpus": "files", "sha256": 7}}, "data.sha256: found 7, valid is a text"),
-        ({**RNN, "seed": "1"}, 'seed: found "1", valid is a whole number'),
+        ({**RNN, "seed": "1"}, 'seed: found "1", valid is a whole number; remove the quotes'),
         ({**RNN, "modle": {}}, 'unknown key "modle"; did you mean "model"? (valid: model, data, optim, train, seed)'),
     ],
 )

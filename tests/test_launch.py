@@ -14,12 +14,17 @@ from typing import Any
 import pytest
 
 import launch
+from jobs.launcher import LaunchOptions
+from jobs.spec import RunSpec
+from jobs.study import write_jobs
+from jobs.watch import Watcher
 from seqlm import machine
 from seqlm.config import RunConfig
+from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.crawl import Crawl
-from tests.training.studies import write_text
+from tests.training.studies import make_config, write_text
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -400,17 +405,35 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "small.toml", "--set", "optim.lrate=1"], "did you mean"),
         (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: found -1"),
         (["run", "small.toml", "--set", "model.arch=lstm"], "lstm"),
-        (["run", "small.toml", "--only", "arch=gru"], "no run passes --only and --exclude"),
+        (
+            ["run", "small.toml", "--only", "arch=gru"],
+            'small.toml: no run passes --only "arch=gru": the runs have model.arch rnn',
+        ),
+        (
+            ["plan", "--only", "arch=gru", "lr>1", "small.toml"],
+            "unrecognized arguments: small.toml; --only and --exclude take one argument each: --only 'arch=gru lr>1' "
+            "(see launch.py plan --help)",
+        ),
         (["run", "small.toml", "--only", "arhc=gru"], "arhc"),
         (["run", "small.toml", "--data", "nowhere"], "nowhere"),
         (["run", "small.toml", "--set", "train.batch_size=5000"], "batch_size 5,000"),
-        (["run", "small.toml", "--backend", "cloud"], "argument --backend: invalid choice: 'cloud'"),
+        (["run", "small"], 'small: no such file; did you mean "small.toml"?'),
+        (
+            ["run", "small.toml", "--backend", "slrum"],
+            'argument --backend: expected one of local, ray, slurm, got "slrum"; did you mean "slurm"? '
+            "(see launch.py run --help)",
+        ),
+        (["status", "small", "--wach"], "unrecognized arguments: --wach (see launch.py status --help)"),
         (["run", "small.toml", "--max-parallel", "0"], "--max-parallel: found 0, valid is a whole number, 1 or more"),
         (["run", "small.toml", "--retries", "-1"], "--retries: found -1, valid is a whole number, 0 or more"),
         (["behaviour", "small", "--temperature", "nan"], "--temperature: found nan, valid is a number above 0"),
         (["behaviour", "small", "--seed", "x"], "--seed: found x, valid is a whole number, 0 or more"),
         (["run"], "the following arguments are required: manifest"),
-        (["rnu"], "invalid choice: 'rnu'"),
+        (
+            ["sttaus", "small"],
+            'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, logs, cancel, retry, '
+            "behaviour, report, doctor, data; see launch.py --help)",
+        ),
         (["status", "other"], "other: neither a study's folder, nor a manifest, nor a study in runs"),
         (["status", "small.toml"], "this study has not been launched yet"),
         (["report", "text"], "text"),
@@ -441,7 +464,7 @@ def test_what_no_backend_can_do_is_exit_code_3(
 def test_a_reader_that_has_left_is_no_error(form: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "launch.py", "plan", "jobs/manifests/paper.toml", *form]
+    command = [sys.executable, "launch.py", "plan", "jobs/manifests/quickstart.toml", *form]
     answer = commands.run(command, cwd=ROOT, stdout=writer)
     os.close(writer)
     assert answer.returncode == 0
@@ -501,6 +524,116 @@ def test_a_run_is_chosen_by_what_plan_shows_of_it(
     assert [run["name"] for run in plan("--exclude", f"{key}={second[key]}")] == [first["name"]]
 
 
+def test_a_manifest_may_follow_a_filter(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["plan", "--only", "arch=rnn", "small.toml"]) == 0
+    assert launch.main(["plan", "--only", "arch=gru", "--only", "lr<1", "small.toml"]) == 0, "either filter will do"
+
+
+def launched(study: Study, *states: str) -> list[RunDirectory]:
+    """Runs in the given states, as earlier launches have left them; run 0 has seed 1, and so on."""
+    runs = []
+    for order, state in enumerate(states):
+        spec = RunSpec(name=f"rnn-seed{order}", config=make_config(seed=order), order=order)
+        run = RunDirectory.locate(study.folder / "runs" / "small", spec.name, spec.fingerprint)
+        run.create(spec.config, {"name": spec.name, "order": order})
+        if state == "done":
+            run.result_file.write_text("{}")
+        elif state == "failed":
+            run.write_failure_once({"kind": "diverged", "message": "nan"})
+        runs.append(run)
+    return runs
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "retry"])
+def test_a_filter_that_finds_nothing_in_a_study_is_no_error(
+    study: Study, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    launched(study, "done", "pending")
+    assert launch.main([command, "small", "--only", "state=failed", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"] is True
+    assert json.loads(out)["data"]["runs"] == []
+    assert err.splitlines()[0] == 'no run passes --only "state=failed": the runs have state done, pending'
+
+
+def test_an_id_is_the_same_in_plan_status_filters_and_logs(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    def ids(*words: str) -> list[str]:
+        assert launch.main(list(words)) == 0
+        header, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("run ", "rnn-"))]
+        column = header.split().index("id")
+        return [row.split()[column] for row in rows]
+
+    (found,) = ids("plan", "small.toml")
+    run = RunDirectory(study.folder / "runs" / "small" / found)
+    assert launch.main(["plan", "small.toml", "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["data"]["runs"]
+    assert record["id"] == found
+    run.create(RunConfig.from_dict(record["config"]), {"name": record["name"]})
+    launched(study, "done")
+    assert found in ids("status", "small")
+    assert ids("status", "small", "--only", f"id={found[:-2]}") == [found]
+    assert ids("plan", "small.toml", "--only", f"id={found[:-2]}") == [found]
+    assert launch.main(["logs", "small", found[:-2], "--json"]) == 0
+    assert [log["id"] for log in json.loads(capsys.readouterr().out)["data"]["runs"]] == [found]
+    code, error = answer_of(capsys, "logs", "small", "rnn")
+    assert (code, error.partition(": ")[2].partition(";")[0]) == (2, '"rnn" begins 2 ids')
+    code, error = answer_of(capsys, "logs", "small", "rnn-adma")
+    assert (code, error) == (2, 'error: small has no run "rnn-adma"; did you mean "rnn-adam"?; `status` lists them')
+
+
+def test_a_study_on_slurm_is_looked_at_as_often_as_its_runs_write(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float | None] = []
+
+    def made(folder: Path, ids: Any, *, every_seconds: float | None = None) -> Watcher:
+        asked.append(every_seconds)
+        return Watcher(folder, ids, every_seconds=every_seconds)
+
+    monkeypatch.setattr(launch, "Watcher", made)
+    site = study.folder / "site.toml"
+    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(site))
+    site.write_text("")
+    (run,) = launched(study, "done")
+    folder = run.path.parent
+
+    def look() -> None:
+        assert launch.main(["status", "small", "--watch"]) == 0
+
+    look()
+    write_jobs(folder, {run.id: "12"}, {})
+    look()
+    site.write_text("progress_s = 30")
+    look()
+    (folder / "study.json").write_text(json.dumps({"backend": {"slurm": {"progress_s": 20}}}))
+    look()
+    site.write_text("progress_s = 0")
+    look()
+    assert asked == [None, 10, 30, 20, 10], "a site file that is wrong keeps nobody from looking"
+
+
+def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str | None] = []
+
+    def stop(specs: Any, backend: Any, settings: LaunchOptions, **rest: Any) -> None:
+        given.append(settings.env.get("SEQLM_PROGRESS_SECONDS"))
+        raise UsageError("no further")
+
+    monkeypatch.setattr(launch, "launch", stop)
+    assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
+    with (study.folder / "small.toml").open("a") as manifest:
+        manifest.write("[backend.local]\nprogress_s = 2.5\n")
+    assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
+    assert given == [None, "2.5"]
+
+
+def test_the_help_says_what_repeated_filters_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("plan", "run", "status", "logs", "cancel", "retry", "behaviour"):
+        with pytest.raises(SystemExit):
+            launch.main([command, "--help"])
+        assert "repeat --only for runs that meet these or those" in " ".join(capsys.readouterr().out.split()), command
+
+
 @pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the file systems that these tests need")
 @pytest.mark.parametrize(
@@ -543,8 +676,30 @@ cat runs/small/*/metrics.jsonl
     assert "Traceback" not in answer.stderr
 
 
-def test_plan_of_the_published_study_lists_19_runs_with_19_fingerprints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["plan", str(ROOT / "jobs/manifests/paper.toml"), "--json"]) == 0
-    runs = json.loads(capsys.readouterr().out)["data"]["runs"]
+def test_plan_of_the_published_study_lists_19_runs_and_says_what_run_refuses(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEQLM_DATA", raising=False)
+    monkeypatch.setattr("seqlm.data.corpus.downloaded_ptb", lambda: study.folder / "nowhere")
+    paper = str(ROOT / "jobs/manifests/paper.toml")
+    assert launch.main(["plan", paper, "--json"]) == 2
+    out, said = capsys.readouterr()
+    document = json.loads(out)
+    runs = document["data"]["runs"]
     assert len(runs) == 19
     assert len({run["fingerprint"] for run in runs}) == 19
+    assert document["ok"] is False
+    refused = document["data"]["refused"]
+    assert refused.startswith("the Penn Treebank's files are not given; pass --data or set SEQLM_DATA")
+    assert said.splitlines()[-1] == f"error: run would refuse this: {refused}"
+    code, error = answer_of(capsys, "run", paper, "--backend", "local")
+    assert (code, error) == (2, f"error: {refused}")
+
+
+def test_plan_refuses_a_text_that_is_too_short_as_run_does(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    large = ["small.toml", "--set", "train.batch_size=5000"]
+    code, error = answer_of(capsys, "plan", *large)
+    assert code == 2
+    assert error.splitlines()[-1] == "error: run would refuse this: " + answer_of(capsys, "run", *large)[1][7:]
+    assert launch.main(["plan", "small.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["refused"] is None

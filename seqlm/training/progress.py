@@ -10,7 +10,7 @@ from typing import Any, TextIO, final
 from tqdm import tqdm
 
 from seqlm.training.perplexity import perplexity
-from seqlm.training.progress_file import WRITE_SECONDS, ProgressFile
+from seqlm.training.progress_file import ProgressFile
 
 LINES_PER_EPOCH = 10
 """Lines of a log for each epoch, besides the one at its end."""
@@ -79,7 +79,7 @@ class Progress:
     def validation_begins(self) -> None:
         """The steps of the epoch are done. Short epochs leave no trace of it: the file is not for every instant."""
         if self._file is not None:
-            is_long = time.perf_counter() - self._started >= WRITE_SECONDS
+            is_long = time.perf_counter() - self._started >= self._file.every_seconds
             self._file.write(**self._state(), phase="valid", at_once=is_long)
 
     def window_begins(self) -> None:

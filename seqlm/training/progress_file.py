@@ -18,7 +18,7 @@ from seqlm.training.perplexity import perplexity
 Phase: TypeAlias = Literal["train", "valid"]
 
 WRITE_SECONDS = 1.0
-"""How often the file is written, at most, while steps go by."""
+"""How often the file is written by default, at most, while steps go by."""
 
 
 @final
@@ -28,8 +28,16 @@ class ProgressFile:
     Yet it is what tells a worker soon that it has lost its run: ``guard`` is asked before the file is put in place.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic, guard: Guard = unguarded) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        every_seconds: float = WRITE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        guard: Guard = unguarded,
+    ) -> None:
         self._path = path
+        self.every_seconds = every_seconds
         self._guard = guard
         self._clock = clock
         self._written = -math.inf
@@ -51,7 +59,7 @@ class ProgressFile:
             LeaseLostError: the run is another worker's by now.
         """
         now = self._clock()
-        if now - self._written < WRITE_SECONDS and not at_once:
+        if now - self._written < self.every_seconds and not at_once:
             return
         self._written = now  # also where writing fails: a full disk is not tried at every step
         ppl = perplexity(train_loss)

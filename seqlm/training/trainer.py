@@ -35,7 +35,7 @@ from seqlm.training.optimizers import build_optimizer, learning_rate, restore_op
 from seqlm.training.perplexity import TokenLoss, perplexity
 from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
-from seqlm.training.progress_file import ProgressFile
+from seqlm.training.progress_file import WRITE_SECONDS, ProgressFile
 from seqlm.training.results import GPU_STEPS, StepResults
 from seqlm.training.snapshot import Snapshot
 from seqlm.training.step import TrainingStep
@@ -65,6 +65,7 @@ class Trainer:
         stop: asked before each step. One rank on a CPU is even interrupted within a step, which is begun anew later;
             several stop after the same step.
         checkpoint_minutes: how often the state is saved within an epoch.
+        progress_seconds: how often, at most, ``progress.json`` is written.
         guard: asked before a file of the run is put in place whether it still is this process's to write.
 
     Raises:
@@ -82,6 +83,7 @@ class Trainer:
         micro_batches: int = 1,
         stop: StopSignal | None = None,
         checkpoint_minutes: float = CHECKPOINT_MINUTES,
+        progress_seconds: float = WRITE_SECONDS,
         guard: Guard = unguarded,
     ) -> None:
         self.config = config
@@ -131,7 +133,7 @@ class Trainer:
             epochs=train.epochs,
             steps=self._steps,
             enabled=rank.is_first,
-            file=ProgressFile(run.progress_file(attempt), guard=guard),
+            file=ProgressFile(run.progress_file(attempt), every_seconds=progress_seconds, guard=guard),
         )
 
     def _begin_epoch(self, epoch: int) -> None:

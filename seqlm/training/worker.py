@@ -36,6 +36,7 @@ from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import process_group, rank_from_environment
 from seqlm.training.micro_batches import micro_batches_from
+from seqlm.training.progress_file import WRITE_SECONDS
 from seqlm.training.trainer import CHECKPOINT_MINUTES, Trainer
 from seqlm.variables import positive_number
 
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         steps = canary_steps(run, os.environ)
         config = run.read_config()
         minutes = positive_number(os.environ, "SEQLM_CHECKPOINT_MINUTES", CHECKPOINT_MINUTES, "minutes")
+        progress = positive_number(os.environ, "SEQLM_PROGRESS_SECONDS", WRITE_SECONDS, "seconds")
         parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
                 micro_batches=parts,
                 stop=stop,
                 checkpoint_minutes=minutes,
+                progress_seconds=progress,
                 guard=guard,
             )
             if steps is None:

@@ -37,10 +37,12 @@ def test_ray_is_the_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_flag_goes_over_variable_over_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = 'backend = "local"\n[backend.local]\nmax_parallel = 3\nretries = 1\n[backend.ray]\naddress = "theirs:1"\n'
+    text = 'backend = "local"\n[backend.local]\nmax_parallel = 3\nretries = 1\nprogress_s = 5\n'
+    text += '[backend.ray]\naddress = "theirs:1"\n'
     given = manifest(tmp_path, text + 'env = {A = "b"}\n')
     local = choose(given)
     assert (local.name, local.max_parallel, local.retries, local.ray_address) == ("local", 3, 1, None)
+    assert local.progress_s == 5
     monkeypatch.setenv("SEQLM_BACKEND", "ray")
     ray = choose(given)
     assert (ray.name, ray.ray_address, ray.env, ray.max_parallel) == ("ray", "theirs:1", {"A": "b"}, None)

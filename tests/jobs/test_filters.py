@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.filters import Filter, asks_for_identity, facts_of, matches, select
+from jobs.filters import Filter, asks_for_identity, choose, facts_of, select, whole_id
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
@@ -30,7 +31,7 @@ SPECS = [
 
 
 def chosen(*only: str, exclude: tuple[str, ...] = ()) -> list[str]:
-    return [spec.name for spec in select(SPECS, only, exclude)]
+    return [spec.name for spec in select(SPECS, only, exclude)[0]]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +84,8 @@ def test_state_and_kind_can_be_asked_of_runs_that_have_them() -> None:
 
 def test_a_run_whose_configuration_is_lost_can_be_asked_for_its_name() -> None:
     facts = facts_of("a", "a-01", None, Resources())
-    assert matches(facts, ["name=a"], [])
-    assert not matches(facts, ["arch=gru"], [])
+    assert choose([facts], ["name=a"], [])[0] == [True]
+    assert choose([facts], ["arch=gru"], [])[0] == [False]
 
 
 def test_facts_are_flat_and_dotted() -> None:
@@ -126,6 +127,90 @@ def test_an_unknown_key_is_told_with_the_nearest_and_all_valid_ones() -> None:
     assert str(caught.value).startswith(
         'filter "name=nothing hiden_size=8": unknown key "hiden_size"; did you mean "hidden_size"? (valid: name, id, '
     )
+
+
+def test_the_unique_beginning_of_an_id_is_that_id() -> None:
+    fast = f"gru-fast-{SPECS[3].fingerprint[:8]}"
+    assert chosen("id=gru-f") == chosen(f"id={fast[:-1]}") == chosen(f"id={fast}") == ["gru-fast"]
+    assert chosen("id=gru-f,tr") == ["gru-fast", "transformer"]
+    assert chosen("id!=gru-f lr>=0.5") == ["gru-slow", "transformer"]
+    assert chosen(exclude=("id=rnn-s", "id=gru-*")) == ["rnn-large", "transformer"]
+    assert chosen("id=fast") == [], "it is not a beginning"
+    with pytest.raises(UsageError) as caught:
+        chosen("id=gru")
+    slow = f"gru-slow-{SPECS[2].fingerprint[:8]}"
+    assert str(caught.value) == f'filter "id=gru": "gru" begins 2 ids; write more of one of them: {slow}, {fast}'
+
+
+def test_an_id_that_begins_another_one_is_itself() -> None:
+    assert whole_id("a-1", ["a-12", "a-1"]) == "a-1"
+
+
+def test_a_run_that_was_launched_under_another_name_keeps_its_id() -> None:
+    folders = {SPECS[3].fingerprint[:8]: Path("runs/study/old-name-1234")}
+    assert [spec.name for spec in select(SPECS, ["id=old"], [], folders)[0]] == ["gru-fast"]
+
+
+@pytest.mark.parametrize(
+    ("only", "exclude", "why"),
+    [
+        (["arch=gru lr=3"], [], 'no run passes --only "arch=gru lr=3": the runs have optim.lr 0.1, 0.5, 10.0, 1.0'),
+        (["num_heads=3"], [], 'no run passes --only "num_heads=3": the runs have model.num_heads 2'),
+        (
+            ["name=gru_slow"],
+            [],
+            'no run passes --only "name=gru_slow": the runs have name rnn-small, rnn-large, gru-slow, gru-fast, '
+            'transformer; did you mean "gru-slow"?',
+        ),
+        (
+            ["arch=gru lr=1"],
+            [],
+            'no run passes --only "arch=gru lr=1": each condition fits some run, but no run meets all of them',
+        ),
+        (
+            ["seed=7", "lr<0"],
+            ["arch=rnn"],
+            'no run passes --only "seed=7" --only "lr<0" --exclude "arch=rnn": '
+            "the runs have seed 1, 4611686018427387905; the runs have optim.lr 0.1, 0.5, 10.0, 1.0",
+        ),
+        ([], ["lr>0"], 'no run passes --exclude "lr>0": --exclude drops every run'),
+        (
+            ["arch=gru"],
+            ["lr>0"],
+            'no run passes --only "arch=gru" --exclude "lr>0": --exclude drops every run that --only chooses',
+        ),
+        (["schedule=per_epoch"], [], 'no run passes --only "schedule=per_epoch": no run has optim.schedule'),
+    ],
+)
+def test_filters_that_no_run_passes_are_told_with_the_values_that_there_are(
+    only: list[str], exclude: list[str], why: str
+) -> None:
+    assert select(SPECS, only, exclude) == ([], why)
+
+
+def test_filters_that_some_run_passes_need_no_explanation() -> None:
+    assert select(SPECS, ["seed=7", "arch=gru"], ["name=gru-slow"]) == ([SPECS[3]], None)
+    assert choose([], ["arch=gru"], []) == ([], None)
+
+
+def test_a_long_list_of_values_is_cut() -> None:
+    specs = [RunSpec(name=f"run{seed}", config=config("rnn", 0.1, seed=seed)) for seed in range(1, 12)]
+    why = 'no run passes --only "seed=99": the runs have seed 1, 2, 3, 4, 5, 6, 7, 8, ...'
+    assert select(specs, ["seed=99"], []) == ([], why)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("arch=gur", 'model.arch: expected one of rnn, gru, transformer, got "gur"; did you mean "gru"?'),
+        ("arch=gru,x*", 'model.arch: expected one of rnn, gru, transformer, got "x*"'),
+        ("precision!=bf61", 'train.precision: expected one of fp32, tf32, bf16, got "bf61"; did you mean "bf16"?'),
+    ],
+)
+def test_a_value_that_its_key_never_has_is_a_mistake(text: str, line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        chosen(text)
+    assert str(caught.value) == f'filter "{text}": {line}'
 
 
 def test_a_short_key_that_fits_two_keys_must_be_written_in_full() -> None:

@@ -560,17 +560,17 @@ WRONG = {
     "unknown key of the local backend": (
         GOOD + "[backend.local]\nmax_paralel = 1",
         'study.toml: unknown key "backend.local.max_paralel"; did you mean "backend.local.max_parallel"? '
-        "(valid in backend.local: env, env_pass, max_parallel, retries)",
+        "(valid in backend.local: env, env_pass, max_parallel, progress_s, retries)",
     ),
     "unknown key of the ray backend": (
         GOOD + '[backend.ray]\nadress = "auto"',
         'study.toml: unknown key "backend.ray.adress"; did you mean "backend.ray.address"? '
-        "(valid in backend.ray: address, env, env_pass, max_parallel, retries)",
+        "(valid in backend.ray: address, env, env_pass, max_parallel, progress_s, retries)",
     ),
     "address of a cluster for the local backend": (
         GOOD + '[backend.local]\naddress = "auto"',
         'study.toml: unknown key "backend.local.address"; did you mean "backend.ray.address"? '
-        "(valid in backend.local: env, env_pass, max_parallel, retries)",
+        "(valid in backend.local: env, env_pass, max_parallel, progress_s, retries)",
     ),
     "address that is no text": (
         GOOD + "[backend.ray]\naddress = 6379",
@@ -707,6 +707,26 @@ def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
         load_manifest(tmp_path)
     with pytest.raises(ManifestError, match=r"cannot be read: embedded null"):
         load_manifest(tmp_path / "a\0.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("good", 'good: no such file; did you mean "{folder}/good.toml"?'),
+        ("good.tml", 'good.tml: no such file; did you mean "{folder}/good.toml"?'),
+        ("god.toml", 'god.toml: no such file; did you mean "{folder}/good.toml"?'),
+        ("other.toml", "other.toml: no such file"),
+        ("nowhere/good.toml", "nowhere/good.toml: no such file"),
+        ("notes", 'notes: found suffix "", valid is one of .toml, .yaml, .yml, .json'),
+    ],
+)
+def test_a_missing_manifest_is_named_with_the_nearest_one(tmp_path: Path, name: str, line: str) -> None:
+    (tmp_path / "good.toml").write_text(GOOD)
+    (tmp_path / "notes").write_text("")
+    (tmp_path / "god.txt").write_text("")
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(tmp_path / name)
+    assert caught.value.problems == [f"{tmp_path}/{line.format(folder=tmp_path)}"]
 
 
 def test_all_mistakes_of_a_manifest_are_told_at_once(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from jobs.logs import follow_logs
+from jobs.scheduler import Scheduler
 from jobs.settling import SETTLE_SECONDS, Settling
-from jobs.study import AtWork, Launcher, launching, look_at, write_queue
+from jobs.study import AtWork, Launcher, launching, look_at, write_jobs, write_queue
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json
+from tests.jobs.test_watch import Touched
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -132,3 +134,24 @@ def test_followed_logs_end_when_a_failure_stands(tmp_path: Path, monkeypatch: py
         started = clock.now
         follow_logs(look_at(run, AtWork()), 20)
         assert SETTLE_SECONDS <= clock.now - started < 2 * SETTLE_SECONDS
+
+
+def test_following_the_logs_of_a_run_touches_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tmp_path / "study"
+    run, other = (make_run(study / f"run-0000000{number}", make_config(seed=number)) for number in (1, 2))
+    write_jobs(study, {run.id: "12_0", other.id: "12_1"}, {})
+    queue = "12_0|RUNNING||n1\n12_1|RUNNING||n1"
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: queue)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            write_json(run.result_file, {})
+
+    monkeypatch.setattr("jobs.logs.time", SimpleNamespace(sleep=pause))
+    touched = Touched(monkeypatch)
+    follow_logs(look_at(run, AtWork()), 20)
+    assert pauses == [1.0] * 3
+    assert touched.below(run.path)
+    assert touched.below(other.path) == []

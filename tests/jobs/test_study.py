@@ -71,15 +71,38 @@ def test_a_damaged_run_is_listed_with_what_is_wrong_and_hides_no_other(tmp_path:
     assert "config.json is damaged" in (by_id[broken.id].observation.reason or "")
 
 
+def test_the_record_of_a_run_counts_its_epochs(tmp_path: Path) -> None:
+    begun, fresh, broken = make_study(tmp_path / "s", 1, 2, 3)
+    begun.metrics_file.write_text('{"epoch": 0, "val_ppl": 9}\n{"epoch": 1, "val_ppl": 8}\n')
+    broken.config_file.write_text("{")
+    records = {run.run.id: run.to_dict() for run in observe_study(tmp_path / "s")}
+    counted = {key: [records[run.id][key] for run in (begun, fresh, broken)] for key in ("epoch", "epochs_done")}
+    assert counted == {"epoch": [1, None, None], "epochs_done": [2, 0, None]}
+    total = begun.read_config().train.epochs
+    assert [records[run.id]["epochs_total"] for run in (begun, fresh, broken)] == [total, total, None]
+    assert list(records[begun.id]) == [
+        *("name", "id", "state", "epoch", "epochs_done", "epochs_total", "best_val_ppl", "reason")
+    ]
+
+
+def test_a_behaviour_job_has_no_epochs(tmp_path: Path) -> None:
+    make_study(tmp_path / "s", 1)
+    make_study(tmp_path / "s" / "behaviour", 1)
+    (record,) = [run.to_dict() for run in observe_study(tmp_path / "s" / "behaviour")]
+    assert (record["epochs_done"], record["epochs_total"]) == (None, None)
+
+
 def test_runs_are_chosen_by_state_and_kind(tmp_path: Path) -> None:
     done, diverged, _ = make_study(tmp_path / "s", 1, 2, 3)
     write_json(done.result_file, {})
     diverged.write_failure_once({"kind": "diverged", "message": "nan"})
     runs = observe_study(tmp_path / "s")
-    assert [run.name for run in select_runs(runs, ["state=done"], [])] == ["run1"]
-    assert [run.name for run in select_runs(runs, [], ["kind=diverged"])] == ["run1", "run3"]
-    with pytest.raises(UsageError, match="no run passes"):
-        select_runs(runs, ["state=running"], [])
+    assert [run.name for run in select_runs(runs, ["state=done"], [])[0]] == ["run1"]
+    assert [run.name for run in select_runs(runs, [], ["kind=diverged"])[0]] == ["run1", "run3"]
+    why = 'no run passes --only "state=running": the runs have state done, failed, pending'
+    assert select_runs(runs, ["state=running"], []) == ([], why)
+    with pytest.raises(UsageError, match=r'state: expected one of pending, .*, got "fialed"; did you mean "failed"\?'):
+        select_runs(runs, ["state=fialed"], [])
 
 
 def test_a_run_comes_back_from_its_folder_as_it_was_launched(tmp_path: Path) -> None:

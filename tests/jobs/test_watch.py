@@ -3,17 +3,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import jobs.watch
+from jobs.scheduler import Scheduler
 from jobs.spec import RunSpec
-from jobs.study import launching, write_queue
+from jobs.study import launching, write_jobs, write_queue
 from jobs.watch import StudyView, Watcher, changes, watch_in_lines
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json, write_json_lines
 from tests.training.studies import make_config
@@ -178,6 +180,71 @@ def test_a_damaged_run_hides_no_other_and_a_run_that_vanishes_is_gone(tmp_path: 
 def test_only_the_chosen_runs_are_watched(tmp_path: Path) -> None:
     first, _ = add(tmp_path / "s", "a"), add(tmp_path / "s", "b", order=1)
     assert [run.id for run in Watcher(tmp_path / "s", [first.id]).look().runs] == [first.id]
+
+
+class Touched:
+    """The paths that calls of the file system name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[Path] = []
+        for module, name in ((os, "stat"), (os, "open"), (os, "listdir"), (os, "scandir"), (io, "open")):
+            monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(path, str | Path):
+                self.paths.append(Path(path))
+            return call(path, *args, **kwargs)
+
+        return counted
+
+    def below(self, folder: Path) -> list[Path]:
+        return [path for path in self.paths if path.is_relative_to(folder)]
+
+
+def test_what_is_not_watched_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [add(tmp_path / "s", name, order=order) for order, name in enumerate("abc")]
+    write_jobs(tmp_path / "s", {run.id: f"12_{number}" for number, run in enumerate(runs)}, {})
+    queue = "12_0|RUNNING||n1\n12_1|RUNNING||n1\n12_2|RUNNING||n1"
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: queue)
+    watcher = Watcher(tmp_path / "s", [runs[0].id])
+    touched = Touched(monkeypatch)
+    for _ in range(2):
+        assert [run.state for run in watcher.look().runs] == ["running"]
+    assert touched.below(runs[0].path)
+    assert touched.below(runs[1].path) == touched.below(runs[2].path) == []
+
+
+def test_a_run_that_is_done_costs_one_call_at_each_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, failed, other = (add(tmp_path / "s", name, order=order) for order, name in enumerate("abc"))
+    write_json(done.result_file, {})
+    failed.write_failure_once({"kind": "diverged", "message": "nan"})
+    write_jobs(tmp_path / "s", {run.id: "12" for run in (done, failed, other)}, {})
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|RUNNING||n1")
+    watcher = Watcher(tmp_path / "s")
+    before = [run.state for run in watcher.look().runs]
+    touched = Touched(monkeypatch)
+    assert [run.state for run in watcher.look().runs] == before == ["done", "failed", "running"]
+    assert touched.below(done.path) == [done.result_file]
+    assert touched.below(failed.path) == [failed.failure_file]
+
+
+def test_a_run_that_is_submitted_again_is_not_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = add(tmp_path / "s", "a")
+    run.write_failure_once({"kind": "diverged", "message": "nan"})
+    watcher = Watcher(tmp_path / "s")
+    assert watcher.look().is_over
+    run.failure_file.unlink()
+    write_jobs(tmp_path / "s", {run.id: "12"}, {})
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|PENDING|Priority|")
+    again = watcher.look()
+    assert ([seen.state for seen in again.runs], again.is_over) == (["queued"], False)
+
+
+def test_a_study_is_looked_at_as_often_as_its_runs_write(tmp_path: Path) -> None:
+    watcher = Watcher(tmp_path, every_seconds=10)
+    assert watcher.pause(0.01) == 10
+    assert watcher.pause(4.0) == 20
 
 
 def test_a_large_study_is_looked_at_less_often(tmp_path: Path) -> None:

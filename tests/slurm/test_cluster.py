@@ -38,6 +38,7 @@ backend = "slurm"
 env = {env}
 timeout_min = {timeout_min}
 signal_before_s = 20
+progress_s = 0.5
 ranks_per_node = 1
 
 [defaults.model]

@@ -25,7 +25,7 @@ SITE, MANIFEST = (block for language, block in BLOCKS if language == "toml")
 
 def test_every_command_from_login_to_report_runs(tmp_path: Path) -> None:
     require_slurm()
-    (tmp_path / "site.toml").write_text(SITE)
+    (tmp_path / "site.toml").write_text(f"progress_s = 0.5\n{SITE}")
     (tmp_path / "cluster.toml").write_text(MANIFEST)
     written = [shlex.split(line, comments=True) for line in COMMANDS]
     launches = [words[2:] for words in written if words[1] == "launch.py"]

@@ -56,6 +56,7 @@ def test_the_settings_are_the_keys_of_the_backend() -> None:
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     assert read(tmp_path) == SlurmSettings()
     assert (SlurmSettings().timeout_min, SlurmSettings().signal_before_s, SlurmSettings().retries) == (60, 120, None)
+    assert SlurmSettings().progress_s == 10
 
 
 def test_the_manifest_goes_before_the_site_key_by_key(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.spec import Resources
+from jobs.spec import Resources, RunSpec
 from seqlm.errors import BackendError
+from slurm.backend import SlurmSite
 from slurm.settings import SlurmSettings
 from slurm.site import (
     NodeKind,
@@ -23,6 +25,7 @@ from slurm.site import (
     read_partitions,
 )
 from tests.slurm.programs import answering, program
+from tests.training.studies import make_config
 
 CONFIG = """\
 Configuration data as of 2026-11-25T00:20:44
@@ -162,6 +165,20 @@ def test_a_variable_for_sinfo_does_not_narrow_its_answer(on_path: Path, monkeypa
     program(on_path, "sinfo", 'echo "${SINFO_PARTITION-main*}|up|infinite|0/1/0/1|4|2000|(null)|1-infinite"')
     monkeypatch.setenv("SINFO_PARTITION", "cpu")
     assert partition_facts(None).name == "main"
+
+
+@pytest.mark.process
+def test_a_machine_without_a_cluster_is_not_the_fault_of_a_run(on_path: Path) -> None:
+    answering(on_path, "sinfo", "sinfo: fatal: Could not establish a configuration source\n", code=1, to="stderr")
+    spec = RunSpec(name="rnn-adam", config=make_config())
+    with pytest.raises(BackendError) as caught:
+        SlurmSite(SlurmSettings()).resolve(spec, 1)
+    where = "launch from a login node of the cluster, or set SLURM_CONF"
+    assert str(caught.value) == f"sinfo: fatal: Could not establish a configuration source; {where}"
+    answering(on_path, "sinfo", SINFO)
+    too_large = replace(spec, resources=Resources(cpus=4000))
+    with pytest.raises(BackendError, match=r"^rnn-adam: never fits: needs 4000 cores"):
+        SlurmSite(SlurmSettings()).resolve(too_large, 1)
 
 
 @pytest.mark.process

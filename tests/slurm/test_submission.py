@@ -192,6 +192,7 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     assert told.runs == (items[1].run.path,)
     assert (told.attempts, told.policy, told.submission, told.code) == ((1,), policy, "0001", Path("/code"))
     assert told.env[0]["SEQLM_CHECKPOINT_MINUTES"] == "2.5"
+    assert told.env[0]["SEQLM_PROGRESS_SECONDS"] == "10"
 
 
 def test_a_run_knows_its_job(tmp_path: Path) -> None:

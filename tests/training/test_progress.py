@@ -10,7 +10,8 @@ import pytest
 
 from seqlm.data.corpus import load_corpus
 from seqlm.rundir import read_json
-from seqlm.training import attempt
+from seqlm.training import attempt, worker
+from seqlm.training.attempt import EXIT_USAGE
 from seqlm.training.distributed import Rank
 from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile
@@ -38,6 +39,35 @@ def test_the_file_is_written_once_a_second_however_many_steps_go_by(tmp_path: Pa
         seen.append(json.loads(path.read_text())["step"])
     assert sorted(set(seen)) == list(range(0, 41, 4))
     assert [entry.name for entry in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_the_file_is_written_as_often_as_is_asked_for(tmp_path: Path) -> None:
+    clock = Clock()
+    path = tmp_path / "progress.json"
+    file = ProgressFile(path, every_seconds=10, clock=clock)
+    seen = []
+    for second in range(31):
+        clock.now = second
+        file.write(**STATE, step=second, phase="train")
+        seen.append(json.loads(path.read_text())["step"])
+    assert sorted(set(seen)) == [0, 10, 20, 30]
+
+
+def test_a_worker_writes_as_often_as_its_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def made(path: Path, *, every_seconds: float, **options: Any) -> ProgressFile:
+        asked.append(every_seconds)
+        return ProgressFile(path, every_seconds=every_seconds, **options)
+
+    monkeypatch.setattr("seqlm.training.trainer.ProgressFile", made)
+    run = make_run(tmp_path / "run", make_config(epochs=1))
+    monkeypatch.setenv("SEQLM_DATA", str(write_text(tmp_path / "text")))
+    monkeypatch.setenv("SEQLM_PROGRESS_SECONDS", "7.5")
+    assert worker.main([str(run.path)]) == 0
+    assert asked == [7.5]
+    monkeypatch.setenv("SEQLM_PROGRESS_SECONDS", "soon")
+    assert worker.main([str(run.path)]) == EXIT_USAGE
 
 
 def test_the_file_says_where_the_worker_stands(tmp_path: Path) -> None:
