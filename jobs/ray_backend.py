@@ -63,7 +63,7 @@ class _Group:
     hosts: list[Any]
     resources: Resources
     shares: list[Share]
-    """What it holds: where it was expected at first, where Ray has placed it later."""
+    """What it holds: where it was expected at first, where Ray has placed it later. GPUs are named as in the capacity."""
     idle_since: float = 0.0
 
 
@@ -112,6 +112,8 @@ class RayBackend(Backend):
         self._refreshed_at = 0.0
         self._foreign: dict[str, tuple[float, float]] = {}
         self._foreign_before: dict[str, tuple[float, float]] | None = None
+        self._cards: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        """Node -> Ray's name of a GPU -> its name in the capacity, which counts the node's GPUs from 0."""
         self._jobs: dict[str, _Job] = {}
         self._idle: list[_Group] = []
         self._numbers = itertools.count(1)
@@ -342,7 +344,8 @@ class RayBackend(Backend):
         job.sites[rank] = site
         group, index = job.seat(rank)
         share = group.shares[index]
-        group.shares[index] = Share(node=site.node, cpus=share.cpus, device=site.device, gpus=share.gpus)
+        device = share.device if site.device is None else self._card(site.node, site.device)
+        group.shares[index] = Share(node=site.node, cpus=share.cpus, device=device, gpus=share.gpus)
         if job.pending or job.codes:
             return
         blind = [other for other in job.sites.values() if not other.sees_run]
@@ -353,6 +356,16 @@ class RayBackend(Backend):
                 "that all nodes of the cluster share"
             )
         self._start(job)
+
+    def _card(self, node: str, device: str) -> str:
+        """The GPU of the capacity to book for one that Ray names ``device``.
+
+        Ray names GPUs as the CUDA_VISIBLE_DEVICES of the node's raylet does: "2" and "3", or by UUID.
+        """
+        known = self._cards[node]
+        if device not in known and node in self.capacity().nodes:
+            known[device] = next(card for card in self.capacity().nodes[node].gpus if card not in known.values())
+        return known.get(device, device)
 
     def _start(self, job: _Job) -> None:
         submission = job.submission
