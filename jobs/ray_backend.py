@@ -63,7 +63,10 @@ class _Group:
     hosts: list[Any]
     resources: Resources
     shares: list[Share]
-    """What it holds: where it was expected at first, where Ray has placed it later. GPUs are named as in the capacity."""
+    """What it holds: where it was expected at first, where Ray has placed it later.
+
+    GPUs are named as in the capacity.
+    """
     idle_since: float = 0.0
 
 

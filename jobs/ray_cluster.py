@@ -10,9 +10,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, final
 
+from jobs import ray_watchdog
 from jobs.capacity import Capacity, Node
 from jobs.code_snapshot import Code
 from jobs.local_backend import this_machine
@@ -156,8 +156,8 @@ def _watch() -> subprocess.Popen[bytes]:
     """A process that ends the embedded Ray's processes after this one, should this one be killed."""
     import psutil  # comes with Ray
 
-    pids = [str(child.pid) for child in psutil.Process().children(recursive=True)]
-    argv = [sys.executable, "-S", str(Path(__file__).with_name("ray_watchdog.py")), *pids]
+    named = filter(None, (ray_watchdog.identity(child.pid) for child in psutil.Process().children(recursive=True)))
+    argv = [sys.executable, "-S", ray_watchdog.__file__, *named]
     # In a session of its own: what ends the launcher's process group must not end it.
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
 
