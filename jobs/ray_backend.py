@@ -5,7 +5,7 @@ nothing else. Groups of one rank also join for a run of several. A group that no
 back to the cluster.
 
     submit   idle groups, or a new one        -> the actors look around (Site)
-             every rank has its Site          -> rank 0's address and port are where they meet; the processes start
+             every rank has its Site          -> rank 0's address is where they meet; the processes start
     poll     every process has ended          -> Ended; the groups are idle
 """
 
@@ -34,7 +34,7 @@ from jobs.backend import Backend, Ended
 from jobs.capacity import Capacity, Share
 from jobs.code_snapshot import Code
 from jobs.local_backend import require_precision
-from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables
+from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables, rendezvous_variables
 from jobs.ray_cluster import RayCluster, node_address
 from jobs.ray_rank import RankHost, Site
 from jobs.spec import Resources, RunSpec, Submission
@@ -382,7 +382,7 @@ class RayBackend(Backend):
             site = job.sites[rank]
             variables = {**rank_variables(submission, rank, site.device), "SEQLM_NODE": site.node}
             if len(job.hosts) > 1:
-                variables["SEQLM_RENDEZVOUS"] = f"tcp://{first.address}:{first.free_port}"
+                variables |= rendezvous_variables(run, submission.attempt, first.address)
                 if site.interface:
                     variables.setdefault("GLOO_SOCKET_IFNAME", site.interface)
             reference = host.run.remote(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 def identity(pid: int) -> str | None:
     """Return ``PID:START``, which names one process even after its number is used again; ``None``: no such process."""
-    if sys.platform == "linux":
+    if Path("/proc/self/stat").exists():
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         except OSError:
