@@ -32,7 +32,7 @@ COLLECTIVE_MINUTES = 10.0
 """How long a rank waits for the others, by default, before it gives up."""
 POLL_SECONDS = 0.1
 """How often a rank looks for the file of the first one."""
-CONNECT_LIMIT = datetime.timedelta(seconds=10)
+CONNECT_LIMIT = datetime.timedelta(seconds=5)
 """How long a rank tries one port before it reads the file again."""
 
 
@@ -72,21 +72,36 @@ class Rank:
         """Whether any rank wishes so; the same answer on every rank."""
         return bool(self.highest(int(wish))) if self.world_size > 1 else wish
 
-    def gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in their order: tensors on the CPU and plain data."""
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """What each rank gives, in their order, on the CPU.
+
+        Ranks give tensors of one dtype and number of dimensions; sizes may differ.
+        """
         if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)  # gather_object is not there with NCCL
-        return values
+            return [tensor.cpu().clone()]
+        shapes = self._of_all(torch.tensor(tensor.shape, device=self.device))
+        flat = tensor.new_zeros(max(int(shape.prod()) for shape in shapes), device=self.device)
+        flat[: tensor.numel()] = tensor.flatten()
+        parts = zip(self._of_all(flat), shapes, strict=True)
+        return [part[: int(shape.prod())].reshape(shape.tolist()).cpu() for part, shape in parts]
+
+    def _of_all(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all ranks, which have the same shape."""
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor)
+        return parts
 
     def from_first(self, value: Any) -> Any:
-        """What the first rank gives, plain data, on every rank."""
+        """What the first rank gives, on every rank, as it comes out of JSON."""
         if self.world_size == 1:
             return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, device=self.device)
-        return values[0]
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        size = torch.tensor(data.shape, device=self.device)
+        dist.broadcast(size, src=0)
+        if not self.is_first:
+            data = data.new_empty(int(size))
+        dist.broadcast(data, src=0)
+        return json.loads(bytes(data.tolist()))
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""

@@ -162,7 +162,10 @@ from seqlm.training.distributed import Rank, process_group
 rank = Rank(index=int(sys.argv[1]), world_size=2)
 with process_group(rank):
     print(rank.sum(torch.ones(3)).tolist())
+    print([part.tolist() for part in rank.gather(torch.full((2, 1 + rank.index), -0.5 * rank.index))])
+    print(rank.from_first(["é", {"loss": 0.1}, None] if rank.is_first else "not this"))
 """
+JOINED = "[2.0, 2.0, 2.0]\n[[[-0.0], [-0.0]], [[-0.5, -0.5], [-0.5, -0.5]]]\n['é', {'loss': 0.1}, None]\n"
 INTRUDES = """
 import datetime, sys
 import torch.distributed as dist
@@ -197,7 +200,7 @@ def test_ranks_meet_at_a_port_of_the_systems_choice_and_nobody_else_takes_a_plac
     stranger = commands.run([sys.executable, "-c", INTRUDES, str(offer["port"])], cwd=ROOT, env=env)
     assert stranger.stdout == "kept out\n", stranger.stderr
     second = start(1)
-    assert [commands.finish(rank)[0] for rank in (first, second)] == ["[2.0, 2.0, 2.0]\n"] * 2
+    assert [commands.finish(rank)[0] for rank in (first, second)] == [JOINED] * 2
     assert not meeting.exists(), "the secret is needed no more"
 
 
@@ -221,7 +224,7 @@ def test_an_offer_of_a_first_rank_that_has_ended_is_not_the_last_word(tmp_path: 
         meeting.write_text(json.dumps({"port": gone.getsockname()[1], "secret": "old"}))
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": meeting.as_uri()}
     ranks = [commands.start([sys.executable, "-c", JOINS, str(rank)], cwd=ROOT, env=env) for rank in (1, 0)]
-    assert [commands.finish(rank)[0] for rank in ranks] == ["[2.0, 2.0, 2.0]\n"] * 2
+    assert [commands.finish(rank)[0] for rank in ranks] == [JOINED] * 2
 
 
 @pytest.mark.process
