@@ -411,7 +411,8 @@ class RayBackend(Backend):
         self._refresh()
         if self._total is not None and node not in self._total.nodes:
             return f"{who} lost its node {node_address(node)}"
-        return f"{who} lost its actor ({type(error).__name__}); Ray's logs tell more"
+        reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "Ray's logs tell more"
+        return f"{who} lost its actor ({type(error).__name__}): {reason}"
 
     # -- groups ------------------------------------------------------------------------------------------------------
 

@@ -1,15 +1,21 @@
-"""End what a killed launcher leaves of its embedded Ray: ``python ray_watchdog.py IDENTITY ...``, with a pipe as stdin.
+"""End what a killed launcher leaves of its embedded Ray: ``python ray_watchdog.py FOLDER IDENTITY ...``.
 
-The pipe's other end is the launcher's. When that is gone, Ray's servers end by themselves, but its agents wait for
-them, for ever. Standard library alone; started as a file, so that it takes next to no memory while it waits.
+Its stdin is a pipe whose other end is the launcher's. When that is gone, Ray's servers end by themselves, but its
+agents wait for them, for ever. Standard library alone; started as a file, so that it takes next to no memory while it
+waits.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+REMOVALS = 100
+"""How often the removal of the folder is tried."""
 
 
 def identity(pid: int) -> str | None:
@@ -19,7 +25,7 @@ def identity(pid: int) -> str | None:
             stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         except OSError:
             return None
-        # The command's name stands in parentheses and may hold anything; the start, in clock ticks, is field 22.
+        # The command's name is in parentheses and may hold anything; the start, in clock ticks, is field 22.
         return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
     answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     started = answer.stdout.strip()
@@ -27,13 +33,19 @@ def identity(pid: int) -> str | None:
 
 
 def main() -> None:
-    """Wait for the end of the launcher, then end the processes."""
+    """Wait for the end of the launcher, then end the processes and remove their folder."""
     sys.stdin.read()
-    for name in sys.argv[1:]:
+    folder, *names = sys.argv[1:]
+    for name in names:
         pid = int(name.partition(":")[0])
         if identity(pid) == name:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+    for _ in range(REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not Path(folder).exists():
+            return
+        time.sleep(0.1)  # processes that those have started still write their last lines
 
 
 if __name__ == "__main__":

@@ -231,6 +231,6 @@ def process_group(rank: Rank) -> Iterator[None]:
         yield
     finally:
         if rank.is_first and (path := _meeting_file()):
-            with contextlib.suppress(OSError):  # no secret any more, whoever can read it
+            with contextlib.suppress(OSError):  # the secret has served its purpose
                 path.unlink()
         dist.destroy_process_group()

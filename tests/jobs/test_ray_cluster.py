@@ -366,6 +366,7 @@ def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_
     launcher.kill()
     commands.finish(launcher)
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
+    assert not list(lab.folder.glob("seqlm-ray-*")), "the files of its Ray"
     # A process lets go of its locks a moment after it has left its network.
     wait_for(study.states, "the run to be released", until=lambda states: states == ["pending"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,23 @@ def waiting() -> subprocess.Popen[str]:
     return process
 
 
-def watch(*names: str) -> None:
+@pytest.fixture
+def watch(tmp_path: Path) -> Callable[[str], None]:
     """The watchdog of a launcher that has just ended."""
-    argv = [sys.executable, "-S", str(Path(ray_watchdog.__file__)), *names]
-    assert commands.run(argv, stdin=subprocess.DEVNULL).stderr == ""
+
+    def watch(name: str) -> None:
+        folder = tmp_path / "ray"
+        (folder / "session").mkdir(parents=True)
+        argv = [sys.executable, "-S", str(Path(ray_watchdog.__file__)), str(folder), name]
+        assert commands.run(argv, stdin=subprocess.DEVNULL).stderr == ""
+        assert not folder.exists()
+
+    return watch
 
 
-def test_a_process_with_the_number_of_one_of_rays_is_left_alone_and_the_one_itself_is_killed() -> None:
+def test_a_process_with_the_number_of_one_of_rays_is_left_alone_and_the_one_itself_is_killed(
+    watch: Callable[[str], None],
+) -> None:
     process = waiting()
     name = ray_watchdog.identity(process.pid)
     assert name is not None
@@ -46,7 +57,7 @@ def test_a_process_with_the_number_of_one_of_rays_is_left_alone_and_the_one_itse
     assert process.returncode == -9
 
 
-def test_a_process_that_is_gone_has_no_name_and_stops_nobody() -> None:
+def test_a_process_that_is_gone_has_no_name_and_stops_nobody(watch: Callable[[str], None]) -> None:
     process = waiting()
     name = ray_watchdog.identity(process.pid)
     assert name is not None
