@@ -446,8 +446,10 @@ def _launch_remotely(
     jobs_dir, study_dir = settings.study_dir, settings.code_dir or settings.study_dir
     manifest = Path(options.manifest).absolute() if "manifest" in options else None
     words = [word for word in options.argv if word not in ("--no-wait", "--json")]
-    words[words.index(options.manifest if manifest else options.study)] = (
-        manifest.name if manifest else str(study_dir.absolute())
+    words = (
+        _with_argument(words, "manifest", manifest.name)
+        if manifest
+        else _with_argument(words, "study", str(study_dir.absolute()))
     )
     data = find_data(options.data, load_manifest(manifest).data_path if manifest else None)
     words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
@@ -468,6 +470,21 @@ def _launch_remotely(
     if not observe_study(jobs_dir) or job.has_failed():
         raise BackendError(f"the launcher on the cluster ended with: {job.last_line()}")
     return outcome(None)
+
+
+def _with_argument(words: Sequence[str], name: str, value: str) -> list[str]:
+    """A command line with ``value`` for its argument ``name``; equal words that mean something else stay.
+
+    Raises:
+        UsageError: ``value`` cannot stand there.
+    """
+    options = vars(parser().parse_args(words))
+    for place, word in enumerate(words):
+        changed = [*words[:place], value, *words[place + 1 :]]
+        with contextlib.suppress(UsageError):
+            if word == options[name] and vars(parser().parse_args(changed)) == {**options, name: value}:
+                return changed
+    raise UsageError(f"{printable(value)}: cannot be sent as the {name} of a command line; rename it")
 
 
 def _open_manifest(options: argparse.Namespace) -> tuple[Manifest, list[RunSpec], Path]:

@@ -139,7 +139,11 @@ class Capacity:
         return shares
 
     def take(self, shares: Sequence[Share]) -> None:
-        """Book what a run holds; shares of nodes that are not there count for nothing."""
+        """Book what a run holds; shares of nodes that are not there count for nothing.
+
+        Raises:
+            KeyError: a share is of a GPU that its node does not have.
+        """
         self._add(shares, -1)
 
     def give_back(self, shares: Sequence[Share]) -> None:
@@ -163,7 +167,7 @@ class Capacity:
             if node is None:
                 continue
             node.cpus += sign * share.cpus
-            if share.device in node.gpus:
+            if share.device is not None:
                 node.gpus[share.device] += sign * share.gpus
 
     # -- reasons -------------------------------------------------------------------------------------------------

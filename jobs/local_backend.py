@@ -16,7 +16,7 @@ from jobs.backend import Backend, Ended
 from jobs.capacity import Capacity, Node, Share
 from jobs.code_snapshot import Code
 from jobs.memory_kills import MemoryKills
-from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables
+from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables, rendezvous_variables
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
 from seqlm.errors import BackendError, FileError
@@ -119,8 +119,7 @@ class LocalBackend(Backend):
         if "PYTHONPATH" in os.environ and "PYTHONPATH" in submission.env:
             env["PYTHONPATH"] = os.pathsep.join((submission.env["PYTHONPATH"], os.environ["PYTHONPATH"]))
         if submission.resources.ranks > 1:
-            meeting = RunDirectory(submission.run_dir).attempt_dir(submission.attempt) / "rendezvous"
-            env["SEQLM_RENDEZVOUS"] = meeting.absolute().as_uri()
+            env |= rendezvous_variables(RunDirectory(submission.run_dir), submission.attempt, "127.0.0.1")
             env.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         return env
 

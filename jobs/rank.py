@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from jobs.backend import Ended
 from jobs.spec import Submission
+from seqlm.rundir import RunDirectory
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed before they are ended."""
@@ -32,6 +33,15 @@ def rank_variables(submission: Submission, rank: int, device: str | None) -> dic
         "WORLD_SIZE": str(resources.ranks),
         "LOCAL_RANK": "0",
     }
+
+
+def rendezvous_variables(run: RunDirectory, attempt: int, first_host: str) -> dict[str, str]:
+    """The variables with which the ranks of an attempt find each other.
+
+    The first rank listens on a port of ``first_host`` and writes it into the file (``seqlm.training.distributed``).
+    """
+    meeting = run.attempt_dir(attempt) / "rendezvous"
+    return {"SEQLM_RENDEZVOUS": meeting.absolute().as_uri(), "SEQLM_RENDEZVOUS_HOST": first_host}
 
 
 def ended(codes: Sequence[int], lost: Mapping[int, str] | None = None, out_of_memory: Collection[int] = ()) -> Ended:

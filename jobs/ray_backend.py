@@ -5,7 +5,7 @@ nothing else. Groups of one rank also join for a run of several. A group that no
 back to the cluster.
 
     submit   idle groups, or a new one        -> the actors look around (Site)
-             every rank has its Site          -> rank 0's address and port are where they meet; the processes start
+             every rank has its Site          -> rank 0's address is where they meet; the processes start
     poll     every process has ended          -> Ended; the groups are idle
 """
 
@@ -35,7 +35,7 @@ from jobs.capacity import Capacity, Share
 from jobs.code_snapshot import Code
 from jobs.local_backend import require_precision
 from jobs.memory_kills import NodeKills
-from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables
+from jobs.rank import PEER_GRACE_SECONDS, ended, rank_variables, rendezvous_variables
 from jobs.ray_cluster import RayCluster, node_address
 from jobs.ray_rank import RankHost, Site
 from jobs.spec import Resources, RunSpec, Submission
@@ -64,7 +64,10 @@ class _Group:
     hosts: list[Any]
     resources: Resources
     shares: list[Share]
-    """What it holds: where it was expected at first, where Ray has placed it later."""
+    """What it holds: where it was expected at first, where Ray has placed it later.
+
+    GPUs are named as in the capacity.
+    """
     idle_since: float = 0.0
 
 
@@ -115,6 +118,8 @@ class RayBackend(Backend):
         self._refreshed_at = 0.0
         self._foreign: dict[str, tuple[float, float]] = {}
         self._foreign_before: dict[str, tuple[float, float]] | None = None
+        self._cards: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        """Node -> Ray's name of a GPU -> its name in the capacity, which counts the node's GPUs from 0."""
         self._jobs: dict[str, _Job] = {}
         self._idle: list[_Group] = []
         self._numbers = itertools.count(1)
@@ -351,7 +356,8 @@ class RayBackend(Backend):
         job.sites[rank] = site
         group, index = job.seat(rank)
         share = group.shares[index]
-        group.shares[index] = Share(node=site.node, cpus=share.cpus, device=site.device, gpus=share.gpus)
+        device = share.device if site.device is None else self._card(site.node, site.device)
+        group.shares[index] = Share(node=site.node, cpus=share.cpus, device=device, gpus=share.gpus)
         if job.pending or job.codes:
             return
         blind = [other for other in job.sites.values() if not other.sees_run]
@@ -362,6 +368,16 @@ class RayBackend(Backend):
                 "that all nodes of the cluster share"
             )
         self._start(job)
+
+    def _card(self, node: str, device: str) -> str:
+        """The GPU of the capacity to book for one that Ray names ``device``.
+
+        Ray names GPUs as the CUDA_VISIBLE_DEVICES of the node's raylet does: "2" and "3", or by UUID.
+        """
+        known = self._cards[node]
+        if device not in known and node in self.capacity().nodes:
+            known[device] = next(card for card in self.capacity().nodes[node].gpus if card not in known.values())
+        return known.get(device, device)
 
     def _start(self, job: _Job) -> None:
         submission = job.submission
@@ -375,7 +391,7 @@ class RayBackend(Backend):
             site = job.sites[rank]
             variables = {**rank_variables(submission, rank, site.device), "SEQLM_NODE": site.node}
             if len(job.hosts) > 1:
-                variables["SEQLM_RENDEZVOUS"] = f"tcp://{first.address}:{first.free_port}"
+                variables |= rendezvous_variables(run, submission.attempt, first.address)
                 if site.interface:
                     variables.setdefault("GLOO_SOCKET_IFNAME", site.interface)
             reference = host.run.remote(
@@ -404,7 +420,8 @@ class RayBackend(Backend):
         self._refresh()
         if self._total is not None and node not in self._total.nodes:
             return f"{who} lost its node {node_address(node)}"
-        return f"{who} lost its actor ({type(error).__name__}); Ray's logs tell more"
+        reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "Ray's logs tell more"
+        return f"{who} lost its actor ({type(error).__name__}): {reason}"
 
     # -- groups ------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
+from jobs import ray_watchdog
 from jobs.capacity import Capacity, Node
 from jobs.code_snapshot import Code
 from jobs.local_backend import this_machine
@@ -21,6 +24,8 @@ from seqlm.errors import BackendError
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Of an embedded Ray: near the least that Ray takes, since nothing large goes through it."""
+OLDEST_PRIVATE = (2, 54)
+"""The first version of Ray of which every server that takes orders asks for a token."""
 KNOCK_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
 CONNECT_TRIES = 3
@@ -36,7 +41,8 @@ for _name, _value in (
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402 -- reads the variables above as it is imported
-from ray._private.state import available_resources_per_node  # noqa: E402 -- for developers; there is no other way
+from ray._private import ray_constants  # noqa: E402 -- for developers; there is no other way
+from ray._private.state import available_resources_per_node  # noqa: E402
 
 
 @final
@@ -46,6 +52,7 @@ class RayCluster:
     def __init__(self, address: str | None) -> None:
         self._address = address
         self._watchdog: subprocess.Popen[bytes] | None = None
+        self._private = contextlib.ExitStack()
         self.is_open = False
 
     @property
@@ -75,6 +82,7 @@ class RayCluster:
         if self._watchdog is not None:
             self._watchdog.communicate()
             self._watchdog = None
+        self._private.close()
 
     def capacity(self) -> Capacity:
         """All that the nodes that are alive have. Joins a cluster for a moment where the connection is not open.
@@ -108,10 +116,13 @@ class RayCluster:
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
+        folder = None
         if self.is_embedded:
             here = this_machine()
+            folder = self._private.enter_context(_private())
             options.update(
                 address="local",
+                _temp_dir=str(folder / "ray"),
                 num_cpus=int(here.cpus),
                 num_gpus=int(here.gpus),
                 include_dashboard=False,
@@ -123,13 +134,14 @@ class RayCluster:
             _knock(self._address)
             _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
+            self._private.close()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             what = "cannot start Ray on this machine" if self.is_embedded else f"no Ray cluster at {self._address}"
             hint = "--backend local does without" if self.is_embedded else "`ray status` shows whether it is up"
             raise BackendError(f"{what}: {reason}; {hint}") from None
         self.is_open = True
-        if self.is_embedded:
-            self._watchdog = _watch()
+        if folder is not None:
+            self._watchdog = _watch(folder)
 
 
 def _init(options: dict[str, Any]) -> None:
@@ -152,12 +164,53 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
-def _watch() -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def _private() -> Iterator[Path]:
+    """Keep other users of this machine out of a Ray that is started in the block; yields a folder for its files.
+
+    Ray makes its folders writable for everybody, so their parent is one that only this user can enter. Its servers
+    listen on loopback alone and ask for a token, which is in the environment of this user's processes and in no file.
+
+    Raises:
+        BackendError: this Ray has servers that ask for no token.
+    """
+    if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_PRIVATE:
+        oldest = ".".join(map(str, OLDEST_PRIVATE))
+        raise BackendError(
+            f"Ray {ray.__version__} lets other users of this machine in; install ray>={oldest}, or use --backend local"
+        )
+    before = {name: os.environ.pop(name, None) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")}
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    _read_environment_again()
+    is_cluster = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does on macOS and Windows: every address is 127.0.0.1
+    folder = Path(tempfile.mkdtemp(prefix="seqlm-ray-", dir=os.environ.get("RAY_TMPDIR")))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _read_environment_again()
+
+
+def _read_environment_again() -> None:
+    """Ray reads its variables as it is imported, which is before it is known whether a launch joins a cluster."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined] # compiled; from Ray 2.52 on
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _watch(folder: Path) -> subprocess.Popen[bytes]:
     """A process that ends the embedded Ray's processes after this one, should this one be killed."""
     import psutil  # comes with Ray
 
-    pids = [str(child.pid) for child in psutil.Process().children(recursive=True)]
-    argv = [sys.executable, "-S", str(Path(__file__).with_name("ray_watchdog.py")), *pids]
+    named = filter(None, (ray_watchdog.identity(child.pid) for child in psutil.Process().children(recursive=True)))
+    argv = [sys.executable, "-S", ray_watchdog.__file__, str(folder), *named]
     # In a session of its own: what ends the launcher's process group must not end it.
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
 

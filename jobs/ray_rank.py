@@ -37,8 +37,6 @@ class Site:
     """Network interface with that address."""
     device: str | None
     """The GPU that Ray gave to this rank, as for CUDA_VISIBLE_DEVICES."""
-    free_port: int
-    """A port that was free a moment ago, for the ranks to meet at."""
     sees_run: bool
     """Whether the run's folder is there."""
 
@@ -70,15 +68,11 @@ class RankHost:
         context = ray.get_runtime_context()
         devices = context.get_accelerator_ids().get("GPU", [])
         address = ray.util.get_node_ip_address()
-        with socket.socket() as listener:
-            listener.bind((address, 0))
-            port = listener.getsockname()[1]
         return Site(
             node=context.get_node_id(),
             address=address,
             interface=interface_of(address),
             device=devices[0] if devices else None,
-            free_port=port,
             sees_run=Path(run_dir).is_dir(),
         )
 

@@ -1,28 +1,51 @@
-"""Ends what a killed launcher's embedded Ray leaves behind: ``python ray_watchdog.py PID ...``, with a pipe as stdin.
+"""End what a killed launcher leaves of its embedded Ray: ``python ray_watchdog.py FOLDER IDENTITY ...``.
 
-The pipe's other end is the launcher's. When that is gone, Ray's servers end by themselves, but its agents wait for
-them, for ever. Standard library alone; started as a file, so that it takes next to no memory while it waits.
+Its stdin is a pipe whose other end is the launcher's. When that is gone, Ray's servers end by themselves, but its
+agents wait for them, for ever. Standard library alone; started as a file, so that it takes next to no memory while it
+waits.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+
+REMOVALS = 100
+"""How often the removal of the folder is tried."""
 
 
-def is_rays(pid: str) -> bool:
-    """Whether a process is one of Ray's, and not another that got its number since."""
-    answer = subprocess.run(["ps", "-o", "command=", "-p", pid], capture_output=True, text=True, check=False)
-    return "ray" in answer.stdout
+def identity(pid: int) -> str | None:
+    """Return ``PID:START``, which names one process even after its number is used again; ``None``: no such process."""
+    if Path("/proc/self/stat").exists():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        except OSError:
+            return None
+        # The command's name is in parentheses and may hold anything; the start, in clock ticks, is field 22.
+        return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    started = answer.stdout.strip()
+    return f"{pid}:{started}" if started else None
 
 
 def main() -> None:
-    """Wait for the end of the launcher, then end the processes."""
+    """Wait for the end of the launcher, then end the processes and remove their folder."""
     sys.stdin.read()
-    for pid in filter(is_rays, sys.argv[1:]):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+    folder, *names = sys.argv[1:]
+    for name in names:
+        pid = int(name.partition(":")[0])
+        if identity(pid) == name:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    for _ in range(REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not Path(folder).exists():
+            return
+        time.sleep(0.1)  # processes that those have started still write their last lines
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from jobs.memory_kills import MemoryKills
 from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
 from jobs.policy import Policy
 from jobs.process import interface_of, start_rank
-from jobs.rank import PEER_GRACE_SECONDS, describe_exit, rank_variables
+from jobs.rank import PEER_GRACE_SECONDS, describe_exit, rank_variables, rendezvous_variables
 from jobs.retry import (
     RETRIED,
     decide,
@@ -59,8 +59,6 @@ LIMIT_SLACK_SECONDS = 75.0
 GRACE_SECONDS = 1.0
 """How much later than a worker its task may hear of the signal that both get."""
 REQUEUE_TRIES = 5
-FIRST_PORT, PORTS = 20_000, 20_000
-"""Ranks of a run meet at a port that follows from the job's number: jobs of one node have different ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +283,7 @@ class Task:
             device = place.devices[place.local_rank % len(place.devices)]
         variables = {**rank_variables(submission, place.rank, device), "SEQLM_NODE": place.host}
         if plan.resources.ranks > 1:
-            port = FIRST_PORT + (place.number * 7 + place.restarts) % PORTS
-            variables["SEQLM_RENDEZVOUS"] = f"tcp://{place.first_host}:{port}"
+            variables |= rendezvous_variables(worker.run, worker.attempt, place.first_host)
             with contextlib.suppress(OSError):
                 interface = interface_of(socket.gethostbyname(place.host))
                 if interface:

@@ -29,8 +29,8 @@ if "SEQLM_DATA" in os.environ:  # the tests of the real Penn Treebank read it, a
     os.environ["SEQLM_TEST_DATA"] = os.environ["SEQLM_DATA"]
 os.environ["SEQLM_BACKEND"] = "local"  # Ray listens on the machine's own address: its tests have a network of their own
 os.environ.pop("RAY_ADDRESS", None)
-for variable in ("SEQLM_DATA", "SEQLM_RUNS", "SEQLM_DEVICE", "SEQLM_ATTEMPT", "SEQLM_RENDEZVOUS"):
-    os.environ.pop(variable, None)
+for variable in ("DATA", "RUNS", "DEVICE", "ATTEMPT", "RENDEZVOUS", "RENDEZVOUS_HOST"):
+    os.environ.pop(f"SEQLM_{variable}", None)
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of what a shell runs in the background; commands inherit it

@@ -96,9 +96,10 @@ class RayLab:
 
     def processes(self) -> list[str]:
         """Command lines of what lives in the lab's network, but for the lab itself; "" while a process is ending."""
-        return list(self._processes().values())
+        return list(self.pids().values())
 
-    def _processes(self) -> dict[int, str]:
+    def pids(self) -> dict[int, str]:
+        """The same by process number."""
         found: dict[int, str] = {}
         try:
             inside = Path(f"/proc/{self._network.pid}/ns/net").readlink()
@@ -120,7 +121,7 @@ class RayLab:
 
     def _kill(self) -> dict[int, str]:
         """Kill all that lives in the lab, and return it: what it starts meanwhile is killed at the next call."""
-        alive = self._processes()
+        alive = self.pids()
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -5,21 +5,35 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import json
 import os
+import secrets
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.request import url2pathname
 
 import torch
 import torch.distributed as dist
+from torch.distributed import (  # type: ignore[attr-defined] # public, missing from its list of names
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, FileError
 from seqlm.machine import cpu_model
 from seqlm.variables import positive_number
 
 COLLECTIVE_MINUTES = 10.0
 """How long a rank waits for the others, by default, before it gives up."""
+POLL_SECONDS = 0.1
+"""How often a rank looks for the file of the first one."""
+CONNECT_LIMIT = datetime.timedelta(seconds=5)
+"""How long a rank tries one port before it reads the file again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +72,36 @@ class Rank:
         """Whether any rank wishes so; the same answer on every rank."""
         return bool(self.highest(int(wish))) if self.world_size > 1 else wish
 
-    def gather(self, value: Any) -> list[Any]:
-        """What each rank gives, in their order: tensors on the CPU and plain data."""
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """What each rank gives, in their order, on the CPU.
+
+        Ranks give tensors of one dtype and number of dimensions; sizes may differ.
+        """
         if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)  # gather_object is not there with NCCL
-        return values
+            return [tensor.cpu().clone()]
+        shapes = self._of_all(torch.tensor(tensor.shape, device=self.device))
+        flat = tensor.new_zeros(max(int(shape.prod()) for shape in shapes), device=self.device)
+        flat[: tensor.numel()] = tensor.flatten()
+        parts = zip(self._of_all(flat), shapes, strict=True)
+        return [part[: int(shape.prod())].reshape(shape.tolist()).cpu() for part, shape in parts]
+
+    def _of_all(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all ranks, which have the same shape."""
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor)
+        return parts
 
     def from_first(self, value: Any) -> Any:
-        """What the first rank gives, plain data, on every rank."""
+        """What the first rank gives, on every rank, as it comes out of JSON."""
         if self.world_size == 1:
             return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, device=self.device)
-        return values[0]
+        data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        size = torch.tensor(data.shape, device=self.device)
+        dist.broadcast(size, src=0)
+        if not self.is_first:
+            data = data.new_empty(int(size))
+        dist.broadcast(data, src=0)
+        return json.loads(bytes(data.tolist()))
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
@@ -102,17 +131,61 @@ def rank_from_environment(env: Mapping[str, str]) -> Rank:
     return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
 
 
-def _meeting_point(ranks: int) -> dict[str, Any]:
-    """What ``init_process_group`` is told of where the ranks meet.
+def _meeting_file() -> Path | None:
+    """The file of ``SEQLM_RENDEZVOUS``; ``None``: it is no address of a file."""
+    address = os.environ.get("SEQLM_RENDEZVOUS", "")
+    return Path(url2pathname(address.removeprefix("file://"))) if address.startswith("file://") else None
 
-    A file is opened here: PyTorch takes the escapes of its address for letters of its name, and would look for a folder
-    ``a%20b`` where one is called ``a b``.
+
+def _meeting_point(rank: Rank, limit: datetime.timedelta) -> dict[str, Any]:
+    """Return the arguments for ``init_process_group`` that say where the ranks meet."""
+    path = _meeting_file()
+    if path is None:
+        return {"init_method": os.environ.get("SEQLM_RENDEZVOUS", "env://")}
+    host = os.environ.get("SEQLM_RENDEZVOUS_HOST", "127.0.0.1")
+    return {"store": _offer_port(path, host, limit) if rank.is_first else _find_port(path, host, limit)}
+
+
+def _offer_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
+    """Listen on a port that the system chooses, and write it into a file that only this user can read.
+
+    Keys of the store begin with a secret, so that a process that has not read the file cannot take a rank's place.
     """
-    address = os.environ.get("SEQLM_RENDEZVOUS", "env://")
-    if not address.startswith("file://"):
-        return {"init_method": address}
-    path = url2pathname(address.removeprefix("file://"))
-    return {"store": dist.FileStore(path, ranks)}  # type: ignore[attr-defined] # public, missing from its list of names
+    secret = secrets.token_hex(16)
+    options: dict[str, Any] = {"is_master": True, "timeout": limit, "wait_for_workers": False}
+    if host.startswith("127."):
+        listener = socket.create_server((host, 0))
+        port = listener.getsockname()[1]
+        store = TCPStore(host, port, master_listen_fd=listener.detach(), **options)
+    else:  # on all addresses: the host's name may mean another one here than elsewhere
+        store = TCPStore(host, 0, **options)
+    try:
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump({"port": store.port, "secret": secret}, file)
+    except OSError as error:
+        raise FileError.from_os_error("write", path, error) from None
+    return PrefixStore(secret, store)
+
+
+def _find_port(path: Path, host: str, limit: datetime.timedelta) -> Store:
+    """Connect to the port that the first rank offers, once its file is there."""
+    deadline = time.monotonic() + limit.total_seconds()
+    while True:
+        try:
+            offer = json.loads(path.read_text())
+            once = min(limit, CONNECT_LIMIT)
+            store = TCPStore(host, offer["port"], is_master=False, timeout=once, wait_for_workers=False)
+        except (OSError, ValueError, dist.DistError) as error:
+            # Not there yet, not written to its end, or of a first rank that has ended.
+            if time.monotonic() > deadline:
+                problem = str(error).partition("\n")[0]
+                minutes = limit.total_seconds() / 60
+                raise dist.DistError(f"found no first rank at {path} within {minutes:g} min: {problem}") from None
+            time.sleep(POLL_SECONDS)
+            continue
+        store.set_timeout(limit)
+        return PrefixStore(offer["secret"], store)
 
 
 def _keep_for_ever(group: Any) -> None:
@@ -129,12 +202,15 @@ def _keep_for_ever(group: Any) -> None:
 def process_group(rank: Rank) -> Iterator[None]:
     """Join the other ranks of the run while the block runs; nothing to join for a run of one process.
 
-    Gloo on CPU, NCCL on GPU. The meeting point is ``SEQLM_RENDEZVOUS`` (``file:///...`` or ``tcp://...``), else
-    ``MASTER_ADDR`` and ``MASTER_PORT``. Who waits for another rank longer than ``SEQLM_COLLECTIVE_MINUTES`` gives up:
-    with an error of PyTorch that is a failure of kind ``node``, or, where NCCL waits, with the end of the process.
+    Gloo on CPU, NCCL on GPU. The ranks meet at a port of ``SEQLM_RENDEZVOUS_HOST``, the first rank's host (default:
+    127.0.0.1), which the first rank writes into the file ``SEQLM_RENDEZVOUS`` (``file:///...``). Without a file, they
+    meet at ``MASTER_ADDR`` and ``MASTER_PORT``. A rank that waits for another one longer than
+    ``SEQLM_COLLECTIVE_MINUTES`` gives up: with an error of PyTorch that is a failure of kind ``node``, or, where NCCL
+    waits, with the end of the process.
 
     Raises:
         UsageError: ``SEQLM_COLLECTIVE_MINUTES`` is not a number above 0.
+        FileError: the file cannot be written.
     """
     if rank.world_size == 1:
         yield
@@ -142,15 +218,19 @@ def process_group(rank: Rank) -> Iterator[None]:
     minutes = positive_number(os.environ, "SEQLM_COLLECTIVE_MINUTES", COLLECTIVE_MINUTES, "minutes")
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
+    limit = datetime.timedelta(minutes=minutes)
     dist.init_process_group(
         backend="nccl" if rank.device.type == "cuda" else "gloo",
-        **_meeting_point(rank.world_size),
+        **_meeting_point(rank, limit),
         rank=rank.index,
         world_size=rank.world_size,
-        timeout=datetime.timedelta(minutes=minutes),
+        timeout=limit,
     )
     _keep_for_ever(dist.group.WORLD)
     try:
         yield
     finally:
+        if rank.is_first and (path := _meeting_file()):
+            with contextlib.suppress(OSError):  # the secret has served its purpose
+                path.unlink()
         dist.destroy_process_group()

@@ -339,9 +339,7 @@ class Trainer:
 
     def _position(self) -> Position:
         """Where the training stands, between two steps; every rank gives its part."""
-        parts: list[tuple[Tensor, Tensor]] = []
-        if self._step:
-            parts = self.rank.gather((self._state.cpu().clone(), _generator_state(self.rank.device)))
+        within = self._step > 0
         return replace(
             self._circumstances(),
             epoch=self._epoch,
@@ -349,8 +347,8 @@ class Trainer:
             loss_nats=self._total.loss_nats,
             tokens=self._total.tokens,
             seconds=self._seconds,
-            states=[state for state, _ in parts],
-            generators=[generator for _, generator in parts],
+            states=self.rank.gather(self._state) if within else [],
+            generators=self.rank.gather(_generator_state(self.rank.device)) if within else [],
         )
 
     def _circumstances(self) -> Position:

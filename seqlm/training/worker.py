@@ -4,7 +4,8 @@ The same command line on every backend and for every attempt: it goes on where t
 differs between ranks and machines comes from the environment:
 
     RANK, WORLD_SIZE, LOCAL_RANK    which rank this is (default: the only one)
-    SEQLM_RENDEZVOUS                where the ranks meet, else MASTER_ADDR and MASTER_PORT
+    SEQLM_RENDEZVOUS                file:///... names the port where ranks meet; else MASTER_ADDR and MASTER_PORT
+    SEQLM_RENDEZVOUS_HOST           the first rank's host, which has that port (default: 127.0.0.1)
     SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
     SEQLM_DATA                      folder or zip of the corpus
     SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record

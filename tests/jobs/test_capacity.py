@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.capacity import Capacity, Node
+from jobs.capacity import Capacity, Node, Share
 from jobs.spec import Resources
 from seqlm.errors import BackendError
 
@@ -64,6 +64,11 @@ def test_what_is_given_back_is_free_again() -> None:
     assert (capacity.cpus, capacity.gpus) == (1, 0)
     capacity.give_back(shares)
     assert (capacity.cpus, capacity.gpus) == (4, 1)
+
+
+def test_a_gpu_that_its_node_does_not_have_is_not_booked_in_silence() -> None:
+    with pytest.raises(KeyError, match="7"):
+        cluster((4, 1)).take([Share(node="n0", cpus=1, device="7", gpus=1)])
 
 
 def test_trying_something_on_a_copy_changes_nothing() -> None:

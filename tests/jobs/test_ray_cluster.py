@@ -368,8 +368,48 @@ def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_
     launcher.kill()
     commands.finish(launcher)
     wait_for(lab.processes, "all processes of the lab to end", until=lambda alive: not alive)
+    assert not list(lab.folder.glob("seqlm-ray-*")), "the files of its Ray"
     # A process lets go of its locks a moment after it has left its network.
     wait_for(study.states, "the run to be released", until=lambda states: states == ["pending"])
+
+
+ON_TWO_CARDS = """
+from pathlib import Path
+from jobs.code_snapshot import live_code
+from jobs.ray_backend import RayBackend
+from jobs.spec import Resources, Submission
+from seqlm.rundir import RunDirectory
+
+backend = RayBackend()
+print(backend.capacity().gpus)
+backend.open(live_code())
+resources = Resources(cpus=1, gpus=1)
+program = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(600)"
+logs = []
+for number in range(2):
+    run = Path(f"run{number}").absolute()
+    run.mkdir()
+    backend.submit(
+        Submission(run_dir=run, attempt=1, argv=("python", "-c", program), env={}, cwd=run, resources=resources)
+    )
+    logs.append(RunDirectory(run).stdout_log(1))
+while not all(log.exists() and log.read_text() for log in logs):
+    backend.wait(0.2)
+print(*sorted(log.read_text().strip() for log in logs))
+print(backend.free().gpus)
+backend.close()
+"""
+
+
+def test_the_gpus_that_the_caller_has_chosen_are_booked_as_ray_names_them(lab: RayLab, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nfor card in 0 1 2 3; do echo $card, fake; done\n")
+    program.chmod(0o755)
+    (tmp_path / "driver.py").write_text(ON_TWO_CARDS)
+    variables = [f"PYTHONPATH={ROOT}", f"PATH={program.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES=2,3"]
+    answer = lab.run(["env", *variables, sys.executable, "driver.py"], cwd=tmp_path)
+    assert answer.stdout.splitlines() == ["2.0", "2 3", "0.0"], answer.stderr
 
 
 # -- a driver on the cluster -----------------------------------------------------------------------------------------

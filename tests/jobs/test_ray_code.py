@@ -1,8 +1,10 @@
-"""What of this machine travels to the nodes of a Ray cluster. No Ray is started."""
+"""What of this machine travels to the nodes of a Ray cluster, and what is refused before. No Ray is started."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,32 @@ def test_an_address_where_nothing_listens_is_told_at_once() -> None:
         BackendError, match=r"^no Ray cluster at 127\.0\.0\.1:9: .*; `ray status` shows whether it is up$"
     ):
         ray_cluster.RayCluster("127.0.0.1:9").capacity()
+
+
+def test_a_ray_that_lets_other_users_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.__version__", "2.53.0")
+    with pytest.raises(
+        BackendError, match=r"^Ray 2\.53\.0 lets other users .*; install ray>=2\.54, or use --backend local$"
+    ):
+        ray_cluster.RayCluster(None).open(code(tmp_path))
+
+
+def test_the_environment_is_as_before_when_ray_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/of/the/user")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    seen = []
+
+    def init(**options: Any) -> None:
+        seen.append(
+            (os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"]), "RAY_AUTH_TOKEN_PATH" in os.environ)
+        )
+        seen.append(Path(options["_temp_dir"]).parent.stat().st_mode & 0o777)
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(BackendError, match="cannot start Ray on this machine: no"):
+        ray_cluster.RayCluster(None).open(code(tmp_path))
+    assert seen == [("token", 64, False), 0o700]
+    assert (os.environ.get("RAY_AUTH_TOKEN"), os.environ["RAY_AUTH_TOKEN_PATH"]) == (None, "/of/the/user")
+    assert not list(tmp_path.glob("seqlm-ray-*"))

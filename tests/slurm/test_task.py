@@ -27,7 +27,8 @@ pytestmark = pytest.mark.process
 
 TELL = """
 import json, os, sys
-names = "RANK WORLD_SIZE SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_RENDEZVOUS SEQLM_ATTEMPT SEQLM_NODE".split()
+names = "RANK WORLD_SIZE SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_ATTEMPT SEQLM_NODE".split()
+names += ["SEQLM_RENDEZVOUS", "SEQLM_RENDEZVOUS_HOST"]
 json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "told"), "w"))
 open(os.path.join(sys.argv[1], "result.json"), "w").write("{}")
 """
@@ -114,7 +115,8 @@ def test_the_worker_learns_its_place_and_its_attempt(tmp_path: Path) -> None:
     assert (told["RANK"], told["WORLD_SIZE"]) == ("1", "2")
     assert (told["SEQLM_DEVICE"], told["CUDA_VISIBLE_DEVICES"]) == ("cuda", "6"), "of the job's GPUs its own"
     assert told["SEQLM_ATTEMPT"] == "5", "the third, restarted twice"
-    assert told["SEQLM_RENDEZVOUS"].startswith("tcp://n0:")
+    assert told["SEQLM_RENDEZVOUS"] == (run.attempt_dir(5) / "rendezvous").as_uri()
+    assert told["SEQLM_RENDEZVOUS_HOST"] == "n0", "at a port that the system chooses there"
     assert told["SEQLM_NODE"] == "n1"
 
 
@@ -123,15 +125,6 @@ def test_a_module_path_of_the_manifest_reaches_the_worker_behind_the_code(tmp_pa
     program = "import os, sys; open(sys.argv[1] + '/path', 'w').write(os.environ['PYTHONPATH'])"
     work(plan(run, program=program, env=({"PYTHONPATH": "/of/the/user"},)))
     assert (run.path / "path").read_text().split(":")[:2] == [str(Path.cwd()), "/of/the/user"]
-
-
-def test_ranks_of_a_job_meet_at_one_port_and_other_jobs_at_others(tmp_path: Path) -> None:
-    meetings = []
-    for number, rank in (("78", "0"), ("78", "1"), ("79", "0")):
-        run = make(tmp_path, f"run{number}{rank}")
-        work(plan(run, resources=Resources(ranks=2, cpus=1, gpus=0)), place(SLURM_JOB_ID=number, SLURM_PROCID=rank))
-        meetings.append(json.loads((run.path / "told").read_text())["SEQLM_RENDEZVOUS"])
-    assert meetings[0] == meetings[1] != meetings[2]
 
 
 def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:

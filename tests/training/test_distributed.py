@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +152,79 @@ def train(rank):
 train(Rank(index=int(sys.argv[1]), world_size=2))
 print("ended")
 """
+
+
+JOINS = """
+import sys
+import torch
+from seqlm.training.distributed import Rank, process_group
+
+rank = Rank(index=int(sys.argv[1]), world_size=2)
+with process_group(rank):
+    print(rank.sum(torch.ones(3)).tolist())
+    print([part.tolist() for part in rank.gather(torch.full((2, 1 + rank.index), -0.5 * rank.index))])
+    print(rank.from_first(["é", {"loss": 0.1}, None] if rank.is_first else "not this"))
+"""
+JOINED = "[2.0, 2.0, 2.0]\n[[[-0.0], [-0.0]], [[-0.5, -0.5], [-0.5, -0.5]]]\n['é', {'loss': 0.1}, None]\n"
+INTRUDES = """
+import datetime, sys
+import torch.distributed as dist
+
+limit = datetime.timedelta(seconds=3)
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=limit, wait_for_workers=False)
+try:
+    dist.init_process_group("gloo", store=store, rank=1, world_size=2, timeout=limit)
+    print("joined")
+except dist.DistError as error:
+    print("kept out")
+"""
+
+
+@pytest.mark.process
+def test_ranks_meet_at_a_port_of_the_systems_choice_and_nobody_else_takes_a_place(tmp_path: Path) -> None:
+    meeting = tmp_path / "a folder" / "rendezvous"
+    meeting.parent.mkdir()
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    env.update(SEQLM_RENDEZVOUS=meeting.as_uri(), SEQLM_RENDEZVOUS_HOST="127.0.0.1")
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        return commands.start([sys.executable, "-c", JOINS, str(rank)], cwd=ROOT, env=env)
+
+    first = start(0)
+    offer = json.loads(wait_for(lambda: meeting.exists() and meeting.read_text(), "the first rank's offer"))
+    assert meeting.stat().st_mode & 0o777 == 0o600
+    listening = commands.run(["ss", "--listening", "--tcp", "--numeric", "--no-header"]).stdout.splitlines()
+    assert [line.split()[3] for line in listening if line.split()[3].endswith(f":{offer['port']}")] == [
+        f"127.0.0.1:{offer['port']}"
+    ]
+    stranger = commands.run([sys.executable, "-c", INTRUDES, str(offer["port"])], cwd=ROOT, env=env)
+    assert stranger.stdout == "kept out\n", stranger.stderr
+    second = start(1)
+    assert [commands.finish(rank)[0] for rank in (first, second)] == [JOINED] * 2
+    assert not meeting.exists(), "the secret is needed no more"
+
+
+@pytest.mark.process
+def test_a_rank_that_finds_no_first_one_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLM_COLLECTIVE_MINUTES", "0.005")
+    monkeypatch.setenv("SEQLM_RENDEZVOUS", (tmp_path / "meeting").as_uri())
+    monkeypatch.setenv("SEQLM_RENDEZVOUS_HOST", "127.0.0.1")
+    with (
+        pytest.raises(RuntimeError, match="found no first rank at") as caught,
+        process_group(Rank(index=1, world_size=2)),
+    ):
+        pass
+    assert failure_kind(caught.value) == "node"
+
+
+@pytest.mark.process
+def test_an_offer_of_a_first_rank_that_has_ended_is_not_the_last_word(tmp_path: Path) -> None:
+    meeting = tmp_path / "rendezvous"
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        meeting.write_text(json.dumps({"port": gone.getsockname()[1], "secret": "old"}))
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": meeting.as_uri()}
+    ranks = [commands.start([sys.executable, "-c", JOINS, str(rank)], cwd=ROOT, env=env) for rank in (1, 0)]
+    assert [commands.finish(rank)[0] for rank in ranks] == [JOINED] * 2
 
 
 @pytest.mark.process

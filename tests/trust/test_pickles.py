@@ -1,4 +1,4 @@
-"""A checkpoint that is a program in disguise runs nothing, wherever it is read."""
+"""A checkpoint or a message that is a program in disguise runs nothing, wherever it is read."""
 
 from __future__ import annotations
 
@@ -83,4 +83,36 @@ def test_what_looks_into_a_trained_model_does_not_run_it(tmp_path: Path, plant: 
     (row,) = [line for line in done.stdout.splitlines() if "failed" in line]
     assert "best.pt" in row
     assert study("report", "small", "--no-behaviour").returncode == 0
+    assert not marker.exists()
+
+
+RANK = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from seqlm.training.distributed import Rank, process_group
+from tests.trust.test_pickles import Program
+
+rank = Rank(index=int(sys.argv[1]), world_size=2)
+with process_group(rank):
+    if rank.index != int(sys.argv[2]):
+        print("asks", flush=True)
+        rank.gather(torch.zeros(3)) if sys.argv[3] == "gather" else rank.from_first(None)
+    elif sys.argv[3] == "gather":
+        dist.all_gather_object([None, None], Program(Path(sys.argv[4])))
+    else:
+        dist.broadcast_object_list([Program(Path(sys.argv[4]))], src=0)
+"""
+
+
+@pytest.mark.parametrize(("evil", "what"), [("1", "gather"), ("0", "from_first")])
+def test_a_rank_that_sends_a_program_to_the_others_starts_none(tmp_path: Path, evil: str, what: str) -> None:
+    marker = tmp_path / "marker"
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "SEQLM_RENDEZVOUS": (tmp_path / "meeting").as_uri()}
+    env["SEQLM_COLLECTIVE_MINUTES"] = "0.2"
+    argv = [sys.executable, "-c", RANK]
+    ranks = [commands.start([*argv, str(rank), evil, what, marker], cwd=ROOT, env=env) for rank in range(2)]
+    said = [commands.finish(rank)[0] for rank in ranks]
+    assert said[1 - int(evil)] == "asks\n"
     assert not marker.exists()

@@ -13,7 +13,6 @@ import pytest
 
 import launch
 from jobs.secrets import looks_secret
-from seqlm.rundir import RunDirectory
 from seqlm.training.failure import describe_failure, failure_text
 from slurm.environment import job_environment
 from slurm.testcluster import ClusterOptions, LoopbackCluster
@@ -29,8 +28,8 @@ LONG = 4000
 """Epochs of a run that is cancelled before its end."""
 
 
-def study_on(folder: Path, backend: str, table: str = 'env_pass = ["HF_TOKEN"]', *, epochs: int = LONG) -> Study:
-    study = Study(folder, epochs=epochs)
+def study_on(folder: Path, backend: str, table: str = 'env_pass = ["HF_TOKEN"]') -> Study:
+    study = Study(folder, epochs=LONG)
     manifest = folder / "small.toml"
     manifest.write_text(
         f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n\n[backend.{backend}]\n{table}\n"
@@ -278,12 +277,13 @@ def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(tmp_path: Path) 
     lab = RayLab()
     try:
         lab.env |= SHELL
-        study = study_on(tmp_path, "ray", epochs=2)
-        done = lab.run([sys.executable, str(ROOT / "launch.py"), "run", "small.toml", "--json"], cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert all(RunDirectory(run.path).result_file.exists() for run in study.runs())
-        assert told_in([done.stdout, done.stderr]) == []
-        assert files_with(lab.folder) == []
+        study = study_on(tmp_path, "ray")
+        argv = [sys.executable, str(ROOT / "launch.py")]
+        launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
+        worker_of(study)
+        assert files_with(lab.folder) == []  # while its Ray is there: its files go with it
+        assert lab.run([*argv, "cancel", "small", "--only", "lr>0"], cwd=tmp_path).returncode == 0
+        assert told_in(commands.finish(launcher)) == []
         assert files_with(tmp_path) == []
     finally:
         lab.close()

@@ -34,6 +34,13 @@ RUNS_CODE = {
     "cloudpickle": ("load", "loads"),
     "joblib": ("load",),
     "pd": ("read_pickle",),
+    "dist": (  # unpickle what other ranks send
+        "all_gather_object",
+        "broadcast_object_list",
+        "gather_object",
+        "recv_object_list",
+        "scatter_object_list",
+    ),
     "subprocess": ("getoutput", "getstatusoutput"),
     "yaml": ("unsafe_load", "full_load", "unsafe_load_all", "full_load_all", "load_all"),
 }
@@ -120,6 +127,7 @@ def test_only_the_modules_named_here_write_for_a_shell() -> None:
         "import torch; torch.load(path)",
         "import torch; torch.load(path, weights_only=False)",
         "import pickle; pickle.loads(x)",
+        "import torch.distributed as dist; dist.all_gather_object(values, value)",
         "import yaml; yaml.load(text, yaml.Loader)",
         "eval(x)",
     ],
