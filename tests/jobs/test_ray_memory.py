@@ -37,7 +37,7 @@ def end(monkeypatch: pytest.MonkeyPatch, backend: RayBackend, *answers: Any) -> 
     group = _Group(group=nothing, hosts=[nothing] * len(answers), resources=Resources(cpus=1), shares=shares)
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=Resources())
     sites = {
-        rank: Site(node=f"n{rank}", address="", interface=None, device=None, free_port=1, sees_run=True)
+        rank: Site(node=f"n{rank}", address="", interface=None, device=None, sees_run=True)
         for rank in range(len(answers))
     }
     job = _Job(submission=submission, groups=[group], pending={}, since=0.0, sites=sites)
