@@ -25,13 +25,13 @@ import math
 import os
 import re
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
+from seqlm.atomic import file_beside, flush
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, RunBusyError
 from seqlm.lease import Terms, live_elsewhere
@@ -447,8 +447,7 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
     with _beside(path) as temporary:
         yield temporary
         if sync:
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
+            flush(temporary)
         guard()
         try:
             temporary.replace(path)
@@ -456,36 +455,19 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
             guard()  # a new owner sweeps the temporary files of the one before: then this is how that one learns of it
             raise
         if sync:
-            _sync_directory(path.parent)
+            flush(path.parent)
 
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A new file in the folder of ``path``, removed at the end if it is still there; system errors in one line."""
-    temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        yield temporary
+        with file_beside(path) as temporary:
+            yield temporary
     except FileExistsError:
         raise
     except OSError as error:
         raise FileError.from_os_error("write", path, error) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_text(path: Path, text: str, *, sync: bool = True, guard: Guard = unguarded) -> None:
