@@ -7,11 +7,15 @@ folder decide, as they do for what other programs make. A mode that is set after
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a file system refuses to flush a folder."""
 
 
 @contextlib.contextmanager
@@ -48,12 +52,17 @@ def folder_beside(path: Path) -> Iterator[Path]:
 def flush(path: Path) -> None:
     """Wait until the content of a file, or the names in a folder, are on disk.
 
+    A folder that the file system cannot flush is left as it is: a crash of the machine may undo what came last.
+
     Raises:
         OSError: the disk has failed.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_FLUSH or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
