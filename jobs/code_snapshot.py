@@ -66,7 +66,7 @@ def keep_code(
 ) -> Code:
     """Copy the code into ``<study>/code/<commit>`` unless the same code is already there.
 
-    Of a git checkout: what git tracks, as it now stands in the working tree, and no other file, which might be a
+    Of a git checkout: what git tracks, with its uncommitted changes, and no other file, which might be a
     secret. Outside a checkout: the packages of ours, and the command line. A changed tree gets a folder of its own,
     named after the commit and a digest of the content. What is itself such a copy (on a cluster, say) keeps its name.
 

@@ -144,7 +144,7 @@ def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> N
         if isinstance(files, list) and all(isinstance(file, str) and file for file in files):
             schema.untracked = tuple(files)
         else:
-            problems.add(path.name, f"study.untracked: found {show(files)}, valid is a list of files")
+            problems.add(path.name, f"study.untracked: expected a list of files, got {show(files)}")
 
 
 def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> None:

@@ -305,7 +305,7 @@ class StaleFiles(_BadFiles):
 
 @final
 class QuotaAtClose(_BadFiles):
-    """Closing a file that was written fails with EDQUOT, and half of it is lost: how NFS tells of a quota."""
+    """Closing a file that was written fails with EDQUOT, and half of it is lost: how NFS reports a quota."""
 
     lasts_seconds = 4.0
 

@@ -522,7 +522,7 @@ WRONG = {
     ),
     "untracked that is a text": (
         GOOD.replace("[study]", '[study]\nuntracked = "seqlm/new.py"'),
-        'study.toml: study.untracked: found "seqlm/new.py", valid is a list of files',
+        'study.toml: study.untracked: expected a list of files, got "seqlm/new.py"',
     ),
     "empty data path": (
         GOOD.replace("[study]", '[study]\ndata = ""'),

@@ -31,7 +31,7 @@ ANNA, BERT, GROUP = 64711, 64712, 64800
 def start(study: Study, user: int, *words: str, **variables: str) -> subprocess.Popen[str]:
     """Start the command line as a user of the group.
 
-    The user may read everything, since Python and the checkout may lie in a folder of root's. Writing obeys the rights
+    The user may read everything, since Python and the checkout may be in a folder of root's. Writing obeys the rights
     of the user.
     """
     rights = "-all,+dac_read_search"

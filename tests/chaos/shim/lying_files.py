@@ -35,7 +35,7 @@ _control: Callable[[], dict[str, Any]] = dict
 
 
 def install(control: Callable[[], dict[str, Any]]) -> None:
-    """From now on files lie in this process as ``control`` says."""
+    """Have files behave in this process as ``control`` asks, from now on."""
     global _control
     _control = control
     builtins.open = io.open = _open  # type: ignore[assignment]
@@ -44,7 +44,7 @@ def install(control: Callable[[], dict[str, Any]]) -> None:
 
 
 def install_in_torch() -> None:
-    """The same for checkpoints, which PyTorch writes without Python's files: it tells of a failed close in this way."""
+    """The same for checkpoints, which PyTorch writes itself. It reports a failed close like this."""
     import torch
 
     real = torch.save
@@ -162,7 +162,7 @@ def _placing(real: Callable[..., None]) -> Callable[..., None]:
 
 
 def _keep_old(place: str) -> str | None:
-    """Another name for the file that stands in a place, or none where there is no file."""
+    """Give the file at ``place`` another name and return it. ``None``: there is no file."""
     folder = os.path.join(_control()["below"], "old")  # noqa: PTH118
     os.makedirs(folder, exist_ok=True)  # noqa: PTH103
     old = os.path.join(folder, f"{os.getpid()}-{next(_numbers)}")  # noqa: PTH118
