@@ -30,7 +30,7 @@ from jobs.dispatch import Planned, progress_variables
 from jobs.doctor import examine
 from jobs.estimate import Estimate, earlier_throughput
 from jobs.filters import NO_FOLDERS, asks_for_identity, select, whole_id
-from jobs.kept import kept_policy, kept_tables
+from jobs.kept import kept_policy, kept_tables, kept_untracked
 from jobs.launcher import (
     LaunchOptions,
     check_data,
@@ -257,7 +257,12 @@ def _run(options: argparse.Namespace) -> tuple[Any, int]:
         paths = ["--data", str(options.data)] if options.data else []
         return ["python", "launch.py", "run", options.manifest, "--only", f"name={spec.name}", *changes, *paths]
 
-    settings = LaunchOptions(study_dir=study_dir, record=record_of(manifest, specs, data), policy=manifest.policy)
+    settings = LaunchOptions(
+        study_dir=study_dir,
+        record=record_of(manifest, specs, data),
+        policy=manifest.policy,
+        untracked=manifest.untracked,
+    )
     return _launch(options, specs, settings, choice, data_path=lambda spec: data, command=command)
 
 
@@ -286,7 +291,7 @@ def _retry(options: argparse.Namespace) -> tuple[Any, int]:
     specs = [run.to_spec() for run in chosen]
     choice = _choice_again(study_dir, chosen, options)
     policy = kept_policy(study_dir, terminal.tell)
-    settings = LaunchOptions(study_dir=study_dir, retry=True, policy=policy)
+    settings = LaunchOptions(study_dir=study_dir, retry=True, policy=policy, untracked=kept_untracked(study_dir))
     return _launch(options, specs, settings, choice, data_path=data_path, command=command)
 
 
@@ -455,7 +460,7 @@ def _launch_remotely(
     words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
     words += ["--data", str(data.absolute())] if data else []
     job = RayJob(choice.ray_address)
-    job.submit(words, jobs_dir, manifest, code_dir=study_dir)
+    job.submit(words, jobs_dir, manifest, code_dir=study_dir, untracked=settings.untracked, tell=terminal.tell)
     _say(options, f"launched by Ray job {job.id} on {job.address}; see: launch.py status {printable(str(jobs_dir))}")
     if options.no_wait:
         return {"study": study_name(jobs_dir), "ray_job": job.id}, 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.behaviour import BehaviourJob, find_jobs, jobs_dir
 from jobs.dispatch import Event, Planned
-from jobs.kept import kept_policy
+from jobs.kept import kept_policy, kept_untracked
 from jobs.launcher import LaunchOptions, find_data, launch
 from jobs.local_backend import LocalBackend
 from jobs.spec import RunSpec
@@ -96,6 +96,7 @@ class BehaviourLaunch:
             study_dir=jobs_dir(self.study_dir),
             worker=WORKER,
             code_dir=self.study_dir,
+            untracked=kept_untracked(self.study_dir),
             # By the run's own id: its folder may have an older name than the run.
             folders={job.spec().fingerprint[:FINGERPRINT_DIGITS]: job.folder.path for job in self.jobs},
             is_stale=lambda run: self._is_wanted(jobs[run.id]),

@@ -1,24 +1,33 @@
-"""The code a study was submitted with, kept beside its runs, so that an edit while jobs wait changes nothing."""
+"""The code a study was submitted with, kept beside its runs, so that an edit while jobs wait changes nothing.
+
+    <study>/code/<commit>[-<digest>]/    the files, and code-origin.json: where they come from, and the SHA-256 of each
+
+A copy is trusted for its content, never for its name: one that does not hold what is to be kept is moved aside.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import secrets
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import seqlm
-from seqlm.errors import FileError
+from seqlm.atomic import flush, folder_beside
+from seqlm.errors import FileError, UsageError
 from seqlm.rundir import make_directory, read_json, write_json
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
 """Of a tree without git, what is kept."""
 COMMAND_LINE = "launch.py"
+IMPORTABLE = (".py", ".so")
+"""Files in a copy that are no part of it and yet could run."""
 ORIGIN = "code-origin.json"
 """In a copy: the commit it was made from, which git cannot tell there."""
 
@@ -32,7 +41,7 @@ class Code:
     commit: str | None
     """Git commit, or none outside a git checkout."""
     dirty: bool
-    """Whether tracked files differ from the commit, or new modules stand beside them."""
+    """Whether tracked files differ from the commit, or files are kept that it has not."""
     live: bool
     """Whether workers run from the working tree itself."""
 
@@ -52,73 +61,142 @@ def live_code() -> Code:
     return Code(path=root, commit=commit, dirty=bool(commit and _changes(root)), live=True)
 
 
-def keep_code(study_dir: Path) -> Code:
+def keep_code(
+    study_dir: Path, *, untracked: Sequence[str] = (), tell: Callable[[str], None] = lambda line: None
+) -> Code:
     """Copy the code into ``<study>/code/<commit>`` unless the same code is already there.
 
-    Of a git checkout: what git tracks, as it now stands in the working tree, and new Python modules that git does not
-    ignore. Outside a checkout: the packages of ours, and the command line. A changed tree gets a folder of its own,
+    Of a git checkout: what git tracks, with its uncommitted changes, and no other file, which might be a
+    secret. Outside a checkout: the packages of ours, and the command line. A changed tree gets a folder of its own,
     named after the commit and a digest of the content. What is itself such a copy (on a cluster, say) keeps its name.
 
+    Args:
+        study_dir: the study.
+        untracked: files to keep that git does not track, relative to the checkout.
+        tell: told, in a line, of modules that are left out, and of a copy that is not what its name says.
+
     Raises:
-        FileError: the copy cannot be written.
+        UsageError: a file of ``untracked`` is not there.
+        FileError: the copy cannot be read or written.
     """
+    root, contents, origin = _to_keep(untracked, tell)
+    target = study_dir.absolute() / "code" / origin["name"]
+    if target.exists() and (wrong := _difference(target, contents)):
+        aside = target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}")
+        tell(f"warning: {target} is not the code that its name says ({wrong}); moved to {aside.name} and made again")
+        try:
+            target.rename(aside)
+        except OSError as error:
+            raise FileError.from_os_error("move away", target, error) from None
+    if not target.exists():
+        _copy(root, contents, target, origin)
+    return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
+
+
+def _to_keep(
+    untracked: Sequence[str], tell: Callable[[str], None]
+) -> tuple[Path, Mapping[str, str], Mapping[str, Any]]:
+    """The tree that this code comes from, its files with their digests, and what ``code-origin.json`` is to say."""
     root = source_tree()
     origin = read_json(root / ORIGIN)
-    if origin is None:
-        commit = _commit(root)
-        dirty = bool(commit and _changes(root))
-        files = _files(root, commit)
-        name = commit[:12] if commit else "no-commit"
-        if dirty or not commit:
-            name += f"-{_digest(root, files)}"
-        origin = {"name": name, "commit": commit, "dirty": dirty}
-    else:
-        files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.name != ORIGIN)
-    target = study_dir.absolute() / "code" / origin["name"]
-    if not target.exists():
-        _copy(root, files, target, origin)
-    return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
+    if origin is not None:
+        return root, origin.get("files") or _contents(root, _files_below(root)), origin
+    commit = _commit(root)
+    files = _files(root, commit)
+    added = [file for file in (_added(root, name) for name in untracked) if file not in files]
+    contents = _contents(root, [*files, *added])
+    dirty = bool(commit and (_changes(root) or added))
+    name = commit[:12] if commit else "no-commit"
+    if dirty or not commit:
+        name += f"-{hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:8]}"
+    if left_out := [name for name in _untracked(root, commit) if name not in contents]:
+        tell(
+            f"warning: not kept with the study, since git does not track it: {', '.join(left_out)}; `git add` what "
+            "the runs need, or name it in study.untracked"
+        )
+    return root, contents, {"name": name, "commit": commit, "dirty": dirty, "files": contents}
 
 
 def _files(root: Path, commit: str | None) -> list[Path]:
     if commit is None:
-        found = [path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file()]
-        return sorted(path.relative_to(root) for path in [*found, *root.glob(COMMAND_LINE)] if path.suffix != ".pyc")
-    tracked = _git(root, "ls-files", "-z").split("\0")
-    fresh = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py").split("\0")
-    return sorted(Path(name) for name in {*tracked, *fresh} if name and (root / name).is_file())
+        found = [file for package in PACKAGES for file in _files_below(root, package)]
+        return [*found, *(path.relative_to(root) for path in root.glob(COMMAND_LINE))]
+    return [Path(name) for name in _names(_git(root, "ls-files", "-z")) if (root / name).is_file()]
 
 
-def _digest(root: Path, files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        content = (root / file).read_bytes()
-        digest.update(f"{file}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()[:8]
+def _files_below(root: Path, folder: str = "") -> list[Path]:
+    """The files below a folder, from ``root``, without what Python compiles and what a copy says of itself."""
+    found = [path.relative_to(root) for path in (root / folder).rglob("*") if path.is_file()]
+    return [path for path in found if path.suffix != ".pyc" and path != Path(ORIGIN)]
 
 
-def _copy(root: Path, files: list[Path], target: Path, origin: Mapping[str, Any]) -> None:
+def _added(root: Path, name: str) -> Path:
+    """A file that the manifest names."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not (root / path).is_file():
+        raise UsageError(f'study.untracked: expected a file of {root}, such as "seqlm/new.py", got "{name}"')
+    return path
+
+
+def _untracked(root: Path, commit: str | None) -> list[str]:
+    """The modules, in the packages of ours and beside them, that git neither tracks nor ignores."""
+    where = [":(glob)*.py", *(f"{package}/*.py" for package in PACKAGES)]
+    return _names(_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *where)) if commit else []
+
+
+def _names(listing: str) -> list[str]:
+    return [name for name in listing.split("\0") if name]
+
+
+def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
+    """File, from ``root`` -> SHA-256 of its content, in the order of the names."""
+    try:
+        return {str(file): _sha256((root / file).read_bytes()) for file in sorted(set(files))}
+    except OSError as error:
+        raise FileError.from_os_error("read", error.filename or root, error) from None
+
+
+def _difference(kept: Path, contents: Mapping[str, str]) -> str | None:
+    """What is wrong with a copy of the code, in a few words, or none."""
+    for path in kept.rglob("*"):
+        if path.is_symlink():
+            return f"{path.relative_to(kept)} is a link"
+    files = [file for file in _files_below(kept) if str(file) in contents or file.suffix in IMPORTABLE]
+    found = _contents(kept, files)
+    for file in sorted({*found, *contents}):
+        if found.get(file) != contents.get(file):
+            what = "is missing" if file not in found else "is not part of it" if file not in contents else "has changed"
+            return f"{file} {what}"
+    return None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _copy(root: Path, contents: Mapping[str, str], target: Path, origin: Mapping[str, Any]) -> None:
+    """Write the copy beside its place, flushed, and put it there in one step."""
     make_directory(target.parent)
     try:
-        building = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-    except OSError as error:
-        raise FileError.from_os_error("write", target.parent, error) from None
-    try:
-        for file in files:
-            place = building / file
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / file, place)
-        write_json(building / ORIGIN, origin)
-        mask = os.umask(0)
-        os.umask(mask)
-        building.chmod(0o777 & ~mask)
-        building.rename(target)
+        with folder_beside(target) as building:
+            for file, expected in contents.items():
+                content = (root / file).read_bytes()
+                if _sha256(content) != expected:
+                    raise FileError(f"{root / file} has changed since the launch began; launch again")
+                place = building / file
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("xb") as copy:
+                    copy.write(content)
+                    copy.flush()
+                    os.fsync(copy.fileno())
+            write_json(building / ORIGIN, origin)
+            for folder in (path for path in building.rglob("*") if path.is_dir()):
+                flush(folder)
+            building.rename(target)
+            flush(target.parent)
     except OSError as error:
         if not target.is_dir():  # else another launch of the same code was first
             raise FileError.from_os_error("write", target, error) from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _commit(root: Path) -> str | None:
@@ -129,10 +207,12 @@ def _commit(root: Path) -> str | None:
 
 
 def _changes(root: Path) -> str:
-    return _git(root, "status", "--porcelain")
+    return _git(root, "status", "--porcelain", "--untracked-files=no")
 
 
 def _git(root: Path, *arguments: str) -> str:
-    # core.quotePath and locale do not matter: names are read with -z, and the rest is hexadecimal.
-    answer = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    # The checkout may be another user's, which git would refuse; its code runs already. core.quotePath and locale do
+    # not matter: names are read with -z, and the rest is hexadecimal.
+    words = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
+    answer = subprocess.run(words, capture_output=True, text=True, check=False)
     return answer.stdout if answer.returncode == 0 else ""

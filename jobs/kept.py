@@ -26,6 +26,18 @@ def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Ma
     return _kept(study_dir, "backend", _check_table, tell)
 
 
+def kept_untracked(study_dir: Path) -> tuple[str, ...]:
+    """The files of ``study.untracked`` of a study's last launch from a manifest; none where the record is damaged.
+
+    Of damage the policy tells, which is read from the same file.
+    """
+    try:
+        found = (read_json(study_record_file(study_dir)) or {}).get("untracked", [])
+    except FileError:
+        return ()
+    return tuple(file for file in found if isinstance(file, str)) if isinstance(found, list) else ()
+
+
 def _check_table(key: str, table: Any, where: str, problems: Problems) -> None:
     name = key.removeprefix("backend.")
     if name in BACKENDS and isinstance(table, Mapping):

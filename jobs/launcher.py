@@ -63,6 +63,8 @@ class LaunchOptions:
     """Told of each job that is about to be handed over, in its folder and with the launch's lock held."""
     live_code: bool = False
     """Workers run from the working tree instead of the copy kept with the study."""
+    untracked: Sequence[str] = ()
+    """Files that are kept with the code though git does not track them."""
     retry: bool = False
     """Runs that failed or were cancelled are launched too."""
     max_parallel: int | None = None
@@ -232,7 +234,7 @@ def preparing(
         code = None
         if todo:
             write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
-            code = live_code() if options.live_code else keep_code(options.code_dir or options.study_dir)
+            code = live_code() if options.live_code else _keep_code(options)
             record = launch_record(study_name(options.study_dir), code)
             for item in todo:
                 own = run_record(item.spec, command=command(item.spec), data_path=paths[item.run.id])
@@ -249,6 +251,10 @@ def preparing(
             code=code,
             worker=options.worker,
         )
+
+
+def _keep_code(options: LaunchOptions) -> Code:
+    return keep_code(options.code_dir or options.study_dir, untracked=options.untracked, tell=options.tell)
 
 
 def _write_record(

@@ -55,6 +55,8 @@ class Manifest:
     """The manifest's file."""
     data_path: Path | None
     """Where the manifest says that the corpus lies (``[study] data``), absolute."""
+    untracked: tuple[str, ...]
+    """Files that are kept with the code though git does not track them (``[study] untracked``)."""
     backend_name: str | None
     """The backend that the manifest asks for (``[study] backend``)."""
     backend: Mapping[str, Mapping[str, Any]]
@@ -105,6 +107,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         study=study.value if study else schema.study,
         path=path,
         data_path=schema.data_path,
+        untracked=schema.untracked,
         backend_name=schema.backend_name,
         backend=schema.backend,
         policy=Policy.from_dict({key.partition(".")[2]: value for key, value in policy.items()}),

@@ -36,6 +36,7 @@ TOP_KEYS = (
     "policy",
     "backend",
 )
+STUDY_KEYS = ("name", "data", "backend", "untracked")
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
 CONFIG_KEYS = tuple(valid_keys())
 RESOURCE_KEYS = tuple(f"resources.{name}" for name in Resources.__dataclass_fields__)
@@ -55,6 +56,7 @@ class Schema:
     file: str
     study: str = ""
     data_path: Path | None = None
+    untracked: tuple[str, ...] = ()
     backend_name: str | None = None
     backend: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -117,8 +119,8 @@ def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> N
     if study is None:
         return
     for key in study:
-        if key not in ("name", "data", "backend"):
-            problems.unknown(path.name, f"study.{key}", ("study.name", "study.data", "study.backend"))
+        if key not in STUDY_KEYS:
+            problems.unknown(path.name, f"study.{key}", [f"study.{known}" for known in STUDY_KEYS])
     if "name" not in study:
         problems.add(path.name, f"study.name: missing, valid is {_VALID_NAME}")
     elif _is_name(study["name"]):
@@ -136,6 +138,13 @@ def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> N
             schema.data_path = (path.parent / Path(data).expanduser()).resolve()
         else:
             problems.add(path.name, f"study.data: found {show(data)}, valid is the path of a file or folder")
+
+    if "untracked" in study:
+        files = study["untracked"]
+        if isinstance(files, list) and all(isinstance(file, str) and file for file in files):
+            schema.untracked = tuple(files)
+        else:
+            problems.add(path.name, f"study.untracked: expected a list of files, got {show(files)}")
 
 
 def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> None:

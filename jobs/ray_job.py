@@ -10,7 +10,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -43,18 +43,25 @@ class RayJob:
         self._client = _client(address)
 
     def submit(
-        self, words: Sequence[str], study_dir: Path, manifest: Path | None, *, code_dir: Path | None = None
+        self,
+        words: Sequence[str],
+        study_dir: Path,
+        manifest: Path | None,
+        *,
+        code_dir: Path | None = None,
+        untracked: Sequence[str] = (),
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start ``launch.py WORDS`` there and wait until it has taken the study on.
 
         ``manifest``, which ``words`` call by its file name, is sent along with the code that is kept with the study, or
-        in ``code_dir``.
+        in ``code_dir``; ``untracked`` and ``tell`` are those of :func:`jobs.code_snapshot.keep_code`.
 
         Raises:
             BackendError: it ended at once (its last line says why), or it does not see the study's folder.
         """
         make_directory(study_dir)
-        code = keep_code(code_dir or study_dir)
+        code = keep_code(code_dir or study_dir, untracked=untracked, tell=tell)
         with tempfile.TemporaryDirectory() as folder:
             sent = Path(folder) / "code"
             shutil.copytree(code.path, sent)

@@ -59,6 +59,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             for claim in manifest.expectations
         ],
         "behaviour": [prints[name] for name in manifest.behaviour],
+        "untracked": list(manifest.untracked),
         "policy": manifest.policy.to_dict(),
         "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
     }

@@ -26,13 +26,13 @@ import math
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
+from seqlm.atomic import file_beside, flush
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, DamagedFileError, FileError, RunBusyError
 from seqlm.lease import NO_LINKS, Terms, is_alive, live_elsewhere, this_process
@@ -50,8 +50,6 @@ def unguarded() -> None:
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """How a file system without locks refuses one: Lustre mounted without ``flock``, NFS without a lock daemon."""
-NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""How a file system refuses to flush a folder. A crash of the machine may then undo the files written last."""
 
 LOOKS = 5
 LOOK_SECONDS = 0.02
@@ -366,7 +364,7 @@ class RunDirectory:
         """Write ``failure.json`` unless one stands there: the first cause is not covered by what followed from it."""
         with contextlib.suppress(FileExistsError), _beside(self.failure_file) as temporary:
             temporary.write_text(_dump(failure), "utf-8")
-            _sync(temporary)
+            flush(temporary)
             guard()
             try:
                 os.link(temporary, self.failure_file)
@@ -375,7 +373,7 @@ class RunDirectory:
                     raise
                 if not self.failure_file.exists():  # of two writers at the same moment the second one wins
                     temporary.replace(self.failure_file)
-            _sync(self.path)
+            flush(self.path)
 
     def is_cancelled(self) -> bool:
         """Whether somebody has cancelled the run."""
@@ -501,7 +499,7 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
     with _beside(path) as temporary:
         yield temporary
         if sync:
-            _sync(temporary)
+            flush(temporary)
         guard()
         try:
             temporary.replace(path)
@@ -509,41 +507,19 @@ def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Ite
             guard()  # a new owner sweeps the temporary files of the one before: then this is how that one learns of it
             raise
         if sync:
-            _sync(path.parent)
+            flush(path.parent)
 
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A new file in the folder of ``path``, removed at the end if it is still there; system errors in one line."""
-    temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        yield temporary
+        with file_beside(path) as temporary:
+            yield temporary
     except FileExistsError:
         raise
     except OSError as error:
         raise FileError.from_os_error("write", path, error) from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # a file system that has become read-only: the first error is told
-                temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in NO_DIRECTORY_SYNC:
-            raise
-    finally:
-        os.close(handle)
 
 
 def write_text(path: Path, text: str, *, sync: bool = True, guard: Guard = unguarded) -> None:

@@ -15,7 +15,10 @@ from tests import commands
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 
-BOTTOM = ("seqlm.config", "seqlm.rundir", "seqlm.errors", "seqlm.machine", "seqlm.lease", "seqlm.variables")
+BOTTOM = (
+    *("seqlm.config", "seqlm.rundir", "seqlm.errors", "seqlm.machine", "seqlm.lease", "seqlm.variables"),
+    "seqlm.atomic",
+)
 """What everybody may import; these import nothing but each other and the standard library."""
 
 TEXT = ("seqlm.data.corpus", "seqlm.data.layout", "seqlm.data.cache", "seqlm.data.ptb_download")
@@ -25,6 +28,7 @@ ALLOWED = {
     "seqlm.config": BOTTOM,
     "seqlm.rundir": BOTTOM,
     "seqlm.errors": (),
+    "seqlm.atomic": (),
     "seqlm.machine": (),
     "seqlm.lease": ("seqlm.errors", "seqlm.variables"),
     "seqlm.variables": ("seqlm.errors",),

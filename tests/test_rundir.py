@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -112,6 +113,22 @@ def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
+def test_a_folder_that_cannot_be_flushed_is_no_error_and_a_failing_disk_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fsync = os.fsync
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with contextlib.nullcontext() if number != errno.EIO else pytest.raises(FileError, match="Input/output error"):
+        write_text(tmp_path / "file", "x")
 
 
 def test_a_folder_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:

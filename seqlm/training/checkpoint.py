@@ -7,6 +7,7 @@ their checksums, so that a flipped bit would go unnoticed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -115,7 +116,8 @@ def load_checkpoint(path: Path, fingerprint: str, *, mmap: bool = False) -> Chec
         raise FileError.from_os_error("read", path, error) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception:  # torch.load raises many kinds for a damaged or malicious file; none says more to a person
+    except Exception as error:  # many kinds for a damaged or malicious file; none says more to a person
+        _require_readable(path, error)
         raise DamagedError(f"{path} is truncated or not a seqlm checkpoint; {advice}") from None
     found = content.pop("format", None) if isinstance(content, dict) else None
     if found not in (FORMAT, FORMAT_OF_EPOCHS):
@@ -136,6 +138,22 @@ def load_checkpoint(path: Path, fingerprint: str, *, mmap: bool = False) -> Chec
             f"{fingerprint[:8]}); {advice}"
         )
     return checkpoint
+
+
+def _require_readable(path: Path, error: Exception) -> None:
+    """Raise FileError if the disk, not the content, kept a checkpoint from being read, which ended with ``error``.
+
+    ``torch.load`` hides an error in the middle of a file. In a file that is cut it may seek to before the beginning
+    (EINVAL).
+    """
+    try:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise error
+        with path.open("rb") as file:
+            while file.read(2**20):
+                pass
+    except OSError as failed:
+        raise FileError.from_os_error("read", path, failed) from None
 
 
 def digest(content: Any) -> str:

@@ -33,7 +33,7 @@ import torch
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import SeqlmError
 from seqlm.rundir import Guard, RunDirectory
-from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
+from seqlm.training.attempt import EXIT_STORAGE, EXIT_USAGE, StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import process_group, rank_from_environment
 from seqlm.training.micro_batches import micro_batches_from
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        # A file that is there and cannot be read just now is trouble with the disk, which is tried again.
+        return EXIT_STORAGE if isinstance(error.__context__, OSError) else EXIT_USAGE
     attempt = attempt_number(run, os.environ)
     if os.environ.get("SEQLM_DETERMINISTIC") == "1":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import sys
@@ -20,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.chaos.disk import Disk, may_mount
+from tests.chaos.faults import ALL, NEED_ROOT
 from tests.chaos.loop import Loop, Outcome
 from tests.chaos.quiet import quiet_study
 from tests.chaos.study import Lab
@@ -34,10 +36,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of an earlier run")
     parser.add_argument("--faults", type=int, metavar="N", help="stop after N accidents instead")
     parser.add_argument("--every", type=float, default=6, metavar="SECONDS", help="mean time between two (default: 6)")
+    kinds = [kind.__name__ for kind in ALL]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, metavar="KIND", help="these alone")
     parser.add_argument("--short", action="store_true", help="three small runs instead of twelve")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
     parser.add_argument("--keep", action="store_true", help="keep the folder, even if all is well")
     options = parser.parse_args(argv)
+    os.environ["OMP_NUM_THREADS"] = "1"  # as in all tests: programs are forks of a process that has one thread
     folder = Path(tempfile.mkdtemp(prefix="seqlm-chaos-"))
     print(f"seed {options.seed}, in {folder}", flush=True)
     started = time.monotonic()
@@ -55,6 +60,7 @@ def main(argv: list[str]) -> int:
         lab,
         quiet,
         disk,
+        kinds=tuple(kind for kind in ALL if kind.__name__ in options.kinds and (disk or kind not in NEED_ROOT)),
         seed=options.seed,
         minutes=options.minutes,
         mean_seconds=options.every,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from seqlm.errors import SeqlmError
@@ -12,6 +13,9 @@ from seqlm.training.checkpoint import load_checkpoint
 from tests.chaos.quiet import Quiet
 from tests.chaos.study import Study, processes
 from tests.outcome import outcome
+
+FAILING = "Input/output error"
+"""What a disk says that fails under one run (:class:`tests.chaos.faults.FailingRun`)."""
 
 
 @dataclass
@@ -30,6 +34,8 @@ class Findings:
     """Still alive after the last launcher has ended."""
     tracebacks: list[str] = field(default_factory=list)
     """Of launchers: what goes wrong in the world is one line."""
+    launchers: list[str] = field(default_factory=list)
+    """Launchers that stopped all runs because the disk under one of them failed."""
 
     def __bool__(self) -> bool:
         return any(asdict(self).values())
@@ -41,10 +47,12 @@ class Findings:
 
 def check(study: Study, quiet: Quiet, log: Path) -> Findings:
     """Look at a study whose launchers have all ended; ``log`` is what they have said."""
+    lines = log.read_text("utf-8", errors="replace").splitlines()
     found = Findings(
         processes=[" ".join(process.words) for process in processes(study.folder)],
         temporary_files=[str(path.relative_to(study.folder)) for path in study.study_dir.rglob(".*.tmp*")],
-        tracebacks=[line for line in log.read_text("utf-8", errors="replace").splitlines() if "Traceback" in line],
+        tracebacks=[line for line in lines if "Traceback" in line],
+        launchers=[line for stop, line in pairwise(lines) if stop.startswith("stopping ") and FAILING in line],
     )
     runs = {run.id: run for run in study.runs()}
     for run_id, expected in quiet.outcomes.items():

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from seqlm.rundir import RunDirectory
 from tests.chaos.disk import Disk
@@ -52,6 +52,10 @@ class Fault(abc.ABC):
 
     def undo(self, scene: Scene) -> None:  # noqa: B027 -- most have nothing to take back
         """Take it back."""
+
+    def control(self) -> dict[str, Any]:
+        """What the processes of the study are to believe while it lasts (:mod:`tests.chaos.shim.sitecustomize`)."""
+        return {}
 
 
 def _signal(process: Process | None, number: signal.Signals) -> str | None:
@@ -228,6 +232,9 @@ class ClockBack(Fault):
         self.back_seconds += hours * 3600
         return f"{hours:.1f} h"
 
+    def control(self) -> dict[str, Any]:
+        return {"back_seconds": self.back_seconds}
+
 
 @final
 class LateListing(Fault):
@@ -239,22 +246,96 @@ class LateListing(Fault):
     lasts_seconds = 8.0
     LAG_SECONDS = 5.0
 
-    def __init__(self) -> None:
-        self.lag_seconds = 0.0
+    def happen(self, scene: Scene) -> str | None:
+        if scene.launcher.poll() is not None:
+            return None
+        scene.launcher.kill()
+        return f"{self.LAG_SECONDS:g} s; launcher {scene.launcher.pid} killed"
+
+    def control(self) -> dict[str, Any]:
+        return {"lag_seconds": self.LAG_SECONDS}
+
+
+@final
+class LateRename(Fault):
+    """For a while, what one process puts in place is seen by others only seconds later: they see the old file, or none.
+
+    The launcher is killed along with it, so that the next one reads what workers of another one have just written.
+    """
+
+    lasts_seconds = 8.0
+    LAG_SECONDS = 5.0
 
     def happen(self, scene: Scene) -> str | None:
         if scene.launcher.poll() is not None:
             return None
-        self.lag_seconds = self.LAG_SECONDS
         scene.launcher.kill()
         return f"{self.LAG_SECONDS:g} s; launcher {scene.launcher.pid} killed"
 
-    def undo(self, scene: Scene) -> None:
-        self.lag_seconds = 0.0
+    def control(self) -> dict[str, Any]:
+        return {"rename_lag_seconds": self.LAG_SECONDS}
+
+
+class _BadFiles(Fault):
+    """Something is wrong with all files of the study, under whatever is at work."""
+
+    def happen(self, scene: Scene) -> str | None:
+        return f"{len(workers(scene.study))} workers" if scene.launcher.poll() is None else None
+
+
+@final
+class SlowFiles(_BadFiles):
+    """Each opening and each renaming takes a fifth of a second."""
+
+    lasts_seconds = 5.0
+
+    def control(self) -> dict[str, Any]:
+        return {"slow_seconds": 0.2}
+
+
+@final
+class StaleFiles(_BadFiles):
+    """Opening to read fails with ESTALE, for 0.3 s of each second: on NFS, where another host has replaced a file."""
+
+    lasts_seconds = 5.0
+
+    def control(self) -> dict[str, Any]:
+        return {"stale_share": 0.3}
+
+
+@final
+class QuotaAtClose(_BadFiles):
+    """Closing a file that was written fails with EDQUOT, and half of it is lost: how NFS reports a quota."""
+
+    lasts_seconds = 4.0
+
+    def control(self) -> dict[str, Any]:
+        return {"quota": True}
+
+
+@final
+class FailingRun(Fault):
+    """The disk under one run fails: opening any file of it is EIO for a while. The launcher has to go on."""
+
+    lasts_seconds = 4.0
+
+    def __init__(self) -> None:
+        self._failing = ""
+
+    def happen(self, scene: Scene) -> str | None:
+        process = scene.pick(workers(scene.study)) if scene.launcher.poll() is None else None
+        if process is None:
+            return None
+        self._failing = str(process.run_dir)
+        return process.run_dir.name
+
+    def control(self) -> dict[str, Any]:
+        return {"failing": self._failing}
 
 
 ALL: tuple[type[Fault], ...] = (
     *(KillWorker, KillRank, TerminateWorker, KillLauncher, InterruptLauncher, StopRank),
     *(PowerCut, DiskFull, ReadOnly, ClockBack, LateListing),
+    *(LateRename, SlowFiles, StaleFiles, QuotaAtClose, FailingRun),
 )
 NEED_ROOT: tuple[type[Fault], ...] = (DiskFull, ReadOnly)

@@ -14,7 +14,7 @@ from typing import IO, Any, final
 
 from tests.chaos.check import Findings, check
 from tests.chaos.disk import Disk
-from tests.chaos.faults import ALL, NEED_ROOT, ClockBack, Fault, LateListing, Scene, end_all
+from tests.chaos.faults import ClockBack, Fault, Scene, end_all
 from tests.chaos.quiet import Quiet
 from tests.chaos.study import Lab, Study, workers
 
@@ -85,6 +85,7 @@ class Loop:
         quiet: Quiet,
         disk: Disk | None,
         *,
+        kinds: tuple[type[Fault], ...],
         seed: int,
         minutes: float,
         mean_seconds: float,
@@ -94,8 +95,7 @@ class Loop:
         self._lab = lab
         self._quiet = quiet
         self._disk = disk
-        self._kinds = tuple(kind for kind in ALL if disk is not None or kind not in NEED_ROOT)
-        self._plan = schedule(seed, mean_seconds, self._kinds)
+        self._plan = schedule(seed, mean_seconds, kinds)
         self._seconds = 60 * minutes
         self._most_faults = most_faults
         self._tell_line = tell
@@ -103,7 +103,6 @@ class Loop:
         self._began = time.monotonic()
         self._lasting: list[tuple[float, Fault]] = []
         self._clock = ClockBack()
-        self._listing = LateListing()
 
     def run(self) -> Outcome:
         """Disturb, check, and say what was found."""
@@ -136,7 +135,8 @@ class Loop:
             except BaseException:
                 end_all(study)
                 raise
-        self._forget_clock_and_listing(study)
+        self._clock.back_seconds = 0.0
+        self._control(study)
         found = check(study, self._quiet, log)
         found.lost_runs += [word for word in lost if not found.lost_runs]
         self._outcome.findings.add(found)
@@ -194,13 +194,7 @@ class Loop:
 
     def _disturb(self, scene: Scene, coming: Planned, *, give_up: bool) -> bool:
         """Try to have the coming fault happen; returns whether it is over with."""
-        match coming.fault:
-            case kind if kind is ClockBack:
-                fault: Fault = self._clock  # what was set back stays so
-            case kind if kind is LateListing:
-                fault = self._listing
-            case kind:
-                fault = kind()
+        fault = self._clock if coming.fault is ClockBack else coming.fault()  # a clock that was set back stays so
         numbers = iter(coming.numbers)
         scene.draw = lambda: next(numbers)
         name = coming.fault.__name__
@@ -211,22 +205,19 @@ class Loop:
             return give_up
         self._outcome.faults[name] += 1
         self._tell(f"{name}: {hit}")
-        self._control(scene.study)
         if fault.lasts_seconds:
             self._lasting.append((time.monotonic() + fault.lasts_seconds, fault))
+        self._control(scene.study)
         return True
 
     def _control(self, study: Study) -> None:
-        self._lab.control(
-            back_seconds=self._clock.back_seconds, lag_seconds=self._listing.lag_seconds, below=str(study.folder)
-        )
+        asked: dict[str, Any] = {"below": str(study.folder)}
+        for fault in (self._clock, *(fault for _, fault in self._lasting)):
+            asked |= fault.control()
+        self._lab.control(**asked)
 
     def _take_back(self, scene: Scene, now: float) -> None:
         for item in [item for item in self._lasting if item[0] <= now]:
             self._lasting.remove(item)
             item[1].undo(scene)
             self._control(scene.study)
-
-    def _forget_clock_and_listing(self, study: Study) -> None:
-        self._clock.back_seconds = self._listing.lag_seconds = 0.0
-        self._control(study)

@@ -112,7 +112,8 @@ class Lab:
         ]
         lab.manifest.write_text(HEAD.format(epochs=epochs) + "".join(runs), "utf-8")
         (lab.shim / "steps").mkdir(parents=True)
-        shutil.copy(Path(__file__).parent / "shim" / "sitecustomize.py", lab.shim)
+        for file in (Path(__file__).parent / "shim").glob("*.py"):
+            shutil.copy(file, lab.shim)
         return lab
 
     @property
@@ -169,7 +170,7 @@ def processes(folder: Path) -> Iterator[Process]:
     """What lives and has a path below ``folder`` in its command line, by process number."""
     for entry in sorted((e for e in Path("/proc").iterdir() if e.name.isdigit()), key=lambda e: int(e.name)):
         try:
-            words = tuple((entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1])
+            words = tuple((entry / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0"))
             if not any(word.startswith(f"{folder}/") for word in words):
                 continue
             variables = dict(

@@ -14,7 +14,7 @@ from tests.chaos.faults import ALL
 from tests.chaos.loop import Planned, schedule
 from tests.chaos.study import ROOT
 
-SEED = 4504  # kills of every kind, a power cut, a full disk among the first eight
+SEED = 4434  # a kill, a power cut, a full disk, and files that fail or lie in four ways among the first eight
 
 
 @pytest.mark.process
@@ -22,7 +22,8 @@ def test_a_study_that_is_disturbed_eight_times_ends_as_the_quiet_one_bit_for_bit
     report = tmp_path / "report.json"
     options = ["--short", "--faults", "8", "--every", "1.5", "--seed", str(SEED), "--json", str(report)]
     argv = [sys.executable, "-m", "tests.chaos", *options]
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as `make chaos` has it
+    env["TMPDIR"] = str(tmp_path)
     answer = commands.run(argv, cwd=ROOT, env=env)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     said = json.loads(report.read_text())

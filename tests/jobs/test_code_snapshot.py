@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs import code_snapshot
 from jobs.code_snapshot import keep_code, live_code
+from seqlm.errors import FileError, UsageError
 from tests import commands
 
 pytestmark = pytest.mark.process
@@ -50,27 +54,162 @@ def test_an_edit_after_the_launch_changes_nothing_in_the_kept_code(tree: Path, t
     assert (changed.path / "seqlm" / "__init__.py").read_text() == "version = 2\n"
 
 
-def test_new_modules_travel_and_what_git_ignores_stays(tree: Path, tmp_path: Path) -> None:
-    (tree / "seqlm" / "new.py").write_text("")
-    (tree / "notes.txt").write_text("private")
-    kept = keep_code(tmp_path / "study")
-    assert kept.dirty
-    assert sorted(str(p.relative_to(kept.path)) for p in kept.path.rglob("*") if p.is_file()) == [
-        ".gitignore",
-        "code-origin.json",
-        "seqlm/__init__.py",
-        "seqlm/new.py",
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_git_does_not_track_stays_out_and_a_module_among_it_is_named(tree: Path, tmp_path: Path) -> None:
+    (tree / "tests").mkdir()
+    for file in ("local_secrets.py", "notes.txt", "tests/test_new.py"):
+        (tree / file).write_text("private")
+    said: list[str] = []
+    kept = keep_code(tmp_path / "study", tell=said.append)
+    assert files(kept.path) == [".gitignore", "code-origin.json", "seqlm/__init__.py"]
+    assert (kept.dirty, kept.path.name) == (False, str(kept.commit)[:12])
+    assert said == [
+        "warning: not kept with the study, since git does not track it: local_secrets.py; `git add` what the runs "
+        "need, or name it in study.untracked"
     ]
+
+
+def test_untracked_files_that_are_named_are_kept_under_a_name_of_their_own(tree: Path, tmp_path: Path) -> None:
+    (tree / "seqlm" / "new.py").write_text("first")
+    said: list[str] = []
+    first = keep_code(tmp_path / "study", untracked=["seqlm/new.py"], tell=said.append)
+    assert files(first.path) == [".gitignore", "code-origin.json", "seqlm/__init__.py", "seqlm/new.py"]
+    assert (first.dirty, said) == (True, [])
+    (tree / "seqlm" / "new.py").write_text("second")
+    assert keep_code(tmp_path / "study", untracked=["seqlm/new.py"]).path != first.path
+
+
+@pytest.mark.parametrize("name", ["seqlm/absent.py", "../outside.py", "/etc/passwd", "seqlm"])
+def test_an_untracked_file_that_is_not_in_the_checkout_is_refused(tree: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside.py").write_text("")
+    with pytest.raises(UsageError, match=r'^study\.untracked: expected a file of .*, such as .*, got "'):
+        keep_code(tmp_path / "study", untracked=[name])
+    assert not (tmp_path / "study").exists()
+
+
+def change(file: Path) -> None:
+    file.write_text("version = 3\n")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def link(file: Path) -> None:
+    (file.parent.parent / "json").symlink_to(file.parent)
+
+
+def plant(file: Path) -> None:
+    (file.parent.parent / "json.py").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (change, "seqlm/__init__.py has changed"),
+        (cut, "seqlm/__init__.py has changed"),
+        (Path.unlink, "seqlm/__init__.py is missing"),
+        (link, "json is a link"),
+        (plant, "json.py is not part of it"),
+    ],
+)
+def test_a_copy_that_is_not_what_its_name_says_is_moved_aside_and_made_again(
+    tree: Path, tmp_path: Path, damage: Callable[[Path], None], what: str
+) -> None:
+    kept = keep_code(tmp_path / "study")
+    damage(kept.path / "seqlm" / "__init__.py")
+    said: list[str] = []
+    assert keep_code(tmp_path / "study", tell=said.append) == kept
+    assert (kept.path / "seqlm" / "__init__.py").read_text() == "version = 1\n"
+    assert not (kept.path / "json.py").exists()
+    assert not (kept.path / "json").exists()
+    (line,) = said
+    assert f"is not the code that its name says ({what}); moved to {kept.path.name}.damaged-" in line
+    assert len(list((tmp_path / "study" / "code").iterdir())) == 2
+
+
+def test_what_python_and_its_libraries_leave_in_a_copy_is_no_damage(tree: Path, tmp_path: Path) -> None:
+    kept = keep_code(tmp_path / "study")
+    (kept.path / "seqlm" / "__pycache__").mkdir()
+    (kept.path / "seqlm" / "__pycache__" / "__init__.cpython-311.pyc").write_bytes(b"compiled")
+    (kept.path / "core.4711").write_bytes(b"core")
+    said: list[str] = []
+    assert keep_code(tmp_path / "study", tell=said.append) == kept
+    assert said == []
+
+
+def test_all_of_a_copy_is_on_disk_before_it_has_its_name(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    kept = keep_code(tmp_path / "study")
+    code = kept.path.parent
+    before = [Path(path).relative_to(code).parts for path in flushed[: flushed.index(str(code))]]
+    names = {"/".join(parts[1:]) for parts in before if parts[0].startswith(f".{kept.path.name}.")}
+    assert {".gitignore", "seqlm/__init__.py", "seqlm", ""} <= names
+    assert any(Path(name).name.startswith(".code-origin.json.") for name in names)
+
+
+def test_a_file_that_changes_while_it_is_copied_is_not_kept_under_the_name_of_what_it_was(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = code_snapshot._copy
+
+    def edited_meanwhile(*arguments: Any) -> None:
+        (tree / "seqlm" / "__init__.py").write_text("version = 2\n")
+        copy(*arguments)
+
+    monkeypatch.setattr(code_snapshot, "_copy", edited_meanwhile)
+    with pytest.raises(FileError, match=r"__init__\.py has changed since the launch began; launch again"):
+        keep_code(tmp_path / "study")
+    assert list((tmp_path / "study" / "code").iterdir()) == []
+
+
+def test_a_copy_belongs_to_the_group_of_its_study_and_the_umask_decides_who_reads_it(
+    tree: Path, tmp_path: Path
+) -> None:
+    (tree / "seqlm" / "__init__.py").chmod(0o600)
+    study = tmp_path / "study"
+    study.mkdir()
+    study.chmod(0o2775)
+    before = os.umask(0o002)
+    try:
+        kept = keep_code(study)
+    finally:
+        os.umask(before)
+    made = [kept.path.parent, kept.path, *kept.path.rglob("*")]
+    assert {oct(path.stat().st_mode) for path in made if path.is_dir()} == {oct(0o42775)}
+    assert {oct(path.stat().st_mode) for path in made if path.is_file()} == {oct(0o100664)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a checkout to somebody else")
+def test_the_checkout_of_another_user_is_a_checkout(tree: Path, tmp_path: Path) -> None:
+    mine = keep_code(tmp_path / "mine")
+    for path in [tree, *tree.rglob("*")]:
+        os.chown(path, 4711, 4711)
+    assert keep_code(tmp_path / "theirs").commit == mine.commit is not None
 
 
 def test_a_copy_of_the_code_knows_its_commit_and_is_kept_under_its_name(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tree / "seqlm" / "new.py").write_text("")
-    first = keep_code(tmp_path / "study")
+    first = keep_code(tmp_path / "study", untracked=["seqlm/new.py"])
+    (first.path / "sent-along.toml").write_text("")
     monkeypatch.setattr(code_snapshot, "source_tree", lambda: first.path)
     assert keep_code(tmp_path / "study") == first
     second = keep_code(tmp_path / "other")
+    assert not (second.path / "sent-along.toml").exists()
     assert (second.commit, second.dirty, second.path.name) == (first.commit, True, first.path.name)
     assert {p.name for p in second.path.rglob("*.py")} == {"__init__.py", "new.py"}
     assert (live_code().commit, live_code().dirty) == (first.commit, True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.kept import kept_policy, kept_tables
+from jobs.kept import kept_policy, kept_tables, kept_untracked
 from jobs.manifest import Manifest, load_manifest
 from jobs.policy import Policy
 from jobs.study_record import record_of
@@ -41,6 +41,17 @@ def test_the_tables_of_all_backends_are_kept(tmp_path: Path) -> None:
     assert kept_tables(tmp_path, told.append) == manifest.backend
     assert kept_tables(tmp_path / "older", told.append) == {}
     assert told == []
+
+
+def test_the_untracked_files_to_keep_are_kept_by_name(tmp_path: Path) -> None:
+    keep_in = tmp_path / "m.toml"
+    keep_in.write_text(f'[study]\nname = "m"\nuntracked = ["seqlm/new.py"]\n{RUN}')
+    manifest = load_manifest(keep_in)
+    write_json(study_record_file(tmp_path), record_of(manifest, manifest.runs, None))
+    assert kept_untracked(tmp_path) == manifest.untracked == ("seqlm/new.py",)
+    assert kept_untracked(tmp_path / "older") == ()
+    study_record_file(tmp_path).write_text('{"untracked": 3}')
+    assert kept_untracked(tmp_path) == ()
 
 
 def test_of_what_looks_like_a_secret_the_name_is_kept(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jobs.backend_keys import BACKENDS
 from jobs.manifest import Manifest, load_manifest
 from jobs.manifest_report import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
-from jobs.manifest_schema import RESOURCE_KEYS
+from jobs.manifest_schema import RESOURCE_KEYS, STUDY_KEYS
 from jobs.policy import POLICY_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
@@ -512,12 +512,17 @@ WRONG = {
     "study that is a text": ('study = "s"\n' + DEFAULTS + RUN, 'study.toml: study: found "s", valid is a table'),
     "unknown study key": (
         GOOD.replace("[study]", "[study]\ndate = 3"),
-        'study.toml: unknown key "study.date"; did you mean "study.data"? (valid in study: backend, data, name)',
+        'study.toml: unknown key "study.date"; did you mean "study.data"? '
+        "(valid in study: backend, data, name, untracked)",
     ),
     "seeds below a table": (
         GOOD.replace("[study]", "[study]\nseeds = [3]"),
         'study.toml: unknown key "study.seeds"; "seeds" stands at the top of the file, above the first [table], '
-        "or in an entry (valid in study: backend, data, name)",
+        "or in an entry (valid in study: backend, data, name, untracked)",
+    ),
+    "untracked that is a text": (
+        GOOD.replace("[study]", '[study]\nuntracked = "seqlm/new.py"'),
+        'study.toml: study.untracked: expected a list of files, got "seqlm/new.py"',
     ),
     "empty data path": (
         GOOD.replace("[study]", '[study]\ndata = ""'),
@@ -830,7 +835,7 @@ REFERENCE = ROOT / "docs" / "manifest.md"
 
 def test_the_reference_mentions_every_valid_key() -> None:
     text = REFERENCE.read_text("utf-8")
-    study = ["study.name", "study.data", "study.backend"]
+    study = [f"study.{key}" for key in STUDY_KEYS]
     backends = [f"[backend.{name}]" for name in BACKENDS]
     tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "[[expect]]", "[report]", "seeds"]
     report = [*PUBLISHED_KEYS, *REPORT_KEYS, *METRICS]

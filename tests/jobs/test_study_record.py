@@ -94,6 +94,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
             }
         ],
         "behaviour": [prints["known"]],
+        "untracked": [],
         "policy": Policy().to_dict(),
         "backend": {},
     }

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import builtins
+import errno
+import io
+import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +112,46 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
         save_checkpoint(path, make())
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+class FailsHalfway(io.FileIO):
+    """A file of which the first bytes alone can be read."""
+
+    number = errno.EIO
+
+    def readinto(self, buffer: Any, /) -> int:
+        if self.tell() > 1000:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().readinto(memoryview(buffer)[:600]) or 0
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("halfway", [False, True])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, halfway: bool
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, make())
+    opened: list[object] = []
+    real = io.open
+
+    def fails(file: Any, *arguments: Any, **options: Any) -> Any:
+        if file != path:
+            return real(file, *arguments, **options)
+        opened.append(file)
+        if halfway:
+            broken = FailsHalfway(path)
+            broken.number = number
+            return io.BufferedReader(broken)
+        if len(opened) == 1:  # the look whether it is there
+            return real(file, *arguments, **options)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(io, "open", fails)
+    monkeypatch.setattr(builtins, "open", fails)
+    with pytest.raises(FileError, match=rf"^cannot read .*last\.pt: {os.strerror(number)}$"):
+        load_checkpoint(path, "f" * 64)
+    assert len(opened) > 1
 
 
 def test_any_changed_byte_of_the_tensors_is_noticed(tmp_path: Path) -> None:

@@ -107,3 +107,24 @@ def test_a_record_that_cannot_be_completed_changes_nothing_about_the_end(
 
     ended_by(monkeypatch, lose_the_folder)
     assert worker.main([str(run.path)]) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_configuration_that_cannot_be_read_just_now_is_trouble_with_the_disk(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    read_text = Path.read_text
+
+    def fails(path: Path, *arguments: Any, **options: Any) -> str:
+        if path == run.config_file:
+            raise OSError(number, os.strerror(number))
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    assert worker.main([str(run.path)]) == 74
+    assert capsys.readouterr().err == f"error: cannot read {run.config_file}: {os.strerror(number)}\n"
+
+
+def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert worker.main([str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err

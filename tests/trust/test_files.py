@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import struct
 from pathlib import Path
 
 import pytest
 
 from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory, append_to, exclusive_lock, write_json
+from seqlm.training.progress_file import ProgressFile
 from tests import commands
 from tests.test_launch import Study
 
@@ -30,6 +33,38 @@ def test_a_study_is_as_closed_to_others_as_the_umask_says(tmp_path: Path, umask:
     for path in kept:  # the copy of the code has the modes of the checkout, in a folder that is closed
         found.pop(path)
     assert {path: oct(mode) for path, mode in found.items() if mode & umask} == {}
+
+
+def give_default_acl(folder: Path, *, uid: int) -> None:
+    """Have a user read and write what is made in the folder from now on, as ``setfacl -d -m u:UID:rwx`` does."""
+    nobody = 0xFFFFFFFF
+    entries = [(0x01, 7, nobody), (0x02, 7, uid), (0x04, 5, nobody), (0x10, 7, nobody), (0x20, 0, nobody)]
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(folder, "system.posix_acl_default", packed)
+    except OSError as error:
+        pytest.skip(f"no ACLs in {folder}: {error}")
+
+
+def test_a_default_acl_of_the_folder_decides_over_the_umask(tmp_path: Path) -> None:
+    give_default_acl(tmp_path, uid=4711)
+    before = os.umask(0o077)
+    try:
+        write_json(tmp_path / "result.json", {})
+    finally:
+        os.umask(before)
+    # Where there is an ACL, the bits of the group are its mask: the most that any named user gets.
+    assert stat.S_IMODE((tmp_path / "result.json").stat().st_mode) == 0o660
+
+
+def test_a_link_under_the_temporary_name_of_an_earlier_version_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / ".progress.json.tmp").symlink_to(target)
+    progress = ProgressFile(tmp_path / "progress.json")
+    progress.write(epoch=0, step=1, steps=2, train_loss=1.0, train_tokens_per_second=1.0, phase="train")
+    assert (tmp_path / "progress.json").is_file()
+    assert target.read_text() == "precious"
 
 
 @pytest.mark.process

@@ -1,10 +1,10 @@
-"""Loaded by every Python process of a chaos study: counts training steps, sets the clock back, lets listings lag.
+"""Loaded by every Python process of a chaos study: counts training steps, sets the clock back, lets files lie.
 
 Lies in the lab's folder ``shim``, which is on ``PYTHONPATH``, beside ``control.json``:
 
     back_seconds    how far the clock of these processes is behind the machine's
     lag_seconds     a folder made by another process is left out of listings for so long
-    below           the folder to which that applies
+    below           the folder to which that applies, and what ``lying_files.py`` does
 
 The clock is that of Python alone: ``time.time``, ``time.time_ns``, ``datetime.now``. Times that the kernel writes
 (of files) and monotonic clocks go on, as they do where somebody sets a real clock back, apart from times of files.
@@ -23,9 +23,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import lying_files
+
 HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 -- pathlib itself looks at what is changed here
 _REAL_TIME, _REAL_TIME_NS, _REAL_DATETIME = time.time, time.time_ns, datetime.datetime
-_REAL_MKDIR, _REAL_LISTDIR, _REAL_SCANDIR = os.mkdir, os.listdir, os.scandir
+_REAL_OPEN, _REAL_MKDIR, _REAL_LISTDIR, _REAL_SCANDIR = open, os.mkdir, os.listdir, os.scandir
 
 _control: dict[str, Any] = {}
 _read_at = -1.0
@@ -37,7 +39,7 @@ def control() -> dict[str, Any]:
     if time.monotonic() - _read_at > 0.1:
         _read_at = time.monotonic()
         try:
-            with open(os.path.join(HERE, "control.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
+            with _REAL_OPEN(os.path.join(HERE, "control.json"), encoding="utf-8") as file:  # noqa: PTH118
                 _control = json.load(file)
         except FileNotFoundError:
             _control = {}
@@ -75,14 +77,15 @@ def _mkdir(path: Any, *arguments: Any, **options: Any) -> None:
 def _hidden(folder: Any) -> set[str]:
     """Names that others have put into a folder too lately to be seen."""
     lag = float(control().get("lag_seconds", 0.0))
-    if not lag or isinstance(folder, int):
+    late = control().get("rename_lag_seconds")
+    if not (lag or late) or isinstance(folder, int):
         return set()
     place = os.path.abspath(os.fspath(folder))  # noqa: PTH100
     if not place.startswith(control()["below"]):
         return set()
-    names = set()
+    names = lying_files.unseen_names(place)
     try:
-        with open(os.path.join(HERE, "made.jsonl"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
+        with _REAL_OPEN(os.path.join(HERE, "made.jsonl"), encoding="utf-8") as file:  # noqa: PTH118
             for line in file:
                 made = json.loads(line)
                 parent, _, name = made["path"].rpartition("/")
@@ -131,6 +134,7 @@ def _scandir(path: Any = ".") -> Any:
 
 
 os.mkdir, os.listdir, os.scandir = _mkdir, _listdir, _scandir
+lying_files.install(control)
 
 
 # -- counting --------------------------------------------------------------------------------------------------------
@@ -171,6 +175,7 @@ class _CountSteps(importlib.abc.MetaPathFinder):
                 return result
 
             module.TrainingStep.__call__ = count
+            lying_files.install_in_torch()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
