@@ -335,7 +335,8 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
         if options.behaviour:
             _compute_behaviour(study_dir)
         _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
-    failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
+    failures = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
+    failed = any(run.observation.state in failures for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 
 

@@ -15,6 +15,7 @@ import launch
 from jobs.policy import Policy
 from jobs.retry import history
 from jobs.scheduler import Scheduler
+from jobs.watch import Watcher
 from seqlm.rundir import RunDirectory
 from slurm.task import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
@@ -225,6 +226,44 @@ def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypa
     found = Scheduler().states([f"{array}_{task}" for array in (1, 2) for task in range(500)])
     assert [call[0] for call in fake.calls()] == ["squeue", "sacct"]
     assert (found["1_0"].stage, found["1_1"].kind, found["2_499"].stage) == ("running", "timeout", "queued")
+
+
+def test_runs_wait_on_while_only_the_accounting_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeSlurm(tmp_path / "fake", accounting=True)
+    fake.on_path(monkeypatch)
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(
+        '[study]\nname = "s"\n[[grid]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'
+        'optim.optimizer = "sgd"\noptim.lr = [1, 2, 3]\n'
+    )
+    more = ["--runs-dir", str(tmp_path)]
+    assert launch.main(["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", *more]) == 0
+    assert list(fake.jobs()) == ["1_0", "1_1", "1_2"]
+    fake.controller(up=False)
+    capsys.readouterr()
+    assert launch.main(["status", "s", "--json", *more]) == 0
+    runs = json.loads(capsys.readouterr().out)["data"]["runs"]
+    assert [run["state"] for run in runs] == ["queued"] * 3
+    assert not Watcher(tmp_path / "s").look().is_over
+
+
+def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_that_waits(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(
+        '[study]\nname = "s"\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
+    )
+
+    def lose(*_: object) -> None:
+        fake.finish("1")
+        fake.purge("1")
+
+    monkeypatch.setattr(launch, "watch", lose)
+    words = ["run", str(manifest), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
+    assert launch.main(words) == launch.EXIT_RUN_FAILED
 
 
 def test_a_requeued_task_knows_it_and_a_signal_is_remembered(fake: FakeSlurm, tmp_path: Path) -> None:
