@@ -68,7 +68,7 @@ from seqlm.data.ptb_download import download_ptb
 from seqlm.errors import BackendError, SeqlmError, UsageError, error_text, printable
 from seqlm.rundir import write_text
 from slurm import backend as slurm_backend
-from slurm.settings import read_settings
+from slurm.settings import SlurmSettings, read_settings
 from slurm.submission import require_plain_path
 
 SCHEMA_VERSION = 1
@@ -335,7 +335,9 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
         if options.behaviour:
             _compute_behaviour(study_dir)
         _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
-    failures = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
+    failures = (
+        ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")
+    )  # pending: its job is gone
     failed = any(run.observation.state in failures for run in runs)
     return {"study": study_dir.name, "runs": _status_records(runs)}, EXIT_RUN_FAILED if failed else 0
 
@@ -392,11 +394,13 @@ def _launch_on_slurm(
 def _site(choice: BackendChoice) -> Site:
     """Where runs would go."""
     if choice.name == "slurm":
-        settings = read_settings(choice.table, where=choice.where, environ=os.environ)
-        retries = settings.retries if choice.retries is None else choice.retries
-        limit = choice.max_parallel or settings.max_parallel
-        return slurm_backend.SlurmSite(replace(settings, max_parallel=limit, retries=retries))
+        settings = _slurm_settings(choice)
+        return slurm_backend.SlurmSite(replace(settings, max_parallel=choice.max_parallel, retries=choice.retries))
     return choice.make()
+
+
+def _slurm_settings(choice: BackendChoice) -> SlurmSettings:
+    return read_settings(choice.table, where=choice.where, environ=os.environ)
 
 
 def _launch_remotely(
@@ -479,7 +483,7 @@ def _choice(
     last: str | None = None,
     kept: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BackendChoice:
-    return choose_backend(
+    choice = choose_backend(
         manifest,
         last=last,
         kept=kept,
@@ -488,6 +492,11 @@ def _choice(
         retries=options.retries,
         ray_address=options.ray_address,
     )
+    if choice.name != "slurm":
+        return choice
+    site = _slurm_settings(choice)
+    retries = site.retries if choice.retries is None else choice.retries
+    return replace(choice, max_parallel=choice.max_parallel or site.max_parallel, retries=retries)
 
 
 # -- behaviour -----------------------------------------------------------------------------------------------------

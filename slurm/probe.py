@@ -76,10 +76,7 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: bool, wait_s: float) 
 
 def script(settings: SlurmSettings, folder: Path, *, gpu: bool) -> str:
     """The batch script of a probe in ``folder``."""
-    options: dict[str, Any] = dict(settings.sbatch)
-    for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude"):
-        if (value := getattr(settings, key)) is not None:
-            options[key] = value
+    options = settings.placement()
     options |= {"job-name": "seqlm-doctor", "time": 1, "ntasks": 1, "output": str(folder / "log").replace("%", "%%")}
     if gpu:
         options["gpus-per-node"] = 1
