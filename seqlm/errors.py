@@ -22,6 +22,7 @@ Invariants of our own code are asserted, not raised.
 from __future__ import annotations
 
 import difflib
+import errno
 import unicodedata
 from collections.abc import Iterable
 
@@ -97,6 +98,14 @@ class FileError(SeqlmError):
     def from_os_error(cls, verb: str, path: object, error: OSError) -> FileError:
         """One line from an ``OSError``, for example ``cannot write x/y: No space left on device``."""
         return cls(f"cannot {verb} {path}: {error.strerror or error}")
+
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Whether a file could not be written or read: a full disk, a quota, a read-only or failing file system."""
+    return isinstance(error, FileError) or (isinstance(error, OSError) and error.errno in _STORAGE)
 
 
 class BackendError(SeqlmError):

@@ -180,6 +180,10 @@ class Submitter:
             policy=self.policy,
             timeout_min=self.settings.timeout_min,
             signal_before_s=self.settings.signal_before_s,
+            exclude=self.settings.exclude,
+            must_have_nodes=bool(
+                self.settings.nodelist or self.settings.reservation or "nodefile" in self.settings.sbatch
+            ),
         )
 
     def _env(self, item: Planned) -> dict[str, str]:
