@@ -33,7 +33,7 @@ from jobs.study import ObservedRun, read_jobs, write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, make_directory
 from slurm import control
-from slurm.environment import sbatch_environment
+from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
 from slurm.submission import Batch, Submitter, batches, record, require_plain_path
@@ -228,7 +228,7 @@ def submit_report(
     minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour else REPORT_MINUTES
     options += [f"--output={folder / 'report.log'}", f"--time={minutes}", "--parsable"]
     commands = [f"{command} --no-behaviour", *([command] if behaviour else [])]
-    script = "\n".join(["#!/bin/bash", *settings.setup, *commands, ""])
+    script = "\n".join(["#!/bin/bash", *first_lines(settings), *settings.setup, *commands, ""])
     path = folder / "report.sh"
     path.write_text(script, "utf-8")
     environ = sbatch_environment(settings, os.environ)

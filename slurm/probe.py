@@ -23,7 +23,7 @@ from typing import Any
 from jobs.doctor import Finding
 from seqlm.errors import BackendError, FileError
 from slurm import node_probe
-from slurm.environment import sbatch_environment
+from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.site import ask
 
@@ -84,7 +84,7 @@ def script(settings: SlurmSettings, folder: Path, *, gpu: bool) -> str:
     start = shlex.join(["srun", *settings.srun_args])
     python = settings.python or shlex.quote(sys.executable)
     command = f"{start} {python} {shlex.quote(str(folder / 'node_probe.py'))}"
-    return "\n".join(["#!/bin/bash", *lines, "", *settings.setup, command, ""])
+    return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *settings.setup, command, ""])
 
 
 def _run(settings: SlurmSettings, folder: Path, *, gpu: bool, wait_s: float) -> Outcome:

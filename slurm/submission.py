@@ -19,7 +19,7 @@ from jobs.spec import Resources
 from jobs.study import study_name
 from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import make_directory, write_json
-from slurm.environment import only, sbatch_environment
+from slurm.environment import first_lines, only, plain_env, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.task import JobPlan, run_task
 
@@ -162,7 +162,7 @@ class Submitter:
             mail_type=settings.mail_type,
             signal_delay_s=settings.signal_before_s,
             array_parallelism=parallelism,
-            setup=[path, *settings.setup],
+            setup=[*first_lines(settings), path, *settings.setup],
             srun_args=["--kill-on-bad-exit=1", *settings.srun_args],
             additional_parameters=more,
         )
@@ -187,7 +187,7 @@ class Submitter:
         )
 
     def _env(self, item: Planned) -> dict[str, str]:
-        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **worker_variables(self.policy)}
+        env = {**plain_env(self.settings), "PYTHONUNBUFFERED": "1", **worker_variables(self.policy)}
         data = self.paths.get(item.run.id)
         if data is not None:
             env["SEQLM_DATA"] = str(data.absolute())

@@ -115,6 +115,7 @@ def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: P
         "#SBATCH --output='/a b/%%x/log'",
         "#SBATCH --gpus-per-node=1",
         "",
+        "unset SLURM_JWT",
         "module load x",
         "srun --cpu-bind=cores apptainer exec image.sif python '/a b/%x/node_probe.py'",
     ]
