@@ -31,7 +31,7 @@ from jobs.scheduler import parents
 from jobs.spec import Resources, RunSpec
 from jobs.study import ObservedRun, read_jobs, write_jobs
 from seqlm.errors import BackendError
-from seqlm.rundir import RunDirectory, make_directory
+from seqlm.rundir import RunDirectory, make_directory, write_text
 from slurm import control
 from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
@@ -230,7 +230,7 @@ def submit_report(
     commands = [f"{command} --no-behaviour", *([command] if behaviour else [])]
     script = "\n".join(["#!/bin/bash", *first_lines(settings), *settings.setup, *commands, ""])
     path = folder / "report.sh"
-    path.write_text(script, "utf-8")
+    write_text(path, script)
     environ = sbatch_environment(settings, os.environ)
     return ask("sbatch", *options, str(path), environ=environ).strip().partition(";")[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable
@@ -11,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
-from seqlm.errors import LeaseLostError
-from seqlm.rundir import Guard, unguarded
+from seqlm.errors import FileError
+from seqlm.rundir import Guard, unguarded, write_json
 from seqlm.training.perplexity import perplexity
 
 Phase: TypeAlias = Literal["train", "valid"]
@@ -65,13 +64,5 @@ class ProgressFile:
             "phase": phase,
             "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        beside = self._path.with_name(f".{self._path.name}.tmp")
-        try:
-            beside.write_text(json.dumps(record) + "\n", "utf-8")
-            self._guard()
-            beside.replace(self._path)
-        except (OSError, LeaseLostError) as error:
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-            if isinstance(error, LeaseLostError):
-                raise
+        with contextlib.suppress(FileError):
+            write_json(self._path, record, sync=False, guard=self._guard)
