@@ -374,7 +374,8 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
         if options.behaviour:
             _compute_behaviour(study_dir)
         _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
-    failed = any(run.observation.state in ("failed", "cancelled") for run in runs)
+    bad = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
+    failed = any(run.observation.state in bad for run in runs)
     return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, EXIT_RUN_FAILED if failed else 0
 
 
@@ -430,11 +431,13 @@ def _launch_on_slurm(
 def _site(choice: BackendChoice) -> Site:
     """Where runs would go."""
     if choice.name == "slurm":
-        settings = read_settings(choice.table, where=choice.where, environ=os.environ)
-        retries = settings.retries if choice.retries is None else choice.retries
-        limit = choice.max_parallel or settings.max_parallel
-        return slurm_backend.SlurmSite(replace(settings, max_parallel=limit, retries=retries))
+        settings = _slurm_settings(choice)
+        return slurm_backend.SlurmSite(replace(settings, max_parallel=choice.max_parallel, retries=choice.retries))
     return choice.make()
+
+
+def _slurm_settings(choice: BackendChoice) -> SlurmSettings:
+    return read_settings(choice.table, where=choice.where, environ=os.environ)
 
 
 def _launch_remotely(
@@ -537,7 +540,7 @@ def _choice(
     last: str | None = None,
     kept: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BackendChoice:
-    return choose_backend(
+    choice = choose_backend(
         manifest,
         last=last,
         kept=kept,
@@ -546,6 +549,11 @@ def _choice(
         retries=options.retries,
         ray_address=options.ray_address,
     )
+    if choice.name != "slurm":
+        return choice
+    site = _slurm_settings(choice)
+    retries = site.retries if choice.retries is None else choice.retries
+    return replace(choice, max_parallel=choice.max_parallel or site.max_parallel, retries=retries)
 
 
 # -- behaviour -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ in that way does not count any more.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Failed:
     micro_batches: int = 1
     by_hand: bool = False
     """Whether a person has had the run tried again after it."""
+    node: str | None = None
+    """The node that failed. ``None``: not recorded, or one of several."""
 
 
 @final
@@ -108,6 +111,18 @@ def _number(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
+def sick_nodes(failures: Sequence[Failed]) -> list[str]:
+    """The nodes that failed twice in a row, since a person last had the run tried again."""
+    by_hand = [number for number, failed in enumerate(failures) if failed.by_hand]
+    recent = failures[by_hand[-1] + 1 :] if by_hand else failures
+    found = [
+        second.node
+        for first, second in itertools.pairwise(recent)
+        if first.kind == second.kind == "node" and first.node == second.node and second.node is not None
+    ]
+    return list(dict.fromkeys(found))
+
+
 # -- what the files of a run tell ----------------------------------------------------------------------------------
 
 
@@ -149,6 +164,7 @@ def failed_of(record: dict[str, Any], progress: Progress | None = None) -> Faile
         progress=progress,
         micro_batches=parts if isinstance(parts, int) and parts > 0 else 1,
         by_hand=record.get("retried") == "by hand",
+        node=record.get("node"),
     )
 
 
@@ -168,12 +184,18 @@ def let_stand(run: RunDirectory, decision: Decision) -> None:
 
 
 def put_failure_aside(
-    run: RunDirectory, *, by_hand: bool = False, micro_batches: int | None = None, seen: Observation | None = None
+    run: RunDirectory,
+    *,
+    by_hand: bool = False,
+    micro_batches: int | None = None,
+    node: str | None = None,
+    seen: Observation | None = None,
 ) -> None:
     """Move the failure of the attempt before into that attempt's folder: it stays on record, with what was saved.
 
     ``by_hand``: a person has the run tried again. ``micro_batches``: of the attempt, where its worker could not say.
-    ``seen``: how the run was found, for a failure that only its scheduler knows of.
+    ``node``: the one that failed, for a scheduler. ``seen``: how the run was found, for a failure that only its
+    scheduler knows of.
 
     Raises:
         FileError: it cannot be read or moved.
@@ -187,6 +209,8 @@ def put_failure_aside(
     failure = {"progress": list(progress_of(run)), **failure}
     if micro_batches is not None:
         failure["micro_batches"] = micro_batches
+    if node is not None:
+        failure["node"] = node
     if by_hand:
         failure["retried"] = "by hand"
     if isinstance(failure.get("attempt"), int):  # the next one may have its folder already

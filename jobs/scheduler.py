@@ -7,6 +7,8 @@ controller does not answer, and after it has forgotten a job.
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,6 +49,7 @@ _KINDS: Mapping[str, FailureKind] = {
     "OUT_OF_MEMORY": "oom",
 }
 """SLURM's job states (``man squeue``, JOB STATE CODES) -> kinds of failure; all others are of kind ``code``."""
+_NOTHING_TO_LEARN = ("Invalid job id", "accounting storage is disabled")
 _REASONS = {
     "Priority": "other jobs go before it",
     "Resources": "waits for free resources",
@@ -93,20 +96,29 @@ class Scheduler:
         parents = ",".join(sorted({job.partition("_")[0] for job in missing}))
         account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,NodeList", "-j", parents)
         accounted = {} if account is None else read_sacct(account)
-        if queue is None and account is None:
-            lost = JobState(stage="unknown", reason="slurmctld does not answer; this is what was known before")
+        silent = "slurmctld" if queue is None else "the accounting" if account is None else None
+        if silent:
+            lost = JobState(stage="unknown", reason=f"{silent} does not answer; this is what was known before")
         else:
             lost = JobState(stage="gone", reason="its job is gone without a word; run again to resume")
         return {**{job: accounted.get(job, lost) for job in missing}, **found}
 
     def _call(self, *command: str) -> str | None:
-        """What a command prints, or none where it cannot tell; that it knows no such job is an answer."""
+        """What a command prints. ``None``: no answer.
+
+        "No such job" is an answer, and so is a cluster without accounting: there is nothing more to learn.
+        """
         self.calls += 1
+        environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # else lists of tasks are cut after 64 characters
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
+            answer = subprocess.run(
+                command, capture_output=True, text=True, timeout=CALL_SECONDS, env=environ, check=False
+            )
+        except FileNotFoundError:
+            return "" if command[0] == "sacct" else None
         except (OSError, subprocess.TimeoutExpired):
             return None
-        if answer.returncode == 0 or "Invalid job id" in answer.stderr:
+        if answer.returncode == 0 or any(text in answer.stderr for text in _NOTHING_TO_LEARN):
             return answer.stdout
         return None
 
@@ -127,9 +139,23 @@ def read_sacct(text: str) -> dict[str, JobState]:
     found = {}
     for line in text.splitlines():
         parts = line.strip().split("|")
-        if len(parts) == 3 and "." not in parts[0] and "[" not in parts[0]:
-            found[parts[0]] = job_state(parts[1], "", parts[2])
+        if len(parts) == 3:
+            state = job_state(parts[1], "", parts[2])
+            found.update(dict.fromkeys(_jobs_of(parts[0]), state))
     return found
+
+
+def _jobs_of(text: str) -> list[str]:
+    """The jobs of a line of sacct: ``12``, ``12_3``, or every task of ``12_[0-3,8-16:4%2]``; none for a job's step."""
+    match = re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", text)
+    if match is None:
+        return [text] if re.fullmatch(r"\d+(_\d+)?", text) else []
+    ranges = re.findall(r"(?:^|,)(\d+)(?:-(\d+))?(?::(\d+))?(?=,|$)", match[2])
+    return [
+        f"{match[1]}_{task}"
+        for low, high, step in ranges
+        for task in range(int(low), int(high or low) + 1, int(step or 1))
+    ]
 
 
 def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:

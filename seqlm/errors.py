@@ -23,6 +23,7 @@ Invariants of our own code are asserted, not raised.
 from __future__ import annotations
 
 import difflib
+import errno
 import unicodedata
 from collections.abc import Iterable
 
@@ -102,6 +103,17 @@ class FileError(SeqlmError):
 
 class DamagedFileError(FileError):
     """A file was read, and holds something else than it should."""
+
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Whether a file could not be written or read: a full disk, a quota, a read-only or failing file system.
+
+    A stale handle is a file that another host has replaced, as NFS reports it.
+    """
+    return isinstance(error, FileError) or (isinstance(error, OSError) and error.errno in _STORAGE)
 
 
 class BackendError(SeqlmError):

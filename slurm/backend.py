@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -30,16 +31,16 @@ from jobs.scheduler import parents
 from jobs.spec import Resources, RunSpec
 from jobs.study import ObservedRun, read_jobs, write_jobs
 from seqlm.errors import BackendError
-from seqlm.rundir import RunDirectory, make_directory
+from seqlm.rundir import RunDirectory, make_directory, write_text
 from slurm import control
-from slurm.environment import sbatch_environment
+from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
 from slurm.submission import Batch, Submitter, batches, record, require_plain_path
 
 REPORT_MINUTES = 30
 UNLIMITED = 100_000
-"""Jobs of an array at once where nothing limits them but the cluster."""
+"""Jobs of an array at once if only the cluster limits them."""
 
 
 @final
@@ -121,7 +122,7 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, policy:
     attempts = {item.run.id: item.run.last_attempt() + 1 for item in todo}
     highest = max(batch.resources.priority for batch in found)
     ids: list[str] = []
-    for batch, parallelism in zip(found, shares(found, settings.max_parallel), strict=True):
+    for batch, turn in zip(found, turns(found, settings.max_parallel), strict=True):
         items = [item for runs in batch.jobs for item in runs]
         for item in items:
             # Before the job can start: it takes a failure for the run's last word.
@@ -130,7 +131,8 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, policy:
         # Before the jobs can start: they look whether their runs are theirs.
         write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
         nice = min(highest - batch.resources.priority, 10_000)
-        submitted = submitter.submit(batch, folder, parallelism=parallelism, nice=nice)
+        after = None if turn.after is None else ids[turn.after]
+        submitted = submitter.submit(batch, folder, parallelism=turn.parallelism, nice=nice, after=after)
         jobs = {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
         write_jobs(study_dir, jobs, {})
         record(batch, submitted, prepared.code, attempts, prepared.worker)
@@ -138,25 +140,75 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, policy:
     return ids
 
 
-def shares(found: Sequence[Batch], max_parallel: int | None) -> list[int]:
-    """How many jobs of each array go at once, ``max_parallel`` together; each array gets one at least."""
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """When an array may start, and how much of it at once."""
+
+    parallelism: int
+    """Most of its jobs at once."""
+    after: int | None = None
+    """The array, by its place among all, that has to end first. ``None``: it starts at once."""
+
+
+@dataclass
+class _Lane:
+    """Arrays that run one after another."""
+
+    width: int
+    """Most runs of it at once."""
+    arrays: list[int]
+    runs: int
+
+
+def turns(found: Sequence[Batch], max_parallel: int | None) -> list[Turn]:
+    """How the arrays take turns so that at most ``max_parallel`` runs of them go at once.
+
+    SLURM limits the jobs of one array. So each array gets a share of the limit; if they are too many for that, some
+    wait for others to end. No job of ``found`` has more runs than ``max_parallel``.
+    """
     if max_parallel is None:
-        return [UNLIMITED] * len(found)
-    total = sum(len(batch.jobs) for batch in found)
-    return [max(1, max_parallel * len(batch.jobs) // total) for batch in found]
+        return [Turn(parallelism=UNLIMITED)] * len(found)
+    lanes: list[_Lane] = []
+    spare = max_parallel
+    for number in sorted(range(len(found)), key=lambda number: -found[number].runs_per_job):
+        width, runs = found[number].runs_per_job, sum(map(len, found[number].jobs))
+        if width <= spare:
+            lanes.append(_Lane(width, [number], runs))
+            spare -= width
+        else:  # every lane is wide enough: the widest jobs came first
+            lane = min(lanes, key=lambda lane: lane.runs / lane.width)
+            lane.arrays.append(number)
+            lane.runs += runs
+    while wanting := [lane for lane in lanes if lane.width < lane.runs and found[lane.arrays[0]].runs_per_job <= spare]:
+        lane = max(wanting, key=lambda lane: lane.runs / lane.width)
+        lane.width += found[lane.arrays[0]].runs_per_job
+        spare -= found[lane.arrays[0]].runs_per_job
+    made: dict[int, Turn] = {}
+    for lane in lanes:
+        for before, number in zip([None, *sorted(lane.arrays)], sorted(lane.arrays), strict=False):
+            made[number] = Turn(parallelism=lane.width // found[number].runs_per_job, after=before)
+    return [made[number] for number in range(len(found))]
 
 
 def scripts(
     planned: Sequence[Planned], resources: Mapping[str, Resources], study_dir: Path, settings: SlurmSettings
 ) -> list[str]:
-    """The sbatch scripts that :func:`submit` would submit, one for each array."""
+    """The sbatch scripts that :func:`submit` would submit, one for each array.
+
+    An array that waits for another has ``ARRAY_1`` in place of the id that the first one will get.
+    """
     todo = [item for item in planned if item.action != "skip"]
     found = batches(todo, resources, settings, max_array_size())
     submitter = Submitter(study_dir=study_dir, settings=settings, code=live_code(), paths={}, worker=TRAINING)
     folder = study_dir.absolute() / "slurm" / "0000"
     return [
-        submitter.script(batch, folder, parallelism=parallelism)
-        for batch, parallelism in zip(found, shares(found, settings.max_parallel), strict=True)
+        submitter.script(
+            batch,
+            folder,
+            parallelism=turn.parallelism,
+            after=None if turn.after is None else f"ARRAY_{turn.after + 1}",
+        )
+        for batch, turn in zip(found, turns(found, settings.max_parallel), strict=True)
     ]
 
 
@@ -172,16 +224,14 @@ def submit_report(
     make_directory(folder)
     python = settings.python or shlex.quote(sys.executable)
     command = f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
-    options = [f"--dependency=afterany:{':'.join(jobs)}", f"--job-name=seqlm-{study_dir.name}-report"]
+    options = [f"--{key}" + ("" if value is True else f"={value}") for key, value in settings.placement().items()]
+    options += [f"--dependency=afterany:{':'.join(jobs)}", f"--job-name=seqlm-{study_dir.name}-report"]
     minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour else REPORT_MINUTES
     options += [f"--output={folder / 'report.log'}", f"--time={minutes}", "--parsable"]
-    for name in ("partition", "account", "qos", "constraint"):
-        value = getattr(settings, name)
-        options += [f"--{name}={value}"] if value else []
     commands = [f"{command} --no-behaviour", *([command] if behaviour else [])]
-    script = "\n".join(["#!/bin/bash", *settings.setup, *commands, ""])
+    script = "\n".join(["#!/bin/bash", *first_lines(settings), *settings.setup, *commands, ""])
     path = folder / "report.sh"
-    path.write_text(script, "utf-8")
+    write_text(path, script)
     environ = sbatch_environment(settings, os.environ)
     return ask("sbatch", *options, str(path), environ=environ).strip().partition(";")[0]
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import os
+import re
+import signal
+import time
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 
 from seqlm.errors import BackendError
 from slurm.site import ask
@@ -23,13 +29,73 @@ def job_words(number: int) -> list[str]:
     return [words] if isinstance(words, str) else list(words)
 
 
+def clock_ahead_s() -> float:
+    """By how many seconds the controller's clock is ahead of this machine's; 0 if the controller does not answer."""
+    asked_at = time.time()
+    try:
+        answer = ask("scontrol", "show", "config", environ={**os.environ, "SLURM_TIME_FORMAT": "standard"})
+    except BackendError:
+        return 0.0
+    found = re.match(r"Configuration data as of (\S+)", answer)  # the time of the answer, in this machine's time zone
+    if found is None:
+        return 0.0
+    return datetime.fromisoformat(found[1]).timestamp() - (asked_at + time.time()) / 2
+
+
 def requeue(job: str) -> None:
     """Put a running job back into the queue; SLURM ends its processes.
 
     Raises:
         BackendError: it cannot be.
     """
-    ask("scontrol", "requeue", job)
+    with _undisturbed():
+        ask("scontrol", "requeue", job)
+
+
+def hold_back(job: str, seconds: float, exclude: Collection[str]) -> None:
+    """Let a job that was requeued wait for so long, and start on none of some nodes. SLURM may let it wait longer.
+
+    Raises:
+        BackendError: SLURM refuses; the job starts as soon as it can.
+    """
+    nodes = [f"ExcNodeList={','.join(exclude)}"] if exclude else []
+    with _undisturbed():
+        ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(seconds)}", *nodes)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Start programs that ignore the signals by which SLURM ends the job that calls them."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_USABLE = ("idle", "mix", "alloc", "comp", "plnd")
+
+
+def nodes_like(nodes: Collection[str], partition: str) -> list[str]:
+    """The usable nodes of a partition with the cores, memory, GPUs and features of one of ``nodes``.
+
+    Raises:
+        BackendError: the controller does not answer.
+    """
+    lines = ask("sinfo", "-N", "-h", "-p", partition, "-o", "%N|%t|%c|%m|%G|%f").splitlines()
+    rows = [parts for line in lines if len(parts := line.strip().split("|", 2)) == 3]
+    wanted = {hardware for name, _, hardware in rows if name in nodes}
+    return [name for name, state, hardware in rows if hardware in wanted and state.rstrip("~#-+") in _USABLE]
+
+
+def host_names(expression: str) -> list[str]:
+    """The nodes of a list as SLURM writes it: ``n[1-2],n7``.
+
+    Raises:
+        BackendError: SLURM cannot read it.
+    """
+    return ask("scontrol", "show", "hostnames", expression).split()
 
 
 def scancel(jobs: Sequence[str]) -> None:

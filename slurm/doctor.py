@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.doctor import Finding, Level
 from jobs.spec import Resources
 from seqlm.errors import BackendError, FileError
-from slurm.probe import probe
+from slurm.probe import Gpu, probe
 from slurm.settings import SlurmSettings
 from slurm.site import ANSWER_S, ControllerConfig, PartitionFacts, ask, controller_config, count, partition_facts
 
@@ -34,7 +34,8 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
     if fit.level == "bad" or not facts.up:
         return found
     try:
-        return [*found, *probe(settings, runs_dir=runs_dir, gpu=facts.gpus_per_node > 0, wait_s=wait_s)]
+        gpu: Gpu = "fake" if facts.has_fake_gpus else "real" if facts.gpus_per_node else None
+        return [*found, *probe(settings, runs_dir=runs_dir, gpu=gpu, wait_s=wait_s)]
     except (BackendError, FileError) as error:
         return [*found, _bad("compute node", str(error))]
 

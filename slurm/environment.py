@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 
 from jobs import secrets
+from seqlm.errors import UsageError
 from slurm.settings import SlurmSettings
 
 PASSED = (
@@ -43,13 +44,40 @@ NEEDED_TO_SUBMIT = ("SLURM_JWT",)
 def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment in which sbatch is to be called.
 
-    All of ``environ`` where a manifest or a site gives sbatch the option ``export``: then that decides.
+    Values of ``env`` whose names look like secrets are added to it: they stand in no file of a job. All of ``environ``
+    is in it if a manifest or a site gives sbatch the option ``export``: then that option decides.
 
     Raises:
-        UsageError: a variable that ``env_pass`` names is not set.
+        UsageError: a variable that ``env_pass`` names is not set, or ``export`` keeps a secret of ``env`` from jobs.
     """
     passed = secrets.passed(settings.env_pass, environ, "backend.slurm")
-    return dict(environ) if "export" in settings.sbatch else job_environment(environ, passed)
+    secret = {name: value for name, value in settings.env.items() if secrets.looks_secret(name)}
+    if "export" not in settings.sbatch:
+        return {**job_environment(environ, passed), **secret}
+    export = str(settings.sbatch["export"])
+    kept = [] if "ALL" in export.split(",") else [name for name in secret if name not in export.split(",")]
+    if kept:
+        raise UsageError(
+            f'backend.slurm.sbatch.export: found "{export}", which keeps {", ".join(kept)} of env from jobs; '
+            "add the name to export, or leave it out of env"
+        )
+    return {**environ, **secret}
+
+
+def plain_env(settings: SlurmSettings) -> dict[str, str]:
+    """The variables of ``env`` that may be written into a file."""
+    return {name: value for name, value in settings.env.items() if not secrets.looks_secret(name)}
+
+
+def first_lines(settings: SlurmSettings) -> list[str]:
+    """What every script of ours begins with: a job forgets the secrets that only sbatch needs.
+
+    SLURM hands every ``SLURM_*`` variable on, whatever ``--export`` says. A token that expires while the job waits
+    would make its ``scontrol`` fail, too.
+    """
+    if "export" in settings.sbatch:
+        return []
+    return [f"unset {name}" for name in NEEDED_TO_SUBMIT if name not in settings.env_pass]
 
 
 def job_environment(environ: Mapping[str, str], passed: Collection[str] = ()) -> dict[str, str]:

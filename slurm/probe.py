@@ -18,12 +18,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from jobs.doctor import Finding
 from seqlm.errors import BackendError, FileError
 from slurm import node_probe
-from slurm.environment import sbatch_environment
+from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.site import ask
 
@@ -34,6 +34,10 @@ VISIBLE_WITHIN_S = 10.0
 SKEW_S = 5.0
 """Clocks that are further apart are worth a word: times in files would mislead."""
 OLDEST_PYTHON = (3, 11)
+
+
+Gpu: TypeAlias = Literal["real", "fake"] | None
+"""The GPU that a probe asks for: that of a test cluster is fake. ``None``: it asks for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ class Outcome:
     """When its answer was seen, or it was given up."""
 
 
-def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: bool, wait_s: float) -> list[Finding]:
+def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -> list[Finding]:
     """Submit the job, wait for it, say what it found; it is cancelled where it takes too long.
 
     Raises:
@@ -74,12 +78,9 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: bool, wait_s: float) 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def script(settings: SlurmSettings, folder: Path, *, gpu: bool) -> str:
+def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu) -> str:
     """The batch script of a probe in ``folder``."""
-    options: dict[str, Any] = dict(settings.sbatch)
-    for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude"):
-        if (value := getattr(settings, key)) is not None:
-            options[key] = value
+    options = settings.placement()
     options |= {"job-name": "seqlm-doctor", "time": 1, "ntasks": 1, "output": str(folder / "log").replace("%", "%%")}
     if gpu:
         options["gpus-per-node"] = 1
@@ -87,10 +88,10 @@ def script(settings: SlurmSettings, folder: Path, *, gpu: bool) -> str:
     start = shlex.join(["srun", *settings.srun_args])
     python = settings.python or shlex.quote(sys.executable)
     command = f"{start} {python} {shlex.quote(str(folder / 'node_probe.py'))}"
-    return "\n".join(["#!/bin/bash", *lines, "", *settings.setup, command, ""])
+    return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *settings.setup, command, ""])
 
 
-def _run(settings: SlurmSettings, folder: Path, *, gpu: bool, wait_s: float) -> Outcome:
+def _run(settings: SlurmSettings, folder: Path, *, gpu: Gpu, wait_s: float) -> Outcome:
     shutil.copyfile(node_probe.__file__, folder / "node_probe.py")
     batch = folder / "probe.sh"
     batch.write_text(script(settings, folder, gpu=gpu), "utf-8")
@@ -161,8 +162,8 @@ def _read(path: Path) -> str | None:
 # -- what it means ---------------------------------------------------------------------------------------------------
 
 
-def findings(outcome: Outcome, *, runs_dir: Path, gpu: bool, own_file_clock_s: float, wait_s: float) -> list[Finding]:
-    """What a probe's outcome tells a user; ``gpu``: it asked for one."""
+def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, own_file_clock_s: float, wait_s: float) -> list[Finding]:
+    """What a probe's outcome tells a user; ``gpu``: the kind that it asked for."""
     answer = outcome.answer
     if answer is None:
         return [_silence(outcome, runs_dir, wait_s)]
@@ -206,7 +207,7 @@ def _python(answer: dict[str, Any]) -> Finding:
     return Finding(level="bad" if version < OLDEST_PYTHON else "ok", subject="Python on node", text=text)
 
 
-def _torch(torch: dict[str, Any] | None, gpu: bool) -> Finding:
+def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
     subject = "torch on node"
     if torch is None:
         return Finding(level="bad", subject=subject, text="importing it took longer than the trial job had")
@@ -214,6 +215,12 @@ def _torch(torch: dict[str, Any] | None, gpu: bool) -> Finding:
         text = f"cannot be imported ({torch['error']}); set python or setup"
         return Finding(level="bad", subject=subject, text=text)
     devices = torch["devices"]
+    if gpu == "fake":
+        text = (
+            f"{torch['version']} sees no CUDA device: the GPUs of this test cluster are fake; train on its processors "
+        )
+        text += 'with resources.gpus = 0 or env = {SEQLM_DEVICE = "cpu"}'
+        return Finding(level="note", subject=subject, text=text)
     if gpu and not devices:
         text = f"{torch['version']} sees no CUDA device, yet the job was given a GPU; install a CUDA build of torch"
         return Finding(level="bad", subject=subject, text=text)

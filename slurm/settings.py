@@ -70,7 +70,7 @@ class SlurmSettings:
     retries: int | None = None
     """Goes before ``without_progress`` of the study's policy; none: nothing does."""
     max_parallel: int | None = None
-    """Most jobs of a study at once; none: as many as the cluster grants."""
+    """Most runs of a launch at once. ``None``: as many as the cluster grants."""
     sbatch: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     """Any other long option of sbatch, spelled with hyphens -> its value; true for one that takes none."""
 
@@ -96,7 +96,13 @@ class SlurmSettings:
     def runs_per_job(self, resources: Resources) -> int:
         """How many runs go into one job: as many as share a GPU, for SLURM itself gives away whole ones."""
         gpus = resources.gpus
-        return int((1 + _TINY) / gpus) if gpus and gpus < 1 else 1
+        runs = int((1 + _TINY) / gpus) if gpus and gpus < 1 else 1
+        return min(runs, self.max_parallel or runs)
+
+    def placement(self) -> dict[str, Any]:
+        """The options of sbatch that say where a job may go and who pays, and those of ``sbatch``; true: no value."""
+        keys = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
+        return {**self.sbatch, **{key: value for key in keys if (value := getattr(self, key)) is not None}}
 
 
 def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Mapping[str, str]) -> SlurmSettings:

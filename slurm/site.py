@@ -21,6 +21,9 @@ ANSWER_S = 20.0
 """How long a controller may take to answer."""
 
 _LOGIN_NODE = "launch from a login node of the cluster"
+FAKE_GPU = "fake"
+"""The type of the GPUs of a test cluster."""
+
 _PARTITION_FORMAT = "%P|%a|%l|%F|%c|%m|%G|%s"
 
 
@@ -111,6 +114,8 @@ class NodeKind:
     cpus: int
     gpus: int
     memory_mb: int
+    fakes: bool = False
+    """Whether the GPUs are those of a test cluster: no device is behind them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +143,11 @@ class PartitionFacts:
     def gpus_per_node(self) -> int:
         """Of the nodes with most."""
         return max((kind.gpus for kind in self.kinds), default=0)
+
+    @property
+    def has_fake_gpus(self) -> bool:
+        """Whether this is a test cluster, whose GPUs are no devices."""
+        return any(kind.fakes for kind in self.kinds)
 
     @property
     def cpus_per_node(self) -> int:
@@ -247,6 +257,7 @@ def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
             cpus=_number(cpus),
             gpus=count_gpus(gres),
             memory_mb=_number(memory),
+            fakes=f"gpu:{FAKE_GPU}:" in gres,
         )
         before = partitions[name].kinds if name in partitions else ()
         partitions[name] = PartitionFacts(

@@ -19,7 +19,7 @@ from jobs.spec import Resources
 from jobs.study import study_name
 from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import make_directory, write_json
-from slurm.environment import only, sbatch_environment
+from slurm.environment import first_lines, only, plain_env, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.task import JobPlan, run_task
 
@@ -31,6 +31,10 @@ class Batch:
     resources: Resources
     jobs: tuple[tuple[Planned, ...], ...]
     """The runs of each job; several where they share a GPU."""
+
+    @property
+    def runs_per_job(self) -> int:
+        return max(len(runs) for runs in self.jobs)
 
 
 def batches(
@@ -85,8 +89,10 @@ class Submitter:
     policy: Policy = field(default_factory=Policy)
     """What jobs do about failures."""
 
-    def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int) -> list[str]:
+    def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, after: str | None = None) -> list[str]:
         """Submit one array; returns the id of each of its jobs. ``folder`` is its own and new.
+
+        It starts when the array ``after`` has ended. ``None``: at once.
 
         Raises:
             BackendError: sbatch refuses it; the line says what it said.
@@ -94,7 +100,7 @@ class Submitter:
         """
         environ = sbatch_environment(self.settings, os.environ)
         make_directory(folder)
-        executor = self._executor(batch, folder, parallelism=parallelism, nice=nice)
+        executor = self._executor(batch, folder, parallelism=parallelism, nice=nice, after=after)
         plans = []
         for number, runs in enumerate(batch.jobs):
             plans.append(folder / f"job-{number}.json")
@@ -109,18 +115,17 @@ class Submitter:
             raise BackendError(f"sbatch refuses the job: {lines[-1] if lines else type(error).__name__}") from None
         return [str(job.job_id) for job in jobs]
 
-    def script(self, batch: Batch, folder: Path, *, parallelism: int) -> str:
+    def script(self, batch: Batch, folder: Path, *, parallelism: int, after: str | None = None) -> str:
         """The sbatch script that :meth:`submit` would submit."""
-        executor = self._executor(batch, folder, parallelism=parallelism, nice=0)
+        executor = self._executor(batch, folder, parallelism=parallelism, nice=0, after=after)
         if len(batch.jobs) > 1:
             executor.parameters["map_count"] = len(batch.jobs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, "plan"))
 
-    def _executor(self, batch: Batch, folder: Path, *, parallelism: int, nice: int) -> Any:
+    def _executor(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, after: str | None) -> Any:
         import submitit  # half a second, which only who submits waits for
 
         settings, resources = self.settings, batch.resources
-        runs = max(len(runs) for runs in batch.jobs)
         nodes, ranks_per_node = settings.nodes(resources)
         try:
             executor = submitit.SlurmExecutor(folder=folder, python=settings.python or shlex.quote(sys.executable))
@@ -135,6 +140,8 @@ class Submitter:
         }
         if nice:
             more["nice"] = nice
+        if after:
+            more["dependency"] = f"afterany:{after}"
         if settings.reservation:
             more["reservation"] = settings.reservation
         executor.update_parameters(
@@ -142,7 +149,7 @@ class Submitter:
             time=settings.timeout_min,
             nodes=nodes,
             ntasks_per_node=ranks_per_node,
-            cpus_per_task=(resources.cpus or 1) * runs,
+            cpus_per_task=(resources.cpus or 1) * batch.runs_per_job,
             gpus_per_node=_gpus_per_node(resources, ranks_per_node),
             mem=None if settings.mem_gb is None else f"{round(settings.mem_gb * 1024)}M",
             partition=settings.partition,
@@ -155,7 +162,7 @@ class Submitter:
             mail_type=settings.mail_type,
             signal_delay_s=settings.signal_before_s,
             array_parallelism=parallelism,
-            setup=[path, *settings.setup],
+            setup=[*first_lines(settings), path, *settings.setup],
             srun_args=["--kill-on-bad-exit=1", *settings.srun_args],
             additional_parameters=more,
         )
@@ -173,11 +180,15 @@ class Submitter:
             policy=self.policy,
             timeout_min=self.settings.timeout_min,
             signal_before_s=self.settings.signal_before_s,
+            exclude=self.settings.exclude,
+            must_have_nodes=bool(
+                self.settings.nodelist or self.settings.reservation or "nodefile" in self.settings.sbatch
+            ),
         )
 
     def _env(self, item: Planned) -> dict[str, str]:
         own = {**worker_variables(self.policy), **progress_variables(self.settings.progress_s)}
-        env = {**self.settings.env, "PYTHONUNBUFFERED": "1", **own}
+        env = {**plain_env(self.settings), "PYTHONUNBUFFERED": "1", **own}
         data = self.paths.get(item.run.id)
         if data is not None:
             env["SEQLM_DATA"] = str(data.absolute())

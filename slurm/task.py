@@ -5,25 +5,26 @@ directories; so a job that SLURM starts again finds what an earlier one of the s
 
     SIGUSR2           the time limit is near, or a preemption is announced: the worker saves, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the worker stops between two steps
-    a lost rank       the job is requeued, as often as the study's policy allows (``jobs.policy``)
+    a lost rank       the job is requeued, as often and after such a wait as the study's policy says (``jobs.policy``)
     no memory         the same; the next worker takes its steps in twice as many micro-batches
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from subprocess import Popen
+from subprocess import Popen, TimeoutExpired
 from types import FrameType
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from jobs.dispatch import EXIT_BUSY, EXIT_STOPPED, EXIT_STORAGE, STOPPED
 from jobs.heartbeat import Heartbeat, hung_seconds
@@ -33,6 +34,7 @@ from jobs.policy import Policy
 from jobs.process import interface_of, start_rank
 from jobs.rank import PEER_GRACE_SECONDS, describe_exit, rank_variables, rendezvous_variables
 from jobs.retry import (
+    FIRST_DELAY_SECONDS,
     RETRIED,
     decide,
     failed_of,
@@ -41,11 +43,12 @@ from jobs.retry import (
     may_go_on,
     progress_of,
     put_failure_aside,
+    sick_nodes,
     timestamp,
 )
 from jobs.spec import Resources, Submission
 from jobs.study import submission_of
-from seqlm.errors import BackendError, FileError, SeqlmError
+from seqlm.errors import BackendError, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory, append_to, make_directory, write_json
 from slurm import control
 
@@ -58,7 +61,11 @@ LIMIT_SLACK_SECONDS = 75.0
 """How much earlier than asked SLURM may announce a time limit: it looks once a minute (``man sbatch``, --signal)."""
 GRACE_SECONDS = 1.0
 """How much later than a worker its task may hear of the signal that both get."""
+END_SECONDS = 30.0
+"""How long a worker may take to save after an error of its job, as SLURM's KillWait."""
 REQUEUE_TRIES = 5
+AGAIN_SECONDS = 1.0
+"""How long to wait after the first try; twice as long after each further one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,10 @@ class JobPlan:
     policy: Policy
     timeout_min: int
     signal_before_s: int
+    exclude: str | None
+    """Nodes that the job must not get, as SLURM writes lists. ``None``: any will do."""
+    must_have_nodes: bool
+    """Whether the settings name the nodes that the job gets, so that none can be excluded."""
 
     def write(self, path: Path) -> None:
         """Write the plan for :func:`read`."""
@@ -102,6 +113,8 @@ class JobPlan:
             policy=Policy.from_dict(data["policy"]),
             timeout_min=data["timeout_min"],
             signal_before_s=data["signal_before_s"],
+            exclude=data["exclude"],
+            must_have_nodes=data["must_have_nodes"],
         )
 
 
@@ -122,6 +135,9 @@ class Place:
     """GPUs of this job on this node."""
     first_host: str
     host: str
+    nodes: int
+    """How many the job has."""
+    partition: str
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str], first_host: str) -> Place:
@@ -138,6 +154,8 @@ class Place:
             devices=tuple(device for device in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
             first_host=first_host,
             host=env.get("SLURMD_NODENAME") or socket.gethostname(),
+            nodes=int(env.get("SLURM_JOB_NUM_NODES") or 1),
+            partition=env.get("SLURM_JOB_PARTITION", ""),
         )
 
 
@@ -173,15 +191,38 @@ def run_task(path: str) -> None:
     started = time.time()
     signals = Signals()
     signals.install()
-    plan = JobPlan.read(Path(path))
+    plan = look_again(lambda: JobPlan.read(Path(path)))
     place = Place.from_environment(os.environ, JobEnvironment().hostnames[0])
+    task = Task(plan, place, signals, started=started)
     try:
-        well = Task(plan, place, signals, started=started).run()
-    except SeqlmError as error:
-        Task(plan, place, signals, started=started).fail(str(error))
-        raise
+        well = task.run()
+    except Exception as error:
+        if not task.give_up(error):
+            raise
+        return
     if not well:
         sys.exit(1)
+
+
+_T = TypeVar("_T")
+
+
+def look_again(look: Callable[[], _T]) -> _T:
+    """What ``look`` returns; while files cannot be read or written it is called again, for half a minute.
+
+    On NFS a file that another host has just replaced answers ESTALE for a moment.
+
+    Raises:
+        FileError, OSError: its last one.
+    """
+    for number in range(REQUEUE_TRIES - 1):
+        try:
+            return look()
+        except (FileError, OSError) as error:
+            if not is_storage_failure(error):
+                raise
+            time.sleep(AGAIN_SECONDS * 2**number)
+    return look()
 
 
 @dataclass
@@ -201,6 +242,17 @@ class _Worker:
     failed_at: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Again:
+    """That a job is to run again."""
+
+    reason: str
+    delay: float
+    """Seconds to wait before."""
+    sick: tuple[str, ...]
+    """Nodes that failed twice in a row."""
+
+
 @final
 class Task:
     """One rank of a job: starts the workers of its runs, passes signals on, and settles what became of them."""
@@ -218,10 +270,12 @@ class Task:
         ]
 
     def run(self) -> bool:
-        """Work until every run is over or the job is put back into the queue; whether all is well."""
-        for worker in self._workers:
-            self._take_up(worker)
-        todo = [worker for worker in self._workers if self._is_ours(worker.run) and not self._has_spoken(worker)]
+        """Work until every run is over or the job is put back into the queue; whether all is well.
+
+        Raises:
+            SeqlmError, OSError: the job itself has failed; :meth:`give_up` is to be called.
+        """
+        todo = look_again(self._take_up)
         for worker in todo:
             self._start(worker)
         while any(worker.code is None for worker in todo):
@@ -232,15 +286,40 @@ class Task:
                 self._wait_for_a_signal(worker)
                 self._record_crash(worker)
             return True  # the first rank settles the run, and must not be ended for this one's sake before it has
-        again = [reason for worker in todo if (reason := self._settle(worker)) is not None]
-        if again and self._requeue(again[0], todo):
+        settled = [look_again(functools.partial(self._settle, worker)) for worker in todo]
+        again = [found for found in settled if found is not None]
+        if again and self._requeue(again, todo):
             return True
         return all(worker.run.result_file.exists() for worker in self._workers)
 
-    def fail(self, message: str) -> None:
-        """Nothing could be started: every run of the job that has not spoken says so."""
+    def give_up(self, error: Exception) -> bool:
+        """Stop after an error of the job itself: its runs fail with it, and run again where the policy says so.
+
+        Returns whether nothing more is to be done: the job was requeued, or its first rank settles the runs.
+        """
         for worker in self._workers:
-            self._write_failure(worker, "code", message)
+            self._end(worker)
+        kind: FailureKind = "node" if is_storage_failure(error) else "code"
+        message = str(error) if isinstance(error, SeqlmError) else f"{type(error).__name__}: {error}"
+        left = [worker for worker in self._workers if not self._has_spoken(worker)]
+        for worker in left:
+            self._write_failure(worker, kind, message, node=self._place.host)
+        if self._place.rank != 0:
+            return kind == "node"
+        failures = [(worker, worker.run.read_failure()) for worker in left if self._is_ours(worker.run)]
+        again = [found for worker, failure in failures if failure and (found := self._again(worker, failure))]
+        return bool(again) and self._requeue(again, left)
+
+    def _end(self, worker: _Worker) -> None:
+        """Stop a worker that is still there; it may save."""
+        if worker.process is None or worker.process.poll() is not None:
+            return
+        worker.process.terminate()
+        try:
+            worker.process.wait(END_SECONDS)
+        except TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
 
     def _is_ours(self, run: RunDirectory) -> bool:
         """Whether the run is still this job's: a job that was cancelled, or lost, must not touch it."""
@@ -258,10 +337,15 @@ class Task:
             return may_go_on(worker.run) and int(failure.get("attempt") or worker.attempt) < worker.attempt
         return False
 
-    def _take_up(self, worker: _Worker) -> None:
-        """Put a failure of before aside; the other ranks, which may look earlier, take it for none."""
-        if self._place.rank == 0 and self._is_ours(worker.run) and self._is_of_before(worker):
-            put_failure_aside(worker.run)
+    def _take_up(self) -> list[_Worker]:
+        """The workers to start, after failures of before were put aside.
+
+        That does the first rank; the others, which may look earlier, take such a failure for none.
+        """
+        for worker in self._workers:
+            if self._place.rank == 0 and self._is_ours(worker.run) and self._is_of_before(worker):
+                put_failure_aside(worker.run)
+        return [worker for worker in self._workers if self._is_ours(worker.run) and not self._has_spoken(worker)]
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -317,13 +401,25 @@ class Task:
                 worker.process, worker.again_at = None, now + BUSY_SECONDS
             elif code is not None:
                 worker.code = code
-            elif self._signals.stop or (look and worker.run.is_cancelled()):
+            elif self._signals.stop:
                 self._ask(worker)
             elif look:
-                self._end_if_left_behind(worker, now)
-                self._end_if_hung(worker)
+                with contextlib.suppress(FileError, OSError):  # the next look is soon
+                    self._look_at(worker, now)
         if look:
             self._looked_at = now
+
+    def _look_at(self, worker: _Worker, now: float) -> None:
+        """End a worker whose run was cancelled, or that another rank or all progress has left.
+
+        Raises:
+            FileError, OSError: the run's files cannot be read.
+        """
+        if worker.run.is_cancelled():
+            self._ask(worker)
+            return
+        self._end_if_left_behind(worker, now)
+        self._end_if_hung(worker)
 
     def _ask(self, worker: _Worker) -> None:
         if not worker.asked and worker.process is not None:
@@ -364,12 +460,12 @@ class Task:
         elif code == -signal.SIGKILL and self._memory_kills.explain_one():
             self._write_failure(worker, "oom", f"{what}, by the system, which was out of memory")
         else:
-            self._write_failure(worker, "node", what)
+            self._write_failure(worker, "node", what, node=self._place.host)
 
     # -- what became of a run ------------------------------------------------------------------------------------
 
-    def _settle(self, worker: _Worker) -> str | None:
-        """See to it that a run whose worker has ended has spoken; returns why its job is to run again, if it is."""
+    def _settle(self, worker: _Worker) -> _Again | None:
+        """Write the failure of a run whose worker ended without one; returns whether and how its job runs again."""
         run = worker.run
         if run.result_file.exists() or (run.failure_file.exists() and not may_go_on(run)):
             return None
@@ -377,7 +473,7 @@ class Task:
             return None
         self._wait_for_a_signal(worker)
         failure = run.read_failure()
-        again: str | None = None
+        again: _Again | None = None
         if failure is not None:  # its own word goes before a signal that came meanwhile
             again = self._again(worker, failure)
             if again is None or not self._signals.stop:
@@ -403,39 +499,51 @@ class Task:
         warned_at = self._signals.warned_at
         if warned_at is not None:
             limit = self._place.end_time or self._started + 60 * self._plan.timeout_min
-            if warned_at >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
+            if warned_at + control.clock_ahead_s() >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
                 return "timeout", f"the job's time limit of {self._plan.timeout_min} min"
             return "preempted", "preempted by another job"
         if "CANCELLED" in control.job_words(self._place.number):
             return "cancelled", "cancelled by scancel"
         return None
 
-    def _again(self, worker: _Worker, failure: dict[str, Any]) -> str | None:
-        """Decide about a run that has failed; returns why its job is to run again, none if the failure stands."""
+    def _again(self, worker: _Worker, failure: dict[str, Any]) -> _Again | None:
+        """Decide about a run that has failed; returns how its job is to run again. ``None``: the failure stands."""
         run = worker.run
         if failure.get("kind") not in RETRIED:
             return None
-        failed = replace(failed_of(failure, progress_of(run)), micro_batches=worker.micro_batches)
+        node = failure.get("node") or (self._place.host if self._place.nodes == 1 else None)
+        failed = replace(failed_of(failure, progress_of(run)), micro_batches=worker.micro_batches, node=node)
         most = most_micro_batches(self._batch_size(run), self._plan.resources.ranks)
-        decision = decide(self._plan.policy, history(run), failed, most_micro_batches=most)
+        before = history(run)
+        decision = decide(self._plan.policy, before, failed, most_micro_batches=most)
         run.write_failure_once(failure)
         if decision.delay is None:
             let_stand(run, decision)
             return None
-        put_failure_aside(run, micro_batches=worker.micro_batches)
-        return f"{failed.kind}: {failure.get('message')}"
+        put_failure_aside(run, micro_batches=worker.micro_batches, node=node)
+        reason = f"{failed.kind}: {failure.get('message')}"
+        return _Again(reason=reason, delay=decision.delay, sick=tuple(sick_nodes([*before, failed])))
 
-    def _requeue(self, reason: str, todo: list[_Worker]) -> bool:
-        """Put the job back into the queue; where that cannot be done, its runs say so."""
+    def _requeue(self, again: Sequence[_Again], todo: list[_Worker]) -> bool:
+        """Put the job back into the queue, for as long as the policy says; if that fails, its runs say so."""
+        reason = again[0].reason
+        delay = max(found.delay for found in again)
+        exclude = self._excluded(list(dict.fromkeys(node for found in again for node in found.sick)))
         problem = ""
         for number in range(REQUEUE_TRIES):
             try:
                 control.requeue(self._place.job)
-                print(f"requeued: {reason}", flush=True)
-                return True
             except BackendError as error:
                 problem = str(error)
-                time.sleep(2**number)
+                time.sleep(AGAIN_SECONDS * 2**number)
+                continue
+            print(f"requeued: {reason}", flush=True)
+            if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
+                try:
+                    control.hold_back(self._place.job, delay, exclude)
+                except BackendError as error:
+                    print(f"without the wait of {delay:g} s, and without excluding a node: {error}", flush=True)
+            return True
         for worker in todo:
             if not worker.run.result_file.exists() and not worker.run.failure_file.exists():
                 kind = reason.partition(":")[0]
@@ -443,11 +551,36 @@ class Task:
                 worker.run.write_failure_once(self._failure(worker, kind, message))
         return False
 
-    def _write_failure(self, worker: _Worker, kind: FailureKind, message: str) -> None:
+    def _excluded(self, sick: list[str]) -> list[str]:
+        """The nodes that the job must not get again: those of its settings and the sick ones, if others are left.
+
+        Nothing changes if that is empty.
+        """
+        if not sick:
+            return []
+        told = f"{', '.join(sick)} has failed twice in a row"
+        if self._plan.must_have_nodes:
+            print(f"{told}; the settings name the nodes, so it is not excluded", flush=True)
+            return []
+        try:
+            excluded = [*(control.host_names(self._plan.exclude) if self._plan.exclude else []), *sick]
+            left = set(control.nodes_like(sick, self._place.partition)) - set(excluded)
+        except BackendError as error:
+            print(f"{told}; it is not excluded: {error}", flush=True)
+            return []
+        if len(left) < self._place.nodes:
+            print(f"{told}; it is not excluded, since too few other nodes like it are usable", flush=True)
+            return []
+        print(f"{told}; the job does not get it again", flush=True)
+        return excluded
+
+    def _write_failure(self, worker: _Worker, kind: FailureKind, message: str, *, node: str | None = None) -> None:
+        """Write the failure of a run of this job, unless there is one. ``node``: the one that failed."""
         if not self._is_ours(worker.run):
             return
         with contextlib.suppress(FileError):
-            worker.run.write_failure_once(self._failure(worker, kind, message))
+            failure = self._failure(worker, kind, message)
+            worker.run.write_failure_once(failure if node is None else {**failure, "node": node})
 
     def _failure(self, worker: _Worker, kind: str, message: str) -> dict[str, Any]:
         return {

@@ -20,11 +20,11 @@ from typing import Any, final
 
 import torch
 
-from seqlm.errors import FileError, LeaseLostError, RunBusyError, SeqlmError
+from seqlm.errors import FileError, LeaseLostError, RunBusyError, SeqlmError, is_storage_failure
 from seqlm.lease import Terms, claim, kept, require_attempt
 from seqlm.rundir import Guard, RunDirectory, exclusive_lock, make_directory, unguarded, write_json
 from seqlm.training.distributed import Rank
-from seqlm.training.failure import describe_failure, failure_text, is_storage_failure, tell
+from seqlm.training.failure import describe_failure, failure_text, tell
 from seqlm.training.micro_batches import VARIABLE
 
 EXIT_FAILED = 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from seqlm.errors import DivergedError, FileError, SeqlmError
+from seqlm.errors import DivergedError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind
 from seqlm.training.micro_batches import VARIABLE
 
@@ -54,15 +54,6 @@ _PEER_LOST = (
     "broken pipe",
     "remote process exited or there was a network error",  # NCCL's ncclRemoteError
 )
-
-
-def is_storage_failure(error: BaseException) -> bool:
-    """Whether a file could not be written or read: a full disk, a quota, a read-only or failing file system.
-
-    A stale handle is a file that another host has replaced, as NFS reports it.
-    """
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-    return isinstance(error, FileError) or (isinstance(error, OSError) and error.errno in codes)
 
 
 def failure_kind(error: BaseException) -> FailureKind:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqlm.errors import UsageError
+from slurm.site import FAKE_GPU
 from slurm.testcluster.slots import MOST_NODES, Slot
 
 CLUSTER_NAME = "lab"
@@ -155,7 +156,7 @@ def slurm_conf(options: ClusterOptions, place: Place) -> str:
             "SlurmctldParameters=preempt_send_user_signal",
         ]
     lines += options.extra_lines
-    gres = f" Gres=gpu:fake:{options.gpus}" if options.gpus else ""
+    gres = f" Gres=gpu:{FAKE_GPU}:{options.gpus}" if options.gpus else ""
     for index in range(options.nodes):
         node = place.slot.node(index)
         lines.append(
@@ -175,7 +176,7 @@ def gres_conf(options: ClusterOptions, place: Place) -> str:
     lines = ["AutoDetect=off"]
     if options.gpus:
         file = place.gpu(0) if options.gpus == 1 else f"{place.folder}/dev/gpu[0-{options.gpus - 1}]"
-        lines.append(f"Name=gpu Type=fake File={file}")
+        lines.append(f"Name=gpu Type={FAKE_GPU} File={file}")
     return "\n".join([*lines, ""])
 
 

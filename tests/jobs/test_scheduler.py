@@ -64,8 +64,25 @@ def test_the_answers_of_squeue_and_sacct_are_read_by_job() -> None:
         "7_0": "running",
         "7_1": "queued",
     }
-    text = "7_0|REQUEUED|n1\n7_0|TIMEOUT|n2\n7_0.batch|CANCELLED|n2\n7_[1-3]|PENDING|None assigned\n"
+    text = "7_0|REQUEUED|n1\n7_0|TIMEOUT|n2\n7_0.batch|CANCELLED|n2\n7_0.0|COMPLETED|n2\n"
     assert {job: state.kind for job, state in read_sacct(text).items()} == {"7_0": "timeout"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ("0-3", [0, 1, 2, 3]),
+        ("0-3%2", [0, 1, 2, 3]),
+        ("1,4-5,9%100000", [1, 4, 5, 9]),
+        ("0-8:4", [0, 4, 8]),
+        ("0-1,...", [0, 1]),
+    ],
+)
+def test_waiting_tasks_of_an_array_are_read_one_by_one(tasks: str, expected: list[int]) -> None:
+    found = read_sacct(f"12_[{tasks}]|PENDING|None assigned\n12_7|TIMEOUT|n1\n")
+    assert found.pop("12_7").kind == "timeout"
+    assert list(found) == [f"12_{task}" for task in expected]
+    assert {state.stage for state in found.values()} == {"queued"}
 
 
 @pytest.mark.process
@@ -109,8 +126,29 @@ def test_a_controller_that_does_not_answer_leaves_the_state_unknown(room: Path) 
 @pytest.mark.process
 def test_accounting_answers_while_the_controller_does_not(room: Path) -> None:
     program(room, "squeue", error=DOWN, code=1)
-    program(room, "sacct", says="7_1|TIMEOUT|n1\n")
-    assert Scheduler().states(["7_1"])["7_1"].kind == "timeout"
+    program(room, "sacct", says="7_1|TIMEOUT|n1\n7_[2-3]|PENDING|None assigned\n")
+    found = Scheduler().states(["7_1", "7_2", "7_3", "8"])
+    assert found["7_1"].kind == "timeout"
+    assert [found[job].stage for job in ("7_2", "7_3", "8")] == ["queued", "queued", "unknown"]
+
+
+@pytest.mark.process
+def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(room: Path) -> None:
+    program(room, "squeue", says="")
+    program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
+    assert Scheduler().states(["7"])["7"] == JobState(
+        stage="unknown", reason="the accounting does not answer; this is what was known before"
+    )
+    program(room, "sacct", says="")
+    assert Scheduler().states(["7"])["7"].stage == "gone"
+
+
+@pytest.mark.process
+def test_the_names_of_many_waiting_tasks_are_asked_for_in_full(room: Path) -> None:
+    program(room, "squeue", error=DOWN, code=1)
+    (room / "sacct").write_text('#!/bin/sh\n[ "$SLURM_BITSTR_LEN" = 0 ] && echo "7_[0-900:2]|PENDING|None assigned"\n')
+    (room / "sacct").chmod(0o755)
+    assert Scheduler().states(["7_900"])["7_900"].stage == "queued"
 
 
 @pytest.mark.process

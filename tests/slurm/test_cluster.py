@@ -263,6 +263,23 @@ def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
     assert len(writers) == 1, "one of the copies wrote, the other waited"
 
 
+def test_a_node_on_which_a_worker_dies_twice_is_not_used_again(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    study = Study(cluster, tmp_path, epochs=100_000, gpus=0, env=Crawl(tmp_path, epochs=0).env)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    (run,) = study.runs()
+    nodes = []
+    for attempt in (1, 2, 3):
+        record = run.worker_file(attempt)
+        wait_for(record.exists, f"the worker of attempt {attempt}")
+        nodes.append(read_soon(record)["node"])
+        if attempt < 3:
+            os.kill(read_soon(record)["pid"], signal.SIGKILL)
+    assert nodes[0] == nodes[1] != nodes[2], "SLURM takes the first free node, until it may not"
+    first, second = (json.loads((run.attempt_dir(n) / "failure.json").read_text()) for n in (1, 2))
+    assert (first["node"], second["node"]) == (nodes[0], nodes[0])
+    assert study("cancel", "small").returncode == 0
+
+
 def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
     crawl = Crawl(tmp_path, epochs=1)  # to the end: it wants time, not a processor
     study = Study(cluster, tmp_path, epochs=100_000, timeout_min=1, env=crawl.env)

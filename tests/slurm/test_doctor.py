@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,13 @@ from slurm.doctor import examine
 from slurm.node_probe import file_clock_s
 from slurm.probe import Outcome, clock_skew_s, findings, script
 from slurm.settings import SlurmSettings
+from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests import commands
 from tests.slurm.programs import answering, program
+from tests.slurm.real import require_slurm
 from tests.slurm.test_site import CONFIG
 
+ROOT = Path(__file__).parent.parent.parent
 SINFO = "cpu*|up|2-00:00:00|0/2/0/2|8|3000|(null)|1-infinite\ngpu|up|30:00|0/1/0/1|8|3000|gpu:a100:2|1-infinite\n"
 UP = "Slurmctld(primary) at ctl is UP\n"
 GONE = "slurm_load_jobs error: Invalid job id specified\n"
@@ -100,7 +105,7 @@ def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: P
         python="apptainer exec image.sif python",
         sbatch={"exclusive": True, "core-spec": 1},
     )
-    lines = script(given, Path("/a b/%x"), gpu=True).splitlines()
+    lines = script(given, Path("/a b/%x"), gpu="real").splitlines()
     assert lines == [
         "#!/bin/bash",
         "#SBATCH --exclusive",
@@ -115,10 +120,11 @@ def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: P
         "#SBATCH --output='/a b/%%x/log'",
         "#SBATCH --gpus-per-node=1",
         "",
+        "unset SLURM_JWT",
         "module load x",
         "srun --cpu-bind=cores apptainer exec image.sif python '/a b/%x/node_probe.py'",
     ]
-    assert "gpus" not in script(SlurmSettings(), Path("/f"), gpu=False)
+    assert "gpus" not in script(SlurmSettings(), Path("/f"), gpu=None)
 
 
 @pytest.mark.process
@@ -216,6 +222,30 @@ def test_a_torch_that_is_broken_or_sees_no_gpu_is_bad(cluster: Path, tmp_path: P
 
 
 @pytest.mark.process
+def test_gpus_of_a_test_cluster_are_a_note_that_says_how_to_train_there(cluster: Path, tmp_path: Path) -> None:
+    given = with_torch(cluster, partition="gpu", timeout_min=9)
+    answering(cluster, "sinfo", SINFO.replace("gpu:a100:2", "gpu:fake:2"))
+    torch = look(tmp_path, given)["torch on node"]
+    assert torch.level == "note"
+    assert torch.text == (
+        "9.9 sees no CUDA device: the GPUs of this test cluster are fake; train on its processors with "
+        'resources.gpus = 0 or env = {SEQLM_DEVICE = "cpu"}'
+    )
+
+
+@pytest.mark.process
+def test_doctor_finds_nothing_bad_on_the_test_cluster(tmp_path: Path) -> None:
+    require_slurm()
+    with LoopbackCluster(ClusterOptions(nodes=1, cpus=2, gpus=1)) as real:
+        words = ["doctor", "--backend", "slurm", "--json", "--runs-dir", str(tmp_path / "runs")]
+        done = commands.run([sys.executable, str(ROOT / "launch.py"), *words], env=real.env, cwd=tmp_path)
+    found = {finding["subject"]: finding for finding in json.loads(done.stdout)["data"]["findings"]}
+    assert [finding for finding in found.values() if finding["level"] == "bad"] == []
+    assert "fake" in found["torch on node"]["text"]
+    assert done.returncode == 0
+
+
+@pytest.mark.process
 def test_a_refused_submission_or_an_unwritable_folder_is_bad(cluster: Path, tmp_path: Path) -> None:
     body = '[ "$1" = --version ] && echo slurm 24 && exit; echo "sbatch: error: Invalid account" >&2; exit 1'
     program(cluster, "sbatch", body)
@@ -266,7 +296,7 @@ def test_clocks_are_compared_by_the_times_of_files_and_by_what_can_have_been(
 
 def test_a_clock_that_is_off_is_a_note(tmp_path: Path) -> None:
     answer = {"host": "n1", "python": "3.9.2", "executable": "/p", "clock": 1005, "file_clock_s": 61.0, "torch": None}
-    found = findings(outcome(answer), runs_dir=tmp_path, gpu=False, own_file_clock_s=0, wait_s=1)
+    found = findings(outcome(answer), runs_dir=tmp_path, gpu=None, own_file_clock_s=0, wait_s=1)
     levels = {finding.subject: finding.level for finding in found}
     assert levels == {"shared folder": "ok", "Python on node": "bad", "torch on node": "bad", "clock of node": "note"}
     assert found[1].text == "Python 3.9.2, /p; seqlm needs 3.11 or newer, set python or setup"

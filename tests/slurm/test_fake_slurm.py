@@ -15,6 +15,7 @@ import launch
 from jobs.policy import Policy
 from jobs.retry import history
 from jobs.scheduler import Scheduler
+from jobs.watch import Watcher
 from seqlm.rundir import RunDirectory
 from slurm.task import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
@@ -225,6 +226,93 @@ def test_the_state_of_1000_runs_takes_at_most_two_calls(tmp_path: Path, monkeypa
     found = Scheduler().states([f"{array}_{task}" for array in (1, 2) for task in range(500)])
     assert [call[0] for call in fake.calls()] == ["squeue", "sacct"]
     assert (found["1_0"].stage, found["1_1"].kind, found["2_499"].stage) == ("running", "timeout", "queued")
+
+
+FIVE = '[study]\nname = "s"\n' + "".join(
+    f'[[run]]\nname = "{arch}-{cpus}-{seed}"\nmodel.arch = "{arch}"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\n'
+    f"optim.lr = {cpus}\nseed = {seed}\nresources.cpus = {cpus}\nresources.gpus = 0\nresources.ranks = {ranks}\n"
+    for arch, cpus, ranks in (("rnn", 1, 1), ("rnn", 2, 1), ("rnn", 3, 1), ("rnn", 4, 1), ("gru", 2, 2))
+    for seed in (0, 1)
+)
+"""A study of five arrays, two runs each."""
+
+
+def test_several_arrays_together_keep_to_the_limit_of_the_site_and_plan_says_so(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.toml").write_text(FIVE)
+    (tmp_path / "site.toml").write_text("max_parallel = 2\n")
+    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(tmp_path / "site.toml"))
+    words = [str(tmp_path / "m.toml"), "--backend", "slurm", "--runs-dir", str(tmp_path / "runs")]
+    assert launch.main(["plan", *words]) == 0
+    said = capsys.readouterr().out
+    limits = re.findall(r"^#SBATCH --array=.*%(\d+)$", said, flags=re.MULTILINE)
+    waits = re.findall(r"^#SBATCH --dependency=(.*)$", said, flags=re.MULTILINE)
+    assert (limits, waits) == (["1"] * 5, ["afterany:ARRAY_1", "afterany:ARRAY_2", "afterany:ARRAY_3"])
+    assert launch.main(["plan", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["totals"]["max_parallel"] == 2
+    assert launch.main(["plan", *words, "--json", "--max-parallel", "40"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["totals"]["max_parallel"] == 40
+    assert launch.main(["run", *words, "--no-wait", "--live-code"]) == 0
+    jobs = fake.jobs().values()
+    free = {job.parent: job.limit for job in jobs if "dependency" not in job.options}
+    assert sum(free.values()) <= 2
+    chained = {job.parent: job.options["dependency"] for job in jobs if job.parent not in free}
+    assert sorted(chained.values()) == ["afterany:1", "afterany:2", "afterany:3"]
+
+
+def test_the_report_job_is_submitted_with_the_settings_of_the_runs(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.toml").write_text(FIVE)
+    given = {"account": "lab", "reservation": "r", "nodelist": "n[1-2]", "exclude": "n3"}
+    site = "".join(f'{key} = "{value}"\n' for key, value in given.items())
+    (tmp_path / "site.toml").write_text(f'{site}sbatch = {{exclusive = true, core_spec = 1, comment = "a b"}}\n')
+    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(tmp_path / "site.toml"))
+    words = ["--backend", "slurm", "--runs-dir", str(tmp_path / "runs"), "--no-wait", "--live-code", "--then-report"]
+    assert launch.main(["run", str(tmp_path / "m.toml"), *words, "--only", "arch=gru"]) == 0
+    options = fake.jobs()["2"].options
+    expected = {**given, "exclusive": "", "core-spec": "1", "comment": "a b", "dependency": "afterany:1"}
+    assert {key: options.get(key) for key in expected} == expected
+
+
+def test_runs_wait_on_while_only_the_accounting_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeSlurm(tmp_path / "fake", accounting=True)
+    fake.on_path(monkeypatch)
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(
+        '[study]\nname = "s"\n[[grid]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'
+        'optim.optimizer = "sgd"\noptim.lr = [1, 2, 3]\n'
+    )
+    more = ["--runs-dir", str(tmp_path)]
+    assert launch.main(["run", str(manifest), "--backend", "slurm", "--no-wait", "--live-code", *more]) == 0
+    assert list(fake.jobs()) == ["1_0", "1_1", "1_2"]
+    fake.controller(up=False)
+    capsys.readouterr()
+    assert launch.main(["status", "s", "--json", *more]) == 0
+    runs = json.loads(capsys.readouterr().out)["data"]["runs"]
+    assert [run["state"] for run in runs] == ["queued"] * 3
+    assert not Watcher(tmp_path / "s").look().is_over
+
+
+def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_that_waits(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(
+        '[study]\nname = "s"\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'
+        'optim.optimizer = "sgd"\noptim.lr = 1\n'
+    )
+
+    def lose(*_: object) -> None:
+        fake.finish("1")
+        fake.purge("1")
+
+    monkeypatch.setattr(launch, "watch", lose)
+    words = ["run", str(manifest), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
+    assert launch.main(words) == launch.EXIT_RUN_FAILED
 
 
 def test_a_requeued_task_knows_it_and_a_signal_is_remembered(fake: FakeSlurm, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from jobs.policy import Policy
 from jobs.spec import Resources, RunSpec
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory
-from slurm.backend import shares
+from slurm.backend import turns
 from slurm.settings import SlurmSettings
 from slurm.submission import Batch, Submitter, batches, record
 from slurm.task import JobPlan
@@ -77,14 +77,58 @@ def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(None, [100_000] * 2), (8, [6, 2]), (1, [1, 1])])
-def test_a_limit_is_shared_among_the_arrays(tmp_path: Path, limit: int | None, expected: list[int]) -> None:
-    items = planned(tmp_path, 8)
-    found = [
-        Batch(resources=WHOLE, jobs=tuple((item,) for item in items[:6])),
-        Batch(resources=Resources(cpus=1, gpus=0), jobs=tuple((item,) for item in items[6:])),
-    ]
-    assert shares(found, limit) == expected
+def array(items: list[Planned], jobs: int, runs: int = 1) -> Batch:
+    """An array of so many jobs, of so many runs each."""
+    return Batch(resources=WHOLE, jobs=(tuple(items[:1]) * runs,) * jobs)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (None, [(100_000, None), (100_000, None)]),
+        (8, [(6, None), (2, None)]),
+        (3, [(2, None), (1, None)]),
+        (1, [(1, None), (1, 0)]),
+    ],
+)
+def test_a_limit_is_shared_among_the_arrays(
+    tmp_path: Path, limit: int | None, expected: list[tuple[int, int | None]]
+) -> None:
+    items = planned(tmp_path, 1)
+    found = turns([array(items, 6), array(items, 2)], limit)
+    assert [(turn.parallelism, turn.after) for turn in found] == expected
+
+
+@pytest.mark.parametrize("limit", range(4, 30))
+@pytest.mark.parametrize(
+    "sizes", [[(5, 1)] * 5, [(3, 1), (9, 4), (2, 1), (1, 2)], [(1, 4)] * 3, [(7, 3), (100, 1), (2, 4)], [(40, 4)]]
+)
+def test_never_more_runs_go_at_once_than_the_limit_and_every_array_has_its_turn(
+    tmp_path: Path, limit: int, sizes: list[tuple[int, int]]
+) -> None:
+    """``sizes``: the jobs of each array, and the runs of each of its jobs."""
+    items = planned(tmp_path, 1)
+    found = turns([array(items, jobs, runs) for jobs, runs in sizes], limit)
+    at_once: dict[int, int] = {}
+    for number, (turn, (_, runs)) in enumerate(zip(found, sizes, strict=True)):
+        assert turn.parallelism >= 1
+        first = number
+        while (before := found[first].after) is not None:
+            assert before < first, "it waits for one that is submitted earlier"
+            first = before
+        at_once[first] = max(at_once.get(first, 0), turn.parallelism * runs)
+    assert sum(at_once.values()) <= limit
+    assert len({turn.after for turn in found if turn.after is not None}) == len(found) - len(at_once), (
+        "one after another"
+    )
+
+
+def test_a_job_holds_no_more_runs_than_may_go_at_once(tmp_path: Path) -> None:
+    items = planned(tmp_path, 6)
+    settings = SlurmSettings(max_parallel=3)
+    (batch,) = batches(items, every(items, Resources(cpus=1, gpus=0.25)), settings, max_array_size=1000)
+    assert [len(runs) for runs in batch.jobs] == [3, 3]
+    assert [turn.parallelism for turn in turns([batch], 3)] == [1]
 
 
 @pytest.mark.usefixtures("srun")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jobs.policy import Policy
 from jobs.retry import history
 from jobs.spec import Resources
-from jobs.study import write_jobs
+from jobs.study import submission_of, write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
 from slurm import task
 from slurm.task import JobPlan, Place, Signals, Task
+from tests.slurm.programs import program
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -43,14 +47,24 @@ ENV = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": 
 
 @pytest.fixture(autouse=True)
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of PATH with an scontrol that notes what it is told."""
+    """A folder in front of PATH with an scontrol that notes what it is told, and an sinfo that lists two nodes."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "state").write_text("[]")
-    (folder / "scontrol").write_text(
-        f'#!/bin/sh\necho "$*" >> {folder}/calls\n[ "$1" != --json ] || cat {folder}/state\n[ ! -e {folder}/down ]\n'
+    (folder / "config").write_text("")
+    (folder / "nodes").write_text("n1|mix|4|2000|(null)|(null)\nn2|idle|4|2000|(null)|(null)\n")
+    program(folder, "sinfo", f"cat {folder}/nodes")
+    program(
+        folder,
+        "scontrol",
+        f"""echo "$*" >> {folder}/calls
+case "$*" in
+    --json*) cat {folder}/state;;
+    "show config") cat {folder}/config;;
+    "show hostnames"*) echo "$3" | tr , "\\n";;
+esac
+[ ! -e {folder}/down ]""",
     )
-    (folder / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr(task, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(task, "LOOK_SECONDS", 0.05)
@@ -61,7 +75,9 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def calls(room: Path) -> list[str]:
-    return (room / "calls").read_text().splitlines() if (room / "calls").exists() else []
+    """What scontrol was told to do, without what it was asked."""
+    told = (room / "calls").read_text().splitlines() if (room / "calls").exists() else []
+    return [line for line in told if "show " not in line]
 
 
 def make(folder: Path, name: str = "run") -> RunDirectory:
@@ -82,6 +98,8 @@ def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: 
         "policy": Policy(without_progress=2),
         "timeout_min": 10,
         "signal_before_s": 60,
+        "exclude": None,
+        "must_have_nodes": False,
     }
     return JobPlan(**{**known, **changes})  # type: ignore[arg-type]
 
@@ -131,7 +149,7 @@ def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
     told = plan(make(tmp_path), resources=Resources(cpus=1, gpus=1))
     with pytest.raises(BackendError, match="SLURM gave this job no GPU"):
         work(told)
-    Task(told, place(), Signals(), started=0).fail("no GPU")
+    assert not Task(told, place(), Signals(), started=0).give_up(BackendError("no GPU"))
     assert RunDirectory(told.runs[0]).observe().reason == "code: no GPU"
 
 
@@ -175,10 +193,25 @@ def test_limits_without_an_epoch_in_between_come_to_an_end(tmp_path: Path, room:
         well = work(plan(run, program=STOPPABLE), place(**env), signals)
         thread.join()
         assert well == (restarts < 2)
-    assert calls(room) == ["requeue 77_1"] * 2
+    assert calls(room) == ["requeue 77_1", "requeue 77_1", "update JobId=77_1 StartTime=now+5"]
     failure = run.read_failure() or {}
     assert failure["kind"] == "timeout"
     assert failure["message"].endswith("after 2 retries in a row without progress")
+
+
+@pytest.mark.parametrize("clock_behind_s", [300, -300])
+@pytest.mark.parametrize(("left_s", "kind"), [(60, "timeout"), (200, "preempted")])
+def test_a_time_limit_is_told_from_a_preemption_whatever_the_nodes_clock_says(
+    tmp_path: Path, room: Path, clock_behind_s: int, left_s: int, kind: str
+) -> None:
+    run, signals = make(tmp_path), Signals()
+    thread = stop_when_ready(run, signals, warn=True)
+    now = time.time() + clock_behind_s  # by the controller's clock
+    (room / "config").write_text(f"Configuration data as of {datetime.fromtimestamp(now):%Y-%m-%dT%H:%M:%S}\nx = y\n")
+    end = {"SLURM_JOB_END_TIME": str(int(now) + left_s)}
+    assert work(plan(run, program=STOPPABLE), place(**end), signals)
+    thread.join()
+    assert [failed.kind for failed in history(run)] == [kind]
 
 
 def test_an_epoch_in_between_counts_as_progress(tmp_path: Path, room: Path) -> None:
@@ -238,6 +271,146 @@ def test_a_worker_killed_by_a_signal_is_tried_again_in_a_new_job(tmp_path: Path,
     record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
     assert (record["kind"], record["message"]) == ("node", "the worker was killed by SIGKILL on n1")
     assert not run.failure_file.exists()
+
+
+KILLED = "import os; os.kill(os.getpid(), 9)"
+
+
+def test_a_retry_waits_in_the_queue_as_long_as_the_policy_says(tmp_path: Path, room: Path) -> None:
+    told = plan(make(tmp_path), program=KILLED, policy=Policy(), must_have_nodes=True)
+    assert all(start_again(told, restarts) for restarts in range(3))
+    waits = ["update JobId=77_1 StartTime=now+5", "update JobId=77_1 StartTime=now+25"]
+    assert calls(room) == ["requeue 77_1", "requeue 77_1", waits[0], "requeue 77_1", waits[1]]
+
+
+def test_the_wait_is_asked_for_although_slurm_ends_the_job_meanwhile(tmp_path: Path, room: Path) -> None:
+    """A requeue sends SIGTERM to every process of the job, the scontrol that is at work among them."""
+    text = (room / "scontrol").read_text().replace('case "$*" in', 'kill -TERM $$\ncase "$*" in')
+    (room / "scontrol").write_text(text)
+    told = plan(make(tmp_path), program=KILLED, policy=Policy(), must_have_nodes=True)
+    assert all(start_again(told, restarts) for restarts in range(2))
+    assert calls(room)[-1] == "update JobId=77_1 StartTime=now+5"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "options"),
+    [
+        (["n1", "n1"], {}, "StartTime=now+5 ExcNodeList=n1"),
+        (["n1", "n1"], {"exclude": "n8,n9"}, "StartTime=now+5 ExcNodeList=n8,n9,n1"),
+        (["n1", "n1"], {"exclude": "n2"}, "StartTime=now+5"),
+        (["n1", "n1"], {"must_have_nodes": True}, "StartTime=now+5"),
+        (["n1", "n2"], {}, "StartTime=now+5"),
+        (["n1", "n2", "n1"], {}, "StartTime=now+25"),
+        (["n1", "n2", "n2", "n1"], {}, "StartTime=now+125 ExcNodeList=n2"),
+    ],
+)
+def test_a_node_that_fails_twice_in_a_row_is_excluded_if_another_like_it_is_left(
+    tmp_path: Path, room: Path, nodes: list[str], changes: dict[str, object], options: str
+) -> None:
+    told = plan(make(tmp_path), program=KILLED, policy=Policy(), **changes)
+    for restarts, node in enumerate(nodes):
+        assert start_again(told, restarts, SLURMD_NODENAME=node)
+    assert calls(room)[-1] == f"update JobId=77_1 {options}"
+
+
+@pytest.mark.parametrize("line", ["n2|down*|4|2000|(null)|(null)", "n2|idle|8|2000|(null)|(null)", ""])
+def test_the_last_node_that_fits_a_job_is_not_excluded(
+    tmp_path: Path, room: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (room / "nodes").write_text(f"n1|mix|4|2000|(null)|(null)\n{line}\n")
+    told = plan(make(tmp_path), program=KILLED, policy=Policy())
+    assert all(start_again(told, restarts) for restarts in range(2))
+    assert calls(room)[-1] == "update JobId=77_1 StartTime=now+5"
+    assert "n1 has failed twice in a row" in capsys.readouterr().out
+
+
+def test_of_several_nodes_only_one_that_lost_a_rank_is_to_blame(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    program = (
+        "import os, sys, time\nif os.environ['RANK'] == '1':\n    os.kill(os.getpid(), 9)\n"
+        "while not os.path.exists(sys.argv[1] + '/failure.json'): time.sleep(0.02)\nsys.exit(1)"
+    )
+    two = Resources(ranks=2, cpus=1, gpus=0)
+    for restarts, node in enumerate(("n2", "n2")):
+        told = plan(run, program=program, resources=two, policy=Policy())
+        env = {"SLURM_RESTART_COUNT": str(restarts), "SLURM_JOB_NUM_NODES": "2"}
+        second = threading.Thread(target=work, args=(told, place(**env, SLURM_PROCID="1", SLURMD_NODENAME=node)))
+        second.start()
+        assert work(told, place(**env))
+        second.join()
+    assert [failed.node for failed in history(run)] == ["n2", "n2"]
+    assert calls(room)[-1] == "update JobId=77_1 StartTime=now+5", "of two nodes none can be spared"
+
+
+@pytest.mark.parametrize(("nodes", "blamed"), [("1", "n1"), ("2", None)])
+def test_a_failure_that_the_worker_tells_is_its_nodes_if_there_is_one_node(
+    tmp_path: Path, nodes: str, blamed: str | None
+) -> None:
+    run = make(tmp_path)
+    program = (
+        "import json, sys; json.dump({'kind': 'node', 'message': 'lost another rank'}, "
+        "open(sys.argv[1] + '/failure.json', 'w')); sys.exit(1)"
+    )
+    assert start_again(plan(run, program=program), 0, SLURM_JOB_NUM_NODES=nodes)
+    assert [failed.node for failed in history(run)] == [blamed]
+
+
+# -- the job's own files ---------------------------------------------------------------------------------------------
+
+
+def stale(*_: object, **__: object) -> None:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def test_a_file_that_another_host_replaces_is_looked_at_again(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS answers ESTALE for a moment: at the start, while the worker trains, and when the run is settled."""
+    monkeypatch.setattr(task, "REQUEUE_TRIES", 3)
+    monkeypatch.setattr(task, "AGAIN_SECONDS", 0.01)
+    answers: list[str] = []
+
+    def submission(run: RunDirectory) -> str | None:
+        answers.append("stale" if len(answers) in (0, 3) else "read")
+        return submission_of(run) if answers[-1] == "read" else stale()
+
+    monkeypatch.setattr(task, "submission_of", submission)
+    monkeypatch.setattr(RunDirectory, "is_cancelled", stale)
+    run = make(tmp_path)
+    program = "import os, time; time.sleep(0.3); os.kill(os.getpid(), 9)"
+    assert work(plan(run, program=program))
+    assert answers[:5] == ["stale", "read", "read", "stale", "read"]
+    assert [failed.kind for failed in history(run)] == ["node"]
+    assert calls(room) == ["requeue 77_1"]
+
+
+def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path)
+    plan(run).write(tmp_path / "job.json")
+    for name, value in ENV.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(hostnames=["n1"]))
+    monkeypatch.setattr(Signals, "install", lambda self: None)
+    monkeypatch.setattr(task, "append_to", stale)
+    task.run_task(str(tmp_path / "job.json"))
+    assert calls(room) == ["requeue 77_1"]
+    assert [(failed.kind, failed.node) for failed in history(run)] == [("node", "n1")]
+    record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
+    assert "Stale file handle" in record["message"]
+
+
+def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path)
+    job = Task(plan(run, program=STOPPABLE), place(), Signals(), started=time.time())
+    job._start(job._workers[0])
+    process = job._workers[0].process
+    assert process is not None
+    wait_for((run.path / "ready").exists, "the worker to be ready")
+    assert not job.give_up(ValueError("a fault"))
+    assert process.poll() == 143
+    assert (run.read_failure() or {})["kind"] == "code"
 
 
 def test_a_worker_that_hangs_is_killed_and_tried_again_in_a_new_job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import struct
@@ -9,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from jobs.code_snapshot import live_code
 from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory, append_to, exclusive_lock, write_json
 from seqlm.training.progress_file import ProgressFile
+from slurm import backend
+from slurm.settings import SlurmSettings
 from tests import commands
+from tests.fake_slurm import FakeSlurm
 from tests.test_launch import Study
 
 
@@ -135,3 +140,31 @@ def test_a_study_may_lie_behind_a_link(tmp_path: Path) -> None:
     assert study("run", "small.toml").returncode == 0
     assert RunDirectory.any_in(tmp_path / "scratch" / "small")
     assert study("status", "small").returncode == 0
+
+
+def test_no_link_that_waits_where_progress_is_written_is_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    for name in (".progress.json.tmp", "progress.json"):
+        (tmp_path / name).symlink_to(target)
+    values = {"epoch": 0, "step": 1, "steps": 2, "train_loss": 1.0, "train_tokens_per_second": 1.0}
+    ProgressFile(tmp_path / "progress.json").write(**values, phase="train")
+    assert target.read_text() == "precious"
+    assert not (tmp_path / "progress.json").is_symlink()
+    assert json.loads((tmp_path / "progress.json").read_text())["steps"] == 2
+
+
+@pytest.mark.process
+def test_no_link_that_waits_where_the_script_of_the_report_is_written_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.on_path(monkeypatch)
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "0002").mkdir()
+    (tmp_path / "0002" / "report.sh").symlink_to(target)
+    monkeypatch.setattr(backend, "_new_folder", lambda study_dir: tmp_path / "0002")
+    backend.submit_report(tmp_path / "study", ["1"], SlurmSettings(), live_code())
+    assert target.read_text() == "precious"
+    assert "launch.py report" in slurm.jobs()["1"].script

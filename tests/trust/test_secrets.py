@@ -14,7 +14,10 @@ import pytest
 import launch
 from jobs.secrets import looks_secret
 from seqlm.training.failure import describe_failure, failure_text
+from slurm import probe
 from slurm.environment import job_environment
+from slurm.settings import read_settings
+from slurm.task import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm
@@ -193,6 +196,66 @@ def test_sbatch_is_called_without_the_secrets_of_the_shell(tmp_path: Path, monke
     assert told_in(job.script for job in slurm.jobs().values()) == []
     assert files_with(tmp_path / "own") == []
     assert os.environ["WANDB_API_KEY"] == OWN["WANDB_API_KEY"]  # it was taken from sbatch alone
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("more", "arrives"), [("", False), ('env_pass = ["SLURM_JWT"]', True), ('sbatch.export = "ALL"', True)]
+)
+def test_the_token_with_which_sbatch_submits_reaches_no_command_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, arrives: bool
+) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.on_path(monkeypatch)
+    monkeypatch.setenv("SLURM_JWT", "token")
+    study_on(tmp_path, "slurm", f'python = "printenv SLURM_JWT #"\n{more}')  # in place of Python
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait", "--then-report"]) == 0
+    (slurm.bin / "srun").write_text("#!/bin/sh\nprintenv SLURM_JWT\n")
+    settings = read_settings({"python": "printenv SLURM_JWT #"}, where="", environ={})
+    scripts = {name: job.script for name, job in slurm.jobs().items()}
+    scripts |= {} if more else {"doctor": probe.script(settings, tmp_path, gpu=None)}
+    for number, script in scripts.items():
+        environ = slurm.environment(int(number)) if number.isdigit() else {**os.environ}
+        assert environ["SLURM_JWT"] == "token", "sbatch needs it"
+        said = commands.run(["bash", "-c", script.replace("#!/bin/bash", "")], env=environ)
+        assert ("token" in said.stdout) == arrives, number
+
+
+SECRET_ENV = f'env = {{HF_TOKEN = "{PASSED["HF_TOKEN"]}", NCCL_DEBUG = "INFO"}}'
+
+
+@pytest.mark.process
+def test_a_secret_in_env_stands_in_no_file_of_the_study_and_reaches_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.on_path(monkeypatch)
+    study_on(tmp_path, "slurm", SECRET_ENV)
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == 0
+    assert files_with(tmp_path / "runs") == []
+    assert slurm.environment(1)["HF_TOKEN"] == PASSED["HF_TOKEN"]
+    told = JobPlan.read(tmp_path / "runs/small/slurm/0001/job-0.json")
+    assert told.env[0]["NCCL_DEBUG"] == "INFO"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("export", "code"), [("ALL", 0), ("ALL,A=b", 0), ("PATH,HF_TOKEN", 0), ("NONE", 2), ("PATH", 2)]
+)
+def test_a_secret_in_env_that_the_option_export_keeps_from_jobs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], export: str, code: int
+) -> None:
+    FakeSlurm(tmp_path / "slurm").on_path(monkeypatch)
+    study_on(tmp_path, "slurm", f'{SECRET_ENV}\nsbatch.export = "{export}"')
+    monkeypatch.chdir(tmp_path)
+    assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == code
+    line = (
+        f'error: backend.slurm.sbatch.export: found "{export}", which keeps HF_TOKEN of env from jobs; '
+        "add the name to export, or leave it out of env\n"
+    )
+    assert (line in capsys.readouterr().err) == (code == 2)
 
 
 @pytest.mark.process
