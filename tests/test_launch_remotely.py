@@ -22,9 +22,7 @@ class JobServer:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def submit(
-        self, words: Sequence[str], study_dir: Path, manifest: Path | None, *, code_dir: Path | None = None
-    ) -> None:
+    def submit(self, words: Sequence[str], study_dir: Path, manifest: Path | None, **_: object) -> None:
         SENT.append(list(words))
 
 

@@ -23,6 +23,7 @@ ALLOWED = {
     ("chaos/test_disk.py", "sleep"): "imitates a writer that keeps its file open",
     ("chaos/disk.py", "sleep"): "a program: the pause between two tries",
     ("chaos/disk.py", "process"): "a program, and a helper that lives as long as its disk",
+    ("chaos/shim/lying_files.py", "sleep"): "imitates slow files",
     ("chaos/faults.py", "sleep"): "a program: the pause between two looks",
     ("chaos/loop.py", "sleep"): "a program: the pause between two looks",
 }
