@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs import secrets, terminal
+from jobs import logout, secrets, terminal
 from jobs.backend import Site
 from jobs.backend_keys import BACKENDS
 from jobs.behaviour import SETTINGS
@@ -324,6 +324,8 @@ def _launch(
         argv = [str(Path(__file__).resolve()), *(word for word in options.argv if word not in ("--no-wait", "--json"))]
         pid = detach(argv, study_dir)
         _say(options, f"launched by process {pid}; see: launch.py status {printable(str(study_dir))}")
+        if line := logout.advice(["python", "launch.py", *options.argv]):
+            terminal.tell(f"warning: {line}")
         return {"study": study_name(study_dir), "launcher_pid": pid}, 0
     progress: list[Progress] = []
     backend = choice.make()

@@ -78,7 +78,7 @@ def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
 
 
 def array(items: list[Planned], jobs: int, runs: int = 1) -> Batch:
-    """An array of so many jobs, of so many runs each."""
+    """An array of ``jobs`` jobs with ``runs`` runs each."""
     return Batch(resources=WHOLE, jobs=(tuple(items[:1]) * runs,) * jobs)
 
 

@@ -47,7 +47,7 @@ ENV = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": 
 
 @pytest.fixture(autouse=True)
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in front of PATH with an scontrol that notes what it is told, and an sinfo that lists two nodes."""
+    """A folder in front of PATH with an scontrol that records its calls, and an sinfo that lists two nodes."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "state").write_text("[]")

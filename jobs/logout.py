@@ -1,0 +1,49 @@
+"""Whether a launcher that was left behind ends when its user logs out, and what to do about that."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+CGROUP = Path("/proc/self/cgroup")
+ANSWER_SECONDS = 5.0
+
+
+def advice(argv: Sequence[str]) -> str | None:
+    """A line for a user whose launcher ends at logout. ``None``: it does not, or nothing says so.
+
+    systemd-logind ends every process of a login session with the session if its ``KillUserProcesses`` is on, those
+    with a session id of their own included. ``argv`` is the command that left the launcher behind.
+    """
+    if not _in_login_session() or not _logind_kills(getpass.getuser()):
+        return None
+    command = shlex.join(["systemd-run", "--user", "--scope", *argv])
+    return (
+        "the launcher ends when you log out (KillUserProcesses=yes on this machine); to keep it, cancel, run once: "
+        f"loginctl enable-linger, then: {command} (or start tmux that way and launch in it, or use --backend slurm)"
+    )
+
+
+def _in_login_session() -> bool:
+    """Whether this process is in a session's scope, not in a scope of its own as systemd-run makes them."""
+    try:
+        return re.search(r"/session-[^/]+\.scope(/|$)", CGROUP.read_text("utf-8"), flags=re.MULTILINE) is not None
+    except OSError:
+        return False
+
+
+def _logind_kills(user: str) -> bool:
+    """Whether logind ends this user's processes (``man logind.conf``); no if it does not answer."""
+    names = ("KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers")
+    command = ["loginctl", "show-session", *(f"--property={name}" for name in names)]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    found = dict(line.split("=", 1) for line in answer.splitlines() if "=" in line)
+    only, excluded = found.get("KillOnlyUsers", "").split(), found.get("KillExcludeUsers", "").split()
+    return found.get("KillUserProcesses") == "yes" and user not in excluded and (not only or user in only)
