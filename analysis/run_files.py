@@ -1,4 +1,7 @@
-"""One run as its files tell it. A damaged file becomes the run's reason and a warning; it stops nothing."""
+"""One run as its files tell it. A damaged file is a warning and stops nothing.
+
+Damage of ``config.json``, ``metrics.jsonl`` or ``result.json`` also makes the run "failed", with the file as the reason.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +63,15 @@ def read_run(run: RunDirectory) -> LoadedRun:
 
     nothing: dict[str, Any] = {}
     no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
-    provenance = attempt(run.read_provenance, nothing)
     hyperparameters = attempt(lambda: _dotted(run.read_config().to_dict()), nothing)
     epochs, cut_lines = attempt(run.read_metrics, no_epochs)
     result = attempt(run.read_result, None) or {}
+    observation = None if warnings else attempt(run.observe, None)
+    if observation is None:
+        reason = clean(warnings[0].replace(f"{run.path.parent}/", ""))
+        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
+    provenance = attempt(run.read_provenance, nothing)  # from here on damage costs details, not the run's state
     failure = attempt(run.read_failure, None) or {}
-    reason = clean(warnings[0].replace(f"{run.path.parent}/", "")) if warnings else None
-    damaged = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
-    observation = damaged if warnings else attempt(run.observe, damaged)
     order = provenance.get("order")
     row = {
         "name": clean(str(provenance.get("name") or run.id)),
@@ -94,7 +98,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         provenance=provenance,
         log_tail=tail,
         behaviour=behaviour,
-        warnings=warnings + cut_lines + unread + behaviour_warnings,
+        warnings=list(dict.fromkeys(warnings + cut_lines + unread + behaviour_warnings)),
     )
 
 
