@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -62,22 +63,75 @@ def keep_code(study_dir: Path) -> Code:
     Raises:
         FileError: the copy cannot be written.
     """
-    root = source_tree()
-    origin = read_json(root / ORIGIN)
-    if origin is None:
-        commit = _commit(root)
-        dirty = bool(commit and _changes(root))
-        files = _files(root, commit)
-        name = commit[:12] if commit else "no-commit"
-        if dirty or not commit:
-            name += f"-{_digest(root, files)}"
-        origin = {"name": name, "commit": commit, "dirty": dirty}
-    else:
-        files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.name != ORIGIN)
+    root, files, origin = _to_keep()
     target = study_dir.absolute() / "code" / origin["name"]
     if not target.exists():
         _copy(root, files, target, origin)
     return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
+
+
+def distrust(study_dir: Path) -> str | None:
+    """Return why :func:`keep_code` for this study might hand out code of somebody else; ``None``: it does not.
+
+    Folders and files must belong to this user, and the content of the copy must be that of this very code. Compiled
+    files in the copy (``__pycache__``) are removed, since Python runs them in place of the sources.
+
+    Raises:
+        FileError: the copy cannot be read, or a compiled file not be removed.
+    """
+    folder = study_dir / "code"
+    try:
+        for place in (study_dir, folder):
+            if place.exists() and place.stat().st_uid != os.geteuid():
+                return f"{place} belongs to another user"
+        if not folder.exists():
+            return None
+        root, files, origin = _to_keep()
+        target = folder / origin["name"]
+        if not os.path.lexists(target):
+            return None
+        odd = target if target.is_symlink() else _differing(root, files, target, origin)
+        if odd is not None:
+            return f"{odd} is not the code that the folder is named after"
+        for compiled in target.rglob("__pycache__"):
+            shutil.rmtree(compiled)
+    except OSError as error:
+        raise FileError.from_os_error("check", folder, error) from None
+    return None
+
+
+def _differing(root: Path, files: list[Path], target: Path, origin: Mapping[str, Any]) -> Path | None:
+    """The first file of a copy that is missing, additional, different or another user's; compiled files aside."""
+    expected = {Path(ORIGIN), *files}
+    found = {path.relative_to(target): path.lstat() for path in target.rglob("*")}
+    if target.lstat().st_uid != os.geteuid():
+        return target
+    for file in sorted(expected | found.keys()):
+        status = found.get(file)
+        if "__pycache__" in file.parts or (status is not None and stat.S_ISDIR(status.st_mode)):
+            continue
+        copy = target / file
+        if file not in expected or status is None or not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return copy
+        if read_json(copy) != origin if file == Path(ORIGIN) else copy.read_bytes() != (root / file).read_bytes():
+            return copy
+    return None
+
+
+def _to_keep() -> tuple[Path, list[Path], Mapping[str, Any]]:
+    """The tree that this code comes from, its files from there on, and what ``code-origin.json`` is to say of it."""
+    root = source_tree()
+    origin = read_json(root / ORIGIN)
+    if origin is not None:
+        files = (path for path in root.rglob("*") if path.is_file() and path.name != ORIGIN)
+        return root, sorted(path.relative_to(root) for path in files), origin
+    commit = _commit(root)
+    dirty = bool(commit and _changes(root))
+    files = _files(root, commit)
+    name = commit[:12] if commit else "no-commit"
+    if dirty or not commit:
+        name += f"-{_digest(root, files)}"
+    return root, files, {"name": name, "commit": commit, "dirty": dirty}
 
 
 def _files(root: Path, commit: str | None) -> list[Path]:
