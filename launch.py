@@ -774,8 +774,8 @@ def parser() -> argparse.ArgumentParser:
     reporting.add_argument(
         "--behaviour",
         action=argparse.BooleanOptionalAction,
-        help="the report: first compute what is missing of the trained models' behaviour, with the code kept in the study "
-        "(default: if the study and its code are your own)",
+        help="the report: compute what is missing of the trained models' behaviour first, whoever owns the study and "
+        "its code (default: only if you do)",
     )
     launching = _Parser(add_help=False, parents=[leaving, reporting])
     launching.add_argument(

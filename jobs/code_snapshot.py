@@ -123,8 +123,8 @@ def _to_keep() -> tuple[Path, list[Path], Mapping[str, Any]]:
     root = source_tree()
     origin = read_json(root / ORIGIN)
     if origin is not None:
-        files = (path for path in root.rglob("*") if path.is_file() and path.name != ORIGIN)
-        return root, sorted(path.relative_to(root) for path in files), origin
+        found = (path for path in root.rglob("*") if path.is_file() and path.name != ORIGIN)
+        return root, sorted(path.relative_to(root) for path in found), origin
     commit = _commit(root)
     dirty = bool(commit and _changes(root))
     files = _files(root, commit)

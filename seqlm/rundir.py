@@ -35,6 +35,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, RunBusyError
 from seqlm.lease import Terms, live_elsewhere
+from seqlm.reading import LARGEST_HASHED, open_regular, parse_json, read_bytes
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -49,6 +50,8 @@ def unguarded() -> None:
 
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
+MAX_RUNS = 10_000
+"""Most runs of a study."""
 CANARY_FOLDER = "canary"
 """Folder of a study in which its canaries lie."""
 BEHAVIOUR_FOLDER = "behaviour"
@@ -172,8 +175,8 @@ class RunDirectory:
 
     def attempts(self) -> list[int]:
         """Numbers of the attempts made so far, ascending."""
-        names = [entry.name for entry in (self.path / "attempts").glob("[0-9]*") if entry.is_dir()]
-        return sorted(int(name) for name in names if name.isdigit())
+        found = [entry for entry in (self.path / "attempts").glob("[0-9]*") if re.fullmatch("[0-9]{4,9}", entry.name)]
+        return sorted(int(entry.name) for entry in found if entry.is_dir())
 
     def last_attempt(self) -> int:
         """Number of the newest attempt, 0 before the first."""
@@ -316,11 +319,9 @@ class RunDirectory:
         A file cut in the middle of a line (a full disk, a copy made too early) loses that line alone.
         """
         try:
-            text = self.metrics_file.read_text("utf-8", errors="replace")
+            text = read_bytes(self.metrics_file).decode("utf-8", errors="replace")
         except FileNotFoundError:
             return [], []
-        except OSError as error:
-            raise FileError.from_os_error("read", self.metrics_file, error) from None
         epochs: list[dict[str, Any]] = []
         warnings: list[str] = []
         whole = _parse_lines(text)
@@ -330,7 +331,7 @@ class RunDirectory:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 record = None
             if _is_epoch(record):
@@ -528,7 +529,7 @@ def _parse_lines(text: str) -> list[Any] | None:
     """
     lines = text.splitlines()
     try:
-        values = json.loads(f"[{','.join(lines)}]")
+        values = parse_json(f"[{','.join(lines)}]")
     except ValueError:
         return None
     return values if isinstance(values, list) and len(values) == len(lines) else None
@@ -542,10 +543,10 @@ def file_sha256(path: Path) -> str | None:
     """SHA-256 of a file's bytes, 64 hex digits; none where there is no file.
 
     Raises:
-        FileError: it cannot be read.
+        FileError: it cannot be read, or is no regular file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path, largest=LARGEST_HASHED) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
@@ -572,11 +573,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
         FileError: the file cannot be read or is not a JSON object.
     """
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = parse_json(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
     except ValueError as error:
         raise FileError(f"{path} is damaged (not JSON: {error}); move it away") from None
     if not isinstance(data, dict):
@@ -629,7 +628,7 @@ def _try_lock(handle: int) -> bool:
 def is_locked(path: Path) -> bool:
     """Whether a live process holds the lock on ``path``. Leaves no file behind and takes no exclusive lock."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:

@@ -15,7 +15,10 @@ from tests import commands
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 
-BOTTOM = ("seqlm.config", "seqlm.rundir", "seqlm.errors", "seqlm.machine", "seqlm.lease", "seqlm.variables")
+BOTTOM = (
+    *("seqlm.config", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
+    "seqlm.variables",
+)
 """What everybody may import; these import nothing but each other and the standard library."""
 
 TEXT = ("seqlm.data.corpus", "seqlm.data.layout", "seqlm.data.cache", "seqlm.data.ptb_download")
@@ -25,8 +28,9 @@ ALLOWED = {
     "seqlm.config": BOTTOM,
     "seqlm.rundir": BOTTOM,
     "seqlm.errors": (),
+    "seqlm.reading": ("seqlm.errors",),
     "seqlm.machine": (),
-    "seqlm.lease": ("seqlm.errors", "seqlm.variables"),
+    "seqlm.lease": ("seqlm.errors", "seqlm.reading", "seqlm.variables"),
     "seqlm.variables": ("seqlm.errors",),
     "seqlm.data": (*BOTTOM, "seqlm.data"),
     "seqlm.models": (*BOTTOM, "seqlm.models"),
