@@ -26,6 +26,7 @@ from jobs.behaviour import SETTINGS
 from jobs.behaviour_launch import BehaviourLaunch, Outcome, compute_behaviour
 from jobs.cancel import mark, wait_until_stopped
 from jobs.choice import BackendChoice, choose_backend
+from jobs.code_snapshot import distrust
 from jobs.dispatch import Planned, progress_variables
 from jobs.doctor import examine
 from jobs.estimate import Estimate, earlier_throughput
@@ -373,8 +374,8 @@ def _outcome(options: argparse.Namespace, study_dir: Path, ids: Collection[str] 
     runs = [run for run in observe_study(study_dir) if ids is None or run.run.id in ids]
     _say(options, _status_table(runs))
     if options.report and ids is not None:
-        if options.behaviour:
-            _compute_behaviour(study_dir)
+        if options.behaviour is not False:
+            _compute_behaviour(study_dir, asked=options.behaviour is True)
         _say(options, f"report: {printable(str(_write_report([study_dir], None)))}")
     bad = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
     failed = any(run.observation.state in bad for run in runs)
@@ -596,11 +597,18 @@ def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
     return data, code
 
 
-def _compute_behaviour(study_dir: Path) -> list[dict[str, Any]]:
-    """Compute the behaviour that a report lacks, on this machine. What goes wrong is told, and keeps no report back."""
+def _compute_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:
+    """Compute the behaviour that a report lacks, on this machine. Problems go to stderr and keep no report back.
+
+    Unless it was ``asked`` for by a flag, nothing is computed where that might run somebody else's code.
+    """
     if is_behaviour_study(study_dir):
         return []
     try:
+        problem = None if asked else distrust(study_dir, untracked=kept_untracked(study_dir))
+        if problem is not None:
+            terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
+            return []
         outcomes = compute_behaviour(study_dir)
     except SeqlmError as error:
         terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
@@ -761,9 +769,10 @@ def _report(options: argparse.Namespace) -> tuple[Any, int]:
     study_dirs = [find_study(name, options.runs_dir) for name in options.studies]
     if options.watch:
         _watch_report(options, study_dirs)
-    behaviour = (
-        [found for study_dir in study_dirs for found in _compute_behaviour(study_dir)] if options.behaviour else []
-    )
+    behaviour = []
+    if options.behaviour is not False:
+        asked = options.behaviour is True
+        behaviour = [found for study_dir in study_dirs for found in _compute_behaviour(study_dir, asked=asked)]
     page = _write_report(study_dirs, options.output)
     _say(options, printable(str(page)))
     names = [study_dir.name for study_dir in study_dirs]
@@ -888,10 +897,10 @@ def parser() -> argparse.ArgumentParser:
     )
     reporting = _Parser(add_help=False)
     reporting.add_argument(
-        "--no-behaviour",
-        dest="behaviour",
-        action="store_false",
-        help="the report: do not compute the behaviour of the trained models first",
+        "--behaviour",
+        action=argparse.BooleanOptionalAction,
+        help="the report: compute what is missing of the trained models' behaviour first, in another user's study "
+        "too (default: only in your own)",
     )
     launching = _Parser(add_help=False, parents=[leaving, reporting])
     launching.add_argument(

@@ -113,8 +113,14 @@ def attempts_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for column in NUMBERS:
         table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
     for column in WHOLE_NUMBERS:
-        table[column] = pd.to_numeric(table[column], errors="coerce").astype("Int64")
+        table[column] = whole(table[column])
     return table
+
+
+def whole(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Whole numbers below 2^53 with room for missing ones; anything else is missing."""
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    return numbers.where((numbers % 1 == 0) & (numbers.abs() < 2**53)).astype("Int64")
 
 
 def moment(text: Any) -> float | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.attempts import attempts_table
+from analysis.attempts import attempts_table, whole
 from analysis.origin import Origin, origin_of
 from analysis.run_files import LoadedRun, LogTail, as_number, clean, read_run
 from analysis.study_record import ExcludedRun, Expectation, PlannedRun, Published, StudyRecord, read_study_record
@@ -247,7 +247,7 @@ def _runs_table(runs: Sequence[LoadedRun]) -> pd.DataFrame:
     for column in NUMBERS:
         table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
     for column in WHOLE_NUMBERS:
-        table[column] = _whole(table[column])
+        table[column] = whole(table[column])
     for column in ("number", "setting"):
         table[column] = table[column].astype(int)
     return table
@@ -279,13 +279,7 @@ def _epochs_table(runs: Iterable[LoadedRun]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["id", "number", *METRICS, *more])
     for column in METRICS:
         if column in ("epoch", "attempt", "peak_memory_bytes"):
-            table[column] = _whole(table[column])
+            table[column] = whole(table[column])
         else:
             table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
     return table
-
-
-def _whole(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Whole numbers with room for missing ones; anything else is missing."""
-    numbers = pd.to_numeric(column, errors="coerce").astype(float)
-    return numbers.where(numbers % 1 == 0).astype("Int64")

@@ -42,12 +42,12 @@ def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds:
     With ``refresh_seconds`` an open page loads itself again so often.
 
     Raises:
-        UsageError: a folder holds no runs or is given twice, or ``output`` holds files that are no report.
+        UsageError: a folder holds no runs or is given twice, or ``output`` is a link or holds files that are no report.
         FileError: the report cannot be written.
     """
     folder = output or (study_dirs[0] if len(study_dirs) == 1 else study_dirs[0].parent) / "report"
     study = load_study(*study_dirs)
-    target = folder.resolve()
+    target = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
     _check_replaceable(target)
     files = report_files(study, refresh_seconds)
     make_directory(target.parent)
@@ -139,7 +139,9 @@ def _plain(value: Any) -> Any:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Refuse a folder of other things: what is replaced is gone."""
+    """Refuse a link, and a folder of other things: what is replaced is gone."""
+    if target.is_symlink():
+        raise UsageError(f"{target} is a link, which is not replaced; remove it or choose another folder (--output)")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not all((target / name).is_file() for name in SIGNATURE):

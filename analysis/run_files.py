@@ -1,9 +1,14 @@
-"""One run as its files tell it. A damaged file becomes the run's reason and a warning; it stops nothing."""
+"""One run as its files tell it. A damaged file is a warning and stops nothing.
+
+Damage of ``config.json``, ``metrics.jsonl`` or ``result.json`` also makes the run "failed".
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +16,8 @@ from typing import Any, TypeVar
 from analysis.attempts import read_attempts
 from analysis.trained.behaviour_files import Behaviour, read_behaviour
 from seqlm.errors import FileError
-from seqlm.rundir import Observation, RunDirectory, read_json
+from seqlm.reading import open_regular
+from seqlm.rundir import MAX_RUNS, Observation, RunDirectory, read_json
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
@@ -60,15 +66,22 @@ def read_run(run: RunDirectory) -> LoadedRun:
 
     nothing: dict[str, Any] = {}
     no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
-    provenance = attempt(run.read_provenance, nothing)
     hyperparameters = attempt(lambda: _dotted(run.read_config().to_dict()), nothing)
     epochs, cut_lines = attempt(run.read_metrics, no_epochs)
     result = attempt(run.read_result, None) or {}
+    observation = None if warnings else attempt(run.observe, None)
+    if observation is None:
+        reason = clean(warnings[0].replace(f"{run.path.parent}/", ""))
+        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
+    provenance = attempt(run.read_provenance, nothing)  # from here on damage costs details, not the run's state
     failure = attempt(lambda: read_json(run.failure_file), None) or {}
-    reason = clean(warnings[0].replace(f"{run.path.parent}/", "")) if warnings else None
-    damaged = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
-    observation = damaged if warnings else attempt(run.observe, damaged)
     order = provenance.get("order")
+    if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < MAX_RUNS):
+        warnings.append(
+            f"{run.provenance_file}: order: expected a whole number from 0 to {MAX_RUNS - 1:,}, got "
+            f"{str(order)[:40]!r}; the run is numbered after the others"
+        )
+        order = None
     row = {
         "name": clean(str(provenance.get("name") or run.id)),
         "id": run.id,
@@ -85,7 +98,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
     attempts, unread = read_attempts(run, state=observation.state, epochs=epochs, result=result, failure=failure)
     behaviour, behaviour_warnings = read_behaviour(run)
     return LoadedRun(
-        order=order if isinstance(order, int) and order >= 0 else None,
+        order=order,
         digits=run.id.rpartition("-")[2],
         setting_key=repr({**hyperparameters, "seed": None}) if hyperparameters else None,
         row=row,
@@ -94,7 +107,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         provenance=provenance,
         log_tail=tail,
         behaviour=behaviour,
-        warnings=warnings + cut_lines + unread + behaviour_warnings,
+        warnings=list(dict.fromkeys(warnings + cut_lines + unread + behaviour_warnings)),
     )
 
 
@@ -153,9 +166,9 @@ def _log_tail(run: RunDirectory) -> LogTail | None:
         return None
     path = run.stderr_log(attempts[-1])
     try:
-        with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - 16_384))
-            text = log.read().decode("utf-8", errors="replace")
+        with open_regular(path, largest=sys.maxsize, below=run.path) as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 16_384))
+            text = log.read(16_384).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:

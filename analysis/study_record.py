@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from seqlm.errors import FileError
-from seqlm.rundir import FINGERPRINT_DIGITS, read_json, study_record_file
+from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, read_json, study_record_file
 
 Metric: TypeAlias = Literal[
     "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
@@ -79,6 +79,13 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
         return StudyRecord(), [str(error)]
     if raw is None:
         return StudyRecord(), []
+    warnings = []
+    entries = [entry for entry in _tables(raw.get("planned")) if isinstance(entry.get("number"), int)]
+    if any(not 1 <= entry["number"] <= MAX_RUNS for entry in entries):
+        entries = [entry for entry in entries if 1 <= entry["number"] <= MAX_RUNS]
+        warnings.append(
+            f"{study_record_file(study_dir)}: planned: expected numbers from 1 to {MAX_RUNS:,}; others were left out"
+        )
     planned = [
         PlannedRun(
             number=entry["number"],
@@ -87,8 +94,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
             arch=_text(entry.get("arch")),
             optimizer=_text(entry.get("optimizer")),
         )
-        for entry in _tables(raw.get("planned"))
-        if isinstance(entry.get("number"), int)
+        for entry in entries
     ]
     excluded = [
         ExcludedRun(
@@ -101,8 +107,8 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
         Expectation(
             text=str(entry.get("text", "")),
             metric=entry["metric"],
-            lower=tuple(map(_digits, entry.get("lower") or [])),
-            higher=tuple(map(_digits, entry.get("higher") or [])),
+            lower=tuple(map(_digits, _list(entry.get("lower")))),
+            higher=tuple(map(_digits, _list(entry.get("higher")))),
         )
         for entry in _tables(raw.get("expectations"))
         if entry.get("metric") in get_args(Metric)
@@ -116,7 +122,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
             expectations=expectations,
             estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
         ),
-        [],
+        warnings,
     )
 
 
@@ -148,4 +154,8 @@ def _table(value: Any) -> Mapping[str, Any]:
 
 
 def _tables(value: Any) -> list[Mapping[str, Any]]:
-    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+    return [entry for entry in _list(value) if isinstance(entry, Mapping)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

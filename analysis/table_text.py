@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -78,11 +79,9 @@ class Table:
 
     def to_csv(self) -> str:
         """Full precision, empty cells for missing values, no lines of code."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([column.key for column in self.columns])
-        writer.writerows([_csv_value(cell.value) for cell in row.cells] for row in self.rows)
-        return text.getvalue()
+        return csv_text(
+            [column.key for column in self.columns], ([cell.value for cell in row.cells] for row in self.rows)
+        )
 
     def to_markdown(self, label: str = "") -> str:
         """The caption, then the table; lines of code form its last column."""
@@ -127,6 +126,15 @@ def longest_run_of_backticks(text: str) -> int:
 
 def _markdown_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A CSV file in which no text is a formula; missing values are empty cells."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(map(_csv_value, row) for row in rows)
+    return text.getvalue()
 
 
 def _csv_value(value: Any) -> str:

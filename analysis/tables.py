@@ -9,7 +9,7 @@ import pandas as pd
 from analysis import units
 from analysis.load import HYPERPARAMETERS, Study
 from analysis.seeds import Setting, clear_winners, finished, repeats_seeds, settings_of
-from analysis.table_text import Cell, Column, Row, Table
+from analysis.table_text import Cell, Column, Row, Table, csv_text
 
 ALWAYS_SHOWN = {
     "optim.lr": "Learning rate",
@@ -208,7 +208,7 @@ def hyperparameters_table(study: Study) -> Table:
 def hyperparameters_csv(study: Study) -> str:
     """All hyperparameters as columns, the shared ones too, for a program to read."""
     keys = ["number", "name", "id", *HYPERPARAMETERS, "command"]
-    return in_report_order(study.runs)[keys].to_csv(index=False, lineterminator="\n")
+    return csv_text(keys, in_report_order(study.runs)[keys].itertuples(index=False))
 
 
 def _applies(column: pd.Series[Any]) -> pd.Series[bool]:

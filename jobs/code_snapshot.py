@@ -7,11 +7,13 @@ A copy is trusted for its content, never for its name: one that does not hold wh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +22,12 @@ from typing import Any
 
 import seqlm
 from seqlm.atomic import flush, folder_beside
-from seqlm.errors import FileError, UsageError
+from seqlm.errors import DamagedFileError, FileError, UsageError
 from seqlm.rundir import make_directory, read_json, write_json
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
 """Of a tree without git, what is kept."""
 COMMAND_LINE = "launch.py"
-IMPORTABLE = (".py", ".so")
-"""Files in a copy that are no part of it and yet could run."""
 ORIGIN = "code-origin.json"
 """In a copy: the commit it was made from, which git cannot tell there."""
 
@@ -81,7 +81,7 @@ def keep_code(
     """
     root, contents, origin = _to_keep(untracked, tell)
     target = study_dir.absolute() / "code" / origin["name"]
-    if target.exists() and (wrong := _difference(target, contents)):
+    if os.path.lexists(target) and (wrong := _difference(target, contents, origin)):
         aside = target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}")
         tell(f"warning: {target} is not the code that its name says ({wrong}); moved to {aside.name} and made again")
         try:
@@ -91,6 +91,38 @@ def keep_code(
     if not target.exists():
         _copy(root, contents, target, origin)
     return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
+
+
+def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
+    """Return why the kept code of a study might be somebody else's; ``None``: it is this user's, and this very code.
+
+    Folders and files must belong to this user. Compiled files in the copy (``__pycache__``) are removed, since Python
+    runs them in place of the sources.
+
+    Raises:
+        FileError: the copy cannot be read, or a compiled file not be removed.
+    """
+    folder = study_dir / "code"
+    try:
+        for place in (study_dir, folder):
+            if place.exists() and place.stat().st_uid != os.geteuid():
+                return f"{place} belongs to another user"
+        if not folder.exists():
+            return None
+        _, contents, origin = _to_keep(untracked, lambda line: None)
+        target = folder / origin["name"]
+        if not os.path.lexists(target):
+            return None
+        if wrong := _difference(target, contents, origin):
+            return f"{target} is not the code that its name says ({wrong})"
+        for path in (target, *target.rglob("*")):
+            if path.lstat().st_uid != os.geteuid():
+                return f"{path} belongs to another user"
+        for compiled in list(target.rglob("__pycache__")):
+            shutil.rmtree(compiled)
+    except OSError as error:
+        raise FileError.from_os_error("check", folder, error) from None
+    return None
 
 
 def _to_keep(
@@ -156,18 +188,36 @@ def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
         raise FileError.from_os_error("read", error.filename or root, error) from None
 
 
-def _difference(kept: Path, contents: Mapping[str, str]) -> str | None:
-    """What is wrong with a copy of the code, in a few words, or none."""
-    for path in kept.rglob("*"):
-        if path.is_symlink():
-            return f"{path.relative_to(kept)} is a link"
-    files = [file for file in _files_below(kept) if str(file) in contents or file.suffix in IMPORTABLE]
-    found = _contents(kept, files)
-    for file in sorted({*found, *contents}):
-        if found.get(file) != contents.get(file):
-            what = "is missing" if file not in found else "is not part of it" if file not in contents else "has changed"
-            return f"{file} {what}"
+def _difference(kept: Path, contents: Mapping[str, str], origin: Mapping[str, Any]) -> str | None:
+    """What is wrong with a copy of the code, in a few words, or none. Compiled files are left aside."""
+    if kept.is_symlink():
+        return "it is a link"
+    found = {path.relative_to(kept): path.lstat() for path in kept.rglob("*")}
+    expected = {Path(ORIGIN), *map(Path, contents)}
+    for file in sorted({*expected, *found}):
+        status = found.get(file)
+        if "__pycache__" in file.parts or (file not in expected and status and stat.S_ISDIR(status.st_mode)):
+            continue
+        if file not in expected:
+            return f"{file} is not part of it"
+        if status is None:
+            return f"{file} is missing"
+        if not stat.S_ISREG(status.st_mode):
+            return f"{file} is no regular file"
+        if not _is_origin(kept / file, origin) if file == Path(ORIGIN) else _differs(kept / file, contents[str(file)]):
+            return f"{file} has changed"
     return None
+
+
+def _differs(file: Path, digest: str) -> bool:
+    return _sha256(file.read_bytes()) != digest
+
+
+def _is_origin(file: Path, origin: Mapping[str, Any]) -> bool:
+    with contextlib.suppress(DamagedFileError):
+        found = read_json(file) or {}
+        return all(found.get(key) == origin[key] for key in ("name", "commit", "dirty"))
+    return False
 
 
 def _sha256(content: bytes) -> str:

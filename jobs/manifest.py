@@ -30,10 +30,9 @@ from jobs.problems import Problems
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, applicable_keys
 from seqlm.errors import ConfigError, ManifestError, nearest
+from seqlm.rundir import MAX_RUNS
 
 __all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
-
-MAX_RUNS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any, final
 
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
+from seqlm.reading import parse_json, read_bytes
 from seqlm.variables import positive_number
 
 LOOK_SECONDS = 1.0
@@ -370,8 +371,8 @@ def _exists(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """What a lease says; nothing where it cannot be read, and then its owner may be anybody."""
     try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        record = parse_json(read_bytes(path).decode("utf-8"))
+    except (OSError, FileError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -36,6 +36,7 @@ from seqlm.atomic import file_beside, flush
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, DamagedFileError, FileError, RunBusyError
 from seqlm.lease import NO_LINKS, Terms, is_alive, live_elsewhere, this_process
+from seqlm.reading import LARGEST_HASHED, open_regular, parse_json, read_bytes
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -57,12 +58,12 @@ LOOK_SECONDS = 0.02
 
 FINGERPRINT_DIGITS = 8
 """Digits of the fingerprint in a folder's name."""
+MAX_RUNS = 10_000
+"""Most runs of a study."""
 CANARY_FOLDER = "canary"
 """Folder of a study in which its canaries lie."""
 BEHAVIOUR_FOLDER = "behaviour"
 """Folder of a study in which the jobs lie that compute the behaviour of its models."""
-STALE_TRIES = 3
-"""How often a file that another host keeps replacing is opened before that counts as an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +183,8 @@ class RunDirectory:
 
     def attempts(self) -> list[int]:
         """Numbers of the attempts made so far, ascending."""
-        names = [entry.name for entry in (self.path / "attempts").glob("[0-9]*") if entry.is_dir()]
-        return sorted(int(name) for name in names if name.isdigit())
+        found = [entry for entry in (self.path / "attempts").glob("[0-9]*") if re.fullmatch("[0-9]{4,9}", entry.name)]
+        return sorted(int(entry.name) for entry in found if entry.is_dir())
 
     def last_attempt(self) -> int:
         """Number of the newest attempt, 0 before the first."""
@@ -337,11 +338,9 @@ class RunDirectory:
         A file cut in the middle of a line (a full disk, a copy made too early) loses that line alone.
         """
         try:
-            text = _read_text(self.metrics_file, errors="replace")
+            text = read_bytes(self.metrics_file).decode("utf-8", errors="replace")
         except FileNotFoundError:
             return [], []
-        except OSError as error:
-            raise FileError.from_os_error("read", self.metrics_file, error) from None
         epochs: list[dict[str, Any]] = []
         warnings: list[str] = []
         whole = _parse_lines(text)
@@ -351,7 +350,7 @@ class RunDirectory:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 record = None
             if _is_epoch(record):
@@ -562,7 +561,7 @@ def _parse_lines(text: str) -> list[Any] | None:
     """
     lines = text.splitlines()
     try:
-        values = json.loads(f"[{','.join(lines)}]")
+        values = parse_json(f"[{','.join(lines)}]")
     except ValueError:
         return None
     return values if isinstance(values, list) and len(values) == len(lines) else None
@@ -576,10 +575,10 @@ def file_sha256(path: Path) -> str | None:
     """SHA-256 of a file's bytes, 64 hex digits; none where there is no file.
 
     Raises:
-        FileError: it cannot be read.
+        FileError: it cannot be read, or is no regular file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path, largest=LARGEST_HASHED) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
@@ -607,32 +606,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
         DamagedFileError: it is not a JSON object.
     """
     try:
-        data = json.loads(_read_text(path))
+        data = parse_json(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
     except ValueError as error:
         raise DamagedFileError(f"{path} is damaged (not JSON: {error}); move it away") from None
     if not isinstance(data, dict):
         raise DamagedFileError(f"{path} is damaged (not a JSON object); move it away")
     return data
-
-
-def _read_text(path: Path, *, errors: str = "strict") -> str:
-    """The text of a file, opened again if another host has replaced it meanwhile (``ESTALE`` on NFS).
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not UTF-8, and ``errors`` is ``"strict"``.
-    """
-    for _ in range(STALE_TRIES - 1):
-        try:
-            return path.read_text("utf-8", errors)
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-    return path.read_text("utf-8", errors)
 
 
 # -- locks ---------------------------------------------------------------------------------------------------------
@@ -733,7 +714,7 @@ def is_locked(path: Path) -> bool:
         FileError: the lock cannot be asked for.
     """
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:

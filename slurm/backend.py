@@ -213,12 +213,12 @@ def scripts(
 
 
 def submit_report(
-    study_dir: Path, jobs: Sequence[str], settings: SlurmSettings, code: Code, *, behaviour: bool = True
+    study_dir: Path, jobs: Sequence[str], settings: SlurmSettings, code: Code, *, behaviour: bool | None = None
 ) -> str:
     """Submit a job that writes the report after the last of ``jobs``, whatever their outcome; returns its id.
 
-    With ``behaviour`` the job computes the behaviour of the models too. The report is there before, and written anew
-    with it: no time limit of the cluster costs more than that.
+    Unless ``behaviour`` is false the job computes the behaviour of the models too; true: in another user's study as
+    well. The report is written before that, and again with it: no time limit of the cluster costs more than that.
     """
     folder = _new_folder(study_dir)
     make_directory(folder)
@@ -226,9 +226,11 @@ def submit_report(
     command = f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
     options = [f"--{key}" + ("" if value is True else f"={value}") for key, value in settings.placement().items()]
     options += [f"--dependency=afterany:{':'.join(jobs)}", f"--job-name=seqlm-{study_dir.name}-report"]
-    minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour else REPORT_MINUTES
+    minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES
     options += [f"--output={folder / 'report.log'}", f"--time={minutes}", "--parsable"]
-    commands = [f"{command} --no-behaviour", *([command] if behaviour else [])]
+    commands = [f"{command} --no-behaviour"]
+    if behaviour is not False:
+        commands.append(f"{command} --behaviour" if behaviour else command)
     script = "\n".join(["#!/bin/bash", *first_lines(settings), *settings.setup, *commands, ""])
     path = folder / "report.sh"
     write_text(path, script)

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 
 BOTTOM = (
-    *("seqlm.config", "seqlm.rundir", "seqlm.errors", "seqlm.machine", "seqlm.lease", "seqlm.variables"),
-    "seqlm.atomic",
+    *("seqlm.config", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
+    *("seqlm.variables", "seqlm.atomic"),
 )
 """What everybody may import; these import nothing but each other and the standard library."""
 
@@ -29,8 +29,9 @@ ALLOWED = {
     "seqlm.rundir": BOTTOM,
     "seqlm.errors": (),
     "seqlm.atomic": (),
+    "seqlm.reading": ("seqlm.errors",),
     "seqlm.machine": (),
-    "seqlm.lease": ("seqlm.errors", "seqlm.variables"),
+    "seqlm.lease": ("seqlm.errors", "seqlm.reading", "seqlm.variables"),
     "seqlm.variables": ("seqlm.errors",),
     "seqlm.data": (*BOTTOM, "seqlm.data"),
     "seqlm.models": (*BOTTOM, "seqlm.models"),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import launch
+from jobs.code_snapshot import keep_code
 from jobs.study import launching
 from seqlm.rundir import RunDirectory, is_locked, write_json
 from tests import commands
@@ -252,6 +253,35 @@ def test_a_report_computes_what_is_missing_first_and_then_nothing(study: Study) 
     assert study.behaviour("--only", "name=gru", "--window", "4")[0] == 0
     assert study("report", "small")[2] == "", "what was asked for by name stays"
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 2}
+
+
+@pytest.mark.process
+def test_a_report_on_another_users_study_computes_only_if_asked(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: study.path.stat().st_uid + 1)
+    code, out, err = study("report", "small")
+    assert (code, out) == (0, "runs/small/report/index.html\n"), err
+    assert err == (
+        "behaviour is left as it is: runs/small belongs to another user; --behaviour computes what is missing\n"
+    )
+    assert not (study.path / "behaviour").exists()
+    assert not (study.path / "code").exists()
+    code, _, err = study("report", "small", "--behaviour")
+    assert (code, study.attempts()) == (0, {"rnn-a": 0, "rnn-b": 1, "gru": 1}), err
+
+
+@pytest.mark.process
+def test_a_report_runs_no_kept_code_that_was_changed(study: Study) -> None:
+    kept = keep_code(study.path).path
+    marker = study.folder / "planted-code-ran"
+    with (kept / "seqlm" / "__init__.py").open("a") as module:
+        module.write(f"\nopen({str(marker)!r}, 'w').close()\n")
+    code, _, err = study("report", "small")
+    assert code == 0, err
+    assert not marker.exists()
+    assert f"{kept.relative_to(study.folder)}/seqlm/__init__.py is not the code that the folder is named after" in err
+    assert len(err.splitlines()) == 1
+    assert study.attempts() == {"rnn-a": 0, "rnn-b": 0, "gru": 0}
+    assert (study.path / "report/index.html").exists()
 
 
 def test_a_report_without_behaviour_reads_no_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqlm.errors import FileError
+from seqlm.reading import parse_json, read_bytes
 from seqlm.rundir import RunDirectory, file_sha256, read_json
 
 VERSION = 1
@@ -145,19 +145,17 @@ def _behaviour(raw: Mapping[str, Any], samples: list[Sample], *, is_stale: bool)
 def _read_samples(path: Path) -> tuple[list[Sample], list[str]]:
     """The samples of a file, and a warning for each line that is cut or damaged."""
     try:
-        text = path.read_text("utf-8", errors="replace")
+        text = read_bytes(path).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return [], []
-    except OSError as error:
-        raise FileError.from_os_error("read", path, error) from None
     samples: list[Sample] = []
     warnings = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            samples.append(_sample(json.loads(line)))
-        except (KeyError, TypeError, ValueError, RecursionError):
+            samples.append(_sample(parse_json(line)))
+        except (KeyError, TypeError, ValueError):
             warnings.append(f"{path}: line {number} is cut or damaged and was left out")
     return samples, warnings
 

@@ -163,6 +163,29 @@ def test_one_damaged_file_leaves_the_other_runs_alone(tmp_path: Path, file: str,
         assert "config.json" in str(runs.loc[damaged.id, "reason"])
 
 
+@pytest.mark.parametrize("file", ["provenance.json", "failure.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_side_file_is_a_warning_and_the_run_stays_done(tmp_path: Path, file: str, content: str) -> None:
+    run = make_run(tmp_path, 0, epochs=3)
+    expected = load_study(tmp_path).runs.iloc[0]
+    write_text(run.path / file, content)
+    study = load_study(tmp_path)
+    only = study.runs.iloc[0]
+    assert only["state"] == "done"
+    assert pd.isna(only["reason"])
+    assert pd.isna(only["failure_kind"])
+    assert only["val_ppl"] == expected["val_ppl"]
+    assert len(study.warnings) == 1
+    assert study.warnings[0].startswith(f"{run.id}/{file} is damaged")
+
+
+def test_a_damaged_failure_without_a_result_is_told_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=3, done=False)
+    write_text(run.failure_file, "")
+    (warning,) = load_study(tmp_path).warnings
+    assert "failure.json is damaged" in warning
+
+
 def test_missing_keys_are_tolerated(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=2)
     write_text(run.provenance_file, "{}")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import py_compile
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import code_snapshot
-from jobs.code_snapshot import keep_code, live_code
+from jobs.code_snapshot import distrust, keep_code, live_code
 from seqlm.errors import FileError, UsageError
 from tests import commands
 
@@ -242,3 +244,59 @@ def test_without_git_our_packages_and_the_command_line_are_kept(
 
 def test_live_code_is_the_tree_itself(tree: Path) -> None:
     assert (live_code().path, live_code().live, live_code().dirty) == (tree, True, False)
+
+
+def test_what_this_code_has_kept_is_trusted_and_so_is_a_study_without_any(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    assert distrust(tmp_path / "study") is None
+    kept = keep_code(tmp_path / "study")
+    assert distrust(tmp_path / "study") is None
+    (tree / "seqlm" / "__init__.py").write_text("version = 2\n")
+    (kept.path / "seqlm" / "__init__.py").write_text("version = 2\n")
+    assert distrust(tmp_path / "study") is None, "the other copy is not what would run"
+
+
+@pytest.mark.parametrize(
+    ("plant", "named"),
+    [
+        (lambda kept: (kept / "seqlm/__init__.py").write_text("version = 9\n"), "seqlm/__init__.py"),
+        (lambda kept: (kept / "json.py").write_text("version = 9\n"), "json.py"),
+        (lambda kept: (kept / "json.pyc").write_text(""), "json.pyc"),
+        (lambda kept: (kept / "seqlm/__init__.py").unlink(), "seqlm/__init__.py"),
+        (lambda kept: (kept / "json").symlink_to("seqlm"), "json"),
+        (lambda kept: (kept / "code-origin.json").write_text("{}"), "code-origin.json"),
+        (lambda kept: os.mkfifo(kept / "json.py"), "json.py"),
+    ],
+)
+def test_kept_code_with_another_content_is_not_trusted(
+    tree: Path, tmp_path: Path, plant: Callable[[Path], object], named: str
+) -> None:
+    kept = keep_code(tmp_path / "study").path
+    plant(kept)
+    problem = distrust(tmp_path / "study") or ""
+    assert problem.startswith(f"{kept} is not the code that its name says ({named} ")
+
+
+def test_code_of_a_link_or_of_another_user_is_not_trusted(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = keep_code(tmp_path / "study").path
+    kept.rename(tmp_path / "elsewhere")
+    kept.symlink_to(tmp_path / "elsewhere")
+    assert distrust(tmp_path / "study") == f"{kept} is not the code that its name says (it is a link)"
+    monkeypatch.setattr("os.geteuid", lambda: (tmp_path / "study").stat().st_uid + 1)
+    assert distrust(tmp_path / "study") == f"{tmp_path / 'study'} belongs to another user"
+
+
+def test_compiled_files_planted_in_trusted_code_do_not_run(tree: Path, tmp_path: Path) -> None:
+    kept = keep_code(tmp_path / "study").path
+    source = kept / "seqlm" / "__init__.py"
+    times = source.stat()
+    source.write_text("version = 9\n")
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    py_compile.compile(str(source))
+    source.write_text("version = 1\n")
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert distrust(tmp_path / "study") is None
+    done = commands.run([sys.executable, "-c", "import seqlm; print(seqlm.version)"], cwd=kept, check=True)
+    assert done.stdout == "1\n"

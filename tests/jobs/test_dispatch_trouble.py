@@ -40,16 +40,19 @@ class Disk:
         self.refused = 0
 
     def refuse(self, method: str, wanted: Callable[[Path], bool], number: int, *, times: float) -> None:
-        """``method`` of :class:`Path`, where ``wanted`` says so."""
-        real = getattr(Path, method)
+        """``method`` of :class:`Path`, or opening to ``read``, where ``wanted`` says so."""
+        where: Any = os if method == "read" else Path
+        name = "open" if method == "read" else method
+        real = getattr(where, name)
 
-        def call(path: Path, *arguments: Any, **options: Any) -> Any:
-            if wanted(path) and self.refused < times:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            writes = where is os and arguments[0] & (os.O_WRONLY | os.O_RDWR)
+            if not writes and wanted(Path(path)) and self.refused < times:
                 self.refused += 1
                 raise OSError(number, os.strerror(number), str(path))
             return real(path, *arguments, **options)
 
-        self._monkeypatch.setattr(Path, method, call)
+        self._monkeypatch.setattr(where, name, call)
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_a_run_whose_metrics_cannot_be_read_for_a_while_is_looked_at_again(
 ) -> None:
     first, second = todo(tmp_path, 2)
     write_json_lines(first.run.metrics_file, METRICS)
-    disk.refuse("read_text", lambda path: path == first.run.metrics_file, number, times=times)
+    disk.refuse("read", lambda path: path == first.run.metrics_file, number, times=times)
     backend = FakeBackend(epoch_then_finish, slots=2)
     dispatcher(backend).dispatch([first, second])
     assert disk.refused == times
@@ -80,9 +83,7 @@ def test_a_run_whose_metrics_cannot_be_read_for_a_while_is_looked_at_again(
 def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Path, disk: Disk) -> None:
     first, second, third = todo(tmp_path, 3)
     failed: list[Path] = []
-    disk.refuse(
-        "read_text", lambda path: bool(failed) and path == first.run.metrics_file, errno.EIO, times=float("inf")
-    )
+    disk.refuse("read", lambda path: bool(failed) and path == first.run.metrics_file, errno.EIO, times=float("inf"))
     ended: dict[str, Event] = {}
 
     def hear(event: Event) -> None:
@@ -110,7 +111,7 @@ def test_a_failure_that_nothing_can_be_written_about_is_told_once_the_others_are
 ) -> None:
     first, second = todo(tmp_path, 2)
     lines: list[str] = []
-    disk.refuse("read_text", lambda path: path.parent == first.run.path, errno.EIO, times=float("inf"))
+    disk.refuse("read", lambda path: path.parent == first.run.path, errno.EIO, times=float("inf"))
 
     def refuse(run: RunDirectory, failure: Mapping[str, Any], **options: Any) -> None:
         raise FileError("cannot write failure.json: No space left on device")
@@ -245,7 +246,7 @@ def test_a_worker_is_ended_as_hung_though_its_failure_cannot_be_written(
 def test_a_file_replaced_by_another_host_while_it_is_read_is_opened_again(tmp_path: Path, disk: Disk) -> None:
     (item,) = todo(tmp_path, 1)
     write_json_lines(item.run.metrics_file, METRICS)
-    disk.refuse("read_text", lambda path: path == item.run.metrics_file, errno.ESTALE, times=1)
+    disk.refuse("read", lambda path: path == item.run.metrics_file, errno.ESTALE, times=1)
     assert item.run.read_metrics() == (METRICS, [])
     disk.refused = -10
     with pytest.raises(FileError, match="Stale file handle"):
@@ -279,7 +280,7 @@ def test_troubles_count_in_a_row_and_not_over_the_life_of_a_run(tmp_path: Path, 
         disk.refused = -3 if submission.attempt < 8 else 0
         return -9 if submission.attempt < 8 else finish(submission)
 
-    disk.refuse("read_text", lambda path: path == item.run.metrics_file, errno.EIO, times=0)
+    disk.refuse("read", lambda path: path == item.run.metrics_file, errno.EIO, times=0)
     backend = FakeBackend(work)
     dispatcher(backend, policy=Policy(without_progress=2)).dispatch([item])
     assert item.run.observe().state == "done"

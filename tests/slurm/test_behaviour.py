@@ -69,18 +69,18 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     assert [run["reason"] for run in json.loads(capsys.readouterr().out)["data"]["runs"]] == ["up to date"] * 2
 
 
-@pytest.mark.parametrize("behaviour", [True, False])
+@pytest.mark.parametrize(("behaviour", "second"), [(None, [""]), (True, [" --behaviour"]), (False, [])])
 def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
-    fake: FakeSlurm, tmp_path: Path, behaviour: bool
+    fake: FakeSlurm, tmp_path: Path, behaviour: bool | None, second: list[str]
 ) -> None:
     (tmp_path / "small").mkdir()
     code, settings = live_code(), SlurmSettings(timeout_min=90)
     submit_report(tmp_path / "small", ["7"], settings, code, behaviour=behaviour)
     script = (tmp_path / "small/slurm/0001/report.sh").read_text().splitlines()
     command = f"{sys.executable} {code.path / 'launch.py'} report {tmp_path / 'small'}"
-    assert script == ["#!/bin/bash", f"{command} --no-behaviour", *([command] if behaviour else [])]
+    assert script == ["#!/bin/bash", f"{command} --no-behaviour", *(f"{command}{flag}" for flag in second)]
     (call,) = fake.calls("sbatch")
-    assert ("--time=90" if behaviour else "--time=30") in call
+    assert ("--time=90" if second else "--time=30") in call
 
 
 def test_a_real_cluster_computes_it_and_cancels_it(tmp_path: Path) -> None:

@@ -113,14 +113,14 @@ def test_a_record_that_cannot_be_completed_changes_nothing_about_the_end(
 def test_a_configuration_that_cannot_be_read_just_now_is_trouble_with_the_disk(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
-    read_text = Path.read_text
+    real = os.open
 
-    def fails(path: Path, *arguments: Any, **options: Any) -> str:
-        if path == run.config_file:
+    def fails(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == str(run.config_file):
             raise OSError(number, os.strerror(number))
-        return read_text(path, *arguments, **options)
+        return real(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_text", fails)
+    monkeypatch.setattr(os, "open", fails)
     assert worker.main([str(run.path)]) == 74
     assert capsys.readouterr().err == f"error: cannot read {run.config_file}: {os.strerror(number)}\n"
 

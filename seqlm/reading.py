@@ -1,0 +1,127 @@
+"""Reading small files of a folder that somebody else may have written: no waiting, no links, no limits exceeded."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from seqlm.errors import FileError
+
+LARGEST_TEXT = 64 * 2**20
+"""Most bytes of a file that is read into memory."""
+LARGEST_HASHED = 64 * 2**30
+"""Most bytes of a file that is read for its digest alone: a sparse file may be larger than any disk."""
+DEEPEST = 64
+"""Lists and tables within one another in a JSON file."""
+LARGEST_WHOLE = 2**63 - 1
+"""Largest whole number in a JSON file, with either sign."""
+STALE_TRIES = 3
+"""How often a file is opened that another host replaces meanwhile (``ESTALE`` on NFS)."""
+
+
+def open_regular(path: Path, *, largest: int, below: Path | None = None) -> BufferedReader:
+    """Open a regular file of at most ``largest`` bytes to read it, without waiting and without following a link.
+
+    With ``below``, a folder above ``path``, no folder between the two may be a link either.
+
+    Raises:
+        FileNotFoundError: there is no file, or a link to nothing.
+        FileError: a link, a folder, a pipe or anything else that is no regular file; or it is larger, or cannot be
+            opened.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    *folders, name = [os.fspath(path)] if below is None else path.relative_to(below).parts
+    opened: list[int] = []
+    try:
+        if below is not None:
+            opened.append(_open(os.fspath(below), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, None))
+        for part in folders:
+            opened.append(_open(part, flags | os.O_DIRECTORY, opened[-1]))
+        handle = _open(name, flags, opened[-1] if opened else None)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP and not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        if error.errno in _KINDS:
+            raise _refused(path, _KINDS[error.errno]) from None
+        raise FileError.from_os_error("read", path, error) from None
+    finally:
+        for folder in opened:
+            os.close(folder)
+    status = os.fstat(handle)
+    kind = _KINDS_OPENED.get(stat.S_IFMT(status.st_mode), "a device")
+    if kind == "a file" and status.st_size <= largest:
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise (
+        _refused(path, kind)
+        if kind != "a file"
+        else FileError(f"cannot read {path}: expected at most {largest:,} bytes, found {status.st_size:,}")
+    )
+
+
+def _open(name: str, flags: int, folder: int | None) -> int:
+    for _ in range(STALE_TRIES - 1):
+        try:
+            return os.open(name, flags, dir_fd=folder)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return os.open(name, flags, dir_fd=folder)
+
+
+_KINDS = {errno.ELOOP: "a link", errno.ENOTDIR: "a link or a file in place of a folder", errno.ENXIO: "a socket"}
+_KINDS_OPENED = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
+
+
+def _refused(path: Path, found: str) -> FileError:
+    return FileError(f"cannot read {path}: expected a regular file, found {found}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file of at most ``LARGEST_TEXT`` bytes.
+
+    Raises:
+        FileNotFoundError, FileError: as :func:`open_regular`, or it cannot be read.
+    """
+    for tries in range(1, STALE_TRIES + 1):
+        try:
+            with open_regular(path, largest=LARGEST_TEXT) as file:
+                return file.read(os.fstat(file.fileno()).st_size)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno != errno.ESTALE or tries == STALE_TRIES:
+                raise FileError.from_os_error("read", path, error) from None
+    raise AssertionError("unreachable")
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: no JSON, nested deeper than ``DEEPEST``, or with a whole number beyond ``LARGEST_WHOLE``.
+    """
+    try:
+        value = json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} deep") from None
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        containers = [item for item in level if isinstance(item, dict | list)]
+        if not containers:
+            return value
+        level = [item for found in containers for item in (found.values() if isinstance(found, dict) else found)]
+    raise ValueError(f"nested more than {DEEPEST} deep")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or abs(number := int(digits)) > LARGEST_WHOLE:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return number

@@ -1,0 +1,168 @@
+"""``report`` on a folder that somebody else may have written: it waits for nothing, follows nothing and stays small."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from analysis.load import load_study
+from analysis.report import write_report
+from seqlm.errors import FileError, UsageError
+from seqlm.reading import LARGEST_HASHED, LARGEST_TEXT
+from seqlm.rundir import MAX_RUNS, RunDirectory, file_sha256, is_locked, read_json, write_json
+from tests.analysis.attempt_files import write_attempt
+from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
+from tests.analysis.synthetic import fail, make_run
+
+SECRET = "of-my-own-file"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run of the study ``small`` that has failed, with everything that a report reads."""
+    run = make_run(tmp_path / "small", 0, epochs=3, done=False)
+    fail(run, "code", "it broke")
+    write_attempt(run, 1, start=0.0, end=9.0, alive=8.0)
+    run.stderr_log(1).write_text("the last line\n")
+    write_json(run.attempt_dir(1) / "failure.json", {"kind": "code"})
+    add_behaviour(run)
+    add_samples(run, [raw_sample(0, ["the", "cat"])])
+    return run
+
+
+JSON = [
+    *("config.json", "provenance.json", "metrics.jsonl", "result.json", "failure.json", "behaviour.json"),
+    *("samples.jsonl", "../study.json", "attempts/0001/worker.json", "attempts/0001/progress.json"),
+    "attempts/0001/failure.json",
+]
+LOG = "attempts/0001/stderr.log"
+FILES = [*JSON, LOG, "checkpoints/best.pt"]
+"""What a report reads, from the run's folder on."""
+
+
+def vacate(run: RunDirectory, file: str) -> tuple[Path, str]:
+    """The place of a file that is gone, and what warnings call it."""
+    path = run.path / file
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path, file.removeprefix("../") if file.startswith("..") else f"{run.id}/{file}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_log_or_record_is_read_through_a_link(run: RunDirectory, tmp_path: Path, file: str) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text(json.dumps({"message": SECRET, "kind": SECRET, "name": SECRET}) + "\n")
+    path, place = vacate(run, file)
+    path.symlink_to(mine)
+    study = load_study(tmp_path / "small")
+    assert study.warnings == [f"cannot read {place}: expected a regular file, found a link"]
+    assert SECRET not in repr(study)
+
+
+def test_no_log_is_read_from_a_folder_behind_a_link(run: RunDirectory, tmp_path: Path) -> None:
+    attempt = run.attempt_dir(1)
+    attempt.rename(tmp_path / "mine")
+    (tmp_path / "mine" / "stderr.log").write_text(SECRET)
+    attempt.symlink_to(tmp_path / "mine")
+    study = load_study(tmp_path / "small")
+    assert study.log_tails == {}
+    assert f"{run.id}/attempts/0001/stderr.log: expected a regular file, found a link" in "".join(study.warnings)
+
+
+def test_a_link_to_nothing_is_no_file(run: RunDirectory, tmp_path: Path) -> None:
+    vacate(run, "failure.json")[0].symlink_to(tmp_path / "nowhere")
+    assert run.read_failure() is None
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(run: RunDirectory, tmp_path: Path, file: str) -> None:
+    path, place = vacate(run, file)
+    os.mkfifo(path)
+    assert load_study(tmp_path / "small").warnings == [f"cannot read {place}: expected a regular file, found a pipe"]
+
+
+def test_pipes_in_place_of_a_lock_and_a_lease_keep_nobody_waiting(run: RunDirectory, tmp_path: Path) -> None:
+    run.failure_file.unlink()
+    run.lease_dir.mkdir()
+    os.mkfifo(run.lease_dir / "000001.json")
+    os.mkfifo(run.worker_lock_file)
+    assert len(load_study(tmp_path / "small").runs) == 1
+    assert not is_locked(run.worker_lock_file)
+
+
+def test_what_is_there_in_place_of_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket has few characters
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+        for name, kind in {"folder": "a folder", "socket": "a socket", "/dev/zero": "a device"}.items():
+            with pytest.raises(FileError, match=f"cannot read {name}: expected a regular file, found {kind}"):
+                read_json(Path(name))
+            with pytest.raises(FileError, match=f"found {kind}"):
+                file_sha256(Path(name))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_too_large_to_be_true_is_not_read(run: RunDirectory, tmp_path: Path, file: str) -> None:
+    path, place = vacate(run, file)
+    with path.open("wb") as sparse:
+        sparse.truncate(2**40)
+    most = LARGEST_HASHED if file.endswith(".pt") else LARGEST_TEXT
+    expected = f"cannot read {place}: expected at most {most:,} bytes, found {2**40:,}"
+    assert load_study(tmp_path / "small").warnings == ([] if file == LOG else [expected]), "of a log the end is read"
+
+
+@pytest.mark.parametrize("file", JSON)
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 10**6, '{"a":' * 900 + "1" + "}" * 900, '{"order": 1' + "0" * 400 + "}"],
+    ids=["deep", "900", "long"],
+)
+def test_deep_json_and_an_endless_number_are_damage(run: RunDirectory, tmp_path: Path, content: str, file: str) -> None:
+    path, place = vacate(run, file)
+    path.write_text(content)
+    (warning,) = load_study(tmp_path / "small").warnings
+    assert warning.startswith(f"{place}: line 1 is cut or damaged" if file.endswith("l") else f"{place} is damaged")
+
+
+@pytest.mark.parametrize("order", [MAX_RUNS, 10**9, -1, 0.5, True, "first", [[]]])
+def test_an_impossible_place_in_the_manifest_is_one_warning(tmp_path: Path, order: object) -> None:
+    make_run(tmp_path, 0, epochs=2)
+    odd = make_run(tmp_path, 1, epochs=2, provenance={"order": order})
+    study = load_study(tmp_path)
+    assert study.runs["number"].tolist() == [1, 2]
+    assert study.absent == []
+    (warning,) = study.warnings
+    assert warning.startswith(f"{odd.id}/provenance.json: order: expected a whole number from 0 to 9,999, got ")
+
+
+def test_an_impossible_number_of_a_planned_run_is_one_warning(tmp_path: Path) -> None:
+    make_run(tmp_path, 0, epochs=2)
+    planned = [{"number": number, "name": "far", "fingerprint": f"{number:08x}"} for number in (2, 10**9, 10**12, 0)]
+    write_json(tmp_path / "study.json", {"planned": planned, "expectations": [{"metric": "val_ppl", "lower": 7}]})
+    study = load_study(tmp_path)
+    assert [run.number for run in study.absent] == [2]
+    assert study.warnings == ["study.json: planned: expected numbers from 1 to 10,000; others were left out"]
+
+
+def test_numbers_beyond_those_of_tables_are_missing_ones(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=2)
+    epochs, _ = run.read_metrics()
+    run.metrics_file.write_text("".join(json.dumps({**epoch, "epoch": 2**63 - 1}) + "\n" for epoch in epochs))
+    assert load_study(tmp_path).epochs["epoch"].isna().all()
+
+
+def test_a_report_that_is_a_link_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
+    make_run(tmp_path / "mine", 0, epochs=2)
+    other = write_report(tmp_path / "mine").parent
+    before = (other / "index.html").stat()
+    make_run(tmp_path / "small", 0, epochs=2)
+    (tmp_path / "small" / "report").symlink_to(other)
+    with pytest.raises(UsageError, match=r"small/report is a link, which is not replaced"):
+        write_report(tmp_path / "small")
+    assert (other / "index.html").stat() == before
