@@ -28,6 +28,8 @@ from seqlm.rundir import make_directory, read_json, write_json
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
 """Of a tree without git, what is kept."""
 COMMAND_LINE = "launch.py"
+IMPORTABLE = (".py", ".so")
+"""Files in a copy that are no part of it and yet could run."""
 ORIGIN = "code-origin.json"
 """In a copy: the commit it was made from, which git cannot tell there."""
 
@@ -113,7 +115,7 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
         target = folder / origin["name"]
         if not os.path.lexists(target):
             return None
-        if wrong := _difference(target, contents, origin):
+        if wrong := _difference(target, contents, origin, strict=True):
             return f"{target} is not the code that its name says ({wrong})"
         for path in (target, *target.rglob("*")):
             if path.lstat().st_uid != os.geteuid():
@@ -188,8 +190,14 @@ def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
         raise FileError.from_os_error("read", error.filename or root, error) from None
 
 
-def _difference(kept: Path, contents: Mapping[str, str], origin: Mapping[str, Any]) -> str | None:
-    """What is wrong with a copy of the code, in a few words, or none. Compiled files are left aside."""
+def _difference(
+    kept: Path, contents: Mapping[str, str], origin: Mapping[str, Any], *, strict: bool = False
+) -> str | None:
+    """What is wrong with a copy of the code, in a few words, or none. Compiled files are left aside.
+
+    Other files that do not belong to it are wrong if they could run, and in any case if the copy is looked at
+    ``strict``.
+    """
     if kept.is_symlink():
         return "it is a link"
     found = {path.relative_to(kept): path.lstat() for path in kept.rglob("*")}
@@ -198,10 +206,14 @@ def _difference(kept: Path, contents: Mapping[str, str], origin: Mapping[str, An
         status = found.get(file)
         if "__pycache__" in file.parts or (file not in expected and status and stat.S_ISDIR(status.st_mode)):
             continue
-        if file not in expected:
-            return f"{file} is not part of it"
         if status is None:
             return f"{file} is missing"
+        if stat.S_ISLNK(status.st_mode):
+            return f"{file} is a link"
+        if file not in expected:
+            if strict or file.suffix in IMPORTABLE:
+                return f"{file} is not part of it"
+            continue
         if not stat.S_ISREG(status.st_mode):
             return f"{file} is no regular file"
         if not _is_origin(kept / file, origin) if file == Path(ORIGIN) else _differs(kept / file, contents[str(file)]):

@@ -274,7 +274,7 @@ def test_a_damaged_failure_is_one_of_kind_node_and_stops_nothing(run: RunDirecto
 
 def test_a_failure_that_the_disk_does_not_read_is_an_error(run: RunDirectory) -> None:
     run.failure_file.mkdir()
-    with pytest.raises(FileError, match=r"cannot read .*failure\.json: Is a directory"):
+    with pytest.raises(FileError, match=r"cannot read .*failure\.json: expected a regular file, found a folder"):
         run.observe()
 
 

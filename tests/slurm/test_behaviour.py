@@ -78,7 +78,12 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
     submit_report(tmp_path / "small", ["7"], settings, code, behaviour=behaviour)
     script = (tmp_path / "small/slurm/0001/report.sh").read_text().splitlines()
     command = f"{sys.executable} {code.path / 'launch.py'} report {tmp_path / 'small'}"
-    assert script == ["#!/bin/bash", f"{command} --no-behaviour", *(f"{command}{flag}" for flag in second)]
+    assert script == [
+        "#!/bin/bash",
+        "unset SLURM_JWT",
+        f"{command} --no-behaviour",
+        *(f"{command}{flag}" for flag in second),
+    ]
     (call,) = fake.calls("sbatch")
     assert ("--time=90" if second else "--time=30") in call
 
