@@ -277,7 +277,7 @@ def test_a_node_on_which_a_worker_dies_twice_is_not_used_again(cluster: Loopback
     assert nodes[0] == nodes[1] != nodes[2], "SLURM takes the first free node, until it may not"
     first, second = (json.loads((run.attempt_dir(n) / "failure.json").read_text()) for n in (1, 2))
     assert (first["node"], second["node"]) == (nodes[0], nodes[0])
-    assert study("cancel", "small").returncode == 0
+    assert study("cancel", "small", "--all").returncode == 0
 
 
 def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
