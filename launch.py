@@ -531,7 +531,7 @@ def _behaviour(options: argparse.Namespace) -> tuple[Any, int]:
 
 
 def _compute_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:
-    """Compute the behaviour that a report lacks, on this machine. What goes wrong is told, and keeps no report back.
+    """Compute the behaviour that a report lacks, on this machine. Problems go to stderr and keep no report back.
 
     Unless it was ``asked`` for by a flag, nothing is computed where that might run somebody else's code.
     """
@@ -774,8 +774,8 @@ def parser() -> argparse.ArgumentParser:
     reporting.add_argument(
         "--behaviour",
         action=argparse.BooleanOptionalAction,
-        help="the report: compute what is missing of the trained models' behaviour first, whoever owns the study and "
-        "its code (default: only if you do)",
+        help="the report: compute what is missing of the trained models' behaviour first, in another user's study "
+        "too (default: only in your own)",
     )
     launching = _Parser(add_help=False, parents=[leaving, reporting])
     launching.add_argument(

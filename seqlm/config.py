@@ -93,14 +93,14 @@ class DataConfig:
     vocab_size: int | None = None
     """Keep this many most frequent tokens, the rest becomes ``<unk>``; none: keep all (``pydoc``: 10,000)."""
     sha256: str | None = None
-    """Digest of the text of a ``files`` corpus; filled in when the files are found."""
+    """Digest of the text of a ``files`` or ``pydoc`` corpus; filled in when the text is found."""
 
     def __post_init__(self) -> None:
         problems = []
         if self.vocab_size is not None and self.vocab_size < 3:
             problems.append(f"data.vocab_size: found {self.vocab_size}, valid is a whole number of at least 3")
-        if self.sha256 is not None and self.corpus != "files":
-            problems.append(f'data.sha256: applies to corpus = "files" only, found corpus = "{self.corpus}"')
+        if self.sha256 is not None and self.corpus == "ptb":
+            problems.append('data.sha256: applies to corpus = "files" and "pydoc" only, found corpus = "ptb"')
         if problems:
             raise ConfigError(problems)
         if self.corpus == "pydoc" and self.level == "word" and self.vocab_size is None:

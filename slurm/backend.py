@@ -164,8 +164,8 @@ def submit_report(
 ) -> str:
     """Submit a job that writes the report after the last of ``jobs``, whatever their outcome; returns its id.
 
-    Unless ``behaviour`` is false the job computes the behaviour of the models too; true: whoever owns the study. The
-    report is there before, and written anew with it: no time limit of the cluster costs more than that.
+    Unless ``behaviour`` is false the job computes the behaviour of the models too; true: in another user's study as
+    well. The report is written before that, and again with it: no time limit of the cluster costs more than that.
     """
     folder = _new_folder(study_dir)
     make_directory(folder)

@@ -102,7 +102,10 @@ def test_the_seed_is_part_of_the_fingerprint() -> None:
         (changed(model={"num_heads": 4}), 'model.num_heads: applies to transformer only, found arch = "rnn"'),
         (changed(data={"corpus": "wiki"}), 'data.corpus: found "wiki", valid is one of "ptb", "pydoc", "files"'),
         (changed(data={"vocab_size": 2}), "data.vocab_size: found 2, valid is a whole number of at least 3"),
-        (changed(data={"sha256": "00"}), 'data.sha256: applies to corpus = "files" only, found corpus = "ptb"'),
+        (
+            changed(data={"sha256": "00"}),
+            'data.sha256: applies to corpus = "files" and "pydoc" only, found corpus = "ptb"',
+        ),
         (changed(train={"epochs": 0}), "train.epochs: found 0, valid is a positive whole number"),
         (changed(optim={"decay": 1.0}), "optim.decay: found 1.0, valid is a number greater than 1"),
         ({**RNN, "model": 3}, "model: found 3, valid is a table"),

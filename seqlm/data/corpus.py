@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
+import platform
 import sys
 from array import array
 from collections.abc import Mapping
@@ -143,13 +144,13 @@ def corpus_facts(config: DataConfig, path: Path | None) -> CorpusFacts:
 
 
 def resolve_data(config: DataConfig, path: Path | None) -> DataConfig:
-    """The configuration with the digest of its text filled in where ``corpus = "files"``; others are returned as is.
+    """The configuration with the digest of its text filled in; ``ptb``, whose text is known, is returned as is.
 
     Raises:
         DataError: the text found is not the one whose digest the configuration has; or as :func:`load_corpus`.
         FileError: as :func:`load_corpus`.
     """
-    if config.corpus != "files":
+    if config.corpus == "ptb":
         return config
     return dataclasses.replace(config, sha256=_read(config, path).sha256())
 
@@ -165,7 +166,14 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
         case "pydoc":
             from seqlm.data.pydoc_corpus import pydoc_texts
 
-            return pydoc_texts()
+            texts = pydoc_texts()
+            found = texts.sha256()
+            if config.sha256 not in (None, found):
+                raise DataError(
+                    f"Python {platform.python_version()} makes another pydoc text than the configuration says: found "
+                    f"sha256 {found}, expected {config.sha256}; use the Python of that text, or remove data.sha256"
+                )
+            return texts
         case "ptb":
             if path is None and downloaded_ptb().is_dir():
                 path = downloaded_ptb()

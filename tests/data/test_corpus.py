@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import sys
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from seqlm.config import DataConfig
+from seqlm.config import DataConfig, RunConfig
 from seqlm.data import cache
 from seqlm.data.corpus import PTB_SHA256, Corpus, corpus_facts, downloaded_ptb, load_corpus, resolve_data
+from seqlm.data.source import Texts
 from seqlm.data.tokens import tokens_of
 from seqlm.errors import DataError
 from tests import commands
@@ -173,9 +175,32 @@ def test_another_text_than_configured_is_refused_naming_both_digests(write_texts
         use(DataConfig(corpus="files", sha256="0" * 64), folder)
 
 
-def test_resolving_leaves_other_corpora_as_they_are():
-    for config in (DataConfig(corpus="ptb"), DataConfig(corpus="pydoc")):
-        assert resolve_data(config, None) is config
+def test_resolving_leaves_ptb_whose_text_is_known_as_it_is():
+    config = DataConfig(corpus="ptb")
+    assert resolve_data(config, None) is config
+
+
+def test_another_python_is_another_pydoc_text_and_so_another_run(monkeypatch):
+    def run(data):
+        sections = {"model": {"arch": "rnn", "hidden_size": 8}, "optim": {"optimizer": "sgd", "lr": 1.0}, "train": {}}
+        return RunConfig.from_dict({**sections, "data": dataclasses.asdict(data)})
+
+    def python_says(word):
+        contents = {split: f"{word} in {split}\n".encode() for split in ("train", "valid", "test")}
+        texts = Texts(contents, {split: f"pydoc {split} text" for split in contents})
+        monkeypatch.setattr("seqlm.data.pydoc_corpus.pydoc_texts", lambda: texts)
+        return texts.sha256()
+
+    pydoc = DataConfig(corpus="pydoc")
+    first = python_says("three eleven")
+    begun = resolve_data(pydoc, None)
+    assert begun == dataclasses.replace(pydoc, sha256=first)
+    assert resolve_data(begun, None) == begun
+    second = python_says("three thirteen")
+    assert run(resolve_data(pydoc, None)).fingerprint() != run(begun).fingerprint()
+    for use in (resolve_data, load_corpus, corpus_facts):
+        with pytest.raises(DataError, match=f"another pydoc text.*found sha256 {second}, expected {first}"):
+            use(begun, None)
 
 
 def test_ptb_with_a_wrong_file_names_it_and_both_digests(write_texts):
@@ -225,7 +250,7 @@ def test_planning_with_a_corpus_imports_neither_torch_nor_numpy(write_texts):
     script = (
         "import sys, pathlib, seqlm.data.corpus as c, seqlm.data.layout, seqlm.data.pydoc_corpus\n"
         "import seqlm.data.ptb_download\n"
-        "from seqlm.config import DataConfig\n"
+        "from seqlm.config import DataConfig, RunConfig\n"
         "c.corpus_facts(DataConfig(corpus='files'), pathlib.Path(sys.argv[1]))\n"
         "print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
     )

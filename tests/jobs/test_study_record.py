@@ -102,7 +102,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
 
 
 def test_a_run_that_is_not_launched_may_lack_its_text(tmp_path: Path) -> None:
-    other = TEXT.replace('corpus = "files"', 'corpus = "pydoc"').replace(
+    other = TEXT.replace('corpus = "files"', 'corpus = "ptb"').replace(
         'name = "known"', 'name = "known"\ndata.corpus = "files"'
     )
     manifest = manifest_in(tmp_path, other)
