@@ -14,7 +14,9 @@ def light_env() -> dict[str, str]:
 class Crawl:
     """After ``epochs`` epochs, each step of a worker takes ``step_seconds`` longer until :meth:`end`.
 
-    For every worker that is started with :attr:`env`. It goes on, so it hears signals and gives signs of life.
+    It counts them in ``metrics.jsonl``, which is written while the next epoch trains: with tiny epochs it may begin two
+    or three later, so the run needs some more. For every worker that is started with :attr:`env`. It goes on, so it
+    hears signals and gives signs of life.
     """
 
     def __init__(self, folder: Path, *, epochs: int, step_seconds: float = 0.2) -> None:

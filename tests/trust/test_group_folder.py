@@ -26,6 +26,8 @@ pytestmark = [
 ]
 
 ANNA, BERT, GROUP = 64711, 64712, 64800
+EPOCHS = 12
+"""Metrics are written while the next epoch trains: a worker crawls an epoch or two later than asked."""
 
 
 def start(study: Study, user: int, *words: str, **variables: str) -> subprocess.Popen[str]:
@@ -52,7 +54,7 @@ def run(study: Study, user: int, *words: str) -> str:
 def test_a_member_of_the_group_goes_on_with_a_study_that_another_one_has_begun(tmp_path: Path) -> None:
     folder = tmp_path / "group"
     folder.mkdir()
-    study = Study(folder, epochs=2)
+    study = Study(folder, epochs=EPOCHS)
     for path in [folder, *folder.rglob("*")]:
         os.chown(path, 0, GROUP)
     folder.chmod(0o2775)
@@ -65,12 +67,12 @@ def test_a_member_of_the_group_goes_on_with_a_study_that_another_one_has_begun(t
     launcher.send_signal(signal.SIGTERM)
     commands.finish(launcher)
     (begun,) = study.runs()
-    assert len(epochs_of(begun)) == 1
+    assert 1 <= len(epochs_of(begun)) < EPOCHS
     assert begun.has_checkpoint()
     assert owners(folder / "runs") == {ANNA}
 
     run(study, BERT, "run", "small.toml", "--report", "--no-behaviour")
-    assert study.epochs() == [[0, 1]]
+    assert study.epochs() == [list(range(EPOCHS))]
     assert begun.attempts() == [1, 2]
     assert len(list((begun.path.parent / "code").iterdir())) == 1
     run(study, ANNA, "report", "small", "--no-behaviour")
