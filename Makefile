@@ -13,7 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 N ?= 10
 # More than there are cores here: many tests wait for processes of their own.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(if $(FAST),auto,$(TEST_PROCESSES)) --dist loadgroup
 
 FAST_TESTS := -m "not process"
