@@ -166,7 +166,10 @@ class PowerCut(Fault):
                 for path in (run.last_checkpoint, run.metrics_file):
                     path.with_name(f".{path.name}.powercut.tmp").write_bytes(b"half of")
             with contextlib.suppress(OSError):  # where the disk is read-only just now, nothing was being written
-                if run.last_checkpoint.exists() and any(run.last_checkpoint.parent.glob("previous*.pt")):
+                last = run.last_checkpoint
+                kept = last.parent.glob("previous*.pt")
+                # While a new one is put in place, the one before has both names.
+                if last.exists() and any(not path.samefile(last) for path in kept):
                     _tear(run.last_checkpoint, scene.draw())
                     torn.append(f"last.pt of {run.id}")
                 if run.metrics_file.exists() and run.metrics_file.stat().st_size:
