@@ -25,6 +25,7 @@ ALLOWED = {
     ("chaos/disk.py", "process"): "a program, and a helper that lives as long as its disk",
     ("chaos/faults.py", "sleep"): "a program: the pause between two looks",
     ("chaos/loop.py", "sleep"): "a program: the pause between two looks",
+    ("chaos/shim/lying_files.py", "sleep"): "imitates slow files",
 }
 """(File, rule) -> why it may. All else waits with ``tests.waiting.wait_for`` and starts with ``tests.commands``."""
 
