@@ -26,7 +26,6 @@ ALLOWED = {
     ("chaos/shim/lying_files.py", "sleep"): "imitates slow files",
     ("chaos/faults.py", "sleep"): "a program: the pause between two looks",
     ("chaos/loop.py", "sleep"): "a program: the pause between two looks",
-    ("chaos/shim/lying_files.py", "sleep"): "imitates slow files",
 }
 """(File, rule) -> why it may. All else waits with ``tests.waiting.wait_for`` and starts with ``tests.commands``."""
 
