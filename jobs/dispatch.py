@@ -29,8 +29,10 @@ from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_js
 
 EXIT_STOPPED = 143
 """The worker's own word for "asked to stop"."""
-EXIT_STORAGE = 74
-"""The worker's own word for "my files cannot be written"."""
+EXIT_UNPRINTED = 120
+"""Python's word for "what was printed cannot be written", in place of the worker's own (documentation of sys.exit)."""
+STORAGE = (74, EXIT_UNPRINTED)
+"""Exit codes of a worker whose files, or whose log, cannot be written."""
 EXIT_BUSY = 75
 """The worker's own word for "another worker is at it"."""
 STOPPED = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT)
@@ -570,7 +572,7 @@ def _settle(run: RunDirectory, job: _Job, ended: Ended) -> None:
     for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
     if earlier is not None and not for_memory:  # other ranks may have told that they lost the one that was killed
         return
-    was_asked = job.stop_asked is not None and ended.exit_code in STOPPED
+    was_asked = job.stop_asked is not None and ended.exit_code in (*STOPPED, EXIT_UNPRINTED)
     if was_asked or ended.exit_code == EXIT_BUSY:
         return
     last_line = _last_line(run.stderr_log(submission.attempt))
@@ -579,7 +581,7 @@ def _settle(run: RunDirectory, job: _Job, ended: Ended) -> None:
         kind, message = "preempted", f"{ended.message}, which was not us: somebody else stopped it, or drains its node"
     elif for_memory:
         kind, message = "oom", f"{ended.message}, by the system, which was out of memory"
-    elif ended.exit_code == EXIT_STORAGE:
+    elif ended.exit_code in STORAGE:
         kind, message = "node", last_line or "its files could not be written: is the disk full, or a quota used up?"
     elif ended.exit_code < 0:
         hint = " (by hand, or by the system for want of memory)" if ended.message.endswith("SIGKILL") else ""

@@ -26,7 +26,7 @@ from subprocess import Popen, TimeoutExpired
 from types import FrameType
 from typing import Any, TypeVar, final
 
-from jobs.dispatch import EXIT_BUSY, EXIT_STOPPED, EXIT_STORAGE, STOPPED
+from jobs.dispatch import EXIT_BUSY, EXIT_STOPPED, STOPPED, STORAGE
 from jobs.heartbeat import Heartbeat, hung_seconds
 from jobs.memory_kills import MemoryKills
 from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
@@ -489,7 +489,7 @@ class Task:
             return again or self._again(worker, self._failure(worker, kind, message))
         self._record_crash(worker)
         if worker.code and not run.failure_file.exists():
-            own: FailureKind = "node" if worker.code == EXIT_STORAGE else "code"
+            own: FailureKind = "node" if worker.code in STORAGE else "code"
             self._write_failure(worker, own, f"the worker {describe_exit(worker.code)}; see its stderr.log")
         failure = run.read_failure()
         return None if failure is None else self._again(worker, failure)

@@ -368,6 +368,15 @@ def test_a_kill_in_the_launchers_own_group_explains_no_death_on_another_node(
     assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "1"
 
 
+def test_a_worker_that_could_not_write_out_what_it_printed_is_tried_again(tmp_path: Path) -> None:
+    """On a full disk Python ends with 120 in place of the worker's own word."""
+    (item,) = todo(tmp_path, 1)
+    backend = FakeBackend(lambda submission: 120 if submission.attempt == 1 else finish(submission))
+    dispatcher(backend).dispatch([item])
+    assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert item.run.result_file.exists()
+
+
 def test_counts_go_on_in_the_next_launch_until_a_person_has_it_tried_again(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     policy = Policy(timeout=1)

@@ -550,6 +550,14 @@ def test_a_signal_does_not_make_a_failure_that_is_tried_again_the_last_word(tmp_
     assert "requeue 77_1" not in calls(room), "SLURM itself puts the job back"
 
 
+@pytest.mark.parametrize("code", [74, 120])
+def test_a_worker_that_could_not_write_its_files_or_its_log_is_requeued(tmp_path: Path, room: Path, code: int) -> None:
+    run = make(tmp_path)
+    assert work(plan(run, program=f"import sys; sys.exit({code})"))
+    assert json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
+    assert calls(room)[-1] == "requeue 77_1"
+
+
 def test_a_failure_that_a_lost_job_could_not_settle_is_taken_up_by_the_next_start(tmp_path: Path) -> None:
     run, mine, stands = make(tmp_path, "a"), make(tmp_path, "b"), make(tmp_path, "c")
     for made, record in ((run, {"attempt": 1}), (mine, {"attempt": 2}), (stands, {"attempt": 1, "stands": True})):
