@@ -23,6 +23,7 @@ from typing import Any
 import seqlm
 from seqlm.atomic import flush, folder_beside
 from seqlm.errors import DamagedFileError, FileError, UsageError
+from seqlm.reading import read_bytes
 from seqlm.rundir import make_directory, read_json, write_json
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
@@ -83,7 +84,11 @@ def keep_code(
     """
     root, contents, origin = _to_keep(untracked, tell)
     target = study_dir.absolute() / "code" / origin["name"]
-    if os.path.lexists(target) and (wrong := _difference(target, contents, origin)):
+    try:
+        wrong = _difference(target, contents, origin) if os.path.lexists(target) else None
+    except OSError as error:
+        raise FileError.from_os_error("read", target, error) from None
+    if wrong:
         aside = target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}")
         tell(f"warning: {target} is not the code that its name says ({wrong}); moved to {aside.name} and made again")
         try:
@@ -222,7 +227,7 @@ def _difference(
 
 
 def _differs(file: Path, digest: str) -> bool:
-    return _sha256(file.read_bytes()) != digest
+    return _sha256(read_bytes(file)) != digest
 
 
 def _is_origin(file: Path, origin: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import py_compile
 import sys
@@ -131,6 +132,20 @@ def test_a_copy_that_is_not_what_its_name_says_is_moved_aside_and_made_again(
     (line,) = said
     assert f"is not the code that its name says ({what}); moved to {kept.path.name}.damaged-" in line
     assert len(list((tmp_path / "study" / "code").iterdir())) == 2
+
+
+def test_a_copy_that_cannot_be_read_is_one_line(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = keep_code(tmp_path / "study").path
+    real = os.open
+
+    def fails(path: object, *arguments: Any, **options: Any) -> int:
+        if path == str(kept / "seqlm/__init__.py"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(FileError, match=r"cannot read .*seqlm/__init__\.py: Input/output error"):
+        keep_code(tmp_path / "study")
 
 
 def test_what_python_and_its_libraries_leave_in_a_copy_is_no_damage(tree: Path, tmp_path: Path) -> None:
