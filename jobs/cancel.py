@@ -14,8 +14,8 @@ from typing import Any
 
 from jobs.study import Launcher, ObservedRun, launcher_of
 from seqlm.errors import FileError
-from seqlm.lease import Terms, live_elsewhere, newest_generation, process_start, this_host
-from seqlm.rundir import RunDirectory, is_locked, read_json, read_lock_holder
+from seqlm.lease import Terms, live_owner, newest_lease, process_start, this_host
+from seqlm.rundir import RunDirectory, is_locked, read_lock_holder
 
 STOP_SECONDS = 20.0
 """How long a worker may take to stop between two steps before it is killed."""
@@ -115,7 +115,7 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
 
 def _holder_elsewhere(run: RunDirectory) -> dict[str, Any] | None:
     """Who works on the run on a host whose locks are not seen, as its lease says."""
-    return live_elsewhere(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
+    return live_owner(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
 
 
 def _launcher(study_dir: Path) -> Launcher | None:
@@ -153,7 +153,7 @@ def group_to_signal(run: RunDirectory) -> int | None:
             and _users(pid) == {os.geteuid()}
             and _holds(pid, lock)
             and os.getpgid(pid) == group != os.getpgrp()
-            and all(_is_of_process(named, pid) for named in (record, _lease(run)))
+            and all(_is_of_process(named, pid) for named in (record, newest_lease(run.lease_dir)))
         )
     except OSError:  # it has ended meanwhile, or is somebody else's
         return None
@@ -180,14 +180,6 @@ def _holds(pid: int, lock: os.stat_result) -> bool:
                 if any(line.startswith("lock:") and " WRITE " in line for line in lines):
                     return True
     return False
-
-
-def _lease(run: RunDirectory) -> Mapping[str, Any]:
-    """The newest lease on the run; empty if there is none or it cannot be read."""
-    newest = newest_generation(run.lease_dir)
-    with contextlib.suppress(FileError):
-        return read_json(run.lease_dir / f"{newest:06d}.json") or {}
-    return {}
 
 
 def _is_of_process(record: Mapping[str, Any], pid: int) -> bool:

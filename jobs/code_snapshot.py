@@ -221,13 +221,14 @@ def _difference(
             continue
         if not stat.S_ISREG(status.st_mode):
             return f"{file} is no regular file"
-        if not _is_origin(kept / file, origin) if file == Path(ORIGIN) else _differs(kept / file, contents[str(file)]):
+        is_right = _is_origin(kept / file, origin) if file == Path(ORIGIN) else _is(kept / file, contents[str(file)])
+        if not is_right:
             return f"{file} has changed"
     return None
 
 
-def _differs(file: Path, digest: str) -> bool:
-    return _sha256(read_bytes(file)) != digest
+def _is(file: Path, digest: str) -> bool:
+    return _sha256(read_bytes(file)) == digest
 
 
 def _is_origin(file: Path, origin: Mapping[str, Any]) -> bool:

@@ -194,7 +194,7 @@ class Lease:
             LeaseLostError: another worker has taken the run over.
         """
         if _exists(self._folder / _name(self.generation + 1)):
-            owner = _read(self._folder / _name(newest_generation(self._folder)))
+            owner = newest_lease(self._folder)
             raise LeaseLostError(f"this run was taken over by {_who(owner)} while this worker gave no sign of life")
 
     def beat(self) -> None:
@@ -302,12 +302,12 @@ def require_attempt(folder: Path, attempt: int) -> None:
     Raises:
         LeaseLostError: the owner is of a later attempt.
     """
-    owner = _read(folder / _name(newest_generation(folder)))
+    owner = newest_lease(folder)
     if isinstance(owner.get("attempt"), int) and owner["attempt"] > attempt:
         raise LeaseLostError(f"this run was taken over by {_who(owner)}; this rank is of an earlier attempt")
 
 
-def live_elsewhere(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
+def live_owner(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
     """The lease of an owner that seems to live: ``host``, ``pid``, ... ``None``: there is no such owner.
 
     For a run whose lock is not visible here. This is a guess from the age of the file by this machine's clock and
@@ -339,10 +339,14 @@ def newest_generation(folder: Path) -> int:
     return generation
 
 
+def newest_lease(folder: Path) -> dict[str, Any]:
+    """What the run's newest lease says; nothing where it has had none, or it cannot be read."""
+    return _read(folder / _name(newest_generation(folder)))
+
+
 def is_released(folder: Path) -> bool:
     """Whether the run's last owner has said that it is done; also where there was none."""
-    newest = newest_generation(folder)
-    return not newest or bool(_read(folder / _name(newest)).get("released"))
+    return not newest_generation(folder) or bool(newest_lease(folder).get("released"))
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

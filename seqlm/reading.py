@@ -6,11 +6,14 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from seqlm.errors import FileError
+
+T = TypeVar("T")
 
 LARGEST_TEXT = 64 * 2**20
 """Most bytes of a file that is read into memory."""
@@ -67,13 +70,18 @@ def open_regular(path: Path, *, largest: int, below: Path | None = None) -> Buff
 
 
 def _open(name: str, flags: int, folder: int | None) -> int:
+    return _unless_stale(lambda: os.open(name, flags, dir_fd=folder))
+
+
+def _unless_stale(read: Callable[[], T]) -> T:
+    """What ``read`` returns; it is called again if another host has replaced the file meanwhile."""
     for _ in range(STALE_TRIES - 1):
         try:
-            return os.open(name, flags, dir_fd=folder)
+            return read()
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-    return os.open(name, flags, dir_fd=folder)
+    return read()
 
 
 _KINDS = {errno.ELOOP: "a link", errno.ENOTDIR: "a link or a file in place of a folder", errno.ENXIO: "a socket"}
@@ -90,16 +98,17 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         FileNotFoundError, FileError: as :func:`open_regular`, or it cannot be read.
     """
-    for tries in range(1, STALE_TRIES + 1):
-        try:
-            with open_regular(path, largest=LARGEST_TEXT) as file:
-                return file.read(os.fstat(file.fileno()).st_size)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if error.errno != errno.ESTALE or tries == STALE_TRIES:
-                raise FileError.from_os_error("read", path, error) from None
-    raise AssertionError("unreachable")
+
+    def read() -> bytes:
+        with open_regular(path, largest=LARGEST_TEXT) as file:
+            return file.read(os.fstat(file.fileno()).st_size)
+
+    try:
+        return _unless_stale(read)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
 
 
 def parse_json(text: str) -> Any:

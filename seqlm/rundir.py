@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 from seqlm.atomic import file_beside, flush
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, DamagedFileError, FileError, RunBusyError
-from seqlm.lease import NO_LINKS, Terms, is_alive, live_elsewhere, this_process
+from seqlm.lease import NO_LINKS, Terms, is_alive, live_owner, this_process
 from seqlm.reading import LARGEST_HASHED, open_regular, parse_json, read_bytes
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
@@ -411,7 +411,7 @@ class RunDirectory:
             if kind == "cancelled":
                 return observed("cancelled", failure.get("message"), kind)
             return observed("failed", f"{kind}: {failure.get('message')}", kind)
-        if live_elsewhere(self.lease_dir, Terms.from_environment(os.environ).stale_seconds):
+        if live_owner(self.lease_dir, Terms.from_environment(os.environ).stale_seconds):
             return observed("running", None)
         if queued:
             return observed("queued", stranger or waits_for)
@@ -434,7 +434,7 @@ class RunDirectory:
                 return True
             if holder and alive is None:
                 seconds = Terms.from_environment(os.environ).stale_seconds
-                owner = live_elsewhere(self.lease_dir, seconds) or {}
+                owner = live_owner(self.lease_dir, seconds) or {}
                 is_owner = all(owner.get(key) == holder.get(key) for key in ("pid", "host"))
                 return is_owner or _is_younger(self.worker_lock_file, seconds)
             time.sleep(LOOK_SECONDS)  # a process that has just taken the lock has yet to write its name

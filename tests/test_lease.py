@@ -19,7 +19,7 @@ import pytest
 
 from seqlm import lease as leases
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
-from seqlm.lease import Host, Lease, Terms, claim, is_released, kept, live_elsewhere, newest_generation, require_attempt
+from seqlm.lease import Host, Lease, Terms, claim, is_released, kept, live_owner, newest_generation, require_attempt
 from tests import commands
 from tests.waiting import wait_for
 
@@ -58,7 +58,7 @@ class Cluster:
 
     def look(self, host: str) -> dict[str, Any] | None:
         self._host = host
-        return live_elsewhere(self.folder, TERMS.stale_seconds)
+        return live_owner(self.folder, TERMS.stale_seconds)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
@@ -590,7 +590,7 @@ def test_a_folder_without_leases_is_released_and_has_no_owner(tmp_path: Path, cl
     for folder in (cluster.folder, tmp_path):
         assert newest_generation(folder) == 0
         assert is_released(folder)
-        assert live_elsewhere(folder, 60.0) is None
+        assert live_owner(folder, 60.0) is None
 
 
 def test_leases_that_a_listing_does_not_show_yet_are_asked_for_by_name(

@@ -166,14 +166,8 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
         case "pydoc":
             from seqlm.data.pydoc_corpus import pydoc_texts
 
-            texts = pydoc_texts()
-            found = texts.sha256()
-            if config.sha256 not in (None, found):
-                raise DataError(
-                    f"Python {platform.python_version()} makes another pydoc text than the configuration says: found "
-                    f"sha256 {found}, expected {config.sha256}; use the Python of that text, or remove data.sha256"
-                )
-            return texts
+            found = f"Python {platform.python_version()} makes another pydoc text"
+            return _as_configured(config, pydoc_texts(), found, "use the Python of that text")
         case "ptb":
             if path is None and downloaded_ptb().is_dir():
                 path = downloaded_ptb()
@@ -197,14 +191,17 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
                     f"the files of the corpus are not given; pass --data or set SEQLM_DATA to a folder or zip file "
                     f"with {WANTED}"
                 )
-            texts = read_texts(path)
-            found = texts.sha256()
-            if config.sha256 not in (None, found):
-                raise DataError(
-                    f"{path} holds another text than the configuration says: found sha256 {found}, expected "
-                    f"{config.sha256}; pass the right files, or remove data.sha256"
-                )
-            return texts
+            return _as_configured(config, read_texts(path), f"{path} holds another text", "pass the right files")
+
+
+def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) -> Texts:
+    """The texts, if they are those whose digest the configuration has, or it has none."""
+    if config.sha256 is not None and config.sha256 != (found := texts.sha256()):
+        raise DataError(
+            f"{problem} than the configuration says: found sha256 {found}, expected {config.sha256}; {advice}, or "
+            "remove data.sha256"
+        )
+    return texts
 
 
 def _key(config: DataConfig, sha256: str) -> str:

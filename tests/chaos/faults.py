@@ -239,12 +239,8 @@ class ClockBack(Fault):
         return {"back_seconds": self.back_seconds}
 
 
-@final
-class LateListing(Fault):
-    """For a while, what one process makes is seen in the listings of others only seconds later, as on NFS.
-
-    The launcher is killed along with it: the next one is the other host that sees folders late.
-    """
+class _Late(Fault):
+    """Something that one process does is seen by others only seconds later; the launcher is killed along with it."""
 
     lasts_seconds = 8.0
     LAG_SECONDS = 5.0
@@ -254,26 +250,25 @@ class LateListing(Fault):
             return None
         scene.launcher.kill()
         return f"{self.LAG_SECONDS:g} s; launcher {scene.launcher.pid} killed"
+
+
+@final
+class LateListing(_Late):
+    """For a while, what one process makes is seen in the listings of others only seconds later, as on NFS.
+
+    The launcher is killed along with it: the next one is the other host that sees folders late.
+    """
 
     def control(self) -> dict[str, Any]:
         return {"lag_seconds": self.LAG_SECONDS}
 
 
 @final
-class LateRename(Fault):
+class LateRename(_Late):
     """For a while, what one process puts in place is seen by others only seconds later: they see the old file, or none.
 
     The launcher is killed along with it, so that the next one reads what workers of another one have just written.
     """
-
-    lasts_seconds = 8.0
-    LAG_SECONDS = 5.0
-
-    def happen(self, scene: Scene) -> str | None:
-        if scene.launcher.poll() is not None:
-            return None
-        scene.launcher.kill()
-        return f"{self.LAG_SECONDS:g} s; launcher {scene.launcher.pid} killed"
 
     def control(self) -> dict[str, Any]:
         return {"rename_lag_seconds": self.LAG_SECONDS}
