@@ -136,13 +136,14 @@ def read_squeue(text: str) -> dict[str, JobState]:
 
 def read_sacct(text: str) -> dict[str, JobState]:
     """The answer of ``sacct -n -P -X -D -o JobID,State,NodeList``; of a job that was requeued, the last line holds."""
-    found = {}
+    found: dict[str, JobState] = {}
+    waiting: dict[str, JobState] = {}
     for line in text.splitlines():
         parts = line.strip().split("|")
         if len(parts) == 3:
-            state = job_state(parts[1], "", parts[2])
-            found.update(dict.fromkeys(_jobs_of(parts[0]), state))
-    return found
+            known = waiting if "[" in parts[0] else found
+            known.update(dict.fromkeys(_jobs_of(parts[0]), job_state(parts[1], "", parts[2])))
+    return {**waiting, **found}  # a range may still have a task that has a line of its own
 
 
 def _jobs_of(text: str) -> list[str]:

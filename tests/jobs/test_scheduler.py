@@ -85,6 +85,15 @@ def test_waiting_tasks_of_an_array_are_read_one_by_one(tasks: str, expected: lis
     assert {state.stage for state in found.values()} == {"queued"}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_tasks_own_line_goes_before_a_range_of_waiting_ones_that_still_has_it(order: int) -> None:
+    """Seen with SLURM 24.11: the range follows a moment later."""
+    lines = ["1_0|RUNNING|n1\n", "1_[0-2%2]|PENDING|None assigned\n"][::order]
+    assert {job: state.stage for job, state in read_sacct("".join(lines)).items()} == {
+        "1_0": "running", "1_1": "queued", "1_2": "queued",
+    }  # fmt: skip
+
+
 @pytest.mark.process
 def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     program(room, "squeue", says="".join(f"7_{number}|PENDING|Priority|\n" for number in range(900)))
