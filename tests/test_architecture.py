@@ -134,8 +134,8 @@ def test_the_readme_map_names_every_folder_and_module_at_the_top() -> None:
     paths = [Path(line) for line in tracked.splitlines()]
     folders = {f"{path.parts[0]}/" for path in paths if len(path.parts) > 1 and not path.parts[0].startswith(".")}
     folders |= {f"seqlm/{path.parts[1]}/" for path in paths if len(path.parts) > 2 and path.parts[0] == "seqlm"}
-    files = {str(path) for path in paths if path.suffix == ".py" and path.parent in (Path(), Path("seqlm"))}
-    files -= {"seqlm/__init__.py"}
+    files = {str(path) for path in paths if path.parent == Path() or path.match("seqlm/*.py")}
+    files -= {"seqlm/__init__.py", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", ".gitignore"}
     assert named == folders | files
 
 
