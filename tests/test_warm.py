@@ -1,0 +1,49 @@
+"""A program that is forked from a warm process ends as one that an interpreter has begun."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import commands
+
+pytestmark = pytest.mark.process
+
+PROGRAMS = {
+    "its own code": "import sys; print('out'); sys.exit(3)",
+    "a sentence": "import sys; sys.exit('said')",
+    "nothing": "import sys; sys.exit()",
+    "an error": "import atexit; atexit.register(print, 'at exit'); raise ValueError('wrong')",
+    "ctrl-c": "import os, signal; os.kill(os.getpid(), signal.SIGINT); signal.pause()",
+    "a signal": "import os, signal; os.kill(os.getpid(), signal.SIGTERM); signal.pause()",
+    "a thread": "import threading; threading.Thread(target=print, args=['later']).start(); print('sooner', flush=True)",
+}
+
+
+def end(program: str, *, cold: bool, stdout: Path | None = None) -> tuple[int, str, bool, str]:
+    """Exit code, what came on stdout, whether there was a traceback, and the last line that came on stderr."""
+    argv = [sys.executable, "-c", program]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if stdout is None:
+        process = commands.start(argv, cold=cold, env=env)
+    else:
+        with stdout.open("w") as file:
+            process = commands.start(argv, cold=cold, env=env, stdout=file)
+    out, err = commands.finish(process)
+    return process.returncode, out, "Traceback" in err, (err.splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
+def test_both_end_alike(program: str) -> None:
+    assert end(program, cold=False) == end(program, cold=True)
+
+
+@pytest.mark.parametrize("program", ["print('lost')", "import sys; print('lost'); sys.exit(3)"])
+def test_both_end_with_120_where_the_last_words_find_no_room(program: str) -> None:
+    full = Path("/dev/full")
+    cold = end(program, cold=True, stdout=full)
+    assert cold[0] == 120
+    assert end(program, cold=False, stdout=full) == cold
