@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, final
 
 from jobs.code_snapshot import keep_code
-from jobs.study import launcher_of
+from jobs.study import launcher_of, launching
 from seqlm.errors import BackendError
-from seqlm.rundir import make_directory
 
 START_SECONDS = 120.0
 """How long the driver may take to appear in the study's folder: its node has to fetch the code and import Ray."""
@@ -58,10 +57,11 @@ class RayJob:
         in ``code_dir``; ``untracked`` and ``tell`` are those of :func:`jobs.code_snapshot.keep_code`.
 
         Raises:
+            RunBusyError: another launcher is at work on this study.
             BackendError: it ended at once (its last line says why), or it does not see the study's folder.
         """
-        make_directory(study_dir)
-        code = keep_code(code_dir or study_dir, untracked=untracked, tell=tell)
+        with launching(study_dir):
+            code = keep_code(code_dir or study_dir, untracked=untracked, tell=tell)
         with tempfile.TemporaryDirectory() as folder:
             sent = Path(folder) / "code"
             shutil.copytree(code.path, sent)

@@ -215,7 +215,8 @@ def launching(study_dir: Path) -> Iterator[None]:
     make_directory(study_dir)
     busy = f"study {study_name(study_dir)} is being launched already; `status` shows it, `cancel` stops its runs"
     with exclusive_lock(launch_lock_file(study_dir), busy):
-        sweep_beside(queue_file(study_dir), study_record_file(study_dir), jobs_file(study_dir))
+        kept_code = study_dir / "code" / "*"
+        sweep_beside(queue_file(study_dir), study_record_file(study_dir), jobs_file(study_dir), kept_code)
         yield
 
 

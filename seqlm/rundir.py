@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -460,7 +461,10 @@ def slugify(name: str) -> str:
 
 
 def sweep_beside(*files: Path) -> None:
-    """Remove what somebody who is dead has begun to write for these files and not put in place."""
+    """Remove what somebody who is dead has begun to write for these files or folders and not put in place.
+
+    The name ``*`` stands for all in its folder.
+    """
     _remove(_begun(*files))
 
 
@@ -471,7 +475,10 @@ def _begun(*files: Path) -> list[Path]:
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
-            path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def make_directory(path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from jobs import code_snapshot
 from jobs.code_snapshot import distrust, keep_code, live_code
+from jobs.study import launching
 from seqlm.errors import FileError, UsageError
 from tests import commands
 
@@ -45,6 +46,17 @@ def test_a_clean_checkout_is_kept_under_its_commit_and_only_once(tree: Path, tmp
     assert (first.dirty, first.live) == (False, False)
     assert keep_code(tmp_path / "study") == first
     assert [entry.name for entry in (tmp_path / "study" / "code").iterdir()] == [first.commit[:12]]
+
+
+def test_what_a_killed_launcher_had_copied_is_gone_with_the_next_one(tree: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    kept = keep_code(study)
+    begun = kept.path.with_name(".0123456789ab.fedcba9876543210.tmp")
+    (begun / "seqlm").mkdir(parents=True)
+    (begun / "seqlm/config.py").write_text("half of")
+    with launching(study):
+        pass
+    assert list(kept.path.parent.iterdir()) == [kept.path]
 
 
 def test_an_edit_after_the_launch_changes_nothing_in_the_kept_code(tree: Path, tmp_path: Path) -> None:
