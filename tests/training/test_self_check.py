@@ -18,13 +18,14 @@ from jobs import doctor
 from seqlm import machine
 from seqlm.config import ModelConfig, RecurrentConfig, RunConfig, TransformerConfig
 from seqlm.errors import BackendError, SelfCheckError
-from seqlm.models import fused_recurrent, fused_transformer, output_loss, products, recurrent
+from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
 from seqlm.rundir import RunDirectory, read_json
 from seqlm.training import self_check, worker
 from seqlm.training.attempt import EXIT_FAILED
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.self_check import Precision, cases, check_case, check_device
+from seqlm.training.step import WARM_UP_STEPS, TrainingStep
 from tests.training.studies import make_config, make_run, write_text
 
 WIDE = 1028
@@ -240,6 +241,42 @@ def test_where_the_reference_is_as_wrong_it_is_not_recommended(
     with pytest.raises(SelfCheckError) as caught:
         check_case(cases(model_config("rnn"))[0], precision, Rank())
     assert str(caught.value).endswith(f"; the reference implementation is as wrong, {way_out}")
+
+
+class StandInForGraphs:
+    """A training step that is never captured; if asked for a capture, its replays scale all gradients by ``FACTOR``."""
+
+    FACTOR = 1.0
+    steps_taken: ClassVar[list[int]] = []
+
+    def __init__(self, model: LanguageModel, *arguments: Any, capture: bool, **options: Any) -> None:
+        self.model, self.capture, self.number = model, capture, 0
+        self.step = TrainingStep(model, *arguments, capture=False, **options)
+
+    def __call__(self, *arguments: Tensor) -> Any:
+        result = self.step(*arguments)
+        self.number += 1
+        self.steps_taken.append(self.number)
+        # The replay after the first one: what a graph computes only once is found.
+        if self.capture and self.model.fused and self.number == WARM_UP_STEPS + 2:
+            for parameter in self.model.parameters():
+                assert parameter.grad is not None
+                parameter.grad.mul_(self.FACTOR)
+        return result
+
+
+def test_the_captured_step_is_compared_too_after_a_second_replay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "_is_captured", lambda rank: True)
+    monkeypatch.setattr(self_check, "TrainingStep", StandInForGraphs)
+    monkeypatch.setattr(StandInForGraphs, "steps_taken", [])
+    case = cases(model_config("gru"))[0]
+    assert 0 < check_case(case, "fp32", Rank()) < 0.5
+    assert StandInForGraphs.steps_taken == [1, 1, *range(1, WARM_UP_STEPS + 3)], "reference, eager, captured"
+    monkeypatch.setattr(StandInForGraphs, "FACTOR", 0.5)
+    with pytest.raises(
+        SelfCheckError, match=r"gru backward as a CUDA graph, gradient of .* found an error of 0\.5; set"
+    ):
+        check_case(case, "fp32", Rank())
 
 
 @pytest.mark.gpu
