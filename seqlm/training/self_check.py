@@ -1,10 +1,9 @@
 """Check that the fused operations compute on this device what their equations say.
 
-A training step takes one small window with the fused operations, as a run would, and on a GPU also as a captured CUDA
-graph. Its loss, state and gradients are compared with those of the equations under plain autograd
-(``model.implementation = "reference"``) in float64 on the same device, with the same parameters and dropout masks. A
-check that has passed is kept in the cache folder. It is repeated for another device, driver, version of torch,
-precision or version of the code.
+The fused operations compute one small window, and on a GPU so does a training step that is captured as a CUDA graph.
+Loss, state and gradients are compared with those of the equations under plain autograd (``model.implementation =
+"reference"``) in float64 on the same device, with the same parameters and dropout masks. A check that has passed is
+kept in the cache folder. It is repeated for another device, driver, version of torch, precision or version of the code.
 
 The error of a tensor is the largest deviation of any entry, relative to the largest entry of the exact tensor. Its
 bound is :data:`HEADROOM` times::
@@ -209,26 +208,27 @@ def _reference(
 
 
 def _compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
-    """Loss, state after the window, and gradient of each parameter, by the training step itself at a rate of 0."""
-    device = model.output.weight.device
-    rate = torch.tensor(0.0, device=device) if device.type == "cuda" else 0.0
-    step = TrainingStep(
-        model,
-        torch.optim.SGD(model.parameters(), lr=rate, fused=True),
-        clip_norm=math.inf,
-        tokens_per_step=case.steps * case.columns,
-        capture=captured,
-    )
+    """Loss, state after the window, and gradient of the mean loss by each parameter; captured, by the training step."""
+    device, tokens = model.output.weight.device, case.steps * case.columns
     draw = torch.Generator().manual_seed(SEED)
     inputs, targets = torch.randint(VOCAB, (2, case.steps, case.columns), generator=draw).to(device)
     start = model.initial_state(case.columns)
     state = (2 * torch.rand(start.shape, generator=draw) - 1).to(start)
-    for _ in range(WARM_UP_STEPS + 2 if captured else 1):  # the last one is a replay after the first
-        torch.manual_seed(SEED)  # the same dropout masks in every step
-        result = step(inputs, targets, state)
-    found = dict(zip(_FORWARD, (result.loss_nats, result.state), strict=True))
-    if not result.state.numel():
-        del found[_FORWARD[1]]
+    if captured:
+        optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.0, device=device), fused=True)
+        step = TrainingStep(model, optimizer, clip_norm=math.inf, tokens_per_step=tokens, capture=True)
+        for _ in range(WARM_UP_STEPS + 2):  # the last one is a replay after the first
+            torch.manual_seed(SEED)  # the same dropout masks each time
+            result = step(inputs, targets, state)
+        loss, after = result.loss_nats, result.state
+    else:
+        torch.manual_seed(SEED)
+        loss, after = model.loss(inputs, targets, state)
+        model.zero_grad()
+        (loss / tokens).backward()
+    found = {_FORWARD[0]: loss.detach()}
+    if after.numel():
+        found[_FORWARD[1]] = after.detach()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         found[f"backward, gradient of {name}"] = parameter.grad
