@@ -28,7 +28,7 @@ from jobs.cancel import mark, wait_until_stopped
 from jobs.choice import BackendChoice, choose_backend
 from jobs.code_snapshot import distrust
 from jobs.dispatch import Planned, progress_variables
-from jobs.doctor import examine
+from jobs.doctor import check_devices, examine
 from jobs.estimate import Estimate, earlier_throughput
 from jobs.filters import NO_FOLDERS, asks_for_identity, select, whole_id
 from jobs.kept import kept_policy, kept_tables, kept_untracked
@@ -803,6 +803,8 @@ def _write_report(study_dirs: list[Path], output: Path | None, *, refresh_second
 
 def _doctor(options: argparse.Namespace) -> tuple[Any, int]:
     findings = examine(options.runs_dir, find_data(options.data, None))
+    if options.calibrate:
+        findings += check_devices()
     if options.backend == "slurm":
         from slurm import doctor as cluster  # only who has a cluster waits for it
         from slurm.settings import read_settings
@@ -963,7 +965,11 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--wait-s", type=_positive, default=120, metavar="S", help="how long the trial job may take (default: 120)"
     )
-    doctor.add_argument("--calibrate", action="store_true", help="measure training speed, for the times of plan")
+    doctor.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="check fused operations on this device, then measure training speed, for the times of plan",
+    )
     fetch = command("data", _data, "fetch a corpus")
     fetch.add_argument("corpus", choices=("ptb",), help="ptb: Penn Treebank")
     fetch.add_argument("--to", type=Path, metavar="DIR", help="default: where runs look for it by themselves")

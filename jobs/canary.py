@@ -17,7 +17,7 @@ from jobs.spec import Resources
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.errors import CanaryError, FileError
-from seqlm.rundir import CANARY_FOLDER, RunDirectory
+from seqlm.rundir import CANARY_FOLDER, FailureKind, RunDirectory
 
 CANARY_ABOVE = 10
 """Runs that start without a canary: so few are seen to fail by whoever has started them; many fail overnight."""
@@ -129,6 +129,7 @@ def _run(
     pairs = {trial.planned.run.id: trial.pair for trial in trials}
     tell(f"canaries first, {STEPS} steps each: {', '.join(pairs.values())} (--no-canary starts without them)")
     failed: dict[str, str] = {}
+    kinds: set[FailureKind | None] = set()
 
     def hear(event: Event) -> None:
         run = event.planned.run
@@ -140,6 +141,7 @@ def _run(
             tell(f"canary {pairs[run.id]} passes: {figures}")
         else:
             tell(f"canary {pairs[run.id]} fails")
+            kinds.add(event.observation.kind)
             failed[run.id] = (
                 f"canary {pairs[run.id]} ({event.planned.spec.name}): {event.observation.reason}; "
                 f"see {run.stderr_log(max(1, run.last_attempt()))}"
@@ -148,9 +150,9 @@ def _run(
     planned = [_prepare(trial, study_dir) for trial in trials]
     dispatcher(work={}, on_event=hear, policy=POLICY, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(planned)
     if failed:
-        raise CanaryError(
-            "\n".join([*failed.values(), "nothing of the grid has started; --no-canary starts it all the same"])
-        )
+        # What fails a canary as `code`, such as a wrong device, fails every run.
+        hint = "" if kinds == {"code"} else "; --no-canary starts it all the same"
+        raise CanaryError("\n".join([*failed.values(), f"nothing of the grid has started{hint}"]))
 
 
 def _packed(trials: Iterable[Trial], passed: Sequence[_Passed]) -> list[Packed]:

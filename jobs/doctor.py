@@ -25,6 +25,7 @@ from seqlm.errors import BackendError, SeqlmError
 
 Level: TypeAlias = Literal["ok", "note", "bad"]
 LOW_DISK_BYTES = 2 * 1024**3
+SELF_CHECK_SECONDS = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,3 +142,18 @@ def _penn_treebank(data_path: Path | None) -> Finding:
     except SeqlmError as error:
         return Finding(level="note", subject="Penn Treebank", text=str(error).splitlines()[0])
     return Finding(level="ok", subject="Penn Treebank", text=f"found, {sum(tokens.values()):,} tokens, verified")
+
+
+def check_devices() -> list[Finding]:
+    """Compare fused operations with their equations on this machine's devices; needs half a minute on a CPU."""
+    here = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "seqlm.training.self_check"]
+    try:
+        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=SELF_CHECK_SECONDS)
+    except subprocess.TimeoutExpired:
+        text = f"took more than {SELF_CHECK_SECONDS // 60} minutes"
+        return [Finding(level="bad", subject="self-check", text=text)]
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
+        return [Finding(level="bad", subject="self-check", text=f"cannot be computed ({last})")]
+    return [Finding(**finding) for finding in json.loads(answer.stdout)]

@@ -11,6 +11,7 @@
     │   │   └── DamagedError        a checkpoint is truncated or changed, or none of ours
     │   ├── DivergedError           the loss or the gradient is not a finite number
     │   ├── CanaryError             the short trial of a run has failed, so that its grid has not started
+    │   ├── SelfCheckError          a device computes the fused operations wrongly
     │   ├── RunBusyError            another live worker or launcher owns the files
     │   └── LeaseLostError          another worker has taken the run over while this one gave no sign of life
     ├── FileError                   a file cannot be read or written: full disk, read-only folder (exit code 1)
@@ -82,6 +83,10 @@ class DivergedError(RunError):
 
 class CanaryError(RunError):
     """The short trials before a grid have failed, one line for each; nothing of the grid has started."""
+
+
+class SelfCheckError(RunError):
+    """A device computes a fused operation wrongly, so that nothing may be trained with it there."""
 
 
 class RunBusyError(RunError):

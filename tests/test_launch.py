@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import launch
+from jobs.doctor import Finding
 from jobs.launcher import LaunchOptions
 from jobs.spec import RunSpec
 from jobs.study import write_jobs
@@ -457,6 +458,20 @@ def test_what_no_backend_can_do_is_exit_code_3(
 ) -> None:
     code, _ = answer_of(capsys, "run", "small.toml", *words)
     assert code == 3
+
+
+def test_doctor_measures_no_speed_on_a_device_that_computes_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = Finding(level="bad", subject="self-check", text="self-check on X: gru backward")
+    monkeypatch.setattr(launch, "examine", lambda *_: [])
+    monkeypatch.setattr(launch, "check_devices", lambda: [wrong])
+    monkeypatch.setattr(launch, "_calibrate", lambda options: pytest.fail("measured all the same"))
+    words = ["doctor", "--json", "--runs-dir", str(tmp_path)]
+    assert launch.main([*words, "--calibrate"]) == 3
+    assert json.loads(capsys.readouterr().out)["data"]["findings"] == [vars(wrong)]
+    assert launch.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["findings"] == []
 
 
 @pytest.mark.process

@@ -38,6 +38,7 @@ from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import process_group, rank_from_environment
 from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.progress_file import WRITE_SECONDS
+from seqlm.training.self_check import check_device
 from seqlm.training.trainer import CHECKPOINT_MINUTES, Trainer
 from seqlm.variables import positive_number
 
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.use_deterministic_algorithms(True)
 
     def train(guard: Guard) -> None:
+        check_device(config, rank)
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
         with process_group(rank):

@@ -166,6 +166,20 @@ def test_every_failed_canary_is_told_with_its_kind_message_and_log_and_the_other
     assert caught.value.exit_code == 1
 
 
+def test_starting_the_grid_all_the_same_is_not_offered_for_a_failure_that_every_run_would_have(tmp_path: Path) -> None:
+    def work(submission: Submission) -> int:
+        if not submission.run_dir.name.startswith("rnn"):
+            return diverges(submission)
+        write_json(submission.run_dir / "failure.json", {"kind": "code", "message": "self-check on X: ..."})
+        return 1
+
+    trials = [trial(tmp_path, make_config(arch), name=arch) for arch in ("rnn", "gru")]
+    with pytest.raises(CanaryError, match=r"code: self-check on X: .*\nnothing of the grid has started$"):
+        check(trials[:1], tmp_path, FakeBackend(work))
+    with pytest.raises(CanaryError, match=r"started; --no-canary starts it all the same$"):
+        check(trials, tmp_path, FakeBackend(work))
+
+
 def test_a_canary_that_has_passed_is_not_repeated_and_one_that_failed_is(tmp_path: Path) -> None:
     trials = [trial(tmp_path, make_config(arch), name=arch) for arch in ("rnn", "gru")]
     with pytest.raises(CanaryError):

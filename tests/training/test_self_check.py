@@ -1,0 +1,528 @@
+"""The self-check finds planted faults and nothing else, changes no run, and is repeated for another kind of device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jobs import doctor
+from seqlm import machine
+from seqlm.config import ModelConfig, RecurrentConfig, RunConfig, TransformerConfig
+from seqlm.errors import BackendError, SelfCheckError
+from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
+from seqlm.rundir import RunDirectory, read_json
+from seqlm.training import self_check, worker
+from seqlm.training.attempt import EXIT_FAILED
+from seqlm.training.checkpoint import load_checkpoint
+from seqlm.training.distributed import Rank
+from seqlm.training.self_check import Precision, cases, check_case, check_device
+from seqlm.training.step import WARM_UP_STEPS, TrainingStep
+from tests.training.studies import make_config, make_run, write_text
+
+WIDE = 1028
+needs_bf16 = pytest.mark.skipif(not machine.has_bf16(), reason="this processor has no bf16 instructions")
+
+
+def model_config(arch: str, hidden_size: int = 64, **options: Any) -> ModelConfig:
+    if arch == "transformer":
+        return TransformerConfig(arch="transformer", hidden_size=hidden_size, **options)
+    return RecurrentConfig(arch=arch, hidden_size=hidden_size, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The checks that were computed, not found in the cache."""
+    calls: list[tuple[Any, ...]] = []
+    real = self_check._largest_error
+
+    def compute(*arguments: Any) -> float:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(self_check, "_largest_error", compute)
+    return calls
+
+
+# -- what it finds -------------------------------------------------------------------------------------------------
+
+EVERY = [
+    *(("rnn", size, {}) for size in (64, 500, 1500)),
+    *(("gru", size, {}) for size in (64, 501, 1500)),
+    *(("transformer", 512, options) for options in ({}, {"attention": "sdpa"}, {"mlp_size": 7})),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+@pytest.mark.parametrize(("arch", "hidden_size", "options"), EVERY)
+def test_fused_operations_are_well_within_their_bounds(
+    cache: Path, precision: Precision, arch: str, hidden_size: int, options: dict[str, Any]
+) -> None:
+    for case in cases(model_config(arch, hidden_size, **options)):
+        assert 0 < check_case(case, precision, Rank()) < 0.5
+
+
+def test_a_wide_recurrent_model_is_checked_with_the_product_that_only_wide_ones_have() -> None:
+    (narrow,) = cases(model_config("gru", 1023))
+    again, wide = cases(model_config("gru", 1500))
+    assert (narrow.model.hidden_size, again.model.hidden_size, wide.model.hidden_size) == (71, 68, WIDE)
+    assert products._can_be_packed(torch.empty(wide.model.hidden_size, wide.model.hidden_size))
+    assert wide.steps >= products.MANY_STEPS
+    assert wide.columns <= products.PACKED_ROWS
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
+def test_the_window_has_several_chunks_of_the_output_loss(arch: str) -> None:
+    case = cases(model_config(arch))[0]
+    assert case.steps * case.columns > output_loss.CHUNK_TOKENS
+
+
+FAULTS = [
+    *((fused_recurrent._FusedRNN, "rnn", place) for place in (0, 2, 3, 4)),
+    *((fused_recurrent._FusedGRU, "gru", place) for place in (0, 2, 3, 4, 5)),
+    *((fused_transformer._NormLinear, "transformer", place) for place in (0, 1, 2, 3, 4)),
+    (fused_transformer._Attention, "transformer", 0),
+    *((fused_transformer._LinearResidual, "transformer", place) for place in (0, 1, 2, 3)),
+    *((output_loss._OutputLoss, arch, place) for arch in ("rnn", "gru", "transformer") for place in (0, 1, 2)),
+]
+"""Each fused operation, and the place of each gradient that it returns to the training step."""
+
+
+def plant(
+    monkeypatch: pytest.MonkeyPatch, function: Any, place: int, change: Callable[[Tensor], Tensor | None]
+) -> None:
+    """Change one gradient that ``function.backward`` returns."""
+    real = function.backward
+
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = list(real(ctx, *gradients))
+        found[place] = change(found[place])
+        return tuple(found)
+
+    monkeypatch.setattr(function, "backward", staticmethod(backward))
+
+
+def too_small(gradient: Tensor) -> Tensor:
+    return 0.85 * gradient
+
+
+def one_entry_off(gradient: Tensor) -> Tensor:
+    wrong = gradient.clone()
+    wrong.view(-1)[gradient.numel() // 2] += 0.1 * gradient.abs().max()
+    return wrong
+
+
+def one_entry_nan(gradient: Tensor) -> Tensor:
+    wrong = gradient.clone()
+    wrong.view(-1)[-1] = math.nan
+    return wrong
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+@pytest.mark.parametrize(("function", "arch", "place"), FAULTS)
+def test_a_fault_in_any_gradient_of_any_fused_operation_is_found(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, function: Any, arch: str, place: int, precision: Precision
+) -> None:
+    plant(monkeypatch, function, place, too_small)
+    with pytest.raises(SelfCheckError, match=f"{arch} backward, gradient of .* in {precision}: .*found an error of 0"):
+        check_case(cases(model_config(arch))[0], precision, Rank())
+    assert not cache.exists(), "a check that has failed is not kept"
+
+
+@pytest.mark.parametrize("change", [one_entry_off, one_entry_nan])
+@pytest.mark.parametrize(("function", "arch", "place"), FAULTS[::2])
+def test_a_single_wrong_entry_is_found(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Any,
+    arch: str,
+    place: int,
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    plant(monkeypatch, function, place, change)
+    what = "an error of" if change is one_entry_off else "a value that is not finite"
+    with pytest.raises(SelfCheckError, match=f"{arch} backward.*found {what}"):
+        check_case(cases(model_config(arch))[0], "fp32", Rank())
+
+
+def test_the_line_names_device_operation_error_bound_and_the_way_out(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, fused_recurrent._FusedGRU, 5, too_small)
+    monkeypatch.setattr(Rank, "device_name", "Card X")
+    with pytest.raises(SelfCheckError) as caught:
+        check_case(cases(model_config("gru", num_layers=1))[0], "fp32", Rank())
+    error, bound = 0.15, 5.0 * (2 * 2 * 12) ** 0.5 * (1 + 1200**0.5) * 2**-24
+    assert str(caught.value) == (
+        f"self-check on Card X: gru backward, gradient of layers.0.U_h.weight, in fp32: expected an error of at most "
+        f'{bound:.2g} of the largest entry, found an error of {error:.2g}; set model.implementation = "reference" to '
+        f"train without fused operations"
+    )
+
+
+def test_a_wrong_forward_pass_is_reported_before_the_gradients_that_it_ruins(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = recurrent.fused_rnn
+    monkeypatch.setattr(recurrent, "fused_rnn", lambda *arguments: 1.2 * real(*arguments))
+    with pytest.raises(SelfCheckError, match="rnn forward, state after the window, in fp32"):
+        check_case(cases(model_config("rnn"))[0], "fp32", Rank())
+    real_loss = output_loss._OutputLoss.forward
+    monkeypatch.setattr(recurrent, "fused_rnn", real)
+    monkeypatch.setattr(output_loss._OutputLoss, "forward", staticmethod(lambda *given: math.nan * real_loss(*given)))
+    with pytest.raises(SelfCheckError, match=r"rnn forward, loss, in fp32: .* found a value that is not finite"):
+        check_case(cases(model_config("rnn"))[0], "fp32", Rank())
+
+
+class RoundedProducts(TorchDispatchMode):
+    """Products of float32 whose operands are cut to the ten bits of TF32."""
+
+    FIRST_OPERAND: ClassVar = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        first = self.FIRST_OPERAND.get(name)
+        if first is not None:
+            args = (*args[:first], *map(self._cut, args[first : first + 2]), *args[first + 2 :])
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _cut(tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.float32:
+            return tensor
+        return (tensor.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.fixture
+def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "use_precision", lambda precision, device: None)
+
+
+@pytest.mark.usefixtures("no_gpu_needed")
+@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
+def test_tf32_emulated_is_well_within_its_bounds_and_far_beyond_those_of_fp32(cache: Path, arch: str) -> None:
+    case = cases(model_config(arch))[0]
+    with RoundedProducts():
+        assert 0.02 < check_case(case, "tf32", Rank()) < 0.5
+        with pytest.raises(SelfCheckError, match=f"{arch} .* in fp32"):
+            check_case(case, "fp32", Rank())
+
+
+@pytest.mark.usefixtures("no_gpu_needed")
+@pytest.mark.parametrize(
+    ("precision", "way_out"),
+    [("fp32", "use another device"), ("tf32", 'use another device or train.precision = "fp32"')],
+)
+def test_where_the_reference_is_as_wrong_it_is_not_recommended(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, way_out: str
+) -> None:
+    real = nn.Linear.forward
+
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        return real(self, x) * (1 if x.dtype == torch.float64 else 1.2)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    plant(monkeypatch, fused_recurrent._FusedRNN, 0, too_small)
+    with pytest.raises(SelfCheckError) as caught:
+        check_case(cases(model_config("rnn"))[0], precision, Rank())
+    assert str(caught.value).endswith(f"; the reference implementation is as wrong, {way_out}")
+
+
+class StandInForGraphs:
+    """A training step whose second replay, here a step like all others, scales all gradients by ``FACTOR``."""
+
+    FACTOR = 1.0
+    steps_taken: ClassVar[list[int]] = []
+
+    def __init__(self, model: LanguageModel, *arguments: Any, capture: bool, **options: Any) -> None:
+        assert capture
+        self.model, self.number = model, 0
+        self.step = TrainingStep(model, *arguments, capture=False, **options)
+
+    def __call__(self, *arguments: Tensor) -> Any:
+        result = self.step(*arguments)
+        self.number += 1
+        self.steps_taken.append(self.number)
+        if self.model.fused and self.number == WARM_UP_STEPS + 2:
+            for parameter in self.model.parameters():
+                assert parameter.grad is not None
+                parameter.grad.mul_(self.FACTOR)
+        return result
+
+
+def test_the_captured_step_is_compared_too_after_a_second_replay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "_is_captured", lambda rank: True)
+    monkeypatch.setattr(self_check, "TrainingStep", StandInForGraphs)
+    monkeypatch.setattr(StandInForGraphs, "steps_taken", [])
+    case = cases(model_config("gru"))[0]
+    assert 0 < check_case(case, "fp32", Rank()) < 0.5
+    assert StandInForGraphs.steps_taken == [*range(1, WARM_UP_STEPS + 3)]
+    monkeypatch.setattr(StandInForGraphs, "FACTOR", 0.5)
+    with pytest.raises(
+        SelfCheckError, match=r"gru backward as a CUDA graph, gradient of .* found an error of 0\.5; set"
+    ):
+        check_case(case, "fp32", Rank())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize(("arch", "hidden_size", "options"), EVERY)
+def test_a_gpu_computes_what_the_equations_say_captured_too_and_keeps_no_memory(
+    cache: Path, precision: Precision, arch: str, hidden_size: int, options: dict[str, Any]
+) -> None:
+    rank = Rank(device=torch.device("cuda", 0))
+    before = torch.cuda.get_rng_state(rank.device), torch.cuda.memory_reserved(rank.device)
+    for case in cases(model_config(arch, hidden_size, **options)):
+        assert 0 < check_case(case, precision, rank) < 0.5
+    assert torch.equal(torch.cuda.get_rng_state(rank.device), before[0])
+    assert torch.cuda.memory_reserved(rank.device) <= before[1]
+
+
+@pytest.mark.gpu
+def test_a_fault_on_a_gpu_is_found_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, fused_recurrent._FusedGRU, 5, too_small)
+    with pytest.raises(SelfCheckError, match="gru backward, gradient of"):
+        check_case(cases(model_config("gru"))[0], "fp32", Rank(device=torch.device("cuda", 0)))
+
+
+# -- what it is kept for -------------------------------------------------------------------------------------------
+
+
+def test_a_check_that_has_passed_is_not_repeated(cache: Path, computed: list[Any]) -> None:
+    for _ in range(2):
+        check_device(make_config("rnn"), Rank())
+    assert len(computed) == 1
+    (index,) = cache.glob("self-check/*/index.json")
+    facts = json.loads(index.read_text())["facts"]
+    assert (facts["device"], facts["precision"], facts["torch"]) == (Rank().device_name, "fp32", torch.__version__)
+    assert 0 < facts["largest_error"] < facts["bound"]
+
+
+def test_every_size_with_the_same_alignment_shares_its_check(cache: Path, computed: list[Any]) -> None:
+    for size in (16, 32, 512):
+        check_device(make_config("gru", hidden_size=size, num_layers=3, keep=0.7), Rank())
+    assert len(computed) == 1
+    check_device(make_config("gru", hidden_size=17), Rank())
+    assert len(computed) == 2
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (self_check, "_driver", lambda device: "another"),
+        (torch, "__version__", "2.99"),
+        (Rank, "device_name", "another"),
+        (self_check, "_code_digest", lambda: "another"),
+        (torch, "are_deterministic_algorithms_enabled", lambda: True),
+    ],
+)
+def test_another_driver_torch_device_or_code_is_checked_anew(
+    cache: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: Any
+) -> None:
+    check_device(make_config("rnn"), Rank())
+    with monkeypatch.context() as changed:
+        changed.setattr(owner, name, value)
+        check_device(make_config("rnn"), Rank())
+    check_device(make_config("rnn"), Rank())
+    assert len(computed) == 2
+
+
+@needs_bf16
+def test_another_precision_is_checked_anew(cache: Path, computed: list[Any]) -> None:
+    for precision in ("fp32", "bf16"):
+        check_device(make_config("rnn", precision=precision), Rank())
+    assert [arguments[1] for arguments in computed] == ["fp32", "bf16"]
+
+
+def test_the_code_digest_covers_the_models_and_the_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or real(path))  # type: ignore[func-returns-value]
+    before = self_check._code_digest()
+    assert {"fused_recurrent.py", "fused_transformer.py", "output_loss.py", "step.py", "self_check.py"} <= {*read}
+    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + (b"#" if path.name == "products.py" else b""))
+    assert self_check._code_digest() != before
+
+
+def damage_by_cutting(index: Path) -> None:
+    index.write_text(index.read_text()[:-20])
+
+
+def damage_by_emptying(index: Path) -> None:
+    index.write_text("")
+
+
+def damage_by_renaming(index: Path) -> None:
+    index.write_text(index.read_text().replace('"key": "', '"key": "0'))
+
+
+def damage_by_a_folder(index: Path) -> None:
+    index.unlink()
+    index.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_by_cutting, damage_by_emptying, damage_by_renaming, damage_by_a_folder, Path.unlink]
+)
+def test_a_damaged_entry_of_the_cache_is_no_entry(
+    cache: Path, computed: list[Any], damage: Callable[[Path], None]
+) -> None:
+    check_device(make_config("rnn"), Rank())
+    (index,) = cache.glob("self-check/*/index.json")
+    damage(index)
+    for _ in range(2):
+        check_device(make_config("rnn"), Rank())
+    assert len(computed) == 2, "checked again, and kept again"
+
+
+def test_a_cache_that_cannot_be_written_costs_the_check_and_nothing_else(
+    tmp_path: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "file"))
+    for _ in range(2):
+        check_device(make_config("rnn"), Rank())
+    assert len(computed) == 2
+
+
+def test_the_driver_of_a_gpu_is_that_of_the_kernel_and_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        @staticmethod
+        def cuDriverGetVersion(number: Any) -> None:  # noqa: N802 -- CUDA's own name
+            number._obj.value = 12040
+
+    def missing(name: str) -> Library:
+        raise OSError(name)
+
+    file, gpu = tmp_path / "version", torch.device("cuda", 0)
+    monkeypatch.setattr(self_check, "DRIVER", file)
+    monkeypatch.setattr(self_check.ctypes, "CDLL", missing)
+    assert self_check._driver(gpu) == "CUDA 0, "
+    monkeypatch.setattr(self_check.ctypes, "CDLL", lambda name: Library())
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue\nGCC version: 12\n")
+    assert self_check._driver(gpu) == "CUDA 12040, NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue"
+    assert self_check._driver(torch.device("cpu")) == torch.backends.cpu.get_cpu_capability()
+
+
+def test_only_the_first_rank_checks_and_the_reference_has_nothing_to_check(cache: Path, computed: list[Any]) -> None:
+    check_device(make_config("rnn"), Rank(index=1, world_size=2))
+    check_device(make_config("rnn", implementation="reference"), Rank())
+    assert computed == []
+    check_device(make_config("rnn"), Rank(index=0, world_size=2))
+    assert len(computed) == 1
+
+
+# -- what it leaves ------------------------------------------------------------------------------------------------
+
+
+def test_random_generators_are_where_they_were(cache: Path, computed: list[Any]) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    check_device(make_config("transformer"), Rank())
+    assert len(computed) == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def worker_run(folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDirectory, int]:
+    """A run of the worker in this process, and its exit code."""
+    monkeypatch.setenv("SEQLM_DATA", str(write_text(folder / "text")))
+    monkeypatch.setenv("SEQLM_DEVICE", "cpu")
+    monkeypatch.setattr(worker.StopSignal, "install", lambda self: None)  # the handlers of this process stay
+    run = make_run(folder / "study" / "run", config)
+    return run, worker.main([str(run.path)])
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
+def test_a_run_is_bit_equal_with_and_without_the_check(
+    tmp_path: Path, cache: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch, arch: str
+) -> None:
+    config = make_config(arch, keep=0.5, epochs=1)
+    trained = []
+    for name in ("checked", "kept", "without"):
+        if name == "without":
+            monkeypatch.setattr(worker, "check_device", lambda *_: None)
+        run, code = worker_run(tmp_path / name, config, monkeypatch)
+        assert code == 0
+        trained.append(load_checkpoint(run.last_checkpoint, config.fingerprint()))
+    assert len(computed) == 1
+    for name, parameter in trained[-1].model.items():
+        assert all(torch.equal(other.model[name], parameter) for other in trained), name
+    assert len({other.history[0]["train_loss"] for other in trained}) == 1
+
+
+def test_a_run_on_a_device_that_computes_wrongly_fails_as_code_with_one_line_and_trains_nothing(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, fused_recurrent._FusedGRU, 5, too_small)
+    run, code = worker_run(tmp_path, make_config("gru"), monkeypatch)
+    assert code == EXIT_FAILED
+    failure = read_json(run.failure_file)
+    assert failure is not None
+    assert failure["kind"] == "code"
+    assert capsys.readouterr().err == f"error: {failure['message']}\n"
+    assert not run.metrics_file.exists()
+    other = dataclasses.replace(make_config("gru"), model=model_config("gru", 16, implementation="reference"))
+    assert worker_run(tmp_path / "other", other, monkeypatch)[1] == 0
+
+
+def test_the_longest_line_fits_into_failure_json(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rank, "device_name", "NVIDIA A100-SXM4-80GB MIG 1g.10gb+me")
+    monkeypatch.setattr(self_check, "_worst", lambda errors, bound: max(errors, key=len))
+    with pytest.raises(SelfCheckError) as caught:
+        check_case(cases(model_config("transformer"))[0], "fp32", Rank())
+    assert len(str(caught.value)) + len(" as a CUDA graph") <= 300
+
+
+# -- doctor --------------------------------------------------------------------------------------------------------
+
+
+def test_a_precision_that_the_device_lacks_is_left_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(precision: Precision, device: torch.device) -> None:
+        if precision != "fp32":
+            raise BackendError(f"no {precision}")
+
+    monkeypatch.setattr(self_check, "use_precision", refuse)
+    monkeypatch.setattr(self_check, "ALL", self_check.ALL[2:])
+    finding = self_check.examine(Rank())
+    assert (finding["level"], finding["subject"]) == ("ok", "self-check")
+    assert "fp32" in finding["text"]
+    assert "tf32" not in finding["text"]
+    plant(monkeypatch, fused_transformer._Attention, 0, too_small)
+    finding = self_check.examine(Rank())
+    assert finding["level"] == "bad"
+    assert 'model.implementation = "reference"' in finding["text"]
+
+
+@pytest.mark.process
+def test_doctor_shows_what_was_found_and_runs_do_not_repeat_it(cache: Path, computed: list[Any]) -> None:
+    (finding,) = doctor.check_devices()
+    assert (finding.level, finding.subject) == ("ok", "self-check")
+    assert finding.text.startswith(f"{Rank().device_name}: ")
+    for arch in ("rnn", "gru", "transformer"):
+        check_device(make_config(arch), Rank())
+    assert computed == []
+
+
+@pytest.mark.process
+def test_doctor_gives_the_reason_of_a_check_that_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLM_DEVICE", "tpu")
+    (finding,) = doctor.check_devices()
+    text = 'cannot be computed (error: SEQLM_DEVICE: found "tpu", valid is cpu or cuda)'
+    assert (finding.level, finding.text) == ("bad", text)
