@@ -162,7 +162,7 @@ def this_machine() -> Capacity:
     Raises:
         UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
     """
-    gpus = {gpu.id: 1.0 for gpu in machine.gpus()}
+    gpus = {device: 1.0 for device, _ in machine.gpus()}
     return Capacity([Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus)], where="this machine")
 
 

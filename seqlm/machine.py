@@ -227,4 +227,4 @@ def mps_directory(env: Mapping[str, str]) -> Path | None:
 
 def devices() -> list[str]:
     """The machine's devices for a person: its GPUs, else its processor."""
-    return [gpu.name for gpu in gpus()] or [f"{cpu_model()} ({cpu_count()} cores)"]
+    return [name for _, name in gpus()] or [f"{cpu_model()} ({cpu_count()} cores)"]
