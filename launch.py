@@ -62,7 +62,7 @@ from jobs.study_record import record_of
 from jobs.terminal import Progress
 from jobs.totals import Totals, totals
 from jobs.watch import Watcher, watch, watch_in_lines
-from seqlm import __version__
+from seqlm import __version__, machine
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
 from seqlm.data.ptb_download import download_ptb
@@ -330,6 +330,8 @@ def _launch(
         return {"study": study_name(study_dir), "launcher_pid": pid}, 0
     progress: list[Progress] = []
     backend = choice.make()
+    if choice.ray_address is None and (note := machine.order_note()):
+        terminal.tell(f"warning: {note}")
 
     def announce(planned: list[Planned]) -> Progress:
         todo = sum(item.action != "skip" for item in planned)

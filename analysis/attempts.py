@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from seqlm.errors import FileError
+from seqlm.machine import short_name
 from seqlm.rundir import RunDirectory, read_json
 
 ATTEMPT_COLUMNS = [
@@ -206,7 +207,7 @@ def _place_name(worker: Mapping[str, Any], gpus: float) -> str:
     gpu = _text(worker.get("gpu"))
     if gpus == 0 or (math.isnan(gpus) and not gpu):
         return where
-    return f"{where} GPU {gpu}" if gpu else f"{where} GPU"
+    return f"{where} {short_name(gpu) if gpu else 'GPU'}"
 
 
 def _iso(seconds: float | None) -> str | None:

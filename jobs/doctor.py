@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -21,7 +22,7 @@ from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
 from seqlm.data.corpus import load_corpus
-from seqlm.errors import BackendError, SeqlmError
+from seqlm.errors import BackendError, SeqlmError, UsageError
 
 Level: TypeAlias = Literal["ok", "note", "bad"]
 LOW_DISK_BYTES = 2 * 1024**3
@@ -40,7 +41,13 @@ class Finding:
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     """Look at everything that a launch on this machine needs."""
-    findings = [_python(), _torch(), *_devices(), _folder("runs", runs_dir), *_file_system(runs_dir)]
+    try:
+        gpus = machine.gpus()
+        devices = _devices(gpus)
+    except UsageError as error:
+        gpus, devices = [], [Finding(level="bad", subject="GPU", text=str(error))]
+    findings = [_python(), _torch(gpus), _processor(), *devices]
+    findings += [_folder("runs", runs_dir), *_file_system(runs_dir)]
     findings.append(_folder("cache", cache_folder()))
     return [*findings, _git(), *_ray(), *_slurm(), _penn_treebank(data_path)]
 
@@ -51,7 +58,7 @@ def _python() -> Finding:
     return Finding(level="ok", subject="versions", text=text)
 
 
-def _torch() -> Finding:
+def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
     program = "import json, torch; print(json.dumps([torch.__version__, torch.cuda.device_count()]))"
     try:
         answer = subprocess.run(
@@ -63,18 +70,38 @@ def _torch() -> Finding:
     except subprocess.TimeoutExpired:
         return Finding(level="bad", subject="torch", text="importing it took more than two minutes")
     version, cuda_devices = json.loads(answer.stdout)
-    seen = len(machine.gpus())
-    if seen and not cuda_devices:
-        text = f"{version} sees no CUDA device, yet the machine has {seen}; install a CUDA build of torch"
+    if gpus and not cuda_devices:
+        text = f"{version} sees no CUDA device, yet the machine has {len(gpus)}; install a CUDA build of torch"
         return Finding(level="bad", subject="torch", text=text)
     return Finding(level="ok", subject="torch", text=f"{version}, {cuda_devices} CUDA devices")
 
 
-def _devices() -> list[Finding]:
+def _processor() -> Finding:
     bf16 = "bf16" if machine.has_bf16() else "no bf16"
-    cores = Finding(level="ok", subject="processor", text=f"{machine.cpu_model()}, {machine.cpu_count()} cores, {bf16}")
-    gpus = [Finding(level="ok", subject=f"GPU {device}", text=name) for device, name in machine.gpus()]
-    return [cores, *(gpus or [Finding(level="note", subject="GPU", text="none; runs will train on the CPU")])]
+    return Finding(level="ok", subject="processor", text=f"{machine.cpu_model()}, {machine.cpu_count()} cores, {bf16}")
+
+
+def _devices(gpus: Sequence[machine.Gpu]) -> list[Finding]:
+    """The GPUs that runs get, what an index means, and whether runs that share a GPU compute at the same time."""
+    found = [Finding(level="ok", subject=machine.short_name(gpu.id), text=gpu.name) for gpu in gpus]
+    for card in machine.cards():
+        if card.has_mig and not card.instances:
+            text = f"{card.whole.name} has MIG on and no instance; `nvidia-smi mig -cgi PROFILE -C` makes one"
+            found.append(Finding(level="note", subject=f"GPU {card.index}", text=text))
+    if not gpus:
+        return [*found, Finding(level="note", subject="GPU", text="none; runs will train on the CPU")]
+    if note := machine.order_note():
+        found.append(Finding(level="note", subject="GPU", text=note))
+    return [*found, _mps()]
+
+
+def _mps() -> Finding:
+    folder = machine.mps_directory(os.environ)
+    if folder is None:
+        text = "no MPS daemon: runs that share a GPU take turns; docs/ray.md says how to start one"
+        return Finding(level="note", subject="shares of a GPU", text=text)
+    text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"
+    return Finding(level="ok", subject="shares of a GPU", text=text)
 
 
 def _folder(subject: str, path: Path) -> Finding:

@@ -116,6 +116,8 @@ class LocalBackend(Backend):
 
     def _rank_env(self, submission: Submission, rank: int, device: str | None) -> dict[str, str]:
         env = {**os.environ, **rank_variables(submission, rank, device)}
+        if device is not None:
+            env[machine.ORDER] = machine.PCI_ORDER  # a GPU without a UUID has nvidia-smi's number
         if "PYTHONPATH" in os.environ and "PYTHONPATH" in submission.env:
             env["PYTHONPATH"] = os.pathsep.join((submission.env["PYTHONPATH"], os.environ["PYTHONPATH"]))
         if submission.resources.ranks > 1:
@@ -155,7 +157,11 @@ class LocalBackend(Backend):
 
 
 def this_machine() -> Capacity:
-    """The cores and GPUs of this machine that this process may use."""
+    """The cores and GPUs of this machine that this process may use.
+
+    Raises:
+        UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
+    """
     gpus = {device: 1.0 for device, _ in machine.gpus()}
     return Capacity([Node(name="this machine", cpus=machine.cpu_count(), gpus=gpus)], where="this machine")
 

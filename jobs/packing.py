@@ -10,9 +10,7 @@ from typing import Any
 from jobs import terminal
 from jobs.spec import Resources
 from seqlm.errors import BackendError
-
-CUDA_BYTES = 512 * 2**20
-"""What a process takes of a GPU beside its tensors: CUDA's context and the kernels of its libraries. A round figure."""
+from seqlm.machine import CUDA_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

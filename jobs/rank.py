@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from jobs.backend import Ended
 from jobs.spec import Submission
+from seqlm import machine
 from seqlm.rundir import RunDirectory
 
 PEER_GRACE_SECONDS = 10.0
@@ -18,7 +19,7 @@ OWN_WORDS = (74, 75, 143)
 
 
 def rank_variables(submission: Submission, rank: int, device: str | None) -> dict[str, str]:
-    """The variables of rank ``rank``, which computes on GPU ``device`` or without one.
+    """The variables of rank ``rank``, which computes on GPU ``device``, or its share of it, or without one.
 
     Those of the submission go first, apart from what says which rank this is: so a manifest may set ``SEQLM_DEVICE``.
     """
@@ -28,7 +29,8 @@ def rank_variables(submission: Submission, rank: int, device: str | None) -> dic
         "OMP_NUM_THREADS": str(resources.cpus),
         "MKL_NUM_THREADS": str(resources.cpus),
         **submission.env,
-        "CUDA_VISIBLE_DEVICES": device or "",
+        machine.VISIBLE: device or "",
+        **({machine.SHARE_VARIABLE: f"{resources.gpus:g}"} if device is not None else {}),
         "RANK": str(rank),
         "WORLD_SIZE": str(resources.ranks),
         "LOCAL_RANK": "0",

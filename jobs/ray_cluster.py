@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -20,6 +20,7 @@ from jobs.capacity import Capacity, Node
 from jobs.code_snapshot import Code
 from jobs.local_backend import this_machine
 from jobs.ray_job import is_remote
+from seqlm import machine
 from seqlm.errors import BackendError
 
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -116,15 +117,16 @@ class RayCluster:
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
-        folder = None
+        folder, devices = None, []
         if self.is_embedded:
             here = this_machine()
+            devices = [device for node in here.nodes.values() for device in node.gpus]
             folder = self._private.enter_context(_private())
             options.update(
                 address="local",
                 _temp_dir=str(folder / "ray"),
                 num_cpus=int(here.cpus),
-                num_gpus=int(here.gpus),
+                num_gpus=len(devices),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
             )
@@ -132,7 +134,8 @@ class RayCluster:
             options.update(address=self._address, runtime_env=runtime_env)
         try:
             _knock(self._address)
-            _init(options)
+            with _ray_sees(devices) if self.is_embedded else contextlib.nullcontext():
+                _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
             self._private.close()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -190,11 +193,28 @@ def _private() -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         ray_constants.ENABLE_RAY_CLUSTER = is_cluster
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        _restore(before)
         _read_environment_again()
+
+
+@contextlib.contextmanager
+def _ray_sees(devices: Sequence[str]) -> Iterator[None]:
+    """Name ``devices`` in the environment of a Ray that is started in the block: Ray books GPUs by these names."""
+    names = {machine.VISIBLE: ",".join(devices), machine.ORDER: machine.PCI_ORDER}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(before: Mapping[str, str | None]) -> None:
+    """Set variables as they were; ``None``: not at all."""
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def _read_environment_again() -> None:

@@ -22,6 +22,7 @@ import ray
 
 from jobs.memory_kills import count, own_files
 from jobs.process import interface_of, start_rank
+from seqlm import machine
 from seqlm.rundir import append_to
 
 
@@ -36,7 +37,7 @@ class Site:
     interface: str | None
     """Network interface with that address."""
     device: str | None
-    """The GPU that Ray gave to this rank, as for CUDA_VISIBLE_DEVICES."""
+    """The GPU that Ray gave to this rank, as for CUDA_VISIBLE_DEVICES: by UUID if Ray's index is certain."""
     sees_run: bool
     """Whether the run's folder is there."""
 
@@ -72,7 +73,7 @@ class RankHost:
             node=context.get_node_id(),
             address=address,
             interface=interface_of(address),
-            device=devices[0] if devices else None,
+            device=machine.addressed(devices[0]) if devices else None,
             sees_run=Path(run_dir).is_dir(),
         )
 

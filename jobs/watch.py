@@ -18,6 +18,7 @@ from jobs.eta import Pace, expected_seconds_per_epoch, study_seconds_left
 from jobs.scheduler import Scheduler
 from jobs.settling import Settling
 from jobs.study import AtWork, ObservedRun, at_work, look_at, observe_run
+from seqlm import machine
 from seqlm.errors import SeqlmError, printable
 from seqlm.rundir import RunDirectory, State, read_json
 
@@ -274,11 +275,11 @@ def _number(value: Any) -> float | None:
 
 
 def _device(worker: Mapping[str, Any], show_host: bool) -> str | None:
-    """Such as ``node7 GPU 3 NVIDIA H100``."""
+    """Such as ``node7 GPU-5d5ba0d6 NVIDIA H100``."""
     if not worker:
         return None
     words = [str(worker.get("host", "?"))] if show_host else []
-    words += [f"GPU {worker['gpu']}"] if worker.get("gpu") else []
+    words += [machine.short_name(str(worker["gpu"]))] if worker.get("gpu") else []
     words += [str(worker["device"])] if worker.get("device") else []
     return " ".join(words)
 

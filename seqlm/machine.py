@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
+import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
+
+from seqlm.errors import UsageError
 
 CPUINFO = Path("/proc/cpuinfo")
+CUDA_BYTES = 512 * 2**20
+"""Memory of a GPU that a process takes besides its tensors: CUDA's context and kernels. A round figure."""
+SHARE_VARIABLE = "SEQLM_GPU_SHARE"
+"""The share of its GPU that a rank may use, above 0 and at most 1."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ORDER = "CUDA_DEVICE_ORDER"
+PCI_ORDER = "PCI_BUS_ID"
+"""The value of ``CUDA_DEVICE_ORDER`` with which CUDA numbers GPUs as nvidia-smi does; by default the fastest is 0."""
 
 
 def cpu_count() -> int:
@@ -42,22 +57,172 @@ def has_bf16() -> bool:
     return False
 
 
-def gpus() -> list[tuple[str, str]]:
-    """(identifier for CUDA_VISIBLE_DEVICES, name) of each NVIDIA GPU that this process may use."""
+class Gpu(NamedTuple):
+    """A GPU, or an instance of one that is divided by MIG, as a process is given it."""
+
+    id: str
+    """For CUDA_VISIBLE_DEVICES: ``GPU-...`` or ``MIG-...``; the index of a GPU that has no UUID."""
+    name: str
+    """Such as ``NVIDIA H100 NVL`` or ``NVIDIA H100 NVL MIG 2g.24gb``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A GPU as ``nvidia-smi -L`` lists it."""
+
+    index: int
+    """By PCI address, from 0. CUDA counts in this order only if CUDA_DEVICE_ORDER is PCI_BUS_ID."""
+    whole: Gpu
+    has_mig: bool = False
+    instances: tuple[Gpu, ...] = ()
+    """Its MIG instances. With MIG on, only these can be used."""
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """What processes can be given of it."""
+        return self.instances if self.has_mig else (self.whole,)
+
+
+_ITEM = re.compile(r"\+?(\d+)|GPU-|MIG-")
+_CARD = re.compile(r"GPU (\d+): (.+?)(?: \(UUID: ([^)]*)\))?\s*$")
+_INSTANCE = re.compile(r"\s+(MIG \S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
+
+
+def parse_listing(text: str) -> list[Card]:
+    """The GPUs in the output of ``nvidia-smi -L``. Other lines, such as error messages, are skipped."""
+    cards: list[Card] = []
+    for line in text.splitlines():
+        if found := _CARD.match(line):
+            index, name, uuid = found.groups()
+            cards.append(Card(index=int(index), whole=Gpu(uuid if uuid and uuid != "N/A" else index, name)))
+        elif (found := _INSTANCE.match(line)) and cards:
+            instance = Gpu(found[2], f"{cards[-1].whole.name} {found[1]}")
+            cards[-1] = replace(cards[-1], has_mig=True, instances=(*cards[-1].instances, instance))
+    return cards
+
+
+def cards() -> list[Card]:
+    """The GPUs that nvidia-smi lists, whatever CUDA_VISIBLE_DEVICES says; empty if there is no nvidia-smi."""
+    found = parse_listing(_nvidia_smi("-L"))
+    if all(card.instances for card in found):
+        return found
+    # -L does not distinguish a card with MIG on and no instance, which CUDA cannot use, from one with MIG off.
+    modes = _nvidia_smi("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader").splitlines()
+    on = {uuid for uuid, _, mode in (line.partition(", ") for line in modes) if mode.strip() == "Enabled"}
+    return [replace(card, has_mig=card.has_mig or card.whole.id in on) for card in found]
+
+
+def _nvidia_smi(*options: str) -> str:
+    """What nvidia-smi prints. It also lists the other GPUs if one does not answer, and then exits with an error."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return []
-    query = [program, "--query-gpu=index,name", "--format=csv,noheader"]
+        return ""
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return subprocess.run([program, *options], capture_output=True, text=True, timeout=20, check=False).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
-    found = [(index.strip(), name.strip()) for index, _, name in (line.partition(",") for line in answer.splitlines())]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return found
-    names = dict(found)
-    return [(device, names.get(device, "GPU")) for device in visible.split(",") if device and device != "-1"]
+        return ""
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that this process may use: those of CUDA_VISIBLE_DEVICES in its order, else all.
+
+    Raises:
+        UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
+    """
+    variable = os.environ.get(VISIBLE)
+    return [] if variable is not None and not _items(variable) else visible(cards(), variable)
+
+
+def visible(cards: Sequence[Card], variable: str | None) -> list[Gpu]:
+    """The GPUs of ``cards`` that a value of CUDA_VISIBLE_DEVICES names. ``None``: it is not set.
+
+    As in CUDA, an item is an index, a UUID or the beginning of one, and anything else, such as ``-1``, ends the list.
+    An index is that of nvidia-smi. A card with MIG on stands for all of its instances.
+
+    Raises:
+        UsageError: an item names no GPU or several, or a GPU is named twice. (CUDA would ignore the rest of the list,
+            or all of it.)
+    """
+    if variable is None or not cards:
+        return [gpu for card in cards for gpu in card.gpus]
+    chosen: list[Gpu] = []
+    for item in _items(variable):
+        for gpu in _named(cards, item, variable):
+            if gpu in chosen:
+                raise UsageError(f'{VISIBLE}: found "{variable}", valid is each GPU once; {gpu.id} is named twice')
+            chosen.append(gpu)
+    return chosen
+
+
+def _items(variable: str) -> list[str]:
+    """What a value of CUDA_VISIBLE_DEVICES names; empty if it hides all GPUs."""
+    return list(itertools.takewhile(_ITEM.match, map(str.strip, variable.split(","))))
+
+
+def _named(cards: Sequence[Card], item: str, variable: str) -> tuple[Gpu, ...]:
+    number = _ITEM.match(item)
+    if number and number[1]:  # CUDA ignores what follows the digits
+        found = [card.gpus for card in cards if card.index == int(number[1])]
+    elif item.startswith("MIG-GPU-") and "/" in item:  # MIG-GPU-<uuid>/<GPU instance>/<compute instance>
+        # Drivers since R470 list other names of instances, and still take these.
+        owners = [card for card in cards if item.startswith(f"MIG-{card.whole.id}/")]
+        listed = {gpu.id: gpu for card in owners for gpu in card.instances}
+        found = [(listed.get(item, Gpu(item, f"{card.whole.name} MIG")),) for card in owners]
+    else:
+        found = [card.gpus for card in cards if card.whole.id.startswith(item)]
+        found += [(gpu,) for card in cards for gpu in card.instances if gpu.id.startswith(item)]
+    if len(found) != 1:
+        what = f"names {len(found)} GPUs; write more of it" if found else "names no GPU of this machine"
+        raise UsageError(f'{VISIBLE}: found "{variable}", and {item} {what} (`nvidia-smi -L` lists them)')
+    if not found[0]:
+        raise UsageError(f'{VISIBLE}: found "{variable}", and {item} has MIG on and no instance to compute on')
+    return found[0]
+
+
+def is_mixed(cards: Sequence[Card]) -> bool:
+    """Whether the GPUs are of several kinds: then CUDA's indices, fastest first, may differ from nvidia-smi's."""
+    return len({card.whole.name for card in cards}) > 1
+
+
+def order_note() -> str | None:
+    """A line on what an index in CUDA_VISIBLE_DEVICES means. ``None``: it can only mean one GPU."""
+    variable = os.environ.get(VISIBLE, "")
+    has_index = any(not item.startswith(("GPU-", "MIG-")) for item in _items(variable))
+    if not has_index or os.environ.get(ORDER) == PCI_ORDER:
+        return None
+    found = cards()
+    if not is_mixed(found):
+        return None
+    listed = ", ".join(f"{card.index} is {card.whole.name}" for card in found)
+    return (
+        f"{VISIBLE}={variable} is taken by nvidia-smi's numbers: {listed}; CUDA's own may differ, "
+        f"so name UUIDs or set {ORDER}={PCI_ORDER}"
+    )
+
+
+def addressed(device: str) -> str:
+    """The UUID of a GPU that a scheduler has named by its index, if CUDA would take the index for the same GPU.
+
+    Other names, and an index that may mean another GPU, are returned as they are, for CUDA to interpret as it does for
+    the other jobs of that scheduler.
+    """
+    if not device.isdecimal():
+        return device
+    found = cards()
+    if is_mixed(found) and os.environ.get(ORDER) != PCI_ORDER:
+        return device
+    return next((card.whole.id for card in found if card.index == int(device) and not card.has_mig), device)
+
+
+def short_name(device: str) -> str:
+    """A GPU's identifier for a person: ``GPU 3``, or a UUID's beginning, ``GPU-5d5ba0d6``, ``MIG-c6d4f1ef``."""
+    return f"GPU {device}" if device[:1].isdigit() else re.sub(r"(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "", device)
+
+
+def mps_directory(env: Mapping[str, str]) -> Path | None:
+    """The folder in which a daemon of NVIDIA's MPS has its control socket. ``None``: no daemon is there."""
+    folder = Path(env.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
+    return folder if (folder / "control").exists() else None
 
 
 def devices() -> list[str]:

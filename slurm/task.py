@@ -48,6 +48,7 @@ from jobs.retry import (
 )
 from jobs.spec import Resources, Submission
 from jobs.study import submission_of
+from seqlm import machine
 from seqlm.errors import BackendError, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory, append_to, make_directory, write_json
 from slurm import control
@@ -364,7 +365,7 @@ class Task:
         if plan.resources.gpus:
             if not place.devices:
                 raise BackendError("SLURM gave this job no GPU: CUDA_VISIBLE_DEVICES is empty; see gres.conf (File=)")
-            device = place.devices[place.local_rank % len(place.devices)]
+            device = machine.addressed(place.devices[place.local_rank % len(place.devices)])
         variables = {**rank_variables(submission, place.rank, device), "SEQLM_NODE": place.host}
         if plan.resources.ranks > 1:
             variables |= rendezvous_variables(worker.run, worker.attempt, place.first_host)

@@ -1,6 +1,6 @@
 """Set up before any module of ours is imported, and look after every test.
 
-- Shapes are checked at run time, the user's files stay untouched.
+- Shapes are checked at run time, the user's files stay untouched, and GPUs are hidden except with `-m gpu`.
 - A test that starts a process is marked ``process``; one that does without the mark fails (``make test FAST=1``).
 - A test past the deadline fails with the stacks of everything that it runs.
 - The whole run fails if a process, a mount or shared memory is left at its end.
@@ -64,6 +64,18 @@ TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
 """How long a test may take in all."""
 
 
+NO_GPU = Path(__file__).parent / "no_gpu"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the machine's GPUs from all tests but those of `-m gpu`: CUDA finds none, and nvidia-smi lists none."""
+    if not config.option.markexpr.strip().startswith("gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["PATH"] = os.pathsep.join([str(NO_GPU), os.environ["PATH"]])
+        for variable in ("CUDA_DEVICE_ORDER", "CUDA_MPS_PIPE_DIRECTORY"):
+            os.environ.pop(variable, None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in the random order of this seed")
 
@@ -105,7 +117,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu") is not None:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+                item.add_marker(pytest.mark.skip(reason="no CUDA device, or hidden: run them with -m gpu"))
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         for fixture in SHARED.keys() & fixtures:

@@ -24,6 +24,8 @@ from tests import commands
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
+HIDDEN = ("CUDA_VISIBLE_DEVICES",)
+"""Ray refuses nodes of more (fake) GPUs than it names."""
 
 
 @final
@@ -43,7 +45,7 @@ class RayLab:
             pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
         self.address: str | None = None
         self.env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **{name: value for name, value in os.environ.items() if name not in HIDDEN and not name.startswith("RAY_")},
             "HOME": str(self.folder),
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",

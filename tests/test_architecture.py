@@ -30,7 +30,7 @@ ALLOWED = {
     "seqlm.errors": (),
     "seqlm.atomic": (),
     "seqlm.reading": ("seqlm.errors",),
-    "seqlm.machine": (),
+    "seqlm.machine": ("seqlm.errors",),
     "seqlm.lease": ("seqlm.errors", "seqlm.reading", "seqlm.variables"),
     "seqlm.variables": ("seqlm.errors",),
     "seqlm.data": (*BOTTOM, "seqlm.data"),

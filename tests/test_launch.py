@@ -642,6 +642,25 @@ def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypa
     assert given == [None, "2.5"]
 
 
+def test_run_says_which_card_an_index_means_and_refuses_one_that_is_not_there(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(specs: Any, backend: Any, settings: LaunchOptions, **rest: Any) -> None:
+        raise UsageError("no further")
+
+    cards = [machine.Card(index=n, whole=machine.Gpu(f"GPU-{n}{n}", name)) for n, name in enumerate(("Small", "Big"))]
+    monkeypatch.setattr(machine, "cards", lambda: cards)
+    monkeypatch.setattr(launch, "launch", stop)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
+    told = "warning: CUDA_VISIBLE_DEVICES=1 is taken by nvidia-smi's numbers: 0 is Small, 1 is Big; CUDA's own may"
+    assert told in capsys.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: CUDA_VISIBLE_DEVICES: found "2", and 2 names no GPU of this machine')
+
+
 def test_the_help_says_what_repeated_filters_mean(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("plan", "run", "status", "logs", "cancel", "retry", "behaviour"):
         with pytest.raises(SystemExit):

@@ -26,6 +26,7 @@ def test_bf16_is_found_among_the_processors_flags(
     assert machine.has_bf16() is found
 
 
+@pytest.mark.process
 def test_a_system_without_cpuinfo_is_taken_to_have_no_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "absent")
     assert machine.has_bf16() is False

@@ -5,6 +5,7 @@ run is ``runs/<study>/<run id>/``; its folder gets ``behaviour.json`` and ``samp
 ``result.json`` says that it is done. From the environment, as for :mod:`seqlm.training.worker`:
 
     SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
+    SEQLM_GPU_SHARE                 share of the GPU whose memory this process may use, such as 0.25 (default: 1)
     SEQLM_DATA                      folder or zip of the corpus
     SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
@@ -25,7 +26,7 @@ from seqlm.data.corpus import load_corpus
 from seqlm.errors import SeqlmError, UsageError
 from seqlm.rundir import Guard, RunDirectory
 from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
-from seqlm.training.distributed import rank_from_environment
+from seqlm.training.distributed import gpu_share, rank_from_environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
         stop.check()
-        record_behaviour(job, task, corpus, rank.device, stop.check, guard)
+        with gpu_share(rank, os.environ):
+            record_behaviour(job, task, corpus, rank.device, stop.check, guard)
 
     return make_attempt(job, rank, attempt_number(job, os.environ), stop, work)
 

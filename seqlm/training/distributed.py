@@ -25,7 +25,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 )
 
 from seqlm.errors import BackendError, FileError
-from seqlm.machine import cpu_model
+from seqlm.machine import CUDA_BYTES, SHARE_VARIABLE, cpu_model
 from seqlm.variables import positive_number
 
 COLLECTIVE_MINUTES = 10.0
@@ -129,6 +129,42 @@ def rank_from_environment(env: Mapping[str, str]) -> Rank:
     else:
         raise BackendError(f'SEQLM_DEVICE: found "{wanted}", valid is cpu or cuda')
     return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
+
+
+@contextlib.contextmanager
+def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
+    """Limit PyTorch's memory to this rank's share of its GPU, ``SEQLM_GPU_SHARE``, before the block runs.
+
+    CUDA's own memory is taken off the share, since PyTorch's limit does not count it. If the block runs out of memory,
+    the error's message names the share. Without the variable, or on a CPU, nothing is limited.
+
+    Raises:
+        UsageError: the variable is not a number above 0.
+        BackendError: the share is too small for CUDA itself.
+    """
+    share = positive_number(env, SHARE_VARIABLE, 1.0, "GPUs")
+    if rank.device.type != "cuda" or share >= 1:
+        yield
+        return
+    card = torch.cuda.get_device_properties(rank.device)
+    limit = share * card.total_memory - CUDA_BYTES
+    what = f"its share of {share:g} of {card.name}, {share * card.total_memory / 2**30:.1f} GiB"
+    if limit <= 0:
+        raise BackendError(f"{what}, is no more than CUDA itself takes ({CUDA_BYTES / 2**30:g} GiB); use more")
+    torch.cuda.set_per_process_memory_fraction(limit / card.total_memory, rank.device)
+    try:
+        yield
+    except RuntimeError as error:
+        if any(isinstance(cause, torch.OutOfMemoryError) for cause in _chain(error)):
+            error.args = (f"out of memory with {what}: {error}",)
+        raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and each one that was being handled when the one before it was raised."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def _meeting_file() -> Path | None:

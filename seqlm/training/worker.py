@@ -7,6 +7,7 @@ differs between ranks and machines comes from the environment:
     SEQLM_RENDEZVOUS                file:///... names the port where ranks meet; else MASTER_ADDR and MASTER_PORT
     SEQLM_RENDEZVOUS_HOST           the first rank's host, which has that port (default: 127.0.0.1)
     SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
+    SEQLM_GPU_SHARE                 share of the GPU whose memory this rank may use, such as 0.25 (default: 1)
     SEQLM_DATA                      folder or zip of the corpus
     SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
@@ -35,7 +36,7 @@ from seqlm.errors import SeqlmError
 from seqlm.rundir import Guard, RunDirectory
 from seqlm.training.attempt import EXIT_STORAGE, EXIT_USAGE, StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
-from seqlm.training.distributed import process_group, rank_from_environment
+from seqlm.training.distributed import gpu_share, process_group, rank_from_environment
 from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.progress_file import WRITE_SECONDS
 from seqlm.training.self_check import check_device
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         check_device(config, rank)
         path = os.environ.get("SEQLM_DATA")
         corpus = load_corpus(config.data, Path(path) if path else None)
-        with process_group(rank):
+        with gpu_share(rank, os.environ), process_group(rank):
             trainer = Trainer(
                 config,
                 corpus,

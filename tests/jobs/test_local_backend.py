@@ -12,12 +12,14 @@ from jobs.local_backend import LocalBackend
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
 from seqlm.errors import BackendError
+from seqlm.machine import Gpu
 from tests.training.studies import make_config
 from tests.waiting import wait_for
 
 TELL = """
 import json, os, sys
 names = "RANK WORLD_SIZE OMP_NUM_THREADS SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_RENDEZVOUS SEQLM_ATTEMPT".split()
+names += "SEQLM_GPU_SHARE CUDA_DEVICE_ORDER CUDA_MPS_PIPE_DIRECTORY".split()
 json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "rank" + os.environ["RANK"]), "w"))
 os.write(1, b"out\\n"); os.write(2, b"err\\n")  # a line at once: two ranks write to the same file
 """
@@ -32,7 +34,7 @@ def _four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_count", lambda: 8)
-    monkeypatch.setattr(machine, "gpus", lambda: [("0", "Card"), ("3", "Card")])
+    monkeypatch.setattr(machine, "gpus", lambda: [Gpu("GPU-aa", "Card"), Gpu("GPU-bb", "Card")])
 
 
 def wanting(resources: Resources, precision: str = "fp32") -> RunSpec:
@@ -101,13 +103,17 @@ def test_four_quarters_of_a_gpu_share_one_card(tmp_path: Path) -> None:
     jobs = [backend.submit(submission(tmp_path / str(number), TELL, quarter)) for number in range(5)]
     for job in jobs:
         wait(backend, job)
-    seen = [json.loads((tmp_path / str(n) / "rank0").read_text())["CUDA_VISIBLE_DEVICES"] for n in range(5)]
-    assert seen == ["0", "0", "0", "0", "3"]
+    seen = [json.loads((tmp_path / str(n) / "rank0").read_text()) for n in range(5)]
+    assert [rank["CUDA_VISIBLE_DEVICES"] for rank in seen] == ["GPU-aa", "GPU-aa", "GPU-aa", "GPU-aa", "GPU-bb"]
+    assert {rank["SEQLM_GPU_SHARE"] for rank in seen} == {"0.25"}
 
 
 @pytest.mark.process
 @pytest.mark.usefixtures("_two_gpus")
-def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
+def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQLM_GPU_SHARE", "0.5")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/run/mps")
     backend = LocalBackend()
     one = backend.resolve(wanting(Resources()), at_most=5)
     assert (one.gpus, one.cpus) == (1, 4)
@@ -117,7 +123,10 @@ def test_each_rank_sees_its_own_gpu_and_gives_it_back(tmp_path: Path) -> None:
     for job in (first, second):
         wait(backend, job)
     seen = [json.loads((tmp_path / run / "rank0").read_text()) for run in "ab"]
-    assert [rank["CUDA_VISIBLE_DEVICES"] for rank in seen] == ["0", "3"]
+    assert [rank["CUDA_VISIBLE_DEVICES"] for rank in seen] == ["GPU-aa", "GPU-bb"]
+    assert {rank["SEQLM_GPU_SHARE"] for rank in seen} == {"1"}, "whatever the caller's shell says"
+    assert {rank["CUDA_DEVICE_ORDER"] for rank in seen} == {"PCI_BUS_ID"}, "a card without a UUID has a number"
+    assert {rank["CUDA_MPS_PIPE_DIRECTORY"] for rank in seen} == {"/run/mps"}
     assert {rank["SEQLM_DEVICE"] for rank in seen} == {"cuda"}
     assert has_room(backend, backend.resolve(wanting(Resources(ranks=2)), at_most=1))
 

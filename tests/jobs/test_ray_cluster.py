@@ -374,17 +374,21 @@ def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_
 
 
 ON_TWO_CARDS = """
+import os
 from pathlib import Path
 from jobs.code_snapshot import live_code
 from jobs.ray_backend import RayBackend
 from jobs.spec import Resources, Submission
 from seqlm.rundir import RunDirectory
 
-backend = RayBackend()
+backend = RayBackend(address=os.environ.get("RAY_ADDRESS"))
 print(backend.capacity().gpus)
 backend.open(live_code())
 resources = Resources(cpus=1, gpus=1)
-program = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(600)"
+program = (
+    "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['SEQLM_GPU_SHARE'], flush=True); "
+    "time.sleep(600)"
+)
 logs = []
 for number in range(2):
     run = Path(f"run{number}").absolute()
@@ -401,15 +405,29 @@ backend.close()
 """
 
 
-def test_the_gpus_that_the_caller_has_chosen_are_booked_as_ray_names_them(lab: RayLab, tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "nvidia-smi"
+def with_four_cards(lab: RayLab, folder: Path) -> None:
+    """Put an nvidia-smi that lists four cards on the PATH of what the lab starts."""
+    program = folder / "bin" / "nvidia-smi"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\nfor card in 0 1 2 3; do echo $card, fake; done\n")
+    program.write_text('#!/bin/sh\nfor n in 0 1 2 3; do echo "GPU $n: Fake (UUID: GPU-$n$n$n$n)"; done\n')
     program.chmod(0o755)
+    lab.env["PATH"] = f"{program.parent}:{lab.env['PATH']}"
+
+
+def test_the_gpus_that_the_caller_has_chosen_are_those_that_ray_books(lab: RayLab, tmp_path: Path) -> None:
+    with_four_cards(lab, tmp_path)
     (tmp_path / "driver.py").write_text(ON_TWO_CARDS)
-    variables = [f"PYTHONPATH={ROOT}", f"PATH={program.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES=2,3"]
+    variables = [f"PYTHONPATH={ROOT}", "CUDA_VISIBLE_DEVICES=2,3"]
     answer = lab.run(["env", *variables, sys.executable, "driver.py"], cwd=tmp_path)
-    assert answer.stdout.splitlines() == ["2.0", "2 3", "0.0"], answer.stderr
+    assert answer.stdout.splitlines() == ["2.0", "GPU-2222 1 GPU-3333 1", "0.0"], answer.stderr
+
+
+def test_a_rank_on_a_node_gets_the_uuid_of_the_gpu_that_ray_booked(lab: RayLab, tmp_path: Path) -> None:
+    with_four_cards(lab, tmp_path)
+    lab.start_cluster((1, 0), (4, 2))
+    (tmp_path / "driver.py").write_text(ON_TWO_CARDS)
+    answer = lab.run(["env", f"PYTHONPATH={ROOT}", sys.executable, "driver.py"], cwd=tmp_path)
+    assert answer.stdout.splitlines() == ["2.0", "GPU-0000 1 GPU-1111 1", "0.0"], answer.stderr
 
 
 # -- a driver on the cluster -----------------------------------------------------------------------------------------

@@ -75,13 +75,13 @@ def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_running_run_is_seen_within_its_epoch(tmp_path: Path) -> None:
     run = add(tmp_path / "s", "one")
     trained(run, 2)
-    with running(run, gpu="3"):
+    with running(run, gpu="GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338"):
         at_step(run, epoch=2, step=25)
         (seen,) = Watcher(tmp_path / "s").look().runs
     assert (seen.state, seen.epochs_done, seen.share, seen.phase) == ("running", 2, 0.5, "train")
     assert (seen.train_ppl, seen.val_ppl, seen.best_val_ppl) == (148.4, 180, 180)
     assert seen.tokens_per_second == 500
-    assert seen.device == "GPU 3 A GPU"
+    assert seen.device == "GPU-ccf578c6 A GPU"
     assert seen.seconds_left == 15, "one and a half epochs of 10 s"
 
 

@@ -23,7 +23,7 @@ from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
 from slurm import task
 from slurm.task import JobPlan, Place, Signals, Task
-from tests.slurm.programs import program
+from tests.slurm.programs import answering, program
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.process
 TELL = """
 import json, os, sys
 names = "RANK WORLD_SIZE SEQLM_DEVICE CUDA_VISIBLE_DEVICES SEQLM_ATTEMPT SEQLM_NODE".split()
-names += ["SEQLM_RENDEZVOUS", "SEQLM_RENDEZVOUS_HOST"]
+names += ["SEQLM_RENDEZVOUS", "SEQLM_RENDEZVOUS_HOST", "SEQLM_GPU_SHARE"]
 json.dump({n: os.environ.get(n) for n in names}, open(os.path.join(sys.argv[1], "told"), "w"))
 open(os.path.join(sys.argv[1], "result.json"), "w").write("{}")
 """
@@ -136,6 +136,16 @@ def test_the_worker_learns_its_place_and_its_attempt(tmp_path: Path) -> None:
     assert told["SEQLM_RENDEZVOUS"] == (run.attempt_dir(5) / "rendezvous").as_uri()
     assert told["SEQLM_RENDEZVOUS_HOST"] == "n0", "at a port that the system chooses there"
     assert told["SEQLM_NODE"] == "n1"
+
+
+def test_the_index_that_slurm_gives_becomes_the_uuid_of_the_card_and_the_share_is_told(
+    tmp_path: Path, room: Path
+) -> None:
+    answering(room, "nvidia-smi", "".join(f"GPU {n}: Tesla V100-SXM2-16GB (UUID: GPU-{n}{n})\n" for n in range(8)))
+    run = make(tmp_path)
+    assert work(plan(run, resources=Resources(cpus=1, gpus=0.25)), place(CUDA_VISIBLE_DEVICES="6"))
+    told = json.loads((run.path / "told").read_text())
+    assert (told["CUDA_VISIBLE_DEVICES"], told["SEQLM_GPU_SHARE"]) == ("GPU-66", "0.25")
 
 
 def test_a_module_path_of_the_manifest_reaches_the_worker_behind_the_code(tmp_path: Path) -> None:

@@ -1,0 +1,316 @@
+"""Which GPUs a process gets. The listings are what `nvidia-smi -L` printed on real machines, as published."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from seqlm import machine
+from seqlm.errors import UsageError
+from seqlm.machine import Card, Gpu, parse_listing, visible
+from tests import conftest
+
+H100_MIG = """\
+GPU 0: NVIDIA H100 NVL (UUID: GPU-81495ec7-da36-8ea5-9f7d-5804aa3fef20)
+  MIG 2g.24gb     Device  0: (UUID: MIG-7839bf6f-ba33-59f0-89eb-01c8d8c4134d)
+  MIG 2g.24gb     Device  1: (UUID: MIG-433a63e2-53a4-58c0-9b8d-a4dba3eb8f36)
+  MIG 2g.24gb     Device  2: (UUID: MIG-34fa791a-69d2-560b-969f-f2aa1d900c44)
+  MIG 1g.12gb     Device  3: (UUID: MIG-dbf12406-b888-52e8-80ee-025b6412f6e4)
+"""
+A100_ONE_WITH_MIG = """\
+GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-513536b6-7d19-9063-b049-1e69664bb298)
+  MIG 1g.20gb     Device  0: (UUID: MIG-ce861fb0-a248-58ce-a9a8-f9adbc22a66a)
+  MIG 1g.20gb     Device  1: (UUID: MIG-a45882f0-9215-5733-a0c1-49286ab31cb5)
+GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95)
+GPU 2: NVIDIA A100-SXM4-80GB (UUID: GPU-5e375e7e-b41f-155b-dcdc-534524c356fc)
+"""
+A100_OLD_DRIVER = """\
+GPU 0: A100-PCIE-40GB (UUID: GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23)
+  MIG 4g.20gb Device 0: (UUID: MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/2/0)
+  MIG 2g.10gb Device 1: (UUID: MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/3/0)
+"""
+V100 = """\
+GPU 0: Tesla V100-SXM2-16GB (UUID: GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338)
+GPU 1: Tesla V100-SXM2-16GB (UUID: GPU-7bbcd9e7-b1e2-5e53-fb9a-6d27e364dd40)
+GPU 2: Tesla V100-SXM2-16GB (UUID: GPU-0b610645-cc68-d906-0b75-f88e8d241313)
+GPU 3: Tesla V100-SXM2-16GB (UUID: GPU-362ffce9-16cd-679a-9e46-0da23373846d)
+"""
+V100_UUIDS = [
+    "GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338",
+    "GPU-7bbcd9e7-b1e2-5e53-fb9a-6d27e364dd40",
+    "GPU-0b610645-cc68-d906-0b75-f88e8d241313",
+    "GPU-362ffce9-16cd-679a-9e46-0da23373846d",
+]
+WORKSTATION = """\
+GPU 0: Quadro P1000 (UUID: GPU-082b5928-f417-d18b-2e66-7ac8725d2eef)
+GPU 1: NVIDIA GeForce RTX 3090 (UUID: GPU-d4beb8f8-57b9-9e30-757d-dace8ba58a6d)
+"""
+LOST_CARD = "Unable to determine the device handle for GPU1: 0000:44:00.0: Unknown Error\n"
+ERRORS = [
+    "",
+    "No devices were found\n",
+    "No devices found.\n",
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest NVIDIA "
+    "driver is installed and running.\n\n",
+    "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 535.161\n",
+    LOST_CARD,
+]
+
+
+def ids(listing: str, variable: str | None = None) -> list[str]:
+    return [gpu.id for gpu in visible(parse_listing(listing), variable)]
+
+
+# -- what nvidia-smi lists -----------------------------------------------------------------------------------------
+
+
+def test_each_card_has_its_number_uuid_and_name() -> None:
+    cards = parse_listing(V100)
+    assert [card.index for card in cards] == [0, 1, 2, 3]
+    assert cards[1] == Card(index=1, whole=Gpu(V100_UUIDS[1], "Tesla V100-SXM2-16GB"))
+    assert ids(V100) == V100_UUIDS
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_a_message_is_no_card(text: str) -> None:
+    assert parse_listing(text) == []
+
+
+def test_a_card_with_mig_stands_for_its_instances() -> None:
+    (card,) = parse_listing(H100_MIG)
+    assert card.gpus[0] == Gpu("MIG-7839bf6f-ba33-59f0-89eb-01c8d8c4134d", "NVIDIA H100 NVL MIG 2g.24gb")
+    assert card.gpus[3] == Gpu("MIG-dbf12406-b888-52e8-80ee-025b6412f6e4", "NVIDIA H100 NVL MIG 1g.12gb")
+    assert len(card.gpus) == 4
+    assert ids(A100_ONE_WITH_MIG) == [
+        "MIG-ce861fb0-a248-58ce-a9a8-f9adbc22a66a",
+        "MIG-a45882f0-9215-5733-a0c1-49286ab31cb5",
+        "GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95",
+        "GPU-5e375e7e-b41f-155b-dcdc-534524c356fc",
+    ]
+
+
+def test_instances_of_drivers_before_r470_are_named_by_their_card() -> None:
+    assert ids(A100_OLD_DRIVER) == [
+        "MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/2/0",
+        "MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/3/0",
+    ]
+
+
+def test_the_number_of_a_card_is_the_one_printed_not_its_place() -> None:
+    lines = V100.splitlines(keepends=True)
+    listing = lines[0] + LOST_CARD + "".join(lines[2:])
+    assert [card.index for card in parse_listing(listing)] == [0, 2, 3]
+    assert ids(listing, "2") == [V100_UUIDS[2]]
+
+
+@pytest.mark.parametrize("line", ["GPU 3: GeForce GT 610 (UUID: N/A)", "GPU 3: GeForce GT 610"])
+def test_a_card_without_a_uuid_is_named_by_its_number(line: str) -> None:
+    assert parse_listing(line) == [Card(index=3, whole=Gpu("3", "GeForce GT 610"))]
+
+
+# -- CUDA_VISIBLE_DEVICES --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "numbers"),
+    [
+        ("2,3", [2, 3]),
+        ("3,0", [3, 0]),
+        (" 1 , 0", [1, 0]),
+        ("+1", [1]),
+        ("1gpu2,2", [1, 2]),
+        ("0,2,-1,1", [0, 2]),
+        ("-1", []),
+        ("", []),
+        ("1,,2", [1]),
+        ("NoDevFiles", []),
+        ("none", []),
+        (V100_UUIDS[3], [3]),
+        ("GPU-0b6,GPU-c", [2, 0]),
+        (f"{V100_UUIDS[2]},1", [2, 1]),
+    ],
+)
+def test_the_caller_chooses_by_index_uuid_or_its_beginning(variable: str, numbers: list[int]) -> None:
+    assert ids(V100, variable) == [V100_UUIDS[number] for number in numbers]
+
+
+@pytest.mark.parametrize("variable", ["0", "GPU-513536b6", "MIG-ce,MIG-a4"])
+def test_a_card_with_mig_may_be_named_by_itself_or_by_its_instances(variable: str) -> None:
+    found = ids(A100_ONE_WITH_MIG, variable)
+    assert found == ["MIG-ce861fb0-a248-58ce-a9a8-f9adbc22a66a", "MIG-a45882f0-9215-5733-a0c1-49286ab31cb5"]
+
+
+def test_the_old_name_of_an_instance_is_kept() -> None:
+    old = "MIG-GPU-513536b6-7d19-9063-b049-1e69664bb298/7/0"
+    assert visible(parse_listing(A100_ONE_WITH_MIG), old) == [Gpu(old, "NVIDIA A100-SXM4-80GB MIG")]
+    listed = "MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/3/0"
+    assert visible(parse_listing(A100_OLD_DRIVER), listed) == [Gpu(listed, "A100-PCIE-40GB MIG 2g.10gb")]
+
+
+@pytest.mark.parametrize(
+    ("variable", "what"),
+    [
+        ("0,0", "valid is each GPU once; GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338 is named twice"),
+        ("1,GPU-7bb", "valid is each GPU once; GPU-7bbcd9e7-b1e2-5e53-fb9a-6d27e364dd40 is named twice"),
+        ("0,4", r"and 4 names no GPU of this machine \(`nvidia-smi -L` lists them\)"),
+        ("GPU-ffff", "and GPU-ffff names no GPU of this machine"),
+        ("MIG-7839bf6f", "and MIG-7839bf6f names no GPU of this machine"),
+        ("MIG-GPU-ffff/1/0", "and MIG-GPU-ffff/1/0 names no GPU of this machine"),
+        ("GPU-", "and GPU- names 4 GPUs; write more of it"),
+    ],
+)
+def test_a_choice_of_which_cuda_would_ignore_a_part_is_refused(variable: str, what: str) -> None:
+    with pytest.raises(UsageError, match=f'^CUDA_VISIBLE_DEVICES: found "{variable}", {what}'):
+        ids(V100, variable)
+
+
+def test_without_gpus_any_choice_is_none() -> None:
+    assert visible([], "2,3") == []
+
+
+# -- asking nvidia-smi -----------------------------------------------------------------------------------------------
+
+
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str, modes: str = "", code: int = 0) -> None:
+    """Put an nvidia-smi in front of PATH that prints ``listing`` for -L, and ``modes`` for a query."""
+    (tmp_path / "listing").write_text(listing)
+    (tmp_path / "modes").write_text(modes)
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f'#!/bin/sh\nif [ "$1" = -L ]; then cat {tmp_path}/listing; exit {code}; fi\n'
+        f'[ "$1" = --query-gpu=uuid,mig.mode.current ] && [ -s {tmp_path}/modes ] && exec cat {tmp_path}/modes\n'
+        "echo 'Field \"mig.mode.current\" is not a valid field to query.'; exit 2\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+
+
+@pytest.mark.process
+def test_the_gpus_of_this_process_are_those_of_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, monkeypatch, V100)
+    assert [gpu.id for gpu in machine.gpus()] == V100_UUIDS
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert [gpu.id for gpu in machine.gpus()] == [V100_UUIDS[3], V100_UUIDS[1]]
+    assert machine.devices() == ["Tesla V100-SXM2-16GB"] * 2
+
+
+@pytest.mark.process
+def test_the_other_cards_are_found_when_one_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, monkeypatch, LOST_CARD + V100.splitlines(keepends=True)[0], code=255)
+    assert [gpu.id for gpu in machine.gpus()] == V100_UUIDS[:1]
+
+
+@pytest.mark.process
+def test_a_card_with_mig_on_and_no_instance_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = f"{V100_UUIDS[0]}, [N/A]\n{V100_UUIDS[1]}, Enabled\n{V100_UUIDS[2]}, Disabled\n{V100_UUIDS[3]}, [N/A]\n"
+    fake(tmp_path, monkeypatch, V100, modes)
+    assert [gpu.id for gpu in machine.gpus()] == [V100_UUIDS[0], *V100_UUIDS[2:]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(UsageError, match=r'found "1", and 1 has MIG on and no instance to compute on$'):
+        machine.gpus()
+
+
+def test_a_variable_that_hides_all_gpus_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setattr(machine, "cards", lambda: pytest.fail("asked"))
+    assert machine.gpus() == []
+
+
+# -- what an index means ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listing", "variable", "order", "told"),
+    [
+        (WORKSTATION, "1", None, True),
+        (WORKSTATION, "GPU-082b5928,1", "FASTEST_FIRST", True),
+        (WORKSTATION, "1", "PCI_BUS_ID", False),
+        (WORKSTATION, "GPU-d4beb8f8", None, False),
+        (WORKSTATION, None, None, False),
+        (V100, "2,3", None, False),
+    ],
+)
+def test_an_index_that_cuda_may_take_for_another_card_is_explained(
+    monkeypatch: pytest.MonkeyPatch, listing: str, variable: str | None, order: str | None, told: bool
+) -> None:
+    monkeypatch.setattr(machine, "cards", lambda: parse_listing(listing))
+    for name, value in (("CUDA_VISIBLE_DEVICES", variable), ("CUDA_DEVICE_ORDER", order)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    note = machine.order_note()
+    assert (note is not None) is told
+    if note is not None:
+        assert note == (
+            f"CUDA_VISIBLE_DEVICES={variable} is taken by nvidia-smi's numbers: 0 is Quadro P1000, "
+            "1 is NVIDIA GeForce RTX 3090; CUDA's own may differ, so name UUIDs or set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        )
+
+
+@pytest.mark.parametrize(
+    ("listing", "order", "device", "address"),
+    [
+        (V100, None, "2", V100_UUIDS[2]),
+        (V100, None, "9", "9"),
+        (V100, None, "GPU-7bb", "GPU-7bb"),
+        (WORKSTATION, None, "1", "1"),
+        (WORKSTATION, "FASTEST_FIRST", "1", "1"),
+        (WORKSTATION, "PCI_BUS_ID", "1", "GPU-d4beb8f8-57b9-9e30-757d-dace8ba58a6d"),
+        (A100_ONE_WITH_MIG, None, "1", "GPU-d8594bd4-0fc3-8595-e355-7c98138f3b95"),
+        (A100_ONE_WITH_MIG, None, "0", "0"),
+        ("", None, "0", "0"),
+    ],
+)
+def test_a_schedulers_index_becomes_a_uuid_only_if_it_can_mean_one_card(
+    monkeypatch: pytest.MonkeyPatch, listing: str, order: str | None, device: str, address: str
+) -> None:
+    monkeypatch.setattr(machine, "cards", lambda: parse_listing(listing))
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    if order is not None:
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
+    assert machine.addressed(device) == address
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("3", "GPU 3"),
+        (V100_UUIDS[0], "GPU-ccf578c6"),
+        ("MIG-7839bf6f-ba33-59f0-89eb-01c8d8c4134d", "MIG-7839bf6f"),
+        ("MIG-GPU-9de3d0e8-33f5-10dc-0c79-2c88a7ab0a23/2/0", "MIG-GPU-9de3d0e8/2/0"),
+    ],
+)
+def test_a_person_reads_the_beginning_of_a_uuid(device: str, name: str) -> None:
+    assert machine.short_name(device) == name
+
+
+def test_mps_is_there_where_its_daemon_has_its_socket(tmp_path: Path) -> None:
+    env = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
+    assert machine.mps_directory(env) is None
+    (tmp_path / "control").touch()
+    assert machine.mps_directory(env) == tmp_path
+
+
+# -- tests on a machine with GPUs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("marks", "seen"),
+    [("", []), ("not process", []), ("not gpu", []), ("gpu", V100_UUIDS[2:]), ("gpu and not process", V100_UUIDS[2:])],
+)
+def test_tests_see_the_machines_gpus_only_with_m_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marks: str, seen: list[str]
+) -> None:
+    fake(tmp_path, monkeypatch, V100)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    config: Any = SimpleNamespace(option=SimpleNamespace(markexpr=marks))
+    conftest.pytest_configure(config)
+    assert [gpu.id for gpu in machine.gpus()] == seen
+    assert bool(machine.cards()) is bool(seen), "also for a test that sets the variable itself"
