@@ -23,7 +23,7 @@ import torch
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, SeqlmError, is_storage_failure
 from seqlm.lease import Terms, claim, kept, require_attempt
 from seqlm.rundir import Guard, RunDirectory, exclusive_lock, make_directory, unguarded, write_json
-from seqlm.training.distributed import Rank
+from seqlm.training.distributed import Rank, abort_group, leave_group
 from seqlm.training.failure import describe_failure, failure_text, tell
 from seqlm.training.micro_batches import VARIABLE
 
@@ -97,8 +97,26 @@ def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, 
 
     ``work`` is given a guard, to be asked before each file that it puts in place. A folder with a ``result.json`` is
     done: no work, code 0. What goes wrong is told on stderr and in ``failure.json``, except for a signal, for a
-    cancellation, and for a folder that another worker owns.
+    cancellation, and for a folder that another worker owns. Only then is a process group left that ``work`` has
+    joined: other ranks that notice it find the failure written.
     """
+    try:
+        return _make_attempt(run, rank, attempt, stop, work)
+    finally:
+        _leave(abort_group)
+
+
+def _leave(leave: Callable[[], None]) -> None:
+    """Leave the process group. The process ends in any case, so an error is no more than a warning."""
+    try:
+        leave()
+    except RuntimeError as error:
+        tell(f"warning: could not leave the process group: {error}")
+
+
+def _make_attempt(
+    run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]
+) -> int:
     guard = unguarded
     try:
         with _ownership(run, rank, attempt, stop) as guard:
@@ -111,6 +129,7 @@ def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, 
         tell(f"error: {error}")
         return EXIT_BUSY
     except StopRequested:
+        _leave(leave_group)  # all ranks stop after the same step; an abort could break the last gathering of another
         tell(STOPPED)
         return EXIT_STOPPED
     except Exception as error:

@@ -244,6 +244,9 @@ def process_group(rank: Rank) -> Iterator[None]:
     ``SEQLM_COLLECTIVE_MINUTES`` gives up: with an error of PyTorch that is a failure of kind ``node``, or, where NCCL
     waits, with the end of the process.
 
+    If the block raises, the group is as it was: the process writes down what went wrong, then calls
+    :func:`leave_group` or :func:`abort_group`. Otherwise other ranks could notice the end first and report that.
+
     Raises:
         UsageError: ``SEQLM_COLLECTIVE_MINUTES`` is not a number above 0.
         FileError: the file cannot be written.
@@ -261,6 +264,8 @@ def process_group(rank: Rank) -> Iterator[None]:
         rank=rank.index,
         world_size=rank.world_size,
         timeout=limit,
+        # NCCL connects at once, on this device; without it a barrier guesses the device.
+        device_id=rank.device if rank.device.type == "cuda" else None,
     )
     _keep_for_ever(dist.group.WORLD)
     try:
@@ -269,4 +274,24 @@ def process_group(rank: Rank) -> Iterator[None]:
         if rank.is_first and (path := _meeting_file()):
             with contextlib.suppress(OSError):  # the secret has served its purpose
                 path.unlink()
+    leave_group()
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one, as all ranks do after the same collective operation."""
+    if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def abort_group() -> None:
+    """Leave the process group, if there is one, without waiting for other ranks or for collective operations.
+
+    To be called when the process is about to end. With gloo, operations of the other ranks fail when it has ended; with
+    NCCL, when a connection is found broken or ``SEQLM_COLLECTIVE_MINUTES`` are over. ``destroy_process_group`` may
+    wait for the other ranks with NCCL, which may be waiting for this one.
+
+    Raises:
+        RuntimeError: PyTorch reports that the group cannot be aborted.
+    """
+    if dist.is_initialized():
+        dist.distributed_c10d._abort_process_group()  # the same in PyTorch 2.7 to 2.13, and without a public name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -15,6 +16,9 @@ from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import split_columns
 from seqlm.training.perplexity import TokenLoss
 
+WindowLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes inputs, targets and state, and gives what :meth:`LanguageModel.loss` gives."""
+
 
 @torch.no_grad()
 def evaluate(
@@ -25,13 +29,16 @@ def evaluate(
     rank: Rank,
     micro_batches: int = 1,
     before_window: Callable[[int], None] = lambda number: None,
+    window_loss: WindowLoss | None = None,
 ) -> TokenLoss:
     """The loss over all windows of this run's columns, without dropout, summed over the ranks.
 
     The recurrent state starts as ``state`` (zero in the study's protocol) and is carried from window to window. With
-    several ``micro_batches`` the columns are read in so many parts, one after the other. ``before_window`` is told the
-    number of each window, from 0; what it raises ends the evaluation.
+    several ``micro_batches`` the columns are read in so many parts, one after the other. ``before_window`` is called
+    with the number of each window, from 0; what it raises ends the evaluation. ``window_loss`` computes the model's
+    loss on one window, such as a capture of it (:class:`seqlm.training.capture.Captured`). ``None``: ``model.loss``.
     """
+    window_loss = window_loss or model.loss
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=columns.device)
     parts = zip(split_columns(columns, micro_batches), split_columns(state, micro_batches), strict=True)
@@ -39,7 +46,7 @@ def evaluate(
     for part, carried in parts:
         for inputs, targets in windows(part, seq_len):
             before_window(next(number))
-            loss_nats, carried = model.loss(inputs, targets, carried)
+            loss_nats, carried = window_loss(inputs, targets, carried)
             total[0] += loss_nats
             total[1] += targets.numel()
     loss_nats, tokens = rank.sum(total).tolist()

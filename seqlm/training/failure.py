@@ -25,7 +25,9 @@ _NO_MEMORY = (
     "cuda failure 2 'out of memory'",  # NCCL's buffers
     "cuda failure 'out of memory'",
     "cublas_status_alloc_failed",
+    "cublas_status_not_initialized",  # no room for the handle, on a GPU that is full
     "cudnn_status_alloc_failed",
+    "cudnn_status_not_initialized",
     "std::bad_alloc",
 )
 """What libraries say when an allocation fails, in lower case."""
@@ -55,6 +57,9 @@ _PEER_LOST = (
     "remote process exited or there was a network error",  # NCCL's ncclRemoteError
 )
 
+_NCCL_MISUSED = ("ncclinvalidusage", "ncclinvalidargument")
+"""What NCCL says of a call that is wrong each time, such as two ranks on one GPU."""
+
 
 def failure_kind(error: BaseException) -> FailureKind:
     """The kind of a failure: ``diverged``, ``oom``, ``node``, ``preempted`` or ``code``.
@@ -66,10 +71,24 @@ def failure_kind(error: BaseException) -> FailureKind:
         return "diverged"
     if isinstance(error, KeyboardInterrupt):
         return "preempted"
-    if _is_out_of_memory(error):
+    if _out_of_memory(error) is not None:
         return "oom"
     broken = is_storage_failure(error) or _is_peer_lost(error) or _says(error, _BROKEN_DEVICE)
     return "node" if broken else "code"
+
+
+def _out_of_memory(error: BaseException) -> BaseException | None:
+    """The failed allocation that ``error`` is or was raised because of: a failed capture raises an error of its own."""
+    if isinstance(error, SeqlmError):
+        return None
+    passed: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in passed:
+        if _is_out_of_memory(link):
+            return link
+        passed.append(link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -79,6 +98,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_peer_lost(error: BaseException) -> bool:
+    if _says(error, _NCCL_MISUSED):
+        return False
     return isinstance(error, torch.distributed.DistError) or _says(error, _PEER_LOST)
 
 
@@ -91,15 +112,17 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
 
 def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[str, Any]:
     """The content of ``failure.json``: kind, a line for a person, where it happened, in how small parts of a step."""
+    kind = failure_kind(error)
+    error = _out_of_memory(error) or error
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else "unknown"
     message = str(error).strip() or type(error).__name__
     if not isinstance(error, SeqlmError):
         message = f"{type(error).__name__}: {message}"
-    if _is_peer_lost(error) and not _is_out_of_memory(error):
+    if kind != "oom" and _is_peer_lost(error):
         message = f"rank {rank} lost another rank of the run, which ended or whose machine is gone ({message})"
     return {
-        "kind": failure_kind(error),
+        "kind": kind,
         "message": message.splitlines()[0][:300],
         "where": where,
         "rank": rank,

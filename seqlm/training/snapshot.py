@@ -9,9 +9,15 @@ import torch
 
 @final
 class Snapshot:
-    """Memory for the copies, allocated once: only the first copy has to wait for pages."""
+    """Memory for the copies, allocated once: only the first copy has to wait for pages.
 
-    def __init__(self) -> None:
+    Args:
+        device: where the tensors are. A snapshot of a run on the CPU calls nothing of CUDA: that would create a context
+            and take memory of a GPU that other runs use.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def take(self, tree: Any) -> Any:
@@ -20,8 +26,8 @@ class Snapshot:
         It is that of the moment until the next call, which writes into the same memory.
         """
         copy = self._copy(tree, ())
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         return copy
 
     def _copy(self, value: Any, place: tuple[Any, ...]) -> Any:

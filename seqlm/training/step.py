@@ -3,6 +3,9 @@
 Nothing in a step reads a number back from the device, and all shapes are the same in every step. So a GPU works
 through steps without a gap, and on one GPU the whole step is captured once as a CUDA graph and replayed with a single
 launch; on a CPU or with several ranks the same lines run each time.
+
+Every step of a captured run is a replay, the first one too: what PyTorch asks to run before a capture runs with the
+update switched off. So a run that is resumed computes its steps as one that was not.
 """
 
 from __future__ import annotations
@@ -17,11 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.models import LanguageModel
+from seqlm.training.capture import Captured
 from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import split_columns
-
-WARM_UP_STEPS = 3
-"""Steps before the capture: libraries set up their workspaces in them. They are steps like all others."""
 
 
 @final
@@ -52,7 +53,7 @@ class TrainingStep:
         tokens_per_step: predicted tokens of a window over all ranks.
         rank: this process; several ranks need their process group.
         bucket_mb: gradients of several ranks are reduced in buckets of this size (MiB), while backward goes on.
-        capture: replay the step as a CUDA graph; for one rank on a GPU.
+        capture: replay the step as a CUDA graph, from the first one on; for one rank on a GPU.
         micro_batches: parts into which the columns of this rank are cut; gradients are added up over them, and several
             ranks reduce them once, with the last part.
     """
@@ -80,7 +81,7 @@ class TrainingStep:
             self._objective = nn.parallel.DistributedDataParallel(
                 self._objective, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb
             )
-        self._capture = _Capture(self._eager) if capture else None
+        self._captured = Captured(self._eager, warm_up=self._warm_up) if capture else None
 
     def __call__(
         self,
@@ -95,8 +96,8 @@ class TrainingStep:
         again: who leaves by an exception in ``until_update``, a context around that part, can begin the step anew. A
         captured step has no such part.
         """
-        if self._capture is not None:
-            return self._capture(inputs, targets, state)
+        if self._captured is not None:
+            return self._captured(inputs, targets, state)
         return self._eager(inputs, targets, state, until_update)
 
     def _eager(
@@ -105,7 +106,10 @@ class TrainingStep:
         targets: Int[Tensor, "T B"],
         state: Tensor,
         until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        moves: bool = True,
     ) -> StepResult:
+        """``moves=False``: all of the step is computed, and the update leaves parameters and moments as they are."""
         losses, states = [], []
         with until_update():
             self.optimizer.zero_grad(set_to_none=True)
@@ -119,9 +123,19 @@ class TrainingStep:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
         loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         # Fused optimizers leave all parameters alone where this is 1; GradScaler of torch.amp uses it the same way.
-        self.optimizer.found_inf = (~torch.isfinite(loss_nats + norm)).float()  # type: ignore[attr-defined]
+        found_inf = ~torch.isfinite(loss_nats + norm) if moves else torch.ones_like(norm)
+        self.optimizer.found_inf = found_inf.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         return StepResult(loss_nats, norm, torch.cat(states, dim=1) if len(states) > 1 else states[0])
+
+    def _warm_up(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Tensor) -> None:
+        """Compute a step that changes nothing: no parameter, no moment, no generator, and no gradient is left."""
+        device = inputs.device
+        generator = torch.cuda.get_rng_state(device)
+        self._eager(inputs, targets, state, moves=False)
+        torch.cuda.set_rng_state(generator, device)
+        # Gradients that are alive at the capture would keep their memory, for a second set is made in the graph's.
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _reduction(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Gradients of all parts but the last are kept on this rank: each reduction would cost as much as one."""
@@ -142,39 +156,3 @@ class _Objective(nn.Module):
         self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Tensor
     ) -> tuple[Float[Tensor, ""], Tensor]:
         return self.model.loss(inputs, targets, state)
-
-
-@final
-class _Capture:
-    """A step on the current GPU, run as it is :data:`WARM_UP_STEPS` times, then recorded and replayed."""
-
-    def __init__(self, step: Callable[[Tensor, Tensor, Tensor], StepResult]) -> None:
-        self._step = step
-        self._steps_seen = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._arguments: tuple[Tensor, ...] = ()
-        self._result: StepResult | None = None
-
-    def __call__(self, *arguments: Tensor) -> StepResult:
-        if self._steps_seen < WARM_UP_STEPS:
-            self._steps_seen += 1
-            return self._on_a_side_stream(arguments)
-        if self._graph is None:
-            self._arguments = tuple(argument.clone() for argument in arguments)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # records, computes nothing
-                self._result = self._step(*self._arguments)
-        for static, argument in zip(self._arguments, arguments, strict=True):
-            static.copy_(argument)
-        self._graph.replay()
-        assert self._result is not None
-        return self._result
-
-    def _on_a_side_stream(self, arguments: tuple[Tensor, ...]) -> StepResult:
-        """As PyTorch asks of what is captured later: gradients must not be made on the default stream."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            result = self._step(*arguments)
-        torch.cuda.current_stream().wait_stream(stream)
-        return result

@@ -27,10 +27,11 @@ from seqlm.models import LanguageModel, build_model
 from seqlm.rundir import Guard, RunDirectory, unguarded, write_json
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.background import Background
+from seqlm.training.capture import Captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles, best_epoch
 from seqlm.training.distributed import Rank
-from seqlm.training.evaluate import evaluate
+from seqlm.training.evaluate import WindowLoss, evaluate
 from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
 from seqlm.training.perplexity import TokenLoss, perplexity
 from seqlm.training.precision import use_precision
@@ -108,24 +109,24 @@ class Trainer:
         self.model.to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
         self._is_alone = rank.world_size == 1
-        on_gpu = rank.device.type == "cuda"
+        capture = rank.device.type == "cuda" and self._is_alone
         self.step = TrainingStep(
             self.model,
             self.optimizer,
             clip_norm=train.clip_norm,
             tokens_per_step=self._tokens_per_step,
             rank=rank,
-            # The first steps of a process are not replayed from the graph, and may then differ in the last bit.
-            capture=on_gpu and self._is_alone and not torch.are_deterministic_algorithms_enabled(),
+            capture=capture,
             micro_batches=micro_batches,
         )
+        self._window_loss: WindowLoss = Captured(self.model.loss) if capture else self.model.loss
         self.history: list[dict[str, Any]] = []
         self.guard = guard
         self._files = CheckpointFiles(
             run, fingerprint=config.fingerprint(), corpus_sha256=corpus.sha256, attempt=attempt, guard=guard
         )
         self._background = Background()
-        self._snapshot = Snapshot()
+        self._snapshot = Snapshot(rank.device)
         self._save_every_seconds = 60 * checkpoint_minutes
         self._saved_at = time.monotonic()
         self._begin_epoch(0)
@@ -183,7 +184,8 @@ class Trainer:
         texts = (windows(self._columns["train"], train.seq_len) for _ in itertools.count())
         seconds = []
         for inputs, targets in itertools.islice(itertools.chain.from_iterable(texts), steps):
-            self.stop.check()
+            if self.rank.any(self.stop.received):
+                raise StopRequested
             started = time.perf_counter()
             result = self.step(inputs, targets, state)
             state = result.state
@@ -192,7 +194,7 @@ class Trainer:
             seconds.append(time.perf_counter() - started)
         columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
         state = self._initial_state("valid")
-        valid = evaluate(self.model, state, columns, train.seq_len, self.rank, self.micro_batches)
+        valid = self._evaluate(columns, state)
         if not math.isfinite(valid.mean):
             raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
         return seconds
@@ -284,15 +286,21 @@ class Trainer:
         columns, state = self._columns[split], self._initial_state(split)
         in_the_middle = self._is_alone and self.rank.device.type == "cpu"
         with self.stop.interrupting() if in_the_middle else contextlib.nullcontext():
-            return evaluate(
-                self.model,
-                state,
-                columns,
-                self.config.train.seq_len,
-                self.rank,
-                self.micro_batches,
-                self._before_window,
-            )
+            return self._evaluate(columns, state, self._before_window)
+
+    def _evaluate(
+        self, columns: Tensor, state: Tensor, before_window: Callable[[int], None] = lambda number: None
+    ) -> TokenLoss:
+        return evaluate(
+            self.model,
+            state,
+            columns,
+            self.config.train.seq_len,
+            self.rank,
+            self.micro_batches,
+            before_window,
+            self._window_loss,
+        )
 
     def _before_window(self, number: int) -> None:
         self.progress.window_begins()

@@ -30,6 +30,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.utils.deterministic
 
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import SeqlmError
@@ -68,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     if os.environ.get("SEQLM_DETERMINISTIC") == "1":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
         torch.use_deterministic_algorithms(True)
+        # Else every new tensor is filled with NaN first, to find reads of what was never written: a kernel for each.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def train(guard: Guard) -> None:
         check_device(config, rank)

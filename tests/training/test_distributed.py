@@ -111,6 +111,66 @@ def test_a_rank_whose_peer_does_not_answer_gives_up_after_the_collective_time_li
     assert failure["message"].startswith("rank 0 lost another rank of the run")
 
 
+FAILS = """
+import functools, sys
+import torch
+from seqlm.training import trainer, worker
+from seqlm.training.step import TrainingStep
+
+where, take, taken = sys.argv[1], TrainingStep.__call__, []
+
+def fail(*_):
+    if len(taken) == 5:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+def step(self, *arguments):
+    if not taken and where == "in backward":  # its gradient is the last: others are being reduced by then
+        self.model.embedding.weight.register_hook(fail)
+    taken.append(None)
+    if where == "before a step":
+        fail()
+    return take(self, *arguments)
+
+if where != "nowhere":
+    TrainingStep.__call__ = step
+trainer.TrainingStep = functools.partial(TrainingStep, bucket_mb=0.0001)
+sys.exit(worker.main([sys.argv[2]]))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("where", ["before a step", "in backward"])
+def test_a_rank_that_fails_leaves_at_once_and_its_peer_does_not_wait_for_it(
+    tmp_path: Path, where: str, failing: int
+) -> None:
+    run = make_run(tmp_path / "study" / "run", make_config(epochs=100_000))
+    env = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "SEQLM_RENDEZVOUS": (tmp_path / "meeting").as_uri(),
+        "SEQLM_DEVICE": "cpu",
+        "SEQLM_DATA": str(write_text(tmp_path / "text")),
+        "SEQLM_ATTEMPT": "1",
+        "SEQLM_COLLECTIVE_MINUTES": "1000",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    ranks = [
+        commands.start(
+            [sys.executable, "-c", FAILS, where if rank == failing else "nowhere", run.path],
+            cwd=ROOT,
+            env={**env, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    said = [commands.finish(rank)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1], said
+    failure = run.read_failure()
+    assert failure is not None
+    assert (failure["kind"], failure["rank"]) == ("oom", failing), "the peer's words came second"
+    assert "Connection closed by peer" in said[1 - failing] or "Connection reset by peer" in said[1 - failing]
+
+
 def test_a_rank_that_waits_for_its_peers_in_vain_is_not_to_blame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,8 @@ import torch
 from seqlm.errors import CheckpointError, DivergedError, FileError
 from seqlm.training.failure import describe_failure, failure_kind, failure_text
 
+NCCL_SAYS = "(run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalid"
+
 
 @pytest.mark.parametrize(
     ("error", "kind"),
@@ -32,9 +34,16 @@ from seqlm.training.failure import describe_failure, failure_kind, failure_text
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), "oom"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
         (torch.distributed.DistBackendError("ncclUnhandledCudaError: Cuda failure 2 'out of memory'"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), "oom"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), "oom"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "oom"),
         (RuntimeError("std::bad_alloc"), "oom"),
         (torch.distributed.DistBackendError("NCCL error: unhandled system error"), "node"),
+        (torch.distributed.DistBackendError(f"NCCL error in: x.cpp:1, invalid usage {NCCL_SAYS}Usage: ..."), "code"),
+        (
+            torch.distributed.DistBackendError(f"NCCL error in: x.cpp:1, invalid argument {NCCL_SAYS}Argument: ..."),
+            "code",
+        ),
         (RuntimeError("[1] is setting up NCCL communicator ... Broken pipe"), "node"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "node"),
         (RuntimeError("Unable to determine the device handle for GPU0: GPU has fallen off the bus"), "node"),
@@ -72,3 +81,47 @@ def test_a_failure_is_one_line_with_its_place() -> None:
 def test_a_lost_rank_is_named_before_the_words_of_the_library() -> None:
     failure = describe_failure(RuntimeError("Connection reset by peer. GLHF!"), rank=0, attempt=1)
     assert failure["message"].startswith("rank 0 lost another rank of the run, which ended or whose machine is gone")
+
+
+def raised(first: BaseException, second: BaseException, *, how: str = "while handling") -> BaseException:
+    """``second`` as it is after it was raised because of ``first``."""
+    try:
+        try:
+            raise first
+        except BaseException as error:
+            if how == "while handling":
+                raise second  # noqa: B904 -- as the end of a capture does
+            raise second from (error if how == "from" else None)
+    except BaseException as error:
+        return error
+
+
+NO_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+INVALIDATED = "CUDA error: operation failed due to a previous error during capture"
+
+
+@pytest.mark.parametrize("how", ["while handling", "from"])
+def test_memory_that_runs_out_in_a_capture_is_named_not_the_capture(how: str) -> None:
+    error = raised(NO_MEMORY, RuntimeError(INVALIDATED), how=how)
+    failure = describe_failure(error, rank=0, attempt=1)
+    assert failure["kind"] == "oom"
+    assert failure["message"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert failure["where"].endswith(" in raised")
+
+
+def test_memory_that_ran_out_before_is_not_to_blame_for_what_was_raised_apart_from_it() -> None:
+    assert failure_kind(raised(NO_MEMORY, ValueError("a bug"), how="from None")) == "code"
+    assert failure_kind(raised(MemoryError(), DivergedError("the loss is nan"))) == "diverged"
+    assert failure_kind(raised(OSError(errno.ENOMEM, "memory"), FileError("cannot write x"))) == "node"
+    assert failure_kind(raised(ValueError("a bug"), RuntimeError(INVALIDATED))) == "code"
+
+
+def test_a_cause_that_is_its_own_cause_has_an_end() -> None:
+    error = ValueError("a bug")
+    error.__cause__ = error
+    assert failure_kind(error) == "code"
+
+
+def test_what_nccl_was_asked_wrongly_is_no_lost_rank() -> None:
+    error = torch.distributed.DistBackendError(f"NCCL error in: x.cpp:1, invalid usage {NCCL_SAYS}Usage: duplicate GPU")
+    assert describe_failure(error, rank=0, attempt=1)["message"].startswith("DistBackendError: NCCL error in: x.cpp:1")

@@ -25,7 +25,8 @@ from seqlm.training.attempt import EXIT_FAILED
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.self_check import Precision, cases, check_case, check_device
-from seqlm.training.step import WARM_UP_STEPS, TrainingStep
+from seqlm.training.step import TrainingStep
+from tests.training.graphs import Calls
 from tests.training.studies import make_config, make_run, write_text
 
 WIDE = 1028
@@ -258,7 +259,7 @@ class StandInForGraphs:
         result = self.step(*arguments)
         self.number += 1
         self.steps_taken.append(self.number)
-        if self.model.fused and self.number == WARM_UP_STEPS + 2:
+        if self.model.fused and self.number == self_check.REPLAYS:
             for parameter in self.model.parameters():
                 assert parameter.grad is not None
                 parameter.grad.mul_(self.FACTOR)
@@ -271,12 +272,27 @@ def test_the_captured_step_is_compared_too_after_a_second_replay(cache: Path, mo
     monkeypatch.setattr(StandInForGraphs, "steps_taken", [])
     case = cases(model_config("gru"))[0]
     assert 0 < check_case(case, "fp32", Rank()) < 0.5
-    assert StandInForGraphs.steps_taken == [*range(1, WARM_UP_STEPS + 3)]
+    assert StandInForGraphs.steps_taken == [*range(1, self_check.REPLAYS + 1)]
     monkeypatch.setattr(StandInForGraphs, "FACTOR", 0.5)
     with pytest.raises(
         SelfCheckError, match=r"gru backward as a CUDA graph, gradient of .* found an error of 0\.5; set"
     ):
         check_case(case, "fp32", Rank())
+
+
+@pytest.mark.parametrize(("arch", "hidden_size", "options"), EVERY)
+def test_a_step_that_is_recorded_and_replayed_passes(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cuda_graphs: Calls,
+    arch: str,
+    hidden_size: int,
+    options: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(self_check, "_is_captured", lambda rank: True)
+    case = cases(model_config(arch, hidden_size, **options))[0]  # the second one is for a CPU alone
+    assert 0 < check_case(case, "fp32", Rank()) < 0.5
+    assert len(cuda_graphs.captures) == 1
 
 
 @pytest.mark.gpu

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from seqlm.errors import DivergedError, FileError
 from seqlm.lease import is_released
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.rundir import Guard, RunDirectory, read_json
 from seqlm.training import attempt, worker
+from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer
 from tests.training.studies import make_config, make_run, write_text
 
@@ -72,6 +75,106 @@ def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_w
     assert TIME.fullmatch(record["ended_at"])
     assert record["started_at"] <= record["ended_at"]
     assert record["pid"] == os.getpid(), "the rest of the record stands"
+
+
+class Group:
+    """A process group of another rank that never answers: nothing but the calls that begin and end it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, run: RunDirectory) -> None:
+        self.options: dict[str, Any] = {}
+        self.ends: list[tuple[str, str | None]] = []
+        """How it was ended, and the kind of the failure that was on disk by then."""
+        self._run = run
+        self._is_joined = False
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(dist, "init_process_group", self._join)
+        monkeypatch.setattr(dist, "is_initialized", lambda: self._is_joined)
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: self._end("destroyed"))
+        monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", lambda: self._end("aborted"))
+
+    def _join(self, **options: Any) -> None:
+        self.options = options
+        self._is_joined = True
+
+    def _end(self, how: str) -> None:
+        self._is_joined = False
+        failure = self._run.read_failure()
+        self.ends.append((how, failure["kind"] if failure else None))
+
+
+@pytest.mark.parametrize(
+    ("end", "ended"),
+    [
+        (nothing, ("destroyed", None)),
+        (diverge, ("aborted", "diverged")),
+        (stop, ("destroyed", None)),
+        (fill_the_disk, ("aborted", "node")),
+    ],
+)
+def test_a_rank_that_fails_says_why_before_the_others_can_notice_and_waits_for_none_of_them(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], ended: tuple[str, str | None]
+) -> None:
+    group = Group(monkeypatch, run)
+    rank = Rank(world_size=2)
+
+    def work(guard: Guard) -> None:
+        with process_group(rank):
+            end()
+
+    attempt.make_attempt(run, rank, 1, attempt.StopSignal(), work)
+    assert group.ends == [ended]
+
+
+def test_a_group_that_cannot_be_left_changes_nothing_about_the_end(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Group(monkeypatch, run)
+
+    def fail() -> None:
+        raise RuntimeError("NCCL error: unhandled system error")
+
+    monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", fail)
+
+    def work(guard: Guard) -> None:
+        with process_group(Rank(world_size=2)):
+            diverge()
+
+    assert attempt.make_attempt(run, Rank(world_size=2), 1, attempt.StopSignal(), work) == attempt.EXIT_FAILED
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "warning: could not leave the process group: NCCL error: unhandled system error"
+    assert (run.read_failure() or {})["kind"] == "diverged"
+
+
+def test_nccl_knows_its_device_before_the_first_collective_and_gloo_has_none(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Group(monkeypatch, run)
+    for device, expected in (("cuda:1", ("nccl", torch.device("cuda:1"))), ("cpu", ("gloo", None))):
+        with process_group(Rank(world_size=2, device=torch.device(device))):
+            pass
+        assert (group.options["backend"], group.options["device_id"]) == expected
+
+
+def test_a_deterministic_worker_does_not_fill_memory_that_is_about_to_be_written(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEQLM_DETERMINISTIC", "1")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        seen.append(torch.utils.deterministic.fill_uninitialized_memory)
+        seen.append(os.environ["CUBLAS_WORKSPACE_CONFIG"])
+
+    ended_by(monkeypatch, look)
+    try:
+        assert worker.main([str(run.path)]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    assert seen == [True, False, ":4096:8"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -1,0 +1,81 @@
+"""CUDA graphs: a function of tensors that a GPU does again and again, recorded once and launched as a whole."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar, final
+
+import torch
+from torch import Tensor
+
+WARM_UP_CALLS = 3
+"""How often a function runs before it is recorded, so that libraries set up their workspaces. Nothing of it is kept."""
+
+Result = TypeVar("Result")
+
+
+@functools.cache
+def _stream_for(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which everything is captured on ``device``.
+
+    One for all: the allocator keeps the free memory of each stream for that stream, and cuBLAS has a workspace
+    (32 MiB on Hopper) for each pair of handle and stream.
+    """
+    return torch.cuda.Stream(device)
+
+
+@final
+@dataclass(frozen=True)
+class _Recording(Generic[Result]):
+    """A CUDA graph with the memory that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    arguments: tuple[Tensor, ...]
+    result: Result
+
+
+@final
+class Captured(Generic[Result]):
+    """A function of tensors on a GPU, recorded once for each set of shapes as a CUDA graph, and replayed in each call.
+
+    The result is in the same memory in every call with these shapes: the next call overwrites it.
+
+    Args:
+        function: reads nothing back from the device, and does the same whatever the numbers in its arguments are.
+        warm_up: called :data:`WARM_UP_CALLS` times before ``function`` is recorded. It does what ``function`` does and
+            changes nothing. ``None``: ``function``, which then changes nothing itself.
+
+    Raises:
+        torch.cuda.OutOfMemoryError, RuntimeError: by a call that records, if the GPU has too little memory. What
+            CUDA reports is then that the capture was invalidated, with the OutOfMemoryError as its context.
+    """
+
+    def __init__(self, function: Callable[..., Result], warm_up: Callable[..., object] | None = None) -> None:
+        self._function = function
+        self._warm_up = warm_up or function
+        self._recordings: dict[tuple[torch.Size, ...], _Recording[Result]] = {}
+
+    def __call__(self, *arguments: Tensor) -> Result:
+        shapes = tuple(argument.shape for argument in arguments)
+        if shapes not in self._recordings:
+            self._recordings[shapes] = self._record(arguments)
+        recording = self._recordings[shapes]
+        for static, argument in zip(recording.arguments, arguments, strict=True):
+            static.copy_(argument)
+        recording.graph.replay()
+        return recording.result
+
+    def _record(self, arguments: tuple[Tensor, ...]) -> _Recording[Result]:
+        stream = _stream_for(arguments[0].device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_CALLS):
+                self._warm_up(*arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+        static = tuple(argument.clone() for argument in arguments)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):  # gives free memory back first; records, computes nothing
+            result = self._function(*static)
+        return _Recording(graph, static, result)

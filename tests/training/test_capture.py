@@ -1,0 +1,201 @@
+"""Captured steps and windows on a CPU, with :mod:`tests.training.graphs` in place of CUDA graphs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqlm.config import OptimConfig, RunConfig
+from seqlm.data.corpus import load_corpus
+from seqlm.training.attempt import StopRequested
+from seqlm.training.capture import WARM_UP_CALLS, Captured
+from seqlm.training.checkpoint import load_checkpoint
+from seqlm.training.distributed import Rank
+from seqlm.training.evaluate import evaluate
+from seqlm.training.optimizers import set_learning_rate
+from seqlm.training.step import StepResult, TrainingStep
+from seqlm.training.trainer import Trainer
+from tests.training.graphs import Calls
+from tests.training.studies import make_config, make_run, write_text
+from tests.training.test_step import ARCHITECTURES, BATCH, OPTIMIZERS, everything, make_step, windows
+
+pytestmark = pytest.mark.usefixtures("cuda_graphs")
+
+
+def state_of(step: TrainingStep) -> list[Tensor]:
+    """Copies of all that a step changes: parameters, moments and the generator."""
+    moments = [v for entry in step.optimizer.state.values() for v in entry.values() if isinstance(v, Tensor)]
+    return [tensor.detach().clone() for tensor in (*step.model.parameters(), *moments, torch.get_rng_state())]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@everything
+def test_captured_steps_are_plain_steps_bit_for_bit_from_the_first_one_on(
+    arch: str, optim: OptimConfig, micro_batches: int
+) -> None:
+    found = []
+    for capture in (False, True):
+        step, model = make_step(arch, optim, capture=capture, micro_batches=micro_batches)
+        step.optimizer.param_groups[0]["lr"] = torch.tensor(optim.lr)  # as on a GPU
+        state = model.initial_state(BATCH)
+        torch.manual_seed(3)
+        seen: list[Tensor] = []
+        for number, (inputs, targets) in enumerate(windows(12)):
+            if number == 4:
+                torch.manual_seed(4)
+            if number == 8:
+                set_learning_rate(step.optimizer, 0.001)
+            result = step(inputs, targets, state)
+            state = result.state
+            seen += [result.loss_nats.clone(), result.grad_norm.clone(), state.clone(), *state_of(step)]
+        found.append(seen)
+    for plain, captured in zip(*found, strict=True):
+        assert torch.equal(plain, captured)
+
+
+@everything
+def test_a_replayed_step_that_is_not_finite_moves_nothing(arch: str, optim: OptimConfig) -> None:
+    step, model = make_step(arch, optim, capture=True)
+    state = model.initial_state(BATCH)
+    first, second, third = windows(3)
+    state = step(*first, state).state.clone()
+    good = state_of(step)[:-1]
+    with torch.no_grad():
+        bias = model.output.bias[0].item()
+        model.output.bias[0] = torch.nan
+    result = step(*second, state)
+    assert not torch.isfinite(result.loss_nats + result.grad_norm)
+    with torch.no_grad():
+        model.output.bias[0] = bias
+    for now, before in zip(state_of(step)[:-1], good, strict=True):
+        assert torch.equal(now, before)
+    assert torch.isfinite(step(*third, state).loss_nats)
+    assert not all(map(torch.equal, state_of(step)[:-1], good)), "the next step moves on"
+
+
+@everything
+def test_a_warm_up_leaves_nothing_behind(arch: str, optim: OptimConfig) -> None:
+    step, model = make_step(arch, optim)
+    before = [tensor.detach().clone() for tensor in (*model.parameters(), torch.get_rng_state())]
+    for inputs, targets in windows(2):
+        step._warm_up(inputs, targets, model.initial_state(BATCH))
+        for now, then in zip((*model.parameters(), torch.get_rng_state()), before, strict=True):
+            assert torch.equal(now, then)
+        assert not any(v.any() for entry in step.optimizer.state.values() for v in entry.values()), (
+            "zero, as at the start"
+        )
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@everything
+def test_no_gradient_is_alive_when_a_capture_gives_free_memory_back(
+    arch: str, optim: OptimConfig, cuda_graphs: Calls
+) -> None:
+    step, model = make_step(arch, optim, capture=True)
+    alive: list[bool] = []
+    cuda_graphs.at_capture = lambda: alive.extend(parameter.grad is not None for parameter in model.parameters())
+    for inputs, targets in windows(3):
+        step(inputs, targets, model.initial_state(BATCH))
+    assert len(alive) == len(list(model.parameters())), "one capture"
+    assert not any(alive)
+
+
+def test_everything_is_warmed_up_and_captured_on_one_stream(cuda_graphs: Calls) -> None:
+    used: list[Any] = []
+
+    def double(x: Tensor) -> Tensor:
+        used.append(cuda_graphs.current[-1])
+        return x * 2
+
+    one, other = Captured(double), Captured(double)
+    assert [function(torch.tensor([3.0])).item() for function in (one, other, one)] == [6, 6, 6]
+    assert len(cuda_graphs.captures) == 2
+    (stream,) = {*cuda_graphs.captures, *used[:WARM_UP_CALLS]}
+    assert stream not in (None, cuda_graphs.default)
+    assert len(used) == 2 * (WARM_UP_CALLS + 1), "a replay calls nothing"
+
+
+def test_each_set_of_shapes_has_a_capture_of_its_own(cuda_graphs: Calls) -> None:
+    total = Captured(torch.sum)
+    for _ in range(2):
+        assert [total(torch.arange(float(n))).item() for n in (3, 4)] == [3, 6]
+    assert len(cuda_graphs.captures) == 2
+
+
+def test_an_allocation_that_fails_in_a_capture_is_no_recording() -> None:
+    calls: list[Tensor] = []
+
+    def fails_once(x: Tensor) -> Tensor:
+        calls.append(x)
+        if len(calls) == WARM_UP_CALLS + 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return x + 1
+
+    captured = Captured(fails_once)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        captured(torch.zeros(1))
+    assert captured(torch.zeros(1)).item() == 1
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_captured_evaluation_gives_what_the_plain_one_gives_while_the_model_trains(
+    arch: str, micro_batches: int, cuda_graphs: Calls
+) -> None:
+    step, model = make_step(arch, OPTIMIZERS[1])
+    captured = Captured(model.loss)
+    columns = torch.randint(13, (31, BATCH), generator=torch.Generator().manual_seed(5))
+    losses = []
+    for inputs, targets in windows(3):
+        arguments = (model, model.initial_state(BATCH), columns, 5, Rank(), micro_batches)
+        plain = evaluate(*arguments)
+        assert evaluate(*arguments, window_loss=captured) == plain
+        losses.append(plain.loss_nats)
+        model.train()
+        step(inputs, targets, model.initial_state(BATCH))
+    assert len(set(losses)) == 3, "each evaluation sees other parameters"
+    assert len(cuda_graphs.captures) == (1 if micro_batches == 1 else 2), "four columns in three parts have two sizes"
+
+
+def trainer_for(folder: Path, config: RunConfig, *, capture: bool, steps: int | None = None) -> Trainer:
+    """A trainer that is asked to stop in the last of so many steps."""
+    corpus = load_corpus(config.data, write_text(folder / "text", train_lines=60))
+    trainer = Trainer(config, corpus, make_run(folder / "run", config), rank=Rank(), attempt=1)
+    if capture:  # as the trainer does on a GPU
+        trainer.step._captured = Captured(trainer.step._eager, warm_up=trainer.step._warm_up)
+        trainer._window_loss = Captured(trainer.model.loss)
+    step, taken = trainer.step, itertools.count(1)
+
+    def take(*arguments: Any) -> StepResult:
+        if next(taken) == steps:
+            trainer.stop.request()
+        return step(*arguments)
+
+    trainer.step = take  # type: ignore[assignment]
+    return trainer
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_captured_run_that_is_stopped_and_resumed_ends_in_the_weights_of_one_that_was_not(
+    tmp_path: Path, optimizer: str
+) -> None:
+    config = make_config("gru", optimizer=optimizer, lr=0.01, keep=0.5)
+    plain, quiet, stopped = (tmp_path / name for name in ("plain", "quiet", "stopped"))
+    expected = trainer_for(plain, config, capture=False).train()
+    assert trainer_for(quiet, config, capture=True).train()["test_loss"] == expected["test_loss"]
+    for steps in (2, 3):  # in the middle of the first epoch, twice
+        with pytest.raises(StopRequested):
+            trainer_for(stopped, config, capture=True, steps=steps).train()
+    assert trainer_for(stopped, config, capture=True).train()["test_loss"] == expected["test_loss"]
+    weights = [
+        load_checkpoint(folder / "run" / "checkpoints" / "last.pt", config.fingerprint()).model
+        for folder in (plain, quiet, stopped)
+    ]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+        assert torch.equal(weight, weights[2][name]), name
