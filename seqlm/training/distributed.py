@@ -26,6 +26,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
 
 from seqlm.errors import BackendError, FileError
 from seqlm.machine import CUDA_BYTES, SHARE_VARIABLE, cpu_model
+from seqlm.training.failure import failed_allocation
 from seqlm.variables import positive_number
 
 COLLECTIVE_MINUTES = 10.0
@@ -155,16 +156,10 @@ def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if any(isinstance(cause, torch.OutOfMemoryError) for cause in _chain(error)):
-            error.args = (f"out of memory with {what}: {error}",)
+        cause = failed_allocation(error)
+        if isinstance(cause, torch.OutOfMemoryError):
+            cause.args = (f"out of memory with {what}: {cause}",)
         raise
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and each one that was being handled when the one before it was raised."""
-    while error is not None:
-        yield error
-        error = error.__context__
 
 
 def _meeting_file() -> Path | None:

@@ -71,13 +71,13 @@ def failure_kind(error: BaseException) -> FailureKind:
         return "diverged"
     if isinstance(error, KeyboardInterrupt):
         return "preempted"
-    if _out_of_memory(error) is not None:
+    if failed_allocation(error) is not None:
         return "oom"
     broken = is_storage_failure(error) or _is_peer_lost(error) or _says(error, _BROKEN_DEVICE)
     return "node" if broken else "code"
 
 
-def _out_of_memory(error: BaseException) -> BaseException | None:
+def failed_allocation(error: BaseException) -> BaseException | None:
     """The failed allocation that ``error`` is or was raised because of: a failed capture raises an error of its own."""
     if isinstance(error, SeqlmError):
         return None
@@ -113,7 +113,7 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
 def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[str, Any]:
     """The content of ``failure.json``: kind, a line for a person, where it happened, in how small parts of a step."""
     kind = failure_kind(error)
-    error = _out_of_memory(error) or error
+    error = failed_allocation(error) or error
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else "unknown"
     message = str(error).strip() or type(error).__name__

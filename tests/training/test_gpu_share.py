@@ -59,9 +59,11 @@ def capture_without_memory() -> None:
 
 
 def test_the_share_is_named_when_a_capture_ends_on_a_lack_of_memory(limits: list[object]) -> None:
-    expected = r"its share of 0\.25 .*: CUDA error: capture invalidated"
-    with pytest.raises(RuntimeError, match=expected), gpu_share(ON_GPU, {"SEQLM_GPU_SHARE": "0.25"}):
+    with pytest.raises(RuntimeError) as caught, gpu_share(ON_GPU, {"SEQLM_GPU_SHARE": "0.25"}):
         capture_without_memory()
+    failure = describe_failure(caught.value, rank=0, attempt=1)
+    share = "out of memory with its share of 0.25 of NVIDIA H100 80GB HBM3, 20.0 GiB"
+    assert (failure["kind"], failure["message"]) == ("oom", f"OutOfMemoryError: {share}: {NO_MEMORY}")
 
 
 def test_another_error_is_left_as_it_is(limits: list[object]) -> None:
