@@ -195,5 +195,6 @@ def test_a_child_that_fails_says_why_in_one_line() -> None:
         measure_in_child("torch.nn", tiny()[0], threads=1, device=CPU)
     assert str(caught.value) == (
         'torch.nn: no peak memory, exit code 2: error: unknown implementation "torch.nn"; did you mean '
-        '"torch.nn-tf32"? (valid: literal, torch.nn-fp32, ours-fp32, torch.nn-bf16, ours-bf16, torch.nn-tf32, ours-tf32)'
+        '"torch.nn-tf32"? (valid: literal, torch.nn-fp32, ours-fp32, torch.nn-bf16, ours-bf16, torch.nn-tf32, '
+        "ours-tf32)"
     )
