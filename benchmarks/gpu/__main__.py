@@ -12,10 +12,12 @@ import contextlib
 import importlib.util
 import json
 import math
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,6 +25,7 @@ from typing import Any, NoReturn
 
 from benchmarks.gpu.folder import PARTS, Budget, Results
 from benchmarks.memory_allocator import restart_with_kept_memory
+from jobs.process import start_rank
 from seqlm.errors import BackendError, FileError, SeqlmError, UsageError
 from seqlm.rundir import make_directory, write_text
 
@@ -173,6 +176,8 @@ def _do(
     except FileError:
         raise  # the disk is full, or the folder is gone: nothing can be kept
     except SeqlmError as error:
+        if part in IN_A_CHILD:  # which keeps what it has measured before it fails
+            document = results.read(part)
         document["error"] = str(error).splitlines()[0]
         _say(f"{part}: {document['error']}")
     save()
@@ -191,22 +196,23 @@ def _tests(document: dict[str, Any], budget: Budget, *, rehearse: bool) -> None:
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *chosen]
     document["command"] = shlex.join(["python", *argv[1:]])
     seconds = None if math.isinf(budget.seconds_left) else budget.seconds_left
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise BackendError("the tests did not end in the time that was left") from None
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+    with tempfile.TemporaryFile() as log:
+        try:
+            exit_code = _wait(start_rank(argv, {}, str(ROOT), log, log), seconds)
+        except subprocess.TimeoutExpired:
+            raise BackendError("the tests did not end in the time that was left") from None
+        log.seek(0)
+        output = log.read().decode("utf-8", "replace")
     lines = output.replace(str(ROOT), ".").strip().splitlines() or ["no output"]
-    document["summary"] = lines[-1].strip("= ")
+    counted = [
+        line for line in lines if re.search(r"\d (passed|failed|skipped|deselected|errors?)\b.* in [\d.]+s", line)
+    ]
+    document["summary"] = (counted or lines)[-1].strip("= ")
     document["failures"] = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    document["exit_code"] = process.returncode
-    document["output"] = lines[-400:] if process.returncode else lines[-30:]
-    if process.returncode not in (0, 1):
-        raise BackendError(f"pytest ended with exit code {process.returncode}: {document['summary']}")
+    document["exit_code"] = exit_code
+    document["output"] = lines[-400:] if exit_code else lines[-30:]
+    if exit_code not in (0, 1):
+        raise BackendError(f"pytest ended with exit code {exit_code}: {document['summary']}")
     document["complete"] = True
     _say(f"tests: {document['summary']}")
 
@@ -221,16 +227,26 @@ def _in_a_child(part: str, results: Results, budget: Budget, options: argparse.N
     minutes = budget.minutes_left()
     argv += [] if minutes is None else ["--minutes", f"{minutes:.3f}"]
     argv += ["--rehearse"] if options.rehearse else []
-    child = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with tempfile.TemporaryFile() as log:
+        exit_code = _wait(start_rank(argv, {}, str(ROOT), sys.stdout.buffer, log), None)
+        log.seek(0)
+        last = (log.read().decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
+    if exit_code:
+        raise BackendError(f"the process of {part} ended with exit code {exit_code}: {last}")
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float | None) -> int:
+    """Return the exit code of a process; kill it if it takes longer or this process is interrupted.
+
+    Raises:
+        subprocess.TimeoutExpired: it has taken longer.
+    """
     try:
-        _, stderr = child.communicate()
+        return process.wait(seconds)
     except BaseException:
-        child.kill()
-        child.communicate()
+        process.kill()
+        process.wait()
         raise
-    if child.returncode:
-        last = (stderr.strip().splitlines() or ["no message"])[-1]
-        raise BackendError(f"the process of {part} ended with exit code {child.returncode}: {last}")
 
 
 def _child(options: argparse.Namespace) -> int:

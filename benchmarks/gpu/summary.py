@@ -139,8 +139,9 @@ def _kernels(profile: Mapping[str, Any] | None) -> str:
 def _resume(document: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, run in document.get("runs", {}).items():
-        place = f"epoch {run['resumed_from']['epoch'] + 1}, step {run['resumed_from']['step']}"
-        equal = "equal bit for bit" if not run["differences"] else f"{len(run['differences'])} tensors or files differ"
+        saved = run["resumed_from"]
+        place = "-" if saved is None else f"epoch {saved['epoch'] + 1}, step {saved['step']}"
+        equal = run["error"] or "equal bit for bit"
         rows.append([name, place, equal])
     return [*_table(["shape", "killed, resumed from", "against an undisturbed run"], rows, text_columns=3), ""]
 
