@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import synchronize
+from benchmarks.names import Precision
 from benchmarks.shapes import Shape
+from seqlm.training.precision import set_switches
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Product:
 
 @final
 class GemmPeak:
-    """The best of a few float32 products, each done once a turn.
+    """The best of a few products in one precision, each done once a turn; those in bf16 have bf16 results.
 
     With N = T B rows: the output layer's product (N, H) (H, V) and its two gradients, the product with a recurrent
     or attention weight (N, H) (H, H), and a cubic one that owes nothing to the shape. All write into memory that
@@ -38,14 +40,21 @@ class GemmPeak:
     """
 
     def __init__(
-        self, shape: Shape, device: torch.device, clock: Callable[[], float] = time.perf_counter, seed: int = 1
+        self,
+        shape: Shape,
+        device: torch.device,
+        precision: Precision = "fp32",
+        clock: Callable[[], float] = time.perf_counter,
+        seed: int = 1,
     ) -> None:
+        self._precision = precision
         self._device = device
         self._clock = clock
         generator = torch.Generator(device).manual_seed(seed)
 
         def matrix(rows: int, columns: int) -> Tensor:
-            return torch.randn(rows, columns, generator=generator, device=device)
+            drawn = torch.randn(rows, columns, generator=generator, device=device)
+            return drawn.bfloat16() if precision == "bf16" else drawn
 
         n, h, v, c = shape.tokens, shape.config.model.hidden_size, shape.vocab_size, shape.cube
         hidden, weight, logits, d_logits = matrix(n, h), matrix(v, h), matrix(n, v), matrix(n, v)
@@ -59,6 +68,7 @@ class GemmPeak:
 
     def __call__(self) -> float:
         """Billions of floating-point operations per second of the fastest."""
+        set_switches(self._precision)
         return max(product.flops / self._seconds(product) for product in self.products) / 1e9
 
     def _seconds(self, product: Product) -> float:

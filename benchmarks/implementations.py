@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from torch import Tensor
 from benchmarks.baselines.builtin import builtin_loss, builtin_model
 from benchmarks.baselines.literal import literal_loss, literal_model
 from benchmarks.baselines.step import BaselineStep, default_optimizer
-from benchmarks.names import PRECISIONS, check_implementation, ours
+from benchmarks.names import LITERAL, Precision, ours, precision_of
 from benchmarks.ours import OurStep
 from benchmarks.shapes import Shape
 from seqlm.config import RecurrentConfig
+from seqlm.training.precision import set_switches, use_precision
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Trains on a window of inputs and targets (T, B) and returns the mean loss."""
@@ -22,22 +23,44 @@ Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 SEED = 1111
 
 
+@final
+class InPrecision:
+    """A step under the switches of its precision: a process has one set, and steps of other precisions run between."""
+
+    def __init__(self, step: Step, precision: Precision) -> None:
+        self._step = step
+        self._precision = precision
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """What the step returns."""
+        set_switches(self._precision)
+        return self._step(inputs, targets)
+
+
 def build_step(name: str, shape: Shape, device: torch.device) -> Step:
-    """A fresh model with its optimizer, ready to train.
+    """A fresh model with its optimizer, ready to train in the precision that its name ends in (``literal``: fp32).
 
     Raises:
-        UsageError: there is no such implementation, or the device has no such precision.
+        UsageError: there is no such implementation.
+        BackendError: the device has no such precision.
     """
-    check_implementation(name)
+    precision = precision_of(name)
+    dtype = use_precision(precision, device)
     torch.manual_seed(SEED)
-    for precision in PRECISIONS:
-        if name == ours(precision):
-            return OurStep(shape, precision, device)
+    if name == ours(precision):
+        return InPrecision(OurStep(shape, dtype, device), precision)
     config = shape.config
-    make, loss = (literal_model, literal_loss) if name == "literal" else (builtin_model, builtin_loss)
+    make, loss = (literal_model, literal_loss) if name == LITERAL else (builtin_model, builtin_loss)
     model = make(config.model, shape.vocab_size, config.train.seq_len).to(device)
-    optimizer = default_optimizer(config.optim, model)
-    return BaselineStep(model, loss, optimizer, clip_norm=config.train.clip_norm, state=_zero_state(shape, device))
+    step = BaselineStep(
+        model,
+        loss,
+        default_optimizer(config.optim, model),
+        clip_norm=config.train.clip_norm,
+        state=_zero_state(shape, device),
+        autocast=dtype,
+    )
+    return InPrecision(step, precision)
 
 
 def draw_windows(shape: Shape, device: torch.device, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -17,14 +17,11 @@ from benchmarks.device import synchronize
 from benchmarks.gemm_peak import GemmPeak
 from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import Rounds, Spread, Turn, interleave
-from benchmarks.names import BASELINES, Precision, implementation_names, ours
+from benchmarks.names import LITERAL, PRECISIONS, Precision, builtin, compared_with, implementation_names, ours
 from benchmarks.peak_memory import measure_in_child
 from benchmarks.shapes import Shape
 from jobs.estimate import flops_per_token, parameter_count
-from seqlm.errors import BackendError, RunError, UsageError
-
-GEMM = "gemm"
-"""Name of the turn that measures the fastest product."""
+from seqlm.errors import BackendError, RunError
 
 WINDOWS = 8
 """Windows of random ids that every implementation trains on, round and round."""
@@ -119,12 +116,13 @@ def _measure_times(shape: Shape, settings: Settings, say: Callable[[str], None])
     for name in names:
         try:
             step = build_step(name, shape, settings.device)
-        except (BackendError, UsageError) as error:  # no such precision here
+        except BackendError as error:  # no such precision here
             say(f"{name}: {error}")
             continue
         steps[name] = StepTurn(step, windows, settings.device)
 
-    turns: dict[str, Turn] = {**steps, GEMM: GemmPeak(shape, settings.device)}
+    peaks = {gemm(p): GemmPeak(shape, settings.device, p) for p in settings.precisions if ours(p) in steps}
+    turns: dict[str, Turn] = {**steps, **peaks}
     rounds = interleave(
         turns,
         seconds=settings.seconds,
@@ -132,7 +130,8 @@ def _measure_times(shape: Shape, settings: Settings, say: Callable[[str], None])
         warmup_rounds=settings.warmup_rounds,
         on_round=_round_speaker(settings.seconds, say),
     )
-    return times_record(rounds, names, shape) | {"last_loss": {name: turn.last_loss for name, turn in steps.items()}}
+    losses = {name: turn.last_loss for name, turn in steps.items()}
+    return times_record(rounds, settings.precisions, shape) | {"last_loss": losses}
 
 
 def _round_speaker(seconds: float, say: Callable[[str], None]) -> Callable[[int, float], None]:
@@ -148,27 +147,33 @@ def _round_speaker(seconds: float, say: Callable[[str], None]) -> Callable[[int,
     return on_round
 
 
-def times_record(rounds: Rounds, names: Sequence[str], shape: Shape) -> dict[str, Any]:
-    """What the rounds say. ``names`` are those that were asked for; what was not measured is null."""
-    fp32 = ours("fp32")
+def gemm(precision: Precision) -> str:
+    """Name of the turn that measures the fastest product of a precision."""
+    return f"gemm-{precision}"
+
+
+def times_record(rounds: Rounds, precisions: Sequence[Precision], shape: Shape) -> dict[str, Any]:
+    """What the rounds say about each implementation in these precisions; what was not measured is null."""
+    measured = rounds.values.keys()
+    gflop = flops_per_token(shape.config, shape.vocab_size) * shape.tokens / 1e9
     speedup: dict[str, Any] = {}
-    for name in names:
-        if name not in BASELINES:
-            others = [other for other in (*BASELINES, fp32) if other in rounds.values and other != name]
-            measured = name in rounds.values
-            speedup[name] = {o: _plain(rounds.ratio(o, name)) for o in others} if measured else None
-    share = None
-    if fp32 in rounds.values:
-        gflop = flops_per_token(shape.config, shape.vocab_size) * shape.tokens / 1e9
-        share = _plain(rounds.combined(lambda seconds, peak: gflop / seconds / peak, fp32, GEMM))
+    peak: dict[str, Any] = {}
+    share: dict[str, Any] = {}
+    for precision in precisions:
+        name, fastest = ours(precision), gemm(precision)
+        speedup[name] = peak[precision] = share[precision] = None
+        if name in measured:
+            speedup[name] = {o: _plain(rounds.ratio(o, name)) for o in compared_with(name) if o in measured}
+            peak[precision] = _plain(rounds.spread(fastest))
+            share[precision] = _plain(rounds.combined(lambda seconds, of: gflop / seconds / of, name, fastest))
     return {
         "rounds": rounds.count,
         "step_ms": {
-            name: _plain(Spread.of([1000 * s for s in rounds.values[name]])) if name in rounds.values else None
-            for name in names
+            name: _plain(Spread.of([1000 * s for s in rounds.values[name]])) if name in measured else None
+            for name in implementation_names(precisions)
         },
         "speedup": speedup,
-        "gemm_peak_gflops": _plain(rounds.spread(GEMM)),
+        "gemm_peak_gflops": peak,
         "share_of_gemm_peak": share,
     }
 
@@ -208,9 +213,9 @@ def _measure_memory(
 
 
 def memory_ratios(megabytes: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
-    """Ours over each baseline's, where both are known."""
+    """Ours over the literal implementation's and over torch.nn's in the same precision, where both are known."""
     return {
-        name: {b: _rounded(of_ours / theirs) for b in BASELINES if (theirs := megabytes.get(b))}
-        for name, of_ours in megabytes.items()
-        if name not in BASELINES and of_ours is not None
+        name: {b: _rounded(of_ours / theirs) for b in (LITERAL, builtin(precision)) if (theirs := megabytes.get(b))}
+        for precision in PRECISIONS
+        if (of_ours := megabytes.get(name := ours(precision))) is not None
     }

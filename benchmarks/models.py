@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from benchmarks.memory_allocator import restart_with_kept_memory
-from benchmarks.names import PRECISIONS, check_implementation
+from benchmarks.names import PRECISIONS, precision_of
 from benchmarks.shapes import GROUPS, Shape, by_name, select
 from seqlm.errors import FileError, SeqlmError, UsageError
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_out(options.out)
         if options.peak_memory_of is not None:
             name, shape_name = options.peak_memory_of
-            check_implementation(name)
+            precision_of(name)  # before torch is imported
             (shape,) = select([shape_name])
             _print_peak_memory(name, shape, _settings(options))
             return 0
@@ -77,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--shapes", nargs="+", metavar="SHAPE", default=["published"], help="default: published")
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], help="of our products; fp32 bf16"
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        default=["fp32", "bf16"],
+        help="of products, ours and torch.nn's; fp32 bf16",
     )
     parser.add_argument("--seconds", type=_seconds, default=60.0, help="time of the rounds of a shape; 60")
     parser.add_argument("--rounds", type=_positive, default=3, help="fewest rounds; 3")
@@ -130,12 +134,10 @@ def _settings(options: argparse.Namespace) -> Settings:
 
     from benchmarks.device import choose_device
     from benchmarks.measurement import Settings
-    from benchmarks.ours import BASELINE_MATMUL_PRECISION
 
     device = choose_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    torch.set_float32_matmul_precision(BASELINE_MATMUL_PRECISION)
     return Settings(
         seconds=options.seconds,
         least_rounds=options.rounds,

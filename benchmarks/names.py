@@ -8,10 +8,16 @@ from typing import Literal, TypeAlias, get_args
 from seqlm.errors import UsageError, nearest
 
 Precision: TypeAlias = Literal["fp32", "bf16", "tf32"]
-"""Of our matrix products; the baselines' are always float32."""
+"""Of matrix products."""
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-BASELINES = ("literal", "torch.nn")
+LITERAL = "literal"
+"""The literal implementation, in fp32 only."""
+
+
+def builtin(precision: str) -> str:
+    """Name of the implementation by ``torch.nn`` in a precision."""
+    return f"torch.nn-{precision}"
 
 
 def ours(precision: str) -> str:
@@ -19,13 +25,27 @@ def ours(precision: str) -> str:
     return f"ours-{precision}"
 
 
-def implementation_names(precisions: Sequence[Precision] = PRECISIONS) -> list[str]:
-    """All that are compared, in the order of their turns."""
-    return [*BASELINES, *map(ours, precisions)]
+def precision_of(name: str) -> Precision:
+    """The precision of an implementation.
+
+    Raises:
+        UsageError: there is no implementation of that name.
+    """
+    for precision in PRECISIONS:
+        if name in (builtin(precision), ours(precision)):
+            return precision
+    if name == LITERAL:
+        return "fp32"
+    valid = implementation_names(PRECISIONS)
+    raise UsageError(f'unknown implementation "{name}"{nearest(name, valid)} (valid: {", ".join(valid)})')
 
 
-def check_implementation(name: str) -> None:
-    """Raise UsageError unless there is an implementation of that name."""
-    valid = implementation_names()
-    if name not in valid:
-        raise UsageError(f'unknown implementation "{name}"{nearest(name, valid)} (valid: {", ".join(valid)})')
+def implementation_names(precisions: Sequence[Precision]) -> list[str]:
+    """All that are compared in these precisions, in the order of their turns."""
+    pairs = [name for precision in precisions for name in (builtin(precision), ours(precision))]
+    return [LITERAL, *pairs] if "fp32" in precisions else pairs
+
+
+def compared_with(name: str) -> list[str]:
+    """What our implementation called ``name`` is compared with: torch.nn in its precision, and what is fp32."""
+    return [LITERAL, builtin(precision_of(name)), *([ours("fp32")] if name != ours("fp32") else [])]

@@ -7,32 +7,24 @@ from typing import final
 import torch
 from torch import Tensor
 
-from benchmarks.names import Precision
 from benchmarks.shapes import Shape
 from seqlm.models import build_model
 from seqlm.training.optimizers import build_optimizer
-from seqlm.training.precision import use_precision
 from seqlm.training.step import TrainingStep
-
-BASELINE_MATMUL_PRECISION = "highest"
-"""Of float32 products outside our step."""
 
 
 @final
 class OurStep:
     """What a worker of a run does with a window, without the files.
 
-    Raises:
-        BackendError: the device has no such precision.
+    Args:
+        shape: of model, optimizer and window.
+        dtype: of the operands of products; ``None``: that of the parameters.
+        device: where it trains.
     """
 
-    def __init__(self, shape: Shape, precision: Precision, device: torch.device) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype | None, device: torch.device) -> None:
         config = shape.config
-        try:
-            dtype = use_precision(precision, device)
-            self._matmul_precision = torch.get_float32_matmul_precision()
-        finally:
-            torch.set_float32_matmul_precision(BASELINE_MATMUL_PRECISION)
         model = build_model(config.model, shape.vocab_size, config.train.seq_len, dtype).to(device)
         optimizer = build_optimizer(config.optim, model.parameters())
         self._step = TrainingStep(
@@ -46,11 +38,6 @@ class OurStep:
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of the window's tokens, in nats."""
-        # The whole process has one setting, and other implementations take their turns in between.
-        torch.set_float32_matmul_precision(self._matmul_precision)
-        try:
-            result = self._step(inputs, targets, self._state)
-        finally:
-            torch.set_float32_matmul_precision(BASELINE_MATMUL_PRECISION)
+        result = self._step(inputs, targets, self._state)
         self._state = result.state
         return result.loss_nats / targets.numel()

@@ -40,7 +40,8 @@ def measure_peak_memory(name: str, shape: Shape, device: torch.device) -> PeakMe
     A shrunk copy trains first: what torch imports and sets up at its first step counts for nobody.
 
     Raises:
-        UsageError: there is no such implementation, or the device has no such precision.
+        UsageError: there is no such implementation.
+        BackendError: the device has no such precision.
     """
     _train(name, shape.shrunk(), device)
     if device.type == "cuda":

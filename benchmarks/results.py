@@ -16,13 +16,13 @@ import torch
 from benchmarks.device import device_name
 from benchmarks.measurement import Settings
 from benchmarks.memory_allocator import KEEP_MEMORY
-from benchmarks.names import ours
+from benchmarks.names import LITERAL, builtin, ours
 from jobs import terminal
 from jobs.code_snapshot import live_code
 from seqlm import machine
 from seqlm.rundir import write_json, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def new_document(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def new_document(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:
         **circumstances(),
         "device": device_name(settings.device) if settings.device.type == "cuda" else "cpu",
         "threads": settings.threads,
-        "baseline_precision": f"fp32, matmul precision {torch.get_float32_matmul_precision()}",
+        "load_average": round(os.getloadavg()[0], 1),
         "settings": {
             "seconds": settings.seconds,
             "least_rounds": settings.least_rounds,
@@ -92,40 +92,35 @@ def _versions() -> dict[str, str | None]:
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
+TEXT_COLUMNS = 3
+"""Columns before the numbers."""
+
+
 def _table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     precisions = document["settings"]["precisions"]
-    main = "fp32" if "fp32" in precisions else precisions[0]
-    others = [precision for precision in precisions if precision != main]
-    of_us = "ours" if main == "fp32" else f"ours {main}"
-    header = ["shape", "runs", "literal ms", "torch.nn ms", f"{of_us} ms", "vs torch.nn", "vs literal"]
-    for precision in others:
-        header += [f"ours {precision} ms", f"{precision} vs {'fp32' if main == 'fp32' else 'torch.nn'}"]
     with_memory = any("peak_memory_mb" in shape for shape in document["shapes"])
-    if with_memory:
-        header += ["literal MB", "torch.nn MB", f"{of_us} MB", "of torch.nn's"]
-    header += ["of GEMM peak"]
-    rows = []
-    for shape in document["shapes"]:
-        times, speedup = shape["step_ms"], shape["speedup"]
-        row = [shape["name"], " ".join(map(str, shape["runs"])) or "-"]
-        row += [_median(times["literal"]), _median(times["torch.nn"]), *_of_ours(times, main)]
-        of_main = speedup[ours(main)] or {}
-        row += [_times(of_main.get("torch.nn"), spread_too=True), _times(of_main.get("literal"))]
-        for precision in others:
-            gain = speedup[ours(precision)] or {}
-            row += [*_of_ours(times, precision), _times(gain.get(ours("fp32") if main == "fp32" else "torch.nn"))]
-        if with_memory:
-            megabytes = shape.get("peak_memory_mb", {})
-            row += [_number(megabytes.get(name)) for name in ("literal", "torch.nn", ours(main))]
-            row += [_percent(shape.get("memory_ratio", {}).get(ours(main), {}).get("torch.nn"))]
-        row += [_percent((shape["share_of_gemm_peak"] or {}).get("median"))]
-        rows.append(row)
-    return header, rows
+    header = ["shape", "runs", "precision", "literal ms", "torch.nn ms", "ours ms", "vs torch.nn", "vs literal"]
+    header += ["vs fp32"] if precisions != ["fp32"] else []
+    header += ["literal MB", "torch.nn MB", "ours MB", "of torch.nn's"] if with_memory else []
+    rows = [_row(shape, precision, header) for shape in document["shapes"] for precision in precisions]
+    return [*header, "of GEMM peak"], rows
 
 
-def _of_ours(times: Mapping[str, Any], precision: str) -> list[str]:
-    found = times[ours(precision)]
-    return [_median(found) if found else f"no {precision} here"]
+def _row(shape: Mapping[str, Any], precision: str, header: Sequence[str]) -> list[str]:
+    """One shape in one precision. The literal implementation, which is fp32, has its own figures in that row only."""
+    name, torch_nn = ours(precision), builtin(precision)
+    literal = LITERAL if precision == "fp32" else ""
+    times, megabytes = shape["step_ms"], shape.get("peak_memory_mb", {})
+    faster, ratios = shape["speedup"][name] or {}, shape.get("memory_ratio", {}).get(name, {})
+    row = [shape["name"], " ".join(map(str, shape["runs"])) or "-", precision]
+    row += [_median(times.get(literal)), _median(times[torch_nn])]
+    row += [_median(times[name]) if times[name] else f"no {precision} here"]
+    row += [_times(faster.get(torch_nn), spread_too=True), _times(faster.get(LITERAL) if literal else None)]
+    if "vs fp32" in header:
+        row += [_times(faster.get(ours("fp32")))]
+    if "ours MB" in header:
+        row += [_number(megabytes.get(each)) for each in (literal, torch_nn, name)] + [_percent(ratios.get(torch_nn))]
+    return [*row, _percent((shape["share_of_gemm_peak"][precision] or {}).get("median"))]
 
 
 def _median(spread: Mapping[str, float] | None) -> str:
@@ -159,25 +154,27 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{document['date']}, commit {code}, {where}, {document['threads']} threads; {libraries}",
         f"memory allocator, the same for all as for a run's workers: {allocator or 'the system default'}",
-        f"literal and torch.nn: {document['baseline_precision']}, default optimizers; one training step, median",
+        f"load average before: {document['load_average']}, with {document['cores']} cores",
+        "literal and torch.nn: default optimizers; one training step, median",
+        "precision: of ours and of torch.nn, with cuDNN's TF32 switch; torch.nn in bf16: torch.autocast",
         "vs: how many times as fast, median of the ratios within each round (least-most)",
     ]
     if any("peak_memory_mb" in shape for shape in document["shapes"]):
         lines += ["MB: peak memory above that before the model was built, in a process of its own"]
-    lines += ["of GEMM peak: share of the fastest float32 product's FLOP/s, measured in the same rounds"]
+    lines += ["of GEMM peak: share of the FLOP/s of the precision's fastest product, measured in the same rounds"]
     return [*lines, "interrupted: the other shapes were not measured"] if document["interrupted"] else lines
 
 
 def as_text(document: Mapping[str, Any]) -> str:
     """The table with its notes, for a terminal."""
     header, rows = _table(document)
-    return "\n".join([terminal.table(header, rows, right=range(2, len(header))), "", *notes(document)])
+    return "\n".join([terminal.table(header, rows, right=range(TEXT_COLUMNS, len(header))), "", *notes(document)])
 
 
 def as_markdown(document: Mapping[str, Any]) -> str:
     """The same in Markdown."""
     header, rows = _table(document)
-    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+    rule = [*["---"] * TEXT_COLUMNS, *["---:"] * (len(header) - TEXT_COLUMNS)]
     lines = [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
     return "\n".join([f"`{document['command']}`", "", *lines, "", *(f"- {note}" for note in notes(document)), ""])
 

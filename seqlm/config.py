@@ -172,7 +172,8 @@ class TrainConfig:
     clip_norm: float = 0.25
     """Largest gradient norm over all parameters."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a processor or GPU that has it."""
+    """Of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or processor
+    that has it. docs/manifest.md says how results are stored."""
 
     def __post_init__(self) -> None:
         _check("train", self, positive=("epochs", "batch_size", "seq_len", "clip_norm"))

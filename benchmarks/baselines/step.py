@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import final
 
 import torch
@@ -29,6 +30,7 @@ class BaselineStep:
         optimizer: of the model's parameters.
         clip_norm: largest gradient norm over all parameters.
         state: the first one.
+        autocast: type of ``torch.autocast`` around forward and loss; ``None``: no autocast.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class BaselineStep:
         *,
         clip_norm: float,
         state: Tensor,
+        autocast: torch.dtype | None = None,
     ) -> None:
+        self._autocast = nullcontext() if autocast is None else torch.autocast(state.device.type, dtype=autocast)
         self._model = model
         self._loss = loss
         self._optimizer = optimizer
@@ -53,8 +57,9 @@ class BaselineStep:
     def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"]) -> Float[Tensor, ""]:
         """The mean loss of the window's tokens, in nats."""
         self._optimizer.zero_grad()
-        logits, state = self._model(inputs, self._state)
-        loss = self._loss(logits, targets)
+        with self._autocast:
+            logits, state = self._model(inputs, self._state)
+            loss = self._loss(logits, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
         self._optimizer.step()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqlm.models.dropout import Dropout
 from seqlm.models.fused_transformer import MASKED_SCORE, attention, is_later
-from seqlm.models.products import linear
+from seqlm.models.products import linear, rounded_product
 
 
 @final
@@ -77,10 +77,9 @@ class MultiHeadAttention(nn.Module):
         else:
             if cache is not None:
                 k, v = cache.extend(k, v)
-            low = self.dtype or x.dtype
-            s = (q.to(low) @ k.to(low).transpose(-2, -1)).to(x.dtype) * q.shape[-1] ** -0.5
+            s = rounded_product(q, k.transpose(-2, -1), self.dtype) * q.shape[-1] ** -0.5
             a = self.dropout(s.masked_fill(is_later(s), MASKED_SCORE).softmax(dim=-1))
-            heads = (a.to(low) @ v.to(low)).to(x.dtype)
+            heads = rounded_product(a, v, self.dtype)
         return linear(self.W_o, _merge_heads(heads), self.dtype)
 
     def fused_core(self, qkv: Float[Tensor, "T B QKV"]) -> Float[Tensor, "T B H"]:
@@ -94,6 +93,7 @@ class MultiHeadAttention(nn.Module):
     def _torch_attention(
         self, q: Float[Tensor, "B N T K"], k: Float[Tensor, "B N T K"], v: Float[Tensor, "B N T K"]
     ) -> Float[Tensor, "B N T K"]:
+        # Scores and sums are float32 inside, but a kernel of bf16 operands stores its result and gradients as bf16.
         low = self.dtype or q.dtype
         rate = 1 - self.dropout.keep if self.training else 0.0
         attended = F.scaled_dot_product_attention(q.to(low), k.to(low), v.to(low), dropout_p=rate, is_causal=True)

@@ -72,7 +72,7 @@ class _FusedRNN(Function):
         h = _states(x, h_0)
         h_low = _rounded(h, dtype)
         project(x_low, W_x, b, out=h[1:].flatten(0, 1))
-        recurrent = RepeatedProduct(W_h.to(dtype), rows=len(h_0), steps=len(x))
+        recurrent = RepeatedProduct(W_h, dtype, rows=len(h_0), steps=len(x))
         for previous_low, current, current_low in zip(h_low[:-1], h[1:], h_low[1:], strict=True):
             torch.tanh(recurrent.plus(previous_low, current), out=current)
             _round(current, current_low)
@@ -87,11 +87,11 @@ class _FusedRNN(Function):
         # d holds the factors 1 - h^2 at first, and step by step the gradient of the pre-activations.
         d = torch.mul(h[1:], h[1:]).neg_().add_(1)
         d_low = _rounded(d, dtype)
-        recurrent = RepeatedProduct(W_h.to(dtype).t(), rows=d.shape[1], steps=len(d))
+        recurrent = RepeatedProduct(W_h.t(), dtype, rows=d.shape[1], steps=len(d))
         d_h = d_out[-1]
         for t in range(len(d) - 1, -1, -1):
             _round(d[t].mul_(d_h), d_low[t])
-            d_h = recurrent.plus(d_low[t], d_out[t - 1]) if t else recurrent.times(d_low[t]).to(d.dtype)
+            d_h = recurrent.plus(d_low[t], d_out[t - 1]) if t else recurrent.times(d_low[t])
         d_low = d_low.flatten(0, 1)
         d_x = product(d_low, W_x.to(dtype), d.dtype).unflatten(0, d.shape[:2])
         d_W_x = product(d_low.t(), x_low, d.dtype)
@@ -132,8 +132,8 @@ class _FusedGRU(Function):
         project(x_low, W[: 2 * hidden], b[: 2 * hidden], out=rz.flatten(0, 1))
         project(x_low, W[2 * hidden :], b[2 * hidden :], out=c.flatten(0, 1))
         rh_low = x.new_empty(steps, batch, hidden, dtype=dtype)
-        gates = RepeatedProduct(U_rz.to(dtype), rows=batch, steps=steps)
-        candidate = RepeatedProduct(U_h.to(dtype), rows=batch, steps=steps)
+        gates = RepeatedProduct(U_rz, dtype, rows=batch, steps=steps)
+        candidate = RepeatedProduct(U_h, dtype, rows=batch, steps=steps)
         for t in range(steps):
             torch.sigmoid(gates.plus(h_low[t], rz[t]), out=rz[t])
             r, z = rz[t].chunk(2, dim=1)
@@ -158,12 +158,12 @@ class _FusedGRU(Function):
         d_c = torch.mul(c, c).neg_().add_(1).mul_(z)
         d_rz_low, d_c_low = _rounded(d_rz, dtype), _rounded(d_c, dtype)
         keep = 1 - z
-        gates = RepeatedProduct(U_rz.to(dtype).t(), rows=batch, steps=steps)
-        candidate = RepeatedProduct(U_h.to(dtype).t(), rows=batch, steps=steps)
+        gates = RepeatedProduct(U_rz.t(), dtype, rows=batch, steps=steps)
+        candidate = RepeatedProduct(U_h.t(), dtype, rows=batch, steps=steps)
         d_h = d_out[-1]
         for t in range(steps - 1, -1, -1):
             _round(d_c[t].mul_(d_h), d_c_low[t])
-            d_rh = candidate.times(d_c_low[t]).to(d_c.dtype)
+            d_rh = candidate.times(d_c_low[t])
             d_rz[t, :, :hidden].mul_(d_rh)
             d_rz[t, :, hidden:].mul_(d_h)
             _round(d_rz[t], d_rz_low[t])

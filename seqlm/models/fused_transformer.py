@@ -26,7 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from seqlm.models.function import apply
-from seqlm.models.products import product, project
+from seqlm.models.products import multiply, product, project
 
 NORM_EPSILON = 1e-6
 MASKED_SCORE = -1e9
@@ -166,17 +166,17 @@ class _Attention(Function):
         _, batch, _ = qkv.shape
         heads = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 1, 3, 0, 4)  # 3, B, N, T, K
         q, k, v = heads.to(dtype).flatten(1, 2).contiguous()
-        s = torch.bmm(q, k.transpose(1, 2)).to(qkv.dtype).mul_(q.shape[-1] ** -0.5)
+        s = product(q, k.transpose(1, 2), qkv.dtype).mul_(q.shape[-1] ** -0.5)
         s.masked_fill_(is_later(s), MASKED_SCORE)
         w = s.softmax(dim=-1)
         if factors is not None:
             factors = factors.flatten(0, 1)
-        attended = torch.bmm((w if factors is None else w * factors).to(dtype), v)
+        attended = product((w if factors is None else w * factors).to(dtype), v, qkv.dtype)
         ctx.save_for_backward(q, k, v, w, factors)
         ctx.num_heads = num_heads
         ctx.full = qkv.dtype
         merged: Tensor = attended.unflatten(0, (batch, num_heads)).permute(2, 0, 1, 3).flatten(2)
-        return merged.to(qkv.dtype)
+        return merged
 
     @staticmethod
     @once_differentiable
@@ -185,14 +185,14 @@ class _Attention(Function):
         g = d_out.to(q.dtype).unflatten(2, (ctx.num_heads, -1)).permute(1, 2, 0, 3).flatten(0, 1)
         p = w if factors is None else w * factors
         d_qkv = torch.empty(3, *q.shape, dtype=ctx.full, device=q.device)
-        d_qkv[2] = torch.bmm(p.to(q.dtype).transpose(1, 2), g)
-        e = torch.bmm(g, v.transpose(1, 2)).to(ctx.full)
+        multiply(p.to(q.dtype).transpose(1, 2), g, out=d_qkv[2])
+        e = product(g, v.transpose(1, 2), ctx.full)
         if factors is not None:
             e.mul_(factors)
         e.mul_(w)
         d_s = torch.addcmul(e, w, e.sum(dim=-1, keepdim=True), value=-1).mul_(q.shape[-1] ** -0.5).to(q.dtype)
-        d_qkv[0] = torch.bmm(d_s, k)
-        d_qkv[1] = torch.bmm(d_s.transpose(1, 2), q)
+        multiply(d_s, k, out=d_qkv[0])
+        multiply(d_s.transpose(1, 2), q, out=d_qkv[1])
         d_qkv = d_qkv.unflatten(1, (-1, ctx.num_heads)).permute(3, 1, 0, 2, 4).flatten(2)
         return d_qkv, None, None, None
 

@@ -1,28 +1,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gemm_peak import GemmPeak
 from benchmarks.implementations import build_step, draw_windows
 from benchmarks.interleave import Rounds
 from benchmarks.measurement import StepTurn, memory_ratios, times_record
-from benchmarks.names import implementation_names
+from benchmarks.names import PRECISIONS, Precision, implementation_names
 from benchmarks.peak_memory import measure_in_child, measure_peak_memory
 from benchmarks.shapes import Shape, tiny
+from seqlm import machine
 from seqlm.config import AdamConfig
-from seqlm.errors import RunError, UsageError
+from seqlm.errors import BackendError, RunError, UsageError
+from seqlm.training.precision import set_switches
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _switches_restored() -> Iterator[None]:
+    yield
+    set_switches("fp32")
+
+
 all_tiny = pytest.mark.parametrize("shape", tiny(), ids=lambda shape: shape.name)
 
 
 @all_tiny
-@pytest.mark.parametrize("name", implementation_names(["fp32"]))
-def test_every_implementation_returns_the_mean_loss_and_learns(name: str, shape: Shape) -> None:
+@pytest.mark.parametrize("name", implementation_names(["fp32", "bf16"]))
+def test_every_implementation_returns_the_mean_loss_and_learns(
+    name: str, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: True)
     optim = AdamConfig(optimizer="adam", lr=0.02)
     step = build_step(name, replace(shape, config=replace(shape.config, optim=optim)), CPU)
     (window,) = draw_windows(shape, CPU, 1)
@@ -47,6 +62,12 @@ def test_windows_are_random_ids_with_the_next_one_as_target() -> None:
 def test_an_unknown_implementation_is_told_the_nearest() -> None:
     with pytest.raises(UsageError, match=r'^unknown implementation "ours-fp23"; did you mean "ours-fp32"\? \(valid: '):
         build_step("ours-fp23", tiny()[0], CPU)
+
+
+@pytest.mark.parametrize("of", ["torch.nn", "ours"])
+def test_a_precision_that_the_device_lacks_is_refused_for_every_implementation(of: str) -> None:
+    with pytest.raises(BackendError, match="tf32"):
+        build_step(f"{of}-tf32", tiny()[0], CPU)
 
 
 def test_a_turn_measures_one_step_and_takes_the_windows_round_and_round() -> None:
@@ -74,34 +95,79 @@ def test_a_loss_that_is_not_a_number_is_none() -> None:
 def test_a_speedup_is_how_many_times_as_fast_ours_is_and_what_was_not_measured_is_null() -> None:
     shape = tiny()[0]
     # 20 tokens of 10,176 operations each: 0.2035 million in 2 ms are 0.1018 billion in a second.
-    rounds = Rounds(
-        {"literal": [0.006, 0.012], "torch.nn": [0.001, 0.002], "ours-fp32": [0.002, 0.004], "gemm": [2, 1]}
-    )
-    record = times_record(rounds, ["literal", "torch.nn", "ours-fp32", "ours-bf16"], shape)
+    times = {"literal": [0.006, 0.012], "torch.nn-fp32": [0.001, 0.002], "ours-fp32": [0.002, 0.004]}
+    record = times_record(Rounds({**times, "gemm-fp32": [2, 1]}), ["fp32", "bf16"], shape)
     assert record["rounds"] == 2
+    assert list(record["step_ms"]) == ["literal", "torch.nn-fp32", "ours-fp32", "torch.nn-bf16", "ours-bf16"]
     assert record["step_ms"]["literal"] == {"median": 9, "min": 6, "max": 12}
     assert record["step_ms"]["ours-bf16"] is None
     three, half = ({"median": value, "min": value, "max": value} for value in (3, 0.5))
-    assert record["speedup"] == {"ours-fp32": {"literal": three, "torch.nn": half}, "ours-bf16": None}
-    assert record["gemm_peak_gflops"] == {"median": 1.5, "min": 1, "max": 2}
-    assert record["share_of_gemm_peak"]["median"] == pytest.approx(0.05088, rel=1e-4)
+    assert record["speedup"] == {"ours-fp32": {"literal": three, "torch.nn-fp32": half}, "ours-bf16": None}
+    assert record["gemm_peak_gflops"] == {"fp32": {"median": 1.5, "min": 1, "max": 2}, "bf16": None}
+    assert record["share_of_gemm_peak"]["fp32"]["median"] == pytest.approx(0.05088, rel=1e-4)
+    assert record["share_of_gemm_peak"]["bf16"] is None
 
 
-def test_low_precision_is_compared_with_the_baselines_and_with_our_float32() -> None:
-    rounds = Rounds({"literal": [0.006], "torch.nn": [0.003], "ours-fp32": [0.002], "ours-bf16": [0.001], "gemm": [1]})
-    record = times_record(rounds, ["literal", "torch.nn", "ours-fp32", "ours-bf16"], tiny()[0])
+def test_low_precision_is_compared_with_torch_nn_in_the_same_one_and_with_our_fp32() -> None:
+    times = {"literal": [0.006], "torch.nn-fp32": [0.009], "ours-fp32": [0.002]}
+    low = {"torch.nn-bf16": [0.003], "ours-bf16": [0.001], "gemm-bf16": [1]}
+    record = times_record(Rounds({**times, "gemm-fp32": [1], **low}), ["fp32", "bf16"], tiny()[0])
     assert {name: value["median"] for name, value in record["speedup"]["ours-bf16"].items()} == {
         "literal": 6,
-        "torch.nn": 3,
+        "torch.nn-bf16": 3,
         "ours-fp32": 2,
     }
-    alone = times_record(Rounds({"torch.nn": [0.003], "ours-bf16": [0.001], "gemm": [1]}), ["ours-bf16"], tiny()[0])
-    assert alone["share_of_gemm_peak"] is None
+    alone = times_record(Rounds(low), ["bf16"], tiny()[0])
+    assert list(alone["step_ms"]) == ["torch.nn-bf16", "ours-bf16"]
+    assert list(alone["speedup"]["ours-bf16"]) == ["torch.nn-bf16"]
+    assert alone["share_of_gemm_peak"]["bf16"]["median"] == pytest.approx(0.2035, rel=1e-3)
 
 
 def test_a_memory_ratio_is_our_share_of_each_baseline_that_is_known() -> None:
-    found = memory_ratios({"literal": None, "torch.nn": 200.0, "ours-fp32": 150.0, "ours-bf16": None})
-    assert found == {"ours-fp32": {"torch.nn": 0.75}}
+    fp32 = {"literal": None, "torch.nn-fp32": 200.0, "ours-fp32": 150.0}
+    found = memory_ratios({**fp32, "torch.nn-bf16": 100.0, "ours-bf16": 90.0, "ours-tf32": None})
+    assert found == {"ours-fp32": {"torch.nn-fp32": 0.75}, "ours-bf16": {"torch.nn-bf16": 0.9}}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("of", ["torch.nn", "ours"])
+def test_each_turn_has_the_switches_of_its_own_precision(
+    precision: Precision, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN's own among them; without a GPU, the switches are set all the same."""
+    monkeypatch.setattr("benchmarks.implementations.use_precision", lambda precision, device: None)
+    shape = tiny()[0]
+    step, peak = build_step(f"{of}-{precision}", shape, CPU), GemmPeak(shape, CPU, precision)
+    (window,) = draw_windows(shape, CPU, 1)
+    for turn in (lambda: step(*window), peak):
+        set_switches("fp32" if precision == "tf32" else "tf32")
+        turn()
+        assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+        assert torch.backends.cudnn.allow_tf32 is (precision == "tf32")
+    assert {product.a.dtype for product in peak.products} == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
+@all_tiny
+def test_torch_nn_in_bf16_has_bf16_products(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "has_bf16", lambda: True)
+    step = build_step("torch.nn-bf16", shape, CPU)
+    (window,) = draw_windows(shape, CPU, 1)
+    with Products() as products:
+        step(*window)
+    assert products.found == {torch.bfloat16}
+
+
+class Products(TorchDispatchMode):
+    """Collects the types of the operands of matrix products, except attention's: autocast on a CPU keeps them fp32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "addmm"):
+            self.found |= {args[-1].dtype, args[-2].dtype}
+        return func(*args, **(kwargs or {}))
 
 
 @all_tiny
@@ -109,7 +175,7 @@ def test_the_peak_is_that_of_the_best_product_of_the_shapes_own_sizes(shape: Sha
     flops = [2 * 20 * 16 * 50] * 3 + [2 * 20 * 16 * 16, 2 * 32**3]
     # The clock is read before and after each product: they take 1, 2, 4, 1/8 and 64 seconds.
     times = iter([0, 1, 1, 3, 3, 7, 7, 7.125, 10, 74])
-    peak = GemmPeak(shape, CPU, clock=lambda: next(times))
+    peak = GemmPeak(shape, CPU, "fp32", clock=lambda: next(times))
     assert [product.flops for product in peak.products] == flops
     assert peak() == pytest.approx(max(32_000, 10_240 * 8, 65_536 / 64) / 1e9)
     for product in peak.products:
@@ -118,7 +184,7 @@ def test_the_peak_is_that_of_the_best_product_of_the_shapes_own_sizes(shape: Sha
 
 def test_peak_memory_is_that_of_the_step_and_not_of_the_process() -> None:
     shape = tiny()[0]
-    peak = measure_peak_memory("torch.nn", shape, CPU)
+    peak = measure_peak_memory("torch.nn-fp32", shape, CPU)
     assert 0 <= peak.bytes < 50_000_000
     assert peak.counter in ("VmHWM", "ru_maxrss")
 
@@ -126,8 +192,9 @@ def test_peak_memory_is_that_of_the_step_and_not_of_the_process() -> None:
 @pytest.mark.process
 def test_a_child_that_fails_says_why_in_one_line() -> None:
     with pytest.raises(RunError) as caught:
-        measure_in_child("torch.n", tiny()[0], threads=1, device=CPU)
+        measure_in_child("torch.nn", tiny()[0], threads=1, device=CPU)
     assert str(caught.value) == (
-        'torch.n: no peak memory, exit code 2: error: unknown implementation "torch.n"; did you mean "torch.nn"? '
-        "(valid: literal, torch.nn, ours-fp32, ours-bf16, ours-tf32)"
+        'torch.nn: no peak memory, exit code 2: error: unknown implementation "torch.nn"; did you mean '
+        '"torch.nn-tf32"? (valid: literal, torch.nn-fp32, ours-fp32, torch.nn-bf16, ours-bf16, torch.nn-tf32, '
+        "ours-tf32)"
     )

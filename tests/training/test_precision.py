@@ -7,16 +7,15 @@ import torch
 
 from seqlm import machine
 from seqlm.errors import BackendError
-from seqlm.training.precision import use_precision
+from seqlm.training.precision import set_switches, use_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
-def _setting_restored() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+def _switches_restored() -> Iterator[None]:
     yield
-    torch.set_float32_matmul_precision(before)
+    set_switches("fp32")
 
 
 @pytest.fixture
@@ -31,6 +30,26 @@ def test_fp32_is_never_computed_in_less() -> None:
     torch.set_float32_matmul_precision("medium")
     assert use_precision("fp32", CPU) is None
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_switches_are_those_of_the_last_precision() -> None:
+    """cuDNN's recurrent layers have a TF32 switch of their own; sums of bf16 products never are bf16."""
+    for precision, tf32 in (("tf32", True), ("fp32", False), ("tf32", True), ("bf16", False)):
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
+        set_switches(precision)  # type: ignore[arg-type]
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32
+        assert torch.backends.cudnn.allow_tf32 is tf32
+        assert torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction is False
+
+
+def test_the_newer_switch_of_cudnns_recurrent_layers_follows() -> None:
+    if not hasattr(torch.backends.cudnn, "rnn") or not hasattr(torch.backends.cudnn.rnn, "fp32_precision"):
+        pytest.skip("PyTorch before 2.9 has only the older switches")
+    set_switches("tf32")
+    assert torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    set_switches("fp32")
+    assert torch.backends.cudnn.rnn.fp32_precision != "tf32"
 
 
 def test_tf32_on_a_processor_is_refused() -> None:
@@ -60,3 +79,13 @@ def test_earlier_cards_have_neither(capability: tuple[int, int]) -> None:
         use_precision("tf32", GPU)
     with pytest.raises(BackendError, match=r"compute capability 8\.0 or more, found Card"):
         use_precision("bf16", GPU)
+
+
+@pytest.mark.parametrize("capability", [(9, 0)], indirect=True)
+def test_bf16_on_a_gpu_needs_results_in_float32(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqlm.training.precision._has_out_dtype", lambda: False)
+    with pytest.raises(BackendError, match=r'^train.precision = "bf16" on a GPU needs PyTorch 2.8 or later, .* found '):
+        use_precision("bf16", GPU)
+    assert use_precision("fp32", GPU) is None
+    monkeypatch.setattr(machine, "has_bf16", lambda: True)
+    assert use_precision("bf16", CPU) is torch.bfloat16

@@ -1,0 +1,222 @@
+"""Each product against float64, within bounds that a sum or a result in a shorter type would break."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqlm.config import ModelConfig
+from seqlm.models import build_model
+from seqlm.models.products import RepeatedProduct, linear, multiply, multiply_add, product, project, rounded_product
+from seqlm.training.precision import set_switches
+from tests.full_results import full_results_on_the_cpu
+
+SIZE = 64
+"""Of all three sides of a product: rows, columns and terms of each sum."""
+ROUNDED_SUM = 2.0**-23
+"""Largest relative error of a float32 addition: 2^-24 to nearest, twice that where a tensor core truncates."""
+ROUNDED_TO_BF16 = 2.0**-8
+"""Largest relative error of a number rounded to bf16."""
+ROUNDED_TO_TF32 = 2.0**-10
+"""Largest relative error of a number cut to TF32's 11 bits; 2^-11 if it is rounded to nearest."""
+
+NAMES = (
+    "multiply",
+    "multiply_add",
+    "product of batches",
+    "project",
+    "linear",
+    "linear by x",
+    "linear by W",
+    "batch by a",
+    "batch by b",
+    "repeated times",
+    "repeated plus",
+)
+names = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _switches_restored() -> Iterator[None]:
+    yield
+    set_switches("fp32")
+
+
+@pytest.fixture
+def full_results(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    with full_results_on_the_cpu(monkeypatch):
+        yield
+
+
+def drawn(size: int, device: str = "cpu", *, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Two float32 factors, with bf16 values if asked for, and a matrix to add to, all (size, size)."""
+    torch.manual_seed(1)
+    a, b, added = (torch.randn(size, size) for _ in range(3))
+    return tuple(x.to(device) for x in ((a.bfloat16().float(), b.bfloat16().float(), added) if bf16 else (a, b, added)))
+
+
+def computed(name: str, a: Tensor, b: Tensor, added: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """What the operation ``name`` gives, and the factors of the product it computed."""
+    a_low, b_low, out, bias = a.to(dtype), b.to(dtype), added.clone(), added[0]
+    layer = nn.Linear(SIZE, SIZE, device=a.device)
+    with torch.no_grad():
+        layer.weight.copy_(b.t())
+        layer.bias.copy_(bias)
+    leaf, batch = a.clone().requires_grad_(), torch.stack((b, a))
+    repeated = RepeatedProduct(b.t(), dtype, rows=len(a), steps=35)
+    match name:
+        case "multiply":
+            multiply(a_low, b_low, out=out)
+        case "multiply_add":
+            multiply_add(a_low, b_low, out=out)
+        case "product of batches":
+            out = product(torch.stack((b_low, a_low)), torch.stack((a_low, b_low)), a.dtype)[1]
+        case "project":
+            project(a_low, b.t(), bias, out=out)
+        case "linear":
+            out = linear(layer, a.view(2, -1, SIZE), dtype).flatten(0, 1)
+        case "linear by x":
+            linear(layer, leaf, dtype).backward(b.t())
+            return gradient(leaf), b.t(), b.t()
+        case "linear by W":
+            linear(layer, a, dtype).backward(b)
+            return gradient(layer.weight), b.t(), a
+        case "batch by a":
+            rounded_product(leaf.expand(2, -1, -1), batch, dtype)[0].backward(b)
+            return gradient(leaf), b, b.t()
+        case "batch by b":
+            rounded_product(batch, leaf.expand(2, -1, -1), dtype)[0].backward(a)
+            return gradient(leaf), b.t(), a
+        case "repeated times":
+            out = repeated.times(a_low)
+        case "repeated plus":
+            out = repeated.plus(a_low, added)
+    return out, a, b
+
+
+def gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def exact_and_magnitude(name: str, a: Tensor, b: Tensor, added: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The result in float64, the product in it, and the same with all terms positive: the most a partial sum can be."""
+    exact, magnitude = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+    if name in ("multiply_add", "repeated plus"):
+        return exact + added, exact, magnitude + added.abs()
+    if name in ("project", "linear"):
+        return exact + added[0], exact, magnitude + added[0].abs()
+    return exact, exact, magnitude
+
+
+@names
+def test_fp32_products_err_by_the_additions_alone(name: str) -> None:
+    a, b, added = drawn(SIZE, bf16=False)
+    found, *factors = computed(name, a, b, added, torch.float32)
+    exact, _, magnitude = exact_and_magnitude(name, *factors, added)
+    assert found.dtype == torch.float32
+    assert ((found - exact).abs() <= (SIZE + 1) * ROUNDED_SUM * magnitude).all()
+
+
+@names
+@pytest.mark.usefixtures("full_results")
+def test_bf16_products_err_by_float32_additions_alone_where_results_are_stored_in_full(name: str) -> None:
+    """The product of two bf16 numbers has 16 bits, so float32 holds each term."""
+    a, b, added = drawn(SIZE, bf16=True)
+    check_full_results(name, a, b, added)
+
+
+@names
+@pytest.mark.gpu
+def test_bf16_products_of_a_gpu_err_by_float32_additions_alone(name: str) -> None:
+    set_switches("bf16")
+    check_full_results(name, *drawn(SIZE, "cuda", bf16=True))
+
+
+def check_full_results(name: str, a: Tensor, b: Tensor, added: Tensor) -> None:
+    found, *factors = computed(name, a, b, added, torch.bfloat16)
+    exact, multiplied, magnitude = exact_and_magnitude(name, *factors, added)
+    bound = (SIZE + 1) * ROUNDED_SUM * magnitude
+    assert found.dtype == torch.float32
+    assert ((found - exact).abs() <= bound).all()
+    rounded = multiplied.bfloat16() - multiplied
+    assert (rounded.abs() > bound).float().mean() > 0.5, "the bound must not let a rounded result pass"
+
+
+@names
+def test_bf16_products_of_a_cpu_round_the_finished_sum_once(name: str) -> None:
+    a, b, added = drawn(SIZE, bf16=True)
+    found, *factors = computed(name, a, b, added, torch.bfloat16)
+    exact, multiplied, magnitude = exact_and_magnitude(name, *factors, added)
+    bound = (SIZE + 1) * ROUNDED_SUM * magnitude + ROUNDED_TO_BF16 * multiplied.abs()
+    assert found.dtype == torch.float32
+    assert ((found - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("terms", [16, 1000, 20_000])
+def test_a_cpu_sums_bf16_products_of_any_length_in_float32(terms: int) -> None:
+    """Ones and their sum: added up in bf16, the sum would stay at 256."""
+    a, b = torch.ones(32, terms, dtype=torch.bfloat16), torch.ones(terms, 48, dtype=torch.bfloat16)
+    found = product(a, b, torch.float32)
+    assert ((found - terms).abs() <= ROUNDED_TO_BF16 * terms).all()
+
+
+@names
+@pytest.mark.gpu
+def test_tf32_products_err_by_their_operands_rounding(name: str) -> None:
+    a, b, added = drawn(SIZE, "cuda", bf16=False)
+    set_switches("tf32")
+    found, *factors = computed(name, a, b, added, torch.float32)
+    exact, _, magnitude = exact_and_magnitude(name, *factors, added)
+    additions = (SIZE + 1) * ROUNDED_SUM * magnitude
+    assert ((found - exact).abs() <= additions + 2.1 * ROUNDED_TO_TF32 * magnitude).all()
+    assert ((found - exact).abs() > additions).any(), "the products were not rounded at all"
+
+
+@pytest.mark.usefixtures("full_results")
+def test_a_rounded_product_can_be_differentiated_twice() -> None:
+    """Of the sum of w (a b), the gradient by a is w b^T; of the sum of v (w b^T), the gradient by b is v^T w."""
+    a, b, _ = drawn(SIZE, bf16=True)
+    w, v = a.t().contiguous(), b + 0
+    a.requires_grad_()
+    b.requires_grad_()
+    (d_a,) = torch.autograd.grad((w * rounded_product(a, b, torch.bfloat16)).sum(), a, create_graph=True)
+    (d_b,) = torch.autograd.grad((v * d_a).sum(), b)
+    exact, _, magnitude = exact_and_magnitude("", v.t(), w, v)
+    assert ((d_b - exact).abs() <= SIZE * ROUNDED_SUM * magnitude).all()
+
+
+class Products(TorchDispatchMode):
+    """Collects the types of the results of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[str, torch.dtype]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        if any(part in name for part in ("mm", "matmul", "linear", "mv", "dot")):
+            self.found.add((name, result.dtype))
+        return result
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"], indirect=True)
+@pytest.mark.parametrize("implementation", ["fused", "reference"], indirect=True)
+@pytest.mark.usefixtures("full_results")
+def test_no_result_of_a_product_in_a_bf16_step_is_bf16(
+    config: ModelConfig, implementation: Literal["fused", "reference"], tokens: Tensor
+) -> None:
+    model = build_model(config, 11, 7, torch.bfloat16)
+    with Products() as products:
+        loss, _ = model.loss(tokens, tokens.flip(0), model.initial_state(4))
+        loss.backward()
+    names = {name for name, _ in products.found}
+    assert {dtype for _, dtype in products.found} == {torch.float32}
+    assert "mm" in names
+    assert ("bmm" in names) == (config.arch == "transformer")
