@@ -50,10 +50,6 @@ class BaselineStep:
         self._clip_norm = clip_norm
         self._state = state
 
-    def compile(self, backend: str) -> None:
-        """Have ``torch.compile`` compile the model's forward and backward pass, when the first step is taken."""
-        self._model.compile(backend=backend)
-
     def __call__(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"]) -> Float[Tensor, ""]:
         """The mean loss of the window's tokens, in nats."""
         self._optimizer.zero_grad()

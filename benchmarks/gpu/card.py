@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 
 from benchmarks.device import device_name, synchronize
 from benchmarks.names import PRECISIONS
@@ -33,13 +32,13 @@ def describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return {"name": device_name(device)}
     found = torch.cuda.get_device_properties(device)
-    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None  # type: ignore[no-untyped-call]
+    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
     return {
         "name": found.name,
         "memory_bytes": found.total_memory,
         "capability": f"{found.major}.{found.minor}",
         "multiprocessors": found.multi_processor_count,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, nccl)) if nccl else None,
         "visible_devices": torch.cuda.device_count(),
     }
@@ -103,7 +102,7 @@ def profile(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
     nothing of the GPU (it needs CUPTI, which some machines forbid).
     """
     on_gpu = device.type == "cuda"
-    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    kind = "CUDA" if on_gpu else "CPU"
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
     synchronize(device)
@@ -114,7 +113,7 @@ def profile(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
     count: Counter[str] = Counter()
     microseconds: Counter[str] = Counter()
     for event in found.events() or ():
-        if event.device_type == kind and not getattr(event, "is_user_annotation", False):
+        if event.device_type.name == kind and not getattr(event, "is_user_annotation", False):
             count[event.name] += 1
             microseconds[event.name] += event.time_range.elapsed_us()
     if not count:

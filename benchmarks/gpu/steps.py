@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import traceback
@@ -13,15 +14,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines.step import BaselineStep
 from benchmarks.gpu import card
 from benchmarks.gpu.folder import Budget, Results
 from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import interleave
 from benchmarks.measurement import Settings, StepTurn, measure_shape
 from benchmarks.models import WARMUP_ROUNDS
-from benchmarks.names import PRECISIONS, Precision, implementation_names, ours
-from benchmarks.ours import OurStep
+from benchmarks.names import LITERAL, PRECISIONS, Precision, builtin, ours
 from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.shapes import Shape, published, select, tiny
 from jobs.estimate import flops_per_token
@@ -188,7 +187,7 @@ def _measure(shape: Shape, settings: Settings, peaks: dict[str, Any]) -> dict[st
     profiles, megabytes = {}, {}
     for name in measured:
         _say(f"{shape.name}: kernels and memory of {name}")
-        if name != "literal":  # thousands of kernels, which say nothing new
+        if name != LITERAL:  # thousands of kernels, which say nothing new
             profiles[name] = card.profile(_repeated(build_step(name, shape, device), shape, settings), device)
         _release()
         megabytes[name] = round(measure_peak_memory(name, shape, device).bytes / 1e6, 1)
@@ -244,7 +243,7 @@ def _measure_variants(shape: Shape, settings: Settings, backend: str) -> dict[st
     windows = draw_windows(shape, device, 8)
     turns: dict[str, StepTurn] = {}
     refused: dict[str, str] = {}
-    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    torch._dynamo.reset()
     for name, build in _variants_of(shape, settings, backend).items():
         _say(f"{shape.name}: {name}")
         try:
@@ -260,8 +259,8 @@ def _measure_variants(shape: Shape, settings: Settings, backend: str) -> dict[st
         least_rounds=settings.least_rounds,
         warmup_rounds=settings.warmup_rounds,
     )
-    pairs = [(fast, plain) for plain in turns for fast in (f"{plain} compiled", f"{plain} sdpa") if fast in turns]
-    pairs += [(ours(p), f"{n} compiled") for n in turns for p in PRECISIONS if _precision(n) == p and "torch" in n]
+    pairs = [(fast, plain) for plain in turns for fast in (f"{plain} compiled", f"{plain} sdpa")]
+    pairs += [(ours(p), f"{builtin(p)} compiled") for p in settings.precisions]
     return {
         "name": shape.name,
         "step_ms": {name: asdict(rounds.spread(name)) for name in turns},
@@ -277,28 +276,15 @@ def _variants_of(shape: Shape, settings: Settings, backend: str) -> dict[str, Ca
     device = settings.device
     found: dict[str, Callable[[], Step]] = {}
 
-    def compiled(name: str) -> Step:
-        step = build_step(name, shape, device)
-        assert isinstance(step, BaselineStep)
-        step.compile(backend)
-        return step
-
-    for name in implementation_names(settings.precisions):
-        if name == "literal":
-            continue
-        found[name] = lambda name=name: build_step(name, shape, device)  # type: ignore[misc]
-        if name.startswith("torch.nn"):
-            found[f"{name} compiled"] = lambda name=name: compiled(name)  # type: ignore[misc]
-    if isinstance(shape.config.model, TransformerConfig):
-        for precision in settings.precisions:
-            found[f"{ours(precision)} sdpa"] = lambda p=precision: OurStep(_with_sdpa(shape), p, device)  # type: ignore[misc]
+    for precision in settings.precisions:
+        for name in (builtin(precision), ours(precision)):
+            found[name] = functools.partial(build_step, name, shape, device)
+        found[f"{builtin(precision)} compiled"] = functools.partial(
+            build_step, builtin(precision), shape, device, backend
+        )
+        if isinstance(shape.config.model, TransformerConfig):
+            found[f"{ours(precision)} sdpa"] = functools.partial(build_step, ours(precision), _with_sdpa(shape), device)
     return found
-
-
-def _precision(name: str) -> str:
-    """Return the precision that an implementation's name ends with; fp32 without one."""
-    last = name.rpartition("-")[2]
-    return last if last in PRECISIONS else "fp32"
 
 
 def _with_sdpa(shape: Shape) -> Shape:
