@@ -29,10 +29,12 @@ from seqlm.errors import BackendError
 from seqlm.models import build_model
 from seqlm.training.optimizers import build_optimizer
 from seqlm.training.precision import use_precision
-from seqlm.training.step import WARM_UP_STEPS, TrainingStep
+from seqlm.training.step import TrainingStep
 
 STUDIED = ("rnn-2x1500-b20", "gru-2x1500-b20", "transformer-2x512-b128", "transformer-6x512-b128")
 """The shapes of most published runs: what is not worth measuring at all of them is measured at these."""
+UNCHECKED_STEPS = 5
+"""Steps before those: libraries set themselves up, and the step is captured and replayed once."""
 CHECKED_STEPS = 10
 """Steps that are checked for synchronisations."""
 SECONDS = 6.0
@@ -93,7 +95,7 @@ def _first_synchronisation(shape: Shape, precision: Precision, device: torch.dev
         tokens_per_step=shape.tokens,
         capture=capture,
     )
-    windows = draw_windows(shape, device, WARM_UP_STEPS + 2 + CHECKED_STEPS)  # then comes the capture, then a replay
+    windows = draw_windows(shape, device, UNCHECKED_STEPS + CHECKED_STEPS)
     state = model.initial_state(config.train.batch_size)
     for inputs, targets in windows[:-CHECKED_STEPS]:
         state = step(inputs, targets, state).state
