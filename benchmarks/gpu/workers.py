@@ -119,7 +119,7 @@ def resume(document: dict[str, Any], save: Save, budget: Budget, device: str, sa
             done[name] = {"resumed_from": None, "differences": None, "error": str(error)}
         say(f"{name}: {done[name]['error'] or 'equal bit for bit'}")
         save()
-    document["complete"] = all(name in done for name in names)
+    document["complete"] = all(name in done and done[name]["differences"] is not None for name in names)
     document["failures"] = [f"{name}: {run['error']}" for name, run in done.items() if run["error"]]
 
 
@@ -221,10 +221,10 @@ def sharing(document: dict[str, Any], save: Save, budget: Budget, device: str, s
             except MpsUnavailable as error:
                 figures["unavailable"] = str(error)
                 say(f"{mode}: {error}")
-    document["complete"] = True
     document["failures"] = [
         f"{count} {mode}: {problem}" for mode, figures in done.items() for count, problem in figures["failed"].items()
     ]
+    document["complete"] = not document["failures"]
 
 
 def _at_once(
