@@ -194,7 +194,7 @@ def _tests(document: dict[str, Any], budget: Budget, *, rehearse: bool) -> None:
     chosen = list(CPU_TESTS) if rehearse else ["-m", "gpu"]
     # Warnings of a torch that the tests were not written with are no failures.
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *chosen]
-    document["command"] = shlex.join(["python", *argv[1:]])
+    document["pytest_command"] = shlex.join(["python", *argv[1:]])
     seconds = None if math.isinf(budget.seconds_left) else budget.seconds_left
     with tempfile.TemporaryFile() as log:
         try:

@@ -77,7 +77,7 @@ def _percent(value: float | None) -> str:
 
 
 def _tests(document: Mapping[str, Any]) -> list[str]:
-    return [f"`{document.get('command', 'pytest')}`: {document.get('summary', 'no summary')}", ""]
+    return [f"`{document.get('pytest_command', 'pytest')}`: {document.get('summary', 'no summary')}", ""]
 
 
 def _synchronisations(document: Mapping[str, Any]) -> list[str]:

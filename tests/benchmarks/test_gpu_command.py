@@ -192,6 +192,33 @@ def test_a_run_that_resumes_into_other_weights_is_found(tmp_path: Path) -> None:
     assert "metrics.jsonl" in differences
 
 
+CONTROL = """#!/bin/sh
+echo "$CUDA_MPS_PIPE_DIRECTORY: $*" >>"$CALLS"
+if [ $# = 0 ]; then cat >>"$CALLS"; else exit "$CODE"; fi
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("code", "reason"), [("1", "nvidia-cuda-mps-control does not start: "), ("0", "a process ")])
+def test_an_mps_server_that_is_of_no_use_is_said_so_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    """Here a process can never use the card: there is none."""
+    control = tmp_path / "nvidia-cuda-mps-control"
+    control.write_text(CONTROL)
+    control.chmod(0o755)
+    for name, value in {"CALLS": str(tmp_path / "calls"), "CODE": code, "CUDA_VISIBLE_DEVICES": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(workers.MpsUnavailable, match=f"^{reason}"), workers.mps("cuda"):
+        pytest.fail("there is no MPS")
+    start, end, quit_ = (tmp_path / "calls").read_text().splitlines()
+    assert start.endswith("/pipe: -d")
+    assert end == start.removesuffix("-d")
+    assert quit_ == "quit"
+    assert not Path(start.partition(":")[0]).exists()
+
+
 def test_the_summary_of_an_empty_folder_lists_what_has_not_begun(tmp_path: Path) -> None:
     text = as_markdown(Results(tmp_path))
     assert all(f"| {part} | not begun |" in text for part in PARTS)
