@@ -121,13 +121,13 @@ def measure(shape: Shape, folder: Path, repeats: int, steps: int, draw: random.R
     }
 
 
-def write_text(folder: Path, shape: Shape) -> Path:
-    """Random words, as many different ones as the shape's vocabulary has."""
+def write_text(folder: Path, shape: Shape, windows: int = WINDOWS) -> Path:
+    """Random words for an epoch of ``windows`` steps, as many different ones as the shape's vocabulary has."""
     folder.mkdir()
     draw = random.Random(0)
     words = [f"w{number}" for number in range(shape.vocab_size - 1)]  # and the end of a line
     train = shape.config.train
-    tokens = train.batch_size * (train.seq_len * WINDOWS + 1)
+    tokens = train.batch_size * (train.seq_len * windows + 1)
     for split, count in (("train", tokens), ("valid", tokens // 10), ("test", tokens // 10)):
         drawn = [*words, *draw.choices(words, k=count)] if split == "train" else draw.choices(words, k=count)
         lines = [" ".join(drawn[start : start + 20]) for start in range(0, len(drawn), 20)]

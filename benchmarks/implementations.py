@@ -37,8 +37,10 @@ class InPrecision:
         return self._step(inputs, targets)
 
 
-def build_step(name: str, shape: Shape, device: torch.device) -> Step:
+def build_step(name: str, shape: Shape, device: torch.device, compiler: str | None = None) -> Step:
     """A fresh model with its optimizer, ready to train in the precision that its name ends in (``literal``: fp32).
+
+    ``compiler``: the backend with which ``torch.compile`` compiles a baseline's model at its first step.
 
     Raises:
         UsageError: there is no such implementation.
@@ -60,6 +62,8 @@ def build_step(name: str, shape: Shape, device: torch.device) -> Step:
         state=_zero_state(shape, device),
         autocast=dtype,
     )
+    if compiler is not None:
+        model.compile(backend=compiler)
     return InPrecision(step, precision)
 
 

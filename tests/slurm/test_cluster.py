@@ -265,6 +265,11 @@ def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(
 
 def test_a_node_on_which_a_worker_dies_twice_is_not_used_again(cluster: LoopbackCluster, tmp_path: Path) -> None:
     study = Study(cluster, tmp_path, epochs=100_000, gpus=0, env=Crawl(tmp_path, epochs=0).env)
+    wait_for(  # jobs of other tests may be ending
+        lambda: commands.run(["sinfo", "-h", "-N", "-o", "%t"], env=cluster.env, check=True).stdout.split(),
+        "all nodes to be idle",
+        until=lambda states: set(states) == {"idle"},
+    )
     assert study("run", "small.toml", "--no-wait").returncode == 0
     (run,) = study.runs()
     nodes = []

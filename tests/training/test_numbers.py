@@ -26,7 +26,7 @@ from seqlm.config import ModelConfig, RecurrentConfig, SgdConfig, TransformerCon
 from seqlm.models import build_model
 from seqlm.training.optimizers import build_optimizer
 from seqlm.training.precision import set_switches
-from seqlm.training.step import WARM_UP_STEPS, TrainingStep
+from seqlm.training.step import TrainingStep
 from tests.full_results import full_results_on_the_cpu
 
 STEPS, BATCH, VOCAB = 12, 5, 50
@@ -99,22 +99,16 @@ def one_step(
     """A step of a model whose parameters are float32 numbers; on a GPU the replay of a captured step."""
     torch.manual_seed(seed)
     model = build_model(config, VOCAB, STEPS, product_dtype).to(device, dtype)
-    capture = device == "cuda"
     step = TrainingStep(
         model,
         build_optimizer(SgdConfig(optimizer="sgd", lr=LR), model.parameters()),
         clip_norm=0.25,
         tokens_per_step=STEPS * BATCH,
-        capture=capture,
+        capture=device == "cuda",
     )
     inputs, targets = torch.randint(VOCAB, (2, STEPS, BATCH), generator=torch.Generator().manual_seed(seed)).to(device)
     state = model.initial_state(BATCH)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    for _ in range(WARM_UP_STEPS if capture else 0):
-        step(inputs, targets, state)
-        with torch.no_grad():
-            for parameter, value in zip(model.parameters(), before, strict=True):
-                parameter.copy_(value)
     result = step(inputs, targets, state)
     assert all(tensor.dtype == dtype for tensor in (result.loss_nats, result.state, *model.parameters()))
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -1,0 +1,404 @@
+"""What only a GPU does differently: captured steps, shorter products, its memory. Each body also runs on the CPU.
+
+On a GPU a step is captured as a CUDA graph and replayed; on a CPU the same lines run each time. Run the GPU's part
+with ``python -m pytest -m gpu``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqlm.config import AdamConfig, OptimConfig, RunConfig, SgdConfig
+from seqlm.data.corpus import Corpus, load_corpus
+from seqlm.models import LanguageModel, build_model
+from seqlm.rundir import RunDirectory
+from seqlm.training.attempt import StopRequested, StopSignal
+from seqlm.training.canary import run_canary
+from seqlm.training.distributed import Rank
+from seqlm.training.evaluate import evaluate
+from seqlm.training.failure import failure_kind
+from seqlm.training.optimizers import build_optimizer, restore_optimizer
+from seqlm.training.precision import use_precision
+from seqlm.training.step import TrainingStep
+from seqlm.training.trainer import Trainer
+from tests import commands
+from tests.training.studies import make_config, make_run, write_text
+
+on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+each_arch = pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
+ADAM, SGD = AdamConfig(optimizer="adam", lr=0.01), SgdConfig(optimizer="sgd", lr=0.5)
+ROOT = Path(__file__).parents[2]
+VOCAB, BATCH, WINDOW = 13, 4, 5
+BEFORE_REPLAYS = 4
+"""Steps by which a captured step has been recorded, whatever runs before that."""
+
+
+@pytest.fixture(autouse=True)
+def _settings_restored() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+class Stepper:
+    """A step of a model on a device, captured on a GPU, with the state that it carries."""
+
+    def __init__(self, device: str, config: RunConfig, optim: OptimConfig = SGD, *, capture: bool = True) -> None:
+        torch.manual_seed(1)
+        train = config.train
+        self.model: LanguageModel = build_model(config.model, VOCAB, train.seq_len).to(device)
+        self.step = TrainingStep(
+            self.model,
+            build_optimizer(optim, self.model.parameters()),
+            clip_norm=0.1,
+            tokens_per_step=train.seq_len * train.batch_size,
+            capture=capture and device == "cuda",
+        )
+        self.state = self.model.initial_state(train.batch_size)
+
+    def take(self, window: tuple[Tensor, Tensor]) -> float:
+        """Take a step; return its loss."""
+        result = self.step(*window, self.state)
+        self.state = result.state.clone()
+        return result.loss_nats.item()
+
+    def kept(self) -> list[Tensor]:
+        """Return copies of all parameters and of all that the optimizer keeps."""
+        moments = [v for entry in self.step.optimizer.state.values() for v in entry.values() if isinstance(v, Tensor)]
+        return [tensor.detach().clone() for tensor in (*self.model.parameters(), *moments)]
+
+
+def config_for(arch: str, **changes: Any) -> RunConfig:
+    return make_config(arch, **{"batch_size": BATCH, "seq_len": WINDOW, **changes})
+
+
+def windows(count: int, device: str, seq_len: int = WINDOW, batch: int = BATCH) -> list[tuple[Tensor, Tensor]]:
+    size = (count * seq_len + 1, batch)
+    ids = torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(2)).to(device)
+    starts = range(0, count * seq_len, seq_len)
+    return [(ids[at : at + seq_len], ids[at + 1 : at + 1 + seq_len]) for at in starts]
+
+
+def set_seed(device: str, seed: int) -> None:
+    torch.manual_seed(seed)  # of the CPU and of every GPU
+
+
+def set_state(device: str, seed: int) -> None:
+    """Put the generator into the state that ``seed`` gives, as a resumed run does."""
+    before = torch.get_rng_state()
+    generator = torch.Generator(device).manual_seed(seed)
+    torch.set_rng_state(before)
+    if device == "cuda":
+        torch.cuda.set_rng_state(generator.get_state())
+    else:
+        torch.set_rng_state(generator.get_state())
+
+
+# -- replays ---------------------------------------------------------------------------------------------------------
+
+
+@on_each_device
+@each_arch
+@pytest.mark.parametrize("reseed", [set_seed, set_state])
+def test_a_seed_between_replays_decides_the_masks(device: str, arch: str, reseed: Any) -> None:
+    stepper = Stepper(device, config_for(arch, keep=0.5))
+    *first, window = windows(BEFORE_REPLAYS + 2, device)
+    for earlier in first:
+        stepper.take(earlier)
+    parameters, state = stepper.kept(), stepper.state
+
+    def loss_after(seed: int) -> float:
+        with torch.no_grad():
+            for parameter, value in zip(stepper.model.parameters(), parameters, strict=True):
+                parameter.copy_(value)
+        stepper.state = state
+        reseed(device, seed)
+        return stepper.take(window)
+
+    one, other, again = loss_after(7), loss_after(8), loss_after(7)
+    assert one == again
+    assert one != other, "another seed, other masks"
+
+
+@on_each_device
+@each_arch
+def test_each_replay_draws_masks_of_its_own(device: str, arch: str) -> None:
+    stepper = Stepper(device, config_for(arch, keep=0.5), SgdConfig(optimizer="sgd", lr=1e-30))
+    (window,) = windows(1, device)
+    losses = []
+    for _ in range(BEFORE_REPLAYS + 4):
+        stepper.state = torch.zeros_like(stepper.state)
+        losses.append(stepper.take(window))
+    assert len(set(losses)) == len(losses), "no parameter moves: only the masks differ"
+
+
+@on_each_device
+@each_arch
+def test_an_evaluation_between_replays_disturbs_nothing_and_sees_the_new_parameters(device: str, arch: str) -> None:
+    text = torch.randint(VOCAB, (4 * WINDOW + 1, 3), generator=torch.Generator().manual_seed(5)).to(device)
+
+    def evaluated(model: LanguageModel) -> float:
+        return evaluate(model, model.initial_state(3), text, WINDOW, Rank(device=torch.device(device))).mean
+
+    losses, found = [], []
+    for look in (False, True):
+        stepper = Stepper(device, config_for(arch, keep=0.5), ADAM)
+        set_seed(device, 3)
+        taken = []
+        for number, window in enumerate(windows(BEFORE_REPLAYS + 6, device)):
+            stepper.model.train()
+            taken.append(stepper.take(window))
+            if look:
+                found.append(evaluated(stepper.model))
+                if number >= BEFORE_REPLAYS:
+                    assert found[-1] != found[-2], "the parameters have moved"
+                reference = copy.deepcopy(stepper.model).cpu().double()
+                device_of_text, text = text, text.cpu()
+                expected = evaluate(reference, reference.initial_state(3), text, WINDOW, Rank()).mean
+                text = device_of_text
+                assert found[-1] == pytest.approx(expected, rel=1e-4)
+        losses.append(taken)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@on_each_device
+@each_arch
+@pytest.mark.parametrize("optim", [ADAM, SGD], ids=["adam", "sgd"])
+def test_a_replay_that_is_not_finite_moves_nothing(device: str, arch: str, optim: OptimConfig) -> None:
+    stepper = Stepper(device, config_for(arch, keep=0.7), optim)
+    *first, second, third = windows(BEFORE_REPLAYS + 3, device)
+    for window in first:
+        stepper.take(window)
+    good, state = stepper.kept(), stepper.state
+    with torch.no_grad():
+        bias = stepper.model.output.bias[0].clone()
+        stepper.model.output.bias[0] = torch.nan
+    assert not math.isfinite(stepper.take(second))
+    with torch.no_grad():
+        stepper.model.output.bias[0] = bias
+    for now, before in zip(stepper.kept(), good, strict=True):
+        assert torch.equal(now, before)
+    stepper.state = state
+    assert math.isfinite(stepper.take(third))
+    assert not all(map(torch.equal, stepper.kept(), good)), "the next step moves on"
+
+
+@on_each_device
+@each_arch
+@pytest.mark.parametrize("optim", [ADAM, SGD], ids=["adam", "sgd"])
+def test_a_step_that_resumes_goes_on_like_one_that_never_stopped(device: str, arch: str, optim: OptimConfig) -> None:
+    """The resumed one warms up and captures anew, in the middle of the other's replays."""
+    *first, a, b, c, d, e, f = windows(BEFORE_REPLAYS + 8, device)
+    quiet = Stepper(device, config_for(arch, keep=0.7), optim)
+    for window in first:
+        quiet.take(window)
+    resumed = Stepper(device, config_for(arch, keep=0.7), optim)
+    resumed.model.load_state_dict(copy.deepcopy(quiet.model.state_dict()))
+    restore_optimizer(resumed.step.optimizer, copy.deepcopy(quiet.step.optimizer.state_dict()))
+    resumed.state = quiet.state
+    losses = []
+    for stepper in (quiet, resumed):
+        set_state(device, 9)
+        losses.append([stepper.take(window) for window in (a, b, c, d, e, f)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(resumed.kept(), quiet.kept(), rtol=1e-4, atol=1e-6)
+
+
+@on_each_device
+@each_arch
+@pytest.mark.parametrize("seq_len", [5, 400])
+def test_a_window_of_any_length_gives_what_it_gives_without_capture(device: str, arch: str, seq_len: int) -> None:
+    config = config_for(arch, keep=0.7, seq_len=seq_len)
+    found = []
+    for capture in (False, True):
+        stepper = Stepper(device, config, ADAM, capture=capture)
+        set_seed(device, 3)
+        losses = [stepper.take(window) for window in windows(BEFORE_REPLAYS + 3, device, seq_len)]
+        found.append((losses, stepper.kept()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-3, atol=1e-5)
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+LARGEST_ERROR = {"fp32": 2e-5, "tf32": 1e-2, "bf16": 5e-2}
+"""Of gradients, relative to their norm. Operands are rounded by at most half of eps (2**-24, 2**-11, 2**-9), at random,
+in a chain of some ten products; sums are float32."""
+LEAST_ERROR = {"fp32": 0.0, "tf32": 2e-5, "bf16": 2e-4}
+"""Of products that really are computed in that precision."""
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def loss_and_gradients(model: LanguageModel, window: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the loss (1) and all gradients in one vector, on the CPU as float64."""
+    loss, _ = model.loss(*window, model.initial_state(window[0].shape[1]))
+    loss.backward()
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    return loss.detach().cpu().double(), torch.cat(gradients).cpu().double()
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@on_each_device
+@each_arch
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("seq_len", [20, 200])
+def test_loss_and_gradients_are_near_those_of_float64(device: str, arch: str, precision: Any, seq_len: int) -> None:
+    if precision == "tf32" and device == "cpu":
+        pytest.skip("no processor has TF32")
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    if device == "cuda":
+        dtype = use_precision(precision, torch.device("cuda"))
+    config = config_for(arch, hidden_size=64, mlp_size=64, attention_keep=1.0) if arch == "transformer" else None
+    config = config or config_for(arch, hidden_size=64, embedding_size=48)
+    torch.manual_seed(4)
+    model = build_model(config.model, VOCAB, seq_len, dtype)
+    exact = build_model(config.model, VOCAB, seq_len).double()
+    exact.load_state_dict(model.state_dict())
+    (window,) = windows(1, "cpu", seq_len, batch=16)
+    loss, gradients = loss_and_gradients(model.to(device), (window[0].to(device), window[1].to(device)))
+    expected_loss, expected = loss_and_gradients(exact, window)
+    assert relative(loss, expected_loss) < LARGEST_ERROR[precision] / 5
+    assert LEAST_ERROR[precision] < relative(gradients, expected) < LARGEST_ERROR[precision]
+
+
+@on_each_device
+def test_sdpa_gives_what_the_equations_give(device: str) -> None:
+    found = []
+    for attention in ("own", "sdpa"):
+        config = config_for("transformer", attention=attention, seq_len=40)
+        torch.manual_seed(4)
+        model = build_model(config.model, VOCAB, 40).to(device)
+        (window,) = windows(1, device, 40)
+        found.append(loss_and_gradients(model, window))
+    assert relative(found[1][0], found[0][0]) < 5e-6
+    assert relative(found[1][1], found[0][1]) < 5e-5
+
+
+@on_each_device
+@pytest.mark.parametrize("keep", [1.0, 0.7])
+def test_a_step_with_sdpa_learns_under_replay(device: str, keep: float) -> None:
+    config = config_for("transformer", attention="sdpa", keep=keep, attention_keep=keep)
+    stepper = Stepper(device, config, ADAM)
+    (window,) = windows(1, device)
+    losses = [stepper.take(window) for _ in range(80)]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    if keep == 1.0:
+        plain = Stepper(device, config, ADAM, capture=False)
+        assert losses[:10] == pytest.approx([plain.take(window) for _ in range(10)], rel=1e-4)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def kind_of_a_capture_without_memory(device: str) -> str:
+    """Return the kind of failure of a step that finds no memory where a GPU captures it."""
+    stepper = Stepper(device, config_for("gru"))
+    features = stepper.model.features
+
+    def hungry(*arguments: Any) -> Any:
+        if device == "cpu" or torch.cuda.is_current_stream_capturing():
+            torch.empty(2**50, device=device)  # four pebibytes
+        return features(*arguments)
+
+    stepper.model.features = hungry  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError) as caught:
+        [stepper.take(window) for window in windows(BEFORE_REPLAYS, device)]
+    return failure_kind(caught.value)
+
+
+@on_each_device
+@pytest.mark.process  # what a failed capture leaves is nothing for other tests
+def test_a_capture_that_finds_no_memory_is_a_failure_of_kind_oom(device: str) -> None:
+    program = f"from tests.training.test_gpu import *; print(kind_of_a_capture_without_memory({device!r}))"
+    answer = commands.run([sys.executable, "-c", program], cwd=ROOT)
+    assert answer.stdout == "oom\n", answer.stderr
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    return load_corpus(make_config().data, write_text(tmp_path / "text"))
+
+
+def trainer_for(run: RunDirectory, corpus: Corpus, device: str, stop: StopSignal | None = None) -> Trainer:
+    rank = Rank(device=torch.device(device, 0) if device == "cuda" else torch.device("cpu"))
+    return Trainer(run.read_config(), corpus, run, rank=rank, attempt=run.last_attempt() + 1, stop=stop)
+
+
+@on_each_device
+def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tmp_path: Path, corpus: Corpus) -> None:
+    config = make_config("gru", hidden_size=512, batch_size=16, seq_len=20, optimizer="adam", lr=1e-3)
+    if device == "cuda":  # of this canary alone
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    run = make_run(tmp_path / "study" / "canary" / "run", config)
+    record = run_canary(trainer_for(run, corpus, device), 12)
+    parameters = sum(4 * math.prod(shape) for shape in [(512, 512 * 3)] * 3)
+    assert record["peak_memory_bytes"] > 4 * parameters, "parameters, gradients, two moments"
+    if device == "cpu":
+        assert record["reserved_memory_bytes"] is None
+    else:
+        held, peak = record["reserved_memory_bytes"], record["peak_memory_bytes"]
+        assert peak <= held < 2 * peak + 64 * 2**20, "the capture shares the memory of the steps before it"
+        assert held < record["device_memory_bytes"]
+
+
+# -- the Trainer -----------------------------------------------------------------------------------------------------
+
+
+@on_each_device
+@each_arch
+def test_a_run_ends_like_the_equations_on_a_cpu(device: str, arch: str, tmp_path: Path, corpus: Corpus) -> None:
+    histories = []
+    for place, implementation in (("cpu", "reference"), (device, "fused")):
+        config = make_config(arch, optimizer="adam", lr=0.003, implementation=implementation)
+        trainer = trainer_for(make_run(tmp_path / implementation, config), corpus, place)
+        result = trainer.train()
+        assert trainer.run.read_result() is not None
+        histories.append(
+            [*(e[key] for e in trainer.history for key in ("train_loss", "val_loss")), result["test_loss"]]
+        )
+    assert histories[1] == pytest.approx(histories[0], rel=1e-3)
+    assert histories[1][3] < histories[1][1] < math.log(len(corpus.vocabulary)) * 1.1, "it learns"
+
+
+@on_each_device
+@each_arch
+def test_a_run_that_is_stopped_and_resumed_ends_like_a_quiet_one(
+    device: str, arch: str, tmp_path: Path, corpus: Corpus
+) -> None:
+    config = make_config(arch, optimizer="adam", lr=0.01, epochs=3, keep=0.7)
+    quiet = trainer_for(make_run(tmp_path / "quiet", config), corpus, device)
+    quiet.train()
+    stop = StopSignal()
+    stopped = trainer_for(make_run(tmp_path / "stopped", config), corpus, device, stop)
+    step, count = stopped.step, 0
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == quiet._steps + 7:
+            stop.request()
+        return step(*arguments)
+
+    stopped.step = stopping  # type: ignore[assignment]
+    with pytest.raises(StopRequested):
+        stopped.train()
+    resumed = trainer_for(stopped.run, corpus, device)
+    resumed.train()
+    losses = [[epoch["val_loss"] for epoch in trainer.history] for trainer in (resumed, quiet)]
+    if device == "cpu":
+        assert losses[0] == losses[1]
+    else:  # bit for bit only in deterministic mode: benchmarks.gpu compares that, with real kills
+        assert losses[0] == pytest.approx(losses[1], rel=2e-3)
