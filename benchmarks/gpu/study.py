@@ -20,13 +20,13 @@ from benchmarks.names import ours
 from benchmarks.shapes import PUBLISHED_MANIFEST, Shape, tiny
 from jobs.estimate import flops_per_token, memory_bytes
 from jobs.manifest import Manifest, load_manifest
-from jobs.packing import CUDA_BYTES
 from jobs.process import start_rank
 from jobs.study import observe_study
 from seqlm.config import RunConfig
 from seqlm.data.corpus import corpus_facts, downloaded_ptb, load_corpus
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import DataError
+from seqlm.machine import CUDA_BYTES
 from seqlm.rundir import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
