@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.command_line import Parser, not_negative, positive
 from benchmarks.memory_allocator import restart_with_kept_memory
 from benchmarks.names import PRECISIONS, precision_of
 from benchmarks.shapes import GROUPS, Shape, by_name, select
@@ -25,13 +25,6 @@ EXIT_INTERRUPTED = 130
 
 WARMUP_ROUNDS = {"cpu": 2, "cuda": 5}
 """On a GPU our step is captured as a graph in its fourth round, and only replayed after that."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     groups = "\n".join(f"  {name:11}{text}" for name, text in GROUPS.items())
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.models",
         description="Time one training step of our models, of torch.nn's and of a literal implementation, in turns.",
         epilog=f"shapes: any of these groups, or names such as {next(iter(by_name()))}\n{groups}",
@@ -83,14 +76,14 @@ def _parser() -> argparse.ArgumentParser:
         default=["fp32", "bf16"],
         help="of products, ours and torch.nn's; fp32 bf16",
     )
-    parser.add_argument("--seconds", type=_seconds, default=60.0, help="time of the rounds of a shape; 60")
-    parser.add_argument("--rounds", type=_positive, default=3, help="fewest rounds; 3")
+    parser.add_argument("--seconds", type=not_negative, default=60.0, help="time of the rounds of a shape; 60")
+    parser.add_argument("--rounds", type=positive, default=3, help="fewest rounds; 3")
     parser.add_argument(
         "--warmup-rounds",
-        type=_positive,
+        type=positive,
         help=f"rounds before them, not counted; {WARMUP_ROUNDS['cpu']}, on a GPU {WARMUP_ROUNDS['cuda']}",
     )
-    parser.add_argument("--threads", type=_positive, help="of the processor; default: torch's own choice")
+    parser.add_argument("--threads", type=positive, help="of the processor; default: torch's own choice")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     parser.add_argument("--no-peak-memory", action="store_true", help="measure time alone")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of the table")
@@ -99,26 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peak-memory-of", nargs=2, metavar=("NAME", "SHAPE"), help=argparse.SUPPRESS)
     return parser
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, valid is a positive whole number")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text}, valid is a number of at least 0")
-    return value
 
 
 def _check_out(path: Path) -> None:

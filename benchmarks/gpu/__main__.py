@@ -18,13 +18,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
+from benchmarks.command_line import Parser, not_negative
 from benchmarks.gpu.folder import PARTS, Budget, Results
 from benchmarks.memory_allocator import restart_with_kept_memory
+from benchmarks.names import PRECISIONS
 from jobs.process import start_rank
 from seqlm.errors import BackendError, FileError, SeqlmError, UsageError
 from seqlm.rundir import make_directory, write_text
@@ -32,15 +35,9 @@ from seqlm.rundir import make_directory, write_text
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 IN_A_CHILD = ("synchronisations", "steps", "variants")
-PRECISIONS = ("fp32", "tf32", "bf16")
 ROOT = Path(__file__).resolve().parents[2]
 CPU_TESTS = ("tests/training/test_gpu.py", "-k", "cpu and gru")
 """In a rehearsal: some of the same bodies on the CPU."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:18}{text}" for name, text in PARTS.items())
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.gpu",
         description="Measure everything about this GPU; a call with the same --out goes on where the last one ended.",
         epilog=f"parts, in their order:\n{listed}",
@@ -69,23 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("gpu-results"), help="default: gpu-results")
-    parser.add_argument("--minutes", type=_minutes, metavar="N", help="end within N minutes; default: no limit")
+    parser.add_argument("--minutes", type=not_negative, metavar="N", help="end within N minutes; default: no limit")
     parser.add_argument("--parts", nargs="+", metavar="PART", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--ptb", type=Path, metavar="PATH", help="zip or folder of the Penn Treebank (else SEQLM_DATA)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the published runs; fp32")
     parser.add_argument("--rehearse", action="store_true", help="go through all parts on the CPU, at tiny sizes")
     parser.add_argument("--child", choices=IN_A_CHILD, help=argparse.SUPPRESS)
     return parser
-
-
-def _minutes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text}, valid is a number of at least 0")
-    return value
 
 
 @contextlib.contextmanager
@@ -180,6 +167,9 @@ def _do(
             document = results.read(part)
         document["error"] = str(error).splitlines()[0]
         _say(f"{part}: {document['error']}")
+    except Exception as error:  # a fault of ours in one part must not cost the minutes of the others
+        document["error"] = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
     save()
 
 

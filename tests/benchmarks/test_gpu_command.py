@@ -97,7 +97,7 @@ def test_a_call_that_ends_early_loses_the_part_under_way_alone(tmp_path: Path, n
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--minutes", "soon"], "argument --minutes: found soon, valid is a number of at least 0"),
+        (["--minutes", "soon"], "argument --minutes: expected a number of at least 0, got soon"),
         (["--parts", "stepps"], "argument --parts: invalid choice: 'stepps'"),
         (["--reherse"], "unrecognized arguments: --reherse"),
         (["--ptb", "nowhere.zip"], "nowhere.zip does not exist; valid is a folder or a zip file with"),
@@ -222,3 +222,19 @@ def test_an_mps_server_that_is_of_no_use_is_said_so_and_ended(
 def test_the_summary_of_an_empty_folder_lists_what_has_not_begun(tmp_path: Path) -> None:
     text = as_markdown(Results(tmp_path))
     assert all(f"| {part} | not begun |" in text for part in PARTS)
+
+
+@pytest.mark.process
+def test_a_fault_of_ours_in_one_part_costs_that_part_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(workers, "resume", fail)
+    monkeypatch.setattr(workers, "sharing", lambda document, *_: document.update(complete=True))
+    assert main(["--rehearse", "--out", str(tmp_path), "--parts", "resume", "sharing"]) == 1
+    assert read(tmp_path, "resume")["error"] == "KeyError: 'a fault'"
+    assert not read(tmp_path, "resume")["complete"]
+    assert read(tmp_path, "sharing")["complete"]
+    assert "Traceback" in capsys.readouterr().err

@@ -151,9 +151,9 @@ def test_an_interrupted_benchmark_keeps_the_shapes_before(
     ("argv", "line"),
     [
         (["--shapes", "gru-2x1500-b2"], '--shapes: unknown shape "gru-2x1500-b2"; did you mean "gru-2x1500-b20"?'),
-        (["--rounds", "0"], "argument --rounds: found 0, valid is a positive whole number"),
-        (["--threads", "two"], "argument --threads: found two, valid is a positive whole number"),
-        (["--seconds", "nan"], "argument --seconds: found nan, valid is a number of at least 0"),
+        (["--rounds", "0"], "argument --rounds: expected a positive whole number, got 0"),
+        (["--threads", "two"], "argument --threads: expected a positive whole number, got two"),
+        (["--seconds", "nan"], "argument --seconds: expected a number of at least 0, got nan"),
         (["--precision", "fp16"], "argument --precision: invalid choice: 'fp16'"),
         (["--out", "result.txt"], "--out: found result.txt, valid is a file name that ends in .json"),
         (["--out", "nowhere/result.json"], "--out: there is no folder nowhere"),
