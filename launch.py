@@ -19,20 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jobs import logout, secrets, terminal
-from jobs.backend import Site
-from jobs.backend_keys import BACKENDS
-from jobs.behaviour import SETTINGS
-from jobs.behaviour_launch import BehaviourLaunch, Outcome, compute_behaviour
-from jobs.cancel import mark, wait_until_stopped
-from jobs.choice import BackendChoice, choose_backend
-from jobs.code_snapshot import distrust
-from jobs.dispatch import Planned, progress_variables
-from jobs.doctor import check_devices, examine
-from jobs.estimate import Estimate, earlier_throughput
-from jobs.filters import NO_FOLDERS, asks_for_identity, select, whole_id
-from jobs.kept import kept_policy, kept_tables, kept_untracked
-from jobs.launcher import (
+from jobs import terminal
+from jobs.backends.base import Site
+from jobs.backends.choice import BackendChoice, choose_backend
+from jobs.backends.ray_job import RayJob, is_remote
+from jobs.cli.behaviour import compute_behaviour
+from jobs.cli.doctor import check_devices, examine
+from jobs.cli.lines import Progress
+from jobs.cli.progress import launch_progress, watch, watch_in_lines
+from jobs.cli.view import Watcher
+from jobs.launch import logout
+from jobs.launch.behaviour import SETTINGS, BehaviourLaunch, Outcome
+from jobs.launch.dispatch import progress_variables
+from jobs.launch.prepare import (
     LaunchOptions,
     check_data,
     detach,
@@ -45,11 +44,17 @@ from jobs.launcher import (
     wait_for_launcher,
     wait_for_workers,
 )
-from jobs.logs import follow_logs, print_log
-from jobs.manifest import Manifest, load_manifest
-from jobs.ray_job import RayJob, is_remote
+from jobs.manifests import secrets
+from jobs.manifests.backends import BACKENDS
+from jobs.manifests.filters import NO_FOLDERS, asks_for_identity, select, whole_id
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.plan.estimate import Estimate, earlier_throughput
+from jobs.plan.planned import Planned
+from jobs.plan.record import kept_policy, kept_tables, kept_untracked, record_of
+from jobs.plan.totals import Totals, totals
 from jobs.spec import RunSpec
-from jobs.study import (
+from jobs.study.cancel import mark, wait_until_stopped
+from jobs.study.folder import (
     ObservedRun,
     find_study,
     is_behaviour_study,
@@ -58,10 +63,8 @@ from jobs.study import (
     select_runs,
     study_name,
 )
-from jobs.study_record import record_of
-from jobs.terminal import Progress
-from jobs.totals import Totals, totals
-from jobs.watch import Watcher, watch, watch_in_lines
+from jobs.study.kept_code import distrust
+from jobs.study.logs import follow_logs, print_log
 from seqlm import __version__, machine
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, corpus_facts, downloaded_ptb
@@ -182,7 +185,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     _say(options, f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         _say(options, f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
-    summed = totals(todo, planned, estimates, backend, max_parallel=choice.max_parallel)
+    summed = totals(todo, planned, estimates, backend.capacity, max_parallel=choice.max_parallel)
     _say(options, _totals_text(summed, _where(backend, choice)))
     scripts: list[str] = []
     if isinstance(backend, slurm_backend.SlurmSite) and todo:
@@ -340,7 +343,7 @@ def _launch(
         for item in planned:
             if item.action == "skip" and item.reason != "done":
                 terminal.tell(f"skipped {item.spec.name}: {item.reason}")
-        progress.append(terminal.launch_progress(planned, study_dir))
+        progress.append(launch_progress(planned, study_dir))
         return progress[-1]
 
     settings = replace(
@@ -657,7 +660,7 @@ def _status(options: argparse.Namespace) -> tuple[Any, int]:
         return None, 0
     _say(options, _status_table(runs))
     if options.svg is not None:
-        from jobs.live import svg  # rich: only where the view is drawn
+        from jobs.cli.live_table import svg  # rich: only where the view is drawn
 
         write_text(options.svg, svg(Watcher(study_dir, chosen).look()))
         _say(options, f"picture: {printable(str(options.svg))}")

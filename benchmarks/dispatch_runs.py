@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.stand_ins import WORKER, StandIn, make_study, seconds_of, spans
-from jobs.backend import Backend
-from jobs.code_snapshot import live_code
-from jobs.dispatch import Dispatcher
-from jobs.local_backend import LocalBackend
-from jobs.queue import Work
+from jobs.backends.base import Backend
+from jobs.backends.local import LocalBackend
+from jobs.launch.dispatch import Dispatcher
+from jobs.plan.queue import Work
+from jobs.study.kept_code import live_code
 
 SAMPLE_SECONDS = 0.25
 
@@ -68,7 +68,7 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
 def _backend(name: str, address: str | None) -> Backend:
     if name == "local":
         return LocalBackend()
-    from jobs.ray_backend import RayBackend
+    from jobs.backends.ray_backend import RayBackend
 
     return RayBackend(address=address)
 

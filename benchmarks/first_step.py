@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.turns import ROOT
-from jobs.dispatch import KEEP_MEMORY
-from jobs.launcher import WORKER, resolve_specs
-from jobs.manifest import load_manifest
-from jobs.rank import rank_variables
+from jobs.attempt.rank import rank_variables
+from jobs.launch.dispatch import KEEP_MEMORY
+from jobs.launch.prepare import WORKER, resolve_specs
+from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, Submission
 from seqlm.errors import BackendError
 from seqlm.machine import cpu_count

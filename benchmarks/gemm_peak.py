@@ -26,7 +26,7 @@ class Product:
 
     @property
     def flops(self) -> int:
-        """A multiply-add counts 2, as in :mod:`jobs.estimate`."""
+        """A multiply-add counts 2, as in :mod:`jobs.plan.estimate`."""
         return 2 * self.a.shape[0] * self.a.shape[1] * self.b.shape[1]
 
 

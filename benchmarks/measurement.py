@@ -20,7 +20,7 @@ from benchmarks.interleave import Rounds, Spread, Turn, interleave
 from benchmarks.names import LITERAL, PRECISIONS, Precision, builtin, compared_with, implementation_names, ours
 from benchmarks.peak_memory import measure_in_child
 from benchmarks.shapes import Shape
-from jobs.estimate import flops_per_token, parameter_count
+from jobs.plan.estimate import flops_per_token, parameter_count
 from seqlm.errors import BackendError, RunError
 
 WINDOWS = 8

@@ -18,7 +18,7 @@ from benchmarks.measurement import Settings
 from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.names import LITERAL, builtin, ours
 from jobs import terminal
-from jobs.code_snapshot import live_code
+from jobs.study.kept_code import live_code
 from seqlm import machine
 from seqlm.rundir import write_json, write_text
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jobs
-from jobs.manifest import load_manifest
+from jobs.manifests.load import load_manifest
 from seqlm.config import (
     AdamConfig,
     DataConfig,

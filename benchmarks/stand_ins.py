@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.capacity import Capacity, Node
-from jobs.dispatch import Planned
-from jobs.queue import Waiting, Work
-from jobs.schedule import wall_seconds
+from jobs.plan.capacity import Capacity, Node
+from jobs.plan.planned import Planned
+from jobs.plan.queue import Waiting, Work
+from jobs.plan.totals import wall_seconds
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory, write_json
@@ -121,7 +121,7 @@ def least_makespan(slots: int, found: Sequence[Sequence[Span]]) -> float:
 
 
 def free_makespan(slots: int, wanted: Sequence[StandIn]) -> float:
-    """What the queue's order takes where starting a run costs nothing, by :func:`jobs.schedule.wall_seconds`."""
+    """What the queue's order takes where starting a run costs nothing, by :func:`jobs.plan.totals.wall_seconds`."""
     runs = [
         Waiting(id=spec.name, spec=spec, work=Work(seconds=stand_in.seconds))
         for spec, stand_in in zip(specs_of(wanted), wanted, strict=True)

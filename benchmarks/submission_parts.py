@@ -24,9 +24,9 @@ def main() -> int:
 
 
 def seqlm(manifest: Path, study_dir: Path) -> float:
-    from jobs.launcher import LaunchOptions, preparing, resolve_specs
-    from jobs.manifest import load_manifest
-    from jobs.policy import Policy
+    from jobs.launch.prepare import LaunchOptions, preparing, resolve_specs
+    from jobs.manifests.load import load_manifest
+    from jobs.manifests.policy import Policy
     from slurm.backend import SlurmSite, submit
     from slurm.settings import read_settings
 

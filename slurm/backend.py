@@ -1,12 +1,12 @@
 """Backend ``slurm``: runs are handed to a cluster as job arrays, and nobody of ours has to stay.
 
-    launch.preparing     checks, folders, code                     (jobs.launcher, as for every backend)
+    launch.preparing     checks, folders, code                     (jobs.launch.prepare, as for every backend)
     batches              runs of equal resources -> job arrays     (slurm.submission)
     submitit             arrays -> sbatch
     job.json, jobs.json  which job each run has
     run_task             inside the job: the worker, and what becomes of it (slurm.task)
 
-``status`` reads the run directories, and asks squeue and sacct once about what they do not tell (jobs.scheduler).
+``status`` reads the run directories, and asks squeue and sacct once about what they do not tell (jobs.study.squeue).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from jobs.backend import Site
-from jobs.capacity import Capacity, Node
-from jobs.code_snapshot import Code, live_code
-from jobs.dispatch import Planned
-from jobs.launcher import TRAINING, Prepared, work_left
-from jobs.policy import Policy
-from jobs.queue import Waiting, places
-from jobs.retry import put_failure_aside
-from jobs.scheduler import parents
+from jobs.attempt.retry import put_failure_aside
+from jobs.backends.base import Site
+from jobs.launch.prepare import TRAINING, Prepared, work_left
+from jobs.manifests.policy import Policy
+from jobs.plan.capacity import Capacity, Node
+from jobs.plan.planned import Planned
+from jobs.plan.queue import Waiting, places
 from jobs.spec import Resources, RunSpec
-from jobs.study import ObservedRun, read_jobs, write_jobs
+from jobs.study.folder import ObservedRun, read_jobs, write_jobs
+from jobs.study.kept_code import Code, live_code
+from jobs.study.squeue import parents
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, make_directory, write_text
 from slurm import control

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from jobs.doctor import Finding, Level
+from jobs.backends.base import Finding, Level
 from jobs.spec import Resources
 from seqlm.errors import BackendError, FileError
 from slurm.probe import Gpu, probe

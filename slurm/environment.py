@@ -12,7 +12,7 @@ import fnmatch
 import os
 from collections.abc import Collection, Iterator, Mapping
 
-from jobs import secrets
+from jobs.manifests import secrets
 from seqlm.errors import UsageError
 from slurm.settings import SlurmSettings
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from jobs.doctor import Finding
+from jobs.backends.base import Finding
 from seqlm.errors import BackendError, FileError
 from slurm import node_probe
 from slurm.environment import first_lines, sbatch_environment

@@ -2,7 +2,7 @@
 
 A manifest stays portable when partitions, accounts and module loads stand in the site file, which is no part of the
 study: the file that ``SEQLM_SLURM_CONFIG`` names, else ``slurm/cluster.toml`` beside this module. Which keys there
-are and what is valid for each is told in :mod:`jobs.backend_keys`.
+are and what is valid for each is told in :mod:`jobs.manifests.backends`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.backend_keys import check_table, option_name
-from jobs.manifest_file import read_toml_file
-from jobs.problems import Problems
+from jobs.manifests.backends import check_table, option_name
+from jobs.manifests.problems import Problems
+from jobs.manifests.reader import read_toml_file
 from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError
 

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.code_snapshot import Code
-from jobs.dispatch import Planned, progress_variables, worker_variables
-from jobs.micro_batches import micro_batches
-from jobs.policy import Policy
+from jobs.attempt.retry import micro_batches
+from jobs.launch.dispatch import progress_variables, worker_variables
+from jobs.manifests.policy import Policy
+from jobs.plan.planned import Planned
 from jobs.spec import Resources
-from jobs.study import study_name
+from jobs.study.folder import study_name
+from jobs.study.kept_code import Code
 from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import make_directory, write_json
 from slurm.environment import first_lines, only, plain_env, sbatch_environment

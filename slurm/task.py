@@ -5,7 +5,7 @@ directories; so a job that SLURM starts again finds what an earlier one of the s
 
     SIGUSR2           the time limit is near, or a preemption is announced: the worker saves, the job is requeued
     SIGTERM           scancel, a requeue from outside, a preemption: the worker stops between two steps
-    a lost rank       the job is requeued, as often and after such a wait as the study's policy says (``jobs.policy``)
+    a lost rank       the job is requeued, within the study's policy (``jobs.manifests.policy``)
     no memory         the same; the next worker takes its steps in twice as many micro-batches
 """
 
@@ -26,28 +26,36 @@ from subprocess import Popen, TimeoutExpired
 from types import FrameType
 from typing import Any, TypeVar, final
 
-from jobs.dispatch import EXIT_BUSY, EXIT_STOPPED, STOPPED, STORAGE
-from jobs.heartbeat import Heartbeat, hung_seconds
-from jobs.memory_kills import MemoryKills
-from jobs.micro_batches import VARIABLE, micro_batches, most_micro_batches
-from jobs.policy import Policy
-from jobs.process import interface_of, start_rank
-from jobs.rank import PEER_GRACE_SECONDS, describe_exit, rank_variables, rendezvous_variables
-from jobs.retry import (
+from jobs.attempt.heartbeat import Heartbeat, hung_seconds
+from jobs.attempt.memory_kills import MemoryKills
+from jobs.attempt.rank import (
+    PEER_GRACE_SECONDS,
+    describe_exit,
+    interface_of,
+    rank_variables,
+    rendezvous_variables,
+    start_rank,
+)
+from jobs.attempt.retry import (
     FIRST_DELAY_SECONDS,
     RETRIED,
+    VARIABLE,
     decide,
     failed_of,
     history,
     let_stand,
     may_go_on,
+    micro_batches,
+    most_micro_batches,
     progress_of,
     put_failure_aside,
     sick_nodes,
     timestamp,
 )
+from jobs.launch.dispatch import EXIT_BUSY, EXIT_STOPPED, STOPPED, STORAGE
+from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
-from jobs.study import submission_of
+from jobs.study.folder import submission_of
 from seqlm import machine
 from seqlm.errors import BackendError, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory, append_to, make_directory, write_json

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import final
 
-from jobs.backend import Backend, Ended
-from jobs.capacity import Capacity, Node, Share
-from jobs.code_snapshot import Code
+from jobs.attempt.rank import Ended
+from jobs.backends.base import Backend
+from jobs.plan.capacity import Capacity, Node, Share
 from jobs.spec import Resources, RunSpec, Submission
+from jobs.study.kept_code import Code
 
 Work = Callable[[Submission], int]
 """What a job does when it ends; returns its exit code."""

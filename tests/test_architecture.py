@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.manifest import load_manifest
+from jobs.manifests.load import load_manifest
 from tests import commands
 
 ROOT = Path(__file__).parent.parent

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.doctor import Finding
-from jobs.launcher import LaunchOptions
+from jobs.backends.base import Finding
+from jobs.cli.view import Watcher
+from jobs.launch.prepare import LaunchOptions
 from jobs.spec import RunSpec
-from jobs.study import write_jobs
-from jobs.watch import Watcher
+from jobs.study.folder import write_jobs
 from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.code_snapshot import keep_code
-from jobs.study import launching
+from jobs.study.folder import launching
+from jobs.study.kept_code import keep_code
 from seqlm.rundir import RunDirectory, is_locked, write_json
 from tests import commands
 from tests.jobs.test_behaviour import done_run
@@ -26,8 +26,8 @@ from tests.waiting import wait_for
 
 STAND_IN = "tests.jobs.stand_in_behaviour"
 LAUNCHER = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import jobs.behaviour_launch; "
-    f"jobs.behaviour_launch.WORKER = {STAND_IN!r}; import launch; sys.exit(launch.main(sys.argv[1:]))"
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import jobs.launch.behaviour; "
+    f"jobs.launch.behaviour.WORKER = {STAND_IN!r}; import launch; sys.exit(launch.main(sys.argv[1:]))"
 )
 
 
@@ -87,7 +87,7 @@ class Study:
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Study]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("jobs.behaviour_launch.WORKER", STAND_IN)
+    monkeypatch.setattr("jobs.launch.behaviour.WORKER", STAND_IN)
     study = Study(tmp_path, capsys)
     yield study
     for launcher in study.started:  # of a test that has failed; it stops its workers

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.manifest import load_manifest
+from jobs.manifests.load import load_manifest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.device import device_name, synchronize
 from benchmarks.names import PRECISIONS
 from benchmarks.shapes import Shape
-from jobs.estimate import parameter_count
+from jobs.plan.estimate import parameter_count
 from seqlm.errors import BackendError
 from seqlm.training.precision import use_precision
 

@@ -23,7 +23,7 @@ from benchmarks.models import WARMUP_ROUNDS
 from benchmarks.names import LITERAL, PRECISIONS, Precision, builtin, ours
 from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.shapes import Shape, published, select, tiny
-from jobs.estimate import flops_per_token
+from jobs.plan.estimate import flops_per_token
 from seqlm.config import TransformerConfig
 from seqlm.errors import BackendError
 from seqlm.models import build_model

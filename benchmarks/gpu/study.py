@@ -18,10 +18,10 @@ from benchmarks.checkpoints import write_text
 from benchmarks.gpu.folder import Budget, Results
 from benchmarks.names import ours
 from benchmarks.shapes import PUBLISHED_MANIFEST, Shape, tiny
-from jobs.estimate import flops_per_token, memory_bytes
-from jobs.manifest import Manifest, load_manifest
-from jobs.process import start_rank
-from jobs.study import observe_study
+from jobs.attempt.rank import start_rank
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.plan.estimate import flops_per_token, memory_bytes
+from jobs.study.folder import observe_study
 from seqlm.config import RunConfig
 from seqlm.data.corpus import corpus_facts, downloaded_ptb, load_corpus
 from seqlm.data.layout import number_of_windows

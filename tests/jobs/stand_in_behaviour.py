@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.behaviour import default_settings
+from jobs.launch.behaviour import default_settings
 from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, read_json, write_json, write_json_lines
 
 

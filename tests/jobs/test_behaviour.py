@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from jobs.behaviour import choose, default_settings, find_jobs, is_current, jobs_dir, judge_of
-from jobs.behaviour_launch import BehaviourLaunch
-from jobs.estimate import earlier_throughput
-from jobs.policy import Policy
+from jobs.launch.behaviour import BehaviourLaunch, choose, default_settings, find_jobs, is_current, jobs_dir, judge_of
+from jobs.manifests.policy import Policy
+from jobs.plan.estimate import earlier_throughput
 from jobs.spec import Resources
-from jobs.study import ObservedRun, find_study, is_behaviour_study, observe_study, study_name
+from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study, study_name
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory, study_record_file, write_json, write_json_lines

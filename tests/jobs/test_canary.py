@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from analysis.load import load_study
-from jobs import canary, dispatch, retry
-from jobs.canary import CANARY_ABOVE, STEPS, Trial, choose, wanted
-from jobs.code_snapshot import Code
-from jobs.dispatch import Dispatcher, Planned, plan
-from jobs.estimate import training_tokens_per_epoch
-from jobs.launcher import LaunchOptions, launch
-from jobs.policy import Policy
+from jobs.attempt import retry
+from jobs.launch import canary, dispatch
+from jobs.launch.canary import CANARY_ABOVE, STEPS, Trial, choose, wanted
+from jobs.launch.dispatch import Dispatcher
+from jobs.launch.prepare import LaunchOptions, launch
+from jobs.manifests.policy import Policy
+from jobs.plan.estimate import training_tokens_per_epoch
+from jobs.plan.planned import Planned, plan
 from jobs.spec import Resources, RunSpec, Submission
-from jobs.study import observe_study
+from jobs.study.folder import observe_study
+from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import BackendError, CanaryError

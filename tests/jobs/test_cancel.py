@@ -15,10 +15,9 @@ from typing import Any, final
 import pytest
 
 import launch
-from jobs import cancel
-from jobs.cancel import group_to_signal, mark, wait_until_stopped
-from jobs.scheduler import JobState, Scheduler
-from jobs.study import ObservedRun, observe_study, write_jobs
+from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
+from jobs.study.folder import ObservedRun, cancel, observe_study, write_jobs
+from jobs.study.squeue import JobState, Scheduler
 from seqlm import lease
 from seqlm.errors import BackendError, FileError
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json

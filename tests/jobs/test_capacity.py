@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.capacity import Capacity, Node, Share
+from jobs.plan.capacity import Capacity, Node, Share
 from jobs.spec import Resources
 from seqlm.errors import BackendError
 

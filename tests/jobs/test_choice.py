@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.choice import BackendChoice, choose_backend, default_backend
-from jobs.manifest import Manifest, load_manifest
+from jobs.backends.choice import BackendChoice, choose_backend, default_backend
+from jobs.manifests.load import Manifest, load_manifest
 from seqlm.errors import BackendError, UsageError
 
 RUN = '\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'

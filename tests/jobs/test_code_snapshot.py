@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from jobs import code_snapshot
-from jobs.code_snapshot import distrust, keep_code, live_code
-from jobs.study import launching
+from jobs.study.folder import kept_code, launching
+from jobs.study.kept_code import distrust, keep_code, live_code
 from seqlm.errors import FileError, UsageError
 from tests import commands
 
@@ -35,7 +34,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(root, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-qm", "first")
-    monkeypatch.setattr(code_snapshot, "source_tree", lambda: root)
+    monkeypatch.setattr(kept_code, "source_tree", lambda: root)
     return root
 
 
@@ -192,13 +191,13 @@ def test_all_of_a_copy_is_on_disk_before_it_has_its_name(
 def test_a_file_that_changes_while_it_is_copied_is_not_kept_under_the_name_of_what_it_was(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = code_snapshot._copy
+    copy = kept_code._copy
 
     def edited_meanwhile(*arguments: Any) -> None:
         (tree / "seqlm" / "__init__.py").write_text("version = 2\n")
         copy(*arguments)
 
-    monkeypatch.setattr(code_snapshot, "_copy", edited_meanwhile)
+    monkeypatch.setattr(kept_code, "_copy", edited_meanwhile)
     with pytest.raises(FileError, match=r"__init__\.py has changed since the launch began; launch again"):
         keep_code(tmp_path / "study")
     assert list((tmp_path / "study" / "code").iterdir()) == []
@@ -235,7 +234,7 @@ def test_a_copy_of_the_code_knows_its_commit_and_is_kept_under_its_name(
     (tree / "seqlm" / "new.py").write_text("")
     first = keep_code(tmp_path / "study", untracked=["seqlm/new.py"])
     (first.path / "sent-along.toml").write_text("")
-    monkeypatch.setattr(code_snapshot, "source_tree", lambda: first.path)
+    monkeypatch.setattr(kept_code, "source_tree", lambda: first.path)
     assert keep_code(tmp_path / "study") == first
     second = keep_code(tmp_path / "other")
     assert not (second.path / "sent-along.toml").exists()
@@ -257,7 +256,7 @@ def test_without_git_our_packages_and_the_command_line_are_kept(
     (root / "other.py").write_text("")
     (root / "other").mkdir()
     (root / "other" / "__init__.py").write_text("")
-    monkeypatch.setattr(code_snapshot, "source_tree", lambda: root)
+    monkeypatch.setattr(kept_code, "source_tree", lambda: root)
     kept = keep_code(tmp_path / "study")
     assert kept.commit is None
     assert kept.path.name.startswith("no-commit-")

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from jobs import dispatch, retry
-from jobs.code_snapshot import Code
-from jobs.dispatch import Dispatcher, Event, Planned, plan
-from jobs.launcher import plan_runs
-from jobs.policy import Policy
-from jobs.queue import Work
+from jobs.attempt import retry
+from jobs.launch import dispatch
+from jobs.launch.dispatch import Dispatcher, Event
+from jobs.launch.prepare import plan_runs
+from jobs.manifests.policy import Policy
+from jobs.plan.planned import Planned, plan
+from jobs.plan.queue import Work
 from jobs.spec import Resources, RunSpec, Submission
+from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json, write_json_lines
 from tests.fakes import FakeBackend
@@ -356,7 +358,7 @@ def test_a_kill_in_the_launchers_own_group_explains_no_death_on_another_node(
     (item,) = todo(tmp_path, 1)
     here = tmp_path / "memory.events"
     here.write_text("oom_kill 0\n")
-    monkeypatch.setattr("jobs.memory_kills.groups_files", lambda membership: [here])
+    monkeypatch.setattr("jobs.attempt.memory_kills.groups_files", lambda membership: [here])
 
     def be_killed(submission: Submission) -> int:
         here.write_text("oom_kill 1\n")

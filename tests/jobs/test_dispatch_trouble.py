@@ -10,10 +10,11 @@ from typing import Any, final
 
 import pytest
 
-from jobs import dispatch, retry
-from jobs.dispatch import Event
-from jobs.heartbeat import Heartbeat
-from jobs.policy import Policy
+from jobs.attempt import retry
+from jobs.attempt.heartbeat import Heartbeat
+from jobs.launch import dispatch
+from jobs.launch.dispatch import Event
+from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import rundir
 from seqlm.errors import FileError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.doctor import _devices, examine
+from jobs.cli.doctor import _devices, examine
 from seqlm import machine
 from seqlm.machine import Card, Gpu
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.estimate import (
+from jobs.plan.estimate import (
     CHUNK_TOKENS,
     Throughput,
     checkpoint_bytes,

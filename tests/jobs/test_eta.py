@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from jobs.eta import Pace, expected_seconds_per_epoch, study_seconds_left
+from jobs.cli.view import Pace, expected_seconds_per_epoch, study_seconds_left
 
 
 def pace(arch: str, shape: str, seconds: float | None = None) -> Pace:

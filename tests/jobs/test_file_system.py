@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from jobs import doctor
-from jobs.file_system import unprotected
+from jobs.cli import doctor
+from jobs.cli.file_system import unprotected
 
 
 def refuse(code: int) -> Callable[..., None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.filters import Filter, asks_for_identity, choose, facts_of, select, whole_id
+from jobs.manifests.filters import Filter, asks_for_identity, choose, facts_of, select, whole_id
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from jobs import dispatch, retry
-from jobs.code_snapshot import Code
-from jobs.dispatch import Dispatcher
-from jobs.heartbeat import Heartbeat, hung_seconds
-from jobs.local_backend import LocalBackend
+from jobs.attempt import retry
+from jobs.attempt.heartbeat import Heartbeat, hung_seconds
+from jobs.backends.local import LocalBackend
+from jobs.launch import dispatch
+from jobs.launch.dispatch import Dispatcher
 from jobs.spec import Submission
+from jobs.study.kept_code import Code
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory, read_json, write_json
 from tests.fakes import FakeBackend

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.kept import kept_policy, kept_tables, kept_untracked
-from jobs.manifest import Manifest, load_manifest
-from jobs.policy import Policy
-from jobs.study_record import record_of
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.policy import Policy
+from jobs.plan.record import kept_policy, kept_tables, kept_untracked, record_of
 from seqlm.rundir import study_record_file, write_json
 
 RUN = '[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'

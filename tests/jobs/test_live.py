@@ -11,11 +11,14 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from jobs import live, terminal
-from jobs.dispatch import Event, Planned
-from jobs.live import LiveProgress, StudyTable, allot, shortened, svg, table_lines
+from jobs import terminal
+from jobs.cli import lines, live_table
+from jobs.cli.live_table import LiveProgress, StudyTable, allot, shortened, svg, table_lines
+from jobs.cli.progress import launch_progress
+from jobs.cli.view import RunView, StudyView, Watcher
+from jobs.launch.dispatch import Event
+from jobs.plan.planned import Planned
 from jobs.spec import RunSpec
-from jobs.watch import RunView, StudyView, Watcher
 from seqlm.errors import FileError
 from seqlm.rundir import Observation, State
 from tests.training.studies import make_config, make_run
@@ -224,7 +227,7 @@ LOST = Observation(state="failed", epoch=1, best_val_ppl=100.0, reason="node: ki
 def test_a_retry_is_told_with_its_reason(tmp_path: Path, observation: Observation, line: str) -> None:
     said: list[str] = []
     item = planned_in(tmp_path / "s")
-    terminal.LaunchProgress([item], said.append)(Event(kind="retried", planned=item, observation=observation))
+    lines.LaunchProgress([item], said.append)(Event(kind="retried", planned=item, observation=observation))
     assert said == [line]
 
 
@@ -234,7 +237,7 @@ def test_on_a_terminal_events_stand_above_the_table(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", stream)
     item = planned_in(tmp_path / "s")
-    progress = terminal.launch_progress([item], tmp_path / "s")
+    progress = launch_progress([item], tmp_path / "s")
     assert isinstance(progress, LiveProgress)
     progress(Event(kind="retried", planned=item, observation=LOST))
     progress(Event(kind="epoch", planned=item, observation=LOST))
@@ -251,7 +254,7 @@ def test_elsewhere_events_are_plain_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     item = planned_in(tmp_path / "s")
-    progress = terminal.launch_progress([item], tmp_path / "s")
+    progress = launch_progress([item], tmp_path / "s")
     for kind in ("started", "epoch", "ended"):
         progress(Event(kind=kind, planned=item, observation=replace(LOST, state="done", reason=None)))
     progress.close()
@@ -267,7 +270,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_leaves_the_table_as_it_was(
 ) -> None:
     planned_in(tmp_path / "s")
     now = 0.0
-    table = live._Refreshed(Watcher(tmp_path / "s"), clock=lambda: now)
+    table = live_table._Refreshed(Watcher(tmp_path / "s"), clock=lambda: now)
     first = table()
     assert isinstance(first, StudyTable)
 

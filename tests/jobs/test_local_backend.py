@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.backend import Ended
-from jobs.local_backend import LocalBackend
+from jobs.attempt.rank import Ended
+from jobs.backends.local import LocalBackend
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
 from seqlm.errors import BackendError
@@ -174,7 +174,7 @@ def test_a_rank_killed_by_a_signal_explains_the_others(tmp_path: Path) -> None:
 @pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_ranks_left_hanging_by_a_failed_one_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.local_backend.PEER_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.backends.local.PEER_GRACE_SECONDS", 0.2)
     program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(600)"
     backend = LocalBackend()
     ended = wait(backend, backend.submit(submission(tmp_path / "run", program, Resources(ranks=2, cpus=1, gpus=0))))
@@ -217,7 +217,7 @@ def test_a_rank_that_the_system_has_killed_for_its_memory_is_told_from_one_that_
 ) -> None:
     counter = tmp_path / "memory.events"
     counter.write_text("oom_kill 0\n")
-    monkeypatch.setattr("jobs.memory_kills.groups_files", lambda membership: [counter])
+    monkeypatch.setattr("jobs.attempt.memory_kills.groups_files", lambda membership: [counter])
     die = f"import os; open({str(counter)!r}, 'w').write('oom_kill {kills}\\n'); os.kill(os.getpid(), 9)"
     backend = LocalBackend()
     resources = Resources(cpus=1)

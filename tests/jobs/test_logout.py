@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs import logout
+from jobs.launch import logout
 from tests.slurm.programs import answering
 
 ARGV = ["python", "launch.py", "run", "a b.toml", "--no-wait"]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from jobs.backend_keys import BACKENDS
-from jobs.manifest import Manifest, load_manifest
-from jobs.manifest_report import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
-from jobs.manifest_schema import RESOURCE_KEYS, STUDY_KEYS
-from jobs.policy import POLICY_KEYS
+from jobs.manifests.backends import BACKENDS
+from jobs.manifests.claims import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
+from jobs.manifests.entries import RESOURCE_KEYS, STUDY_KEYS
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.policy import POLICY_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 from tests import commands
@@ -314,7 +314,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(tmp_path: Path) 
 
 
 def test_a_grid_of_the_largest_size_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.manifest.MAX_RUNS", 4)
+    monkeypatch.setattr("jobs.manifests.load.MAX_RUNS", 4)
     text = BASE + '[[grid]]\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = ["sgd", "adam"]\n'
     assert len(load(tmp_path, text).runs) == 4
     assert problems(tmp_path, text + RUN) == [
@@ -860,8 +860,8 @@ def test_the_examples_of_the_reference_load(tmp_path: Path, language: str) -> No
 @pytest.mark.process
 def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
     program = (
-        "import sys; from pathlib import Path; from jobs.manifest import load_manifest\n"
-        "import jobs.filters, jobs.estimate\n"
+        "import sys; from pathlib import Path; from jobs.manifests.load import load_manifest\n"
+        "import jobs.manifests.filters, jobs.plan.estimate\n"
         f"load_manifest(Path({str(MANIFESTS[0])!r}))\n"
         "print([name for name in ('torch', 'yaml', 'numpy', 'pandas') if name in sys.modules])"
     )
@@ -878,7 +878,7 @@ def test_a_number_in_place_of_a_table_gets_one_line(tmp_path: Path, table: str) 
 def test_a_file_that_is_too_large_or_refused_by_the_disk_gets_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.manifest_file.MAX_BYTES", 2**20)
+    monkeypatch.setattr("jobs.manifests.reader.MAX_BYTES", 2**20)
     load(tmp_path, GOOD + "#" * (2**20 - len(GOOD)))
     path = tmp_path / "study.toml"
     expected = f"{path}: too large, valid are at most 1 MiB"

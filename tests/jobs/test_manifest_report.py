@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.manifest import Manifest, load_manifest
-from jobs.manifest_report import METRICS, Expectation, Published
+from jobs.manifests.claims import METRICS, Expectation, Published
+from jobs.manifests.load import Manifest, load_manifest
 from seqlm.errors import ManifestError
 
 ROOT = Path(__file__).parents[2]

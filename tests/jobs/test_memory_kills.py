@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.memory_kills import MemoryKills, NodeKills, count, groups_files
+from jobs.attempt.memory_kills import MemoryKills, NodeKills, count, groups_files
 
 V1 = "9:name=systemd:/\n4:cpu,memory:/box/7\n0::/\n"
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.micro_batches import VARIABLE, after, micro_batches, most_micro_batches
-from jobs.retry import Failed, put_failure_aside
+from jobs.attempt.retry import VARIABLE, Failed, after, micro_batches, most_micro_batches, put_failure_aside
 from seqlm.data.layout import own_columns
 from seqlm.rundir import RunDirectory
 from seqlm.training.micro_batches import VARIABLE as READ

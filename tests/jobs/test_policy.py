@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.code_snapshot import Code
-from jobs.dispatch import Dispatcher, plan
-from jobs.local_backend import LocalBackend
-from jobs.manifest import Manifest, load_manifest
-from jobs.policy import Policy
-from jobs.retry import history
+from jobs.attempt.retry import history
+from jobs.backends.local import LocalBackend
+from jobs.launch.dispatch import Dispatcher
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.policy import Policy
+from jobs.plan.planned import plan
 from jobs.spec import Resources, RunSpec
+from jobs.study.kept_code import Code
 from seqlm.errors import ManifestError
 from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config, write_text
@@ -143,7 +144,7 @@ def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: in
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.retry.FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.attempt.retry.FIRST_DELAY_SECONDS", 0.0)
 
 
 @pytest.mark.process

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from jobs.capacity import Capacity, Node, Share
-from jobs.queue import Live, Queue, Waiting, Work
+from jobs.plan.capacity import Capacity, Node, Share
+from jobs.plan.queue import Live, Queue, Waiting, Work
 from jobs.spec import Resources, RunSpec
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config
@@ -42,7 +42,7 @@ class Room:
 
     def start(self, now: float = 0.0) -> list[str]:
         started = []
-        for item in self.queue.startable(self.backend, self.live, now):
+        for item in self.queue.startable(self.backend.free, self.live, now):
             seconds = item.work.seconds
             end = None if seconds is None else now + seconds
             self.live[item.id] = Live(shares=self.free().place(item.spec.resources) or [], expected_end=end)
@@ -190,7 +190,7 @@ def test_a_run_that_was_put_back_starts_at_its_time_and_not_a_moment_later() -> 
 def test_reasons_name_the_waiting_runs_alone_in_the_order_in_which_they_start() -> None:
     room = Room(3, waiting("a", seconds=1), waiting("b", seconds=3), waiting("c", seconds=2))
     assert list(room.queue.reasons.items()) == [(name, "about to start") for name in "bca"]
-    first = next(room.queue.startable(room.backend, room.live, 0.0))
+    first = next(room.queue.startable(room.backend.free, room.live, 0.0))
     assert first.id == "b"
     assert list(room.queue.reasons) == ["c", "a"]
     room.queue.put_back(first)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.rank import ended
+from jobs.attempt.rank import ended
 
 
 @pytest.mark.parametrize(

@@ -183,22 +183,22 @@ import sys, time
 from pathlib import Path
 import ray
 from ray.util.placement_group import placement_group
-import jobs.ray_backend
-from jobs.code_snapshot import live_code
+import jobs.backends.ray_backend
+from jobs.study.kept_code import live_code
 from jobs.spec import Resources, Submission
 
-class Deaf(jobs.ray_backend.RankHost):
+class Deaf(jobs.backends.ray_backend.RankHost):
     def site(self, run_dir):
         time.sleep(1000)
 
-backend = jobs.ray_backend.RayBackend(address="auto")
+backend = jobs.backends.ray_backend.RayBackend(address="auto")
 backend.open(live_code())
 resources = Resources(cpus=1, gpus=1)
 (wanted,) = backend.free().place(resources)
 if sys.argv[1] == "overtaken":
     ray.get(placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted.node}]).ready())
 else:
-    jobs.ray_backend.RankHost, jobs.ray_backend.START_SECONDS = Deaf, 3
+    jobs.backends.ray_backend.RankHost, jobs.backends.ray_backend.START_SECONDS = Deaf, 3
 folder = Path("run").absolute()
 folder.mkdir()
 job = backend.submit(
@@ -376,8 +376,8 @@ def test_a_killed_launcher_takes_its_ray_and_its_workers_along(lab: RayLab, tmp_
 ON_TWO_CARDS = """
 import os
 from pathlib import Path
-from jobs.code_snapshot import live_code
-from jobs.ray_backend import RayBackend
+from jobs.study.kept_code import live_code
+from jobs.backends.ray_backend import RayBackend
 from jobs.spec import Resources, Submission
 from seqlm.rundir import RunDirectory
 

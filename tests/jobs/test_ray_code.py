@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from jobs import ray_cluster
-from jobs.code_snapshot import Code
+from jobs.backends import ray_cluster
+from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.capacity import Share
-from jobs.ray_backend import _Group, choose_idle
+from jobs.backends.ray_backend import _Group, choose_idle
+from jobs.plan.capacity import Share
 from jobs.spec import Resources
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import ray
 
-from jobs.capacity import Share
-from jobs.ray_backend import RayBackend, _Group, _Job
-from jobs.ray_rank import RankEnd, RankHost, Site
+from jobs.backends.ray_actor import RankEnd, RankHost, Site
+from jobs.backends.ray_backend import RayBackend, _Group, _Job
+from jobs.plan.capacity import Share
 from jobs.spec import Resources, Submission
 
 KILL = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2]); os.kill(os.getpid(), 9)"
@@ -24,7 +24,7 @@ def test_a_host_tells_of_the_kills_in_its_own_group_before_and_after(
 ) -> None:
     counter = tmp_path / "memory.events"
     counter.write_text("oom_kill 3\n")
-    monkeypatch.setattr("jobs.memory_kills.groups_files", lambda membership: [counter])
+    monkeypatch.setattr("jobs.attempt.memory_kills.groups_files", lambda membership: [counter])
     logs = [str(tmp_path / name) for name in ("stdout.log", "stderr.log")]
     found = RankHost().run(["-c", KILL, str(counter), f"oom_kill {after}\n"], {}, str(tmp_path), *logs)
     assert found == RankEnd(code=-signal.SIGKILL, memory_kills=(3, after))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ray_watchdog
+from jobs.backends import ray_watchdog
 from tests import commands
 
 pytestmark = pytest.mark.process

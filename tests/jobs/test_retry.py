@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.policy import Policy
-from jobs.retry import (
+from jobs.attempt.retry import (
     Decision,
     Failed,
     Progress,
@@ -19,6 +18,7 @@ from jobs.retry import (
     progress_of,
     put_failure_aside,
 )
+from jobs.manifests.policy import Policy
 from seqlm.errors import FileError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, read_json, write_json, write_json_lines
 from tests.training.studies import make_config, make_run

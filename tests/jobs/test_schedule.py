@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.capacity import Capacity, Node, Share
-from jobs.queue import Queue, Waiting, Work, places
-from jobs.schedule import wall_seconds
+from jobs.plan.capacity import Capacity, Node, Share
+from jobs.plan.queue import Queue, Waiting, Work, places
+from jobs.plan.totals import wall_seconds
 from jobs.spec import Resources, RunSpec
 from tests.training.studies import make_config
 

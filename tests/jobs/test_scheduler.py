@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import scheduler
-from jobs.scheduler import JobState, Scheduler, job_state, parents, read_sacct, read_squeue
-from jobs.study import AtWork, at_work, forget_jobs, observe_run, read_jobs, submission_of, write_jobs
+from jobs.study.folder import AtWork, at_work, forget_jobs, observe_run, read_jobs, squeue, submission_of, write_jobs
+from jobs.study.squeue import JobState, Scheduler, job_state, parents, read_sacct, read_squeue
 from seqlm.rundir import RunDirectory, write_json
 from tests.training.studies import make_config, make_run
 
@@ -165,7 +164,7 @@ def test_a_controller_that_hangs_is_given_up(room: Path, monkeypatch: pytest.Mon
     for name in ("squeue", "sacct"):
         (room / name).write_text("#!/bin/sh\nexec sleep 60\n")
         (room / name).chmod(0o755)
-    monkeypatch.setattr(scheduler, "CALL_SECONDS", 0.1)
+    monkeypatch.setattr(squeue, "CALL_SECONDS", 0.1)
     assert Scheduler().states(["7"])["7"].stage == "unknown"
 
 

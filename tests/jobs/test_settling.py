@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from jobs.logs import follow_logs
-from jobs.scheduler import Scheduler
-from jobs.settling import SETTLE_SECONDS, Settling
-from jobs.study import AtWork, Launcher, launching, look_at, write_jobs, write_queue
+from jobs.study.finality import SETTLE_SECONDS, Settling
+from jobs.study.folder import AtWork, Launcher, launching, look_at, write_jobs, write_queue
+from jobs.study.logs import follow_logs
+from jobs.study.squeue import Scheduler
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json
 from tests.jobs.test_watch import Touched
 from tests.training.studies import make_config, make_run
@@ -70,8 +70,8 @@ class Following:
     def __init__(self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
         self._clock = Clock()
         self._looks = self._wanted = 0
-        monkeypatch.setattr("jobs.logs.Settling", lambda: Settling(self._clock))
-        monkeypatch.setattr("jobs.logs.time", SimpleNamespace(sleep=self._pause))
+        monkeypatch.setattr("jobs.study.logs.Settling", lambda: Settling(self._clock))
+        monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=self._pause))
         self._thread = threading.Thread(target=lambda: follow_logs(look_at(run, AtWork()), 20), daemon=True)
 
     def _pause(self, _: float) -> None:
@@ -126,8 +126,8 @@ def test_followed_logs_end_when_a_failure_stands(tmp_path: Path, monkeypatch: py
     def pause(seconds: float) -> None:
         clock.now += seconds
 
-    monkeypatch.setattr("jobs.logs.Settling", lambda: Settling(clock))
-    monkeypatch.setattr("jobs.logs.time", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr("jobs.study.logs.Settling", lambda: Settling(clock))
+    monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=pause))
     run = make_run(tmp_path / "study" / "run-00000001", make_config())
     run.write_failure_once({"kind": "node", "message": "killed by SIGKILL"})
     with launching(tmp_path / "study"):  # at work on others
@@ -149,7 +149,7 @@ def test_following_the_logs_of_a_run_touches_no_other_run(tmp_path: Path, monkey
         if len(pauses) == 3:
             write_json(run.result_file, {})
 
-    monkeypatch.setattr("jobs.logs.time", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=pause))
     touched = Touched(monkeypatch)
     follow_logs(look_at(run, AtWork()), 20)
     assert pauses == [1.0] * 3

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.code_snapshot import Code
-from jobs.logs import print_log
-from jobs.provenance import launch_record, run_record
 from jobs.spec import RunSpec
-from jobs.study import (
+from jobs.study.folder import (
     find_study,
     launch_lock_file,
     launcher_of,
@@ -20,6 +17,9 @@ from jobs.study import (
     select_runs,
     write_queue,
 )
+from jobs.study.kept_code import Code
+from jobs.study.logs import print_log
+from jobs.study.provenance import launch_record, run_record
 from seqlm import lease
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory, write_json

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from jobs.dispatch import Planned, plan
-from jobs.estimate import Estimate, Throughput, estimate
-from jobs.launcher import LaunchOptions, preparing, resolve_specs
-from jobs.manifest import Manifest, load_manifest
-from jobs.policy import Policy
+from jobs.launch.prepare import LaunchOptions, preparing, resolve_specs
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.policy import Policy
+from jobs.plan.estimate import Estimate, Throughput, estimate
+from jobs.plan.planned import Planned, plan
+from jobs.plan.record import record_of, write_record
 from jobs.spec import Resources, RunSpec
-from jobs.study_record import record_of, write_record
 from seqlm.data.corpus import corpus_facts
 from seqlm.rundir import RunDirectory, study_record_file, write_json, write_json_lines
 from tests.training.studies import write_text

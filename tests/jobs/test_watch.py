@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-import jobs.watch
-from jobs.scheduler import Scheduler
+import jobs.cli.view
+from jobs.cli.progress import watch_in_lines
+from jobs.cli.view import StudyView, Watcher, changes
 from jobs.spec import RunSpec
-from jobs.study import launching, write_jobs, write_queue
-from jobs.watch import StudyView, Watcher, changes, watch_in_lines
+from jobs.study.folder import launching, write_jobs, write_queue
+from jobs.study.squeue import Scheduler
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json, write_json_lines
 from tests.training.studies import make_config
 from tests.waiting import wait_for
@@ -69,7 +70,7 @@ def at_step(run: RunDirectory, epoch: int, step: int, attempt: int = 1) -> None:
 
 @pytest.fixture(autouse=True)
 def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.watch.socket.gethostname", lambda: "here")
+    monkeypatch.setattr("jobs.cli.view.socket.gethostname", lambda: "here")
 
 
 def test_a_running_run_is_seen_within_its_epoch(tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_changes_are_states_and_epochs_each_once(tmp_path: Path) -> None:
 
 
 def test_watching_in_lines_ends_when_every_run_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.watch, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(jobs.cli.view, "LOOK_SECONDS", 0.01)
     run = add(tmp_path / "s", "one")
     stream = io.StringIO()
     look, looks = Watcher.look, list[StudyView]()

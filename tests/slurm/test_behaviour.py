@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.code_snapshot import live_code
+from jobs.study.kept_code import live_code
 from seqlm.rundir import RunDirectory, study_record_file, write_json
 from slurm.backend import submit_report
 from slurm.settings import SlurmSettings
@@ -39,7 +39,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jobs.behaviour_launch.WORKER", STAND_IN)
+    monkeypatch.setattr("jobs.launch.behaviour.WORKER", STAND_IN)
     runs = finished_runs(tmp_path)
     study_dir = tmp_path / "runs" / "small"
     write_json(study_record_file(study_dir), {"backend": {"slurm": {"timeout_min": 7}}})  # of the launch of the runs

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import launch
-from jobs import doctor as machine_doctor
-from jobs.doctor import Finding
+from jobs.backends.base import Finding
+from jobs.cli import doctor as machine_doctor
 from seqlm.errors import BackendError
 from slurm import probe, settings
 from slurm.doctor import examine

@@ -12,10 +12,10 @@ import pytest
 import submitit
 
 import launch
-from jobs.policy import Policy
-from jobs.retry import history
-from jobs.scheduler import Scheduler
-from jobs.watch import Watcher
+from jobs.attempt.retry import history
+from jobs.cli.view import Watcher
+from jobs.manifests.policy import Policy
+from jobs.study.squeue import Scheduler
 from seqlm.rundir import RunDirectory
 from slurm.task import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster

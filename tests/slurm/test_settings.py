@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from jobs.backend_keys import BACKENDS
-from jobs.manifest import load_manifest
-from jobs.sbatch_options import EITHER, FLAGS, OPTIONS, OURS, WITH_VALUE
+from jobs.manifests.backends import BACKENDS
+from jobs.manifests.load import load_manifest
+from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS, WITH_VALUE
 from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError
 from slurm import settings as module

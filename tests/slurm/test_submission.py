@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.code_snapshot import Code
-from jobs.dispatch import Planned, plan
-from jobs.launcher import TRAINING
-from jobs.policy import Policy
+from jobs.launch.prepare import TRAINING
+from jobs.manifests.policy import Policy
+from jobs.plan.planned import Planned, plan
 from jobs.spec import Resources, RunSpec
+from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory
 from slurm.backend import turns

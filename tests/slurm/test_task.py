@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.policy import Policy
-from jobs.retry import history
+from jobs.attempt.retry import history
+from jobs.manifests.policy import Policy
 from jobs.spec import Resources
-from jobs.study import submission_of, write_jobs
+from jobs.study.folder import submission_of, write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
 from slurm import task
@@ -608,7 +608,7 @@ def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(tmp
 def test_a_worker_killed_for_its_memory_gets_smaller_micro_batches(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.memory_kills.MemoryKills.explain_one", lambda self: True)
+    monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda self: True)
     run = make(tmp_path)
     program = "import os, sys; int(os.environ['SEQLM_MICRO_BATCHES']) < 2 and os.kill(os.getpid(), 9);" + TELL
     assert start_again(plan(run, program=program), 0)

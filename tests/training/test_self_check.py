@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jobs import doctor
+from jobs.cli import doctor
 from seqlm import machine
 from seqlm.config import ModelConfig, RecurrentConfig, RunConfig, TransformerConfig
 from seqlm.errors import BackendError, SelfCheckError

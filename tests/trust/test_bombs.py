@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jobs.manifest import load_manifest
+from jobs.manifests.load import load_manifest
 from seqlm.config import DataConfig
 from seqlm.data import source
 from seqlm.data.corpus import load_corpus

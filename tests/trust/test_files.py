@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.code_snapshot import live_code
+from jobs.study.kept_code import live_code
 from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory, append_to, exclusive_lock, write_json
 from seqlm.training.progress_file import ProgressFile

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.secrets import looks_secret
+from jobs.manifests.secrets import looks_secret
 from seqlm.training.failure import describe_failure, failure_text
 from slurm import probe
 from slurm.environment import job_environment

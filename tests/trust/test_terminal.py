@@ -13,8 +13,9 @@ from rich.console import Console
 
 import launch
 from jobs import terminal
-from jobs.live import StudyTable
-from jobs.watch import RunView, StudyView, Watcher, watch_in_lines
+from jobs.cli.live_table import StudyTable
+from jobs.cli.progress import watch_in_lines
+from jobs.cli.view import RunView, StudyView, Watcher
 from seqlm.errors import printable
 from seqlm.rundir import RunDirectory, write_json
 from tests.training.studies import make_config, make_run
@@ -122,7 +123,7 @@ def test_a_line_for_a_person_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_log_that_grows_is_followed_by_whole_lines(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    from jobs.logs import _print_from
+    from jobs.study.logs import _print_from
 
     log = run.stdout_log(1)
 

@@ -1,0 +1,1 @@
+"""One attempt of a run on a node: ranks, signs of life, memory kills, retries."""

@@ -1,0 +1,1 @@
+"""Where runs can be started: this machine, Ray."""

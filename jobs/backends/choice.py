@@ -1,0 +1,103 @@
+"""Which backend a launch uses, and its settings: flag over environment over manifest over default."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.backends.base import Backend
+from jobs.backends.local import LocalBackend
+from jobs.manifests.backends import BACKENDS
+from jobs.manifests.load import Manifest
+from seqlm.errors import BackendError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendChoice:
+    """A backend by name, with what applies to it."""
+
+    name: str
+    max_parallel: int | None = None
+    """Most runs at once."""
+    retries: int | None = None
+    """What ``--retries`` or the manifest's table of the backend says; none: the policy's ``without_progress``."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables for the workers."""
+    env_pass: tuple[str, ...] = ()
+    """Names of variables of this process that workers get as well."""
+    progress_s: float | None = None
+    """How often, at most, workers write where they are. ``None``: the backend's default."""
+    table: Mapping[str, Any] = field(default_factory=dict)
+    """The manifest's table of this backend, as written."""
+    where: str = ""
+    """Where the table stands, for messages."""
+    ray_address: str | None = None
+    """The Ray cluster to join; none: start one on this machine."""
+
+    def make(self) -> Backend:
+        """The backend; nothing is started yet.
+
+        Raises:
+            BackendError: it is not to be had here.
+        """
+        match self.name:
+            case "local":
+                return LocalBackend()
+            case "ray":
+                from jobs.backends.ray_backend import (
+                    RayBackend,  # Ray takes half a second, which only its users wait for
+                )
+
+                return RayBackend(address=self.ray_address)
+            case _:
+                raise BackendError(f"backend {self.name} has no launcher that waits for its runs")
+
+
+def choose_backend(
+    manifest: Manifest | None,
+    *,
+    last: str | None = None,
+    kept: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str | None,
+    max_parallel: int | None,
+    retries: int | None,
+    ray_address: str | None,
+) -> BackendChoice:
+    """Settle the choice; the arguments are those of the command line, none where a flag is not given.
+
+    Without a manifest, ``last`` is where the runs went before, and ``kept`` what their study has kept of the tables
+    ``[backend.*]``.
+
+    Raises:
+        UsageError: ``SEQLM_BACKEND`` is no backend, or a flag belongs to another one.
+    """
+    chosen = name or _from_environment() or (manifest.backend_name if manifest else last) or default_backend()
+    if ray_address is not None and chosen != "ray":
+        raise UsageError(f"--ray-address: the backend is {chosen}; add --backend ray, or leave the address out")
+    table = (manifest.backend if manifest else kept or {}).get(chosen, {})
+    return BackendChoice(
+        name=chosen,
+        table=table,
+        where=manifest.path.name if manifest else "study.json",
+        max_parallel=max_parallel or table.get("max_parallel"),
+        retries=table.get("retries") if retries is None else retries,
+        env=table.get("env", {}),
+        env_pass=tuple(table.get("env_pass", ())),
+        progress_s=table.get("progress_s"),
+        ray_address=(ray_address or os.environ.get("RAY_ADDRESS") or table.get("address")) if chosen == "ray" else None,
+    )
+
+
+def default_backend() -> str:
+    """``ray`` where it is installed, else ``local``."""
+    return "ray" if importlib.util.find_spec("ray") else "local"
+
+
+def _from_environment() -> str | None:
+    name = os.environ.get("SEQLM_BACKEND")
+    if name and name not in BACKENDS:
+        raise UsageError(f'SEQLM_BACKEND: found "{name}", valid is {", ".join(BACKENDS)}')
+    return name or None

@@ -1,0 +1,467 @@
+"""Backend ``ray``: a placement group for each run, and in each of its bundles an actor that runs one rank's process.
+
+A group whose run has ended goes to the next run of the same resources, so that a run costs its own worker's start and
+nothing else. Groups of one rank also join for a run of several. A group that no run takes within a few seconds is given
+back to the cluster.
+
+    submit   idle groups, or a new one        -> the actors look around (Site)
+             every rank has its Site          -> rank 0's address is where they meet; the processes start
+    poll     every process has ended          -> Ended; the groups are idle
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from jobs.attempt.memory_kills import NodeKills
+from jobs.attempt.rank import PEER_GRACE_SECONDS, Ended, ended, rank_variables, rendezvous_variables
+from jobs.backends.base import Backend
+from jobs.backends.local import require_precision
+from jobs.backends.ray_actor import RankHost, Site
+from jobs.backends.ray_cluster import RayCluster, node_address
+from jobs.plan.capacity import Capacity, Share
+from jobs.spec import Resources, RunSpec, Submission
+from jobs.study.kept_code import Code
+from seqlm.errors import BackendError
+from seqlm.rundir import RunDirectory, make_directory
+
+REFRESH_SECONDS = 2.0
+"""How often the cluster is asked which nodes it has and what others use."""
+PATIENCE_SECONDS = 5.0
+"""How long Ray may take to place a run that should fit before no other is sent after it."""
+START_SECONDS = 600.0
+"""How long a run that Ray has placed may take until its actors answer: a node unpacks the code, and starts Python."""
+IDLE_SECONDS = 5.0
+"""How long a group waits for a run. A new one takes about a second, which only short runs would feel; and a run of
+several ranks finds its places one after the other."""
+EXIT_STOPPED = 128 + signal.SIGTERM
+EXIT_LOST = -signal.SIGKILL
+"""Of a rank whose node or actor is gone."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Group:
+    """A placement group with the actor of each rank."""
+
+    group: PlacementGroup
+    hosts: list[Any]
+    resources: Resources
+    shares: list[Share]
+    """What it holds: where it was expected at first, where Ray has placed it later.
+
+    GPUs are named as in the capacity.
+    """
+    idle_since: float = 0.0
+
+
+@dataclass(kw_only=True)
+class _Job:
+    submission: Submission
+    groups: list[_Group]
+    """One with all ranks, or one for each rank."""
+    pending: dict[Any, int]
+    """What Ray owes us: object reference -> rank. First the ranks' sites, then their exit codes."""
+    since: float
+    sites: dict[int, Site] = field(default_factory=dict)
+    codes: dict[int, int] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+    out_of_memory: set[int] = field(default_factory=set)
+    """Ranks that their node killed because it was out of memory."""
+    runs: bool = False
+    """Whether the processes have been started."""
+    placed_at: float | None = None
+    """When it was seen that Ray has placed it, while its actors do not answer."""
+    first_failure_at: float | None = None
+
+    @property
+    def hosts(self) -> list[Any]:
+        """The actors of the ranks."""
+        return [host for group in self.groups for host in group.hosts]
+
+    def seat(self, rank: int) -> tuple[_Group, int]:
+        """The group of a rank, and which of its bundles is the rank's."""
+        return [(group, index) for group in self.groups for index in range(len(group.hosts))][rank]
+
+    @property
+    def shares(self) -> list[Share]:
+        """What the ranks hold."""
+        return [share for group in self.groups for share in group.shares]
+
+
+@final
+class RayBackend(Backend):
+    """Placement groups on a Ray cluster, or on an embedded Ray that lives as long as the backend is open."""
+
+    name = "ray"
+
+    def __init__(self, *, address: str | None = None) -> None:
+        self._cluster = RayCluster(address)
+        self._code: Code | None = None
+        self._total: Capacity | None = None
+        self._refreshed_at = 0.0
+        self._foreign: dict[str, tuple[float, float]] = {}
+        self._foreign_before: dict[str, tuple[float, float]] | None = None
+        self._cards: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        """Node -> Ray's name of a GPU -> its name in the capacity, which counts the node's GPUs from 0."""
+        self._jobs: dict[str, _Job] = {}
+        self._idle: list[_Group] = []
+        self._numbers = itertools.count(1)
+        self._memory_kills = NodeKills()
+
+    # -- before it is open -----------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        total = self.capacity()
+        gpus = f"{total.gpus:g} GPUs, " if total.gpus else ""
+        nodes = f"{len(total.nodes)} nodes, " if len(total.nodes) > 1 else ""
+        return f"{self._cluster.describe()} ({nodes}{gpus}{total.cpus:g} cores)"
+
+    def capacity(self) -> Capacity:
+        if self._total is None:
+            self._total = self._cluster.capacity()
+        return self._total.copy()
+
+    def resolve(self, spec: RunSpec, at_most: int) -> Resources:
+        resources = self.capacity().resolve(spec.resources, at_most)
+        if self._cluster.is_embedded:
+            require_precision(spec, resources)
+        return resources
+
+    def open(self, code: Code) -> None:
+        self._code = code
+        self._cluster.open(code)
+        self._refresh()
+
+    def close(self) -> None:
+        self._jobs.clear()
+        self._idle.clear()
+        self._cluster.close()
+
+    # -- what is free ----------------------------------------------------------------------------------------------
+
+    def free(self) -> Capacity:
+        self._refresh_if_due()
+        free = self.capacity()
+        for job in self._jobs.values():
+            free.take(job.shares)
+        stuck = any(_waits_long(job) and not job.sites for job in self._jobs.values())
+        for node in free.nodes:
+            free.withhold(node, *((math.inf, math.inf) if stuck else self._foreign.get(node, (0.0, 0.0))))
+        return free
+
+    def held(self, job_id: str) -> Sequence[Share]:
+        return self._jobs[job_id].shares
+
+    def _refresh_if_due(self) -> None:
+        if time.monotonic() - self._refreshed_at > REFRESH_SECONDS:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Ask which nodes there are, and what others than us use of them."""
+        self._refreshed_at = time.monotonic()
+        self._total = total = self._cluster.capacity()
+        others = total.copy()
+        for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle):
+            others.take(group.shares)
+        free = self._cluster.free(total)
+        foreign = {
+            name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
+            for name, node in others.nodes.items()
+        }
+        # What we gave back a moment ago is not free yet: only what is missing twice in a row is somebody else's.
+        before = foreign if self._foreign_before is None else self._foreign_before
+        self._foreign = {
+            name: (min(cpus, before[name][0]), min(gpus, before[name][1]))
+            for name, (cpus, gpus) in foreign.items()
+            if name in before
+        }
+        self._foreign_before = foreign
+        self._release(*filter(self._is_lost, list(self._idle)))
+        for job in self._jobs.values():
+            if job.runs or not job.pending:
+                continue
+            if any(map(self._is_lost, job.groups)):  # Ray would wait for the node for ever
+                self._abandon(job, EXIT_LOST, "its node was lost before it had started")
+            elif _waits_long(job):
+                self._look_after(job, free)
+
+    def _look_after(self, job: _Job, free: Capacity) -> None:
+        """What to do about a run that Ray keeps waiting; ``free`` is what nobody holds."""
+        now = time.monotonic()
+        if any(placement_group_table(group.group)["state"] != "PENDING" for group in job.groups):
+            job.placed_at = job.placed_at or now
+            if now - job.placed_at > START_SECONDS:
+                where = ", ".join({node_address(share.node): None for share in job.shares})
+                self._abandon(job, EXIT_LOST, f"Ray did not start it within {START_SECONDS / 60:g} min on {where}")
+            return
+        # Sent to a node where somebody else was faster: it goes to where there is room, if there is any.
+        shares = free.place(job.submission.resources)
+        if shares is not None:
+            free.take(shares)
+            self._release(*job.groups)
+            job.groups = [self._new_group(job.submission.resources, shares)]
+            self._look_around(job)
+
+    def _is_lost(self, group: _Group) -> bool:
+        assert self._total is not None, "refreshed before"
+        return any(share.node not in self._total.nodes for share in group.shares)
+
+    # -- a run -----------------------------------------------------------------------------------------------------
+
+    def submit(self, submission: Submission) -> str:
+        run = RunDirectory(submission.run_dir)
+        make_directory(run.attempt_dir(submission.attempt))
+        groups = self._groups(submission.resources)
+        job = _Job(submission=submission, groups=groups, pending={}, since=0.0)
+        self._look_around(job)
+        job_id = f"{run.id}/{submission.attempt}-{next(self._numbers)}"
+        self._jobs[job_id] = job
+        return job_id
+
+    @staticmethod
+    def _look_around(job: _Job) -> None:
+        """Ask each rank's actor for its site, once Ray has placed it."""
+        job.since = time.monotonic()
+        job.pending = {host.site.remote(str(job.submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
+
+    def _groups(self, resources: Resources) -> list[_Group]:
+        free = self.free()
+        shares = free.place(resources)
+        assert shares is not None, "asked whether there is room before"
+        idle = choose_idle(self._idle, resources, most_nodes=len({share.node for share in shares}))
+        if idle:
+            self._idle = [group for group in self._idle if group not in idle]
+            return idle
+        self._release(*self._idle)
+        return [self._new_group(resources, shares)]
+
+    @staticmethod
+    def _new_group(resources: Resources, shares: list[Share]) -> _Group:
+        bundle = {"CPU": shares[0].cpus}
+        if resources.gpus:
+            bundle["GPU"] = resources.gpus
+        # Pinned to the nodes that were chosen for it: Ray would spread shares of GPUs over many cards.
+        nodes = [{"ray.io/node-id": share.node} for share in shares]
+        group = placement_group([dict(bundle) for _ in shares], strategy="PACK", bundle_label_selector=nodes)
+        actor = ray.remote(RankHost)
+        hosts = [
+            actor.options(
+                num_cpus=bundle["CPU"],
+                num_gpus=bundle.get("GPU", 0),
+                max_concurrency=3,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            ).remote()
+            for rank in range(resources.ranks)
+        ]
+        return _Group(group=group, hosts=hosts, resources=resources, shares=shares)
+
+    def poll(self, job_id: str) -> Ended | None:
+        self._advance(0)
+        job = self._jobs[job_id]
+        if job.pending:
+            self._end_those_left_behind(job)
+            return None
+        del self._jobs[job_id]
+        codes = [job.codes[rank] for rank in range(len(job.hosts))]
+        if job.lost:
+            self._release(*job.groups)
+        else:
+            for group in job.groups:
+                group.idle_since = time.monotonic()
+            self._idle += job.groups
+        return ended(codes, job.lost, job.out_of_memory)
+
+    def stop(self, job_id: str, *, force: bool) -> None:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return
+        if not job.runs:  # perhaps not even placed: whatever Ray would do next has no one to do it for
+            self._release(*job.groups)
+            self._abandon(job, EXIT_STOPPED, "stopped before it had started")
+            return
+        for host in job.hosts:
+            host.stop.remote(int(signal.SIGKILL if force else signal.SIGTERM))
+
+    @staticmethod
+    def _abandon(job: _Job, code: int, why: str) -> None:
+        """End a job that has not started: with ``code``, which all its ranks would have ended with."""
+        job.codes = dict.fromkeys(range(len(job.hosts)), code)
+        job.lost = {0: why}
+        job.pending.clear()
+
+    def wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self._refresh_if_due()
+        self._give_idle_back()
+        while (left := deadline - time.monotonic()) > 0:
+            if self._advance(left):
+                return
+            if not any(job.pending for job in self._jobs.values()):
+                time.sleep(min(left, seconds))
+
+    # -- what Ray owes us --------------------------------------------------------------------------------------------
+
+    def _advance(self, seconds: float) -> bool:
+        """Take what has arrived, waiting for something at most so long; whether a job has ended."""
+        owed = {reference: job for job in self._jobs.values() for reference in job.pending}
+        if not owed:
+            return False
+        arrived, _ = ray.wait(list(owed), num_returns=1, timeout=seconds)
+        if arrived:  # and whatever else is there by now
+            arrived, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
+        for reference in arrived:
+            self._take(owed[reference], reference)
+        return any(not job.pending for job in self._jobs.values())
+
+    def _take(self, job: _Job, reference: Any) -> None:
+        rank = job.pending.pop(reference, None)
+        if rank is None:
+            return
+        try:
+            answer = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            job.codes[rank] = EXIT_LOST
+            if isinstance(error, ray.exceptions.OutOfMemoryError):  # Ray itself kills before the system has to
+                job.out_of_memory.add(rank)
+            job.lost.setdefault(rank, self._what_became_of(job, rank, error))
+            return
+        if isinstance(answer, Site):
+            self._arrived(job, rank, answer)
+            return
+        job.codes[rank] = answer.code
+        if answer.problem:
+            job.lost[rank] = answer.problem
+        node = job.sites[rank].node
+        if answer.code == -signal.SIGKILL and self._memory_kills.explain_one(node, *answer.memory_kills):
+            job.out_of_memory.add(rank)
+
+    def _arrived(self, job: _Job, rank: int, site: Site) -> None:
+        job.sites[rank] = site
+        group, index = job.seat(rank)
+        share = group.shares[index]
+        device = share.device if site.device is None else self._card(site.node, site.device)
+        group.shares[index] = Share(node=site.node, cpus=share.cpus, device=device, gpus=share.gpus)
+        if job.pending or job.codes:
+            return
+        blind = [other for other in job.sites.values() if not other.sees_run]
+        if blind:
+            self._abandon(job, EXIT_STOPPED, "stopped before it had started")
+            raise BackendError(
+                f"node {blind[0].address} does not see {job.submission.run_dir}; put --runs-dir on a file system "
+                "that all nodes of the cluster share"
+            )
+        self._start(job)
+
+    def _card(self, node: str, device: str) -> str:
+        """The GPU of the capacity to book for one that Ray names ``device``.
+
+        Ray names GPUs as the CUDA_VISIBLE_DEVICES of the node's raylet does: "2" and "3", or by UUID.
+        """
+        known = self._cards[node]
+        if device not in known and node in self.capacity().nodes:
+            known[device] = next(card for card in self.capacity().nodes[node].gpus if card not in known.values())
+        return known.get(device, device)
+
+    def _start(self, job: _Job) -> None:
+        submission = job.submission
+        run = RunDirectory(submission.run_dir)
+        assert self._code is not None, "open before anything is submitted"
+        # Code that came with the actors lies wherever Ray has put it, which is where they run.
+        cwd = str(submission.cwd) if self._cluster.is_embedded or self._code.live else None
+        first = job.sites[0]
+        job.runs = True
+        for rank, host in enumerate(job.hosts):
+            site = job.sites[rank]
+            variables = {**rank_variables(submission, rank, site.device), "SEQLM_NODE": site.node}
+            if len(job.hosts) > 1:
+                variables |= rendezvous_variables(run, submission.attempt, first.address)
+                if site.interface:
+                    variables.setdefault("GLOO_SOCKET_IFNAME", site.interface)
+            reference = host.run.remote(
+                list(submission.argv[1:]),
+                variables,
+                cwd,
+                str(run.stdout_log(submission.attempt)),
+                str(run.stderr_log(submission.attempt)),
+            )
+            job.pending[reference] = rank
+
+    def _end_those_left_behind(self, job: _Job) -> None:
+        """Ranks that do not notice that another has failed are ended after a while."""
+        if not any(job.codes.values()):
+            return
+        job.first_failure_at = job.first_failure_at or time.monotonic()
+        if not job.runs or time.monotonic() - job.first_failure_at > PEER_GRACE_SECONDS:
+            for rank in job.pending.values():
+                job.lost.setdefault(rank, "ended after another rank had failed")
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(job.hosts[rank])
+
+    def _what_became_of(self, job: _Job, rank: int, error: Exception) -> str:
+        who = f"rank {rank}" if len(job.hosts) > 1 else "the worker"
+        node = job.shares[rank].node
+        self._refresh()
+        if self._total is not None and node not in self._total.nodes:
+            return f"{who} lost its node {node_address(node)}"
+        reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "Ray's logs tell more"
+        return f"{who} lost its actor ({type(error).__name__}): {reason}"
+
+    # -- groups ------------------------------------------------------------------------------------------------------
+
+    def _give_idle_back(self) -> None:
+        now = time.monotonic()
+        self._release(*(group for group in self._idle if now - group.idle_since > IDLE_SECONDS))
+
+    def _release(self, *groups: _Group) -> None:
+        for group in groups:
+            if group in self._idle:
+                self._idle.remove(group)
+            _kill(group.hosts)
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                remove_placement_group(group.group)
+
+
+def _waits_long(job: _Job) -> bool:
+    """Whether Ray has not started all its ranks' actors in the time that placing them may take."""
+    return bool(job.pending) and not job.runs and time.monotonic() - job.since > PATIENCE_SECONDS
+
+
+def choose_idle(idle: Sequence[_Group], resources: Resources, *, most_nodes: int) -> list[_Group]:
+    """The groups that a run can have at once: one that is made for it, or one for each rank; none if there are not.
+
+    ``most_nodes`` is on how many nodes the run would be in a new group: idle groups do not scatter its ranks.
+    """
+    fitting = [g for g in idle if (g.resources.cpus, g.resources.gpus) == (resources.cpus, resources.gpus)]
+    for group in fitting:
+        if group.resources.ranks == resources.ranks:
+            return [group]
+    by_node: defaultdict[str, list[_Group]] = defaultdict(list)
+    for group in fitting:
+        if group.resources.ranks == 1:
+            by_node[group.shares[0].node].append(group)
+    fullest = sorted(by_node.values(), key=len, reverse=True)[:most_nodes]
+    chosen = [group for groups in fullest for group in groups][: resources.ranks]
+    return chosen if len(chosen) == resources.ranks else []
+
+
+def _kill(hosts: Iterable[Any]) -> None:
+    for host in hosts:
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(host)

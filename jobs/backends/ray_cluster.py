@@ -1,0 +1,283 @@
+"""The Ray that runs go to: a cluster that is there, or one started on this machine for the time of a launch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from jobs.backends import ray_watchdog
+from jobs.backends.local import this_machine
+from jobs.backends.ray_job import is_remote
+from jobs.plan.capacity import Capacity, Node
+from jobs.study.kept_code import Code
+from seqlm import machine
+from seqlm.errors import BackendError
+
+OBJECT_STORE_BYTES = 80 * 2**20
+"""Of an embedded Ray: near the least that Ray takes, since nothing large goes through it."""
+OLDEST_PRIVATE = (2, 54)
+"""The first version of Ray of which every server that takes orders asks for a token."""
+KNOCK_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
+CONNECT_TRIES = 3
+"""How often a cluster is asked that does not answer in the time that Ray gives it."""
+MAX_CODE_BYTES = 100 * 2**20
+"""Most code that is sent to a cluster. Ray refuses 512 MiB, and keeps what it is sent in the head node's memory."""
+
+for _name, _value in (
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0"),
+    ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),  # the coming default, and a warning without it
+):
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402 -- reads the variables above as it is imported
+from ray._private import ray_constants  # noqa: E402 -- for developers; there is no other way
+from ray._private.state import available_resources_per_node  # noqa: E402
+
+
+@final
+class RayCluster:
+    """A connection to Ray. ``address`` none: an embedded one, which lives as long as the connection."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._private = contextlib.ExitStack()
+        self.is_open = False
+
+    @property
+    def is_embedded(self) -> bool:
+        return self._address is None
+
+    def describe(self) -> str:
+        """A few words."""
+        return "Ray on this machine" if self.is_embedded else f"the Ray cluster at {self._address}"
+
+    def open(self, code: Code) -> None:
+        """Start or join, with ``code`` for the actors.
+
+        Raises:
+            BackendError: Ray cannot be started, or there is no such cluster; the code is too large to be sent.
+        """
+        # Inside a Ray job, the job has brought its code along already.
+        has_code = self.is_embedded or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        self._connect(None if has_code else _runtime_env(code))
+
+    def close(self) -> None:
+        """Leave the cluster, or end the embedded one; everything that this connection started ends."""
+        if self.is_open:
+            self.is_open = False
+            with _quiet():
+                ray.shutdown()
+        if self._watchdog is not None:
+            self._watchdog.communicate()
+            self._watchdog = None
+        self._private.close()
+
+    def capacity(self) -> Capacity:
+        """All that the nodes that are alive have. Joins a cluster for a moment where the connection is not open.
+
+        Raises:
+            BackendError: the cluster cannot be reached.
+        """
+        if self.is_open:
+            return _capacity("this machine" if self.is_embedded else "the cluster")
+        if self.is_embedded:
+            return this_machine()
+        if is_remote(self._address):
+            raise BackendError(
+                f"{self._address} takes jobs and does not tell what the cluster has; give the address of the cluster "
+                "on one of its nodes (auto), or --backend local"
+            )
+        self._connect(None)
+        try:
+            return _capacity("the cluster")
+        finally:
+            self.close()
+
+    def free(self, total: Capacity) -> Capacity:
+        """What nobody holds of ``total`` now, as Ray last heard; the connection is open."""
+        free = total.copy()
+        has = available_resources_per_node()
+        for name, node in free.nodes.items():
+            there = has.get(name, {})
+            free.withhold(name, node.cpus - there.get("CPU", 0.0), node.free_gpus - there.get("GPU", 0.0))
+        return free
+
+    def _connect(self, runtime_env: dict[str, Any] | None) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
+        folder, devices = None, []
+        if self.is_embedded:
+            here = this_machine()
+            devices = [device for node in here.nodes.values() for device in node.gpus]
+            folder = self._private.enter_context(_private())
+            options.update(
+                address="local",
+                _temp_dir=str(folder / "ray"),
+                num_cpus=int(here.cpus),
+                num_gpus=len(devices),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+        else:
+            options.update(address=self._address, runtime_env=runtime_env)
+        try:
+            _knock(self._address)
+            with _ray_sees(devices) if self.is_embedded else contextlib.nullcontext():
+                _init(options)
+        except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
+            self._private.close()
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            what = "cannot start Ray on this machine" if self.is_embedded else f"no Ray cluster at {self._address}"
+            hint = "--backend local does without" if self.is_embedded else "`ray status` shows whether it is up"
+            raise BackendError(f"{what}: {reason}; {hint}") from None
+        self.is_open = True
+        if folder is not None:
+            self._watchdog = _watch(folder)
+
+
+def _init(options: dict[str, Any]) -> None:
+    """``ray.init``, again where a cluster that accepts connections is too busy to answer one."""
+    for tries_left in reversed(range(CONNECT_TRIES)):
+        try:
+            with _quiet():
+                ray.init(**options)
+        except ConnectionError:
+            if not tries_left:
+                raise
+        else:
+            return
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nothing listens at an address: Ray itself goes on asking for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[Path]:
+    """Keep other users of this machine out of a Ray that is started in the block; yields a folder for its files.
+
+    Ray makes its folders writable for everybody, so their parent is one that only this user can enter. Its servers
+    listen on loopback alone and ask for a token, which is in the environment of this user's processes and in no file.
+
+    Raises:
+        BackendError: this Ray has servers that ask for no token.
+    """
+    if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_PRIVATE:
+        oldest = ".".join(map(str, OLDEST_PRIVATE))
+        raise BackendError(
+            f"Ray {ray.__version__} lets other users of this machine in; install ray>={oldest}, or use --backend local"
+        )
+    before = {name: os.environ.pop(name, None) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")}
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    _read_environment_again()
+    is_cluster = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does on macOS and Windows: every address is 127.0.0.1
+    folder = Path(tempfile.mkdtemp(prefix="seqlm-ray-", dir=os.environ.get("RAY_TMPDIR")))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        _restore(before)
+        _read_environment_again()
+
+
+@contextlib.contextmanager
+def _ray_sees(devices: Sequence[str]) -> Iterator[None]:
+    """Name ``devices`` in the environment of a Ray that is started in the block: Ray books GPUs by these names."""
+    names = {machine.VISIBLE: ",".join(devices), machine.ORDER: machine.PCI_ORDER}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(before: Mapping[str, str | None]) -> None:
+    """Set variables as they were; ``None``: not at all."""
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def _read_environment_again() -> None:
+    """Ray reads its variables as it is imported, which is before it is known whether a launch joins a cluster."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined] # compiled; from Ray 2.52 on
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _watch(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that ends the embedded Ray's processes after this one, should this one be killed."""
+    import psutil  # comes with Ray
+
+    named = filter(None, (ray_watchdog.identity(child.pid) for child in psutil.Process().children(recursive=True)))
+    argv = [sys.executable, "-S", ray_watchdog.__file__, str(folder), *named]
+    # In a session of its own: what ends the launcher's process group must not end it.
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _capacity(where: str) -> Capacity:
+    nodes = []
+    for entry in ray.nodes():
+        if entry["Alive"]:
+            has = entry["Resources"]
+            gpus = {str(index): 1.0 for index in range(int(has.get("GPU", 0)))}
+            nodes.append(Node(name=entry["NodeID"], cpus=has.get("CPU", 0.0), gpus=gpus))
+    return Capacity(nodes, where=where)
+
+
+def node_address(node: str) -> str:
+    """The address of a node, for a person."""
+    return next((entry["NodeManagerAddress"] for entry in ray.nodes() if entry["NodeID"] == node), node[:8])
+
+
+def _runtime_env(code: Code) -> dict[str, Any]:
+    """What travels to the nodes: the code, which is what git tracks, and none of this machine's variables.
+
+    A live tree is not sent; nodes that share its file system run it where it is.
+    """
+    if code.live:
+        return {"env_vars": {"PYTHONPATH": str(code.path)}}
+    sizes = {path: path.stat().st_size for path in code.path.rglob("*") if path.is_file()}
+    if sum(sizes.values()) > MAX_CODE_BYTES:
+        largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
+        named = ", ".join(f"{path.relative_to(code.path)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
+        raise BackendError(
+            f"the code to send to the cluster has {sum(sizes.values()) / 2**20:.0f} MiB, valid are at most "
+            f"{MAX_CODE_BYTES / 2**20:.0f}; the largest files that git tracks are {named}"
+        )
+    return {"working_dir": str(code.path)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray's layers print past its log level away from the terminal; what went wrong is in its exceptions."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)

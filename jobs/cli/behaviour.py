@@ -1,0 +1,57 @@
+"""The behaviour that a report finds missing, computed on this machine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.backends.local import LocalBackend
+from jobs.cli.lines import Progress
+from jobs.cli.progress import launch_progress
+from jobs.launch.behaviour import BehaviourLaunch, Outcome, jobs_dir
+from jobs.launch.dispatch import Event
+from jobs.launch.prepare import launch
+from jobs.plan.planned import Planned
+from jobs.study.folder import study_name
+from jobs.terminal import tell
+
+
+def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outcome]:
+    """Compute what is missing of a study's behaviour, on this machine, and wait for it. What happens goes to stderr.
+
+    ``data`` is where the corpus lies, if a flag says so. What was computed before stays as long as its checkpoints do,
+    with whatever settings it was asked for. Where nothing is missing, checkpoints are read and that is all.
+
+    Raises:
+        RunBusyError: another launcher computes it at this moment.
+        BackendError, DataError, FileError: nothing has been started.
+        KeyboardInterrupt: interrupted; the workers have stopped.
+    """
+    wanted = BehaviourLaunch.of(study_dir)
+    if wanted.specs:
+        progress: list[Progress] = []
+        backend = LocalBackend()
+
+        def announce(planned: list[Planned]) -> Callable[[Event], None]:
+            todo = sum(item.action != "skip" for item in planned)
+            what = study_name(jobs_dir(study_dir))
+            tell(f"{what}: {todo} models to look at on {backend.describe()}")
+            progress.append(launch_progress(planned, jobs_dir(study_dir)))
+            return progress[-1]
+
+        data_path = functools.partial(wanted.data_path, flag=data)
+        try:
+            launch(
+                wanted.specs,
+                backend,
+                replace(wanted.options(), tell=tell),
+                data_path=data_path,
+                command=wanted.command,
+                progress=announce,
+            )
+        finally:
+            for bar in progress:
+                bar.close()
+    return wanted.outcomes()

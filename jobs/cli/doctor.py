@@ -1,0 +1,174 @@
+"""``doctor``: whether this machine can launch, train and report, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.backends.base import Finding, Level
+from jobs.backends.choice import BackendChoice, default_backend
+from jobs.backends.ray_job import RayJob, is_remote
+from jobs.cli.file_system import unprotected
+from jobs.study.provenance import versions
+from jobs.terminal import memory
+from seqlm import machine
+from seqlm.config import DataConfig
+from seqlm.data.cache import cache_folder
+from seqlm.data.corpus import load_corpus
+from seqlm.errors import BackendError, SeqlmError, UsageError
+
+LOW_DISK_BYTES = 2 * 1024**3
+SELF_CHECK_SECONDS = 600
+
+
+def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
+    """Look at everything that a launch on this machine needs."""
+    try:
+        gpus = machine.gpus()
+        devices = _devices(gpus)
+    except UsageError as error:
+        gpus, devices = [], [Finding(level="bad", subject="GPU", text=str(error))]
+    findings = [_python(), _torch(gpus), _processor(), *devices]
+    findings += [_folder("runs", runs_dir), *_file_system(runs_dir)]
+    findings.append(_folder("cache", cache_folder()))
+    return [*findings, _git(), *_ray(), *_slurm(), _penn_treebank(data_path)]
+
+
+def _python() -> Finding:
+    found = versions()
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    return Finding(level="ok", subject="versions", text=text)
+
+
+def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
+    program = "import json, torch; print(json.dumps([torch.__version__, torch.cuda.device_count()]))"
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no output"])[-1]
+        return Finding(level="bad", subject="torch", text=f"cannot be imported ({last}); install seqlm's requirements")
+    except subprocess.TimeoutExpired:
+        return Finding(level="bad", subject="torch", text="importing it took more than two minutes")
+    version, cuda_devices = json.loads(answer.stdout)
+    if gpus and not cuda_devices:
+        text = f"{version} sees no CUDA device, yet the machine has {len(gpus)}; install a CUDA build of torch"
+        return Finding(level="bad", subject="torch", text=text)
+    return Finding(level="ok", subject="torch", text=f"{version}, {cuda_devices} CUDA devices")
+
+
+def _processor() -> Finding:
+    bf16 = "bf16" if machine.has_bf16() else "no bf16"
+    return Finding(level="ok", subject="processor", text=f"{machine.cpu_model()}, {machine.cpu_count()} cores, {bf16}")
+
+
+def _devices(gpus: Sequence[machine.Gpu]) -> list[Finding]:
+    """The GPUs that runs get, what an index means, and whether runs that share a GPU compute at the same time."""
+    found = [Finding(level="ok", subject=machine.short_name(gpu.id), text=gpu.name) for gpu in gpus]
+    for card in machine.cards():
+        if card.has_mig and not card.instances:
+            text = f"{card.whole.name} has MIG on and no instance; `nvidia-smi mig -cgi PROFILE -C` makes one"
+            found.append(Finding(level="note", subject=f"GPU {card.index}", text=text))
+    if not gpus:
+        return [*found, Finding(level="note", subject="GPU", text="none; runs will train on the CPU")]
+    if note := machine.order_note():
+        found.append(Finding(level="note", subject="GPU", text=note))
+    return [*found, _mps()]
+
+
+def _mps() -> Finding:
+    folder = machine.mps_directory(os.environ)
+    if folder is None:
+        text = "no MPS daemon: runs that share a GPU take turns; docs/ray.md says how to start one"
+        return Finding(level="note", subject="shares of a GPU", text=text)
+    text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"
+    return Finding(level="ok", subject="shares of a GPU", text=text)
+
+
+def _folder(subject: str, path: Path) -> Finding:
+    """Whether files can be made in ``path``, or, where it does not exist yet, in the nearest folder above it."""
+    existing = _existing(path)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Finding(level="bad", subject=subject, text=f"cannot write in {existing}: {error.strerror or error}")
+    free = shutil.disk_usage(existing).free
+    level: Level = "note" if free < LOW_DISK_BYTES else "ok"
+    return Finding(level=level, subject=subject, text=f"{path} is writable, {memory(free)} free")
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _file_system(runs_dir: Path) -> list[Finding]:
+    """What is not protected on the file system of the runs."""
+    try:
+        lines = unprotected(_existing(runs_dir))
+    except OSError:  # _folder says why nothing can be written there
+        return []
+    if not lines:
+        text = "locks, links, renaming and flushing of folders work on this host"
+        return [Finding(level="ok", subject="file system", text=text)]
+    return [Finding(level="note", subject="file system", text=line) for line in lines]
+
+
+def _git() -> Finding:
+    if shutil.which("git") is None:
+        return Finding(level="note", subject="git", text="not found; runs will record no commit")
+    return Finding(level="ok", subject="git", text="found; runs record their commit")
+
+
+def _ray() -> list[Finding]:
+    """Whether backend ray is there, and the cluster that ``RAY_ADDRESS`` names answers."""
+    if default_backend() != "ray":
+        return [Finding(level="note", subject="Ray", text="not installed; runs go to backend local")]
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return [Finding(level="ok", subject="Ray", text="installed; one is started on this machine for each launch")]
+    choice = BackendChoice(name="ray", ray_address=address)
+    try:
+        if is_remote(address):
+            RayJob(address)
+            return [Finding(level="ok", subject="Ray", text=f"a job server answers at {address}")]
+        return [Finding(level="ok", subject="Ray", text=choice.make().describe())]
+    except BackendError as error:
+        return [Finding(level="bad", subject="Ray", text=str(error))]
+
+
+def _slurm() -> list[Finding]:
+    """Nothing where there is no SLURM; a cluster is looked at only when asked for, since that takes a job."""
+    if shutil.which("sbatch") is None:
+        return []
+    return [Finding(level="ok", subject="SLURM", text="sbatch found; `doctor --backend slurm` looks at the cluster")]
+
+
+def _penn_treebank(data_path: Path | None) -> Finding:
+    try:
+        tokens = load_corpus(DataConfig(corpus="ptb"), data_path).tokens
+    except SeqlmError as error:
+        return Finding(level="note", subject="Penn Treebank", text=str(error).splitlines()[0])
+    return Finding(level="ok", subject="Penn Treebank", text=f"found, {sum(tokens.values()):,} tokens, verified")
+
+
+def check_devices() -> list[Finding]:
+    """Compare fused operations with their equations on this machine's devices; needs half a minute on a CPU."""
+    here = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "seqlm.training.self_check"]
+    try:
+        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=SELF_CHECK_SECONDS)
+    except subprocess.TimeoutExpired:
+        text = f"took more than {SELF_CHECK_SECONDS // 60} minutes"
+        return [Finding(level="bad", subject="self-check", text=text)]
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
+        return [Finding(level="bad", subject="self-check", text=f"cannot be computed ({last})")]
+    return [Finding(**finding) for finding in json.loads(answer.stdout)]

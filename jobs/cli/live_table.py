@@ -1,0 +1,355 @@
+"""The live view: a table of a study's runs that updates in place on a terminal. The only module that imports rich."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import final
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from jobs import terminal
+from jobs.cli import lines
+from jobs.cli.view import RunView, StudyView, Watcher, place_in_queue
+from jobs.launch.dispatch import Event
+from jobs.plan.planned import Planned
+from seqlm.errors import SeqlmError, printable
+
+STYLES = {
+    "running": "cyan",
+    "failed": "red",
+    "cancelled": "yellow",
+    "queued": "default",
+    "done": "green",
+    "pending": "default",
+}
+GROUPS = (("running",), ("failed", "cancelled"), ("queued",), ("done",), ("pending",))
+"""In the order of the screen. What runs is never hidden behind what does not."""
+LEAST_ROWS = 8
+"""Rows of runs below which the matrix gives way."""
+LEAST_DEVICE_WIDTH = 14
+"""Columns below which the devices, unless they fit, stand once below the table instead of in each row."""
+LEAST_NAME_WIDTH = 8
+MOST_NAME_WIDTH = 36
+
+# rich's own template loads a font from the network; this one takes what the reader's machine has.
+SVG_FORMAT = """\
+<svg class="{unique_id}" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{
+    font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace;
+    font-size: {char_height}px;
+    line-height: {line_height}px;
+    font-variant-east-asian: full-width;
+}}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
+@final
+class StudyTable:
+    """A study as text of the width and height that the console has. Nothing is read: it shows what was observed."""
+
+    def __init__(self, study: StudyView, *, whole: bool = False) -> None:
+        """``whole``: every run, however many lines that takes."""
+        self._study = study
+        self._whole = whole
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        height = None if self._whole else options.max_height
+        # The line after the last is the cursor's.
+        yield from table_lines(self._study, options.max_width, height and height - 1, ascii_only=options.ascii_only)
+
+
+def table_lines(study: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False) -> list[Text]:
+    """The lines of the table, none longer than ``width``; at most ``height`` of them if that leaves room for a run."""
+    layout = _Layout(study, width, ascii_only=ascii_only)
+    below = [Text(), _summary(study), *layout.devices_below()]
+    matrix = [Text(), *coverage(study)]
+    grouped = [[run for run in study.runs if run.state in group] for group in GROUPS]
+    groups = [runs for runs in grouped if runs]
+    for runs in groups:
+        if runs[0].state == "queued":
+            runs.sort(key=place_in_queue)
+    shown = [len(runs) for runs in groups]
+    if height is not None:
+        rows = height - 1 - len(below) - len(matrix)
+        if rows < LEAST_ROWS:
+            rows, matrix = rows + len(matrix), []
+        shown = allot(shown, max(rows, 1), first_goes_before=bool(groups) and groups[0][0].state == "running")
+    lines = [layout.header()]
+    for runs, number in zip(groups, shown, strict=True):
+        lines += [layout.row(run) for run in runs[:number]]
+        if number < len(runs):
+            ellipsis = "..." if ascii_only else "…"
+            lines.append(Text(f"{ellipsis} and {_counted(runs[number:])}", style="dim"))
+    lines += [*below, *matrix]
+    for line in lines:
+        line.truncate(width, overflow="crop" if ascii_only else "ellipsis")
+        line.no_wrap = True
+    return lines if height is None else lines[:height]
+
+
+def allot(sizes: Sequence[int], lines: int, *, first_goes_before: bool = False) -> list[int]:
+    """How many rows each group gets, so that all fit in ``lines`` with one more for each group that is cut short.
+
+    The groups grow in turns; the first as far as it can before the others where it ``goes_before`` them.
+    """
+    shown = [0] * len(sizes)
+
+    def grow(group: int) -> bool:
+        if shown[group] == sizes[group]:
+            return False
+        grown = [number + (place == group) for place, number in enumerate(shown)]
+        if sum(grown) + sum(number < size for number, size in zip(grown, sizes, strict=True)) > lines:
+            return False
+        shown[group] += 1
+        return True
+
+    if first_goes_before:
+        while grow(0):
+            pass
+    growing = True
+    while growing:
+        growing = False
+        for group in range(len(sizes)):
+            growing = grow(group) or growing
+    return shown
+
+
+def _counted(runs: Sequence[RunView]) -> str:
+    states = dict.fromkeys(run.state for run in runs)
+    return ", ".join(f"{sum(run.state == state for run in runs)} {state}" for state in states)
+
+
+def _summary(study: StudyView) -> Text:
+    line = Text(printable(study.name), style="bold")
+    for state, number in study.counts().items():
+        line.append(f"   {number} {state}", style=f"not bold {STYLES[state]}")
+    if study.seconds_left is not None:
+        line.append(f"   about {terminal.duration(study.seconds_left)} left", style="not bold")
+    return line
+
+
+def coverage(study: StudyView) -> list[Text]:
+    """Architecture by optimizer: runs done of all, the best validation perplexity, and how many have failed."""
+    archs = list(dict.fromkeys(run.arch for run in study.runs))
+    optimizers = list(dict.fromkeys(run.optimizer for run in study.runs))
+    cells = {
+        (arch, optimizer): _cell([run for run in study.runs if (run.arch, run.optimizer) == (arch, optimizer)])
+        for arch in archs
+        for optimizer in optimizers
+    }
+    first = max(map(len, archs), default=0)
+    widths = {o: max(len(o), *(cells[arch, o].cell_len for arch in archs)) for o in optimizers}
+    lines = [Text("   ".join([" " * first, *(o.ljust(widths[o]) for o in optimizers)]).rstrip(), style="bold")]
+    for arch in archs:
+        line = Text(arch.ljust(first))
+        for optimizer in optimizers:
+            cell = cells[arch, optimizer]
+            line.append("   ").append_text(cell).append(" " * (widths[optimizer] - cell.cell_len))
+        lines.append(line)
+    return lines
+
+
+def _cell(runs: Sequence[RunView]) -> Text:
+    if not runs:
+        return Text("-", style="dim")
+    done = sum(run.state == "done" for run in runs)
+    failed = sum(run.state == "failed" for run in runs)
+    best = min((run.best_val_ppl for run in runs if run.best_val_ppl is not None), default=None)
+    cell = Text(f"{done}/{len(runs)} done", style="green" if done == len(runs) else "")
+    if best is not None:
+        cell.append(f" {_ppl(best)}", style="default")
+    if failed:
+        cell.append(f" {failed} failed", style="red")
+    return cell
+
+
+@final
+class _Layout:
+    """The columns of the table at a given width."""
+
+    def __init__(self, study: StudyView, width: int, *, ascii_only: bool) -> None:
+        self._full, self._empty = ("#", "-") if ascii_only else ("━", "─")
+        self._gap = " " if width < 100 else "  "
+        self._bar = 6 if width < 100 else 10 if width < 130 else 16
+        self._state = max((len(run.state) for run in study.runs), default=0)
+        self._fraction = max((len(_fraction(run)) for run in study.runs), default=0)
+        self._within = max((len(_within(run)) for run in study.runs), default=0)
+        self._epoch = self._fraction + self._within
+        titles = ("train", "val", "best") if width < 100 else ("train ppl", "val ppl", "best val")
+        self._numbers = {title: max(6, len(title)) for title in titles} | {"tok/s": 5, "ETA": 6}
+        numbers = sum(self._numbers.values())
+        room = width - self._state - self._bar - self._epoch - numbers - 8 * len(self._gap)
+        longest = max((len(run.name) for run in study.runs), default=0)
+        self._name = max(LEAST_NAME_WIDTH, min(longest, MOST_NAME_WIDTH, room))
+        self._device = room - self._name - len(self._gap)
+        self._running_on = dict.fromkeys(run.device for run in study.runs if run.state == "running" and run.device)
+        devices = max((len(run.device or "") for run in study.runs), default=0)
+        self._has_device_column = self._device >= min(devices, LEAST_DEVICE_WIDTH) > 0
+
+    def header(self) -> Text:
+        titles = ["run".ljust(self._name), "state".ljust(self._state)]
+        titles += ["epoch".ljust(self._bar + len(self._gap) + self._epoch)]
+        titles += [title.rjust(width) for title, width in self._numbers.items()]
+        titles += ["device"] if self._has_device_column else []
+        return Text(self._gap.join(titles), style="bold")
+
+    def row(self, run: RunView) -> Text:
+        line = Text(shortened(printable(run.name), self._name).ljust(self._name))
+        line.append(self._gap).append(run.state.ljust(self._state), style=STYLES[run.state])
+        line.append(self._gap).append_text(self._drawn_bar(run))
+        line.append(self._gap).append(_fraction(run).rjust(self._fraction) + _within(run).ljust(self._within))
+        if run.state not in ("running", "done"):
+            best = f"best {_ppl(run.best_val_ppl)}  " if run.best_val_ppl is not None else ""
+            line.append(f"{self._gap}{best}{_one_line(run.reason)}", style="red" if run.state == "failed" else "dim")
+            return line
+        numbers = [_ppl(run.train_ppl), _ppl(run.val_ppl), _ppl(run.best_val_ppl)]
+        numbers += [terminal.count(run.tokens_per_second)]
+        numbers += [terminal.duration(run.seconds_left) if run.state == "running" else ""]
+        for number, width in zip(numbers, self._numbers.values(), strict=True):
+            line.append(self._gap).append(number.rjust(width))
+        if self._has_device_column:
+            line.append(self._gap).append(printable(run.device or ""), style="dim")
+        return line
+
+    def _drawn_bar(self, run: RunView) -> Text:
+        part = (run.epochs_done + (run.share or 0.0)) / run.epochs if run.epochs else 0.0
+        full = min(self._bar, int(part * self._bar))
+        bar = Text(self._full * full, style=STYLES[run.state])
+        return bar.append(self._empty * (self._bar - full), style="dim default")
+
+    def devices_below(self) -> list[Text]:
+        if self._has_device_column or not self._running_on:
+            return []
+        return [Text(printable(f"running on {', '.join(self._running_on)}"), style="dim")]
+
+
+def _fraction(run: RunView) -> str:
+    """The epoch a run is in, counted from 1; of a run that does not run, the epochs it has behind it."""
+    if not run.epochs:
+        return "-"
+    begun = run.epochs_done + (run.state == "running")
+    return f"{min(begun, run.epochs)}/{run.epochs}"
+
+
+def _within(run: RunView) -> str:
+    """How far a running run is within its epoch; five columns, so that the table does not move."""
+    if run.state != "running":
+        return ""
+    if run.epochs_done >= run.epochs:
+        return " test"
+    return f" {'val' if run.phase == 'valid' else '' if run.share is None else f'{run.share:.0%}':>4}"
+
+
+def shortened(name: str, width: int) -> str:
+    """A name cut in the middle where it is too long: those of a grid differ at their end.
+
+    >>> shortened("transformer-adam-lr0.001-seed17", 21)
+    'transforme~001-seed17'
+    """
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 2
+    return f"{name[: width - 1 - tail]}~{name[-tail:]}"
+
+
+def _ppl(value: float | None) -> str:
+    return terminal.count(value) if value is not None and value >= 1e6 else terminal.perplexity(value)
+
+
+def _one_line(text: str | None) -> str:
+    return printable(" ".join((text or "").split()))
+
+
+# -- on a terminal -------------------------------------------------------------------------------------------------
+
+
+@final
+class LiveProgress(lines.Progress):
+    """The table of a launch, drawn anew twice a second below the lines of what has happened."""
+
+    def __init__(self, planned: Sequence[Planned], study_dir: Path) -> None:
+        self._watcher = Watcher(study_dir, [item.run.id for item in planned])
+        self._table = _Refreshed(self._watcher)
+        self._live = Live(
+            console=Console(stderr=True),
+            get_renderable=self._table,
+            refresh_per_second=2,
+            transient=True,  # the launcher prints the final table
+        )
+        self._lines = lines.LaunchProgress(planned, self._say)
+        self._live.start()
+
+    def __call__(self, event: Event) -> None:
+        if event.kind != "epoch":  # those are in the table, and would fill the screen
+            self._lines(event)
+
+    def close(self) -> None:
+        """Take the table off the terminal."""
+        self._live.stop()
+
+    def _say(self, line: str) -> None:
+        self._live.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+@final
+class _Refreshed:
+    """The table of a study, looked at when it is asked for, though not more often than is reasonable."""
+
+    def __init__(self, watcher: Watcher, clock: Callable[[], float] = time.monotonic) -> None:
+        self._watcher = watcher
+        self._clock = clock
+        self._next = 0.0
+        self._table: StudyTable | Text = Text()
+
+    def __call__(self) -> StudyTable | Text:
+        started = self._clock()
+        if started >= self._next:
+            # The thread that draws must outlive a file that cannot be read for a moment.
+            with contextlib.suppress(SeqlmError, OSError):
+                self._table = StudyTable(self._watcher.look())
+            now = self._clock()
+            self._next = now + self._watcher.pause(now - started)
+        return self._table
+
+
+def watch_in_place(watcher: Watcher) -> None:
+    """Show the table on stdout until every run is over; the last one stays."""
+    with Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            started = time.monotonic()
+            study = watcher.look()
+            live.update(StudyTable(study), refresh=True)
+            if study.is_over:
+                return
+            time.sleep(watcher.pause(time.monotonic() - started))
+
+
+def svg(study: StudyView, width: int = 112) -> str:
+    """The whole table as a picture that needs no network."""
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(StudyTable(study, whole=True))
+    return console.export_svg(title=f"seqlm: {study.name}", code_format=SVG_FORMAT)

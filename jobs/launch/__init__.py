@@ -1,0 +1,1 @@
+"""Carrying out a plan: preparation, canaries, the dispatch loop, behaviour jobs."""

@@ -1,0 +1,357 @@
+"""Behaviour jobs of a study: of which models, judged by which other model, and whether what they have left still holds.
+
+    runs/<study>/<run id>/             a run that is done, its checkpoints/best.pt; behaviour.json and samples.jsonl
+    runs/<study>/behaviour/<run id>/   the job that computes them; result.json says from which checkpoints
+
+A job is launched like a run, by the same launcher on the same backends (``jobs.launch.behaviour``); only its worker is
+another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.attempt.retry import put_failure_aside
+from jobs.launch.prepare import LaunchOptions, find_data
+from jobs.plan.record import kept_policy, kept_untracked
+from jobs.spec import RunSpec
+from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study, select_runs
+from seqlm.config import RunConfig
+from seqlm.errors import FileError, UsageError
+from seqlm.rundir import (
+    BEHAVIOUR_FOLDER,
+    FINGERPRINT_DIGITS,
+    RunDirectory,
+    file_sha256,
+    read_json,
+    study_record_file,
+    write_json,
+)
+
+SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
+"""What flags can set."""
+
+
+def jobs_dir(study_dir: Path) -> Path:
+    """The folder of a study's behaviour jobs."""
+    return study_dir / BEHAVIOUR_FOLDER
+
+
+# -- which runs ----------------------------------------------------------------------------------------------------
+
+
+def listed_fingerprints(study_dir: Path) -> list[str]:
+    """The runs that ``study.json`` asks for; none where there is no such file.
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    listed = (read_json(study_record_file(study_dir)) or {}).get("behaviour")
+    return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
+
+
+def choose(
+    runs: Sequence[ObservedRun], *, listed: Collection[str] = (), only: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[ObservedRun]:
+    """The runs whose behaviour is computed, all of them done.
+
+    Those that pass the filters where there are any, else those whose fingerprint is listed, else the one with the
+    lowest validation perplexity of each architecture.
+
+    Raises:
+        UsageError: a filter is wrong, or no run passes.
+    """
+    done = [run for run in runs if run.observation.state == "done" and run.config is not None]
+    if only or exclude:
+        passed, why = select_runs(list(runs), only, exclude)
+        if why is not None:
+            raise UsageError(why)
+        passing = {run.run.id for run in passed}
+        return [run for run in done if run.run.id in passing]
+    if listed:
+        return [run for run in done if run.config is not None and run.config.fingerprint() in listed]
+    best: dict[str, ObservedRun] = {}
+    for run in done:
+        assert run.config is not None, "asked above"
+        known = best.get(run.config.model.arch)
+        if _perplexity(run) is not None and (known is None or _lower(run, known)):
+            best[run.config.model.arch] = run
+    chosen = {run.run.id for run in best.values()}
+    return [run for run in done if run.run.id in chosen]
+
+
+def judge_of(run: ObservedRun, runs: Sequence[ObservedRun]) -> ObservedRun | None:
+    """The best other model of the same text, which tells how likely it finds what this one writes; none without one."""
+    assert run.config is not None, "chosen runs have one"
+    judge: ObservedRun | None = None
+    for other in runs:
+        if other.run.id == run.run.id or other.observation.state != "done" or other.config is None:
+            continue
+        if other.config.data != run.config.data or not other.run.best_checkpoint.is_file():
+            continue
+        if _perplexity(other) is not None and (judge is None or _lower(other, judge)):
+            judge = other
+    return judge
+
+
+def _perplexity(run: ObservedRun) -> float | None:
+    return run.observation.best_val_ppl
+
+
+def _lower(run: ObservedRun, than: ObservedRun) -> bool:
+    mine, other = _perplexity(run), _perplexity(than)
+    return mine is not None and (other is None or mine < other)
+
+
+# -- whether a result still holds ----------------------------------------------------------------------------------
+
+
+def default_settings(config: RunConfig) -> dict[str, Any]:
+    """What applies where no flag says otherwise, as a worker writes it into ``result.json``."""
+    seq_len = config.train.seq_len
+    return {
+        "window": 2 * seq_len,
+        "samples": 10,
+        "lengths": [seq_len, 2 * seq_len],
+        "temperature": 1.0,
+        "prompt": None,
+        "seed": config.seed,
+    }
+
+
+def is_current(
+    result: Mapping[str, Any] | None,
+    config: RunConfig,
+    given: Mapping[str, Any],
+    *,
+    checkpoint_sha256: str | None,
+    judge_sha256: str | None,
+) -> bool:
+    """Whether a job's ``result.json`` is what the job would write now. Pure.
+
+    ``given`` are the settings that flags give; each other one must be the default.
+    """
+    if result is None or checkpoint_sha256 is None:
+        return False
+    if (result.get("checkpoint_sha256"), result.get("judge_sha256")) != (checkpoint_sha256, judge_sha256):
+        return False
+    settings = result.get("settings")
+    expected = {**default_settings(config), **given}
+    return isinstance(settings, Mapping) and all(
+        key in settings and settings[key] == value for key, value in expected.items()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourJob:
+    """The behaviour of one run, as a job."""
+
+    run: ObservedRun
+    judge: ObservedRun | None
+    folder: RunDirectory
+    """Of the job."""
+    checkpoint_sha256: str | None
+    """Of the run's ``best.pt``; none: it is gone."""
+    judge_sha256: str | None
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    def spec(self) -> RunSpec:
+        """What is launched: the run itself, by its configuration, on one rank."""
+        spec = self.run.to_spec()
+        return replace(spec, resources=replace(spec.resources, ranks=1))
+
+    def is_current(self, given: Mapping[str, Any]) -> bool:
+        """Whether what was computed before is what would be computed now."""
+        config, run = self.run.config, self.run.run
+        assert config is not None, "chosen runs have one"
+        if not (run.behaviour_file.is_file() and run.samples_file.is_file()):
+            return False
+        result: dict[str, Any] | None = None
+        with contextlib.suppress(FileError):  # a damaged result is none
+            result = self.folder.read_result()
+        checksums = {"checkpoint_sha256": self.checkpoint_sha256, "judge_sha256": self.judge_sha256}
+        return is_current(result, config, given, **checksums)
+
+    def last_settings(self) -> dict[str, Any]:
+        """The settings that flags gave when it was last launched; none before."""
+        task: dict[str, Any] = {}
+        with contextlib.suppress(FileError):
+            task = read_json(self.folder.task_file) or {}
+        settings = task.get("settings")
+        return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
+
+    def prepare(self, given: Mapping[str, Any]) -> None:
+        """Write down what is to be done, and put away what an earlier job has said."""
+        self.folder.result_file.unlink(missing_ok=True)
+        put_failure_aside(self.folder, by_hand=True)
+        judge = None if self.judge is None else self.judge.run.id
+        write_json(self.folder.task_file, {"judge": judge, "settings": dict(given)})
+
+
+def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[BehaviourJob]:
+    """The behaviour jobs that a study is to have, whatever has been computed. Reads checkpoints, writes nothing.
+
+    Raises:
+        UsageError: a filter is wrong, or no run passes.
+        FileError: ``study.json`` is damaged, or a checkpoint cannot be read.
+    """
+    runs = observe_study(study_dir)
+    chosen = choose(runs, listed=listed_fingerprints(study_dir), only=only, exclude=exclude)
+    checksum = _checksums()
+    jobs = []
+    for run in chosen:
+        judge = judge_of(run, runs)
+        jobs.append(
+            BehaviourJob(
+                run=run,
+                judge=judge,
+                folder=RunDirectory(jobs_dir(study_dir) / run.run.id),
+                checkpoint_sha256=checksum(run.run.best_checkpoint),
+                judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
+            )
+        )
+    return jobs
+
+
+def _checksums() -> Callable[[Path], str | None]:
+    """SHA-256 of files, none where there is none; each file is read once."""
+    known: dict[Path, str | None] = {}
+
+    def checksum(path: Path) -> str | None:
+        if path not in known:
+            known[path] = file_sha256(path)
+        return known[path]
+
+    return checksum
+
+
+WORKER = "analysis.behaviour"
+"""The module that computes the behaviour of one model: ``python -m analysis.behaviour JOB_DIR``."""
+FAILED = ("failed", "cancelled", "missing")
+"""States in which a run's behaviour is not to be had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of the behaviour of one run."""
+
+    name: str
+    id: str
+    state: str
+    """That of a run, or ``missing`` (there is no checkpoint to compute it from), or ``kept`` (nor is there, but it was
+    computed while there was)."""
+    reason: str | None
+    judge: str | None
+    """Id of the run that judges its samples."""
+
+    @property
+    def is_failure(self) -> bool:
+        return self.state in FAILED
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "id": self.id, "state": self.state, "reason": self.reason, "judge": self.judge}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourLaunch:
+    """The behaviour jobs of a study, and what is asked of them."""
+
+    study_dir: Path
+    jobs: tuple[BehaviourJob, ...]
+    given: Mapping[str, Any] | None = None
+    """Settings that flags give; none: of each job those that it was given last."""
+    force: bool = False
+    """Compute everything anew."""
+    computed: frozenset[str] = frozenset()
+    """Ids of the jobs that were to be done when this was made."""
+
+    @classmethod
+    def of(
+        cls,
+        study_dir: Path,
+        *,
+        only: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        given: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> BehaviourLaunch:
+        """See what a study is to have and what of it is there. Reads checkpoints, writes nothing.
+
+        Raises:
+            UsageError: a filter is wrong, or no run passes.
+            FileError: a file cannot be read.
+        """
+        jobs = tuple(find_jobs(study_dir, only=only, exclude=exclude))
+        made = cls(study_dir=study_dir, jobs=jobs, given=given, force=force)
+        return replace(made, computed=frozenset(job.folder.id for job in jobs if made._is_wanted(job)))
+
+    def _settings(self, job: BehaviourJob) -> Mapping[str, Any]:
+        return job.last_settings() if self.given is None else self.given
+
+    def _is_wanted(self, job: BehaviourJob) -> bool:
+        return job.checkpoint_sha256 is not None and (self.force or not job.is_current(self._settings(job)))
+
+    @property
+    def specs(self) -> list[RunSpec]:
+        """What there is to launch."""
+        return [job.spec() for job in self.jobs if job.folder.id in self.computed]
+
+    def options(self, tell: Callable[[str], None] = lambda line: None) -> LaunchOptions:
+        """What is different in a launch of these jobs from one of runs."""
+        jobs = {job.folder.id: job for job in self.jobs}
+        return LaunchOptions(
+            study_dir=jobs_dir(self.study_dir),
+            worker=WORKER,
+            code_dir=self.study_dir,
+            untracked=kept_untracked(self.study_dir),
+            # By the run's own id: its folder may have an older name than the run.
+            folders={job.spec().fingerprint[:FINGERPRINT_DIGITS]: job.folder.path for job in self.jobs},
+            is_stale=lambda run: self._is_wanted(jobs[run.id]),
+            prepare=lambda run: jobs[run.id].prepare(self._settings(jobs[run.id])),
+            canary=False,
+            policy=replace(kept_policy(self.study_dir, tell), oom=0),  # its steps are not made of micro-batches
+        )
+
+    def data_path(self, spec: RunSpec, *, flag: Path | None = None) -> Path | None:
+        """Where the corpus of a run lies: ``flag``, over ``SEQLM_DATA``, over where it was for the run itself."""
+        recorded = self._job(spec).run.provenance.get("data")
+        return find_data(flag, Path(recorded) if recorded else None)
+
+    def command(self, spec: RunSpec) -> list[str]:
+        """The command line that computes the behaviour of this run alone."""
+        job = self._job(spec)
+        flags = [f"--{key}={value}" for key, value in self._settings(job).items()]
+        return ["python", "launch.py", "behaviour", str(self.study_dir), "--only", f"id={job.run.run.id}", *flags]
+
+    def _job(self, spec: RunSpec) -> BehaviourJob:
+        return next(job for job in self.jobs if job.run.config == spec.config)
+
+    def outcomes(self) -> list[Outcome]:
+        """What has become of each job."""
+        work = at_work(jobs_dir(self.study_dir))
+        found = []
+        for job in self.jobs:
+            judge = None if job.judge is None else job.judge.run.id
+            state, reason = self._gone(job) or (None, None)
+            if state is None:
+                seen = observe_run(job.folder, work)
+                state, reason = seen.state, seen.reason
+                if state == "done":
+                    reason = "computed" if job.folder.id in self.computed else "up to date"
+            found.append(Outcome(name=job.name, id=job.folder.id, state=state, reason=reason, judge=judge))
+        return found
+
+    @staticmethod
+    def _gone(job: BehaviourJob) -> tuple[str, str] | None:
+        if job.checkpoint_sha256 is not None:
+            return None
+        if job.run.run.behaviour_file.is_file():
+            return "kept", "its checkpoints/best.pt is gone; what was computed before stays as it is"
+        return "missing", "its checkpoints/best.pt is gone, so there is no model to look at"

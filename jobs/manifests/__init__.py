@@ -1,0 +1,1 @@
+"""From text to a Manifest, and the manifests that come along."""

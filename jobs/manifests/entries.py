@@ -1,0 +1,285 @@
+"""The tables of a manifest, and the texts of ``--set``, before anything is expanded.
+
+Reads what stands there and reports what cannot: unknown keys with the nearest valid one, wrong tables, names that no
+folder can have. Values of a run's configuration are checked later, by :class:`seqlm.config.RunConfig`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.manifests.backends import BACKENDS, check_table
+from jobs.manifests.claims import PUBLISHED_KEYS, Claim, read_behaviour, read_claim, read_published
+from jobs.manifests.expand import Entry, EntryKind, problems_of
+from jobs.manifests.policy import POLICY_KEYS, check_policy
+from jobs.manifests.problems import Problems
+from jobs.manifests.reader import check_plain, show
+from jobs.spec import Resources
+from seqlm.config import RunConfig, valid_keys
+
+TOP_KEYS = (
+    "study",
+    "defaults",
+    "run",
+    "grid",
+    "zip",
+    "exclude",
+    "expect",
+    "report",
+    "seeds",
+    "resources",
+    "policy",
+    "backend",
+)
+STUDY_KEYS = ("name", "data", "backend", "untracked")
+ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
+CONFIG_KEYS = tuple(valid_keys())
+RESOURCE_KEYS = tuple(f"resources.{name}" for name in Resources.__dataclass_fields__)
+SECTIONS = (*RunConfig.SECTIONS, "resources")
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+_VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"
+
+
+# -- the file's tables -----------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Schema:
+    """What stands in the manifest, table by table; wrong parts are reported and left out."""
+
+    file: str
+    study: str = ""
+    data_path: Path | None = None
+    untracked: tuple[str, ...] = ()
+    backend_name: str | None = None
+    backend: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    resources: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    """Key in full -> value."""
+    seeds: list[Any] | None = None
+    entries: list[Entry] = field(default_factory=list)
+    excludes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Number -> condition, the sound ones alone: half a condition would match too much."""
+    claims: list[Claim] = field(default_factory=list)
+    """What is expected, the sound ones alone."""
+    behaviour: tuple[str, ...] = ()
+    """Names of the runs whose trained models the report looks into."""
+
+
+def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schema:
+    """Check the shape of a manifest; ``problems`` receives a line for whatever is wrong."""
+    schema = Schema(file=path.name)
+    for key in raw:
+        if key not in TOP_KEYS:
+            problems.unknown(path.name, key, [*TOP_KEYS, *(f"defaults.{name}" for name in SECTIONS)], TOP_KEYS)
+    _read_study(raw.get("study", {}), path, schema, problems)
+    where = f"{path.name}: defaults"
+    if (table := _table(raw, "defaults", path.name, problems)) is not None:
+        schema.defaults = _flatten(table, CONFIG_KEYS, where, problems)
+    if (table := _table(raw, "resources", path.name, problems)) is not None:
+        schema.resources = _flatten({"resources": table}, RESOURCE_KEYS, path.name, problems)
+    if (table := _table(raw, "policy", path.name, problems)) is not None:
+        schema.policy = {f"policy.{name}": value for name, value in table.items()}
+        for key, value in schema.policy.items():
+            check_policy(key, value, path.name, problems)
+    if "seeds" in raw:
+        schema.seeds = _read_seeds(raw["seeds"], path.name, problems)
+        if "seed" in schema.defaults:
+            problems.add(where, 'found "seed" beside "seeds" at the top of the file, valid is one of them')
+    for name, value in (_table(raw, "backend", path.name, problems) or {}).items():
+        _read_backend(name, value, schema, problems)
+    for kind in (key for key in raw if key in ENTRY_KINDS):
+        for number, table in _tables(raw, kind, path.name, problems):
+            schema.entries.append(_read_entry(kind, number, table, path.name, problems))
+    for number, table in _tables(raw, "exclude", path.name, problems):
+        where = f"{path.name}: exclude {number}"
+        before = len(problems.lines)
+        condition = _flatten(table, ("name", *CONFIG_KEYS), where, problems)
+        if not table:
+            problems.add(where, "found no key, valid is at least one")
+        if len(problems.lines) == before:
+            schema.excludes[number] = condition
+    for number, table in _tables(raw, "expect", path.name, problems):
+        if (claim := read_claim(number, table, path.name, problems)) is not None:
+            schema.claims.append(claim)
+    if (table := _table(raw, "report", path.name, problems)) is not None:
+        schema.behaviour = read_behaviour(table, path.name, problems)
+    return schema
+
+
+def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> None:
+    study = _table({"study": value}, "study", path.name, problems)
+    if study is None:
+        return
+    for key in study:
+        if key not in STUDY_KEYS:
+            problems.unknown(path.name, f"study.{key}", [f"study.{known}" for known in STUDY_KEYS])
+    if "name" not in study:
+        problems.add(path.name, f"study.name: missing, valid is {_VALID_NAME}")
+    elif _is_name(study["name"]):
+        schema.study = study["name"]
+    else:
+        problems.add(path.name, f"study.name: found {show(study['name'])}, valid is {_VALID_NAME}")
+    if "backend" in study:
+        if isinstance(study["backend"], str) and study["backend"] in BACKENDS:
+            schema.backend_name = study["backend"]
+        else:
+            problems.add(path.name, f"study.backend: found {show(study['backend'])}, valid is {', '.join(BACKENDS)}")
+    if "data" in study:
+        data = study["data"]
+        if isinstance(data, str) and data and data.isprintable():
+            schema.data_path = (path.parent / Path(data).expanduser()).resolve()
+        else:
+            problems.add(path.name, f"study.data: found {show(data)}, valid is the path of a file or folder")
+
+    if "untracked" in study:
+        files = study["untracked"]
+        if isinstance(files, list) and all(isinstance(file, str) and file for file in files):
+            schema.untracked = tuple(files)
+        else:
+            problems.add(path.name, f"study.untracked: expected a list of files, got {show(files)}")
+
+
+def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> None:
+    if name not in BACKENDS:
+        problems.unknown(schema.file, f"backend.{name}", [f"backend.{known}" for known in BACKENDS])
+        return
+    table = _table({f"backend.{name}": value}, f"backend.{name}", schema.file, problems)
+    if table is None:
+        return
+    schema.backend[name] = table
+    check_table(name, table, schema.file, problems, prefix=f"backend.{name}.")
+
+
+def _read_entry(kind: EntryKind, number: int, table: Mapping[str, Any], file: str, problems: Problems) -> Entry:
+    name, seeds = table.get("name"), table.get("seeds")
+    entry = Entry(kind=kind, number=number, name=name if _is_name(name) else None, values={})
+    where = f"{file}: {entry.label}"
+    if "name" in table and entry.name is None:
+        problems.add(where, f"name: found {show(name)}, valid is {_VALID_NAME}")
+    if "seeds" in table:
+        seeds = _read_seeds(seeds, where, problems)
+        if "seed" in table:
+            problems.add(where, 'found both "seed" and "seeds", valid is one of them')
+    rest = {key: value for key, value in table.items() if key not in ("name", "seeds")}
+    valid = (*CONFIG_KEYS, *RESOURCE_KEYS)
+    if kind == "run":
+        valid += PUBLISHED_KEYS
+    elif any(key.partition(".")[0] == "published" for key in rest):
+        problems.add(where, "published: published results belong to [[run]], an entry for each run that has them")
+        rest = {key: value for key, value in rest.items() if key.partition(".")[0] != "published"}
+    values = _flatten(rest, valid, where, problems, also=("name", "seeds"))
+    results = {key: values.pop(key) for key in PUBLISHED_KEYS if key in values}
+    published = read_published(results, where, problems)
+    entry = Entry(kind=kind, number=number, name=entry.name, values=values, seeds=seeds, published=published)
+    for problem in problems_of(entry):
+        problems.add(where, problem)
+    return entry
+
+
+def _read_seeds(value: Any, where: str, problems: Problems) -> list[Any] | None:
+    if isinstance(value, list) and value and all(type(seed) is int for seed in value):
+        return value
+    problems.add(where, f"seeds: found {show(value)}, valid is a list of whole numbers, at least one")
+    return None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _table(raw: Mapping[str, Any], key: str, where: str, problems: Problems) -> Mapping[str, Any] | None:
+    value = raw.get(key, {})
+    if isinstance(value, Mapping):
+        return value
+    problems.add(where, f"{key}: found {show(value)}, valid is a table")
+    return None
+
+
+def _tables(raw: Mapping[str, Any], key: str, file: str, problems: Problems) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    value = raw.get(key, [])
+    if not isinstance(value, list):
+        found = "one table" if isinstance(value, Mapping) else show(value)
+        problems.add(file, f"{key}: found {found}, valid is a list of tables, in TOML [[{key}]]")
+        return
+    for number, item in enumerate(value, start=1):
+        if isinstance(item, Mapping):
+            yield number, item
+        else:
+            problems.add(file, f"{key} {number}: found {show(item)}, valid is a table")
+
+
+def _flatten(
+    table: Mapping[str, Any], valid: Sequence[str], where: str, problems: Problems, also: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The keys of a table as dotted keys; unknown ones are reported and left out."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        is_section = key in SECTIONS or key == "published"
+        if is_section and not isinstance(value, Mapping):
+            problems.add(where, f"{key}: found {show(value)}, valid is a table")
+            continue
+        found = {f"{key}.{inner}": v for inner, v in value.items()} if is_section else {key: value}
+        for dotted, inner_value in found.items():
+            if dotted not in valid:
+                sections = dict.fromkeys(name.partition(".")[0] for name in valid)
+                problems.unknown(where, dotted, (*also, *sections, *valid))
+            elif dotted in flat:
+                problems.add(where, f'key "{dotted}" is given twice')
+            else:
+                flat[dotted] = inner_value
+    return flat
+
+
+# -- --set -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Override:
+    """One ``--set KEY=VALUE``."""
+
+    text: str
+    """As typed after ``--set``."""
+    value: Any
+
+
+def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Override]:
+    """Key -> override; of two with the same key the later one holds."""
+    overrides: dict[str, Override] = {}
+    valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *POLICY_KEYS, "study.name")
+    for text in texts:
+        key, equals, value_text = text.partition("=")
+        key, where = key.strip(), f"--set {text}"
+        value = _parse_value(value_text.strip())
+        try:
+            check_plain(value)
+        except ValueError as error:
+            problems.add(where, str(error))
+            continue
+        if not equals or not key:
+            problems.add(where, "valid is KEY=VALUE, for example --set train.epochs=2")
+        elif key.partition(".")[0] == "policy":
+            check_policy(key, value, where, problems)
+            overrides[key] = Override(text, value)
+        elif key not in valid:
+            problems.unknown(where, key, valid)
+        elif key == "study.name" and not _is_name(value):
+            problems.add(where, f"study.name: found {show(value)}, valid is {_VALID_NAME}")
+        else:
+            overrides[key] = Override(text, value)
+    return overrides
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return parsed["value"] if list(parsed) == ["value"] else text

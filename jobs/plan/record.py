@@ -1,0 +1,219 @@
+"""``study.json`` in a study's folder: what its manifest knows, and its launches, for who reads the folder alone.
+
+Written anew by every launch, whatever ``--only`` says, so that the report knows of runs that were never launched. The
+estimate of a run is that of its first launch: one made when half of it was done is not what was promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jobs.manifests.backends import BACKENDS, check_table
+from jobs.manifests.claims import Published
+from jobs.manifests.load import Manifest
+from jobs.manifests.policy import Policy, check_policy
+from jobs.manifests.problems import Problems
+from jobs.manifests.secrets import looks_secret
+from jobs.plan.estimate import Estimate
+from jobs.plan.planned import Planned
+from jobs.spec import RunSpec
+from seqlm.config import DataConfig
+from seqlm.data.corpus import resolve_data
+from seqlm.errors import FileError, SeqlmError
+from seqlm.rundir import read_json, study_record_file, write_json
+
+VERSION = 1
+
+
+def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> dict[str, Any]:
+    """What ``study.json`` says of a manifest. Runs are named by their fingerprints, as their folders are.
+
+    ``chosen`` are the runs that are to be launched, with the identity of their text filled in. Of the others it is
+    filled in where their text is found; their folders do not exist yet in any case.
+    """
+    prints = _fingerprints(manifest, chosen, data_path)
+    return {
+        "version": VERSION,
+        "study": manifest.study,
+        "manifest": manifest.path.name,
+        "planned": [
+            {
+                "number": spec.order + 1,
+                "name": spec.name,
+                "fingerprint": prints[spec.name],
+                "arch": spec.config.model.arch,
+                "optimizer": spec.config.optim.optimizer,
+            }
+            for spec in manifest.runs
+        ],
+        "excluded": [{"name": run.name, "arch": run.arch, "optimizer": run.optimizer} for run in manifest.excluded],
+        "published": {prints[name]: _published(found) for name, found in manifest.published.items()},
+        "expectations": [
+            {
+                "text": claim.text,
+                "metric": claim.metric,
+                "lower": [prints[name] for name in claim.lower],
+                "higher": [prints[name] for name in claim.higher],
+            }
+            for claim in manifest.expectations
+        ],
+        "behaviour": [prints[name] for name in manifest.behaviour],
+        "untracked": list(manifest.untracked),
+        "policy": manifest.policy.to_dict(),
+        "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
+    }
+
+
+def _fingerprints(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> dict[str, str]:
+    """Name of each run of the manifest -> fingerprint of the run with the identity of its text."""
+    found = {spec.name: spec.fingerprint for spec in chosen}
+    resolved_by_name = {spec.name: spec.config.data for spec in chosen}
+    resolved: dict[DataConfig, DataConfig] = {
+        spec.config.data: resolved_by_name[spec.name] for spec in manifest.runs if spec.name in found
+    }
+    for spec in manifest.runs:
+        if spec.name in found:
+            continue
+        data = spec.config.data
+        if data not in resolved:
+            resolved[data] = _resolve(data, data_path)
+        same = resolved[data] == data
+        found[spec.name] = spec.fingerprint if same else replace(spec.config, data=resolved[data]).fingerprint()
+    return found
+
+
+def _resolve(data: DataConfig, data_path: Path | None) -> DataConfig:
+    try:
+        return resolve_data(data, data_path)
+    except SeqlmError:  # the text of runs that are not to be launched may be missing
+        return data
+
+
+def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A backend's table in which a variable that looks like a secret is one to be passed on from the shell: a name."""
+    env = table.get("env", {})
+    names = [name for name in env if looks_secret(name)]
+    if not names:
+        return dict(table)
+    passed = dict.fromkeys([*table.get("env_pass", ()), *names])
+    return {**table, "env": {name: env[name] for name in env if name not in names}, "env_pass": list(passed)}
+
+
+def _published(found: Published) -> dict[str, Any]:
+    record: dict[str, Any] = {"train_ppl": found.train_ppl, "val_ppl": found.val_ppl}
+    record["replications"] = None if found.replications is None else list(found.replications)
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def write_record(
+    study_dir: Path,
+    record: Mapping[str, Any],
+    todo: Sequence[Planned],
+    estimate: Callable[[Planned], Estimate],
+    tell: Callable[[str], None],
+) -> None:
+    """Write ``study.json`` with an estimate of each run to do; nothing is written where nothing has changed.
+
+    Called with the study's lock held. The record is for the report, so it stops no launch: what is wrong with the
+    file is told.
+    """
+    path = study_record_file(study_dir)
+    before: Mapping[str, Any] = {}
+    try:
+        before = read_json(path) or {}
+        damaged = bool(before) and not isinstance(before.get("estimates"), dict)
+    except FileError:
+        damaged = True
+    if damaged:
+        tell(f"warning: {path} is damaged and is written anew; the estimates of earlier launches are lost")
+    kept = {} if damaged else before.get("estimates", {})
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    after = {**record, "estimates": {**kept, **_estimates(kept, todo, estimate, now)}}
+    if after == before:
+        return
+    try:
+        write_json(path, after)
+    except FileError as error:
+        tell(f"warning: {error}; the report will lack what the manifest says")
+
+
+def _estimates(
+    kept: Mapping[str, Any], todo: Sequence[Planned], estimate: Callable[[Planned], Estimate], now: str
+) -> dict[str, Any]:
+    """An estimate of each run that has none so far, by fingerprint.
+
+    One without a time gives way to one with a time as long as nothing of the run is done: canaries, and the runs
+    of other launches, tell meanwhile how fast it goes.
+    """
+    found: dict[str, Any] = {}
+    for item in todo:
+        earlier = kept.get(item.spec.fingerprint)
+        timeless = isinstance(earlier, dict) and earlier.get("seconds") is None and item.action == "start"
+        if isinstance(earlier, dict) and not timeless:
+            continue
+        made = estimate(item)
+        if timeless and made.seconds is None:
+            continue
+        found[item.spec.fingerprint] = {
+            "seconds": made.seconds,
+            "parameters": made.parameters,
+            "flops_per_token": made.flops_per_token,
+            "memory_bytes": made.memory_bytes,
+            "at": now,
+        }
+    return found
+
+
+def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
+    """The policy of a study's last launch from a manifest; the defaults where none was kept."""
+    return Policy.from_dict(_kept(study_dir, "policy", check_policy, tell))
+
+
+def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
+    """The tables ``[backend.*]`` of a study's last launch from a manifest, by backend; none where none were kept."""
+    return _kept(study_dir, "backend", _check_table, tell)
+
+
+def kept_untracked(study_dir: Path) -> tuple[str, ...]:
+    """The files of ``study.untracked`` of a study's last launch from a manifest; none where the record is damaged.
+
+    Of damage the policy tells, which is read from the same file.
+    """
+    try:
+        found = (read_json(study_record_file(study_dir)) or {}).get("untracked", [])
+    except FileError:
+        return ()
+    return tuple(file for file in found if isinstance(file, str)) if isinstance(found, list) else ()
+
+
+def _check_table(key: str, table: Any, where: str, problems: Problems) -> None:
+    name = key.removeprefix("backend.")
+    if name in BACKENDS and isinstance(table, Mapping):
+        check_table(name, table, where, problems, prefix=f"{key}.")
+    else:
+        problems.add(where, f"{key}: no backend's table")
+
+
+def _kept(
+    study_dir: Path, section: str, check: Callable[[str, Any, str, Problems], None], tell: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """One section of the record, empty where it was not kept or something is wrong with it."""
+    path = study_record_file(study_dir)
+    problems = Problems()
+    try:
+        kept = (read_json(path) or {}).get(section, {})
+        if not isinstance(kept, Mapping):
+            raise FileError(f"{path} is damaged ({section} is no table); move it away")
+    except FileError as error:
+        tell(f"warning: {error}; the defaults of [{section}] hold")
+        return {}
+    for name, value in kept.items():
+        check(f"{section}.{name}", value, str(path), problems)
+    if problems.lines:
+        tell(f"warning: {problems.lines[0]}; the defaults of [{section}] hold")
+        return {}
+    return kept

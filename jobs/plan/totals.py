@@ -1,0 +1,107 @@
+"""What a launch costs as a whole: GPU hours, time on the clock, and disk."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jobs.plan.capacity import Capacity, Share
+from jobs.plan.estimate import Estimate
+from jobs.plan.planned import Planned
+from jobs.plan.queue import Waiting, Work, places
+from jobs.spec import Resources, RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over the runs of a plan."""
+
+    gpu_hours: float | None
+    """Hours times GPUs held, over the runs to do."""
+    wall_seconds: float | None
+    """From the first start to the last end of the runs to do."""
+    disk_bytes: int
+    """Checkpoints of all runs, those that exist already included."""
+    unknown: str | None
+    """Why hours and time are not known, where they are not."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def totals(
+    specs: Mapping[str, RunSpec],
+    planned: Sequence[Planned],
+    estimates: Sequence[Estimate],
+    capacity: Callable[[], Capacity],
+    *,
+    max_parallel: int | None,
+) -> Totals:
+    """Add up the estimates of the planned runs.
+
+    ``specs`` are the runs to do with resolved resources, by run id. The seconds of an estimate are those still to do.
+    """
+    waiting = [
+        Waiting(
+            id=item.run.id,
+            spec=specs[item.run.id],
+            work=Work(flops=float(found.flops_per_token), seconds=found.seconds),
+        )
+        for item, found in zip(planned, estimates, strict=True)
+        if item.action != "skip"
+    ]
+    unknown = [run.spec for run in waiting if run.work.seconds is None]
+    reason = None
+    if unknown:
+        archs = " or ".join(dict.fromkeys(spec.config.model.arch for spec in unknown))
+        reason = f"no {archs} has been trained here yet; `doctor --calibrate` measures its speed"
+    gpu_seconds = sum(
+        (run.work.seconds or 0.0) * run.spec.resources.ranks * (run.spec.resources.gpus or 0) for run in waiting
+    )
+    return Totals(
+        gpu_hours=None if unknown else gpu_seconds / 3600,
+        wall_seconds=None if unknown else wall_seconds(waiting, capacity(), max_parallel=max_parallel),
+        disk_bytes=sum(found.disk_bytes for found in estimates),
+        unknown=reason,
+    )
+
+
+def wall_seconds(runs: Sequence[Waiting], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
+    """Seconds until all runs have ended, or none where the time of some run is unknown.
+
+    List scheduling (Graham, Bounds on multiprocessing timing anomalies, 1969): whenever something is free, the first
+    run of the queue that fits starts. The real queue also holds a place for a large run in front, and runs need some
+    seconds to start; both are left out. Pure; ``runs`` have resolved resources, and each fits into ``capacity``.
+    """
+    seconds = {run.id: run.work.seconds for run in runs}
+    place = places(runs)
+    lanes: dict[Resources, deque[Waiting]] = {}  # alike in what they need: if the first does not fit, none does
+    for run in sorted(runs, key=lambda run: place[run.id]):
+        lanes.setdefault(replace(run.spec.resources, priority=0), deque()).append(run)
+    free = capacity.copy()
+    ends: list[tuple[float, int, list[Share]]] = []
+    now, started = 0.0, 0
+    while True:
+        while max_parallel is None or len(ends) < max_parallel:
+            found = [(place[lane[0].id], need) for need, lane in lanes.items() if free.place(need) is not None]
+            if not found:
+                break
+            need = min(found, key=lambda pair: pair[0])[1]
+            run = lanes[need].popleft()
+            if not lanes[need]:
+                del lanes[need]
+            lasts, shares = seconds[run.id], free.place(need)
+            if lasts is None:
+                return None
+            assert shares is not None, "asked a moment ago"
+            free.take(shares)
+            started += 1
+            heapq.heappush(ends, (now + lasts, started, shares))
+        if not ends:
+            assert not lanes, "every run fits when all is free"
+            return now
+        now, _, shares = heapq.heappop(ends)
+        free.give_back(shares)

@@ -1,0 +1,327 @@
+"""A study's folder, ``runs/<study>/``: which runs it holds, what state they are in, and who is launching it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.manifests.filters import choose, facts_of
+from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
+from jobs.spec import Resources, RunSpec
+from jobs.study.squeue import JobState, Scheduler
+from seqlm.config import RunConfig
+from seqlm.errors import SeqlmError, UsageError
+from seqlm.lease import is_alive
+from seqlm.rundir import (
+    BEHAVIOUR_FOLDER,
+    Observation,
+    RunDirectory,
+    exclusive_lock,
+    is_locked,
+    make_directory,
+    read_json,
+    read_lock_holder,
+    study_record_file,
+    sweep_beside,
+    write_json,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservedRun:
+    """One run of a study as its folder tells it."""
+
+    name: str
+    run: RunDirectory
+    observation: Observation
+    config: RunConfig | None
+    """None where ``config.json`` is damaged; the observation's reason then says so."""
+    provenance: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """What filters can ask of this run."""
+        config, resources = self.config, Resources.from_dict(self.provenance.get("resources", {}))
+        facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
+        return {**facts, "state": self.observation.state, "kind": self.observation.kind}
+
+    @property
+    def epochs_total(self) -> int | None:
+        """Epochs to be done in all; ``None`` for a damaged configuration and for a behaviour job, which has none."""
+        is_behaviour = self.run.path.parent.name == BEHAVIOUR_FOLDER and is_behaviour_study(self.run.path.parent)
+        return None if self.config is None or is_behaviour else self.config.train.epochs
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that the run has behind it."""
+        epoch = self.observation.epoch
+        return 0 if epoch is None else epoch + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """One run in the answer of ``status --json``. ``epoch`` is the last finished one, counted from 0."""
+        total = self.epochs_total
+        return {
+            "name": self.name,
+            "id": self.run.id,
+            "state": self.observation.state,
+            "epoch": self.observation.epoch,
+            "epochs_done": None if total is None else self.epochs_done,
+            "epochs_total": total,
+            "best_val_ppl": self.observation.best_val_ppl,
+            "reason": self.observation.reason,
+        }
+
+    def to_spec(self) -> RunSpec:
+        """The run as a launcher takes it, from its folder alone."""
+        assert self.config is not None, "damaged runs are not launched"
+        resources = Resources.from_dict(self.provenance.get("resources", {}))
+        return RunSpec(name=self.name, config=self.config, resources=resources, order=self.provenance.get("order", 0))
+
+
+def find_study(argument: str, runs_dir: Path) -> Path:
+    """The folder of a study, named by its folder, by its manifest, or by its name below ``runs_dir``.
+
+    Raises:
+        UsageError: there is no such study; the line names those there are.
+    """
+    path = Path(argument)
+    folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
+    for folder in folders:
+        if RunDirectory.any_in(folder) or study_record_file(folder).is_file():
+            return folder
+    if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
+        folder = runs_dir / load_manifest(path).study
+        if not folder.is_dir():
+            raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
+        return folder
+    if folders:
+        raise UsageError(f"{folders[0]} holds no runs")
+    known = sorted(entry.name for entry in runs_dir.glob("*") if entry.is_dir()) if runs_dir.is_dir() else []
+    there = f"; there are: {', '.join(known)}" if known else f"; {runs_dir} holds no study yet"
+    raise UsageError(f"{argument}: neither a study's folder, nor a manifest, nor a study in {runs_dir}{there}")
+
+
+def is_behaviour_study(study_dir: Path) -> bool:
+    """Whether this is the folder of a study's behaviour jobs, not of runs that train."""
+    folder = study_dir.absolute()
+    return folder.name == BEHAVIOUR_FOLDER and RunDirectory.any_in(folder.parent)
+
+
+def study_name(study_dir: Path) -> str:
+    """What a study is called: its folder's name, ``<study>/behaviour`` for its behaviour jobs."""
+    folder = study_dir.absolute()
+    return f"{folder.parent.name}/{folder.name}" if is_behaviour_study(folder) else folder.name
+
+
+def observe_study(study_dir: Path) -> list[ObservedRun]:
+    """Every run of the study with its state, in manifest order. A damaged run is listed with what is wrong."""
+    work = at_work(study_dir)
+    placed = []
+    for run in RunDirectory.unordered_in(study_dir):
+        provenance, damage = _read_provenance(run)  # once, for the order and for the run
+        placed.append((run.place(provenance), _look_at(run, work, provenance, damage)))
+    return [observed for _, observed in sorted(placed, key=lambda pair: pair[0])]
+
+
+def observe_run(run: RunDirectory, work: AtWork) -> Observation:
+    """The state of one run. ``work`` is who is at work on its study (see :func:`at_work`)."""
+    if run.id in work.jobs:
+        return _observe_job(run, work.jobs[run.id])
+    launcher = work.launcher
+    if launcher is None:
+        return run.observe()
+    if run.id in launcher.waiting:
+        return run.observe(queued=True, waits_for=launcher.waiting[run.id])
+    job = run.read_job() or {}
+    return run.observe(queued=job.get("launcher") == launcher.identity)
+
+
+def _observe_job(run: RunDirectory, job: JobState) -> Observation:
+    """The state of a run that has a job: what its files say, else what its scheduler says."""
+    seen = run.observe(queued=job.stage in ("queued", "unknown"), waits_for=job.reason)
+    if seen.state != "pending":
+        return seen
+    match job.stage:
+        case "running":
+            return replace(seen, state="running", reason=None)
+        case "ended" if job.kind == "cancelled":
+            return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
+        case "ended":
+            return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
+        case _:
+            return replace(seen, reason=job.reason)
+
+
+def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
+    """One run as its folder tells it; a damaged one with what is wrong."""
+    return _look_at(run, work, *_read_provenance(run))
+
+
+def _read_provenance(run: RunDirectory) -> tuple[dict[str, Any], SeqlmError | None]:
+    """The provenance of a run, and what is wrong with the file where something is."""
+    try:
+        return run.read_provenance(), None
+    except SeqlmError as error:
+        return {}, error
+
+
+def _look_at(run: RunDirectory, work: AtWork, provenance: dict[str, Any], damage: SeqlmError | None) -> ObservedRun:
+    try:
+        if damage is not None:
+            raise damage
+        config: RunConfig | None = run.read_config()
+        observation = observe_run(run, work)
+    except SeqlmError as error:
+        provenance, config = {}, None
+        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=str(error), kind="code")
+    name = str(provenance.get("name") or run.id)
+    return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
+
+
+def select_runs(
+    runs: list[ObservedRun], only: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[ObservedRun], str | None]:
+    """The runs that pass the filters of ``--only`` and ``--exclude``, and why if there are none.
+
+    Raises:
+        UsageError: a filter is wrong.
+    """
+    if not only and not exclude:
+        return runs, None  # the facts of a thousand runs, fingerprints among them, take longer than all the rest
+    passes, why = choose([run.facts() for run in runs], only, exclude)
+    return list(itertools.compress(runs, passes)), why
+
+
+# -- launching -----------------------------------------------------------------------------------------------------
+
+
+def launch_lock_file(study_dir: Path) -> Path:
+    """The file whose lock a launcher of this study holds."""
+    return study_dir / "launch.lock"
+
+
+@contextlib.contextmanager
+def launching(study_dir: Path) -> Iterator[None]:
+    """Own the study's launch while the block runs: two launchers at the same moment start nothing twice.
+
+    Raises:
+        RunBusyError: another launcher is at work on this study.
+    """
+    make_directory(study_dir)
+    busy = f"study {study_name(study_dir)} is being launched already; `status` shows it, `cancel` stops its runs"
+    with exclusive_lock(launch_lock_file(study_dir), busy):
+        kept_code = study_dir / "code" / "*"
+        sweep_beside(queue_file(study_dir), study_record_file(study_dir), jobs_file(study_dir), kept_code)
+        yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """A live launcher at work on a study."""
+
+    pid: int
+    host: str
+    waiting: Mapping[str, str]
+    """Run id -> why it has not started, for the runs in its queue."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What ``job.json`` records of a run's launcher."""
+        return {"pid": self.pid, "host": self.host}
+
+
+def launcher_of(study_dir: Path) -> Launcher | None:
+    """The launcher at work on this study, or none."""
+    path = launch_lock_file(study_dir)
+    holder = read_lock_holder(path) if is_locked(path) else None
+    if holder is None or is_alive(holder) is False:  # a lock without a launcher's name is not a launcher's
+        return None
+    identity = {"pid": holder["pid"], "host": holder["host"]}
+    queue = read_json(queue_file(study_dir)) or {}
+    waiting = queue.get("waiting", {}) if queue.get("launcher") == identity else {}
+    return Launcher(**identity, waiting=waiting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtWork:
+    """Who is at work on a study: a launcher, and jobs that a scheduler has taken over."""
+
+    launcher: Launcher | None = None
+    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    """Run id -> its job, for the runs that have one and have not spoken."""
+
+    def may_change(self, run_id: str) -> bool:
+        """Whether a failed or pending run may be taken on again by somebody."""
+        job = self.jobs.get(run_id)
+        return self.launcher is not None or (job is not None and job.stage in ("queued", "running", "unknown"))
+
+
+def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:
+    """Who is at work on this study. To look repeatedly, keep a ``scheduler``, which then queries SLURM less often.
+
+    ``ids`` limits the jobs that are looked up to those of these runs. ``None`` means all runs.
+    """
+    jobs = {
+        run_id: job
+        for run_id, job in read_jobs(study_dir).items()
+        if (ids is None or run_id in ids)
+        and not (run := RunDirectory(study_dir / run_id)).result_file.exists()
+        and not run.failure_file.exists()
+    }
+    states = (scheduler or Scheduler()).states(jobs.values())
+    return AtWork(launcher=launcher_of(study_dir), jobs={run_id: states[job] for run_id, job in jobs.items()})
+
+
+def jobs_file(study_dir: Path) -> Path:
+    """Which job of a scheduler each run has; written by launchers, which hold the study's lock."""
+    return study_dir / "slurm" / "jobs.json"
+
+
+def read_jobs(study_dir: Path) -> dict[str, str]:
+    """Run id -> job id, for all runs that were ever given to a scheduler and nobody else since."""
+    jobs: dict[str, str] = (read_json(jobs_file(study_dir)) or {}).get("jobs", {})
+    return jobs
+
+
+def submission_of(run: RunDirectory) -> str | None:
+    """The submission that a run belongs to, none where it has gone elsewhere."""
+    submissions = (read_json(jobs_file(run.path.parent)) or {}).get("submissions", {})
+    found = submissions.get(run.id)
+    return None if found is None else str(found)
+
+
+def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[str, str]) -> None:
+    """Add to the record of a study's jobs: run id -> job id, and run id -> the submission that it belongs to.
+
+    A run that gets a new submission has no job until that is known.
+    """
+    before = read_json(jobs_file(study_dir)) or {}
+    kept = {run_id: job for run_id, job in before.get("jobs", {}).items() if run_id not in submissions}
+    make_directory(jobs_file(study_dir).parent)
+    record = {"jobs": {**kept, **jobs}, "submissions": {**before.get("submissions", {}), **submissions}}
+    write_json(jobs_file(study_dir), record)
+
+
+def forget_jobs(study_dir: Path, run_ids: Collection[str]) -> None:
+    """Runs go on somewhere else: their jobs say nothing about them any more, and do nothing to them."""
+    before = read_json(jobs_file(study_dir)) or {}
+    if before.get("submissions", {}).keys().isdisjoint(run_ids):
+        return
+    kept = {name: {r: v for r, v in table.items() if r not in run_ids} for name, table in before.items()}
+    write_json(jobs_file(study_dir), kept)
+
+
+def queue_file(study_dir: Path) -> Path:
+    """What waits in the queue of a study's launcher, and why; written by that launcher alone."""
+    return study_dir / "queue.json"
+
+
+def write_queue(study_dir: Path, waiting: Mapping[str, str]) -> None:
+    """Tell ``status`` which runs wait, in the order in which they are to start: run id -> why it has not started."""
+    launcher = {"pid": os.getpid(), "host": socket.gethostname()}
+    write_json(queue_file(study_dir), {"launcher": launcher, "waiting": waiting})

@@ -1,0 +1,96 @@
+"""Reading the logs of runs: the last lines, or everything as it comes.
+
+What a worker has written is shown with control characters as escapes, so that no log can drive the terminal. Of what a
+progress bar has drawn over with carriage returns, the last state is the line.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from jobs.study.finality import Settling
+from jobs.study.folder import ObservedRun, at_work, observe_run
+from jobs.study.squeue import Scheduler
+from seqlm.errors import printable
+
+FOLLOW_SECONDS = 1.0
+"""How often a log that is followed, and the state of its run, are looked at; `tail -f` does the same."""
+LARGEST_TAIL = 4 * 2**20
+"""Bytes at the end of a log that its last lines are looked for in; lines longer than that are cut."""
+
+
+def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
+    """Print the last ``lines`` lines of what the latest attempt wrote on stdout and stderr; returns them as data."""
+    attempt = run.run.last_attempt()
+    record: dict[str, Any] = {"name": run.name, "id": run.run.id, "attempt": None, "stdout": [], "stderr": []}
+    if not attempt:
+        print(printable(f"== {run.name}: no attempt yet"), file=stream)
+        return record
+    record["attempt"] = attempt
+    print(printable(f"== {run.name}, attempt {attempt}: {run.run.attempt_dir(attempt)}"), file=stream)
+    for name, path in (("stdout", run.run.stdout_log(attempt)), ("stderr", run.run.stderr_log(attempt))):
+        record[name] = _last_lines(path, lines)
+        for line in record[name]:
+            print(printable(line if name == "stdout" else f"stderr: {line}"), file=stream)
+    return record
+
+
+def follow_logs(run: ObservedRun, lines: int) -> None:
+    """Print the log of a run as it grows, across attempts, until the run is over and stays so."""
+    attempt = 0
+    positions: dict[Path, int] = {}
+    settling = Settling()
+    scheduler = Scheduler()
+    while True:
+        newest = run.run.last_attempt()
+        work = at_work(run.run.path.parent, scheduler, [run.run.id])
+        over = settling.is_over(run.run.id, observe_run(run.run, work), work)
+        if newest > attempt:
+            attempt = newest
+            print_log(run, lines, sys.stdout)
+            files = (run.run.stdout_log(attempt), run.run.stderr_log(attempt))
+            positions = {path: path.stat().st_size if path.exists() else 0 for path in files}
+        for path, position in positions.items():
+            positions[path] = _print_from(path, position, rest=over)
+        if over:
+            return
+        sys.stdout.flush()
+        time.sleep(FOLLOW_SECONDS)
+
+
+def _last_lines(path: Path, lines: int) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LARGEST_TAIL))
+            return _lines(file.read(LARGEST_TAIL))[-lines:]
+    except FileNotFoundError:
+        return []
+
+
+def _lines(raw: bytes) -> list[str]:
+    """The lines of a log, each as a terminal would have left it after carriage returns."""
+    text = raw.decode("utf-8", errors="replace")
+    return [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def _print_from(path: Path, position: int, *, rest: bool) -> int:
+    """Print the whole lines that follow ``position``, with ``rest`` the last one too; returns where to go on."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            while raw := file.read(LARGEST_TAIL):
+                end = raw.rfind(b"\n") + 1
+                if not end and (rest or len(raw) == LARGEST_TAIL):
+                    end = len(raw)
+                if not end:
+                    break
+                for line in _lines(raw[:end]):
+                    print(printable(line))
+                position += end
+                file.seek(position)
+    except FileNotFoundError:
+        pass
+    return position
