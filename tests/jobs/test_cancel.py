@@ -15,8 +15,9 @@ from typing import Any, final
 import pytest
 
 import launch
+from jobs.study import cancel
 from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
-from jobs.study.folder import ObservedRun, cancel, observe_study, write_jobs
+from jobs.study.folder import ObservedRun, observe_study, write_jobs
 from jobs.study.squeue import JobState, Scheduler
 from seqlm import lease
 from seqlm.errors import BackendError, FileError

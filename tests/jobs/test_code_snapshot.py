@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from jobs.study.folder import kept_code, launching
+from jobs.study import kept_code
+from jobs.study.folder import launching
 from jobs.study.kept_code import distrust, keep_code, live_code
 from seqlm.errors import FileError, UsageError
 from tests import commands

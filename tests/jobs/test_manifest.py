@@ -20,7 +20,7 @@ from seqlm.errors import ManifestError
 from tests import commands
 
 ROOT = Path(__file__).parents[2]
-MANIFESTS = sorted((ROOT / "jobs" / "manifests").glob("*"))
+MANIFESTS = sorted((ROOT / "jobs" / "manifests").glob("*.toml"))
 
 HEAD = '[study]\nname = "s"\n'
 DEFAULTS = """
