@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs import terminal
-from jobs.backends.base import Site
+from jobs.backends.base import Target
 from jobs.backends.choice import BackendChoice, choose_backend
 from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.behaviour import compute_behaviour
@@ -188,7 +188,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, int]:
     summed = totals(todo, planned, estimates, backend.capacity, max_parallel=choice.max_parallel)
     _say(options, _totals_text(summed, _where(backend, choice)))
     scripts: list[str] = []
-    if isinstance(backend, slurm_backend.SlurmSite) and todo:
+    if isinstance(backend, slurm_backend.SlurmTarget) and todo:
         require_plain_path(study_dir.absolute())
         resources = {run_id: spec.resources for run_id, spec in todo.items()}
         scripts = slurm_backend.scripts(planned, resources, study_dir, backend.settings)
@@ -402,7 +402,7 @@ def _launch_on_slurm(
         raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
     study_dir = settings.study_dir
     site = _site(choice)
-    assert isinstance(site, slurm_backend.SlurmSite), "asked before"
+    assert isinstance(site, slurm_backend.SlurmTarget), "asked before"
     slurm_backend.check(study_dir, site.settings)
     _advise(site.settings.env, "backend.slurm.env")
     settings = replace(settings, tell=terminal.tell)
@@ -436,11 +436,11 @@ def _launch_on_slurm(
     return outcome(ids)
 
 
-def _site(choice: BackendChoice) -> Site:
+def _site(choice: BackendChoice) -> Target:
     """Where runs would go."""
     if choice.name == "slurm":
         settings = _slurm_settings(choice)
-        return slurm_backend.SlurmSite(replace(settings, max_parallel=choice.max_parallel, retries=choice.retries))
+        return slurm_backend.SlurmTarget(replace(settings, max_parallel=choice.max_parallel, retries=choice.retries))
     return choice.make()
 
 
@@ -525,7 +525,7 @@ def _data_path(options: argparse.Namespace, manifest: Manifest) -> Path | None:
     return find_data(options.data, manifest.data_path)
 
 
-def _where(backend: Site, choice: BackendChoice) -> str:
+def _where(backend: Target, choice: BackendChoice) -> str:
     limit = f", at most {choice.max_parallel} at once" if choice.max_parallel else ""
     return f"{backend.describe()}{limit}"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import Planned
 from jobs.plan.queue import Waiting, Work
-from jobs.plan.totals import wall_seconds
+from jobs.plan.totals import makespan
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory, write_json
@@ -121,13 +121,13 @@ def least_makespan(slots: int, found: Sequence[Sequence[Span]]) -> float:
 
 
 def free_makespan(slots: int, wanted: Sequence[StandIn]) -> float:
-    """What the queue's order takes where starting a run costs nothing, by :func:`jobs.plan.totals.wall_seconds`."""
+    """What the queue's order takes where starting a run costs nothing, by :func:`jobs.plan.totals.makespan`."""
     runs = [
         Waiting(id=spec.name, spec=spec, work=Work(seconds=stand_in.seconds))
         for spec, stand_in in zip(specs_of(wanted), wanted, strict=True)
     ]
     node = Node(name="node", cpus=slots, gpus={str(device): 1.0 for device in range(slots)})
-    seconds = wall_seconds(runs, Capacity([node], where="the node"))
+    seconds = makespan(runs, Capacity([node], where="the node"))
     assert seconds is not None, "all of them are known"
     return seconds
 

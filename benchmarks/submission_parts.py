@@ -27,10 +27,10 @@ def seqlm(manifest: Path, study_dir: Path) -> float:
     from jobs.launch.prepare import LaunchOptions, preparing, resolve_specs
     from jobs.manifests.load import load_manifest
     from jobs.manifests.policy import Policy
-    from slurm.backend import SlurmSite, submit
+    from slurm.backend import SlurmTarget, submit
     from slurm.settings import read_settings
 
-    site = SlurmSite(read_settings(HELD, where=manifest.name, environ=os.environ))
+    site = SlurmTarget(read_settings(HELD, where=manifest.name, environ=os.environ))
     specs = resolve_specs(load_manifest(manifest, []).runs, None)
     with preparing(
         specs,

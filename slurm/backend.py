@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import final
 
 from jobs.attempt.retry import put_failure_aside
-from jobs.backends.base import Site
+from jobs.backends.base import Target
 from jobs.launch.prepare import TRAINING, Prepared, work_left
 from jobs.manifests.policy import Policy
 from jobs.plan.capacity import Capacity, Node
@@ -44,7 +44,7 @@ UNLIMITED = 100_000
 
 
 @final
-class SlurmSite(Site):
+class SlurmTarget(Target):
     """A partition of a cluster, as its users may use it."""
 
     name = "slurm"

@@ -128,7 +128,7 @@ class JobPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class SlurmContext:
     """Which rank of which job this is, from the variables that SLURM sets."""
 
     job: str
@@ -149,7 +149,7 @@ class Place:
     partition: str
 
     @classmethod
-    def from_environment(cls, env: Mapping[str, str], first_host: str) -> Place:
+    def from_environment(cls, env: Mapping[str, str], first_host: str) -> SlurmContext:
         """Read SLURM's variables."""
         array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
         end = env.get("SLURM_JOB_END_TIME", "")
@@ -201,7 +201,7 @@ def run_task(path: str) -> None:
     signals = Signals()
     signals.install()
     plan = look_again(lambda: JobPlan.read(Path(path)))
-    place = Place.from_environment(os.environ, JobEnvironment().hostnames[0])
+    place = SlurmContext.from_environment(os.environ, JobEnvironment().hostnames[0])
     task = Task(plan, place, signals, started=started)
     try:
         well = task.run()
@@ -266,7 +266,7 @@ class _Again:
 class Task:
     """One rank of a job: starts the workers of its runs, passes signals on, and settles what became of them."""
 
-    def __init__(self, plan: JobPlan, place: Place, signals: Signals, *, started: float) -> None:
+    def __init__(self, plan: JobPlan, place: SlurmContext, signals: Signals, *, started: float) -> None:
         self._plan = plan
         self._place = place
         self._signals = signals

@@ -8,7 +8,7 @@ from typing import final
 
 from jobs.attempt.rank import Ended
 from jobs.backends.base import Backend
-from jobs.plan.capacity import Capacity, Node, Share
+from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 
@@ -57,7 +57,7 @@ class FakeBackend(Backend):
             free.take(free.place(submission.resources) or [])
         return free
 
-    def held(self, job_id: str) -> Sequence[Share]:
+    def held(self, job_id: str) -> Sequence[Allocation]:
         return self.capacity().place(self._live[job_id][0].resources) or []
 
     def wait(self, seconds: float) -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from jobs.attempt.rank import Ended
-from jobs.plan.capacity import Capacity, Share
+from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 
 
-class Site(ABC):
+class Target(ABC):
     """Where runs can go, and what they would get there. Asking starts nothing."""
 
     name: str
@@ -39,7 +39,7 @@ class Site(ABC):
         """
 
 
-class Backend(Site):
+class Backend(Target):
     """Runs submissions somewhere, while a launcher waits. Only "queued" and "running" are asked of it.
 
     ``open`` and ``close`` enclose ``submit``, ``poll``, ``stop`` and ``wait``.
@@ -62,7 +62,7 @@ class Backend(Site):
         """What is free now, for the caller to try things on. A submission that fits into it starts."""
 
     @abstractmethod
-    def held(self, job_id: str) -> Sequence[Share]:
+    def held(self, job_id: str) -> Sequence[Allocation]:
         """What a live job holds."""
 
     @abstractmethod

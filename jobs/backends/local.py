@@ -15,7 +15,7 @@ from typing import IO, final
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.rank import PEER_GRACE_SECONDS, Ended, ended, rank_variables, rendezvous_variables
 from jobs.backends.base import Backend
-from jobs.plan.capacity import Capacity, Node, Share
+from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
@@ -26,7 +26,7 @@ from seqlm.rundir import RunDirectory, append_to, make_directory
 @dataclass
 class _Job:
     ranks: list[subprocess.Popen[bytes]]
-    shares: list[Share]
+    allocations: list[Allocation]
     first_failure_at: float | None = field(default=None)
 
 
@@ -64,31 +64,31 @@ class LocalBackend(Backend):
     def free(self) -> Capacity:
         return self._free.copy()
 
-    def held(self, job_id: str) -> Sequence[Share]:
-        return self._jobs[job_id].shares
+    def held(self, job_id: str) -> Sequence[Allocation]:
+        return self._jobs[job_id].allocations
 
     def submit(self, submission: Submission) -> str:
         resources = submission.resources
         assert resources.cpus is not None, "resources are resolved before they are submitted"
-        shares = self._free.place(resources)
-        assert shares is not None, "asked whether there is room before"
+        allocations = self._free.place(resources)
+        assert allocations is not None, "asked whether there is room before"
         run = RunDirectory(submission.run_dir)
         make_directory(run.attempt_dir(submission.attempt))
-        job = _Job(ranks=[], shares=shares)
+        job = _Job(ranks=[], allocations=allocations)
         try:
             with (
                 append_to(run.stdout_log(submission.attempt)) as stdout,
                 append_to(run.stderr_log(submission.attempt)) as stderr,
             ):
-                for rank, share in enumerate(shares):
-                    env = self._rank_env(submission, rank, share.device)
+                for rank, allocation in enumerate(allocations):
+                    env = self._rank_env(submission, rank, allocation.device)
                     job.ranks.append(self._start(submission, env, stdout, stderr, job.ranks))
         except OSError as error:
             self._end_processes(job, signal.SIGKILL)
             raise FileError.from_os_error("start a worker in", submission.run_dir, error) from None
         job_id = str(job.ranks[0].pid)
         self._jobs[job_id] = job
-        self._free.take(shares)
+        self._free.take(allocations)
         return job_id
 
     def poll(self, job_id: str) -> Ended | None:
@@ -103,7 +103,7 @@ class LocalBackend(Backend):
         if None in polled:
             return None
         del self._jobs[job_id]
-        self._free.give_back(job.shares)
+        self._free.give_back(job.allocations)
         killed = [rank for rank, code in enumerate(codes) if code == -signal.SIGKILL]
         return ended(codes, out_of_memory=killed[:1] if killed and self._memory_kills.explain_one() else ())
 

@@ -27,7 +27,7 @@ from seqlm.rundir import append_to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class RankLocation:
     """Where a rank will run, as its host found it."""
 
     node: str
@@ -63,13 +63,13 @@ class RankHost:
         self._lock = threading.Lock()
         self._stopped: signal.Signals | None = None
 
-    def site(self, run_dir: str) -> Site:
+    def location(self, run_dir: str) -> RankLocation:
         """Look around, before each run."""
         self._process, self._stopped = None, None
         context = ray.get_runtime_context()
         devices = context.get_accelerator_ids().get("GPU", [])
         address = ray.util.get_node_ip_address()
-        return Site(
+        return RankLocation(
             node=context.get_node_id(),
             address=address,
             interface=interface_of(address),

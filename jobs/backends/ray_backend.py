@@ -4,8 +4,8 @@ A group whose run has ended goes to the next run of the same resources, so that 
 nothing else. Groups of one rank also join for a run of several. A group that no run takes within a few seconds is given
 back to the cluster.
 
-    submit   idle groups, or a new one        -> the actors look around (Site)
-             every rank has its Site          -> rank 0's address is where they meet; the processes start
+    submit   idle groups, or a new one        -> the actors look around (RankLocation)
+             every rank has its RankLocation -> rank 0's address is where they meet; the processes start
     poll     every process has ended          -> Ended; the groups are idle
 """
 
@@ -34,9 +34,9 @@ from jobs.attempt.memory_kills import NodeKills
 from jobs.attempt.rank import PEER_GRACE_SECONDS, Ended, ended, rank_variables, rendezvous_variables
 from jobs.backends.base import Backend
 from jobs.backends.local import require_precision
-from jobs.backends.ray_actor import RankHost, Site
+from jobs.backends.ray_actor import RankHost, RankLocation
 from jobs.backends.ray_cluster import RayCluster, node_address
-from jobs.plan.capacity import Capacity, Share
+from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
@@ -63,7 +63,7 @@ class _Group:
     group: PlacementGroup
     hosts: list[Any]
     resources: Resources
-    shares: list[Share]
+    allocations: list[Allocation]
     """What it holds: where it was expected at first, where Ray has placed it later.
 
     GPUs are named as in the capacity.
@@ -77,9 +77,9 @@ class _Job:
     groups: list[_Group]
     """One with all ranks, or one for each rank."""
     pending: dict[Any, int]
-    """What Ray owes us: object reference -> rank. First the ranks' sites, then their exit codes."""
+    """What Ray owes us: object reference -> rank. First the ranks' locations, then their exit codes."""
     since: float
-    sites: dict[int, Site] = field(default_factory=dict)
+    locations: dict[int, RankLocation] = field(default_factory=dict)
     codes: dict[int, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     out_of_memory: set[int] = field(default_factory=set)
@@ -100,9 +100,9 @@ class _Job:
         return [(group, index) for group in self.groups for index in range(len(group.hosts))][rank]
 
     @property
-    def shares(self) -> list[Share]:
+    def allocations(self) -> list[Allocation]:
         """What the ranks hold."""
-        return [share for group in self.groups for share in group.shares]
+        return [allocation for group in self.groups for allocation in group.allocations]
 
 
 @final
@@ -160,14 +160,14 @@ class RayBackend(Backend):
         self._refresh_if_due()
         free = self.capacity()
         for job in self._jobs.values():
-            free.take(job.shares)
-        stuck = any(_waits_long(job) and not job.sites for job in self._jobs.values())
+            free.take(job.allocations)
+        stuck = any(_waits_long(job) and not job.locations for job in self._jobs.values())
         for node in free.nodes:
             free.withhold(node, *((math.inf, math.inf) if stuck else self._foreign.get(node, (0.0, 0.0))))
         return free
 
-    def held(self, job_id: str) -> Sequence[Share]:
-        return self._jobs[job_id].shares
+    def held(self, job_id: str) -> Sequence[Allocation]:
+        return self._jobs[job_id].allocations
 
     def _refresh_if_due(self) -> None:
         if time.monotonic() - self._refreshed_at > REFRESH_SECONDS:
@@ -179,7 +179,7 @@ class RayBackend(Backend):
         self._total = total = self._cluster.capacity()
         others = total.copy()
         for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle):
-            others.take(group.shares)
+            others.take(group.allocations)
         free = self._cluster.free(total)
         foreign = {
             name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
@@ -208,20 +208,20 @@ class RayBackend(Backend):
         if any(placement_group_table(group.group)["state"] != "PENDING" for group in job.groups):
             job.placed_at = job.placed_at or now
             if now - job.placed_at > START_SECONDS:
-                where = ", ".join({node_address(share.node): None for share in job.shares})
+                where = ", ".join({node_address(allocation.node): None for allocation in job.allocations})
                 self._abandon(job, EXIT_LOST, f"Ray did not start it within {START_SECONDS / 60:g} min on {where}")
             return
         # Sent to a node where somebody else was faster: it goes to where there is room, if there is any.
-        shares = free.place(job.submission.resources)
-        if shares is not None:
-            free.take(shares)
+        allocations = free.place(job.submission.resources)
+        if allocations is not None:
+            free.take(allocations)
             self._release(*job.groups)
-            job.groups = [self._new_group(job.submission.resources, shares)]
+            job.groups = [self._new_group(job.submission.resources, allocations)]
             self._look_around(job)
 
     def _is_lost(self, group: _Group) -> bool:
         assert self._total is not None, "refreshed before"
-        return any(share.node not in self._total.nodes for share in group.shares)
+        return any(allocation.node not in self._total.nodes for allocation in group.allocations)
 
     # -- a run -----------------------------------------------------------------------------------------------------
 
@@ -237,29 +237,29 @@ class RayBackend(Backend):
 
     @staticmethod
     def _look_around(job: _Job) -> None:
-        """Ask each rank's actor for its site, once Ray has placed it."""
+        """Ask each rank's actor for its location, once Ray has placed it."""
         job.since = time.monotonic()
-        job.pending = {host.site.remote(str(job.submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
+        job.pending = {host.location.remote(str(job.submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
 
     def _groups(self, resources: Resources) -> list[_Group]:
         free = self.free()
-        shares = free.place(resources)
-        assert shares is not None, "asked whether there is room before"
-        idle = choose_idle(self._idle, resources, most_nodes=len({share.node for share in shares}))
+        allocations = free.place(resources)
+        assert allocations is not None, "asked whether there is room before"
+        idle = choose_idle(self._idle, resources, most_nodes=len({allocation.node for allocation in allocations}))
         if idle:
             self._idle = [group for group in self._idle if group not in idle]
             return idle
         self._release(*self._idle)
-        return [self._new_group(resources, shares)]
+        return [self._new_group(resources, allocations)]
 
     @staticmethod
-    def _new_group(resources: Resources, shares: list[Share]) -> _Group:
-        bundle = {"CPU": shares[0].cpus}
+    def _new_group(resources: Resources, allocations: list[Allocation]) -> _Group:
+        bundle = {"CPU": allocations[0].cpus}
         if resources.gpus:
             bundle["GPU"] = resources.gpus
         # Pinned to the nodes that were chosen for it: Ray would spread shares of GPUs over many cards.
-        nodes = [{"ray.io/node-id": share.node} for share in shares]
-        group = placement_group([dict(bundle) for _ in shares], strategy="PACK", bundle_label_selector=nodes)
+        nodes = [{"ray.io/node-id": allocation.node} for allocation in allocations]
+        group = placement_group([dict(bundle) for _ in allocations], strategy="PACK", bundle_label_selector=nodes)
         actor = ray.remote(RankHost)
         hosts = [
             actor.options(
@@ -270,7 +270,7 @@ class RayBackend(Backend):
             ).remote()
             for rank in range(resources.ranks)
         ]
-        return _Group(group=group, hosts=hosts, resources=resources, shares=shares)
+        return _Group(group=group, hosts=hosts, resources=resources, allocations=allocations)
 
     def poll(self, job_id: str) -> Ended | None:
         self._advance(0)
@@ -342,25 +342,27 @@ class RayBackend(Backend):
                 job.out_of_memory.add(rank)
             job.lost.setdefault(rank, self._what_became_of(job, rank, error))
             return
-        if isinstance(answer, Site):
+        if isinstance(answer, RankLocation):
             self._arrived(job, rank, answer)
             return
         job.codes[rank] = answer.code
         if answer.problem:
             job.lost[rank] = answer.problem
-        node = job.sites[rank].node
+        node = job.locations[rank].node
         if answer.code == -signal.SIGKILL and self._memory_kills.explain_one(node, *answer.memory_kills):
             job.out_of_memory.add(rank)
 
-    def _arrived(self, job: _Job, rank: int, site: Site) -> None:
-        job.sites[rank] = site
+    def _arrived(self, job: _Job, rank: int, location: RankLocation) -> None:
+        job.locations[rank] = location
         group, index = job.seat(rank)
-        share = group.shares[index]
-        device = share.device if site.device is None else self._card(site.node, site.device)
-        group.shares[index] = Share(node=site.node, cpus=share.cpus, device=device, gpus=share.gpus)
+        allocation = group.allocations[index]
+        device = allocation.device if location.device is None else self._card(location.node, location.device)
+        group.allocations[index] = Allocation(
+            node=location.node, cpus=allocation.cpus, device=device, gpus=allocation.gpus
+        )
         if job.pending or job.codes:
             return
-        blind = [other for other in job.sites.values() if not other.sees_run]
+        blind = [other for other in job.locations.values() if not other.sees_run]
         if blind:
             self._abandon(job, EXIT_STOPPED, "stopped before it had started")
             raise BackendError(
@@ -385,15 +387,15 @@ class RayBackend(Backend):
         assert self._code is not None, "open before anything is submitted"
         # Code that came with the actors lies wherever Ray has put it, which is where they run.
         cwd = str(submission.cwd) if self._cluster.is_embedded or self._code.live else None
-        first = job.sites[0]
+        first = job.locations[0]
         job.runs = True
         for rank, host in enumerate(job.hosts):
-            site = job.sites[rank]
-            variables = {**rank_variables(submission, rank, site.device), "SEQLM_NODE": site.node}
+            location = job.locations[rank]
+            variables = {**rank_variables(submission, rank, location.device), "SEQLM_NODE": location.node}
             if len(job.hosts) > 1:
                 variables |= rendezvous_variables(run, submission.attempt, first.address)
-                if site.interface:
-                    variables.setdefault("GLOO_SOCKET_IFNAME", site.interface)
+                if location.interface:
+                    variables.setdefault("GLOO_SOCKET_IFNAME", location.interface)
             reference = host.run.remote(
                 list(submission.argv[1:]),
                 variables,
@@ -416,7 +418,7 @@ class RayBackend(Backend):
 
     def _what_became_of(self, job: _Job, rank: int, error: Exception) -> str:
         who = f"rank {rank}" if len(job.hosts) > 1 else "the worker"
-        node = job.shares[rank].node
+        node = job.allocations[rank].node
         self._refresh()
         if self._total is not None and node not in self._total.nodes:
             return f"{who} lost its node {node_address(node)}"
@@ -455,7 +457,7 @@ def choose_idle(idle: Sequence[_Group], resources: Resources, *, most_nodes: int
     by_node: defaultdict[str, list[_Group]] = defaultdict(list)
     for group in fitting:
         if group.resources.ranks == 1:
-            by_node[group.shares[0].node].append(group)
+            by_node[group.allocations[0].node].append(group)
     fullest = sorted(by_node.values(), key=len, reverse=True)[:most_nodes]
     chosen = [group for groups in fullest for group in groups][: resources.ranks]
     return chosen if len(chosen) == resources.ranks else []

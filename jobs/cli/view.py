@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from jobs import terminal
-from jobs.study.finality import Settling
+from jobs.study.finality import FinalityTracker
 from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm import machine
@@ -99,7 +99,7 @@ class Watcher:
         self._study_dir = study_dir
         self._every_seconds = every_seconds
         self._ids = None if ids is None else frozenset(ids)
-        self._settling = Settling()
+        self._settling = FinalityTracker()
         self._scheduler = Scheduler()
         self._over: dict[str, tuple[Path, float, _Reading]] = {}
         """Run id -> the file that says how it ended, when that was written, and what there is to see."""

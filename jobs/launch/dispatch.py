@@ -247,7 +247,7 @@ class Dispatcher:
     def _live(self, job_id: str, job: _Job) -> Live:
         seconds = job.waiting.work.seconds
         expected_end = None if seconds is None else job.started + seconds
-        return Live(shares=self._backend.held(job_id), expected_end=expected_end)
+        return Live(allocations=self._backend.held(job_id), expected_end=expected_end)
 
     def _submission(self, waiting: Waiting, item: Planned) -> Submission:
         attempt = item.run.last_attempt() + 1

@@ -35,7 +35,7 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Allocation:
     """What one rank holds of a node."""
 
     node: str
@@ -98,10 +98,10 @@ class Capacity:
     def _how_many(self, resources: Resources, at_most: int) -> int:
         trial = self.copy()
         for count in range(at_most):
-            shares = trial.place(resources)
-            if shares is None:
+            allocations = trial.place(resources)
+            if allocations is None:
                 return max(1, count)
-            trial.take(shares)
+            trial.take(allocations)
         return at_most
 
     def cores_held(self, resources: Resources) -> float:
@@ -111,7 +111,7 @@ class Capacity:
 
     # -- booking -------------------------------------------------------------------------------------------------
 
-    def place(self, resources: Resources) -> list[Share] | None:
+    def place(self, resources: Resources) -> list[Allocation] | None:
         """Where the ranks of a run (with resolved resources) would go now, or none while they do not fit.
 
         On as few nodes as possible, in the tightest place that holds them, and not on a GPU node without need.
@@ -119,7 +119,7 @@ class Capacity:
         cpus, gpus = self.cores_held(resources), resources.gpus or 0
         left = resources.ranks
         room = {name: min(node.holds(cpus, gpus), left) for name, node in self.nodes.items()}
-        shares: list[Share] = []
+        allocations: list[Allocation] = []
         devices: dict[str, dict[str, float]] = {}
         while left:
             enough = [name for name, count in room.items() if count >= left]
@@ -134,21 +134,21 @@ class Capacity:
                 device = _fullest(free, gpus) if gpus else None
                 if device is not None:
                     free[device] -= gpus
-                shares.append(Share(node=best, cpus=cpus, device=device, gpus=gpus))
+                allocations.append(Allocation(node=best, cpus=cpus, device=device, gpus=gpus))
                 left -= 1
-        return shares
+        return allocations
 
-    def take(self, shares: Sequence[Share]) -> None:
-        """Book what a run holds; shares of nodes that are not there count for nothing.
+    def take(self, allocations: Sequence[Allocation]) -> None:
+        """Book what a run holds; allocations on nodes that are not there count for nothing.
 
         Raises:
-            KeyError: a share is of a GPU that its node does not have.
+            KeyError: an allocation is of a GPU that its node does not have.
         """
-        self._add(shares, -1)
+        self._add(allocations, -1)
 
-    def give_back(self, shares: Sequence[Share]) -> None:
+    def give_back(self, allocations: Sequence[Allocation]) -> None:
         """The opposite of :meth:`take`."""
-        self._add(shares, 1)
+        self._add(allocations, 1)
 
     def withhold(self, node: str, cpus: float, gpus: float) -> None:
         """Take so much away of what is free on a node: others use it. Nothing is less than free."""
@@ -161,14 +161,14 @@ class Capacity:
             there.gpus[device] -= taken
             gpus -= taken
 
-    def _add(self, shares: Sequence[Share], sign: int) -> None:
-        for share in shares:
-            node = self.nodes.get(share.node)
+    def _add(self, allocations: Sequence[Allocation], sign: int) -> None:
+        for allocation in allocations:
+            node = self.nodes.get(allocation.node)
             if node is None:
                 continue
-            node.cpus += sign * share.cpus
-            if share.device is not None:
-                node.gpus[share.device] += sign * share.gpus
+            node.cpus += sign * allocation.cpus
+            if allocation.device is not None:
+                node.gpus[allocation.device] += sign * allocation.gpus
 
     # -- reasons -------------------------------------------------------------------------------------------------
 

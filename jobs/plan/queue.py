@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
-from jobs.plan.capacity import Capacity, Share
+from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec
 
 
@@ -52,7 +52,7 @@ def places(items: Iterable[Waiting]) -> dict[str, SortKey]:
 class Live:
     """A run that is under way."""
 
-    shares: Sequence[Share]
+    allocations: Sequence[Allocation]
     expected_end: float | None
     """Time at which it should end, none where that is not known."""
 
@@ -136,9 +136,9 @@ class _Reservation:
 
     def _when(self, live: Mapping[str, Live]) -> float | None:
         """When the run in front can start; none: nobody knows."""
-        ends = [(job.expected_end, job.shares) for job in live.values() if job.expected_end is not None]
-        for end, shares in sorted(ends, key=lambda pair: pair[0]):
-            self._later.give_back(shares)
+        ends = [(job.expected_end, job.allocations) for job in live.values() if job.expected_end is not None]
+        for end, allocations in sorted(ends, key=lambda pair: pair[0]):
+            self._later.give_back(allocations)
             if self._later.place(self._front.spec.resources) is not None:
                 return end
         return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from jobs.plan.capacity import Capacity, Share
+from jobs.plan.capacity import Allocation, Capacity
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import Planned
 from jobs.plan.queue import Waiting, Work, places
@@ -63,13 +63,13 @@ def totals(
     )
     return Totals(
         gpu_hours=None if unknown else gpu_seconds / 3600,
-        wall_seconds=None if unknown else wall_seconds(waiting, capacity(), max_parallel=max_parallel),
+        wall_seconds=None if unknown else makespan(waiting, capacity(), max_parallel=max_parallel),
         disk_bytes=sum(found.disk_bytes for found in estimates),
         unknown=reason,
     )
 
 
-def wall_seconds(runs: Sequence[Waiting], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
+def makespan(runs: Sequence[Waiting], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
     """Seconds until all runs have ended, or none where the time of some run is unknown.
 
     List scheduling (Graham, Bounds on multiprocessing timing anomalies, 1969): whenever something is free, the first
@@ -82,7 +82,7 @@ def wall_seconds(runs: Sequence[Waiting], capacity: Capacity, *, max_parallel: i
     for run in sorted(runs, key=lambda run: place[run.id]):
         lanes.setdefault(replace(run.spec.resources, priority=0), deque()).append(run)
     free = capacity.copy()
-    ends: list[tuple[float, int, list[Share]]] = []
+    ends: list[tuple[float, int, list[Allocation]]] = []
     now, started = 0.0, 0
     while True:
         while max_parallel is None or len(ends) < max_parallel:
@@ -93,15 +93,15 @@ def wall_seconds(runs: Sequence[Waiting], capacity: Capacity, *, max_parallel: i
             run = lanes[need].popleft()
             if not lanes[need]:
                 del lanes[need]
-            lasts, shares = seconds[run.id], free.place(need)
+            lasts, allocations = seconds[run.id], free.place(need)
             if lasts is None:
                 return None
-            assert shares is not None, "asked a moment ago"
-            free.take(shares)
+            assert allocations is not None, "asked a moment ago"
+            free.take(allocations)
             started += 1
-            heapq.heappush(ends, (now + lasts, started, shares))
+            heapq.heappush(ends, (now + lasts, started, allocations))
         if not ends:
             assert not lanes, "every run fits when all is free"
             return now
-        now, _, shares = heapq.heappop(ends)
-        free.give_back(shares)
+        now, _, allocations = heapq.heappop(ends)
+        free.give_back(allocations)

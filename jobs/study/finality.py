@@ -15,7 +15,7 @@ SETTLE_SECONDS = 2.0
 
 
 @final
-class Settling:
+class FinalityTracker:
     """Remembers since when runs are in a state that their launcher may still change."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

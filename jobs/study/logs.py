@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from jobs.study.finality import Settling
+from jobs.study.finality import FinalityTracker
 from jobs.study.folder import ObservedRun, at_work, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm.errors import printable
@@ -42,7 +42,7 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
     """Print the log of a run as it grows, across attempts, until the run is over and stays so."""
     attempt = 0
     positions: dict[Path, int] = {}
-    settling = Settling()
+    settling = FinalityTracker()
     scheduler = Scheduler()
     while True:
         newest = run.run.last_attempt()

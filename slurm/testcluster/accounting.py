@@ -6,14 +6,14 @@ import subprocess
 from collections.abc import Mapping
 
 from seqlm.errors import BackendError
-from slurm.testcluster.configuration import CLUSTER_NAME, DATABASE_NAME, Place, slurmdbd_conf
+from slurm.testcluster.configuration import CLUSTER_NAME, DATABASE_NAME, ClusterFolder, slurmdbd_conf
 from slurm.testcluster.processes import Daemons
 from slurm.testcluster.programs import program
 
 DAEMONS = ("mariadbd", "slurmdbd")
 
 
-def start_accounting(place: Place, daemons: Daemons, env: Mapping[str, str]) -> None:
+def start_accounting(place: ClusterFolder, daemons: Daemons, env: Mapping[str, str]) -> None:
     """Bring both up, before slurmctld.
 
     Raises:
@@ -42,7 +42,7 @@ def start_accounting(place: Place, daemons: Daemons, env: Mapping[str, str]) -> 
     daemons.until(registered, "slurmdbd's start", needs=DAEMONS)
 
 
-def _make_database(place: Place, env: Mapping[str, str]) -> None:
+def _make_database(place: ClusterFolder, env: Mapping[str, str]) -> None:
     """The empty database; what mariadb-install-db does, with its own command line at the end of it."""
     command = [program("mariadb-install-db"), "--no-defaults", "--user=root", f"--datadir={place.database}"]
     command += ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]

@@ -16,8 +16,8 @@ from seqlm.errors import BackendError, UsageError
 from slurm.testcluster.accounting import start_accounting
 from slurm.testcluster.configuration import (
     SOCKET_PATH_BYTES,
+    ClusterFolder,
     ClusterOptions,
-    Place,
     cgroup_conf,
     gres_conf,
     slurm_conf,
@@ -48,7 +48,7 @@ class LoopbackCluster:
     def __init__(self, options: ClusterOptions | None = None, folder: Path | None = None) -> None:
         self.options = options or ClusterOptions()
         self._wanted_folder = folder
-        self._place: Place | None = None
+        self._place: ClusterFolder | None = None
         self._daemons: Daemons | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class LoopbackCluster:
             raise BackendError("test cluster: it must be started by root (in a container, for instance)")
         slot = take_slot(self.options.nodes)
         with slot.reservation as reservation:
-            self._place = Place(folder=_make_folder(self._wanted_folder), slot=slot)
+            self._place = ClusterFolder(folder=_make_folder(self._wanted_folder), slot=slot)
             self._daemons = Daemons(self._place.folder, held=reservation)
         try:
             self._write_files()
@@ -193,7 +193,7 @@ class LoopbackCluster:
         return self._running.supervisor_pid
 
     @property
-    def _where(self) -> Place:
+    def _where(self) -> ClusterFolder:
         assert self._place is not None, "the cluster has not been started"
         return self._place
 

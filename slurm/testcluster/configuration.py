@@ -62,7 +62,7 @@ class ClusterOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ClusterFolder:
     """Where a test cluster keeps its files: all of them below one folder."""
 
     folder: Path
@@ -102,7 +102,7 @@ class Place:
         return self.folder / "dev" / f"gpu{index}"
 
 
-def slurm_conf(options: ClusterOptions, place: Place) -> str:
+def slurm_conf(options: ClusterOptions, place: ClusterFolder) -> str:
     """The text of slurm.conf. What is not SLURM's default is for speed, or to be independent of the machine."""
     folder, host = place.folder, socket.gethostname().split(".")[0]
     lines = [
@@ -171,7 +171,7 @@ def slurm_conf(options: ClusterOptions, place: Place) -> str:
     return "\n".join([*lines, ""])
 
 
-def gres_conf(options: ClusterOptions, place: Place) -> str:
+def gres_conf(options: ClusterOptions, place: ClusterFolder) -> str:
     """The text of gres.conf; the nodes share their devices, which do nothing anyway."""
     lines = ["AutoDetect=off"]
     if options.gpus:
@@ -185,7 +185,7 @@ def cgroup_conf() -> str:
     return "CgroupPlugin=disabled\n"
 
 
-def slurmdbd_conf(place: Place) -> str:
+def slurmdbd_conf(place: ClusterFolder) -> str:
     """The text of slurmdbd.conf; the database listens on a socket alone, whose path slurmdbd gets by a variable."""
     lines = [
         "AuthType=auth/munge",

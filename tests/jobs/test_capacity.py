@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.plan.capacity import Capacity, Node, Share
+from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources
 from seqlm.errors import BackendError
 
@@ -14,8 +14,8 @@ def cluster(*nodes: tuple[float, int]) -> Capacity:
 
 
 def where(capacity: Capacity, resources: Resources) -> list[tuple[str, str | None]] | None:
-    shares = capacity.place(resources)
-    return None if shares is None else [(share.node, share.device) for share in shares]
+    allocations = capacity.place(resources)
+    return None if allocations is None else [(allocation.node, allocation.device) for allocation in allocations]
 
 
 def want(ranks: int = 1, cpus: int = 1, gpus: float = 0) -> Resources:
@@ -40,10 +40,10 @@ def test_shares_fill_one_card_before_they_touch_the_next() -> None:
     capacity = cluster((8, 2))
     devices = []
     for _ in range(8):
-        shares = capacity.place(want(gpus=0.25))
-        assert shares is not None
-        capacity.take(shares)
-        devices.append(shares[0].device)
+        allocations = capacity.place(want(gpus=0.25))
+        assert allocations is not None
+        capacity.take(allocations)
+        devices.append(allocations[0].device)
     assert devices == ["0"] * 4 + ["1"] * 4
     assert capacity.place(want(gpus=0.25)) is None
     assert capacity.why_not(want(gpus=0.25)) == "needs 0.25 GPUs, 0 free"
@@ -58,17 +58,17 @@ def test_thirds_of_a_gpu_add_up_to_a_whole_one() -> None:
 
 def test_what_is_given_back_is_free_again() -> None:
     capacity = cluster((4, 1))
-    shares = capacity.place(want(gpus=1, cpus=3))
-    assert shares is not None
-    capacity.take(shares)
+    allocations = capacity.place(want(gpus=1, cpus=3))
+    assert allocations is not None
+    capacity.take(allocations)
     assert (capacity.cpus, capacity.gpus) == (1, 0)
-    capacity.give_back(shares)
+    capacity.give_back(allocations)
     assert (capacity.cpus, capacity.gpus) == (4, 1)
 
 
 def test_a_gpu_that_its_node_does_not_have_is_not_booked_in_silence() -> None:
     with pytest.raises(KeyError, match="7"):
-        cluster((4, 1)).take([Share(node="n0", cpus=1, device="7", gpus=1)])
+        cluster((4, 1)).take([Allocation(node="n0", cpus=1, device="7", gpus=1)])
 
 
 def test_trying_something_on_a_copy_changes_nothing() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.plan.capacity import Capacity, Node, Share
+from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.plan.queue import Live, Queue, Waiting, Work
 from jobs.spec import Resources, RunSpec
 from tests.fakes import FakeBackend
@@ -32,20 +32,20 @@ class Room:
     def free(self) -> Capacity:
         free = self.capacity.copy()
         for job in self.live.values():
-            free.take(job.shares)
+            free.take(job.allocations)
         return free
 
     def occupy(self, ranks: int, until: float | None) -> None:
-        shares = self.free().place(Resources(ranks=ranks, cpus=1, gpus=0))
-        assert shares is not None
-        self.live[f"before{len(self.live)}"] = Live(shares=shares, expected_end=until)
+        allocations = self.free().place(Resources(ranks=ranks, cpus=1, gpus=0))
+        assert allocations is not None
+        self.live[f"before{len(self.live)}"] = Live(allocations=allocations, expected_end=until)
 
     def start(self, now: float = 0.0) -> list[str]:
         started = []
         for item in self.queue.startable(self.backend.free, self.live, now):
             seconds = item.work.seconds
             end = None if seconds is None else now + seconds
-            self.live[item.id] = Live(shares=self.free().place(item.spec.resources) or [], expected_end=end)
+            self.live[item.id] = Live(allocations=self.free().place(item.spec.resources) or [], expected_end=end)
             started.append(item.id)
         return started
 
@@ -112,7 +112,7 @@ def test_a_long_queue_is_looked_through_without_working_out_the_wide_runs_start_
     placed: list[Resources] = []
     place = Capacity.place
 
-    def counted(capacity: Capacity, resources: Resources) -> list[Share] | None:
+    def counted(capacity: Capacity, resources: Resources) -> list[Allocation] | None:
         placed.append(resources)
         return place(capacity, resources)
 
@@ -156,8 +156,8 @@ def test_the_run_in_front_is_expected_at_the_first_end_that_makes_room_for_it() 
 def test_jobs_that_end_at_the_same_time_are_no_error() -> None:
     room = Room(5, waiting("wide", ranks=5, seconds=100), waiting("other", seconds=10))
     for cpus in (2, 1):
-        shares = [Share(node="n", cpus=cpus, device=None, gpus=0)]
-        room.live[f"of {cpus} cores"] = Live(shares=shares, expected_end=10)
+        allocations = [Allocation(node="n", cpus=cpus, device=None, gpus=0)]
+        room.live[f"of {cpus} cores"] = Live(allocations=allocations, expected_end=10)
     assert room.start() == ["other"]
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from jobs.backends.ray_backend import _Group, choose_idle
-from jobs.plan.capacity import Share
+from jobs.plan.capacity import Allocation
 from jobs.spec import Resources
 
 
 def group(*nodes: str, gpus: float = 1) -> _Group:
     resources = Resources(ranks=len(nodes), cpus=1, gpus=gpus)
-    shares = [Share(node=node, cpus=1, device="0", gpus=gpus) for node in nodes]
+    allocations = [Allocation(node=node, cpus=1, device="0", gpus=gpus) for node in nodes]
     nothing: Any = None
-    return _Group(group=nothing, hosts=[], resources=resources, shares=shares)
+    return _Group(group=nothing, hosts=[], resources=resources, allocations=allocations)
 
 
 def test_a_group_with_the_same_ranks_is_taken_whole() -> None:

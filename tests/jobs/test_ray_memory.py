@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import ray
 
-from jobs.backends.ray_actor import RankEnd, RankHost, Site
+from jobs.backends.ray_actor import RankEnd, RankHost, RankLocation
 from jobs.backends.ray_backend import RayBackend, _Group, _Job
-from jobs.plan.capacity import Share
+from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
 
 KILL = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2]); os.kill(os.getpid(), 9)"
@@ -33,14 +33,14 @@ def test_a_host_tells_of_the_kills_in_its_own_group_before_and_after(
 def end(monkeypatch: pytest.MonkeyPatch, backend: RayBackend, *answers: Any) -> bool:
     """What the backend says of a job whose ranks, on the nodes n0, n1, ..., have given these answers."""
     nothing: Any = None
-    shares = [Share(node=f"n{rank}", cpus=1, device=None, gpus=0) for rank in range(len(answers))]
-    group = _Group(group=nothing, hosts=[nothing] * len(answers), resources=Resources(cpus=1), shares=shares)
+    allocations = [Allocation(node=f"n{rank}", cpus=1, device=None, gpus=0) for rank in range(len(answers))]
+    group = _Group(group=nothing, hosts=[nothing] * len(answers), resources=Resources(cpus=1), allocations=allocations)
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=Resources())
-    sites = {
-        rank: Site(node=f"n{rank}", address="", interface=None, device=None, sees_run=True)
+    locations = {
+        rank: RankLocation(node=f"n{rank}", address="", interface=None, device=None, sees_run=True)
         for rank in range(len(answers))
     }
-    job = _Job(submission=submission, groups=[group], pending={}, since=0.0, sites=sites)
+    job = _Job(submission=submission, groups=[group], pending={}, since=0.0, locations=locations)
     job.pending = {str(rank): rank for rank in range(len(answers))}
 
     def get(reference: str) -> Any:

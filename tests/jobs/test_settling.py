@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.study.finality import SETTLE_SECONDS, Settling
+from jobs.study.finality import SETTLE_SECONDS, FinalityTracker
 from jobs.study.folder import AtWork, Launcher, launching, look_at, write_jobs, write_queue
 from jobs.study.logs import follow_logs
 from jobs.study.squeue import Scheduler
@@ -34,7 +34,7 @@ class Clock:
 
 def test_a_run_that_lost_its_node_is_over_only_when_no_launcher_has_taken_it_up_again() -> None:
     clock = Clock()
-    settling = Settling(clock)
+    settling = FinalityTracker(clock)
     assert not settling.is_over("run", seen("failed", "node"), LAUNCHER)
     clock.now += SETTLE_SECONDS / 2
     assert not settling.is_over("run", seen("failed", "node"), LAUNCHER)
@@ -47,13 +47,13 @@ def test_a_run_that_lost_its_node_is_over_only_when_no_launcher_has_taken_it_up_
 
 @pytest.mark.parametrize("observation", [seen("done"), seen("cancelled", "cancelled"), seen("failed", "diverged")])
 def test_what_no_launcher_changes_is_over_at_once(observation: Observation) -> None:
-    assert Settling(Clock()).is_over("run", observation, LAUNCHER)
+    assert FinalityTracker(Clock()).is_over("run", observation, LAUNCHER)
 
 
 def test_without_a_launcher_nothing_is_tried_again() -> None:
-    assert Settling(Clock()).is_over("run", seen("failed", "node"), AtWork())
-    assert Settling(Clock()).is_over("run", seen("pending"), AtWork())
-    assert not Settling(Clock()).is_over("run", seen("running"), AtWork()), "a worker may outlive its launcher"
+    assert FinalityTracker(Clock()).is_over("run", seen("failed", "node"), AtWork())
+    assert FinalityTracker(Clock()).is_over("run", seen("pending"), AtWork())
+    assert not FinalityTracker(Clock()).is_over("run", seen("running"), AtWork()), "a worker may outlive its launcher"
 
 
 @contextmanager
@@ -70,7 +70,7 @@ class Following:
     def __init__(self, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
         self._clock = Clock()
         self._looks = self._wanted = 0
-        monkeypatch.setattr("jobs.study.logs.Settling", lambda: Settling(self._clock))
+        monkeypatch.setattr("jobs.study.logs.FinalityTracker", lambda: FinalityTracker(self._clock))
         monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=self._pause))
         self._thread = threading.Thread(target=lambda: follow_logs(look_at(run, AtWork()), 20), daemon=True)
 
@@ -126,7 +126,7 @@ def test_followed_logs_end_when_a_failure_stands(tmp_path: Path, monkeypatch: py
     def pause(seconds: float) -> None:
         clock.now += seconds
 
-    monkeypatch.setattr("jobs.study.logs.Settling", lambda: Settling(clock))
+    monkeypatch.setattr("jobs.study.logs.FinalityTracker", lambda: FinalityTracker(clock))
     monkeypatch.setattr("jobs.study.logs.time", SimpleNamespace(sleep=pause))
     run = make_run(tmp_path / "study" / "run-00000001", make_config())
     run.write_failure_once({"kind": "node", "message": "killed by SIGKILL"})

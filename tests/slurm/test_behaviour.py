@@ -16,7 +16,7 @@ from jobs.study.kept_code import live_code
 from seqlm.rundir import RunDirectory, study_record_file, write_json
 from slurm.backend import submit_report
 from slurm.settings import SlurmSettings
-from slurm.task import JobPlan, Place, Signals, Task
+from slurm.task import JobPlan, Signals, SlurmContext, Task
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm
@@ -61,7 +61,7 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
     assert len(fake.calls("sbatch")) == 1
 
     for plan in plans:
-        place = Place.from_environment({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "n0")
+        place = SlurmContext.from_environment({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "0"}, "n0")
         assert Task(plan, place, Signals(), started=time.time()).run()
     assert all(job.observe().state == "done" for job in jobs)
     assert all(runs[name].behaviour_file.exists() for name in ("rnn-b", "gru"))

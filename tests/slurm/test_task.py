@@ -22,7 +22,7 @@ from jobs.study.folder import submission_of, write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
 from slurm import task
-from slurm.task import JobPlan, Place, Signals, Task
+from slurm.task import JobPlan, Signals, SlurmContext, Task
 from tests.slurm.programs import answering, program
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
@@ -104,11 +104,13 @@ def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: 
     return JobPlan(**{**known, **changes})  # type: ignore[arg-type]
 
 
-def place(**env: str) -> Place:
-    return Place.from_environment({**ENV, **env}, "n0")
+def place(**env: str) -> SlurmContext:
+    return SlurmContext.from_environment({**ENV, **env}, "n0")
 
 
-def work(told: JobPlan, where: Place | None = None, signals: Signals | None = None, *, started: float = 0) -> bool:
+def work(
+    told: JobPlan, where: SlurmContext | None = None, signals: Signals | None = None, *, started: float = 0
+) -> bool:
     return Task(told, where or place(), signals or Signals(), started=started or time.time()).run()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from seqlm.errors import BackendError, UsageError
 from slurm.testcluster import ClusterOptions, LoopbackCluster, programs
-from slurm.testcluster.configuration import Place, slurm_conf
+from slurm.testcluster.configuration import ClusterFolder, slurm_conf
 from slurm.testcluster.slots import take_slot
 from slurm.testcluster.supervisor import descendants
 from tests import commands
@@ -309,7 +309,7 @@ def test_the_configuration_names_the_partitions_limit_and_the_extra_lines(tmp_pa
     slot = take_slot(1)
     with slot.reservation:
         options = ClusterOptions(nodes=1, gpus=0, max_time_min=7, extra_lines=["MaxJobCount=9"])
-        lines = slurm_conf(options, Place(folder=tmp_path, slot=slot)).splitlines()
+        lines = slurm_conf(options, ClusterFolder(folder=tmp_path, slot=slot)).splitlines()
     assert "PartitionName=main Nodes=ALL Default=YES MaxTime=7 State=UP" in lines
     assert "MaxJobCount=9" in lines
     assert not any("gpu" in line or "Preempt" in line or "Accounting" in line for line in lines)
