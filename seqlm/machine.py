@@ -149,7 +149,7 @@ def visible(cards: Sequence[Card], variable: str | None) -> list[Gpu]:
     for item in _items(variable):
         for gpu in _named(cards, item, variable):
             if gpu in chosen:
-                raise UsageError(f'{VISIBLE}: found "{variable}", valid is each GPU once; {gpu.id} is named twice')
+                raise UsageError(f'{VISIBLE}: expected each GPU once, got "{variable}", which names {gpu.id} twice')
             chosen.append(gpu)
     return chosen
 

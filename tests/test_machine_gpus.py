@@ -154,8 +154,8 @@ def test_the_old_name_of_an_instance_is_kept() -> None:
 @pytest.mark.parametrize(
     ("variable", "what"),
     [
-        ("0,0", "valid is each GPU once; GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338 is named twice"),
-        ("1,GPU-7bb", "valid is each GPU once; GPU-7bbcd9e7-b1e2-5e53-fb9a-6d27e364dd40 is named twice"),
+        ("0,0", "which names GPU-ccf578c6-5369-9ff4-e1c2-d4c0c9d4d338 twice"),
+        ("1,GPU-7bb", "which names GPU-7bbcd9e7-b1e2-5e53-fb9a-6d27e364dd40 twice"),
         ("0,4", r"and 4 names no GPU of this machine \(`nvidia-smi -L` lists them\)"),
         ("GPU-ffff", "and GPU-ffff names no GPU of this machine"),
         ("MIG-7839bf6f", "and MIG-7839bf6f names no GPU of this machine"),
@@ -164,7 +164,7 @@ def test_the_old_name_of_an_instance_is_kept() -> None:
     ],
 )
 def test_a_choice_of_which_cuda_would_ignore_a_part_is_refused(variable: str, what: str) -> None:
-    with pytest.raises(UsageError, match=f'^CUDA_VISIBLE_DEVICES: found "{variable}", {what}'):
+    with pytest.raises(UsageError, match=f'^CUDA_VISIBLE_DEVICES: .*"{variable}", {what}'):
         ids(V100, variable)
 
 
@@ -226,7 +226,7 @@ def test_a_variable_that_hides_all_gpus_asks_nothing(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("listing", "variable", "order", "told"),
+    ("listing", "variable", "order", "noted"),
     [
         (WORKSTATION, "1", None, True),
         (WORKSTATION, "GPU-082b5928,1", "FASTEST_FIRST", True),
@@ -237,7 +237,7 @@ def test_a_variable_that_hides_all_gpus_asks_nothing(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_an_index_that_cuda_may_take_for_another_card_is_explained(
-    monkeypatch: pytest.MonkeyPatch, listing: str, variable: str | None, order: str | None, told: bool
+    monkeypatch: pytest.MonkeyPatch, listing: str, variable: str | None, order: str | None, noted: bool
 ) -> None:
     monkeypatch.setattr(machine, "cards", lambda: parse_listing(listing))
     for name, value in (("CUDA_VISIBLE_DEVICES", variable), ("CUDA_DEVICE_ORDER", order)):
@@ -245,7 +245,7 @@ def test_an_index_that_cuda_may_take_for_another_card_is_explained(
         if value is not None:
             monkeypatch.setenv(name, value)
     note = machine.order_note()
-    assert (note is not None) is told
+    assert (note is not None) == noted
     if note is not None:
         assert note == (
             f"CUDA_VISIBLE_DEVICES={variable} is taken by nvidia-smi's numbers: 0 is Quadro P1000, "

@@ -43,7 +43,7 @@ COUNTED_EPOCHS = 2
 """Whole epochs of each run, from when all of them train to when the first is stopped, that count for the throughput."""
 POLL_SECONDS = 0.01
 PART_SECONDS = 60.0
-"""Time that has to be left for the runs of one architecture, or for so many runs at once."""
+"""Time that has to be left before a measurement with one architecture or one number of runs begins."""
 STOP_SECONDS = 60.0
 """How long a worker that was asked to stop may take to save."""
 MPS_SECONDS = 60.0
@@ -211,7 +211,7 @@ def sharing(document: dict[str, Any], save: Save, budget: Budget, device: str, s
                         place = Path(folder) / f"{mode} {count}"
                         try:
                             found = _at_once(place, shape, text, count, device, variables)
-                        except BackendError as error:  # so many do not fit, perhaps
+                        except BackendError as error:  # perhaps they do not fit
                             figures["failed"][str(count)] = str(error)
                             say(f"{count} {mode}: {error}")
                         else:
@@ -267,7 +267,7 @@ def _at_once(
 
 
 def _epochs_done(runs: list[RunDirectory], workers: list[subprocess.Popen[bytes]], wanted: list[int]) -> list[int]:
-    """Wait until each run has so many epochs in ``metrics.jsonl``; return how many each has by then."""
+    """Wait until each run has this many epochs in ``metrics.jsonl``; return how many each has by then."""
     while True:
         found = [len(run.read_metrics()[0]) for run in runs]
         if all(have >= want for have, want in zip(found, wanted, strict=True)):
@@ -336,7 +336,7 @@ def _require_success(argv: list[str], env: Mapping[str, str], problem: str) -> N
 
 
 def _quit_mps(program: str, env: Mapping[str, str]) -> None:
-    """End our MPS server: it is asked to quit, and killed by its process number if it does not."""
+    """Ask our MPS server to quit, and kill it by its process number if it does not."""
     pid_file = Path(env["CUDA_MPS_PIPE_DIRECTORY"]) / "nvidia-cuda-mps-control.pid"
     pid = pid_file.read_text().strip() if pid_file.exists() else ""
     null = subprocess.DEVNULL

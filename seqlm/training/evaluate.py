@@ -34,7 +34,7 @@ def evaluate(
     """The loss over all windows of this run's columns, without dropout, summed over the ranks.
 
     The recurrent state starts as ``state`` (zero in the study's protocol) and is carried from window to window. With
-    several ``micro_batches`` the columns are read in so many parts, one after the other. ``before_window`` is called
+    several ``micro_batches`` the columns are read in that many parts, one after the other. ``before_window`` is called
     with the number of each window, from 0; what it raises ends the evaluation. ``window_loss`` computes the model's
     loss on one window, such as a capture of it (:class:`seqlm.training.capture.Captured`). ``None``: ``model.loss``.
     """

@@ -26,7 +26,7 @@ class Stream:
     """A stream: nothing but its identity."""
 
     def wait_stream(self, other: Stream) -> None:
-        """Everything is done in the order in which it is asked for."""
+        """Do nothing: operations run in the order of their calls."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Calls:
 
 
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Put the stand-in in the place of ``torch.cuda``'s calls, and return what it is asked for."""
+    """Put the stand-in in the place of ``torch.cuda``'s calls, and return the record of its calls."""
     calls = Calls()
     calls.current = [calls.default]
 
