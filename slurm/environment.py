@@ -58,9 +58,10 @@ def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> d
     export = str(settings.sbatch["export"])
     kept = [] if "ALL" in export.split(",") else [name for name in secret if name not in export.split(",")]
     if kept:
+        names = ", ".join(kept)
         raise UsageError(
-            f'backend.slurm.sbatch.export: expected {", ".join(kept)} (set in env) among the names, got "{export}", '
-            "which keeps it from jobs; add the name to export, or remove it from env"
+            f'backend.slurm.sbatch.export: expected it to name {names} (set in env), got "{export}"; '
+            "add the name, or remove it from env"
         )
     return {**environ, **secret}
 
