@@ -289,7 +289,7 @@ def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @pytest.mark.parametrize("wrong", [{"nodes": 0}, {"nodes": 1000}, {"gpus": -1}, {"max_time_min": 0}])
 def test_impossible_options_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match=f"test cluster: {next(iter(wrong))} = "):
+    with pytest.raises(UsageError, match=f"test cluster: {next(iter(wrong))}: expected "):
         ClusterOptions(**wrong)  # type: ignore[arg-type]
 
 
