@@ -74,7 +74,7 @@ def plain_env(settings: SlurmSettings) -> dict[str, str]:
 def first_lines(settings: SlurmSettings) -> list[str]:
     """Return the first lines of every script: unset the secrets that only sbatch needs.
 
-    SLURM passes every ``SLURM_*`` variable to the job, whatever ``--export`` says. Besides, a token that expires while
+    SLURM passes every ``SLURM_*`` variable to the job, whatever ``--export`` says. Also, a token that expires while
     the job waits would make the job's own ``scontrol`` fail.
     """
     if "export" in settings.sbatch:

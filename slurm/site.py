@@ -171,8 +171,8 @@ class PartitionFacts:
     def resolve(self, resources: Resources, settings: SlurmSettings) -> Resources:
         """Return a run's resources with no field left ``None``.
 
-        By default each rank gets one GPU if nodes have any. With GPUs it gets the node's cores divided by its GPUs, for
-        the nodes where that is least. Without GPUs it gets one core.
+        By default each rank gets one GPU if nodes have any. Cores with GPUs: a node's cores divided by its GPUs, and by
+        the runs that share a GPU, for the nodes where that is least. Cores without GPUs: one.
 
         Raises:
             BackendError: the run can never start here.

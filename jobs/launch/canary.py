@@ -220,7 +220,7 @@ def _without_priority(resources: Resources) -> Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A run with the measurements of the canary that stands for it."""
+    """A run with the measurements of the largest canary of its pair."""
 
     name: str
     resources: Resources

@@ -23,8 +23,9 @@ def advice(argv: Sequence[str]) -> str | None:
         return None
     command = shlex.join(["systemd-run", "--user", "--scope", *argv])
     return (
-        "the launcher ends when you log out (KillUserProcesses=yes on this machine); to keep it, cancel, run once: "
-        f"loginctl enable-linger, then: {command} (or start tmux that way and launch in it, or use --backend slurm)"
+        "the launcher ends when you log out (KillUserProcesses=yes on this machine); to keep it, cancel, run "
+        f"`loginctl enable-linger` once, then launch with: {command} "
+        "(or start tmux that way and launch in it, or use --backend slurm)"
     )
 
 

@@ -20,8 +20,8 @@ def start_accounting(place: ClusterFolder, daemons: Daemons, env: Mapping[str, s
         BackendError: one of them does not start.
     """
     _make_database(place, env)
-    # Create the database here. A slurmdbd that finds none creates it, but goes on with the connection that failed for
-    # that reason, on which MariaDB's Connector/C 3.4.10 (2026) can read no further results.
+    # Create the database here. If slurmdbd finds none, it creates one but keeps the connection that failed for that
+    # reason, on which MariaDB's Connector/C 3.4.10 (2026) can read no further results.
     first = place.folder / "first.sql"
     first.write_text(f"CREATE DATABASE {DATABASE_NAME};\n", "ascii")
     command = [program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={place.database}", "--skip-networking"]

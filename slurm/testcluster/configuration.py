@@ -94,7 +94,7 @@ class ClusterFolder:
         return self.folder / "slurmdbd.conf"
 
     def slurmd_log(self, node: str) -> Path:
-        """Return the log file of a node; ``%n`` as the node stands for any node."""
+        """Return the log file of a node. ``%n`` gives the pattern that slurmd fills in."""
         return self.folder / f"slurmd-{node}.log"
 
     def gpu(self, index: int) -> Path:
