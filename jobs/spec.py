@@ -1,4 +1,4 @@
-"""What a launcher handles: a run to be done, the resources it wants, and the command line that goes out for it."""
+"""The records a launcher handles: a run to train, the resources it requests, and the submission handed to a backend."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from seqlm.errors import ConfigError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one run may use. Not part of its identity: the same run on other resources is the same run."""
+    """What one run may use. Not part of its identity: changing the resources does not make it a different run."""
 
     ranks: int = 1
     """Processes that share the run's global batch through DistributedDataParallel."""
     cpus: int | None = None
-    """CPU cores of each rank; none: an equal share of the machine among the runs that go at once."""
+    """CPU cores of each rank. ``None`` means an equal share of the machine among the runs that run at once."""
     gpus: float | None = None
-    """GPUs of each rank: 0, 1, or for runs of one rank a share of one, such as 0.25; none: 1 where there are GPUs."""
+    """GPUs of each rank: 0, 1, or (with one rank only) a share such as 0.25. ``None`` means 1 if there are any GPUs."""
     priority: int = 0
-    """Of the runs that wait, those with the highest start first."""
+    """Waiting runs with a higher priority start first."""
 
     def __post_init__(self) -> None:
         problems = []
         if self.ranks < 1:
-            problems.append(f"resources.ranks: found {self.ranks}, valid is a positive whole number")
+            problems.append(f"resources.ranks: expected a positive whole number, got {self.ranks}")
         if self.cpus is not None and self.cpus < 1:
-            problems.append(f"resources.cpus: found {self.cpus}, valid is a positive whole number")
+            problems.append(f"resources.cpus: expected a positive whole number, got {self.cpus}")
         if self.gpus is not None and not 0 <= self.gpus <= 1:
-            problems.append(f"resources.gpus: found {self.gpus}, valid is 0, 1, or a share such as 0.25, for each rank")
+            problems.append(f"resources.gpus: expected 0, 1, or a share such as 0.25, for each rank, got {self.gpus}")
         elif self.gpus not in (None, 0, 1) and self.ranks > 1:
-            what = "valid is 0 or 1 with several ranks, which cannot share a GPU"
-            problems.append(f"resources.gpus: found {self.gpus}, {what}")
+            what = "expected 0 or 1 with several ranks, which cannot share a GPU"
+            problems.append(f"resources.gpus: {what}, got {self.gpus}")
         if problems:
             raise ConfigError(problems)
 
@@ -43,7 +43,11 @@ class Resources:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Resources:
-        """Read plain data strictly; raises ConfigError with a line for each problem."""
+        """Build from plain data, strictly.
+
+        Raises:
+            ConfigError: unknown keys or wrong types, one line for each problem.
+        """
         problems = []
         known = list(cls.__dataclass_fields__)
         for key, value in raw.items():
@@ -54,7 +58,7 @@ class Resources:
                 continue
             elif type(value) is not int and not (key == "gpus" and type(value) is float):
                 kind = "a number" if key == "gpus" else "a whole number"
-                problems.append(f"resources.{key}: found {value!r}, valid is {kind}")
+                problems.append(f"resources.{key}: expected {kind}, got {value!r}")
         if problems:
             raise ConfigError(problems)
         return cls(**raw)
@@ -69,7 +73,7 @@ class RunSpec:
     config: RunConfig
     resources: Resources = field(default_factory=Resources)
     order: int = 0
-    """Place in the manifest, from 0."""
+    """Position in the manifest, from 0."""
 
     @property
     def fingerprint(self) -> str:
@@ -78,9 +82,9 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """One attempt at one run, as every backend starts it: a command line, an environment and a path.
+    """One attempt at one run, in the form every backend starts: a command line, an environment and a path.
 
-    Nothing of ours is pickled for the trip: the same command on the same folder goes on where it stopped.
+    Nothing is pickled: running the same command on the same folder resumes the run.
     """
 
     run_dir: Path
@@ -89,7 +93,7 @@ class Submission:
     argv: tuple[str, ...]
     """The worker's command line, the same on every rank."""
     env: Mapping[str, str]
-    """Variables added to the worker's environment."""
+    """Environment variables added to the worker's environment."""
     cwd: Path
-    """The code that the worker runs: the study's snapshot, or the live tree."""
+    """The folder of the code that the worker runs: the copy kept with the study, or the working tree."""
     resources: Resources

@@ -1,4 +1,4 @@
-"""What the launcher prints for a person: tables, and a line for each thing that happens."""
+"""Text output of the launcher: tables, numbers with units, and lines on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from seqlm.errors import printable
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Columns aligned with spaces; the columns numbered in ``right`` to the right. Cells cannot break a line."""
+    """Return a table as text, its columns aligned with spaces.
+
+    Columns whose index is in ``right`` are right-aligned. Control characters in cells are escaped.
+    """
     lines = [list(header), *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
@@ -26,7 +29,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
 
 
 def quantity(value: float | None, units: Sequence[str], base: float) -> str:
-    """A number with the unit that leaves one to three digits before the point, or a dash for none.
+    """Return a number with the unit that leaves one to three digits before the point, or a dash for ``None``.
 
     >>> quantity(1_234_567, ("", "k", "M", "G"), 1000)
     '1.2M'
@@ -40,18 +43,18 @@ def quantity(value: float | None, units: Sequence[str], base: float) -> str:
     return f"{value:.1f}{units[-1]}"
 
 
-def count(value: float | None) -> str:
-    """12.3M and the like."""
+def short_number(value: float | None) -> str:
+    """Return a number such as ``12.3M``, or a dash for ``None``."""
     return quantity(value, ("", "k", "M", "G", "T"), 1000)
 
 
 def memory(value: float | None) -> str:
-    """1.5 GiB and the like, from bytes."""
+    """Return a number of bytes such as ``1.5 GiB``, or a dash for ``None``."""
     return quantity(value, (" B", " KiB", " MiB", " GiB"), 1024)
 
 
 def duration(seconds: float | None) -> str:
-    """45 s, 12 min or 3.5 h; a dash for none."""
+    """Return a time such as ``45 s``, ``12 min`` or ``3.5 h``, or a dash for ``None``."""
     if seconds is None:
         return "-"
     if seconds < 90:
@@ -62,17 +65,17 @@ def duration(seconds: float | None) -> str:
 
 
 def perplexity(value: float | None) -> str:
-    """Two decimals below a thousand, none above; a dash for none."""
+    """Return a perplexity with two decimals below 1000 and none above, or a dash for ``None``."""
     if value is None:
         return "-"
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
 
 
 def tell(line: str) -> None:
-    """A line on stderr, with control characters as escapes: what names and messages hold must not drive a terminal."""
+    """Print a line on stderr. Control characters are escaped, so that no name or message can control the terminal."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Whether lines on ``stream`` can be drawn anew in place: a terminal, and not one that calls itself dumb."""
+    """Return whether ``stream`` is a terminal that can redraw lines in place, which a dumb one cannot."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")

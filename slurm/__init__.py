@@ -1,1 +1,1 @@
-"""Backend ``slurm``: a study's runs as job arrays of a cluster, submitted through submitit."""
+"""Backend ``slurm``: submit a study's runs as job arrays to a cluster, through submitit."""

@@ -1,12 +1,12 @@
-"""Backend ``slurm``: runs are handed to a cluster as job arrays, and nobody of ours has to stay.
+"""Backend ``slurm``: submit runs as job arrays, after which the launcher exits.
 
-    launch.preparing     checks, folders, code                     (jobs.launch.prepare, as for every backend)
-    batches              runs of equal resources -> job arrays     (slurm.submission)
-    submitit             arrays -> sbatch
-    job.json, jobs.json  which job each run has
-    run_task             inside the job: the worker, and what becomes of it (slurm.task)
+    preparing            checks, folders, code                        (jobs.launch.prepare, as for every backend)
+    batches              group runs of equal resources into arrays    (slurm.submission)
+    Submitter.submit     submit each array with sbatch                (slurm.submission, through submitit)
+    job.json, jobs.json  record the job of each run                   (slurm.submission, jobs.study.folder)
+    run_task             start the worker inside the job              (slurm.task)
 
-``status`` reads the run directories, and asks squeue and sacct once about what they do not tell (jobs.study.squeue).
+``status`` reads the run directories, and queries squeue and sacct once for what these do not have (jobs.study.squeue).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from slurm.submission import Batch, Submitter, batches, record, require_plain_pa
 
 REPORT_MINUTES = 30
 UNLIMITED = 100_000
-"""Jobs of an array at once if only the cluster limits them."""
+"""Running jobs of an array if only the cluster limits them."""
 
 
 @final
 class SlurmTarget(Target):
-    """A partition of a cluster, as its users may use it."""
+    """A partition of a cluster as a target of runs."""
 
     name = "slurm"
 
@@ -74,7 +74,7 @@ class SlurmTarget(Target):
         return Capacity(nodes, where=f"partition {facts.name}")
 
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
-        partition = self._partition  # asked for out here: that there is no cluster is not the fault of the run
+        partition = self._partition  # outside the try: a missing cluster is not an error of this run
         try:
             return partition.resolve(spec.resources, self.settings)
         except BackendError as error:
@@ -82,17 +82,17 @@ class SlurmTarget(Target):
 
 
 def check(study_dir: Path, settings: SlurmSettings) -> None:
-    """What would make submitting impossible, before the first file is written.
+    """Check what would make a submission impossible, before the first file is written.
 
     Raises:
-        UsageError: SLURM cannot be told of the folder; a variable that ``env_pass`` names is not set.
+        UsageError: SLURM cannot use the folder's path, or a variable named by ``env_pass`` is not set.
     """
     require_plain_path(study_dir.absolute())
     sbatch_environment(settings, os.environ)
 
 
 def in_queue_order(prepared: Prepared) -> list[Planned]:
-    """The runs to do, in the order of the queue of every backend: SLURM starts the jobs of an array in their order."""
+    """Return the runs to do in queue order, as for every backend. SLURM starts the jobs of an array in this order."""
     waiting = [
         Waiting(id=item.run.id, spec=item.spec, work=work_left(item, prepared.facts[item.run.id], prepared.throughput))
         for item in prepared.todo
@@ -102,10 +102,10 @@ def in_queue_order(prepared: Prepared) -> list[Planned]:
 
 
 def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, policy: Policy) -> list[str]:
-    """Submit what is to be done; returns the ids of the job arrays. Called with the study's lock held.
+    """Submit the runs to do, and return the ids of the job arrays. The caller holds the study's lock.
 
     Raises:
-        BackendError: sbatch refuses an array; those before it are submitted, and recorded.
+        BackendError: sbatch rejected an array. The arrays before it are submitted and recorded.
     """
     assert prepared.code is not None, "there is something to do"
     todo = in_queue_order(prepared)
@@ -125,10 +125,10 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, policy:
     for batch, turn in zip(found, turns(found, settings.max_parallel), strict=True):
         items = [item for runs in batch.jobs for item in runs]
         for item in items:
-            # Before the job can start: it takes a failure for the run's last word.
+            # Before the job can start, since it would take an old failure as the run's final state.
             put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
         folder = _new_folder(study_dir)
-        # Before the jobs can start: they look whether their runs are theirs.
+        # Before the jobs can start, since each job checks that its runs belong to its submission.
         write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
         nice = min(highest - batch.resources.priority, 10_000)
         after = None if turn.after is None else ids[turn.after]
@@ -142,29 +142,29 @@ def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """When an array may start, and how much of it at once."""
+    """When an array may start, and how many of its jobs may run at once."""
 
     parallelism: int
-    """Most of its jobs at once."""
+    """Maximum number of running jobs of the array."""
     after: int | None = None
-    """The array, by its place among all, that has to end first. ``None``: it starts at once."""
+    """Index of the array that must end first. ``None`` means that this array may start at once."""
 
 
 @dataclass
 class _Lane:
-    """Arrays that run one after another."""
+    """Arrays that run one after another, with a share of ``max_parallel``."""
 
     width: int
-    """Most runs of it at once."""
+    """Maximum number of running runs of the lane."""
     arrays: list[int]
     runs: int
 
 
 def turns(found: Sequence[Batch], max_parallel: int | None) -> list[Turn]:
-    """How the arrays take turns so that at most ``max_parallel`` runs of them go at once.
+    """Return a turn for each array, such that at most ``max_parallel`` runs of all arrays run at once.
 
-    SLURM limits the jobs of one array. So each array gets a share of the limit; if they are too many for that, some
-    wait for others to end. No job of ``found`` has more runs than ``max_parallel``.
+    SLURM can only limit the jobs of a single array. So each array gets a share of the limit. If there are too many
+    arrays for that, some wait for others to end. No job of ``found`` has more runs than ``max_parallel``.
     """
     if max_parallel is None:
         return [Turn(parallelism=UNLIMITED)] * len(found)
@@ -175,7 +175,7 @@ def turns(found: Sequence[Batch], max_parallel: int | None) -> list[Turn]:
         if width <= spare:
             lanes.append(_Lane(width, [number], runs))
             spare -= width
-        else:  # every lane is wide enough: the widest jobs came first
+        else:  # every lane is wide enough, since arrays come in order of decreasing width
             lane = min(lanes, key=lambda lane: lane.runs / lane.width)
             lane.arrays.append(number)
             lane.runs += runs
@@ -193,9 +193,9 @@ def turns(found: Sequence[Batch], max_parallel: int | None) -> list[Turn]:
 def scripts(
     planned: Sequence[Planned], resources: Mapping[str, Resources], study_dir: Path, settings: SlurmSettings
 ) -> list[str]:
-    """The sbatch scripts that :func:`submit` would submit, one for each array.
+    """Return the sbatch scripts that :func:`submit` would submit, one for each array.
 
-    An array that waits for another has ``ARRAY_1`` in place of the id that the first one will get.
+    In an array that waits for another, ``ARRAY_N`` stands for the id of the N-th array.
     """
     todo = [item for item in planned if item.action != "skip"]
     found = batches(todo, resources, settings, max_array_size())
@@ -215,10 +215,11 @@ def scripts(
 def submit_report(
     study_dir: Path, jobs: Sequence[str], settings: SlurmSettings, code: Code, *, behaviour: bool | None = None
 ) -> str:
-    """Submit a job that writes the report after the last of ``jobs``, whatever their outcome; returns its id.
+    """Submit a job that writes the report once all of ``jobs`` have ended, however they ended. Return its id.
 
-    Unless ``behaviour`` is false the job computes the behaviour of the models too; true: in another user's study as
-    well. The report is written before that, and again with it: no time limit of the cluster costs more than that.
+    Unless ``behaviour`` is false, the job then computes the behaviour of the models and writes the report again. It
+    writes the first report before, in case its time limit ends the computation. If ``behaviour`` is true, it computes
+    the behaviour in another user's study as well.
     """
     folder = _new_folder(study_dir)
     make_directory(folder)
@@ -239,10 +240,10 @@ def submit_report(
 
 
 def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
-    """Cancel the jobs of runs that have been marked as cancelled, in one call; a job with other live runs goes on.
+    """Cancel the jobs of runs that were marked as cancelled, in one call. A job that has other live runs is kept.
 
     Raises:
-        BackendError: the controller does not answer. The marks stand: a job that starts later sees them.
+        BackendError: the controller does not answer. Jobs that start later still see the marks.
     """
     jobs = read_jobs(study_dir)
     wanted = {jobs[run.run.id] for run in runs if run.run.id in jobs}
@@ -256,6 +257,9 @@ def _is_over(path: Path) -> bool:
 
 
 def _new_folder(study_dir: Path) -> Path:
-    """A folder for one submission: job ids may start anew, and submitit takes what lies in a folder for its own."""
+    """Return the path of a new folder for one submission.
+
+    Folders are not shared, because a cluster may reuse job ids and submitit would then read files of an older job.
+    """
     numbers = [int(path.name) for path in (study_dir / "slurm").glob("[0-9]*") if path.name.isdigit()]
     return study_dir.absolute() / "slurm" / f"{max(numbers, default=0) + 1:04d}"

@@ -1,4 +1,4 @@
-"""What is told to SLURM by its own commands, each in one call."""
+"""Control jobs and query nodes by SLURM's commands, each function in one call."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from slurm.site import ask
 
 
 def job_words(number: int) -> list[str]:
-    """SLURM's words for the state of one job by its own number, such as ``CANCELLED`` and ``COMPLETING``.
+    """Return SLURM's state flags of one job, such as ``CANCELLED`` and ``COMPLETING``, by its own job number.
 
-    Only the JSON form tells why a job is completing: one that is requeued is ``PENDING`` already. Empty where SLURM
-    does not say, or is older than JSON.
+    Uses the JSON output, the only one that shows why a job is completing: plain output shows a requeued job as
+    ``PENDING``. Empty if SLURM does not answer or is too old for JSON.
     """
     try:
         jobs = json.loads(ask("scontrol", "--json", "show", "job", str(number)))["jobs"]
@@ -30,7 +30,7 @@ def job_words(number: int) -> list[str]:
 
 
 def clock_ahead_s() -> float:
-    """By how many seconds the controller's clock is ahead of this machine's; 0 if the controller does not answer."""
+    """Return the seconds by which the controller's clock is ahead of this machine's; 0 if it does not answer."""
     asked_at = time.time()
     try:
         answer = ask("scontrol", "show", "config", environ={**os.environ, "SLURM_TIME_FORMAT": "standard"})
@@ -43,20 +43,20 @@ def clock_ahead_s() -> float:
 
 
 def requeue(job: str) -> None:
-    """Put a running job back into the queue; SLURM ends its processes.
+    """Requeue a running job. SLURM kills its processes.
 
     Raises:
-        BackendError: it cannot be.
+        BackendError: SLURM rejected the request, or does not answer.
     """
     with _undisturbed():
         ask("scontrol", "requeue", job)
 
 
 def hold_back(job: str, seconds: float, exclude: Collection[str]) -> None:
-    """Let a job that was requeued wait for so long, and start on none of some nodes. SLURM may let it wait longer.
+    """Delay a requeued job by at least ``seconds``, and keep it off the nodes ``exclude``.
 
     Raises:
-        BackendError: SLURM refuses; the job starts as soon as it can.
+        BackendError: SLURM rejected the request, or does not answer. The job starts as soon as it can.
     """
     nodes = [f"ExcNodeList={','.join(exclude)}"] if exclude else []
     with _undisturbed():
@@ -65,7 +65,7 @@ def hold_back(job: str, seconds: float, exclude: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Start programs that ignore the signals by which SLURM ends the job that calls them."""
+    """Start programs with SIGTERM and SIGINT ignored, since SLURM sends these when it ends the calling job."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -78,7 +78,7 @@ _USABLE = ("idle", "mix", "alloc", "comp", "plnd")
 
 
 def nodes_like(nodes: Collection[str], partition: str) -> list[str]:
-    """The usable nodes of a partition with the cores, memory, GPUs and features of one of ``nodes``.
+    """Return the usable nodes of a partition that have the cores, memory, GPUs and features of one of ``nodes``.
 
     Raises:
         BackendError: the controller does not answer.
@@ -90,16 +90,16 @@ def nodes_like(nodes: Collection[str], partition: str) -> list[str]:
 
 
 def host_names(expression: str) -> list[str]:
-    """The nodes of a list as SLURM writes it: ``n[1-2],n7``.
+    """Return the node names of a SLURM node list such as ``n[1-2],n7``.
 
     Raises:
-        BackendError: SLURM cannot read it.
+        BackendError: SLURM cannot parse it.
     """
     return ask("scontrol", "show", "hostnames", expression).split()
 
 
 def scancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs; those that have ended are none of them.
+    """Cancel jobs. Jobs that have ended are ignored.
 
     Raises:
         BackendError: the controller does not answer.

@@ -1,4 +1,4 @@
-"""``doctor --backend slurm``: whether runs can be sent to this cluster, and what to change where they cannot."""
+"""``doctor --backend slurm``: check whether this cluster can run seqlm, and say what to change if it cannot."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jobs.spec import Resources
 from seqlm.errors import BackendError, FileError
 from slurm.probe import Gpu, probe
 from slurm.settings import SlurmSettings
-from slurm.site import ANSWER_S, ControllerConfig, PartitionFacts, ask, controller_config, count, partition_facts
+from slurm.site import ANSWER_S, ControllerConfig, PartitionFacts, ask, controller_config, partition_facts, with_noun
 
 WAIT_S = 120.0
-"""How long the trial job may wait and run."""
+"""Seconds that the trial job may take, waiting included."""
 
 
 def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) -> list[Finding]:
-    """Look at the cluster from a login node, then from a compute node; stops at what leaves nothing more to see."""
+    """Check the cluster from a login node, then from a compute node. Stop at a problem that prevents further checks."""
     found: list[Finding] = []
     try:
         found.append(_ok("sbatch", ask("sbatch", "--version").strip()))
@@ -41,7 +41,7 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
 
 
 def _slurmctld() -> Finding:
-    """Says which of the controllers, primary and backups, are up; a ping exits with 1 if one of them is not."""
+    """Return whether a controller is up. Read from the output: ``ping`` exits with 1 if only a backup is down."""
     try:
         answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -50,7 +50,7 @@ def _slurmctld() -> Finding:
     up = [line for line in lines if line.endswith(" is UP")]
     if up:
         return _ok("slurmctld", up[0])
-    return _bad("slurmctld", lines[0] if lines else "`scontrol ping` finds none; is SLURM configured here?")
+    return _bad("slurmctld", lines[0] if lines else "`scontrol ping` found no controller; is SLURM configured here?")
 
 
 def _limits(config: ControllerConfig, settings: SlurmSettings) -> list[Finding]:
@@ -60,19 +60,19 @@ def _limits(config: ControllerConfig, settings: SlurmSettings) -> list[Finding]:
     if size == 0:
         level, arrays = "bad", "the cluster takes no job arrays (MaxArraySize is 0)"
     elif settings.max_parallel is not None and settings.max_parallel > size:
-        level, arrays = "note", f"{arrays}; max_parallel {settings.max_parallel} is more than one array holds"
+        level, arrays = "note", f"{arrays}; max_parallel {settings.max_parallel} is more than one array can hold"
     if config.accounting:
         accounting = _ok("accounting", "on")
     else:
         accounting = Finding(
-            level="note", subject="accounting", text="off; how a job ended is known from its run's files alone"
+            level="note", subject="accounting", text="off; how a job ended is read from its run's files only"
         )
     return [Finding(level=level, subject="job arrays", text=arrays), accounting]
 
 
 def _partition(facts: PartitionFacts) -> Finding:
     limit = "no time limit" if facts.time_limit_min is None else f"jobs of up to {facts.time_limit_min:,} min"
-    has = f"{count(facts.gpus_per_node, 'GPU')} and {count(facts.cpus_per_node, 'core')} on a node"
+    has = f"{with_noun(facts.gpus_per_node, 'GPU')} and {with_noun(facts.cpus_per_node, 'core')} on a node"
     text = f"{facts.name}: {facts.usable_nodes} of {facts.nodes} nodes usable, up to {has}, {limit}"
     if not facts.up:
         return _bad("partition", f"{text}; it starts no jobs now")
@@ -80,14 +80,15 @@ def _partition(facts: PartitionFacts) -> Finding:
 
 
 def _fit(facts: PartitionFacts, settings: SlurmSettings) -> Finding:
-    """Whether a run that fills what the settings allow of a node could start."""
+    """Return whether a run that fills a node, as far as the settings allow, could start."""
     try:
         gets = facts.resolve(Resources(ranks=settings.ranks_per_node or 1), settings)
     except BackendError as error:
         return _bad("settings", str(error))
     memory = f"{settings.mem_gb:g} GB of memory, " if settings.mem_gb else ""
-    each = f"{count(gets.gpus or 0, 'GPU')} and {count(gets.cpus or 1, 'core')}"
-    return _ok("settings", f"{count(gets.ranks, 'rank')} on a node, {each} each, {memory}{settings.timeout_min} min")
+    each = f"{with_noun(gets.gpus or 0, 'GPU')} and {with_noun(gets.cpus or 1, 'core')}"
+    ranks = with_noun(gets.ranks, "rank")
+    return _ok("settings", f"{ranks} on a node, {each} each, {memory}{settings.timeout_min} min")
 
 
 def _ok(subject: str, text: str) -> Finding:

@@ -1,8 +1,8 @@
-"""Which variables of the submitter's shell a job gets: an allow-list of names, and what ``env_pass`` adds.
+"""Select the environment variables that jobs inherit from the submitter's shell: an allow-list, and ``env_pass``.
 
-sbatch hands on whatever stands in its own environment, values and all, into SLURM's spool and every process of the
-job. A login shell holds secrets (tokens of services, passwords of proxies) that no job of ours needs. So sbatch gets an
-environment of its own, and nothing is written on its command line or into its script: not even the names.
+sbatch copies its whole environment, with values, into SLURM's spool and into every process of the job. A login shell
+holds secrets (tokens of services, passwords of proxies) that jobs do not need. So sbatch runs in a reduced environment.
+Nothing of it is written on the command line or into the script, not even the names.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ PASSED = (
     # SLURM and seqlm
     *("SLURM_*", "SLURMD_*", "SBATCH_*", "SRUN_*", "SEQLM_*"),
 )
-"""Patterns of names that reach jobs. A name that looks like a secret does not, whatever pattern it fits."""
+"""Patterns of the names that jobs inherit. A name that looks like a secret is never inherited by pattern."""
 
 NEEDED_TO_SUBMIT = ("SLURM_JWT",)
-"""Secrets without which sbatch may not be able to submit at all."""
+"""Secrets that sbatch itself may need to submit."""
 
 
 def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which sbatch is to be called.
+    """Return the environment in which to call sbatch.
 
-    Values of ``env`` whose names look like secrets are added to it: they stand in no file of a job. All of ``environ``
-    is in it if a manifest or a site gives sbatch the option ``export``: then that option decides.
+    It includes the variables of ``env`` whose names look like secrets, because these are written to no file of a job.
+    If the manifest or the site file sets sbatch's option ``export``, it includes all of ``environ``, and that option
+    selects what jobs get.
 
     Raises:
-        UsageError: a variable that ``env_pass`` names is not set, or ``export`` keeps a secret of ``env`` from jobs.
+        UsageError: a variable named by ``env_pass`` is not set, or ``export`` keeps a secret of ``env`` from jobs.
     """
     passed = secrets.passed(settings.env_pass, environ, "backend.slurm")
     secret = {name: value for name, value in settings.env.items() if secrets.looks_secret(name)}
@@ -57,23 +58,24 @@ def sbatch_environment(settings: SlurmSettings, environ: Mapping[str, str]) -> d
     export = str(settings.sbatch["export"])
     kept = [] if "ALL" in export.split(",") else [name for name in secret if name not in export.split(",")]
     if kept:
+        names = ", ".join(kept)
         raise UsageError(
-            f'backend.slurm.sbatch.export: found "{export}", which keeps {", ".join(kept)} of env from jobs; '
-            "add the name to export, or leave it out of env"
+            f'backend.slurm.sbatch.export: expected it to name {names} (set in env), got "{export}"; '
+            "add the name, or remove it from env"
         )
     return {**environ, **secret}
 
 
 def plain_env(settings: SlurmSettings) -> dict[str, str]:
-    """The variables of ``env`` that may be written into a file."""
+    """Return the variables of ``env`` that may be written to a file."""
     return {name: value for name, value in settings.env.items() if not secrets.looks_secret(name)}
 
 
 def first_lines(settings: SlurmSettings) -> list[str]:
-    """What every script of ours begins with: a job forgets the secrets that only sbatch needs.
+    """Return the first lines of every script: unset the secrets that only sbatch needs.
 
-    SLURM hands every ``SLURM_*`` variable on, whatever ``--export`` says. A token that expires while the job waits
-    would make its ``scontrol`` fail, too.
+    SLURM passes every ``SLURM_*`` variable to the job, whatever ``--export`` says. Also, a token that expires while
+    the job waits would make the job's own ``scontrol`` fail.
     """
     if "export" in settings.sbatch:
         return []
@@ -81,7 +83,7 @@ def first_lines(settings: SlurmSettings) -> list[str]:
 
 
 def job_environment(environ: Mapping[str, str], passed: Collection[str] = ()) -> dict[str, str]:
-    """Of ``environ`` what sbatch, and with it a job, gets; ``passed`` are further names, as ``env_pass`` has them."""
+    """Return the variables of ``environ`` that sbatch and jobs get. ``passed`` are additional names (``env_pass``)."""
     return {name: value for name, value in environ.items() if name in passed or _is_passed(name)}
 
 
@@ -93,9 +95,9 @@ def _is_passed(name: str) -> bool:
 
 @contextlib.contextmanager
 def only(environ: Mapping[str, str]) -> Iterator[None]:
-    """Let this process, and what it starts, have ``environ`` and nothing else while the block runs.
+    """Replace this process's environment by ``environ`` while the block runs.
 
-    For what starts sbatch itself, as submitit does.
+    Needed for submitit, which starts sbatch itself.
     """
     before = dict(os.environ)
     os.environ.clear()

@@ -1,6 +1,6 @@
-"""Runs on a compute node for ``doctor`` and writes, beside itself, what it finds there.
+"""Program that ``doctor`` runs on a compute node. It writes its findings into its own folder.
 
-Copied into the folder that node and launcher share and started as a file, so that it needs nothing but some Python.
+It is copied into a folder shared by node and launcher and started as a file, so it needs only a Python interpreter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ANSWER = "answer.json"
 
 
 def main() -> None:
-    """Write the answer twice: what Python says at once, and torch, which may take long or fail, afterwards."""
+    """Write the answer twice: first without torch, then with it, since importing torch may take long or fail."""
     folder = Path(__file__).absolute().parent
     answer: dict[str, Any] = {
         "host": socket.gethostname(),
@@ -33,10 +33,10 @@ def main() -> None:
 
 
 def file_clock_s(path: Path) -> float:
-    """By how much the time that a new file gets is ahead of this machine's clock, in seconds.
+    """Return the seconds by which a new file's modification time is ahead of this machine's clock.
 
-    On a network file system files get the server's time, so that two machines learn from it how far they are apart,
-    however long either takes to see the other's file.
+    On a network file system, files get the server's time. So the difference between two machines' values is the
+    difference between their clocks, however long each takes to see the other's file.
     """
     before = time.time()
     with path.open("w", encoding="utf-8") as file:
@@ -50,17 +50,16 @@ def _torch() -> dict[str, Any]:
     try:
         import torch
 
-        count = torch.cuda.device_count()
-        names = [torch.cuda.get_device_name(device) for device in range(count)]
+        names = [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
     except Exception as error:  # a broken installation may raise anything
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     return {"version": str(torch.__version__), "devices": names}
 
 
 def _write(folder: Path, answer: dict[str, Any]) -> None:
-    beside = folder / f"{ANSWER}.new"
-    beside.write_text(json.dumps(answer), encoding="utf-8")
-    beside.replace(folder / ANSWER)
+    temporary = folder / f"{ANSWER}.new"
+    temporary.write_text(json.dumps(answer), encoding="utf-8")
+    temporary.replace(folder / ANSWER)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""One tiny job on a compute node, to learn what only a job can: whether files are shared, and what is there.
+"""Run a small job on a compute node, to check shared files, Python, torch and the clock there.
 
 probe(settings, ...)
-  submit       a script of one minute with the settings' options and setup
-  _wait        the answer's file, or what becomes of the job, or the end of patience
-  findings     what the answer means
+  _run         submit a job of one minute with the settings' options and setup
+  _wait        wait for its answer file, for its end, or for the timeout
+  findings     interpret the answer
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from slurm.settings import SlurmSettings
 from slurm.site import ask
 
 LOOK_EVERY_S = 2.0
-"""How often the controller is asked about the probe."""
+"""Interval between queries of the controller."""
 VISIBLE_WITHIN_S = 10.0
-"""How long a file may take to be seen here once the job that wrote it is over."""
+"""Seconds within which files of an ended job must become visible here."""
 SKEW_S = 5.0
-"""Clocks that are further apart are worth a word: times in files would mislead."""
+"""Largest acceptable difference of clocks. With more, times in files are misleading."""
 OLDEST_PYTHON = (3, 11)
 
 
 Gpu: TypeAlias = Literal["real", "fake"] | None
-"""The GPU that a probe asks for: that of a test cluster is fake. ``None``: it asks for none."""
+"""The kind of GPU that a probe requests; a test cluster has fake ones. ``None`` means that it requests none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a probe."""
+    """The result of a probe job."""
 
     answer: dict[str, Any] | None
-    """What the node wrote; none: nothing that can be seen here."""
+    """Contents of the node's answer file. ``None`` means that no answer is visible here."""
     log: str | None
-    """What the job printed; none: nothing that can be seen here."""
+    """The job's output. ``None`` means that no output is visible here."""
     state: str
-    """Of the job at the last look: ``PENDING``, ``RUNNING``, ``over``."""
+    """Last known state of the job, such as ``PENDING`` or ``RUNNING``, or ``over``."""
     reason: str
-    """Why it waits, in SLURM's words."""
+    """SLURM's reason why the job waits."""
     waiting_at: float
-    """When it was last seen waiting, or was submitted, by this machine's clock."""
+    """When the job was last seen waiting, or was submitted, by this machine's clock."""
     seen_at: float
-    """When its answer was seen, or it was given up."""
+    """When the answer was seen, or the wait was given up, by this machine's clock."""
 
 
 def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -> list[Finding]:
-    """Submit the job, wait for it, say what it found; it is cancelled where it takes too long.
+    """Submit the job, wait for it, and return its findings. Cancel it if it takes longer than ``wait_s``.
 
     Raises:
-        BackendError: it cannot be submitted.
+        BackendError: the job cannot be submitted.
         FileError: ``runs_dir`` cannot be written.
     """
     try:
@@ -79,7 +79,7 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
 
 
 def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu) -> str:
-    """The batch script of a probe in ``folder``."""
+    """Return the batch script of a probe in ``folder``."""
     options = settings.placement()
     options |= {"job-name": "seqlm-doctor", "time": 1, "ntasks": 1, "output": str(folder / "log").replace("%", "%%")}
     if gpu:
@@ -96,17 +96,17 @@ def _run(settings: SlurmSettings, folder: Path, *, gpu: Gpu, wait_s: float) -> O
     batch = folder / "probe.sh"
     batch.write_text(script(settings, folder, gpu=gpu), "utf-8")
     submitted_at = time.time()
-    environ = sbatch_environment(settings, os.environ)  # what jobs of runs get
+    environ = sbatch_environment(settings, os.environ)  # the same as for jobs of runs
     job = ask("sbatch", "--parsable", str(batch), environ=environ).strip().partition(";")[0]
     if not job.isdigit():
-        raise BackendError(f'sbatch answers "{job}", which is no job id')
+        raise BackendError(f'sbatch: expected a job id, got "{job}"')
     try:
         outcome = _wait(job, folder, submitted_at=submitted_at, wait_s=wait_s)
     except BaseException:
-        with contextlib.suppress(BackendError):  # the first error says more
+        with contextlib.suppress(BackendError):  # the first error is more informative
             ask("scancel", job)
         raise
-    # A job that has answered ends by itself, but its folder is about to go: then it may be gone already.
+    # The job must end before its folder is removed. It may have ended already, which scancel reports as an error.
     with contextlib.suppress(BackendError) if outcome.answer or outcome.state == "over" else contextlib.nullcontext():
         ask("scancel", job)
     return outcome
@@ -135,7 +135,7 @@ def _wait(job: str, folder: Path, *, submitted_at: float, wait_s: float) -> Outc
 
 
 def _look(job: str) -> tuple[str, str]:
-    """State of a job and why it waits; ``over`` once the controller does not list it any more, or lists it as ended."""
+    """Return a job's state and why it waits. The state is ``over`` once it is ended or no longer listed."""
     try:
         answer = ask("squeue", "-h", "-j", job, "-o", "%T|%r").strip()
     except BackendError as error:
@@ -147,7 +147,7 @@ def _look(job: str) -> tuple[str, str]:
 
 
 def _read_answer(folder: Path) -> dict[str, Any] | None:
-    list(folder.iterdir())  # makes a network file system look anew
+    list(folder.iterdir())  # makes a network file system refresh its cache
     text = _read(folder / node_probe.ANSWER)
     return json.loads(text) if text else None
 
@@ -159,24 +159,25 @@ def _read(path: Path) -> str | None:
         return None
 
 
-# -- what it means ---------------------------------------------------------------------------------------------------
+# -- findings --------------------------------------------------------------------------------------------------------
 
 
 def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, own_file_clock_s: float, wait_s: float) -> list[Finding]:
-    """What a probe's outcome tells a user; ``gpu``: the kind that it asked for."""
+    """Return the findings of a probe. ``gpu`` is the kind of GPU that it requested."""
     answer = outcome.answer
     if answer is None:
         return [_silence(outcome, runs_dir, wait_s)]
-    shared = f"{runs_dir} is seen by node {answer['host']} and by this machine"
+    shared = f"{runs_dir} is visible on node {answer['host']} and on this machine"
     found = [Finding(level="ok", subject="shared folder", text=shared), _python(answer), _torch(answer["torch"], gpu)]
     return [*found, _clock(clock_skew_s(outcome, answer, own_file_clock_s))]
 
 
 def clock_skew_s(outcome: Outcome, answer: dict[str, Any], own_file_clock_s: float) -> float:
-    """By how many seconds the node's clock is ahead of this machine's, as far as can be told.
+    """Return the seconds by which the node's clock is ahead of this machine's, as far as can be measured.
 
-    From the times that each side's files get. That shows nothing on a file system that takes the writer's clock; but
-    the node wrote after the job was last seen waiting and before its answer was seen, so what lies outside counts.
+    Compares the modification times of each side's files. On a file system that uses the writer's clock these show no
+    difference. So the node's time of writing is also compared with the interval in which it must lie: after the job was
+    last seen waiting, and before its answer was seen.
     """
     by_files = own_file_clock_s - answer["file_clock_s"]
     ahead = max(0.0, answer["clock"] - outcome.seen_at)
@@ -188,43 +189,41 @@ def _silence(outcome: Outcome, runs_dir: Path, wait_s: float) -> Finding:
     subject = "compute node"
     if outcome.state == "PENDING":
         why = f" ({outcome.reason})" if outcome.reason not in ("", "None") else ""
-        text = f"still queued after {wait_s:g} s{why}; the trial job is cancelled, --wait-s waits longer"
+        text = f"still queued after {wait_s:g} s{why}; the trial job was cancelled; --wait-s sets a longer wait"
         return Finding(level="note", subject=subject, text=text)
     if outcome.log is None and outcome.state == "over":
-        text = f"a job there has left no file in {runs_dir}; put --runs-dir on a file system that nodes share"
+        text = f"a job there wrote no file visible in {runs_dir}; set --runs-dir to a file system that nodes share"
         return Finding(level="bad", subject="shared folder", text=text)
-    last = next((line for line in reversed((outcome.log or "").splitlines()) if line.strip()), "it printed nothing")
+    last = next((line for line in reversed((outcome.log or "").splitlines()) if line.strip()), "no output")
     if outcome.state == "over":
         return Finding(level="bad", subject=subject, text=f"Python did not start there: {last}")
-    return Finding(level="note", subject=subject, text=f"no answer within {wait_s:g} s of a running job: {last}")
+    return Finding(level="note", subject=subject, text=f"a running job gave no answer within {wait_s:g} s: {last}")
 
 
 def _python(answer: dict[str, Any]) -> Finding:
     version = tuple(int(part) for part in answer["python"].split(".")[:2])
     text = f"Python {answer['python']}, {answer['executable']}"
     if version < OLDEST_PYTHON:
-        text += f"; seqlm needs {'.'.join(map(str, OLDEST_PYTHON))} or newer, set python or setup"
+        text += f"; expected {'.'.join(map(str, OLDEST_PYTHON))} or newer; set python or setup"
     return Finding(level="bad" if version < OLDEST_PYTHON else "ok", subject="Python on node", text=text)
 
 
 def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
     subject = "torch on node"
     if torch is None:
-        return Finding(level="bad", subject=subject, text="importing it took longer than the trial job had")
+        return Finding(level="bad", subject=subject, text="importing it took longer than the trial job's time limit")
     if "error" in torch:
         text = f"cannot be imported ({torch['error']}); set python or setup"
         return Finding(level="bad", subject=subject, text=text)
     devices = torch["devices"]
     if gpu == "fake":
-        text = (
-            f"{torch['version']} sees no CUDA device: the GPUs of this test cluster are fake; train on its processors "
-        )
+        text = f"{torch['version']} sees no CUDA device: the GPUs of this test cluster are fake; train on the CPU "
         text += 'with resources.gpus = 0 or env = {SEQLM_DEVICE = "cpu"}'
         return Finding(level="note", subject=subject, text=text)
     if gpu and not devices:
         text = f"{torch['version']} sees no CUDA device, yet the job was given a GPU; install a CUDA build of torch"
         return Finding(level="bad", subject=subject, text=text)
-    seen = f"sees {devices[0]}" if devices else "no GPU asked for"
+    seen = f"sees {devices[0]}" if devices else "no GPU requested"
     return Finding(level="ok", subject=subject, text=f"{torch['version']}, {seen}")
 
 
@@ -232,5 +231,5 @@ def _clock(skew_s: float) -> Finding:
     if abs(skew_s) <= SKEW_S:
         return Finding(level="ok", subject="clock of node", text=f"{abs(skew_s):.1f} s from this machine's")
     direction = "ahead of" if skew_s > 0 else "behind"
-    text = f"{abs(skew_s):.1f} s {direction} this machine's; times in runs' files will mislead"
+    text = f"{abs(skew_s):.1f} s {direction} this machine's; times in runs' files will be misleading"
     return Finding(level="note", subject="clock of node", text=text)

@@ -1,8 +1,8 @@
-"""What a site and a study set for SLURM: ``[backend.slurm]`` of the manifest over the site file, key by key.
+"""Settings for SLURM: ``[backend.slurm]`` of the manifest overrides the site file, key by key.
 
-A manifest stays portable when partitions, accounts and module loads stand in the site file, which is no part of the
-study: the file that ``SEQLM_SLURM_CONFIG`` names, else ``slurm/cluster.toml`` beside this module. Which keys there
-are and what is valid for each is told in :mod:`jobs.manifests.backends`.
+The site file is not part of the study. Partitions, accounts and module loads belong there, so that manifests stay
+portable. It is the file named by ``SEQLM_SLURM_CONFIG``, else ``cluster.toml`` in this module's folder.
+:mod:`jobs.manifests.backends` defines the valid keys and values.
 """
 
 from __future__ import annotations
@@ -19,68 +19,68 @@ from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"
-"""Where a site's settings lie unless ``SEQLM_SLURM_CONFIG`` names another file; not tracked by git."""
+"""The default site file, used if ``SEQLM_SLURM_CONFIG`` is unset. Not tracked by git."""
 
 _TINY = 1e-6
-"""Shares of a GPU add up in floating point."""
+"""Tolerance for rounding: GPU shares are added in floating point."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmSettings:
-    """How runs are sent to a cluster. No part of what a run is."""
+    """How runs are submitted to a cluster. Not part of a run's identity."""
 
     partition: str | None = None
-    """Partition, or several with commas between; none: the cluster's default."""
+    """Partition, or several separated by commas. ``None`` means the cluster default."""
     account: str | None = None
-    """Account that pays; none: the user's default."""
+    """Account to charge. ``None`` means the user's default."""
     qos: str | None = None
-    """Quality of service; none: the default."""
+    """Quality of service. ``None`` means the cluster default."""
     constraint: str | None = None
-    """Features that nodes must have, such as ``a100|h100``."""
+    """Required node features, such as ``a100|h100``."""
     reservation: str | None = None
     """Reservation to use."""
     nodelist: str | None = None
-    """Nodes that a job must get, all of them."""
+    """Nodes that a job must be given, all of them."""
     exclude: str | None = None
-    """Nodes that a job must not get."""
+    """Nodes that a job must not be given."""
     timeout_min: int = 60
-    """Time limit of a job; a run that needs longer is saved and goes on in another one."""
+    """Time limit of a job. A run that needs longer saves a checkpoint and resumes in another job."""
     mem_gb: float | None = None
-    """Memory of each node; none: the cluster's default."""
+    """Memory per node. ``None`` means the cluster default."""
     ranks_per_node: int | None = None
-    """Ranks of a run on each node; none: all of them on one."""
+    """Ranks of a run per node. ``None`` means all ranks on one node."""
     progress_s: float = 10.0
-    """How often, at most, a run writes where it is, and a watcher looks: file systems of clusters serve many."""
+    """Minimum interval at which a run writes its progress and a watcher reads it, to spare shared file systems."""
     signal_before_s: int = 120
-    """How long before its time limit, or a preemption, a run is told to save."""
+    """Seconds before its time limit or a preemption at which a run gets the signal to save."""
     mail_user: str | None = None
-    """Who gets SLURM's mails."""
+    """Recipient of SLURM's mails."""
     mail_type: str | None = None
-    """What SLURM writes mails about, such as ``END,FAIL``."""
+    """Events that SLURM sends mails about, such as ``END,FAIL``."""
     setup: tuple[str, ...] = ()
     """Shell lines that a job runs before its command: module loads, variables, a container's mounts."""
     srun_args: tuple[str, ...] = ()
-    """Further arguments of the srun that starts the ranks."""
+    """Additional arguments of the srun that starts the ranks."""
     python: str | None = None
-    """Command that starts Python in a job, such as a container's; none: the Python that launches."""
+    """Command that starts Python in a job, such as a container's. ``None`` means the launcher's own Python."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables for the workers."""
+    """Environment variables for the workers."""
     env_pass: tuple[str, ...] = ()
-    """Names of variables of the submitter's shell that jobs get beside those that every job gets."""
+    """Names of additional variables of the submitter's shell that jobs inherit."""
     retries: int | None = None
-    """Goes before ``without_progress`` of the study's policy; none: nothing does."""
+    """Overrides the policy's ``without_progress``. ``None``: no override."""
     max_parallel: int | None = None
-    """Most runs of a launch at once. ``None``: as many as the cluster grants."""
+    """Maximum number of running runs of a launch. ``None`` means as many as the cluster grants."""
     sbatch: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    """Any other long option of sbatch, spelled with hyphens -> its value; true for one that takes none."""
+    """Other long options of sbatch, spelled with hyphens -> value; ``True`` for an option without a value."""
 
     def nodes(self, resources: Resources) -> tuple[int, int]:
-        """On how many nodes a run goes, and how many of its ranks go on each.
+        """Return a run's number of nodes, and its number of ranks on each node.
 
-        A run of fewer ranks than ``ranks_per_node`` has one node.
+        A run with fewer ranks than ``ranks_per_node`` gets one node.
 
         Raises:
-            BackendError: the ranks do not divide into equal parts.
+            BackendError: the ranks cannot be divided equally.
         """
         ranks, each = resources.ranks, self.ranks_per_node
         if each is None or ranks <= each:
@@ -88,31 +88,31 @@ class SlurmSettings:
         if ranks % each:
             below, above = ranks - ranks % each, ranks - ranks % each + each
             raise BackendError(
-                f"resources.ranks: found {ranks}, valid with ranks_per_node = {each} is a multiple of it, "
-                f"such as {below} or {above}"
+                f"resources.ranks: expected a multiple of ranks_per_node = {each}, such as {below} or {above}, "
+                f"got {ranks}"
             )
         return ranks // each, each
 
     def runs_per_job(self, resources: Resources) -> int:
-        """How many runs go into one job: as many as share a GPU, for SLURM itself gives away whole ones."""
+        """Return how many runs share one job: as many as share a GPU, since SLURM allocates only whole GPUs."""
         gpus = resources.gpus
         runs = int((1 + _TINY) / gpus) if gpus and gpus < 1 else 1
         return min(runs, self.max_parallel or runs)
 
     def placement(self) -> dict[str, Any]:
-        """The options of sbatch that say where a job may go and who pays, and those of ``sbatch``; true: no value."""
+        """Return sbatch's options for placement and accounting, and those of ``sbatch``. ``True`` means no value."""
         keys = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
         return {**self.sbatch, **{key: value for key in keys if (value := getattr(self, key)) is not None}}
 
 
 def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Mapping[str, str]) -> SlurmSettings:
-    """The settings that hold: those of the manifest over those of the site file over the defaults.
+    """Return the effective settings: the manifest overrides the site file, which overrides the defaults.
 
-    ``env``, ``env_pass`` and ``sbatch`` are merged; any other key of the manifest replaces the site's. ``where`` is the
+    ``env``, ``env_pass`` and ``sbatch`` are merged. Any other key of the manifest replaces the site's. ``where`` is the
     manifest's name, for messages.
 
     Raises:
-        ManifestError: with one line for each problem of both.
+        ManifestError: one line for each problem of both files.
     """
     problems = Problems()
     site_path = _site_path(environ)
@@ -160,13 +160,12 @@ def _options(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_together(settings: SlurmSettings, places: Mapping[str, str], problems: Problems) -> None:
-    """What is impossible only because of another key, which may stand in the other file."""
+    """Add the problems that arise only from two keys together, which may be in different files."""
     if settings.signal_before_s >= settings.timeout_min * 60:
         key = "signal_before_s" if "signal_before_s" in places else "timeout_min"
-        found = getattr(settings, key)
-        valid = f"signal_before_s ({settings.signal_before_s}) below the {settings.timeout_min * 60} s of timeout_min"
-        problems.add(places[key], f"found {found}, valid is {valid}")
+        expected = f"signal_before_s ({settings.signal_before_s}) below timeout_min ({settings.timeout_min * 60} s)"
+        problems.add(places[key], f"expected {expected}, got {getattr(settings, key)}")
     if settings.mem_gb is not None:
         for option in ("mem-per-cpu", "mem-per-gpu"):
             if option in settings.sbatch:
-                problems.add(places["mem_gb"], f'found beside the option "{option}" of sbatch, valid is one of them')
+                problems.add(places["mem_gb"], f'expected either this key or the option "{option}" of sbatch, got both')

@@ -1,7 +1,7 @@
-"""What a cluster says of itself, so that a run that can never start there is refused before it is submitted.
+"""Query a cluster's limits and partitions, so that a run that can never start is rejected before submission.
 
-Each question is one call of SLURM's own programs; what they print is read by functions of text alone. An answer holds
-for the moment: a launcher asks once for each launch.
+Each query is one call of a SLURM command. Separate pure functions parse the output. Answers are not cached: a launcher
+queries once per launch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from seqlm.errors import BackendError, nearest
 from slurm.settings import SlurmSettings
 
 ANSWER_S = 20.0
-"""How long a controller may take to answer."""
+"""Timeout of a query."""
 
 _LOGIN_NODE = "launch from a login node of the cluster"
 FAKE_GPU = "fake"
@@ -28,13 +28,13 @@ _PARTITION_FORMAT = "%P|%a|%l|%F|%c|%m|%G|%s"
 
 
 def ask(*command: str, seconds: float = ANSWER_S, environ: Mapping[str, str] | None = None) -> str:
-    """What one of SLURM's programs prints.
+    """Run a SLURM command and return its output.
 
-    It gets ``environ``, else this process's. Variables such as ``SINFO_PARTITION`` are kept from it: they would change
-    what it tells.
+    It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
+    they would change the output of sinfo.
 
     Raises:
-        BackendError: it is not there, does not answer in time, or says no.
+        BackendError: the command is missing, does not answer in time, or fails.
     """
     given = os.environ if environ is None else environ
     environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
@@ -58,37 +58,37 @@ def ask(*command: str, seconds: float = ANSWER_S, environ: Mapping[str, str] | N
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerConfig:
-    """Of a controller's configuration what concerns its users."""
+    """The parts of a controller's configuration that matter to users."""
 
     version: str
     max_array_size: int
-    """Most tasks of one array: their numbers go up to one less. 0: no arrays."""
+    """Maximum number of tasks of an array; the highest index is one less. 0 means that arrays are disabled."""
     max_job_count: int
-    """Most jobs that the controller keeps at once, of all users."""
+    """Maximum number of jobs that the controller keeps, over all users."""
     accounting: bool
-    """Whether ended jobs are kept in a database, which ``sacct`` asks."""
+    """Whether ended jobs are kept in a database, which ``sacct`` queries."""
 
 
 def controller_config() -> ControllerConfig:
-    """The controller's configuration.
+    """Return the controller's configuration.
 
     Raises:
-        BackendError: no answer, or none that makes sense.
+        BackendError: no answer, or one that cannot be parsed.
     """
     return read_config(ask("scontrol", "show", "config"))
 
 
 def max_array_size() -> int:
-    """Most tasks of one array.
+    """Return the maximum number of tasks of an array.
 
     Raises:
-        BackendError: no answer, or none that makes sense.
+        BackendError: no answer, or one that cannot be parsed.
     """
     return controller_config().max_array_size
 
 
 def read_config(text: str) -> ControllerConfig:
-    """The answer of ``scontrol show config``."""
+    """Parse the output of ``scontrol show config``."""
     found = dict(re.findall(r"^(\w+)\s*= (.*)$", text, flags=re.MULTILINE))
     try:
         return ControllerConfig(
@@ -98,7 +98,9 @@ def read_config(text: str) -> ControllerConfig:
             accounting=found["AccountingStorageType"].strip() not in ("(null)", "accounting_storage/none"),
         )
     except (KeyError, ValueError) as error:
-        raise BackendError(f"`scontrol show config` says nothing that seqlm understands ({error})") from None
+        raise BackendError(
+            f"scontrol show config: expected SLURM's configuration, got other output ({error})"
+        ) from None
 
 
 # -- partitions ------------------------------------------------------------------------------------------------------
@@ -106,29 +108,29 @@ def read_config(text: str) -> ControllerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeKind:
-    """Nodes of a partition that are alike."""
+    """A group of equal nodes of a partition."""
 
     count: int
     usable: int
-    """Those that are neither down nor drained."""
+    """Number of nodes that are neither down nor drained."""
     cpus: int
     gpus: int
     memory_mb: int
     fakes: bool = False
-    """Whether the GPUs are those of a test cluster: no device is behind them."""
+    """Whether the GPUs are a test cluster's, without real devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionFacts:
-    """A partition, or several that a job may go to, taken together."""
+    """A partition, or several partitions that a job may use, combined."""
 
     name: str
     up: bool
-    """Whether it starts jobs now."""
+    """Whether the partition starts jobs now."""
     time_limit_min: int | None
-    """None: no limit."""
+    """Maximum time limit of a job. ``None`` means no limit."""
     max_nodes: int | None
-    """Most nodes of one job; none: no limit."""
+    """Maximum number of nodes of a job. ``None`` means no limit."""
     kinds: tuple[NodeKind, ...]
 
     @property
@@ -141,36 +143,36 @@ class PartitionFacts:
 
     @property
     def gpus_per_node(self) -> int:
-        """Of the nodes with most."""
+        """GPUs of the nodes that have most."""
         return max((kind.gpus for kind in self.kinds), default=0)
 
     @property
     def has_fake_gpus(self) -> bool:
-        """Whether this is a test cluster, whose GPUs are no devices."""
+        """Whether this is a test cluster, whose GPUs are not real devices."""
         return any(kind.fakes for kind in self.kinds)
 
     @property
     def cpus_per_node(self) -> int:
-        """Of the nodes with most."""
+        """Cores of the nodes that have most."""
         return max((kind.cpus for kind in self.kinds), default=0)
 
     def check_time(self, settings: SlurmSettings) -> None:
-        """Refuse a time limit that the partition does not grant; with a QOS, which may grant more, nothing is said.
+        """Check the time limit against the partition's. Skipped if a QOS is set, since that may allow more.
 
         Raises:
-            BackendError: it is too long.
+            BackendError: the time limit is too long.
         """
         limit = self.time_limit_min
         if limit is not None and settings.timeout_min > limit and settings.qos is None:
             raise BackendError(
-                f"timeout_min {settings.timeout_min} is above the limit of partition {self.name}, which is {limit}"
+                f"timeout_min: expected at most {limit}, the limit of partition {self.name}, got {settings.timeout_min}"
             )
 
     def resolve(self, resources: Resources, settings: SlurmSettings) -> Resources:
-        """The resources of a run with every open choice made.
+        """Return a run's resources with no field left ``None``.
 
-        GPUs: one for each rank where nodes have any. Cores: with GPUs an equal share of a node's for each of its GPUs,
-        of the nodes that have fewest; without, one.
+        By default each rank gets one GPU if nodes have any. Cores with GPUs: a node's cores divided by its GPUs, and by
+        the runs that share a GPU, for the nodes where that is least. Cores without GPUs: one.
 
         Raises:
             BackendError: the run can never start here.
@@ -184,7 +186,11 @@ class PartitionFacts:
         each = resources.cpus or 1
         cpus_on_node = ranks * runs * each
         memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
-        parts = f" ({count(ranks, 'rank') if ranks > 1 else count(runs, 'run')} of {each})" if ranks * runs > 1 else ""
+        parts = (
+            f" ({with_noun(ranks, 'rank') if ranks > 1 else with_noun(runs, 'run')} of {each})"
+            if ranks * runs > 1
+            else ""
+        )
         fitting = self._fitting(gpus_on_node, cpus_on_node, memory_mb, nodes, parts)
         if resources.cpus is None:
             shares = [kind.cpus // kind.gpus // runs for kind in fitting] if gpus else [1]
@@ -192,13 +198,17 @@ class PartitionFacts:
         return resolved
 
     def _fitting(self, gpus: int, cpus: int, memory_mb: int, nodes: int, parts: str) -> list[NodeKind]:
-        """The kinds of nodes that hold so much; an error where they are too few. ``parts``: what the cores are for."""
+        """Return the kinds of nodes with these resources. ``parts`` explains in messages how the cores are divided.
+
+        Raises:
+            BackendError: fewer than ``nodes`` nodes have them.
+        """
         has = f"partition {self.name} has"
         if gpus > self.gpus_per_node:
-            raise BackendError(f"never fits: needs {count(gpus, 'GPU')} on one node, {has} {self.gpus_per_node}")
+            raise BackendError(f"never fits: needs {with_noun(gpus, 'GPU')} on one node, {has} {self.gpus_per_node}")
         if cpus > self.cpus_per_node:
             raise BackendError(
-                f"never fits: needs {count(cpus, 'core')}{parts} on one node, {has} {self.cpus_per_node}"
+                f"never fits: needs {with_noun(cpus, 'core')}{parts} on one node, {has} {self.cpus_per_node}"
             )
         most_mb = max((kind.memory_mb for kind in self.kinds), default=0)
         if memory_mb > most_mb:
@@ -207,23 +217,23 @@ class PartitionFacts:
         fitting = [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
         enough = sum(kind.count for kind in fitting)
         if enough < nodes:
-            each = f"{count(gpus, 'GPU')} and {count(cpus, 'core')}" if gpus else count(cpus, "core")
+            each = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
             each += f" and {memory_mb / 1024:g} GB" if memory_mb else ""
-            raise BackendError(f"never fits: needs {count(nodes, 'node')} with {each}, {has} {enough} such")
+            raise BackendError(f"never fits: needs {with_noun(nodes, 'node')} with {each}, {has} {enough} of these")
         if self.max_nodes is not None and nodes > self.max_nodes:
             raise BackendError(
-                f"never fits: needs {count(nodes, 'node')}, partition {self.name} grants {self.max_nodes} to a job"
+                f"never fits: needs {with_noun(nodes, 'node')}, partition {self.name} allows {self.max_nodes} per job"
             )
         return fitting
 
 
 def partition_facts(partition: str | None) -> PartitionFacts:
-    """Facts of a partition, or of several with commas between; none: the cluster's default.
+    """Return the facts of a partition, or of several separated by commas. ``None`` means the cluster's default.
 
     Raises:
         BackendError: no answer, or no such partition.
     """
-    # All partitions at once, so that one call tells what a misspelt name may have meant; -e keeps unlike nodes apart.
+    # Query all partitions in one call, for a hint if a name is misspelt. -e lists unlike nodes separately.
     partitions, default = read_partitions(ask("sinfo", "-h", "-a", "-e", "-o", _PARTITION_FORMAT))
     if partition is None and default is None:
         raise BackendError(f"the cluster has no default partition; set partition (there are: {', '.join(partitions)})")
@@ -237,16 +247,16 @@ def partition_facts(partition: str | None) -> PartitionFacts:
 
 
 def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
-    """The answer of sinfo in the format above: each partition's facts by name, and the name of the default.
+    """Parse sinfo's output in the format above. Return each partition's facts by name, and the default's name.
 
-    A partition has a line for each kind of nodes; one without nodes has a line of zeros.
+    A partition has one line for each kind of node. A partition without nodes has a line of zeros.
     """
     partitions: dict[str, PartitionFacts] = {}
     default = None
     for line in text.splitlines():
         parts = line.strip().split("|")
         if len(parts) != 8:
-            raise BackendError(f'sinfo says what seqlm does not understand: "{line.strip()}"')
+            raise BackendError(f'sinfo: expected 8 fields separated by "|", got "{line.strip()}"')
         name, state, limit, by_state, cpus, memory, gres, size = parts
         if name.endswith("*"):
             name = default = name.removesuffix("*")
@@ -271,13 +281,13 @@ def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
 
 
 def count_gpus(gres: str) -> int:
-    """GPUs in a list of generic resources, such as ``gpu:a100:4(S:0-1),nvme:1``: all types added up."""
+    """Return the number of GPUs of all types in a list of generic resources, such as ``gpu:a100:4(S:0-1),nvme:1``."""
     entries = [entry.split(":") for entry in re.sub(r"\([^)]*\)", "", gres).split(",")]
     return sum(int(parts[-1]) if parts[-1].isdigit() else 1 for parts in entries if parts[0] == "gpu")
 
 
 def read_minutes(text: str) -> int | None:
-    """A time as SLURM writes it (``2-00:00:00``, ``30:00``) in whole minutes, rounded down; none: no limit."""
+    """Return a SLURM time (``2-00:00:00``, ``30:00``) in whole minutes, rounded down, or ``None`` for no limit."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if match is None:
         return None
@@ -286,7 +296,7 @@ def read_minutes(text: str) -> int | None:
 
 
 def _together(partitions: Sequence[PartitionFacts]) -> PartitionFacts:
-    """Several partitions as one: a job goes to whichever takes it, so that the widest limit holds."""
+    """Combine several partitions. A job uses whichever accepts it, so the widest limit applies."""
     return PartitionFacts(
         name=",".join(partition.name for partition in partitions),
         up=any(partition.up for partition in partitions),
@@ -302,17 +312,17 @@ def _widest(limits: Iterable[int | None]) -> int | None:
 
 
 def _largest(size: str) -> int | None:
-    """Nodes of the largest job, of ``1-infinite``, ``1-4`` or ``1``."""
+    """Return the largest job size of ``1-infinite``, ``1-4`` or ``1``, or ``None`` for no limit."""
     last = size.rpartition("-")[2]
     return int(last) if last.isdigit() else None
 
 
 def _number(text: str) -> int:
-    """A whole number as sinfo writes it, ``64+`` and ``1.5K`` among them."""
+    """Return a number in sinfo's notation, such as ``64``, ``64+`` or ``1.5K``, as a whole number."""
     match = re.match(r"(\d+(?:\.\d+)?)([KM]?)", text)
     return int(float(match[1]) * {"": 1, "K": 1024, "M": 1024**2}[match[2]]) if match else 0
 
 
-def count(number: float, noun: str) -> str:
-    """``1 GPU``, ``2 GPUs``."""
+def with_noun(number: float, noun: str) -> str:
+    """Return a number with its noun in singular or plural: ``1 GPU``, ``2 GPUs``."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"

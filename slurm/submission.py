@@ -1,4 +1,4 @@
-"""Runs to job arrays: which runs go together, what each job is told, and what sbatch gets, through submitit."""
+"""Submit runs as job arrays: group runs, write each job's plan, and call sbatch through submitit."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from slurm.task import JobPlan, run_task
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Runs of equal resources, in the order in which they are to start: one job array."""
+    """One job array: runs of equal resources, in the order in which they start."""
 
     resources: Resources
     jobs: tuple[tuple[Planned, ...], ...]
-    """The runs of each job; several where they share a GPU."""
+    """The runs of each job: one, or several that share a GPU."""
 
     @property
     def runs_per_job(self) -> int:
@@ -41,9 +41,9 @@ class Batch:
 def batches(
     todo: Sequence[Planned], resources: Mapping[str, Resources], settings: SlurmSettings, max_array_size: int
 ) -> list[Batch]:
-    """Runs grouped by what they need; ``todo`` is in the order of the queue, and arrays keep to it.
+    """Group runs of equal resources into arrays. ``todo`` is in queue order, and arrays keep that order.
 
-    ``max_array_size`` is the cluster's MaxArraySize: an array has at most so many jobs.
+    ``max_array_size`` is the cluster's MaxArraySize, the maximum number of jobs of an array.
     """
     groups: dict[Resources, list[Planned]] = {}
     for item in todo:
@@ -61,43 +61,43 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def require_plain_path(path: Path) -> None:
-    """Refuse a folder that SLURM cannot be told of.
+    """Check that SLURM can use a folder.
 
-    A directive of a script is one line. In the names of log files SLURM takes ``%`` for a pattern and a backslash for
-    an escape, and quotes protect neither. Anything else, quotes and ``$(...)`` included, arrives as it is.
+    A directive of a script is one line. In names of log files SLURM expands ``%`` as a pattern and a backslash as an
+    escape, even within quotes. All other characters, including quotes and ``$(...)``, are taken literally.
 
     Raises:
-        UsageError: it has one of these in its name.
+        UsageError: the path has a control character, ``%`` or a backslash.
     """
     if not str(path).isprintable() or set(str(path)) & set("%\\"):
         raise UsageError(
-            f"{path}: SLURM takes no folder with a control character, % or a backslash in its name; rename it, or give "
-            "another --runs-dir"
+            f"{path}: SLURM accepts no folder with a control character, % or a backslash in its name; rename it, or "
+            "use another --runs-dir"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submitter:
-    """Submits batches of one study."""
+    """Submits the batches of one study."""
 
     study_dir: Path
     settings: SlurmSettings
     code: Code
     paths: Mapping[str, Path | None]
-    """Corpus of each run, by run id."""
+    """Path of each run's corpus, by run id."""
     worker: str
-    """The module that does the work."""
+    """The worker's module."""
     policy: Policy = field(default_factory=Policy)
-    """What jobs do about failures."""
+    """How jobs handle failures."""
 
     def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, after: str | None = None) -> list[str]:
-        """Submit one array; returns the id of each of its jobs. ``folder`` is its own and new.
+        """Submit one array and return the id of each of its jobs. ``folder`` is a new folder for this array.
 
-        It starts when the array ``after`` has ended. ``None``: at once.
+        The array starts once the array ``after`` has ended. ``None`` means that it may start at once.
 
         Raises:
-            BackendError: sbatch refuses it; the line says what it said.
-            UsageError: a variable that ``env_pass`` names is not set.
+            BackendError: sbatch rejected the array. The message quotes sbatch's error.
+            UsageError: a variable named by ``env_pass`` is not set.
         """
         environ = sbatch_environment(self.settings, os.environ)
         make_directory(folder)
@@ -109,22 +109,22 @@ class Submitter:
         try:
             with only(environ), executor.batch():
                 jobs = [executor.submit(run_task, str(plan)) for plan in plans]
-        except Exception as error:  # submitit raises its own, and subprocess's
-            said = getattr(error, "stderr", None) or str(error)
-            said = said.decode(errors="replace") if isinstance(said, bytes) else said
-            lines = [line for line in said.strip().splitlines() if "sbatch" in line] or said.strip().splitlines()
-            raise BackendError(f"sbatch refuses the job: {lines[-1] if lines else type(error).__name__}") from None
+        except Exception as error:  # submitit's own exceptions, and subprocess's
+            text = getattr(error, "stderr", None) or str(error)
+            text = text.decode(errors="replace") if isinstance(text, bytes) else text
+            lines = [line for line in text.strip().splitlines() if "sbatch" in line] or text.strip().splitlines()
+            raise BackendError(f"sbatch rejected the job: {lines[-1] if lines else type(error).__name__}") from None
         return [str(job.job_id) for job in jobs]
 
     def script(self, batch: Batch, folder: Path, *, parallelism: int, after: str | None = None) -> str:
-        """The sbatch script that :meth:`submit` would submit."""
+        """Return the sbatch script that :meth:`submit` would submit."""
         executor = self._executor(batch, folder, parallelism=parallelism, nice=0, after=after)
         if len(batch.jobs) > 1:
             executor.parameters["map_count"] = len(batch.jobs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, "plan"))
 
     def _executor(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, after: str | None) -> Any:
-        import submitit  # half a second, which only who submits waits for
+        import submitit  # here, since it takes half a second
 
         settings, resources = self.settings, batch.resources
         nodes, ranks_per_node = settings.nodes(resources)
@@ -134,7 +134,7 @@ class Submitter:
             raise BackendError("srun is not on PATH; run this on a login node of the cluster") from None
         path = f"export PYTHONPATH={shlex.quote(str(self.code.path))}${{PYTHONPATH:+:$PYTHONPATH}}"
         more: dict[str, Any] = {
-            # From the code kept with the study: submitit's own Python would look where it was submitted from first.
+            # Run in the kept code: Python searches the working directory first, which is by default that of sbatch.
             "chdir": str(self.code.path),
             "requeue": True,
             **settings.sbatch,
@@ -197,19 +197,19 @@ class Submitter:
 
 
 def _gpus_per_node(resources: Resources, ranks_per_node: int) -> int | None:
-    """Whole GPUs: runs that share one are in the same job."""
+    """Return the whole GPUs of a job per node. Runs that share a GPU are in the same job."""
     if not resources.gpus:
         return None
     return ranks_per_node if resources.gpus == 1 else 1
 
 
 def worker_argv(worker: str) -> tuple[str, ...]:
-    """A worker's command line without the interpreter, which is that of the job, and without the folder."""
+    """Return a worker's command line, without the interpreter (the job's own) and the run's folder."""
     return ("-m", worker)
 
 
 def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str, int], worker: str) -> None:
-    """Write ``job.json`` of each run that was submitted."""
+    """Write ``job.json`` of each submitted run."""
     for job, runs in zip(jobs, batch.jobs, strict=True):
         for item in runs:
             job_record = {

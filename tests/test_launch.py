@@ -226,7 +226,7 @@ def test_a_study_launched_twice_at_the_same_moment_runs_once(tmp_path: Path) -> 
     answers = [commands.finish(process)[1] for process in both]
     codes = sorted(process.returncode for process in both)
     assert codes == [0, 1], answers
-    assert sum("study small is being launched already" in answer for answer in answers) == 1
+    assert sum("study small is already being launched" in answer for answer in answers) == 1
     (run,) = study.runs()
     assert run.attempts() == [1]
     assert run.observe().state == "done"
@@ -435,7 +435,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
             'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, logs, cancel, retry, '
             "behaviour, report, doctor, data; see launch.py --help)",
         ),
-        (["status", "other"], "other: neither a study's folder, nor a manifest, nor a study in runs"),
+        (["status", "other"], "other: expected a study's folder, a manifest, or a study in runs"),
         (["status", "small.toml"], "this study has not been launched yet"),
         (["report", "text"], "text"),
     ],

@@ -140,12 +140,12 @@ def test_a_checkpoint_that_is_gone_is_told_and_what_was_computed_from_it_stays(s
     study.runs["gru"].best_checkpoint.unlink()
     code, states, _ = study.behaviour()
     assert (code, states["rnn-b"]) == (1, ("done", "computed"))
-    assert states["gru"] == ("missing", "its checkpoints/best.pt is gone, so there is no model to look at")
+    assert states["gru"] == ("missing", "its checkpoints/best.pt is gone, so there is no model to examine")
     assert study.behaviour("--only", "name=gru")[0] == 1
     study.runs["rnn-b"].best_checkpoint.unlink()
     code, states, _ = study.behaviour("--only", "name=rnn-b", "--force")
     assert code == 0
-    assert states == {"rnn-b": ("kept", "its checkpoints/best.pt is gone; what was computed before stays as it is")}
+    assert states == {"rnn-b": ("kept", "its checkpoints/best.pt is gone; the earlier result is kept")}
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 1, "gru": 0}
 
 
@@ -207,7 +207,7 @@ def test_ctrl_c_stops_the_workers_and_cancel_stops_one_of_them(study: Study) -> 
         assert is_locked(study.path / "launch.lock")
     code, _, err = study("behaviour", "small")
     assert code == 1
-    assert "study small/behaviour is being launched already" in err
+    assert "study small/behaviour is already being launched" in err
     assert study("cancel", "runs/small/behaviour", "--only", "name=gru")[0] == 0
     assert jobs[1].observe().state == "cancelled"
     assert is_locked(jobs[0].worker_lock_file)
@@ -278,7 +278,7 @@ def test_a_report_runs_no_kept_code_that_was_changed(study: Study) -> None:
     code, _, err = study("report", "small")
     assert code == 0, err
     assert not marker.exists()
-    assert f"{kept.relative_to(study.folder)} is not the code that its name says (seqlm/__init__.py has changed)" in err
+    assert f"{kept.relative_to(study.folder)} is not the expected code (seqlm/__init__.py has changed)" in err
     assert len(err.splitlines()) == 1
     assert study.attempts() == {"rnn-a": 0, "rnn-b": 0, "gru": 0}
     assert (study.path / "report/index.html").exists()
@@ -327,5 +327,5 @@ def test_a_report_while_another_launcher_computes_is_written_without_waiting(stu
     with launching(study.path / "behaviour"):
         code, _, err = study("report", "small")
     assert code == 0, err
-    assert err.startswith("behaviour is left as it is: study small/behaviour is being launched already")
+    assert err.startswith("behaviour is left as it is: study small/behaviour is already being launched")
     assert (study.path / "report/index.html").exists()

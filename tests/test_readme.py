@@ -46,7 +46,7 @@ def test_the_example_manifest_is_nine_runs(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    guides = ("study.md", "manifest.md", "ray.md", "slurm.md", "reliability.md")
+    guides = ("study.md", "manifest.md", "ray.md", "slurm.md", "reliability.md", "architecture.md")
     for document in (README, *((ROOT / "docs" / name).read_text("utf-8") for name in guides)):
         folder = ROOT if document is README else ROOT / "docs"
         for target in re.findall(r"\]\(([^)#]+)", document):

@@ -227,7 +227,7 @@ class _Layout:
             line.append(f"{self._gap}{best}{_one_line(run.reason)}", style="red" if run.state == "failed" else "dim")
             return line
         numbers = [_ppl(run.train_ppl), _ppl(run.val_ppl), _ppl(run.best_val_ppl)]
-        numbers += [terminal.count(run.tokens_per_second)]
+        numbers += [terminal.short_number(run.tokens_per_second)]
         numbers += [terminal.duration(run.seconds_left) if run.state == "running" else ""]
         for number, width in zip(numbers, self._numbers.values(), strict=True):
             line.append(self._gap).append(number.rjust(width))
@@ -277,7 +277,7 @@ def shortened(name: str, width: int) -> str:
 
 
 def _ppl(value: float | None) -> str:
-    return terminal.count(value) if value is not None and value >= 1e6 else terminal.perplexity(value)
+    return terminal.short_number(value) if value is not None and value >= 1e6 else terminal.perplexity(value)
 
 
 def _one_line(text: str | None) -> str:

@@ -1,10 +1,9 @@
-"""Behaviour jobs of a study: of which models, judged by which other model, and whether what they have left still holds.
+"""Behaviour jobs of a study: choose the models, choose a judge for each, and skip results that are up to date.
 
-    runs/<study>/<run id>/             a run that is done, its checkpoints/best.pt; behaviour.json and samples.jsonl
-    runs/<study>/behaviour/<run id>/   the job that computes them; result.json says from which checkpoints
+    runs/<study>/<run id>/             a finished run with checkpoints/best.pt, behaviour.json and samples.jsonl
+    runs/<study>/behaviour/<run id>/   the job that computes these two; its result.json names the checkpoints used
 
-A job is launched like a run, by the same launcher on the same backends (``jobs.launch.behaviour``); only its worker is
-another one.
+A job is launched like a run, by the same launcher on the same backends. Only its worker module differs.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from seqlm.rundir import (
 )
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
-"""What flags can set."""
+"""Settings that flags can set."""
 
 
 def jobs_dir(study_dir: Path) -> Path:
-    """The folder of a study's behaviour jobs."""
+    """Return the folder of a study's behaviour jobs."""
     return study_dir / BEHAVIOUR_FOLDER
 
 
@@ -45,7 +44,7 @@ def jobs_dir(study_dir: Path) -> Path:
 
 
 def listed_fingerprints(study_dir: Path) -> list[str]:
-    """The runs that ``study.json`` asks for; none where there is no such file.
+    """Return the fingerprints listed under ``behaviour`` in ``study.json``; empty if there is no such file.
 
     Raises:
         FileError: the file is damaged.
@@ -57,10 +56,10 @@ def listed_fingerprints(study_dir: Path) -> list[str]:
 def choose(
     runs: Sequence[ObservedRun], *, listed: Collection[str] = (), only: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> list[ObservedRun]:
-    """The runs whose behaviour is computed, all of them done.
+    """Return the finished runs whose behaviour is to be computed.
 
-    Those that pass the filters where there are any, else those whose fingerprint is listed, else the one with the
-    lowest validation perplexity of each architecture.
+    If there are filters, these are the runs that pass them. Else, if ``listed`` is not empty, the runs whose
+    fingerprint is listed. Else, for each architecture, the run with the lowest validation perplexity.
 
     Raises:
         UsageError: a filter is wrong, or no run passes.
@@ -76,7 +75,7 @@ def choose(
         return [run for run in done if run.config is not None and run.config.fingerprint() in listed]
     best: dict[str, ObservedRun] = {}
     for run in done:
-        assert run.config is not None, "asked above"
+        assert run.config is not None, "filtered above"
         known = best.get(run.config.model.arch)
         if _perplexity(run) is not None and (known is None or _lower(run, known)):
             best[run.config.model.arch] = run
@@ -85,7 +84,7 @@ def choose(
 
 
 def judge_of(run: ObservedRun, runs: Sequence[ObservedRun]) -> ObservedRun | None:
-    """The best other model of the same text, which tells how likely it finds what this one writes; none without one."""
+    """Return the best other model of the same text, which scores the samples of ``run``, or ``None`` without one."""
     assert run.config is not None, "chosen runs have one"
     judge: ObservedRun | None = None
     for other in runs:
@@ -111,7 +110,7 @@ def _lower(run: ObservedRun, than: ObservedRun) -> bool:
 
 
 def default_settings(config: RunConfig) -> dict[str, Any]:
-    """What applies where no flag says otherwise, as a worker writes it into ``result.json``."""
+    """Return the settings that apply without flags, in the form in which a worker writes them to ``result.json``."""
     seq_len = config.train.seq_len
     return {
         "window": 2 * seq_len,
@@ -131,9 +130,9 @@ def is_current(
     checkpoint_sha256: str | None,
     judge_sha256: str | None,
 ) -> bool:
-    """Whether a job's ``result.json`` is what the job would write now. Pure.
+    """Return whether a job's ``result.json`` equals what the job would write now. Pure.
 
-    ``given`` are the settings that flags give; each other one must be the default.
+    ``given`` holds the settings set by flags. Every other setting must have its default.
     """
     if result is None or checkpoint_sha256 is None:
         return False
@@ -148,14 +147,14 @@ def is_current(
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourJob:
-    """The behaviour of one run, as a job."""
+    """The job that computes the behaviour of one run."""
 
     run: ObservedRun
     judge: ObservedRun | None
     folder: RunDirectory
-    """Of the job."""
+    """The job's own folder."""
     checkpoint_sha256: str | None
-    """Of the run's ``best.pt``; none: it is gone."""
+    """Digest of the run's ``best.pt``. ``None`` means that this file no longer exists."""
     judge_sha256: str | None
 
     @property
@@ -163,24 +162,24 @@ class BehaviourJob:
         return self.run.name
 
     def spec(self) -> RunSpec:
-        """What is launched: the run itself, by its configuration, on one rank."""
+        """Return what to launch: the run's own configuration, on one rank."""
         spec = self.run.to_spec()
         return replace(spec, resources=replace(spec.resources, ranks=1))
 
     def is_current(self, given: Mapping[str, Any]) -> bool:
-        """Whether what was computed before is what would be computed now."""
+        """Return whether the stored result equals what would be computed now."""
         config, run = self.run.config, self.run.run
         assert config is not None, "chosen runs have one"
         if not (run.behaviour_file.is_file() and run.samples_file.is_file()):
             return False
         result: dict[str, Any] | None = None
-        with contextlib.suppress(FileError):  # a damaged result is none
+        with contextlib.suppress(FileError):  # a damaged result counts as no result
             result = self.folder.read_result()
         checksums = {"checkpoint_sha256": self.checkpoint_sha256, "judge_sha256": self.judge_sha256}
         return is_current(result, config, given, **checksums)
 
     def last_settings(self) -> dict[str, Any]:
-        """The settings that flags gave when it was last launched; none before."""
+        """Return the settings that flags set at the job's last launch; empty if it was never launched."""
         task: dict[str, Any] = {}
         with contextlib.suppress(FileError):
             task = read_json(self.folder.task_file) or {}
@@ -188,7 +187,7 @@ class BehaviourJob:
         return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
 
     def prepare(self, given: Mapping[str, Any]) -> None:
-        """Write down what is to be done, and put away what an earlier job has said."""
+        """Write the job's task file, after removing the result and failure of an earlier attempt."""
         self.folder.result_file.unlink(missing_ok=True)
         put_failure_aside(self.folder, by_hand=True)
         judge = None if self.judge is None else self.judge.run.id
@@ -196,7 +195,7 @@ class BehaviourJob:
 
 
 def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[BehaviourJob]:
-    """The behaviour jobs that a study is to have, whatever has been computed. Reads checkpoints, writes nothing.
+    """Return the behaviour jobs of a study, whether or not they have run. Reads checkpoints, writes nothing.
 
     Raises:
         UsageError: a filter is wrong, or no run passes.
@@ -221,7 +220,7 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
 
 
 def _checksums() -> Callable[[Path], str | None]:
-    """SHA-256 of files, none where there is none; each file is read once."""
+    """Return a function from a file to its SHA-256, or to ``None`` if there is no such file. Each file is read once."""
     known: dict[Path, str | None] = {}
 
     def checksum(path: Path) -> str | None:
@@ -235,18 +234,18 @@ def _checksums() -> Callable[[Path], str | None]:
 WORKER = "analysis.behaviour"
 """The module that computes the behaviour of one model: ``python -m analysis.behaviour JOB_DIR``."""
 FAILED = ("failed", "cancelled", "missing")
-"""States in which a run's behaviour is not to be had."""
+"""States in which a run's behaviour is not available."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of the behaviour of one run."""
+    """The result of one behaviour job, for the command line."""
 
     name: str
     id: str
     state: str
-    """That of a run, or ``missing`` (there is no checkpoint to compute it from), or ``kept`` (nor is there, but it was
-    computed while there was)."""
+    """The state of a run, or ``missing`` (no checkpoint, nothing computed), or ``kept`` (no checkpoint any more, but an
+    earlier result)."""
     reason: str | None
     judge: str | None
     """Id of the run that judges its samples."""
@@ -261,16 +260,16 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourLaunch:
-    """The behaviour jobs of a study, and what is asked of them."""
+    """The behaviour jobs of a study, with the settings to compute them with."""
 
     study_dir: Path
     jobs: tuple[BehaviourJob, ...]
     given: Mapping[str, Any] | None = None
-    """Settings that flags give; none: of each job those that it was given last."""
+    """Settings set by flags. ``None`` means that each job keeps the settings of its last launch."""
     force: bool = False
-    """Compute everything anew."""
+    """Recompute every job, even those that are up to date."""
     computed: frozenset[str] = frozenset()
-    """Ids of the jobs that were to be done when this was made."""
+    """Ids of the jobs that needed computing when this object was made."""
 
     @classmethod
     def of(
@@ -282,7 +281,7 @@ class BehaviourLaunch:
         given: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> BehaviourLaunch:
-        """See what a study is to have and what of it is there. Reads checkpoints, writes nothing.
+        """Find the jobs of a study and those that need computing. Reads checkpoints, writes nothing.
 
         Raises:
             UsageError: a filter is wrong, or no run passes.
@@ -300,32 +299,32 @@ class BehaviourLaunch:
 
     @property
     def specs(self) -> list[RunSpec]:
-        """What there is to launch."""
+        """The runs to launch."""
         return [job.spec() for job in self.jobs if job.folder.id in self.computed]
 
     def options(self, tell: Callable[[str], None] = lambda line: None) -> LaunchOptions:
-        """What is different in a launch of these jobs from one of runs."""
+        """Return the options by which a launch of these jobs differs from a launch of runs."""
         jobs = {job.folder.id: job for job in self.jobs}
         return LaunchOptions(
             study_dir=jobs_dir(self.study_dir),
             worker=WORKER,
             code_dir=self.study_dir,
             untracked=kept_untracked(self.study_dir),
-            # By the run's own id: its folder may have an older name than the run.
+            # By fingerprint: the run's folder may carry an older name than the run.
             folders={job.spec().fingerprint[:FINGERPRINT_DIGITS]: job.folder.path for job in self.jobs},
             is_stale=lambda run: self._is_wanted(jobs[run.id]),
             prepare=lambda run: jobs[run.id].prepare(self._settings(jobs[run.id])),
             canary=False,
-            policy=replace(kept_policy(self.study_dir, tell), oom=0),  # its steps are not made of micro-batches
+            policy=replace(kept_policy(self.study_dir, tell), oom=0),  # it has no micro-batches to make smaller
         )
 
     def data_path(self, spec: RunSpec, *, flag: Path | None = None) -> Path | None:
-        """Where the corpus of a run lies: ``flag``, over ``SEQLM_DATA``, over where it was for the run itself."""
+        """Return the path of a run's corpus: ``flag``, else ``SEQLM_DATA``, else the path that the run trained with."""
         recorded = self._job(spec).run.provenance.get("data")
         return find_data(flag, Path(recorded) if recorded else None)
 
     def command(self, spec: RunSpec) -> list[str]:
-        """The command line that computes the behaviour of this run alone."""
+        """Return the command line that computes the behaviour of this run alone."""
         job = self._job(spec)
         flags = [f"--{key}={value}" for key, value in self._settings(job).items()]
         return ["python", "launch.py", "behaviour", str(self.study_dir), "--only", f"id={job.run.run.id}", *flags]
@@ -334,7 +333,7 @@ class BehaviourLaunch:
         return next(job for job in self.jobs if job.run.config == spec.config)
 
     def outcomes(self) -> list[Outcome]:
-        """What has become of each job."""
+        """Return the state of each job, read from its folder."""
         work = at_work(jobs_dir(self.study_dir))
         found = []
         for job in self.jobs:
@@ -353,5 +352,5 @@ class BehaviourLaunch:
         if job.checkpoint_sha256 is not None:
             return None
         if job.run.run.behaviour_file.is_file():
-            return "kept", "its checkpoints/best.pt is gone; what was computed before stays as it is"
-        return "missing", "its checkpoints/best.pt is gone, so there is no model to look at"
+            return "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
+        return "missing", "its checkpoints/best.pt is gone, so there is no model to examine"

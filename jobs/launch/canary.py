@@ -1,4 +1,4 @@
-"""Canaries: before a grid starts, a short run of each architecture and optimizer shows that it fits and trains."""
+"""Canaries: before a grid starts, a short run of each architecture-optimizer pair checks that it fits and trains."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from seqlm.machine import CUDA_BYTES
 from seqlm.rundir import CANARY_FOLDER, FailureKind, RunDirectory
 
 CANARY_ABOVE = 10
-"""Runs that start without a canary: so few are seen to fail by whoever has started them; many fail overnight."""
+"""Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""
 STEPS = 8
-"""Three in which libraries warm up and one that is captured on a GPU (``seqlm.training.step``), then four to time."""
+"""Steps of a canary: three to warm up, one captured on a GPU (``seqlm.training.step``), and four that are timed."""
 POLICY = Policy(oom=0, without_progress=1)
-"""A lost node is tried once more, and a run that does not fit is to be told of, not made to fit."""
+"""Retry once after a lost node. Never shrink micro-batches: a canary that runs out of memory must be reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A run that is about to start, as a canary may stand for it."""
+    """A run about to start, with what is needed to pick a canary for it."""
 
     planned: Planned
     resources: Resources
-    """Resolved, as the run itself gets them."""
+    """The run's own resources, resolved."""
     facts: CorpusFacts
 
     @property
     def pair(self) -> str:
-        """Architecture and optimizer."""
+        """Architecture and optimizer, such as ``gru-adam``."""
         return _pair(self.planned.spec.config)
 
     @property
     def memory_bytes(self) -> int:
-        """Estimate for a rank."""
+        """Estimated bytes of one rank."""
         return memory_bytes(self.planned.spec.config, self.facts.vocab_size, self.resources.ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Passed:
-    """A canary that has passed, in this launch or an earlier one."""
+    """A canary that passed, in this launch or an earlier one."""
 
     pair: str
     backend: str
     resources: Resources
     memory_bytes: int
-    """The estimate for its run."""
+    """Estimated bytes of one rank of its run."""
     record: dict[str, Any]
-    """Its ``canary.json``."""
+    """Contents of its ``canary.json``."""
 
     def stands_for(self, trial: Trial, backend: str) -> bool:
-        """Whether it has shown that the run of ``trial`` fits and trains."""
+        """Return whether this canary shows that the run of ``trial`` fits and trains."""
         return (
             (self.pair, self.backend) == (trial.pair, backend)
             and self.resources == _without_priority(trial.resources)
@@ -71,9 +71,9 @@ class _Passed:
 
 
 def wanted(choice: bool | None, todo: Iterable[Planned]) -> bool:
-    """Whether canaries run: as chosen, else for more than :data:`CANARY_ABOVE` runs that start.
+    """Return whether to run canaries: ``choice``, or if that is ``None``, whether more than :data:`CANARY_ABOVE` start.
 
-    A run that resumes has shown already that it trains.
+    Runs that resume do not count, since they have trained already.
     """
     return sum(item.action == "start" for item in todo) > CANARY_ABOVE if choice is None else choice
 
@@ -86,14 +86,21 @@ def check(
     env: Mapping[str, str],
     tell: Callable[[str], None],
 ) -> None:
-    """Run a canary for each pair that none has passed for yet; returns when all is well.
+    """Run a canary for each architecture-optimizer pair that has no passed canary yet, and return if all pass.
 
-    ``dispatcher`` makes a dispatcher on the open backend of that name; ``env`` are variables for the workers; ``tell``
-    is told in lines how it goes. A canary that failed in an earlier launch is tried again.
+    A canary that failed in an earlier launch runs again.
+
+    Args:
+        trials: the runs about to start or resume.
+        study_dir: the study's folder.
+        backend: the name of the open backend.
+        dispatcher: makes a dispatcher on that backend.
+        env: environment variables for the workers.
+        tell: called with each line of progress.
 
     Raises:
-        CanaryError: some have failed.
-        BackendError: a run needs more memory than its share of a GPU has, as the canaries have measured it.
+        CanaryError: a canary failed.
+        BackendError: a run needs more memory than its share of a GPU has, as measured by the canaries.
     """
     passed = _passed(study_dir)
     starting = choose(trial for trial in trials if trial.planned.action == "start")
@@ -105,9 +112,9 @@ def check(
 
 
 def choose(trials: Iterable[Trial]) -> list[Trial]:
-    """Of each pair the run that needs most memory, the one most likely not to fit.
+    """Return for each pair the run that needs most memory, as the one most likely not to fit.
 
-    Of several the one with the lowest learning rate: that the highest of a sweep diverges may be what it is there for.
+    Ties go to the lowest learning rate, since the highest ones of a sweep may diverge on purpose.
     """
     found: dict[str, Trial] = {}
     for trial in trials:
@@ -133,7 +140,7 @@ def _run(
     failed: dict[str, str] = {}
     kinds: set[FailureKind | None] = set()
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         run = event.planned.run
         if event.kind != "ended":
             return
@@ -150,15 +157,15 @@ def _run(
             )
 
     planned = [_prepare(trial, study_dir) for trial in trials]
-    dispatcher(work={}, on_event=hear, policy=POLICY, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(planned)
+    dispatcher(work={}, on_event=on_event, policy=POLICY, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(planned)
     if failed:
-        # What fails a canary as `code`, such as a wrong device, fails every run.
-        hint = "" if kinds == {"code"} else "; --no-canary starts it all the same"
-        raise CanaryError("\n".join([*failed.values(), f"nothing of the grid has started{hint}"]))
+        # A failure of kind `code`, such as a wrong device, would fail every run.
+        hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"
+        raise CanaryError("\n".join([*failed.values(), f"no run of the grid was started{hint}"]))
 
 
 def _packed(trials: Iterable[Trial], passed: Sequence[_Passed]) -> list[Packed]:
-    """The runs whose need of a GPU is known, each by the canary of its pair that needed most."""
+    """Return the runs whose GPU memory is known, each with the largest passed canary of its pair."""
     biggest = {found.pair: found for found in sorted(passed, key=lambda found: found.memory_bytes)}
     packed = []
     for trial in trials:
@@ -171,19 +178,19 @@ def _packed(trials: Iterable[Trial], passed: Sequence[_Passed]) -> list[Packed]:
 
 
 def _prepare(trial: Trial, study_dir: Path) -> Planned:
-    """Make the canary's folder, without what an earlier canary there has measured."""
+    """Create the canary's folder and delete the measurements of an earlier canary in it."""
     item = trial.planned
     run = RunDirectory.canary(study_dir, item.run.id)
     provenance = {**item.run.read_provenance(), "memory_estimate_bytes": trial.memory_bytes}
     run.create(item.spec.config, provenance)
     run.canary_file.unlink(missing_ok=True)
     spec = replace(item.spec, resources=trial.resources)
-    # As if by hand: what failed in an earlier launch does not count.
+    # by_hand: failures of an earlier launch do not count.
     return Planned(spec=spec, run=run, observation=run.observe(), action="start", reason=None, by_hand=True)
 
 
 def _passed(study_dir: Path) -> list[_Passed]:
-    """The canaries of a study that have passed; what cannot be read has not."""
+    """Return the passed canaries of a study. An unreadable one counts as not passed."""
     found = []
     for file in sorted(study_dir.glob(f"{CANARY_FOLDER}/*/canary.json")):
         run = RunDirectory(file.parent)
@@ -207,32 +214,32 @@ def _pair(config: RunConfig) -> str:
 
 
 def _without_priority(resources: Resources) -> Resources:
-    """What a run gets: when it starts makes no difference."""
+    """Return the resources without the priority, which does not affect whether a run fits."""
     return replace(resources, priority=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A run, with what a canary like it has measured."""
+    """A run with the measurements of the largest canary of its pair."""
 
     name: str
     resources: Resources
     scale: float
-    """Estimated memory of the run over that of the canary."""
+    """Estimated memory of the run, divided by that of the canary."""
     canary: dict[str, Any]
-    """Its ``canary.json``."""
+    """Contents of the canary's ``canary.json``."""
 
     def needs(self) -> float:
-        """Bytes of the GPU."""
+        """Return the GPU memory that the run needs, in bytes."""
         held = self.canary.get("reserved_memory_bytes") or self.canary["peak_memory_bytes"]
         return float(held * self.scale + CUDA_BYTES)
 
 
 def require_room(runs: Iterable[Packed]) -> None:
-    """Several runs on one GPU must not meet at its end, hours from now.
+    """Check that runs which share a GPU fit together, so that none runs out of memory hours later.
 
     Raises:
-        BackendError: a run needs more memory than its share of the GPU has; of several the one that lacks most.
+        BackendError: a run needs more memory than its share of the GPU. The message names the run that lacks most.
     """
     lacking = [run for run in runs if _lack(run) > 0]
     if not lacking:
@@ -249,7 +256,7 @@ def require_room(runs: Iterable[Packed]) -> None:
 
 
 def _lack(run: Packed) -> float:
-    """Bytes that a run needs beyond its share of a GPU; for a run that does not share one, nothing."""
+    """Return the bytes that a run needs beyond its share of a GPU; 0 for a run that does not share one."""
     gpus, card = run.resources.gpus, run.canary.get("device_memory_bytes")
     if not gpus or gpus == 1 or card is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""Whether a launcher that was left behind ends when its user logs out, and what to do about that."""
+"""Check whether a background launcher is killed when its user logs out, and say how to prevent it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ ANSWER_SECONDS = 5.0
 
 
 def advice(argv: Sequence[str]) -> str | None:
-    """A line for a user whose launcher ends at logout. ``None``: it does not, or nothing says so.
+    """Return advice for a user whose launcher is killed at logout, or ``None`` if it is not, as far as is known.
 
-    systemd-logind ends every process of a login session with the session if its ``KillUserProcesses`` is on, those
-    with a session id of their own included. ``argv`` is the command that left the launcher behind.
+    With ``KillUserProcesses``, systemd-logind kills every process of a login session when the session ends, even those
+    with a session id of their own. ``argv`` is the command that started the background launcher.
     """
     if not _in_login_session() or not _logind_kills(getpass.getuser()):
         return None
     command = shlex.join(["systemd-run", "--user", "--scope", *argv])
     return (
-        "the launcher ends when you log out (KillUserProcesses=yes on this machine); to keep it, cancel, run once: "
-        f"loginctl enable-linger, then: {command} (or start tmux that way and launch in it, or use --backend slurm)"
+        "the launcher ends when you log out (KillUserProcesses=yes on this machine); to keep it, cancel, run "
+        f"`loginctl enable-linger` once, then launch with: {command} "
+        "(or start tmux that way and launch in it, or use --backend slurm)"
     )
 
 
 def _in_login_session() -> bool:
-    """Whether this process is in a session's scope, not in a scope of its own as systemd-run makes them."""
+    """Return whether this process is in a login session's scope, not in a separate one as systemd-run makes it."""
     try:
         return re.search(r"/session-[^/]+\.scope(/|$)", CGROUP.read_text("utf-8"), flags=re.MULTILINE) is not None
     except OSError:
@@ -37,7 +38,7 @@ def _in_login_session() -> bool:
 
 
 def _logind_kills(user: str) -> bool:
-    """Whether logind ends this user's processes (``man logind.conf``); no if it does not answer."""
+    """Return whether logind kills this user's processes (``man logind.conf``); false if it does not answer."""
     names = ("KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers")
     command = ["loginctl", "show-session", *(f"--property={name}" for name in names)]
     try:

@@ -1,4 +1,4 @@
-"""One launch of a study: find its data, plan its runs, make their folders, keep the code, dispatch."""
+"""One launch of a study: find its data, plan its runs, create their folders, keep the code, dispatch."""
 
 from __future__ import annotations
 
@@ -48,42 +48,42 @@ WORKER = (sys.executable, "-m", TRAINING)
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """What a launch needs to know beyond its runs."""
+    """The options of a launch, apart from its runs."""
 
     study_dir: Path
-    """Where the folders of the jobs lie."""
+    """The folder that holds the job folders."""
     worker: str = TRAINING
-    """The module that does the work: ``python -m WORKER JOB_DIR``."""
+    """The worker's module: ``python -m WORKER JOB_DIR``."""
     code_dir: Path | None = None
-    """The study that keeps the code, where that is not ``study_dir``."""
+    """The study folder that keeps the code. ``None`` means ``study_dir``."""
     folders: Mapping[str, Path] = field(default_factory=dict)
-    """Where jobs go that are not named after their runs, by the digits of the fingerprint."""
+    """Folders of jobs that are not named after their runs, by the leading digits of the fingerprint."""
     is_stale: Callable[[RunDirectory], bool] | None = None
-    """Asked of each job that is over, however it ended: whether it is to be done anew. None: what is over stays."""
+    """Whether an ended job must run again, however it ended. ``None`` means that ended jobs are left alone."""
     prepare: Callable[[RunDirectory], None] = lambda run: None
-    """Told of each job that is about to be handed over, in its folder and with the launch's lock held."""
+    """Called with each job's folder before the job is submitted, with the launch lock held."""
     live_code: bool = False
-    """Workers run from the working tree instead of the copy kept with the study."""
+    """Run workers from the working tree instead of the copy kept with the study."""
     untracked: Sequence[str] = ()
-    """Files that are kept with the code though git does not track them."""
+    """Files to keep with the code although git does not track them."""
     retry: bool = False
-    """Runs that failed or were cancelled are launched too."""
+    """Also launch runs that failed or were cancelled."""
     max_parallel: int | None = None
-    """Most runs at once, whatever the backend has room for."""
+    """Maximum number of runs at once. ``None`` means as many as the backend has room for."""
     policy: Policy = field(default_factory=Policy)
-    """How often runs that fail are tried again by themselves, and how often they are saved."""
+    """How often failed runs are retried automatically, and how often runs save checkpoints."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables for the workers."""
+    """Environment variables for the workers."""
     canary: bool | None = None
-    """Whether canaries run before the grid; none: the number of runs decides."""
+    """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
     record: Mapping[str, Any] | None = None
-    """What ``study.json`` is to say of the manifest; none where no manifest is known."""
+    """What to write about the manifest in ``study.json``. ``None`` means that no manifest is known."""
     tell: Callable[[str], None] = lambda line: None
-    """Told, a line at a time, how the canaries go, that runs are being stopped, that ``study.json`` was damaged."""
+    """Called with each line to print: progress of canaries, stopping of runs, a damaged ``study.json``."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
-    """Where the corpus lies: the flag, over ``SEQLM_DATA``, over the manifest; none for the default place."""
+    """Return the path of the corpus: the flag, else ``SEQLM_DATA``, else the manifest's. ``None``: the default path."""
     if flag is not None:
         return flag
     variable = os.environ.get("SEQLM_DATA")
@@ -91,10 +91,10 @@ def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
 
 
 def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunSpec]:
-    """The runs with the identity of their text filled in.
+    """Return the runs with the digest of their corpus filled in.
 
     Raises:
-        DataError: the text of a ``files`` corpus is not found or not the one that the configuration names.
+        DataError: the text of a ``files`` corpus is missing, or its digest differs from the configuration's.
     """
     resolved: dict[DataConfig, DataConfig] = {}
     for data in dict.fromkeys(spec.config.data for spec in specs):
@@ -110,9 +110,9 @@ def plan_runs(
     folders: Mapping[str, Path] | None = None,
     is_stale: Callable[[RunDirectory], bool] | None = None,
 ) -> list[Planned]:
-    """What a launch would do to each run. Reads the folders, writes nothing.
+    """Return what a launch would do with each run. Reads the folders, writes nothing.
 
-    ``folders`` and ``is_stale`` are those of :class:`LaunchOptions`.
+    ``folders`` and ``is_stale`` are as in :class:`LaunchOptions`.
     """
     work = at_work(study_dir)
     folders = {**RunDirectory.folders(study_dir), **(folders or {})}
@@ -122,7 +122,7 @@ def plan_runs(
         observation = observe_run(run, work)
         if is_stale is not None and observation.state in ("done", "failed", "cancelled") and is_stale(run):
             observation = replace(observation, state="pending", reason=None, kind=None)
-        # Without a failure.json it is the scheduler's word, about a job that could not say it itself.
+        # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
         undecided = observation.kind == "oom" and (may_go_on(run) or not run.failure_file.exists())
         has_checkpoint = run.has_checkpoint()
         planned.append(plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided))
@@ -130,9 +130,9 @@ def plan_runs(
 
 
 def check_data(planned: Sequence[Planned], data_path: Mapping[str, Path | None]) -> dict[str, CorpusFacts]:
-    """Read and tokenise every corpus here and now, rather than by a worker hours later; workers then find it cached.
+    """Read and tokenise every corpus before anything starts, so that errors show at once and workers find it cached.
 
-    Returns what is known of each run's corpus, by run id.
+    Returns the facts of each run's corpus, by run id.
 
     Raises:
         DataError: a corpus is missing, damaged, or too small for a run's batch and window.
@@ -152,7 +152,7 @@ def check_data(planned: Sequence[Planned], data_path: Mapping[str, Path | None])
 
 
 def estimate_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Estimate:
-    """What a run costs; its time is that of the epochs still to do when it resumes."""
+    """Return the estimate of a run. For a run that resumes, the time is that of its remaining epochs."""
     config, done = item.spec.config, epochs_done(item)
     found = estimate(config, facts, throughput, item.spec.resources.ranks)
     if not done or found.seconds is None:
@@ -161,7 +161,7 @@ def estimate_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> 
 
 
 def work_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Work:
-    """What there is to do in a run, in operations, and in time where earlier runs tell how fast it goes."""
+    """Return the remaining work of a run: operations, and seconds if earlier runs measured the speed."""
     found = estimate_left(item, facts, throughput)
     train = item.spec.config.train
     tokens = training_tokens_per_epoch(facts.tokens["train"], train.batch_size, train.seq_len)
@@ -170,7 +170,7 @@ def work_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Work
 
 
 def epochs_done(item: Planned) -> int:
-    """Epochs that a run has behind it and will not do again."""
+    """Return the number of finished epochs that a resumed run does not repeat."""
     if item.action != "resume" or item.observation.epoch is None:
         return 0
     return item.observation.epoch + 1
@@ -178,22 +178,22 @@ def epochs_done(item: Planned) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A launch of which everything is checked and every run has its folder, with the study's lock held."""
+    """A launch after its checks: every run has its folder, and the study's lock is held."""
 
     planned: list[Planned]
-    """All runs, those that are skipped as well."""
+    """All runs, including skipped ones."""
     todo: list[Planned]
     resources: Mapping[str, Resources]
-    """Of each run to do, by run id, with every open choice made."""
+    """Resolved resources of each run in ``todo``, by run id."""
     facts: Mapping[str, CorpusFacts]
     throughput: Throughput
-    """What earlier runs have measured; nothing where there is nothing to do."""
+    """Measurements of earlier runs; empty if ``todo`` is empty."""
     paths: Mapping[str, Path | None]
-    """Where the corpus of each run to do lies."""
+    """Path of the corpus of each run in ``todo``, by run id."""
     code: Code | None
-    """What workers run; none where there is nothing to do."""
+    """The code that workers run. ``None`` if ``todo`` is empty."""
     worker: str = TRAINING
-    """The module of it that does the work."""
+    """The worker's module in ``code``."""
 
 
 @contextlib.contextmanager
@@ -205,13 +205,13 @@ def preparing(
     data_path: Callable[[RunSpec], Path | None],
     command: Callable[[RunSpec], list[str]],
 ) -> Iterator[Prepared]:
-    """Check all that can be wrong before the first file is written, then own the study's launch while the block runs.
+    """Check everything before the first file is written, then hold the study's launch lock while the block runs.
 
-    ``resolve`` chooses a run's open resources, as :meth:`jobs.backends.base.Backend.resolve` does; ``command`` gives
-    the command line that launches one run alone.
+    ``resolve`` resolves a run's resources, as :meth:`jobs.backends.base.Target.resolve` does. ``data_path`` returns
+    the path of a run's corpus. ``command`` returns the command line that launches one run alone.
 
     Raises:
-        RunBusyError: another launcher is at work on this study.
+        RunBusyError: another launcher is running on this study.
         BackendError, DataError, FileError: nothing has been started.
     """
     look = functools.partial(
@@ -261,7 +261,7 @@ def _keep_code(options: LaunchOptions) -> Code:
 def _write_record(
     options: LaunchOptions, todo: Sequence[Planned], facts: Mapping[str, CorpusFacts], throughput: Throughput
 ) -> None:
-    """Write ``study.json`` with what ``plan`` would now say of each run."""
+    """Write ``study.json`` with the current estimate of each run."""
     if options.record is None:
         return
 
@@ -280,13 +280,13 @@ def launch(
     command: Callable[[RunSpec], list[str]],
     progress: Callable[[list[Planned]], Callable[[Event], None]],
 ) -> list[Planned]:
-    """Launch the runs and wait for them. ``progress`` gets the plan and returns who is told of events.
+    """Launch the runs and wait for them. ``progress`` receives the plan and returns the handler of events.
 
     Raises:
-        RunBusyError: another launcher is at work on this study.
+        RunBusyError: another launcher is running on this study.
         BackendError, DataError, FileError: nothing has been started.
-        CanaryError: a canary has failed; nothing else has been started.
-        KeyboardInterrupt: interrupted; the workers have stopped and can be resumed.
+        CanaryError: a canary failed; nothing else has been started.
+        KeyboardInterrupt: the workers have stopped, and their runs can be resumed.
     """
     with preparing(specs, options, resolve=backend.resolve, data_path=data_path, command=command) as prepared:
         if prepared.code is None:
@@ -331,17 +331,17 @@ def launch(
 
 
 def _cancelled_meanwhile(item: Planned) -> bool:
-    """Whether somebody has cancelled a run since it was planned; one cancelled before that is being retried."""
+    """Return whether a run was cancelled after it was planned. One cancelled before is being retried."""
     return item.observation.state != "cancelled" and item.run.is_cancelled()
 
 
 def detach(argv: Sequence[str], study_dir: Path) -> int:
-    """Start a launcher of its own that outlives this process (``--no-wait``); returns its pid.
+    """Start a background launcher that outlives this process (``--no-wait``), and return its pid.
 
-    What it prints goes to ``launch-NNNN.log`` in the study's folder.
+    Its output goes to ``launch-NNNN.log`` in the study's folder.
 
     Raises:
-        BackendError: it ended before it had taken the study on; the last line of its log says why.
+        BackendError: it exited before it acquired the study's lock. The message has the last line of its log.
     """
     make_directory(study_dir)
     log = study_dir / f"launch-{len(list(study_dir.glob('launch-*.log'))) + 1:04d}.log"
@@ -358,22 +358,22 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
         if holder is not None and holder.pid == child.pid:
             return child.pid
         if child.poll() is not None:
-            if child.returncode == 0:  # so quick that its lock was never seen
+            if child.returncode == 0:  # it finished before its lock was seen
                 return child.pid
             lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-            raise BackendError(f"the launcher ended at once: {lines[-1] if lines else 'no output'} (see {log})")
+            raise BackendError(f"the launcher exited at once: {lines[-1] if lines else 'no output'} (see {log})")
         time.sleep(0.05)
 
 
 def wait_for_launcher(study_dir: Path, seconds: float) -> None:
-    """Wait until no launcher is at work on this study, ``seconds`` at most."""
+    """Wait until no launcher is running on this study, at most ``seconds``."""
     deadline = time.monotonic() + seconds
     while is_locked(launch_lock_file(study_dir)) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def wait_for_workers(runs: Sequence[RunDirectory], seconds: float) -> None:
-    """Wait until no worker is at any of these runs, ``seconds`` at most."""
+    """Wait until no worker is running any of these runs, at most ``seconds``."""
     deadline = time.monotonic() + seconds
     while any(is_locked(run.worker_lock_file) for run in runs) and time.monotonic() < deadline:
         time.sleep(0.1)

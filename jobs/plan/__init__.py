@@ -1,1 +1,1 @@
-"""What a launch will do and what it costs. Pure."""
+"""Decide what a launch will do, and estimate what it costs: plan, queue, capacity, estimates, study.json."""

@@ -1,4 +1,4 @@
-"""Cores and GPUs of one or more nodes, and what is free of them: whether a run fits, where, and if not, why."""
+"""Free cores and GPUs of nodes: decide whether a run fits, where, and if not, why."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from jobs.spec import Resources
 from seqlm.errors import BackendError
 
 _TINY = 1e-6
-"""Shares add up in floating point: four quarters of a GPU are a whole one."""
+"""Tolerance for rounding: GPU shares are added in floating point."""
 
 
 @dataclass(kw_only=True)
 class Node:
-    """A machine, or what a cluster counts as one."""
+    """A machine, or a cluster's node."""
 
     name: str
     cpus: float
     """Free cores."""
     gpus: dict[str, float]
-    """Device, as for CUDA_VISIBLE_DEVICES -> the share of it that is free, 0 to 1."""
+    """Device (as in CUDA_VISIBLE_DEVICES) -> its free share, 0 to 1."""
 
     @property
     def free_gpus(self) -> float:
-        """Free GPUs, shares added up."""
+        """Sum of the free shares of all GPUs."""
         return sum(self.gpus.values())
 
     def holds(self, cpus: float, gpus: float) -> int:
-        """How many ranks with so many cores and this share of a GPU fit here now."""
+        """Return how many ranks fit here now, each with ``cpus`` cores and ``gpus`` of a GPU."""
         by_cores = int((self.cpus + _TINY) / cpus)
         return min(by_cores, sum(int((free + _TINY) / gpus) for free in self.gpus.values())) if gpus else by_cores
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """What one rank holds of a node."""
+    """The resources of a node that one rank holds."""
 
     node: str
     cpus: float
     device: str | None
-    """The GPU, none without one."""
+    """The GPU. ``None`` means no GPU."""
     gpus: float
 
 
 @final
 class Capacity:
-    """What is free on some nodes, all of it at first. ``where`` is what they are called: "this machine has 2"."""
+    """Free resources of some nodes; all are free at first. ``where`` names them in messages, such as "this machine"."""
 
     def __init__(self, nodes: Sequence[Node], *, where: str) -> None:
         self.nodes = {node.name: node for node in nodes}
         self.where = where
         self.total_cpus = self.cpus
-        """Cores of all nodes, free or not."""
+        """Cores of all nodes, free or taken."""
 
     @property
     def cpus(self) -> float:
@@ -62,22 +62,23 @@ class Capacity:
 
     @property
     def gpus(self) -> float:
-        """Free GPUs of all nodes, shares added up."""
+        """Sum of the free shares of all GPUs of all nodes."""
         return sum(node.free_gpus for node in self.nodes.values())
 
     def copy(self) -> Capacity:
-        """The same state, to try something on."""
+        """Return an independent copy, for trying allocations."""
         nodes = [replace(node, gpus=dict(node.gpus)) for node in self.nodes.values()]
         made = Capacity(nodes, where=self.where)
         made.total_cpus = self.total_cpus
         return made
 
-    # -- what a run gets -----------------------------------------------------------------------------------------
+    # -- resolving resources -------------------------------------------------------------------------------------
 
     def resolve(self, resources: Resources, at_most: int) -> Resources:
-        """The resources of a run with every open choice made, when all is free and ``at_most`` such runs go at once.
+        """Return a run's resources with no field left ``None``, assuming that everything is free.
 
-        GPUs: one for each rank where there are any. Cores: an equal share among the runs that fit at once.
+        By default each rank gets one GPU if there are any, and an equal share of the cores among the runs that fit at
+        once, of which there are at most ``at_most``.
 
         Raises:
             BackendError: the run can never fit here.
@@ -97,24 +98,25 @@ class Capacity:
 
     def _how_many(self, resources: Resources, at_most: int) -> int:
         trial = self.copy()
-        for count in range(at_most):
+        for placed in range(at_most):
             allocations = trial.place(resources)
             if allocations is None:
-                return max(1, count)
+                return max(1, placed)
             trial.take(allocations)
         return at_most
 
     def cores_held(self, resources: Resources) -> float:
-        """Cores booked for a rank: those it computes with, less where ranks outnumber all cores there are."""
+        """Return the cores booked for a rank: those it computes with, or fewer if there are more ranks than cores."""
         assert resources.cpus is not None, "resources are resolved before they are placed"
         return min(resources.cpus, self.total_cpus / resources.ranks)
 
     # -- booking -------------------------------------------------------------------------------------------------
 
     def place(self, resources: Resources) -> list[Allocation] | None:
-        """Where the ranks of a run (with resolved resources) would go now, or none while they do not fit.
+        """Return where the ranks of a run (with resolved resources) would go now, or ``None`` if they do not fit.
 
-        On as few nodes as possible, in the tightest place that holds them, and not on a GPU node without need.
+        Uses as few nodes as possible, prefers the node with the fewest free GPUs and cores that holds the ranks, and
+        shares the fullest GPU that has room.
         """
         cpus, gpus = self.cores_held(resources), resources.gpus or 0
         left = resources.ranks
@@ -122,7 +124,7 @@ class Capacity:
         allocations: list[Allocation] = []
         devices: dict[str, dict[str, float]] = {}
         while left:
-            enough = [name for name, count in room.items() if count >= left]
+            enough = [name for name, ranks in room.items() if ranks >= left]
             if enough:
                 best = min(enough, key=lambda name: (self.nodes[name].free_gpus, self.nodes[name].cpus))
             else:
@@ -139,19 +141,19 @@ class Capacity:
         return allocations
 
     def take(self, allocations: Sequence[Allocation]) -> None:
-        """Book what a run holds; allocations on nodes that are not there count for nothing.
+        """Book allocations. Those on unknown nodes are ignored.
 
         Raises:
-            KeyError: an allocation is of a GPU that its node does not have.
+            KeyError: an allocation names a GPU that its node does not have.
         """
         self._add(allocations, -1)
 
     def give_back(self, allocations: Sequence[Allocation]) -> None:
-        """The opposite of :meth:`take`."""
+        """Undo :meth:`take`."""
         self._add(allocations, 1)
 
     def withhold(self, node: str, cpus: float, gpus: float) -> None:
-        """Take so much away of what is free on a node: others use it. Nothing is less than free."""
+        """Subtract cores and GPUs that other jobs use on a node, down to 0. Ignore an unknown node."""
         there = self.nodes.get(node)
         if there is None:
             return
@@ -173,7 +175,7 @@ class Capacity:
     # -- reasons -------------------------------------------------------------------------------------------------
 
     def why_not(self, resources: Resources) -> str:
-        """One line on why a run does not fit now, such as ``needs 2 GPUs, 1 free``."""
+        """Return why a run does not fit now, in one line such as ``needs 2 GPUs, 1 free``."""
         return self._lack(resources, "{} free")
 
     def _lack(self, resources: Resources, has: str) -> str:
@@ -191,7 +193,7 @@ class Capacity:
 
 
 def _fullest(free: dict[str, float], gpus: float) -> str:
-    """The fullest GPU on which a rank still fits."""
+    """Return the fullest GPU on which a rank still fits."""
     return min((device for device in free if free[device] + _TINY >= gpus), key=lambda device: free[device])
 
 

@@ -1,7 +1,7 @@
-"""What a run costs, from its configuration alone: parameters, arithmetic, memory, disk; and its time where it is known.
+"""Estimate a run's parameters, operations, memory, disk and time from its configuration and the speeds of earlier runs.
 
 Symbols: B batch, T window (``seq_len``), V vocabulary, E embedding, H hidden, M inner width of the MLP, A heads,
-L layers, P parameters. Pure functions, apart from :func:`earlier_throughput`, which reads run directories.
+L layers, P parameters. All functions are pure except :func:`earlier_throughput`, which reads run directories.
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ from seqlm.errors import FileError
 from seqlm.rundir import CANARY_FOLDER, RunDirectory
 
 FLOAT_BYTES = 4
-"""Everything is float32."""
+"""Bytes of a float32. Parameters, gradients and optimizer state are all float32."""
 CHUNK_TOKENS = 1024
-"""Tokens whose logits the fused loss holds at once: ``seqlm.models.output_loss``, which needs torch, says the same."""
+"""Tokens whose logits the fused loss holds at once. Must equal the constant in ``seqlm.models.output_loss``, which
+needs torch and is not imported here."""
 
 
 CHECKPOINT_BYTES_PER_WORD = 18
-"""Of the vocabulary, which every checkpoint names: a word of 8 letters, and what stands around it in the file."""
+"""Bytes per word of the vocabulary in a checkpoint: a word of 8 letters and the file format's overhead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """How fast earlier runs and canaries went, and what memory they took."""
+    """Speed and peak memory of earlier runs and canaries."""
 
     by_fingerprint: Mapping[str, float] = field(default_factory=dict)
-    """Training tokens per second of a configuration."""
+    """Fingerprint -> training tokens per second of that configuration."""
     by_arch: Mapping[str, tuple[tuple[RunConfig, float], ...]] = field(default_factory=dict)
-    """The same speeds with their configurations, by architecture."""
+    """Architecture -> the same speeds with their configurations."""
     peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Peak memory of a rank of the configuration with this fingerprint."""
+    """Fingerprint -> peak memory of one rank of that configuration."""
     _relatives: dict[tuple[str, DataConfig, int], list[tuple[int, float]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def relatives(self, arch: str, data: DataConfig, vocab_size: int) -> list[tuple[int, float]]:
-        """Work per time step (FLOPs per token times batch) and FLOP/s of the runs of an architecture, in order of work.
+        """Return (work per time step, FLOP/s) of the earlier runs of an architecture, sorted by work.
 
-        ``vocab_size`` is that of ``data``. Of runs with the same work, the slowest alone. Made once: of a thousand
-        runs to plan each asks for it.
+        Work per time step is FLOPs per token times batch. Of runs with equal work only the slowest is kept.
+        ``vocab_size`` is the vocabulary size of ``data``. The result is cached, since planning calls this for each run.
         """
         key = (arch, data, vocab_size)
         if key not in self._relatives:
             slowest: dict[int, float] = {}
             for config, speed in self.by_arch.get(arch, ()):
-                # Another text's vocabulary is known from its configuration or not at all.
+                # The vocabulary size of another text is known only if its configuration has it.
                 vocab = vocab_size if config.data == data else config.data.vocab_size
                 if vocab is not None:
                     flops = flops_per_token(config, vocab)
@@ -67,22 +68,22 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What ``plan`` shows of one run."""
+    """The estimates that ``plan`` shows for one run."""
 
     parameters: int
     flops_per_token: int
     memory_bytes: int
-    """For one rank."""
+    """Estimated memory of one rank."""
     measured_memory_bytes: int | None
-    """The same as an earlier run or a canary of this configuration has measured it, on whatever device it had."""
+    """Peak memory of one rank, as measured by an earlier run or canary of this configuration, else ``None``."""
     disk_bytes: int
-    """Of the two checkpoints of a run that is done."""
+    """Size of the two checkpoints of a finished run."""
     seconds: float | None
-    """Of training, all epochs; none where no earlier run says how fast this machine is."""
+    """Time of training all epochs. ``None`` means that no earlier run measured the speed."""
 
 
 def estimate(config: RunConfig, facts: CorpusFacts, throughput: Throughput, ranks: int = 1) -> Estimate:
-    """All estimates of one run on a corpus of which ``facts`` are known."""
+    """Return all estimates of one run on the corpus described by ``facts``."""
     return Estimate(
         parameters=parameter_count(config, facts.vocab_size),
         flops_per_token=flops_per_token(config, facts.vocab_size),
@@ -94,7 +95,7 @@ def estimate(config: RunConfig, facts: CorpusFacts, throughput: Throughput, rank
 
 
 def parameter_count(config: RunConfig, vocab_size: int) -> int:
-    """Trained numbers of the model, exactly; embedding and output layer are not tied.
+    """Return the exact number of trained parameters; embedding and output layer are not tied.
 
     With g = 1 for the RNN and 3 for the GRU, D_1 = E and D_l = H above::
 
@@ -113,9 +114,9 @@ def parameter_count(config: RunConfig, vocab_size: int) -> int:
 
 
 def flops_per_token(config: RunConfig, vocab_size: int) -> int:
-    """Floating-point operations of training for one predicted token: matrix products alone, forward and backward.
+    """Return the floating-point operations of training per predicted token: matrix products, forward and backward.
 
-    A multiply-add counts 2, the backward pass twice the forward pass, looking up an embedding nothing. Attention
+    A multiply-add counts as 2, the backward pass as twice the forward pass, and an embedding lookup as 0. Attention
     scores and their weighted sum count over the full T positions, since the products are computed before the causal
     mask. With g and D_l as in :func:`parameter_count`::
 
@@ -136,16 +137,16 @@ def _gates(model: RecurrentConfig) -> int:
 
 
 def _recurrent_weights(model: RecurrentConfig) -> int:
-    """Weights of one gate in all layers: sum of D_l H + H^2."""
+    """Return the weights of one gate in all layers: the sum of D_l H + H^2."""
     h = model.hidden_size
     return model.embedding_size * h + (model.num_layers - 1) * h * h + model.num_layers * h * h
 
 
 def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int:
-    """Bytes of one rank in training. An estimate: allocators round up, and libraries keep workspaces of their own.
+    """Estimate the bytes of one rank in training. Allocator rounding and library workspaces are not included.
 
-    Counted, in float32, for the I = T ceil(B / ranks) tokens of the rank's share of a window; what the backward pass
-    needs for one layer at a time stands after the sum over layers::
+    Counts float32 values for the I = T ceil(B / ranks) tokens of the rank's share of a window. The terms after the sum
+    over layers are buffers of the backward pass, which hold one layer at a time::
 
         parameters, gradients, optimizer      P (2, and 2 more with Adam, and 1 for the buckets of several ranks)
 
@@ -177,7 +178,7 @@ def _fused_activations(config: RunConfig, tokens: int) -> int:
 
 
 def _reference_activations(config: RunConfig) -> int:
-    """For each token."""
+    """Return the number of activation values per token."""
     model, h, layers = config.model, config.model.hidden_size, config.model.num_layers
     if isinstance(model, RecurrentConfig):
         return 2 * model.embedding_size + layers * h * (4 if model.arch == "rnn" else 10)
@@ -185,25 +186,26 @@ def _reference_activations(config: RunConfig) -> int:
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> int:
-    """Bytes of ``best.pt``, parameters and vocabulary, or ``to_resume`` of ``last.pt``, with two moments of each.
+    """Return the bytes of ``best.pt`` (parameters and vocabulary), or with ``to_resume`` of ``last.pt``.
 
-    The history of the epochs and the archive's own entries, some hundred bytes each, are left out.
+    ``last.pt`` also holds Adam's two moments. The epoch history and the archive's headers, some hundred bytes each,
+    are ignored.
     """
     copies = 3 if to_resume and config.optim.optimizer == "adam" else 1
     return FLOAT_BYTES * copies * parameter_count(config, vocab_size) + CHECKPOINT_BYTES_PER_WORD * vocab_size
 
 
 def training_tokens_per_epoch(tokens: int, batch_size: int, seq_len: int) -> int:
-    """Predicted tokens of an epoch over a split of ``tokens``: whole windows of whole columns."""
+    """Return the predicted tokens of an epoch over a split of ``tokens`` tokens: whole windows of whole columns."""
     return number_of_windows(tokens, batch_size, seq_len) * seq_len * batch_size
 
 
 def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput: Throughput) -> float | None:
-    """Seconds of training for all epochs over ``tokens`` training tokens; validation and start-up come on top.
+    """Estimate the seconds of training all epochs on ``tokens`` training tokens, without validation and start-up.
 
-    From the tokens per second of the same configuration where it has been trained before. Else from the effective
-    FLOP/s of the earlier run of the same architecture whose work per time step (FLOPs per token times batch) is
-    closest. None where nothing is known: never a guess.
+    Uses the measured tokens per second of this configuration if it has been trained before. Else uses the FLOP/s of the
+    earlier run of this architecture whose work per time step (FLOPs per token times batch) is closest. Returns ``None``
+    if there is neither.
     """
     speed = throughput.by_fingerprint.get(config.fingerprint())
     if speed is None:
@@ -226,10 +228,10 @@ def _speed_of_relative(config: RunConfig, vocab_size: int, throughput: Throughpu
 
 
 def earlier_throughput(runs_root: Path) -> Throughput:
-    """What the runs of every study below ``runs_root`` have measured: median speed and peak memory of their epochs.
+    """Return the median speed and the peak memory of the epochs of all runs in all studies below ``runs_root``.
 
-    The speed of a canary counts where no epoch of its configuration is known. Folders that cannot be read are passed
-    over. Speeds are those of whatever device and number of ranks the runs had.
+    A canary's speed is used only if no epoch of its configuration has been measured. Unreadable folders are skipped.
+    Device and number of ranks of the runs are ignored.
     """
     speeds: dict[RunConfig, list[float]] = {}
     peaks: dict[RunConfig, list[float]] = {}

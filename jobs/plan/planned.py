@@ -23,9 +23,9 @@ class Planned:
     observation: Observation
     action: Action
     reason: str | None
-    """Why it is skipped, or from where it resumes."""
+    """Why the run is skipped, or after which epoch it resumes."""
     by_hand: bool = False
-    """Whether a person has a run tried again that has failed or was cancelled."""
+    """Whether a user retries a run that failed or was cancelled."""
 
 
 def plan(
@@ -37,11 +37,12 @@ def plan(
     retry: bool,
     undecided: bool = False,
 ) -> Planned:
-    """Decide about one run from what its files say. Pure: nothing is read or written.
+    """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
-    A run that is done, running or queued is skipped; one that failed by its own fault or was cancelled is skipped
-    unless ``retry``; every other goes on from its checkpoint, or starts. ``undecided``: it has failed in a way that may
-    be tried again, and its launcher was gone before it could.
+    A run that is done, running or queued is skipped. A run that was cancelled or failed is skipped, unless ``retry`` or
+    ``undecided`` is set or the failure was not the run's own fault (``FREE``). Every other run resumes from its
+    checkpoint, or starts if it has none. ``undecided`` means that the failure may be retried but the launcher exited
+    before it did so.
     """
     action: Action = "skip"
     reason: str | None = None

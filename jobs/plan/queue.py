@@ -1,4 +1,4 @@
-"""The runs of a launch that wait: in which order they start, which may overtake, and why each one waits."""
+"""The queue of a launch: the order in which runs start, backfilling, and the reason why each run waits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jobs.spec import Resources, RunSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """How much there is to do in a run."""
+    """The remaining work of a run."""
 
     flops: float = 0.0
-    """Floating-point operations of what is left of its training."""
+    """Floating-point operations of the remaining training."""
     seconds: float | None = None
-    """The same in time, where earlier runs or the canary tell how fast it goes."""
+    """Expected time. ``None`` means that neither an earlier run nor a canary measured the speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +27,20 @@ class Waiting:
 
     id: str
     spec: RunSpec
-    """With resolved resources."""
+    """The run, with resolved resources."""
     work: Work
     not_before: float = -math.inf
-    """Time (of the caller's clock) before which it does not start: it has failed a moment ago."""
+    """Earliest start, on the caller's clock. Delays the retry of a run that has just failed."""
 
 
 SortKey: TypeAlias = tuple[float, float, int]
-"""Where a run stands in the queue; the lowest place is in front."""
+"""A run's sort key in the queue; the lowest starts first."""
 
 
 def places(items: Iterable[Waiting]) -> dict[str, SortKey]:
-    """Run id -> its place: higher priority first, then the longest, then as in the manifest.
+    """Return the sort key of each run, by run id: higher priority first, then longer runs, then manifest order.
 
-    Length is the expected time where that is known of all of them, else the operations.
+    Length is the expected time if that is known for all runs, else the number of operations.
     """
     items = list(items)
     timed = all(item.work.seconds is not None for item in items)
@@ -50,19 +50,19 @@ def places(items: Iterable[Waiting]) -> dict[str, SortKey]:
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """A run that is under way."""
+    """A started run that has not ended."""
 
     allocations: Sequence[Allocation]
     expected_end: float | None
-    """Time at which it should end, none where that is not known."""
+    """Expected end, on the caller's clock. ``None`` means unknown."""
 
 
 @final
 class Queue:
-    """Waiting runs: higher priority first, then the longest, so that the last ones to end are short.
+    """Waiting runs: higher priority first, then longer ones first, so that the last runs to end are short.
 
-    The run in front starts as soon as it fits. One behind it overtakes only if the run in front will, as far as is
-    known, start no later for it ("EASY" backfilling: Lifka, The ANL/IBM SP scheduling system, 1995).
+    The first run starts as soon as it fits. A later run overtakes it only if, by the expected times, this does not
+    delay the first run ("EASY" backfilling: Lifka, The ANL/IBM SP scheduling system, 1995).
     """
 
     def __init__(self, items: Sequence[Waiting], *, max_parallel: int | None = None) -> None:
@@ -70,13 +70,13 @@ class Queue:
         self._max_parallel = max_parallel
         self._items = sorted(items, key=self._place)
         self.reasons: dict[str, str] = {item.id: "about to start" for item in self._items}
-        """Why each run waits, in the order in which they are to start; as of the last :meth:`startable`."""
+        """Run id -> why the run waits, in queue order, as of the last :meth:`startable`."""
 
     def __len__(self) -> int:
         return len(self._items)
 
     def put_back(self, item: Waiting) -> None:
-        """A run that was taken out waits again, at its old place."""
+        """Put a run that was taken out back at its old position."""
         self._items = sorted([*self._items, item], key=self._place)
         self.reasons = {other.id: self.reasons.get(other.id, "tried again in a moment") for other in self._items}
 
@@ -84,9 +84,10 @@ class Queue:
         return self._places[item.id]
 
     def startable(self, free: Callable[[], Capacity], live: Mapping[str, Live], now: float) -> Iterator[Waiting]:
-        """Take out, one after the other, the runs that can start; ask for the next once this one has started.
+        """Remove and yield the runs that can start, one at a time.
 
-        ``live`` must then hold the run that was started, and ``free`` no longer return what it holds.
+        The caller must start each run before it takes the next one: by then ``live`` holds that run, and ``free`` no
+        longer counts its resources.
         """
         while (found := self._next(free(), live, now)) is not None:
             yield found
@@ -122,20 +123,20 @@ class Queue:
 
 @final
 class _Reservation:
-    """The place in time of the run in front, which does not fit now: when it can start, and what is free then.
+    """The reservation of the first run, which does not fit now: when it can start, and what is free then.
 
-    None of it changes while the queue is looked through, so it is worked out once and not for each run behind.
+    Computed once per pass through the queue rather than for each later run, since it does not change during a pass.
     """
 
     def __init__(self, front: Waiting, free: Capacity, live: Mapping[str, Live]) -> None:
         self._front = front
         self._free = free
         self._later = free.copy()
-        self._beside: dict[Resources, bool] = {}
+        self._fits_alongside: dict[Resources, bool] = {}
         self._start = self._when(live)
 
     def _when(self, live: Mapping[str, Live]) -> float | None:
-        """When the run in front can start; none: nobody knows."""
+        """Return when the first run can start, or ``None`` if that is unknown."""
         ends = [(job.expected_end, job.allocations) for job in live.values() if job.expected_end is not None]
         for end, allocations in sorted(ends, key=lambda pair: pair[0]):
             self._later.give_back(allocations)
@@ -144,16 +145,16 @@ class _Reservation:
         return None
 
     def lets(self, item: Waiting, now: float) -> bool:
-        """Whether the run in front starts no later if ``item``, which fits, starts now."""
+        """Return whether ``item``, which fits now, can start without delaying the first run."""
         if self._start is None or item.work.seconds is None:
             return False
-        return now + item.work.seconds <= max(self._start, now) or self._has_room_beside(item.spec.resources)
+        return now + item.work.seconds <= max(self._start, now) or self._leaves_room(item.spec.resources)
 
-    def _has_room_beside(self, resources: Resources) -> bool:
-        if resources not in self._beside:
+    def _leaves_room(self, resources: Resources) -> bool:
+        if resources not in self._fits_alongside:
             own = self._free.place(resources)
-            assert own is not None, "what may overtake fits"
+            assert own is not None, "only runs that fit now are checked"
             trial = self._later.copy()
             trial.take(own)
-            self._beside[resources] = trial.place(self._front.spec.resources) is not None
-        return self._beside[resources]
+            self._fits_alongside[resources] = trial.place(self._front.spec.resources) is not None
+        return self._fits_alongside[resources]

@@ -1,7 +1,7 @@
-"""``study.json`` in a study's folder: what its manifest knows, and its launches, for who reads the folder alone.
+"""``study.json`` in a study's folder: facts of the manifest and estimates, for readers that have only the folder.
 
-Written anew by every launch, whatever ``--only`` says, so that the report knows of runs that were never launched. The
-estimate of a run is that of its first launch: one made when half of it was done is not what was promised.
+Every launch rewrites it for the whole manifest, whatever ``--only`` selects, so that the report can list runs that were
+never launched. The estimate of a run is kept from its first launch, since a later one would cover only the epochs left.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ VERSION = 1
 
 
 def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> dict[str, Any]:
-    """What ``study.json`` says of a manifest. Runs are named by their fingerprints, as their folders are.
+    """Return what ``study.json`` records of a manifest. Runs are identified by their fingerprints, as folders are.
 
-    ``chosen`` are the runs that are to be launched, with the identity of their text filled in. Of the others it is
-    filled in where their text is found; their folders do not exist yet in any case.
+    ``chosen`` are the runs to launch, with the digest of their corpus filled in. For the other runs it is filled in if
+    their corpus is found.
     """
     prints = _fingerprints(manifest, chosen, data_path)
     return {
@@ -69,7 +69,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
 
 
 def _fingerprints(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> dict[str, str]:
-    """Name of each run of the manifest -> fingerprint of the run with the identity of its text."""
+    """Return the fingerprint of each run of the manifest, with the digest of its corpus filled in, by name."""
     found = {spec.name: spec.fingerprint for spec in chosen}
     resolved_by_name = {spec.name: spec.config.data for spec in chosen}
     resolved: dict[DataConfig, DataConfig] = {
@@ -89,12 +89,12 @@ def _fingerprints(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path
 def _resolve(data: DataConfig, data_path: Path | None) -> DataConfig:
     try:
         return resolve_data(data, data_path)
-    except SeqlmError:  # the text of runs that are not to be launched may be missing
+    except SeqlmError:  # the corpus of runs that are not launched may be missing
         return data
 
 
 def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A backend's table in which a variable that looks like a secret is one to be passed on from the shell: a name."""
+    """Return a backend's table in which variables that look like secrets are moved from ``env`` to ``env_pass``."""
     env = table.get("env", {})
     names = [name for name in env if looks_secret(name)]
     if not names:
@@ -116,10 +116,10 @@ def write_record(
     estimate: Callable[[Planned], Estimate],
     tell: Callable[[str], None],
 ) -> None:
-    """Write ``study.json`` with an estimate of each run to do; nothing is written where nothing has changed.
+    """Write ``study.json`` with an estimate of each run in ``todo``, if anything has changed.
 
-    Called with the study's lock held. The record is for the report, so it stops no launch: what is wrong with the
-    file is told.
+    The caller holds the study's lock. Problems with the file are reported through ``tell`` and never stop a launch,
+    since only the report needs it.
     """
     path = study_record_file(study_dir)
     before: Mapping[str, Any] = {}
@@ -129,7 +129,7 @@ def write_record(
     except FileError:
         damaged = True
     if damaged:
-        tell(f"warning: {path} is damaged and is written anew; the estimates of earlier launches are lost")
+        tell(f"warning: {path} is damaged and is replaced; the estimates of earlier launches are lost")
     kept = {} if damaged else before.get("estimates", {})
     now = datetime.now(UTC).isoformat(timespec="seconds")
     after = {**record, "estimates": {**kept, **_estimates(kept, todo, estimate, now)}}
@@ -138,16 +138,16 @@ def write_record(
     try:
         write_json(path, after)
     except FileError as error:
-        tell(f"warning: {error}; the report will lack what the manifest says")
+        tell(f"warning: {error}; the report will lack the facts of the manifest")
 
 
 def _estimates(
     kept: Mapping[str, Any], todo: Sequence[Planned], estimate: Callable[[Planned], Estimate], now: str
 ) -> dict[str, Any]:
-    """An estimate of each run that has none so far, by fingerprint.
+    """Return an estimate of each run that has none so far, by fingerprint.
 
-    One without a time gives way to one with a time as long as nothing of the run is done: canaries, and the runs
-    of other launches, tell meanwhile how fast it goes.
+    An estimate without a time is replaced by one with a time while the run has not started: canaries and other runs may
+    have measured the speed since.
     """
     found: dict[str, Any] = {}
     for item in todo:
@@ -169,19 +169,19 @@ def _estimates(
 
 
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
-    """The policy of a study's last launch from a manifest; the defaults where none was kept."""
+    """Return the policy of a study's last launch from a manifest; the defaults if none was kept."""
     return Policy.from_dict(_kept(study_dir, "policy", check_policy, tell))
 
 
 def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
-    """The tables ``[backend.*]`` of a study's last launch from a manifest, by backend; none where none were kept."""
+    """Return the ``[backend.*]`` tables of a study's last launch from a manifest, by backend; empty if none."""
     return _kept(study_dir, "backend", _check_table, tell)
 
 
 def kept_untracked(study_dir: Path) -> tuple[str, ...]:
-    """The files of ``study.untracked`` of a study's last launch from a manifest; none where the record is damaged.
+    """Return ``study.untracked`` of a study's last launch from a manifest; empty if the record is damaged.
 
-    Of damage the policy tells, which is read from the same file.
+    This function does not warn of damage, since :func:`kept_policy` reads the same file and does.
     """
     try:
         found = (read_json(study_record_file(study_dir)) or {}).get("untracked", [])
@@ -195,25 +195,25 @@ def _check_table(key: str, table: Any, where: str, problems: Problems) -> None:
     if name in BACKENDS and isinstance(table, Mapping):
         check_table(name, table, where, problems, prefix=f"{key}.")
     else:
-        problems.add(where, f"{key}: no backend's table")
+        problems.add(where, f"{key}: expected a table of backend {' or '.join(BACKENDS)}")
 
 
 def _kept(
     study_dir: Path, section: str, check: Callable[[str, Any, str, Problems], None], tell: Callable[[str], None]
 ) -> Mapping[str, Any]:
-    """One section of the record, empty where it was not kept or something is wrong with it."""
+    """Return one section of the record; empty if it was not kept or is damaged."""
     path = study_record_file(study_dir)
     problems = Problems()
     try:
         kept = (read_json(path) or {}).get(section, {})
         if not isinstance(kept, Mapping):
-            raise FileError(f"{path} is damaged ({section} is no table); move it away")
+            raise FileError(f"{path} is damaged ({section}: expected a table); move it away")
     except FileError as error:
-        tell(f"warning: {error}; the defaults of [{section}] hold")
+        tell(f"warning: {error}; the defaults of [{section}] apply")
         return {}
     for name, value in kept.items():
         check(f"{section}.{name}", value, str(path), problems)
     if problems.lines:
-        tell(f"warning: {problems.lines[0]}; the defaults of [{section}] hold")
+        tell(f"warning: {problems.lines[0]}; the defaults of [{section}] apply")
         return {}
     return kept

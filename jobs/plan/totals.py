@@ -1,4 +1,4 @@
-"""What a launch costs as a whole: GPU hours, time on the clock, and disk."""
+"""The total cost of a launch: GPU hours, wall time, and disk."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Totals:
     """Sums over the runs of a plan."""
 
     gpu_hours: float | None
-    """Hours times GPUs held, over the runs to do."""
+    """Sum over the runs to do of hours times GPUs."""
     wall_seconds: float | None
-    """From the first start to the last end of the runs to do."""
+    """Time from the first start to the last end of the runs to do."""
     disk_bytes: int
-    """Checkpoints of all runs, those that exist already included."""
+    """Size of the checkpoints of all runs, including existing ones."""
     unknown: str | None
-    """Why hours and time are not known, where they are not."""
+    """Why hours and time are unknown, else ``None``."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,9 +40,10 @@ def totals(
     *,
     max_parallel: int | None,
 ) -> Totals:
-    """Add up the estimates of the planned runs.
+    """Return the totals of the planned runs.
 
-    ``specs`` are the runs to do with resolved resources, by run id. The seconds of an estimate are those still to do.
+    ``specs`` are the runs to do with resolved resources, by run id. The seconds of each estimate cover only remaining
+    epochs.
     """
     waiting = [
         Waiting(
@@ -70,15 +71,15 @@ def totals(
 
 
 def makespan(runs: Sequence[Waiting], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
-    """Seconds until all runs have ended, or none where the time of some run is unknown.
+    """Return the seconds until all runs have ended, or ``None`` if the time of a run is unknown.
 
-    List scheduling (Graham, Bounds on multiprocessing timing anomalies, 1969): whenever something is free, the first
-    run of the queue that fits starts. The real queue also holds a place for a large run in front, and runs need some
-    seconds to start; both are left out. Pure; ``runs`` have resolved resources, and each fits into ``capacity``.
+    List scheduling (Graham, Bounds on multiprocessing timing anomalies, 1969): whenever resources are free, the first
+    run of the queue that fits starts. Reservations of the real queue and start-up times are ignored. Pure; ``runs``
+    have resolved resources, and each fits into ``capacity``.
     """
     seconds = {run.id: run.work.seconds for run in runs}
     place = places(runs)
-    lanes: dict[Resources, deque[Waiting]] = {}  # alike in what they need: if the first does not fit, none does
+    lanes: dict[Resources, deque[Waiting]] = {}  # runs with equal needs: if the first does not fit, none does
     for run in sorted(runs, key=lambda run: place[run.id]):
         lanes.setdefault(replace(run.spec.resources, priority=0), deque()).append(run)
     free = capacity.copy()
@@ -96,7 +97,7 @@ def makespan(runs: Sequence[Waiting], capacity: Capacity, *, max_parallel: int |
             lasts, allocations = seconds[run.id], free.place(need)
             if lasts is None:
                 return None
-            assert allocations is not None, "asked a moment ago"
+            assert allocations is not None, "it was placed a moment ago"
             free.take(allocations)
             started += 1
             heapq.heappush(ends, (now + lasts, started, allocations))

@@ -1,1 +1,1 @@
-"""A study's folder: its runs and their state, the scheduler's view of them, the kept code."""
+"""A study's folder: its runs and their states, cancelling, logs, and the kept code."""

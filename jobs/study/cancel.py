@@ -1,4 +1,4 @@
-"""Stopping runs from anywhere: from another terminal, from the study's folder alone."""
+"""Cancel runs from any terminal, given only the study's folder."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from seqlm.lease import Terms, live_owner, newest_lease, process_start, this_hos
 from seqlm.rundir import RunDirectory, is_locked, read_lock_holder
 
 STOP_SECONDS = 20.0
-"""How long a worker may take to stop between two steps before it is killed."""
+"""Seconds between SIGTERM and SIGKILL, in which a worker may stop between two steps."""
 LAUNCHER_SECONDS = 90.0
-"""How long a launcher may take to have it stopped, which is more than it gives the worker; a worker that gets no
-signal from here as long."""
+"""Seconds to wait for a launcher to stop its worker (more than the launcher gives the worker), or for a worker that
+this process does not signal."""
 LOOK_SECONDS = 0.1
 SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 
 
 @dataclass(kw_only=True, eq=False)
 class Cancelled:
-    """A run that was not over when it was to be cancelled."""
+    """A run that had not ended when it was marked as cancelled."""
 
     observed: ObservedRun
     problem: str | None = None
-    """Why it may not have stopped; `None` if it has."""
+    """Why the run may not have stopped. ``None`` means that it has stopped."""
     sent: list[signal.Signals] = field(default_factory=list)
-    """The signals that its worker got from here."""
+    """The signals that this process sent to its worker."""
     sent_at: float = 0.0
 
     @property
@@ -43,13 +43,13 @@ class Cancelled:
 
 
 def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
-    """Mark every run that is not over as cancelled; the result has these in the order of ``runs``.
+    """Mark every run that has not ended as cancelled, and return these runs in the order of ``runs``.
 
-    The mark is ``failure.json``. A launcher passes over a marked run in its queue, and stops one that it runs, on
-    whatever machine. A worker sees the mark as well. A run that finishes in the same moment stays done.
+    The mark is ``failure.json``. A launcher on any machine skips a marked run in its queue and stops a marked run that
+    is running. Workers check the mark as well. A run that finishes at the same moment stays done.
 
-    Runs that wait are marked first, the last in the queue before the others: no slot that becomes free is to be taken
-    by a run that is about to be cancelled. A mark that cannot be written is a ``problem`` of its run.
+    Waiting runs are marked first, from the end of the queue, so that none of them starts when a running one stops. If
+    a mark cannot be written, the run's ``problem`` says so.
     """
     found = [Cancelled(observed=run) for run in runs if run.observation.state in ("pending", "queued", "running")]
     running_first = sorted(found, key=lambda one: one.observed.observation.state != "running")
@@ -63,17 +63,17 @@ def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
         try:
             one.run.write_failure_once(failure)
             if not one.run.is_cancelled() and not one.run.result_file.exists():
-                one.problem = "not marked as cancelled: it has just failed, and may be tried again; cancel it again"
+                one.problem = "not marked as cancelled: it has just failed and may be retried; cancel it again"
         except (FileError, OSError) as error:
             one.problem = f"not marked as cancelled: {error}"
     return found
 
 
 def wait_until_stopped(marked: Iterable[Cancelled]) -> None:
-    """Wait until no worker is at any of these runs; where one does not stop, its ``problem`` says so.
+    """Wait until no worker is running any of these runs. If a worker does not stop, the run's ``problem`` says so.
 
-    A worker of a live launcher is stopped by that launcher. One without a launcher that :func:`group_to_signal` finds
-    gets SIGTERM from here, and SIGKILL 20 s later. Every other is left to the mark. All are waited for together.
+    A worker with a live launcher is stopped by that launcher. A worker without one gets SIGTERM from this process, and
+    SIGKILL 20 s later, if :func:`group_to_signal` identifies it. Any other worker is stopped by the mark alone.
     """
     left = [one for one in marked if one.problem is None]
     deadline = time.monotonic() + LAUNCHER_SECONDS
@@ -85,7 +85,7 @@ def wait_until_stopped(marked: Iterable[Cancelled]) -> None:
 
 
 def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool:
-    """Whether there is nothing more to wait for: the worker has stopped, or will not."""
+    """Return whether to stop waiting: the worker has stopped, or will not."""
     run, now = one.run, time.monotonic()
     is_locked_here = is_locked(run.worker_lock_file)
     holder = read_lock_holder(run.worker_lock_file) if is_locked_here else _holder_elsewhere(run)
@@ -94,7 +94,7 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
     if one.sent and now < one.sent_at + STOP_SECONDS:
         return False
     if len(one.sent) == len(SIGNALS):
-        one.problem = "marked as cancelled, but its worker does not end even by SIGKILL"
+        one.problem = "marked as cancelled, but its worker has not ended even after SIGKILL"
         return True
     has_launcher = launcher is not None and _launcher_in_job(run) == launcher.identity
     group = group_to_signal(run) if is_locked_here and not has_launcher else None
@@ -106,15 +106,15 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
         return False
     if now < deadline:
         return False
-    who = "its launcher has not stopped it"
+    cause = "its launcher has not stopped it"
     if not has_launcher:
-        who = f"its worker on {(holder or {}).get('host', 'an unknown host')} has not stopped"
-    one.problem = f"marked as cancelled, but {who} yet; see status"
+        cause = f"its worker on {(holder or {}).get('host', 'an unknown host')} has not stopped"
+    one.problem = f"marked as cancelled, but {cause} yet; see status"
     return True
 
 
 def _holder_elsewhere(run: RunDirectory) -> dict[str, Any] | None:
-    """Who works on the run on a host whose locks are not seen, as its lease says."""
+    """Return the owner named by the run's lease, which may be on a host whose locks are not visible here."""
     return live_owner(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
 
 
@@ -130,16 +130,16 @@ def _launcher_in_job(run: RunDirectory) -> Any:
     return None
 
 
-# -- whom to send a signal -------------------------------------------------------------------------------------------
+# -- which process to signal -----------------------------------------------------------------------------------------
 
 
 def group_to_signal(run: RunDirectory) -> int | None:
-    """The process group of a run's worker on this machine, if that is certain and it is the caller's, else `None`.
+    """Return the process group of a run's worker on this machine, or ``None`` unless all checks below pass.
 
-    Anybody who can write to the folder can write ``worker.lock``, so that nothing is taken from it unchecked. The
-    process that it names must hold this very lock, be in the group that it names, and have started when the run's lease
-    says, on this boot. File and process must be the caller's: root sends no signal to somebody else's worker. The
-    group is above 1 and not the caller's own. Only Linux shows who holds a lock; elsewhere the mark alone stops a
+    Any user who can write to the folder can write ``worker.lock``, so its contents are not trusted. The named process
+    must hold this lock, be in the named group, and have started on this boot at the time that the run's lease says.
+    File and process must belong to the caller: root does not signal another user's worker. The group must be above 1
+    and not the caller's own. Only Linux shows which process holds a lock. On other systems the mark alone stops a
     worker.
     """
     record = read_lock_holder(run.worker_lock_file) or {}
@@ -155,13 +155,13 @@ def group_to_signal(run: RunDirectory) -> int | None:
             and os.getpgid(pid) == group != os.getpgrp()
             and all(_is_of_process(named, pid) for named in (record, newest_lease(run.lease_dir)))
         )
-    except OSError:  # it has ended meanwhile, or is somebody else's
+    except OSError:  # it has ended, or belongs to another user
         return None
     return group if is_certain else None
 
 
 def _users(pid: int) -> set[int]:
-    """The users that a process acts for: real, effective, saved, and for files.
+    """Return the user ids of a process: real, effective, saved, and file system.
 
     Raises:
         OSError: the process has ended.
@@ -171,9 +171,9 @@ def _users(pid: int) -> set[int]:
 
 
 def _holds(pid: int, lock: os.stat_result) -> bool:
-    """Whether a process has locked the file ``lock`` for itself, by what the kernel says of its open files."""
+    """Return whether a process holds an exclusive lock on the file ``lock``, according to its open files in /proc."""
     for handle in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile
+        with contextlib.suppress(OSError):  # closed since it was listed
             state = handle.stat()
             if (state.st_dev, state.st_ino) == (lock.st_dev, lock.st_ino):
                 lines = Path(f"/proc/{pid}/fdinfo/{handle.name}").read_text("ascii").splitlines()
@@ -183,7 +183,7 @@ def _holds(pid: int, lock: os.stat_result) -> bool:
 
 
 def _is_of_process(record: Mapping[str, Any], pid: int) -> bool:
-    """Whether what a record says of the process ``pid`` is true; a record of another process says nothing."""
+    """Return whether a record fits the running process ``pid``; true for a record of another process."""
     if record.get("pid") != pid:
         return True
     host, start = this_host(), process_start(pid)

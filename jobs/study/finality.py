@@ -1,4 +1,4 @@
-"""When a run is over and stays so: a launcher puts some failures back into its queue a moment later."""
+"""Decide when a run has finally ended: a launcher retries some failures a moment later."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from jobs.study.folder import AtWork
 from seqlm.rundir import Observation
 
 SETTLE_SECONDS = 2.0
-"""How long a state that a live launcher may still change must last; it looks at its runs several times a second."""
+"""How long a state that a live launcher may change must last to count as final. A launcher polls its runs several times
+a second."""
 
 
 @final
 class FinalityTracker:
-    """Remembers since when runs are in a state that their launcher may still change."""
+    """Records since when each run has been in a state that its launcher may still change."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: dict[str, float] = {}
 
     def is_over(self, run_id: str, observation: Observation, work: AtWork) -> bool:
-        """Whether nothing more will happen to the run by itself, as far as can be known.
+        """Return whether the state of the run is final, as far as can be known.
 
-        ``work`` is who is at work on its study. While somebody is, a run that has lost its node may be tried again,
-        and a pending one may be about to be taken on: these are over only once they have stayed as they are.
+        ``work`` says which launcher and jobs are active on the study. While there are any, a run that lost its node may
+        be retried and a pending run may start. Such a state counts as final after it has lasted ``SETTLE_SECONDS``.
         """
         if observation.state in ("queued", "running"):
             self._since.pop(run_id, None)

@@ -1,4 +1,4 @@
-"""A study's folder, ``runs/<study>/``: which runs it holds, what state they are in, and who is launching it."""
+"""A study's folder, ``runs/<study>/``: its runs and their states, its launcher, its queue and its jobs."""
 
 from __future__ import annotations
 
@@ -35,35 +35,35 @@ from seqlm.rundir import (
 
 @dataclass(frozen=True, kw_only=True)
 class ObservedRun:
-    """One run of a study as its folder tells it."""
+    """One run of a study, as read from its folder."""
 
     name: str
     run: RunDirectory
     observation: Observation
     config: RunConfig | None
-    """None where ``config.json`` is damaged; the observation's reason then says so."""
+    """``None`` means that ``config.json`` is damaged. The observation's reason then says so."""
     provenance: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
-        """What filters can ask of this run."""
+        """Return the facts on which filters can select this run."""
         config, resources = self.config, Resources.from_dict(self.provenance.get("resources", {}))
         facts = facts_of(name=self.name, id=self.run.id, config=config, resources=resources)
         return {**facts, "state": self.observation.state, "kind": self.observation.kind}
 
     @property
     def epochs_total(self) -> int | None:
-        """Epochs to be done in all; ``None`` for a damaged configuration and for a behaviour job, which has none."""
+        """Number of epochs to train in all. ``None`` for a damaged configuration and for a behaviour job."""
         is_behaviour = self.run.path.parent.name == BEHAVIOUR_FOLDER and is_behaviour_study(self.run.path.parent)
         return None if self.config is None or is_behaviour else self.config.train.epochs
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that the run has behind it."""
+        """Number of finished epochs."""
         epoch = self.observation.epoch
         return 0 if epoch is None else epoch + 1
 
     def to_dict(self) -> dict[str, Any]:
-        """One run in the answer of ``status --json``. ``epoch`` is the last finished one, counted from 0."""
+        """Return the run's entry in ``status --json``. ``epoch`` is the last finished epoch, counted from 0."""
         total = self.epochs_total
         return {
             "name": self.name,
@@ -77,17 +77,17 @@ class ObservedRun:
         }
 
     def to_spec(self) -> RunSpec:
-        """The run as a launcher takes it, from its folder alone."""
+        """Return the run as a launcher needs it, from its folder alone."""
         assert self.config is not None, "damaged runs are not launched"
         resources = Resources.from_dict(self.provenance.get("resources", {}))
         return RunSpec(name=self.name, config=self.config, resources=resources, order=self.provenance.get("order", 0))
 
 
 def find_study(argument: str, runs_dir: Path) -> Path:
-    """The folder of a study, named by its folder, by its manifest, or by its name below ``runs_dir``.
+    """Return the folder of a study given by its folder, by its manifest, or by its name below ``runs_dir``.
 
     Raises:
-        UsageError: there is no such study; the line names those there are.
+        UsageError: there is no such study. The message lists the existing studies.
     """
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
@@ -100,36 +100,36 @@ def find_study(argument: str, runs_dir: Path) -> Path:
             raise UsageError(f"{path}: this study has not been launched yet (no folder {folder}); use run {path}")
         return folder
     if folders:
-        raise UsageError(f"{folders[0]} holds no runs")
+        raise UsageError(f"{folders[0]}: expected a study's folder, found no runs in it")
     known = sorted(entry.name for entry in runs_dir.glob("*") if entry.is_dir()) if runs_dir.is_dir() else []
-    there = f"; there are: {', '.join(known)}" if known else f"; {runs_dir} holds no study yet"
-    raise UsageError(f"{argument}: neither a study's folder, nor a manifest, nor a study in {runs_dir}{there}")
+    there = f" (found: {', '.join(known)})" if known else f"; {runs_dir} has no study yet"
+    raise UsageError(f"{argument}: expected a study's folder, a manifest, or a study in {runs_dir}{there}")
 
 
 def is_behaviour_study(study_dir: Path) -> bool:
-    """Whether this is the folder of a study's behaviour jobs, not of runs that train."""
+    """Return whether this is the folder of a study's behaviour jobs rather than of training runs."""
     folder = study_dir.absolute()
     return folder.name == BEHAVIOUR_FOLDER and RunDirectory.any_in(folder.parent)
 
 
 def study_name(study_dir: Path) -> str:
-    """What a study is called: its folder's name, ``<study>/behaviour`` for its behaviour jobs."""
+    """Return the name of a study: its folder's name, or ``<study>/behaviour`` for its behaviour jobs."""
     folder = study_dir.absolute()
     return f"{folder.parent.name}/{folder.name}" if is_behaviour_study(folder) else folder.name
 
 
 def observe_study(study_dir: Path) -> list[ObservedRun]:
-    """Every run of the study with its state, in manifest order. A damaged run is listed with what is wrong."""
+    """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason."""
     work = at_work(study_dir)
     placed = []
     for run in RunDirectory.unordered_in(study_dir):
-        provenance, damage = _read_provenance(run)  # once, for the order and for the run
+        provenance, damage = _read_provenance(run)  # read once, for both the order and the run
         placed.append((run.place(provenance), _look_at(run, work, provenance, damage)))
     return [observed for _, observed in sorted(placed, key=lambda pair: pair[0])]
 
 
 def observe_run(run: RunDirectory, work: AtWork) -> Observation:
-    """The state of one run. ``work`` is who is at work on its study (see :func:`at_work`)."""
+    """Return the state of one run. ``work`` is the result of :func:`at_work` for its study."""
     if run.id in work.jobs:
         return _observe_job(run, work.jobs[run.id])
     launcher = work.launcher
@@ -142,7 +142,7 @@ def observe_run(run: RunDirectory, work: AtWork) -> Observation:
 
 
 def _observe_job(run: RunDirectory, job: JobState) -> Observation:
-    """The state of a run that has a job: what its files say, else what its scheduler says."""
+    """Return the state of a run that has a scheduler's job: from its files if they decide, else from the scheduler."""
     seen = run.observe(queued=job.stage in ("queued", "unknown"), waits_for=job.reason)
     if seen.state != "pending":
         return seen
@@ -158,12 +158,12 @@ def _observe_job(run: RunDirectory, job: JobState) -> Observation:
 
 
 def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
-    """One run as its folder tells it; a damaged one with what is wrong."""
+    """Return one run, as read from its folder. A damaged run has the damage as its reason."""
     return _look_at(run, work, *_read_provenance(run))
 
 
 def _read_provenance(run: RunDirectory) -> tuple[dict[str, Any], SeqlmError | None]:
-    """The provenance of a run, and what is wrong with the file where something is."""
+    """Return the provenance of a run, and the error if the file is damaged."""
     try:
         return run.read_provenance(), None
     except SeqlmError as error:
@@ -186,13 +186,13 @@ def _look_at(run: RunDirectory, work: AtWork, provenance: dict[str, Any], damage
 def select_runs(
     runs: list[ObservedRun], only: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[ObservedRun], str | None]:
-    """The runs that pass the filters of ``--only`` and ``--exclude``, and why if there are none.
+    """Return the runs that pass the filters of ``--only`` and ``--exclude``, and if none does, the reason.
 
     Raises:
         UsageError: a filter is wrong.
     """
     if not only and not exclude:
-        return runs, None  # the facts of a thousand runs, fingerprints among them, take longer than all the rest
+        return runs, None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
     passes, why = choose([run.facts() for run in runs], only, exclude)
     return list(itertools.compress(runs, passes)), why
 
@@ -201,19 +201,19 @@ def select_runs(
 
 
 def launch_lock_file(study_dir: Path) -> Path:
-    """The file whose lock a launcher of this study holds."""
+    """Return the file that a launcher of this study keeps locked."""
     return study_dir / "launch.lock"
 
 
 @contextlib.contextmanager
 def launching(study_dir: Path) -> Iterator[None]:
-    """Own the study's launch while the block runs: two launchers at the same moment start nothing twice.
+    """Hold the study's launch lock while the block runs, so that two launchers never start the same run.
 
     Raises:
-        RunBusyError: another launcher is at work on this study.
+        RunBusyError: another launcher is running on this study.
     """
     make_directory(study_dir)
-    busy = f"study {study_name(study_dir)} is being launched already; `status` shows it, `cancel` stops its runs"
+    busy = f"study {study_name(study_dir)} is already being launched; `status` shows it, `cancel` stops its runs"
     with exclusive_lock(launch_lock_file(study_dir), busy):
         kept_code = study_dir / "code" / "*"
         sweep_beside(queue_file(study_dir), study_record_file(study_dir), jobs_file(study_dir), kept_code)
@@ -222,24 +222,24 @@ def launching(study_dir: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """A live launcher at work on a study."""
+    """A live launcher of a study."""
 
     pid: int
     host: str
     waiting: Mapping[str, str]
-    """Run id -> why it has not started, for the runs in its queue."""
+    """Run id -> why the run has not started, for the runs in its queue."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What ``job.json`` records of a run's launcher."""
+        """The launcher as recorded in the ``job.json`` of its runs."""
         return {"pid": self.pid, "host": self.host}
 
 
 def launcher_of(study_dir: Path) -> Launcher | None:
-    """The launcher at work on this study, or none."""
+    """Return the live launcher of this study, or ``None``."""
     path = launch_lock_file(study_dir)
     holder = read_lock_holder(path) if is_locked(path) else None
-    if holder is None or is_alive(holder) is False:  # a lock without a launcher's name is not a launcher's
+    if holder is None or is_alive(holder) is False:  # a lock without a holder's record is not a launcher's
         return None
     identity = {"pid": holder["pid"], "host": holder["host"]}
     queue = read_json(queue_file(study_dir)) or {}
@@ -249,22 +249,22 @@ def launcher_of(study_dir: Path) -> Launcher | None:
 
 @dataclass(frozen=True, kw_only=True)
 class AtWork:
-    """Who is at work on a study: a launcher, and jobs that a scheduler has taken over."""
+    """What is active on a study: a launcher, and jobs submitted to a scheduler."""
 
     launcher: Launcher | None = None
     jobs: Mapping[str, JobState] = field(default_factory=dict)
-    """Run id -> its job, for the runs that have one and have not spoken."""
+    """Run id -> its job, for the runs that have a job and neither a result nor a failure."""
 
     def may_change(self, run_id: str) -> bool:
-        """Whether a failed or pending run may be taken on again by somebody."""
+        """Return whether a launcher or a scheduler may still start or retry a run."""
         job = self.jobs.get(run_id)
         return self.launcher is not None or (job is not None and job.stage in ("queued", "running", "unknown"))
 
 
 def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:
-    """Who is at work on this study. To look repeatedly, keep a ``scheduler``, which then queries SLURM less often.
+    """Return what is active on this study. Callers that poll keep one ``scheduler``, which queries SLURM less often.
 
-    ``ids`` limits the jobs that are looked up to those of these runs. ``None`` means all runs.
+    ``ids`` limits the lookup of jobs to these runs. ``None`` means all runs.
     """
     jobs = {
         run_id: job
@@ -278,27 +278,27 @@ def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection
 
 
 def jobs_file(study_dir: Path) -> Path:
-    """Which job of a scheduler each run has; written by launchers, which hold the study's lock."""
+    """Return the file that records each run's scheduler job. Launchers write it while they hold the study's lock."""
     return study_dir / "slurm" / "jobs.json"
 
 
 def read_jobs(study_dir: Path) -> dict[str, str]:
-    """Run id -> job id, for all runs that were ever given to a scheduler and nobody else since."""
+    """Return the job id of each run whose last launch was on a scheduler, by run id."""
     jobs: dict[str, str] = (read_json(jobs_file(study_dir)) or {}).get("jobs", {})
     return jobs
 
 
 def submission_of(run: RunDirectory) -> str | None:
-    """The submission that a run belongs to, none where it has gone elsewhere."""
+    """Return the submission that a run belongs to, or ``None`` if its last launch was elsewhere."""
     submissions = (read_json(jobs_file(run.path.parent)) or {}).get("submissions", {})
     found = submissions.get(run.id)
     return None if found is None else str(found)
 
 
 def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[str, str]) -> None:
-    """Add to the record of a study's jobs: run id -> job id, and run id -> the submission that it belongs to.
+    """Add to the record of a study's jobs: run id -> job id, and run id -> submission.
 
-    A run that gets a new submission has no job until that is known.
+    The old job of a run that gets a new submission is dropped; the new job is added once its id is known.
     """
     before = read_json(jobs_file(study_dir)) or {}
     kept = {run_id: job for run_id, job in before.get("jobs", {}).items() if run_id not in submissions}
@@ -308,7 +308,7 @@ def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[st
 
 
 def forget_jobs(study_dir: Path, run_ids: Collection[str]) -> None:
-    """Runs go on somewhere else: their jobs say nothing about them any more, and do nothing to them."""
+    """Remove runs that now run elsewhere from the record. Their jobs no longer affect their state or start them."""
     before = read_json(jobs_file(study_dir)) or {}
     if before.get("submissions", {}).keys().isdisjoint(run_ids):
         return
@@ -317,11 +317,11 @@ def forget_jobs(study_dir: Path, run_ids: Collection[str]) -> None:
 
 
 def queue_file(study_dir: Path) -> Path:
-    """What waits in the queue of a study's launcher, and why; written by that launcher alone."""
+    """Return the file that lists the waiting runs of a study's launcher, with reasons. Only that launcher writes it."""
     return study_dir / "queue.json"
 
 
 def write_queue(study_dir: Path, waiting: Mapping[str, str]) -> None:
-    """Tell ``status`` which runs wait, in the order in which they are to start: run id -> why it has not started."""
+    """Record for ``status`` which runs wait, in queue order: run id -> why the run has not started."""
     launcher = {"pid": os.getpid(), "host": socket.gethostname()}
     write_json(queue_file(study_dir), {"launcher": launcher, "waiting": waiting})

@@ -1,8 +1,8 @@
-"""The code a study was submitted with, kept beside its runs, so that an edit while jobs wait changes nothing.
+"""The code a study was launched with, copied into its folder, so that later edits do not affect waiting jobs.
 
-    <study>/code/<commit>[-<digest>]/    the files, and code-origin.json: where they come from, and the SHA-256 of each
+    <study>/code/<commit>[-<digest>]/    the files, and code-origin.json with their commit and SHA-256 digests
 
-A copy is trusted for its content, never for its name: one that does not hold what is to be kept is moved aside.
+A copy is verified by its content, never by its name. A copy with other content is moved aside and made again.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from seqlm.reading import read_bytes
 from seqlm.rundir import make_directory, read_json, write_json
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
-"""Of a tree without git, what is kept."""
+"""The packages that are kept from a tree without git."""
 COMMAND_LINE = "launch.py"
 IMPORTABLE = (".py", ".so")
-"""Files in a copy that are no part of it and yet could run."""
+"""Suffixes of foreign files that Python could import from a copy."""
 ORIGIN = "code-origin.json"
-"""In a copy: the commit it was made from, which git cannot tell there."""
+"""The file in a copy that records its commit, since a copy has no git repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Where a worker's code lies, and which it is."""
+    """The location and version of a worker's code."""
 
     path: Path
-    """Folder that holds the package ``seqlm``."""
+    """The folder that contains the package ``seqlm``."""
     commit: str | None
-    """Git commit, or none outside a git checkout."""
+    """Git commit. ``None`` outside a git checkout."""
     dirty: bool
-    """Whether tracked files differ from the commit, or files are kept that it has not."""
+    """Whether tracked files differ from the commit, or untracked files are kept as well."""
     live: bool
     """Whether workers run from the working tree itself."""
 
 
 def source_tree() -> Path:
-    """The folder from which this very code was imported."""
+    """Return the folder from which the running code was imported."""
     return Path(seqlm.__file__).resolve().parent.parent
 
 
 def live_code() -> Code:
-    """The working tree itself, for ``--live-code``."""
+    """Return the working tree as the workers' code, for ``--live-code``."""
     root = source_tree()
     origin = read_json(root / ORIGIN)
     if origin is not None:
@@ -67,19 +67,20 @@ def live_code() -> Code:
 def keep_code(
     study_dir: Path, *, untracked: Sequence[str] = (), tell: Callable[[str], None] = lambda line: None
 ) -> Code:
-    """Copy the code into ``<study>/code/<commit>`` unless the same code is already there.
+    """Copy the code into ``<study>/code/<commit>`` unless the same code is already there, and return the copy.
 
-    Of a git checkout: what git tracks, with its uncommitted changes, and no other file, which might be a
-    secret. Outside a checkout: the packages of ours, and the command line. A changed tree gets a folder of its own,
-    named after the commit and a digest of the content. What is itself such a copy (on a cluster, say) keeps its name.
+    From a git checkout, copies the tracked files with their uncommitted changes. Other files are not copied, since they
+    might be secrets. Outside a checkout, copies seqlm's packages and the command line. A modified tree gets a separate
+    folder, named by the commit and a digest of the content. If the running code is itself a copy, as on a cluster, the
+    name of that copy is kept.
 
     Args:
         study_dir: the study.
         untracked: files to keep that git does not track, relative to the checkout.
-        tell: told, in a line, of modules that are left out, and of a copy that is not what its name says.
+        tell: called with a warning if modules are left out, or if an existing copy has other content.
 
     Raises:
-        UsageError: a file of ``untracked`` is not there.
+        UsageError: a file of ``untracked`` does not exist.
         FileError: the copy cannot be read or written.
     """
     root, contents, origin = _to_keep(untracked, tell)
@@ -90,7 +91,7 @@ def keep_code(
         raise FileError.from_os_error("read", target, error) from None
     if wrong:
         aside = target.with_name(f"{target.name}.damaged-{secrets.token_hex(4)}")
-        tell(f"warning: {target} is not the code that its name says ({wrong}); moved to {aside.name} and made again")
+        tell(f"warning: {target} is not the expected code ({wrong}); moved to {aside.name} and copied again")
         try:
             target.rename(aside)
         except OSError as error:
@@ -101,13 +102,13 @@ def keep_code(
 
 
 def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
-    """Return why the kept code of a study might be somebody else's; ``None``: it is this user's, and this very code.
+    """Return why the kept code of a study cannot be trusted, or ``None`` if it can.
 
-    Folders and files must belong to this user. Compiled files in the copy (``__pycache__``) are removed, since Python
-    runs them in place of the sources.
+    Folders and files must belong to this user, and the files must equal the running code. Compiled files in the copy
+    (``__pycache__``) are removed, since Python runs them in place of the sources.
 
     Raises:
-        FileError: the copy cannot be read, or a compiled file not be removed.
+        FileError: the copy cannot be read, or a compiled file cannot be removed.
     """
     folder = study_dir / "code"
     try:
@@ -121,7 +122,7 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
         if not os.path.lexists(target):
             return None
         if wrong := _difference(target, contents, origin, strict=True):
-            return f"{target} is not the code that its name says ({wrong})"
+            return f"{target} is not the expected code ({wrong})"
         for path in (target, *target.rglob("*")):
             if path.lstat().st_uid != os.geteuid():
                 return f"{path} belongs to another user"
@@ -135,7 +136,7 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
 def _to_keep(
     untracked: Sequence[str], tell: Callable[[str], None]
 ) -> tuple[Path, Mapping[str, str], Mapping[str, Any]]:
-    """The tree that this code comes from, its files with their digests, and what ``code-origin.json`` is to say."""
+    """Return the source tree, its files with their digests, and the contents of ``code-origin.json``."""
     root = source_tree()
     origin = read_json(root / ORIGIN)
     if origin is not None:
@@ -164,13 +165,13 @@ def _files(root: Path, commit: str | None) -> list[Path]:
 
 
 def _files_below(root: Path, folder: str = "") -> list[Path]:
-    """The files below a folder, from ``root``, without what Python compiles and what a copy says of itself."""
+    """Return the files below a folder, relative to ``root``, without compiled files and ``code-origin.json``."""
     found = [path.relative_to(root) for path in (root / folder).rglob("*") if path.is_file()]
     return [path for path in found if path.suffix != ".pyc" and path != Path(ORIGIN)]
 
 
 def _added(root: Path, name: str) -> Path:
-    """A file that the manifest names."""
+    """Return the path of a file that ``study.untracked`` names, after checking it."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or not (root / path).is_file():
         raise UsageError(f'study.untracked: expected a file of {root}, such as "seqlm/new.py", got "{name}"')
@@ -178,7 +179,7 @@ def _added(root: Path, name: str) -> Path:
 
 
 def _untracked(root: Path, commit: str | None) -> list[str]:
-    """The modules, in the packages of ours and beside them, that git neither tracks nor ignores."""
+    """Return the Python files, at the top and in seqlm's packages, that git neither tracks nor ignores."""
     where = [":(glob)*.py", *(f"{package}/*.py" for package in PACKAGES)]
     return _names(_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *where)) if commit else []
 
@@ -188,7 +189,7 @@ def _names(listing: str) -> list[str]:
 
 
 def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
-    """File, from ``root`` -> SHA-256 of its content, in the order of the names."""
+    """Return the SHA-256 of each file, by its path relative to ``root``, sorted by path."""
     try:
         return {str(file): _sha256((root / file).read_bytes()) for file in sorted(set(files))}
     except OSError as error:
@@ -198,10 +199,9 @@ def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
 def _difference(
     kept: Path, contents: Mapping[str, str], origin: Mapping[str, Any], *, strict: bool = False
 ) -> str | None:
-    """What is wrong with a copy of the code, in a few words, or none. Compiled files are left aside.
+    """Return the first difference between a copy of the code and ``contents``, or ``None``. Ignores compiled files.
 
-    Other files that do not belong to it are wrong if they could run, and in any case if the copy is looked at
-    ``strict``.
+    A foreign file counts if Python could import it, or with ``strict`` in any case.
     """
     if kept.is_symlink():
         return "it is a link"
@@ -220,7 +220,7 @@ def _difference(
                 return f"{file} is not part of it"
             continue
         if not stat.S_ISREG(status.st_mode):
-            return f"{file} is no regular file"
+            return f"{file} is not a regular file"
         is_right = _is_origin(kept / file, origin) if file == Path(ORIGIN) else _is(kept / file, contents[str(file)])
         if not is_right:
             return f"{file} has changed"
@@ -243,7 +243,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _copy(root: Path, contents: Mapping[str, str], target: Path, origin: Mapping[str, Any]) -> None:
-    """Write the copy beside its place, flushed, and put it there in one step."""
+    """Write the copy to a temporary folder, flush it, and rename it into place."""
     make_directory(target.parent)
     try:
         with folder_beside(target) as building:
@@ -263,12 +263,12 @@ def _copy(root: Path, contents: Mapping[str, str], target: Path, origin: Mapping
             building.rename(target)
             flush(target.parent)
     except OSError as error:
-        if not target.is_dir():  # else another launch of the same code was first
+        if not target.is_dir():  # otherwise another launch has just made the same copy
             raise FileError.from_os_error("write", target, error) from None
 
 
 def _commit(root: Path) -> str | None:
-    """The commit checked out at ``root``, when that is the top of a git checkout with a commit."""
+    """Return the commit checked out at ``root``, or ``None`` unless ``root`` is the top of a git checkout."""
     if shutil.which("git") is None or _git(root, "rev-parse", "--show-toplevel").strip() != str(root):
         return None
     return _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip() or None
@@ -279,8 +279,8 @@ def _changes(root: Path) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    # The checkout may be another user's, which git would refuse; its code runs already. core.quotePath and locale do
-    # not matter: names are read with -z, and the rest is hexadecimal.
+    # safe.directory: git refuses another user's checkout, but its code is running already. core.quotePath and the
+    # locale do not matter, since names are read with -z and all other output is hexadecimal.
     words = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
     answer = subprocess.run(words, capture_output=True, text=True, check=False)
     return answer.stdout if answer.returncode == 0 else ""

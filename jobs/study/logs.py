@@ -1,7 +1,7 @@
-"""Reading the logs of runs: the last lines, or everything as it comes.
+"""Print the logs of runs: the last lines, or everything as it is written.
 
-What a worker has written is shown with control characters as escapes, so that no log can drive the terminal. Of what a
-progress bar has drawn over with carriage returns, the last state is the line.
+Control characters are escaped, so that no log can control the terminal. Of a line that a progress bar has overwritten
+with carriage returns, only the last state is printed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from jobs.study.squeue import Scheduler
 from seqlm.errors import printable
 
 FOLLOW_SECONDS = 1.0
-"""How often a log that is followed, and the state of its run, are looked at; `tail -f` does the same."""
+"""Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
 LARGEST_TAIL = 4 * 2**20
-"""Bytes at the end of a log that its last lines are looked for in; lines longer than that are cut."""
+"""Bytes read from the end of a log to find its last lines. Longer lines are cut."""
 
 
 def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
-    """Print the last ``lines`` lines of what the latest attempt wrote on stdout and stderr; returns them as data."""
+    """Print the last ``lines`` lines that the latest attempt wrote to stdout and stderr, and return them as data."""
     attempt = run.run.last_attempt()
     record: dict[str, Any] = {"name": run.name, "id": run.run.id, "attempt": None, "stdout": [], "stderr": []}
     if not attempt:
@@ -39,15 +39,15 @@ def print_log(run: ObservedRun, lines: int, stream: TextIO) -> dict[str, Any]:
 
 
 def follow_logs(run: ObservedRun, lines: int) -> None:
-    """Print the log of a run as it grows, across attempts, until the run is over and stays so."""
+    """Print the log of a run as it grows, across attempts, until the state of the run is final."""
     attempt = 0
     positions: dict[Path, int] = {}
-    settling = FinalityTracker()
+    finality = FinalityTracker()
     scheduler = Scheduler()
     while True:
         newest = run.run.last_attempt()
         work = at_work(run.run.path.parent, scheduler, [run.run.id])
-        over = settling.is_over(run.run.id, observe_run(run.run, work), work)
+        over = finality.is_over(run.run.id, observe_run(run.run, work), work)
         if newest > attempt:
             attempt = newest
             print_log(run, lines, sys.stdout)
@@ -71,13 +71,13 @@ def _last_lines(path: Path, lines: int) -> list[str]:
 
 
 def _lines(raw: bytes) -> list[str]:
-    """The lines of a log, each as a terminal would have left it after carriage returns."""
+    """Return the lines of a log, each as a terminal would show it after carriage returns."""
     text = raw.decode("utf-8", errors="replace")
     return [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def _print_from(path: Path, position: int, *, rest: bool) -> int:
-    """Print the whole lines that follow ``position``, with ``rest`` the last one too; returns where to go on."""
+    """Print the complete lines after ``position``, with ``rest`` also an incomplete one. Return the new position."""
     try:
         with path.open("rb") as file:
             file.seek(position)

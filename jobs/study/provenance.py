@@ -1,4 +1,4 @@
-"""Where a run came from: what ``provenance.json`` records when it is launched."""
+"""The contents of ``provenance.json``, written when a run is launched: code, machine, versions and command."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from jobs.study.kept_code import Code
 from seqlm import machine
 
 PACKAGES = ("torch", "pandas", "matplotlib", "ray", "submitit")
-"""Packages whose versions are recorded where they are installed."""
+"""Packages whose versions are recorded if they are installed."""
 
 ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_CLUSTER_NAME", "SLURM_JOB_PARTITION")
-"""The only variables whose values are recorded; anything else might be a secret."""
+"""The only environment variables whose values are recorded, since others might be secrets."""
 
 
 def launch_record(study: str, code: Code) -> dict[str, Any]:
-    """What a launch records with each of its runs: machine, code and versions."""
+    """Return the part of the record that all runs of a launch share: machine, code and versions."""
     return {
         "study": study,
         "launched_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -40,7 +40,7 @@ def launch_record(study: str, code: Code) -> dict[str, Any]:
 
 
 def run_record(spec: RunSpec, *, command: Sequence[str], data_path: Path | None) -> dict[str, Any]:
-    """The record of one run beside that. ``command`` is the command line that launches this run alone."""
+    """Return the part of the record for one run. ``command`` is the command line that launches this run alone."""
     return {
         "name": spec.name,
         "order": spec.order,
@@ -51,7 +51,7 @@ def run_record(spec: RunSpec, *, command: Sequence[str], data_path: Path | None)
 
 
 def versions() -> dict[str, str]:
-    """Versions of seqlm, Python and the packages that matter, without importing them."""
+    """Return the versions of seqlm, Python and the installed packages of ``PACKAGES``, without importing them."""
     found = {"seqlm": seqlm.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,8 +1,8 @@
-"""What a SLURM controller says of a study's jobs, in at most two calls however many there are.
+"""Query SLURM for the states of a study's jobs, in at most two calls for any number of jobs.
 
-The truth about a run is in its folder; this tells only what no file can: that a job waits and why, that it runs on a
-machine whose locks are not seen here, or that it is gone without a word. Works without accounting, while the
-controller does not answer, and after it has forgotten a job.
+The state of a run is read from its folder. SLURM adds only what no file has: that a job waits and why, that it runs on
+a machine whose locks are not visible here, or that it disappeared without a result. This works without accounting,
+while the controller does not answer, and after the controller has purged a job.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import Literal, TypeAlias, final
 from seqlm.rundir import FailureKind
 
 CALL_SECONDS = 20.0
-"""How long a controller may take to answer."""
+"""Timeout of a query."""
 EVERY_SECONDS = 10.0
-"""How often the controller is asked by who looks again and again."""
+"""Minimum interval between queries for callers that poll."""
 
 Stage: TypeAlias = Literal["queued", "running", "ended", "gone", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """A job as its scheduler sees it."""
+    """A job's state according to its scheduler."""
 
     stage: Stage
-    """``gone``: the scheduler does not know it any more; ``unknown``: the scheduler does not answer."""
+    """``gone``: the scheduler no longer lists the job. ``unknown``: the scheduler does not answer."""
     reason: str
-    """Why it waits, or how it ended, for a person."""
+    """Why the job waits, or how it ended, in words for users."""
     kind: FailureKind | None = None
-    """Of an ended job that its run knows nothing of."""
+    """Kind of failure of a job that ended without writing a result or a failure."""
 
 
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -51,32 +51,32 @@ _KINDS: Mapping[str, FailureKind] = {
 """SLURM's job states (``man squeue``, JOB STATE CODES) -> kinds of failure; all others are of kind ``code``."""
 _NOTHING_TO_LEARN = ("Invalid job id", "accounting storage is disabled")
 _REASONS = {
-    "Priority": "other jobs go before it",
-    "Resources": "waits for free resources",
-    "JobArrayTaskLimit": "as many of its array run as may at once",
-    "BeginTime": "starts again in a moment",
-    "Dependency": "waits for another job",
-    "DependencyNeverSatisfied": "the job that it waited for has failed",
+    "Priority": "other jobs have priority",
+    "Resources": "waiting for resources",
+    "JobArrayTaskLimit": "its array's limit of running jobs is reached",
+    "BeginTime": "restarts in a moment",
+    "Dependency": "waiting for another job",
+    "DependencyNeverSatisfied": "the job it depends on has failed",
     "JobHeldUser": "held by its user",
     "JobHeldAdmin": "held by an administrator",
-    "QOSMaxJobsPerUserLimit": "your jobs are as many as may run at once",
+    "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
     "AssocGrpGRES": "your account's GPUs are in use",
 }
 
 
 @final
 class Scheduler:
-    """Asks a controller about jobs, and remembers its answers for :data:`EVERY_SECONDS`."""
+    """Queries SLURM about jobs, and caches the answers for :data:`EVERY_SECONDS`."""
 
     def __init__(self) -> None:
         self._asked_at = -EVERY_SECONDS
         self._jobs: frozenset[str] = frozenset()
         self._answers: dict[str, JobState] = {}
         self.calls = 0
-        """Commands run so far."""
+        """Number of commands run so far."""
 
     def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
-        """The state of each job (``12`` or ``12_3``)."""
+        """Return the state of each job (``12`` or ``12_3``)."""
         wanted = frozenset(jobs)
         if not wanted:
             return {}
@@ -96,20 +96,21 @@ class Scheduler:
         parents = ",".join(sorted({job.partition("_")[0] for job in missing}))
         account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,NodeList", "-j", parents)
         accounted = {} if account is None else read_sacct(account)
-        silent = "slurmctld" if queue is None else "the accounting" if account is None else None
+        silent = "slurmctld" if queue is None else "slurmdbd (accounting)" if account is None else None
         if silent:
-            lost = JobState(stage="unknown", reason=f"{silent} does not answer; this is what was known before")
+            lost = JobState(stage="unknown", reason=f"{silent} does not answer; this is the last known state")
         else:
-            lost = JobState(stage="gone", reason="its job is gone without a word; run again to resume")
+            reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
+            lost = JobState(stage="gone", reason=reason)
         return {**{job: accounted.get(job, lost) for job in missing}, **found}
 
     def _call(self, *command: str) -> str | None:
-        """What a command prints. ``None``: no answer.
+        """Return a command's output, or ``None`` if there is no answer.
 
-        "No such job" is an answer, and so is a cluster without accounting: there is nothing more to learn.
+        "No such job" and "no accounting" count as answers, since another query would add nothing.
         """
         self.calls += 1
-        environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # else lists of tasks are cut after 64 characters
+        environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # otherwise lists of tasks are truncated to 64 characters
         try:
             answer = subprocess.run(
                 command, capture_output=True, text=True, timeout=CALL_SECONDS, env=environ, check=False
@@ -124,7 +125,7 @@ class Scheduler:
 
 
 def read_squeue(text: str) -> dict[str, JobState]:
-    """The answer of ``squeue -h -r -t all -o "%i|%T|%r|%N"``."""
+    """Parse the output of ``squeue -h -r -t all -o "%i|%T|%r|%N"``."""
     found = {}
     for line in text.splitlines():
         parts = line.strip().split("|")
@@ -135,7 +136,7 @@ def read_squeue(text: str) -> dict[str, JobState]:
 
 
 def read_sacct(text: str) -> dict[str, JobState]:
-    """The answer of ``sacct -n -P -X -D -o JobID,State,NodeList``; of a job that was requeued, the last line holds."""
+    """Parse the output of ``sacct -n -P -X -D -o JobID,State,NodeList``. The last line of a requeued job counts."""
     found: dict[str, JobState] = {}
     waiting: dict[str, JobState] = {}
     for line in text.splitlines():
@@ -143,11 +144,11 @@ def read_sacct(text: str) -> dict[str, JobState]:
         if len(parts) == 3:
             known = waiting if "[" in parts[0] else found
             known.update(dict.fromkeys(_jobs_of(parts[0]), job_state(parts[1], "", parts[2])))
-    return {**waiting, **found}  # a range may still have a task that has a line of its own
+    return {**waiting, **found}  # a task may be in a range of waiting tasks and also have a line of its own
 
 
 def _jobs_of(text: str) -> list[str]:
-    """The jobs of a line of sacct: ``12``, ``12_3``, or every task of ``12_[0-3,8-16:4%2]``; none for a job's step."""
+    """Return the jobs of a line of sacct: ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Empty for a step."""
     match = re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", text)
     if match is None:
         return [text] if re.fullmatch(r"\d+(_\d+)?", text) else []
@@ -160,21 +161,21 @@ def _jobs_of(text: str) -> list[str]:
 
 
 def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:
-    """One job's state from SLURM's words, such as ``PENDING`` with ``Resources``, or ``CANCELLED by 1000``."""
+    """Return a job's state from SLURM's state and reason, such as ``PENDING`` and ``Resources``."""
     word = state.split()[0].rstrip("+") if state else "UNKNOWN"
     if word in _QUEUED:
         plain = reason.strip("() ")
-        known = _REASONS.get(plain, f"SLURM says {plain}" if plain not in ("", "None") else "about to start")
+        known = _REASONS.get(plain, f"SLURM reports {plain}" if plain not in ("", "None") else "about to start")
         return JobState(stage="queued", reason=known)
     if word in _RUNNING:
         return JobState(stage="running", reason=f"on {nodes}" if nodes else "")
     if word == "COMPLETED":
-        return JobState(stage="ended", reason="its job ended and left no result; see its logs", kind="code")
+        return JobState(stage="ended", reason="its job ended without writing a result; see its logs", kind="code")
     kind = _KINDS.get(word, "code")
-    text = "cancelled by scancel" if kind == "cancelled" else f"SLURM says {word}"
+    text = "cancelled by scancel" if kind == "cancelled" else f"SLURM reports {word}"
     return JobState(stage="ended", reason=text, kind=kind)
 
 
 def parents(jobs: Sequence[str]) -> list[str]:
-    """The ids of the arrays that jobs belong to, each once."""
+    """Return the ids of the job arrays that jobs belong to, each once."""
     return sorted({job.partition("_")[0] for job in jobs}, key=int)

@@ -1,4 +1,4 @@
-"""A real SLURM on the loopback of one machine: ``python -m slurm.testcluster up``, or :class:`LoopbackCluster`."""
+"""A real SLURM on one machine's loopback network: ``python -m slurm.testcluster up``, or :class:`LoopbackCluster`."""
 
 from slurm.testcluster.cluster import LoopbackCluster
 from slurm.testcluster.configuration import ClusterOptions

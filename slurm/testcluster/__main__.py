@@ -1,4 +1,4 @@
-"""``python -m slurm.testcluster``: a real SLURM on this machine, to try a grid on before there is a cluster."""
+"""``python -m slurm.testcluster``: a real SLURM on this machine, to try a grid on without a cluster."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from slurm.testcluster.cluster import LoopbackCluster
 from slurm.testcluster.configuration import ClusterOptions
 
 _OWNER = "owner"
-"""The file in a cluster's folder with the pid of the process that keeps it up, and when that was started."""
+"""The file in a cluster's folder with the pid and start time of the process that keeps the cluster up."""
 
 _DOWN_SECONDS = 60
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line's parser."""
     defaults = ClusterOptions()
     made = argparse.ArgumentParser(prog="python -m slurm.testcluster", description=__doc__)
     commands = made.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="bring a cluster up, and keep it until Ctrl-C")
-    up.add_argument("--nodes", type=int, default=defaults.nodes, help="slurmd processes (default %(default)s)")
-    up.add_argument("--gpus", type=int, default=defaults.gpus, help="fake GPUs of each node (default %(default)s)")
-    up.add_argument("--cpus", type=int, default=defaults.cpus, help="cores of each node (default %(default)s)")
-    up.add_argument("--memory-mb", type=int, default=defaults.memory_mb, help="of each node (default %(default)s)")
-    up.add_argument("--accounting", action="store_true", help="with slurmdbd, so that sacct works")
-    up.add_argument("--preemption", action="store_true", help="a second partition, urgent, preempts the first")
-    up.add_argument("--folder", type=Path, help="a new folder with a short path (default: one in /tmp)")
-    up.add_argument("--detach", action="store_true", help="return when it is up; end it with: down --folder FOLDER")
-    down = commands.add_parser("down", help="end a detached cluster: cancel its jobs, stop it, remove its folder")
+    up = commands.add_parser("up", help="start a cluster, and keep it up until Ctrl-C")
+    up.add_argument("--nodes", type=int, default=defaults.nodes, help="nodes, one slurmd each (default %(default)s)")
+    up.add_argument("--gpus", type=int, default=defaults.gpus, help="fake GPUs per node (default %(default)s)")
+    up.add_argument("--cpus", type=int, default=defaults.cpus, help="cores per node (default %(default)s)")
+    up.add_argument("--memory-mb", type=int, default=defaults.memory_mb, help="memory per node (default %(default)s)")
+    up.add_argument("--accounting", action="store_true", help="also start slurmdbd, so that sacct works")
+    up.add_argument("--preemption", action="store_true", help="add a partition, urgent, that preempts the first")
+    up.add_argument("--folder", type=Path, help="a new or empty folder with a short path (default: one in /tmp)")
+    up.add_argument("--detach", action="store_true", help="return once it is up; stop it with: down --folder FOLDER")
+    down = commands.add_parser("down", help="stop a detached cluster, cancel its jobs, remove its folder")
     down.add_argument("--folder", type=Path, required=True)
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
     try:
@@ -59,30 +59,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def keep_up(cluster: LoopbackCluster) -> None:
-    """Bring it up, print how to use it, and take it down at Ctrl-C or SIGTERM."""
+    """Start the cluster, print how to use it, and stop it at Ctrl-C, SIGTERM or SIGHUP."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     with cluster:
         (cluster.folder / _OWNER).write_text(f"{os.getpid()} {_started(os.getpid())}", "ascii")
         size = cluster.options
-        print(f"# {size.nodes} nodes of {size.cpus} cores and {size.gpus} fake GPUs; in the shell that uses it:")
+        print(f"# {size.nodes} nodes of {size.cpus} cores and {size.gpus} fake GPUs; to use it in a shell:")
         print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}", flush=True)
         while not stop.wait(0.5):
             pass
 
 
 def detach(arguments: Sequence[str]) -> None:
-    """The same in a process of its own, which lives on.
+    """Start the cluster in a background process, and return once it is up.
 
     Raises:
-        UsageError, BackendError: it has not come up.
+        UsageError, BackendError: the cluster did not start.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "slurm.testcluster", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,  # not this process's own: who reads that would wait for the cluster's end
+        stderr=subprocess.PIPE,  # not inherited: a reader of this process's stderr would wait until the cluster ends
         start_new_session=True,
         text=True,
     )
@@ -91,26 +91,26 @@ def detach(arguments: Sequence[str]) -> None:
         print(line, end="")
         if line.startswith("export "):
             folder = Path(line.strip().partition("=")[2]).parent
-            print(f"# and to end it: python -m slurm.testcluster down --folder {folder}", flush=True)
+            print(f"# to stop it: python -m slurm.testcluster down --folder {folder}", flush=True)
             return
-    said = process.communicate()[1].strip().splitlines() or ["no output"]
+    errors = process.communicate()[1].strip().splitlines() or ["no output"]
     kind = UsageError if process.returncode == UsageError.exit_code else BackendError
-    raise kind(said[-1].removeprefix("error: "))
+    raise kind(errors[-1].removeprefix("error: "))
 
 
 def take_down(folder: Path) -> None:
-    """End the cluster of a folder, and wait until nothing is left of it.
+    """Stop the cluster of a folder, and wait until its process has ended.
 
     Raises:
-        UsageError: no cluster lives there.
-        BackendError: it does not end.
+        UsageError: no cluster is running there.
+        BackendError: its process does not end.
     """
     try:
         pid, started = (folder / _OWNER).read_text("ascii").split()
     except (OSError, ValueError) as error:
-        raise UsageError(f"no test cluster lives in {folder}") from error
+        raise UsageError(f"{folder}: expected the folder of a running test cluster") from error
     if _started(int(pid)) != started:
-        raise UsageError(f"no test cluster lives in {folder} any more")
+        raise UsageError(f"{folder}: the test cluster of this folder is no longer running")
     os.kill(int(pid), signal.SIGTERM)
     deadline = time.monotonic() + _DOWN_SECONDS
     while _started(int(pid)) == started:
@@ -132,7 +132,7 @@ def _cluster(options: argparse.Namespace) -> LoopbackCluster:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, in ticks since the machine was; none when it has ended. A pid may be used again."""
+    """Return a process's start time in clock ticks since boot, or ``None`` if it has ended. Detects reused pids."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

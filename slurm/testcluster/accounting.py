@@ -1,4 +1,4 @@
-"""Accounting of a test cluster: a database on a socket, and slurmdbd in front of it, so that sacct works."""
+"""Accounting of a test cluster: a database on a Unix socket and slurmdbd, so that sacct works."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ DAEMONS = ("mariadbd", "slurmdbd")
 
 
 def start_accounting(place: ClusterFolder, daemons: Daemons, env: Mapping[str, str]) -> None:
-    """Bring both up, before slurmctld.
+    """Start the database and slurmdbd, which slurmctld needs.
 
     Raises:
         BackendError: one of them does not start.
     """
     _make_database(place, env)
-    # Slurmdbd makes its database if there is none, but goes on with the connection that has failed for that, with
-    # which MariaDB's library of 2026 (Connector/C 3.4.10) can read no results any more. So it finds one.
+    # Create the database here. If slurmdbd finds none, it creates one but keeps the connection that failed for that
+    # reason, on which MariaDB's Connector/C 3.4.10 (2026) can read no further results.
     first = place.folder / "first.sql"
     first.write_text(f"CREATE DATABASE {DATABASE_NAME};\n", "ascii")
     command = [program("mariadbd"), "--no-defaults", "--user=root", f"--datadir={place.database}", "--skip-networking"]
     command += [f"--init-file={first}"]
     command += [f"--socket={place.database_socket}", f"--pid-file={place.folder}/mariadbd.pid"]
-    # A small pool, and no wait for the disk: the data lives no longer than the cluster.
+    # A small pool and no flushing to disk, since the data is deleted with the cluster.
     command += ["--innodb-buffer-pool-size=24M", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0"]
     daemons.start("mariadbd", command, env)
     daemons.until(place.database_socket.exists, "the database's start", needs=["mariadbd"])
     place.slurmdbd_conf.write_text(slurmdbd_conf(place), "utf-8")
-    place.slurmdbd_conf.chmod(0o600)  # slurmdbd refuses another
+    place.slurmdbd_conf.chmod(0o600)  # slurmdbd requires this mode
     daemons.start("slurmdbd", [program("slurmdbd"), "-D"], {**env, "MYSQL_UNIX_PORT": str(place.database_socket)})
     command = [program("sacctmgr"), "-i", "add", "cluster", CLUSTER_NAME]
 
@@ -43,7 +43,7 @@ def start_accounting(place: ClusterFolder, daemons: Daemons, env: Mapping[str, s
 
 
 def _make_database(place: ClusterFolder, env: Mapping[str, str]) -> None:
-    """The empty database; what mariadb-install-db does, with its own command line at the end of it."""
+    """Create an empty database system with mariadb-install-db."""
     command = [program("mariadb-install-db"), "--no-defaults", "--user=root", f"--datadir={place.database}"]
     command += ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
     place.database.mkdir()

@@ -27,7 +27,7 @@ from slurm.testcluster.programs import SEARCHED, program, require_programs
 from slurm.testcluster.slots import take_slot
 
 _CLIENT_VARIABLES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
-"""What begins like this belongs to another cluster, or to a job of it."""
+"""Prefixes of environment variables that refer to another cluster, or to a job of one."""
 
 _LONGEST_SPOOL_NAME = len("/spool/127.100.100.100/127.100.100.100_1000000.4294967295")
 _CANCEL_SECONDS = 20
@@ -35,14 +35,14 @@ _CANCEL_SECONDS = 20
 
 @final
 class LoopbackCluster:
-    """munge, slurmctld, one slurmd for each node, accounting if wanted; all of it ends with this object or process.
+    """munged, slurmctld, one slurmd per node and optional accounting. All of it ends with this object or process.
 
-    ``start`` (or ``with``) brings it up. ``env`` is the environment in which SLURM's commands, and everything that
-    calls them, use this cluster.
+    ``start`` (or ``with``) starts the cluster. SLURM's commands, and programs that call them, use this cluster in the
+    environment ``env``.
 
     Args:
-        options: what it is like.
-        folder: where its files go, a short path, absent or empty; removed at the end.
+        options: size and rules of the cluster.
+        folder: the folder for its files, new or empty, with a short path. It is removed at the end.
     """
 
     def __init__(self, options: ClusterOptions | None = None, folder: Path | None = None) -> None:
@@ -51,18 +51,18 @@ class LoopbackCluster:
         self._place: ClusterFolder | None = None
         self._daemons: Daemons | None = None
 
-    # -- life ----------------------------------------------------------------------------------------------------
+    # -- start and stop ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Bring it up, and wait until every node is idle.
+        """Start all daemons, and wait until no node is down.
 
         Raises:
-            BackendError: SLURM is not installed, or something of it does not start; nothing is left running then.
+            BackendError: SLURM is not installed, or a daemon does not start. Nothing is left running.
             UsageError: the folder cannot be used.
         """
         require_programs(accounting=self.options.accounting)
         if os.geteuid() != 0:
-            raise BackendError("test cluster: it must be started by root (in a container, for instance)")
+            raise BackendError("test cluster: expected to be started by root (in a container, for instance)")
         slot = take_slot(self.options.nodes)
         with slot.reservation as reservation:
             self._place = ClusterFolder(folder=_make_folder(self._wanted_folder), slot=slot)
@@ -76,7 +76,7 @@ class LoopbackCluster:
             raise
 
     def close(self) -> None:
-        """Cancel all jobs, wait for their end, stop everything and remove the folder; safe to call again."""
+        """Cancel all jobs, wait for their end, stop all daemons and remove the folder. Safe to call again."""
         daemons, self._daemons = self._daemons, None
         if daemons is None:
             return
@@ -98,27 +98,27 @@ class LoopbackCluster:
 
     @property
     def folder(self) -> Path:
-        """Configuration, logs (``slurmctld.log``, ``slurmd-NODE.log``) and state; jobs' own files belong elsewhere."""
+        """The folder of configuration, state and logs (``slurmctld.log``, ``slurmd-NODE.log``); removed at the end."""
         return self._where.folder
 
     @property
     def node_names(self) -> list[str]:
-        """Loopback addresses, so that they resolve."""
+        """Names of the nodes: loopback addresses, so that they resolve."""
         return [self._where.slot.node(index) for index in range(self.options.nodes)]
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of this process, with the variables that lead to this cluster, and none of another one's."""
+        """The environment of this process, with the variables of this cluster in place of those of any other."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_CLIENT_VARIABLES)}
         return {**kept, "PATH": SEARCHED, "SLURM_CONF": str(self._where.slurm_conf)}
 
     def run(
         self, *argv: str, cwd: Path | None = None, seconds: float = 60, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the cluster, such as ``run("squeue", "-h")``.
+        """Run a command in the cluster's environment, such as ``run("squeue", "-h")``.
 
         Raises:
-            BackendError: it fails, unless ``check`` is false; the message has what it said.
+            BackendError: the command fails and ``check`` is true. The message has its error output.
         """
         done = subprocess.run(
             argv, cwd=cwd or self.folder, env=self.env, capture_output=True, text=True, timeout=seconds, check=False
@@ -128,20 +128,20 @@ class LoopbackCluster:
         return done
 
     def node_states(self) -> dict[str, str]:
-        """Such as idle, mixed, allocated, down*, for each node."""
+        """Return the state of each node, such as idle, mixed, allocated or down*."""
         lines = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").stdout.split("\n")
         return dict(line.split(maxsplit=1) for line in lines if line.strip())
 
-    # -- accidents -----------------------------------------------------------------------------------------------
+    # -- failures ------------------------------------------------------------------------------------------------
 
     def kill_node(self, index: int, *, with_jobs: bool = False) -> None:
-        """SIGKILL a slurmd. Its jobs live on, unknown to SLURM, as they do; ``with_jobs``: as if the power were cut."""
+        """SIGKILL a slurmd. Its jobs keep running. With ``with_jobs`` they are killed too, as in a power failure."""
         name = self._where.slot.node(index)
         offspring = [str(self._where.slurmd_log(name)), f"SLURMD_NODENAME={name}"]
         self._running.stop(f"slurmd-{name}", signal.SIGKILL, offspring=offspring if with_jobs else None)
 
     def start_node(self, index: int) -> None:
-        """Bring a killed node back; ``wait_for_nodes`` waits until SLURM has noticed."""
+        """Start the slurmd of a killed node again. ``wait_for_nodes`` waits until SLURM has noticed."""
         name = self._where.slot.node(index)
         command = [program("slurmd"), "-D", "-f", str(self._where.slurm_conf), "-N", name]
         self._running.start(f"slurmd-{name}", command, self._daemon_env)
@@ -150,7 +150,7 @@ class LoopbackCluster:
         """Return when no node is down or unknown.
 
         Raises:
-            BackendError: that does not happen in time, or a slurmd has ended.
+            BackendError: a node is still down after ``seconds``, or a daemon has exited.
         """
         needs = ["slurmctld", *(f"slurmd-{name}" for name in self.node_names)]
 
@@ -163,14 +163,14 @@ class LoopbackCluster:
         self._running.until(all_up, "the nodes' start", needs=needs, seconds=seconds)
 
     def stop_controller(self, *, kill: bool = False) -> None:
-        """Stop slurmctld as an administrator does, or let it crash; jobs go on, commands fail."""
+        """Stop slurmctld, or with ``kill`` crash it. Jobs keep running; commands fail."""
         self._running.stop("slurmctld", signal.SIGKILL if kill else signal.SIGTERM, seconds=30)
 
     def start_controller(self) -> None:
         """Start slurmctld from its saved state, and wait until it answers.
 
         Raises:
-            BackendError: it does not.
+            BackendError: it does not answer.
         """
         command = [program("slurmctld"), "-D", "-f", str(self._where.slurm_conf)]
         self._running.start("slurmctld", command, self._daemon_env)
@@ -181,15 +181,15 @@ class LoopbackCluster:
         self._running.until(answers, "slurmctld's start", needs=["slurmctld"])
 
     def restart_controller(self, *, kill: bool = False) -> None:
-        """Stop and start slurmctld; jobs go on."""
+        """Stop and start slurmctld. Jobs keep running."""
         self.stop_controller(kill=kill)
         self.start_controller()
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    # -- internals -----------------------------------------------------------------------------------------------
 
     @property
     def supervisor_pid(self) -> int:
-        """Every process of the cluster, its jobs' as well, is below this one."""
+        """Pid of the ancestor of every process of the cluster, including its jobs."""
         return self._running.supervisor_pid
 
     @property
@@ -236,8 +236,8 @@ class LoopbackCluster:
         self.wait_for_nodes()
 
     def _end_jobs(self) -> None:
-        """Ask SLURM to: a slurmd that stops leaves its jobs running. What is still there then is killed."""
-        if self.run("scontrol", "ping", check=False).returncode:  # at once; squeue would wait for it a while
+        """Cancel all jobs through SLURM, since stopping a slurmd leaves its jobs running. ``close`` kills the rest."""
+        if self.run("scontrol", "ping", check=False).returncode:  # ping fails at once, squeue only after a while
             return
         deadline = time.monotonic() + _CANCEL_SECONDS
         queue = self.run("squeue", "-h", "-o", "%A", check=False)
@@ -250,9 +250,9 @@ class LoopbackCluster:
 
 
 def _make_folder(wanted: Path | None) -> Path:
-    """An empty folder for root alone, as munged wants it; its path leaves room for the names of sockets."""
+    """Create an empty folder that only root can use, as munged requires, with a path short enough for socket names."""
     if wanted is None:
-        return Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # a TMPDIR may be too deep
+        return Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # the path of TMPDIR may be too long
     folder = wanted.absolute()
     if len(os.fsencode(folder)) + _LONGEST_SPOOL_NAME > SOCKET_PATH_BYTES:
         raise UsageError(f"test cluster: the path of {folder} is too long for the sockets in it; try one in /tmp")

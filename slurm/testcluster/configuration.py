@@ -1,4 +1,4 @@
-"""What a test cluster is like, and the files that tell SLURM so."""
+"""Options of a test cluster, and the SLURM configuration files made from them."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from slurm.testcluster.slots import MOST_NODES, Slot
 CLUSTER_NAME = "lab"
 DATABASE_NAME = "accounting"
 SOCKET_PATH_BYTES = 100
-"""Paths of sockets are limited to 107 bytes by the kernel, less for some that SLURM makes."""
+"""Longest path of a socket. The kernel allows 107 bytes, and SLURM fewer for some of its sockets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """The hardware and the rules of a test cluster."""
+    """Size and rules of a test cluster."""
 
     nodes: int = 4
-    """One slurmd each, about 9 MB."""
+    """Number of nodes. Each is a slurmd of about 9 MB."""
     gpus: int = 2
-    """Fake GPUs of each node: jobs get CUDA_VISIBLE_DEVICES, and no device."""
+    """Fake GPUs per node: jobs get CUDA_VISIBLE_DEVICES, but no device."""
     cpus: int = 4
-    """Cores of each node, as SLURM counts; they need not exist."""
+    """Cores per node in SLURM's configuration; they need not exist."""
     memory_mb: int = 2000
-    """Memory of each node, as SLURM counts; not enforced."""
+    """Memory per node in SLURM's configuration; not enforced."""
     accounting: bool = False
-    """With slurmdbd and a database of its own, so that sacct works."""
+    """Whether slurmdbd and a database run, so that sacct works."""
     preemption: bool = False
-    """A second partition, ``urgent``, whose jobs have those of ``main`` signalled and requeued."""
+    """Whether there is a second partition, ``urgent``, whose jobs preempt those of ``main``: signal, then requeue."""
     grace_seconds: int = 5
-    """How long a preempted job may take to save; SLURM counts from the signal."""
+    """Seconds from the signal until a preempted job is killed."""
     min_job_age_seconds: int = 300
-    """How long squeue knows a job that has ended, at least (SLURM looks about once a minute); 0 keeps it for ever."""
+    """Minimum time for which squeue lists an ended job (SLURM purges about once a minute). 0 means forever."""
     max_time_min: int | None = None
-    """The longest time limit of partition ``main``; none: no limit. SLURM's shortest limit is one minute."""
+    """Maximum time limit in partition ``main``, at least 1. ``None`` means no limit."""
     max_array_size: int = 1001
-    """One more than the highest index of an array's task; SLURM's own default."""
+    """Highest index of an array's task, plus one. The default is SLURM's own."""
     extra_lines: Sequence[str] = ()
-    """More lines for slurm.conf."""
+    """Additional lines of slurm.conf."""
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -56,14 +56,14 @@ class ClusterOptions:
         ):
             value = getattr(self, name)
             if not least <= value <= most:
-                raise UsageError(f"test cluster: {name} = {value}; it must be from {least} to {most}")
+                raise UsageError(f"test cluster: {name}: expected a number from {least} to {most}, got {value}")
         if self.max_time_min is not None and self.max_time_min < 1:
-            raise UsageError(f"test cluster: max_time_min = {self.max_time_min}; it must be at least 1")
+            raise UsageError(f"test cluster: max_time_min: expected at least 1, got {self.max_time_min}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFolder:
-    """Where a test cluster keeps its files: all of them below one folder."""
+    """Paths of a test cluster's files, all below one folder."""
 
     folder: Path
     slot: Slot
@@ -90,20 +90,20 @@ class ClusterFolder:
 
     @property
     def slurmdbd_conf(self) -> Path:
-        """Slurmdbd looks for it beside the slurm.conf it is told of."""
+        """Path of slurmdbd.conf. slurmdbd reads it from the folder of slurm.conf."""
         return self.folder / "slurmdbd.conf"
 
     def slurmd_log(self, node: str) -> Path:
-        """Of a node: "%n" for all."""
+        """Return the log file of a node. ``%n`` gives the pattern that slurmd fills in."""
         return self.folder / f"slurmd-{node}.log"
 
     def gpu(self, index: int) -> Path:
-        """A character device: with a plain file instead, jobs get an empty CUDA_VISIBLE_DEVICES and no message."""
+        """Return the path of a fake GPU: a character device, since plain files leave CUDA_VISIBLE_DEVICES empty."""
         return self.folder / "dev" / f"gpu{index}"
 
 
 def slurm_conf(options: ClusterOptions, place: ClusterFolder) -> str:
-    """The text of slurm.conf. What is not SLURM's default is for speed, or to be independent of the machine."""
+    """Return the text of slurm.conf. Differences from SLURM's defaults give speed and independence of the machine."""
     folder, host = place.folder, socket.gethostname().split(".")[0]
     lines = [
         f"ClusterName={CLUSTER_NAME}",
@@ -112,7 +112,7 @@ def slurm_conf(options: ClusterOptions, place: ClusterFolder) -> str:
         "SlurmUser=root",
         "SlurmdUser=root",
         "AuthType=auth/munge",
-        # The short life of credentials is how long a requeued job waits, too.
+        # A requeued job waits until its credentials expire, so keep that short.
         f"AuthInfo=socket={place.munge_socket},cred_expire=5",
         "CredType=cred/munge",
         f"StateSaveLocation={folder}/state",
@@ -121,7 +121,7 @@ def slurm_conf(options: ClusterOptions, place: ClusterFolder) -> str:
         f"SlurmdPidFile={folder}/slurmd-%n.pid",
         f"SlurmctldLogFile={folder}/slurmctld.log",
         f"SlurmdLogFile={place.slurmd_log('%n')}",
-        # Without control groups, which belong to the machine's own init.
+        # No control groups, since the machine's init manages them.
         "ProctrackType=proctrack/linuxproc",
         "TaskPlugin=task/none",
         "JobAcctGatherType=jobacct_gather/none",
@@ -152,7 +152,7 @@ def slurm_conf(options: ClusterOptions, place: ClusterFolder) -> str:
             "PreemptType=preempt/partition_prio",
             "PreemptMode=REQUEUE",
             "PreemptExemptTime=0",
-            # Without it a preempted job gets SIGTERM alone, not the signal it asked for with --signal.
+            # Otherwise a preempted job gets only SIGTERM, not the signal requested with --signal.
             "SlurmctldParameters=preempt_send_user_signal",
         ]
     lines += options.extra_lines
@@ -172,7 +172,7 @@ def slurm_conf(options: ClusterOptions, place: ClusterFolder) -> str:
 
 
 def gres_conf(options: ClusterOptions, place: ClusterFolder) -> str:
-    """The text of gres.conf; the nodes share their devices, which do nothing anyway."""
+    """Return the text of gres.conf. All nodes share the same device files, which do nothing."""
     lines = ["AutoDetect=off"]
     if options.gpus:
         file = place.gpu(0) if options.gpus == 1 else f"{place.folder}/dev/gpu[0-{options.gpus - 1}]"
@@ -181,12 +181,12 @@ def gres_conf(options: ClusterOptions, place: ClusterFolder) -> str:
 
 
 def cgroup_conf() -> str:
-    """The text of cgroup.conf."""
+    """Return the text of cgroup.conf."""
     return "CgroupPlugin=disabled\n"
 
 
 def slurmdbd_conf(place: ClusterFolder) -> str:
-    """The text of slurmdbd.conf; the database listens on a socket alone, whose path slurmdbd gets by a variable."""
+    """Return the text of slurmdbd.conf. slurmdbd gets the path of the database's socket from MYSQL_UNIX_PORT."""
     lines = [
         "AuthType=auth/munge",
         f"AuthInfo=socket={place.munge_socket}",

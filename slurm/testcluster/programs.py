@@ -1,4 +1,4 @@
-"""Where SLURM's programs are, and what to install where they are not."""
+"""Find SLURM's programs, and say what to install if they are missing."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from collections.abc import Iterable
 from seqlm.errors import BackendError
 
 SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-"""The daemons are where only an administrator's PATH leads."""
+"""Search path for programs. The daemons are in folders that may be missing from a user's PATH."""
 
 _SLURM = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 _ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacct", "sacctmgr")
 
 
 def missing_programs(*, accounting: bool) -> list[str]:
-    """The names of those that are not there."""
+    """Return the names of the missing programs."""
     return [
         name for name in (*_SLURM, *(_ACCOUNTING if accounting else ())) if shutil.which(name, path=SEARCHED) is None
     ]
 
 
 def program(name: str) -> str:
-    """The path of one that has been found before."""
+    """Return the path of a program that :func:`require_programs` has found."""
     path = shutil.which(name, path=SEARCHED)
-    assert path is not None, f"{name} is looked for before it is used"
+    assert path is not None, f"require_programs was not called for {name}"
     return path
 
 
 def require_programs(*, accounting: bool) -> None:
-    """All that a test cluster needs.
+    """Check that all programs of a test cluster are installed.
 
     Raises:
-        BackendError: with the packages to install, those of Debian and Ubuntu. Never slurm-wlm-emulator: it replaces
-            slurmctld and slurmd by others that run nothing.
+        BackendError: a program is missing. The message names the packages of Debian and Ubuntu, but never
+            slurm-wlm-emulator, which replaces slurmctld and slurmd by versions that run nothing.
     """
     missing = missing_programs(accounting=accounting)
     if missing:

@@ -1,4 +1,4 @@
-"""Ports and loopback addresses of a test cluster that no other one on this machine has."""
+"""Reserve ports and loopback addresses for a test cluster, apart from other clusters on this machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from seqlm.errors import BackendError
 
 _FIRST_PORT, _PORTS, _SLOTS = 20000, 250, 50
-"""Below 32768, where Linux begins to hand out ports to clients."""
+"""All ports are below 32768, where Linux's ephemeral ports begin."""
 
 MOST_NODES = 240
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """One of so many places for a cluster on this machine."""
+    """A range of ports and addresses for one cluster on this machine."""
 
     number: int
     reservation: socket.socket
-    """While anybody has it open the slot is taken. Nothing is left behind when they die."""
+    """A listening socket. The slot is taken while any process has it open, so it is freed when they exit."""
 
     @property
     def controller_port(self) -> int:
@@ -31,11 +31,11 @@ class Slot:
         return self._port + 2
 
     def node_port(self, index: int) -> int:
-        """A slurmd listens on all addresses, so that each needs a port of its own."""
+        """Return a node's port. Each node needs its own, since a slurmd listens on all addresses."""
         return self._port + 3 + index
 
     def node(self, index: int) -> str:
-        """A node's name, which is its address as well, so that it resolves wherever it is looked up."""
+        """Return a node's name, which is also its address, so that it always resolves."""
         return f"127.{100 + self.number}.0.{index + 1}"
 
     @property
@@ -44,22 +44,22 @@ class Slot:
 
 
 def take_slot(nodes: int) -> Slot:
-    """A free slot for so many nodes, reserved.
+    """Reserve a free slot for a cluster of ``nodes`` nodes.
 
     Raises:
-        BackendError: there is none.
+        BackendError: all slots are taken.
     """
     for number in range(_SLOTS):
         reservation = socket.socket()
         slot = Slot(number=number, reservation=reservation)
         with contextlib.suppress(OSError):
             reservation.bind(("127.0.0.1", _FIRST_PORT + _PORTS * number))
-            reservation.listen()  # two that only bind could share a port
+            reservation.listen()  # two sockets that only bind could share a port
             ports = [slot.controller_port, slot.accounting_port, *map(slot.node_port, range(nodes))]
             if all(map(_is_free, ports)):
                 return slot
         reservation.close()
-    raise BackendError(f"test cluster: all {_SLOTS} places for one on this machine are taken")
+    raise BackendError(f"test cluster: all {_SLOTS} port ranges for test clusters on this machine are taken")
 
 
 def _is_free(port: int) -> bool:

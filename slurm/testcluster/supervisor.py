@@ -1,11 +1,11 @@
-"""The parent of a test cluster's daemons: ``python supervisor.py FOLDER``, told by lines of JSON on stdin.
+"""The parent process of a test cluster's daemons: ``python supervisor.py FOLDER``, with JSON requests on stdin.
 
-Whatever happens to the process that wants the cluster, its pipe to this one ends then; and this one is a subreaper, so
-that everything the daemons start (slurmstepd, jobs, what jobs leave behind) stays its descendant, wherever it puts
-itself. So it can end all of it by pid, and reap it. Then it removes the folder. Standard library alone, and nothing of
-ours, so that it starts at once and takes next to no memory.
+When the process that owns the cluster exits for any reason, its pipe to this process closes. Then this process kills
+and reaps all descendants, and removes the folder. As a subreaper, it remains the ancestor of everything that the
+daemons start (slurmstepd, jobs, orphans of jobs). It imports only the standard library, to start fast and use little
+memory.
 
-Each of these lines is answered by one:
+Each request is one line and is answered by one line:
 ``{"do": "start", "name": ..., "argv": [...], "env": {...}, "log": ...}``,
 ``{"do": "stop", "name": ..., "signal": 15, "seconds": 10, "offspring": ["LOG", "NAME=VALUE"] or null}``
 and ``{"do": "dead"}``.
@@ -30,7 +30,7 @@ _GENTLE_SECONDS = 5.0
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of ``/proc/PID/stat`` after the command, which may hold spaces: state, parent, ..."""
+    """Return the fields of ``/proc/PID/stat`` after the command, which may contain spaces: state, parent, ..."""
     try:
         return Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -38,7 +38,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def descendants(ancestors: Iterable[int]) -> list[int]:
-    """The living processes below these, not themselves, zombies left out."""
+    """Return the live descendants of these processes, without zombies."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208 -- names alone, thousands of them
         if entry.isdigit() and (stat := _stat(int(entry))) and stat[0] not in "ZX":
@@ -52,9 +52,10 @@ def descendants(ancestors: Iterable[int]) -> list[int]:
 
 
 def belongs(pid: int, file: str, variable: str) -> bool:
-    """Whether a process has a file open, or was started with a variable (``NAME=VALUE``).
+    """Return whether a process has a file open, or was started with an environment variable (``NAME=VALUE``).
 
-    A slurmstepd writes its title over its variables, but keeps its node's log open; what it runs has the variable.
+    A slurmstepd overwrites its variables with its title, but has its node's log open. The processes that it starts
+    have the variable.
     """
     with contextlib.suppress(OSError):
         if variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
@@ -68,7 +69,7 @@ def belongs(pid: int, file: str, variable: str) -> bool:
 
 
 def send(pids: Iterable[int], number: int) -> None:
-    """A signal to each that is still there."""
+    """Send a signal to each process that still exists."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -76,21 +77,21 @@ def send(pids: Iterable[int], number: int) -> None:
 
 @final
 class Supervisor:
-    """The daemons by name, and the answers to what is asked."""
+    """The daemons by name, and the handler of requests."""
 
     def __init__(self) -> None:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
-    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        match asked["do"]:
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request["do"]:
             case "start":
-                return self._start(asked["name"], asked["argv"], asked["env"], asked["log"])
+                return self._start(request["name"], request["argv"], request["env"], request["log"])
             case "stop":
-                return self._stop(asked["name"], asked["signal"], asked["seconds"], asked["offspring"])
+                return self._stop(request["name"], request["signal"], request["seconds"], request["offspring"])
             case "dead":
                 return {"dead": [name for name, daemon in self._daemons.items() if daemon.poll() is not None]}
             case other:
-                return {"error": f"unknown: {other}"}
+                return {"error": f"expected start, stop or dead, got {other}"}
 
     def _start(self, name: str, argv: list[str], env: dict[str, str], log: str) -> dict[str, Any]:
         with open(log, "ab") as stream:  # noqa: PTH123
@@ -110,7 +111,7 @@ class Supervisor:
         return {"pid": daemon.pid}
 
     def _stop(self, name: str, number: int, seconds: float, offspring: list[str] | None) -> dict[str, Any]:
-        """Signal a daemon and wait for its end; ``offspring``: what it started goes as well, known as by belongs."""
+        """Signal a daemon and wait for its end. First kill the processes with ``belongs(pid, *offspring)``."""
         daemon = self._daemons.pop(name, None)
         if offspring is not None:
             roots = [pid for pid in descendants([os.getpid()]) if belongs(pid, *offspring)]
@@ -127,14 +128,14 @@ class Supervisor:
             return {"code": daemon.wait()}
 
     def _wait_for_end(self, pids: list[int]) -> None:
-        """A signal takes its time, and an orphan is there until it is reaped."""
+        """Wait until killed processes have ended, then reap orphans, which exist until that is done."""
         deadline = time.monotonic() + _GENTLE_SECONDS
         while time.monotonic() < deadline and any((_stat(pid) or "X")[0] not in "ZX" for pid in pids):
             time.sleep(0.01)
         self.reap()
 
     def reap(self) -> None:
-        """Orphans that have ended here, which nobody else waits for; a daemon's own end is kept for ``poll``."""
+        """Reap ended orphans. Daemons are left to ``Popen.poll``, which needs their exit status."""
         daemons = {daemon.pid for daemon in self._daemons.values()}
         for entry in os.listdir("/proc"):  # noqa: PTH208
             if entry.isdigit() and int(entry) not in daemons:
@@ -144,7 +145,7 @@ class Supervisor:
                         os.waitpid(int(entry), os.WNOHANG)
 
     def end_all(self) -> None:
-        """Daemons first, asked; then whatever is left, by force, until nothing is."""
+        """Terminate the daemons, then kill all remaining descendants until none is left."""
         send((daemon.pid for daemon in self._daemons.values() if daemon.poll() is None), signal.SIGTERM)
         deadline = time.monotonic() + _GENTLE_SECONDS
         while time.monotonic() < deadline and any(daemon.poll() is None for daemon in self._daemons.values()):
@@ -158,16 +159,16 @@ class Supervisor:
 
 
 def _die_with_parent() -> None:
-    """Should this process itself be killed, its daemons go as well (the jobs then end with their time limit)."""
+    """Have the kernel kill a daemon if this process is killed. Jobs then run until their time limit."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main() -> None:
-    """Serve until the pipe ends."""
+    """Answer requests until the pipe is closed."""
     folder = sys.argv[1]
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # it ends with its pipe, else things are left behind
+        signal.signal(number, signal.SIG_IGN)  # it ends only with its pipe, so that nothing is left running
     supervisor = Supervisor()
     buffered = b""
     try:

@@ -284,7 +284,7 @@ def test_nothing_takes_behaviour_jobs_for_runs(grid: Path) -> None:
     assert earlier_throughput(grid.parent) == speeds
     assert find_study(str(folder), grid.parent) == folder
     assert find_study("small/behaviour", grid.parent) == grid.parent / "small/behaviour"
-    with pytest.raises(UsageError, match="there are: small"):
+    with pytest.raises(UsageError, match=r"\(found: small\)"):
         find_study("behaviour", grid.parent)
 
 

@@ -164,7 +164,7 @@ def test_every_failed_canary_is_told_with_its_kind_message_and_log_and_the_other
     log = RunDirectory.canary(tmp_path, trials[0].planned.run.id).stderr_log(1)
     assert first == f"canary rnn-sgd (rnn): diverged: the loss is nan; see {log}"
     assert second.startswith("canary transformer-sgd (transformer): diverged")
-    assert last == "nothing of the grid has started; --no-canary starts it all the same"
+    assert last == "no run of the grid was started; --no-canary starts it without canaries"
     assert caught.value.exit_code == 1
 
 
@@ -176,9 +176,9 @@ def test_starting_the_grid_all_the_same_is_not_offered_for_a_failure_that_every_
         return 1
 
     trials = [trial(tmp_path, make_config(arch), name=arch) for arch in ("rnn", "gru")]
-    with pytest.raises(CanaryError, match=r"code: self-check on X: .*\nnothing of the grid has started$"):
+    with pytest.raises(CanaryError, match=r"code: self-check on X: .*\nno run of the grid was started$"):
         check(trials[:1], tmp_path, FakeBackend(work))
-    with pytest.raises(CanaryError, match=r"started; --no-canary starts it all the same$"):
+    with pytest.raises(CanaryError, match=r"started; --no-canary starts it without canaries$"):
         check(trials, tmp_path, FakeBackend(work))
 
 

@@ -113,7 +113,7 @@ def test_a_run_that_has_just_failed_is_not_said_to_be_cancelled(tmp_path: Path, 
     runs = observe_study(tmp_path / "s")
     run.write_failure_once({"kind": "node", "message": "lost"})
     (one,) = mark(runs)
-    assert one.problem == "not marked as cancelled: it has just failed, and may be tried again; cancel it again"
+    assert one.problem == "not marked as cancelled: it has just failed and may be retried; cancel it again"
 
 
 def test_waiting_runs_are_marked_before_running_ones_from_the_end_of_the_queue(

@@ -142,7 +142,7 @@ def test_a_copy_that_is_not_what_its_name_says_is_moved_aside_and_made_again(
     assert not (kept.path / "json.py").exists()
     assert not (kept.path / "json").exists()
     (line,) = said
-    assert f"is not the code that its name says ({what}); moved to {kept.path.name}.damaged-" in line
+    assert f"is not the expected code ({what}); moved to {kept.path.name}.damaged-" in line
     assert len(list((tmp_path / "study" / "code").iterdir())) == 2
 
 
@@ -301,7 +301,7 @@ def test_kept_code_with_another_content_is_not_trusted(
     kept = keep_code(tmp_path / "study").path
     plant(kept)
     problem = distrust(tmp_path / "study") or ""
-    assert problem.startswith(f"{kept} is not the code that its name says ({named} ")
+    assert problem.startswith(f"{kept} is not the expected code ({named} ")
 
 
 def test_code_of_a_link_or_of_another_user_is_not_trusted(
@@ -310,7 +310,7 @@ def test_code_of_a_link_or_of_another_user_is_not_trusted(
     kept = keep_code(tmp_path / "study").path
     kept.rename(tmp_path / "elsewhere")
     kept.symlink_to(tmp_path / "elsewhere")
-    assert distrust(tmp_path / "study") == f"{kept} is not the code that its name says (it is a link)"
+    assert distrust(tmp_path / "study") == f"{kept} is not the expected code (it is a link)"
     monkeypatch.setattr("os.geteuid", lambda: (tmp_path / "study").stat().st_uid + 1)
     assert distrust(tmp_path / "study") == f"{tmp_path / 'study'} belongs to another user"
 

@@ -419,23 +419,23 @@ WRONG = {
     ),
     "wrong resource": (
         GOOD + "[resources]\ngpus = 2",
-        "study.toml: resources.gpus: found 2, valid is 0, 1, or a share such as 0.25, for each rank",
+        "study.toml: resources.gpus: expected 0, 1, or a share such as 0.25, for each rank, got 2",
     ),
     "share of a GPU below none": (
         GOOD + "[resources]\ngpus = -0.5",
-        "study.toml: resources.gpus: found -0.5, valid is 0, 1, or a share such as 0.25, for each rank",
+        "study.toml: resources.gpus: expected 0, 1, or a share such as 0.25, for each rank, got -0.5",
     ),
     "share of a GPU for two ranks": (
         GOOD + "resources.ranks = 2\nresources.gpus = 0.5",
-        "study.toml: run 1: resources.gpus: found 0.5, valid is 0 or 1 with several ranks, which cannot share a GPU",
+        "study.toml: run 1: resources.gpus: expected 0 or 1 with several ranks, which cannot share a GPU, got 0.5",
     ),
     "share of a GPU as text": (
         GOOD + '[resources]\ngpus = "half"',
-        "study.toml: resources.gpus: found 'half', valid is a number",
+        "study.toml: resources.gpus: expected a number, got 'half'",
     ),
     "priority that is no whole number": (
         GOOD + "resources.priority = 1.5",
-        "study.toml: run 1: resources.priority: found 1.5, valid is a whole number",
+        "study.toml: run 1: resources.priority: expected a whole number, got 1.5",
     ),
     "more ranks than columns": (
         GOOD + "resources.ranks = 21",
@@ -810,7 +810,7 @@ WRONG_SETS = {
     f"optim.lr=1{'0' * 400}": "found a whole number of more than 300 digits",
     "model.mlp_size=3": "model.mlp_size applies to no run of study.toml",
     "study.name=../x": f'study.name: found "../x", valid is {VALID_NAME}',
-    "resources.gpus=3": "resources.gpus: found 3, valid is 0, 1, or a share such as 0.25, for each rank",
+    "resources.gpus=3": "resources.gpus: expected 0, 1, or a share such as 0.25, for each rank, got 3",
 }
 
 

@@ -152,7 +152,7 @@ def test_a_failure_goes_to_its_own_attempt_though_the_next_has_begun(tmp_path: P
 
 def test_what_only_a_scheduler_knows_is_put_on_record(tmp_path: Path) -> None:
     run = made(tmp_path)
-    reason = "oom: SLURM says OUT_OF_MEMORY"
+    reason = "oom: SLURM reports OUT_OF_MEMORY"
     put_failure_aside(run, seen=Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="oom"))
     assert history(run) == [Failed(kind="oom", progress=(0, 0))]
 
@@ -259,7 +259,7 @@ def test_what_a_scheduler_knows_counts_only_of_a_failed_run_with_attempts_and_no
     tmp_path: Path,
 ) -> None:
     def seen(state: State) -> Observation:
-        return Observation(state=state, epoch=None, best_val_ppl=None, reason="oom: SLURM says so", kind="oom")
+        return Observation(state=state, epoch=None, best_val_ppl=None, reason="oom: SLURM reports so", kind="oom")
 
     run = make_run(tmp_path / "run", make_config())
     put_failure_aside(run, seen=seen("failed"))
@@ -276,7 +276,7 @@ def test_what_a_scheduler_knows_counts_only_of_a_failed_run_with_attempts_and_no
 def test_the_record_of_a_failure_that_was_put_aside_has_what_was_given_and_no_more(tmp_path: Path) -> None:
     run = made(tmp_path)
     before = datetime.now(UTC).replace(microsecond=0)
-    reason = "oom: SLURM says OUT_OF_MEMORY"
+    reason = "oom: SLURM reports OUT_OF_MEMORY"
     put_failure_aside(run, seen=Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="oom"))
     record = read_json(run.attempt_dir(1) / "failure.json") or {}
     failed_at = datetime.fromisoformat(record.pop("failed_at"))

@@ -37,19 +37,19 @@ NO_ACCOUNTING = "Slurm accounting storage is disabled"
 @pytest.mark.parametrize(
     ("state", "reason", "stage", "kind", "text"),
     [
-        ("PENDING", "Resources", "queued", None, "waits for free resources"),
+        ("PENDING", "Resources", "queued", None, "waiting for resources"),
         ("PENDING", "None", "queued", None, "about to start"),
-        ("PENDING", "ReqNodeNotAvail", "queued", None, "SLURM says ReqNodeNotAvail"),
+        ("PENDING", "ReqNodeNotAvail", "queued", None, "SLURM reports ReqNodeNotAvail"),
         ("RUNNING", "None", "running", None, "on n1"),
         ("COMPLETING", "None", "running", None, "on n1"),
         ("CANCELLED by 1000", "", "ended", "cancelled", "cancelled by scancel"),
         ("CANCELLED+", "", "ended", "cancelled", "cancelled by scancel"),
-        ("TIMEOUT", "", "ended", "timeout", "SLURM says TIMEOUT"),
-        ("NODE_FAIL", "", "ended", "node", "SLURM says NODE_FAIL"),
-        ("OUT_OF_MEMORY", "", "ended", "oom", "SLURM says OUT_OF_MEMORY"),
-        ("PREEMPTED", "", "ended", "preempted", "SLURM says PREEMPTED"),
-        ("FAILED", "", "ended", "code", "SLURM says FAILED"),
-        ("COMPLETED", "", "ended", "code", "its job ended and left no result; see its logs"),
+        ("TIMEOUT", "", "ended", "timeout", "SLURM reports TIMEOUT"),
+        ("NODE_FAIL", "", "ended", "node", "SLURM reports NODE_FAIL"),
+        ("OUT_OF_MEMORY", "", "ended", "oom", "SLURM reports OUT_OF_MEMORY"),
+        ("PREEMPTED", "", "ended", "preempted", "SLURM reports PREEMPTED"),
+        ("FAILED", "", "ended", "code", "SLURM reports FAILED"),
+        ("COMPLETED", "", "ended", "code", "its job ended without writing a result; see its logs"),
     ],
 )
 def test_slurms_words_are_told_in_ours(state: str, reason: str, stage: str, kind: str | None, text: str) -> None:
@@ -128,7 +128,7 @@ def test_a_controller_that_does_not_answer_leaves_the_state_unknown(room: Path) 
     program(room, "squeue", error=DOWN, code=1)
     program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
     assert Scheduler().states(["7_1"])["7_1"] == JobState(
-        stage="unknown", reason="slurmctld does not answer; this is what was known before"
+        stage="unknown", reason="slurmctld does not answer; this is the last known state"
     )
 
 
@@ -146,7 +146,7 @@ def test_a_job_is_gone_only_if_the_queue_and_the_accounting_have_answered(room: 
     program(room, "squeue", says="")
     program(room, "sacct", error="sacct: error: slurm_persist_conn_open", code=1)
     assert Scheduler().states(["7"])["7"] == JobState(
-        stage="unknown", reason="the accounting does not answer; this is what was known before"
+        stage="unknown", reason="slurmdbd (accounting) does not answer; this is the last known state"
     )
     program(room, "sacct", says="")
     assert Scheduler().states(["7"])["7"].stage == "gone"
@@ -183,7 +183,11 @@ def test_the_arrays_of_jobs_are_named_once() -> None:
         (JobState(stage="unknown", reason="no answer"), "queued", "no answer"),
         (JobState(stage="running", reason="on n1"), "running", None),
         (JobState(stage="ended", reason="by scancel", kind="cancelled"), "cancelled", "by scancel"),
-        (JobState(stage="ended", reason="SLURM says NODE_FAIL", kind="node"), "failed", "node: SLURM says NODE_FAIL"),
+        (
+            JobState(stage="ended", reason="SLURM reports NODE_FAIL", kind="node"),
+            "failed",
+            "node: SLURM reports NODE_FAIL",
+        ),
         (JobState(stage="gone", reason="gone; run again"), "pending", "gone; run again"),
     ],
 )

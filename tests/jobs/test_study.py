@@ -47,7 +47,7 @@ def test_a_study_is_found_by_folder_manifest_and_name(tmp_path: Path) -> None:
     runs_dir = tmp_path / "runs"
     for argument in (str(runs_dir / "mine"), str(tmp_path / "m.toml"), "mine"):
         assert find_study(argument, runs_dir) == runs_dir / "mine"
-    with pytest.raises(UsageError, match="there are: mine"):
+    with pytest.raises(UsageError, match=r"\(found: mine\)"):
         find_study("other", runs_dir)
 
 
@@ -56,7 +56,7 @@ def test_a_folder_that_only_has_the_name_of_a_study_is_not_mistaken_for_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(UsageError, match="mine holds no runs"):
+    with pytest.raises(UsageError, match="mine: expected a study's folder, found no runs in it"):
         find_study("mine", Path("runs"))
     make_study(tmp_path / "runs" / "mine", 1)
     assert find_study("mine", Path("runs")) == Path("runs/mine")

@@ -185,7 +185,7 @@ def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: 
     told: list[str] = []
     write_record(tmp_path, {"version": 1}, todo, lambda item: made(1.0), told.append)
     path = study_record_file(tmp_path)
-    assert told == [f"warning: {path} is damaged and is written anew; the estimates of earlier launches are lost"]
+    assert told == [f"warning: {path} is damaged and is replaced; the estimates of earlier launches are lost"]
     assert len(json.loads(path.read_text())["estimates"]) == 2
 
 
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_written_stops_no_launch(tmp_path: Path) -> None:
     told: list[str] = []
     write_record(tmp_path, {"version": 1}, [], lambda item: made(1.0), told.append)
     assert len(told) == 2
-    assert told[1].endswith("the report will lack what the manifest says")
+    assert told[1].endswith("the report will lack the facts of the manifest")
 
 
 # -- in a launch ---------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_a_healthy_cluster_is_described_from_the_login_node_and_from_a_compute_n
     assert texts["job arrays"].startswith("up to 1,001 tasks in an array (MaxArraySize)")
     assert texts["partition"] == "gpu: 1 of 1 nodes usable, up to 2 GPUs and 8 cores on a node, jobs of up to 30 min"
     assert texts["settings"] == "1 rank on a node, 1 GPU and 4 cores each, 2 GB of memory, 20 min"
-    assert "is seen by node" in texts["shared folder"]
+    assert "is visible on node" in texts["shared folder"]
     assert texts["torch on node"] == "9.9, sees A100"
     assert texts["clock of node"].endswith(" s from this machine's")
     assert {finding.level for subject, finding in found.items() if subject != "accounting"} == {"ok"}
@@ -144,7 +144,7 @@ def test_without_sbatch_or_a_controller_nothing_more_is_asked(cluster: Path, tmp
 
 WRONG: dict[str, tuple[SlurmSettings, str, str]] = {
     "partition": (SlurmSettings(partition="cpus"), "SLURM", 'no partition cpus; did you mean "cpu"?'),
-    "time": (SlurmSettings(timeout_min=6000), "settings", "timeout_min 6000 is above the limit of partition cpu"),
+    "time": (SlurmSettings(timeout_min=6000), "settings", "the limit of partition cpu, got 6000"),
     "GPUs": (
         SlurmSettings(partition="gpu", ranks_per_node=4, timeout_min=9),
         "settings",
@@ -197,7 +197,7 @@ def test_a_job_that_leaves_no_file_means_that_the_folder_is_not_shared(cluster: 
     answering(cluster, "squeue", GONE, code=1, to="stderr")
     found = look(tmp_path, SlurmSettings())["shared folder"]
     assert found.level == "bad"
-    assert found.text.endswith("put --runs-dir on a file system that nodes share")
+    assert found.text.endswith("set --runs-dir to a file system that nodes share")
     answering(cluster, "squeue", "FAILED|NonZeroExitCode\n")
     assert look(tmp_path, SlurmSettings())["shared folder"].level == "bad"
 
@@ -229,7 +229,7 @@ def test_gpus_of_a_test_cluster_are_a_note_that_says_how_to_train_there(cluster:
     torch = look(tmp_path, given)["torch on node"]
     assert torch.level == "note"
     assert torch.text == (
-        "9.9 sees no CUDA device: the GPUs of this test cluster are fake; train on its processors with "
+        "9.9 sees no CUDA device: the GPUs of this test cluster are fake; train on the CPU with "
         'resources.gpus = 0 or env = {SEQLM_DEVICE = "cpu"}'
     )
 
@@ -254,7 +254,7 @@ def test_a_refused_submission_or_an_unwritable_folder_is_bad(cluster: Path, tmp_
     (tmp_path / "file").write_text("")
     assert "cannot write" in look(tmp_path / "file" / "runs", SlurmSettings())["compute node"].text
     program(cluster, "sbatch", '[ "$1" = --version ] && echo slurm 24 || echo hello')
-    assert 'sbatch answers "hello"' in look(tmp_path, SlurmSettings())["compute node"].text
+    assert 'sbatch: expected a job id, got "hello"' in look(tmp_path, SlurmSettings())["compute node"].text
 
 
 @pytest.mark.process
@@ -300,7 +300,7 @@ def test_a_clock_that_is_off_is_a_note(tmp_path: Path) -> None:
     found = findings(outcome(answer), runs_dir=tmp_path, gpu=None, own_file_clock_s=0, wait_s=1)
     levels = {finding.subject: finding.level for finding in found}
     assert levels == {"shared folder": "ok", "Python on node": "bad", "torch on node": "bad", "clock of node": "note"}
-    assert found[1].text == "Python 3.9.2, /p; seqlm needs 3.11 or newer, set python or setup"
+    assert found[1].text == "Python 3.9.2, /p; expected 3.11 or newer; set python or setup"
     assert found[-1].text.startswith("61.0 s behind this machine's")
 
 

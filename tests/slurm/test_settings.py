@@ -214,14 +214,14 @@ def test_keys_of_a_site_file_are_called_as_they_stand_there(tmp_path: Path) -> N
 
 
 def test_what_only_another_file_makes_impossible_names_the_place_to_change(tmp_path: Path) -> None:
-    valid = "valid is signal_before_s (120) below the 120 s of timeout_min"
-    assert problems(tmp_path, timeout_min=2) == [f"study.toml: backend.slurm.timeout_min: found 2, {valid}"]
+    expected = "expected signal_before_s (120) below timeout_min (120 s)"
+    assert problems(tmp_path, timeout_min=2) == [f"study.toml: backend.slurm.timeout_min: {expected}, got 2"]
     assert problems(tmp_path, "signal_before_s = 120", timeout_min=2) == [
-        f"site.toml: signal_before_s: found 120, {valid}"
+        f"site.toml: signal_before_s: {expected}, got 120"
     ]
     assert read(tmp_path, "signal_before_s = 119", timeout_min=2).timeout_min == 2
     assert problems(tmp_path, "mem_gb = 1", sbatch={"mem_per_gpu": "4G"}) == [
-        'site.toml: mem_gb: found beside the option "mem-per-gpu" of sbatch, valid is one of them'
+        'site.toml: mem_gb: expected either this key or the option "mem-per-gpu" of sbatch, got both'
     ]
 
 
@@ -283,9 +283,7 @@ def test_ranks_go_on_as_many_nodes_as_the_settings_say(ranks: int, each: int | N
 
 
 def test_ranks_that_do_not_divide_are_an_error() -> None:
-    with pytest.raises(
-        BackendError, match="found 6, valid with ranks_per_node = 4 is a multiple of it, such as 4 or 8"
-    ):
+    with pytest.raises(BackendError, match="expected a multiple of ranks_per_node = 4, such as 4 or 8, got 6"):
         SlurmSettings(ranks_per_node=4).nodes(Resources(ranks=6))
 
 

@@ -204,7 +204,7 @@ def test_what_sbatch_says_is_told_in_one_line(tmp_path: Path, srun: Path) -> Non
     (srun / "sbatch").chmod(0o755)
     items = planned(tmp_path, 2)
     (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
-    with pytest.raises(BackendError, match=r"^sbatch refuses the job: .*Invalid account$"):
+    with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*Invalid account$"):
         submitter(tmp_path, SlurmSettings()).submit(batch, tmp_path / "slurm" / "0001", parallelism=1, nice=0)
 
 

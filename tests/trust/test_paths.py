@@ -139,7 +139,7 @@ def test_a_folder_that_a_directive_cannot_carry_is_refused_for_slurm_alone(
     assert launch.main([*words, "--backend", "slurm"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.isprintable()
-    assert "SLURM takes no folder with a control character, % or a backslash in its name" in line
+    assert "SLURM accepts no folder with a control character, % or a backslash in its name" in line
     assert slurm.calls("sbatch") == []
     assert not (tmp_path / name).exists()
     assert launch.main(["plan", *words[1:], "--backend", "local"]) == 0

@@ -252,8 +252,8 @@ def test_a_secret_in_env_that_the_option_export_keeps_from_jobs_is_refused(
     monkeypatch.chdir(tmp_path)
     assert launch.main(["run", "small.toml", "--backend", "slurm", "--no-wait"]) == code
     line = (
-        f'error: backend.slurm.sbatch.export: found "{export}", which keeps HF_TOKEN of env from jobs; '
-        "add the name to export, or leave it out of env\n"
+        f'error: backend.slurm.sbatch.export: expected it to name HF_TOKEN (set in env), got "{export}"; '
+        "add the name, or remove it from env\n"
     )
     assert (line in capsys.readouterr().err) == (code == 2)
 
