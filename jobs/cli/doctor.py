@@ -10,21 +10,77 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.backends.base import Finding, Level
 from jobs.backends.choice import BackendChoice, default_backend
 from jobs.backends.ray_job import RayJob, is_remote
+from jobs.cli.arguments import DoctorArguments, RunArguments
 from jobs.cli.file_system import unprotected
+from jobs.cli.parser import read
+from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
-from jobs.terminal import memory
+from jobs.terminal import memory, say_table, table
 from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import BackendError, SeqlmError, UsageError
 
+CALIBRATION = Path(__file__).resolve().parents[1] / "manifests" / "calibration.toml"
 LOW_DISK_BYTES = 2 * 1024**3
 SELF_CHECK_SECONDS = 600
+LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
+
+
+def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
+    """Print what was found out about this machine, and about a cluster if asked. Exit code 3 if runs would fail.
+
+    Raises:
+        ManifestError: SLURM's site file is wrong.
+    """
+    findings = examine(arguments.runs_dir, find_data(arguments.data, None))
+    if arguments.calibrate:
+        findings += check_devices()
+    if arguments.backend == "slurm":
+        from slurm import doctor as cluster
+        from slurm.settings import read_settings
+
+        settings = read_settings({}, where="", environ=os.environ)
+        findings += cluster.examine(settings, runs_dir=arguments.runs_dir, wait_s=arguments.wait_s)
+    rows = [[finding.level, finding.subject, finding.text] for finding in findings]
+    say_table(table(["", "", ""], rows, colors={0: LEVEL_COLORS}).lstrip("\n"))
+    data = {"findings": [vars(finding) for finding in findings]}
+    if any(finding.level == "bad" for finding in findings):
+        return data, BackendError.exit_code
+    return data, calibrate(arguments) if arguments.calibrate else 0
+
+
+def calibrate(arguments: DoctorArguments) -> int:
+    """Train one small run of each architecture on the whole machine, one by one; ``plan`` takes its speeds from them.
+
+    Returns the exit code.
+    """
+    from jobs.cli.launching import finish  # only this option launches
+    from jobs.cli.request import Destination, Request, carry_out
+    from jobs.launch.prepare import LaunchOptions
+    from jobs.manifests.load import load_manifest
+    from jobs.plan.record import record_of
+
+    manifest = load_manifest(CALIBRATION)
+    study_dir = arguments.runs_dir / manifest.study
+    words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
+    launched = read(words)
+    assert isinstance(launched, RunArguments)
+    request = Request(
+        arguments=launched,
+        specs=manifest.runs,
+        options=LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None)),
+        destination=Destination(choice=BackendChoice(name="local", max_parallel=1)),
+        data_paths={spec.fingerprint: None for spec in manifest.runs},
+        commands={spec.fingerprint: ["python", "launch.py", "doctor", "--calibrate"] for spec in manifest.runs},
+    )
+    return finish(launched, study_dir, carry_out(request))[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:

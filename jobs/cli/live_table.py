@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,14 +21,7 @@ from jobs.launch.dispatch import Event
 from jobs.plan.planned import Planned
 from seqlm.errors import SeqlmError, printable
 
-STYLES = {
-    "running": "cyan",
-    "failed": "red",
-    "cancelled": "yellow",
-    "queued": "default",
-    "done": "green",
-    "pending": "default",
-}
+STYLES = {"queued": "default", "pending": "default", **terminal.STATE_COLORS}
 GROUPS = (("running",), ("failed", "cancelled"), ("queued",), ("done",), ("pending",))
 """In the order of the screen. What runs is never hidden behind what does not."""
 LEAST_ROWS = 8
@@ -289,13 +283,13 @@ def _one_line(text: str | None) -> str:
 
 @final
 class LiveProgress(lines.Progress):
-    """The table of a launch, drawn anew twice a second below the lines of what has happened."""
+    """The table of a launch, redrawn twice a second below the lines of what has happened."""
 
     def __init__(self, planned: Sequence[Planned], study_dir: Path) -> None:
         self._watcher = Watcher(study_dir, [item.run.id for item in planned])
         self._table = _Refreshed(self._watcher)
         self._live = Live(
-            console=Console(stderr=True),
+            console=Console(stderr=True, no_color=not terminal.has_color(sys.stderr)),
             get_renderable=self._table,
             refresh_per_second=2,
             transient=True,  # the launcher prints the final table
@@ -317,7 +311,7 @@ class LiveProgress(lines.Progress):
 
 @final
 class _Refreshed:
-    """The table of a study, looked at when it is asked for, though not more often than is reasonable."""
+    """The table of a study, read on demand, but not more often than is reasonable."""
 
     def __init__(self, watcher: Watcher, clock: Callable[[], float] = time.monotonic) -> None:
         self._watcher = watcher
@@ -338,7 +332,7 @@ class _Refreshed:
 
 def watch_in_place(watcher: Watcher) -> None:
     """Show the table on stdout until every run is over; the last one stays."""
-    with Live(console=Console(), auto_refresh=False) as live:
+    with Live(console=Console(no_color=not terminal.has_color(sys.stdout)), auto_refresh=False) as live:
         while True:
             started = time.monotonic()
             study = watcher.look()
