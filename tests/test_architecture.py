@@ -56,7 +56,8 @@ ALLOWED = {
         "analysis.behaviour",
     ),
     "benchmarks": (*BOTTOM, "seqlm.data", "seqlm.models", "seqlm.training", "jobs", "slurm", "analysis", "benchmarks"),
-    "launch": (*BOTTOM, *TEXT, "seqlm", *FLOORS, "analysis"),
+    "jobs.cli.studying": (*BOTTOM, *TEXT, "seqlm", *FLOORS, "analysis.report"),
+    "launch": ("seqlm.errors", "jobs.terminal", "jobs.cli"),
 }
 """Part -> the parts it may import from. ``seqlm`` alone means its version and place."""
 
