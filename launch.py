@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except SeqlmError as error:
         if is_verbose:
+            import traceback
+
             traceback.print_exc()
         return _fail(error_text(error), error.exit_code, as_json)
     except KeyboardInterrupt:

@@ -64,7 +64,7 @@ def completion(arguments: CompletionArguments) -> tuple[Any, int]:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.dest in ("runs_dir", "output", "to"):
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    script = shtab.complete(top, shell=arguments.shell, preamble=PREAMBLE.get(arguments.shell, ""))
+    script = shtab.complete(top, arguments.shell, None, PREAMBLE.get(arguments.shell, ""))
     print(script, file=terminal.results())
     return {"shell": arguments.shell, "script": script}, 0
 

@@ -13,7 +13,7 @@ from seqlm.rundir import Observation
 
 
 class Progress(ABC):
-    """Who is told of the events of a launch."""
+    """What shows the events of a launch."""
 
     @abstractmethod
     def __call__(self, event: Event) -> None:

@@ -17,8 +17,8 @@ from seqlm.errors import printable
 
 
 def launch_progress(planned: Sequence[Planned], study_dir: Path) -> Progress:
-    """Who is told of a launch's events: a table that updates in place on a terminal, else plain lines."""
-    if can_redraw(sys.stderr) and any(item.action != "skip" for item in planned):
+    """Return what shows the events of a launch: a table that updates in place on a terminal, else plain lines."""
+    if not terminal.is_quiet() and can_redraw(sys.stderr) and any(item.action != "skip" for item in planned):
         from jobs.cli.live_table import LiveProgress  # rich: only where the table is shown
 
         return LiveProgress(planned, study_dir)

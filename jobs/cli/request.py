@@ -22,7 +22,6 @@ from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments
 from jobs.cli.lines import Progress
 from jobs.cli.parser import read
 from jobs.cli.progress import launch_progress, watch, watch_in_lines
-from jobs.cli.studying import watcher_of
 from jobs.cli.view import Watcher
 from jobs.launch import logout
 from jobs.launch.dispatch import progress_variables
@@ -207,14 +206,15 @@ def _submit(request: Request, target: slurm_backend.SlurmTarget) -> Launched:
     if arguments.no_wait:
         return Launched(left={"study": study_name(study_dir), "jobs": arrays})
     ids = {item.run.id for item in prepared.planned}
+    watcher = Watcher(study_dir, ids, every_seconds=settings.progress_s)
     try:
         if arguments.quiet:
             with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-                watch_in_lines(watcher_of(study_dir, ids), nowhere)
+                watch_in_lines(watcher, nowhere)
         elif arguments.json:
-            watch_in_lines(watcher_of(study_dir, ids), sys.stderr)
+            watch_in_lines(watcher, sys.stderr)
         else:
-            watch(watcher_of(study_dir, ids))
+            watch(watcher)
     except KeyboardInterrupt:
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise

@@ -68,7 +68,7 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
     if arguments.watch:
         from jobs.cli.progress import watch
 
-        watch(watcher_of(study_dir, ids))
+        watch(_watcher(study_dir, ids))
         return None, 0
     terminal.say_table(status_table(runs))
     if arguments.svg is not None:
@@ -80,7 +80,7 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
     return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, 0
 
 
-def watcher_of(study_dir: Path, ids: Collection[str] | None) -> Watcher:
+def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
     """Return a watcher of these runs, or of all for ``None``. On SLURM it looks as often as jobs write progress."""
     from jobs.cli.view import Watcher
 
