@@ -19,7 +19,7 @@ from jobs.cli import arguments, launching, parser
 from jobs.launch.prepare import LaunchOptions
 from jobs.manifests import backends
 from seqlm.errors import UsageError
-from seqlm.rundir import FailureKind
+from seqlm.rundir import FailureKind, RunDirectory
 from slurm import settings
 from tests import commands
 from tests.test_launch import ROOT, Study, launched
@@ -376,3 +376,28 @@ def test_without_shtab_it_says_what_to_install(
 
 def test_the_range_of_shtab_is_that_of_the_package() -> None:
     assert '"shtab>=1.7,<2"' in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+# -- retry ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEQLM_DATA", raising=False)
+    for run in launched(study, "failed", "failed"):
+        known = {"name": "same", "command": ["made", run.id], "data": f"/text/{run.id}"}
+        run.provenance_file.write_text(json.dumps(known))
+    given: dict[str, tuple[list[str], Path | None]] = {}
+
+    def stop(specs: Any, backend: Any, settings: Any, *, data_path: Any, command: Any, **_: Any) -> None:
+        for spec in specs:
+            given[spec.fingerprint[:8]] = (command(spec), data_path(spec))
+        raise UsageError("no further")
+
+    monkeypatch.setattr("jobs.cli.request.launch", stop)
+    assert launch.main(["retry", "small", "--backend", "local"]) == 2
+    runs = RunDirectory.all_in(study.folder / "runs" / "small")
+    wanted = {run.read_config().fingerprint()[:8]: (["made", run.id], Path(f"/text/{run.id}")) for run in runs}
+    assert len(wanted) == 2
+    assert given == wanted
