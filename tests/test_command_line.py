@@ -285,7 +285,13 @@ def test_verbose_adds_the_settings_and_the_traceback_of_an_error(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch.main(["plan", "small.toml", "--backend", "local", "-v"]) == 0
-    assert "backend: local, settings: {} of small.toml\n" in capsys.readouterr().err
+    assert "backend: local; set in small.toml: nothing\n" in capsys.readouterr().err
+    with (study.folder / "small.toml").open("a") as manifest:
+        manifest.write("[backend.local]\nmax_parallel = 2\nenv = { API_KEY = 'hidden' }\n")
+    assert launch.main(["plan", "small.toml", "--backend", "local", "-v"]) == 0
+    err = capsys.readouterr().err
+    assert "backend: local; set in small.toml: max_parallel, env\n" in err
+    assert "hidden" not in err
     assert launch.main(["plan", "small.toml", "--backend", "local"]) == 0
     assert "backend:" not in capsys.readouterr().err
     assert launch.main(["status", "none", "-v"]) == 2

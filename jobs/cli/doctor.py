@@ -1,4 +1,4 @@
-"""``doctor``: whether this machine can launch, train and report, and what to do where it cannot."""
+"""``doctor``: whether this machine can launch, train and report, and what to do if it cannot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
-    """Print what was found out about this machine, and about a cluster if asked. Exit code 3 if runs would fail.
+    """Print findings about this machine, and about the cluster with ``--backend slurm``. Exit code 3: runs would fail.
 
     Raises:
         ManifestError: SLURM's site file is wrong.
@@ -84,7 +84,7 @@ def calibrate(arguments: DoctorArguments) -> int:
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
-    """Look at everything that a launch on this machine needs."""
+    """Check everything that a launch on this machine needs."""
     try:
         gpus = machine.gpus()
         devices = _devices(gpus)
@@ -126,7 +126,7 @@ def _processor() -> Finding:
 
 
 def _devices(gpus: Sequence[machine.Gpu]) -> list[Finding]:
-    """The GPUs that runs get, what an index means, and whether runs that share a GPU compute at the same time."""
+    """Return the GPUs for runs, what an index means, and whether runs that share a GPU compute at the same time."""
     found = [Finding(level="ok", subject=machine.short_name(gpu.id), text=gpu.name) for gpu in gpus]
     for card in machine.cards():
         if card.has_mig and not card.instances:
@@ -149,7 +149,7 @@ def _mps() -> Finding:
 
 
 def _folder(subject: str, path: Path) -> Finding:
-    """Whether files can be made in ``path``, or, where it does not exist yet, in the nearest folder above it."""
+    """Check that files can be created in ``path``, or in its nearest existing parent folder."""
     existing = _existing(path)
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -166,10 +166,10 @@ def _existing(path: Path) -> Path:
 
 
 def _file_system(runs_dir: Path) -> list[Finding]:
-    """What is not protected on the file system of the runs."""
+    """Return what is not protected on the file system of the runs."""
     try:
         lines = unprotected(_existing(runs_dir))
-    except OSError:  # _folder says why nothing can be written there
+    except OSError:  # _folder has reported it
         return []
     if not lines:
         text = "locks, links, renaming and flushing of folders work on this host"
@@ -184,7 +184,7 @@ def _git() -> Finding:
 
 
 def _ray() -> list[Finding]:
-    """Whether backend ray is there, and the cluster that ``RAY_ADDRESS`` names answers."""
+    """Check that backend ray is installed, and that the cluster of ``RAY_ADDRESS`` answers."""
     if default_backend() != "ray":
         return [Finding(level="note", subject="Ray", text="not installed; runs go to backend local")]
     address = os.environ.get("RAY_ADDRESS")
@@ -201,7 +201,7 @@ def _ray() -> list[Finding]:
 
 
 def _slurm() -> list[Finding]:
-    """Nothing where there is no SLURM; a cluster is looked at only when asked for, since that takes a job."""
+    """Return nothing without SLURM. The cluster itself is checked only on request, since that takes a job."""
     if shutil.which("sbatch") is None:
         return []
     return [Finding(level="ok", subject="SLURM", text="sbatch found; `doctor --backend slurm` looks at the cluster")]
@@ -216,7 +216,7 @@ def _penn_treebank(data_path: Path | None) -> Finding:
 
 
 def check_devices() -> list[Finding]:
-    """Compare fused operations with their equations on this machine's devices; needs half a minute on a CPU."""
+    """Compare fused operations with their equations on this machine's devices; takes half a minute on a CPU."""
     here = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "seqlm.training.self_check"]
     try:

@@ -1,4 +1,4 @@
-"""What happens in a launch, for a person: a line for each event, or a table."""
+"""Progress of a launch or a study for a person: a table on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def launch_progress(planned: Sequence[Planned], study_dir: Path) -> Progress:
 
 
 def watch(watcher: Watcher) -> None:
-    """Show a study on stdout as it changes, until every run is over: a table on a terminal, else lines."""
+    """Show a study on stdout until every run is over: a table on a terminal, else a line for each change."""
     if terminal.can_redraw(sys.stdout):
         from jobs.cli.live_table import watch_in_place  # rich: only where the table is shown
 

@@ -303,7 +303,8 @@ def choose(
         retries=arguments.retries,
         ray_address=arguments.ray_address,
     )
-    terminal.detail(f"backend: {choice.name}, settings: {dict(choice.table)} of {choice.where}")
+    # The names of the keys alone: values of env and setup may be secrets, and a launcher's output goes to a log.
+    terminal.detail(f"backend: {choice.name}; set in {choice.where}: {', '.join(choice.table) or 'nothing'}")
     if choice.name != "slurm":
         return Destination(choice=choice)
     settings = read_settings(choice.table, where=choice.where, environ=os.environ)
