@@ -1,31 +1,112 @@
-"""Text output of the launcher: tables, numbers with units, and lines on stderr."""
+"""What the launcher prints for a person: tables, lines, and whether they have color."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TextIO, TypeAlias
 
 from seqlm.errors import printable
 
+Color: TypeAlias = Literal["auto", "always", "never"]
+COLORS: tuple[Color, ...] = ("auto", "always", "never")
+CODES = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
+"""Color -> its ANSI code."""
+STATE_COLORS = {"running": "cyan", "failed": "red", "cancelled": "yellow", "done": "green"}
+"""State of a run -> color; the other states have none."""
+LEVELS = {"error:": "red", "warning:": "yellow"}
+"""What a line begins with that ``--quiet`` does not hide -> color of that word."""
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Return a table as text, its columns aligned with spaces.
 
-    Columns whose index is in ``right`` are right-aligned. Control characters in cells are escaped.
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How a command prints."""
+
+    color: Color = "auto"
+    """``auto``: on a terminal, unless ``NO_COLOR`` is set (no-color.org)."""
+    quiet: bool = False
+    """On stderr, print warnings and errors alone."""
+    verbose: bool = False
+    json: bool = False
+    """Results go to stderr, since stdout holds one JSON document."""
+    results: bool = True
+    """Print results."""
+
+
+_output = Output()
+
+
+def configure(output: Output) -> None:
+    """Set how this process prints. The command line calls it once."""
+    global _output
+    _output = output
+
+
+def is_quiet() -> bool:
+    """Whether only warnings and errors are wanted on stderr."""
+    return _output.quiet
+
+
+def program() -> str:
+    """Return what the user typed to start this program: ``seqlm``, or ``python launch.py`` from a checkout."""
+    return "seqlm" if Path(sys.argv[0]).name == "seqlm" else "python launch.py"
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    colors: Mapping[int, Mapping[str, str]] | None = None,
+) -> str:
+    """Return columns aligned with spaces, those numbered in ``right`` to the right. Cells cannot break a line.
+
+    ``colors`` maps the number of a column to the color of each cell text, for :func:`results`.
     """
     lines = [list(header), *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    painted = colors if colors and has_color(results()) else {}
 
     def render(line: Sequence[str]) -> str:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
+        cells = []
+        for column, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            space = " " * (width - len(cell))
+            text = paint(cell, painted.get(column, {}).get(cell))
+            cells.append(space + text if column in right else text + space)
         return "  ".join(cells).rstrip()
 
     return "\n".join(render(line) for line in lines)
+
+
+def paint(text: str, color: str | None) -> str:
+    """Return a text in a color of :data:`CODES`; as it is for ``None``."""
+    return text if color is None else f"\x1b[{CODES[color]}m{text}\x1b[0m"
+
+
+def has_color(stream: TextIO) -> bool:
+    """Whether text on ``stream`` may be colored: ``--color``, else ``NO_COLOR`` and whether it is a terminal."""
+    if _output.color != "auto":
+        return _output.color == "always"
+    return can_redraw(stream) and not os.environ.get("NO_COLOR")
+
+
+def results() -> TextIO:
+    """Return the stream on which a person reads the result of a command."""
+    return sys.stderr if _output.json else sys.stdout
+
+
+def say(text: str) -> None:
+    """Print a result, with control characters as escapes."""
+    say_table("\n".join(map(printable, text.split("\n"))))
+
+
+def say_table(text: str) -> None:
+    """Print what :func:`table` returned: control characters in its cells are escaped already."""
+    if _output.results:
+        print(text, file=results())
 
 
 def quantity(value: float | None, units: Sequence[str], base: float) -> str:
@@ -72,8 +153,22 @@ def perplexity(value: float | None) -> str:
 
 
 def tell(line: str) -> None:
-    """Print a line on stderr. Control characters are escaped, so that no name or message can control the terminal."""
-    print(printable(line), file=sys.stderr, flush=True)
+    """Print a line on stderr, with control characters as escapes. ``--quiet`` hides all but warnings and errors."""
+    level = line.partition(" ")[0]
+    if level not in LEVELS:
+        if not _output.quiet:
+            print(printable(line), file=sys.stderr, flush=True)
+        return
+    text = printable(line)
+    if has_color(sys.stderr):
+        text = paint(level, LEVELS[level]) + text.removeprefix(level)
+    print(text, file=sys.stderr, flush=True)
+
+
+def detail(line: str) -> None:
+    """Print a line on stderr that only ``--verbose`` shows."""
+    if _output.verbose:
+        tell(line)
 
 
 def can_redraw(stream: TextIO) -> bool:

@@ -56,7 +56,8 @@ ALLOWED = {
         "analysis.behaviour",
     ),
     "benchmarks": (*BOTTOM, "seqlm.data", "seqlm.models", "seqlm.training", "jobs", "slurm", "analysis", "benchmarks"),
-    "launch": (*BOTTOM, *TEXT, "seqlm", *FLOORS, "analysis"),
+    "jobs.cli.studying": (*BOTTOM, *TEXT, "seqlm", *FLOORS, "analysis.report"),
+    "launch": ("seqlm.errors", "jobs.terminal", "jobs.cli"),
 }
 """Part -> the parts it may import from. ``seqlm`` alone means its version and place."""
 
@@ -108,7 +109,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 
 LONG = {
-    *("launch", "seqlm.config", "seqlm.lease", "seqlm.rundir", "seqlm.training.trainer"),
+    *("seqlm.config", "seqlm.lease", "seqlm.rundir", "seqlm.training.trainer"),
     *("jobs.launch.dispatch", "jobs.backends.ray_backend", "slurm.task"),
 }
 """Modules of more than 400 lines, to be split; no others are to grow so long."""

@@ -15,6 +15,7 @@ import pytest
 
 import launch
 from jobs.backends.base import Finding
+from jobs.cli import doctor, request
 from jobs.cli.view import Watcher
 from jobs.launch.prepare import LaunchOptions
 from jobs.spec import RunSpec
@@ -413,7 +414,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (
             ["plan", "--only", "arch=gru", "lr>1", "small.toml"],
             "unrecognized arguments: small.toml; --only and --exclude take one argument each: --only 'arch=gru lr>1' "
-            "(see launch.py plan --help)",
+            "(see python launch.py plan --help)",
         ),
         (["run", "small.toml", "--only", "arhc=gru"], "arhc"),
         (["run", "small.toml", "--data", "nowhere"], "nowhere"),
@@ -422,18 +423,18 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (
             ["run", "small.toml", "--backend", "slrum"],
             'argument --backend: expected one of local, ray, slurm, got "slrum"; did you mean "slurm"? '
-            "(see launch.py run --help)",
+            "(see python launch.py run --help)",
         ),
-        (["status", "small", "--wach"], "unrecognized arguments: --wach (see launch.py status --help)"),
-        (["run", "small.toml", "--max-parallel", "0"], "--max-parallel: found 0, valid is a whole number, 1 or more"),
-        (["run", "small.toml", "--retries", "-1"], "--retries: found -1, valid is a whole number, 0 or more"),
-        (["behaviour", "small", "--temperature", "nan"], "--temperature: found nan, valid is a number above 0"),
-        (["behaviour", "small", "--seed", "x"], "--seed: found x, valid is a whole number, 0 or more"),
+        (["status", "small", "--wach"], "unrecognized arguments: --wach (see python launch.py status --help)"),
+        (["run", "small.toml", "--max-parallel", "0"], "--max-parallel: expected a whole number, 1 or more, got 0"),
+        (["run", "small.toml", "--retries", "-1"], "--retries: expected a whole number, 0 or more, got -1"),
+        (["behaviour", "small", "--temperature", "nan"], "--temperature: expected a number above 0, got nan"),
+        (["behaviour", "small", "--seed", "x"], "--seed: expected a whole number, 0 or more, got x"),
         (["run"], "the following arguments are required: manifest"),
         (
             ["sttaus", "small"],
             'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, logs, cancel, retry, '
-            "behaviour, report, doctor, data; see launch.py --help)",
+            "behaviour, report, doctor, data, completion; see python launch.py --help)",
         ),
         (["status", "other"], "other: expected a study's folder, a manifest, or a study in runs"),
         (["status", "small.toml"], "this study has not been launched yet"),
@@ -464,9 +465,9 @@ def test_doctor_measures_no_speed_on_a_device_that_computes_wrongly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = Finding(level="bad", subject="self-check", text="self-check on X: gru backward")
-    monkeypatch.setattr(launch, "examine", lambda *_: [])
-    monkeypatch.setattr(launch, "check_devices", lambda: [wrong])
-    monkeypatch.setattr(launch, "_calibrate", lambda options: pytest.fail("measured all the same"))
+    monkeypatch.setattr(doctor, "examine", lambda *_: [])
+    monkeypatch.setattr(doctor, "check_devices", lambda: [wrong])
+    monkeypatch.setattr(doctor, "calibrate", lambda arguments: pytest.fail("measured all the same"))
     words = ["doctor", "--json", "--runs-dir", str(tmp_path)]
     assert launch.main([*words, "--calibrate"]) == 3
     assert json.loads(capsys.readouterr().out)["data"]["findings"] == [vars(wrong)]
@@ -605,7 +606,7 @@ def test_a_study_on_slurm_is_looked_at_as_often_as_its_runs_write(
         asked.append(every_seconds)
         return Watcher(folder, ids, every_seconds=every_seconds)
 
-    monkeypatch.setattr(launch, "Watcher", made)
+    monkeypatch.setattr("jobs.cli.view.Watcher", made)
     site = study.folder / "site.toml"
     monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(site))
     site.write_text("")
@@ -634,7 +635,7 @@ def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypa
         given.append(settings.env.get("SEQLM_PROGRESS_SECONDS"))
         raise UsageError("no further")
 
-    monkeypatch.setattr(launch, "launch", stop)
+    monkeypatch.setattr(request, "launch", stop)
     assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
     with (study.folder / "small.toml").open("a") as manifest:
         manifest.write("[backend.local]\nprogress_s = 2.5\n")
@@ -650,7 +651,7 @@ def test_run_says_which_card_an_index_means_and_refuses_one_that_is_not_there(
 
     cards = [machine.Card(index=n, whole=machine.Gpu(f"GPU-{n}{n}", name)) for n, name in enumerate(("Small", "Big"))]
     monkeypatch.setattr(machine, "cards", lambda: cards)
-    monkeypatch.setattr(launch, "launch", stop)
+    monkeypatch.setattr(request, "launch", stop)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
     told = "warning: CUDA_VISIBLE_DEVICES=1 is taken by nvidia-smi's numbers: 0 is Small, 1 is Big; CUDA's own may"

@@ -175,7 +175,7 @@ def test_status_and_logs_take_the_folder_for_a_study_and_retry_does_not(study: S
         code, _, err = study(command, "runs/small/behaviour")
         assert code == 2
         assert err == (
-            "error: runs/small/behaviour holds behaviour jobs, not runs; use: launch.py behaviour runs/small\n"
+            "error: runs/small/behaviour holds behaviour jobs, not runs; use: python launch.py behaviour runs/small\n"
         )
     assert len(json.loads(study("status", "small", "--json")[1])["data"]["runs"]) == 3
 
@@ -285,7 +285,7 @@ def test_a_report_runs_no_kept_code_that_was_changed(study: Study) -> None:
 
 
 def test_a_report_without_behaviour_reads_no_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.compute_behaviour", lambda study_dir: pytest.fail("asked for"))
+    monkeypatch.setattr("jobs.cli.behaviour.compute_behaviour", lambda study_dir: pytest.fail("asked for"))
     code, _, err = study("report", "small", "--no-behaviour")
     assert (code, err) == (0, "")
     assert not (study.path / "behaviour").exists()

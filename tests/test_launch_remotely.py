@@ -36,7 +36,7 @@ def sent(*words: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "RayJob", JobServer)
+    monkeypatch.setattr("jobs.cli.request.RayJob", JobServer)
 
 
 def failed_run(study: str) -> RunDirectory:

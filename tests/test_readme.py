@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from jobs.cli.parser import read
 from jobs.manifests.load import load_manifest
 
 ROOT = Path(__file__).parent.parent
@@ -23,8 +24,9 @@ RAY_COMMANDS = re.findall(r"^\.venv/bin/python launch\.py .*", RAY, flags=re.MUL
 def test_every_command_line_is_understood(line: str) -> None:
     words = shlex.split(line, comments=True)
     assert words[:2] == [".venv/bin/python", "launch.py"]
-    options = launch.parser().parse_args(words[2:])
-    assert callable(options.handler)
+    arguments = read(words[2:])
+    assert arguments is not None
+    assert callable(launch.handler(arguments.command))
 
 
 def test_the_make_targets_exist() -> None:

@@ -1,4 +1,4 @@
-"""The behaviour that a report finds missing, computed on this machine."""
+"""Compute on this machine the behaviour that a report lacks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from jobs.terminal import tell
 
 
 def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outcome]:
-    """Compute what is missing of a study's behaviour, on this machine, and wait for it. What happens goes to stderr.
+    """Compute the missing behaviour of a study on this machine and wait for it. Progress goes to stderr.
 
-    ``data`` is where the corpus lies, if a flag says so. What was computed before stays as long as its checkpoints do,
-    with whatever settings it was asked for. Where nothing is missing, checkpoints are read and that is all.
+    ``data`` is the path of the corpus; ``None``: ``SEQLM_DATA``, else where it was when the run trained. A result is
+    kept as long as its checkpoints are unchanged, whatever its settings. If nothing is missing, only checkpoints are
+    read.
 
     Raises:
-        RunBusyError: another launcher computes it at this moment.
+        RunBusyError: another launcher is computing it.
         BackendError, DataError, FileError: nothing has been started.
         KeyboardInterrupt: interrupted; the workers have stopped.
     """

@@ -1,4 +1,4 @@
-"""``doctor``: whether this machine can launch, train and report, and what to do where it cannot."""
+"""``doctor``: whether this machine can launch, train and report, and what to do if it cannot."""
 
 from __future__ import annotations
 
@@ -10,25 +10,81 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.backends.base import Finding, Level
 from jobs.backends.choice import BackendChoice, default_backend
 from jobs.backends.ray_job import RayJob, is_remote
+from jobs.cli.arguments import DoctorArguments, RunArguments
 from jobs.cli.file_system import unprotected
+from jobs.cli.parser import read
+from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
-from jobs.terminal import memory
+from jobs.terminal import memory, say_table, table
 from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import BackendError, SeqlmError, UsageError
 
+CALIBRATION = Path(__file__).resolve().parents[1] / "manifests" / "calibration.toml"
 LOW_DISK_BYTES = 2 * 1024**3
 SELF_CHECK_SECONDS = 600
+LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
+
+
+def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
+    """Print findings about this machine, and about the cluster with ``--backend slurm``. Exit code 3: runs would fail.
+
+    Raises:
+        ManifestError: SLURM's site file is wrong.
+    """
+    findings = examine(arguments.runs_dir, find_data(arguments.data, None))
+    if arguments.calibrate:
+        findings += check_devices()
+    if arguments.backend == "slurm":
+        from slurm import doctor as cluster
+        from slurm.settings import read_settings
+
+        settings = read_settings({}, where="", environ=os.environ)
+        findings += cluster.examine(settings, runs_dir=arguments.runs_dir, wait_s=arguments.wait_s)
+    rows = [[finding.level, finding.subject, finding.text] for finding in findings]
+    say_table(table(["", "", ""], rows, colors={0: LEVEL_COLORS}).lstrip("\n"))
+    data = {"findings": [vars(finding) for finding in findings]}
+    if any(finding.level == "bad" for finding in findings):
+        return data, BackendError.exit_code
+    return data, calibrate(arguments) if arguments.calibrate else 0
+
+
+def calibrate(arguments: DoctorArguments) -> int:
+    """Train one small run of each architecture on the whole machine, one by one; ``plan`` takes its speeds from them.
+
+    Returns the exit code.
+    """
+    from jobs.cli.launching import finish  # only this option launches
+    from jobs.cli.request import Destination, Request, carry_out
+    from jobs.launch.prepare import LaunchOptions
+    from jobs.manifests.load import load_manifest
+    from jobs.plan.record import record_of
+
+    manifest = load_manifest(CALIBRATION)
+    study_dir = arguments.runs_dir / manifest.study
+    words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
+    launched = read(words)
+    assert isinstance(launched, RunArguments)
+    request = Request(
+        arguments=launched,
+        specs=manifest.runs,
+        options=LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None)),
+        destination=Destination(choice=BackendChoice(name="local", max_parallel=1)),
+        data_paths={spec.fingerprint: None for spec in manifest.runs},
+        commands={spec.fingerprint: ["python", "launch.py", "doctor", "--calibrate"] for spec in manifest.runs},
+    )
+    return finish(launched, study_dir, carry_out(request))[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
-    """Look at everything that a launch on this machine needs."""
+    """Check everything that a launch on this machine needs."""
     try:
         gpus = machine.gpus()
         devices = _devices(gpus)
@@ -70,7 +126,7 @@ def _processor() -> Finding:
 
 
 def _devices(gpus: Sequence[machine.Gpu]) -> list[Finding]:
-    """The GPUs that runs get, what an index means, and whether runs that share a GPU compute at the same time."""
+    """Return the GPUs for runs, what an index means, and whether runs that share a GPU compute at the same time."""
     found = [Finding(level="ok", subject=machine.short_name(gpu.id), text=gpu.name) for gpu in gpus]
     for card in machine.cards():
         if card.has_mig and not card.instances:
@@ -93,7 +149,7 @@ def _mps() -> Finding:
 
 
 def _folder(subject: str, path: Path) -> Finding:
-    """Whether files can be made in ``path``, or, where it does not exist yet, in the nearest folder above it."""
+    """Check that files can be created in ``path``, or in its nearest existing parent folder."""
     existing = _existing(path)
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -110,10 +166,10 @@ def _existing(path: Path) -> Path:
 
 
 def _file_system(runs_dir: Path) -> list[Finding]:
-    """What is not protected on the file system of the runs."""
+    """Return what is not protected on the file system of the runs."""
     try:
         lines = unprotected(_existing(runs_dir))
-    except OSError:  # _folder says why nothing can be written there
+    except OSError:  # _folder has reported it
         return []
     if not lines:
         text = "locks, links, renaming and flushing of folders work on this host"
@@ -128,7 +184,7 @@ def _git() -> Finding:
 
 
 def _ray() -> list[Finding]:
-    """Whether backend ray is there, and the cluster that ``RAY_ADDRESS`` names answers."""
+    """Check that backend ray is installed, and that the cluster of ``RAY_ADDRESS`` answers."""
     if default_backend() != "ray":
         return [Finding(level="note", subject="Ray", text="not installed; runs go to backend local")]
     address = os.environ.get("RAY_ADDRESS")
@@ -145,7 +201,7 @@ def _ray() -> list[Finding]:
 
 
 def _slurm() -> list[Finding]:
-    """Nothing where there is no SLURM; a cluster is looked at only when asked for, since that takes a job."""
+    """Return nothing without SLURM. The cluster itself is checked only on request, since that takes a job."""
     if shutil.which("sbatch") is None:
         return []
     return [Finding(level="ok", subject="SLURM", text="sbatch found; `doctor --backend slurm` looks at the cluster")]
@@ -160,7 +216,7 @@ def _penn_treebank(data_path: Path | None) -> Finding:
 
 
 def check_devices() -> list[Finding]:
-    """Compare fused operations with their equations on this machine's devices; needs half a minute on a CPU."""
+    """Compare fused operations with their equations on this machine's devices; takes half a minute on a CPU."""
     here = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "seqlm.training.self_check"]
     try:

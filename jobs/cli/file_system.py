@@ -1,4 +1,4 @@
-"""Try out what the file system under a study's folder can do, and say what is not protected if it cannot."""
+"""Test what the file system of a study's folder supports, and report what is unprotected without it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 LOW_INODES = 10_000
-"""Below this number of free inodes ``doctor`` says so."""
+"""With fewer free inodes than this, ``doctor`` reports it."""
 
 
 def unprotected(folder: Path) -> list[str]:
-    """One line for each thing that the file system of ``folder`` cannot do, and its consequence.
+    """Return a line for each feature that the file system of ``folder`` lacks, with the consequence.
 
-    Whether other hosts see the locks of this host cannot be tried out here.
+    Whether other hosts see the locks of this host is not tested.
 
     Raises:
         OSError: nothing can be written in ``folder``.
@@ -71,4 +71,4 @@ TRIALS: tuple[tuple[str, Callable[[Path], str | None], str], ...] = (
     ("renaming over a file", _rename, "no run can be saved"),
     ("flushing a folder (fsync)", _sync, "a crash of the machine may undo the files written last"),
 )
-"""What is tried, how, and what follows if it cannot be done. A trial returns or raises its problem."""
+"""Feature, its test, and the consequence if it is missing. A test returns or raises its problem."""

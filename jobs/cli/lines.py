@@ -1,4 +1,4 @@
-"""What happens in a launch, a line for each event."""
+"""Plain progress of a launch: a line for each event."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from seqlm.rundir import Observation
 
 
 class Progress(ABC):
-    """Who is told of the events of a launch."""
+    """What shows the events of a launch."""
 
     @abstractmethod
     def __call__(self, event: Event) -> None:
-        """Something has happened to a run."""
+        """Show an event."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave the terminal as it was. May be called more than once."""
+        """Restore the terminal. May be called more than once."""
 
 
 @final
 class LaunchProgress(Progress):
-    """What happens to the runs of a launch, one line each."""
+    """Prints a line for each event of a launch."""
 
     def __init__(self, planned: Sequence[Planned], say: Callable[[str], None] | None = None) -> None:
         self._say = say or tell
@@ -57,7 +57,7 @@ class LaunchProgress(Progress):
                 self._say("  ".join(word for word in words if word))
 
     def close(self) -> None:
-        """Nothing to do: lines stay where they are."""
+        """Do nothing: printed lines stay."""
 
 
 def _cause(observation: Observation) -> str:
@@ -70,5 +70,5 @@ def _cause(observation: Observation) -> str:
             return "ran out of time"
         case "node":
             return "lost its node"
-        case _:  # its worker said so, and wrote nothing
+        case _:  # the worker exited with EXIT_BUSY and wrote no failure
             return "had another worker at it"

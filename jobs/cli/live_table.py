@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,24 +21,17 @@ from jobs.launch.dispatch import Event
 from jobs.plan.planned import Planned
 from seqlm.errors import SeqlmError, printable
 
-STYLES = {
-    "running": "cyan",
-    "failed": "red",
-    "cancelled": "yellow",
-    "queued": "default",
-    "done": "green",
-    "pending": "default",
-}
+STYLES = {"queued": "default", "pending": "default", **terminal.STATE_COLORS}
 GROUPS = (("running",), ("failed", "cancelled"), ("queued",), ("done",), ("pending",))
-"""In the order of the screen. What runs is never hidden behind what does not."""
+"""In the order of the screen. Running runs are never hidden by others."""
 LEAST_ROWS = 8
-"""Rows of runs below which the matrix gives way."""
+"""With fewer rows of runs than this, the matrix is left out."""
 LEAST_DEVICE_WIDTH = 14
-"""Columns below which the devices, unless they fit, stand once below the table instead of in each row."""
+"""With fewer columns left than this, and than the devices need, they are listed below the table."""
 LEAST_NAME_WIDTH = 8
 MOST_NAME_WIDTH = 36
 
-# rich's own template loads a font from the network; this one takes what the reader's machine has.
+# rich's own template loads a font from the network; this template uses fonts of the reader's machine.
 SVG_FORMAT = """\
 <svg class="{unique_id}" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -69,21 +63,21 @@ SVG_FORMAT = """\
 
 @final
 class StudyTable:
-    """A study as text of the width and height that the console has. Nothing is read: it shows what was observed."""
+    """A study as a table that fits the console. It shows a view and reads no files."""
 
     def __init__(self, study: StudyView, *, whole: bool = False) -> None:
-        """``whole``: every run, however many lines that takes."""
+        """``whole``: show every run, whatever the height of the console."""
         self._study = study
         self._whole = whole
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         height = None if self._whole else options.max_height
-        # The line after the last is the cursor's.
+        # The cursor needs the line after the last.
         yield from table_lines(self._study, options.max_width, height and height - 1, ascii_only=options.ascii_only)
 
 
 def table_lines(study: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False) -> list[Text]:
-    """The lines of the table, none longer than ``width``; at most ``height`` of them if that leaves room for a run."""
+    """Return the lines of the table, at most ``width`` columns wide and ``height`` lines high. ``None``: no limit."""
     layout = _Layout(study, width, ascii_only=ascii_only)
     below = [Text(), _summary(study), *layout.devices_below()]
     matrix = [Text(), *coverage(study)]
@@ -112,9 +106,9 @@ def table_lines(study: StudyView, width: int, height: int | None = None, *, asci
 
 
 def allot(sizes: Sequence[int], lines: int, *, first_goes_before: bool = False) -> list[int]:
-    """How many rows each group gets, so that all fit in ``lines`` with one more for each group that is cut short.
+    """Return how many rows each group gets, so that all fit in ``lines`` with one more for each shortened group.
 
-    The groups grow in turns; the first as far as it can before the others where it ``goes_before`` them.
+    The groups grow in turns. With ``first_goes_before`` the first group grows as far as it can before the others.
     """
     shown = [0] * len(sizes)
 
@@ -153,7 +147,7 @@ def _summary(study: StudyView) -> Text:
 
 
 def coverage(study: StudyView) -> list[Text]:
-    """Architecture by optimizer: runs done of all, the best validation perplexity, and how many have failed."""
+    """Return the matrix of architecture by optimizer: runs done of all, best validation perplexity, failures."""
     archs = list(dict.fromkeys(run.arch for run in study.runs))
     optimizers = list(dict.fromkeys(run.optimizer for run in study.runs))
     cells = {
@@ -248,7 +242,7 @@ class _Layout:
 
 
 def _fraction(run: RunView) -> str:
-    """The epoch a run is in, counted from 1; of a run that does not run, the epochs it has behind it."""
+    """Return the current epoch of a running run, counted from 1; of other runs the number of finished epochs."""
     if not run.epochs:
         return "-"
     begun = run.epochs_done + (run.state == "running")
@@ -256,7 +250,7 @@ def _fraction(run: RunView) -> str:
 
 
 def _within(run: RunView) -> str:
-    """How far a running run is within its epoch; five columns, so that the table does not move."""
+    """Return the progress of a running run within its epoch, in five columns, so that the table keeps its width."""
     if run.state != "running":
         return ""
     if run.epochs_done >= run.epochs:
@@ -289,13 +283,13 @@ def _one_line(text: str | None) -> str:
 
 @final
 class LiveProgress(lines.Progress):
-    """The table of a launch, drawn anew twice a second below the lines of what has happened."""
+    """The table of a launch, redrawn twice a second below the lines of what has happened."""
 
     def __init__(self, planned: Sequence[Planned], study_dir: Path) -> None:
         self._watcher = Watcher(study_dir, [item.run.id for item in planned])
         self._table = _Refreshed(self._watcher)
         self._live = Live(
-            console=Console(stderr=True),
+            console=Console(stderr=True, no_color=not terminal.has_color(sys.stderr)),
             get_renderable=self._table,
             refresh_per_second=2,
             transient=True,  # the launcher prints the final table
@@ -308,7 +302,7 @@ class LiveProgress(lines.Progress):
             self._lines(event)
 
     def close(self) -> None:
-        """Take the table off the terminal."""
+        """Remove the table from the terminal."""
         self._live.stop()
 
     def _say(self, line: str) -> None:
@@ -317,7 +311,7 @@ class LiveProgress(lines.Progress):
 
 @final
 class _Refreshed:
-    """The table of a study, looked at when it is asked for, though not more often than is reasonable."""
+    """The table of a study, read on demand, but not more often than is reasonable."""
 
     def __init__(self, watcher: Watcher, clock: Callable[[], float] = time.monotonic) -> None:
         self._watcher = watcher
@@ -328,7 +322,7 @@ class _Refreshed:
     def __call__(self) -> StudyTable | Text:
         started = self._clock()
         if started >= self._next:
-            # The thread that draws must outlive a file that cannot be read for a moment.
+            # A file that cannot be read for a moment must not end the thread that draws.
             with contextlib.suppress(SeqlmError, OSError):
                 self._table = StudyTable(self._watcher.look())
             now = self._clock()
@@ -337,8 +331,8 @@ class _Refreshed:
 
 
 def watch_in_place(watcher: Watcher) -> None:
-    """Show the table on stdout until every run is over; the last one stays."""
-    with Live(console=Console(), auto_refresh=False) as live:
+    """Show the table on stdout until every run is over. The last table stays."""
+    with Live(console=Console(no_color=not terminal.has_color(sys.stdout)), auto_refresh=False) as live:
         while True:
             started = time.monotonic()
             study = watcher.look()
@@ -349,7 +343,7 @@ def watch_in_place(watcher: Watcher) -> None:
 
 
 def svg(study: StudyView, width: int = 112) -> str:
-    """The whole table as a picture that needs no network."""
+    """Return the whole table as an SVG that loads nothing from the network."""
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(StudyTable(study, whole=True))
     return console.export_svg(title=f"seqlm: {study.name}", code_format=SVG_FORMAT)

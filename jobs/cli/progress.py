@@ -1,4 +1,4 @@
-"""What happens in a launch, for a person: a line for each event, or a table."""
+"""Progress of a launch or a study for a person: a table on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from seqlm.errors import printable
 
 
 def launch_progress(planned: Sequence[Planned], study_dir: Path) -> Progress:
-    """Who is told of a launch's events: a table that updates in place on a terminal, else plain lines."""
-    if can_redraw(sys.stderr) and any(item.action != "skip" for item in planned):
+    """Return what shows the events of a launch: a table that updates in place on a terminal, else plain lines."""
+    if not terminal.is_quiet() and can_redraw(sys.stderr) and any(item.action != "skip" for item in planned):
         from jobs.cli.live_table import LiveProgress  # rich: only where the table is shown
 
         return LiveProgress(planned, study_dir)
@@ -26,7 +26,7 @@ def launch_progress(planned: Sequence[Planned], study_dir: Path) -> Progress:
 
 
 def watch(watcher: Watcher) -> None:
-    """Show a study on stdout as it changes, until every run is over: a table on a terminal, else lines."""
+    """Show a study on stdout until every run is over: a table on a terminal, else a line for each change."""
     if terminal.can_redraw(sys.stdout):
         from jobs.cli.live_table import watch_in_place  # rich: only where the table is shown
 

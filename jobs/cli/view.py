@@ -1,4 +1,4 @@
-"""What a study looks like at this moment: every run with its place within its epoch, its pace and its device."""
+"""Views of a study at one moment: each run with its progress within the epoch, its speed and its device."""
 
 from __future__ import annotations
 
@@ -21,93 +21,93 @@ from seqlm.errors import SeqlmError
 from seqlm.rundir import RunDirectory, State, read_json
 
 LOOK_SECONDS = 0.5
-"""How often a study is looked at."""
+"""Time between two polls of a study."""
 LOOK_SHARE = 0.2
-"""Share of the time that looking may take at most: a study of thousands of runs is looked at less often."""
+"""Largest share of the time that polling may take: a study of thousands of runs is polled less often."""
 STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "pending")
-"""In the order in which a person wants to see them."""
+"""Most urgent first, the order of display."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """One run, as the live view shows it."""
+    """One run in the live view."""
 
     name: str
     id: str
     state: State
     reason: str | None = None
-    """Why it waits, or has failed."""
+    """Why the run waits or has failed."""
     arch: str
     optimizer: str
     epochs: int
-    """To be done in all; 0 where ``config.json`` is damaged."""
+    """Epochs in all; 0 if ``config.json`` is damaged."""
     epochs_done: int = 0
     share: float | None = None
-    """Of the running epoch's training steps, those done."""
+    """Share of the running epoch's training steps that is done, from 0 to 1."""
     phase: str | None = None
-    """``train`` or ``valid``, while it runs."""
+    """``train`` or ``valid`` while the run trains."""
     train_ppl: float | None = None
-    """Of the running epoch so far, else of the last one."""
+    """Perplexity of the running epoch so far, else of the last epoch."""
     val_ppl: float | None = None
-    """Of the last epoch."""
+    """Perplexity of the last epoch."""
     best_val_ppl: float | None = None
     tokens_per_second: float | None = None
     device: str | None = None
-    """Where it runs or ran last: host, where that is not this one alone, and GPU or processor."""
+    """Device of the latest attempt: GPU or processor, with the host if runs are not all on this host."""
     seconds_left: float | None = None
     queue_place: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyView:
-    """A study, as the live view shows it."""
+    """A study in the live view."""
 
     name: str
     runs: tuple[RunView, ...]
     """In manifest order."""
     seconds_left: float | None
-    """Until the last run ends, where that is known."""
+    """Time until the last run ends. ``None``: not known."""
     is_over: bool
-    """Nothing more happens by itself."""
+    """No run can change state without a new launch."""
 
     def counts(self) -> dict[State, int]:
-        """How many runs are in each state, without those in which there are none."""
+        """Return the number of runs in each state that has any."""
         found = Counter(run.state for run in self.runs)
         return {state: found[state] for state in STATES if found[state]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """What the files of one run say, before it is seen beside the others."""
+    """The files of one run, before it is compared with the others."""
 
     observed: ObservedRun
     epochs: Sequence[Mapping[str, Any]]
     progress: Mapping[str, Any]
-    """Of the running epoch; empty where nothing is known of it."""
+    """``progress.json`` of the running epoch; empty if there is none."""
     worker: Mapping[str, Any]
     is_over: bool
 
 
 @final
 class Watcher:
-    """Looks at a study again and again. What cannot change any more is read once; what is not watched, not touched."""
+    """Polls a study. Files that cannot change any more are read once; runs that are not watched are not read."""
 
     def __init__(
         self, study_dir: Path, ids: Collection[str] | None = None, *, every_seconds: float | None = None
     ) -> None:
-        """``ids`` are the runs to look at; ``None``: all. ``every_seconds`` is the time between two looks."""
+        """``ids`` are the runs to watch; ``None``: all. ``every_seconds`` is the time between two polls."""
         self._study_dir = study_dir
         self._every_seconds = every_seconds
         self._ids = None if ids is None else frozenset(ids)
         self._settling = FinalityTracker()
         self._scheduler = Scheduler()
         self._over: dict[str, tuple[Path, float, _Reading]] = {}
-        """Run id -> the file that says how it ended, when that was written, and what there is to see."""
+        """Run id -> the file with its outcome, the time of its last change, and the run's reading."""
         self._known: dict[str, ObservedRun] = {}
         self._host = socket.gethostname()
 
     def look(self) -> StudyView:
-        """The study as it is now."""
+        """Return the study as it is now."""
         ids = self._listed() if self._ids is None else self._ids
         over = {run_id: reading for run_id in ids if (reading := self._still_over(run_id)) is not None}
         rest = [run for run_id in ids if run_id not in over and self._is_run(run := self._run(run_id))]
@@ -117,7 +117,7 @@ class Watcher:
         return view(self._study_dir.name, readings, work, self._host)
 
     def pause(self, took_seconds: float) -> float:
-        """Seconds to wait before the next look, after one that took so long."""
+        """Return the seconds to wait before the next poll, after one that took ``took_seconds``."""
         return max(self._every_seconds or LOOK_SECONDS, took_seconds / LOOK_SHARE)
 
     def _run(self, run_id: str) -> RunDirectory:
@@ -130,11 +130,11 @@ class Watcher:
             return []
 
     def _is_run(self, run: RunDirectory) -> bool:
-        """Whether the folder is that of a run; one that was listed and is known is not asked again."""
+        """Whether the folder is that of a run. A known run of a listed folder is not checked again."""
         return (self._ids is None and run.id in self._known) or run.config_file.is_file()
 
     def _still_over(self, run_id: str) -> _Reading | None:
-        """What there is to see of a run that was over at the last look, unless that has changed."""
+        """Return the kept reading of a run that was over at the last poll; ``None`` if its outcome has changed."""
         if run_id not in self._over:
             return None
         file, written, reading = self._over[run_id]
@@ -162,7 +162,7 @@ class Watcher:
         try:
             return replace(known, observation=observe_run(run, work))
         except SeqlmError:
-            return look_at(run, work)  # a file was damaged meanwhile; this says which
+            return look_at(run, work)  # a file was damaged meanwhile; the reason names it
 
 
 def _written(path: Path) -> float:
@@ -185,7 +185,7 @@ def _read(observed: ObservedRun, is_over: bool) -> _Reading:
         if attempt and observed.observation.state == "running":
             progress = read_json(run.progress_file(attempt)) or {}
     except SeqlmError:
-        pass  # it is in the observation's reason where it matters
+        pass  # the observation's reason names the file if it matters
     if progress.get("epoch") != observed.epochs_done:
         progress = {}  # of an epoch that is over
     return _Reading(observed=observed, epochs=epochs, progress=progress, worker=worker, is_over=is_over)
@@ -195,7 +195,7 @@ def _read(observed: ObservedRun, is_over: bool) -> _Reading:
 
 
 def view(study: str, readings: Sequence[_Reading], work: AtWork, host: str) -> StudyView:
-    """The study with what its runs say about each other: paces, the queue, the hosts. ``host`` is this one."""
+    """Return the view of a study: expected speeds, places in the queue, hosts. ``host`` is the name of this host."""
     expected = expected_seconds_per_epoch([_pace(reading) for reading in readings])
     hosts = {str(reading.worker["host"]) for reading in readings if reading.worker.get("host")}
     show_host = bool(hosts - {host})
@@ -216,7 +216,7 @@ def view(study: str, readings: Sequence[_Reading], work: AtWork, host: str) -> S
 
 
 def place_in_queue(run: RunView) -> float:
-    """What queued runs are sorted by; one that has just been submitted comes first."""
+    """Return the sort key of queued runs. A run that was just submitted comes first."""
     return -1 if run.queue_place is None else run.queue_place
 
 
@@ -268,12 +268,12 @@ def _run_view(reading: _Reading, seconds_per_epoch: float | None, show_host: boo
 
 
 def _number(value: Any) -> float | None:
-    """The finite number that stands in a file, else none: a view does not break on what others wrote."""
+    """Return a finite number from a file, else ``None``: another user's file must not break the view."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _device(worker: Mapping[str, Any], show_host: bool) -> str | None:
-    """Such as ``node7 GPU-5d5ba0d6 NVIDIA H100``."""
+    """Return text such as ``node7 GPU-5d5ba0d6 NVIDIA H100``."""
     if not worker:
         return None
     words = [str(worker.get("host", "?"))] if show_host else []
@@ -282,11 +282,11 @@ def _device(worker: Mapping[str, Any], show_host: bool) -> str | None:
     return " ".join(words)
 
 
-# -- lines, where nothing can be drawn anew ------------------------------------------------------------------------
+# -- lines, for a pipe ---------------------------------------------------------------------------------------------
 
 
 def changes(before: StudyView | None, after: StudyView) -> Iterable[str]:
-    """A line for each run whose state or epoch is another than before; at first one line about the study."""
+    """Return a line for each run whose state or epoch has changed. Without ``before``: one line about the study."""
     if before is None:
         yield summary(after)
         return
@@ -306,7 +306,7 @@ def changes(before: StudyView | None, after: StudyView) -> Iterable[str]:
 
 
 def summary(study: StudyView) -> str:
-    """The study in one line."""
+    """Return the study in one line."""
     counts = "  ".join(f"{number} {state}" for state, number in study.counts().items())
     left = f"  about {terminal.duration(study.seconds_left)} left" if study.seconds_left is not None else ""
     return f"{study.name}: {counts}{left}"
@@ -314,17 +314,17 @@ def summary(study: StudyView) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How fast one run goes, and what else goes like it."""
+    """The speed of one run, and which runs are as fast."""
 
     arch: str
     shape: Hashable
-    """What decides how long an epoch takes: runs of the same shape take the same time."""
+    """All that an epoch's time depends on: runs of the same shape take the same time."""
     seconds_per_epoch: float | None
-    """As this run has gone so far."""
+    """Measured on this run. ``None``: not measured yet."""
 
 
 def expected_seconds_per_epoch(paces: Sequence[Pace]) -> list[float | None]:
-    """For each run: its own figure, else the median of runs of its shape, else of its architecture, else none."""
+    """Return the time of each run's epoch: its own, else the median of its shape, of its architecture, or ``None``."""
     by_shape: defaultdict[Hashable, list[float]] = defaultdict(list)
     by_arch: defaultdict[str, list[float]] = defaultdict(list)
     for pace in paces:
@@ -343,9 +343,9 @@ def expected_seconds_per_epoch(paces: Sequence[Pace]) -> list[float | None]:
 
 
 def study_seconds_left(running: Sequence[float | None], waiting: Iterable[float | None]) -> float | None:
-    """Seconds until the last run ends, where each waiting run starts when the next of the running ones ends.
+    """Return the seconds until the last run ends, if each waiting run starts when the next running one ends.
 
-    As many go at once as do now. None where nothing runs or the time of any run is not known.
+    ``None`` if nothing runs, or the time of any run is not known.
     """
     ends = [seconds for seconds in running if seconds is not None]
     if not ends or len(ends) < len(running):

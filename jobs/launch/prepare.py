@@ -26,7 +26,6 @@ from jobs.spec import Resources, RunSpec
 from jobs.study.folder import (
     at_work,
     forget_jobs,
-    launch_lock_file,
     launcher_of,
     launching,
     observe_run,
@@ -39,7 +38,7 @@ from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
-from seqlm.rundir import RunDirectory, append_to, is_locked, make_directory
+from seqlm.rundir import RunDirectory, append_to, make_directory
 
 TRAINING = "seqlm.training.worker"
 """The module that trains a run."""
@@ -363,17 +362,3 @@ def detach(argv: Sequence[str], study_dir: Path) -> int:
             lines = log.read_text("utf-8", errors="replace").strip().splitlines()
             raise BackendError(f"the launcher exited at once: {lines[-1] if lines else 'no output'} (see {log})")
         time.sleep(0.05)
-
-
-def wait_for_launcher(study_dir: Path, seconds: float) -> None:
-    """Wait until no launcher is running on this study, at most ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while is_locked(launch_lock_file(study_dir)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def wait_for_workers(runs: Sequence[RunDirectory], seconds: float) -> None:
-    """Wait until no worker is running any of these runs, at most ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while any(is_locked(run.worker_lock_file) for run in runs) and time.monotonic() < deadline:
-        time.sleep(0.1)

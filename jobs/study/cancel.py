@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.study.folder import Launcher, ObservedRun, launcher_of
+from jobs.study.folder import Launcher, ObservedRun, launch_lock_file, launcher_of
 from seqlm.errors import FileError
 from seqlm.lease import Terms, live_owner, newest_lease, process_start, this_host
 from seqlm.rundir import RunDirectory, is_locked, read_lock_holder
@@ -128,6 +128,20 @@ def _launcher_in_job(run: RunDirectory) -> Any:
     with contextlib.suppress(FileError):
         return (run.read_job() or {}).get("launcher")
     return None
+
+
+def wait_for_launcher(study_dir: Path, seconds: float) -> None:
+    """Wait until no launcher holds the lock of this study, for at most ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while is_locked(launch_lock_file(study_dir)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def wait_for_workers(runs: Sequence[RunDirectory], seconds: float) -> None:
+    """Wait until no worker holds the lock of any of these runs, for at most ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while any(is_locked(run.worker_lock_file) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 # -- which process to signal -----------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def test_a_controller_that_does_not_answer_is_the_problem_of_runs_with_jobs_alon
     assert launch.main(["cancel", str(tmp_path / "s"), "--all"]) == 1
     said = capsys.readouterr()
     assert said.out == "cancelled run1\n"
-    line = "marked as cancelled, but its job goes on until it sees the mark: scancel does not answer"
+    line = "marked as cancelled, but its job runs until it sees the mark: scancel does not answer"
     assert said.err == f"error: run2: {line}\n"
     assert all(run.is_cancelled() for run in runs)
 

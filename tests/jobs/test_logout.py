@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from jobs.cli import request
 from jobs.launch import logout
 from tests.slurm.programs import answering
 
@@ -76,7 +77,7 @@ def test_a_control_group_of_the_first_version_and_a_machine_without_systemd(mach
 def test_a_launcher_that_is_left_behind_comes_with_the_warning(
     machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "detach", lambda argv, study_dir: 4711)
+    monkeypatch.setattr(request, "detach", lambda argv, study_dir: 4711)
     manifest = machine / "m.toml"
     manifest.write_text(
         '[study]\nname = "s"\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\n'

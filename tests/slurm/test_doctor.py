@@ -318,7 +318,9 @@ def test_a_new_files_time_is_compared_with_the_clock(tmp_path: Path, monkeypatch
 def test_doctor_looks_at_a_cluster_when_asked_and_reads_the_site_file(
     cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "examine", lambda runs_dir, data: [Finding(level="ok", subject="here", text="fine")])
+    monkeypatch.setattr(
+        machine_doctor, "examine", lambda runs_dir, data: [Finding(level="ok", subject="here", text="fine")]
+    )
     monkeypatch.setattr(settings, "SITE_FILE", tmp_path / "none")
     (tmp_path / "site.toml").write_text('partition = "gpus"')
     monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(tmp_path / "site.toml"))

@@ -311,7 +311,7 @@ def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_tha
         fake.finish("1")
         fake.purge("1")
 
-    monkeypatch.setattr(launch, "watch", lose)
+    monkeypatch.setattr("jobs.cli.request.watch", lose)
     words = ["run", str(manifest), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main(words) == launch.EXIT_RUN_FAILED
 

@@ -1,0 +1,77 @@
+"""``completion``: the script with which a shell completes command lines, written by shtab."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jobs import terminal
+from jobs.cli.arguments import CompletionArguments
+from jobs.cli.parser import parser
+from seqlm.errors import UsageError
+
+STUDIES = {"bash": "_seqlm_studies", "zsh": "_seqlm_studies", "tcsh": "`seqlm completion studies`"}
+"""Shell -> what completes a study."""
+MANIFESTS = {
+    "bash": "_seqlm_manifests",
+    "zsh": "_files -g '*.(toml|yaml|yml|json)'",
+    "tcsh": "f:*.{toml,yaml,yml,json}",
+}
+PREAMBLE = {
+    "bash": """\
+_seqlm_studies() {
+  local found="$(compgen -W "$(seqlm completion studies 2>/dev/null)" -- "$1")"
+  if [ -n "$found" ]; then echo "$found"; else compgen -f -- "$1"; fi
+}
+_seqlm_manifests() {
+  local ending
+  for ending in toml yaml yml json; do compgen -f -X "!*.$ending" -- "$1"; done
+  compgen -S / -d -- "$1"
+}
+""",
+    "zsh": """\
+_seqlm_studies() {
+  compadd -- ${(f)"$(seqlm completion studies 2>/dev/null)"}
+  _files
+}
+""",
+}
+
+
+def completion(arguments: CompletionArguments) -> tuple[Any, int]:
+    """Print the completion script of a shell, or the names of the studies.
+
+    Raises:
+        UsageError: shtab, which writes the scripts, is not installed.
+    """
+    if arguments.shell == "studies":
+        folders = arguments.runs_dir.iterdir() if arguments.runs_dir.is_dir() else iter(())
+        names = sorted(folder.name for folder in folders if folder.is_dir() and not folder.name.startswith("."))
+        for name in names:
+            terminal.say(name)
+        return {"studies": names}, 0
+    try:
+        import shtab
+    except ImportError:
+        raise UsageError('completion: the package shtab is not installed; use: pip install "shtab>=1.7,<2"') from None
+    top = parser("seqlm")
+    for action in _actions(top):
+        if action.dest in ("study", "studies"):
+            action.complete = STUDIES  # type: ignore[attr-defined]
+        elif action.dest == "manifest":
+            action.complete = MANIFESTS  # type: ignore[attr-defined]
+        elif action.dest in ("data", "svg"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.dest in ("runs_dir", "output", "to"):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    script = shtab.complete(top, arguments.shell, None, PREAMBLE.get(arguments.shell, ""))
+    print(script, file=terminal.results())
+    return {"shell": arguments.shell, "script": script}, 0
+
+
+def _actions(made: argparse.ArgumentParser) -> list[argparse.Action]:
+    found = list(made._actions)
+    for action in made._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [inner for command in action.choices.values() for inner in command._actions]
+    return found

@@ -1,0 +1,311 @@
+"""The commands that follow a study: status, logs, cancel, report, data.
+
+Each command imports what only it needs inside its function, so that ``status``, ``logs`` and ``cancel`` start fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import terminal
+from jobs.cli.arguments import (
+    EXIT_RUN_FAILED,
+    CancelArguments,
+    DataArguments,
+    LogsArguments,
+    ReportArguments,
+    StatusArguments,
+    StudyArguments,
+)
+from jobs.study.folder import (
+    ObservedRun,
+    find_study,
+    is_behaviour_study,
+    observe_study,
+    read_jobs,
+    select_runs,
+    study_name,
+)
+from seqlm.errors import BackendError, ManifestError, SeqlmError, UsageError, nearest, printable
+from seqlm.rundir import write_text
+
+if TYPE_CHECKING:
+    from jobs.cli.view import Watcher
+    from jobs.launch.behaviour import Outcome
+
+REPORT_SECONDS = 10
+"""How often ``report --watch`` checks for changes, and its page reloads."""
+
+
+def chosen_runs(arguments: StudyArguments, study_dir: Path) -> list[ObservedRun]:
+    """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
+    runs, why = select_runs(observe_study(study_dir), arguments.only, arguments.exclude)
+    if why is not None:
+        terminal.tell(why)
+    return runs
+
+
+# -- status --------------------------------------------------------------------------------------------------------
+
+
+def status(arguments: StatusArguments) -> tuple[Any, int]:
+    """Print the state of each run, once or at each change.
+
+    Raises:
+        UsageError: there is no such study, or two options exclude each other.
+        FileError: the picture cannot be written.
+    """
+    if arguments.watch and arguments.json:
+        raise UsageError("--watch shows changes as they come, --json prints one document; use one of them")
+    study_dir = find_study(arguments.study, arguments.runs_dir)
+    runs = chosen_runs(arguments, study_dir)
+    ids = {run.run.id for run in runs} if arguments.only or arguments.exclude else None
+    if arguments.watch:
+        from jobs.cli.progress import watch
+
+        watch(_watcher(study_dir, ids))
+        return None, 0
+    terminal.say_table(status_table(runs))
+    if arguments.svg is not None:
+        from jobs.cli.live_table import svg  # rich: only where the view is drawn
+        from jobs.cli.view import Watcher
+
+        write_text(arguments.svg, svg(Watcher(study_dir, ids).look()))
+        terminal.say(f"picture: {arguments.svg}")
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, 0
+
+
+def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
+    """Return a watcher of these runs, or of all for ``None``. On SLURM it looks as often as jobs write progress."""
+    from jobs.cli.view import Watcher
+
+    if not read_jobs(study_dir):
+        return Watcher(study_dir, ids)
+    from jobs.plan.record import kept_tables
+    from slurm.settings import SlurmSettings, read_settings
+
+    try:
+        table = kept_tables(study_dir, terminal.tell).get("slurm", {})
+        settings = read_settings(table, where="study.json", environ=os.environ)
+    except ManifestError:  # a mistake in the site file must not stop a reader
+        settings = SlurmSettings()
+    return Watcher(study_dir, ids, every_seconds=settings.progress_s)
+
+
+def status_table(runs: Sequence[ObservedRun]) -> str:
+    """Return the table of ``status``, a row for each run."""
+    rows = []
+    for run in runs:
+        seen, total = run.observation, run.epochs_total
+        epochs = "-" if total is None else f"{run.epochs_done}/{total}"
+        rows.append(
+            [run.name, run.run.id, seen.state, epochs, terminal.perplexity(seen.best_val_ppl), seen.reason or ""]
+        )
+    header = ["run", "id", "state", "epochs", "best val ppl", "reason"]
+    return terminal.table(header, rows, right=(3, 4), colors={2: terminal.STATE_COLORS})
+
+
+# -- logs ----------------------------------------------------------------------------------------------------------
+
+
+def logs(arguments: LogsArguments) -> tuple[Any, int]:
+    """Print the last lines of each run's latest attempt, or follow one run.
+
+    Raises:
+        UsageError: there is no such study or run, or two options exclude each other.
+    """
+    from jobs.study.logs import follow_logs, print_log
+
+    study_dir = find_study(arguments.study, arguments.runs_dir)
+    runs = chosen_runs(arguments, study_dir)
+    if arguments.run:
+        runs = _named(runs, arguments.run, study_dir)
+    if arguments.follow:
+        if arguments.json:
+            raise UsageError("--follow prints lines as they come, --json one document at the end; use one of them")
+        if len(runs) != 1:
+            raise UsageError(f"--follow: expected one run, got {len(runs)}; name it: logs {arguments.study} RUN -f")
+        follow_logs(runs[0], arguments.lines)
+        return None, 0
+    records = [print_log(run, arguments.lines, terminal.results()) for run in runs]
+    return {"study": study_dir.name, "runs": records}, 0
+
+
+def _named(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> list[ObservedRun]:
+    """Return the runs of this name, else the one with this id or beginning of an id."""
+    from jobs.manifests.filters import whole_id
+
+    named = [run for run in runs if run.name == text]
+    if named:
+        return named
+    run_id = whole_id(text, [run.run.id for run in runs])
+    if run_id is None:
+        hint = nearest(text, [run.name for run in runs])
+        raise UsageError(f'{study_dir.name} has no run "{text}"{hint}; `status` lists them')
+    return [run for run in runs if run.run.id == run_id]
+
+
+# -- cancel --------------------------------------------------------------------------------------------------------
+
+
+def cancel(arguments: CancelArguments) -> tuple[Any, int]:
+    """Stop runs that are not over, and wait until they have stopped. Exit code 1 if one has not.
+
+    Raises:
+        UsageError: there is no such study, or all runs would stop and nobody has confirmed that.
+    """
+    from jobs.study.cancel import mark, wait_for_launcher, wait_for_workers, wait_until_stopped
+
+    study_dir = find_study(arguments.study, arguments.runs_dir)
+    runs = chosen_runs(arguments, study_dir)
+    _confirm_cancel(arguments, study_dir, runs)
+    jobs = read_jobs(study_dir)
+    marked = mark(runs)
+    with_job = [one for one in marked if one.run.id in jobs]
+    if with_job:
+        from slurm import backend as slurm_backend
+
+        try:
+            slurm_backend.cancel_jobs(study_dir, [one.observed for one in with_job])
+        except BackendError as error:
+            for one in with_job:
+                one.problem = one.problem or f"marked as cancelled, but its job runs until it sees the mark: {error}"
+    wait_until_stopped(one for one in marked if one not in with_job)
+    wait_for_workers([one.run for one in with_job if one.problem is None], seconds=30)
+    for one in marked:
+        if one.problem is None:
+            terminal.say(f"cancelled {one.observed.name}")
+        else:
+            terminal.tell(f"error: {one.observed.name}: {one.problem}")
+    if not marked:
+        terminal.say("nothing to cancel: every such run is over")
+    after = observe_study(study_dir)
+    if marked and not any(run.observation.state in ("queued", "running") for run in after):
+        wait_for_launcher(study_dir, seconds=10)  # it is about to exit; a `retry` now must not find the study locked
+    problems = {one.run.id: one.problem for one in marked}
+    records = [{**run.to_dict(), "problem": problems[run.run.id]} for run in after if run.run.id in problems]
+    return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0
+
+
+def _confirm_cancel(arguments: CancelArguments, study_dir: Path, runs: Sequence[ObservedRun]) -> None:
+    """Make sure that all runs are meant if no ``--only`` chooses some.
+
+    Raises:
+        UsageError: they are not, or there is no terminal to ask on.
+    """
+    if arguments.all and arguments.only:
+        raise UsageError("--all cancels every run, --only some of them; use one of them")
+    number = sum(run.observation.state in ("pending", "queued", "running") for run in runs)
+    if arguments.all or arguments.only or not number:
+        return
+    what = f"all {number} runs" if number > 1 else "the one run"
+    what = f"{what} of {printable(study_name(study_dir))} that {'are' if number > 1 else 'is'} not over"
+    if not sys.stdin.isatty():
+        raise UsageError(f"cancel would stop {what}; add --all, or choose some with --only")
+    print(f"cancel {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing is cancelled; choose runs with --only, or answer y")
+
+
+# -- report --------------------------------------------------------------------------------------------------------
+
+
+def report(arguments: ReportArguments) -> tuple[Any, int]:
+    """Write the report, with the behaviour of trained models that is missing.
+
+    Raises:
+        UsageError: there is no such study, or two options exclude each other.
+        FileError: the report cannot be written.
+    """
+    if arguments.watch and arguments.json:
+        raise UsageError("--watch writes the report at each change, --json prints one document; use one of them")
+    study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
+    if arguments.watch:
+        _watch_report(study_dirs, arguments.output)
+    behaviour = []
+    if arguments.behaviour is not False:
+        asked = arguments.behaviour is True
+        behaviour = [found for study_dir in study_dirs for found in compute_missing_behaviour(study_dir, asked=asked)]
+    page = write_report(study_dirs, arguments.output)
+    terminal.say(str(page))
+    names = [study_dir.name for study_dir in study_dirs]
+    return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
+
+
+def _watch_report(study_dirs: Sequence[Path], output: Path | None) -> None:
+    """Write the report now and at each finished epoch or changed state, until every run is over."""
+    written = None
+    while True:
+        runs = [run for study_dir in study_dirs for run in observe_study(study_dir)]
+        seen = [(run.run.path, run.observation.state, run.observation.epoch) for run in runs]
+        if not any(run.observation.state in ("queued", "running") for run in runs):
+            return
+        if seen != written:
+            page = write_report(study_dirs, output, refresh_seconds=REPORT_SECONDS)
+            done = sum(run.observation.state == "done" for run in runs)
+            terminal.tell(f"{page}: {done} of {len(runs)} runs done")
+            written = seen
+        time.sleep(REPORT_SECONDS)
+
+
+def write_report(study_dirs: Sequence[Path], output: Path | None, *, refresh_seconds: int | None = None) -> Path:
+    """Write the report of these studies and return its page. ``refresh_seconds``: how often the page reloads."""
+    from analysis.report import write_report as write  # pandas and matplotlib: a second that only the report needs
+
+    return write(*study_dirs, output=output, refresh_seconds=refresh_seconds)
+
+
+def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:
+    """Compute on this machine the behaviour that a report lacks. Problems go to stderr and do not stop the report.
+
+    Unless ``asked`` for by a flag, nothing is computed where that might run another user's code.
+    """
+    from jobs.cli.behaviour import compute_behaviour
+    from jobs.plan.record import kept_untracked
+    from jobs.study.kept_code import distrust
+
+    if is_behaviour_study(study_dir):
+        return []
+    try:
+        problem = None if asked else distrust(study_dir, untracked=kept_untracked(study_dir))
+        if problem is not None:
+            terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
+            return []
+        outcomes = compute_behaviour(study_dir)
+    except SeqlmError as error:
+        terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
+        return []
+    if not outcomes:
+        terminal.tell("no run is done, so there is no behaviour to compute")
+    for found in outcomes:
+        if found.is_failure or found.state == "kept":
+            terminal.tell(behaviour_line(found))
+    return [found.to_dict() for found in outcomes]
+
+
+def behaviour_line(found: Outcome) -> str:
+    """Return one line about the behaviour of a run."""
+    return f"behaviour of {found.name}: {found.state}: {found.reason or 'no reason is known'}"
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def data(arguments: DataArguments) -> tuple[Any, int]:
+    """Download a corpus and verify it.
+
+    Raises:
+        DownloadError: a file cannot be fetched or is not the right one.
+    """
+    from seqlm.data.corpus import downloaded_ptb
+    from seqlm.data.ptb_download import download_ptb
+
+    folder = arguments.to or downloaded_ptb()
+    fetched = download_ptb(folder)
+    terminal.say(f"Penn Treebank is in {folder} ({len(fetched)} files fetched, all verified)")
+    return {"directory": str(folder), "fetched": [str(path) for path in fetched]}, 0

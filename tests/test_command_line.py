@@ -1,0 +1,409 @@
+"""The command line itself: its records, what a command imports, help, completion, color and quiet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import launch
+from jobs import terminal
+from jobs.cli import arguments, launching, parser
+from jobs.launch.prepare import LaunchOptions
+from jobs.manifests import backends
+from seqlm.errors import UsageError
+from seqlm.rundir import FailureKind, RunDirectory
+from slurm import settings
+from tests import commands
+from tests.test_launch import ROOT, Study, launched
+
+COMMANDS = [name for names in parser.parser().groups.values() for name in names]
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.chdir(tmp_path)
+    return Study(tmp_path)
+
+
+# -- what a command imports ----------------------------------------------------------------------------------------
+
+BASE = {"launch", "jobs", "jobs.cli", "jobs.cli.arguments", "jobs.cli.parser", "jobs.terminal", "seqlm", "seqlm.errors"}
+"""All that ``--help`` imports of ours."""
+FOLLOWING = ("jobs.cli.studying", "jobs.manifests", "jobs.spec", "jobs.study.folder", "jobs.study.squeue")
+LOGS = (
+    *("jobs.study.logs", "jobs.study.finality", "jobs.attempt", "jobs.attempt.retry"),
+    *("seqlm.data", "seqlm.data.layout"),
+)
+BOTTOM = ("seqlm.atomic", "seqlm.config", "seqlm.lease", "seqlm.reading", "seqlm.rundir", "seqlm.variables")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("words", "also"),
+    [
+        (["--help"], ()),
+        (["status", "--help"], ()),
+        (["status", "small"], (*FOLLOWING, *BOTTOM, "jobs.study")),
+        (["logs", "small"], (*FOLLOWING, *BOTTOM, *LOGS, "jobs.study")),
+        (["cancel", "small", "--all"], (*FOLLOWING, *BOTTOM, "jobs.study", "jobs.study.cancel")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_command_imports_only_what_it_needs(study: Study, words: list[str], also: tuple[str, ...]) -> None:
+    launched(study, "pending")
+    program = """
+import json, sys
+import launch
+try:
+    launch.main(sys.argv[1:])
+except SystemExit:
+    pass
+print("\\n" + json.dumps(sorted(sys.modules)))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", program, *words]
+    answer = commands.run(argv, cold=True, cwd=study.folder, env=env, check=True)
+    loaded = set(json.loads(answer.stdout.splitlines()[-1]))
+    ours = {name for name in loaded if name.split(".")[0] in ("launch", "seqlm", "jobs", "slurm", "analysis")}
+    manifests = {name for name in ours if name.startswith("jobs.manifests.")} if "jobs.manifests" in also else set()
+    assert ours - manifests == BASE | set(also)
+    heavy = {"torch", "numpy", "pandas", "ray", "rich", "tqdm", "yaml", "submitit", "shtab", "asyncio"}
+    assert not heavy & loaded
+    if words[-1] == "--help":
+        assert "pydantic" not in loaded
+
+
+def test_argparse_ends_at_the_door() -> None:
+    users = [path for path in (ROOT / "jobs").rglob("*.py") if "argparse" in path.read_text("utf-8")]
+    assert {path.name for path in users} == {"parser.py", "completion.py"}
+    assert "argparse" not in (ROOT / "launch.py").read_text("utf-8")
+
+
+# -- records -------------------------------------------------------------------------------------------------------
+
+
+def examples() -> list[list[str]]:
+    """The examples of the help, without the program's name and what a shell does with the output."""
+    lines = parser.parser("seqlm").format_help().partition("examples:\n")[2].splitlines()
+    return [shlex.split(line.partition(" > ")[0])[1:] for line in lines if line.startswith("  seqlm")]
+
+
+@pytest.mark.parametrize("words", examples(), ids=lambda words: words[0])
+def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) -> None:
+    found = parser.read(words)
+    assert found is not None
+    assert (found.command, found.argv) == (words[0], tuple(words))
+    assert callable(launch.handler(found.command))
+    assert type(found).__name__.lower() == f"{found.command}arguments"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.json = True  # type: ignore[misc]
+    hash(found)  # no list, no dictionary
+
+
+def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [words[0] for words in examples()] == [*parser.parser()._commands.choices]  # type: ignore[union-attr]
+    assert sorted(COMMANDS) == sorted({words[0] for words in examples()}), "in one group each"
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            launch.main([name, "--help"])
+        assert f"example:\n  python launch.py {name} " in capsys.readouterr().out
+
+
+def test_what_the_parser_offers_is_what_there_is() -> None:
+    assert tuple(backends.BACKENDS) == parser.BACKENDS
+    assert get_args(FailureKind) == parser.KINDS
+
+
+def test_a_value_that_may_be_missing_is_none() -> None:
+    found = parser.read(["run", "a.toml"])
+    assert isinstance(found, arguments.RunArguments)
+    assert (found.canary, found.behaviour, found.retries, found.data, found.only) == (None, None, None, None, ())
+
+
+# -- help and the program's name -----------------------------------------------------------------------------------
+
+
+def test_without_words_it_prints_the_help_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main([]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("usage: python launch.py [-h] [--version] COMMAND ...\n")
+    places = [out.index(f"\n{group}:\n") for group in parser.parser().groups]
+    assert places == sorted(places)
+    assert launch.main(["plam"]) == 2
+
+
+def test_it_calls_itself_what_the_user_typed(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def detach(argv: list[str], study_dir: Path) -> int:
+        return 4711
+
+    monkeypatch.setattr("jobs.cli.request.detach", detach)
+    for started, name in (("/opt/bin/seqlm", "seqlm"), ("launch.py", "python launch.py")):
+        monkeypatch.setattr(sys, "argv", [started])
+        assert launch.main([]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: {name} [-h]")
+        assert launch.main(["status"]) == 2
+        assert capsys.readouterr().err.endswith(f"(see {name} status --help)\n")
+        assert launch.main(["run", "small.toml", "--backend", "local", "--no-wait"]) == 0
+        assert capsys.readouterr().out == f"launched by process 4711; see: {name} status runs/small\n"
+
+
+@pytest.mark.process
+def test_it_is_installed_as_seqlm() -> None:
+    program = Path(sys.executable).with_name("seqlm")
+    if not program.exists():
+        pytest.skip("the package is not installed")
+    out = commands.run([program], cold=True, cwd=ROOT, check=True).stdout
+    assert out.startswith("usage: seqlm ")
+    assert "\n  seqlm run first.toml --report\n" in out
+
+
+# -- one command, one look at things -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["-n", "--dry-run"])
+def test_a_dry_run_is_the_plan_and_starts_nothing(study: Study, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert launch.main(["plan", "small.toml", "--json"]) == 0
+    plan = capsys.readouterr().out
+    assert launch.main(["run", "small.toml", "--json", "--report", flag]) == 0
+    assert capsys.readouterr().out == plan
+    assert not (study.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [["plan"], ["run", "--no-wait"]])
+def test_the_site_file_of_a_cluster_is_read_once(
+    study: Study, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    read: list[Path] = []
+    read_file = settings.read_toml_file
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return read_file(path)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise UsageError("no further")
+
+    site = study.folder / "site.toml"
+    site.write_text("max_parallel = 3\n")
+    monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(site))
+    monkeypatch.setattr(settings, "read_toml_file", counted)
+    monkeypatch.setattr("slurm.backend.partition_facts", stop)  # what comes after the choice of plan
+    monkeypatch.setattr("jobs.cli.request.preparing", stop)  # and of run
+    assert launch.main([words[0], "small.toml", "--backend", "slurm", *words[1:]]) == 2
+    assert read == [site]
+
+
+# -- color, quiet and verbose --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "on_terminal", "expected"),
+    [
+        ([], {}, True, True),
+        ([], {}, False, False),
+        ([], {"NO_COLOR": "1"}, True, False),
+        ([], {"NO_COLOR": ""}, True, True),
+        ([], {"TERM": "dumb"}, True, False),
+        (["--color", "always"], {"NO_COLOR": "1"}, False, True),
+        (["--color", "never"], {}, True, False),
+    ],
+)
+def test_color_follows_the_flag_then_no_color_then_the_terminal(
+    study: Study,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    variables: dict[str, str],
+    on_terminal: bool,
+    expected: bool,
+) -> None:
+    launched(study, "done", "failed")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: on_terminal)
+    assert launch.main(["status", "small", *words]) == 0
+    out = capsys.readouterr().out
+    assert ("\x1b[32mdone\x1b[0m" in out) == ("\x1b[31mfailed\x1b[0m" in out) == expected
+    assert ("\x1b" in out) == expected
+    plain = out.replace("\x1b[32m", "").replace("\x1b[31m", "").replace("\x1b[0m", "").splitlines()
+    column = plain[0].index("state")
+    assert [line[column:].split()[0] for line in plain[1:]] == ["done", "failed"], "colors take no room"
+
+
+def test_color_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.configure(terminal.Output(color="always"))
+    terminal.tell("error: a\x1b[31m")
+    terminal.configure(terminal.Output())
+    assert capsys.readouterr().err == "\x1b[31merror:\x1b[0m a\\x1b[31m\n"
+
+
+def test_quiet_leaves_warnings_errors_and_the_answer_of_a_query(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train_badly(specs: Any, backend: Any, settings: LaunchOptions, *, progress: Any, **rest: Any) -> list[Any]:
+        planned = launching.plan_runs(specs, settings.study_dir)
+        progress(planned)
+        terminal.tell("warning: low on disk")
+        for item in planned:
+            item.run.create(item.spec.config, {"name": item.spec.name})
+            item.run.write_failure_once({"kind": "diverged", "message": "nan"})
+        return planned
+
+    monkeypatch.setattr("jobs.cli.request.launch", train_badly)
+    words = ["run", "small.toml", "--backend", "local"]
+    assert launch.main([*words, "-q"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "warning: low on disk\nerror: rnn-adam: failed: diverged: nan\n"
+    assert launch.main(["status", "small", "-q"]) == 0
+    assert "rnn-adam" in capsys.readouterr().out
+    assert launch.main(["plan", "small.toml", "--quiet"]) == 0
+    assert "rnn-adam" in capsys.readouterr().out
+    assert launch.main(["cancel", "small", "--all", "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert launch.main(words) == 1
+    out, err = capsys.readouterr()
+    assert "rnn-adam" in out
+    assert "1 runs to do" in err
+    assert "error:" not in err
+
+
+def test_verbose_adds_the_settings_and_the_traceback_of_an_error(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["plan", "small.toml", "--backend", "local", "-v"]) == 0
+    assert "backend: local; set in small.toml: nothing\n" in capsys.readouterr().err
+    with (study.folder / "small.toml").open("a") as manifest:
+        manifest.write("[backend.local]\nmax_parallel = 2\nenv = { API_KEY = 'hidden' }\n")
+    assert launch.main(["plan", "small.toml", "--backend", "local", "-v"]) == 0
+    err = capsys.readouterr().err
+    assert "backend: local; set in small.toml: max_parallel, env\n" in err
+    assert "hidden" not in err
+    assert launch.main(["plan", "small.toml", "--backend", "local"]) == 0
+    assert "backend:" not in capsys.readouterr().err
+    assert launch.main(["status", "none", "-v"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert launch.main(["status", "none", "-q", "-v"]) == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+# -- completion ----------------------------------------------------------------------------------------------------
+
+
+def test_the_names_of_studies_are_what_completes_a_study(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["completion", "studies"]) == 0
+    assert capsys.readouterr().out == "", "no runs folder yet"
+    for name in ("b", "a", ".hidden"):
+        (study.folder / "runs" / name).mkdir(parents=True)
+    assert launch.main(["completion", "studies"]) == 0
+    assert capsys.readouterr().out == "a\nb\n"
+
+
+@pytest.mark.parametrize("shell", parser.SHELLS)
+def test_the_script_of_each_shell_knows_commands_studies_and_manifests(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab")
+    assert launch.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*COMMANDS, "seqlm completion studies", "toml", "max-parallel", "diverged"):
+        assert word in script, word
+    assert "launch.py" not in script
+    assert launch.main(["completion", "fish"]) == 2
+
+
+@pytest.mark.process
+def test_bash_completes_commands_studies_manifests_and_choices(study: Study) -> None:
+    pytest.importorskip("shtab")
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash here")
+    for name in ("first", "second"):
+        (study.folder / "runs" / name).mkdir(parents=True)
+    (study.folder / "other.txt").write_text("")
+    tool = study.folder / "bin" / "seqlm"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "launch.py"} "$@"\n')
+    tool.chmod(0o755)
+    script = """
+source <(seqlm completion bash)
+complete -p seqlm
+for line in "$@"; do
+  COMP_WORDS=(seqlm $line); [ "${line% }" = "$line" ] || COMP_WORDS+=("")
+  COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
+  _shtab_seqlm
+  echo "${COMPREPLY[*]}"
+done
+"""
+    lines = ["ca", "status ", "report first s", "plan ", "run --backend ", "logs first --fo"]
+    env = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    answer = commands.run([bash, "-c", script, "bash", *lines], cwd=study.folder, env=env)
+    assert answer.stderr == ""
+    registered, *found = answer.stdout.splitlines()
+    assert registered.endswith(" seqlm")
+    wanted = ["cancel", "first second", "second", "small.toml bin/ runs/ text/", "local ray slurm", "--follow"]
+    assert [sorted(line.split()) for line in found] == [sorted(line.split()) for line in wanted]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("shell", "check"), [("zsh", ["-n"]), ("tcsh", ["-f"])])
+def test_zsh_and_tcsh_take_their_scripts(study: Study, shell: str, check: list[str]) -> None:
+    pytest.importorskip("shtab")
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"no {shell} here")
+    script = study.folder / f"completion.{shell}"
+    script.write_text(commands.run(study.command("completion", shell), check=True).stdout)
+    answer = commands.run([program, *check, script], cwd=study.folder)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_without_shtab_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert launch.main(["completion", "bash"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'pip install "shtab>=1.7,<2"' in line
+
+
+def test_the_range_of_shtab_is_that_of_the_package() -> None:
+    assert '"shtab>=1.7,<2"' in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+# -- retry ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SEQLM_DATA", raising=False)
+    for run in launched(study, "failed", "failed"):
+        known = {"name": "same", "command": ["made", run.id], "data": f"/text/{run.id}"}
+        run.provenance_file.write_text(json.dumps(known))
+    given: dict[str, tuple[list[str], Path | None]] = {}
+
+    def stop(specs: Any, backend: Any, settings: Any, *, data_path: Any, command: Any, **_: Any) -> None:
+        for spec in specs:
+            given[spec.fingerprint[:8]] = (command(spec), data_path(spec))
+        raise UsageError("no further")
+
+    monkeypatch.setattr("jobs.cli.request.launch", stop)
+    assert launch.main(["retry", "small", "--backend", "local"]) == 2
+    runs = RunDirectory.all_in(study.folder / "runs" / "small")
+    wanted = {run.read_config().fingerprint()[:8]: (["made", run.id], Path(f"/text/{run.id}")) for run in runs}
+    assert len(wanted) == 2
+    assert given == wanted
