@@ -52,12 +52,20 @@ from jobs.attempt.retry import (
     sick_nodes,
     timestamp,
 )
-from jobs.launch.dispatch import EXIT_BUSY, EXIT_STOPPED, STOPPED, STORAGE
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from jobs.study.folder import submission_of
 from seqlm import machine
-from seqlm.errors import BackendError, FileError, SeqlmError, is_storage_failure
+from seqlm.errors import (
+    EXIT_BUSY,
+    EXIT_STOPPED,
+    STOPPED_EXITS,
+    STORAGE_EXITS,
+    BackendError,
+    FileError,
+    SeqlmError,
+    is_storage_failure,
+)
 from seqlm.rundir import FailureKind, RunDirectory, append_to, make_directory, write_json
 from slurm import control
 
@@ -454,17 +462,17 @@ class Task:
 
     def _wait_for_a_signal(self, worker: _Worker) -> None:
         """One that went to the whole job may have reached its worker first."""
-        if worker.code in STOPPED and not worker.asked and not self._signals.stop:
+        if worker.code in STOPPED_EXITS and not worker.asked and not self._signals.stop:
             time.sleep(GRACE_SECONDS)
 
     def _record_crash(self, worker: _Worker) -> None:
         """A worker that a signal killed could not say so itself."""
         code = worker.code or 0
-        if self._signals.stop or not (code < 0 or (code in STOPPED and not worker.asked)):
+        if self._signals.stop or not (code < 0 or (code in STOPPED_EXITS and not worker.asked)):
             return
         who = f"rank {self._place.rank}" if self._plan.resources.ranks > 1 else "the worker"
         what = f"{who} {describe_exit(code)} on {self._place.host}"
-        if code in STOPPED:
+        if code in STOPPED_EXITS:
             self._write_failure(worker, "preempted", f"{what}, which was not us: somebody else stopped it")
         elif code == -signal.SIGKILL and self._memory_kills.explain_one():
             self._write_failure(worker, "oom", f"{what}, by the system, which was out of memory")
@@ -498,7 +506,7 @@ class Task:
             return again or self._again(worker, self._failure(worker, kind, message))
         self._record_crash(worker)
         if worker.code and not run.failure_file.exists():
-            own: FailureKind = "node" if worker.code in STORAGE else "code"
+            own: FailureKind = "node" if worker.code in STORAGE_EXITS else "code"
             self._write_failure(worker, own, f"the worker {describe_exit(worker.code)}; see its stderr.log")
         failure = run.read_failure()
         return None if failure is None else self._again(worker, failure)

@@ -17,13 +17,11 @@ from typing import IO
 
 from jobs.spec import Submission
 from seqlm import machine
+from seqlm.errors import EXPLAINING_EXITS
 from seqlm.rundir import RunDirectory
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed before they are ended."""
-
-OWN_WORDS = (74, 75, 143)
-"""Exit codes of a worker that say why: its files cannot be written, another worker is at it, it was asked to stop."""
 
 
 def rank_variables(submission: Submission, rank: int, device: str | None) -> dict[str, str]:
@@ -82,7 +80,7 @@ def _explains(failed: tuple[int, int]) -> tuple[int, int]:
     exit code 1, may only have lost that one, and where the disk is full they could not write down so much.
     """
     code, rank = failed
-    return (0 if code < 0 else 1 if code in OWN_WORDS else 2, rank)
+    return (0 if code < 0 else 1 if code in EXPLAINING_EXITS else 2, rank)
 
 
 def describe_exit(code: int) -> str:

@@ -23,6 +23,7 @@ import ray
 from jobs.attempt.memory_kills import count, own_files
 from jobs.attempt.rank import interface_of, start_rank
 from seqlm import machine
+from seqlm.errors import EXIT_FAILED, EXIT_STOPPED
 from seqlm.rundir import append_to
 
 
@@ -90,10 +91,10 @@ class RankHost:
         try:
             with append_to(Path(stdout)) as out, append_to(Path(stderr)) as err, self._lock:
                 if self._stopped is not None:
-                    return RankEnd(code=128 + signal.SIGTERM)
+                    return RankEnd(code=EXIT_STOPPED)
                 self._process = start_rank([sys.executable, *argv], variables, cwd or str(Path.cwd()), out, err)
         except OSError as error:
-            return RankEnd(code=1, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
+            return RankEnd(code=EXIT_FAILED, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
         code = self._process.wait()
         return RankEnd(code=code, memory_kills=(before, count(counters)))
 

@@ -39,7 +39,7 @@ from jobs.backends.ray_cluster import RayCluster, node_address
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
-from seqlm.errors import BackendError
+from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
 from seqlm.rundir import RunDirectory, make_directory
 
 REFRESH_SECONDS = 2.0
@@ -51,9 +51,6 @@ START_SECONDS = 600.0
 IDLE_SECONDS = 5.0
 """How long a group waits for a run. A new one takes about a second, which only short runs would feel; and a run of
 several ranks finds its places one after the other."""
-EXIT_STOPPED = 128 + signal.SIGTERM
-EXIT_LOST = -signal.SIGKILL
-"""Of a rank whose node or actor is gone."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -37,19 +37,8 @@ from jobs.plan.planned import Planned
 from jobs.plan.queue import Live, Queue, Waiting, Work
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
-from seqlm.errors import FileError
+from seqlm.errors import EXIT_BUSY, EXIT_UNPRINTED, STOPPED_EXITS, STORAGE_EXITS, FileError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
-
-EXIT_STOPPED = 143
-"""The worker's own word for "asked to stop"."""
-EXIT_UNPRINTED = 120
-"""Python's word for "what was printed cannot be written", in place of the worker's own (documentation of sys.exit)."""
-STORAGE = (74, EXIT_UNPRINTED)
-"""Exit codes of a worker whose files, or whose log, cannot be written."""
-EXIT_BUSY = 75
-"""The worker's own word for "another worker is at it"."""
-STOPPED = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT)
-"""How a worker ends that was asked to stop, also while it was still importing."""
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 """Variables of glibc: logits are allocated and freed in every step, and giving their pages back to the system each time
@@ -537,16 +526,16 @@ def _settle(run: RunDirectory, job: _Job, ended: Ended) -> None:
     for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
     if earlier is not None and not for_memory:  # other ranks may have told that they lost the one that was killed
         return
-    was_asked = job.stop_asked is not None and ended.exit_code in (*STOPPED, EXIT_UNPRINTED)
+    was_asked = job.stop_asked is not None and ended.exit_code in (*STOPPED_EXITS, EXIT_UNPRINTED)
     if was_asked or ended.exit_code == EXIT_BUSY:
         return
     last_line = _last_line(run.stderr_log(submission.attempt))
     kind: FailureKind
-    if ended.exit_code in STOPPED:
+    if ended.exit_code in STOPPED_EXITS:
         kind, message = "preempted", f"{ended.message}, which was not us: somebody else stopped it, or drains its node"
     elif for_memory:
         kind, message = "oom", f"{ended.message}, by the system, which was out of memory"
-    elif ended.exit_code in STORAGE:
+    elif ended.exit_code in STORAGE_EXITS:
         kind, message = "node", last_line or "its files could not be written: is the disk full, or a quota used up?"
     elif ended.exit_code < 0:
         hint = " (by hand, or by the system for want of memory)" if ended.message.endswith("SIGKILL") else ""

@@ -188,7 +188,7 @@ from jobs.study.kept_code import live_code
 from jobs.spec import Resources, Submission
 
 class Deaf(jobs.backends.ray_backend.RankHost):
-    def site(self, run_dir):
+    def location(self, run_dir):
         time.sleep(1000)
 
 backend = jobs.backends.ray_backend.RayBackend(address="auto")
