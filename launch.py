@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs import terminal
+from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import Target
 from jobs.backends.choice import BackendChoice, choose_backend
 from jobs.backends.ray_job import RayJob, is_remote
@@ -30,7 +31,6 @@ from jobs.cli.progress import launch_progress, watch, watch_in_lines
 from jobs.cli.view import Watcher
 from jobs.launch import logout
 from jobs.launch.behaviour import SETTINGS, BehaviourLaunch, Outcome
-from jobs.launch.dispatch import progress_variables
 from jobs.launch.prepare import (
     LaunchOptions,
     check_data,

@@ -226,8 +226,8 @@ def _read_environment_again() -> None:
 
 
 def _watch(folder: Path) -> subprocess.Popen[bytes]:
-    """A process that ends the embedded Ray's processes after this one, should this one be killed."""
-    import psutil  # comes with Ray
+    """Start a process that ends the embedded Ray's processes if this one is killed."""
+    import psutil  # only for an embedded Ray
 
     named = filter(None, (ray_watchdog.identity(child.pid) for child in psutil.Process().children(recursive=True)))
     argv = [sys.executable, "-S", ray_watchdog.__file__, str(folder), *named]

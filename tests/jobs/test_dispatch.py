@@ -329,7 +329,7 @@ def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_p
     assert item.run.observe().state == "done"
     failure = json.loads((item.run.attempt_dir(1) / "failure.json").read_text())
     assert failure["kind"] == "preempted"
-    assert "which was not us" in failure["message"]
+    assert "another process stopped it" in failure["message"]
 
 
 @pytest.mark.parametrize("another_rank_speaks", [False, True])

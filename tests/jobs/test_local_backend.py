@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.rank import Ended
+from jobs.attempt.outcome import Ended
 from jobs.backends.local import LocalBackend
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
@@ -174,7 +174,7 @@ def test_a_rank_killed_by_a_signal_explains_the_others(tmp_path: Path) -> None:
 @pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_ranks_left_hanging_by_a_failed_one_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.backends.local.PEER_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.attempt.supervisor.PEER_GRACE_SECONDS", 0.2)
     program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(600)"
     backend = LocalBackend()
     ended = wait(backend, backend.submit(submission(tmp_path / "run", program, Resources(ranks=2, cpus=1, gpus=0))))
