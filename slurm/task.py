@@ -44,7 +44,7 @@ from jobs.attempt.supervisor import Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
-from seqlm.rundir import FailureKind, RunDirectory, make_directory
+from seqlm.rundir import FailureKind, RunDirectory
 from slurm import control
 from slurm.job import JobPlan, Signals, SlurmContext
 from slurm.requeue import Again, look_again, requeue
@@ -215,16 +215,8 @@ class Task:
             interface=interface,
         )
         limit = hung_seconds({**os.environ, **variables})
-        make_directory(run.attempt_dir(worker.attempt))
-        worker.rank = Supervisor(ranks=plan.resources.ranks, memory_kills=self._memory_kills, host=context.host)
-        worker.rank.start(
-            context.rank,
-            submission.argv,
-            variables,
-            cwd=str(plan.code),
-            stdout=run.stdout_log(worker.attempt),
-            stderr=run.stderr_log(worker.attempt),
-        )
+        worker.rank = Supervisor(submission, memory_kills=self._memory_kills, host=context.host)
+        worker.rank.start(context.rank, variables)
         worker.heartbeat = Heartbeat(run, worker.attempt, limit)
 
     def _batch_size(self, run: RunDirectory) -> int:

@@ -34,7 +34,7 @@ from jobs.attempt.outcome import Ended, ended
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import machine
-from seqlm.rundir import RunDirectory, append_to
+from seqlm.rundir import RunDirectory, append_to, make_directory
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed, before they are killed."""
@@ -145,17 +145,27 @@ class PeerGrace:
 class Supervisor:
     """The processes of the ranks of one attempt that run on this node."""
 
-    def __init__(self, *, ranks: int, memory_kills: MemoryKills | None = None, host: str | None = None) -> None:
+    def __init__(
+        self,
+        submission: Submission,
+        *,
+        memory_kills: MemoryKills | None = None,
+        host: str | None = None,
+        outlives_parent: bool = False,
+    ) -> None:
         """Start nothing yet.
 
         Args:
-            ranks: of the run, on all nodes.
+            submission: the attempt.
             memory_kills: kills of this machine, shared by all attempts on it. ``None``: the caller counts them.
             host: this node's name, for messages. ``None``: messages name no node.
+            outlives_parent: whether ranks go on if this process is killed. They are then in one process group, which
+                ``cancel`` signals. Otherwise they end with this process.
         """
-        self._ranks = ranks
+        self._submission = submission
         self._memory_kills = memory_kills
         self._host = host
+        self._outlives_parent = outlives_parent
         self._grace = PeerGrace()
         self._peer_failed = False
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -165,36 +175,27 @@ class Supervisor:
         """Process id of the first rank on this node, which is also that of their process group if they share one."""
         return next(iter(self._processes.values())).pid
 
-    def start(
-        self,
-        rank: int,
-        argv: Sequence[str],
-        variables: Mapping[str, str],
-        *,
-        cwd: str,
-        stdout: Path,
-        stderr: Path,
-        outlives_parent: bool = False,
-    ) -> None:
-        """Start a rank whose output is appended to two logs.
-
-        Args:
-            rank: from 0.
-            argv: the command line.
-            variables: of :func:`rank_variables`.
-            cwd: the folder of the code.
-            stdout: log, in a folder that exists.
-            stderr: log, in a folder that exists.
-            outlives_parent: go on if this process is killed, in one process group with the other ranks here, which
-                ``cancel`` signals. Otherwise the rank ends with this process.
+    def start(self, rank: int, variables: Mapping[str, str]) -> None:
+        """Start a rank, whose output is appended to the logs of the attempt. ``variables``: its :func:`rank_variables`.
 
         Raises:
             OSError: the process cannot be started, or a log cannot be opened.
+            FileError: the folder of the logs cannot be made.
         """
-        with append_to(stdout) as out, append_to(stderr) as err:
-            group = self.pid if outlives_parent and self._processes else 0
+        submission, run = self._submission, RunDirectory(self._submission.run_dir)
+        make_directory(run.attempt_dir(submission.attempt))
+        with (
+            append_to(run.stdout_log(submission.attempt)) as stdout,
+            append_to(run.stderr_log(submission.attempt)) as stderr,
+        ):
             self._processes[rank] = start_rank(
-                argv, variables, cwd, out, err, process_group=group, outlives_parent=outlives_parent
+                submission.argv,
+                variables,
+                str(submission.cwd),
+                stdout,
+                stderr,
+                process_group=self.pid if self._outlives_parent and self._processes else 0,
+                outlives_parent=self._outlives_parent,
             )
 
     def peer_failed(self) -> None:
@@ -217,7 +218,9 @@ class Supervisor:
     def _ended(self, codes: Mapping[int, int]) -> Ended:
         killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
         for_memory = bool(killed) and self._memory_kills is not None and self._memory_kills.explain_one()
-        return ended(codes, self._ranks, out_of_memory=killed[:1] if for_memory else (), host=self._host)
+        return ended(
+            codes, self._submission.resources.ranks, out_of_memory=killed[:1] if for_memory else (), host=self._host
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every rank that lives."""
@@ -258,7 +261,7 @@ def start_rank(
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SUBMITIT_"))}
     env.update(variables)
-    searched = [cwd, variables.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+    searched = [str(Path(cwd).absolute()), variables.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
     return subprocess.Popen(
         argv,

@@ -19,7 +19,6 @@ from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
 from seqlm.errors import BackendError, FileError
-from seqlm.rundir import RunDirectory, make_directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +69,10 @@ class LocalBackend(Backend):
         assert resources.cpus is not None, "resources are resolved before they are submitted"
         allocations = self._free.place(resources)
         assert allocations is not None, "asked whether there is room before"
-        run = RunDirectory(submission.run_dir)
-        make_directory(run.attempt_dir(submission.attempt))
-        ranks = Supervisor(ranks=resources.ranks, memory_kills=self._memory_kills)
+        ranks = Supervisor(submission, memory_kills=self._memory_kills, outlives_parent=True)
         try:
             for rank, allocation in enumerate(allocations):
-                ranks.start(
-                    rank,
-                    submission.argv,
-                    self._variables(submission, rank, allocation.device),
-                    cwd=str(submission.cwd),
-                    stdout=run.stdout_log(submission.attempt),
-                    stderr=run.stderr_log(submission.attempt),
-                    outlives_parent=True,
-                )
+                ranks.start(rank, self._variables(submission, rank, allocation.device))
         except OSError as error:
             ranks.end()
             raise FileError.from_os_error("start a worker in", submission.run_dir, error) from None

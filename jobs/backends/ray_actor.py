@@ -1,7 +1,7 @@
 """The actor of one rank on a node of a Ray cluster: it holds the rank's cores and GPU and runs its process.
 
 The rank is a process of its own, with the same command line as on every backend. So Ray's processes hold no GPU and no
-threads, a crash of the rank is an exit code, and only the names in this module are pickled.
+threads, a crash of the rank is an exit code, and only the names in this module and a ``Submission`` are pickled.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -19,8 +19,9 @@ import ray
 
 from jobs.attempt.memory_kills import count, own_files
 from jobs.attempt.supervisor import Supervisor, interface_of
+from jobs.spec import Submission
 from seqlm import machine
-from seqlm.errors import EXIT_FAILED, EXIT_STOPPED
+from seqlm.errors import EXIT_FAILED, EXIT_STOPPED, FileError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,35 +75,26 @@ class RankHost:
             sees_run=Path(run_dir).is_dir(),
         )
 
-    def run(
-        self, argv: Sequence[str], variables: Mapping[str, str], cwd: str | None, stdout: str, stderr: str
-    ) -> RankEnd:
+    def run(self, submission: Submission, rank: int, variables: Mapping[str, str], *, own_code: bool) -> RankEnd:
         """Run a rank's process to its end.
 
         Args:
-            argv: without the interpreter, which is that of this actor.
+            submission: the attempt. The interpreter is that of this actor, whatever its ``argv`` names.
+            rank: from 0.
             variables: of :func:`jobs.attempt.supervisor.rank_variables`.
-            cwd: the folder of the code. ``None``: the code that came with the actor.
-            stdout: log.
-            stderr: log.
+            own_code: whether to run the code that came with the actor, in place of that at ``submission.cwd``.
         """
         counters = own_files()
         before = count(counters)
-        ranks = Supervisor(ranks=1)
+        cwd = Path.cwd() if own_code else submission.cwd
+        ranks = Supervisor(replace(submission, argv=(sys.executable, *submission.argv[1:]), cwd=cwd))
         try:
             with self._lock:
                 if self._is_stopped:
                     return RankEnd(code=EXIT_STOPPED)
-                ranks.start(
-                    0,
-                    [sys.executable, *argv],
-                    variables,
-                    cwd=cwd or str(Path.cwd()),
-                    stdout=Path(stdout),
-                    stderr=Path(stderr),
-                )
+                ranks.start(rank, variables)
                 self._ranks = ranks
-        except OSError as error:
+        except (OSError, FileError) as error:
             return RankEnd(code=EXIT_FAILED, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
         code = ranks.wait()
         return RankEnd(code=code, memory_kills=(before, count(counters)))

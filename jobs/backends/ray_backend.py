@@ -321,11 +321,8 @@ class RayBackend(Backend):
 
     def _start(self, job: _Job) -> None:
         submission = job.submission
-        run = RunDirectory(submission.run_dir)
         assert self._code is not None, "open before anything is submitted"
-        # Code that came with the actors lies wherever Ray has put it, which is where they run.
-        cwd = str(submission.cwd) if self._cluster.is_embedded or self._code.live else None
-        first = job.locations[0]
+        own_code = not (self._cluster.is_embedded or self._code.live)  # Ray unpacked it where the actors run
         job.runs = True
         for rank, host in enumerate(job.hosts):
             location = job.locations[rank]
@@ -334,17 +331,10 @@ class RayBackend(Backend):
                 rank,
                 location.device,
                 node=location.node,
-                first_host=first.address,
+                first_host=job.locations[0].address,
                 interface=location.interface,
             )
-            reference = host.run.remote(
-                list(submission.argv[1:]),
-                variables,
-                cwd,
-                str(run.stdout_log(submission.attempt)),
-                str(run.stderr_log(submission.attempt)),
-            )
-            job.pending[reference] = rank
+            job.pending[host.run.remote(submission, rank, variables, own_code=own_code)] = rank
 
     def _end_those_left_behind(self, job: _Job) -> None:
         """Kill the ranks that have not noticed in time that another one has failed."""

@@ -137,7 +137,6 @@ def next_submission(
     batch_size = item.spec.config.train.batch_size
     variables = {
         **env,
-        "PYTHONPATH": str(code.path.absolute()),
         "PYTHONUNBUFFERED": "1",
         "SEQLM_ATTEMPT": str(attempt),
         VARIABLE: str(micro_batches(item.run, batch_size, waiting.spec.resources.ranks)),

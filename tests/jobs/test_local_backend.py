@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,21 @@ def test_a_precision_that_the_processor_lacks_is_refused_before_anything_starts(
         LocalBackend().resolve(wanting(Resources(), precision), at_most=1)
     monkeypatch.setattr(machine, "has_bf16", lambda: True)
     assert LocalBackend().resolve(wanting(Resources(), "bf16"), at_most=1).cpus == 4
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("_four_cores")
+def test_a_module_path_of_the_manifest_is_searched_after_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = "import os, sys; open(sys.argv[1] + '/path', 'w').write(os.environ['PYTHONPATH'])"
+    wanted = submission(tmp_path / "run", program, Resources(cpus=1, gpus=0))
+    wanted = replace(wanted, env={"PYTHONPATH": "/of/the/user"}, cwd=Path("run"))
+    backend = LocalBackend()
+    assert wait(backend, backend.submit(wanted)).exit_code == 0
+    searched = (tmp_path / "run" / "path").read_text().split(":")
+    assert searched[:2] == [str(tmp_path / "run"), "/of/the/user"]
 
 
 @pytest.mark.process

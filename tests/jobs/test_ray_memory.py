@@ -16,6 +16,7 @@ from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
 
 KILL = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2]); os.kill(os.getpid(), 9)"
+ONE = Resources(cpus=1, gpus=0)
 
 
 @pytest.mark.process
@@ -26,8 +27,9 @@ def test_a_host_tells_of_the_kills_in_its_own_group_before_and_after(
     counter = tmp_path / "memory.events"
     counter.write_text("oom_kill 3\n")
     monkeypatch.setattr("jobs.attempt.memory_kills.groups_files", lambda membership: [counter])
-    logs = [str(tmp_path / name) for name in ("stdout.log", "stderr.log")]
-    found = RankHost().run(["-c", KILL, str(counter), f"oom_kill {after}\n"], {}, str(tmp_path), *logs)
+    argv = ("python", "-c", KILL, str(counter), f"oom_kill {after}\n")
+    submission = Submission(run_dir=tmp_path, attempt=1, argv=argv, env={}, cwd=tmp_path, resources=ONE)
+    found = RankHost().run(submission, 0, {}, own_code=False)
     assert found == RankEnd(code=-signal.SIGKILL, memory_kills=(3, after))
 
 
