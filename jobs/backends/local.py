@@ -1,4 +1,4 @@
-"""Backend ``local``: this machine's cores or GPUs as slots, each rank a process of its own."""
+"""Backend ``local``: this machine's cores and GPUs as slots, and one process for each rank."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Job:
 
 @final
 class LocalBackend(Backend):
-    """Slots are GPUs, or shares of them, where the machine has some, and cores always."""
+    """Runs ranks on this machine. A slot is a GPU or a share of one, if the machine has any, and cores."""
 
     name = "local"
 
@@ -52,7 +52,7 @@ class LocalBackend(Backend):
         return resources
 
     def open(self, code: Code) -> None:
-        """Nothing to do: a process needs no preparation."""
+        """Do nothing: a process needs no preparation."""
 
     def close(self) -> None:
         for job in self._jobs.values():
@@ -112,7 +112,7 @@ class LocalBackend(Backend):
 
 
 def this_machine() -> Capacity:
-    """The cores and GPUs of this machine that this process may use.
+    """Return the cores and GPUs of this machine that this process may use.
 
     Raises:
         UsageError: CUDA_VISIBLE_DEVICES names a GPU that does not exist, or names one twice.
@@ -122,10 +122,10 @@ def this_machine() -> Capacity:
 
 
 def require_precision(spec: RunSpec, resources: Resources) -> None:
-    """Refuse now what the worker would refuse later (it also checks GPUs, which need torch to be asked).
+    """Refuse a precision that this machine's processor lacks. The worker checks GPUs, for which torch is needed.
 
     Raises:
-        BackendError: the run would be on this machine's processor, which lacks its precision.
+        BackendError: the run would use the processor, which lacks its precision.
     """
     precision = spec.config.train.precision
     if not resources.gpus and (precision == "tf32" or (precision == "bf16" and not machine.has_bf16())):

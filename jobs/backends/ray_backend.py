@@ -1,8 +1,10 @@
 """Backend ``ray``: a placement group for each run, and in each of its bundles an actor that runs one rank's process.
 
-submit   idle groups, or a new one         -> ask the actors for their locations
-         all ranks have a RankLocation     -> the ranks meet at the address of rank 0; start the processes
-poll     all processes have ended          -> Ended; the groups are idle (jobs.backends.ray_groups)
+Calls to actors return references at once. ``poll`` and ``wait`` collect the answers that have arrived.
+
+    submit   idle groups, or a new one         -> ask the actors for their locations
+             all ranks have a RankLocation     -> the ranks meet at the address of rank 0; start the processes
+    poll     all processes have ended          -> Ended; the groups are idle (jobs.backends.ray_groups)
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
 from seqlm.rundir import RunDirectory, make_directory
 
 REFRESH_SECONDS = 2.0
-"""How often the cluster is asked which nodes it has and what others use."""
+"""Time between two queries of the cluster for its nodes and for what other users hold."""
 PATIENCE_SECONDS = 5.0
-"""How long Ray may take to place a run that should fit before no other is sent after it."""
+"""How long Ray may take to place a run that should fit, before no further run is submitted."""
 START_SECONDS = 600.0
-"""How long a run that Ray has placed may take until its actors answer: a node unpacks the code, and starts Python."""
+"""How long the actors of a placed run may take to answer: their node unpacks the code and starts Python."""
 
 
 @dataclass(kw_only=True)
@@ -47,7 +49,7 @@ class _Job:
     groups: list[Group]
     """One with all ranks, or one for each rank."""
     pending: dict[Any, int]
-    """What Ray owes us: object reference -> rank. First the ranks' locations, then their exit codes."""
+    """Outstanding answers: object reference -> rank. First the ranks' locations, then their exit codes."""
     since: float
     locations: dict[int, RankLocation] = field(default_factory=dict)
     codes: dict[int, int] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class _Job:
     runs: bool = False
     """Whether the processes have been started."""
     placed_at: float | None = None
-    """When it was seen that Ray has placed it, while its actors do not answer."""
+    """When Ray was first seen to have placed it while its actors did not answer, on the monotonic clock."""
     grace: PeerGrace = field(default_factory=PeerGrace)
 
     @property
@@ -66,12 +68,12 @@ class _Job:
         return [host for group in self.groups for host in group.hosts]
 
     def seat(self, rank: int) -> tuple[Group, int]:
-        """The group of a rank, and which of its bundles is the rank's."""
+        """Return the group of a rank and the index of its bundle there."""
         return [(group, index) for group in self.groups for index in range(len(group.hosts))][rank]
 
     @property
     def allocations(self) -> list[Allocation]:
-        """What the ranks hold."""
+        """The resources that the ranks hold."""
         return [allocation for group in self.groups for allocation in group.allocations]
 
 
@@ -144,7 +146,7 @@ class RayBackend(Backend):
             self._refresh()
 
     def _refresh(self) -> None:
-        """Ask which nodes there are, and what others than us use of them."""
+        """Query the nodes of the cluster, and what other users hold of them."""
         self._refreshed_at = time.monotonic()
         self._total = total = self._cluster.capacity()
         others = total.copy()
@@ -155,7 +157,7 @@ class RayBackend(Backend):
             name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
             for name, node in others.nodes.items()
         }
-        # What we gave back a moment ago is not free yet: only what is missing twice in a row is somebody else's.
+        # What we gave back a moment ago is not free yet: only what is missing twice in a row is held by others.
         before = foreign if self._foreign_before is None else self._foreign_before
         self._foreign = {
             name: (min(cpus, before[name][0]), min(gpus, before[name][1]))
@@ -167,13 +169,13 @@ class RayBackend(Backend):
         for job in self._jobs.values():
             if job.runs or not job.pending:
                 continue
-            if any(map(self._is_lost, job.groups)):  # Ray would wait for the node for ever
+            if any(map(self._is_lost, job.groups)):  # Ray would wait for the node forever
                 self._abandon(job, EXIT_LOST, "its node was lost before it had started")
             elif _waits_long(job):
                 self._look_after(job, free)
 
     def _look_after(self, job: _Job, free: Capacity) -> None:
-        """What to do about a run that Ray keeps waiting; ``free`` is what nobody holds."""
+        """Move a run that Ray keeps waiting to where there is room, or give it up. ``free``: what nobody holds."""
         now = time.monotonic()
         if any(group.is_placed for group in job.groups):
             job.placed_at = job.placed_at or now
@@ -181,7 +183,7 @@ class RayBackend(Backend):
                 where = ", ".join({node_address(allocation.node): None for allocation in job.allocations})
                 self._abandon(job, EXIT_LOST, f"Ray did not start it within {START_SECONDS / 60:g} min on {where}")
             return
-        # Sent to a node where somebody else was faster: it goes to where there is room, if there is any.
+        # Another user took the node first.
         allocations = free.place(job.submission.resources)
         if allocations is not None:
             free.take(allocations)
@@ -209,7 +211,7 @@ class RayBackend(Backend):
 
     @staticmethod
     def _look_around(job: _Job) -> None:
-        """Ask each rank's actor for its location, once Ray has placed it."""
+        """Ask each rank's actor for its location. It answers once Ray has placed it."""
         job.since = time.monotonic()
         job.pending = {host.location.remote(str(job.submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
 
@@ -230,7 +232,7 @@ class RayBackend(Backend):
         job = self._jobs.get(job_id)
         if job is None:
             return
-        if not job.runs:  # perhaps not even placed: whatever Ray would do next has no one to do it for
+        if not job.runs:  # perhaps not even placed
             self._idle.release(*job.groups)
             self._abandon(job, EXIT_STOPPED, "stopped before it had started")
             return
@@ -239,7 +241,7 @@ class RayBackend(Backend):
 
     @staticmethod
     def _abandon(job: _Job, code: int, why: str) -> None:
-        """End a job that has not started: with ``code``, which all its ranks would have ended with."""
+        """End a job that has not started. All its ranks get the exit code ``code``."""
         job.codes = dict.fromkeys(range(len(job.hosts)), code)
         job.lost = {0: why}
         job.pending.clear()
@@ -254,15 +256,15 @@ class RayBackend(Backend):
             if not any(job.pending for job in self._jobs.values()):
                 time.sleep(min(left, seconds))
 
-    # -- what Ray owes us --------------------------------------------------------------------------------------------
+    # -- answers of the actors ---------------------------------------------------------------------------------------
 
     def _advance(self, seconds: float) -> bool:
-        """Take what has arrived, waiting for something at most so long; whether a job has ended."""
+        """Take the answers that have arrived, waiting at most so long for one. Return whether a job has ended."""
         owed = {reference: job for job in self._jobs.values() for reference in job.pending}
         if not owed:
             return False
         arrived, _ = ray.wait(list(owed), num_returns=1, timeout=seconds)
-        if arrived:  # and whatever else is there by now
+        if arrived:  # and all others that are there by now
             arrived, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
         for reference in arrived:
             self._take(owed[reference], reference)
@@ -310,7 +312,7 @@ class RayBackend(Backend):
         self._start(job)
 
     def _card(self, node: str, device: str) -> str:
-        """The GPU of the capacity to book for one that Ray names ``device``.
+        """Return the GPU of the capacity that stands for the one that Ray names ``device``.
 
         Ray names GPUs as the CUDA_VISIBLE_DEVICES of the node's raylet does: "2" and "3", or by UUID.
         """
@@ -351,10 +353,10 @@ class RayBackend(Backend):
         self._refresh()
         if self._total is not None and node not in self._total.nodes:
             return f"{who} lost its node {node_address(node)}"
-        reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "Ray's logs tell more"
+        reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "see Ray's logs"
         return f"{who} lost its actor ({type(error).__name__}): {reason}"
 
 
 def _waits_long(job: _Job) -> bool:
-    """Whether Ray has not started all its ranks' actors in the time that placing them may take."""
+    """Whether Ray has not started the actors of all ranks in ``PATIENCE_SECONDS``."""
     return bool(job.pending) and not job.runs and time.monotonic() - job.since > PATIENCE_SECONDS
