@@ -180,10 +180,11 @@ class Supervisor:
 
         Raises:
             OSError: the process cannot be started, or a log cannot be opened.
-            FileError: the folder of the logs cannot be made.
+            FileError: the folder of the logs cannot be made; no rank has started.
         """
         submission, run = self._submission, RunDirectory(self._submission.run_dir)
-        make_directory(run.attempt_dir(submission.attempt))
+        if not self._processes:
+            make_directory(run.attempt_dir(submission.attempt))
         with (
             append_to(run.stdout_log(submission.attempt)) as stdout,
             append_to(run.stderr_log(submission.attempt)) as stderr,
