@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.turns import ROOT
-from jobs.attempt.rank import rank_variables
-from jobs.launch.dispatch import KEEP_MEMORY
+from jobs.attempt.supervisor import KEEP_MEMORY, rank_variables
 from jobs.launch.prepare import WORKER, resolve_specs
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, Submission

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from jobs.launch.dispatch import KEEP_MEMORY
+from jobs.attempt.supervisor import KEEP_MEMORY
 
 __all__ = ["KEEP_MEMORY", "restart_with_kept_memory"]
 

@@ -19,14 +19,41 @@
     └── BackendError                the backend cannot be reached or cannot do it (exit code 3)
 
 Invariants of our own code are asserted, not raised.
+
+The exit codes of a worker, by which the launcher and the jobs learn how an attempt ended, are in the table below.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import signal
 import unicodedata
 from collections.abc import Iterable
+
+# Exit codes of a worker. A negative code is the signal that killed it, as in subprocess.
+
+EXIT_FAILED = 1
+"""The run failed; ``failure.json`` holds the reason."""
+EXIT_USAGE = 2
+"""The folder is not a run directory, or a variable is wrong."""
+EXIT_STORAGE = 74
+"""A file of the run cannot be written or read (EX_IOERR of sysexits.h)."""
+EXIT_BUSY = 75
+"""Another worker owns the run (EX_TEMPFAIL of sysexits.h)."""
+EXIT_UNPRINTED = 120
+"""Python could not flush stdout or stderr; it replaces the worker's own code (documentation of ``sys.exit``)."""
+EXIT_STOPPED = 128 + signal.SIGTERM
+"""The worker was asked to stop, and has saved: 143."""
+EXIT_LOST = -signal.SIGKILL
+"""Reported for a rank whose node or host process is gone, since no exit code of its own is known."""
+
+STORAGE_EXITS = (EXIT_STORAGE, EXIT_UNPRINTED)
+"""Codes of a worker that could not write its files or its log."""
+STOPPED_EXITS = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT)
+"""Codes of a worker that was asked to stop. The signals end one that is still importing."""
+EXPLAINING_EXITS = (EXIT_STORAGE, EXIT_BUSY, EXIT_STOPPED)
+"""Codes that name a cause. ``EXIT_FAILED`` may only mean that a rank lost another one."""
 
 
 class SeqlmError(Exception):

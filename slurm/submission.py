@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt.retry import micro_batches
-from jobs.launch.dispatch import progress_variables, worker_variables
+from jobs.attempt.supervisor import progress_variables, worker_variables
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import Planned
 from jobs.spec import Resources
@@ -21,8 +21,9 @@ from jobs.study.kept_code import Code
 from seqlm.errors import BackendError, UsageError
 from seqlm.rundir import make_directory, write_json
 from slurm.environment import first_lines, only, plain_env, sbatch_environment
+from slurm.job import JobPlan
 from slurm.settings import SlurmSettings
-from slurm.task import JobPlan, run_task
+from slurm.task import run_task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import final
 
-from jobs.attempt.rank import Ended
+from jobs.attempt.outcome import Ended
 from jobs.backends.base import Backend
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, RunSpec, Submission

@@ -10,8 +10,7 @@ run is ``runs/<study>/<run id>/``; its folder gets ``behaviour.json`` and ``samp
     SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
 
-One process. Exit codes: 0 done, 1 failed (``failure.json`` in the job's folder says why), 2 not the folder of a job,
-74 files cannot be written, 75 another worker is at it, 143 stopped by SIGTERM or SIGINT.
+One process. Exit codes: 0 done, else those of :mod:`seqlm.errors`; ``failure.json`` is in the job's folder.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from pathlib import Path
 from analysis.behaviour.record import record_behaviour
 from analysis.behaviour.settings import Task
 from seqlm.data.corpus import load_corpus
-from seqlm.errors import SeqlmError, UsageError
+from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
 from seqlm.rundir import Guard, RunDirectory
-from seqlm.training.attempt import EXIT_USAGE, StopSignal, attempt_number, make_attempt
+from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
 from seqlm.training.distributed import gpu_share, rank_from_environment
 
 

@@ -28,7 +28,7 @@ from benchmarks.command_line import Parser, not_negative
 from benchmarks.gpu.folder import PARTS, Budget, Results
 from benchmarks.memory_allocator import restart_with_kept_memory
 from benchmarks.names import PRECISIONS
-from jobs.attempt.rank import start_rank
+from jobs.attempt.supervisor import start_rank
 from seqlm.errors import BackendError, FileError, SeqlmError, UsageError
 from seqlm.rundir import make_directory, write_text
 

@@ -18,7 +18,7 @@ from benchmarks.checkpoints import write_text
 from benchmarks.gpu.folder import Budget, Results
 from benchmarks.names import ours
 from benchmarks.shapes import PUBLISHED_MANIFEST, Shape, tiny
-from jobs.attempt.rank import start_rank
+from jobs.attempt.supervisor import start_rank
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.estimate import flops_per_token, memory_bytes
 from jobs.study.folder import observe_study

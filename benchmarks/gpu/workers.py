@@ -22,7 +22,7 @@ from benchmarks.checkpoints import write_text
 from benchmarks.gpu.folder import Budget
 from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.shapes import Shape, by_name, tiny
-from jobs.attempt.rank import start_rank
+from jobs.attempt.supervisor import start_rank
 from seqlm.config import DataConfig
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, read_json

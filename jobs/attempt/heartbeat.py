@@ -1,7 +1,7 @@
-"""Whether a live worker makes progress, seen from outside: a hang raises no error and ends no process.
+"""Detect from outside that a live worker makes no progress: a hang raises no error and ends no process.
 
-A rank that was stopped, a file system that does not answer, a card that has fallen off its bus: the process lives, so
-its heartbeat in the lease may go on, and nobody is told. What tells is that its files no longer change.
+A rank may be stopped, its file system may not answer, or its GPU may have fallen off the bus. The process lives, and
+may go on renewing its lease. But its files no longer change.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from seqlm.rundir import RunDirectory
 from seqlm.variables import positive_number
 
 HUNG_MINUTES = 10.0
-"""How long, by default, nothing of a run may change before its worker is taken for hung."""
+"""Default time without a change in a run's files after which its worker counts as hung."""
 PROGRESS_VARIABLE = "SEQLM_PROGRESS_SECONDS"
-"""How often, at most, a worker writes ``progress.json``."""
+"""Variable: least time between two writes of ``progress.json``, in seconds."""
 LOOKS = 40
-"""How often the files are looked at in that time."""
+"""Number of looks at the files in that time."""
 MOST_SECONDS = 15.0
-"""How long it is between two looks at most."""
+"""Longest time between two looks."""
 MISSING = (math.inf, math.inf, math.inf)
-"""The state of a file that is not there, or cannot be looked at."""
+"""The state of a file that does not exist or cannot be read."""
 
 
 def hung_seconds(env: Mapping[str, str]) -> float:
-    """How long nothing of a run may change: ``SEQLM_HUNG_MINUTES``, but at least three times what a run may be silent.
+    """Return after how many seconds without a change a worker is hung: ``SEQLM_HUNG_MINUTES``.
+
+    It is at least three times ``SEQLM_PROGRESS_SECONDS``, during which a worker writes nothing.
 
     Raises:
         UsageError: that variable, or ``SEQLM_PROGRESS_SECONDS``, is not a number above 0.
@@ -43,10 +45,10 @@ def hung_seconds(env: Mapping[str, str]) -> float:
 class Heartbeat:
     """Watches one attempt of one run.
 
-    Signs of life are a change of ``progress.json`` (written while steps and validations go by), ``metrics.jsonl``,
-    ``checkpoints/`` or the attempt's logs, on the watcher's own clock. It begins with the worker's process, which the
-    logs tell: waiting for a place on a cluster counts for nothing, while reading the corpus, compiling and meeting the
-    other ranks have the same time as a step. A behaviour job tells nothing while it works, and is never taken for hung.
+    A sign of life is a change of ``progress.json`` (written during steps and validations), ``metrics.jsonl``,
+    ``checkpoints/`` or the attempt's logs. Times are on the watcher's own clock, from the creation of the logs: time in
+    the queue of a cluster does not count. Reading the corpus, compiling and meeting the other ranks may take as long as
+    a step. A behaviour job writes nothing while it works, and never counts as hung.
     """
 
     def __init__(
@@ -65,10 +67,10 @@ class Heartbeat:
         self._has_begun = False
 
     def is_hung(self) -> bool:
-        """Look, unless that was done a moment ago; whether nothing has changed for too long.
+        """Look at the files, unless that was done a moment ago. Return whether nothing has changed for too long.
 
-        The time between two looks counts as twice what it should be at most: a watcher that was itself stopped, or
-        whose machine slept, has not watched.
+        Of a long time between two looks, only twice the planned time counts: the watcher itself may have been stopped,
+        or its machine may have slept.
         """
         now = self._clock()
         if now - self._looked_at >= self._every:
@@ -85,7 +87,7 @@ class Heartbeat:
         self._looked_at = now
 
     def failure(self, where: str) -> dict[str, Any]:
-        """The content of ``failure.json`` for a worker that hung; of a kind that is tried again."""
+        """Return the content of ``failure.json`` for a worker that hung. Its kind is one that is tried again."""
         minutes = self._hung_seconds / 60
         return {
             "kind": "node",
@@ -97,7 +99,7 @@ class Heartbeat:
 
 
 def _state(path: Path) -> tuple[float, float, float]:
-    """What changes when a file or the files of a folder do."""
+    """Return what changes if a file, or the list of files in a folder, changes."""
     try:
         state = path.stat()
     except OSError:

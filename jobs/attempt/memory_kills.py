@@ -1,7 +1,7 @@
-"""Whether the system has killed a process because it was out of memory: a SIGKILL alone does not tell who sent it.
+"""Find out whether the system killed a process because it was out of memory: SIGKILL has no visible sender.
 
-Linux counts such kills for each control group; containers, systemd and SLURM put the processes that they start into
-groups with a limit. Standard library alone, since it runs on nodes.
+Linux counts such kills for each control group. Containers, systemd and SLURM put the processes that they start into
+groups with a limit.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import final
 
 
 def groups_files(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """Where the kernel counts the kills of this process's group; ``membership`` is ``/proc/self/cgroup``.
+    """Return the files with the kernel's count of kills in this process's group, from ``/proc/self/cgroup``.
 
-    Version 2 has one line ``0::/path``, version 1 one for each controller: ``4:memory:/path``. In a container the path
-    may be that of the host, and the group's own files lie at the root.
+    Version 2 has one line ``0::/path``, version 1 has one for each controller: ``4:memory:/path``. In a container the
+    path may be that of the host, and the group's own files are at the root.
     """
     files = []
     for line in membership.splitlines():
@@ -30,7 +30,7 @@ def groups_files(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[P
 
 
 def own_files() -> list[Path]:
-    """Where the kernel counts the kills of the group that this process is in."""
+    """Return the files with the kernel's count of kills in the group of this process."""
     try:
         return groups_files(Path("/proc/self/cgroup").read_text("utf-8"))
     except OSError:
@@ -38,7 +38,7 @@ def own_files() -> list[Path]:
 
 
 def count(files: list[Path]) -> int:
-    """Kills for want of memory so far, from the first file that tells; 0 where none does."""
+    """Return the number of out-of-memory kills so far, from the first file that holds it; 0 if none does."""
     for file in files:
         with contextlib.suppress(OSError, ValueError):
             for line in file.read_text("utf-8").splitlines():
@@ -50,15 +50,15 @@ def count(files: list[Path]) -> int:
 
 @final
 class NodeKills:
-    """The kills on each node of a cluster, by what the nodes themselves have counted. Each explains one death."""
+    """The kills on each node of a cluster, as counted there. Each explains one killed rank."""
 
     def __init__(self) -> None:
         self._explained: dict[str, int] = {}
 
     def explain_one(self, node: str, before: int, after: int) -> bool:
-        """Whether a process that was killed by SIGKILL was killed because ``node`` was out of memory.
+        """Return whether a process ended by SIGKILL because ``node`` was out of memory. Uses up one kill.
 
-        ``before`` and ``after`` are the kills that ``node`` had counted when the process started and when it ended.
+        ``before``, ``after``: the kills that ``node`` had counted when the process started and when it ended.
         """
         explained = max(self._explained.get(node, 0), before)
         if after <= explained:
@@ -69,14 +69,14 @@ class NodeKills:
 
 @final
 class MemoryKills:
-    """The kills on this machine since this was made. Each explains one death."""
+    """The kills on this machine since the object was made. Each explains one killed rank."""
 
     def __init__(self, files: list[Path] | None = None) -> None:
         self._files = own_files() if files is None else files
         self._explained = count(self._files)
 
     def explain_one(self) -> bool:
-        """Whether a process that was killed by SIGKILL was killed for want of memory."""
+        """Return whether a process ended by SIGKILL because memory ran out. Uses up one kill."""
         if count(self._files) <= self._explained:
             return False
         self._explained += 1

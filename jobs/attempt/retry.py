@@ -1,8 +1,8 @@
-"""When a run that failed is tried again by itself, and how long its launcher waits before.
+"""Decide whether a failed run is tried again, and after how long.
 
-Counted over the whole life of a run, apart by kind, from what each attempt has left in its folder: a new launcher, or
-the next job of a cluster, counts on. A person who has a run tried again (``retry``) has decided: what has failed so far
-in that way does not count any more.
+Failures are counted by kind over the whole life of a run, from the records in the folders of its attempts. So a new
+launcher, or the next job of a cluster, continues the count. The command ``retry`` resets it for the kind of the last
+failure.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from seqlm.errors import FileError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, make_directory, read_json, write_json
 
 FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
-"""Failures that are not the run's own fault: the same command goes on from the last checkpoint, in any launch."""
+"""Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""
 
 RETRIED: frozenset[FailureKind] = FREE | {"oom"}
-"""Failures that a launcher may try again by itself, as the policy says."""
+"""Failures that a launcher may try again within the policy."""
 
 FIRST_DELAY_SECONDS = 1.0
 DELAY_FACTOR = 5.0
-"""Each further retry in a row waits so many times as long: a full disk or a sick node is not hammered."""
+"""Factor by which each further retry in a row waits longer: a full disk or a sick node needs time."""
 LONGEST_DELAY_SECONDS = 300.0
 
 Progress: TypeAlias = tuple[int, int]
-"""How far a run has come and is saved: finished epochs, then steps of the next one."""
+"""What is saved of a run: finished epochs, then steps of the next one."""
 
 
 @final
@@ -43,10 +43,10 @@ class Failed:
 
     kind: FailureKind | None
     progress: Progress | None = None
-    """What was saved by then; none where that is not known."""
+    """What was saved at that time. ``None``: unknown."""
     micro_batches: int = 1
     by_hand: bool = False
-    """Whether a person has had the run tried again after it."""
+    """Whether the command ``retry`` was used after it."""
     node: str | None = None
     """The node that failed. ``None``: not recorded, or one of several."""
 
@@ -54,18 +54,18 @@ class Failed:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What becomes of a run that has failed."""
+    """Whether a failed run is tried again."""
 
     delay: float | None = None
-    """Seconds to wait before the next attempt; none: the failure stands."""
+    """Seconds to wait before the next attempt. ``None``: the failure is final."""
     why: str = ""
-    """Why it stands, to be put behind the failure's message; empty where its kind is never retried."""
+    """Why the failure is final, to append to its message. Empty: its kind is never retried."""
 
 
 def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_micro_batches: int) -> Decision:
-    """Whether a run that has now ``failed``, after the failures ``before``, is tried again.
+    """Decide whether a run that has now ``failed``, after the failures ``before``, is tried again.
 
-    ``most_micro_batches``: into so many parts the columns of its ranks can be cut.
+    ``most_micro_batches``: the most parts into which the columns of a rank can be cut.
     """
     kind = failed.kind
     if kind not in RETRIED:
@@ -113,7 +113,7 @@ def _number(count: int, one: str, many: str) -> str:
 
 
 def sick_nodes(failures: Sequence[Failed]) -> list[str]:
-    """The nodes that failed twice in a row, since a person last had the run tried again."""
+    """Return the nodes that failed twice in a row since the last use of the command ``retry``."""
     by_hand = [number for number, failed in enumerate(failures) if failed.by_hand]
     recent = failures[by_hand[-1] + 1 :] if by_hand else failures
     found = [
@@ -124,11 +124,11 @@ def sick_nodes(failures: Sequence[Failed]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-# -- what the files of a run tell ----------------------------------------------------------------------------------
+# -- the files of a run --------------------------------------------------------------------------------------------
 
 
 def progress_of(run: RunDirectory) -> Progress:
-    """What is saved of a run: its epochs, and what its last checkpoint says that it holds."""
+    """Return what is saved of a run, from its metrics and the position of its last checkpoint."""
     epochs, _ = run.read_metrics()
     saved = (epochs[-1]["epoch"] + 1, 0) if epochs else (0, 0)
     with contextlib.suppress(FileError):
@@ -140,14 +140,14 @@ def progress_of(run: RunDirectory) -> Progress:
 
 
 def history(run: RunDirectory) -> list[Failed]:
-    """The failures of a run's attempts, in order, without one that has not been put aside yet.
+    """Return the failures of a run's attempts, in order, without one that has not been put aside yet.
 
-    An attempt that was stopped, or killed together with its launcher, is none.
+    An attempt that was stopped, or killed together with its launcher, is no failure.
     """
     found = []
     for attempt in run.attempts():
         record: dict[str, Any] = {}
-        with contextlib.suppress(FileError):  # a damaged record counts for nothing, as one that was lost
+        with contextlib.suppress(FileError):  # a damaged record does not count
             record = read_json(run.attempt_dir(attempt) / "failure.json") or {}
         if record:
             found.append(failed_of(record))
@@ -155,7 +155,7 @@ def history(run: RunDirectory) -> list[Failed]:
 
 
 def failed_of(record: dict[str, Any], progress: Progress | None = None) -> Failed:
-    """A failure from its record, with the ``progress`` that it was made at where the record does not say."""
+    """Return a failure from its record. ``progress``: used if the record holds none."""
     told = record.get("progress")
     if isinstance(told, list) and len(told) == 2 and all(isinstance(number, int) for number in told):
         progress = (told[0], told[1])
@@ -170,7 +170,7 @@ def failed_of(record: dict[str, Any], progress: Progress | None = None) -> Faile
 
 
 def may_go_on(run: RunDirectory) -> bool:
-    """Whether the failure that a run has left is one that nobody has decided about yet: its launcher was gone."""
+    """Return whether a run's failure may be retried and no launcher has decided about it, since it was gone."""
     failure = None
     with contextlib.suppress(FileError):
         failure = run.read_failure()
@@ -178,7 +178,7 @@ def may_go_on(run: RunDirectory) -> bool:
 
 
 def let_stand(run: RunDirectory, decision: Decision) -> None:
-    """Say in a run's failure why it is not tried again."""
+    """Record in a run's failure why it is final."""
     failure = run.read_failure() or {}
     if failure.get("kind") in RETRIED:
         write_json(run.failure_file, {**failure, "message": f"{failure.get('message')}{decision.why}", "stands": True})
@@ -192,11 +192,14 @@ def put_failure_aside(
     node: str | None = None,
     seen: Observation | None = None,
 ) -> None:
-    """Move the failure of the attempt before into that attempt's folder: it stays on record, with what was saved.
+    """Move the failure of the previous attempt into that attempt's folder, and add what was saved by then.
 
-    ``by_hand``: a person has the run tried again. ``micro_batches``: of the attempt, where its worker could not say.
-    ``node``: the one that failed, for a scheduler. ``seen``: how the run was found, for a failure that only its
-    scheduler knows of.
+    Args:
+        run: the run; nothing happens if it has no failure.
+        by_hand: whether the command ``retry`` does this.
+        micro_batches: of the attempt. ``None``: as the record says.
+        node: the node that failed. ``None``: as the record says.
+        seen: the run's state, for a failure that only its scheduler knows. ``None``: only the files count.
 
     Raises:
         FileError: it cannot be read or moved.
@@ -214,7 +217,7 @@ def put_failure_aside(
         failure["node"] = node
     if by_hand:
         failure["retried"] = "by hand"
-    if isinstance(failure.get("attempt"), int):  # the next one may have its folder already
+    if isinstance(failure.get("attempt"), int):  # the next attempt may have its folder already
         folder = run.attempt_dir(failure["attempt"])
     make_directory(folder)
     write_json(folder / "failure.json", failure)
@@ -229,25 +232,25 @@ def _remove(path: Path) -> None:
 
 
 def timestamp() -> str:
-    """The time, as records tell it."""
+    """Return the current time in the format of the records."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 VARIABLE = "SEQLM_MICRO_BATCHES"
-"""How a worker is told."""
+"""Variable with the number of micro-batches of a worker."""
 
 
 def most_micro_batches(batch_size: int, ranks: int) -> int:
-    """The largest of 1, 2, 4, ... that gives each part of each rank a column."""
+    """Return the largest of 1, 2, 4, ... that gives each part of each rank a column."""
     columns = len(own_columns(batch_size, ranks - 1, ranks))  # the last rank has the fewest
     return 1 << (columns.bit_length() - 1)
 
 
 def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:
-    """The number for the next attempt: twice as many after each that was short of memory, else what it was.
+    """Return the number for the next attempt. It doubles after each attempt that ran out of memory.
 
-    So a run that needed four keeps them for the rest of its life, whoever launches it. A canary has the number of the
-    run that it stands for, and the job of a model's behaviour, which takes no steps, one.
+    A run that needed four keeps them for the rest of its life, in every launch. A canary gets the number of its run. A
+    behaviour job takes no steps and gets one.
     """
     if run.task_file.exists():
         return 1
@@ -260,7 +263,7 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:
 
 
 def after(failures: list[Failed]) -> int:
-    """The number that follows from a run's failures, in order."""
+    """Return the number of micro-batches after a run's failures, given in order."""
     number = 1
     for failed in failures:
         if failed.kind == "oom":

@@ -1,4 +1,4 @@
-"""What every backend can do. Launching never asks which one it is."""
+"""The interface of a backend. The dispatcher works with any of them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from jobs.attempt.rank import Ended
+from jobs.attempt.outcome import Ended
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 
 
 class Target(ABC):
-    """Where runs can go, and what they would get there. Asking starts nothing."""
+    """Where runs can go, and what they would get there. Its methods start nothing."""
 
     name: str
 
     @abstractmethod
     def describe(self) -> str:
-        """A few words: where runs go."""
+        """Return a few words about where runs go."""
 
     @abstractmethod
     def capacity(self) -> Capacity:
-        """All that there is, as if nothing ran.
+        """Return everything that the target has, as if nothing ran.
 
         Raises:
             BackendError: the backend cannot be reached.
@@ -32,7 +32,7 @@ class Target(ABC):
 
     @abstractmethod
     def resolve(self, spec: RunSpec, at_most: int) -> Resources:
-        """The resources of a run with every open choice made, where ``at_most`` such runs go at once.
+        """Return the resources of a run with every default filled in. ``at_most``: such runs at once.
 
         Raises:
             BackendError: the run can never fit here, or its precision does not exist here.
@@ -40,14 +40,14 @@ class Target(ABC):
 
 
 class Backend(Target):
-    """Runs submissions somewhere, while a launcher waits. Only "queued" and "running" are asked of it.
+    """Runs submissions while a launcher waits. What they achieve is read from their run directories.
 
-    ``open`` and ``close`` enclose ``submit``, ``poll``, ``stop`` and ``wait``.
+    Call ``submit``, ``poll``, ``stop`` and ``wait`` between ``open`` and ``close``.
     """
 
     @abstractmethod
     def open(self, code: Code) -> None:
-        """Get ready to take submissions of runs whose workers run ``code``.
+        """Prepare for submissions whose workers run ``code``.
 
         Raises:
             BackendError: the backend cannot be reached or started.
@@ -55,19 +55,19 @@ class Backend(Target):
 
     @abstractmethod
     def close(self) -> None:
-        """Leave nothing running that ``open`` or ``submit`` started; safe to call at any time."""
+        """End everything that ``open`` or ``submit`` started. Safe to call at any time."""
 
     @abstractmethod
     def free(self) -> Capacity:
-        """What is free now, for the caller to try things on. A submission that fits into it starts."""
+        """Return what is free now, as a copy. A submission that fits into it starts."""
 
     @abstractmethod
     def held(self, job_id: str) -> Sequence[Allocation]:
-        """What a live job holds."""
+        """Return what a live job holds."""
 
     @abstractmethod
     def submit(self, submission: Submission) -> str:
-        """Start or queue it; returns the backend's job id.
+        """Start or queue an attempt; return the backend's job id.
 
         Raises:
             BackendError, FileError: it cannot be started.
@@ -75,15 +75,15 @@ class Backend(Target):
 
     @abstractmethod
     def poll(self, job_id: str) -> Ended | None:
-        """How the job ended, or none while it is queued or running."""
+        """Return how the job ended. ``None``: it is queued or running."""
 
     @abstractmethod
     def stop(self, job_id: str, *, force: bool) -> None:
-        """Ask the job's ranks to stop between two steps, or with ``force`` end them at once."""
+        """Ask the job's ranks to stop between two steps; with ``force``, kill them."""
 
     @abstractmethod
     def wait(self, seconds: float) -> None:
-        """Return after so many seconds, or sooner when a job has ended."""
+        """Return after ``seconds``, or sooner if a job has ended."""
 
 
 Level: TypeAlias = Literal["ok", "note", "bad"]
@@ -91,7 +91,7 @@ Level: TypeAlias = Literal["ok", "note", "bad"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at."""
+    """One result of a check."""
 
     level: Level
     """``bad``: runs will fail here; ``note``: worth knowing."""

@@ -1,71 +1,69 @@
-"""One rank's place on a node of a Ray cluster: an actor that holds the rank's cores and GPU and runs its process.
+"""The actor of one rank on a node of a Ray cluster: it holds the rank's cores and GPU and runs its process.
 
-The rank is a process of its own, with the same command line as on every backend: Ray's own processes hold GPUs and
-threads for nobody else, a crash of the rank is an exit code, and nothing of ours is pickled but the names in here.
-Nodes need nothing else of the launcher's.
+The rank is a process of its own, with the same command line as on every backend. So Ray's processes hold no GPU and no
+threads, a crash of the rank is an exit code, and only the names in this module and a ``Submission`` are pickled.
 """
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 import ray
 
 from jobs.attempt.memory_kills import count, own_files
-from jobs.attempt.rank import interface_of, start_rank
+from jobs.attempt.supervisor import Supervisor, interface_of
+from jobs.spec import Submission
 from seqlm import machine
-from seqlm.rundir import append_to
+from seqlm.errors import EXIT_FAILED, EXIT_STOPPED, FileError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankLocation:
-    """Where a rank will run, as its host found it."""
+    """Where a rank will run, as its actor reports it."""
 
     node: str
     """Ray's id of the node."""
     address: str
-    """The node's address, as the other nodes know it."""
+    """The node's address in the cluster."""
     interface: str | None
     """Network interface with that address."""
     device: str | None
-    """The GPU that Ray gave to this rank, as for CUDA_VISIBLE_DEVICES: by UUID if Ray's index is certain."""
+    """The GPU that Ray assigned to this rank, for CUDA_VISIBLE_DEVICES: its UUID if Ray's index is unambiguous."""
     sees_run: bool
-    """Whether the run's folder is there."""
+    """Whether the run's folder exists there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankEnd:
-    """How a rank's process ended, as its host saw it."""
+    """How a rank's process ended, as its actor reports it."""
 
     code: int
     """Exit code; negative: the signal that killed it."""
     problem: str = ""
     """Why it could not start."""
     memory_kills: tuple[int, int] = (0, 0)
-    """How many processes of the host's control group the system had killed for their memory, before and after."""
+    """Out-of-memory kills in the actor's control group, before the rank started and after it ended."""
 
 
 @final
 class RankHost:
-    """The actor. ``run`` takes as long as the rank does; the other methods are called beside it."""
+    """The actor of one rank. ``run`` takes as long as the rank does; Ray calls ``stop`` in another thread."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._ranks: Supervisor | None = None
         self._lock = threading.Lock()
-        self._stopped: signal.Signals | None = None
+        self._is_stopped = False
 
     def location(self, run_dir: str) -> RankLocation:
-        """Look around, before each run."""
-        self._process, self._stopped = None, None
+        """Return where this actor is, before each run."""
+        self._ranks, self._is_stopped = None, False
         context = ray.get_runtime_context()
         devices = context.get_accelerator_ids().get("GPU", [])
         address = ray.util.get_node_ip_address()
@@ -77,30 +75,33 @@ class RankHost:
             sees_run=Path(run_dir).is_dir(),
         )
 
-    def run(
-        self, argv: Sequence[str], variables: Mapping[str, str], cwd: str | None, stdout: str, stderr: str
-    ) -> RankEnd:
+    def run(self, submission: Submission, rank: int, variables: Mapping[str, str], *, own_code: bool) -> RankEnd:
         """Run a rank's process to its end.
 
-        ``argv`` without the interpreter, which is the one that this actor runs in; ``cwd`` none for the code that came
-        with the actor.
+        Args:
+            submission: the attempt. The interpreter is that of this actor, whatever its ``argv`` names.
+            rank: from 0.
+            variables: of :func:`jobs.attempt.supervisor.rank_variables`.
+            own_code: whether to run the code that came with the actor, in place of that at ``submission.cwd``.
         """
         counters = own_files()
         before = count(counters)
+        cwd = Path.cwd() if own_code else submission.cwd
+        ranks = Supervisor(replace(submission, argv=(sys.executable, *submission.argv[1:]), cwd=cwd))
         try:
-            with append_to(Path(stdout)) as out, append_to(Path(stderr)) as err, self._lock:
-                if self._stopped is not None:
-                    return RankEnd(code=128 + signal.SIGTERM)
-                self._process = start_rank([sys.executable, *argv], variables, cwd or str(Path.cwd()), out, err)
-        except OSError as error:
-            return RankEnd(code=1, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
-        code = self._process.wait()
+            with self._lock:
+                if self._is_stopped:
+                    return RankEnd(code=EXIT_STOPPED)
+                ranks.start(rank, variables)
+                self._ranks = ranks
+        except (OSError, FileError) as error:
+            return RankEnd(code=EXIT_FAILED, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
+        code = ranks.wait()
         return RankEnd(code=code, memory_kills=(before, count(counters)))
 
     def stop(self, number: int) -> None:
-        """Send a signal to the rank's process, or keep it from starting."""
+        """Send a signal to the rank's process. A rank that has not started yet does not start."""
         with self._lock:
-            self._stopped = signal.Signals(number)
-            if self._process is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.send_signal(number)
+            self._is_stopped = True
+            if self._ranks is not None:
+                self._ranks.signal(signal.Signals(number))

@@ -1,12 +1,10 @@
 """Backend ``ray``: a placement group for each run, and in each of its bundles an actor that runs one rank's process.
 
-A group whose run has ended goes to the next run of the same resources, so that a run costs its own worker's start and
-nothing else. Groups of one rank also join for a run of several. A group that no run takes within a few seconds is given
-back to the cluster.
+Calls to actors return references at once. ``poll`` and ``wait`` collect the answers that have arrived.
 
-    submit   idle groups, or a new one        -> the actors look around (RankLocation)
-             every rank has its RankLocation -> rank 0's address is where they meet; the processes start
-    poll     every process has ended          -> Ended; the groups are idle
+    submit   idle groups, or a new one         -> ask the actors for their locations
+             all ranks have a RankLocation     -> the ranks meet at the address of rank 0; start the processes
+    poll     all processes have ended          -> Ended; the groups are idle (jobs.backends.ray_groups)
 """
 
 from __future__ import annotations
@@ -17,67 +15,41 @@ import math
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import ray
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from jobs.attempt.memory_kills import NodeKills
-from jobs.attempt.rank import PEER_GRACE_SECONDS, Ended, ended, rank_variables, rendezvous_variables
+from jobs.attempt.outcome import Ended, ended
+from jobs.attempt.supervisor import PeerGrace, rank_variables
 from jobs.backends.base import Backend
 from jobs.backends.local import require_precision
-from jobs.backends.ray_actor import RankHost, RankLocation
+from jobs.backends.ray_actor import RankLocation
 from jobs.backends.ray_cluster import RayCluster, node_address
+from jobs.backends.ray_groups import Group, IdleGroups, new_group
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
-from seqlm.errors import BackendError
+from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
 from seqlm.rundir import RunDirectory, make_directory
 
 REFRESH_SECONDS = 2.0
-"""How often the cluster is asked which nodes it has and what others use."""
+"""Time between two queries of the cluster for its nodes and for what other users hold."""
 PATIENCE_SECONDS = 5.0
-"""How long Ray may take to place a run that should fit before no other is sent after it."""
+"""How long Ray may take to place a run that should fit, before no further run is submitted."""
 START_SECONDS = 600.0
-"""How long a run that Ray has placed may take until its actors answer: a node unpacks the code, and starts Python."""
-IDLE_SECONDS = 5.0
-"""How long a group waits for a run. A new one takes about a second, which only short runs would feel; and a run of
-several ranks finds its places one after the other."""
-EXIT_STOPPED = 128 + signal.SIGTERM
-EXIT_LOST = -signal.SIGKILL
-"""Of a rank whose node or actor is gone."""
-
-
-@dataclass(kw_only=True, eq=False)
-class _Group:
-    """A placement group with the actor of each rank."""
-
-    group: PlacementGroup
-    hosts: list[Any]
-    resources: Resources
-    allocations: list[Allocation]
-    """What it holds: where it was expected at first, where Ray has placed it later.
-
-    GPUs are named as in the capacity.
-    """
-    idle_since: float = 0.0
+"""How long the actors of a placed run may take to answer: their node unpacks the code and starts Python."""
 
 
 @dataclass(kw_only=True)
 class _Job:
     submission: Submission
-    groups: list[_Group]
+    groups: list[Group]
     """One with all ranks, or one for each rank."""
     pending: dict[Any, int]
-    """What Ray owes us: object reference -> rank. First the ranks' locations, then their exit codes."""
+    """Outstanding answers: object reference -> rank. First the ranks' locations, then their exit codes."""
     since: float
     locations: dict[int, RankLocation] = field(default_factory=dict)
     codes: dict[int, int] = field(default_factory=dict)
@@ -87,21 +59,21 @@ class _Job:
     runs: bool = False
     """Whether the processes have been started."""
     placed_at: float | None = None
-    """When it was seen that Ray has placed it, while its actors do not answer."""
-    first_failure_at: float | None = None
+    """When Ray was first seen to have placed it while its actors did not answer, on the monotonic clock."""
+    grace: PeerGrace = field(default_factory=PeerGrace)
 
     @property
     def hosts(self) -> list[Any]:
         """The actors of the ranks."""
         return [host for group in self.groups for host in group.hosts]
 
-    def seat(self, rank: int) -> tuple[_Group, int]:
-        """The group of a rank, and which of its bundles is the rank's."""
+    def seat(self, rank: int) -> tuple[Group, int]:
+        """Return the group of a rank and the index of its bundle there."""
         return [(group, index) for group in self.groups for index in range(len(group.hosts))][rank]
 
     @property
     def allocations(self) -> list[Allocation]:
-        """What the ranks hold."""
+        """The resources that the ranks hold."""
         return [allocation for group in self.groups for allocation in group.allocations]
 
 
@@ -121,7 +93,7 @@ class RayBackend(Backend):
         self._cards: defaultdict[str, dict[str, str]] = defaultdict(dict)
         """Node -> Ray's name of a GPU -> its name in the capacity, which counts the node's GPUs from 0."""
         self._jobs: dict[str, _Job] = {}
-        self._idle: list[_Group] = []
+        self._idle = IdleGroups()
         self._numbers = itertools.count(1)
         self._memory_kills = NodeKills()
 
@@ -151,7 +123,7 @@ class RayBackend(Backend):
 
     def close(self) -> None:
         self._jobs.clear()
-        self._idle.clear()
+        self._idle.groups.clear()
         self._cluster.close()
 
     # -- what is free ----------------------------------------------------------------------------------------------
@@ -174,18 +146,18 @@ class RayBackend(Backend):
             self._refresh()
 
     def _refresh(self) -> None:
-        """Ask which nodes there are, and what others than us use of them."""
+        """Query the nodes of the cluster, and what other users hold of them."""
         self._refreshed_at = time.monotonic()
         self._total = total = self._cluster.capacity()
         others = total.copy()
-        for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle):
+        for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle.groups):
             others.take(group.allocations)
         free = self._cluster.free(total)
         foreign = {
             name: (node.cpus - free.nodes[name].cpus, node.free_gpus - free.nodes[name].free_gpus)
             for name, node in others.nodes.items()
         }
-        # What we gave back a moment ago is not free yet: only what is missing twice in a row is somebody else's.
+        # What we gave back a moment ago is not free yet: only what is missing twice in a row is held by others.
         before = foreign if self._foreign_before is None else self._foreign_before
         self._foreign = {
             name: (min(cpus, before[name][0]), min(gpus, before[name][1]))
@@ -193,33 +165,33 @@ class RayBackend(Backend):
             if name in before
         }
         self._foreign_before = foreign
-        self._release(*filter(self._is_lost, list(self._idle)))
+        self._idle.release(*filter(self._is_lost, self._idle.groups))
         for job in self._jobs.values():
             if job.runs or not job.pending:
                 continue
-            if any(map(self._is_lost, job.groups)):  # Ray would wait for the node for ever
+            if any(map(self._is_lost, job.groups)):  # Ray would wait for the node forever
                 self._abandon(job, EXIT_LOST, "its node was lost before it had started")
             elif _waits_long(job):
                 self._look_after(job, free)
 
     def _look_after(self, job: _Job, free: Capacity) -> None:
-        """What to do about a run that Ray keeps waiting; ``free`` is what nobody holds."""
+        """Move a run that Ray keeps waiting to where there is room, or give it up. ``free``: what nobody holds."""
         now = time.monotonic()
-        if any(placement_group_table(group.group)["state"] != "PENDING" for group in job.groups):
+        if any(group.is_placed for group in job.groups):
             job.placed_at = job.placed_at or now
             if now - job.placed_at > START_SECONDS:
                 where = ", ".join({node_address(allocation.node): None for allocation in job.allocations})
                 self._abandon(job, EXIT_LOST, f"Ray did not start it within {START_SECONDS / 60:g} min on {where}")
             return
-        # Sent to a node where somebody else was faster: it goes to where there is room, if there is any.
+        # Another user took the node first.
         allocations = free.place(job.submission.resources)
         if allocations is not None:
             free.take(allocations)
-            self._release(*job.groups)
-            job.groups = [self._new_group(job.submission.resources, allocations)]
+            self._idle.release(*job.groups)
+            job.groups = [new_group(job.submission.resources, allocations)]
             self._look_around(job)
 
-    def _is_lost(self, group: _Group) -> bool:
+    def _is_lost(self, group: Group) -> bool:
         assert self._total is not None, "refreshed before"
         return any(allocation.node not in self._total.nodes for allocation in group.allocations)
 
@@ -228,7 +200,9 @@ class RayBackend(Backend):
     def submit(self, submission: Submission) -> str:
         run = RunDirectory(submission.run_dir)
         make_directory(run.attempt_dir(submission.attempt))
-        groups = self._groups(submission.resources)
+        allocations = self.free().place(submission.resources)
+        assert allocations is not None, "asked whether there is room before"
+        groups = self._idle.take(submission.resources, allocations)
         job = _Job(submission=submission, groups=groups, pending={}, since=0.0)
         self._look_around(job)
         job_id = f"{run.id}/{submission.attempt}-{next(self._numbers)}"
@@ -237,40 +211,9 @@ class RayBackend(Backend):
 
     @staticmethod
     def _look_around(job: _Job) -> None:
-        """Ask each rank's actor for its location, once Ray has placed it."""
+        """Ask each rank's actor for its location. It answers once Ray has placed it."""
         job.since = time.monotonic()
         job.pending = {host.location.remote(str(job.submission.run_dir)): rank for rank, host in enumerate(job.hosts)}
-
-    def _groups(self, resources: Resources) -> list[_Group]:
-        free = self.free()
-        allocations = free.place(resources)
-        assert allocations is not None, "asked whether there is room before"
-        idle = choose_idle(self._idle, resources, most_nodes=len({allocation.node for allocation in allocations}))
-        if idle:
-            self._idle = [group for group in self._idle if group not in idle]
-            return idle
-        self._release(*self._idle)
-        return [self._new_group(resources, allocations)]
-
-    @staticmethod
-    def _new_group(resources: Resources, allocations: list[Allocation]) -> _Group:
-        bundle = {"CPU": allocations[0].cpus}
-        if resources.gpus:
-            bundle["GPU"] = resources.gpus
-        # Pinned to the nodes that were chosen for it: Ray would spread shares of GPUs over many cards.
-        nodes = [{"ray.io/node-id": allocation.node} for allocation in allocations]
-        group = placement_group([dict(bundle) for _ in allocations], strategy="PACK", bundle_label_selector=nodes)
-        actor = ray.remote(RankHost)
-        hosts = [
-            actor.options(
-                num_cpus=bundle["CPU"],
-                num_gpus=bundle.get("GPU", 0),
-                max_concurrency=3,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            ).remote()
-            for rank in range(resources.ranks)
-        ]
-        return _Group(group=group, hosts=hosts, resources=resources, allocations=allocations)
 
     def poll(self, job_id: str) -> Ended | None:
         self._advance(0)
@@ -279,21 +222,18 @@ class RayBackend(Backend):
             self._end_those_left_behind(job)
             return None
         del self._jobs[job_id]
-        codes = [job.codes[rank] for rank in range(len(job.hosts))]
         if job.lost:
-            self._release(*job.groups)
+            self._idle.release(*job.groups)
         else:
-            for group in job.groups:
-                group.idle_since = time.monotonic()
-            self._idle += job.groups
-        return ended(codes, job.lost, job.out_of_memory)
+            self._idle.keep(job.groups)
+        return ended(job.codes, len(job.hosts), lost=job.lost, out_of_memory=job.out_of_memory)
 
     def stop(self, job_id: str, *, force: bool) -> None:
         job = self._jobs.get(job_id)
         if job is None:
             return
-        if not job.runs:  # perhaps not even placed: whatever Ray would do next has no one to do it for
-            self._release(*job.groups)
+        if not job.runs:  # perhaps not even placed
+            self._idle.release(*job.groups)
             self._abandon(job, EXIT_STOPPED, "stopped before it had started")
             return
         for host in job.hosts:
@@ -301,7 +241,7 @@ class RayBackend(Backend):
 
     @staticmethod
     def _abandon(job: _Job, code: int, why: str) -> None:
-        """End a job that has not started: with ``code``, which all its ranks would have ended with."""
+        """End a job that has not started. All its ranks get the exit code ``code``."""
         job.codes = dict.fromkeys(range(len(job.hosts)), code)
         job.lost = {0: why}
         job.pending.clear()
@@ -309,22 +249,22 @@ class RayBackend(Backend):
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._refresh_if_due()
-        self._give_idle_back()
+        self._idle.release_expired()
         while (left := deadline - time.monotonic()) > 0:
             if self._advance(left):
                 return
             if not any(job.pending for job in self._jobs.values()):
                 time.sleep(min(left, seconds))
 
-    # -- what Ray owes us --------------------------------------------------------------------------------------------
+    # -- answers of the actors ---------------------------------------------------------------------------------------
 
     def _advance(self, seconds: float) -> bool:
-        """Take what has arrived, waiting for something at most so long; whether a job has ended."""
+        """Take the answers that have arrived, waiting at most so long for one. Return whether a job has ended."""
         owed = {reference: job for job in self._jobs.values() for reference in job.pending}
         if not owed:
             return False
         arrived, _ = ray.wait(list(owed), num_returns=1, timeout=seconds)
-        if arrived:  # and whatever else is there by now
+        if arrived:  # and all others that are there by now
             arrived, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
         for reference in arrived:
             self._take(owed[reference], reference)
@@ -372,7 +312,7 @@ class RayBackend(Backend):
         self._start(job)
 
     def _card(self, node: str, device: str) -> str:
-        """The GPU of the capacity to book for one that Ray names ``device``.
+        """Return the GPU of the capacity that stands for the one that Ray names ``device``.
 
         Ray names GPUs as the CUDA_VISIBLE_DEVICES of the node's raylet does: "2" and "3", or by UUID.
         """
@@ -383,34 +323,25 @@ class RayBackend(Backend):
 
     def _start(self, job: _Job) -> None:
         submission = job.submission
-        run = RunDirectory(submission.run_dir)
         assert self._code is not None, "open before anything is submitted"
-        # Code that came with the actors lies wherever Ray has put it, which is where they run.
-        cwd = str(submission.cwd) if self._cluster.is_embedded or self._code.live else None
-        first = job.locations[0]
+        own_code = not (self._cluster.is_embedded or self._code.live)  # Ray unpacked it where the actors run
         job.runs = True
         for rank, host in enumerate(job.hosts):
             location = job.locations[rank]
-            variables = {**rank_variables(submission, rank, location.device), "SEQLM_NODE": location.node}
-            if len(job.hosts) > 1:
-                variables |= rendezvous_variables(run, submission.attempt, first.address)
-                if location.interface:
-                    variables.setdefault("GLOO_SOCKET_IFNAME", location.interface)
-            reference = host.run.remote(
-                list(submission.argv[1:]),
-                variables,
-                cwd,
-                str(run.stdout_log(submission.attempt)),
-                str(run.stderr_log(submission.attempt)),
+            variables = rank_variables(
+                submission,
+                rank,
+                location.device,
+                node=location.node,
+                first_host=job.locations[0].address,
+                interface=location.interface,
             )
-            job.pending[reference] = rank
+            job.pending[host.run.remote(submission, rank, variables, own_code=own_code)] = rank
 
     def _end_those_left_behind(self, job: _Job) -> None:
-        """Ranks that do not notice that another has failed are ended after a while."""
-        if not any(job.codes.values()):
-            return
-        job.first_failure_at = job.first_failure_at or time.monotonic()
-        if not job.runs or time.monotonic() - job.first_failure_at > PEER_GRACE_SECONDS:
+        """Kill the ranks that have not noticed in time that another one has failed."""
+        has_failed = any(job.codes.values())
+        if job.grace.is_over(has_failed=has_failed) or (has_failed and not job.runs):
             for rank in job.pending.values():
                 job.lost.setdefault(rank, "ended after another rank had failed")
                 with contextlib.suppress(ray.exceptions.RayError):
@@ -422,48 +353,10 @@ class RayBackend(Backend):
         self._refresh()
         if self._total is not None and node not in self._total.nodes:
             return f"{who} lost its node {node_address(node)}"
-        reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "Ray's logs tell more"
+        reason = str(error).strip().splitlines()[-1] if self._cluster.is_embedded else "see Ray's logs"
         return f"{who} lost its actor ({type(error).__name__}): {reason}"
-
-    # -- groups ------------------------------------------------------------------------------------------------------
-
-    def _give_idle_back(self) -> None:
-        now = time.monotonic()
-        self._release(*(group for group in self._idle if now - group.idle_since > IDLE_SECONDS))
-
-    def _release(self, *groups: _Group) -> None:
-        for group in groups:
-            if group in self._idle:
-                self._idle.remove(group)
-            _kill(group.hosts)
-            with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                remove_placement_group(group.group)
 
 
 def _waits_long(job: _Job) -> bool:
-    """Whether Ray has not started all its ranks' actors in the time that placing them may take."""
+    """Whether Ray has not started the actors of all ranks in ``PATIENCE_SECONDS``."""
     return bool(job.pending) and not job.runs and time.monotonic() - job.since > PATIENCE_SECONDS
-
-
-def choose_idle(idle: Sequence[_Group], resources: Resources, *, most_nodes: int) -> list[_Group]:
-    """The groups that a run can have at once: one that is made for it, or one for each rank; none if there are not.
-
-    ``most_nodes`` is on how many nodes the run would be in a new group: idle groups do not scatter its ranks.
-    """
-    fitting = [g for g in idle if (g.resources.cpus, g.resources.gpus) == (resources.cpus, resources.gpus)]
-    for group in fitting:
-        if group.resources.ranks == resources.ranks:
-            return [group]
-    by_node: defaultdict[str, list[_Group]] = defaultdict(list)
-    for group in fitting:
-        if group.resources.ranks == 1:
-            by_node[group.allocations[0].node].append(group)
-    fullest = sorted(by_node.values(), key=len, reverse=True)[:most_nodes]
-    chosen = [group for groups in fullest for group in groups][: resources.ranks]
-    return chosen if len(chosen) == resources.ranks else []
-
-
-def _kill(hosts: Iterable[Any]) -> None:
-    for host in hosts:
-        with contextlib.suppress(ray.exceptions.RayError, ValueError):
-            ray.kill(host)

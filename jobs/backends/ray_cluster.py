@@ -1,4 +1,4 @@
-"""The Ray that runs go to: a cluster that is there, or one started on this machine for the time of a launch."""
+"""The Ray that runs go to: an existing cluster, or one that a launch starts on this machine and ends."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from seqlm import machine
 from seqlm.errors import BackendError
 
 OBJECT_STORE_BYTES = 80 * 2**20
-"""Of an embedded Ray: near the least that Ray takes, since nothing large goes through it."""
+"""Object store of an embedded Ray: near Ray's minimum, since no large object goes through it."""
 OLDEST_PRIVATE = (2, 54)
-"""The first version of Ray of which every server that takes orders asks for a token."""
+"""The first version of Ray in which every server that accepts commands requires a token."""
 KNOCK_SECONDS = 10.0
-"""How long a cluster may take to accept a connection."""
+"""Time that a cluster has to accept a connection."""
 CONNECT_TRIES = 3
-"""How often a cluster is asked that does not answer in the time that Ray gives it."""
+"""Number of tries to join a cluster that does not answer within Ray's own timeout."""
 MAX_CODE_BYTES = 100 * 2**20
-"""Most code that is sent to a cluster. Ray refuses 512 MiB, and keeps what it is sent in the head node's memory."""
+"""Most code to send to a cluster. Ray refuses 512 MiB, and keeps it in the memory of the head node."""
 
 for _name, _value in (
     ("RAY_USAGE_STATS_ENABLED", "0"),
@@ -48,7 +48,7 @@ from ray._private.state import available_resources_per_node  # noqa: E402
 
 @final
 class RayCluster:
-    """A connection to Ray. ``address`` none: an embedded one, which lives as long as the connection."""
+    """A connection to Ray. ``address``: ``None`` means an embedded Ray, which lives as long as the connection."""
 
     def __init__(self, address: str | None) -> None:
         self._address = address
@@ -61,11 +61,11 @@ class RayCluster:
         return self._address is None
 
     def describe(self) -> str:
-        """A few words."""
+        """Return a few words about the cluster."""
         return "Ray on this machine" if self.is_embedded else f"the Ray cluster at {self._address}"
 
     def open(self, code: Code) -> None:
-        """Start or join, with ``code`` for the actors.
+        """Start or join the cluster, with ``code`` for the actors.
 
         Raises:
             BackendError: Ray cannot be started, or there is no such cluster; the code is too large to be sent.
@@ -75,7 +75,7 @@ class RayCluster:
         self._connect(None if has_code else _runtime_env(code))
 
     def close(self) -> None:
-        """Leave the cluster, or end the embedded one; everything that this connection started ends."""
+        """Leave the cluster, or end the embedded Ray. Everything that this connection started ends."""
         if self.is_open:
             self.is_open = False
             with _quiet():
@@ -86,7 +86,7 @@ class RayCluster:
         self._private.close()
 
     def capacity(self) -> Capacity:
-        """All that the nodes that are alive have. Joins a cluster for a moment where the connection is not open.
+        """Return what the live nodes have. If the connection is not open, join the cluster for a moment.
 
         Raises:
             BackendError: the cluster cannot be reached.
@@ -107,7 +107,7 @@ class RayCluster:
             self.close()
 
     def free(self, total: Capacity) -> Capacity:
-        """What nobody holds of ``total`` now, as Ray last heard; the connection is open."""
+        """Return what nobody holds of ``total``, by Ray's last report. The connection must be open."""
         free = total.copy()
         has = available_resources_per_node()
         for name, node in free.nodes.items():
@@ -199,7 +199,7 @@ def _private() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _ray_sees(devices: Sequence[str]) -> Iterator[None]:
-    """Name ``devices`` in the environment of a Ray that is started in the block: Ray books GPUs by these names."""
+    """Name ``devices`` in the environment of a Ray that the block starts, which books GPUs by these names."""
     names = {machine.VISIBLE: ",".join(devices), machine.ORDER: machine.PCI_ORDER}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
@@ -210,7 +210,7 @@ def _ray_sees(devices: Sequence[str]) -> Iterator[None]:
 
 
 def _restore(before: Mapping[str, str | None]) -> None:
-    """Set variables as they were; ``None``: not at all."""
+    """Restore variables. ``None``: unset."""
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:
@@ -218,7 +218,7 @@ def _restore(before: Mapping[str, str | None]) -> None:
 
 
 def _read_environment_again() -> None:
-    """Ray reads its variables as it is imported, which is before it is known whether a launch joins a cluster."""
+    """Have Ray read its variables again: it read them on import, before the launch chose a cluster."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined] # compiled; from Ray 2.52 on
 
     Config.initialize("")
@@ -226,12 +226,12 @@ def _read_environment_again() -> None:
 
 
 def _watch(folder: Path) -> subprocess.Popen[bytes]:
-    """A process that ends the embedded Ray's processes after this one, should this one be killed."""
-    import psutil  # comes with Ray
+    """Start a process that ends the embedded Ray's processes if this one is killed."""
+    import psutil  # only for an embedded Ray
 
     named = filter(None, (ray_watchdog.identity(child.pid) for child in psutil.Process().children(recursive=True)))
     argv = [sys.executable, "-S", ray_watchdog.__file__, str(folder), *named]
-    # In a session of its own: what ends the launcher's process group must not end it.
+    # A session of its own: a signal to the launcher's process group must not end it.
     return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
 
 
@@ -246,14 +246,14 @@ def _capacity(where: str) -> Capacity:
 
 
 def node_address(node: str) -> str:
-    """The address of a node, for a person."""
+    """Return the address of a node, for messages."""
     return next((entry["NodeManagerAddress"] for entry in ray.nodes() if entry["NodeID"] == node), node[:8])
 
 
 def _runtime_env(code: Code) -> dict[str, Any]:
-    """What travels to the nodes: the code, which is what git tracks, and none of this machine's variables.
+    """Return Ray's description of what goes to the nodes: the code that git tracks, and no variables of this machine.
 
-    A live tree is not sent; nodes that share its file system run it where it is.
+    A live tree is not sent: nodes that share its file system run it in place.
     """
     if code.live:
         return {"env_vars": {"PYTHONPATH": str(code.path)}}
@@ -262,7 +262,7 @@ def _runtime_env(code: Code) -> dict[str, Any]:
         largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
         named = ", ".join(f"{path.relative_to(code.path)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
         raise BackendError(
-            f"the code to send to the cluster has {sum(sizes.values()) / 2**20:.0f} MiB, valid are at most "
+            f"the code to send to the cluster has {sum(sizes.values()) / 2**20:.0f} MiB, expected at most "
             f"{MAX_CODE_BYTES / 2**20:.0f}; the largest files that git tracks are {named}"
         )
     return {"working_dir": str(code.path)}
@@ -270,7 +270,7 @@ def _runtime_env(code: Code) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what Ray's layers print past its log level away from the terminal; what went wrong is in its exceptions."""
+    """Discard what Ray prints to stderr despite its log level. Its errors come as exceptions."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as kept:

@@ -1,7 +1,7 @@
-"""A launch whose driver runs on a remote Ray cluster, as a Ray job: for a machine that is no node of it.
+"""A launch whose driver runs on a remote Ray cluster as a Ray job, for a machine that is not a node of the cluster.
 
-The driver is the same command line, run from the code and manifest that are sent along. It meets this machine in the
-study's folder alone: both must see it, and then ``status``, ``logs`` and ``cancel`` work here as ever.
+The driver is the same command line, run from the code and manifest that are sent with it. Both machines must see the
+study's folder; then ``status``, ``logs`` and ``cancel`` work here as usual.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jobs.study.kept_code import keep_code
 from seqlm.errors import BackendError
 
 START_SECONDS = 120.0
-"""How long the driver may take to appear in the study's folder: its node has to fetch the code and import Ray."""
+"""Time that the driver has to appear in the study's folder: its node fetches the code and imports Ray."""
 POLL_SECONDS = 0.5
 
 
 def is_remote(address: str | None) -> bool:
-    """Whether an address is that of a cluster's job server, not of a cluster to join."""
+    """Return whether an address is that of a cluster's job server, not of a cluster to join."""
     return address is not None and address.startswith(("http://", "https://"))
 
 
@@ -33,7 +33,7 @@ class RayJob:
     """A driver on the cluster whose job server is at ``address`` (``http://head:8265``).
 
     Raises:
-        BackendError: nothing answers there, or ``ray[default]`` is not installed here.
+        BackendError: no server answers there, or ``ray[default]`` is not installed here.
     """
 
     def __init__(self, address: str) -> None:
@@ -51,7 +51,7 @@ class RayJob:
         untracked: Sequence[str] = (),
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Start ``launch.py WORDS`` there and wait until it has taken the study on.
+        """Start ``launch.py WORDS`` there and wait until it has locked the study.
 
         ``manifest``, which ``words`` call by its file name, is sent along with the code that is kept with the study, or
         in ``code_dir``; ``untracked`` and ``tell`` are those of :func:`jobs.study.kept_code.keep_code`.
@@ -72,26 +72,26 @@ class RayJob:
         self._wait_until_it_launches(study_dir)
 
     def is_over(self) -> bool:
-        """Whether the driver has ended."""
+        """Return whether the driver has ended."""
         return self._status() in ("SUCCEEDED", "FAILED", "STOPPED")
 
     def has_failed(self) -> bool:
-        """Whether the driver itself has failed, which a study with failed runs is not."""
+        """Return whether the driver itself has failed, as opposed to runs of the study."""
         return self._status() == "FAILED" and "error: " in self.last_line()
 
     def stop(self) -> None:
-        """Ask the driver to stop its workers and end, as Ctrl-C would."""
+        """Ask the driver to stop its workers and end, as Ctrl-C does."""
         self._client.stop_job(self.id)
 
     def last_line(self) -> str:
-        """The last line that the driver printed."""
+        """Return the last line that the driver printed."""
         return str((self._client.get_job_logs(self.id).strip().splitlines() or ["no output"])[-1])
 
     def _wait_until_it_launches(self, study_dir: Path) -> None:
         deadline = time.monotonic() + START_SECONDS
         while launcher_of(study_dir) is None:
             if self.is_over():
-                if self._status() == "SUCCEEDED":  # so quick that its lock was never seen
+                if self._status() == "SUCCEEDED":  # it ended before its lock was seen
                     return
                 raise BackendError(f"the launcher on the cluster ended at once: {self.last_line()}")
             if time.monotonic() > deadline:

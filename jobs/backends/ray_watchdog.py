@@ -1,8 +1,8 @@
-"""End what a killed launcher leaves of its embedded Ray: ``python ray_watchdog.py FOLDER IDENTITY ...``.
+"""End what a killed launcher has left of its embedded Ray: ``python ray_watchdog.py FOLDER IDENTITY ...``.
 
-Its stdin is a pipe whose other end is the launcher's. When that is gone, Ray's servers end by themselves, but its
-agents wait for them, for ever. Standard library alone; started as a file, so that it takes next to no memory while it
-waits.
+Its stdin is a pipe from the launcher. When the launcher ends, Ray's servers end by themselves, but its agents wait for
+them forever. Standard library only, and started as a file without site-packages, so that it takes next to no memory
+while it waits.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 REMOVALS = 100
-"""How often the removal of the folder is tried."""
+"""Number of tries to remove the folder."""
 
 
 def identity(pid: int) -> str | None:
@@ -45,7 +45,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if not Path(folder).exists():
             return
-        time.sleep(0.1)  # processes that those have started still write their last lines
+        time.sleep(0.1)  # other processes of Ray still write their last lines
 
 
 if __name__ == "__main__":

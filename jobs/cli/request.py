@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
+from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import Target
 from jobs.backends.choice import BackendChoice, choose_backend
 from jobs.backends.ray_job import RayJob, is_remote
@@ -24,7 +25,6 @@ from jobs.cli.parser import read
 from jobs.cli.progress import launch_progress, watch, watch_in_lines
 from jobs.cli.view import Watcher
 from jobs.launch import logout
-from jobs.launch.dispatch import progress_variables
 from jobs.launch.prepare import LaunchOptions, detach, find_data, launch, preparing
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest

@@ -1,4 +1,4 @@
-"""From runs that are wanted to runs that have spoken: the plan (pure), then the loop that carries it out."""
+"""Run a plan to completion: start what fits, watch it, and try failed runs again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import math
 import os
 import signal
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,88 +15,45 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias, final
 
-from jobs.attempt.heartbeat import PROGRESS_VARIABLE, Heartbeat, hung_seconds
-from jobs.attempt.rank import Ended
-from jobs.attempt.retry import (
-    VARIABLE,
-    Decision,
-    Failed,
-    decide,
-    history,
-    let_stand,
-    micro_batches,
-    most_micro_batches,
-    progress_of,
-    put_failure_aside,
-    timestamp,
-)
+from jobs.attempt.heartbeat import Heartbeat, hung_seconds
+from jobs.attempt.outcome import Ended
+from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside, timestamp
+from jobs.attempt.supervisor import worker_variables
 from jobs.backends.base import Backend
+from jobs.launch.job import Job, job_record, next_submission, put_aside_unless_cancelled
+from jobs.launch.reports import QueueReports, Warnings, files_of
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import Planned
 from jobs.plan.queue import Live, Queue, Waiting, Work
-from jobs.spec import Submission
 from jobs.study.kept_code import Code
-from seqlm.errors import FileError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
-
-EXIT_STOPPED = 143
-"""The worker's own word for "asked to stop"."""
-EXIT_UNPRINTED = 120
-"""Python's word for "what was printed cannot be written", in place of the worker's own (documentation of sys.exit)."""
-STORAGE = (74, EXIT_UNPRINTED)
-"""Exit codes of a worker whose files, or whose log, cannot be written."""
-EXIT_BUSY = 75
-"""The worker's own word for "another worker is at it"."""
-STOPPED = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT)
-"""How a worker ends that was asked to stop, also while it was still importing."""
-
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-"""Variables of glibc: logits are allocated and freed in every step, and giving their pages back to the system each time
-cost a quarter of a small run's processor time (docs/decisions.md). Other C libraries ignore them."""
+from seqlm.errors import EXIT_BUSY, FileError
+from seqlm.rundir import Observation
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 0.5
-"""How often the files of live runs are looked at."""
+"""Time between two looks at the files of live runs."""
 LOOKS = 3
-"""How often the files of a run whose job has ended are looked at before an error in reading them is its failure."""
-QUEUE_SECONDS = 1.0
-"""How often, at most, it is written down which runs wait."""
+"""Number of looks at the files of an ended run before an error in reading them becomes its failure."""
 STOP_SECONDS = 60.0
-"""How long stopped workers may take before they are killed: a step at the published sizes takes seconds on a CPU."""
-
+"""Time that workers have to stop before they are killed. A step at the published sizes takes seconds on a CPU."""
 
 EventKind: TypeAlias = Literal["started", "epoch", "retried", "ended"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to a run, for whoever shows progress."""
+    """Something that happened to a run, for progress displays."""
 
     kind: EventKind
     planned: Planned
     observation: Observation
 
 
-@dataclass(kw_only=True)
-class _Job:
-    """A run that is under way."""
-
-    waiting: Waiting
-    planned: Planned
-    submission: Submission
-    started: float
-    heartbeat: Heartbeat
-    record: dict[str, Any] | None
-    """``job.json``, as long as it could not be written."""
-    stop_asked: float | None = None
-    """When it was asked to stop because somebody has cancelled it."""
-
-
 @dataclass(kw_only=True, eq=False)
 class _Over:
-    """A job that has ended, until the files of its run are read and written."""
+    """A job that has ended, and whose run's files are not read and written yet."""
 
-    job: _Job
+    job: Job
     ended: Ended
     looks: int = 0
     look_at: float = -math.inf
@@ -105,10 +61,10 @@ class _Over:
 
 @final
 class Dispatcher:
-    """Carries a plan out on a backend and waits for every run to end.
+    """Runs a plan on a backend and waits for every run to end.
 
-    A run whose own files cannot be read or written is looked at again, then fails with the kind ``node``; the others
-    go on.
+    If the files of one run cannot be read or written, they are tried again; then that run alone fails, with the kind
+    ``node``.
     """
 
     def __init__(
@@ -126,20 +82,20 @@ class Dispatcher:
         tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Get ready.
+        """Start nothing yet.
 
         Args:
-            backend: open.
+            backend: an open backend.
             code: what workers run.
             argv: the worker's command without the folder.
             data_path: corpus of each run, by run id.
-            on_event: told of what happens.
-            work: what there is to do in each run, by run id; orders the queue.
-            max_parallel: most runs at once, whatever the backend has room for.
-            policy: how often runs that fail are tried again, and how often they are saved; none: the defaults.
-            env: variables for the workers, before those that seqlm sets.
-            tell: told, a line at a time, what happens to the launch as a whole.
-            tell_queue: told which runs wait, and why, whenever that changes (run id -> reason).
+            on_event: called with each event.
+            work: the remaining work of each run, by run id; it orders the queue.
+            max_parallel: most runs at once. ``None``: as many as the backend has room for.
+            policy: how often failed runs are tried again, and how often runs are saved. ``None``: the defaults.
+            env: variables for the workers; those that seqlm sets override them.
+            tell: called with each line about the launch as a whole.
+            tell_queue: called with the runs that wait and why (run id -> reason), whenever that changes.
 
         Raises:
             UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
@@ -151,35 +107,32 @@ class Dispatcher:
         self._on_event = on_event
         self._work = work
         self._max_parallel = max_parallel
-        self._env = dict(env or {})
+        self._policy = policy or Policy()
+        self._env = {**(env or {}), **worker_variables(self._policy)}
         self._hung_seconds = hung_seconds({**os.environ, **self._env})
-        self._tell_queue = tell_queue
         self._tell = tell
-        self._told: dict[str, str] | None = None
-        self._told_at = -math.inf
-        self._is_queue_refused = False
         self._planned: dict[str, Planned] = {}
         self._queue = Queue(())
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._epochs: dict[str, int | None] = {}
         self._looked_at = -math.inf
-        self._policy = policy or Policy()
         self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
         self._troubles: defaultdict[str, list[Failed]] = defaultdict(list)
-        """By run id, how often in a row its files could not be read or written."""
+        """By run id, the times in a row that its files could not be read or written."""
         self._over: list[_Over] = []
         self._to_put_aside: dict[str, Callable[[], None]] = {}
         self._unwritten: list[tuple[Planned, dict[str, Any]]] = []
-        """Failures that stand and could not be written."""
-        self._warned: set[str] = set()
+        """Final failures that could not be written yet."""
+        self._warnings = Warnings(tell)
+        self._queue_reports = QueueReports(tell_queue, self._warnings)
 
     def dispatch(self, planned: Sequence[Planned]) -> None:
-        """Run everything that is to start or resume. Returns when all has ended.
+        """Run everything that is to start or resume, and return when all of it has ended.
 
         Raises:
-            BackendError: a run can never fit; nothing has been started then.
-            FileError: all has ended, and the ``failure.json`` of a run cannot be written.
-            KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have stopped by then and can be resumed.
+            BackendError: a run can never fit; nothing has been started.
+            FileError: everything has ended, and the ``failure.json`` of a run cannot be written.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have stopped and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
         at_most = min(len(todo), self._max_parallel or len(todo))
@@ -192,19 +145,19 @@ class Dispatcher:
         for item in todo:
             aside = functools.partial(put_failure_aside, item.run, by_hand=item.by_hand, seen=item.observation)
             self._to_put_aside[item.run.id] = aside
-            with self._tolerating(item):
+            with self._warnings.instead_of_errors(item):
                 self._put_aside(item)
         with _interruptible():
             try:
                 while self._queue or self._jobs or self._over:
                     self._start_what_fits()
-                    self._show_queue()
+                    self._queue_reports.update(self._queue)
                     self._backend.wait(POLL_SECONDS)
                     self._collect()
             except BaseException:
                 self._stop_all()
                 raise
-        self._show_queue(at_once=True)
+        self._queue_reports.update(self._queue, at_once=True)
         self._write_failures()
         if self._unwritten:
             names = ", ".join(item.spec.name for item, _ in self._unwritten)
@@ -217,26 +170,33 @@ class Dispatcher:
         for waiting in self._queue.startable(self._backend.free, live, time.monotonic()):
             item = self._planned[waiting.id]
             try:
-                with _files_of(item.run):
+                with files_of(item.run):
                     self._put_aside(item)
                     observation = item.run.observe()
-                    submission = self._submission(waiting, item)
+                    submission = next_submission(
+                        waiting,
+                        item,
+                        argv=self._argv,
+                        code=self._code,
+                        env=self._env,
+                        data_path=self._data_path.get(item.run.id),
+                    )
                     heartbeat = Heartbeat(item.run, submission.attempt, self._hung_seconds)
-                if observation.state == "cancelled":  # from another terminal while it waited here
+                if observation.state == "cancelled":  # from another terminal while it waited
                     self._on_event(Event(kind="ended", planned=item, observation=observation))
                     continue
                 job_id = self._backend.submit(submission)
             except FileError as error:
                 self._have_trouble(waiting, item, error)
                 continue
-            # Remembered before anything can go wrong, so that whatever does stops this worker too.
-            job = _Job(
+            # Kept before anything else can fail, so that an error stops this worker too.
+            job = Job(
                 waiting=waiting,
                 planned=item,
                 submission=submission,
                 started=time.monotonic(),
                 heartbeat=heartbeat,
-                record=self._job_record(submission, job_id),
+                record=job_record(self._backend.name, job_id, submission),
             )
             self._jobs[job_id] = job
             live[job_id] = self._live(job_id, job)
@@ -244,32 +204,10 @@ class Dispatcher:
             self._write_record(job)
             self._on_event(Event(kind="started", planned=item, observation=item.observation))
 
-    def _live(self, job_id: str, job: _Job) -> Live:
+    def _live(self, job_id: str, job: Job) -> Live:
         seconds = job.waiting.work.seconds
         expected_end = None if seconds is None else job.started + seconds
         return Live(allocations=self._backend.held(job_id), expected_end=expected_end)
-
-    def _submission(self, waiting: Waiting, item: Planned) -> Submission:
-        attempt = item.run.last_attempt() + 1
-        env = {
-            **self._env,
-            "PYTHONPATH": str(self._code.path.absolute()),
-            "PYTHONUNBUFFERED": "1",
-            "SEQLM_ATTEMPT": str(attempt),
-            **worker_variables(self._policy),
-            VARIABLE: str(micro_batches(item.run, _batch_size(item), waiting.spec.resources.ranks)),
-        }
-        data_path = self._data_path.get(item.run.id)
-        if data_path is not None:
-            env["SEQLM_DATA"] = str(data_path.absolute())
-        return Submission(
-            run_dir=item.run.path.absolute(),
-            attempt=attempt,
-            argv=(*self._argv, str(item.run.path.absolute())),
-            env=env,
-            cwd=self._code.path,
-            resources=waiting.spec.resources,
-        )
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS
@@ -289,50 +227,46 @@ class Dispatcher:
         for found in over:
             self._has_ended(found)
 
-    def _look_at(self, job: _Job) -> None:
+    def _look_at(self, job: Job) -> None:
         observation: Observation | None = None
-        with self._tolerating(job.planned):
-            observation = job.planned.run.observe(queued=True)
+        with self._warnings.instead_of_errors(job.planned):
+            observation = job.run.observe(queued=True)
         if observation is not None:
             self._tell_of_epochs(job.planned, observation)
         self._write_record(job)
 
-    def _write_record(self, job: _Job) -> None:
-        """Write ``job.json``; where the disk refuses it, the next look writes it."""
-        if job.record is not None:
-            with self._tolerating(job.planned):
-                write_json(job.planned.run.job_file, job.record)
-                job.record = None
+    def _write_record(self, job: Job) -> None:
+        with self._warnings.instead_of_errors(job.planned):
+            job.write_record()
 
     def _tell_of_epochs(self, item: Planned, observation: Observation) -> None:
         if observation.epoch != self._epochs[item.run.id]:
             self._epochs[item.run.id] = observation.epoch
             self._on_event(Event(kind="epoch", planned=item, observation=observation))
 
-    def _stop_if_cancelled(self, job_id: str, job: _Job) -> None:
-        if not job.planned.run.is_cancelled():
+    def _stop_if_cancelled(self, job_id: str, job: Job) -> None:
+        if not job.run.is_cancelled():
             return
         now = time.monotonic()
         if job.stop_asked is None or now - job.stop_asked > STOP_SECONDS:
             self._backend.stop(job_id, force=job.stop_asked is not None)
             job.stop_asked = now
 
-    def _end_if_hung(self, job_id: str, job: _Job) -> None:
+    def _end_if_hung(self, job_id: str, job: Job) -> None:
         if job.heartbeat.is_hung():
-            # Before the worker is killed, so that the cause is not covered by what follows from it.
-            with self._tolerating(job.planned):
-                job.planned.run.write_failure_once(job.heartbeat.failure("the launcher, which watches its files"))
+            # Written before the worker is killed, so that the kill is not taken for the cause.
+            with self._warnings.instead_of_errors(job.planned):
+                job.run.write_failure_once(job.heartbeat.failure("the launcher, which watches its files"))
             self._backend.stop(job_id, force=True)
 
     def _has_ended(self, over: _Over) -> None:
-        """See whether the run has spoken; put it back where its failure is not its own fault."""
+        """Read how the run ended, and queue it again if the policy retries its failure."""
         job, item, run = over.job, over.job.planned, over.job.planned.run
         self._write_record(job)
         is_busy = over.ended.exit_code == EXIT_BUSY
         try:
-            with _files_of(run):
-                _settle(run, job, over.ended)
-                observation = _observe_ended(run)
+            with files_of(run):
+                observation = job.observe_end(over.ended)
                 is_over = observation.state in ("done", "cancelled")
                 decision = Decision() if is_over else self._decide(job, observation, is_busy=is_busy)
         except FileError as error:
@@ -346,72 +280,55 @@ class Dispatcher:
         self._troubles.pop(run.id, None)
         self._tell_of_epochs(item, observation)
         if decision.delay is not None:
-            aside = functools.partial(put_failure_aside, run, micro_batches=_micro_batches(job.submission))
+            aside = functools.partial(put_failure_aside, run, micro_batches=job.micro_batches)
             self._to_put_aside[run.id] = aside
             self._put_back(job.waiting, item, observation, decision.delay)
             return
         if decision.why:
-            with self._tolerating(item):
+            with self._warnings.instead_of_errors(item):
                 let_stand(run, decision)
                 observation = run.observe()
         self._on_event(Event(kind="ended", planned=item, observation=observation))
 
     def _put_back(self, waiting: Waiting, item: Planned, observation: Observation, delay: float) -> None:
-        """Have a run that has failed wait for its next attempt."""
+        """Queue a failed run for its next attempt, in ``delay`` seconds."""
         action = item.action
-        with self._tolerating(item):
+        with self._warnings.instead_of_errors(item):
             self._put_aside(item)
             action = "resume" if item.run.has_checkpoint() else "start"
         self._planned[item.run.id] = replace(item, action=action, reason=None, observation=observation)
         self._queue.put_back(replace(waiting, not_before=time.monotonic() + delay))
-        self._show_queue(at_once=True)
+        self._queue_reports.update(self._queue, at_once=True)
         self._on_event(Event(kind="retried", planned=item, observation=observation))
 
-    def _decide(self, job: _Job, observation: Observation, *, is_busy: bool) -> Decision:
-        """Whether the run of a job that has ended is tried again.
+    def _decide(self, job: Job, observation: Observation, *, is_busy: bool) -> Decision:
+        """Decide whether the run of an ended job is tried again.
 
-        One that another worker has says nothing, since that one may: so this launcher alone remembers it.
+        An attempt that found another worker at the run writes nothing, since that worker may. Only this launcher
+        counts it, as a failure of kind ``node``.
         """
-        run, parts = job.planned.run, _micro_batches(job.submission)
-        kind: FailureKind | None = "node" if is_busy else observation.kind
-        failed = Failed(kind=kind, progress=progress_of(run), micro_batches=parts)
-        before = [*history(run), *self._busy[run.id]]
+        busy = self._busy[job.run.id]
+        decision = job.decide(self._policy, "node" if is_busy else observation.kind, busy)
         if is_busy:
-            self._busy[run.id].append(failed)
-        most = most_micro_batches(_batch_size(job.planned), job.submission.resources.ranks)
-        return decide(self._policy, before, failed, most_micro_batches=most)
+            busy.append(Failed(kind="node", progress=progress_of(job.run)))
+        return decision
 
-    # -- trouble with the files of one run -------------------------------------------------------------------------
-
-    @contextmanager
-    def _tolerating(self, item: Planned) -> Iterator[None]:
-        """Tell of an error in reading or writing the files of a run, and go on; the block is done again later."""
-        try:
-            with _files_of(item.run):
-                yield
-        except FileError as error:
-            self._warn(f"{item.spec.name}: {error}")
-
-    def _warn(self, line: str) -> None:
-        """Tell of trouble that goes on once."""
-        if line not in self._warned:
-            self._warned.add(line)
-            self._tell(f"warning: {line}")
+    # -- files of one run that cannot be read or written -----------------------------------------------------------
 
     def _put_aside(self, item: Planned) -> None:
-        """Put the failure of the attempt before aside, unless that is done.
+        """Put the failure of the previous attempt aside, unless that is done.
 
         Raises:
-            FileError, OSError: the disk refuses it.
+            FileError, OSError: it cannot be read or moved.
         """
         if item.run.id in self._to_put_aside:
             self._to_put_aside[item.run.id]()
             del self._to_put_aside[item.run.id]
 
     def _have_trouble(self, waiting: Waiting, item: Planned, error: FileError) -> None:
-        """The files of a run could not be read or written: a failure of kind ``node``, which only this launcher knows.
+        """Count an error in the files of a run as a failure of kind ``node``, which only this launcher knows.
 
-        What its worker has written meanwhile stays where it is until it can be read.
+        What the worker has written meanwhile stays in place until it can be read.
         """
         run, epoch = item.run, self._epochs.get(item.run.id)
         failed = Failed(kind="node", progress=(0 if epoch is None else epoch + 1, 0))
@@ -420,7 +337,7 @@ class Dispatcher:
         message = f"{error}{decision.why}"
         observation = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
         if decision.delay is not None:
-            self._to_put_aside.setdefault(run.id, functools.partial(_put_aside_unless_cancelled, run))
+            self._to_put_aside.setdefault(run.id, functools.partial(put_aside_unless_cancelled, run))
             self._put_back(waiting, item, observation, decision.delay)
             return
         failure = {"kind": "node", "message": message, "where": "its launcher", "failed_at": timestamp()}
@@ -429,29 +346,16 @@ class Dispatcher:
         self._on_event(Event(kind="ended", planned=item, observation=observation))
 
     def _write_failures(self) -> None:
-        """Write those that could not be written; what the disk still refuses is left."""
+        """Write the final failures that could not be written before; keep those that still cannot."""
         for item, failure in list(self._unwritten):
-            with self._tolerating(item):
+            with self._warnings.instead_of_errors(item):
                 item.run.write_failure_once(failure)
                 self._unwritten.remove((item, failure))
 
-    # -- the queue, and the end --------------------------------------------------------------------------------------
-
-    def _show_queue(self, *, at_once: bool = False) -> None:
-        now = time.monotonic()
-        is_due = now - self._told_at >= QUEUE_SECONDS
-        if self._queue.reasons != self._told and (at_once or is_due or not (self._queue or self._is_queue_refused)):
-            reasons, self._told_at = dict(self._queue.reasons), now
-            try:
-                self._tell_queue(reasons)
-            except FileError as error:
-                self._is_queue_refused = True
-                self._warn(f"{error}; status shows an older queue")
-                return
-            self._told, self._is_queue_refused = reasons, False
+    # -- the end ----------------------------------------------------------------------------------------------------
 
     def _stop_all(self) -> None:
-        """Ask every worker to stop between two steps; a second interrupt, or a minute, ends them at once."""
+        """Ask every worker to stop between two steps. A second interrupt, or ``STOP_SECONDS``, kills them."""
         deadline = time.monotonic() + STOP_SECONDS
         try:
             if self._jobs:
@@ -472,130 +376,15 @@ class Dispatcher:
             if self._backend.poll(job_id) is not None:
                 del self._jobs[job_id]
 
-    def _job_record(self, submission: Submission, job_id: str) -> dict[str, Any]:
-        return {
-            "backend": self._backend.name,
-            "job_id": job_id,
-            "launcher": {"pid": os.getpid(), "host": socket.gethostname()},
-            "resources": submission.resources.to_dict(),
-            "attempt": submission.attempt,
-            "micro_batches": _micro_batches(submission),
-            "argv": list(submission.argv),
-            "code": str(submission.cwd),
-            "submitted_at": timestamp(),
-        }
-
-
-def worker_variables(policy: Policy) -> dict[str, str]:
-    """Variables that every worker of a study gets, on every backend."""
-    return {**KEEP_MEMORY, "SEQLM_CHECKPOINT_MINUTES": f"{policy.checkpoint_min:g}"}
-
-
-def progress_variables(seconds: float | None) -> dict[str, str]:
-    """The variable that tells workers how often to write where they are. ``None``: their own default."""
-    return {} if seconds is None else {PROGRESS_VARIABLE: f"{seconds:g}"}
-
-
-def _micro_batches(submission: Submission) -> int:
-    return int(submission.env[VARIABLE])
-
-
-def _batch_size(item: Planned) -> int:
-    return item.spec.config.train.batch_size
-
-
-def _observe_ended(run: RunDirectory) -> Observation:
-    """The state of a run whose job has ended: its failure counts, though a worker that is being killed has its lock.
-
-    Where a node is lost, its launcher hears of it before the last process there is gone.
-    """
-    observation = run.observe()
-    failure = run.read_failure() if observation.state == "running" else None
-    if failure is None:
-        return observation
-    kind = failure.get("kind", "code")
-    state: State = "cancelled" if kind == "cancelled" else "failed"
-    return replace(observation, state=state, reason=f"{kind}: {failure.get('message')}", kind=kind)
-
-
-def _put_aside_unless_cancelled(run: RunDirectory) -> None:
-    """Put the failure of an attempt aside that could not be read; somebody may have cancelled the run meanwhile.
-
-    Raises:
-        FileError: it cannot be read or moved.
-    """
-    if (run.read_failure() or {}).get("kind") != "cancelled":
-        put_failure_aside(run)
-
-
-def _settle(run: RunDirectory, job: _Job, ended: Ended) -> None:
-    """See to it that an ended worker has spoken: one that died without a word gets its ``failure.json`` here."""
-    submission = job.submission
-    if ended.exit_code == 0 or run.result_file.exists():
-        return
-    earlier = run.read_failure()
-    for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
-    if earlier is not None and not for_memory:  # other ranks may have told that they lost the one that was killed
-        return
-    was_asked = job.stop_asked is not None and ended.exit_code in (*STOPPED, EXIT_UNPRINTED)
-    if was_asked or ended.exit_code == EXIT_BUSY:
-        return
-    last_line = _last_line(run.stderr_log(submission.attempt))
-    kind: FailureKind
-    if ended.exit_code in STOPPED:
-        kind, message = "preempted", f"{ended.message}, which was not us: somebody else stopped it, or drains its node"
-    elif for_memory:
-        kind, message = "oom", f"{ended.message}, by the system, which was out of memory"
-    elif ended.exit_code in STORAGE:
-        kind, message = "node", last_line or "its files could not be written: is the disk full, or a quota used up?"
-    elif ended.exit_code < 0:
-        hint = " (by hand, or by the system for want of memory)" if ended.message.endswith("SIGKILL") else ""
-        kind, message = "node", f"{ended.message}{hint}"
-    else:
-        kind, message = "code", f"{ended.message}: {last_line}" if last_line else ended.message
-    failure = {
-        "kind": kind,
-        "message": message,
-        "where": "outside the worker's own code",
-        "attempt": submission.attempt,
-        "micro_batches": _micro_batches(submission),
-        "failed_at": timestamp(),
-    }
-    if for_memory:
-        write_json(run.failure_file, failure)
-    else:
-        run.write_failure_once(failure)
-
-
-def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text("utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return lines[-1].strip() if lines else ""
-
-
-@contextmanager
-def _files_of(run: RunDirectory) -> Iterator[None]:
-    """Errors of the system in reading or writing the files of a run, in one line.
-
-    Raises:
-        FileError: one has come.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise FileError.from_os_error("read or write", error.filename or run.path, error) from None
-
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP count as Ctrl-C while the block runs."""
+    """Treat SIGTERM and SIGHUP as Ctrl-C while the block runs."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # A signal that the caller has this process ignore (nohup) stays ignored.
+    # A signal that the caller has set to be ignored (nohup) stays ignored.
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:

@@ -20,18 +20,22 @@ from typing import Any, final
 
 import torch
 
-from seqlm.errors import FileError, LeaseLostError, RunBusyError, SeqlmError, is_storage_failure
+from seqlm.errors import (
+    EXIT_BUSY,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_STORAGE,
+    FileError,
+    LeaseLostError,
+    RunBusyError,
+    SeqlmError,
+    is_storage_failure,
+)
 from seqlm.lease import Terms, claim, kept, require_attempt
 from seqlm.rundir import Guard, RunDirectory, exclusive_lock, make_directory, unguarded, write_json
 from seqlm.training.distributed import Rank, abort_group, leave_group
 from seqlm.training.failure import describe_failure, failure_text, tell
 from seqlm.training.micro_batches import VARIABLE
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_STORAGE = 74
-EXIT_BUSY = 75
-EXIT_STOPPED = 143
 
 STOPPED = "stopped; run again to resume"
 

@@ -41,10 +41,9 @@ from torch import Tensor
 
 from seqlm.config import ModelConfig, RecurrentConfig, RunConfig, TransformerConfig
 from seqlm.data.cache import digest_key, find, store
-from seqlm.errors import BackendError, SelfCheckError
+from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.products import PACKED_SIZE
-from seqlm.training.attempt import EXIT_FAILED
 from seqlm.training.distributed import Rank, rank_from_environment
 from seqlm.training.precision import use_precision
 from seqlm.training.step import TrainingStep

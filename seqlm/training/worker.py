@@ -19,8 +19,7 @@ differs between ranks and machines comes from the environment:
     SEQLM_COLLECTIVE_MINUTES        a rank waits for the others before it gives up (default: 10)
     SEQLM_CANARY                    in the folder of a canary: train so many steps, write canary.json, and be done
 
-Exit codes: 0 done, 1 failed (``failure.json`` says why), 2 not a run directory, 74 files cannot be written,
-75 another worker is at it or has taken the run over, 143 stopped by SIGTERM, SIGINT or SIGUSR2, and saved.
+Exit codes: 0 done, else those of :mod:`seqlm.errors`. SIGTERM, SIGINT and SIGUSR2 stop the worker after it has saved.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ import torch
 import torch.utils.deterministic
 
 from seqlm.data.corpus import load_corpus
-from seqlm.errors import SeqlmError
+from seqlm.errors import EXIT_STORAGE, EXIT_USAGE, SeqlmError
 from seqlm.rundir import Guard, RunDirectory
-from seqlm.training.attempt import EXIT_STORAGE, EXIT_USAGE, StopSignal, attempt_number, make_attempt
+from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import gpu_share, process_group, rank_from_environment
 from seqlm.training.micro_batches import micro_batches_from

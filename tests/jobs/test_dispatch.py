@@ -315,10 +315,11 @@ def test_the_longest_goes_first_and_a_higher_priority_before_it(tmp_path: Path) 
 
 def test_the_variables_of_the_manifest_reach_the_worker_and_hide_none_of_ours(tmp_path: Path) -> None:
     backend = FakeBackend(finish)
-    env = {"NCCL_DEBUG": "INFO", "SEQLM_ATTEMPT": "7"}
+    env = {"NCCL_DEBUG": "INFO", "SEQLM_ATTEMPT": "7", "PYTHONPATH": "/of/the/user"}
     dispatcher(backend, env=env).dispatch(todo(tmp_path, 1))
     assert backend.submissions[0].env["NCCL_DEBUG"] == "INFO"
     assert backend.submissions[0].env["SEQLM_ATTEMPT"] == "1"
+    assert backend.submissions[0].env["PYTHONPATH"] == "/of/the/user", "a backend searches the code first"
 
 
 @pytest.mark.parametrize("code", [143, -15, -2])
@@ -329,7 +330,7 @@ def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_p
     assert item.run.observe().state == "done"
     failure = json.loads((item.run.attempt_dir(1) / "failure.json").read_text())
     assert failure["kind"] == "preempted"
-    assert "which was not us" in failure["message"]
+    assert "another process stopped it" in failure["message"]
 
 
 @pytest.mark.parametrize("another_rank_speaks", [False, True])

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.attempt import retry
 from jobs.attempt.heartbeat import Heartbeat
-from jobs.launch import dispatch
+from jobs.launch import dispatch, job, reports
 from jobs.launch.dispatch import Event
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
@@ -27,8 +27,9 @@ METRICS = [{"epoch": 0, "val_ppl": 9.0}]
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLL_SECONDS", "LOOK_SECONDS", "QUEUE_SECONDS"):
-        monkeypatch.setattr(dispatch, name, 0.0)
+    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(reports, "QUEUE_SECONDS", 0.0)
     monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
 
 
@@ -209,7 +210,7 @@ def test_a_worker_whose_job_file_cannot_be_written_goes_on_and_it_is_written_lat
             raise FileError(f"cannot write {path}: No space left on device")
         write_json(path, data)
 
-    monkeypatch.setattr(dispatch, "write_json", full)
+    monkeypatch.setattr(job, "write_json", full)
     dispatcher(backend).dispatch([item])
     assert refused
     assert not backend.stopped

@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.attempt.rank import Ended
+from jobs.attempt.outcome import Ended
 from jobs.backends.local import LocalBackend
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine
@@ -164,6 +165,21 @@ def test_a_precision_that_the_processor_lacks_is_refused_before_anything_starts(
 
 @pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
+def test_a_module_path_of_the_manifest_is_searched_after_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = "import os, sys; open(sys.argv[1] + '/path', 'w').write(os.environ['PYTHONPATH'])"
+    wanted = submission(tmp_path / "run", program, Resources(cpus=1, gpus=0))
+    wanted = replace(wanted, env={"PYTHONPATH": "/of/the/user"}, cwd=Path("run"))
+    backend = LocalBackend()
+    assert wait(backend, backend.submit(wanted)).exit_code == 0
+    searched = (tmp_path / "run" / "path").read_text().split(":")
+    assert searched[:2] == [str(tmp_path / "run"), "/of/the/user"]
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("_four_cores")
 def test_a_rank_killed_by_a_signal_explains_the_others(tmp_path: Path) -> None:
     program = "import os, signal, sys, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), 9)\nsys.exit(1)"
     backend = LocalBackend()
@@ -174,7 +190,7 @@ def test_a_rank_killed_by_a_signal_explains_the_others(tmp_path: Path) -> None:
 @pytest.mark.process
 @pytest.mark.usefixtures("_four_cores")
 def test_ranks_left_hanging_by_a_failed_one_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.backends.local.PEER_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.attempt.supervisor.PEER_GRACE_SECONDS", 0.2)
     program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(7)\ntime.sleep(600)"
     backend = LocalBackend()
     ended = wait(backend, backend.submit(submission(tmp_path / "run", program, Resources(ranks=2, cpus=1, gpus=0))))

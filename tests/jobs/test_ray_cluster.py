@@ -183,11 +183,11 @@ import sys, time
 from pathlib import Path
 import ray
 from ray.util.placement_group import placement_group
-import jobs.backends.ray_backend
+import jobs.backends.ray_backend, jobs.backends.ray_groups
 from jobs.study.kept_code import live_code
 from jobs.spec import Resources, Submission
 
-class Deaf(jobs.backends.ray_backend.RankHost):
+class Deaf(jobs.backends.ray_groups.RankHost):
     def location(self, run_dir):
         time.sleep(1000)
 
@@ -198,7 +198,7 @@ resources = Resources(cpus=1, gpus=1)
 if sys.argv[1] == "overtaken":
     ray.get(placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted.node}]).ready())
 else:
-    jobs.backends.ray_backend.RankHost, jobs.backends.ray_backend.START_SECONDS = Deaf, 3
+    jobs.backends.ray_groups.RankHost, jobs.backends.ray_backend.START_SECONDS = Deaf, 3
 folder = Path("run").absolute()
 folder.mkdir()
 job = backend.submit(

@@ -34,7 +34,7 @@ def test_code_that_is_too_large_is_refused_with_the_files_to_look_at(
 ) -> None:
     monkeypatch.setattr(ray_cluster, "MAX_CODE_BYTES", 3000)
     with pytest.raises(
-        BackendError, match=r"valid are at most .*; the largest files that git tracks are seqlm/large.bin"
+        BackendError, match=r"expected at most .*; the largest files that git tracks are seqlm/large.bin"
     ):
         ray_cluster._runtime_env(code(tmp_path))
 

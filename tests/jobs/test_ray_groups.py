@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from jobs.backends.ray_backend import _Group, choose_idle
+from jobs.backends.ray_groups import Group, choose_idle
 from jobs.plan.capacity import Allocation
 from jobs.spec import Resources
 
 
-def group(*nodes: str, gpus: float = 1) -> _Group:
+def group(*nodes: str, gpus: float = 1) -> Group:
     resources = Resources(ranks=len(nodes), cpus=1, gpus=gpus)
     allocations = [Allocation(node=node, cpus=1, device="0", gpus=gpus) for node in nodes]
     nothing: Any = None
-    return _Group(group=nothing, hosts=[], resources=resources, allocations=allocations)
+    return Group(group=nothing, hosts=[], resources=resources, allocations=allocations)
 
 
 def test_a_group_with_the_same_ranks_is_taken_whole() -> None:
@@ -42,5 +42,5 @@ def test_groups_of_one_rank_join_for_a_run_of_several() -> None:
     ],
     ids=["none", "too few", "a group is not cut", "other resources", "ranks are not scattered"],
 )
-def test_else_a_new_group_is_made(idle: list[_Group], ranks: int, most_nodes: int) -> None:
+def test_else_a_new_group_is_made(idle: list[Group], ranks: int, most_nodes: int) -> None:
     assert choose_idle(idle, Resources(ranks=ranks, cpus=1, gpus=1), most_nodes=most_nodes) == []

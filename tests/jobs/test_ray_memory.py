@@ -10,11 +10,13 @@ import pytest
 import ray
 
 from jobs.backends.ray_actor import RankEnd, RankHost, RankLocation
-from jobs.backends.ray_backend import RayBackend, _Group, _Job
+from jobs.backends.ray_backend import RayBackend, _Job
+from jobs.backends.ray_groups import Group, IdleGroups
 from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
 
 KILL = "import os, sys; open(sys.argv[1], 'w').write(sys.argv[2]); os.kill(os.getpid(), 9)"
+ONE = Resources(cpus=1, gpus=0)
 
 
 @pytest.mark.process
@@ -25,8 +27,9 @@ def test_a_host_tells_of_the_kills_in_its_own_group_before_and_after(
     counter = tmp_path / "memory.events"
     counter.write_text("oom_kill 3\n")
     monkeypatch.setattr("jobs.attempt.memory_kills.groups_files", lambda membership: [counter])
-    logs = [str(tmp_path / name) for name in ("stdout.log", "stderr.log")]
-    found = RankHost().run(["-c", KILL, str(counter), f"oom_kill {after}\n"], {}, str(tmp_path), *logs)
+    argv = ("python", "-c", KILL, str(counter), f"oom_kill {after}\n")
+    submission = Submission(run_dir=tmp_path, attempt=1, argv=argv, env={}, cwd=tmp_path, resources=ONE)
+    found = RankHost().run(submission, 0, {}, own_code=False)
     assert found == RankEnd(code=-signal.SIGKILL, memory_kills=(3, after))
 
 
@@ -34,7 +37,7 @@ def end(monkeypatch: pytest.MonkeyPatch, backend: RayBackend, *answers: Any) -> 
     """What the backend says of a job whose ranks, on the nodes n0, n1, ..., have given these answers."""
     nothing: Any = None
     allocations = [Allocation(node=f"n{rank}", cpus=1, device=None, gpus=0) for rank in range(len(answers))]
-    group = _Group(group=nothing, hosts=[nothing] * len(answers), resources=Resources(cpus=1), allocations=allocations)
+    group = Group(group=nothing, hosts=[nothing] * len(answers), resources=Resources(cpus=1), allocations=allocations)
     submission = Submission(run_dir=Path("/run"), attempt=1, argv=(), env={}, cwd=Path("/"), resources=Resources())
     locations = {
         rank: RankLocation(node=f"n{rank}", address="", interface=None, device=None, sees_run=True)
@@ -73,6 +76,6 @@ def test_a_rank_is_short_of_memory_where_its_own_node_has_counted_a_kill(monkeyp
 
 
 def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RayBackend, "_release", lambda self, *groups: None)
+    monkeypatch.setattr(IdleGroups, "release", lambda self, *groups: None)
     assert end(monkeypatch, RayBackend(address="x"), ray.exceptions.OutOfMemoryError("low on memory"))
     assert not end(monkeypatch, RayBackend(address="x"), ray.exceptions.ActorDiedError())

@@ -15,8 +15,9 @@ import launch
 from jobs.study.kept_code import live_code
 from seqlm.rundir import RunDirectory, study_record_file, write_json
 from slurm.backend import submit_report
+from slurm.job import JobPlan, Signals, SlurmContext
 from slurm.settings import SlurmSettings
-from slurm.task import JobPlan, Signals, SlurmContext, Task
+from slurm.task import Task
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm

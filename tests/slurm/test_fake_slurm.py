@@ -17,7 +17,7 @@ from jobs.cli.view import Watcher
 from jobs.manifests.policy import Policy
 from jobs.study.squeue import Scheduler
 from seqlm.rundir import RunDirectory
-from slurm.task import JobPlan
+from slurm.job import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm

@@ -14,9 +14,9 @@ from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory
 from slurm.backend import turns
+from slurm.job import JobPlan
 from slurm.settings import SlurmSettings
 from slurm.submission import Batch, Submitter, batches, record
-from slurm.task import JobPlan
 from tests.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)

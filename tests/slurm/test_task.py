@@ -21,8 +21,9 @@ from jobs.spec import Resources
 from jobs.study.folder import submission_of, write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
-from slurm import task
-from slurm.task import JobPlan, Signals, SlurmContext, Task
+from slurm import requeue, task
+from slurm.job import JobPlan, Signals, SlurmContext
+from slurm.task import Task
 from tests.slurm.programs import answering, program
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
@@ -69,7 +70,7 @@ esac
     monkeypatch.setattr(task, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(task, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(task, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(task, "REQUEUE_TRIES", 1)
+    monkeypatch.setattr(requeue, "TRIES", 1)
     monkeypatch.setattr(task, "GRACE_SECONDS", 0.05)
     return folder
 
@@ -378,8 +379,8 @@ def test_a_file_that_another_host_replaces_is_looked_at_again(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NFS answers ESTALE for a moment: at the start, while the worker trains, and when the run is settled."""
-    monkeypatch.setattr(task, "REQUEUE_TRIES", 3)
-    monkeypatch.setattr(task, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(requeue, "TRIES", 3)
+    monkeypatch.setattr(requeue, "AGAIN_SECONDS", 0.01)
     answers: list[str] = []
 
     def submission(run: RunDirectory) -> str | None:
@@ -405,7 +406,7 @@ def test_files_that_stay_unreadable_are_a_failure_of_the_node_and_tried_again(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(hostnames=["n1"]))
     monkeypatch.setattr(Signals, "install", lambda self: None)
-    monkeypatch.setattr(task, "append_to", stale)
+    monkeypatch.setattr("jobs.attempt.supervisor.append_to", stale)
     task.run_task(str(tmp_path / "job.json"))
     assert calls(room) == ["requeue 77_1"]
     assert [(failed.kind, failed.node) for failed in history(run)] == [("node", "n1")]
@@ -417,11 +418,13 @@ def test_a_fault_of_the_job_ends_its_workers(tmp_path: Path, room: Path, monkeyp
     run = make(tmp_path)
     job = Task(plan(run, program=STOPPABLE), place(), Signals(), started=time.time())
     job._start(job._workers[0])
-    process = job._workers[0].process
-    assert process is not None
+    rank = job._workers[0].rank
+    assert rank is not None
     wait_for((run.path / "ready").exists, "the worker to be ready")
     assert not job.give_up(ValueError("a fault"))
-    assert process.poll() == 143
+    ended = rank.poll()
+    assert ended is not None
+    assert ended.exit_code == 143
     assert (run.read_failure() or {})["kind"] == "code"
 
 
@@ -448,6 +451,32 @@ def test_every_task_of_a_run_that_hangs_kills_its_rank(
     assert failure["kind"] == "node"
     assert failure["message"].startswith("no step for 0.01 min")
     assert calls(room) == [], "the first rank's task puts the job back"
+
+
+def test_a_rank_that_does_not_notice_that_another_has_failed_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.attempt.supervisor.PEER_GRACE_SECONDS", 0.1)
+    run = make(tmp_path)
+    program = (
+        "import sys, time; open(sys.argv[1] + '/ready', 'w')\n"
+        "for _ in range(3000): time.sleep(0.02)"  # then it ends well, and the test fails
+    )
+
+    def fail() -> None:
+        wait_for((run.path / "ready").exists, "the worker to be ready")
+        run.write_failure_once({"kind": "node", "message": "rank 0 is lost", "attempt": 1})
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    two = Resources(ranks=2, cpus=1, gpus=0)
+    job = Task(plan(run, program=program, resources=two), place(SLURM_PROCID="1"), Signals(), started=time.time())
+    assert job.run()
+    thread.join()
+    ended = job._workers[0].ended
+    assert ended is not None
+    assert ended.exit_code == -9
+    assert (run.read_failure() or {})["message"] == "rank 0 is lost", "the cause stays"
 
 
 def test_a_failure_of_the_runs_own_stays(tmp_path: Path, room: Path) -> None:
@@ -588,7 +617,7 @@ def test_a_worker_that_somebody_else_has_stopped_is_requeued(tmp_path: Path, roo
     assert work(plan(run, program=f"import os, sys; {ending}"))
     record = json.loads((run.attempt_dir(1) / "failure.json").read_text())
     assert record["kind"] == "preempted"
-    assert "which was not us" in record["message"]
+    assert "another process stopped it" in record["message"]
     assert calls(room) == ["requeue 77_1"]
 
 
@@ -617,3 +646,26 @@ def test_a_worker_killed_for_its_memory_gets_smaller_micro_batches(
     assert start_again(plan(run, program=program), 1)
     assert run.result_file.exists()
     assert [failed.kind for failed in history(run)] == ["oom"]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_killed_for_its_memory_explains_the_ranks_that_lost_it(
+    tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    """The other rank may notice the loss, and write its failure, before the task of the killed one does."""
+    monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda self: True)
+    run = make(tmp_path)
+    program = (
+        "import json, os, sys; json.dump({'kind': 'node', 'message': 'lost another rank', 'attempt': 1}, "
+        "open(sys.argv[1] + '/failure.json', 'w')); os.kill(os.getpid(), 9)"
+    )
+    two = Resources(ranks=2, cpus=1, gpus=0)
+    work(plan(run, program=program, resources=two), place(SLURM_PROCID=rank))
+    failure = run.read_failure() or json.loads((run.attempt_dir(1) / "failure.json").read_text())
+    assert failure["kind"] == "oom"
+
+
+def test_a_worker_that_wrote_no_failure_is_explained_by_the_last_line_of_its_log(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    assert not work(plan(run, program="import sys; print('no such device', file=sys.stderr); sys.exit(3)"))
+    assert run.observe().reason == "code: the worker ended with exit code 3 on n1: no such device"

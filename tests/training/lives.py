@@ -19,8 +19,9 @@ from typing import Any, Literal
 import torch
 
 from seqlm.data.corpus import load_corpus
+from seqlm.errors import EXIT_STOPPED
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import EXIT_STOPPED, StopRequested, StopSignal
+from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.checkpoint import Position, load_checkpoint
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank, process_group

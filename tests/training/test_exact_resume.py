@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from seqlm.errors import EXIT_STOPPED
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import EXIT_STOPPED
 from tests.outcome import Outcome, outcome
 from tests.training.lives import End, live, position_of
 from tests.training.studies import make_config, make_run, write_text

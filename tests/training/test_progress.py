@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from seqlm.data.corpus import load_corpus
+from seqlm.errors import EXIT_USAGE
 from seqlm.rundir import read_json
 from seqlm.training import attempt, worker
-from seqlm.training.attempt import EXIT_USAGE
 from seqlm.training.distributed import Rank
 from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile

@@ -17,11 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from jobs.cli import doctor
 from seqlm import machine
 from seqlm.config import ModelConfig, RecurrentConfig, RunConfig, TransformerConfig
-from seqlm.errors import BackendError, SelfCheckError
+from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
 from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
 from seqlm.rundir import RunDirectory, read_json
 from seqlm.training import self_check, worker
-from seqlm.training.attempt import EXIT_FAILED
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.self_check import Precision, cases, check_case, check_device

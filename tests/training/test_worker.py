@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from seqlm.errors import DivergedError, FileError
+from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
 from seqlm.lease import is_released
 from seqlm.rundir import Guard, RunDirectory, read_json
 from seqlm.training import attempt, worker
@@ -63,7 +63,7 @@ def nothing() -> None:
 
 @pytest.mark.parametrize(
     ("end", "code"),
-    [(nothing, 0), (diverge, 1), (stop, attempt.EXIT_STOPPED), (fill_the_disk, attempt.EXIT_STORAGE)],
+    [(nothing, 0), (diverge, 1), (stop, EXIT_STOPPED), (fill_the_disk, EXIT_STORAGE)],
 )
 def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_was(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], code: int
@@ -139,7 +139,7 @@ def test_a_group_that_cannot_be_left_changes_nothing_about_the_end(
         with process_group(Rank(world_size=2)):
             diverge()
 
-    assert attempt.make_attempt(run, Rank(world_size=2), 1, attempt.StopSignal(), work) == attempt.EXIT_FAILED
+    assert attempt.make_attempt(run, Rank(world_size=2), 1, attempt.StopSignal(), work) == EXIT_FAILED
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "warning: could not leave the process group: NCCL error: unhandled system error"
     assert (run.read_failure() or {})["kind"] == "diverged"
@@ -189,7 +189,7 @@ def test_on_a_file_system_without_locks_and_links_a_worker_owns_its_run_by_the_l
 
     def second_worker() -> None:
         assert run.observe().state == "running"
-        assert worker.main([str(run.path)]) == attempt.EXIT_BUSY, "refused by the record in worker.lock"
+        assert worker.main([str(run.path)]) == EXIT_BUSY, "refused by the record in worker.lock"
         run.worker_lock_file.unlink()
         assert run.observe().state == "running", "by the lease"
 

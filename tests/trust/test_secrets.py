@@ -16,8 +16,8 @@ from jobs.manifests.secrets import looks_secret
 from seqlm.training.failure import describe_failure, failure_text
 from slurm import probe
 from slurm.environment import job_environment
+from slurm.job import JobPlan
 from slurm.settings import read_settings
-from slurm.task import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.attempt.rank import ended
+from jobs.attempt.outcome import ended
 
 
 @pytest.mark.parametrize(
@@ -19,17 +19,19 @@ from jobs.attempt.rank import ended
     ],
 )
 def test_a_rank_that_only_lost_another_does_not_hide_why(codes: tuple[int, int], explains: int) -> None:
-    assert ended(codes).exit_code == explains
-    assert f"rank {codes.index(explains)} " in ended(codes).message
+    found = ended(dict(enumerate(codes)), 2)
+    assert found.exit_code == explains
+    assert f"rank {codes.index(explains)} " in found.message
 
 
 def test_ranks_that_are_all_well_are_no_failure() -> None:
-    assert ended((0, 0)).exit_code == 0
+    assert ended({0: 0, 1: 0}, 2).exit_code == 0
 
 
 @pytest.mark.parametrize("lost", [{}, {0: "rank 0 lost its actor"}])
 def test_a_rank_that_was_killed_for_its_memory_explains_the_others(lost: dict[int, str]) -> None:
-    found = ended((-9, -9, 1), lost, {1})
+    codes = {0: -9, 1: -9, 2: 1}
+    found = ended(codes, 3, lost=lost, out_of_memory={1})
     assert found.out_of_memory
     assert (found.exit_code, found.message) == (-9, "rank 1 was killed by SIGKILL")
-    assert not ended((-9, -9, 1), lost).out_of_memory
+    assert not ended(codes, 3, lost=lost).out_of_memory

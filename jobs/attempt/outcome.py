@@ -1,0 +1,167 @@
+"""How an attempt ended, seen from outside its processes, and the ``failure.json`` of a worker that wrote none.
+
+A worker that fails writes ``failure.json`` itself. A worker that a signal killed, or whose disk is full, cannot. The
+launcher or the job on the node then writes it, from the exit codes of the ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.attempt.retry import timestamp
+from seqlm.errors import (
+    EXIT_BUSY,
+    EXIT_UNPRINTED,
+    EXPLAINING_EXITS,
+    STOPPED_EXITS,
+    STORAGE_EXITS,
+)
+from seqlm.rundir import FailureKind, RunDirectory, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the ranks of an attempt ended. What the attempt achieved is read from the run directory."""
+
+    exit_code: int
+    """Exit code of the rank that explains the others. Negative: the signal that killed it, or its node is gone."""
+    message: str
+    """The same for a person, such as ``rank 1 was killed by SIGKILL``."""
+    out_of_memory: bool = False
+    """Whether the system killed a rank because it was out of memory, as counted on the machine of that rank."""
+
+
+def ended(
+    codes: Mapping[int, int],
+    ranks: int,
+    *,
+    lost: Mapping[int, str] | None = None,
+    out_of_memory: Collection[int] = (),
+    host: str | None = None,
+) -> Ended:
+    """Return how an attempt of ``ranks`` ranks ended, from exit codes by rank.
+
+    Args:
+        codes: of all ranks, or of those on this node.
+        ranks: of the run.
+        lost: why a rank has no exit code of its own, such as a lost node; the first entry was lost first.
+        out_of_memory: ranks that the system killed because it was out of memory. They explain all others.
+        host: the node to name in the message. ``None``: name none.
+    """
+    failed = [(code, rank) for rank, code in codes.items() if code]
+    if not failed:
+        return Ended(exit_code=0, message="ended")
+    if lost and not out_of_memory:
+        rank, message = next(iter(lost.items()))
+        return Ended(exit_code=codes[rank], message=message)
+    rank = min(out_of_memory) if out_of_memory else min(failed, key=_explains)[1]
+    who = f"rank {rank}" if ranks > 1 else "the worker"
+    where = f" on {host}" if host else ""
+    message = f"{who} {describe_exit(codes[rank])}{where}"
+    return Ended(exit_code=codes[rank], message=message, out_of_memory=bool(out_of_memory))
+
+
+def _explains(failed: tuple[int, int]) -> tuple[int, int]:
+    """Sort key of failed ranks, given as (exit code, rank): the best explanation first.
+
+    A rank that a signal killed comes first, then one whose exit code names a cause. A rank with exit code 1 may only
+    have lost another rank; on a full disk the one that met it first could not write ``failure.json``.
+    """
+    code, rank = failed
+    return (0 if code < 0 else 1 if code in EXPLAINING_EXITS else 2, rank)
+
+
+def describe_exit(code: int) -> str:
+    """Describe an exit code; a negative one is a signal: ``was killed by SIGKILL``."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
+
+
+def failure_record(
+    kind: str, message: str, *, where: str, attempt: int, micro_batches: int, node: str | None = None
+) -> dict[str, Any]:
+    """Return the content of a ``failure.json`` that is not the worker's own. ``node``: the one that failed."""
+    record = {
+        "kind": kind,
+        "message": message,
+        "where": where,
+        "attempt": attempt,
+        "micro_batches": micro_batches,
+        "failed_at": timestamp(),
+    }
+    return record if node is None else {**record, "node": node}
+
+
+def record_exit(
+    run: RunDirectory,
+    ended: Ended,
+    *,
+    was_asked: bool,
+    where: str,
+    attempt: int,
+    micro_batches: int,
+    node: str | None = None,
+) -> None:
+    """Write ``failure.json`` for a worker that failed without writing one.
+
+    Nothing is written for an attempt that ended well, that this launcher or job asked to stop, or that found another
+    worker at the run. An existing failure stays, with one exception: if the system killed a rank for its memory, the
+    other ranks may have recorded only that they lost it.
+
+    Args:
+        run: the run.
+        ended: how its ranks ended.
+        was_asked: whether its launcher or its job had asked it to stop.
+        where: the author of the record.
+        attempt: the attempt's number.
+        micro_batches: of the attempt.
+        node: the node of the ranks; recorded as the one that failed if a signal killed a rank.
+
+    Raises:
+        FileError, OSError: the run's files cannot be read or written.
+    """
+    if ended.exit_code in (0, EXIT_BUSY) or run.result_file.exists():
+        return
+    earlier = run.read_failure()
+    for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
+    if earlier is not None and not for_memory:
+        return
+    if was_asked and ended.exit_code in (*STOPPED_EXITS, EXIT_UNPRINTED):
+        return
+    kind, message = _cause(ended, _last_line(run.stderr_log(attempt)))
+    failed_node = node if kind == "node" and ended.exit_code < 0 else None
+    failure = failure_record(kind, message, where=where, attempt=attempt, micro_batches=micro_batches, node=failed_node)
+    if for_memory:
+        write_json(run.failure_file, failure)
+    else:
+        run.write_failure_once(failure)
+
+
+def _cause(ended: Ended, last_line: str) -> tuple[FailureKind, str]:
+    """Return the kind of a failure and its message. ``last_line``: of the worker's stderr."""
+    if ended.exit_code in STOPPED_EXITS:
+        return "preempted", f"{ended.message}; another process stopped it (is the node being drained?)"
+    if ended.out_of_memory:
+        return "oom", f"{ended.message}, by the system, which was out of memory"
+    if ended.exit_code in STORAGE_EXITS:
+        return "node", last_line or "its files could not be written (is the disk full, or a quota used up?)"
+    if ended.exit_code < 0:
+        hint = " (by a person, or by the system when memory ran out)" if ended.message.endswith("SIGKILL") else ""
+        return "node", f"{ended.message}{hint}"
+    return "code", f"{ended.message}: {last_line}" if last_line else ended.message
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text("utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""

@@ -1,0 +1,287 @@
+"""The ranks of one attempt on this node: their variables, their start, their signals and their end.
+
+The local backend supervises all ranks of a run, the actor of the Ray backend and the task of a SLURM job one each.
+
+    rank_variables   the environment of a rank, with the address where the ranks meet
+    start            one process for each rank, in the code that the attempt runs
+    signal, end      SIGTERM: stop between two steps. SIGKILL: stop now
+    poll             ``None`` while a rank lives; kill ranks that outlive a failed one
+    Ended            the rank that explains the others (:mod:`jobs.attempt.outcome`)
+
+Whether a live rank still makes progress is decided by :mod:`jobs.attempt.heartbeat`. What is recorded about the end is
+decided by :mod:`jobs.attempt.outcome`, and whether the run is tried again by :mod:`jobs.attempt.retry`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, final
+
+from jobs.attempt.heartbeat import PROGRESS_VARIABLE
+from jobs.attempt.memory_kills import MemoryKills
+from jobs.attempt.outcome import Ended, ended
+from jobs.manifests.policy import Policy
+from jobs.spec import Submission
+from seqlm import machine
+from seqlm.rundir import RunDirectory, append_to, make_directory
+
+PEER_GRACE_SECONDS = 10.0
+"""How long the other ranks of a run may take to notice that one has failed, before they are killed."""
+
+INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
+"""Network interface on which Gloo meets the other ranks."""
+
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""Variables of glibc. Logits are allocated and freed in every step, and returning their pages to the system each time
+cost a quarter of a small run's processor time (docs/decisions.md). Other C libraries ignore them."""
+
+
+# -- variables -----------------------------------------------------------------------------------------------------
+
+
+def worker_variables(policy: Policy) -> dict[str, str]:
+    """Return the variables that every worker of a study gets, on every backend."""
+    return {**KEEP_MEMORY, "SEQLM_CHECKPOINT_MINUTES": f"{policy.checkpoint_min:g}"}
+
+
+def progress_variables(seconds: float | None) -> dict[str, str]:
+    """Return the variable that sets how often workers write ``progress.json``. ``None``: their default."""
+    return {} if seconds is None else {PROGRESS_VARIABLE: f"{seconds:g}"}
+
+
+def rank_variables(
+    submission: Submission,
+    rank: int,
+    device: str | None,
+    *,
+    node: str | None = None,
+    first_host: str = "127.0.0.1",
+    interface: str | None = None,
+) -> dict[str, str]:
+    """Return the variables of one rank.
+
+    Those of the submission override ours, except for what says which rank this is and where it meets the others. So a
+    manifest may set ``SEQLM_DEVICE`` or ``GLOO_SOCKET_IFNAME``.
+
+    The first rank listens on a free port of ``first_host`` and writes it into a file of the attempt
+    (:mod:`seqlm.training.distributed`).
+
+    Args:
+        submission: the attempt.
+        rank: from 0.
+        device: the GPU of the rank, or the GPU that it has a share of. ``None``: the processor.
+        node: the name of the rank's node, for the record. ``None``: the worker's host name.
+        first_host: address of the first rank's node.
+        interface: network interface of the rank's node that has its address. ``None``: Gloo chooses.
+    """
+    resources = submission.resources
+    variables = {
+        "SEQLM_DEVICE": "cpu" if device is None else "cuda",
+        "OMP_NUM_THREADS": str(resources.cpus),
+        "MKL_NUM_THREADS": str(resources.cpus),
+        **submission.env,
+        machine.VISIBLE: device or "",
+        **({machine.SHARE_VARIABLE: f"{resources.gpus:g}"} if device is not None else {}),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(resources.ranks),
+        "LOCAL_RANK": "0",
+    }
+    if node is not None:
+        variables["SEQLM_NODE"] = node
+    if resources.ranks > 1:
+        meeting = RunDirectory(submission.run_dir).attempt_dir(submission.attempt) / "rendezvous"
+        variables |= {"SEQLM_RENDEZVOUS": meeting.absolute().as_uri(), "SEQLM_RENDEZVOUS_HOST": first_host}
+        if interface:
+            variables.setdefault(INTERFACE_VARIABLE, interface)
+    return variables
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has an IPv4 address; ``None`` if the system names none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(asker.fileno(), _SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
+
+
+_SIOCGIFADDR = 0x8915
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+# -- processes -----------------------------------------------------------------------------------------------------
+
+
+@final
+class PeerGrace:
+    """The time that ranks have to notice that another rank of their run has failed."""
+
+    def __init__(self) -> None:
+        self._failed_at: float | None = None
+
+    def is_over(self, *, has_failed: bool) -> bool:
+        """Return whether a rank failed so long ago that the others will not notice. Call it repeatedly."""
+        if has_failed and self._failed_at is None:
+            self._failed_at = time.monotonic()
+        return self._failed_at is not None and time.monotonic() - self._failed_at > PEER_GRACE_SECONDS
+
+
+@final
+class Supervisor:
+    """The processes of the ranks of one attempt that run on this node."""
+
+    def __init__(
+        self,
+        submission: Submission,
+        *,
+        memory_kills: MemoryKills | None = None,
+        host: str | None = None,
+        outlives_parent: bool = False,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            submission: the attempt.
+            memory_kills: kills of this machine, shared by all attempts on it. ``None``: the caller counts them.
+            host: this node's name, for messages. ``None``: messages name no node.
+            outlives_parent: whether ranks go on if this process is killed. They are then in one process group, which
+                ``cancel`` signals. Otherwise they end with this process.
+        """
+        self._submission = submission
+        self._memory_kills = memory_kills
+        self._host = host
+        self._outlives_parent = outlives_parent
+        self._grace = PeerGrace()
+        self._peer_failed = False
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    @property
+    def pid(self) -> int:
+        """Process id of the first rank on this node, which is also that of their process group if they share one."""
+        return next(iter(self._processes.values())).pid
+
+    def start(self, rank: int, variables: Mapping[str, str]) -> None:
+        """Start a rank, whose output is appended to the logs of the attempt. ``variables``: its :func:`rank_variables`.
+
+        Raises:
+            OSError: the process cannot be started, or a log cannot be opened.
+            FileError: the folder of the logs cannot be made; no rank has started.
+        """
+        submission, run = self._submission, RunDirectory(self._submission.run_dir)
+        if not self._processes:
+            make_directory(run.attempt_dir(submission.attempt))
+        with (
+            append_to(run.stdout_log(submission.attempt)) as stdout,
+            append_to(run.stderr_log(submission.attempt)) as stderr,
+        ):
+            self._processes[rank] = start_rank(
+                submission.argv,
+                variables,
+                str(submission.cwd),
+                stdout,
+                stderr,
+                process_group=self.pid if self._outlives_parent and self._processes else 0,
+                outlives_parent=self._outlives_parent,
+            )
+
+    def peer_failed(self) -> None:
+        """Note that a rank on another node has failed: the ranks here have ``PEER_GRACE_SECONDS`` to notice."""
+        self._peer_failed = True
+
+    def poll(self) -> Ended | None:
+        """Return how the ranks here ended; ``None`` while one lives. Ranks that outlive a failed one are killed."""
+        codes = {rank: process.poll() for rank, process in self._processes.items()}
+        if self._grace.is_over(has_failed=self._peer_failed or any(codes.values())):
+            self.signal(signal.SIGKILL)
+        ended_with = {rank: code for rank, code in codes.items() if code is not None}
+        return self._ended(ended_with) if len(ended_with) == len(codes) else None
+
+    def wait(self) -> int:
+        """Wait for the only rank here; returns its exit code."""
+        (process,) = self._processes.values()
+        return process.wait()
+
+    def _ended(self, codes: Mapping[int, int]) -> Ended:
+        killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
+        for_memory = bool(killed) and self._memory_kills is not None and self._memory_kills.explain_one()
+        return ended(
+            codes, self._submission.resources.ranks, out_of_memory=killed[:1] if for_memory else (), host=self._host
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to every rank that lives."""
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    def end(self, seconds: float = 0.0) -> None:
+        """End every rank and wait for it. ``seconds``: time to stop by SIGTERM, before SIGKILL."""
+        if seconds:
+            self.signal(signal.SIGTERM)
+            deadline = time.monotonic() + seconds
+            for process in self._processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        self.signal(signal.SIGKILL)
+        for process in self._processes.values():
+            process.wait()
+
+
+def start_rank(
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    cwd: str,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    *,
+    process_group: int = 0,
+    outlives_parent: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start ``argv`` in ``cwd``, which holds the code, in a process group that Ctrl-C of this terminal does not reach.
+
+    Modules are searched in ``cwd`` first, then in the ``PYTHONPATH`` of ``variables``, then in that of this process.
+    ``process_group``: an existing one; 0: a new one. Unless ``outlives_parent``, the process ends with this one.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SUBMITIT_"))}
+    env.update(variables)
+    searched = [str(Path(cwd).absolute()), variables.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
+    return subprocess.Popen(
+        argv,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        process_group=process_group,
+        preexec_fn=None if outlives_parent else _die_with_the_parent,
+    )
+
+
+def _die_with_the_parent() -> None:
+    """In the new process: have the kernel kill it if its parent ends (a node is lost, a job is killed).
+
+    A rank that outlived its host would write to the files of the attempt that replaces it. Ray blocks SIGINT in its
+    processes, so the signal mask is reset as well.
+    """
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -1,0 +1,144 @@
+"""What a job knows on its node: its plan, the variables that SLURM sets, and the signals that came."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from jobs.manifests.policy import Policy
+from jobs.spec import Resources
+from seqlm import machine
+from seqlm.errors import BackendError
+from seqlm.rundir import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """What one job does, as its submission recorded it."""
+
+    submission: str
+    """The entry of each run in the study's record of jobs while the run belongs to this job."""
+    runs: tuple[Path, ...]
+    """Run directories. Several share a GPU."""
+    attempts: tuple[int, ...]
+    """The attempt of each run at the first start of the job; each restart adds one."""
+    env: tuple[Mapping[str, str], ...]
+    """Variables of each run's workers."""
+    argv: tuple[str, ...]
+    """The worker's command line, without the interpreter and the folder."""
+    code: Path
+    resources: Resources
+    """Of each run."""
+    policy: Policy
+    timeout_min: int
+    signal_before_s: int
+    exclude: str | None
+    """Nodes that the job must not get, as a SLURM host list. ``None``: no node is excluded."""
+    must_have_nodes: bool
+    """Whether the settings name the nodes of the job, so that none can be excluded."""
+
+    def write(self, path: Path) -> None:
+        """Write the plan for :meth:`read`."""
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        write_json(path, {**data, "resources": self.resources.to_dict(), "policy": self.policy.to_dict()}, sync=False)
+
+    @classmethod
+    def read(cls, path: Path) -> JobPlan:
+        """Read a plan that :meth:`write` wrote."""
+        data = json.loads(path.read_text("utf-8"))
+        return cls(
+            submission=data["submission"],
+            runs=tuple(Path(run) for run in data["runs"]),
+            attempts=tuple(data["attempts"]),
+            env=tuple(data["env"]),
+            argv=tuple(data["argv"]),
+            code=Path(data["code"]),
+            resources=Resources.from_dict(data["resources"]),
+            policy=Policy.from_dict(data["policy"]),
+            timeout_min=data["timeout_min"],
+            signal_before_s=data["signal_before_s"],
+            exclude=data["exclude"],
+            must_have_nodes=data["must_have_nodes"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmContext:
+    """The rank and the job of this process, from the variables that SLURM sets."""
+
+    job: str
+    """The id that SLURM's commands accept: ``12`` or ``12_3``."""
+    number: int
+    """The number of this job alone: each task of an array has its own."""
+    rank: int
+    local_rank: int
+    restarts: int
+    end_time: float | None
+    """When the time limit ends, in seconds since 1970. ``None``: unknown."""
+    devices: tuple[str, ...]
+    """GPUs of this job on this node."""
+    first_host: str
+    host: str
+    nodes: int
+    """The number of nodes of the job."""
+    partition: str
+
+    def device(self) -> str:
+        """Return this rank's GPU, for CUDA_VISIBLE_DEVICES.
+
+        Raises:
+            BackendError: the job has no GPU.
+        """
+        if not self.devices:
+            raise BackendError("SLURM gave this job no GPU: CUDA_VISIBLE_DEVICES is empty; see gres.conf (File=)")
+        return machine.addressed(self.devices[self.local_rank % len(self.devices)])
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str], first_host: str) -> SlurmContext:
+        """Read SLURM's variables."""
+        array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+        end = env.get("SLURM_JOB_END_TIME", "")
+        return cls(
+            job=f"{array}_{task}" if array else env["SLURM_JOB_ID"],
+            number=int(env["SLURM_JOB_ID"]),
+            rank=int(env.get("SLURM_PROCID", "0")),
+            local_rank=int(env.get("SLURM_LOCALID", "0")),
+            restarts=int(env.get("SLURM_RESTART_COUNT") or 0),
+            end_time=float(end) if end.isdigit() else None,
+            devices=tuple(device for device in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if device),
+            first_host=first_host,
+            host=env.get("SLURMD_NODENAME") or socket.gethostname(),
+            nodes=int(env.get("SLURM_JOB_NUM_NODES") or 1),
+            partition=env.get("SLURM_JOB_PARTITION", ""),
+        )
+
+
+@dataclass
+class Signals:
+    """The signals that have come. The task's loop acts on them between two rounds."""
+
+    warned_at: float | None = field(default=None)
+    """When SIGUSR2 came, in seconds since 1970. ``None``: it has not come."""
+    told: bool = field(default=False)
+    """Whether SIGTERM came."""
+
+    def install(self) -> None:
+        signal.signal(signal.SIGUSR2, self._warn)
+        signal.signal(signal.SIGTERM, self._tell)
+        signal.signal(signal.SIGINT, self._tell)
+
+    def _warn(self, number: int, frame: FrameType | None) -> None:
+        self.warned_at = self.warned_at or time.time()
+
+    def _tell(self, number: int, frame: FrameType | None) -> None:
+        self.told = True
+
+    @property
+    def stop(self) -> bool:
+        return self.told or self.warned_at is not None
