@@ -1,18 +1,18 @@
 """What a site and a study set for SLURM: ``[backend.slurm]`` of the manifest over the site file, key by key.
 
 A manifest stays portable when partitions, accounts and module loads stand in the site file, which is no part of the
-study: the file that ``SEQLM_SLURM_CONFIG`` names, else ``slurm/cluster.toml`` beside this module. Which keys there
-are and what is valid for each is told in :mod:`jobs.manifests.backends`.
+study: the file that ``SEQLM_SLURM_CONFIG`` names, else ``slurm/cluster.toml`` beside this module. The keys
+are those of :class:`jobs.manifests.backends.SlurmTable`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.manifests.backends import check_table, option_name
+from jobs.manifests.backends import SlurmTable, check_table, option_name
 from jobs.manifests.problems import Problems
 from jobs.manifests.reader import read_toml_file
 from jobs.spec import Resources
@@ -26,53 +26,8 @@ _TINY = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmSettings:
-    """How runs are sent to a cluster. No part of what a run is."""
-
-    partition: str | None = None
-    """Partition, or several with commas between; none: the cluster's default."""
-    account: str | None = None
-    """Account that pays; none: the user's default."""
-    qos: str | None = None
-    """Quality of service; none: the default."""
-    constraint: str | None = None
-    """Features that nodes must have, such as ``a100|h100``."""
-    reservation: str | None = None
-    """Reservation to use."""
-    nodelist: str | None = None
-    """Nodes that a job must get, all of them."""
-    exclude: str | None = None
-    """Nodes that a job must not get."""
-    timeout_min: int = 60
-    """Time limit of a job; a run that needs longer is saved and goes on in another one."""
-    mem_gb: float | None = None
-    """Memory of each node; none: the cluster's default."""
-    ranks_per_node: int | None = None
-    """Ranks of a run on each node; none: all of them on one."""
-    progress_s: float = 10.0
-    """How often, at most, a run writes where it is, and a watcher looks: file systems of clusters serve many."""
-    signal_before_s: int = 120
-    """How long before its time limit, or a preemption, a run is told to save."""
-    mail_user: str | None = None
-    """Who gets SLURM's mails."""
-    mail_type: str | None = None
-    """What SLURM writes mails about, such as ``END,FAIL``."""
-    setup: tuple[str, ...] = ()
-    """Shell lines that a job runs before its command: module loads, variables, a container's mounts."""
-    srun_args: tuple[str, ...] = ()
-    """Further arguments of the srun that starts the ranks."""
-    python: str | None = None
-    """Command that starts Python in a job, such as a container's; none: the Python that launches."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Variables for the workers."""
-    env_pass: tuple[str, ...] = ()
-    """Names of variables of the submitter's shell that jobs get beside those that every job gets."""
-    retries: int | None = None
-    """Goes before ``without_progress`` of the study's policy; none: nothing does."""
-    max_parallel: int | None = None
-    """Most runs of a launch at once. ``None``: as many as the cluster grants."""
-    sbatch: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    """Any other long option of sbatch, spelled with hyphens -> its value; true for one that takes none."""
+class SlurmSettings(SlurmTable):
+    """How runs are sent to a cluster, merged from the manifest and the site file. No part of a run's identity."""
 
     def nodes(self, resources: Resources) -> tuple[int, int]:
         """On how many nodes a run goes, and how many of its ranks go on each.

@@ -13,6 +13,7 @@ import pytest
 from jobs.manifests.backends import BACKENDS
 from jobs.manifests.claims import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
 from jobs.manifests.entries import RESOURCE_KEYS, STUDY_KEYS
+from jobs.manifests.fields import field_names
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import POLICY_KEYS
 from seqlm.config import valid_keys
@@ -522,7 +523,7 @@ WRONG = {
     ),
     "untracked that is a text": (
         GOOD.replace("[study]", '[study]\nuntracked = "seqlm/new.py"'),
-        'study.toml: study.untracked: expected a list of files, got "seqlm/new.py"',
+        'study.toml: study.untracked: found "seqlm/new.py", valid is a list of files',
     ),
     "empty data path": (
         GOOD.replace("[study]", '[study]\ndata = ""'),
@@ -841,7 +842,7 @@ def test_the_reference_mentions_every_valid_key() -> None:
     report = [*PUBLISHED_KEYS, *REPORT_KEYS, *METRICS]
     keys = [*valid_keys(), *RESOURCE_KEYS, *POLICY_KEYS, *study, *backends, *tables, *report]
     assert [key for key in keys if f"`{key}`" not in text] == []
-    settings = {*EXPECT_KEYS, *(key for keys in BACKENDS.values() for key in keys or ())}
+    settings = {*EXPECT_KEYS, *(key for table in BACKENDS.values() for key in field_names(table))}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
 
 

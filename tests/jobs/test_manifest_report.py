@@ -109,7 +109,7 @@ def test_a_name_that_no_run_has_after_set_is_left_out(tmp_path: Path) -> None:
 
 PPL = "valid is a finite number above 0"
 TEXT = "valid is a text in one line of at most 300 characters"
-SIDES = "valid are conditions on runs"
+SIDES = "valid is a text of conditions on runs, such as 'arch=gru lr>1'"
 FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
 WRONG = {
     "published perplexity of zero": (
@@ -170,11 +170,11 @@ WRONG = {
     ),
     "expectation with one side": (
         BASE + RNN + GRU + '[[expect]]\ntext = "x"\nlower = "arch=gru"',
-        f"study.toml: expect 1: higher: missing, {SIDES}, such as 'arch=gru lr>1'",
+        f"study.toml: expect 1: higher: missing, {SIDES}",
     ),
     "side that is a number": (
         BASE + RNN + GRU + EXPECT.replace('"arch=rnn"', "3"),
-        f"study.toml: expect 1: higher: found 3, {SIDES}, in one text",
+        f"study.toml: expect 1: higher: found 3, {SIDES}",
     ),
     "side that is no condition": (
         BASE + RNN + GRU + EXPECT.replace("arch=rnn", "rnn"),

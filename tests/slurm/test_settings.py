@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.manifests.backends import BACKENDS
+from jobs.manifests.fields import field_names
 from jobs.manifests.load import load_manifest
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS, WITH_VALUE
 from jobs.spec import Resources
@@ -50,7 +50,7 @@ def problems(folder: Path, site: str | None = None, **table: Any) -> list[str]:
 
 
 def test_the_settings_are_the_keys_of_the_backend() -> None:
-    assert {field.name for field in fields(SlurmSettings)} == BACKENDS["slurm"].keys()
+    assert field_names(SlurmSettings) == field_names(BACKENDS["slurm"])
 
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
