@@ -117,6 +117,7 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
         (changed(model={"hidden_size": 0}), "model.hidden_size: found 0, valid is a positive whole number"),
         (changed(model={"hidden_size": 1.5}), "model.hidden_size: found 1.5, valid is a whole number"),
         (changed(model={"hidden_size": True}), "model.hidden_size: found true, valid is a whole number"),
+        ({**RNN, "seed": 10**400}, f"seed: found {10**400}, valid is a whole number from 0 to 2^63 - 1"),
         (changed(model={"keep": 0}), "model.keep: found 0.0, valid is a number above 0 and at most 1"),
         (changed(model={"num_heads": 4}), 'model.num_heads: applies to transformer only, found arch = "rnn"'),
         (changed(data={"corpus": "wiki"}), 'data.corpus: found "wiki", valid is one of "ptb", "pydoc", "files"'),
