@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line of seqlm: plan, run, status, logs, cancel, retry, behaviour, report, doctor, data.
+"""The command line of seqlm: plan, run, status, logs, cancel, retry, behaviour, report, doctor, schema, data.
 
 Nothing here imports torch, so that every command but the report answers at once.
 """
@@ -845,6 +845,19 @@ def _calibrate(options: argparse.Namespace) -> int:
     return code
 
 
+def _schema(options: argparse.Namespace) -> tuple[Any, int]:
+    from jobs.manifests.json_schema import manifest_schema  # pydantic builds it
+
+    schema = manifest_schema()
+    text = json.dumps(schema, indent=1)
+    if options.output is not None:
+        write_text(options.output, f"{text}\n")
+        _say(options, f"wrote {printable(str(options.output))}")
+    elif not options.json:
+        _say(options, text)
+    return schema, 0
+
+
 def _data(options: argparse.Namespace) -> tuple[Any, int]:
     folder = options.to or downloaded_ptb()
     fetched = download_ptb(folder)
@@ -975,6 +988,10 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check fused operations on this device, then measure training speed, for the times of plan",
     )
+    schema = command(
+        "schema", _schema, "print the JSON Schema of manifests, with which editors complete and check them"
+    )
+    schema.add_argument("--output", type=Path, metavar="FILE", help="write it to this file instead")
     fetch = command("data", _data, "fetch a corpus")
     fetch.add_argument("corpus", choices=("ptb",), help="ptb: Penn Treebank")
     fetch.add_argument("--to", type=Path, metavar="DIR", help="default: where runs look for it by themselves")

@@ -49,6 +49,7 @@ class Bound:
 
 _Count = Annotated[int, Bound("a positive whole number", least=1)]
 _Positive = Annotated[float, Bound("a positive finite number", above=0)]
+Seed = Annotated[int, Bound("a whole number from 0 to 2^63 - 1", least=0, most=2**63 - 1)]
 _Probability = Annotated[float, Bound("a number above 0 and at most 1", above=0, most=1)]
 
 
@@ -212,7 +213,7 @@ class RunConfig:
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig
-    seed: Annotated[int, Bound("a whole number from 0 to 2^63 - 1", least=0, most=2**63 - 1)] = 1111
+    seed: Seed = 1111
     """Seed of the initial values and of the dropout masks."""
 
     SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train")
@@ -280,7 +281,7 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
 )
 """Section, key and neutral value of what was added after the first runs: their fingerprints must stay as they were."""
 
-_VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
+VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "model": ("arch", (RecurrentConfig, TransformerConfig)),
     "data": ("", (DataConfig,)),
     "optim": ("optimizer", (AdamConfig, SgdConfig, SgdScheduleConfig)),
@@ -292,7 +293,7 @@ _VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
 def valid_keys() -> list[str]:
     """Every dotted key that a configuration may have, such as ``optim.lr``, and ``seed``."""
     keys: dict[str, None] = {}
-    for section, (_, variants) in _VARIANTS.items():
+    for section, (_, variants) in VARIANTS.items():
         for variant in variants:
             keys.update(dict.fromkeys(f"{section}.{field.name}" for field in dataclasses.fields(variant)))
     return [*keys, "seed"]
@@ -301,7 +302,7 @@ def valid_keys() -> list[str]:
 def choices_of(key: str) -> tuple[str, ...]:
     """The only values that a dotted key can have, over all variants of its section; none for any other key."""
     section, _, name = key.rpartition(".")
-    hints = [_type_hints(variant).get(name) for variant in _VARIANTS.get(section, ("", ()))[1]]
+    hints = [_type_hints(variant).get(name) for variant in VARIANTS.get(section, ("", ()))[1]]
     return tuple(choice for hint in hints if typing.get_origin(hint) is Literal for choice in typing.get_args(hint))
 
 
@@ -311,7 +312,7 @@ def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:
     All keys of the section while no valid variant is chosen. The manifest uses it to let ``[defaults.model]``
     hold ``num_heads`` beside recurrent runs.
     """
-    selector, variants = _VARIANTS[section]
+    selector, variants = VARIANTS[section]
     chosen = [v for v in variants if selector and values.get(selector) in _choices(v, selector)] or list(variants)
     return {field.name for variant in chosen for field in dataclasses.fields(variant)}
 
@@ -333,7 +334,7 @@ def _read_section(section: str, raw: Mapping[str, Any]) -> Any:
 
 def _read_section_once(section: str, keys: tuple[str, ...], *values: Any) -> Any:
     raw = dict(zip(keys, values, strict=True))
-    selector, variants = _VARIANTS[section]
+    selector, variants = VARIANTS[section]
     variant = variants[0]
     if selector:
         options = [choice for v in variants for choice in _choices(v, selector)]
@@ -369,7 +370,7 @@ def _read_dataclass(section: str, kind: type, raw: Mapping[str, Any], variants: 
             continue
         owners = [v for v in variants if key in {field.name for field in dataclasses.fields(v)}]
         if owners:
-            selector = _VARIANTS[section][0]
+            selector = VARIANTS[section][0]
             names = [str(choice) for v in owners for choice in _choices(v, selector)]
             problems.append(
                 f"{section}.{key}: applies to {' and '.join(names)} only, found {selector} = {_show(raw[selector])}"

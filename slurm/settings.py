@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.manifests.backends import SlurmTable, check_table, option_name
-from jobs.manifests.problems import Problems
+from jobs.manifests.fields import Problems
 from jobs.manifests.reader import read_toml_file
 from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError

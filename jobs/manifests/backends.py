@@ -14,8 +14,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from jobs.manifests.fields import Check, Line, Matches, Valid, Word, Written, field_names, read_table
-from jobs.manifests.problems import Problems
+from jobs.manifests.fields import Check, Line, Matches, Problems, Valid, Word, Written, field_names, read_table
 from jobs.manifests.reader import show
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from seqlm.errors import nearest
@@ -36,13 +35,13 @@ def option_name(key: str) -> str:
 
 # -- checks ----------------------------------------------------------------------------------------------------------
 
-_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_Variable = Annotated[str, Matches(_VARIABLE)]
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_Variable = Annotated[str, Matches(VARIABLE)]
 
 
 def _variables(name: str, value: Any) -> Iterator[str]:
     for key, text in value.items():
-        if not re.fullmatch(_VARIABLE, key):
+        if not re.fullmatch(VARIABLE, key):
             yield f"{name}: found the variable {show(key)}, valid are letters, digits and underscores"
         if "\0" in text:
             yield f"{name}.{key}: found {show(text)}, valid is a text without NUL"

@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Gt, Len, MaxLen, MinLen
 
-from jobs.manifests.fields import Check, Line, Valid, Written, field_names, read_table
+from jobs.manifests.fields import Check, Line, Problems, Valid, Written, field_names, read_table
 from jobs.manifests.filters import Filter, facts_of_spec
-from jobs.manifests.problems import Problems
 from jobs.manifests.reader import show
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest

@@ -17,12 +17,11 @@ from annotated_types import MinLen, Predicate
 from jobs.manifests.backends import BACKENDS, check_table
 from jobs.manifests.claims import PUBLISHED_KEYS, Claim, Report, read_claim, read_published
 from jobs.manifests.expand import Entry, EntryKind, problems_of
-from jobs.manifests.fields import Matches, Valid, Written, field_names, read_table
+from jobs.manifests.fields import Matches, Problems, Valid, Written, field_names, read_table
 from jobs.manifests.policy import POLICY_KEYS, check_policy
-from jobs.manifests.problems import Problems
 from jobs.manifests.reader import check_plain, show
 from jobs.spec import Resources
-from seqlm.config import RunConfig, valid_keys
+from seqlm.config import RunConfig, Seed, valid_keys
 
 _Name = Annotated[
     str,
@@ -62,7 +61,7 @@ class EntryTable:
     as in `gru-lr0.1-hidden512-seed2`."""
     seeds: Annotated[
         list[int] | None,
-        Written(Annotated[list[int], MinLen(1)]),
+        Written(Annotated[list[Seed], MinLen(1)]),
         Valid("a list of whole numbers, at least one"),
     ] = None
     """A copy of every run for each seed. `seed` or `seeds` of an entry override the `seeds` at the top of the file."""

@@ -17,15 +17,14 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Predicate
 
-from jobs.manifests.problems import Problems
-from jobs.manifests.reader import show
+from jobs.manifests.reader import one_line, show
 from seqlm.errors import nearest
 
 if TYPE_CHECKING:
@@ -71,6 +70,46 @@ Line = Annotated[str, Matches(r"^[^\n\r]*[^\s][^\n\r]*$"), Predicate(_is_printab
 """A text of one line, not blank."""
 Word = Annotated[str, Matches(r"^[^\s]+$"), Predicate(_is_printable)]
 """A text without spaces, not empty."""
+
+
+# -- problems --------------------------------------------------------------------------------------------------------
+
+
+class Problems:
+    """Lines about problems of a file, to be shown together: in the order of ``add``, each once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, None] = {}
+
+    @property
+    def lines(self) -> list[str]:
+        return list(self._lines)
+
+    def about(self, where: str) -> bool:
+        """Whether there is a line about one place."""
+        return any(line.startswith(f"{where}: ") for line in self._lines)
+
+    def add(self, where: str, what: str) -> None:
+        self._lines[one_line(f"{where}: {what}")] = None
+
+    def unknown(self, where: str, key: str, valid: Iterable[str], listed: Sequence[str] | None = None) -> None:
+        """Add a line for a key, in full, that is not in ``valid``. ``listed``: what to show if it has no section."""
+        valid = list(valid)
+        section, _, last = key.rpartition(".")
+        same_last = [name for name in valid if name.rpartition(".")[2] == last]
+        hint = f'; did you mean "{same_last[0]}"?' if len(same_last) == 1 else nearest(key, valid)
+        if section == "resources" and not any(name.startswith("resources.") for name in valid):
+            hint = "; resources stand in [resources] or in an entry"
+        if key.partition(".")[0] == "published" and not any(name.startswith("published.") for name in valid):
+            hint = "; published results stand in a [[run]]"
+        if last == "seeds" and last not in valid:
+            hint = '; "seeds" stands at the top of the file, above the first [table], or in an entry'
+        siblings = [name.rpartition(".")[2] for name in valid if name.rpartition(".")[0] == section] if section else []
+        if siblings:
+            options = f"in {section}: {', '.join(sorted(siblings))}"
+        else:
+            options = ", ".join(listed or dict.fromkeys(name.partition(".")[0] for name in valid))
+        self.add(where, f'unknown key "{key}"{hint} (valid{" " if siblings else ": "}{options})')
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from typing import Any
 from jobs.manifests.claims import Expectation, Published, absent, expectations
 from jobs.manifests.entries import RESOURCE_KEYS, Override, Schema, read_overrides, read_schema
 from jobs.manifests.expand import Combination, combinations, count, run_name
+from jobs.manifests.fields import Problems
 from jobs.manifests.policy import Policy
-from jobs.manifests.problems import Problems
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, applicable_keys

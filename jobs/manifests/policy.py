@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from jobs.manifests.fields import Valid, Written, field_names, read_table
-from jobs.manifests.problems import Problems
+from jobs.manifests.fields import Problems, Valid, Written, field_names, read_table
 from seqlm.rundir import FailureKind
 
 UNLIMITED = "unlimited"
