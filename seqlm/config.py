@@ -1,7 +1,8 @@
 """What a run *is*: frozen dataclasses, a strict reader, and the fingerprint that identifies a run.
 
-Only what decides the result stands here (model, data, optimizer, training, seed). Where a run executes, on how
-many devices and in which folder is not science and lives in :mod:`jobs.spec`. Standard library alone.
+Only what decides the result is here: model, data, optimizer, training, seed. Where a run executes, on how many
+devices and in which folder, is in :mod:`jobs.spec`. The annotations and docstrings of the fields are also read for the
+JSON Schema and the key tables of manifests (:mod:`jobs.manifests.json_schema`). Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class RecurrentConfig:
     keep: _Probability = 0.35
     """Probability of keeping a unit, on the embedding and on each layer's output."""
     implementation: Literal["fused", "reference"] = "fused"
-    """``fused``: hand-written gradients, fast. ``reference``: the same function by plain autograd, to check it."""
+    """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
+    autograd, to check it."""
 
     def __post_init__(self) -> None:
         _check("model", self)
@@ -85,7 +87,7 @@ class TransformerConfig:
     num_layers: _Count = 2
     """Blocks."""
     num_heads: _Count = 16
-    """Attention heads; must divide ``hidden_size``."""
+    """Attention heads, a divisor of ``hidden_size``."""
     mlp_size: _Count = 2048
     """Inner width of each block's MLP."""
     keep: _Probability = 0.9
@@ -95,7 +97,8 @@ class TransformerConfig:
     attention: Literal["own", "sdpa"] = "own"
     """``own``: the equations. ``sdpa``: ``F.scaled_dot_product_attention``, the same function, other dropout draws."""
     implementation: Literal["fused", "reference"] = "fused"
-    """``fused``: hand-written gradients, fast. ``reference``: the same function by plain autograd, to check it."""
+    """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
+    autograd, to check it."""
 
     def __post_init__(self) -> None:
         problems = _problems("model", self)
@@ -119,7 +122,8 @@ class DataConfig:
     level: Literal["word", "char"] = "word"
     """Tokens are words or characters."""
     vocab_size: Annotated[int, Bound("a whole number of at least 3", least=3)] | None = None
-    """Keep this many most frequent tokens, the rest becomes ``<unk>``; none: keep all (``pydoc``: 10,000)."""
+    """Keep this many most frequent tokens; the rest becomes ``<unk>``. Without it all tokens are kept, and 10,000 words
+    of ``pydoc``."""
     sha256: str | None = None
     """Digest of the text of a ``files`` or ``pydoc`` corpus; filled in when the text is found."""
 
@@ -171,9 +175,9 @@ class SgdScheduleConfig:
     """``compounding`` (the published runs): in epoch e the *current* rate is multiplied by decay^-(e - flat + 1).
     ``per_epoch`` (the published text): the rate is divided by ``decay`` after each epoch."""
     decay: Annotated[float, Bound("a number greater than 1", above=1)] = 1.15
-    """Divisor, greater than 1."""
+    """Divisor of the learning rate."""
     flat_epochs: _Count | None = None
-    """Epochs at the given rate before the fall: 15 for ``compounding``, 1 for ``per_epoch``."""
+    """Epochs at the given rate before it falls; without it, 15 for ``compounding`` and 1 for ``per_epoch``."""
 
     def __post_init__(self) -> None:
         if self.flat_epochs is None:
@@ -188,14 +192,14 @@ class TrainConfig:
     epochs: _Count = 40
     """Passes over the training split."""
     batch_size: _Count = 20
-    """Columns of the global batch, B."""
+    """Columns of the global batch, B, whatever the number of devices that share it."""
     seq_len: _Count = 35
     """Tokens of a window, T."""
     clip_norm: _Positive = 0.25
     """Largest gradient norm over all parameters."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or processor
-    that has it. docs/manifest.md says how results are stored."""
+    """Precision of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or
+    processor that has it; other devices refuse the run. See "Precision" in docs/manifest.md."""
 
     def __post_init__(self) -> None:
         _check("train", self)
@@ -452,7 +456,8 @@ def _bounds(kind: type) -> dict[str, Bound]:
 
 
 def _problems(section: str, config: Any) -> list[str]:
-    values = [(name, getattr(config, name), bound) for name, bound in _bounds(type(config)).items()]
+    kind: type = type(config)
+    values = [(name, getattr(config, name), bound) for name, bound in _bounds(kind).items()]
     prefix = f"{section}." if section else ""
     return [
         f"{prefix}{name}: found {value}, valid is {bound.words}"

@@ -188,7 +188,7 @@ class SlurmTable(LocalTable):
     a value. `gres_flags` and `gres-flags` are the same."""
 
 
-BACKENDS: dict[str, type[LocalTable]] = {"local": LocalTable, "ray": RayTable, "slurm": SlurmTable}
+BACKENDS: dict[str, type] = {"local": LocalTable, "ray": RayTable, "slurm": SlurmTable}
 """Backend -> its table."""
 
 

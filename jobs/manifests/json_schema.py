@@ -99,7 +99,7 @@ def config_keys() -> dict[str, Schema]:
             merged = dict(next(iter(owners.values())))
             if name == selector:
                 merged = {"enum": list(choices_of(f"{section}.{name}")), "description": merged["description"]}
-            names = {variant: ", ".join(_choices(variant, selector)) for variant in owners}
+            names = {variant: ", ".join(choices(variant, selector)) for variant in owners}
             texts: dict[str, list[str]] = {}
             for variant, schema in owners.items():
                 texts.setdefault(schema["description"], []).append(names[variant])
@@ -113,7 +113,8 @@ def config_keys() -> dict[str, Schema]:
     return {**keys, "seed": table_keys(RunConfig)["seed"]}
 
 
-def _choices(variant: type, selector: str) -> tuple[str, ...]:
+def choices(variant: type, selector: str) -> tuple[str, ...]:
+    """Return the architectures or optimizers of a variant; none if its section has a single variant."""
     return typing.get_args(typing.get_type_hints(variant)[selector]) if selector else ()
 
 
@@ -175,7 +176,7 @@ def _applicability() -> list[Schema]:
         names = {name for variant in variants for name in table_keys(variant)}
         for variant in variants:
             absent = dict.fromkeys(sorted(names - table_keys(variant).keys()), False)
-            chosen: Schema = {"enum": list(_choices(variant, selector))}
+            chosen: Schema = {"enum": list(choices(variant, selector))}
             if not absent:
                 continue
             nested: Schema = {"required": [selector], "properties": {selector: chosen}}

@@ -18,7 +18,7 @@ from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import POLICY_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
-from tests import commands
+from tests import commands, manifest_tables
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((ROOT / "jobs" / "manifests").glob("*.toml"))
@@ -844,6 +844,12 @@ def test_the_reference_mentions_every_valid_key() -> None:
     assert [key for key in keys if f"`{key}`" not in text] == []
     settings = {*EXPECT_KEYS, *(key for table in BACKENDS.values() for key in field_names(table))}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
+
+
+def test_the_key_tables_of_the_reference_are_those_of_the_declarations() -> None:
+    text = REFERENCE.read_text("utf-8")
+    assert {found[2] for found in manifest_tables.MARKED.finditer(text)} == manifest_tables.tables().keys()
+    assert manifest_tables.page(text) == text, "run python -m tests.manifest_tables"
 
 
 def examples(language: str) -> list[str]:
