@@ -26,7 +26,7 @@ class Bound:
     """The range of a number, as metadata in a field's annotation. The JSON Schema of manifests has it too."""
 
     words: str
-    """The words that follow "valid is" in messages."""
+    """The words that follow "expected" in messages."""
     above: float | None = None
     """The number must be above this. ``None``: no such limit; likewise below."""
     least: float | None = None
@@ -103,11 +103,10 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         problems = _problems("model", self)
         if self.hidden_size == 1:
-            problems.append("model.hidden_size: found 1, valid is at least 2 (layer norm needs a deviation)")
+            problems.append("model.hidden_size: expected at least 2 (layer norm needs a deviation), got 1")
         if not problems and self.hidden_size % self.num_heads:
             problems.append(
-                f"model.hidden_size: found {self.hidden_size}, valid is a multiple of "
-                f"model.num_heads = {self.num_heads}"
+                f"model.hidden_size: expected a multiple of model.num_heads = {self.num_heads}, got {self.hidden_size}"
             )
         if problems:
             raise ConfigError(problems)
@@ -130,7 +129,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         problems = _problems("data", self)
         if self.sha256 is not None and self.corpus == "ptb":
-            problems.append('data.sha256: applies to corpus = "files" and "pydoc" only, found corpus = "ptb"')
+            problems.append('data.sha256: applies to corpus = "files" and "pydoc" only, got corpus = "ptb"')
         if problems:
             raise ConfigError(problems)
         if self.corpus == "pydoc" and self.level == "word" and self.vocab_size is None:
@@ -245,7 +244,7 @@ class RunConfig:
         for section in cls.SECTIONS:
             value = raw.get(section, {})
             if not isinstance(value, Mapping):
-                problems.append(f"{section}: found {_show(value)}, valid is a table")
+                problems.append(f"{section}: expected a table, got {_show(value)}")
                 continue
             try:
                 parts[section] = _read_section(section, value)
@@ -344,11 +343,11 @@ def _read_section_once(section: str, keys: tuple[str, ...], *values: Any) -> Any
         options = [choice for v in variants for choice in _choices(v, selector)]
         found = raw.get(selector)
         if found is None:
-            raise ConfigError([f"{section}.{selector}: missing, valid is one of {_listing(options)}"])
+            raise ConfigError([f"{section}.{selector}: missing, expected one of {_listing(options)}"])
         if found not in options:
             raise ConfigError(
                 [
-                    f"{section}.{selector}: found {_show(found)}, valid is one of {_listing(options)}"
+                    f"{section}.{selector}: expected one of {_listing(options)}, got {_show(found)}"
                     f"{nearest(str(found), options)}"
                 ]
             )
@@ -377,7 +376,7 @@ def _read_dataclass(section: str, kind: type, raw: Mapping[str, Any], variants: 
             selector = VARIANTS[section][0]
             names = [str(choice) for v in owners for choice in _choices(v, selector)]
             problems.append(
-                f"{section}.{key}: applies to {' and '.join(names)} only, found {selector} = {_show(raw[selector])}"
+                f"{section}.{key}: applies to {' and '.join(names)} only, got {selector} = {_show(raw[selector])}"
             )
         else:
             hint = nearest(f"{section}.{key}", valid_keys())
@@ -385,7 +384,7 @@ def _read_dataclass(section: str, kind: type, raw: Mapping[str, Any], variants: 
             problems.append(f'unknown key "{section}.{key}"{hint} (valid in {section}: {valid})')
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in raw:
-            problems.append(f"{section}.{name}: missing, valid is {_describe(hints[name])}")
+            problems.append(f"{section}.{name}: missing, expected {_describe(hints[name])}")
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     if required <= values.keys():
         try:
@@ -407,17 +406,17 @@ def _convert(key: str, hint: Any, value: Any) -> Any:
         if isinstance(value, str) and value in options:
             return value
         raise ConfigError(
-            [f"{key}: found {_show(value)}, valid is one of {_listing(options)}{nearest(str(value), options)}"]
+            [f"{key}: expected one of {_listing(options)}, got {_show(value)}{nearest(str(value), options)}"]
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
-            raise ConfigError([f"{key}: found a whole number of {len(str(value))} digits, valid is a number"]) from None
+            raise ConfigError([f"{key}: expected a number, got a whole number of {len(str(value))} digits"]) from None
     if type(value) is hint:
         return value
     quotes = "; remove the quotes" if isinstance(value, str) and _is_written_as(hint, value) else ""
-    raise ConfigError([f"{key}: found {_show(value)}, valid is {_describe(hint)}{quotes}"])
+    raise ConfigError([f"{key}: expected {_describe(hint)}, got {_show(value)}{quotes}"])
 
 
 def _is_written_as(kind: type, text: str) -> bool:
@@ -460,7 +459,7 @@ def _problems(section: str, config: Any) -> list[str]:
     values = [(name, getattr(config, name), bound) for name, bound in _bounds(kind).items()]
     prefix = f"{section}." if section else ""
     return [
-        f"{prefix}{name}: found {value}, valid is {bound.words}"
+        f"{prefix}{name}: expected {bound.words}, got {value}"
         for name, value, bound in values
         if value is not None and not bound.holds(value)
     ]

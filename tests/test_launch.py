@@ -404,7 +404,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "none.toml"], "none.toml: no such file"),
         (["run", "text"], "text"),
         (["run", "small.toml", "--set", "optim.lrate=1"], "did you mean"),
-        (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: found -1"),
+        (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: expected a positive finite number, got -1"),
         (["run", "small.toml", "--set", "model.arch=lstm"], "lstm"),
         (
             ["run", "small.toml", "--only", "arch=gru"],

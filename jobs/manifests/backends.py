@@ -42,22 +42,22 @@ _Variable = Annotated[str, Matches(VARIABLE)]
 def _variables(name: str, value: Any) -> Iterator[str]:
     for key, text in value.items():
         if not re.fullmatch(VARIABLE, key):
-            yield f"{name}: found the variable {show(key)}, valid are letters, digits and underscores"
+            yield f"{name}: expected names of letters, digits and underscores, got {show(key)}"
         if "\0" in text:
-            yield f"{name}.{key}: found {show(text)}, valid is a text without NUL"
+            yield f"{name}.{key}: expected a text without NUL, got {show(text)}"
 
 
 def _setup(name: str, value: Any) -> Iterator[str]:
     for line in value:
         if line.lstrip().startswith("#SBATCH"):
-            yield f"{name}: found {show(line)}, valid are shell commands; options stand in sbatch"
+            yield f"{name}: expected shell commands, got {show(line)}; options of sbatch belong in the table sbatch"
 
 
 def _mail_type(name: str, value: Any) -> Iterator[str]:
     for word in value.split(","):
         if word.upper() not in MAIL_TYPES:
             hint = nearest(word.upper(), MAIL_TYPES)
-            yield f"{name}: found {show(word)}, valid is one or more of {', '.join(MAIL_TYPES)}{hint}"
+            yield f"{name}: expected one or more of {', '.join(MAIL_TYPES)}, got {show(word)}{hint}"
 
 
 def _sbatch(name: str, value: Any) -> Iterator[str]:
@@ -77,12 +77,12 @@ def _sbatch_option(name: str, option: str, value: Any) -> Iterator[str]:
         hint = nearest(option, sorted(OPTIONS - OURS.keys())).replace('"', f'"{prefix}.', 1)
         yield f'unknown key "{name}"{hint} (valid in {prefix}: the long options that `sbatch --help` lists)'
     elif option in OURS:
-        yield f'{name}: found "{option}", which seqlm gives to sbatch itself; {OURS[option]}'
+        yield f"{name}: seqlm sets this option itself; {OURS[option]}"
     elif option in FLAGS:
         if value is not True:
-            yield f"{name}: found {show(value)}, valid is true, since the option takes no value"
+            yield f"{name}: expected true, since the option takes no value, got {show(value)}"
     elif not _is_value(value) and not (option in EITHER and value is True):
-        yield f"{name}: found {show(value)}, valid is {'true, ' if option in EITHER else ''}{valid}"
+        yield f"{name}: expected {'true, ' if option in EITHER else ''}{valid}, got {show(value)}"
 
 
 def _is_value(value: Any) -> bool:

@@ -29,7 +29,7 @@ MAX_TEXT = 300
 
 def _ascending(name: str, value: Any) -> Iterator[str]:
     if sorted(value) != value:
-        yield f"{name}: found {show(value)}, valid is {_RANGE}"
+        yield f"{name}: expected {_RANGE}, got {show(value)}"
 
 
 def _conditions(name: str, value: Any) -> Iterator[str]:
@@ -42,7 +42,7 @@ def _conditions(name: str, value: Any) -> Iterator[str]:
 def _each_once(name: str, value: Any) -> Iterator[str]:
     for run in dict.fromkeys(value):
         if value.count(run) > 1:
-            yield f"{name}: found {show(run)} twice, valid is each run once"
+            yield f"{name}: expected each run once, got {show(run)} twice"
 
 
 _RANGE = "two finite numbers above 0, the lowest and the highest"
@@ -149,12 +149,10 @@ def expectations(
                 problems.add(where, f"{side}: {error}")
         if len(sides) < 2:
             continue
-        wrong = [
-            f"{side}: found {show(getattr(claim, side))}, which matches no run" for side in sides if not sides[side]
-        ]
+        wrong = [f"{side}: no run matches {show(getattr(claim, side))}" for side in sides if not sides[side]]
         both = [name for name in sides["lower"] if name in set(sides["higher"])]
         if both:
-            wrong.append(f"found {show(both[0])} among lower and higher, valid are different runs on the two sides")
+            wrong.append(f"expected different runs in lower and higher, got {show(both[0])} in both")
         unmatched += [(where, what) for what in wrong]
         if not wrong:
             found.append(
@@ -169,12 +167,9 @@ def absent(names: Sequence[str], specs: Sequence[RunSpec], excluded: Sequence[st
     return [
         (
             file,
-            f"report.behaviour: found {show(name)}, "
-            + (
-                "which an [[exclude]] drops"
-                if name in excluded
-                else f"valid is the name of a run{nearest(name, known)}"
-            ),
+            f"report.behaviour: an [[exclude]] drops {show(name)}"
+            if name in excluded
+            else f"report.behaviour: expected the name of a run, got {show(name)}{nearest(name, known)}",
         )
         for name in names
         if name not in known

@@ -44,7 +44,7 @@ class StudyTable:
     ] = None
     """Path of the text, relative to the manifest's folder; without it, the corpus's own place. `--data` and
     `SEQLM_DATA` override it."""
-    backend: Annotated[Literal["local", "ray", "slurm"] | None, Valid(", ".join(BACKENDS))] = None
+    backend: Annotated[Literal["local", "ray", "slurm"] | None, Valid(f"one of {', '.join(BACKENDS)}")] = None
     """Where runs are sent; without it, Ray if it is installed, else local processes. `--backend` and `SEQLM_BACKEND`
     override it."""
     untracked: Annotated[tuple[str, ...], Written(list[Annotated[str, MinLen(1)]]), Valid("a list of files")] = ()
@@ -124,7 +124,7 @@ def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schem
     if "seeds" in raw:
         schema.seeds = read_table(EntryTable, {"seeds": raw["seeds"]}, path.name, problems).get("seeds")
         if "seed" in schema.defaults:
-            problems.add(where, 'found "seed" beside "seeds" at the top of the file, valid is one of them')
+            problems.add(where, 'expected one of "seed" here and "seeds" at the top of the file, got both')
     for name, value in (_table(raw, "backend", path.name, problems) or {}).items():
         _read_backend(name, value, schema, problems)
     for kind in (key for key in raw if key in ENTRY_KINDS):
@@ -135,7 +135,7 @@ def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schem
         before = len(problems.lines)
         condition = _flatten(table, ("name", *CONFIG_KEYS), where, problems)
         if not table:
-            problems.add(where, "found no key, valid is at least one")
+            problems.add(where, "expected at least one key, got none")
         if len(problems.lines) == before:
             schema.excludes[number] = condition
     for number, table in _tables(raw, "expect", path.name, problems):
@@ -178,7 +178,7 @@ def _read_entry(kind: EntryKind, number: int, table: Mapping[str, Any], file: st
     where = f"{file}: {entry.label}"
     seeds = read_table(EntryTable, own, where, problems).get("seeds")
     if "seeds" in table and "seed" in table:
-        problems.add(where, 'found both "seed" and "seeds", valid is one of them')
+        problems.add(where, 'expected one of "seed" and "seeds", got both')
     valid = (*CONFIG_KEYS, *RESOURCE_KEYS)
     if kind == "run":
         valid += PUBLISHED_KEYS
@@ -198,7 +198,7 @@ def _table(raw: Mapping[str, Any], key: str, where: str, problems: Problems) -> 
     value = raw.get(key, {})
     if isinstance(value, Mapping):
         return value
-    problems.add(where, f"{key}: found {show(value)}, valid is a table")
+    problems.add(where, f"{key}: expected a table, got {show(value)}")
     return None
 
 
@@ -206,13 +206,13 @@ def _tables(raw: Mapping[str, Any], key: str, file: str, problems: Problems) -> 
     value = raw.get(key, [])
     if not isinstance(value, list):
         found = "one table" if isinstance(value, Mapping) else show(value)
-        problems.add(file, f"{key}: found {found}, valid is a list of tables, in TOML [[{key}]]")
+        problems.add(file, f"{key}: expected a list of tables, in TOML [[{key}]], got {found}")
         return
     for number, item in enumerate(value, start=1):
         if isinstance(item, Mapping):
             yield number, item
         else:
-            problems.add(file, f"{key} {number}: found {show(item)}, valid is a table")
+            problems.add(file, f"{key} {number}: expected a table, got {show(item)}")
 
 
 def _flatten(
@@ -223,7 +223,7 @@ def _flatten(
     for key, value in table.items():
         is_section = key in SECTIONS or key == "published"
         if is_section and not isinstance(value, Mapping):
-            problems.add(where, f"{key}: found {show(value)}, valid is a table")
+            problems.add(where, f"{key}: expected a table, got {show(value)}")
             continue
         found = {f"{key}.{inner}": v for inner, v in value.items()} if is_section else {key: value}
         for dotted, inner_value in found.items():
@@ -263,7 +263,7 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Overri
             problems.add(where, str(error))
             continue
         if not equals or not key:
-            problems.add(where, "valid is KEY=VALUE, for example --set train.epochs=2")
+            problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif key.partition(".")[0] == "policy":
             check_policy(key, value, where, problems)
             overrides[key] = Override(text, value)

@@ -61,13 +61,13 @@ class Combination:
 
 def problems_of(entry: Entry) -> list[str]:
     """What is wrong with the lists of an entry."""
-    problems = [f"{key}: found an empty list, valid is at least one value" for key, v in entry.lists.items() if not v]
+    problems = [f"{key}: expected at least one value, got an empty list" for key, v in entry.lists.items() if not v]
     if entry.kind == "zip" and len({len(values) for values in entry.lists.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.lists.items())
-        problems.append(f"lists of unequal length: {lengths}; valid are lists of one length")
+        problems.append(f"expected lists of one length, got {lengths}")
     if entry.kind == "grid":
         problems += [
-            f"{key}: found {show(values)}, valid is one value (the same run on other resources is the same run)"
+            f"{key}: expected one value, got {show(values)} (the same run on other resources is the same run)"
             for key, values in entry.lists.items()
             if key.startswith("resources.")
         ]

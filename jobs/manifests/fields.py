@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Valid:
-    """The words that follow "valid is" in messages. ``None`` is then a default only: no file may give it."""
+    """The words that follow "expected" in messages. ``None`` is then a default only: no file may give it."""
 
     words: str
 
@@ -158,12 +158,12 @@ def _lines(kind: type, key: str, name: str, error: str | None, table: Mapping[st
     hint = hints_of(kind)[key]
     words = next(item.words for item in hint.__metadata__ if isinstance(item, Valid))
     if error == "missing":
-        return [f"{name}: missing, valid is {words}"]
+        return [f"{name}: missing, expected {words}"]
     value = table[key]
     if error is not None:
         choices = typing.get_args(hint.__origin__) if typing.get_origin(hint.__origin__) is Literal else ()
         nearest_one = nearest(value, choices) if isinstance(value, str) else ""
-        return [f"{name}: found {show(value)}, valid is {words}{nearest_one}"]
+        return [f"{name}: expected {words}, got {show(value)}{nearest_one}"]
     checks = [item for item in hint.__metadata__ if isinstance(item, Check)]
     return [line for check in checks for line in check.lines(name, value)]
 

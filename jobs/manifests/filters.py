@@ -25,7 +25,7 @@ from seqlm.errors import UsageError, nearest
 from seqlm.rundir import FailureKind, RunDirectory, State
 
 _CONDITION = re.compile(r"(?P<key>[\w.]+)(?P<operator>!=|>=|<=|=|>|<)(?P<value>[^=<>!]\S*)")
-_FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
+_FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
 _ORDER: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
@@ -117,9 +117,7 @@ class Condition:
             (limit,) = map(_number, self.values)
         except ValueError:
             found = ",".join(self.values)
-            raise UsageError(
-                f'filter "{self.text}": found "{found}" after {self.operator}, valid is a number'
-            ) from None
+            raise UsageError(f'filter "{self.text}": expected a number after {self.operator}, got "{found}"') from None
         if isinstance(fact, str):
             raise UsageError(f'filter "{self.text}": {key} is a text, {self.operator} compares numbers; use = or !=')
         return fact is not None and _ORDER[self.operator](fact, limit)
@@ -134,7 +132,7 @@ class Condition:
         try:
             return bool(_number(value) == fact)
         except ValueError:
-            raise UsageError(f'filter "{self.text}": {key} is a number, found "{value}"') from None
+            raise UsageError(f'filter "{self.text}": {key}: expected a number, got "{value}"') from None
 
 
 def _number(text: str) -> float:

@@ -128,7 +128,7 @@ def _expand(schema: Schema, problems: Problems) -> Iterator[Combination]:
         runs = counts[largest.position]
         where = f"{schema.file}: {largest.label}"
         problems.add(
-            where, f"makes {runs:,} of {sum(counts.values()):,} runs, valid are at most {MAX_RUNS:,} in a study"
+            where, f"makes {runs:,} of {sum(counts.values()):,} runs, expected at most {MAX_RUNS:,} in a study"
         )
         return
     for entry in schema.entries:
@@ -192,7 +192,7 @@ def _why_no_match(exclude: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]
             found = list(dict.fromkeys(show(f[key]) for f in facts if key in f))
             listing = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
             hint = nearest(show(wanted).strip('"'), [text.strip('"') for text in found])
-            return f"{key}: found {show(wanted)}, the runs have {listing or 'no such key'}{hint}"
+            return f"{key}: no run has {show(wanted)}, they have {listing or 'no such key'}{hint}"
     return "each of its keys fits some run, but no run fits all"
 
 
@@ -295,7 +295,7 @@ def _resolve(
         lines += error.problems
     if config and resources and resources.ranks > config.train.batch_size:
         most = f"at most train.batch_size = {config.train.batch_size}, a column for each rank"
-        lines.append(f"resources.ranks: found {resources.ranks}, valid is {most}")
+        lines.append(f"resources.ranks: expected {most}, got {resources.ranks}")
     for line in lines:
         key = line.partition(":")[0]
         if run.entry.lists.get(key) == []:

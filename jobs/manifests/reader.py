@@ -29,7 +29,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
     if path.suffix.lower() not in MANIFEST_SUFFIXES and path.exists() and not path.is_dir():
         hint = nearest(path.suffix, MANIFEST_SUFFIXES)
         valid = ", ".join(MANIFEST_SUFFIXES)
-        raise _refusal(f'{path}: found suffix "{path.suffix}", valid is one of {valid}{hint}')
+        raise _refusal(f'{path}: expected a suffix {valid}, got "{path.suffix}"{hint}')
     return _read_table(path, path.suffix.lower(), "a table of [study], [[run]] and so on")
 
 
@@ -53,7 +53,7 @@ def _read_table(path: Path, suffix: str, valid: str) -> dict[str, Any]:
     except ValueError as error:
         raise _refusal(f"{path.name}: {error}") from None
     if not isinstance(data, dict):
-        raise _refusal(f"{path.name}: found {show(data)}, valid is {valid}")
+        raise _refusal(f"{path.name}: expected {valid}, got {show(data)}")
     return data
 
 
@@ -80,22 +80,22 @@ def check_plain(data: Any) -> None:
         value, depth = pending.pop()
         seen += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"nested too deeply, valid is at most {MAX_DEPTH} levels")
+            raise ValueError(f"nested too deeply, expected at most {MAX_DEPTH} levels")
         if seen > MAX_VALUES:
-            raise ValueError(f"too large, valid is at most {MAX_VALUES:,} values")
+            raise ValueError(f"too large, expected at most {MAX_VALUES:,} values")
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 if not isinstance(key, str):
-                    raise ValueError(f"found the key {show(key)}, valid is a text (write it in quotes)")
+                    raise ValueError(f"expected a text as key, got {show(key)} (write it in quotes)")
                 if not key.isprintable():
-                    raise ValueError(f"found the key {json.dumps(key)}, valid are keys without control characters")
+                    raise ValueError(f"expected keys without control characters, got {json.dumps(key)}")
                 pending.append((inner, depth + 1))
         elif isinstance(value, list | tuple):
             pending.extend((inner, depth + 1) for inner in value)
         elif isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
-            raise ValueError("found a whole number of more than 300 digits")
+            raise ValueError("expected numbers of at most 300 digits, got a longer one")
         elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ValueError(f"found {json.dumps(value)}, valid is text without lone surrogates")
+            raise ValueError(f"expected text without lone surrogates, got {json.dumps(value)}")
 
 
 def _refusal(text: str) -> ManifestError:
@@ -107,12 +107,12 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise _refusal(f"{path}: too large, valid are at most {MAX_BYTES // 2**20} MiB")
+            raise _refusal(f"{path}: too large, expected at most {MAX_BYTES // 2**20} MiB")
         return raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise _refusal(f"{path}: no such file{_nearest_manifest(path)}") from None
     except IsADirectoryError:
-        raise _refusal(f"{path}: is a folder, valid is a manifest file (.toml, .yaml, .yml, .json)") from None
+        raise _refusal(f"{path}: expected a manifest file (.toml, .yaml, .yml, .json), got a folder") from None
     except OSError as error:
         raise _refusal(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
