@@ -159,7 +159,8 @@ class SlurmTable(LocalTable):
     timeout_min: Annotated[_Positive, _POSITIVE] = 60
     """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
     signal_before_s: Annotated[int, Ge(1), Le(MAX_SIGNAL_S), Valid(f"a whole number from 1 to {MAX_SIGNAL_S}")] = 120
-    """Seconds before the time limit, or a preemption, at which a run is asked to save; less than the time limit."""
+    """Seconds before the time limit, or a preemption, at which a run gets the signal to save. It is less than the time
+    limit."""
     mem_gb: Annotated[Annotated[float, Gt(0)] | None, Valid("a number above 0")] = None
     """Memory of each node in GB; without it, the cluster's default."""
     ranks_per_node: Annotated[_Positive | None, _POSITIVE] = None

@@ -106,7 +106,7 @@ class Schema:
 
 
 def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schema:
-    """Check the shape of a manifest; ``problems`` receives a line for whatever is wrong."""
+    """Check the tables of a manifest; add a line to ``problems`` for each mistake."""
     schema = Schema(file=path.name)
     for key in raw:
         if key not in TOP_KEYS:
@@ -218,7 +218,7 @@ def _tables(raw: Mapping[str, Any], key: str, file: str, problems: Problems) -> 
 def _flatten(
     table: Mapping[str, Any], valid: Sequence[str], where: str, problems: Problems, also: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The keys of a table as dotted keys; unknown ones are reported and left out."""
+    """Return the keys of a table as dotted keys. Unknown keys are reported and left out."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         is_section = key in SECTIONS or key == "published"
@@ -250,7 +250,7 @@ class Override:
 
 
 def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Override]:
-    """Key -> override; of two with the same key the later one holds."""
+    """Return key -> override. Of two overrides of one key, the later one is used."""
     overrides: dict[str, Override] = {}
     valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *POLICY_KEYS, "study.name")
     for text in texts:

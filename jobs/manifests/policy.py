@@ -70,9 +70,9 @@ NEVER_RETRIED = ("code", "diverged")
 
 
 def check_policy(key: str, value: Any, where: str, problems: Problems) -> None:
-    """Check one key, in full (``policy.oom``), and its value; ``problems`` receives a line if one of them is wrong."""
+    """Check one key, in full (``policy.oom``), and its value. Problems are added to ``problems``."""
     name = key.partition(".")[2]
     if name in NEVER_RETRIED:
-        problems.add(where, f"{key}: a run that failed so is never tried again by itself; use `retry --kind {name}`")
+        problems.add(where, f"{key}: such a failure is never retried automatically; use `retry --kind {name}`")
     else:
         read_table(Policy, {name: value}, where, problems, prefix="policy.")

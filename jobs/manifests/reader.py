@@ -1,4 +1,4 @@
-"""A manifest as a file: TOML, YAML or JSON text to plain data, with one line for whatever is wrong with the text."""
+"""Read a manifest's file: TOML, YAML or JSON text to plain data, with one line for each problem of the text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_BYTES = 16 * 2**20
 
 
 def read_manifest_file(path: Path) -> dict[str, Any]:
-    """The manifest's top-level table as plain data.
+    """Return the manifest's top-level table as plain data.
 
     Raises:
         ManifestError: with one line; no such file, not UTF-8, not TOML (YAML, JSON), a key given twice, not a table.
@@ -34,7 +34,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
-    """Any other TOML file, whatever its suffix, read as strictly as a manifest.
+    """Read another TOML file, with any suffix, as strictly as a manifest.
 
     Raises:
         ManifestError: with one line.
@@ -58,21 +58,22 @@ def _read_table(path: Path, suffix: str, valid: str) -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """A value as a person would write it in one short line."""
+    """Return a value as JSON in one line of at most 100 characters."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def one_line(text: str) -> str:
-    """A text with whatever would break a line, or a terminal, written as an escape."""
+    """Return a text with line breaks and control characters escaped."""
     return printable(text).replace("\t", "\\t")
 
 
 def check_plain(data: Any) -> None:
-    """Refuse what no manifest needs and what would trip those who read on.
+    """Check that data is safe to process further.
 
     Raises:
-        ValueError: keys that are no text, texts that cannot be printed, endless nesting, numbers beyond a float.
+        ValueError: a key is not a text or not printable, data is nested too deeply or too large, a number exceeds
+            a float, or a text has a lone surrogate.
     """
     seen = 0
     pending: list[tuple[Any, int]] = [(data, 0)]
@@ -124,7 +125,7 @@ def _read_text(path: Path) -> str:
 
 
 def _nearest_manifest(path: Path) -> str:
-    """The manifest in the same folder whose name is closest, without the suffixes, which make all names alike."""
+    """Return a hint with the manifest in the same folder whose name, without its suffix, is closest."""
     there = sorted(path.parent.glob("*")) if path.parent.is_dir() else []
     by_stem = {entry.stem: entry for entry in there if entry.suffix.lower() in MANIFEST_SUFFIXES and entry.is_file()}
     stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
@@ -145,7 +146,7 @@ def _read_toml(text: str) -> Any:
     try:
         return tomllib.loads(text)
     except ValueError as error:
-        # The parser does not name the key of a duplicate, so the line itself is shown.
+        # The parser does not name a duplicate key, so show the line.
         place = re.search(r"line (\d+)", str(error))
         lines = text.splitlines()
         number = int(place[1]) if place else len(lines)
@@ -167,12 +168,12 @@ def _read_json(text: str) -> Any:
 
 
 def _read_yaml(text: str) -> Any:
-    import yaml  # only who reads YAML waits for it
+    import yaml  # slow to import, and needed for YAML only
 
     class Loader(yaml.SafeLoader):
         """Safe loader with the scalars of YAML 1.2: ``1e-4`` is a number; dates, ``yes`` and ``1:30`` are text."""
 
-        yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own attribute, replaced whole
+        yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - overrides an attribute of PyYAML
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)

@@ -59,8 +59,8 @@ def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: 
         ("without_progress", '"unlimited"', 'expected a whole number, 0 or more, got "unlimited"'),
         ("checkpoint_min", "0", "policy.checkpoint_min: expected a number of minutes above 0, got 0"),
         ("checkpoint_min", "inf", "policy.checkpoint_min: expected a number of minutes above 0, got Infinity"),
-        ("code", "1", "policy.code: a run that failed so is never tried again by itself; use `retry --kind code`"),
-        ("diverged", "0", "policy.diverged: a run that failed so is never tried again by itself"),
+        ("code", "1", "policy.code: such a failure is never retried automatically; use `retry --kind code`"),
+        ("diverged", "0", "policy.diverged: such a failure is never retried automatically"),
         ("timeouts", "1", 'unknown key "policy.timeouts"; did you mean "policy.timeout"? (valid in policy: '),
     ],
 )
