@@ -12,8 +12,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from jobs.manifests.json_schema import config_keys, manifest_schema
+from jobs.manifests.backends import BACKENDS
+from jobs.manifests.claims import Claim, Published, Report
+from jobs.manifests.entries import EntryTable, StudyTable
+from jobs.manifests.fields import Problems, read_table
+from jobs.manifests.json_schema import backend_keys, config_keys, manifest_schema, policy_keys, table_keys
 from jobs.manifests.load import load_manifest
+from jobs.manifests.policy import Policy
 from jobs.manifests.reader import read_manifest_file
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
@@ -106,6 +111,57 @@ def test_dotted_keys_of_yaml_are_checked_as_nested_ones_are() -> None:
     assert len(errors(entry(model={"keep": 2}))) == 1
     assert len(errors(entry(**{"model.mlp_size": 8}))) == 1
     assert len(errors(entry(model={"mlp_size": 8}))) == 1
+
+
+VALUES: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2.5,
+        0.25,
+        10**20,
+        65535,
+        65536,
+        "",
+        " ",
+        "a",
+        "a b",
+        "a\nb",
+        "é",
+        "END,FAIL",
+        "auto",
+    ),
+    *("arch=gru", "unlimited", "x" * 300, "x" * 301, [], [1], ["a"], ["a", "a"], [""], ["a b"], [1, 2], [1, 2, 3], {}),
+    *({"a": "b"}, {"a": 1}, {"a-b": "c"}, {"gres": "x"}, {"gres_flags": 1}, {"hold": True}, {"exclusive": True}),
+]
+TABLES: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
+    **{f"backend.{name}": (table, {}, backend_keys(name)) for name, table in BACKENDS.items()},
+    "policy": (Policy, {}, policy_keys()),
+    "study": (StudyTable, {"name": "s"}, table_keys(StudyTable)),
+    "published": (Published, {}, table_keys(Published)),
+    "expect": (Claim, {"text": "t", "lower": "arch=gru", "higher": "arch=rnn"}, table_keys(Claim)),
+    "report": (Report, {}, table_keys(Report)),
+    "entry": (EntryTable, {}, table_keys(EntryTable)),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_value_that_a_table_accepts_is_valid(name: str) -> None:
+    kind, others, keys = TABLES[name]
+    accepted = 0
+    for key, schema in keys.items():
+        for value in VALUES:
+            problems = Problems()
+            read_table(kind, {**others, key: value}, "m.toml", problems, prefix=f"{name}.")
+            if not problems.lines:
+                accepted += 1
+                found = [error.message for error in Draft202012Validator(schema).iter_errors(value)]
+                assert found == [], f"{name}.{key} = {value!r}"
+    assert accepted >= len(keys)
 
 
 # -- invalid manifests ---------------------------------------------------------------------------------------------
