@@ -80,6 +80,8 @@ def kind_of(schema: Schema) -> str:
             return f"{number}{plural}" + (", at least one" if schema.get("minItems") == 1 else "")
         case "object":
             return "table of texts" if schema.get("additionalProperties") == {"type": "string"} else "table"
+        case "boolean":
+            return "`true` or `false`"
         case "string":
             most = f", at most {schema['maxLength']} characters" if "maxLength" in schema else ""
             return f"text{most}"
@@ -98,7 +100,7 @@ def _default(value: Any) -> str:
         return "; ".join(f"{default} ({', '.join(names)})" for default, names in value.items())
     if value in (None, (), {}):
         return "none"
-    return f"`{json.dumps(value)}`" if isinstance(value, str) else f"{value:g}"
+    return f"`{json.dumps(value)}`" if isinstance(value, str | bool) else f"{value:g}"
 
 
 def _defaults(kind: Any) -> dict[str, Any]:

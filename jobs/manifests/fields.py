@@ -99,11 +99,11 @@ class Problems:
         same_last = [name for name in valid if name.rpartition(".")[2] == last]
         hint = f'; did you mean "{same_last[0]}"?' if len(same_last) == 1 else nearest(key, valid)
         if section == "resources" and not any(name.startswith("resources.") for name in valid):
-            hint = "; resources stand in [resources] or in an entry"
+            hint = "; resources belong in [resources] or in an entry"
         if key.partition(".")[0] == "published" and not any(name.startswith("published.") for name in valid):
-            hint = "; published results stand in a [[run]]"
+            hint = "; published results belong in a [[run]]"
         if last == "seeds" and last not in valid:
-            hint = '; "seeds" stands at the top of the file, above the first [table], or in an entry'
+            hint = '; "seeds" belongs at the top of the file, above the first [table], or in an entry'
         siblings = [name.rpartition(".")[2] for name in valid if name.rpartition(".")[0] == section] if section else []
         if siblings:
             options = f"in {section}: {', '.join(sorted(siblings))}"

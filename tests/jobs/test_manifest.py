@@ -360,7 +360,7 @@ WRONG = {
     ),
     "resources among the defaults": (
         BASE + "resources.ranks = 1\n" + GRID,
-        'study.toml: defaults: unknown key "resources.ranks"; resources stand in [resources] or in an entry '
+        'study.toml: defaults: unknown key "resources.ranks"; resources belong in [resources] or in an entry '
         "(valid: model, data, optim, train, seed)",
     ),
     "wrong architecture": (
@@ -520,7 +520,7 @@ WRONG = {
     ),
     "seeds below a table": (
         GOOD.replace("[study]", "[study]\nseeds = [3]"),
-        'study.toml: unknown key "study.seeds"; "seeds" stands at the top of the file, above the first [table], '
+        'study.toml: unknown key "study.seeds"; "seeds" belongs at the top of the file, above the first [table], '
         "or in an entry (valid in study: backend, data, name, untracked)",
     ),
     "untracked that is a text": (

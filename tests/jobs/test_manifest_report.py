@@ -149,7 +149,7 @@ WRONG = {
     ),
     "published results among the defaults": (
         BASE + "published.val_ppl = 9\n" + RNN,
-        'study.toml: defaults: unknown key "published.val_ppl"; published results stand in a [[run]] '
+        'study.toml: defaults: unknown key "published.val_ppl"; published results belong in a [[run]] '
         "(valid: model, data, optim, train, seed)",
     ),
     "expectation without a text": (
@@ -241,7 +241,7 @@ def test_another_mistake_is_not_told_as_an_expectation_without_runs(tmp_path: Pa
 def test_published_results_are_not_set_on_the_command_line(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, BASE + RNN, "published.val_ppl=3")
     assert line.startswith(
-        '--set published.val_ppl=3: unknown key "published.val_ppl"; published results stand in a [[run]] (valid'
+        '--set published.val_ppl=3: unknown key "published.val_ppl"; published results belong in a [[run]] (valid'
     )
 
 
