@@ -93,6 +93,10 @@ def handler(command: str) -> Callable[[Any], tuple[Any, int]]:
             from jobs.cli.doctor import doctor
 
             return doctor
+        case "schema":
+            from jobs.cli.studying import schema
+
+            return schema
         case "data":
             from jobs.cli.studying import data
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, nearest
@@ -15,11 +17,11 @@ from seqlm.errors import ConfigError, nearest
 class Resources:
     """What one run may use. Not part of its identity: changing the resources does not make it a different run."""
 
-    ranks: int = 1
+    ranks: Annotated[int, Ge(1)] = 1
     """Processes that share the run's global batch through DistributedDataParallel."""
-    cpus: int | None = None
+    cpus: Annotated[int, Ge(1)] | None = None
     """CPU cores of each rank. ``None`` means an equal share of the machine among the runs that run at once."""
-    gpus: float | None = None
+    gpus: Annotated[float, Ge(0), Le(1)] | None = None
     """GPUs of each rank: 0, 1, or (with one rank only) a share such as 0.25. ``None`` means 1 if there are any GPUs."""
     priority: int = 0
     """Waiting runs with a higher priority start first."""

@@ -2,18 +2,18 @@
 
 The site file is not part of the study. Partitions, accounts and module loads belong there, so that manifests stay
 portable. It is the file named by ``SEQLM_SLURM_CONFIG``, else ``cluster.toml`` in this module's folder.
-:mod:`jobs.manifests.backends` defines the valid keys and values.
+:class:`jobs.manifests.backends.SlurmTable` defines the keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.manifests.backends import check_table, option_name
-from jobs.manifests.problems import Problems
+from jobs.manifests.backends import SlurmTable, check_table, option_name
+from jobs.manifests.fields import Problems
 from jobs.manifests.reader import read_toml_file
 from jobs.spec import Resources
 from seqlm.errors import BackendError, ManifestError
@@ -26,53 +26,8 @@ _TINY = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmSettings:
-    """How runs are submitted to a cluster. Not part of a run's identity."""
-
-    partition: str | None = None
-    """Partition, or several separated by commas. ``None`` means the cluster default."""
-    account: str | None = None
-    """Account to charge. ``None`` means the user's default."""
-    qos: str | None = None
-    """Quality of service. ``None`` means the cluster default."""
-    constraint: str | None = None
-    """Required node features, such as ``a100|h100``."""
-    reservation: str | None = None
-    """Reservation to use."""
-    nodelist: str | None = None
-    """Nodes that a job must be given, all of them."""
-    exclude: str | None = None
-    """Nodes that a job must not be given."""
-    timeout_min: int = 60
-    """Time limit of a job. A run that needs longer saves a checkpoint and resumes in another job."""
-    mem_gb: float | None = None
-    """Memory per node. ``None`` means the cluster default."""
-    ranks_per_node: int | None = None
-    """Ranks of a run per node. ``None`` means all ranks on one node."""
-    progress_s: float = 10.0
-    """Minimum interval at which a run writes its progress and a watcher reads it, to spare shared file systems."""
-    signal_before_s: int = 120
-    """Seconds before its time limit or a preemption at which a run gets the signal to save."""
-    mail_user: str | None = None
-    """Recipient of SLURM's mails."""
-    mail_type: str | None = None
-    """Events that SLURM sends mails about, such as ``END,FAIL``."""
-    setup: tuple[str, ...] = ()
-    """Shell lines that a job runs before its command: module loads, variables, a container's mounts."""
-    srun_args: tuple[str, ...] = ()
-    """Additional arguments of the srun that starts the ranks."""
-    python: str | None = None
-    """Command that starts Python in a job, such as a container's. ``None`` means the launcher's own Python."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables for the workers."""
-    env_pass: tuple[str, ...] = ()
-    """Names of additional variables of the submitter's shell that jobs inherit."""
-    retries: int | None = None
-    """Overrides the policy's ``without_progress``. ``None``: no override."""
-    max_parallel: int | None = None
-    """Maximum number of running runs of a launch. ``None`` means as many as the cluster grants."""
-    sbatch: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    """Other long options of sbatch, spelled with hyphens -> value; ``True`` for an option without a value."""
+class SlurmSettings(SlurmTable):
+    """How runs are sent to a cluster, merged from the manifest and the site file. No part of a run's identity."""
 
     def nodes(self, resources: Resources) -> tuple[int, int]:
         """Return a run's number of nodes, and its number of ranks on each node.

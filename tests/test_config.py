@@ -96,7 +96,8 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
     section = {"optimizer": "optim", "arch": "model", "precision": "train"}[key]
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_dict(changed(**{section: {key: name}}))
-    assert caught.value.problems[0].startswith(f'{section}.{key}: found "{name}", valid is one of ')
+    assert caught.value.problems[0].startswith(f"{section}.{key}: expected one of ")
+    assert caught.value.problems[0].endswith(f', got "{name}"')
     assert "did you mean" not in caught.value.problems[0]
 
 
@@ -105,39 +106,43 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
     [
         (changed(optim={"lrate": 1}), 'unknown key "optim.lrate"; did you mean "optim.lr"?'),
         ({**RNN, "modle": {}}, 'unknown key "modle"; did you mean "model"?'),
-        (changed(optim={"lr": -1}), "optim.lr: found -1.0, valid is a positive finite number"),
-        (changed(optim={"lr": 0}), "optim.lr: found 0.0, valid is a positive finite number"),
-        (changed(optim={"lr": float("nan")}), "optim.lr: found nan, valid is a positive finite number"),
-        (changed(optim={"lr": "fast"}), 'optim.lr: found "fast", valid is a number'),
-        (changed(optim={"lr": "1e-3"}), 'optim.lr: found "1e-3", valid is a number; remove the quotes'),
-        (changed(train={"epochs": "20"}), 'train.epochs: found "20", valid is a whole number; remove the quotes'),
-        (changed(train={"epochs": "2.5"}), 'train.epochs: found "2.5", valid is a whole number'),
-        (changed(model={"arch": "lstm"}), 'model.arch: found "lstm", valid is one of "rnn", "gru", "transformer"'),
-        (changed(optim={"optimizer": "adamw"}), 'optim.optimizer: found "adamw", valid is one of "adam", "sgd"'),
-        (changed(model={"hidden_size": 0}), "model.hidden_size: found 0, valid is a positive whole number"),
-        (changed(model={"hidden_size": 1.5}), "model.hidden_size: found 1.5, valid is a whole number"),
-        (changed(model={"hidden_size": True}), "model.hidden_size: found true, valid is a whole number"),
-        (changed(model={"keep": 0}), "model.keep: found 0.0, valid is a number above 0 and at most 1"),
-        (changed(model={"num_heads": 4}), 'model.num_heads: applies to transformer only, found arch = "rnn"'),
-        (changed(data={"corpus": "wiki"}), 'data.corpus: found "wiki", valid is one of "ptb", "pydoc", "files"'),
-        (changed(data={"vocab_size": 2}), "data.vocab_size: found 2, valid is a whole number of at least 3"),
+        (changed(optim={"lr": -1}), "optim.lr: expected a positive finite number, got -1.0"),
+        (changed(optim={"lr": 0}), "optim.lr: expected a positive finite number, got 0.0"),
+        (changed(optim={"lr": float("nan")}), "optim.lr: expected a positive finite number, got nan"),
+        (changed(optim={"lr": "fast"}), 'optim.lr: expected a number, got "fast"'),
+        (changed(optim={"lr": "1e-3"}), 'optim.lr: expected a number, got "1e-3"; remove the quotes'),
+        (changed(train={"epochs": "20"}), 'train.epochs: expected a whole number, got "20"; remove the quotes'),
+        (changed(train={"epochs": "2.5"}), 'train.epochs: expected a whole number, got "2.5"'),
+        (changed(model={"arch": "lstm"}), 'model.arch: expected one of "rnn", "gru", "transformer", got "lstm"'),
+        (
+            changed(optim={"optimizer": "adamw"}),
+            'optim.optimizer: expected one of "adam", "sgd", "sgd_schedule", got "adamw"',
+        ),
+        (changed(model={"hidden_size": 0}), "model.hidden_size: expected a positive whole number, got 0"),
+        (changed(model={"hidden_size": 1.5}), "model.hidden_size: expected a whole number, got 1.5"),
+        (changed(model={"hidden_size": True}), "model.hidden_size: expected a whole number, got true"),
+        ({**RNN, "seed": 10**400}, f"seed: expected a whole number from 0 to 2^63 - 1, got {10**400}"),
+        (changed(model={"keep": 0}), "model.keep: expected a number above 0 and at most 1, got 0.0"),
+        (changed(model={"num_heads": 4}), 'model.num_heads: applies to transformer only, got arch = "rnn"'),
+        (changed(data={"corpus": "wiki"}), 'data.corpus: expected one of "ptb", "pydoc", "files", got "wiki"'),
+        (changed(data={"vocab_size": 2}), "data.vocab_size: expected a whole number of at least 3, got 2"),
         (
             changed(data={"sha256": "00"}),
-            'data.sha256: applies to corpus = "files" and "pydoc" only, found corpus = "ptb"',
+            'data.sha256: applies to corpus = "files" and "pydoc" only, got corpus = "ptb"',
         ),
-        (changed(train={"epochs": 0}), "train.epochs: found 0, valid is a positive whole number"),
-        (changed(optim={"decay": 1.0}), "optim.decay: found 1.0, valid is a number greater than 1"),
-        ({**RNN, "model": 3}, "model: found 3, valid is a table"),
-        ({**RNN, "seed": -1}, "seed: found -1, valid is a whole number from 0 to 2^63 - 1"),
-        ({**RNN, "model": {"hidden_size": 3}}, 'model.arch: missing, valid is one of "rnn", "gru", "transformer"'),
-        ({**RNN, "optim": {"optimizer": "adam"}}, "optim.lr: missing, valid is a number"),
+        (changed(train={"epochs": 0}), "train.epochs: expected a positive whole number, got 0"),
+        (changed(optim={"decay": 1.0}), "optim.decay: expected a number greater than 1, got 1.0"),
+        ({**RNN, "model": 3}, "model: expected a table, got 3"),
+        ({**RNN, "seed": -1}, "seed: expected a whole number from 0 to 2^63 - 1, got -1"),
+        ({**RNN, "model": {"hidden_size": 3}}, 'model.arch: missing, expected one of "rnn", "gru", "transformer"'),
+        ({**RNN, "optim": {"optimizer": "adam"}}, "optim.lr: missing, expected a number"),
         (
             {**RNN, "model": {"arch": "transformer", "hidden_size": 100, "num_heads": 3}},
-            "model.hidden_size: found 100, valid is a multiple of model.num_heads = 3",
+            "model.hidden_size: expected a multiple of model.num_heads = 3, got 100",
         ),
         (
             {**RNN, "model": {"arch": "transformer", "hidden_size": 1, "num_heads": 1}},
-            "model.hidden_size: found 1, valid is at least 2",
+            "model.hidden_size: expected at least 2 (layer norm needs a deviation), got 1",
         ),
     ],
 )
@@ -152,10 +157,10 @@ def test_all_problems_come_at_once() -> None:
         changed(model={"hidden_size": -1, "keep": 2.0}, optim={"lrate": 1, "lr": -1}, train={"x": 1})
     )
     starts = [
-        "model.hidden_size: found -1",
-        "model.keep: found 2.0",
+        "model.hidden_size: expected a positive whole number, got -1",
+        "model.keep: expected a number above 0 and at most 1, got 2.0",
         'unknown key "optim.lrate"',
-        "optim.lr: found -1.0",
+        "optim.lr: expected a positive finite number, got -1.0",
         'unknown key "train.x"',
     ]
     assert len(problems) == len(starts)
@@ -178,7 +183,7 @@ def test_keys_apply_to_the_variant_that_is_chosen() -> None:
 
 def test_a_whole_number_beyond_any_float_is_one_line() -> None:
     assert problems_of(changed(optim={"lr": 10**400})) == [
-        "optim.lr: found a whole number of 401 digits, valid is a number"
+        "optim.lr: expected a number, got a whole number of 401 digits"
     ]
 
 
@@ -252,7 +257,7 @@ def test_a_vocabulary_of_three_words_and_the_largest_seed_are_valid() -> None:
     assert RunConfig.from_dict(changed(data={"vocab_size": 3})).data.vocab_size == 3
     assert RunConfig.from_dict({**RNN, "seed": 2**63 - 1}).seed == 2**63 - 1
     assert RunConfig.from_dict({**RNN, "seed": 0}).seed == 0
-    assert problems_of({**RNN, "seed": 2**63}) == [f"seed: found {2**63}, valid is a whole number from 0 to 2^63 - 1"]
+    assert problems_of({**RNN, "seed": 2**63}) == [f"seed: expected a whole number from 0 to 2^63 - 1, got {2**63}"]
 
 
 def test_the_documentation_has_ten_thousand_words_unless_something_else_is_said() -> None:
@@ -273,37 +278,37 @@ def test_the_documentation_has_ten_thousand_words_unless_something_else_is_said(
     [
         (
             {**RNN, "model": {**TRANSFORMER, "num_heads": 0}},
-            "model.num_heads: found 0, valid is a positive whole number",
+            "model.num_heads: expected a positive whole number, got 0",
         ),
         (
             {**RNN, "model": {**TRANSFORMER, "num_layers": 0}},
-            "model.num_layers: found 0, valid is a positive whole number",
+            "model.num_layers: expected a positive whole number, got 0",
         ),
         (
             {**RNN, "model": {**TRANSFORMER, "mlp_size": -1}},
-            "model.mlp_size: found -1, valid is a positive whole number",
+            "model.mlp_size: expected a positive whole number, got -1",
         ),
         (
             {**RNN, "model": {**TRANSFORMER, "keep": 1.1}},
-            "model.keep: found 1.1, valid is a number above 0 and at most 1",
+            "model.keep: expected a number above 0 and at most 1, got 1.1",
         ),
         (
             {**RNN, "model": {**TRANSFORMER, "attention_keep": 0.0}},
-            "model.attention_keep: found 0.0, valid is a number above 0 and at most 1",
+            "model.attention_keep: expected a number above 0 and at most 1, got 0.0",
         ),
         (
             {**RNN, "optim": {"optimizer": "adam", "lr": 0}},
-            "optim.lr: found 0.0, valid is a positive finite number",
+            "optim.lr: expected a positive finite number, got 0.0",
         ),
         (
             {**RNN, "optim": {"optimizer": "sgd", "lr": float("inf")}},
-            "optim.lr: found inf, valid is a positive finite number",
+            "optim.lr: expected a positive finite number, got inf",
         ),
-        (changed(optim={"decay": float("inf")}), "optim.decay: found inf, valid is a number greater than 1"),
-        (changed(optim={"flat_epochs": 0}), "optim.flat_epochs: found 0, valid is a positive whole number"),
-        (changed(optim={"lr": True}), "optim.lr: found true, valid is a number"),
-        ({**RNN, "data": {"corpus": "files", "sha256": 7}}, "data.sha256: found 7, valid is a text"),
-        ({**RNN, "seed": "1"}, 'seed: found "1", valid is a whole number; remove the quotes'),
+        (changed(optim={"decay": float("inf")}), "optim.decay: expected a number greater than 1, got inf"),
+        (changed(optim={"flat_epochs": 0}), "optim.flat_epochs: expected a positive whole number, got 0"),
+        (changed(optim={"lr": True}), "optim.lr: expected a number, got true"),
+        ({**RNN, "data": {"corpus": "files", "sha256": 7}}, "data.sha256: expected a text, got 7"),
+        ({**RNN, "seed": "1"}, 'seed: expected a whole number, got "1"; remove the quotes'),
         ({**RNN, "modle": {}}, 'unknown key "modle"; did you mean "model"? (valid: model, data, optim, train, seed)'),
     ],
 )

@@ -405,7 +405,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run", "none.toml"], "none.toml: no such file"),
         (["run", "text"], "text"),
         (["run", "small.toml", "--set", "optim.lrate=1"], "did you mean"),
-        (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: found -1"),
+        (["run", "small.toml", "--set", "optim.lr=-1"], "optim.lr: expected a positive finite number, got -1"),
         (["run", "small.toml", "--set", "model.arch=lstm"], "lstm"),
         (
             ["run", "small.toml", "--only", "arch=gru"],
@@ -434,7 +434,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (
             ["sttaus", "small"],
             'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, logs, cancel, retry, '
-            "behaviour, report, doctor, data, completion; see python launch.py --help)",
+            "behaviour, report, doctor, schema, data, completion; see python launch.py --help)",
         ),
         (["status", "other"], "other: expected a study's folder, a manifest, or a study in runs"),
         (["status", "small.toml"], "this study has not been launched yet"),

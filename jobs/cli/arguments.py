@@ -43,6 +43,14 @@ class DataArguments(Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SchemaArguments(Arguments):
+    """``schema``."""
+
+    output: Path | None
+    """``None``: stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorArguments(Arguments):
     """``doctor``."""
 

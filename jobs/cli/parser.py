@@ -27,6 +27,7 @@ from jobs.cli.arguments import (
     ReportArguments,
     RetryArguments,
     RunArguments,
+    SchemaArguments,
     StatusArguments,
 )
 from seqlm import __version__
@@ -254,6 +255,15 @@ def _add_machine_commands(top: Parser, data: Parser, common: Parser) -> None:
         action="store_true",
         help="check fused operations on this device, then measure training speed, for the times of plan",
     )
+    schema = top.command(
+        group,
+        "schema",
+        "print the JSON Schema of manifests, with which editors complete and check them",
+        common,
+        record=SchemaArguments,
+        example="schema --output manifest.schema.json",
+    )
+    schema.add_argument("--output", type=Path, metavar="FILE", help="write it to this file instead")
     fetch = top.command(group, "data", "download a corpus", common, record=DataArguments, example="data ptb")
     fetch.add_argument("corpus", choices=("ptb",), help="ptb: Penn Treebank")
     fetch.add_argument("--to", type=Path, metavar="DIR", help="default: the folder in which runs look for it")

@@ -5,6 +5,7 @@ Each command imports what only it needs inside its function, so that ``status``,
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from jobs.cli.arguments import (
     DataArguments,
     LogsArguments,
     ReportArguments,
+    SchemaArguments,
     StatusArguments,
     StudyArguments,
 )
@@ -294,6 +296,24 @@ def behaviour_line(found: Outcome) -> str:
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
+
+
+def schema(arguments: SchemaArguments) -> tuple[Any, int]:
+    """Print the JSON Schema of manifests, or write it to a file.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    from jobs.manifests.json_schema import manifest_schema
+
+    found = manifest_schema()
+    text = json.dumps(found, indent=1)
+    if arguments.output is not None:
+        write_text(arguments.output, f"{text}\n")
+        terminal.say(f"wrote {arguments.output}")
+    elif not arguments.json:
+        terminal.say(text)
+    return found, 0
 
 
 def data(arguments: DataArguments) -> tuple[Any, int]:

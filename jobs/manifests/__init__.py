@@ -1,1 +1,1 @@
-"""From text to a Manifest, and the manifests that come along."""
+"""Read a manifest: text to a Manifest. Includes the manifests that ship with seqlm."""

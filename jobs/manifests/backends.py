@@ -1,23 +1,23 @@
-"""The keys of ``[backend.*]``: one table for each backend, with what is valid for each key.
+"""The tables ``[backend.*]``, one dataclass for each backend.
 
-The only place that knows them. A manifest is checked against it when it is loaded (:mod:`jobs.manifests.entries`), a
-site file of SLURM when it is read (:mod:`slurm.settings`).
+A manifest's tables are checked when it is loaded (:mod:`jobs.manifests.entries`), a SLURM site file when it is read
+(:mod:`slurm.settings`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from jobs.manifests.problems import Problems
+from annotated_types import Ge, Gt, Le, MinLen
+
+from jobs.manifests.fields import Check, Line, Matches, Problems, Valid, Word, Written, field_names, read_table
 from jobs.manifests.reader import show
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from seqlm.errors import nearest
-
-Check: TypeAlias = Callable[[str, Any], Iterator[str]]
-"""Full name of a key and its value -> a line for each thing that is wrong with it."""
 
 MAX_SIGNAL_S = 65_535
 """The longest warning that SLURM can give."""
@@ -29,86 +29,38 @@ MAIL_TYPES = (
 
 
 def option_name(key: str) -> str:
-    """An option of sbatch as sbatch writes it; in a table underscores are as good as hyphens."""
+    """Return an option as sbatch spells it; a table may write underscores for hyphens."""
     return key.replace("_", "-")
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------
 
-
-def _valid_if(fits: Callable[[Any], bool], valid: str) -> Check:
-    def check(name: str, value: Any) -> Iterator[str]:
-        if not fits(value):
-            yield f"{name}: found {show(value)}, valid is {valid}"
-
-    return check
-
-
-def _is_line(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
-
-
-def _is_word(value: Any) -> bool:
-    return _is_line(value) and not any(letter.isspace() for letter in value)
-
-
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def _is_variable(name: Any) -> bool:
-    return isinstance(name, str) and _VARIABLE.fullmatch(name) is not None
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_Variable = Annotated[str, Matches(VARIABLE)]
 
 
 def _variables(name: str, value: Any) -> Iterator[str]:
-    if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
-        yield f'{name}: found {show(value)}, valid is a table of texts, such as {{NCCL_SOCKET_IFNAME = "eth0"}}'
-        return
     for key, text in value.items():
-        if not _is_variable(key):
-            yield f"{name}: found the variable {show(key)}, valid are letters, digits and underscores"
+        if not re.fullmatch(VARIABLE, key):
+            yield f"{name}: expected names of letters, digits and underscores, got {show(key)}"
         if "\0" in text:
-            yield f"{name}.{key}: found {show(text)}, valid is a text without NUL"
-
-
-def _variable_names(name: str, value: Any) -> Iterator[str]:
-    if not isinstance(value, list) or not all(map(_is_variable, value)):
-        yield f'{name}: found {show(value)}, valid is a list of names of variables, such as ["HF_TOKEN"]'
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _at_least(least: int, most: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and least <= value and (most is None or value <= most)
-
-
-def _lines(name: str, value: Any) -> Iterator[str]:
-    if not isinstance(value, list) or not all(_is_line(line) for line in value):
-        yield f"{name}: found {show(value)}, valid is a list of texts, each one line"
+            yield f"{name}.{key}: expected a text without NUL, got {show(text)}"
 
 
 def _setup(name: str, value: Any) -> Iterator[str]:
-    yield from _lines(name, value)
-    for line in value if isinstance(value, list) else ():
-        if isinstance(line, str) and line.lstrip().startswith("#SBATCH"):
-            yield f"{name}: found {show(line)}, valid are shell commands; options stand in sbatch"
+    for line in value:
+        if line.lstrip().startswith("#SBATCH"):
+            yield f"{name}: expected shell commands, got {show(line)}; options of sbatch belong in the table sbatch"
 
 
 def _mail_type(name: str, value: Any) -> Iterator[str]:
-    if not _is_word(value):
-        yield f'{name}: found {show(value)}, valid is a text such as "END,FAIL"'
-        return
     for word in value.split(","):
         if word.upper() not in MAIL_TYPES:
             hint = nearest(word.upper(), MAIL_TYPES)
-            yield f"{name}: found {show(word)}, valid is one or more of {', '.join(MAIL_TYPES)}{hint}"
+            yield f"{name}: expected one or more of {', '.join(MAIL_TYPES)}, got {show(word)}{hint}"
 
 
 def _sbatch(name: str, value: Any) -> Iterator[str]:
-    if not isinstance(value, Mapping):
-        yield f"{name}: found {show(value)}, valid is a table of options of sbatch"
-        return
     given: dict[str, str] = {}
     for key, found in value.items():
         option = option_name(key)
@@ -119,83 +71,141 @@ def _sbatch(name: str, value: Any) -> Iterator[str]:
 
 
 def _sbatch_option(name: str, option: str, value: Any) -> Iterator[str]:
-    number_or_text = "a text of one line or a number"
+    valid = "a text of one line or a number"
     if option not in OPTIONS:
         prefix = name.rpartition(".")[0]
         hint = nearest(option, sorted(OPTIONS - OURS.keys())).replace('"', f'"{prefix}.', 1)
         yield f'unknown key "{name}"{hint} (valid in {prefix}: the long options that `sbatch --help` lists)'
     elif option in OURS:
-        yield f'{name}: found "{option}", which seqlm gives to sbatch itself; {OURS[option]}'
+        yield f"{name}: seqlm sets this option itself; {OURS[option]}"
     elif option in FLAGS:
-        yield from _valid_if(lambda found: found is True, "true, since the option takes no value")(name, value)
-    elif option in EITHER:
-        yield from _valid_if(lambda found: found is True or _is_value(found), f"true, {number_or_text}")(name, value)
-    else:
-        yield from _valid_if(_is_value, number_or_text)(name, value)
+        if value is not True:
+            yield f"{name}: expected true, since the option takes no value, got {show(value)}"
+    elif not _is_value(value) and not (option in EITHER and value is True):
+        yield f"{name}: expected {'true, ' if option in EITHER else ''}{valid}, got {show(value)}"
 
 
 def _is_value(value: Any) -> bool:
-    return _is_line(value) or _is_number(value)
+    if isinstance(value, str):
+        return bool(value.strip()) and value.isprintable()
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 # -- the tables ------------------------------------------------------------------------------------------------------
 
-_LINE = _valid_if(_is_line, "a text of one line")
-_POSITIVE = _valid_if(_at_least(1), "a positive whole number")
+_Positive = Annotated[int, Ge(1)]
+_POSITIVE = Valid("a positive whole number")
+_Nodes = Annotated[Word | None, Valid('a list of nodes, such as "node[01-04],node09"')]
+_Lines = Annotated[tuple[str, ...], Written(list[Line]), Valid("a list of texts, each one line")]
+_Seconds = Annotated[float, Gt(0)]
+_SECONDS = Valid("a number of seconds above 0")
 
-_COMMON: dict[str, Check] = {
-    "max_parallel": _POSITIVE,
-    "retries": _valid_if(_at_least(0), "a whole number, 0 or more"),
-    "env": _variables,
-    "env_pass": _variable_names,
-    "progress_s": _valid_if(lambda value: _is_number(value) and value > 0, "a number of seconds above 0"),
-}
 
-BACKENDS: dict[str, dict[str, Check]] = {
-    "local": _COMMON,
-    "ray": {
-        **_COMMON,
-        "address": _valid_if(lambda value: isinstance(value, str) and bool(value), 'an address, such as "auto"'),
-    },
-    "slurm": {
-        **_COMMON,
-        "partition": _valid_if(_is_word, "a partition's name, or several with commas between"),
-        "account": _valid_if(_is_word, "an account's name"),
-        "qos": _valid_if(_is_word, "the name of a quality of service"),
-        "constraint": _LINE,
-        "reservation": _valid_if(_is_word, "a reservation's name"),
-        "nodelist": _valid_if(_is_word, 'a list of nodes, such as "node[01-04],node09"'),
-        "exclude": _valid_if(_is_word, 'a list of nodes, such as "node[01-04],node09"'),
-        "timeout_min": _POSITIVE,
-        "mem_gb": _valid_if(lambda value: _is_number(value) and value > 0, "a number above 0"),
-        "ranks_per_node": _POSITIVE,
-        "signal_before_s": _valid_if(_at_least(1, MAX_SIGNAL_S), f"a whole number from 1 to {MAX_SIGNAL_S}"),
-        "mail_user": _valid_if(_is_word, "a mail address or a user's name"),
-        "mail_type": _mail_type,
-        "setup": _setup,
-        "srun_args": _lines,
-        "python": _valid_if(_is_line, 'a command that starts Python, such as "apptainer exec image.sif python"'),
-        "sbatch": _sbatch,
-    },
-}
-"""Backend -> its keys, each with its check."""
+@dataclass(frozen=True, kw_only=True)
+class LocalTable:
+    """``[backend.local]``, and the keys that all backends have."""
+
+    max_parallel: Annotated[_Positive | None, _POSITIVE] = None
+    """Most runs at once; without it, as many as there is room for. `--max-parallel` overrides it."""
+    retries: Annotated[int | None, Written(Annotated[int, Ge(0)]), Valid("a whole number, 0 or more")] = None
+    """Overrides `policy.without_progress`; `--retries` overrides both."""
+    env: Annotated[
+        Mapping[str, str],
+        Check(_variables),
+        Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}'),
+    ] = field(default_factory=dict)
+    """Variables for the workers, such as `env.NCCL_SOCKET_IFNAME = "eth0"`. They are kept with the study, so do not put
+    secrets here."""
+    env_pass: Annotated[
+        tuple[str, ...], Written(list[_Variable]), Valid('a list of names of variables, such as ["HF_TOKEN"]')
+    ] = ()
+    """Variables of your shell that workers get too, such as `["HF_TOKEN"]`. Their values are not written to any
+    file."""
+    progress_s: Annotated[_Seconds | None, _SECONDS] = None
+    """Seconds between two updates of `progress.json`, which says where a run is within its epoch; without it, 1. A
+    higher number means less load on shared file systems (Lustre, NFS)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayTable(LocalTable):
+    """``[backend.ray]``."""
+
+    address: Annotated[str | None, Written(Annotated[str, MinLen(1)]), Valid('an address, such as "auto"')] = None
+    """The Ray cluster to join, such as `"auto"`; without it, seqlm starts Ray on this machine. `--ray-address` and
+    `RAY_ADDRESS` override it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmTable(LocalTable):
+    """``[backend.slurm]``, and the keys of a site file."""
+
+    progress_s: Annotated[_Seconds, _SECONDS] = 10.0
+    """Seconds between two updates of `progress.json`, which says where a run is within its epoch, and between two
+    looks of `--watch`. A higher number means less load on shared file systems (Lustre, NFS)."""
+    partition: Annotated[Word | None, Valid("a partition's name, or several with commas between")] = None
+    """Partition, or several with commas between; without it, the cluster's default."""
+    account: Annotated[Word | None, Valid("an account's name")] = None
+    """Account that is charged; without it, your default account."""
+    qos: Annotated[Word | None, Valid("the name of a quality of service")] = None
+    """Quality of service; without it, your default."""
+    constraint: Annotated[Line | None, Valid("a text of one line")] = None
+    """Features that nodes must have, such as `"a100|h100"`."""
+    reservation: Annotated[Word | None, Valid("a reservation's name")] = None
+    """Reservation to use."""
+    nodelist: _Nodes = None
+    """Nodes that a job must get, all of them: `"node[01-02]"`."""
+    exclude: _Nodes = None
+    """Nodes that a job must not get."""
+    timeout_min: Annotated[_Positive, _POSITIVE] = 60
+    """Time limit of a job in minutes. A run that needs longer is saved and resumed in another job."""
+    signal_before_s: Annotated[int, Ge(1), Le(MAX_SIGNAL_S), Valid(f"a whole number from 1 to {MAX_SIGNAL_S}")] = 120
+    """Seconds before the time limit, or a preemption, at which a run gets the signal to save. It is less than the time
+    limit."""
+    mem_gb: Annotated[Annotated[float, Gt(0)] | None, Valid("a number above 0")] = None
+    """Memory of each node in GB; without it, the cluster's default."""
+    ranks_per_node: Annotated[_Positive | None, _POSITIVE] = None
+    """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
+    `resources.ranks` must be a multiple of it."""
+    setup: Annotated[_Lines, Check(_setup)] = ()
+    """Shell lines before a job's command, such as module loads."""
+    python: Annotated[Line | None, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] = (
+        None
+    )
+    """Command that starts Python in a job, such as `"apptainer exec --nv image.sif python"`; without it, the Python
+    that launches."""
+    srun_args: _Lines = ()
+    """Further arguments of the `srun` that starts the ranks."""
+    mail_user: Annotated[Word | None, Valid("a mail address or a user's name")] = None
+    """Recipient of SLURM's mails; without it, you."""
+    mail_type: Annotated[Word | None, Check(_mail_type), Valid('a text such as "END,FAIL"')] = None
+    """Events that SLURM sends mails about, such as `"END,FAIL"`."""
+    sbatch: Annotated[
+        Mapping[str, str | int | float | bool],
+        Written(dict[str, Any]),
+        Check(_sbatch),
+        Valid("a table of options of sbatch"),
+    ] = field(default_factory=dict)
+    """Any other long option of `sbatch`, without the leading hyphens: a text, a number, or `true` for an option without
+    a value. `gres_flags` and `gres-flags` are the same."""
+
+
+BACKENDS: dict[str, type] = {"local": LocalTable, "ray": RayTable, "slurm": SlurmTable}
+"""Backend -> its table."""
 
 
 def check_table(backend: str, table: Mapping[str, Any], where: str, problems: Problems, *, prefix: str) -> None:
-    """Check one backend's table; ``prefix`` is how its keys are called in the file, such as ``backend.ray.``."""
-    keys = BACKENDS[backend]
-    for key, value in table.items():
+    """Check one backend's table; ``prefix`` precedes its keys in messages, such as ``backend.ray.``."""
+
+    def unknown(key: str) -> None:
         name = f"{prefix}{key}"
-        if key in keys:
-            for line in keys[key](name, value):
-                problems.add(where, line)
-        elif backend == "slurm" and option_name(key) in OPTIONS:
-            option = option_name(key)
-            instead = OURS.get(option, f"write {prefix}sbatch.{key}")
+        if backend == "slurm" and option_name(key) in OPTIONS:
+            instead = OURS.get(option_name(key), f"write {prefix}sbatch.{key}")
             problems.add(where, f'unknown key "{name}": an option of sbatch; {instead}')
-        else:
-            valid = [f"{prefix}{known}" for known in keys]
-            if prefix:
-                others = {other: its for other, its in BACKENDS.items() if other != backend}
-                valid += [f"backend.{other}.{known}" for other, its in others.items() for known in its]
-            problems.unknown(where, name, valid)
+            return
+        valid = [f"{prefix}{known}" for known in field_names(BACKENDS[backend])]
+        if prefix:
+            others = {other: its for other, its in BACKENDS.items() if other != backend}
+            valid += [f"backend.{other}.{known}" for other, its in others.items() for known in field_names(its)]
+        problems.unknown(where, name, valid)
+
+    read_table(BACKENDS[backend], table, where, problems, prefix=prefix, unknown=unknown)

@@ -1,49 +1,81 @@
-"""The tables of a manifest, and the texts of ``--set``, before anything is expanded.
+"""Read the tables of a manifest, and the texts of ``--set``, before anything is expanded.
 
-Reads what stands there and reports what cannot: unknown keys with the nearest valid one, wrong tables, names that no
-folder can have. Values of a run's configuration are checked later, by :class:`seqlm.config.RunConfig`.
+Each problem is reported: unknown keys with the nearest valid one, wrong tables, invalid names. Values of a run's
+configuration are checked later, by :class:`seqlm.config.RunConfig`.
 """
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen, Predicate
 
 from jobs.manifests.backends import BACKENDS, check_table
-from jobs.manifests.claims import PUBLISHED_KEYS, Claim, read_behaviour, read_claim, read_published
+from jobs.manifests.claims import PUBLISHED_KEYS, Claim, Report, read_claim, read_published
 from jobs.manifests.expand import Entry, EntryKind, problems_of
+from jobs.manifests.fields import Matches, Problems, Valid, Written, field_names, read_table
 from jobs.manifests.policy import POLICY_KEYS, check_policy
-from jobs.manifests.problems import Problems
 from jobs.manifests.reader import check_plain, show
 from jobs.spec import Resources
-from seqlm.config import RunConfig, valid_keys
+from seqlm.config import RunConfig, Seed, valid_keys
+
+_Name = Annotated[
+    str,
+    Matches(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$"),
+    Valid("up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTable:
+    """``[study]``."""
+
+    name: _Name
+    """Name of the study and of its folder `runs/<name>/`: up to 80 letters, digits, `.`, `_` and `-`, not starting with
+    `.` or `-`."""
+    data: Annotated[
+        str | None,
+        Written(Annotated[str, MinLen(1), Predicate(str.isprintable)]),
+        Valid("the path of a file or folder"),
+    ] = None
+    """Path of the text, relative to the manifest's folder; without it, the corpus's own place. `--data` and
+    `SEQLM_DATA` override it."""
+    backend: Annotated[Literal["local", "ray", "slurm"] | None, Valid(f"one of {', '.join(BACKENDS)}")] = None
+    """Where runs are sent; without it, Ray if it is installed, else local processes. `--backend` and `SEQLM_BACKEND`
+    override it."""
+    untracked: Annotated[tuple[str, ...], Written(list[Annotated[str, MinLen(1)]]), Valid("a list of files")] = ()
+    """Files of the code that git does not track and runs need, such as `["seqlm/new.py"]`, relative to the folder of
+    `launch.py`. They are kept in `code/` and sent to Ray."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryTable:
+    """The keys of an entry that belong to no section."""
+
+    name: Annotated[_Name | None, Valid(_Name.__metadata__[-1].words)] = None
+    """Name of the run; without it, `{arch}-{optimizer}`. Runs of a grid or zip get a suffix for each key that varies,
+    as in `gru-lr0.1-hidden512-seed2`."""
+    seeds: Annotated[
+        list[int] | None,
+        Written(Annotated[list[Seed], MinLen(1)]),
+        Valid("a list of whole numbers, at least one"),
+    ] = None
+    """A copy of every run for each seed. `seed` or `seeds` of an entry override the `seeds` at the top of the file."""
+
 
 TOP_KEYS = (
-    "study",
-    "defaults",
-    "run",
-    "grid",
-    "zip",
-    "exclude",
-    "expect",
-    "report",
-    "seeds",
-    "resources",
-    "policy",
-    "backend",
+    *("study", "defaults", "run", "grid", "zip", "exclude", "expect", "report", "seeds"),
+    *("resources", "policy", "backend"),
 )
-STUDY_KEYS = ("name", "data", "backend", "untracked")
+STUDY_KEYS = field_names(StudyTable)
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
 CONFIG_KEYS = tuple(valid_keys())
-RESOURCE_KEYS = tuple(f"resources.{name}" for name in Resources.__dataclass_fields__)
+RESOURCE_KEYS = tuple(f"resources.{name}" for name in field_names(Resources))
 SECTIONS = (*RunConfig.SECTIONS, "resources")
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
-_VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"
 
 
 # -- the file's tables -----------------------------------------------------------------------------------------------
@@ -51,7 +83,7 @@ _VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not star
 
 @dataclass(kw_only=True)
 class Schema:
-    """What stands in the manifest, table by table; wrong parts are reported and left out."""
+    """The manifest, table by table. Wrong parts are reported and left out."""
 
     file: str
     study: str = ""
@@ -66,15 +98,15 @@ class Schema:
     seeds: list[Any] | None = None
     entries: list[Entry] = field(default_factory=list)
     excludes: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Number -> condition, the sound ones alone: half a condition would match too much."""
-    claims: list[Claim] = field(default_factory=list)
-    """What is expected, the sound ones alone."""
+    """Number -> condition. Wrong ones are left out: half a condition would match too much."""
+    claims: dict[int, Claim] = field(default_factory=dict)
+    """Number -> expectation. Wrong ones are left out."""
     behaviour: tuple[str, ...] = ()
-    """Names of the runs whose trained models the report looks into."""
+    """Names of the runs whose trained models the report examines."""
 
 
 def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schema:
-    """Check the shape of a manifest; ``problems`` receives a line for whatever is wrong."""
+    """Check the tables of a manifest; add a line to ``problems`` for each mistake."""
     schema = Schema(file=path.name)
     for key in raw:
         if key not in TOP_KEYS:
@@ -90,9 +122,9 @@ def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schem
         for key, value in schema.policy.items():
             check_policy(key, value, path.name, problems)
     if "seeds" in raw:
-        schema.seeds = _read_seeds(raw["seeds"], path.name, problems)
+        schema.seeds = read_table(EntryTable, {"seeds": raw["seeds"]}, path.name, problems).get("seeds")
         if "seed" in schema.defaults:
-            problems.add(where, 'found "seed" beside "seeds" at the top of the file, valid is one of them')
+            problems.add(where, 'expected one of "seed" here and "seeds" at the top of the file, got both')
     for name, value in (_table(raw, "backend", path.name, problems) or {}).items():
         _read_backend(name, value, schema, problems)
     for kind in (key for key in raw if key in ENTRY_KINDS):
@@ -103,48 +135,28 @@ def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schem
         before = len(problems.lines)
         condition = _flatten(table, ("name", *CONFIG_KEYS), where, problems)
         if not table:
-            problems.add(where, "found no key, valid is at least one")
+            problems.add(where, "expected at least one key, got none")
         if len(problems.lines) == before:
             schema.excludes[number] = condition
     for number, table in _tables(raw, "expect", path.name, problems):
         if (claim := read_claim(number, table, path.name, problems)) is not None:
-            schema.claims.append(claim)
+            schema.claims[number] = claim
     if (table := _table(raw, "report", path.name, problems)) is not None:
-        schema.behaviour = read_behaviour(table, path.name, problems)
+        report = read_table(Report, table, path.name, problems, prefix="report.")
+        schema.behaviour = tuple(report.get("behaviour", ()))
     return schema
 
 
 def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> None:
-    study = _table({"study": value}, "study", path.name, problems)
-    if study is None:
+    table = _table({"study": value}, "study", path.name, problems)
+    if table is None:
         return
-    for key in study:
-        if key not in STUDY_KEYS:
-            problems.unknown(path.name, f"study.{key}", [f"study.{known}" for known in STUDY_KEYS])
-    if "name" not in study:
-        problems.add(path.name, f"study.name: missing, valid is {_VALID_NAME}")
-    elif _is_name(study["name"]):
-        schema.study = study["name"]
-    else:
-        problems.add(path.name, f"study.name: found {show(study['name'])}, valid is {_VALID_NAME}")
-    if "backend" in study:
-        if isinstance(study["backend"], str) and study["backend"] in BACKENDS:
-            schema.backend_name = study["backend"]
-        else:
-            problems.add(path.name, f"study.backend: found {show(study['backend'])}, valid is {', '.join(BACKENDS)}")
+    study = read_table(StudyTable, table, path.name, problems, prefix="study.")
+    schema.study = study.get("name", "")
+    schema.backend_name = study.get("backend")
+    schema.untracked = tuple(study.get("untracked", ()))
     if "data" in study:
-        data = study["data"]
-        if isinstance(data, str) and data and data.isprintable():
-            schema.data_path = (path.parent / Path(data).expanduser()).resolve()
-        else:
-            problems.add(path.name, f"study.data: found {show(data)}, valid is the path of a file or folder")
-
-    if "untracked" in study:
-        files = study["untracked"]
-        if isinstance(files, list) and all(isinstance(file, str) and file for file in files):
-            schema.untracked = tuple(files)
-        else:
-            problems.add(path.name, f"study.untracked: expected a list of files, got {show(files)}")
+        schema.data_path = (path.parent / Path(study["data"]).expanduser()).resolve()
 
 
 def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> None:
@@ -159,47 +171,34 @@ def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> 
 
 
 def _read_entry(kind: EntryKind, number: int, table: Mapping[str, Any], file: str, problems: Problems) -> Entry:
-    name, seeds = table.get("name"), table.get("seeds")
-    entry = Entry(kind=kind, number=number, name=name if _is_name(name) else None, values={})
+    own = {key: value for key, value in table.items() if key in field_names(EntryTable)}
+    rest = {key: value for key, value in table.items() if key not in own}
+    name = read_table(EntryTable, own, file, Problems()).get("name")
+    entry = Entry(kind=kind, number=number, name=name, values={})
     where = f"{file}: {entry.label}"
-    if "name" in table and entry.name is None:
-        problems.add(where, f"name: found {show(name)}, valid is {_VALID_NAME}")
-    if "seeds" in table:
-        seeds = _read_seeds(seeds, where, problems)
-        if "seed" in table:
-            problems.add(where, 'found both "seed" and "seeds", valid is one of them')
-    rest = {key: value for key, value in table.items() if key not in ("name", "seeds")}
+    seeds = read_table(EntryTable, own, where, problems).get("seeds")
+    if "seeds" in table and "seed" in table:
+        problems.add(where, 'expected one of "seed" and "seeds", got both')
     valid = (*CONFIG_KEYS, *RESOURCE_KEYS)
     if kind == "run":
         valid += PUBLISHED_KEYS
     elif any(key.partition(".")[0] == "published" for key in rest):
         problems.add(where, "published: published results belong to [[run]], an entry for each run that has them")
         rest = {key: value for key, value in rest.items() if key.partition(".")[0] != "published"}
-    values = _flatten(rest, valid, where, problems, also=("name", "seeds"))
+    values = _flatten(rest, valid, where, problems, also=field_names(EntryTable))
     results = {key: values.pop(key) for key in PUBLISHED_KEYS if key in values}
     published = read_published(results, where, problems)
-    entry = Entry(kind=kind, number=number, name=entry.name, values=values, seeds=seeds, published=published)
+    entry = replace(entry, values=values, seeds=seeds, published=published)
     for problem in problems_of(entry):
         problems.add(where, problem)
     return entry
-
-
-def _read_seeds(value: Any, where: str, problems: Problems) -> list[Any] | None:
-    if isinstance(value, list) and value and all(type(seed) is int for seed in value):
-        return value
-    problems.add(where, f"seeds: found {show(value)}, valid is a list of whole numbers, at least one")
-    return None
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def _table(raw: Mapping[str, Any], key: str, where: str, problems: Problems) -> Mapping[str, Any] | None:
     value = raw.get(key, {})
     if isinstance(value, Mapping):
         return value
-    problems.add(where, f"{key}: found {show(value)}, valid is a table")
+    problems.add(where, f"{key}: expected a table, got {show(value)}")
     return None
 
 
@@ -207,24 +206,24 @@ def _tables(raw: Mapping[str, Any], key: str, file: str, problems: Problems) -> 
     value = raw.get(key, [])
     if not isinstance(value, list):
         found = "one table" if isinstance(value, Mapping) else show(value)
-        problems.add(file, f"{key}: found {found}, valid is a list of tables, in TOML [[{key}]]")
+        problems.add(file, f"{key}: expected a list of tables, in TOML [[{key}]], got {found}")
         return
     for number, item in enumerate(value, start=1):
         if isinstance(item, Mapping):
             yield number, item
         else:
-            problems.add(file, f"{key} {number}: found {show(item)}, valid is a table")
+            problems.add(file, f"{key} {number}: expected a table, got {show(item)}")
 
 
 def _flatten(
     table: Mapping[str, Any], valid: Sequence[str], where: str, problems: Problems, also: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The keys of a table as dotted keys; unknown ones are reported and left out."""
+    """Return the keys of a table as dotted keys. Unknown keys are reported and left out."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         is_section = key in SECTIONS or key == "published"
         if is_section and not isinstance(value, Mapping):
-            problems.add(where, f"{key}: found {show(value)}, valid is a table")
+            problems.add(where, f"{key}: expected a table, got {show(value)}")
             continue
         found = {f"{key}.{inner}": v for inner, v in value.items()} if is_section else {key: value}
         for dotted, inner_value in found.items():
@@ -251,7 +250,7 @@ class Override:
 
 
 def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Override]:
-    """Key -> override; of two with the same key the later one holds."""
+    """Return key -> override. Of two overrides of one key, the later one is used."""
     overrides: dict[str, Override] = {}
     valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *POLICY_KEYS, "study.name")
     for text in texts:
@@ -264,15 +263,13 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Overri
             problems.add(where, str(error))
             continue
         if not equals or not key:
-            problems.add(where, "valid is KEY=VALUE, for example --set train.epochs=2")
+            problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif key.partition(".")[0] == "policy":
             check_policy(key, value, where, problems)
             overrides[key] = Override(text, value)
         elif key not in valid:
             problems.unknown(where, key, valid)
-        elif key == "study.name" and not _is_name(value):
-            problems.add(where, f"study.name: found {show(value)}, valid is {_VALID_NAME}")
-        else:
+        elif key != "study.name" or read_table(StudyTable, {"name": value}, where, problems, prefix="study."):
             overrides[key] = Override(text, value)
     return overrides
 

@@ -1,4 +1,4 @@
-"""From the entries of a manifest to single runs: lists multiply or advance together, and each run gets its name.
+"""Expand the entries of a manifest to single runs with their names. Lists multiply (grid) or advance together (zip).
 
 Pure functions of plain data. Keys are dotted (``optim.lr``), as everywhere in a manifest.
 """
@@ -28,9 +28,9 @@ class Entry:
     values: Mapping[str, Any]
     """Dotted key -> value, or a list of values in a grid or zip."""
     seeds: Sequence[Any] | None = None
-    """A copy of every run for each; none: nothing said."""
+    """A copy of every run for each seed. ``None``: the entry has no ``seeds``."""
     published: Published | None = None
-    """What has been published for it, of a ``[[run]]`` alone."""
+    """Published results; only a ``[[run]]`` has them."""
 
     @property
     def position(self) -> str:
@@ -38,12 +38,12 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """How error messages call it: by name where it has one."""
+        """The entry in error messages: by its name if it has one, else by its number."""
         return f'{self.kind} "{self.name}"' if self.name else self.position
 
     @property
     def lists(self) -> dict[str, list[Any]]:
-        """The keys whose values multiply or advance; a ``[[run]]`` has none."""
+        """The keys whose values multiply or advance together. A ``[[run]]`` has none."""
         if self.kind == "run":
             return {}
         return {key: value for key, value in self.values.items() if isinstance(value, list)}
@@ -56,36 +56,36 @@ class Combination:
     entry: Entry
     values: Mapping[str, Any]
     varying: tuple[str, ...]
-    """Keys that tell the runs of the entry apart, in the order in which they stand there."""
+    """Keys that distinguish the runs of the entry, in the order of the entry."""
 
 
 def problems_of(entry: Entry) -> list[str]:
-    """What is wrong with the lists of an entry."""
-    problems = [f"{key}: found an empty list, valid is at least one value" for key, v in entry.lists.items() if not v]
+    """Return a line for each problem with the lists of an entry."""
+    problems = [f"{key}: expected at least one value, got an empty list" for key, v in entry.lists.items() if not v]
     if entry.kind == "zip" and len({len(values) for values in entry.lists.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.lists.items())
-        problems.append(f"lists of unequal length: {lengths}; valid are lists of one length")
+        problems.append(f"expected lists of one length, got {lengths}")
     if entry.kind == "grid":
         problems += [
-            f"{key}: found {show(values)}, valid is one value (the same run on other resources is the same run)"
+            f"{key}: expected one value, got {show(values)} (the same run on other resources is the same run)"
             for key, values in entry.lists.items()
             if key.startswith("resources.")
         ]
     return problems
 
 
-def count(entry: Entry, seeds: Sequence[Any] | None) -> int:
-    """How many runs the entry makes, without making them."""
+def number_of_runs(entry: Entry, seeds: Sequence[Any] | None) -> int:
+    """Return the number of runs of the entry, without expanding it."""
     lengths = [len(values) or 1 for values in entry.lists.values()]
     combined = math.prod(lengths) if entry.kind == "grid" else max(lengths, default=1)
     return combined * len(_seeds_for(entry, seeds) or [None])
 
 
 def combinations(entry: Entry, seeds: Sequence[Any] | None) -> list[Combination]:
-    """The runs of one entry. In a grid the last list turns fastest; seeds turn faster still.
+    """Return the runs of one entry. In a grid the last list varies fastest; seeds vary faster still.
 
-    ``seeds`` are those of the whole manifest; an entry's own ``seeds`` or ``seed`` go before them. An entry with
-    ``problems_of`` is expanded too, so that its values can be checked: empty lists are left out, short ones repeat.
+    ``seeds`` are those of the whole manifest; ``seeds`` or ``seed`` of the entry override them. An entry with problems
+    is expanded too, so that its values can be checked: empty lists are left out, short ones repeat.
     """
     lists = {key: values for key, values in entry.lists.items() if values}
     rows: list[tuple[Any, ...]] = [()]
@@ -111,9 +111,9 @@ def _seeds_for(entry: Entry, seeds: Sequence[Any] | None) -> Sequence[Any] | Non
 
 
 def run_name(combination: Combination, values: Mapping[str, Any]) -> str:
-    """The entry's name, or ``{arch}-{optimizer}``, and a suffix for each key that varies in the entry.
+    """Return the entry's name, or ``{arch}-{optimizer}``, with a suffix for each key that varies in the entry.
 
-    ``values`` are the run's own, with defaults and ``--set``: the name says what is run.
+    ``values`` are those of the run with defaults and ``--set``.
     """
     given = combination.entry.name
     parts = [given] if given else [str(values.get("model.arch", "?")), str(values.get("optim.optimizer", "?"))]
@@ -126,12 +126,12 @@ def run_name(combination: Combination, values: Mapping[str, Any]) -> str:
 
 
 def _short(key: str) -> str:
-    """The word for a key in a name: ``hidden`` for ``model.hidden_size``, ``layers`` for ``model.num_layers``."""
+    """Return a key's short form in names: ``hidden`` for ``model.hidden_size``, ``layers`` for ``model.num_layers``."""
     return key.rpartition(".")[2].removeprefix("num_").removesuffix("_size")
 
 
 def _number(value: Any) -> str:
-    """A number as short as it can be written and still be told from every other: ``1e-5``, ``0.0001``, ``10``."""
+    """Return the shortest unique form of a number: ``1e-5``, ``0.0001``, ``10``."""
     if not isinstance(value, float):
         return str(value)
     digits, e, exponent = repr(value).partition("e")

@@ -3,9 +3,9 @@
     arch=gru lr>1          a GRU, and a learning rate above 1
     arch=rnn,gru           either
     name=rnn-*             shell-style pattern
-    hidden_size!=1500      has the key, with another value
+    hidden_size!=1500      the run has the key, with another value
 
-All conditions of one filter must hold. A run without the key (``num_heads`` of an RNN) meets no condition on it.
+All conditions of one filter must hold. A run without the key (``num_heads`` of an RNN) meets no condition on that key.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from seqlm.errors import UsageError, nearest
 from seqlm.rundir import FailureKind, RunDirectory, State
 
 _CONDITION = re.compile(r"(?P<key>[\w.]+)(?P<operator>!=|>=|<=|=|>|<)(?P<value>[^=<>!]\S*)")
-_FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
+_FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
 _ORDER: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
@@ -33,15 +33,15 @@ _ORDER: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
 }
 _KEYS = ("name", "id", "fingerprint", *valid_keys(), *(f"resources.{name}" for name in Resources.__dataclass_fields__))
-"""Keys that may be asked of any run; facts may hold more, such as ``state``."""
+"""Keys of any run. ``facts`` may have more, such as ``state``."""
 _CHOICES = {
     **{key: choices for key in valid_keys() if (choices := choices_of(key))},
     "state": get_args(State),
     "kind": get_args(FailureKind),
 }
-"""Key -> the only values that it can have."""
+"""Key -> its only valid values."""
 MOST_LISTED = 8
-"""Values that a message lists at most."""
+"""Most values that a message lists."""
 NO_FOLDERS: Mapping[str, Path] = {}
 
 
@@ -53,10 +53,10 @@ class Condition:
     key: str
     operator: str
     values: tuple[str, ...]
-    """Alternatives, of which ``=`` needs one and ``!=`` none."""
+    """Alternatives: ``=`` needs one to be equal, ``!=`` none."""
 
     def with_whole_ids(self, ids: Collection[str]) -> Condition:
-        """The same condition, with each unique beginning of an id written in full."""
+        """Return the condition with each unique prefix of an id completed."""
         if self.key != "id":
             return self
         try:
@@ -82,7 +82,7 @@ class Condition:
         return equal == (self.operator == "=")
 
     def why_none(self, runs: Sequence[Mapping[str, Any]]) -> str | None:
-        """Which values the runs have, if none of them meets the condition; ``None`` if one does."""
+        """Return which values the runs have, if no run meets the condition. ``None``: a run meets it."""
         if any(self.holds(facts) for facts in runs):
             return None
         key = self._full_key(runs[0])
@@ -117,9 +117,7 @@ class Condition:
             (limit,) = map(_number, self.values)
         except ValueError:
             found = ",".join(self.values)
-            raise UsageError(
-                f'filter "{self.text}": found "{found}" after {self.operator}, valid is a number'
-            ) from None
+            raise UsageError(f'filter "{self.text}": expected a number after {self.operator}, got "{found}"') from None
         if isinstance(fact, str):
             raise UsageError(f'filter "{self.text}": {key} is a text, {self.operator} compares numbers; use = or !=')
         return fact is not None and _ORDER[self.operator](fact, limit)
@@ -134,11 +132,11 @@ class Condition:
         try:
             return bool(_number(value) == fact)
         except ValueError:
-            raise UsageError(f'filter "{self.text}": {key} is a number, found "{value}"') from None
+            raise UsageError(f'filter "{self.text}": {key}: expected a number, got "{value}"') from None
 
 
 def _number(text: str) -> float:
-    """A number as typed; whole ones stay exact, since a seed may be longer than a float can hold."""
+    """Return a typed number. Whole numbers stay exact, since a seed may exceed a float's precision."""
     try:
         return int(text)
     except ValueError:
@@ -156,7 +154,7 @@ class Filter:
         """Read the text after ``--only`` or ``--exclude``.
 
         Raises:
-            UsageError: the text is empty or no list of conditions.
+            UsageError: the text is empty or not a list of conditions.
         """
         conditions = []
         for word in text.split():
@@ -170,7 +168,7 @@ class Filter:
         return cls(tuple(conditions))
 
     def matches(self, facts: Mapping[str, Any]) -> bool:
-        """Whether a run with these facts meets every condition; each is evaluated, so that none hides a mistake.
+        """Whether a run with these facts meets every condition. All are evaluated, so that every mistake is found.
 
         Raises:
             UsageError: unknown key, or a comparison that does not fit the kind of value.
@@ -179,15 +177,15 @@ class Filter:
         return all(met)
 
     def with_whole_ids(self, ids: Collection[str]) -> Filter:
-        """The same filter, with each unique beginning of an id written in full.
+        """Return the filter with each unique prefix of an id completed.
 
         Raises:
-            UsageError: a value begins several ids.
+            UsageError: a value is a prefix of several ids.
         """
         return Filter(tuple(condition.with_whole_ids(ids) for condition in self.conditions))
 
     def why_none(self, runs: Sequence[Mapping[str, Any]]) -> str:
-        """Why none of the runs, of which there are some, matches."""
+        """Return why none of the runs matches. ``runs`` is not empty."""
         reasons = [reason for condition in self.conditions if (reason := condition.why_none(runs)) is not None]
         return "; ".join(reasons) or "each condition fits some run, but no run meets all of them"
 
@@ -195,13 +193,13 @@ class Filter:
 def choose(
     runs: Sequence[Mapping[str, Any]], only: Sequence[str], exclude: Sequence[str]
 ) -> tuple[list[bool], str | None]:
-    """Decide for each run, given as its facts, whether it passes: some ``only`` (if any) matches and no ``exclude``.
+    """Decide for each run, given as facts, whether it passes: some ``only`` matches, if any, and no ``exclude`` does.
 
     Returns the decisions in the order of ``runs`` and, if there are runs but none passes, one line that says why.
 
     Raises:
-        UsageError: a filter cannot be read, has an unknown key, compares what cannot be compared, asks for a value
-            that its key never has, or begins several ids.
+        UsageError: a filter cannot be read, has an unknown key, compares a text with a number, has a value
+            that is not valid for its key, or has a prefix of several ids.
     """
     ids = [str(facts["id"]) for facts in runs]
     wanted = [Filter.parse(text).with_whole_ids(ids) for text in only]
@@ -220,10 +218,10 @@ def choose(
 
 
 def whole_id(text: str, ids: Collection[str]) -> str | None:
-    """The id that ``text`` is or begins; ``None`` if there is none.
+    """Return the id that equals or begins with ``text``. ``None``: there is no such id.
 
     Raises:
-        UsageError: ``text`` begins several ids and is none of them.
+        UsageError: several ids begin with ``text``, and none equals it.
     """
     if text in ids:
         return text
@@ -238,7 +236,7 @@ def _listing(values: Sequence[str]) -> str:
 
 
 def asks_for_identity(filters: Sequence[str]) -> bool:
-    """Whether a filter asks for the id or the fingerprint of runs, which depend on what their text says.
+    """Whether a filter uses the id or the fingerprint of runs, which depend on the content of their text.
 
     Raises:
         UsageError: a filter cannot be read.
@@ -251,7 +249,7 @@ def asks_for_identity(filters: Sequence[str]) -> bool:
 def select(
     specs: Sequence[RunSpec], only: Sequence[str], exclude: Sequence[str], folders: Mapping[str, Path] = NO_FOLDERS
 ) -> tuple[list[RunSpec], str | None]:
-    """The runs of a manifest that pass, in their order, and why if there are none.
+    """Return the runs of a manifest that pass, in their order, and the reason if there are none.
 
     ``folders`` are those of :func:`facts_of_spec`.
 
@@ -259,18 +257,18 @@ def select(
         UsageError: as :func:`choose`.
     """
     if not only and not exclude:
-        return list(specs), None  # the facts of a thousand runs take longer than the manifest they come from
+        return list(specs), None  # collecting the facts takes longer than reading the manifest
     passes, why = choose([facts_of_spec(spec, folders) for spec in specs], only, exclude)
     return list(itertools.compress(specs, passes)), why
 
 
 def facts_of(
     name: str,
-    id: str,  # noqa: A002 - the user's word for it
+    id: str,  # noqa: A002 - the name of the key in filters
     config: RunConfig | None,
     resources: Resources,
 ) -> dict[str, Any]:
-    """What can be asked of a run, as a flat dict of dotted keys. Add ``state`` or ``kind`` where they are known."""
+    """Return the facts of a run that filters use, by dotted key. The caller adds ``state`` and ``kind`` if known."""
     facts: dict[str, Any] = {"name": name, "id": id}
     if config is not None:
         facts["fingerprint"] = config.fingerprint()
@@ -282,9 +280,9 @@ def facts_of(
 
 
 def facts_of_spec(spec: RunSpec, folders: Mapping[str, Path] = NO_FOLDERS) -> dict[str, Any]:
-    """What can be asked of a run of a manifest.
+    """Return the facts of a run of a manifest.
 
-    ``folders`` are those of its study (:meth:`RunDirectory.folders`): a run keeps the id that it was launched with.
+    ``folders`` are those of its study (:meth:`RunDirectory.folders`). A launched run keeps its id.
     """
     run_id = RunDirectory.locate(Path(), spec.name, spec.fingerprint, folders).id
     return facts_of(spec.name, run_id, spec.config, spec.resources)

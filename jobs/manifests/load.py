@@ -1,4 +1,4 @@
-"""A study's manifest: one file that says which runs make the study.
+"""Load a study's manifest, the file that lists its runs.
 
     load_manifest(path, overrides)
       read_manifest_file   text -> plain data                                     (jobs.manifests.reader)
@@ -6,10 +6,9 @@
       combinations         [[grid]], [[zip]], seeds -> one set of values a run    (jobs.manifests.expand)
       _exclude, _resolve   defaults < entry < --set, then RunConfig.from_dict     (here)
       _check_distinct      no name and no configuration twice                     (here)
-      expectations         what the report is to check, with the runs it is about (jobs.manifests.claims)
+      expectations         what the report is to check, and on which runs         (jobs.manifests.claims)
 
-Every problem found on the way is one line, and all lines are raised together. ``docs/manifest.md`` is the reference
-for those who write manifests.
+Each problem is one line, and all lines are raised together. ``docs/manifest.md`` is the reference for users.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from typing import Any
 
 from jobs.manifests.claims import Expectation, Published, absent, expectations
 from jobs.manifests.entries import RESOURCE_KEYS, Override, Schema, read_overrides, read_schema
-from jobs.manifests.expand import Combination, combinations, count, run_name
+from jobs.manifests.expand import Combination, combinations, number_of_runs, run_name
+from jobs.manifests.fields import Problems
 from jobs.manifests.policy import Policy
-from jobs.manifests.problems import Problems
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, applicable_keys
@@ -37,7 +36,7 @@ __all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """A run that an ``[[exclude]]`` dropped; it need not be valid."""
+    """A run that an ``[[exclude]]`` dropped. Its configuration may be invalid."""
 
     name: str
     arch: str | None
@@ -46,18 +45,18 @@ class Excluded:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A study as its manifest tells it, expanded to single runs."""
+    """A manifest, expanded to single runs."""
 
     study: str
     """Name of the study, and of its folder."""
     path: Path
     """The manifest's file."""
     data_path: Path | None
-    """Where the manifest says that the corpus lies (``[study] data``), absolute."""
+    """Absolute path of the corpus (``[study] data``). ``None``: the manifest gives no path."""
     untracked: tuple[str, ...]
-    """Files that are kept with the code though git does not track them (``[study] untracked``)."""
+    """Files to keep with the code although git does not track them (``[study] untracked``)."""
     backend_name: str | None
-    """The backend that the manifest asks for (``[study] backend``)."""
+    """Name of the backend (``[study] backend``). ``None``: the manifest names no backend."""
     backend: Mapping[str, Mapping[str, Any]]
     """Backend name -> its table, as written."""
     policy: Policy
@@ -66,11 +65,11 @@ class Manifest:
     excluded: tuple[Excluded, ...]
     """The runs that an ``[[exclude]]`` dropped."""
     published: Mapping[str, Published]
-    """Name of a run -> what has been published for it; not where ``--set`` has made it another run."""
+    """Name of a run -> its published results. Runs whose configuration ``--set`` changes are left out."""
     expectations: tuple[Expectation, ...]
-    """What the report is to check; without those that find no runs after ``--set``."""
+    """What the report is to check. Expectations that match no runs after ``--set`` are left out."""
     behaviour: tuple[str, ...]
-    """Names of the runs whose trained models the report looks into."""
+    """Names of the runs whose trained models the report examines."""
 
 
 def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
@@ -91,9 +90,9 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     specs = [spec for _, spec in resolved]
     expected, unfounded = expectations(schema.claims, specs, path.name, problems)
     unfounded += absent(schema.behaviour, specs, [run.name for run in excluded], path.name)
-    if not setting:  # which may well take away what a comparison was about
+    if not setting:  # --set may remove the runs that an expectation compares
         unmatched += unfounded
-    if not problems.lines:  # else it may match nothing because of another mistake
+    if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
             problems.add(where, what)
     if not problems.lines and not specs:
@@ -122,13 +121,13 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
 
 
 def _expand(schema: Schema, problems: Problems) -> Iterator[Combination]:
-    counts = {entry.position: count(entry, schema.seeds) for entry in schema.entries}
+    counts = {entry.position: number_of_runs(entry, schema.seeds) for entry in schema.entries}
     if sum(counts.values()) > MAX_RUNS:
         largest = max(schema.entries, key=lambda entry: counts[entry.position])
         runs = counts[largest.position]
         where = f"{schema.file}: {largest.label}"
         problems.add(
-            where, f"makes {runs:,} of {sum(counts.values()):,} runs, valid are at most {MAX_RUNS:,} in a study"
+            where, f"makes {runs:,} of {sum(counts.values()):,} runs, expected at most {MAX_RUNS:,} in a study"
         )
         return
     for entry in schema.entries:
@@ -138,9 +137,9 @@ def _expand(schema: Schema, problems: Problems) -> Iterator[Combination]:
 def _exclude(
     runs: Sequence[Combination], schema: Schema
 ) -> tuple[list[Combination], list[Excluded], list[tuple[str, str]]]:
-    """Runs to keep, those dropped, and a problem for each ``[[exclude]]`` that matches nothing.
+    """Return the runs to keep, the dropped ones, and a problem for each ``[[exclude]]`` without a match.
 
-    Matches the manifest as written, before ``--set``, so that a shorter trial run has the same holes.
+    Conditions apply to the manifest as written, before ``--set``, so a shorter trial drops the same runs.
     """
     if not schema.excludes:
         return list(runs), [], []
@@ -165,7 +164,7 @@ def _exclude(
 
 
 def _facts(run: Combination, schema: Schema) -> dict[str, Any]:
-    """Name and values of a run before ``--set``, with the defaults of :mod:`seqlm.config` where it is valid."""
+    """Return name and values of a run before ``--set``, with the defaults of :mod:`seqlm.config` if it is valid."""
     values, _ = _merge(run, {}, schema)
     try:
         resolved = RunConfig.from_dict(_nested(values)).to_dict()
@@ -192,17 +191,17 @@ def _why_no_match(exclude: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]
             found = list(dict.fromkeys(show(f[key]) for f in facts if key in f))
             listing = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
             hint = nearest(show(wanted).strip('"'), [text.strip('"') for text in found])
-            return f"{key}: found {show(wanted)}, the runs have {listing or 'no such key'}{hint}"
+            return f"{key}: no run has {show(wanted)}, they have {listing or 'no such key'}{hint}"
     return "each of its keys fits some run, but no run fits all"
 
 
 def _merge(
     run: Combination, overrides: Mapping[str, Override], schema: Schema
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a run and, for each, the place to name when it is wrong.
+    """Return the values of a run, and for each value the place to name in messages.
 
-    Defaults and overrides that do not apply to the run's architecture or optimizer are left out; a key of the entry
-    itself stays, for :class:`RunConfig` to complain about.
+    Defaults and overrides that do not apply to the run's architecture or optimizer are left out. Keys of the
+    entry itself stay, so that :class:`RunConfig` reports them.
     """
     values = {**schema.defaults, **schema.resources, **run.values}
     places = dict.fromkeys(schema.defaults, f"{schema.file}: defaults")
@@ -230,7 +229,7 @@ def _text(value: Any) -> str | None:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as the nested tables that ``RunConfig.from_dict`` reads; resources are no part of it."""
+    """Return dotted keys as the nested tables that ``RunConfig.from_dict`` reads, without resources."""
     nested: dict[str, Any] = {section: {} for section in RunConfig.SECTIONS}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
@@ -260,7 +259,7 @@ def _resolve_all(
 
 
 def _published(resolved: Sequence[tuple[Combination, RunSpec]], schema: Schema) -> dict[str, Published]:
-    """What has been published for each run, by name, where it is the run that the manifest has without ``--set``."""
+    """Return the published results by name of the run, for runs whose configuration ``--set`` does not change."""
     found: dict[str, Published] = {}
     for run, spec in resolved:
         if run.entry.published is None:
@@ -268,7 +267,7 @@ def _published(resolved: Sequence[tuple[Combination, RunSpec]], schema: Schema) 
         values, _ = _merge(run, {}, schema)
         try:
             as_written = RunConfig.from_dict(_nested(values))
-        except ConfigError:  # what is missing in the manifest was set
+        except ConfigError:  # --set gave a key that the manifest lacks
             continue
         if as_written == spec.config:
             found[spec.name] = run.entry.published
@@ -295,11 +294,11 @@ def _resolve(
         lines += error.problems
     if config and resources and resources.ranks > config.train.batch_size:
         most = f"at most train.batch_size = {config.train.batch_size}, a column for each rank"
-        lines.append(f"resources.ranks: found {resources.ranks}, valid is {most}")
+        lines.append(f"resources.ranks: expected {most}, got {resources.ranks}")
     for line in lines:
         key = line.partition(":")[0]
         if run.entry.lists.get(key) == []:
-            continue  # missing, because its list is empty: told already
+            continue  # missing because its list is empty, which is reported already
         if run.entry.kind == "run" and isinstance(run.values.get(key), list):
             line += "; lists multiply in [[grid]] and advance together in [[zip]]"
         problems.add(places.get(key, f"{schema.file}: {run.entry.label}"), line)
@@ -314,18 +313,18 @@ def _check_distinct(
     schema: Schema,
     problems: Problems,
 ) -> None:
-    """No configuration and no name twice; of many such pairs between the same two entries, the first is told."""
+    """Report configurations and names that occur twice: the first such pair of each two entries."""
     by_fingerprint: dict[str, tuple[Combination, RunSpec]] = {}
     by_name: dict[str, tuple[Combination, RunSpec]] = {}
-    told: set[tuple[str, str, str]] = set()
+    reported: set[tuple[str, str, str]] = set()
     for run, spec in resolved:
         same = by_fingerprint.setdefault(spec.fingerprint, (run, spec))
         namesake = by_name.setdefault(spec.name, (run, spec))
         first, kind = (same, "configuration") if same[1] is not spec else (namesake, "name")
         pair = (kind, first[0].entry.position, run.entry.position)
-        if first[1] is spec or pair in told:
+        if first[1] is spec or pair in reported:
             continue
-        told.add(pair)
+        reported.add(pair)
         if kind == "configuration":
             what = f"{_describe(run, schema)} is the same configuration as {_describe(first[0], schema)}"
             setting = [o.text for key, o in overrides.items() if run.values.get(key) != first[0].values.get(key)]
@@ -337,6 +336,6 @@ def _check_distinct(
 
 
 def _describe(run: Combination, schema: Schema) -> str:
-    """Where a run comes from and its name as the manifest writes it, before ``--set``."""
+    """Return the entry of a run and its name in the manifest, before ``--set``."""
     values, _ = _merge(run, {}, schema)
     return f'{run.entry.position} ("{run_name(run, values)}")'

@@ -1,42 +1,47 @@
 """What is done about the failures of a study's runs, and how often they are saved: the manifest's ``[policy]``.
 
-Part of no run's identity. It is kept in ``study.json``, for who launches runs again without their manifest, and goes
-along with each job of SLURM.
+The policy is no part of a run's identity. It is kept in ``study.json``, for launches without the manifest, and sent
+with each SLURM job.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from jobs.manifests.problems import Problems
-from jobs.manifests.reader import show
+from annotated_types import Ge, Gt
+
+from jobs.manifests.fields import Problems, Valid, Written, field_names, read_table
 from seqlm.rundir import FailureKind
 
 UNLIMITED = "unlimited"
 
+_COUNT = "a whole number, 0 or more"
+_Count = Annotated[int, Ge(0)]
+_Limit = Annotated[int | None, Written(_Count | Literal["unlimited"]), Valid(f'{_COUNT}, or "{UNLIMITED}"')]
+"""``None`` means no limit; a manifest writes it as ``"unlimited"``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """How often a run is tried again by itself after each kind of failure, over its whole life, and saved meanwhile."""
+    """How often a run is retried automatically after each kind of failure, over its whole life, and how often saved."""
 
-    checkpoint_min: float = 10
+    checkpoint_min: Annotated[float, Gt(0), Valid("a number of minutes above 0")] = 10
     """Minutes between two checkpoints within an epoch."""
-    oom: int | None = 3
-    """Retries of a run that was short of memory, each with micro-batches of half the size; none: unlimited."""
-    timeout: int | None = 20
-    """Resumes after a job's time limit; none: unlimited."""
-    node: int | None = None
-    """Retries after a lost node, GPU, disk or rank; none: unlimited."""
-    preempted: int | None = None
-    """Resumes after a preemption; none: unlimited."""
-    without_progress: int = 10
-    """Retries in a row, of whatever kinds, that gained nothing: no epoch, and no later checkpoint."""
+    oom: _Limit = 3
+    """Retries of a run that ran out of memory, each with micro-batches of half the size."""
+    timeout: _Limit = 20
+    """Resumes after a job's time limit."""
+    node: _Limit = None
+    """Retries after a lost node, GPU, disk or rank."""
+    preempted: _Limit = None
+    """Resumes after a preemption."""
+    without_progress: Annotated[_Count, Valid(_COUNT)] = 10
+    """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint."""
 
     def retries(self, kind: FailureKind | None) -> int | None:
-        """Retries that failures of this kind get, 0 for kinds that are never retried; none: unlimited."""
+        """Return the retries allowed after failures of this kind: 0 if never retried, ``None`` if unlimited."""
         match kind:
             case "oom" | "timeout" | "node" | "preempted":
                 limit: int | None = getattr(self, kind)
@@ -45,7 +50,7 @@ class Policy:
                 return 0
 
     def with_retries(self, retries: int | None) -> Policy:
-        """The same with what ``--retries`` or ``backend.*.retries`` says; none: nothing."""
+        """Return the policy with the value of ``--retries`` or ``backend.*.retries``. ``None``: no override."""
         return self if retries is None else replace(self, without_progress=retries)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,40 +59,20 @@ class Policy:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Policy:
-        """Read what :meth:`to_dict` gave, or a table that :func:`check_policy` has found nothing wrong with."""
+        """Read the result of :meth:`to_dict`, or a table in which :func:`check_policy` found no problem."""
         values: dict[str, Any] = {key: None if value == UNLIMITED else value for key, value in raw.items()}
         return cls(**values)
 
 
-POLICY_KEYS = tuple(f"policy.{name}" for name in Policy.__dataclass_fields__)
+POLICY_KEYS = tuple(f"policy.{name}" for name in field_names(Policy))
 
 NEVER_RETRIED = ("code", "diverged")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-_COUNT = "a whole number, 0 or more"
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "checkpoint_min": (
-        lambda value: type(value) in (int, float) and math.isfinite(value) and value > 0,
-        "a number of minutes above 0",
-    ),
-    **dict.fromkeys(
-        ("oom", "timeout", "node", "preempted"),
-        (lambda value: value == UNLIMITED or _is_count(value), f'{_COUNT}, or "{UNLIMITED}"'),
-    ),
-    "without_progress": (_is_count, _COUNT),
-}
-
-
 def check_policy(key: str, value: Any, where: str, problems: Problems) -> None:
-    """Check one key, in full (``policy.oom``), and its value; ``problems`` receives a line if one of them is wrong."""
+    """Check one key, in full (``policy.oom``), and its value. Problems are added to ``problems``."""
     name = key.partition(".")[2]
     if name in NEVER_RETRIED:
-        problems.add(where, f"{key}: a run that failed so is never tried again by itself; use `retry --kind {name}`")
-    elif name not in _CHECKS:
-        problems.unknown(where, key, POLICY_KEYS)
-    elif not _CHECKS[name][0](value):
-        problems.add(where, f"{key}: found {show(value)}, valid is {_CHECKS[name][1]}")
+        problems.add(where, f"{key}: such a failure is never retried automatically; use `retry --kind {name}`")
+    else:
+        read_table(Policy, {name: value}, where, problems, prefix="policy.")

@@ -1,4 +1,4 @@
-"""A manifest as a file: TOML, YAML or JSON text to plain data, with one line for whatever is wrong with the text."""
+"""Read a manifest's file: TOML, YAML or JSON text to plain data, with one line for each problem of the text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_BYTES = 16 * 2**20
 
 
 def read_manifest_file(path: Path) -> dict[str, Any]:
-    """The manifest's top-level table as plain data.
+    """Return the manifest's top-level table as plain data.
 
     Raises:
         ManifestError: with one line; no such file, not UTF-8, not TOML (YAML, JSON), a key given twice, not a table.
@@ -29,12 +29,12 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
     if path.suffix.lower() not in MANIFEST_SUFFIXES and path.exists() and not path.is_dir():
         hint = nearest(path.suffix, MANIFEST_SUFFIXES)
         valid = ", ".join(MANIFEST_SUFFIXES)
-        raise _refusal(f'{path}: found suffix "{path.suffix}", valid is one of {valid}{hint}')
+        raise _refusal(f'{path}: expected a suffix {valid}, got "{path.suffix}"{hint}')
     return _read_table(path, path.suffix.lower(), "a table of [study], [[run]] and so on")
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
-    """Any other TOML file, whatever its suffix, read as strictly as a manifest.
+    """Read another TOML file, with any suffix, as strictly as a manifest.
 
     Raises:
         ManifestError: with one line.
@@ -53,26 +53,27 @@ def _read_table(path: Path, suffix: str, valid: str) -> dict[str, Any]:
     except ValueError as error:
         raise _refusal(f"{path.name}: {error}") from None
     if not isinstance(data, dict):
-        raise _refusal(f"{path.name}: found {show(data)}, valid is {valid}")
+        raise _refusal(f"{path.name}: expected {valid}, got {show(data)}")
     return data
 
 
 def show(value: Any) -> str:
-    """A value as a person would write it in one short line."""
+    """Return a value as JSON in one line of at most 100 characters."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def one_line(text: str) -> str:
-    """A text with whatever would break a line, or a terminal, written as an escape."""
+    """Return a text with line breaks and control characters escaped."""
     return printable(text).replace("\t", "\\t")
 
 
 def check_plain(data: Any) -> None:
-    """Refuse what no manifest needs and what would trip those who read on.
+    """Check that data is safe to process further.
 
     Raises:
-        ValueError: keys that are no text, texts that cannot be printed, endless nesting, numbers beyond a float.
+        ValueError: a key is not a text or not printable, data is nested too deeply or too large, a number exceeds
+            a float, or a text has a lone surrogate.
     """
     seen = 0
     pending: list[tuple[Any, int]] = [(data, 0)]
@@ -80,22 +81,22 @@ def check_plain(data: Any) -> None:
         value, depth = pending.pop()
         seen += 1
         if depth > MAX_DEPTH:
-            raise ValueError(f"nested too deeply, valid is at most {MAX_DEPTH} levels")
+            raise ValueError(f"nested too deeply, expected at most {MAX_DEPTH} levels")
         if seen > MAX_VALUES:
-            raise ValueError(f"too large, valid is at most {MAX_VALUES:,} values")
+            raise ValueError(f"too large, expected at most {MAX_VALUES:,} values")
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 if not isinstance(key, str):
-                    raise ValueError(f"found the key {show(key)}, valid is a text (write it in quotes)")
+                    raise ValueError(f"expected a text as key, got {show(key)} (write it in quotes)")
                 if not key.isprintable():
-                    raise ValueError(f"found the key {json.dumps(key)}, valid are keys without control characters")
+                    raise ValueError(f"expected keys without control characters, got {json.dumps(key)}")
                 pending.append((inner, depth + 1))
         elif isinstance(value, list | tuple):
             pending.extend((inner, depth + 1) for inner in value)
         elif isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
-            raise ValueError("found a whole number of more than 300 digits")
+            raise ValueError("expected numbers of at most 300 digits, got a longer one")
         elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ValueError(f"found {json.dumps(value)}, valid is text without lone surrogates")
+            raise ValueError(f"expected text without lone surrogates, got {json.dumps(value)}")
 
 
 def _refusal(text: str) -> ManifestError:
@@ -107,12 +108,12 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise _refusal(f"{path}: too large, valid are at most {MAX_BYTES // 2**20} MiB")
+            raise _refusal(f"{path}: too large, expected at most {MAX_BYTES // 2**20} MiB")
         return raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise _refusal(f"{path}: no such file{_nearest_manifest(path)}") from None
     except IsADirectoryError:
-        raise _refusal(f"{path}: is a folder, valid is a manifest file (.toml, .yaml, .yml, .json)") from None
+        raise _refusal(f"{path}: expected a manifest file (.toml, .yaml, .yml, .json), got a folder") from None
     except OSError as error:
         raise _refusal(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -124,7 +125,7 @@ def _read_text(path: Path) -> str:
 
 
 def _nearest_manifest(path: Path) -> str:
-    """The manifest in the same folder whose name is closest, without the suffixes, which make all names alike."""
+    """Return a hint with the manifest in the same folder whose name, without its suffix, is closest."""
     there = sorted(path.parent.glob("*")) if path.parent.is_dir() else []
     by_stem = {entry.stem: entry for entry in there if entry.suffix.lower() in MANIFEST_SUFFIXES and entry.is_file()}
     stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
@@ -145,7 +146,7 @@ def _read_toml(text: str) -> Any:
     try:
         return tomllib.loads(text)
     except ValueError as error:
-        # The parser does not name the key of a duplicate, so the line itself is shown.
+        # The parser does not name a duplicate key, so show the line.
         place = re.search(r"line (\d+)", str(error))
         lines = text.splitlines()
         number = int(place[1]) if place else len(lines)
@@ -167,12 +168,12 @@ def _read_json(text: str) -> Any:
 
 
 def _read_yaml(text: str) -> Any:
-    import yaml  # only who reads YAML waits for it
+    import yaml  # slow to import, and needed for YAML only
 
     class Loader(yaml.SafeLoader):
         """Safe loader with the scalars of YAML 1.2: ``1e-4`` is a number; dates, ``yes`` and ``1:30`` are text."""
 
-        yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own attribute, replaced whole
+        yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - overrides an attribute of PyYAML
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)

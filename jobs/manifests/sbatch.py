@@ -1,7 +1,7 @@
-"""The long options of ``sbatch``, and which of them a manifest may not give because seqlm gives them itself.
+"""The long options of ``sbatch``, and those that a manifest may not set because seqlm sets them.
 
-Facts of SLURM 24.11, read off ``sbatch --help`` and its manual page and put to ``sbatch`` one by one: whether it knows
-the option, and whether it wants a value.
+Source: ``sbatch --help`` and the manual page of SLURM 24.11. A test asks ``sbatch`` whether it knows each option and
+whether the option takes a value.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ OPTIONS = FLAGS | EITHER | WITH_VALUE
 _RANKS = "set resources.ranks and ranks_per_node instead"
 _CORES = "set resources.cpus instead"
 _GPUS = "set resources.gpus instead"
-_FILES = "logs and work lie in the run's folder"
-_SUBMITTING = "it would change what seqlm reads back from sbatch"
+_FILES = "logs and work are in the run's folder"
+_SUBMITTING = "it would change the output of sbatch that seqlm reads"
 
 OURS: dict[str, str] = {
     **{key: f"set {key} instead" for key in ("partition", "account", "qos", "constraint", "reservation", "nodelist")},
@@ -57,8 +57,8 @@ OURS: dict[str, str] = {
     "job-name": "jobs are named after the study",
     "array": "the runs make the array, max_parallel limits it",
     "dependency": "seqlm orders its jobs itself",
-    "clusters": "jobs are looked after on one cluster, the one that answers by itself",
+    "clusters": "seqlm uses the default cluster",
     **dict.fromkeys(("requeue", "no-requeue"), "set retries instead"),
     **dict.fromkeys(("wait", "parsable", "test-only", "quiet", "verbose", "help", "usage", "version"), _SUBMITTING),
 }
-"""Option -> why it is not to be given, and what is instead."""
+"""Option -> why a manifest may not set it, and what to set instead."""

@@ -1,4 +1,4 @@
-"""Variables that hold secrets: how they are known by their names, and how they reach workers without being written."""
+"""Recognise variables that hold secrets by name, and pass them to workers without writing them to a file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def looks_secret(name: str) -> bool:
 
 
 def advice(env: Mapping[str, str], where: str) -> list[str]:
-    """A line for each variable of an ``env`` table that should not stand there. ``where`` is the table's name."""
+    """Return a line for each variable of an ``env`` table that looks like a secret. ``where`` is the table's name."""
     return [
-        f"{where}.{name} looks like a secret, and what a manifest says is kept with the study; "
+        f"{where}.{name} looks like a secret, and the manifest's tables are kept with the study; "
         f'write env_pass = ["{name}"] and set the variable in your shell'
         for name in env
         if looks_secret(name)
@@ -35,10 +35,10 @@ def advice(env: Mapping[str, str], where: str) -> list[str]:
 
 
 def passed(names: Iterable[str], environ: Mapping[str, str], where: str) -> dict[str, str]:
-    """The variables that ``env_pass`` names, with their values. Hand them on in memory; write them nowhere.
+    """Return the variables that ``env_pass`` names, with their values. Never write them to a file.
 
     Raises:
-        UsageError: one is not set.
+        UsageError: a variable is not set.
     """
     found = {}
     for name in names:

@@ -14,9 +14,9 @@ from typing import Any
 
 from jobs.manifests.backends import BACKENDS, check_table
 from jobs.manifests.claims import Published
+from jobs.manifests.fields import Problems
 from jobs.manifests.load import Manifest
 from jobs.manifests.policy import Policy, check_policy
-from jobs.manifests.problems import Problems
 from jobs.manifests.secrets import looks_secret
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import Planned

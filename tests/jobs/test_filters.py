@@ -96,7 +96,7 @@ def test_facts_are_flat_and_dotted() -> None:
     assert (facts["model.arch"], facts["optim.lr"], facts["seed"], facts["resources.ranks"]) == ("rnn", 0.1, 1, 3)
 
 
-FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
+FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, fo
         ("arch==gru", f'filter "arch==gru": cannot read "arch==gru"; {FORM}'),
         ("lr=>1", f'filter "lr=>1": cannot read "lr=>1"; {FORM}'),
         ("arch=gru,", f'filter "arch=gru,": cannot read "arch=gru,"; {FORM}'),
-        ("arch<gru", 'filter "arch<gru": found "gru" after <, valid is a number'),
+        ("arch<gru", 'filter "arch<gru": expected a number after <, got "gru"'),
         ("arch<1", 'filter "arch<1": model.arch is a text, < compares numbers; use = or !='),
-        ("lr>1,2", 'filter "lr>1,2": found "1,2" after >, valid is a number'),
-        ("lr=fast", 'filter "lr=fast": optim.lr is a number, found "fast"'),
+        ("lr>1,2", 'filter "lr>1,2": expected a number after >, got "1,2"'),
+        ("lr=fast", 'filter "lr=fast": optim.lr: expected a number, got "fast"'),
     ],
 )
 def test_a_filter_without_sense_gets_one_line(text: str, line: str) -> None:

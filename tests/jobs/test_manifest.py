@@ -13,11 +13,12 @@ import pytest
 from jobs.manifests.backends import BACKENDS
 from jobs.manifests.claims import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
 from jobs.manifests.entries import RESOURCE_KEYS, STUDY_KEYS
+from jobs.manifests.fields import field_names
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import POLICY_KEYS
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
-from tests import commands
+from tests import commands, manifest_tables
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((ROOT / "jobs" / "manifests").glob("*.toml"))
@@ -196,7 +197,7 @@ run:
 
 def test_words_that_yaml_1_1_takes_for_other_things_stay_text(tmp_path: Path) -> None:
     lines = problems(tmp_path, "study: {name: no}\nseeds: [1:30]\nresources: {ranks: 010}\n", name="study.yaml")
-    assert 'study.yaml: seeds: found ["1:30"], valid is a list of whole numbers, at least one' in lines
+    assert 'study.yaml: seeds: expected a list of whole numbers, at least one, got ["1:30"]' in lines
     assert not any("study.name" in line for line in lines)
 
 
@@ -318,7 +319,7 @@ def test_a_grid_of_the_largest_size_is_accepted(tmp_path: Path, monkeypatch: pyt
     text = BASE + '[[grid]]\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = ["sgd", "adam"]\n'
     assert len(load(tmp_path, text).runs) == 4
     assert problems(tmp_path, text + RUN) == [
-        "study.toml: grid 1: makes 4 of 5 runs, valid are at most 4 in a study",
+        "study.toml: grid 1: makes 4 of 5 runs, expected at most 4 in a study",
     ]
 
 
@@ -347,7 +348,7 @@ WRONG = {
     ),
     "the same mistake in all runs of a grid": (
         BASE + GRID + 'optim.lr = ["fast", 1.0]',
-        'study.toml: grid 1: optim.lr: found "fast", valid is a number',
+        'study.toml: grid 1: optim.lr: expected a number, got "fast"',
     ),
     "unknown key in the defaults": (
         BASE + "optim.lrate = 1\n" + GRID,
@@ -355,61 +356,63 @@ WRONG = {
     ),
     "wrong value in the defaults": (
         BASE + "train.epochs = 2.5\n" + GRID,
-        "study.toml: defaults: train.epochs: found 2.5, valid is a whole number",
+        "study.toml: defaults: train.epochs: expected a whole number, got 2.5",
     ),
     "resources among the defaults": (
         BASE + "resources.ranks = 1\n" + GRID,
-        'study.toml: defaults: unknown key "resources.ranks"; resources stand in [resources] or in an entry '
+        'study.toml: defaults: unknown key "resources.ranks"; resources belong in [resources] or in an entry '
         "(valid: model, data, optim, train, seed)",
     ),
     "wrong architecture": (
         BASE + '[[grid]]\noptim.optimizer = "sgd"\nmodel.arch = ["gru", "grru"]',
-        'study.toml: grid 1: model.arch: found "grru", '
-        'valid is one of "rnn", "gru", "transformer"; did you mean "gru"?',
+        'study.toml: grid 1: model.arch: expected one of "rnn", "gru", "transformer", got "grru"; did you mean "gru"?',
     ),
     "missing key": (
         HEAD + RUN + 'data.corpus = "ptb"\noptim.lr = 1',
-        "study.toml: run 1: model.hidden_size: missing, valid is a whole number",
+        "study.toml: run 1: model.hidden_size: missing, expected a whole number",
     ),
     "a key of another architecture in the entry itself": (
         GOOD + "model.mlp_size = 8",
-        'study.toml: run 1: model.mlp_size: applies to transformer only, found arch = "rnn"',
+        'study.toml: run 1: model.mlp_size: applies to transformer only, got arch = "rnn"',
     ),
     "impossible value": (
         GOOD + "model.keep = 1.5",
-        "study.toml: run 1: model.keep: found 1.5, valid is a number above 0 and at most 1",
+        "study.toml: run 1: model.keep: expected a number above 0 and at most 1, got 1.5",
     ),
     "not a number": (
         GOOD + "optim.lr = nan",
-        "study.toml: run 1: optim.lr: found nan, valid is a positive finite number",
+        "study.toml: run 1: optim.lr: expected a positive finite number, got nan",
     ),
     "infinite": (
         GOOD + "train.clip_norm = inf",
-        "study.toml: run 1: train.clip_norm: found inf, valid is a positive finite number",
+        "study.toml: run 1: train.clip_norm: expected a positive finite number, got inf",
     ),
-    "date": (GOOD + "optim.lr = 1979-05-27", 'study.toml: run 1: optim.lr: found "1979-05-27", valid is a number'),
-    "huge number": (GOOD + f"optim.lr = 1{'0' * 400}", "study.toml: found a whole number of more than 300 digits"),
+    "date": (GOOD + "optim.lr = 1979-05-27", 'study.toml: run 1: optim.lr: expected a number, got "1979-05-27"'),
+    "huge number": (
+        GOOD + f"optim.lr = 1{'0' * 400}",
+        "study.toml: expected numbers of at most 300 digits, got a longer one",
+    ),
     "list in a run": (
         GOOD + "optim.lr = [0.1, 1]",
-        "study.toml: run 1: optim.lr: found [0.1, 1], valid is a number; "
+        "study.toml: run 1: optim.lr: expected a number, got [0.1, 1]; "
         "lists multiply in [[grid]] and advance together in [[zip]]",
     ),
-    "a value where a table belongs": (GOOD + "train = 3", "study.toml: run 1: train: found 3, valid is a table"),
+    "a value where a table belongs": (GOOD + "train = 3", "study.toml: run 1: train: expected a table, got 3"),
     "empty list": (
         BASE + GRID + "train.epochs = []",
-        "study.toml: grid 1: train.epochs: found an empty list, valid is at least one value",
+        "study.toml: grid 1: train.epochs: expected at least one value, got an empty list",
     ),
     "empty list for a key that must be given": (
         BASE + '[[grid]]\nmodel.arch = []\noptim.optimizer = "sgd"',
-        "study.toml: grid 1: model.arch: found an empty list, valid is at least one value",
+        "study.toml: grid 1: model.arch: expected at least one value, got an empty list",
     ),
     "zip of unequal lists": (
         BASE + '[[zip]]\nname = "z"\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = "sgd"\noptim.lr = [1, 2, 3]',
-        'study.toml: zip "z": lists of unequal length: model.arch has 2, optim.lr has 3; valid are lists of one length',
+        'study.toml: zip "z": expected lists of one length, got model.arch has 2, optim.lr has 3',
     ),
     "resources as a grid": (
         BASE + GRID + "resources.ranks = [1, 2]",
-        "study.toml: grid 1: resources.ranks: found [1, 2], valid is one value "
+        "study.toml: grid 1: resources.ranks: expected one value, got [1, 2] "
         "(the same run on other resources is the same run)",
     ),
     "unknown resource": (
@@ -439,15 +442,15 @@ WRONG = {
     ),
     "more ranks than columns": (
         GOOD + "resources.ranks = 21",
-        "study.toml: run 1: resources.ranks: found 21, valid is at most train.batch_size = 20, a column for each rank",
+        "study.toml: run 1: resources.ranks: expected at most train.batch_size = 20, a column for each rank, got 21",
     ),
     "absurd grid": (
         BASE + GRID + f"train.epochs = {list(range(1, 1001))}\ntrain.seq_len = {list(range(1, 1001))}",
-        "study.toml: grid 1: makes 6,000,000 of 6,000,000 runs, valid are at most 10,000 in a study",
+        "study.toml: grid 1: makes 6,000,000 of 6,000,000 runs, expected at most 10,000 in a study",
     ),
     "exclude that matches nothing": (
         GOOD + '[[exclude]]\nmodel.arch = "rn"',
-        'study.toml: exclude 1: matches no run; model.arch: found "rn", the runs have "rnn"; did you mean "rnn"?',
+        'study.toml: exclude 1: matches no run; model.arch: no run has "rn", they have "rnn"; did you mean "rnn"?',
     ),
     "exclude whose keys match different runs": (
         BASE + GRID + '[[exclude]]\nmodel.arch = "rnn"\nmodel.num_heads = 2',
@@ -455,18 +458,18 @@ WRONG = {
     ),
     "exclude of a key that no run has": (
         GOOD + "[[exclude]]\nmodel.num_heads = 2",
-        "study.toml: exclude 1: matches no run; model.num_heads: found 2, the runs have no such key",
+        "study.toml: exclude 1: matches no run; model.num_heads: no run has 2, they have no such key",
     ),
     "true is not 1": (
         GOOD + "optim.lr = 1\n[[exclude]]\noptim.lr = true",
-        "study.toml: exclude 1: matches no run; optim.lr: found true, the runs have 1.0",
+        "study.toml: exclude 1: matches no run; optim.lr: no run has true, they have 1.0",
     ),
     "unknown key in an exclude": (
         GOOD + '[[exclude]]\narch = "rnn"',
         'study.toml: exclude 1: unknown key "arch"; did you mean "model.arch"? '
         "(valid: name, model, data, optim, train, seed)",
     ),
-    "empty exclude": (GOOD + "[[exclude]]", "study.toml: exclude 1: found no key, valid is at least one"),
+    "empty exclude": (GOOD + "[[exclude]]", "study.toml: exclude 1: expected at least one key, got none"),
     "every run excluded": (GOOD + '[[exclude]]\nmodel.arch = "rnn"', "study.toml: every run is excluded"),
     "typo in a list of entries": (
         GOOD + "[[runs]]\nseed = 1",
@@ -482,34 +485,34 @@ WRONG = {
     ),
     "one table in place of a list": (
         BASE + '[run]\nmodel.arch = "rnn"',
-        "study.toml: run: found one table, valid is a list of tables, in TOML [[run]]",
+        "study.toml: run: expected a list of tables, in TOML [[run]], got one table",
     ),
-    "an entry that is no table": ("run = [3]\n" + HEAD, "study.toml: run 1: found 3, valid is a table"),
+    "an entry that is no table": ("run = [3]\n" + HEAD, "study.toml: run 1: expected a table, got 3"),
     "defaults that are no table": (
         'defaults = "x"\n' + HEAD + RUN + 'model.hidden_size = 1\ndata.corpus = "ptb"\noptim.lr = 1',
-        'study.toml: defaults: found "x", valid is a table',
+        'study.toml: defaults: expected a table, got "x"',
     ),
     "no runs at all": (BASE, "study.toml: no runs; add a [[run]], [[grid]] or [[zip]]"),
-    "no name": (DEFAULTS + RUN, f"study.toml: study.name: missing, valid is {VALID_NAME}"),
+    "no name": (DEFAULTS + RUN, f"study.toml: study.name: missing, expected {VALID_NAME}"),
     "name that leaves the folder": (
         GOOD.replace('"s"', '"../../x"'),
-        f'study.toml: study.name: found "../../x", valid is {VALID_NAME}',
+        f'study.toml: study.name: expected {VALID_NAME}, got "../../x"',
     ),
     "name that is a command": (
         GOOD.replace('"s"', '"$(rm -rf ~)"'),
-        f'study.toml: study.name: found "$(rm -rf ~)", valid is {VALID_NAME}',
+        f'study.toml: study.name: expected {VALID_NAME}, got "$(rm -rf ~)"',
     ),
-    "empty name": (GOOD.replace('"s"', '""'), f'study.toml: study.name: found "", valid is {VALID_NAME}'),
+    "empty name": (GOOD.replace('"s"', '""'), f'study.toml: study.name: expected {VALID_NAME}, got ""'),
     "name with a leading dot": (
         GOOD.replace('"s"', '".s"'),
-        f'study.toml: study.name: found ".s", valid is {VALID_NAME}',
+        f'study.toml: study.name: expected {VALID_NAME}, got ".s"',
     ),
     "name on two lines": (
         GOOD.replace('"s"', '"a\\nb"'),
-        f'study.toml: study.name: found "a\\nb", valid is {VALID_NAME}',
+        f'study.toml: study.name: expected {VALID_NAME}, got "a\\nb"',
     ),
-    "name that is a number": (GOOD.replace('"s"', "3"), f"study.toml: study.name: found 3, valid is {VALID_NAME}"),
-    "study that is a text": ('study = "s"\n' + DEFAULTS + RUN, 'study.toml: study: found "s", valid is a table'),
+    "name that is a number": (GOOD.replace('"s"', "3"), f"study.toml: study.name: expected {VALID_NAME}, got 3"),
+    "study that is a text": ('study = "s"\n' + DEFAULTS + RUN, 'study.toml: study: expected a table, got "s"'),
     "unknown study key": (
         GOOD.replace("[study]", "[study]\ndate = 3"),
         'study.toml: unknown key "study.date"; did you mean "study.data"? '
@@ -517,7 +520,7 @@ WRONG = {
     ),
     "seeds below a table": (
         GOOD.replace("[study]", "[study]\nseeds = [3]"),
-        'study.toml: unknown key "study.seeds"; "seeds" stands at the top of the file, above the first [table], '
+        'study.toml: unknown key "study.seeds"; "seeds" belongs at the top of the file, above the first [table], '
         "or in an entry (valid in study: backend, data, name, untracked)",
     ),
     "untracked that is a text": (
@@ -526,25 +529,25 @@ WRONG = {
     ),
     "empty data path": (
         GOOD.replace("[study]", '[study]\ndata = ""'),
-        'study.toml: study.data: found "", valid is the path of a file or folder',
+        'study.toml: study.data: expected the path of a file or folder, got ""',
     ),
-    "run name with a slash": (GOOD + 'name = "a/b"', f'study.toml: run 1: name: found "a/b", valid is {VALID_NAME}'),
+    "run name with a slash": (GOOD + 'name = "a/b"', f'study.toml: run 1: name: expected {VALID_NAME}, got "a/b"'),
     "seeds that are no numbers": (
         GOOD + "seeds = [1, true]",
-        "study.toml: run 1: seeds: found [1, true], valid is a list of whole numbers, at least one",
+        "study.toml: run 1: seeds: expected a list of whole numbers, at least one, got [1, true]",
     ),
-    "no seeds": ("seeds = []\n" + GOOD, "study.toml: seeds: found [], valid is a list of whole numbers, at least one"),
+    "no seeds": ("seeds = []\n" + GOOD, "study.toml: seeds: expected a list of whole numbers, at least one, got []"),
     "negative seed": (
         GOOD + "seeds = [1, -1]",
-        "study.toml: run 1: seed: found -1, valid is a whole number from 0 to 2^63 - 1",
+        "study.toml: run 1: seed: expected a whole number from 0 to 2^63 - 1, got -1",
     ),
     "seed and seeds": (
         GOOD + "seeds = [1]\nseed = 2",
-        'study.toml: run 1: found both "seed" and "seeds", valid is one of them',
+        'study.toml: run 1: expected one of "seed" and "seeds", got both',
     ),
     "default seed and seeds": (
         "seeds = [1]\n" + BASE + "seed = 3" + RUN,
-        'study.toml: defaults: found "seed" beside "seeds" at the top of the file, valid is one of them',
+        'study.toml: defaults: expected one of "seed" here and "seeds" at the top of the file, got both',
     ),
     "one name for two entries": (
         GOOD + 'name = "a"' + RUN + 'name = "a"\nseed = 3',
@@ -579,30 +582,30 @@ WRONG = {
     ),
     "address that is no text": (
         GOOD + "[backend.ray]\naddress = 6379",
-        'study.toml: backend.ray.address: found 6379, valid is an address, such as "auto"',
+        'study.toml: backend.ray.address: expected an address, such as "auto", got 6379',
     ),
     "negative retries": (
         GOOD + "[backend.ray]\nretries = -1",
-        "study.toml: backend.ray.retries: found -1, valid is a whole number, 0 or more",
+        "study.toml: backend.ray.retries: expected a whole number, 0 or more, got -1",
     ),
     "variable that is no text": (
         GOOD + "[backend.local]\nenv.NCCL_DEBUG = 1",
-        'study.toml: backend.local.env: found {"NCCL_DEBUG": 1}, valid is a table of texts, '
-        'such as {NCCL_SOCKET_IFNAME = "eth0"}',
+        "study.toml: backend.local.env: expected a table of texts, "
+        'such as {NCCL_SOCKET_IFNAME = "eth0"}, got {"NCCL_DEBUG": 1}',
     ),
     "unknown backend of the study": (
         GOOD.replace('name = "s"', 'name = "s"\nbackend = "cloud"'),
-        'study.toml: study.backend: found "cloud", valid is local, ray, slurm',
+        'study.toml: study.backend: expected one of local, ray, slurm, got "cloud"',
     ),
     "list of backends of the study": (
         GOOD.replace('name = "s"', 'name = "s"\nbackend = ["ray"]'),
-        'study.toml: study.backend: found ["ray"], valid is local, ray, slurm',
+        'study.toml: study.backend: expected one of local, ray, slurm, got ["ray"]',
     ),
     "wrong value for the local backend": (
         GOOD + "[backend.local]\nmax_parallel = 0",
-        "study.toml: backend.local.max_parallel: found 0, valid is a positive whole number",
+        "study.toml: backend.local.max_parallel: expected a positive whole number, got 0",
     ),
-    "backend that is no table": (GOOD + "[backend]\nray = 3", "study.toml: backend.ray: found 3, valid is a table"),
+    "backend that is no table": (GOOD + "[backend]\nray = 3", "study.toml: backend.ray: expected a table, got 3"),
     "not TOML": (
         HEAD + "x = \n",
         "study.toml: not TOML: Invalid value (at line 3, column 5): x =",
@@ -617,11 +620,11 @@ WRONG = {
     ),
     "control character in a key": (
         GOOD + '"a\\u0007b" = 1',
-        'study.toml: found the key "a\\u0007b", valid are keys without control characters',
+        'study.toml: expected keys without control characters, got "a\\u0007b"',
     ),
     "nested too deeply": (
         GOOD + f"x = {'[' * 30}{']' * 30}",
-        "study.toml: nested too deeply, valid is at most 20 levels",
+        "study.toml: nested too deeply, expected at most 20 levels",
     ),
     "nested without end": (GOOD + f"x = {'[' * 3000}", "study.toml: nested too deeply"),
 }
@@ -643,15 +646,15 @@ WRONG_YAML = {
     ),
     "key that is no text": (
         "study: {name: s}\n1: 2\n",
-        "study.yaml: found the key 1, valid is a text (write it in quotes)",
+        "study.yaml: expected a text as key, got 1 (write it in quotes)",
     ),
     "not a table": (
         "- 1\n- 2\n",
-        "study.yaml: found [1, 2], valid is a table of [study], [[run]] and so on",
+        "study.yaml: expected a table of [study], [[run]] and so on, got [1, 2]",
     ),
     "a list that contains itself": (
         "study: {name: s}\nx: &x [*x]\n",
-        "study.yaml: nested too deeply, valid is at most 20 levels",
+        "study.yaml: nested too deeply, expected at most 20 levels",
     ),
     "a tag that runs code": (
         "x: !!python/object/apply:os.system [echo]\n",
@@ -676,15 +679,15 @@ def test_aliases_that_multiply_without_end_are_refused_before_they_fill_the_memo
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
     assert problems(tmp_path, "\n".join(levels), name="study.yaml") == [
-        "study.yaml: too large, valid is at most 1,000,000 values"
+        "study.yaml: too large, expected at most 1,000,000 values"
     ]
 
 
 WRONG_JSON = {
     "not JSON": ('{"study": ', "study.json: not JSON: Expecting value (at line 1, column 11)"),
     "key twice": ('{"study": {"name": "a", "name": "b"}}', 'study.json: key "name" is given twice in one table'),
-    "not a table": ("3", "study.json: found 3, valid is a table of [study], [[run]] and so on"),
-    "lone surrogate": (r'{"a": "\ud800"}', r'study.json: found "\ud800", valid is text without lone surrogates'),
+    "not a table": ("3", "study.json: expected a table of [study], [[run]] and so on, got 3"),
+    "lone surrogate": (r'{"a": "\ud800"}', r'study.json: expected text without lone surrogates, got "\ud800"'),
 }
 
 
@@ -700,15 +703,15 @@ def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
     expected = {
         "absent.toml": "absent.toml: no such file",
         "latin.toml": "latin.toml: not UTF-8 text (byte 0)",
-        "folder.toml": "folder.toml: is a folder, valid is a manifest file (.toml, .yaml, .yml, .json)",
-        "study.tml": 'study.tml: found suffix ".tml", valid is one of .toml, .yaml, .yml, .json; did you mean ".toml"?',
+        "folder.toml": "folder.toml: expected a manifest file (.toml, .yaml, .yml, .json), got a folder",
+        "study.tml": 'study.tml: expected a suffix .toml, .yaml, .yml, .json, got ".tml"; did you mean ".toml"?',
         "a\nb.toml": "a\\nb.toml: no such file",
     }
     for name, line in expected.items():
         with pytest.raises(ManifestError) as caught:
             load_manifest(tmp_path / name)
         assert caught.value.problems == [f"{tmp_path}/{line}"]
-    with pytest.raises(ManifestError, match="is a folder"):
+    with pytest.raises(ManifestError, match="got a folder"):
         load_manifest(tmp_path)
     with pytest.raises(ManifestError, match=r"cannot be read: embedded null"):
         load_manifest(tmp_path / "a\0.toml")
@@ -722,7 +725,7 @@ def test_a_file_that_cannot_be_read_gets_one_line(tmp_path: Path) -> None:
         ("god.toml", 'god.toml: no such file; did you mean "{folder}/good.toml"?'),
         ("other.toml", "other.toml: no such file"),
         ("nowhere/good.toml", "nowhere/good.toml: no such file"),
-        ("notes", 'notes: found suffix "", valid is one of .toml, .yaml, .yml, .json'),
+        ("notes", 'notes: expected a suffix .toml, .yaml, .yml, .json, got ""'),
     ],
 )
 def test_a_missing_manifest_is_named_with_the_nearest_one(tmp_path: Path, name: str, line: str) -> None:
@@ -747,7 +750,7 @@ def test_all_mistakes_of_a_manifest_are_told_at_once(tmp_path: Path) -> None:
         'study.toml: unknown key "runs"',
         "study.toml: study.name",
         'study.toml: run "a": unknown key "train.epoch"',
-        'study.toml: run "a": optim.lr: found "x"',
+        'study.toml: run "a": optim.lr: expected a number, got "x"',
         "study.toml: grid 1: seeds",
         "study.toml: grid 1: train.epochs",
         "--set optim.decay",
@@ -758,13 +761,16 @@ def test_all_mistakes_of_a_manifest_are_told_at_once(tmp_path: Path) -> None:
 def test_a_wrong_exclude_hides_no_mistake_of_a_run(tmp_path: Path) -> None:
     lines = problems(tmp_path, GOOD + 'optim.lr = "x"\n[[exclude]]\narch = "rnn"\n')
     assert len(lines) == 2
-    assert lines[1] == 'study.toml: run 1: optim.lr: found "x", valid is a number'
+    assert lines[1] == 'study.toml: run 1: optim.lr: expected a number, got "x"'
 
 
 def test_values_of_an_entry_are_checked_although_its_lists_are_of_unequal_length(tmp_path: Path) -> None:
     text = BASE + '[[zip]]\nmodel.arch = ["rnn", "gru"]\noptim.optimizer = "sgd"\noptim.lr = [1, 2, "x"]\n'
     lines = problems(tmp_path, text)
-    assert [line.split(":")[2].strip() for line in lines] == ["lists of unequal length", "optim.lr"]
+    assert [line.split(":")[2].strip() for line in lines] == [
+        "expected lists of one length, got model.arch has 2, optim.lr has 3",
+        "optim.lr",
+    ]
 
 
 # -- --set ---------------------------------------------------------------------------------------------------------
@@ -800,16 +806,16 @@ WRONG_SETS = {
     "train.epcohs=2": f'unknown key "train.epcohs"; did you mean "train.epochs"? ({IN_TRAIN})',
     "lr=2": 'unknown key "lr"; did you mean "optim.lr"? '
     "(valid: model, data, optim, train, seed, resources, policy, study)",
-    "train.epochs": "valid is KEY=VALUE, for example --set train.epochs=2",
-    "=2": "valid is KEY=VALUE, for example --set train.epochs=2",
-    "train.epochs=": 'train.epochs: found "", valid is a whole number',
-    "train.epochs=two": 'train.epochs: found "two", valid is a whole number',
-    "seed=1\nx = 2": 'seed: found "1\\nx = 2", valid is a whole number',
-    "optim.lr=[1, 2]": "optim.lr: found [1, 2], valid is a number",
-    "optim.lr=inf": "optim.lr: found inf, valid is a positive finite number",
-    f"optim.lr=1{'0' * 400}": "found a whole number of more than 300 digits",
+    "train.epochs": "expected KEY=VALUE, for example --set train.epochs=2",
+    "=2": "expected KEY=VALUE, for example --set train.epochs=2",
+    "train.epochs=": 'train.epochs: expected a whole number, got ""',
+    "train.epochs=two": 'train.epochs: expected a whole number, got "two"',
+    "seed=1\nx = 2": 'seed: expected a whole number, got "1\\nx = 2"',
+    "optim.lr=[1, 2]": "optim.lr: expected a number, got [1, 2]",
+    "optim.lr=inf": "optim.lr: expected a positive finite number, got inf",
+    f"optim.lr=1{'0' * 400}": "expected numbers of at most 300 digits, got a longer one",
     "model.mlp_size=3": "model.mlp_size applies to no run of study.toml",
-    "study.name=../x": f'study.name: found "../x", valid is {VALID_NAME}',
+    "study.name=../x": f'study.name: expected {VALID_NAME}, got "../x"',
     "resources.gpus=3": "resources.gpus: expected 0, 1, or a share such as 0.25, for each rank, got 3",
 }
 
@@ -841,8 +847,14 @@ def test_the_reference_mentions_every_valid_key() -> None:
     report = [*PUBLISHED_KEYS, *REPORT_KEYS, *METRICS]
     keys = [*valid_keys(), *RESOURCE_KEYS, *POLICY_KEYS, *study, *backends, *tables, *report]
     assert [key for key in keys if f"`{key}`" not in text] == []
-    settings = {*EXPECT_KEYS, *(key for keys in BACKENDS.values() for key in keys or ())}
+    settings = {*EXPECT_KEYS, *(key for table in BACKENDS.values() for key in field_names(table))}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
+
+
+def test_the_key_tables_of_the_reference_are_those_of_the_declarations() -> None:
+    text = REFERENCE.read_text("utf-8")
+    assert {found[2] for found in manifest_tables.MARKED.finditer(text)} == manifest_tables.tables().keys()
+    assert manifest_tables.page(text) == text, "run python -m tests.manifest_tables"
 
 
 def examples(language: str) -> list[str]:
@@ -872,7 +884,7 @@ def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
 @pytest.mark.parametrize("table", ["resources", "report", "defaults"])
 def test_a_number_in_place_of_a_table_gets_one_line(tmp_path: Path, table: str) -> None:
     text = f"{table} = 3\n{HEAD}" + RUN + 'model.hidden_size = 8\ndata.corpus = "pydoc"\noptim.lr = 1\n'
-    assert problems(tmp_path, text) == [f"study.toml: {table}: found 3, valid is a table"]
+    assert problems(tmp_path, text) == [f"study.toml: {table}: expected a table, got 3"]
 
 
 def test_a_file_that_is_too_large_or_refused_by_the_disk_gets_one_line(
@@ -881,7 +893,7 @@ def test_a_file_that_is_too_large_or_refused_by_the_disk_gets_one_line(
     monkeypatch.setattr("jobs.manifests.reader.MAX_BYTES", 2**20)
     load(tmp_path, GOOD + "#" * (2**20 - len(GOOD)))
     path = tmp_path / "study.toml"
-    expected = f"{path}: too large, valid are at most 1 MiB"
+    expected = f"{path}: too large, expected at most 1 MiB"
     assert problems(tmp_path, GOOD + "#" * (2**20 - len(GOOD) + 1)) == [expected]
 
     def refuse(path: Path, mode: str) -> None:

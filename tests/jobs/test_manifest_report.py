@@ -107,32 +107,32 @@ def test_a_name_that_no_run_has_after_set_is_left_out(tmp_path: Path) -> None:
     assert load(tmp_path, text, "optim.optimizer=adam").behaviour == ("rnn",)
 
 
-PPL = "valid is a finite number above 0"
-TEXT = "valid is a text in one line of at most 300 characters"
-SIDES = "valid are conditions on runs"
-FORM = "valid are conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
+PPL = "expected a finite number above 0"
+TEXT = "expected a text in one line of at most 300 characters"
+SIDES = "expected a text of conditions on runs, such as 'arch=gru lr>1'"
+FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
 WRONG = {
     "published perplexity of zero": (
         BASE + RNN + "published.val_ppl = 0",
-        f'study.toml: run "rnn": published.val_ppl: found 0, {PPL}',
+        f'study.toml: run "rnn": published.val_ppl: {PPL}, got 0',
     ),
     "published perplexity that is true": (
         BASE + RNN + "published.train_ppl = true",
-        f'study.toml: run "rnn": published.train_ppl: found true, {PPL}',
+        f'study.toml: run "rnn": published.train_ppl: {PPL}, got true',
     ),
     "published perplexity without end": (
         BASE + RNN + "published.train_ppl = inf",
-        f'study.toml: run "rnn": published.train_ppl: found Infinity, {PPL}',
+        f'study.toml: run "rnn": published.train_ppl: {PPL}, got Infinity',
     ),
     "replications that descend": (
         BASE + RNN + "published.replications = [9, 8]",
-        'study.toml: run "rnn": published.replications: found [9, 8], '
-        "valid is two finite numbers above 0, the lowest and the highest",
+        'study.toml: run "rnn": published.replications: expected two finite numbers above 0, '
+        "the lowest and the highest, got [9, 8]",
     ),
     "one replication": (
         BASE + RNN + "published.replications = 9",
-        'study.toml: run "rnn": published.replications: found 9, '
-        "valid is two finite numbers above 0, the lowest and the highest",
+        'study.toml: run "rnn": published.replications: expected two finite numbers above 0, '
+        "the lowest and the highest, got 9",
     ),
     "unknown published result": (
         BASE + RNN + "published.val_pl = 9",
@@ -141,7 +141,7 @@ WRONG = {
     ),
     "published results that are no table": (
         BASE + RNN + "published = 9",
-        'study.toml: run "rnn": published: found 9, valid is a table',
+        'study.toml: run "rnn": published: expected a table, got 9',
     ),
     "published results of a grid": (
         BASE + '[[grid]]\nmodel.arch = ["rnn", "gru"]\npublished.val_ppl = [9, 8]',
@@ -149,7 +149,7 @@ WRONG = {
     ),
     "published results among the defaults": (
         BASE + "published.val_ppl = 9\n" + RNN,
-        'study.toml: defaults: unknown key "published.val_ppl"; published results stand in a [[run]] '
+        'study.toml: defaults: unknown key "published.val_ppl"; published results belong in a [[run]] '
         "(valid: model, data, optim, train, seed)",
     ),
     "expectation without a text": (
@@ -158,11 +158,11 @@ WRONG = {
     ),
     "expectation in two lines": (
         BASE + RNN + GRU + EXPECT.replace("gates help", "gates\\nhelp"),
-        f'study.toml: expect 1: text: found "gates\\nhelp", {TEXT}',
+        f'study.toml: expect 1: text: {TEXT}, got "gates\\nhelp"',
     ),
     "expectation of an unknown metric": (
         BASE + RNN + GRU + EXPECT + 'metric = "val_pl"',
-        f'study.toml: expect 1: metric: found "val_pl", valid is one of {", ".join(METRICS)}; did you mean "val_ppl"?',
+        f'study.toml: expect 1: metric: expected one of {", ".join(METRICS)}, got "val_pl"; did you mean "val_ppl"?',
     ),
     "expectation with an unknown key": (
         BASE + RNN + GRU + EXPECT + 'lowest = "arch=gru"',
@@ -170,11 +170,11 @@ WRONG = {
     ),
     "expectation with one side": (
         BASE + RNN + GRU + '[[expect]]\ntext = "x"\nlower = "arch=gru"',
-        f"study.toml: expect 1: higher: missing, {SIDES}, such as 'arch=gru lr>1'",
+        f"study.toml: expect 1: higher: missing, {SIDES}",
     ),
     "side that is a number": (
         BASE + RNN + GRU + EXPECT.replace('"arch=rnn"', "3"),
-        f"study.toml: expect 1: higher: found 3, {SIDES}, in one text",
+        f"study.toml: expect 1: higher: {SIDES}, got 3",
     ),
     "side that is no condition": (
         BASE + RNN + GRU + EXPECT.replace("arch=rnn", "rnn"),
@@ -186,15 +186,15 @@ WRONG = {
     ),
     "side without runs": (
         BASE + RNN + EXPECT,
-        'study.toml: expect 1: lower: found "arch=gru", which matches no run',
+        'study.toml: expect 1: lower: no run matches "arch=gru"',
     ),
     "run on both sides": (
         BASE + RNN + GRU + EXPECT.replace("arch=gru", "hidden_size=8"),
-        'study.toml: expect 1: found "rnn" among lower and higher, valid are different runs on the two sides',
+        'study.toml: expect 1: expected different runs in lower and higher, got "rnn" in both',
     ),
     "expectation in one table": (
         BASE + RNN + '[expect]\ntext = "x"',
-        "study.toml: expect: found one table, valid is a list of tables, in TOML [[expect]]",
+        "study.toml: expect: expected a list of tables, in TOML [[expect]], got one table",
     ),
     "unknown key of the report": (
         BASE + RNN + '[report]\nbehavior = ["rnn"]',
@@ -202,19 +202,19 @@ WRONG = {
     ),
     "behaviour of one name": (
         BASE + RNN + '[report]\nbehaviour = "rnn"',
-        'study.toml: report.behaviour: found "rnn", valid is a list of names of runs, at least one',
+        'study.toml: report.behaviour: expected a list of names of runs, at least one, got "rnn"',
     ),
     "behaviour of an unknown run": (
         BASE + RNN + '[report]\nbehaviour = ["rn"]',
-        'study.toml: report.behaviour: found "rn", valid is the name of a run; did you mean "rnn"?',
+        'study.toml: report.behaviour: expected the name of a run, got "rn"; did you mean "rnn"?',
     ),
     "behaviour of an excluded run": (
         BASE + RNN + GRU + '[[exclude]]\nname = "gru"\n[report]\nbehaviour = ["gru"]',
-        'study.toml: report.behaviour: found "gru", which an [[exclude]] drops',
+        'study.toml: report.behaviour: an [[exclude]] drops "gru"',
     ),
     "behaviour of one run twice": (
         BASE + RNN + '[report]\nbehaviour = ["rnn", "rnn"]',
-        'study.toml: report.behaviour: found "rnn" twice, valid is each run once',
+        'study.toml: report.behaviour: expected each run once, got "rnn" twice',
     ),
 }
 
@@ -234,14 +234,14 @@ def test_set_hides_no_condition_that_asks_what_cannot_be_asked(tmp_path: Path) -
 def test_another_mistake_is_not_told_as_an_expectation_without_runs(tmp_path: Path) -> None:
     text = BASE + RNN + GRU + "optim.lr = 0\n" + EXPECT + '[report]\nbehaviour = ["gru"]'
     assert problems(tmp_path, text) == [
-        'study.toml: run "gru": optim.lr: found 0.0, valid is a positive finite number',
+        'study.toml: run "gru": optim.lr: expected a positive finite number, got 0.0',
     ]
 
 
 def test_published_results_are_not_set_on_the_command_line(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, BASE + RNN, "published.val_ppl=3")
     assert line.startswith(
-        '--set published.val_ppl=3: unknown key "published.val_ppl"; published results stand in a [[run]] (valid'
+        '--set published.val_ppl=3: unknown key "published.val_ppl"; published results belong in a [[run]] (valid'
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.manifests.backends import BACKENDS
+from jobs.manifests.fields import field_names
 from jobs.manifests.load import load_manifest
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS, WITH_VALUE
 from jobs.spec import Resources
@@ -50,7 +50,7 @@ def problems(folder: Path, site: str | None = None, **table: Any) -> list[str]:
 
 
 def test_the_settings_are_the_keys_of_the_backend() -> None:
-    assert {field.name for field in fields(SlurmSettings)} == BACKENDS["slurm"].keys()
+    assert field_names(SlurmSettings) == field_names(BACKENDS["slurm"])
 
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def read_lines(text: str) -> list[str]:
 def test_a_site_file_that_is_not_there_or_no_toml_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"^SEQLM_SLURM_CONFIG: /nowhere/x\.toml: no such file$"):
         read_settings({}, where="m", environ={"SEQLM_SLURM_CONFIG": "/nowhere/x.toml"})
-    with pytest.raises(ManifestError, match="is a folder"):
+    with pytest.raises(ManifestError, match="got a folder"):
         read_settings({}, where="m", environ={"SEQLM_SLURM_CONFIG": str(tmp_path)})
     assert problems(tmp_path, "partition = ") == [
         "SEQLM_SLURM_CONFIG: site.toml: not TOML: Invalid value (at end of document): partition ="
@@ -117,51 +117,69 @@ def test_all_problems_of_both_files_are_told_at_once(tmp_path: Path) -> None:
 
 # -- wrong settings ------------------------------------------------------------------------------------------------
 
-ONE_LINE = "valid is a text of one line"
-VALUE = "valid is a text of one line or a number"
+ONE_LINE = "expected a text of one line"
+VALUE = "expected a text of one line or a number"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "number for a partition": ({"partition": 3}, "partition: found 3, valid is a partition's name, or several"),
-    "space in a partition": ({"partition": "a, b"}, 'partition: found "a, b", valid is a partition\'s name'),
-    "no account": ({"account": ""}, 'account: found "", valid is an account\'s name'),
-    "constraint of two lines": ({"constraint": "a\nb"}, f'constraint: found "a\\nb", {ONE_LINE}'),
-    "no time": ({"timeout_min": 0}, "timeout_min: found 0, valid is a positive whole number"),
-    "time as text": ({"timeout_min": "1:00:00"}, 'timeout_min: found "1:00:00", valid is a positive whole number'),
-    "truth for a number": ({"ranks_per_node": True}, "ranks_per_node: found true, valid is a positive whole number"),
-    "no memory": ({"mem_gb": 0}, "mem_gb: found 0, valid is a number above 0"),
-    "endless memory": ({"mem_gb": float("inf")}, "mem_gb: found Infinity, valid is a number above 0"),
+    "number for a partition": (
+        {"partition": 3},
+        "partition: expected a partition's name, or several with commas between, got 3",
+    ),
+    "space in a partition": (
+        {"partition": "a, b"},
+        'partition: expected a partition\'s name, or several with commas between, got "a, b"',
+    ),
+    "no account": ({"account": ""}, 'account: expected an account\'s name, got ""'),
+    "constraint of two lines": ({"constraint": "a\nb"}, f'constraint: {ONE_LINE}, got "a\\nb"'),
+    "no time": ({"timeout_min": 0}, "timeout_min: expected a positive whole number, got 0"),
+    "time as text": ({"timeout_min": "1:00:00"}, 'timeout_min: expected a positive whole number, got "1:00:00"'),
+    "truth for a number": ({"ranks_per_node": True}, "ranks_per_node: expected a positive whole number, got true"),
+    "no memory": ({"mem_gb": 0}, "mem_gb: expected a number above 0, got 0"),
+    "endless memory": ({"mem_gb": float("inf")}, "mem_gb: expected a number above 0, got Infinity"),
     "signal too early": (
         {"signal_before_s": 70_000},
-        "signal_before_s: found 70000, valid is a whole number from 1 to",
+        "signal_before_s: expected a whole number from 1 to 65535, got 70000",
     ),
     "mail type": (
         {"mail_type": "END,FIAL"},
-        'mail_type: found "FIAL", valid is one or more of NONE, BEGIN, END, FAIL, REQUEUE, ALL, INVALID_DEPEND, '
-        "STAGE_OUT, ARRAY_TASKS, TIME_LIMIT, TIME_LIMIT_90, TIME_LIMIT_80, TIME_LIMIT_50; "
-        'did you mean "FAIL"?',
+        "mail_type: expected one or more of NONE, BEGIN, END, FAIL, REQUEUE, ALL, INVALID_DEPEND, "
+        "STAGE_OUT, ARRAY_TASKS, TIME_LIMIT, TIME_LIMIT_90, TIME_LIMIT_80, TIME_LIMIT_50, "
+        'got "FIAL"; did you mean "FAIL"?',
     ),
-    "setup that is one text": ({"setup": "module load cuda"}, 'setup: found "module load cuda", valid is a list of'),
+    "setup that is one text": (
+        {"setup": "module load cuda"},
+        'setup: expected a list of texts, each one line, got "module load cuda"',
+    ),
     "options among the shell lines": (
         {"setup": [" #SBATCH --gres=gpu:1"]},
-        'setup: found " #SBATCH --gres=gpu:1", valid are shell commands; options stand in sbatch',
+        'setup: expected shell commands, got " #SBATCH --gres=gpu:1"; options of sbatch belong in the',
     ),
-    "negative retries": ({"retries": -1}, "retries: found -1, valid is a whole number, 0 or more"),
-    "variable that is no text": ({"env": {"A": 1}}, 'env: found {"A": 1}, valid is a table of texts'),
-    "sbatch that is no table": ({"sbatch": "--x"}, 'sbatch: found "--x", valid is a table of options of sbatch'),
-    "option that takes a value": ({"sbatch": {"core_spec": True}}, f"sbatch.core_spec: found true, {VALUE}"),
-    "option that takes none": ({"sbatch": {"hold": "yes"}}, 'sbatch.hold: found "yes", valid is true, since the'),
-    "option set to false": ({"sbatch": {"exclusive": False}}, "sbatch.exclusive: found false, valid is true, a text"),
-    "option of two lines": ({"sbatch": {"comment": "a\n#SBATCH"}}, f'sbatch.comment: found "a\\n#SBATCH", {VALUE}'),
+    "negative retries": ({"retries": -1}, "retries: expected a whole number, 0 or more, got -1"),
+    "variable that is no text": (
+        {"env": {"A": 1}},
+        'env: expected a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}, got {"A": 1}',
+    ),
+    "sbatch that is no table": ({"sbatch": "--x"}, 'sbatch: expected a table of options of sbatch, got "--x"'),
+    "option that takes a value": ({"sbatch": {"core_spec": True}}, f"sbatch.core_spec: {VALUE}, got true"),
+    "option that takes none": (
+        {"sbatch": {"hold": "yes"}},
+        'sbatch.hold: expected true, since the option takes no value, got "yes"',
+    ),
+    "option set to false": (
+        {"sbatch": {"exclusive": False}},
+        "sbatch.exclusive: expected true, a text of one line or a number, got false",
+    ),
+    "option of two lines": ({"sbatch": {"comment": "a\n#SBATCH"}}, f'sbatch.comment: {VALUE}, got "a\\n#SBATCH"'),
     "option given twice": (
         {"sbatch": {"core_spec": 1, "core-spec": 1}},
         'sbatch: option "core-spec" is given twice, as "core_spec" and "core-spec"',
     ),
     "option with a key of its own": (
         {"sbatch": {"time": 5}},
-        'sbatch.time: found "time", which seqlm gives to sbatch itself; set timeout_min instead',
+        "sbatch.time: seqlm sets this option itself; set timeout_min instead",
     ),
     "option that seqlm gives": (
         {"sbatch": {"array": "0-3"}},
-        'sbatch.array: found "array", which seqlm gives to sbatch itself; the runs make the array, max_parallel limits',
+        "sbatch.array: seqlm sets this option itself; the runs make the array, max_parallel limits",
     ),
 }
 
@@ -232,7 +250,7 @@ def test_a_manifests_table_is_checked_when_the_manifest_is_loaded(tmp_path: Path
         load_manifest(path)
     starts = [line.partition("; ")[0].partition(",")[0] for line in caught.value.problems]
     assert starts == [
-        "m.toml: backend.slurm.timeout_min: found 0",
+        "m.toml: backend.slurm.timeout_min: expected a positive whole number",
         'm.toml: unknown key "backend.slurm.sbatch.tiem"',
         'm.toml: run 1: unknown key "bad" (valid: name',
     ]
@@ -297,17 +315,26 @@ def test_runs_of_a_share_of_a_gpu_go_into_one_job(gpus: float | None, runs: int)
 @pytest.mark.parametrize(
     ("table", "line"),
     [
-        ({"env": "A=x"}, 'env: found "A=x", valid is a table of texts'),
-        ({"env": {"A": "x", "B": 1}}, 'env: found {"A": "x", "B": 1}, valid is a table of texts'),
-        ({"env_pass": ["A", "B C"]}, 'env_pass: found ["A", "B C"], valid is a list of names of variables'),
-        ({"env": {"A-B": "x"}}, 'env: found the variable "A-B", valid are letters, digits and underscores'),
-        ({"env": {"A": "x\0"}}, 'env.A: found "x\\u0000", valid is a text without NUL'),
+        ({"env": "A=x"}, 'env: expected a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}, got "A=x"'),
+        (
+            {"env": {"A": "x", "B": 1}},
+            'env: expected a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}, got {"A": "x", "B": 1}',
+        ),
+        (
+            {"env_pass": ["A", "B C"]},
+            'env_pass: expected a list of names of variables, such as ["HF_TOKEN"], got ["A", "B C"]',
+        ),
+        ({"env": {"A-B": "x"}}, 'env: expected names of letters, digits and underscores, got "A-B"'),
+        ({"env": {"A": "x\0"}}, 'env.A: expected a text without NUL, got "x\\u0000"'),
         (
             {"env_pass": ["HF TOKEN"]},
-            'env_pass: found ["HF TOKEN"], valid is a list of names of variables, such as ["HF_TOKEN"]',
+            'env_pass: expected a list of names of variables, such as ["HF_TOKEN"], got ["HF TOKEN"]',
         ),
-        ({"env_pass": "HF_TOKEN"}, 'env_pass: found "HF_TOKEN", valid is a list of names of variables'),
-        ({"mail_type": "END, FAIL"}, 'mail_type: found "END, FAIL", valid is a text such as "END,FAIL"'),
+        (
+            {"env_pass": "HF_TOKEN"},
+            'env_pass: expected a list of names of variables, such as ["HF_TOKEN"], got "HF_TOKEN"',
+        ),
+        ({"mail_type": "END, FAIL"}, 'mail_type: expected a text such as "END,FAIL", got "END, FAIL"'),
     ],
 )
 def test_wrong_variables_and_a_wrong_list_of_mails_get_one_line(

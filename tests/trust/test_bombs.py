@@ -256,13 +256,13 @@ MERGES = "\n".join(
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("laughs.yaml", LAUGHS, "too large, valid is at most 1,000,000 values"),
+        ("laughs.yaml", LAUGHS, "too large, expected at most 1,000,000 values"),
         ("ring.yaml", "study: &a {name: *a}", "nested too deeply"),
         ("deep.yaml", "a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("deep.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
         ("deep.toml", "a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("code.yaml", "a: !!python/object/apply:os.system ['touch x']", "not YAML: could not determine a constructor"),
-        ("huge.json", json.dumps({"a": "x" * 17 * MIB}), "too large, valid are at most 16 MiB"),
+        ("huge.json", json.dumps({"a": "x" * 17 * MIB}), "too large, expected at most 16 MiB"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 12 else "",
 )

@@ -49,7 +49,7 @@ def test_a_name_that_is_no_plain_word_is_refused_in_one_line(
     assert launch.main(["run", "m.json", "--backend", "local", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()
-    assert "valid is up to 80 letters, digits, dots, hyphens and underscores" in line
+    assert "expected up to 80 letters, digits, dots, hyphens and underscores" in line
     assert [path.name for path in tmp_path.rglob("*")] == ["m.json"]
 
 
