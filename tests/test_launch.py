@@ -522,6 +522,23 @@ def test_a_truncated_checkpoint_fails_its_run_with_one_line_and_is_left_alone(tm
     assert epochs_of(run) == [0]
 
 
+@pytest.mark.process
+def test_a_finished_run_without_its_last_checkpoint_is_done_and_cannot_go_on(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=1)
+    assert study("run", "small.toml", "--set", "policy.keep_last=false").returncode == 0
+    (run,) = study.runs()
+    assert (run.has_checkpoint(), run.best_checkpoint.is_file()) == (False, True)
+    assert study.states() == {"rnn-adam": "done"}
+    again = study("run", "small.toml")
+    assert (again.returncode, run.attempts()) == (0, [1])
+    run.result_file.unlink()
+    answer = study("run", "small.toml")
+    assert (answer.returncode, run.attempts()) == (1, [1])
+    (line,) = [line for line in answer.stderr.splitlines() if "skipped" in line]
+    reason = f"its last.pt was deleted after the training had ended; move {run.path.relative_to(tmp_path)} away"
+    assert line == f"skipped rnn-adam: {reason} to train it again"
+
+
 @pytest.mark.parametrize("key", ["id", "fingerprint"])
 def test_a_run_is_chosen_by_what_plan_shows_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str

@@ -34,6 +34,8 @@ class Policy:
     """Resumes after a preemption; none: unlimited."""
     without_progress: int = 10
     """Retries in a row, of whatever kinds, that gained nothing: no epoch, and no later checkpoint."""
+    keep_last: bool = True
+    """Whether a finished run keeps ``last.pt``, with which it can go on."""
 
     def retries(self, kind: FailureKind | None) -> int | None:
         """Retries that failures of this kind get, 0 for kinds that are never retried; none: unlimited."""
@@ -79,6 +81,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: value == UNLIMITED or _is_count(value), f'{_COUNT}, or "{UNLIMITED}"'),
     ),
     "without_progress": (_is_count, _COUNT),
+    "keep_last": (lambda value: type(value) is bool, "true or false"),
 }
 
 
