@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line of seqlm: plan, run, status, logs, cancel, retry, behaviour, report, doctor, data.
+"""The command line of seqlm: plan, run, status, list, logs, cancel, retry, clean, behaviour, report, doctor, data.
 
 Nothing here imports torch, so that every command but the report answers at once.
 """
@@ -23,6 +23,8 @@ from jobs import terminal
 from jobs.backends.base import Target
 from jobs.backends.choice import BackendChoice, choose_backend
 from jobs.backends.ray_job import RayJob, is_remote
+from jobs.cli import clean
+from jobs.cli import list as listing
 from jobs.cli.behaviour import compute_behaviour
 from jobs.cli.doctor import check_devices, examine
 from jobs.cli.lines import Progress
@@ -690,6 +692,15 @@ def _status_table(runs: list[ObservedRun]) -> str:
     return terminal.table(["run", "id", "state", "epochs", "best val ppl", "reason"], rows, right=(3, 4))
 
 
+def _list(options: argparse.Namespace) -> tuple[Any, int]:
+    return listing.show_studies(options.runs_dir, no_sizes=options.no_sizes, say=functools.partial(_say, options))
+
+
+def _clean(options: argparse.Namespace) -> tuple[Any, int]:
+    say = functools.partial(_say, options)
+    return clean.clean_study(options.study, options.runs_dir, dry_run=options.dry_run, yes=options.yes, say=say)
+
+
 def _logs(options: argparse.Namespace) -> tuple[Any, int]:
     study_dir = find_study(options.study, options.runs_dir)
     runs = _chosen(options, study_dir)
@@ -938,6 +949,8 @@ def parser() -> argparse.ArgumentParser:
     form = status.add_mutually_exclusive_group()
     form.add_argument("--watch", action="store_true", help="show it as it changes, until every run is over")
     form.add_argument("--svg", type=Path, metavar="FILE", help="write the table that --watch shows as a picture")
+    listing.add_arguments(command("list", _list, listing.TEXT))
+    clean.add_arguments(command("clean", _clean, clean.TEXT, study))
     logs = command("logs", _logs, "the logs of the latest attempts", study, filters)
     logs.add_argument("run", nargs="?", help="one run, by its name, its id, or a unique beginning of its id")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
