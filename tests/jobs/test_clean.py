@@ -341,6 +341,7 @@ def test_the_temporary_files_of_a_run_stay_while_its_job_waits(
     slurm.on_path(monkeypatch)
     answer = commands.run(["sbatch", "--parsable", str(script(tmp_path))], cwd=tmp_path)
     run = run_of(study, "open")
+    write_json(run.failure_file, {"kind": "node", "message": "lost"})  # its job goes on by itself
     temporary = fill(run.path / f".result.json.{HEX}.tmp", 9)
     assert temporary in paths(study, "temporary file")
     write_jobs(study, {run.id: answer.stdout.strip().partition(";")[0]}, {})
