@@ -432,8 +432,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run"], "the following arguments are required: manifest"),
         (
             ["sttaus", "small"],
-            'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, logs, cancel, retry, '
-            "behaviour, report, doctor, data; see launch.py --help)",
+            'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, list, clean, logs, cancel, '
+            "retry, behaviour, report, doctor, data; see launch.py --help)",
         ),
         (["status", "other"], "other: neither a study's folder, nor a manifest, nor a study in runs"),
         (["status", "small.toml"], "this study has not been launched yet"),
