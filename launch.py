@@ -73,6 +73,10 @@ def handler(command: str) -> Callable[[Any], tuple[Any, int]]:
             from jobs.cli.studying import status
 
             return status
+        case "list":
+            from jobs.cli.list import show_studies
+
+            return show_studies
         case "logs":
             from jobs.cli.studying import logs
 
@@ -81,6 +85,10 @@ def handler(command: str) -> Callable[[Any], tuple[Any, int]]:
             from jobs.cli.studying import cancel
 
             return cancel
+        case "clean":
+            from jobs.cli.clean import clean_study
+
+            return clean_study
         case "behaviour":
             from jobs.cli.launching import behaviour
 

@@ -319,6 +319,20 @@ class RunDirectory:
         """Whether there is something to go on from."""
         return self.last_checkpoint.exists() or self.previous_checkpoint.exists()
 
+    def cannot_go_on(self, epochs: int) -> str | None:
+        """Return why a run of ``epochs`` epochs cannot go on: its last checkpoint was deleted at its end. Else `None`.
+
+        ``clean`` and ``policy.keep_last = false`` delete that checkpoint and leave ``position.json``.
+        """
+        if self.has_checkpoint():
+            return None
+        position: Mapping[str, Any] = {}
+        with contextlib.suppress(FileError, OSError):  # a run without a readable record starts from its first epoch
+            position = read_json(self.position_file) or {}
+        if (position.get("epoch"), position.get("step")) != (epochs, 0):
+            return None
+        return f"its last.pt was deleted after the training had ended; move {self.path} away to train it again"
+
     def read_failure(self) -> dict[str, Any] | None:
         """The run's failure, or none. A damaged record is one of kind ``node``, so that its run goes on.
 

@@ -433,8 +433,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (["run"], "the following arguments are required: manifest"),
         (
             ["sttaus", "small"],
-            'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, logs, cancel, retry, '
-            "behaviour, report, doctor, schema, data, completion; see python launch.py --help)",
+            'unknown command "sttaus"; did you mean "status"? (valid: plan, run, status, list, logs, cancel, retry, '
+            "clean, behaviour, report, doctor, schema, data, completion; see python launch.py --help)",
         ),
         (["status", "other"], "other: expected a study's folder, a manifest, or a study in runs"),
         (["status", "small.toml"], "this study has not been launched yet"),
@@ -521,6 +521,23 @@ def test_a_truncated_checkpoint_fails_its_run_with_one_line_and_is_left_alone(tm
     assert "Traceback" not in run.stderr_log(2).read_text()
     assert run.last_checkpoint.read_bytes() == damaged
     assert epochs_of(run) == [0]
+
+
+@pytest.mark.process
+def test_a_finished_run_without_its_last_checkpoint_is_done_and_cannot_go_on(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=1)
+    assert study("run", "small.toml", "--set", "policy.keep_last=false").returncode == 0
+    (run,) = study.runs()
+    assert (run.has_checkpoint(), run.best_checkpoint.is_file()) == (False, True)
+    assert study.states() == {"rnn-adam": "done"}
+    again = study("run", "small.toml")
+    assert (again.returncode, run.attempts()) == (0, [1])
+    run.result_file.unlink()
+    answer = study("run", "small.toml")
+    assert (answer.returncode, run.attempts()) == (1, [1])
+    (line,) = [line for line in answer.stderr.splitlines() if "skipped" in line]
+    reason = f"its last.pt was deleted after the training had ended; move {run.path.relative_to(tmp_path)} away"
+    assert line == f"skipped rnn-adam: {reason} to train it again"
 
 
 @pytest.mark.parametrize("key", ["id", "fingerprint"])

@@ -52,7 +52,11 @@ cost a quarter of a small run's processor time (docs/decisions.md). Other C libr
 
 def worker_variables(policy: Policy) -> dict[str, str]:
     """Return the variables that every worker of a study gets, on every backend."""
-    return {**KEEP_MEMORY, "SEQLM_CHECKPOINT_MINUTES": f"{policy.checkpoint_min:g}"}
+    return {
+        **KEEP_MEMORY,
+        "SEQLM_CHECKPOINT_MINUTES": f"{policy.checkpoint_min:g}",
+        "SEQLM_KEEP_LAST": "1" if policy.keep_last else "0",
+    }
 
 
 def progress_variables(seconds: float | None) -> dict[str, str]:

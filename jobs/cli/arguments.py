@@ -26,6 +26,22 @@ class Arguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListArguments(Arguments):
+    """``list``."""
+
+    no_sizes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanArguments(Arguments):
+    """``clean``."""
+
+    study: str
+    dry_run: bool
+    yes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompletionArguments(Arguments):
     """``completion``."""
 

@@ -19,9 +19,11 @@ from jobs.cli.arguments import (
     Arguments,
     BehaviourArguments,
     CancelArguments,
+    CleanArguments,
     CompletionArguments,
     DataArguments,
     DoctorArguments,
+    ListArguments,
     LogsArguments,
     PlanArguments,
     ReportArguments,
@@ -176,6 +178,15 @@ def parser(prog: str | None = None) -> Parser:
     form = status.add_mutually_exclusive_group()
     form.add_argument("--watch", action="store_true", help="show changes until every run is over")
     form.add_argument("--svg", type=Path, metavar="FILE", help="write the table of --watch as a picture")
+    listing = top.command(
+        group,
+        "list",
+        "show the studies under the runs folder, the last changed first",
+        common,
+        record=ListArguments,
+        example="list",
+    )
+    listing.add_argument("--no-sizes", action="store_true", help="leave out sizes, which take longest on a slow disk")
     logs = top.command(
         group,
         "logs",
@@ -207,6 +218,16 @@ def parser(prog: str | None = None) -> Parser:
     retry.add_argument(
         "--kind", action="append", default=[], choices=KINDS, help="only failures of this kind; repeat for more kinds"
     )
+    clean = top.command(
+        group,
+        "clean",
+        "delete from a study what no report and no run needs any more",
+        *(study, common),
+        record=CleanArguments,
+        example="clean first --dry-run",
+    )
+    clean.add_argument("-n", "--dry-run", action="store_true", help="show what would be deleted, and delete nothing")
+    clean.add_argument("--yes", action="store_true", help="delete without asking")
     behaviour = top.command(
         "results",
         "behaviour",

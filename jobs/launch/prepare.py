@@ -124,7 +124,10 @@ def plan_runs(
         # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
         undecided = observation.kind == "oom" and (may_go_on(run) or not run.failure_file.exists())
         has_checkpoint = run.has_checkpoint()
-        planned.append(plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided))
+        item = plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided)
+        if item.action == "start" and (reason := run.cannot_go_on(spec.config.train.epochs)):
+            item = replace(item, action="skip", reason=reason)
+        planned.append(item)
     return planned
 
 

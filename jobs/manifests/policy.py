@@ -39,6 +39,8 @@ class Policy:
     """Resumes after a preemption."""
     without_progress: Annotated[_Count, Valid(_COUNT)] = 10
     """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint."""
+    keep_last: bool = True
+    """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
 
     def retries(self, kind: FailureKind | None) -> int | None:
         """Return the retries allowed after failures of this kind: 0 if never retried, ``None`` if unlimited."""

@@ -186,6 +186,11 @@ class CheckpointFiles:
         self._guard()
         self._run.previous_checkpoint.unlink(missing_ok=True)
 
+    def drop_last(self) -> None:
+        """Delete ``last.pt`` of a run that is done; :meth:`load_best` has read ``best.pt`` before."""
+        self._guard()
+        self._run.last_checkpoint.unlink(missing_ok=True)
+
     def _save_best(self, checkpoint: Checkpoint) -> None:
         save_checkpoint(self._run.best_checkpoint, replace(checkpoint, optimizer=None), guard=self._guard)
 

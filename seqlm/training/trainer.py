@@ -67,6 +67,7 @@ class Trainer:
             several stop after the same step.
         checkpoint_minutes: how often the state is saved within an epoch.
         progress_seconds: how often, at most, ``progress.json`` is written.
+        keep_last: whether ``last.pt`` stays when the run is done.
         guard: asked before a file of the run is put in place whether it still is this process's to write.
 
     Raises:
@@ -85,6 +86,7 @@ class Trainer:
         stop: StopSignal | None = None,
         checkpoint_minutes: float = CHECKPOINT_MINUTES,
         progress_seconds: float = WRITE_SECONDS,
+        keep_last: bool = True,
         guard: Guard = unguarded,
     ) -> None:
         self.config = config
@@ -129,6 +131,7 @@ class Trainer:
         self._snapshot = Snapshot(rank.device)
         self._save_every_seconds = 60 * checkpoint_minutes
         self._saved_at = time.monotonic()
+        self._keep_last = keep_last
         self._begin_epoch(0)
         self.progress = Progress(
             epochs=train.epochs,
@@ -373,7 +376,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the checkpoint that the first rank finds, if there is one."""
-        checkpoint = self._agreed(self._files.load_last)
+        checkpoint = self._agreed(self._load_last)
         if checkpoint is None:
             self._begin_epoch(0)  # whatever has drawn from the generator since this object was made
             return
@@ -395,6 +398,11 @@ class Trainer:
         self.progress.say(f"resumed after {position.epoch} of {self.config.train.epochs} epochs{steps}")
         if changes := _changes(position, self._circumstances()):
             self.progress.say(changes)
+
+    def _load_last(self) -> tuple[Path, Checkpoint] | None:
+        if reason := self.run.cannot_go_on(self.config.train.epochs):
+            raise CheckpointError(f"this run cannot go on: {reason}")
+        return self._files.load_last()
 
     def _take_over(self, position: Position) -> None:
         """The recurrent state and the generator within an epoch; ranks that are shared out anew draw other masks."""
@@ -466,6 +474,8 @@ class Trainer:
         if self.rank.is_first:
             write_json(self.run.result_file, result, guard=self.guard)
             self._files.drop_previous()
+            if not self._keep_last:
+                self._files.drop_last()
         self.progress.say(
             f"done  best val ppl {record['val_ppl']:.2f} in epoch {record['epoch'] + 1}  "
             f"test ppl {result['test_ppl']:.2f}"

@@ -12,6 +12,7 @@ differs between ranks and machines comes from the environment:
     SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
     SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
     SEQLM_CHECKPOINT_MINUTES        how often the state is saved within an epoch (default: 10)
+    SEQLM_KEEP_LAST                 0: delete last.pt once the run is done (default: 1)
     SEQLM_DETERMINISTIC             1: operations whose results do not vary from one time to the next, on a GPU too
     SEQLM_MICRO_BATCHES             parts in which each step takes the rank's columns, to save memory (default: 1)
     SEQLM_LEASE_SECONDS             between two heartbeats of the run's lease (default: 10)
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
                 stop=stop,
                 checkpoint_minutes=minutes,
                 progress_seconds=progress,
+                keep_last=os.environ.get("SEQLM_KEEP_LAST") != "0",
                 guard=guard,
             )
             if steps is None:

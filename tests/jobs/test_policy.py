@@ -40,7 +40,7 @@ def load(folder: Path, policy: str, *overrides: str) -> Manifest:
 def test_a_manifest_without_a_policy_has_the_defaults(tmp_path: Path) -> None:
     policy = load(tmp_path, "").policy
     assert (policy.checkpoint_min, policy.oom, policy.timeout, policy.without_progress) == (10, 3, 20, 10)
-    assert (policy.node, policy.preempted) == (None, None)
+    assert (policy.node, policy.preempted, policy.keep_last) == (None, None, True)
 
 
 def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: Path) -> None:
@@ -48,6 +48,8 @@ def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: 
     assert load(tmp_path, text).policy == Policy(oom=None, node=4, checkpoint_min=0.5)
     policy = load(tmp_path, text, "policy.oom=1", "policy.node=unlimited").policy
     assert policy == Policy(oom=1, node=None, checkpoint_min=0.5)
+    assert not load(tmp_path, "[policy]\nkeep_last = false\n").policy.keep_last
+    assert load(tmp_path, "[policy]\nkeep_last = false\n", "policy.keep_last=true").policy.keep_last
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,8 @@ def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: 
         ("without_progress", '"unlimited"', 'expected a whole number, 0 or more, got "unlimited"'),
         ("checkpoint_min", "0", "policy.checkpoint_min: expected a number of minutes above 0, got 0"),
         ("checkpoint_min", "inf", "policy.checkpoint_min: expected a number of minutes above 0, got Infinity"),
+        ("keep_last", "0", "policy.keep_last: expected true or false, got 0"),
+        ("keep_last", '"no"', 'policy.keep_last: expected true or false, got "no"'),
         ("code", "1", "policy.code: such a failure is never retried automatically; use `retry --kind code`"),
         ("diverged", "0", "policy.diverged: such a failure is never retried automatically"),
         ("timeouts", "1", 'unknown key "policy.timeouts"; did you mean "policy.timeout"? (valid in policy: '),
@@ -98,7 +102,8 @@ if parts < 4:
     failure = {"kind": "oom", "message": "no memory", "attempt": int(os.environ["SEQLM_ATTEMPT"])}
     json.dump(failure, open(os.path.join(folder, "failure.json"), "w"))
     sys.exit(1)
-json.dump({"minutes": os.environ["SEQLM_CHECKPOINT_MINUTES"]}, open(os.path.join(folder, "result.json"), "w"))
+told = {"minutes": os.environ["SEQLM_CHECKPOINT_MINUTES"], "keep_last": os.environ["SEQLM_KEEP_LAST"]}
+json.dump(told, open(os.path.join(folder, "result.json"), "w"))
 """
 
 TIGHT = """
@@ -149,13 +154,14 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.process
 def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -> None:
-    run = launch_locally(tmp_path, STAND_IN, Policy(checkpoint_min=2.5))
-    assert run.read_result() == {"minutes": "2.5"}
+    run = launch_locally(tmp_path, STAND_IN, Policy(checkpoint_min=2.5, keep_last=False))
+    assert run.read_result() == {"minutes": "2.5", "keep_last": "0"}
     assert run.attempts() == [1, 2, 3]
     assert [failed.micro_batches for failed in history(run)] == [1, 2]
     assert (run.read_job() or {})["micro_batches"] == 4
     run.result_file.unlink()
     launch_locally(tmp_path, STAND_IN, Policy())
+    assert (run.read_result() or {})["keep_last"] == "1"
     assert run.attempts() == [1, 2, 3, 4], "another launch starts with what was needed before"
 
 
@@ -194,9 +200,9 @@ def test_each_kind_of_failure_has_its_own_retries_and_others_none() -> None:
 
 
 def test_a_policy_survives_the_trip_through_its_table() -> None:
-    policy = Policy(checkpoint_min=2.5, oom=None, timeout=0, node=4, without_progress=1)
+    policy = Policy(checkpoint_min=2.5, oom=None, timeout=0, node=4, without_progress=1, keep_last=False)
     written = {"checkpoint_min": 2.5, "oom": "unlimited", "timeout": 0, "node": 4}
-    assert policy.to_dict() == {**written, "preempted": "unlimited", "without_progress": 1}
+    assert policy.to_dict() == {**written, "preempted": "unlimited", "without_progress": 1, "keep_last": False}
     assert Policy.from_dict(policy.to_dict()) == policy
 
 

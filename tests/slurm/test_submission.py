@@ -223,7 +223,7 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     items = planned(tmp_path, 3)
     (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
     folder = tmp_path / "slurm" / "0001"
-    policy = Policy(oom=1, timeout=None, checkpoint_min=2.5)
+    policy = Policy(oom=1, timeout=None, checkpoint_min=2.5, keep_last=False)
     jobs = submitter(tmp_path, SlurmSettings(), policy).submit(batch, folder, parallelism=9, nice=0)
     assert jobs == ["77_0", "77_1", "77_2"]
     assert (tmp_path / "calls").read_text() == "x\n"
@@ -236,6 +236,7 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     assert told.runs == (items[1].run.path,)
     assert (told.attempts, told.policy, told.submission, told.code) == ((1,), policy, "0001", Path("/code"))
     assert told.env[0]["SEQLM_CHECKPOINT_MINUTES"] == "2.5"
+    assert told.env[0]["SEQLM_KEEP_LAST"] == "0"
     assert told.env[0]["SEQLM_PROGRESS_SECONDS"] == "10"
 
 

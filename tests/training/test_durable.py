@@ -39,9 +39,11 @@ def quiet(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Outcome:
     return outcome(RunDirectory(folder))
 
 
-def trainer_for(folder: Path, corpus: Corpus, *, attempt: int = 1, stop_after: int | None = None) -> Trainer:
+def trainer_for(
+    folder: Path, corpus: Corpus, *, attempt: int = 1, stop_after: int | None = None, **options: Any
+) -> Trainer:
     stop = StopSignal()
-    trainer = Trainer(CONFIG, corpus, make_run(folder, CONFIG), rank=Rank(), attempt=attempt, stop=stop)
+    trainer = Trainer(CONFIG, corpus, make_run(folder, CONFIG), rank=Rank(), attempt=attempt, stop=stop, **options)
     step, taken = trainer.step, iter(range(1, 10_000))
 
     def take(*arguments: Any) -> Any:
@@ -332,6 +334,45 @@ def test_a_run_that_is_done_keeps_two_checkpoints(tmp_path: Path, corpus: Corpus
     run = stopped(tmp_path / "run", corpus)
     trainer_for(run.path, corpus, attempt=2).train()
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["best.pt", "last.pt", "position.json"]
+
+
+def test_a_run_that_is_not_to_keep_its_last_checkpoint_keeps_it_until_it_is_done(
+    tmp_path: Path, corpus: Corpus, quiet: Outcome
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(StopRequested):
+        trainer_for(folder, corpus, stop_after=50, keep_last=False).train()
+    run = RunDirectory(folder)
+    assert run.has_checkpoint()
+    trainer_for(folder, corpus, attempt=2, keep_last=False).train()
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["best.pt", "position.json"]
+    result = run.read_result() or {}
+    assert {key: result[key] for key in quiet.result} == quiet.result
+
+
+def test_a_run_whose_last_checkpoint_was_deleted_at_its_end_is_not_trained_again(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    folder = tmp_path / "run"
+    trainer_for(folder, corpus, keep_last=False).train()
+    run = RunDirectory(folder)
+    run.result_file.unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError) as caught:
+        trainer_for(folder, corpus, attempt=2).train()
+    expected = f"its last.pt was deleted after the training had ended; move {folder} away to train it again"
+    assert str(caught.value) == f"this run cannot go on: {expected}"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_lost_its_checkpoints_before_its_end_starts_again(
+    tmp_path: Path, corpus: Corpus, quiet: Outcome
+) -> None:
+    run = stopped(tmp_path / "run", corpus)
+    run.last_checkpoint.unlink()
+    run.previous_checkpoint.unlink()
+    trainer_for(run.path, corpus, attempt=2).train()
+    assert outcome(run) == quiet
 
 
 def test_a_best_checkpoint_of_another_epoch_is_not_taken_for_the_best(tmp_path: Path, corpus: Corpus) -> None:

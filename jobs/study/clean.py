@@ -1,0 +1,307 @@
+"""What may be deleted from a study's folder, and its deletion.
+
+A finished run keeps all that a report, a behaviour job or a reader needs: only its last checkpoint goes, which serves
+nothing but going on. Whatever belongs to another user, is write-protected or is reached through a link stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+from jobs.study.folder import at_work, launcher_of, launching, look_at, read_jobs, study_name
+from jobs.study.kept_code import ORIGIN, source_tree
+from jobs.study.squeue import Scheduler
+from jobs.study.studies import entries_below
+from seqlm.errors import FileError, RunBusyError, UsageError
+from seqlm.lease import Terms, live_owner
+from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, RunDirectory, is_locked
+
+Kind: TypeAlias = Literal["last checkpoint", "unused code", "damaged copy", "canary", "temporary file", "compiled code"]
+
+KINDS: dict[Kind, str] = {
+    "last checkpoint": "of runs that are done; their best.pt stays",
+    "unused code": "copies that no run and no job refers to",
+    "damaged copy": "copies of the code that were moved aside",
+    "canary": "trial runs; the next launch of more than ten runs repeats them",
+    "temporary file": "begun by processes that have ended",
+    "compiled code": "made again when needed",
+}
+"""Each kind, in the order in which it is shown, with a note for a person."""
+ALIVE = ("queued", "running", "unknown")
+"""Stages of a job that may still use the files of its run, and its code."""
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}\.tmp|\.previous\.pt\.tmp")
+_DAMAGED = re.compile(r".+\.damaged-[0-9a-f]{8}")
+_SUBMITTED = re.compile(r"(\d+(?:_\d+)?)_submitted\.pkl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """A file or folder that may be deleted."""
+
+    kind: Kind
+    path: Path
+    """Relative to the study's folder."""
+    size_bytes: int
+    problem: str | None = None
+    """Why it was not deleted; `None`: it was, or nothing has been tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What may be deleted from a study, and what looks like it and stays."""
+
+    leftovers: list[Leftover] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    """A line for each file or folder that stays although it is of one of the kinds."""
+
+
+def find_leftovers(study_dir: Path) -> Found:
+    """List what may be deleted from a study. Writes nothing.
+
+    Raises:
+        UsageError: the study belongs to another user.
+        FileError: a folder or a record of the study's jobs cannot be read.
+    """
+    try:
+        if study_dir.stat().st_uid != os.geteuid():
+            raise UsageError(f"{study_dir} belongs to another user; clean deletes only in your own studies")
+        return _Search(study_dir).found()
+    except OSError as error:
+        raise FileError.from_os_error("read", error.filename or study_dir, error) from None
+
+
+def require_no_launcher(study_dir: Path) -> None:
+    """Refuse a study that is being launched.
+
+    Raises:
+        RunBusyError: a launcher is at work on the study or on its behaviour jobs.
+    """
+    for folder in (study_dir, study_dir / BEHAVIOUR_FOLDER):
+        if (launcher := launcher_of(folder)) is not None:
+            who = f"pid {launcher.pid} on {launcher.host}"
+            raise RunBusyError(f"study {study_name(folder)} is being launched ({who}); clean it when that has ended")
+
+
+def delete_leftovers(study_dir: Path, shown: Sequence[Leftover]) -> list[Leftover]:
+    """Delete what was shown, unless it has come into use since; return each item with its ``problem``.
+
+    Holds the launch locks of the study and of its behaviour jobs meanwhile.
+
+    Raises:
+        RunBusyError: a launcher is at work on the study or on its behaviour jobs.
+        UsageError, FileError: as :func:`find_leftovers`.
+    """
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(launching(study_dir))
+        if (study_dir / BEHAVIOUR_FOLDER).is_dir():
+            locks.enter_context(launching(study_dir / BEHAVIOUR_FOLDER))
+        now = {item.path for item in find_leftovers(study_dir).leftovers}
+        deleted = []
+        for item in shown:
+            problem = None
+            if item.path in now:
+                problem = _delete(study_dir, item.path)
+            elif os.path.lexists(study_dir / item.path):  # else the launch lock's new owner has removed it
+                problem = f"{study_dir / item.path} stays: it has come into use meanwhile"
+            deleted.append(Leftover(kind=item.kind, path=item.path, size_bytes=item.size_bytes, problem=problem))
+        return deleted
+
+
+def _delete(study_dir: Path, path: Path) -> str | None:
+    """Delete a file or folder below a study; return what went wrong. No component below the study may be a link.
+
+    Folders are opened one inside the other, so that no link which somebody puts in place meanwhile is followed.
+    """
+    handle = os.open(study_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in path.parts[:-1]:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+        if stat.S_ISDIR(os.stat(path.name, dir_fd=handle, follow_symlinks=False).st_mode):
+            shutil.rmtree(path.name, dir_fd=handle)
+        else:
+            os.unlink(path.name, dir_fd=handle)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return str(FileError.from_os_error("delete", study_dir / path, error))
+    finally:
+        os.close(handle)
+    return None
+
+
+@final
+class _Search:
+    """One look at a study's folder."""
+
+    def __init__(self, study_dir: Path) -> None:
+        self._study_dir = study_dir
+        self._found = Found()
+        self._seen: set[tuple[int, int]] = set()
+        self._folders = [study_dir]
+        """Of the runs, and of the behaviour jobs."""
+        behaviour = study_dir / BEHAVIOUR_FOLDER
+        if behaviour.is_dir() and not behaviour.is_symlink():
+            self._folders.append(behaviour)
+        self._submissions = {path: _submitted(path) for one in self._folders for path in one.glob("slurm/[0-9]*")}
+        """Folder of a submission to SLURM -> its jobs."""
+        self._scheduler = Scheduler()
+        jobs = {job for one in self._folders for job in read_jobs(one).values()}.union(*self._submissions.values())
+        states = self._scheduler.states(jobs)  # one query
+        self._alive = {job for job, state in states.items() if state.stage in ALIVE}
+
+    def found(self) -> Found:
+        for folder in self._folders:
+            self._add_runs(folder)
+        if any(self._has_launcher(folder) for folder in self._folders):
+            line = "code, canaries and the study's own temporary files stay: it is being launched"
+            self._found.kept.append(line)
+            return self._found
+        for folder in self._folders:
+            self._add_temporary(folder)
+        self._add_canaries()
+        self._add_code()
+        return self._found
+
+    @staticmethod
+    def _has_launcher(folder: Path) -> bool:
+        launcher = launcher_of(folder)
+        return launcher is not None and (launcher.pid, launcher.host) != (os.getpid(), socket.gethostname())
+
+    def _add_runs(self, folder: Path) -> None:
+        work, jobs = at_work(folder, self._scheduler), read_jobs(folder)
+        for run in RunDirectory.unordered_in(folder):
+            if _has_worker(run) or jobs.get(run.id) in self._alive:
+                continue
+            state = look_at(run, work).observation.state  # "failed" if a file of it is damaged
+            if state == "done" and _has_content(run.best_checkpoint):
+                self._add("last checkpoint", run.last_checkpoint)
+                self._add("last checkpoint", run.previous_checkpoint)
+            if state not in ("running", "queued"):
+                inside = [run.path, run.best_checkpoint.parent, run.lease_dir, *map(run.attempt_dir, run.attempts())]
+                for place in inside:
+                    self._add_temporary(place)
+
+    def _add_temporary(self, folder: Path) -> None:
+        for path in sorted(folder.glob(".*.tmp")):
+            if _TEMPORARY.fullmatch(path.name):
+                self._add("temporary file", path)
+
+    def _add_canaries(self) -> None:
+        for run in RunDirectory.unordered_in(self._study_dir / CANARY_FOLDER):
+            if not _has_worker(run):
+                self._add("canary", run.path)
+
+    def _add_code(self) -> None:
+        place = self._study_dir / "code"
+        if place.is_symlink() or not place.is_dir():
+            return
+        self._add_temporary(place)
+        for folder in sorted(path for path in place.iterdir() if _DAMAGED.fullmatch(path.name)):
+            self._add("damaged copy", folder)
+        try:
+            used = set(self._used_code([copy.name for copy in place.iterdir()]))
+        except FileError as error:
+            self._found.kept.append(f"{place} stays: which code is in use is not known ({error})")
+            return
+        for folder in sorted(path for path in place.iterdir() if (path / ORIGIN).is_file()):
+            if _DAMAGED.fullmatch(folder.name) or _TEMPORARY.fullmatch(folder.name):
+                continue
+            if folder.name not in used:
+                self._add("unused code", folder)
+            elif not folder.is_symlink():
+                for compiled in sorted(folder.rglob("__pycache__")):
+                    self._add("compiled code", compiled)
+
+    def _used_code(self, names: Sequence[str]) -> Iterator[str]:
+        """Those names of copies that runs, behaviour jobs, jobs of SLURM and this process refer to.
+
+        Raises:
+            FileError: a file that may name one cannot be read.
+        """
+        yield source_tree().name
+        for run in (run for folder in self._folders for run in RunDirectory.unordered_in(folder)):
+            yield from _name((run.read_job() or {}).get("code"))
+            launched = run.read_provenance().get("code")
+            yield from _name(launched.get("path") if isinstance(launched, dict) else None)
+        for folder, jobs in self._submissions.items():
+            # No job is known of a report, nor of a submission to which sbatch has not answered yet.
+            if not jobs or not jobs.isdisjoint(self._alive):
+                yield from _named_in_texts(folder, names)
+
+    def _add(self, kind: Kind, path: Path) -> None:
+        """Add a file or folder, if it exists and nothing forbids its deletion."""
+        relative = path.relative_to(self._study_dir)
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return
+        steps = [self._study_dir.joinpath(*relative.parts[:length]) for length in range(1, len(relative.parts) + 1)]
+        reason = None
+        if link := next((step for step in steps if step.is_symlink()), None):
+            reason = f"{link} is a link" if link != path else "it is a link"
+        elif not status.st_mode & stat.S_IWUSR:
+            reason = "it is write-protected"
+        elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            reason = "it is no regular file"
+        else:
+            below = _below(path) if stat.S_ISDIR(status.st_mode) else []
+            if any(one.st_uid != os.geteuid() for one in (status, *below)):
+                reason = "it belongs to another user"
+        if reason:
+            self._found.kept.append(f"{path} stays: {reason}")
+            return
+        size = 0
+        for one in (status, *below):
+            if stat.S_ISREG(one.st_mode) and (one.st_dev, one.st_ino) not in self._seen:
+                self._seen.add((one.st_dev, one.st_ino))
+                size += one.st_size
+        self._found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=size))
+
+
+def _below(folder: Path) -> list[os.stat_result]:
+    return [entry.stat(follow_symlinks=False) for entry in entries_below(folder)]
+
+
+def _has_worker(run: RunDirectory) -> bool:
+    """Whether a worker may be at the run, whatever its files say of its state."""
+    terms = Terms.from_environment(os.environ)
+    return is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds) is not None
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _submitted(submission: Path) -> set[str]:
+    """The jobs of a submission, by the files that submitit names after them."""
+    return {match[1] for path in submission.iterdir() if (match := _SUBMITTED.fullmatch(path.name))}
+
+
+def _name(path: Any) -> list[str]:
+    """The name of a copy of the code by its path; the study may have been moved since that was written."""
+    return [Path(path).name] if isinstance(path, str) else []
+
+
+def _named_in_texts(submission: Path, names: Sequence[str]) -> Iterator[str]:
+    """The names that the plans and scripts of a submission hold.
+
+    Raises:
+        FileError: one cannot be read.
+    """
+    for path in sorted([*submission.glob("*.json"), *submission.glob("*.sh")]):
+        try:
+            text = path.read_text("utf-8", "replace")
+        except OSError as error:
+            raise FileError.from_os_error("read", path, error) from None
+        yield from (name for name in names if name in text)

@@ -1,0 +1,170 @@
+"""The studies under a runs folder: the state of each, its best perplexity, its size and its last change."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.study.folder import at_work, look_at, read_jobs
+from jobs.study.squeue import Scheduler
+from seqlm.errors import FileError, SeqlmError
+from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, read_json, study_record_file
+
+THREADS = 8
+"""Folders whose sizes are read at the same time: on a network file system each call waits for an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """One folder under the runs folder."""
+
+    path: Path
+    states: Mapping[State, int] = field(default_factory=dict)
+    """Number of runs in each state. A run of the manifest that has no folder yet is pending."""
+    changed_at: float | None = None
+    """Last change of a run, in seconds since 1970. `None`: the folder holds no run."""
+    best_val_ppl: float | None = None
+    """Lowest validation perplexity of all runs."""
+    size_bytes: int | None = None
+    """Of all files below the folder. `None`: not asked for, or not readable."""
+    problem: str | None = None
+    """What is wrong with the folder, in one line."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def runs(self) -> int:
+        """Number of runs, those without a folder included."""
+        return sum(self.states.values())
+
+
+def list_studies(runs_dir: Path, *, with_sizes: bool = True) -> list[StudySummary]:
+    """Return every folder below ``runs_dir``, the last changed first; folders without a run come last.
+
+    A damaged folder has a ``problem`` and hides no other. Hidden folders are left out. SLURM is queried once.
+
+    Raises:
+        FileError: ``runs_dir`` cannot be read.
+    """
+    try:
+        folders = sorted(path for path in runs_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FileError.from_os_error("read", runs_dir, error) from None
+    scheduler = Scheduler()
+    scheduler.states({job for folder in folders for job in _open_jobs(folder)})  # one query for all studies
+    with ThreadPoolExecutor(THREADS) as pool:
+        sizes = [pool.submit(folder_bytes, folder) for folder in folders] if with_sizes else []
+        found = [summarize(folder, scheduler) for folder in folders]
+        if with_sizes:
+            found = [replace(one, size_bytes=size.result()) for one, size in zip(found, sizes, strict=True)]
+    return sorted(found, key=lambda study: (-(study.changed_at or 0.0), study.name))
+
+
+def _open_jobs(study_dir: Path) -> Iterable[str]:
+    try:
+        jobs = read_jobs(study_dir)
+    except (SeqlmError, OSError):  # the summary of this study says what is wrong
+        return
+    for run_id, job in jobs.items():
+        if not RunDirectory(study_dir / run_id).result_file.exists():
+            yield job
+
+
+def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
+    """Summarize one folder. Of a run that is done, only ``result.json`` is read, a tenth of the work of ``status``."""
+    found = StudySummary(path=study_dir)
+    try:
+        runs = list(RunDirectory.unordered_in(study_dir))
+        record = study_record_file(study_dir)
+        if not runs and not record.is_file():
+            next(study_dir.iterdir(), None)  # raises if it cannot be read
+            return replace(found, problem="holds no runs")
+        changed = [run.path.stat().st_mtime for run in runs] or [record.stat().st_mtime]
+        found = replace(found, changed_at=max(changed))
+        states: Counter[State] = Counter()
+        perplexities = []
+        rest = []
+        for run in runs:
+            result = _read_result(run)
+            if result is None:
+                rest.append(run)
+                continue
+            states["done"] += 1
+            perplexities.append(result.get("best_val_ppl"))
+        if rest:
+            work = at_work(study_dir, scheduler, {run.id for run in rest})
+            for observed in (look_at(run, work) for run in rest):
+                states[observed.observation.state] += 1
+                perplexities.append(observed.observation.best_val_ppl)
+        finite = [ppl for ppl in perplexities if isinstance(ppl, int | float) and math.isfinite(ppl)]
+        found = replace(found, states=states, best_val_ppl=min(finite, default=None))
+        states["pending"] += _absent(read_json(record) or {}, runs)
+    except SeqlmError as error:
+        return replace(found, problem=str(error))
+    except OSError as error:
+        return replace(found, problem=str(FileError.from_os_error("read", error.filename or study_dir, error)))
+    return found
+
+
+def _read_result(run: RunDirectory) -> dict[str, Any] | None:
+    """The result of a run, `None` if it has none or a damaged one, which the run's observation then reports."""
+    try:
+        return run.read_result()
+    except (FileError, OSError):
+        return None
+
+
+def _absent(record: Mapping[str, Any], runs: Iterable[RunDirectory]) -> int:
+    """Number of runs that ``study.json`` plans and that have no folder yet."""
+    known = {run.id.rpartition("-")[2] for run in runs}
+    planned = record.get("planned")
+    prints = [run.get("fingerprint") for run in planned if isinstance(run, dict)] if isinstance(planned, list) else []
+    return sum(isinstance(text, str) and text[:FINGERPRINT_DIGITS] not in known for text in prints)
+
+
+def folder_bytes(folder: Path) -> int | None:
+    """Bytes of the files below a folder, each once however many names it has. `None`: a part cannot be read."""
+    total = 0
+    known: set[tuple[int, int]] = set()
+    try:
+        for entry in entries_below(folder):
+            if entry.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # a live run has just replaced it
+                status = entry.stat(follow_symlinks=False)
+                identity = (status.st_dev, status.st_ino)
+                if status.st_nlink == 1 or identity not in known:
+                    total += status.st_size
+                if status.st_nlink > 1:
+                    known.add(identity)
+    except OSError:
+        return None
+    return total
+
+
+def entries_below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Every entry below a folder. Links are entries and are not followed.
+
+    Raises:
+        OSError: a folder cannot be read. One that is gone by the time it is read has no entries.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as found:
+                entries = list(found)
+        except FileNotFoundError:
+            continue
+        waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        yield from entries

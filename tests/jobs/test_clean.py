@@ -1,0 +1,482 @@
+"""``clean``: what goes, and what stays whatever somebody has put in its way."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+
+import launch
+from jobs.study import clean
+from jobs.study.clean import delete_leftovers, find_leftovers
+from jobs.study.folder import launching, write_jobs
+from seqlm.errors import FileError, UsageError
+from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from tests import commands
+from tests.fake_slurm.control import FakeSlurm
+from tests.jobs.test_behaviour import done_run
+from tests.test_launch import ROOT
+
+HEX = "0123456789abcdef"
+
+
+def fill(path: Path, size: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    return path
+
+
+def copy_of_code(study_dir: Path, name: str) -> Path:
+    folder = study_dir / "code" / name
+    fill(folder / "seqlm" / "__init__.py", 50)
+    write_json(folder / "code-origin.json", {"name": name, "commit": None, "dirty": False})
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two runs that are done and one that is not, with leftovers of every kind."""
+    study_dir = tmp_path / "runs" / "small"
+    for seed, name in enumerate(("first", "second", "open")):
+        run = done_run(study_dir, name, 20.0, seed=seed)
+        fill(run.last_checkpoint, 1000)
+        write_json(run.job_file, {"code": f"/moved/since/code/used-{seed % 2}"})
+        write_json(run.position_file, {"epoch": 2, "step": 0})
+    run_of(study_dir, "open").result_file.unlink()
+    write_json(run_of(study_dir, "open").provenance_file, {"name": "open", "code": {"path": "/x/code/launched"}})
+    for name in ("used-0", "used-1", "launched", "old", f"old.damaged-{HEX[:8]}"):
+        copy_of_code(study_dir, name)
+    fill(study_dir / "code" / "used-0" / "seqlm" / "__pycache__" / "x.pyc", 30)
+    fill(study_dir / "code" / f".old.{HEX}.tmp" / "half", 20)
+    fill(study_dir / f".study.json.{HEX}.tmp", 7)
+    first = run_of(study_dir, "first")
+    fill(first.path / f".metrics.jsonl.{HEX}.tmp", 7)
+    fill(first.attempt_dir(1) / f".worker.json.{HEX}.tmp", 7)
+    fill(first.lease_dir / f".000001.json.{HEX[:8]}.tmp", 7)
+    fill(first.last_checkpoint.with_name(".previous.pt.tmp"), 7)
+    canary = RunDirectory.canary(study_dir, first.id)
+    canary.create(first.read_config(), {})
+    fill(canary.canary_file, 100)
+    done_run(study_dir / "behaviour", "first", None, checkpoint=False)
+    write_json(next(RunDirectory.unordered_in(study_dir / "behaviour")).job_file, {"code": "/x/code/judge"})
+    copy_of_code(study_dir, "judge")
+    return study_dir
+
+
+def run_of(study_dir: Path, name: str) -> RunDirectory:
+    return next(run for run in RunDirectory.all_in(study_dir) if run.id.startswith(name))
+
+
+def found(study_dir: Path) -> dict[str, list[str]]:
+    """Kind -> the paths of this kind, with the names of runs in place of their ids."""
+    kinds: dict[str, list[str]] = {}
+    for item in find_leftovers(study_dir).leftovers:
+        parts = [part.split("-0")[0] if "-" in part else part for part in item.path.parts]
+        kinds.setdefault(item.kind, []).append("/".join(parts))
+    return {kind: sorted(paths) for kind, paths in kinds.items()}
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.name != "launch.lock"}
+
+
+def cleaned(study_dir: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
+    code = launch.main(["clean", str(study_dir), "--json", *words])
+    said = capsys.readouterr()
+    return code, json.loads(said.out)["data"], said.err
+
+
+def paths(study_dir: Path, kind: str) -> list[Path]:
+    return sorted(study_dir / item.path for item in find_leftovers(study_dir).leftovers if item.kind == kind)
+
+
+def kept(study_dir: Path) -> list[str]:
+    return find_leftovers(study_dir).kept
+
+
+# -- what goes -----------------------------------------------------------------------------------------------------
+
+
+def test_what_nothing_needs_is_found_by_its_kind(study: Path) -> None:
+    first, second = (run_of(study, name) for name in ("first", "second"))
+    assert paths(study, "last checkpoint") == sorted([first.last_checkpoint, second.last_checkpoint])
+    assert paths(study, "unused code") == [study / "code" / "old"]
+    assert paths(study, "damaged copy") == [study / "code" / f"old.damaged-{HEX[:8]}"]
+    assert paths(study, "canary") == [study / "canary" / first.id]
+    assert paths(study, "compiled code") == [study / "code" / "used-0" / "seqlm" / "__pycache__"]
+    assert [path.name for path in paths(study, "temporary file")] == sorted(
+        [
+            f".study.json.{HEX}.tmp",
+            f".old.{HEX}.tmp",
+            f".metrics.jsonl.{HEX}.tmp",
+            f".worker.json.{HEX}.tmp",
+            ".previous.pt.tmp",
+            f".000001.json.{HEX[:8]}.tmp",
+        ],
+        key=lambda name: str(next(study.rglob(name))),
+    )
+    sizes = {item.kind: item.size_bytes for item in find_leftovers(study).leftovers}
+    assert (sizes["last checkpoint"], sizes["compiled code"]) == (1000, 30)
+    assert kept(study) == []
+
+
+def test_a_dry_run_shows_and_deletes_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(study)
+    code, data, _ = cleaned(study, capsys, "--dry-run")
+    assert (code, data["dry_run"], data["freed_bytes"]) == (0, True, 0)
+    assert {item["kind"] for item in data["items"]} == set(clean.KINDS)
+    assert files(study) == before
+    assert not (study / "launch.lock").exists()
+    assert launch.main(["clean", str(study), "-n"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:5] == ["last", "checkpoint", "2", "2.0", "KiB"]
+    assert len(lines) == 1 + len(clean.KINDS)
+
+
+def test_all_of_it_goes_and_all_else_stays_and_a_second_time_finds_nothing(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(study)
+    items = find_leftovers(study).leftovers
+    gone = {path for item in items for path in [study / item.path, *(study / item.path).rglob("*")]}
+    code, data, _ = cleaned(study, capsys, "--yes")
+    assert (code, data["freed_bytes"]) == (0, sum(item.size_bytes for item in items))
+    assert files(study) == before - gone
+    assert run_of(study, "first").best_checkpoint.is_file()
+    assert cleaned(study, capsys, "--yes")[1]["items"] == []
+    assert launch.main(["clean", str(study)]) == 0
+    assert capsys.readouterr().out == "nothing to delete in small\n"
+
+
+def test_a_cleaned_run_is_as_done_as_before(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def status() -> Any:
+        assert launch.main(["status", str(study), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["data"]
+
+    before = status()
+    cleaned(study, capsys, "--yes")
+    assert status() == before
+    assert run_of(study, "first").cannot_go_on(2) is not None
+    assert run_of(study, "open").cannot_go_on(2) is None
+
+
+# -- what stays ----------------------------------------------------------------------------------------------------
+
+
+def no_best(run: RunDirectory) -> None:
+    run.best_checkpoint.unlink()
+
+
+def empty_best(run: RunDirectory) -> None:
+    run.best_checkpoint.write_bytes(b"")
+
+
+def damaged_result(run: RunDirectory) -> None:
+    run.result_file.write_text("{")
+
+
+def damaged_config(run: RunDirectory) -> None:
+    run.config_file.write_text("{")
+
+
+def write_protected(run: RunDirectory) -> None:
+    run.last_checkpoint.chmod(0o444)
+
+
+def a_link(run: RunDirectory) -> None:
+    outside = fill(run.path.parent.parent / "outside" / "last.pt", 10)
+    run.last_checkpoint.unlink()
+    run.last_checkpoint.symlink_to(outside)
+
+
+def a_linked_folder(run: RunDirectory) -> None:
+    outside = run.path.parent.parent / "outside"
+    shutil.move(run.best_checkpoint.parent, outside)
+    run.best_checkpoint.parent.symlink_to(outside)
+
+
+def a_linked_run(run: RunDirectory) -> None:
+    outside = run.path.parent.parent / "outside"
+    shutil.move(run.path, outside)
+    run.path.symlink_to(outside)
+
+
+def a_pipe(run: RunDirectory) -> None:
+    run.last_checkpoint.unlink()
+    os.mkfifo(run.last_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("danger", "reason"),
+    [
+        (no_best, None),
+        (empty_best, None),
+        (damaged_result, None),
+        (damaged_config, None),
+        (write_protected, "it is write-protected"),
+        (a_link, "it is a link"),
+        (a_linked_folder, "checkpoints is a link"),
+        (a_linked_run, " is a link"),
+        (a_pipe, "it is no regular file"),
+    ],
+)
+def test_a_last_checkpoint_stays_that_may_be_needed_or_is_not_plainly_ours(
+    study: Path, capsys: pytest.CaptureFixture[str], danger: Callable[[RunDirectory], None], reason: str | None
+) -> None:
+    run = run_of(study, "first")
+    danger(run)
+    before = files(study.parent)
+    assert run.last_checkpoint not in paths(study, "last checkpoint")
+    lines = [line for line in kept(study) if line.startswith(f"{run.last_checkpoint} stays: ")]
+    assert [line for line in lines if line.endswith(reason or "")] == lines
+    assert len(lines) == (reason is not None)
+    cleaned(study, capsys, "--yes")
+    assert os.path.lexists(run.last_checkpoint)
+    assert {path for path in before if "outside" in path.parts} <= files(study.parent)
+
+
+def test_nothing_of_a_run_goes_while_its_worker_lives(study: Path) -> None:
+    run = run_of(study, "first")
+    canary = RunDirectory.canary(study, run.id)
+    for alive in (run, canary):
+        with exclusive_lock(alive.worker_lock_file, "busy"):
+            left = [study / item.path for item in find_leftovers(study).leftovers]
+            assert [path for path in left if path.is_relative_to(alive.path)] == []
+    assert run.last_checkpoint in paths(study, "last checkpoint")
+
+
+def test_a_worker_of_another_host_counts_by_its_lease(study: Path) -> None:
+    run = run_of(study, "first")
+    write_json(run.lease_dir / "000001.json", {"host": "elsewhere", "pid": 1, "attempt": 1})
+    assert run.last_checkpoint not in paths(study, "last checkpoint")
+    write_json(run.lease_dir / "000001.json", {"host": "elsewhere", "pid": 1, "attempt": 1, "released": True})
+    assert run.last_checkpoint in paths(study, "last checkpoint")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("folder", ["", "behaviour"])
+def test_a_study_that_is_being_launched_is_not_cleaned(study: Path, folder: str) -> None:
+    program = (
+        "import sys; from pathlib import Path; from jobs.study.folder import launching\n"
+        "with launching(Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()"
+    )
+    holder = commands.start([sys.executable, "-c", program, str(study / folder)], cwd=ROOT, stdin=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    before = files(study)
+    assert set(found(study)) == {"last checkpoint", "temporary file"}
+    answer = commands.run([sys.executable, str(ROOT / "launch.py"), "clean", str(study), "--yes"])
+    commands.finish(holder)
+    name = f"small/{folder}" if folder else "small"
+    assert answer.stderr.startswith(f"error: study {name} is being launched (pid {holder.pid} on ")
+    assert (answer.returncode, answer.stdout, files(study)) == (1, "", before)
+
+
+def test_the_locks_are_held_while_it_deletes(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete, held = clean._delete, []
+
+    def look(study_dir: Path, path: Path) -> str | None:
+        for folder in (study, study / "behaviour"):
+            with pytest.raises(Exception, match="being launched"), launching(folder):
+                pass
+            held.append(folder)
+        return delete(study_dir, path)
+
+    monkeypatch.setattr(clean, "_delete", look)
+    delete_leftovers(study, find_leftovers(study).leftovers[:1])
+    assert held == [study, study / "behaviour"]
+
+
+def test_what_has_come_into_use_since_it_was_shown_stays(study: Path) -> None:
+    shown = find_leftovers(study).leftovers
+    run = run_of(study, "first")
+    write_json(run.job_file, {"code": str(study / "code" / "old")})
+    outcome = {item.path: item.problem for item in delete_leftovers(study, shown)}
+    old = Path("code/old")
+    assert outcome.pop(old) == f"{study / old} stays: it has come into use meanwhile"
+    assert (study / old).is_dir()
+    assert set(outcome.values()) == {None}
+
+
+@pytest.mark.process
+def test_the_code_of_a_job_in_the_queue_stays_until_the_job_is_gone(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.on_path(monkeypatch)
+    number = int(
+        commands.run(["sbatch", "--parsable", str(script(tmp_path))], cwd=tmp_path).stdout.strip().partition(";")[0]
+    )
+    submission = study / "slurm" / "0001"
+    write_json(fill(submission / "job-0.json", 1), {"code": str(study / "code" / "old"), "runs": []})
+    fill(submission / f"{number}_submitted.pkl", 1)
+    assert slurm.states()[str(number)] == "PENDING"
+    assert paths(study, "unused code") == []
+    slurm.finish(str(number))
+    slurm.purge(str(number))
+    assert paths(study, "unused code") == [study / "code" / "old"]
+    slurm.controller(up=False)
+    assert paths(study, "unused code") == [], "a controller that does not answer may have the job"
+
+
+def script(folder: Path) -> Path:
+    path = folder / "job.sh"
+    path.write_text("#!/bin/sh\ntrue\n")
+    return path
+
+
+@pytest.mark.process
+def test_the_temporary_files_of_a_run_stay_while_its_job_waits(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.on_path(monkeypatch)
+    answer = commands.run(["sbatch", "--parsable", str(script(tmp_path))], cwd=tmp_path)
+    run = run_of(study, "open")
+    write_json(run.failure_file, {"kind": "node", "message": "lost"})  # its job goes on by itself
+    temporary = fill(run.path / f".result.json.{HEX}.tmp", 9)
+    assert temporary in paths(study, "temporary file")
+    write_jobs(study, {run.id: answer.stdout.strip().partition(";")[0]}, {})
+    assert temporary not in paths(study, "temporary file")
+
+
+def test_the_code_of_a_report_that_waits_stays(study: Path) -> None:
+    report = fill(study / "slurm" / "0001" / "report.sh", 1)
+    report.write_text(f"python {study}/code/old/launch.py report {study}\n")
+    assert paths(study, "unused code") == []
+
+
+def test_while_a_record_of_a_run_is_damaged_all_code_stays(study: Path) -> None:
+    run_of(study, "open").job_file.write_text("{")
+    assert paths(study, "unused code") == []
+    (line,) = kept(study)
+    assert line.startswith(f"{study / 'code'} stays: which code is in use is not known (")
+    assert "job.json is damaged" in line
+
+
+def test_a_foreign_folder_among_the_code_stays_and_so_does_a_link(study: Path, tmp_path: Path) -> None:
+    fill(study / "code" / "notes" / "mine.txt", 5)
+    shutil.move(study / "code" / "old", tmp_path / "old")
+    (study / "code" / "old").symlink_to(tmp_path / "old")
+    assert paths(study, "unused code") == []
+    assert kept(study) == [f"{study / 'code' / 'old'} stays: it is a link"]
+
+
+def test_a_link_that_takes_the_place_of_a_folder_is_not_followed(study: Path, tmp_path: Path) -> None:
+    run = run_of(study, "first")
+    outside = tmp_path / "outside"
+    precious = fill(outside / "last.pt", 5)
+    shutil.move(run.best_checkpoint.parent, tmp_path / "moved")
+    run.best_checkpoint.parent.symlink_to(outside)
+    problem = clean._delete(study, run.last_checkpoint.relative_to(study))
+    assert problem is not None
+    assert problem.startswith(f"cannot delete {run.last_checkpoint}: ")
+    assert precious.exists()
+
+
+def test_a_link_inside_a_deleted_folder_goes_and_what_it_names_stays(study: Path, tmp_path: Path) -> None:
+    precious = fill(tmp_path / "outside" / "data", 5)
+    (study / "code" / "old" / "data").symlink_to(precious.parent)
+    assert all(item.problem is None for item in delete_leftovers(study, find_leftovers(study).leftovers))
+    assert not (study / "code" / "old").exists()
+    assert precious.exists()
+
+
+def test_what_cannot_be_deleted_is_a_line_and_the_rest_goes(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def refuse(path: Any, *, dir_fd: int | None = None) -> None:
+        if path == "last.pt":
+            raise PermissionError(13, "Permission denied")
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    code, data, err = cleaned(study, capsys, "--yes")
+    first, second = (run_of(study, name).last_checkpoint for name in ("first", "second"))
+    assert code == 1
+    expected = {f"error: cannot delete {path}: Permission denied" for path in (first, second)}
+    assert {line for line in err.splitlines() if line.startswith("error")} == expected
+    problems = [item["kind"] for item in data["items"] if item["problem"]]
+    assert problems == ["last checkpoint"] * 2
+    assert data["freed_bytes"] == sum(item["size_bytes"] for item in data["items"] if not item["problem"])
+    assert set(found(study)) == {"last checkpoint"}
+
+
+# -- other users ---------------------------------------------------------------------------------------------------
+
+
+def test_another_users_study_is_refused(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(study)
+    monkeypatch.setattr(os, "geteuid", lambda: study.stat().st_uid + 1)
+    for word in ("--yes", "--dry-run"):
+        assert launch.main(["clean", str(study), word]) == 2
+        line = f"error: {study} belongs to another user; clean deletes only in your own studies\n"
+        assert capsys.readouterr().err == line
+    assert files(study) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give a file to somebody else")
+def test_what_another_user_has_in_ones_study_stays(study: Path) -> None:
+    run = run_of(study, "first")
+    compiled = study / "code" / "used-0" / "seqlm" / "__pycache__"
+    os.chown(run.last_checkpoint, 64711, -1)
+    os.chown(compiled / "x.pyc", 64711, -1)
+    assert run.last_checkpoint not in paths(study, "last checkpoint")
+    assert paths(study, "compiled code") == []
+    expected = [f"{path} stays: it belongs to another user" for path in (run.last_checkpoint, compiled)]
+    assert sorted(kept(study)) == sorted(expected)
+
+
+# -- asking --------------------------------------------------------------------------------------------------------
+
+
+@final
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_it_takes_yes(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(study)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert launch.main(["clean", str(study)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: clean would delete 12 files and folders (2.")
+    assert line.endswith("of small; add --yes to delete, or --dry-run to look")
+    assert files(study) == before
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("YES\n", 0), ("\n", 2), ("n\n", 2), ("", 2)])
+def test_it_asks_on_a_terminal(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    assert launch.main(["clean", str(study)]) == code
+    said = capsys.readouterr()
+    assert "delete 12 files and folders (2." in said.err
+    assert run_of(study, "first").has_checkpoint() == (code == 2)
+    assert ("deleted 12 files and folders" in said.out) == (code == 0)
+
+
+def test_a_folder_of_behaviour_jobs_or_no_study_gets_one_line(study: Path) -> None:
+    for folder in (study / "behaviour", study.parent / "none"):
+        with pytest.raises(UsageError, match=r"holds behaviour jobs; expected their study|neither a study's folder"):
+            launch.clean.clean_study(str(folder), study.parent, dry_run=False, yes=True, say=print)
+    (study / "slurm").mkdir()
+    (study / "slurm" / "jobs.json").write_text("{")
+    with pytest.raises(FileError, match=r"jobs\.json is damaged"):
+        find_leftovers(study)

@@ -1,0 +1,180 @@
+"""``list``: the studies under the runs folder, whatever state their folders are in."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from jobs.cli.list import age
+from jobs.study.folder import write_jobs
+from jobs.study.studies import folder_bytes, list_studies
+from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from tests.fake_slurm.control import FakeSlurm
+from tests.jobs.test_behaviour import done_run
+from tests.training.studies import make_config, make_run
+
+DAY = 86400
+NOW = 1_700_000_000.0
+
+
+def change(study_dir: Path, seconds_ago: float) -> None:
+    for run in RunDirectory.all_in(study_dir):
+        os.utime(run.path, (NOW - seconds_ago, NOW - seconds_ago))
+
+
+def unfinished_run(study_dir: Path, name: str, seed: int, failure: str | None = None) -> RunDirectory:
+    run = done_run(study_dir, name, 50.0, seed=seed)
+    run.result_file.unlink()
+    if failure:
+        write_json(run.failure_file, {"kind": failure, "message": "bad"})
+    return run
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path) -> Path:
+    """An old study that is done, and a new one in every state."""
+    folder = tmp_path / "runs"
+    for seed in range(2):
+        done_run(folder / "old", f"run{seed}", 30.0 + seed, seed=seed)
+    done_run(folder / "new", "done", 20.0, seed=0)
+    unfinished_run(folder / "new", "diverged", 1, "diverged")
+    unfinished_run(folder / "new", "stopped", 2, "cancelled")
+    pending = unfinished_run(folder / "new", "pending", 3)
+    prints = [pending.read_config().fingerprint(), "f" * 64]
+    write_json(folder / "new" / "study.json", {"planned": [{"fingerprint": text} for text in prints]})
+    change(folder / "old", 3 * DAY)
+    change(folder / "new", DAY)
+    return folder
+
+
+def listed(capsys: pytest.CaptureFixture[str], runs_dir: Path, *words: str) -> dict[str, dict[str, Any]]:
+    assert launch.main(["list", "--runs-dir", str(runs_dir), "--json", *words]) == 0
+    document = json.loads(capsys.readouterr().out)
+    return {study["study"]: study for study in document["data"]["studies"]}
+
+
+def test_studies_are_listed_by_their_last_change_with_state_perplexity_and_size(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studies = listed(capsys, runs_dir)
+    assert list(studies) == ["new", "old"]
+    assert studies["new"]["states"] == {"failed": 1, "cancelled": 1, "done": 1, "pending": 2}
+    assert (studies["new"]["runs"], studies["new"]["best_val_ppl"], studies["new"]["problem"]) == (5, 20.0, None)
+    assert studies["new"]["changed_at"] == "2023-11-13T22:13:20+00:00"
+    assert (studies["old"]["states"], studies["old"]["best_val_ppl"]) == ({"done": 2}, 30.0)
+    sizes = [path.stat().st_size for path in (runs_dir / "old").rglob("*") if path.is_file()]
+    assert studies["old"]["size_bytes"] == sum(sizes)
+    assert listed(capsys, runs_dir, "--no-sizes")["old"]["size_bytes"] is None
+    change(runs_dir / "old", 0)
+    assert list(listed(capsys, runs_dir)) == ["old", "new"]
+
+
+def test_the_table_says_it_in_words(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["list", "--runs-dir", str(runs_dir)]) == 0
+    header, new, old = capsys.readouterr().out.splitlines()
+    assert header.split() == ["study", "state", "changed", "best", "val", "ppl", "size"]
+    assert "1 of 5 done, 1 failed, 1 cancelled, 2 pending" in new
+    assert " days ago" in old
+    assert "30.00" in old
+
+
+def test_a_live_worker_is_running(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = next(run for run in RunDirectory.all_in(runs_dir / "new") if run.id.startswith("pending"))
+    with exclusive_lock(run.worker_lock_file, "busy"):
+        assert listed(capsys, runs_dir)["new"]["states"]["running"] == 1
+
+
+def test_damaged_and_foreign_folders_are_a_line_each_and_hide_no_study(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs_dir / "foreign" / "deep").mkdir(parents=True)
+    (runs_dir / ".hidden").mkdir()
+    (runs_dir / "file").write_text("x")
+    (runs_dir / "loop").symlink_to("loop")
+    for name in ("jobs", "record", "result"):
+        done_run(runs_dir / name, "run", 5.0, seed=0)
+    unfinished_run(runs_dir / "jobs", "other", 1)
+    (runs_dir / "jobs" / "slurm").mkdir()
+    (runs_dir / "jobs" / "slurm" / "jobs.json").write_text("{")
+    (runs_dir / "record" / "study.json").write_text("{")
+    RunDirectory.all_in(runs_dir / "result")[0].result_file.write_text("{")
+    studies = listed(capsys, runs_dir)
+    assert set(studies) == {"new", "old", "foreign", "jobs", "record", "result"}
+    assert list(studies)[-1] == "foreign"
+    assert studies["foreign"]["problem"] == "holds no runs"
+    for name, file in (("jobs", "slurm/jobs.json"), ("record", "study.json")):
+        assert studies[name]["problem"].startswith(f"{runs_dir / name / file} is damaged (not JSON: ")
+    assert studies["record"]["states"] == {"done": 1}
+    assert (studies["result"]["states"], studies["result"]["problem"]) == ({"failed": 1}, None)
+    assert launch.main(["list", "--runs-dir", str(runs_dir)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 6
+
+
+def test_a_folder_that_cannot_be_read_is_a_line(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runs_dir / "locked").mkdir()
+    iterdir = Path.iterdir
+
+    def refuse(path: Path) -> Any:
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    found = {study.name: study for study in list_studies(runs_dir)}
+    assert found["locked"].problem == f"cannot read {runs_dir / 'locked'}: Permission denied"
+    assert found["old"].problem is None
+
+
+def test_without_a_study_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert launch.main(["list", "--runs-dir", str(folder)]) == 0
+        assert f"no study in {folder}" in capsys.readouterr().out
+    (tmp_path / "file").write_text("x")
+    assert launch.main(["list", "--runs-dir", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err == f"error: cannot read {tmp_path / 'file'}: Not a directory\n"
+
+
+def test_the_size_counts_a_file_once_and_follows_no_link(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    (study / "run").mkdir(parents=True)
+    (study / "run" / "last.pt").write_bytes(b"x" * 1000)
+    (study / "run" / "previous.pt").hardlink_to(study / "run" / "last.pt")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "big").write_bytes(b"x" * 5000)
+    (study / "link").symlink_to(tmp_path / "outside")
+    assert folder_bytes(study) == 1000 + (study / "link").lstat().st_size
+    assert folder_bytes(tmp_path / "missing") == 0
+
+
+@pytest.mark.process
+def test_slurm_is_asked_once_about_all_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    slurm.on_path(monkeypatch)
+    for number in range(3):
+        run = make_run(tmp_path / "runs" / f"s{number}" / "run-00000001", make_config())
+        write_jobs(run.path.parent, {run.id: f"{number + 1}"}, {})
+    studies = list_studies(tmp_path / "runs")
+    assert [study.states["pending"] for study in studies] == [1, 1, 1]
+    assert len(slurm.calls("squeue")) == 1
+
+
+def test_the_age_is_rounded_down() -> None:
+    seconds = [0, 59, 60, 119, 120, 2 * 3600 - 1, 2 * 3600, 2 * DAY - 1, 2 * DAY, 400 * DAY]
+    ages = [age(NOW - past, NOW) for past in seconds]
+    assert ages[:5] == ["just now", "just now", "1 minute ago", "1 minute ago", "2 minutes ago"]
+    assert ages[5:] == ["119 minutes ago", "2 hours ago", "47 hours ago", "2 days ago", "400 days ago"]
+    assert age(None, NOW) == "-"
+    assert age(NOW + 60, NOW) == "just now"
+
+
+def test_a_study_without_a_folder_of_a_run_has_the_age_of_its_record(tmp_path: Path) -> None:
+    (tmp_path / "planned").mkdir()
+    write_json(tmp_path / "planned" / "study.json", {"planned": [{"fingerprint": "a" * 64}]})
+    (study,) = list_studies(tmp_path)
+    assert (dict(study.states), study.runs) == ({"pending": 1}, 1)
+    assert study.changed_at == (tmp_path / "planned" / "study.json").stat().st_mtime
