@@ -179,12 +179,7 @@ def parser(prog: str | None = None) -> Parser:
     form.add_argument("--watch", action="store_true", help="show changes until every run is over")
     form.add_argument("--svg", type=Path, metavar="FILE", help="write the table of --watch as a picture")
     listing = top.command(
-        group,
-        "list",
-        "show the studies under the runs folder, the last changed first",
-        common,
-        record=ListArguments,
-        example="list",
+        group, "list", "show the studies in the runs folder", common, record=ListArguments, example="list --no-sizes"
     )
     listing.add_argument("--no-sizes", action="store_true", help="leave out sizes, which take longest on a slow disk")
     logs = top.command(

@@ -39,7 +39,7 @@ class Policy:
     """Resumes after a preemption."""
     without_progress: Annotated[_Count, Valid(_COUNT)] = 10
     """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint."""
-    keep_last: bool = True
+    keep_last: Annotated[bool, Valid("true or false")] = True
     """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
 
     def retries(self, kind: FailureKind | None) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import launch
 from jobs.study import clean
 from jobs.study.clean import delete_leftovers, find_leftovers
 from jobs.study.folder import launching, write_jobs
-from seqlm.errors import FileError, UsageError
+from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json
 from tests import commands
 from tests.fake_slurm.control import FakeSlurm
@@ -472,10 +473,11 @@ def test_it_asks_on_a_terminal(
     assert ("deleted 12 files and folders" in said.out) == (code == 0)
 
 
-def test_a_folder_of_behaviour_jobs_or_no_study_gets_one_line(study: Path) -> None:
+def test_a_folder_of_behaviour_jobs_or_no_study_gets_one_line(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (study / "behaviour", study.parent / "none"):
-        with pytest.raises(UsageError, match=r"holds behaviour jobs; expected their study|neither a study's folder"):
-            launch.clean.clean_study(str(folder), study.parent, dry_run=False, yes=True, say=print)
+        assert launch.main(["clean", str(folder), "--yes"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(r"holds behaviour jobs; expected their study|expected a study's folder", line)
     (study / "slurm").mkdir()
     (study / "slurm" / "jobs.json").write_text("{")
     with pytest.raises(FileError, match=r"jobs\.json is damaged"):
