@@ -35,7 +35,7 @@ class BackendChoice:
     where: str = ""
     """Where the table stands, for messages."""
     ray_address: str | None = None
-    """The Ray cluster to join; none: start one on this machine."""
+    """The Ray cluster to join. ``None`` means start one on this machine."""
 
     def make(self) -> Backend:
         """The backend; nothing is started yet.
@@ -99,5 +99,5 @@ def default_backend() -> str:
 def _from_environment() -> str | None:
     name = os.environ.get("SEQLM_BACKEND")
     if name and name not in BACKENDS:
-        raise UsageError(f'SEQLM_BACKEND: found "{name}", valid is {", ".join(BACKENDS)}')
+        raise UsageError(f'SEQLM_BACKEND: expected {", ".join(BACKENDS)}, got "{name}"')
     return name or None

@@ -73,7 +73,7 @@ def test_an_address_without_its_backend_is_an_error() -> None:
 
 def test_a_variable_that_names_no_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQLM_BACKEND", "rya")
-    with pytest.raises(UsageError, match='SEQLM_BACKEND: found "rya", valid is local, ray, slurm'):
+    with pytest.raises(UsageError, match='SEQLM_BACKEND: expected local, ray, slurm, got "rya"'):
         choose()
 
 
