@@ -380,7 +380,7 @@ def test_sbatchs_refusal_is_one_line(cluster: LoopbackCluster, tmp_path: Path) -
     (tmp_path / "site.toml").write_text('nodelist = "nowhere"\n')
     answer = study("run", "small.toml", SEQLM_SLURM_CONFIG=str(tmp_path / "site.toml"))
     assert answer.returncode == 3
-    assert "error: sbatch refuses the job" in answer.stderr
+    assert "error: sbatch rejected the job" in answer.stderr
     assert "Traceback" not in answer.stderr
     fixed = study("run", "small.toml", "--json")
     assert fixed.returncode == 0, fixed.stderr
