@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import synchronize
-from benchmarks.names import Precision
 from benchmarks.shapes import Shape
+from seqlm.config import Precision
 from seqlm.training.precision import set_switches
 
 

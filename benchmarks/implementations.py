@@ -11,10 +11,10 @@ from torch import Tensor
 from benchmarks.baselines.builtin import builtin_loss, builtin_model
 from benchmarks.baselines.literal import literal_loss, literal_model
 from benchmarks.baselines.step import BaselineStep, default_optimizer
-from benchmarks.names import LITERAL, Precision, ours, precision_of
+from benchmarks.names import LITERAL, ours, precision_of
 from benchmarks.ours import OurStep
 from benchmarks.shapes import Shape
-from seqlm.config import RecurrentConfig
+from seqlm.config import Precision, RecurrentConfig
 from seqlm.training.precision import set_switches, use_precision
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]

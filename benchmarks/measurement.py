@@ -17,10 +17,11 @@ from benchmarks.device import synchronize
 from benchmarks.gemm_peak import GemmPeak
 from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import Rounds, Spread, Turn, interleave
-from benchmarks.names import LITERAL, PRECISIONS, Precision, builtin, compared_with, implementation_names, ours
+from benchmarks.names import LITERAL, PRECISIONS, builtin, compared_with, implementation_names, ours
 from benchmarks.peak_memory import measure_in_child
 from benchmarks.shapes import Shape
 from jobs.plan.estimate import flops_per_token, parameter_count
+from seqlm.config import Precision
 from seqlm.errors import BackendError, RunError
 
 WINDOWS = 8

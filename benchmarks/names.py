@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
 
+from seqlm.config import Precision
 from seqlm.errors import UsageError, nearest
 
-Precision: TypeAlias = Literal["fp32", "bf16", "tf32"]
-"""Of matrix products."""
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "tf32")
 LITERAL = "literal"
 """The literal implementation, in fp32 only."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO, TypeAlias
 
-from seqlm.errors import printable
+from seqlm.errors import UsageError, printable
 
 Color: TypeAlias = Literal["auto", "always", "never"]
 COLORS: tuple[Color, ...] = ("auto", "always", "never")
@@ -163,6 +163,19 @@ def tell(line: str) -> None:
     if has_color(sys.stderr):
         text = paint(level, LEVELS[level]) + text.removeprefix(level)
     print(text, file=sys.stderr, flush=True)
+
+
+def confirm(question: str, *, without_terminal: str, refused: str) -> None:
+    """Ask on stderr and read the answer.
+
+    Raises:
+        UsageError: there is no terminal to ask on (``without_terminal``), or the answer is not yes (``refused``).
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(without_terminal)
+    print(f"{question}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError(refused)
 
 
 def detail(line: str) -> None:

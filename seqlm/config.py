@@ -20,6 +20,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from seqlm.errors import ConfigError, nearest
 
+Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
+"""Of the operands of matrix products."""
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -196,7 +199,7 @@ class TrainConfig:
     """Tokens of a window, T."""
     clip_norm: _Positive = 0.25
     """Largest gradient norm over all parameters."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Precision of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or
     processor that has it; other devices refuse the run. See "Precision" in docs/manifest.md."""
 

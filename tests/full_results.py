@@ -21,7 +21,7 @@ Matmul: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 @contextmanager
 def full_results_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
-    """Within the block, products on a CPU are stored in the type that is asked for."""
+    """Within the block, products on a CPU are stored in the requested type."""
     if "dtype_out" not in torch.ops.aten.mm.overloads():
         pytest.skip("PyTorch before 2.8 has no out_dtype")
     library = torch.library.Library("aten", "IMPL", "CPU")

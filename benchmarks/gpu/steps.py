@@ -20,11 +20,11 @@ from benchmarks.implementations import Step, build_step, draw_windows
 from benchmarks.interleave import interleave
 from benchmarks.measurement import Settings, StepTurn, measure_shape
 from benchmarks.models import WARMUP_ROUNDS
-from benchmarks.names import LITERAL, PRECISIONS, Precision, builtin, ours
+from benchmarks.names import LITERAL, PRECISIONS, builtin, ours
 from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.shapes import Shape, published, select, tiny
 from jobs.plan.estimate import flops_per_token
-from seqlm.config import TransformerConfig
+from seqlm.config import Precision, TransformerConfig
 from seqlm.errors import BackendError
 from seqlm.models import build_model
 from seqlm.training.optimizers import build_optimizer

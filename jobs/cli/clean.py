@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from jobs.cli.arguments import CleanArguments
 from jobs.study.clean import KINDS, Found, Leftover, delete_leftovers, find_leftovers, require_no_launcher
 from jobs.study.folder import find_study, is_behaviour_study, study_name
-from jobs.terminal import memory, say, say_table, table, tell
+from jobs.terminal import confirm, memory, say, say_table, table, tell
 from seqlm.errors import UsageError, printable
 
 KEPT_LINES = 10
@@ -34,7 +33,13 @@ def clean_study(arguments: CleanArguments) -> tuple[dict[str, Any], int]:
     _show(study_dir, found)
     if arguments.dry_run or not found.leftovers:
         return _document(study_dir, found.leftovers, found, dry_run=arguments.dry_run), 0
-    _confirm(study_dir, found.leftovers, yes=arguments.yes)
+    if not arguments.yes:
+        what = f"{_what(found.leftovers)} of {printable(study_name(study_dir))}"
+        confirm(
+            f"delete {what}",
+            without_terminal=f"clean would delete {what}; add --yes to delete, or --dry-run to look",
+            refused="nothing is deleted; expected y or yes",
+        )
     outcome = delete_leftovers(study_dir, found.leftovers)
     problems = [item.problem for item in outcome if item.problem]
     for line in problems:
@@ -58,22 +63,6 @@ def _show(study_dir: Path, found: Found) -> None:
         tell(line)
     if len(found.kept) > KEPT_LINES:
         tell(f"{len(found.kept) - KEPT_LINES} more stay; --json lists them")
-
-
-def _confirm(study_dir: Path, items: Sequence[Leftover], *, yes: bool) -> None:
-    """Ask whether to delete, unless ``yes``.
-
-    Raises:
-        UsageError: the answer is not yes, or there is no terminal to ask on.
-    """
-    if yes:
-        return
-    what = f"{_what(items)} of {printable(study_name(study_dir))}"
-    if not sys.stdin.isatty():
-        raise UsageError(f"clean would delete {what}; add --yes to delete, or --dry-run to look")
-    print(f"delete {what}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing is deleted; expected y or yes")
 
 
 def _what(items: Sequence[Leftover]) -> str:

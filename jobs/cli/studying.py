@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -207,11 +206,11 @@ def _confirm_cancel(arguments: CancelArguments, study_dir: Path, runs: Sequence[
         return
     what = f"all {number} runs" if number > 1 else "the one run"
     what = f"{what} of {printable(study_name(study_dir))} that {'are' if number > 1 else 'is'} not over"
-    if not sys.stdin.isatty():
-        raise UsageError(f"cancel would stop {what}; add --all, or choose some with --only")
-    print(f"cancel {what}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing is cancelled; choose runs with --only, or answer y")
+    terminal.confirm(
+        f"cancel {what}",
+        without_terminal=f"cancel would stop {what}; add --all, or choose some with --only",
+        refused="nothing is cancelled; choose runs with --only, or answer y",
+    )
 
 
 # -- report --------------------------------------------------------------------------------------------------------

@@ -10,10 +10,17 @@ from typing import Generic, TypeVar, final
 import torch
 from torch import Tensor
 
+from seqlm.training.distributed import Rank
+
 WARM_UP_CALLS = 3
 """How often a function runs before it is recorded, so that libraries set up their workspaces. Nothing of it is kept."""
 
 Result = TypeVar("Result")
+
+
+def is_captured(rank: Rank) -> bool:
+    """Whether the steps and evaluations of a run are replayed as CUDA graphs: on a GPU, with one rank."""
+    return rank.device.type == "cuda" and rank.world_size == 1
 
 
 @functools.cache

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from seqlm import machine
+from seqlm.config import Precision
 from seqlm.errors import BackendError
 
 AMPERE = (8, 0)
 """First compute capability with TF32 and bf16 products."""
 
 
-def use_precision(precision: Literal["fp32", "tf32", "bf16"], device: torch.device) -> torch.dtype | None:
+def use_precision(precision: Precision, device: torch.device) -> torch.dtype | None:
     """Prepare this process for ``precision``; return the type of product operands (``None``: that of the parameters).
 
     Raises:
@@ -39,7 +38,7 @@ def use_precision(precision: Literal["fp32", "tf32", "bf16"], device: torch.devi
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def set_switches(precision: Literal["fp32", "tf32", "bf16"]) -> None:
+def set_switches(precision: Precision) -> None:
     """Tell the libraries of this process which shortcuts products may take: TF32 for ``tf32``, none otherwise.
 
     Our models use no cuDNN. Its recurrent layers have a TF32 switch of their own, which is on by default and which

@@ -34,21 +34,20 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from seqlm.config import ModelConfig, RecurrentConfig, RunConfig, TransformerConfig
+from seqlm.config import ModelConfig, Precision, RecurrentConfig, RunConfig, TransformerConfig
 from seqlm.data.cache import digest_key, find, store
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.products import PACKED_SIZE
+from seqlm.training.capture import is_captured
 from seqlm.training.distributed import Rank, rank_from_environment
 from seqlm.training.precision import use_precision
 from seqlm.training.step import TrainingStep
-
-Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 
 HEADROOM = 5
 """How many times the expected error a tensor may be off."""
@@ -149,7 +148,7 @@ def _largest_error(case: Case, precision: Precision, rank: Rank) -> float:
     torch.manual_seed(SEED)
     fused = _draw_model(case, dtype).to(rank.device)
     exact = _compute(_reference(fused, case, torch.float64, None), case, captured=False)
-    ways = (False, True) if _is_captured(rank) else (False,)
+    ways = (False, True) if is_captured(rank) else (False,)
     largest = 0.0
     for captured in ways:
         errors = _errors(_compute(fused, case, captured=captured), exact)
@@ -175,11 +174,6 @@ def _way_out(precision: Precision, *, reference_is_sound: bool) -> str:
         return 'set model.implementation = "reference" to train without fused operations'
     other = "" if precision == "fp32" else ' or train.precision = "fp32"'
     return f"the reference implementation is as wrong, use another device{other}"
-
-
-def _is_captured(rank: Rank) -> bool:
-    """Whether runs on this device are captured; the trainer has the same rule."""
-    return rank.device.type == "cuda" and rank.world_size == 1
 
 
 def _draw_model(case: Case, dtype: torch.dtype | None) -> LanguageModel:

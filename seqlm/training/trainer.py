@@ -27,7 +27,7 @@ from seqlm.models import LanguageModel, build_model
 from seqlm.rundir import Guard, RunDirectory, unguarded, write_json
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.background import Background
-from seqlm.training.capture import Captured
+from seqlm.training.capture import Captured, is_captured
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles, best_epoch
 from seqlm.training.distributed import Rank
@@ -111,7 +111,7 @@ class Trainer:
         self.model.to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
         self._is_alone = rank.world_size == 1
-        capture = rank.device.type == "cuda" and self._is_alone
+        capture = is_captured(rank)
         self.step = TrainingStep(
             self.model,
             self.optimizer,

@@ -12,11 +12,11 @@ from benchmarks.gemm_peak import GemmPeak
 from benchmarks.implementations import build_step, draw_windows
 from benchmarks.interleave import Rounds
 from benchmarks.measurement import StepTurn, memory_ratios, times_record
-from benchmarks.names import PRECISIONS, Precision, implementation_names
+from benchmarks.names import PRECISIONS, implementation_names
 from benchmarks.peak_memory import measure_in_child, measure_peak_memory
 from benchmarks.shapes import Shape, tiny
 from seqlm import machine
-from seqlm.config import AdamConfig
+from seqlm.config import AdamConfig, Precision
 from seqlm.errors import BackendError, RunError, UsageError
 from seqlm.training.precision import set_switches
 

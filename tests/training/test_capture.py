@@ -163,7 +163,7 @@ def test_a_captured_evaluation_gives_what_the_plain_one_gives_while_the_model_tr
 
 
 def trainer_for(folder: Path, config: RunConfig, *, capture: bool, steps: int | None = None) -> Trainer:
-    """A trainer that is asked to stop in the last of so many steps."""
+    """A trainer that receives a stop request in the last of these steps."""
     corpus = load_corpus(config.data, write_text(folder / "text", train_lines=60))
     trainer = Trainer(config, corpus, make_run(folder / "run", config), rank=Rank(), attempt=1)
     if capture:  # as the trainer does on a GPU

@@ -196,7 +196,7 @@ def test_a_replay_that_is_not_finite_moves_nothing(device: str, arch: str, optim
 @each_arch
 @pytest.mark.parametrize("optim", [ADAM, SGD], ids=["adam", "sgd"])
 def test_a_step_that_resumes_goes_on_like_one_that_never_stopped(device: str, arch: str, optim: OptimConfig) -> None:
-    """The resumed one warms up and captures anew, in the middle of the other's replays."""
+    """The resumed one warms up and captures again, in the middle of the other's replays."""
     *first, a, b, c, d, e, f = windows(BEFORE_REPLAYS + 8, device)
     quiet = Stepper(device, config_for(arch, keep=0.7), optim)
     for window in first:

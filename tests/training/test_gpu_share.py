@@ -17,7 +17,7 @@ NO_MEMORY = "CUDA out of memory. Tried to allocate 9.00 GiB."
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, torch.device]]:
-    """What PyTorch is asked for on a card of 80 GiB."""
+    """The limits that PyTorch is given on a card of 80 GiB."""
     card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=80 * GIB)
     asked: list[tuple[float, torch.device]] = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)

@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.cli import doctor
 from seqlm import machine
-from seqlm.config import ModelConfig, RecurrentConfig, RunConfig, TransformerConfig
+from seqlm.config import ModelConfig, Precision, RecurrentConfig, RunConfig, TransformerConfig
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
 from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
 from seqlm.rundir import RunDirectory, read_json
 from seqlm.training import self_check, worker
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
-from seqlm.training.self_check import Precision, cases, check_case, check_device
+from seqlm.training.self_check import cases, check_case, check_device
 from seqlm.training.step import TrainingStep
 from tests.training.graphs import Calls
 from tests.training.studies import make_config, make_run, write_text
@@ -266,7 +266,7 @@ class StandInForGraphs:
 
 
 def test_the_captured_step_is_compared_too_after_a_second_replay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_check, "_is_captured", lambda rank: True)
+    monkeypatch.setattr(self_check, "is_captured", lambda rank: True)
     monkeypatch.setattr(self_check, "TrainingStep", StandInForGraphs)
     monkeypatch.setattr(StandInForGraphs, "steps_taken", [])
     case = cases(model_config("gru"))[0]
@@ -288,7 +288,7 @@ def test_a_step_that_is_recorded_and_replayed_passes(
     hidden_size: int,
     options: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(self_check, "_is_captured", lambda rank: True)
+    monkeypatch.setattr(self_check, "is_captured", lambda rank: True)
     case = cases(model_config(arch, hidden_size, **options))[0]  # the second one is for a CPU alone
     assert 0 < check_case(case, "fp32", Rank()) < 0.5
     assert len(cuda_graphs.captures) == 1
