@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from jobs.attempt.outcome import ended
+from jobs.attempt.outcome import Ended, ended, record_exit
+from seqlm.rundir import FailureKind
+from tests.training.studies import make_config, make_run
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,28 @@ def test_a_rank_that_was_killed_for_its_memory_explains_the_others(lost: dict[in
     assert found.out_of_memory
     assert (found.exit_code, found.message) == (-9, "rank 1 was killed by SIGKILL")
     assert not ended(codes, 3, lost=lost).out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("code", "was_asked", "kind"),
+    [
+        (0, False, None),
+        (75, False, None),  # another worker is at the run
+        (143, True, None),
+        (-15, True, None),
+        (-2, True, None),
+        (120, True, None),  # it stopped, and its last line found no room
+        (143, False, "preempted"),
+        (120, False, "node"),
+        (74, True, "node"),
+        (-9, True, "node"),
+        (1, True, "code"),
+    ],
+)
+def test_an_exit_without_a_failure_is_recorded_unless_it_was_asked_for(
+    tmp_path: Path, code: int, was_asked: bool, kind: FailureKind | None
+) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    end = Ended(exit_code=code, message="ended")
+    record_exit(run, end, was_asked=was_asked, where="here", attempt=1, micro_batches=1)
+    assert (run.read_failure() or {}).get("kind") == kind

@@ -13,7 +13,7 @@ from torch import Tensor
 from seqlm.config import OptimConfig, RunConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.training.attempt import StopRequested
-from seqlm.training.capture import WARM_UP_CALLS, Captured
+from seqlm.training.capture import WARM_UP_CALLS, Captured, is_captured
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import evaluate
@@ -25,6 +25,11 @@ from tests.training.studies import make_config, make_run, write_text
 from tests.training.test_step import ARCHITECTURES, BATCH, OPTIMIZERS, everything, make_step, windows
 
 pytestmark = pytest.mark.usefixtures("cuda_graphs")
+
+
+@pytest.mark.parametrize(("device", "ranks", "expected"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False)])
+def test_one_rank_on_a_gpu_is_captured(device: str, ranks: int, expected: bool) -> None:
+    assert is_captured(Rank(world_size=ranks, device=torch.device(device))) == expected
 
 
 def state_of(step: TrainingStep) -> list[Tensor]:
