@@ -16,8 +16,7 @@ def use_precision(precision: Precision, device: torch.device) -> torch.dtype | N
     """Prepare this process for ``precision``; return the type of product operands (``None``: that of the parameters).
 
     Raises:
-        BackendError: the device has no instructions for it, or this PyTorch cannot keep the results of bf16 products
-            in float32 on a GPU. Nothing is emulated.
+        BackendError: the device has no instructions for it. Nothing is emulated.
     """
     if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE):
         raise BackendError(
@@ -29,11 +28,6 @@ def use_precision(precision: Precision, device: torch.device) -> torch.dtype | N
             f'train.precision = "bf16" needs a processor with bf16 instructions ({" or ".join(machine.BF16_FLAGS)}) or '
             f'an NVIDIA GPU of compute capability 8.0 or more, found {_name(device)}; use "fp32"'
         )
-    if precision == "bf16" and device.type == "cuda" and not _has_out_dtype():
-        raise BackendError(
-            f'train.precision = "bf16" on a GPU needs PyTorch 2.8 or later, which stores the results of bf16 products '
-            f'as float32, found {torch.__version__}; use "fp32" or "tf32"'
-        )
     set_switches(precision)
     return torch.bfloat16 if precision == "bf16" else None
 
@@ -43,16 +37,12 @@ def set_switches(precision: Precision) -> None:
 
     Our models use no cuDNN. Its recurrent layers have a TF32 switch of their own, which is on by default and which
     ``torch.set_float32_matmul_precision`` leaves alone; comparisons with ``torch.nn`` need both. Both are PyTorch's
-    older switches: PyTorch 2.9 and later raise an error if older and newer ones are mixed, and 2.7 has only these.
+    older switches: PyTorch 2.9 and later raise an error if older and newer ones are mixed, and 2.8 has only these.
     """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # Without this, cuBLAS may add up parts of a bf16 product in bf16.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-
-
-def _has_out_dtype() -> bool:
-    return "dtype_out" in torch.ops.aten.mm.overloads()
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -79,13 +79,3 @@ def test_earlier_cards_have_neither(capability: tuple[int, int]) -> None:
         use_precision("tf32", GPU)
     with pytest.raises(BackendError, match=r"compute capability 8\.0 or more, found Card"):
         use_precision("bf16", GPU)
-
-
-@pytest.mark.parametrize("capability", [(9, 0)], indirect=True)
-def test_bf16_on_a_gpu_needs_results_in_float32(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqlm.training.precision._has_out_dtype", lambda: False)
-    with pytest.raises(BackendError, match=r'^train.precision = "bf16" on a GPU needs PyTorch 2.8 or later, .* found '):
-        use_precision("bf16", GPU)
-    assert use_precision("fp32", GPU) is None
-    monkeypatch.setattr(machine, "has_bf16", lambda: True)
-    assert use_precision("bf16", CPU) is torch.bfloat16
