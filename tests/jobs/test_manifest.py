@@ -434,7 +434,7 @@ WRONG = {
     ),
     "share of a GPU as text": (
         GOOD + '[resources]\ngpus = "half"',
-        "study.toml: resources.gpus: expected a number, got 'half'",
+        'study.toml: resources.gpus: expected a number, got "half"',
     ),
     "priority that is no whole number": (
         GOOD + "resources.priority = 1.5",
