@@ -204,6 +204,11 @@ class RunConfig(Table):
         """The configuration as plain data; ``from_dict`` reads it back to an equal object."""
         return {**{section: dict(vars(getattr(self, section))) for section in self.SECTIONS}, "seed": self.seed}
 
+    def by_key(self) -> dict[str, Any]:
+        """The configuration by dotted key, such as ``optim.lr``, and ``seed``."""
+        keys = {f"{section}.{key}": v for section in self.SECTIONS for key, v in vars(getattr(self, section)).items()}
+        return {**keys, "seed": self.seed}
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
         """Read plain data strictly.

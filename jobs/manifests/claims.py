@@ -118,10 +118,10 @@ def read_published(values: Mapping[str, Any], where: str, problems: Problems) ->
     return Published(**found) if found else None
 
 
-def read_claim(number: int, table: Mapping[str, Any], file: str, problems: Problems) -> Claim | None:
+def read_claim(table: Mapping[str, Any], where: str, problems: Problems) -> Claim | None:
     """One ``[[expect]]``; ``None`` if anything in it is wrong."""
     before = len(problems.lines)
-    found = read_table(Claim, table, f"{file}: expect {number}", problems)
+    found = read_table(Claim, table, where, problems)
     return Claim(**found) if len(problems.lines) == before else None
 
 

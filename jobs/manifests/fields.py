@@ -115,9 +115,17 @@ class Problems:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
+def as_table(value: Any, where: str, problems: Problems) -> Mapping[str, Any]:
+    """Return a value that is a table; else add a line, and return an empty table."""
+    if isinstance(value, Mapping):
+        return value
+    problems.add(where, f"expected a table, got {show(value)}")
+    return {}
+
+
 def read_table(
     kind: type,
-    table: Mapping[str, Any],
+    table: Any,
     where: str,
     problems: Problems,
     *,
@@ -131,6 +139,9 @@ def read_table(
     """
     from pydantic import ValidationError
 
+    if not isinstance(table, Mapping):
+        problems.add(where, f"{prefix[:-1]}: expected a table, got {show(table)}")
+        return {}
     names = field_names(kind)
     wrong: dict[str, str] = {}
     try:

@@ -90,7 +90,7 @@ class Condition:
         if not found:
             return f"no run has {key}"
         hint = nearest(",".join(self.values), found) if key in ("name", "id") else ""
-        return f"the runs have {key} {_listing(found)}{hint}"
+        return f"the runs have {key} {listing(found)}{hint}"
 
     def _check_choice(self, key: str) -> None:
         for value in self.values:
@@ -227,11 +227,12 @@ def whole_id(text: str, ids: Collection[str]) -> str | None:
         return text
     found = [run_id for run_id in ids if run_id.startswith(text)]
     if len(found) > 1:
-        raise UsageError(f'"{text}" begins {len(found)} ids; write more of one of them: {_listing(found)}')
+        raise UsageError(f'"{text}" begins {len(found)} ids; write more of one of them: {listing(found)}')
     return found[0] if found else None
 
 
-def _listing(values: Sequence[str]) -> str:
+def listing(values: Sequence[str]) -> str:
+    """Return the first values with commas between them."""
     return ", ".join(values[:MOST_LISTED]) + (", ..." if len(values) > MOST_LISTED else "")
 
 
@@ -272,10 +273,7 @@ def facts_of(
     facts: dict[str, Any] = {"name": name, "id": id}
     if config is not None:
         facts["fingerprint"] = config.fingerprint()
-        for section, value in config.to_dict().items():
-            facts |= (
-                {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
-            )
+        facts |= config.by_key()
     return facts | {f"resources.{key}": value for key, value in asdict(resources).items()}
 
 
