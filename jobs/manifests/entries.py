@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen, Predicate
 
 from jobs.manifests.backends import BACKENDS, check_table
-from jobs.manifests.claims import PUBLISHED_KEYS, Claim, Report, read_claim, read_published
+from jobs.manifests.claims import Claim, Published, Report, read_claim, read_published
 from jobs.manifests.expand import Entry, EntryKind, problems_of
-from jobs.manifests.fields import Matches, Problems, Valid, Written, as_table, field_names, read_table
-from jobs.manifests.policy import POLICY_KEYS, check_policy
+from jobs.manifests.fields import Matches, Problems, Valid, Written, as_table, field_names, full_keys, read_table
+from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
 from jobs.spec import Resources
 from seqlm.config import RunConfig, Seed, valid_keys
@@ -71,11 +71,11 @@ TOP_KEYS = (
     *("study", "defaults", "run", "grid", "zip", "exclude", "expect", "report", "seeds"),
     *("resources", "policy", "backend"),
 )
-STUDY_KEYS = field_names(StudyTable)
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
 ENTRY_KEYS = field_names(EntryTable)
 CONFIG_KEYS = tuple(valid_keys())
-RESOURCE_KEYS = tuple(f"resources.{name}" for name in field_names(Resources))
+RESOURCE_KEYS = full_keys(Resources, "resources.")
+PUBLISHED_KEYS = full_keys(Published, "published.")
 SECTIONS = (*RunConfig.SECTIONS, "resources")
 
 
@@ -115,9 +115,7 @@ def read_tables(raw: Mapping[str, Any], path: Path, problems: Problems) -> Manif
     study = read_table(StudyTable, raw.get("study", {}), file, problems, prefix="study.")
     defaults = _flatten(raw.get("defaults", {}), CONFIG_KEYS, f"{file}: defaults", problems)
     resources = _flatten({"resources": raw.get("resources", {})}, RESOURCE_KEYS, file, problems)
-    policy = as_table(raw.get("policy", {}), f"{file}: policy", problems)
-    for key, value in policy.items():
-        check_policy(f"policy.{key}", value, file, problems)
+    policy = read_table(Policy, raw.get("policy", {}), file, problems, prefix="policy.")
     top = {"seeds": raw["seeds"]} if "seeds" in raw else {}
     seeds = read_table(EntryTable, top, file, problems).get("seeds", ())
     if "seeds" in raw and "seed" in defaults:
@@ -246,7 +244,7 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> tuple[dict[str, 
     """
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
-    valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *POLICY_KEYS, "study.name")
+    valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *full_keys(Policy, "policy."), "study.name")
     for text in texts:
         key, equals, value_text = text.partition("=")
         key, where = key.strip(), f"--set {text}"
@@ -260,7 +258,7 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> tuple[dict[str, 
         if not equals or not key:
             problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif key.partition(".")[0] == "policy":
-            check_policy(key, value, where, problems)
+            read_table(Policy, {key.partition(".")[2]: value}, where, problems, prefix="policy.")
         elif key not in valid:
             problems.unknown(where, key, valid)
         elif key == "study.name":
