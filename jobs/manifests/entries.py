@@ -9,7 +9,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen, Predicate
@@ -88,10 +87,7 @@ class ManifestFile:
 
     name: str
     """Name of the file."""
-    study: str
-    data_path: Path | None
-    untracked: tuple[str, ...]
-    backend_name: str | None
+    study: Mapping[str, Any]
     backend: Mapping[str, Mapping[str, Any]]
     defaults: Mapping[str, Any]
     """Dotted key -> value; likewise ``resources``."""
@@ -104,11 +100,14 @@ class ManifestFile:
     """Number -> expectation. Wrong ones are left out."""
     behaviour: tuple[str, ...]
     """Names of the runs whose trained models the report examines."""
+    setting: Mapping[str, Any]
+    """Dotted key -> value that ``--set`` gives to runs."""
+    options: Mapping[str, str]
+    """Dotted key -> the option as typed, such as ``--set train.epochs=2``."""
 
 
-def read_tables(raw: Mapping[str, Any], path: Path, problems: Problems) -> ManifestFile:
-    """Check the tables of a manifest; add a line to ``problems`` for each mistake."""
-    file = path.name
+def read_tables(raw: Mapping[str, Any], file: str, overrides: Sequence[str], problems: Problems) -> ManifestFile:
+    """Check the tables of a manifest, and the texts of ``--set``; add a line to ``problems`` for each mistake."""
     for key in raw:
         if key not in TOP_KEYS:
             problems.unknown(file, key, [*TOP_KEYS, *(f"defaults.{name}" for name in SECTIONS)], TOP_KEYS)
@@ -147,12 +146,15 @@ def read_tables(raw: Mapping[str, Any], path: Path, problems: Problems) -> Manif
         if (claim := read_claim(table, f"{file}: expect {number}", problems)) is not None
     }
     report = read_table(Report, raw.get("report", {}), file, problems, prefix="report.")
+    setting, options = read_overrides(overrides, problems)
+    if "study.name" in setting:
+        study["name"] = setting.pop("study.name")
+    for key in full_keys(Policy, "policy."):
+        if key in setting:
+            policy[key.removeprefix("policy.")] = setting.pop(key)
     return ManifestFile(
         name=file,
-        study=study.get("name", ""),
-        data_path=(path.parent / Path(study["data"]).expanduser()).resolve() if "data" in study else None,
-        untracked=tuple(study.get("untracked", ())),
-        backend_name=study.get("backend"),
+        study=study,
         backend=backend,
         defaults=defaults,
         resources=resources,
@@ -161,6 +163,8 @@ def read_tables(raw: Mapping[str, Any], path: Path, problems: Problems) -> Manif
         excludes=excludes,
         claims=claims,
         behaviour=tuple(report.get("behaviour", ())),
+        setting=setting,
+        options=options,
     )
 
 

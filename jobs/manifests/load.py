@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from jobs.manifests.claims import Expectation, Published, absent, expectations
-from jobs.manifests.entries import SECTIONS, ManifestFile, read_overrides, read_tables
+from jobs.manifests.entries import SECTIONS, ManifestFile, read_tables
 from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
 from jobs.manifests.fields import Problems
 from jobs.manifests.filters import listing
@@ -40,6 +40,7 @@ _Values: TypeAlias = Mapping[str, Any]
 _Run: TypeAlias = tuple[Entry, _Values]
 """One run as written: its entry, and the value of each key of the entry."""
 _Resolved: TypeAlias = tuple[Entry, _Values, RunSpec]
+NOTHING: _Values = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +88,13 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         ManifestError: with one line for each problem of the file and of the overrides.
     """
     problems = Problems()
-    file = read_tables(read_manifest_file(path), path, problems)
-    setting, texts = read_overrides(overrides, problems)
-    study = setting.pop("study.name", file.study)
-    policy = {**file.policy, **{key[7:]: setting.pop(key) for key in [*setting] if key.startswith("policy.")}}
+    file = read_tables(read_manifest_file(path), path.name, overrides, problems)
     kept, excluded, unmatched = _exclude(_expand(file, problems), file)
-    resolved = _resolve_all(kept, setting, texts, file, problems)
+    resolved = _resolve_all(kept, file, problems)
     specs = [spec for _, _, spec in resolved]
     expected, unfounded = expectations(file.claims, specs, file.name, problems)
     unfounded += absent(file.behaviour, specs, [run.name for run in excluded], file.name)
-    if not setting:  # --set may remove the runs that an expectation compares
+    if not file.setting:  # --set may remove the runs that an expectation compares
         unmatched += unfounded
     if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
@@ -108,13 +106,13 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         raise ManifestError(problems.lines)
     names = {spec.name for spec in specs}
     return Manifest(
-        study=study,
+        study=file.study["name"],
         path=path,
-        data_path=file.data_path,
-        untracked=file.untracked,
-        backend_name=file.backend_name,
+        data_path=(path.parent / Path(data).expanduser()).resolve() if (data := file.study.get("data")) else None,
+        untracked=tuple(file.study.get("untracked", ())),
+        backend_name=file.study.get("backend"),
         backend=file.backend,
-        policy=Policy.from_dict(policy),
+        policy=Policy.from_dict(file.policy),
         runs=tuple(specs),
         excluded=tuple(excluded),
         published=_published(resolved, file),
@@ -165,7 +163,7 @@ def _exclude(runs: Sequence[_Run], file: ManifestFile) -> tuple[list[_Run], list
 
 def _facts(entry: Entry, own: _Values, file: ManifestFile) -> dict[str, Any]:
     """Return name and values of a run before ``--set``, with the defaults of :mod:`seqlm.config` if it is valid."""
-    values = _merge(own, {}, file)
+    values = _merge(file, own)
     name = run_name(entry, values)
     try:
         return {**values, **RunConfig.from_dict(_nested(values)[0]).by_key(), "name": name}
@@ -191,8 +189,8 @@ def _why_no_match(exclude: _Values, facts: Sequence[_Values]) -> str:
     return "each of its keys fits some run, but no run fits all"
 
 
-def _merge(own: _Values, setting: _Values, file: ManifestFile) -> dict[str, Any]:
-    """Return the values of a run: defaults < entry < ``--set``.
+def _merge(file: ManifestFile, own: _Values, setting: _Values = NOTHING) -> dict[str, Any]:
+    """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest.
 
     Defaults and overrides that do not apply to the run's architecture or optimizer are left out. Keys of the
     entry itself stay, so that :class:`RunConfig` reports them.
@@ -228,14 +226,12 @@ def _nested(values: _Values) -> tuple[dict[str, Any], dict[str, Any]]:
     return nested, nested.pop("resources")
 
 
-def _resolve_all(
-    runs: Sequence[_Run], setting: _Values, texts: Mapping[str, str], file: ManifestFile, problems: Problems
-) -> list[_Resolved]:
+def _resolve_all(runs: Sequence[_Run], file: ManifestFile, problems: Problems) -> list[_Resolved]:
     used: set[str] = set()
     resolved: list[_Resolved] = []
     for entry, own in runs:
-        values = _merge(own, setting, file)
-        used |= values.keys() & setting.keys()
+        values = _merge(file, own, file.setting)
+        used |= values.keys() & file.setting.keys()
         try:
             spec = _resolve(entry, values, order=len(resolved))
         except ConfigError as error:
@@ -245,14 +241,14 @@ def _resolve_all(
                     continue  # missing because its list is empty, which is reported already
                 if entry.kind == "run" and isinstance(own.get(key), list):
                     line += "; lists multiply in [[grid]] and advance together in [[zip]]"
-                problems.add(_place(key, entry, own, texts, file), line)
+                problems.add(_place(key, entry, own, file), line)
         else:
             if not problems.about(f"{file.name}: {entry.label}"):
                 resolved.append((entry, own, spec))
-    for key in setting:
+    for key in file.setting:
         if runs and key not in used:
-            problems.add(texts[key], f"{key} applies to no run of {file.name}")
-    _check_distinct(resolved, texts, file, problems)
+            problems.add(file.options[key], f"{key} applies to no run of {file.name}")
+    _check_distinct(resolved, file, problems)
     return resolved
 
 
@@ -282,10 +278,10 @@ def _resolve(entry: Entry, values: _Values, order: int) -> RunSpec:
     return spec
 
 
-def _place(key: str, entry: Entry, own: _Values, texts: Mapping[str, str], file: ManifestFile) -> str:
+def _place(key: str, entry: Entry, own: _Values, file: ManifestFile) -> str:
     """Return where the value of a key comes from, to name it in messages."""
-    if key in texts:
-        return texts[key]
+    if key in file.setting:
+        return file.options[key]
     if key not in own and key in file.resources:
         return file.name
     if key not in own and key in file.defaults:
@@ -300,14 +296,12 @@ def _published(resolved: Iterable[_Resolved], file: ManifestFile) -> dict[str, P
         if entry.published is None:
             continue
         with contextlib.suppress(ConfigError):  # --set gave a key that the manifest lacks
-            if RunConfig.from_dict(_nested(_merge(own, {}, file))[0]) == spec.config:
+            if RunConfig.from_dict(_nested(_merge(file, own))[0]) == spec.config:
                 found[spec.name] = entry.published
     return found
 
 
-def _check_distinct(
-    resolved: Iterable[_Resolved], texts: Mapping[str, str], file: ManifestFile, problems: Problems
-) -> None:
+def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile, problems: Problems) -> None:
     """Report configurations and names that occur twice: the first such pair of each two entries."""
     firsts: dict[str, _Resolved] = {}
     reported: set[tuple[str, str, str]] = set()
@@ -323,7 +317,7 @@ def _check_distinct(
         reported.add(pair)
         if kind == "configuration":
             what = f"{_describe(run, file)} is the same configuration as {_describe(first, file)}"
-            differing = [text for key, text in texts.items() if own.get(key) != first[1].get(key)]
+            differing = [file.options[key] for key in file.setting if own.get(key) != first[1].get(key)]
             what += f"; they differ only in what {' '.join(differing)} sets" if differing else ""
         else:
             what = f'{first[0].position} and {entry.position} both make a run called "{spec.name}"'
@@ -334,4 +328,4 @@ def _check_distinct(
 def _describe(run: _Resolved, file: ManifestFile) -> str:
     """Return the entry of a run and its name in the manifest, before ``--set``."""
     entry, own, _ = run
-    return f'{entry.position} ("{run_name(entry, _merge(own, {}, file))}")'
+    return f'{entry.position} ("{run_name(entry, _merge(file, own))}")'
