@@ -40,7 +40,7 @@ _Values: TypeAlias = Mapping[str, Any]
 _Run: TypeAlias = tuple[Entry, _Values]
 """One run as written: its entry, and the value of each key of the entry."""
 _Resolved: TypeAlias = tuple[Entry, _Values, RunSpec]
-NOTHING: _Values = {}
+_NOTHING: _Values = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ def _why_no_match(exclude: _Values, facts: Sequence[_Values]) -> str:
     return "each of its keys fits some run, but no run fits all"
 
 
-def _merge(file: ManifestFile, own: _Values, setting: _Values = NOTHING) -> dict[str, Any]:
+def _merge(file: ManifestFile, own: _Values, setting: _Values = _NOTHING) -> dict[str, Any]:
     """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest.
 
     Defaults and overrides that do not apply to the run's architecture or optimizer are left out. Keys of the
