@@ -881,6 +881,18 @@ def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_policy_without_a_key_gets_one_line(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, GOOD, "policy=2")
+    assert line.startswith('--set policy=2: unknown key "policy."')
+
+
+def test_resources_of_a_wrong_type_and_out_of_range_get_both_lines(tmp_path: Path) -> None:
+    assert problems(tmp_path, GOOD + '[resources]\ncpus = "2"\nranks = 0\n') == [
+        'study.toml: resources.cpus: expected a whole number, got "2"; remove the quotes',
+        "study.toml: resources.ranks: expected a positive whole number, got 0",
+    ]
+
+
 @pytest.mark.parametrize("table", ["resources", "report", "defaults"])
 def test_a_number_in_place_of_a_table_gets_one_line(tmp_path: Path, table: str) -> None:
     text = f"{table} = 3\n{HEAD}" + RUN + 'model.hidden_size = 8\ndata.corpus = "pydoc"\noptim.lr = 1\n'
