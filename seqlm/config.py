@@ -1,55 +1,23 @@
-"""What a run *is*: frozen dataclasses, a strict reader, and the fingerprint that identifies a run.
+"""What a run *is*: frozen dataclasses, and the fingerprint that identifies a run.
 
 Only what decides the result is here: model, data, optimizer, training, seed. Where a run executes, on how many
-devices and in which folder, is in :mod:`jobs.spec`. The annotations and docstrings of the fields are also read for the
-JSON Schema and the key tables of manifests (:mod:`jobs.manifests.json_schema`). Imports the standard library only.
+devices and in which folder, is in :mod:`jobs.spec`. Imports the standard library only.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
-import math
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from seqlm.errors import ConfigError, nearest
+from seqlm.schema import Bound, Table, fields_of, listing, read, show, unknown_key, wrong_choice
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 """Of the operands of matrix products."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """The range of a number, as metadata in a field's annotation. The JSON Schema of manifests has it too."""
-
-    words: str
-    """The words that follow "expected" in messages."""
-    above: float | None = None
-    """The number must be above this. ``None``: no such limit; likewise below."""
-    least: float | None = None
-    """Smallest valid number."""
-    most: float | None = None
-    """Largest valid number."""
-
-    def holds(self, value: float) -> bool:
-        """Whether a number is finite and within the range."""
-        return (
-            (isinstance(value, int) or math.isfinite(value))
-            and (self.above is None or value > self.above)
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-        )
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        found = {"exclusiveMinimum": self.above, "minimum": self.least, "maximum": self.most}
-        return {**handler(schema), **{key: value for key, value in found.items() if value is not None}}
-
 
 _Count = Annotated[int, Bound("a positive whole number", least=1)]
 _Positive = Annotated[float, Bound("a positive finite number", above=0)]
@@ -57,9 +25,21 @@ Seed = Annotated[int, Bound("a whole number from 0 to 2^63 - 1", least=0, most=2
 _Probability = Annotated[float, Bound("a number above 0 and at most 1", above=0, most=1)]
 
 
+class _Section(Table):
+    """A table of the configuration. ``1`` becomes ``1.0`` in fields that are numbers: both are one run."""
+
+    def __post_init__(self) -> None:
+        for name, field in fields_of(type(self)).items():
+            if field.kind is float:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        super().__post_init__()
+
+
 @dataclass(frozen=True, kw_only=True)
-class RecurrentConfig:
+class RecurrentConfig(_Section):
     """A stacked RNN (tanh) or GRU."""
+
+    NAME = "model"
 
     arch: Literal["rnn", "gru"]
     """Architecture."""
@@ -75,13 +55,12 @@ class RecurrentConfig:
     """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
     autograd, to check it."""
 
-    def __post_init__(self) -> None:
-        _check("model", self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(_Section):
     """A decoder-only Transformer with pre-norm blocks."""
+
+    NAME = "model"
 
     arch: Literal["transformer"]
     """Architecture."""
@@ -103,21 +82,19 @@ class TransformerConfig:
     """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
     autograd, to check it."""
 
-    def __post_init__(self) -> None:
-        problems = _problems("model", self)
+    def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:
-            problems.append("model.hidden_size: expected at least 2 (layer norm needs a deviation), got 1")
-        if not problems and self.hidden_size % self.num_heads:
-            problems.append(
-                f"model.hidden_size: expected a multiple of model.num_heads = {self.num_heads}, got {self.hidden_size}"
-            )
-        if problems:
-            raise ConfigError(problems)
+            yield "model.hidden_size: expected at least 2 (layer norm needs a deviation), got 1"
+        elif self.hidden_size > 1 and self.num_heads > 0 and self.hidden_size % self.num_heads:
+            heads = self.num_heads
+            yield f"model.hidden_size: expected a multiple of model.num_heads = {heads}, got {self.hidden_size}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(_Section):
     """Which text, and how it becomes tokens. The place of the files is not part of it."""
+
+    NAME = "data"
 
     corpus: Literal["ptb", "pydoc", "files"] = "pydoc"
     """``ptb``: Penn Treebank. ``pydoc``: documentation shipped inside Python, no download. ``files``: your own text."""
@@ -130,44 +107,44 @@ class DataConfig:
     """Digest of the text of a ``files`` or ``pydoc`` corpus; filled in when the text is found."""
 
     def __post_init__(self) -> None:
-        problems = _problems("data", self)
-        if self.sha256 is not None and self.corpus == "ptb":
-            problems.append('data.sha256: applies to corpus = "files" and "pydoc" only, got corpus = "ptb"')
-        if problems:
-            raise ConfigError(problems)
         if self.corpus == "pydoc" and self.level == "word" and self.vocab_size is None:
             object.__setattr__(self, "vocab_size", 10_000)
+        super().__post_init__()
+
+    def _conditions(self) -> Iterator[str]:
+        if self.sha256 is not None and self.corpus == "ptb":
+            yield 'data.sha256: applies to corpus = "files" and "pydoc" only, got corpus = "ptb"'
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamConfig:
+class AdamConfig(_Section):
     """Adam with PyTorch's default betas and epsilon (Kingma and Ba, 2015)."""
+
+    NAME = "optim"
 
     optimizer: Literal["adam"]
     """Optimizer."""
     lr: _Positive
     """Learning rate."""
 
-    def __post_init__(self) -> None:
-        _check("optim", self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SgdConfig:
+class SgdConfig(_Section):
     """Plain stochastic gradient descent, no momentum, constant learning rate."""
+
+    NAME = "optim"
 
     optimizer: Literal["sgd"]
     """Optimizer."""
     lr: _Positive
     """Learning rate."""
 
-    def __post_init__(self) -> None:
-        _check("optim", self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SgdScheduleConfig:
+class SgdScheduleConfig(_Section):
     """SGD whose learning rate falls by epoch."""
+
+    NAME = "optim"
 
     optimizer: Literal["sgd_schedule"]
     """Optimizer."""
@@ -184,12 +161,14 @@ class SgdScheduleConfig:
     def __post_init__(self) -> None:
         if self.flat_epochs is None:
             object.__setattr__(self, "flat_epochs", 15 if self.schedule == "compounding" else 1)
-        _check("optim", self)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(_Section):
     """The training protocol. The batch is the global one; a rank's share follows from the number of ranks."""
+
+    NAME = "train"
 
     epochs: _Count = 40
     """Passes over the training split."""
@@ -203,16 +182,13 @@ class TrainConfig:
     """Precision of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or
     processor that has it; other devices refuse the run. See "Precision" in docs/manifest.md."""
 
-    def __post_init__(self) -> None:
-        _check("train", self)
-
 
 ModelConfig: TypeAlias = RecurrentConfig | TransformerConfig
 OptimConfig: TypeAlias = AdamConfig | SgdConfig | SgdScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Table):
     """Everything that decides the result of one run, fully resolved."""
 
     model: ModelConfig
@@ -224,12 +200,14 @@ class RunConfig:
 
     SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train")
 
-    def __post_init__(self) -> None:
-        _check("", self)
-
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data; ``from_dict`` reads it back to an equal object."""
         return {**{section: dict(vars(getattr(self, section))) for section in self.SECTIONS}, "seed": self.seed}
+
+    def by_key(self) -> dict[str, Any]:
+        """The configuration by dotted key, such as ``optim.lr``, and ``seed``."""
+        keys = {f"{section}.{key}": v for section in self.SECTIONS for key, v in vars(getattr(self, section)).items()}
+        return {**keys, "seed": self.seed}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
@@ -240,24 +218,23 @@ class RunConfig:
         """
         problems: list[str] = []
         parts: dict[str, Any] = {}
-        known = [*cls.SECTIONS, "seed"]
+        known = fields_of(cls)
         for key in raw:
             if key not in known:
                 problems.append(f'unknown key "{key}"{nearest(key, known)} (valid: {", ".join(known)})')
         for section in cls.SECTIONS:
             value = raw.get(section, {})
             if not isinstance(value, Mapping):
-                problems.append(f"{section}: expected a table, got {_show(value)}")
+                problems.append(f"{section}: expected a table, got {show(value)}")
                 continue
             try:
                 parts[section] = _read_section(section, value)
             except ConfigError as error:
-                problems.extend(error.problems)
+                problems += error.problems
         if "seed" in raw:
-            try:
-                parts["seed"] = _convert("seed", int, raw["seed"])
-            except ConfigError as error:
-                problems.extend(error.problems)
+            parts["seed"] = raw["seed"]
+            if problem := known["seed"].problem(raw["seed"]):
+                problems.append(f"seed: {problem}")
         if problems:
             raise ConfigError(problems)
         return cls(**parts)
@@ -298,18 +275,22 @@ VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
 
 def valid_keys() -> list[str]:
     """Every dotted key that a configuration may have, such as ``optim.lr``, and ``seed``."""
-    keys: dict[str, None] = {}
-    for section, (_, variants) in VARIANTS.items():
-        for variant in variants:
-            keys.update(dict.fromkeys(f"{section}.{field.name}" for field in dataclasses.fields(variant)))
-    return [*keys, "seed"]
+    keys = [
+        f"{section}.{name}"
+        for section, (_, variants) in VARIANTS.items()
+        for variant in variants
+        for name in fields_of(variant)
+    ]
+    return [*dict.fromkeys(keys), "seed"]
 
 
 def choices_of(key: str) -> tuple[str, ...]:
     """The only values that a dotted key can have, over all variants of its section; none for any other key."""
     section, _, name = key.rpartition(".")
-    hints = [_type_hints(variant).get(name) for variant in VARIANTS.get(section, ("", ()))[1]]
-    return tuple(choice for hint in hints if typing.get_origin(hint) is Literal for choice in typing.get_args(hint))
+    _, variants = VARIANTS.get(section, ("", ()))
+    return tuple(
+        choice for variant in variants if name in fields_of(variant) for choice in fields_of(variant)[name].choices
+    )
 
 
 def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:
@@ -319,156 +300,38 @@ def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:
     hold ``num_heads`` beside recurrent runs.
     """
     selector, variants = VARIANTS[section]
-    chosen = [v for v in variants if selector and values.get(selector) in _choices(v, selector)] or list(variants)
-    return {field.name for variant in chosen for field in dataclasses.fields(variant)}
+    chosen = [v for v in variants if selector and values.get(selector) in fields_of(v)[selector].choices]
+    return {name for variant in chosen or variants for name in fields_of(variant)}
 
 
-_type_hints = functools.cache(typing.get_type_hints)  # slow, and asked for every run of a grid
-
-
-def _choices(variant: type, selector: str) -> tuple[Any, ...]:
-    return typing.get_args(_type_hints(variant)[selector])
-
-
-def _read_section(section: str, raw: Mapping[str, Any]) -> Any:
+def _read_section(section: str, raw: Mapping[str, Any]) -> Table:
     try:
-        hash((*raw, *raw.values()))
+        hash(tuple(raw.values()))
     except TypeError:
-        return _read_section_once(section, (*raw,), *raw.values())
-    return _read_section_cached(section, (*raw,), *raw.values())
+        return _read_section_once(section, **raw)
+    return _read_section_cached(section, **raw)
 
 
-def _read_section_once(section: str, keys: tuple[str, ...], *values: Any) -> Any:
-    raw = dict(zip(keys, values, strict=True))
+def _read_section_once(section: str, /, **raw: Any) -> Table:
     selector, variants = VARIANTS[section]
     variant = variants[0]
     if selector:
-        options = [choice for v in variants for choice in _choices(v, selector)]
-        found = raw.get(selector)
+        key, found, choices = f"{section}.{selector}", raw.get(selector), choices_of(f"{section}.{selector}")
         if found is None:
-            raise ConfigError([f"{section}.{selector}: missing, expected one of {_listing(options)}"])
-        if found not in options:
-            raise ConfigError(
-                [
-                    f"{section}.{selector}: expected one of {_listing(options)}, got {_show(found)}"
-                    f"{nearest(str(found), options)}"
-                ]
-            )
-        variant = next(v for v in variants if found in _choices(v, selector))
-    return _read_dataclass(section, variant, raw, variants)
+            raise ConfigError([f"{key}: missing, expected one of {listing(choices)}"])
+        if found not in choices:
+            raise ConfigError([f"{key}: {wrong_choice(found, choices)}"])
+        variant = next(v for v in variants if found in fields_of(v)[selector].choices)
+
+    def unknown(key: str) -> str:
+        owners = [v for v in variants if key in fields_of(v)]
+        if not owners:
+            return unknown_key(f"{section}.{key}", valid_keys(), fields_of(variant))
+        names = " and ".join(choice for owner in owners for choice in fields_of(owner)[selector].choices)
+        return f"{section}.{key}: applies to {names} only, got {selector} = {show(raw[selector])}"
+
+    return read(variant, raw, unknown)
 
 
 _read_section_cached = functools.lru_cache(maxsize=1024, typed=True)(_read_section_once)
 """The runs of a grid have few different sections. ``typed``, since 1, 1.0 and true are not the same."""
-
-
-def _read_dataclass(section: str, kind: type, raw: Mapping[str, Any], variants: tuple[type, ...]) -> Any:
-    hints = _type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key in fields:
-            try:
-                values[key] = _convert(f"{section}.{key}", hints[key], value)
-            except ConfigError as error:
-                problems.extend(error.problems)
-            continue
-        owners = [v for v in variants if key in {field.name for field in dataclasses.fields(v)}]
-        if owners:
-            selector = VARIANTS[section][0]
-            names = [str(choice) for v in owners for choice in _choices(v, selector)]
-            problems.append(
-                f"{section}.{key}: applies to {' and '.join(names)} only, got {selector} = {_show(raw[selector])}"
-            )
-        else:
-            hint = nearest(f"{section}.{key}", valid_keys())
-            valid = ", ".join(sorted(fields))
-            problems.append(f'unknown key "{section}.{key}"{hint} (valid in {section}: {valid})')
-    for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in raw:
-            problems.append(f"{section}.{name}: missing, expected {_describe(hints[name])}")
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    if required <= values.keys():
-        try:
-            built = kind(**values)
-        except ConfigError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise ConfigError(problems)
-    return built
-
-
-def _convert(key: str, hint: Any, value: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if typing.get_origin(hint) is Literal:
-        options = typing.get_args(hint)
-        if isinstance(value, str) and value in options:
-            return value
-        raise ConfigError(
-            [f"{key}: expected one of {_listing(options)}, got {_show(value)}{nearest(str(value), options)}"]
-        )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ConfigError([f"{key}: expected a number, got a whole number of {len(str(value))} digits"]) from None
-    if type(value) is hint:
-        return value
-    quotes = "; remove the quotes" if isinstance(value, str) and _is_written_as(hint, value) else ""
-    raise ConfigError([f"{key}: expected {_describe(hint)}, got {_show(value)}{quotes}"])
-
-
-def _is_written_as(kind: type, text: str) -> bool:
-    """Whether a text would be a valid number of this kind without its quotes."""
-    if kind not in (int, float):
-        return False
-    try:
-        kind(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _describe(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(hint, str(hint))
-
-
-def _show(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _listing(options: Any) -> str:
-    return ", ".join(f'"{option}"' for option in options)
-
-
-@functools.cache
-def _bounds(kind: type) -> dict[str, Bound]:
-    """The bound of each field that has one."""
-    return {
-        name: item
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
-        for part in (hint, *typing.get_args(hint))  # of ``Annotated[...] | None``, the first argument has the metadata
-        for item in getattr(part, "__metadata__", ())
-        if isinstance(item, Bound)
-    }
-
-
-def _problems(section: str, config: Any) -> list[str]:
-    kind: type = type(config)
-    values = [(name, getattr(config, name), bound) for name, bound in _bounds(kind).items()]
-    prefix = f"{section}." if section else ""
-    return [
-        f"{prefix}{name}: expected {bound.words}, got {value}"
-        for name, value, bound in values
-        if value is not None and not bound.holds(value)
-    ]
-
-
-def _check(section: str, config: Any) -> None:
-    problems = _problems(section, config)
-    if problems:
-        raise ConfigError(problems)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 
 BOTTOM = (
-    *("seqlm.config", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
+    *("seqlm.config", "seqlm.schema", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
     *("seqlm.variables", "seqlm.atomic"),
 )
 """What everybody may import; these import nothing but each other and the standard library."""
@@ -33,6 +33,7 @@ FLOORS = (
 
 ALLOWED = {
     "seqlm.config": BOTTOM,
+    "seqlm.schema": ("seqlm.errors",),
     "seqlm.rundir": BOTTOM,
     "seqlm.errors": (),
     "seqlm.atomic": (),
@@ -108,7 +109,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-LONG = {"seqlm.config", "seqlm.lease", "seqlm.rundir", "seqlm.training.trainer"}
+LONG = {"seqlm.lease", "seqlm.rundir", "seqlm.training.trainer"}
 """Modules of more than 400 lines, to be split; no others are to grow so long."""
 
 

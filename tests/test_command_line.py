@@ -42,7 +42,15 @@ LOGS = (
     *("jobs.study.logs", "jobs.study.finality", "jobs.attempt", "jobs.attempt.retry"),
     *("seqlm.data", "seqlm.data.layout"),
 )
-BOTTOM = ("seqlm.atomic", "seqlm.config", "seqlm.lease", "seqlm.reading", "seqlm.rundir", "seqlm.variables")
+BOTTOM = (
+    "seqlm.atomic",
+    "seqlm.config",
+    "seqlm.lease",
+    "seqlm.reading",
+    "seqlm.rundir",
+    "seqlm.schema",
+    "seqlm.variables",
+)
 
 
 @pytest.mark.process

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from seqlm.config import RunConfig, SgdScheduleConfig, TransformerConfig, applicable_keys, valid_keys
+from seqlm.config import AdamConfig, RunConfig, SgdScheduleConfig, TransformerConfig, applicable_keys, valid_keys
 from seqlm.errors import ConfigError
 
 RNN: dict[str, Any] = {
@@ -165,6 +165,21 @@ def test_all_problems_come_at_once() -> None:
     ]
     assert len(problems) == len(starts)
     assert all(problem.startswith(start) for problem, start in zip(problems, starts, strict=True)), problems
+
+
+def test_a_wrong_type_a_wrong_range_and_a_broken_condition_come_at_once() -> None:
+    model = {"arch": "transformer", "hidden_size": 100, "num_heads": 3, "keep": 2.0, "mlp_size": "9"}
+    assert problems_of({**RNN, "model": model}) == [
+        'model.mlp_size: expected a whole number, got "9"; remove the quotes',
+        "model.keep: expected a number above 0 and at most 1, got 2.0",
+        "model.hidden_size: expected a multiple of model.num_heads = 3, got 100",
+    ]
+
+
+def test_a_whole_number_is_the_same_learning_rate_without_a_file_too() -> None:
+    config = RunConfig.from_dict(changed(optim={"optimizer": "adam"}))
+    made = dataclasses.replace(config, optim=AdamConfig(optimizer="adam", lr=1))
+    assert made.fingerprint() == config.fingerprint()
 
 
 def test_configurations_cannot_be_changed() -> None:

@@ -10,11 +10,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from jobs.manifests.fields import Check, Line, Matches, Problems, Valid, Word, Written, field_names, read_table
+from jobs.manifests.fields import Check, Line, Matches, Problems, Valid, Word, Written, full_keys, read_table
 from jobs.manifests.reader import show
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from seqlm.errors import nearest
@@ -139,6 +139,12 @@ class RayTable(LocalTable):
 class SlurmTable(LocalTable):
     """``[backend.slurm]``, and the keys of a site file."""
 
+    NO_KEYS: ClassVar[Mapping[str, str]] = {
+        key: f'unknown key "{{name}}": an option of sbatch; {OURS.get(option, f"write {{prefix}}sbatch.{key}")}'
+        for option in OPTIONS
+        for key in (option, option.replace("-", "_"))
+    }
+
     progress_s: Annotated[_Seconds, _SECONDS] = 10.0
     """Seconds between two updates of `progress.json`, which says where a run is within its epoch, and between two
     looks of `--watch`. A higher number means less load on shared file systems (Lustre, NFS)."""
@@ -193,19 +199,8 @@ BACKENDS: dict[str, type] = {"local": LocalTable, "ray": RayTable, "slurm": Slur
 """Backend -> its table."""
 
 
-def check_table(backend: str, table: Mapping[str, Any], where: str, problems: Problems, *, prefix: str) -> None:
+def check_table(backend: str, table: Any, where: str, problems: Problems, *, prefix: str) -> None:
     """Check one backend's table; ``prefix`` precedes its keys in messages, such as ``backend.ray.``."""
-
-    def unknown(key: str) -> None:
-        name = f"{prefix}{key}"
-        if backend == "slurm" and option_name(key) in OPTIONS:
-            instead = OURS.get(option_name(key), f"write {prefix}sbatch.{key}")
-            problems.add(where, f'unknown key "{name}": an option of sbatch; {instead}')
-            return
-        valid = [f"{prefix}{known}" for known in field_names(BACKENDS[backend])]
-        if prefix:
-            others = {other: its for other, its in BACKENDS.items() if other != backend}
-            valid += [f"backend.{other}.{known}" for other, its in others.items() for known in field_names(its)]
-        problems.unknown(where, name, valid)
-
-    read_table(BACKENDS[backend], table, where, problems, prefix=prefix, unknown=unknown)
+    kinds = BACKENDS.items() if prefix else ()
+    others = [key for other, kind in kinds if other != backend for key in full_keys(kind, f"backend.{other}.")]
+    read_table(BACKENDS[backend], table, where, problems, prefix=prefix, others=others)

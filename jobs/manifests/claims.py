@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Gt, Len, MaxLen, MinLen
 
-from jobs.manifests.fields import Check, Line, Problems, Valid, Written, field_names, read_table
-from jobs.manifests.filters import Filter, facts_of_spec
+from jobs.manifests.fields import Check, Line, Problems, Valid, Written, read_table
+from jobs.manifests.filters import facts_of_spec, meets, parse
 from jobs.manifests.reader import show
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest
@@ -34,7 +34,7 @@ def _ascending(name: str, value: Any) -> Iterator[str]:
 
 def _conditions(name: str, value: Any) -> Iterator[str]:
     try:
-        Filter.parse(value)
+        parse(value)
     except UsageError as error:
         yield f"{name}: {error}"
 
@@ -104,13 +104,8 @@ class Expectation:
     """Names of other runs, at least one."""
 
 
-PUBLISHED_KEYS = tuple(f"published.{name}" for name in field_names(Published))
-EXPECT_KEYS = field_names(Claim)
-REPORT_KEYS = tuple(f"report.{name}" for name in field_names(Report))
-
-
 def read_published(values: Mapping[str, Any], where: str, problems: Problems) -> Published | None:
-    """The published results of a ``[[run]]``; ``values`` has dotted keys, all of them in ``PUBLISHED_KEYS``."""
+    """The published results of a ``[[run]]``, if ``values`` has any; its keys are dotted."""
     table = {key.rpartition(".")[2]: value for key, value in values.items()}
     found = read_table(Published, table, where, problems, prefix="published.")
     if "replications" in found:
@@ -118,10 +113,10 @@ def read_published(values: Mapping[str, Any], where: str, problems: Problems) ->
     return Published(**found) if found else None
 
 
-def read_claim(number: int, table: Mapping[str, Any], file: str, problems: Problems) -> Claim | None:
+def read_claim(table: Mapping[str, Any], where: str, problems: Problems) -> Claim | None:
     """One ``[[expect]]``; ``None`` if anything in it is wrong."""
     before = len(problems.lines)
-    found = read_table(Claim, table, f"{file}: expect {number}", problems)
+    found = read_table(Claim, table, where, problems)
     return Claim(**found) if len(problems.lines) == before else None
 
 
@@ -142,9 +137,9 @@ def expectations(
         where = f"{file}: expect {number}"
         sides: dict[str, tuple[str, ...]] = {}
         for side, text in (("lower", claim.lower), ("higher", claim.higher)):
-            condition = Filter.parse(text)
+            conditions = parse(text)
             try:
-                sides[side] = tuple(known["name"] for known in facts if condition.matches(known))
+                sides[side] = tuple(known["name"] for known in facts if meets(known, conditions))
             except UsageError as error:
                 problems.add(where, f"{side}: {error}")
         if len(sides) < 2:

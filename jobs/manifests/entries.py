@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen, Predicate
 
 from jobs.manifests.backends import BACKENDS, check_table
-from jobs.manifests.claims import PUBLISHED_KEYS, Claim, Report, read_claim, read_published
+from jobs.manifests.claims import Claim, Published, Report, read_claim, read_published
 from jobs.manifests.expand import Entry, EntryKind, problems_of
-from jobs.manifests.fields import Matches, Problems, Valid, Written, field_names, read_table
-from jobs.manifests.policy import POLICY_KEYS, check_policy
+from jobs.manifests.fields import Matches, Problems, Valid, Written, as_table, field_names, full_keys, read_table
+from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
 from jobs.spec import Resources
 from seqlm.config import RunConfig, Seed, valid_keys
@@ -71,112 +70,119 @@ TOP_KEYS = (
     *("study", "defaults", "run", "grid", "zip", "exclude", "expect", "report", "seeds"),
     *("resources", "policy", "backend"),
 )
-STUDY_KEYS = field_names(StudyTable)
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
+ENTRY_KEYS = field_names(EntryTable)
 CONFIG_KEYS = tuple(valid_keys())
-RESOURCE_KEYS = tuple(f"resources.{name}" for name in field_names(Resources))
+RESOURCE_KEYS = full_keys(Resources, "resources.")
+PUBLISHED_KEYS = full_keys(Published, "published.")
 SECTIONS = (*RunConfig.SECTIONS, "resources")
 
 
 # -- the file's tables -----------------------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
-class Schema:
-    """The manifest, table by table. Wrong parts are reported and left out."""
+@dataclass(frozen=True, kw_only=True)
+class ManifestFile:
+    """The tables of a manifest. Wrong parts are reported and left out."""
 
-    file: str
-    study: str = ""
-    data_path: Path | None = None
-    untracked: tuple[str, ...] = ()
-    backend_name: str | None = None
-    backend: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
-    resources: dict[str, Any] = field(default_factory=dict)
-    policy: dict[str, Any] = field(default_factory=dict)
-    """Key in full -> value."""
-    seeds: list[Any] | None = None
-    entries: list[Entry] = field(default_factory=list)
-    excludes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    name: str
+    """Name of the file."""
+    study: Mapping[str, Any]
+    backend: Mapping[str, Mapping[str, Any]]
+    defaults: Mapping[str, Any]
+    """Dotted key -> value; likewise ``resources``."""
+    resources: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    entries: Sequence[Entry]
+    excludes: Mapping[int, Mapping[str, Any]]
     """Number -> condition. Wrong ones are left out: half a condition would match too much."""
-    claims: dict[int, Claim] = field(default_factory=dict)
+    claims: Mapping[int, Claim]
     """Number -> expectation. Wrong ones are left out."""
-    behaviour: tuple[str, ...] = ()
+    behaviour: tuple[str, ...]
     """Names of the runs whose trained models the report examines."""
+    setting: Mapping[str, Any]
+    """Dotted key -> value that ``--set`` gives to runs."""
+    options: Mapping[str, str]
+    """Dotted key -> the option as typed, such as ``--set train.epochs=2``."""
 
 
-def read_schema(raw: Mapping[str, Any], path: Path, problems: Problems) -> Schema:
-    """Check the tables of a manifest; add a line to ``problems`` for each mistake."""
-    schema = Schema(file=path.name)
+def read_tables(raw: Mapping[str, Any], file: str, overrides: Sequence[str], problems: Problems) -> ManifestFile:
+    """Check the tables of a manifest, and the texts of ``--set``; add a line to ``problems`` for each mistake."""
     for key in raw:
         if key not in TOP_KEYS:
-            problems.unknown(path.name, key, [*TOP_KEYS, *(f"defaults.{name}" for name in SECTIONS)], TOP_KEYS)
-    _read_study(raw.get("study", {}), path, schema, problems)
-    where = f"{path.name}: defaults"
-    if (table := _table(raw, "defaults", path.name, problems)) is not None:
-        schema.defaults = _flatten(table, CONFIG_KEYS, where, problems)
-    if (table := _table(raw, "resources", path.name, problems)) is not None:
-        schema.resources = _flatten({"resources": table}, RESOURCE_KEYS, path.name, problems)
-    if (table := _table(raw, "policy", path.name, problems)) is not None:
-        schema.policy = {f"policy.{name}": value for name, value in table.items()}
-        for key, value in schema.policy.items():
-            check_policy(key, value, path.name, problems)
-    if "seeds" in raw:
-        schema.seeds = read_table(EntryTable, {"seeds": raw["seeds"]}, path.name, problems).get("seeds")
-        if "seed" in schema.defaults:
-            problems.add(where, 'expected one of "seed" here and "seeds" at the top of the file, got both')
-    for name, value in (_table(raw, "backend", path.name, problems) or {}).items():
-        _read_backend(name, value, schema, problems)
-    for kind in (key for key in raw if key in ENTRY_KINDS):
-        for number, table in _tables(raw, kind, path.name, problems):
-            schema.entries.append(_read_entry(kind, number, table, path.name, problems))
-    for number, table in _tables(raw, "exclude", path.name, problems):
-        where = f"{path.name}: exclude {number}"
-        before = len(problems.lines)
+            problems.unknown(file, key, [*TOP_KEYS, *(f"defaults.{name}" for name in SECTIONS)], TOP_KEYS)
+    study = read_table(StudyTable, raw.get("study", {}), file, problems, prefix="study.")
+    defaults = _flatten(raw.get("defaults", {}), CONFIG_KEYS, f"{file}: defaults", problems)
+    resources = _flatten({"resources": raw.get("resources", {})}, RESOURCE_KEYS, file, problems)
+    policy = read_table(Policy, raw.get("policy", {}), file, problems, prefix="policy.")
+    top = {"seeds": raw["seeds"]} if "seeds" in raw else {}
+    seeds = read_table(EntryTable, top, file, problems).get("seeds", ())
+    if "seeds" in raw and "seed" in defaults:
+        what = 'expected one of "seed" here and "seeds" at the top of the file, got both'
+        problems.add(f"{file}: defaults", what)
+    backend = {}
+    for name, table in as_table(raw.get("backend", {}), f"{file}: backend", problems).items():
+        if name in BACKENDS:
+            backend[name] = table
+            check_table(name, table, file, problems, prefix=f"backend.{name}.")
+        else:
+            problems.unknown(file, f"backend.{name}", [f"backend.{known}" for known in BACKENDS])
+    entries = [
+        _read_entry(kind, number, table, seeds, file, problems)
+        for kind in (key for key in raw if key in ENTRY_KINDS)
+        for number, table in _numbered(raw, kind, file, problems)
+    ]
+    excludes = {}
+    for number, table in _numbered(raw, "exclude", file, problems):
+        where, before = f"{file}: exclude {number}", len(problems.lines)
         condition = _flatten(table, ("name", *CONFIG_KEYS), where, problems)
         if not table:
             problems.add(where, "expected at least one key, got none")
         if len(problems.lines) == before:
-            schema.excludes[number] = condition
-    for number, table in _tables(raw, "expect", path.name, problems):
-        if (claim := read_claim(number, table, path.name, problems)) is not None:
-            schema.claims[number] = claim
-    if (table := _table(raw, "report", path.name, problems)) is not None:
-        report = read_table(Report, table, path.name, problems, prefix="report.")
-        schema.behaviour = tuple(report.get("behaviour", ()))
-    return schema
+            excludes[number] = condition
+    claims = {
+        number: claim
+        for number, table in _numbered(raw, "expect", file, problems)
+        if (claim := read_claim(table, f"{file}: expect {number}", problems)) is not None
+    }
+    report = read_table(Report, raw.get("report", {}), file, problems, prefix="report.")
+    setting, options = read_overrides(overrides, problems)
+    if "study.name" in setting:
+        study["name"] = setting.pop("study.name")
+    for key in full_keys(Policy, "policy."):
+        if key in setting:
+            policy[key.removeprefix("policy.")] = setting.pop(key)
+    return ManifestFile(
+        name=file,
+        study=study,
+        backend=backend,
+        defaults=defaults,
+        resources=resources,
+        policy=policy,
+        entries=entries,
+        excludes=excludes,
+        claims=claims,
+        behaviour=tuple(report.get("behaviour", ())),
+        setting=setting,
+        options=options,
+    )
 
 
-def _read_study(value: Any, path: Path, schema: Schema, problems: Problems) -> None:
-    table = _table({"study": value}, "study", path.name, problems)
-    if table is None:
-        return
-    study = read_table(StudyTable, table, path.name, problems, prefix="study.")
-    schema.study = study.get("name", "")
-    schema.backend_name = study.get("backend")
-    schema.untracked = tuple(study.get("untracked", ()))
-    if "data" in study:
-        schema.data_path = (path.parent / Path(study["data"]).expanduser()).resolve()
-
-
-def _read_backend(name: str, value: Any, schema: Schema, problems: Problems) -> None:
-    if name not in BACKENDS:
-        problems.unknown(schema.file, f"backend.{name}", [f"backend.{known}" for known in BACKENDS])
-        return
-    table = _table({f"backend.{name}": value}, f"backend.{name}", schema.file, problems)
-    if table is None:
-        return
-    schema.backend[name] = table
-    check_table(name, table, schema.file, problems, prefix=f"backend.{name}.")
-
-
-def _read_entry(kind: EntryKind, number: int, table: Mapping[str, Any], file: str, problems: Problems) -> Entry:
-    own = {key: value for key, value in table.items() if key in field_names(EntryTable)}
+def _read_entry(
+    kind: EntryKind,
+    number: int,
+    table: Mapping[str, Any],
+    seeds: Sequence[Any],
+    file: str,
+    problems: Problems,
+) -> Entry:
+    """Read an entry. ``seeds`` are those at the top of the file; ``seeds`` or ``seed`` of the entry override them."""
+    own = {key: value for key, value in table.items() if key in ENTRY_KEYS}
     rest = {key: value for key, value in table.items() if key not in own}
     name = read_table(EntryTable, own, file, Problems()).get("name")
     entry = Entry(kind=kind, number=number, name=name, values={})
     where = f"{file}: {entry.label}"
-    seeds = read_table(EntryTable, own, where, problems).get("seeds")
+    own = read_table(EntryTable, own, where, problems)
     if "seeds" in table and "seed" in table:
         problems.add(where, 'expected one of "seed" and "seeds", got both')
     valid = (*CONFIG_KEYS, *RESOURCE_KEYS)
@@ -185,24 +191,20 @@ def _read_entry(kind: EntryKind, number: int, table: Mapping[str, Any], file: st
     elif any(key.partition(".")[0] == "published" for key in rest):
         problems.add(where, "published: published results belong to [[run]], an entry for each run that has them")
         rest = {key: value for key, value in rest.items() if key.partition(".")[0] != "published"}
-    values = _flatten(rest, valid, where, problems, also=field_names(EntryTable))
+    values = _flatten(rest, valid, where, problems, also=ENTRY_KEYS)
     results = {key: values.pop(key) for key in PUBLISHED_KEYS if key in values}
     published = read_published(results, where, problems)
+    seeds = own.get("seeds", () if "seed" in values else seeds)
     entry = replace(entry, values=values, seeds=seeds, published=published)
     for problem in problems_of(entry):
         problems.add(where, problem)
     return entry
 
 
-def _table(raw: Mapping[str, Any], key: str, where: str, problems: Problems) -> Mapping[str, Any] | None:
-    value = raw.get(key, {})
-    if isinstance(value, Mapping):
-        return value
-    problems.add(where, f"{key}: expected a table, got {show(value)}")
-    return None
-
-
-def _tables(raw: Mapping[str, Any], key: str, file: str, problems: Problems) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _numbered(
+    raw: Mapping[str, Any], key: str, file: str, problems: Problems
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the tables of a list with their numbers, from 1."""
     value = raw.get(key, [])
     if not isinstance(value, list):
         found = "one table" if isinstance(value, Mapping) else show(value)
@@ -216,16 +218,15 @@ def _tables(raw: Mapping[str, Any], key: str, file: str, problems: Problems) -> 
 
 
 def _flatten(
-    table: Mapping[str, Any], valid: Sequence[str], where: str, problems: Problems, also: Sequence[str] = ()
+    table: Any, valid: Sequence[str], where: str, problems: Problems, also: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the keys of a table as dotted keys. Unknown keys are reported and left out."""
     flat: dict[str, Any] = {}
-    for key, value in table.items():
+    for key, value in as_table(table, where, problems).items():
         is_section = key in SECTIONS or key == "published"
-        if is_section and not isinstance(value, Mapping):
-            problems.add(where, f"{key}: expected a table, got {show(value)}")
-            continue
-        found = {f"{key}.{inner}": v for inner, v in value.items()} if is_section else {key: value}
+        found = {key: value}
+        if is_section:
+            found = {f"{key}.{inner}": v for inner, v in as_table(value, f"{where}: {key}", problems).items()}
         for dotted, inner_value in found.items():
             if dotted not in valid:
                 sections = dict.fromkeys(name.partition(".")[0] for name in valid)
@@ -240,23 +241,19 @@ def _flatten(
 # -- --set -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Override:
-    """One ``--set KEY=VALUE``."""
+def read_overrides(texts: Sequence[str], problems: Problems) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the value of each key that ``--set`` gives, and the option as typed, such as ``--set train.epochs=2``.
 
-    text: str
-    """As typed after ``--set``."""
-    value: Any
-
-
-def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Override]:
-    """Return key -> override. Of two overrides of one key, the later one is used."""
-    overrides: dict[str, Override] = {}
-    valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *POLICY_KEYS, "study.name")
+    Of two overrides of one key, the later one is used.
+    """
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *full_keys(Policy, "policy."), "study.name")
     for text in texts:
         key, equals, value_text = text.partition("=")
         key, where = key.strip(), f"--set {text}"
         value = _parse_value(value_text.strip())
+        before = len(problems.lines)
         try:
             check_plain(value)
         except ValueError as error:
@@ -265,13 +262,15 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> dict[str, Overri
         if not equals or not key:
             problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif key.partition(".")[0] == "policy":
-            check_policy(key, value, where, problems)
-            overrides[key] = Override(text, value)
+            read_table(Policy, {key.partition(".")[2]: value}, where, problems, prefix="policy.")
         elif key not in valid:
             problems.unknown(where, key, valid)
-        elif key != "study.name" or read_table(StudyTable, {"name": value}, where, problems, prefix="study."):
-            overrides[key] = Override(text, value)
-    return overrides
+        elif key == "study.name":
+            read_table(StudyTable, {"name": value}, where, problems, prefix="study.")
+        if len(problems.lines) == before:
+            values[key] = value
+            places[key] = where
+    return values, places
 
 
 def _parse_value(text: str) -> Any:

@@ -5,9 +5,10 @@ Pure functions of plain data. Keys are dotted (``optim.lr``), as everywhere in a
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -27,8 +28,8 @@ class Entry:
     name: str | None
     values: Mapping[str, Any]
     """Dotted key -> value, or a list of values in a grid or zip."""
-    seeds: Sequence[Any] | None = None
-    """A copy of every run for each seed. ``None``: the entry has no ``seeds``."""
+    seeds: Sequence[Any] = ()
+    """A copy of every run for each seed, from the entry or from the top of the file. Empty: one copy."""
     published: Published | None = None
     """Published results; only a ``[[run]]`` has them."""
 
@@ -48,15 +49,11 @@ class Entry:
             return {}
         return {key: value for key, value in self.values.items() if isinstance(value, list)}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Combination:
-    """One run of an entry: a single value for each key, before defaults."""
-
-    entry: Entry
-    values: Mapping[str, Any]
-    varying: tuple[str, ...]
-    """Keys that distinguish the runs of the entry, in the order of the entry."""
+    @functools.cached_property
+    def varying(self) -> list[str]:
+        """Keys that distinguish the runs of the entry, in the order of the entry."""
+        several = {**self.lists, "seed": self.seeds} if self.seeds else self.lists
+        return [key for key, values in several.items() if any(value != values[0] for value in values)]
 
 
 def problems_of(entry: Entry) -> list[str]:
@@ -74,54 +71,45 @@ def problems_of(entry: Entry) -> list[str]:
     return problems
 
 
-def number_of_runs(entry: Entry, seeds: Sequence[Any] | None) -> int:
+def number_of_runs(entry: Entry) -> int:
     """Return the number of runs of the entry, without expanding it."""
     lengths = [len(values) or 1 for values in entry.lists.values()]
     combined = math.prod(lengths) if entry.kind == "grid" else max(lengths, default=1)
-    return combined * len(_seeds_for(entry, seeds) or [None])
+    return combined * (len(entry.seeds) or 1)
 
 
-def combinations(entry: Entry, seeds: Sequence[Any] | None) -> list[Combination]:
-    """Return the runs of one entry. In a grid the last list varies fastest; seeds vary faster still.
+def expand(entry: Entry) -> Iterator[dict[str, Any]]:
+    """Yield the values of each run of an entry, by dotted key, before defaults.
 
-    ``seeds`` are those of the whole manifest; ``seeds`` or ``seed`` of the entry override them. An entry with problems
-    is expanded too, so that its values can be checked: empty lists are left out, short ones repeat.
+    In a grid the last list varies fastest; seeds vary faster still. An entry with problems is expanded too, so that its
+    values can be checked: empty lists are left out, short ones repeat.
     """
     lists = {key: values for key, values in entry.lists.items() if values}
-    rows: list[tuple[Any, ...]] = [()]
-    if lists and entry.kind == "grid":
-        rows = list(itertools.product(*lists.values()))
-    elif lists:
-        longest = max(map(len, lists.values()))
-        rows = [tuple(values[i % len(values)] for values in lists.values()) for i in range(longest)]
-    varying = [key for key, values in lists.items() if any(value != values[0] for value in values)]
+    longest = max(map(len, lists.values()), default=1)
+    rows: Iterable[tuple[Any, ...]] = itertools.product(*lists.values())
+    if entry.kind == "zip":
+        rows = (tuple(values[i % len(values)] for values in lists.values()) for i in range(longest))
     scalars = {key: value for key, value in entry.values.items() if key not in entry.lists}
-    made = [{**scalars, **dict(zip(lists, row, strict=True))} for row in rows]
-    copies = _seeds_for(entry, seeds)
-    if copies:
-        made = [{**values, "seed": seed} for values in made for seed in copies]
-        varying += ["seed"] if any(seed != copies[0] for seed in copies) else []
-    return [Combination(entry=entry, values=values, varying=tuple(varying)) for values in made]
+    for row in rows:
+        values = {**scalars, **dict(zip(lists, row, strict=True))}
+        if entry.seeds:
+            yield from ({**values, "seed": seed} for seed in entry.seeds)
+        else:
+            yield values
 
 
-def _seeds_for(entry: Entry, seeds: Sequence[Any] | None) -> Sequence[Any] | None:
-    if entry.seeds is not None:
-        return entry.seeds
-    return None if "seed" in entry.values else seeds
-
-
-def run_name(combination: Combination, values: Mapping[str, Any]) -> str:
+def run_name(entry: Entry, values: Mapping[str, Any]) -> str:
     """Return the entry's name, or ``{arch}-{optimizer}``, with a suffix for each key that varies in the entry.
 
     ``values`` are those of the run with defaults and ``--set``.
     """
-    given = combination.entry.name
-    parts = [given] if given else [str(values.get("model.arch", "?")), str(values.get("optim.optimizer", "?"))]
-    for key in combination.varying:
-        if key.startswith("resources.") or (not given and key in ("model.arch", "optim.optimizer")):
+    parts = [entry.name or f"{values.get('model.arch', '?')}-{values.get('optim.optimizer', '?')}"]
+    for key in entry.varying:
+        if key.startswith("resources.") or (not entry.name and key in ("model.arch", "optim.optimizer")):
             continue
-        value = values.get(key, combination.values[key])
-        parts.append(value if isinstance(value, str) else _short(key) + _number(value))
+        if key in values:  # --set leaves out what does not apply to the run
+            value = values[key]
+            parts.append(value if isinstance(value, str) else _short(key) + _number(value))
     return "-".join(parts)
 
 

@@ -115,23 +115,30 @@ class Problems:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
+def as_table(value: Any, where: str, problems: Problems) -> Mapping[str, Any]:
+    """Return a value that is a table; else add a line, and return an empty table."""
+    if isinstance(value, Mapping):
+        return value
+    problems.add(where, f"expected a table, got {show(value)}")
+    return {}
+
+
 def read_table(
-    kind: type,
-    table: Mapping[str, Any],
-    where: str,
-    problems: Problems,
-    *,
-    prefix: str = "",
-    unknown: Callable[[str], None] | None = None,
+    kind: type, table: Any, where: str, problems: Problems, *, prefix: str = "", others: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the valid keys of a table with their values as written; add a line to ``problems`` for each other key.
 
-    ``prefix`` precedes the keys in messages, such as ``backend.ray.``. ``unknown`` is called with each key that
-    ``kind`` does not have; ``None`` means a line with the nearest valid name.
+    ``prefix`` precedes the keys in messages, such as ``backend.ray.``. ``others`` are keys of other tables, in full,
+    that a wrong key may be meant for. ``NO_KEYS`` of ``kind``, if it has that attribute, are lines about names that
+    look like its keys, with ``{name}`` for the key in full and ``{prefix}``.
     """
     from pydantic import ValidationError
 
+    if not isinstance(table, Mapping):
+        problems.add(where, f"{prefix[:-1]}: expected a table, got {show(table)}")
+        return {}
     names = field_names(kind)
+    no_keys: Mapping[str, str] = getattr(kind, "NO_KEYS", {})
     wrong: dict[str, str] = {}
     try:
         model_of(kind).model_validate(table)
@@ -141,16 +148,17 @@ def read_table(
     values = {}
     for key in dict.fromkeys([*table, *wrong]):
         name = f"{prefix}{key}"
-        if key not in names:
-            if unknown is None:
-                problems.unknown(where, name, [f"{prefix}{known}" for known in names])
-            else:
-                unknown(key)
-        elif lines := _lines(kind, key, name, wrong.get(key), table):
-            for line in lines:
-                problems.add(where, line)
+        if key in names:
+            lines = _lines(kind, key, name, wrong.get(key), table)
+            if not lines:
+                values[key] = table[key]
+        elif key in no_keys:
+            lines = [no_keys[key].format(name=name, prefix=prefix)]
         else:
-            values[key] = table[key]
+            lines = []
+            problems.unknown(where, name, [*full_keys(kind, prefix), *others])
+        for line in lines:
+            problems.add(where, line)
     return values
 
 
@@ -192,6 +200,11 @@ def model_of(kind: type) -> type[BaseModel]:
 def field_names(kind: type) -> tuple[str, ...]:
     """The keys of a table, in their order."""
     return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def full_keys(kind: type, prefix: str) -> tuple[str, ...]:
+    """The keys of a table in full, after a prefix such as ``policy.``."""
+    return tuple(f"{prefix}{name}" for name in field_names(kind))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import fnmatch
 import itertools
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -26,12 +26,7 @@ from seqlm.rundir import FailureKind, RunDirectory, State
 
 _CONDITION = re.compile(r"(?P<key>[\w.]+)(?P<operator>!=|>=|<=|=|>|<)(?P<value>[^=<>!]\S*)")
 _FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
-_ORDER: dict[str, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
+_ORDER = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _KEYS = ("name", "id", "fingerprint", *valid_keys(), *(f"resources.{name}" for name in Resources.__dataclass_fields__))
 """Keys of any run. ``facts`` may have more, such as ``state``."""
 _CHOICES = {
@@ -55,16 +50,6 @@ class Condition:
     values: tuple[str, ...]
     """Alternatives: ``=`` needs one to be equal, ``!=`` none."""
 
-    def with_whole_ids(self, ids: Collection[str]) -> Condition:
-        """Return the condition with each unique prefix of an id completed."""
-        if self.key != "id":
-            return self
-        try:
-            values = tuple(whole_id(value, ids) or value for value in self.values)
-        except UsageError as error:
-            raise UsageError(f'filter "{self.text}": {error}') from None
-        return replace(self, values=values)
-
     def holds(self, facts: Mapping[str, Any]) -> bool:
         """Whether a run meets the condition.
 
@@ -74,8 +59,10 @@ class Condition:
         key = self._full_key(facts)
         if self.operator in _ORDER:
             return self._compares(key, facts.get(key))
-        if key in _CHOICES:
-            self._check_choice(key)
+        for value in self.values if key in _CHOICES else ():
+            if value != "none" and not fnmatch.filter(_CHOICES[key], value):
+                expected = f"expected one of {', '.join(_CHOICES[key])}"
+                raise self._mistake(f'{key}: {expected}, got "{value}"{nearest(value, _CHOICES[key])}')
         if key not in facts:
             return False
         equal = any(self._equals(key, facts[key], value) for value in self.values)
@@ -90,49 +77,55 @@ class Condition:
         if not found:
             return f"no run has {key}"
         hint = nearest(",".join(self.values), found) if key in ("name", "id") else ""
-        return f"the runs have {key} {_listing(found)}{hint}"
+        return f"the runs have {key} {listing(found)}{hint}"
 
-    def _check_choice(self, key: str) -> None:
-        for value in self.values:
-            if value != "none" and not any(fnmatch.fnmatchcase(choice, value) for choice in _CHOICES[key]):
-                expected = ", ".join(_CHOICES[key])
-                hint = nearest(value, _CHOICES[key])
-                raise UsageError(f'filter "{self.text}": {key}: expected one of {expected}, got "{value}"{hint}')
+    def with_whole_ids(self, ids: Collection[str]) -> Condition:
+        """Return the condition with each unique prefix of an id completed.
+
+        Raises:
+            UsageError: a value is a prefix of several ids.
+        """
+        if self.key != "id":
+            return self
+        try:
+            return replace(self, values=tuple(whole_id(value, ids) or value for value in self.values))
+        except UsageError as error:
+            raise self._mistake(str(error)) from None
+
+    def _mistake(self, what: str) -> UsageError:
+        return UsageError(f'filter "{self.text}": {what}')
 
     def _full_key(self, facts: Mapping[str, Any]) -> str:
         known = list(dict.fromkeys([*_KEYS, *facts]))
         if self.key in known:
             return self.key
         candidates = [key for key in known if key.rpartition(".")[2] == self.key]
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            raise UsageError(f'filter "{self.text}": "{self.key}" could be {" or ".join(candidates)}; write it in full')
-        short = [key.rpartition(".")[2] for key in known]
-        hint = nearest(self.key, [*short, *known])
-        raise UsageError(f'filter "{self.text}": unknown key "{self.key}"{hint} (valid: {", ".join(known)})')
+        if len(candidates) > 1:
+            raise self._mistake(f'"{self.key}" could be {" or ".join(candidates)}; write it in full')
+        if not candidates:
+            hint = nearest(self.key, [*(key.rpartition(".")[2] for key in known), *known])
+            raise self._mistake(f'unknown key "{self.key}"{hint} (valid: {", ".join(known)})')
+        return candidates[0]
 
     def _compares(self, key: str, fact: Any) -> bool:
         try:
             (limit,) = map(_number, self.values)
         except ValueError:
             found = ",".join(self.values)
-            raise UsageError(f'filter "{self.text}": expected a number after {self.operator}, got "{found}"') from None
+            raise self._mistake(f'expected a number after {self.operator}, got "{found}"') from None
         if isinstance(fact, str):
-            raise UsageError(f'filter "{self.text}": {key} is a text, {self.operator} compares numbers; use = or !=')
-        return fact is not None and _ORDER[self.operator](fact, limit)
+            raise self._mistake(f"{key} is a text, {self.operator} compares numbers; use = or !=")
+        return fact is not None and bool(_ORDER[self.operator](fact, limit))
 
     def _equals(self, key: str, fact: Any, value: str) -> bool:
-        if fact is None:
-            return value == "none"
+        if fact is None or value == "none":
+            return fact is None and value == "none"
         if isinstance(fact, str):
             return fnmatch.fnmatchcase(fact, value) or (key == "fingerprint" and fact.startswith(value))
-        if value == "none":
-            return False
         try:
             return bool(_number(value) == fact)
         except ValueError:
-            raise UsageError(f'filter "{self.text}": {key}: expected a number, got "{value}"') from None
+            raise self._mistake(f'{key}: expected a number, got "{value}"') from None
 
 
 def _number(text: str) -> float:
@@ -143,51 +136,32 @@ def _number(text: str) -> float:
         return float(text)
 
 
-@dataclass(frozen=True)
-class Filter:
-    """Conditions that must all hold."""
+def parse(text: str) -> list[Condition]:
+    """Return the conditions of a filter, the text after ``--only`` or ``--exclude``.
 
-    conditions: tuple[Condition, ...]
+    Raises:
+        UsageError: the text is empty or not a list of conditions.
+    """
+    conditions = []
+    for word in text.split():
+        match = _CONDITION.fullmatch(word)
+        if match is None or "" in match["value"].split(","):
+            raise UsageError(f'filter "{text}": cannot read "{word}"; {_FORM}')
+        values = tuple(match["value"].split(","))
+        conditions.append(Condition(text=text, key=match["key"], operator=match["operator"], values=values))
+    if not conditions:
+        raise UsageError(f'filter "{text}": is empty; {_FORM}')
+    return conditions
 
-    @classmethod
-    def parse(cls, text: str) -> Filter:
-        """Read the text after ``--only`` or ``--exclude``.
 
-        Raises:
-            UsageError: the text is empty or not a list of conditions.
-        """
-        conditions = []
-        for word in text.split():
-            match = _CONDITION.fullmatch(word)
-            if match is None or "" in match["value"].split(","):
-                raise UsageError(f'filter "{text}": cannot read "{word}"; {_FORM}')
-            values = tuple(match["value"].split(","))
-            conditions.append(Condition(text=text, key=match["key"], operator=match["operator"], values=values))
-        if not conditions:
-            raise UsageError(f'filter "{text}": is empty; {_FORM}')
-        return cls(tuple(conditions))
+def meets(facts: Mapping[str, Any], conditions: Iterable[Condition]) -> bool:
+    """Whether a run meets every condition. All are evaluated, so that every mistake is found.
 
-    def matches(self, facts: Mapping[str, Any]) -> bool:
-        """Whether a run with these facts meets every condition. All are evaluated, so that every mistake is found.
-
-        Raises:
-            UsageError: unknown key, or a comparison that does not fit the kind of value.
-        """
-        met = [condition.holds(facts) for condition in self.conditions]
-        return all(met)
-
-    def with_whole_ids(self, ids: Collection[str]) -> Filter:
-        """Return the filter with each unique prefix of an id completed.
-
-        Raises:
-            UsageError: a value is a prefix of several ids.
-        """
-        return Filter(tuple(condition.with_whole_ids(ids) for condition in self.conditions))
-
-    def why_none(self, runs: Sequence[Mapping[str, Any]]) -> str:
-        """Return why none of the runs matches. ``runs`` is not empty."""
-        reasons = [reason for condition in self.conditions if (reason := condition.why_none(runs)) is not None]
-        return "; ".join(reasons) or "each condition fits some run, but no run meets all of them"
+    Raises:
+        UsageError: as :meth:`Condition.holds`.
+    """
+    met = [condition.holds(facts) for condition in conditions]
+    return all(met)
 
 
 def choose(
@@ -202,19 +176,24 @@ def choose(
             that is not valid for its key, or has a prefix of several ids.
     """
     ids = [str(facts["id"]) for facts in runs]
-    wanted = [Filter.parse(text).with_whole_ids(ids) for text in only]
-    unwanted = [Filter.parse(text).with_whole_ids(ids) for text in exclude]
-    meets = [[each.matches(facts) for each in wanted] for facts in runs]
-    misses = [[each.matches(facts) for each in unwanted] for facts in runs]
-    passes = [(any(met) or not only) and not any(missed) for met, missed in zip(meets, misses, strict=True)]
+    wanted = [[condition.with_whole_ids(ids) for condition in parse(text)] for text in only]
+    unwanted = [[condition.with_whole_ids(ids) for condition in parse(text)] for text in exclude]
+    met = [[meets(facts, conditions) for conditions in wanted] for facts in runs]
+    missed = [[meets(facts, conditions) for conditions in unwanted] for facts in runs]
+    passes = [(any(hits) or not only) and not any(cuts) for hits, cuts in zip(met, missed, strict=True)]
     if not runs or any(passes):
         return passes, None
     given = [f'--only "{text}"' for text in only] + [f'--exclude "{text}"' for text in exclude]
-    if any(map(any, meets)) or not only:
+    if any(map(any, met)) or not only:
         why = "--exclude drops every run" + (" that --only chooses" if only else "")
     else:
-        why = "; ".join(dict.fromkeys(each.why_none(runs) for each in wanted))
+        why = "; ".join(dict.fromkeys(_why_none(conditions, runs) for conditions in wanted))
     return passes, f"no run passes {' '.join(given)}: {why}"
+
+
+def _why_none(conditions: Sequence[Condition], runs: Sequence[Mapping[str, Any]]) -> str:
+    reasons = [reason for condition in conditions if (reason := condition.why_none(runs)) is not None]
+    return "; ".join(reasons) or "each condition fits some run, but no run meets all of them"
 
 
 def whole_id(text: str, ids: Collection[str]) -> str | None:
@@ -227,11 +206,12 @@ def whole_id(text: str, ids: Collection[str]) -> str | None:
         return text
     found = [run_id for run_id in ids if run_id.startswith(text)]
     if len(found) > 1:
-        raise UsageError(f'"{text}" begins {len(found)} ids; write more of one of them: {_listing(found)}')
+        raise UsageError(f'"{text}" begins {len(found)} ids; write more of one of them: {listing(found)}')
     return found[0] if found else None
 
 
-def _listing(values: Sequence[str]) -> str:
+def listing(values: Sequence[str]) -> str:
+    """Return the first values with commas between them."""
     return ", ".join(values[:MOST_LISTED]) + (", ..." if len(values) > MOST_LISTED else "")
 
 
@@ -241,9 +221,7 @@ def asks_for_identity(filters: Sequence[str]) -> bool:
     Raises:
         UsageError: a filter cannot be read.
     """
-    return any(
-        condition.key in ("id", "fingerprint") for text in filters for condition in Filter.parse(text).conditions
-    )
+    return any(condition.key in ("id", "fingerprint") for text in filters for condition in parse(text))
 
 
 def select(
@@ -272,10 +250,7 @@ def facts_of(
     facts: dict[str, Any] = {"name": name, "id": id}
     if config is not None:
         facts["fingerprint"] = config.fingerprint()
-        for section, value in config.to_dict().items():
-            facts |= (
-                {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {section: value}
-            )
+        facts |= config.by_key()
     return facts | {f"resources.{key}": value for key, value in asdict(resources).items()}
 
 

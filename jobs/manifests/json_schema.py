@@ -10,7 +10,6 @@ only when the manifest is loaded.
 from __future__ import annotations
 
 import functools
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -22,6 +21,7 @@ from jobs.manifests.policy import Policy
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from jobs.spec import Resources
 from seqlm.config import VARIANTS, RunConfig, choices_of
+from seqlm.schema import fields_of
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -115,7 +115,7 @@ def config_keys() -> dict[str, Schema]:
 
 def choices(variant: type, selector: str) -> tuple[str, ...]:
     """Return the architectures or optimizers of a variant; none if its section has a single variant."""
-    return typing.get_args(typing.get_type_hints(variant)[selector]) if selector else ()
+    return fields_of(variant)[selector].choices if selector else ()
 
 
 def _plain(schema: Schema) -> Schema:

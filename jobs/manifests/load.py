@@ -2,8 +2,8 @@
 
     load_manifest(path, overrides)
       read_manifest_file   text -> plain data                                     (jobs.manifests.reader)
-      read_schema          plain data -> tables and entries, unknown keys         (jobs.manifests.entries)
-      combinations         [[grid]], [[zip]], seeds -> one set of values a run    (jobs.manifests.expand)
+      read_tables          plain data -> tables and entries, unknown keys         (jobs.manifests.entries)
+      expand               [[grid]], [[zip]], seeds -> one set of values a run    (jobs.manifests.expand)
       _exclude, _resolve   defaults < entry < --set, then RunConfig.from_dict     (here)
       _check_distinct      no name and no configuration twice                     (here)
       expectations         what the report is to check, and on which runs         (jobs.manifests.claims)
@@ -13,17 +13,19 @@ Each problem is one line, and all lines are raised together. ``docs/manifest.md`
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jobs.manifests.claims import Expectation, Published, absent, expectations
-from jobs.manifests.entries import RESOURCE_KEYS, Override, Schema, read_overrides, read_schema
-from jobs.manifests.expand import Combination, combinations, number_of_runs, run_name
+from jobs.manifests.entries import SECTIONS, ManifestFile, read_tables
+from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
 from jobs.manifests.fields import Problems
+from jobs.manifests.filters import listing
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
 from jobs.spec import Resources, RunSpec
@@ -32,6 +34,13 @@ from seqlm.errors import ConfigError, ManifestError, nearest
 from seqlm.rundir import MAX_RUNS
 
 __all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
+
+_Values: TypeAlias = Mapping[str, Any]
+"""Dotted key -> value."""
+_Run: TypeAlias = tuple[Entry, _Values]
+"""One run as written: its entry, and the value of each key of the entry."""
+_Resolved: TypeAlias = tuple[Entry, _Values, RunSpec]
+_NOTHING: _Values = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,77 +87,66 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     Raises:
         ManifestError: with one line for each problem of the file and of the overrides.
     """
-    raw = read_manifest_file(path)
     problems = Problems()
-    schema = read_schema(raw, path, problems)
-    setting = read_overrides(overrides, problems)
-    study = setting.pop("study.name", None)
-    policy = {**schema.policy, **{key: setting.pop(key).value for key in list(setting) if key.startswith("policy.")}}
-    runs = list(_expand(schema, problems))
-    kept, excluded, unmatched = _exclude(runs, schema)
-    resolved = _resolve_all(kept, setting, schema, problems)
-    specs = [spec for _, spec in resolved]
-    expected, unfounded = expectations(schema.claims, specs, path.name, problems)
-    unfounded += absent(schema.behaviour, specs, [run.name for run in excluded], path.name)
-    if not setting:  # --set may remove the runs that an expectation compares
+    file = read_tables(read_manifest_file(path), path.name, overrides, problems)
+    kept, excluded, unmatched = _exclude(_expand(file, problems), file)
+    resolved = _resolve_all(kept, file, problems)
+    specs = [spec for _, _, spec in resolved]
+    expected, unfounded = expectations(file.claims, specs, file.name, problems)
+    unfounded += absent(file.behaviour, specs, [run.name for run in excluded], file.name)
+    if not file.setting:  # --set may remove the runs that an expectation compares
         unmatched += unfounded
     if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
             problems.add(where, what)
     if not problems.lines and not specs:
         reason = "every run is excluded" if excluded else "no runs; add a [[run]], [[grid]] or [[zip]]"
-        problems.add(path.name, reason)
+        problems.add(file.name, reason)
     if problems.lines:
         raise ManifestError(problems.lines)
     names = {spec.name for spec in specs}
     return Manifest(
-        study=study.value if study else schema.study,
+        study=file.study["name"],
         path=path,
-        data_path=schema.data_path,
-        untracked=schema.untracked,
-        backend_name=schema.backend_name,
-        backend=schema.backend,
-        policy=Policy.from_dict({key.partition(".")[2]: value for key, value in policy.items()}),
+        data_path=(path.parent / Path(data).expanduser()).resolve() if (data := file.study.get("data")) else None,
+        untracked=tuple(file.study.get("untracked", ())),
+        backend_name=file.study.get("backend"),
+        backend=file.backend,
+        policy=Policy.from_dict(file.policy),
         runs=tuple(specs),
         excluded=tuple(excluded),
-        published=_published(resolved, schema),
+        published=_published(resolved, file),
         expectations=tuple(expected),
-        behaviour=tuple(name for name in schema.behaviour if name in names),
+        behaviour=tuple(name for name in file.behaviour if name in names),
     )
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _expand(schema: Schema, problems: Problems) -> Iterator[Combination]:
-    counts = {entry.position: number_of_runs(entry, schema.seeds) for entry in schema.entries}
-    if sum(counts.values()) > MAX_RUNS:
-        largest = max(schema.entries, key=lambda entry: counts[entry.position])
-        runs = counts[largest.position]
-        where = f"{schema.file}: {largest.label}"
-        problems.add(
-            where, f"makes {runs:,} of {sum(counts.values()):,} runs, expected at most {MAX_RUNS:,} in a study"
-        )
-        return
-    for entry in schema.entries:
-        yield from combinations(entry, schema.seeds)
+def _expand(file: ManifestFile, problems: Problems) -> list[_Run]:
+    counts = [number_of_runs(entry) for entry in file.entries]
+    if sum(counts) <= MAX_RUNS:
+        return [(entry, own) for entry in file.entries for own in expand(entry)]
+    largest = file.entries[counts.index(max(counts))]
+    what = f"makes {max(counts):,} of {sum(counts):,} runs, expected at most {MAX_RUNS:,} in a study"
+    problems.add(f"{file.name}: {largest.label}", what)
+    return []
 
 
-def _exclude(
-    runs: Sequence[Combination], schema: Schema
-) -> tuple[list[Combination], list[Excluded], list[tuple[str, str]]]:
+def _exclude(runs: Sequence[_Run], file: ManifestFile) -> tuple[list[_Run], list[Excluded], list[tuple[str, str]]]:
     """Return the runs to keep, the dropped ones, and a problem for each ``[[exclude]]`` without a match.
 
     Conditions apply to the manifest as written, before ``--set``, so a shorter trial drops the same runs.
     """
-    if not schema.excludes:
-        return list(runs), [], []
-    kept: list[Combination] = []
+    if not file.excludes:
+        return [*runs], [], []
+    kept: list[_Run] = []
     dropped: list[Excluded] = []
     hit: set[int] = set()
-    facts = [_facts(run, schema) for run in runs]
+    facts = [_facts(entry, own, file) for entry, own in runs]
     for run, known in zip(runs, facts, strict=True):
-        hits = {number for number, cut in schema.excludes.items() if all(_fits(known, *item) for item in cut.items())}
+        hits = {number for number, cut in file.excludes.items() if all(_fits(known, *item) for item in cut.items())}
         hit |= hits
         if hits:
             arch, optimizer = _text(known.get("model.arch")), _text(known.get("optim.optimizer"))
@@ -156,27 +154,24 @@ def _exclude(
         else:
             kept.append(run)
     unmatched = [
-        (f"{schema.file}: exclude {number}", f"matches no run; {_why_no_match(cut, facts)}")
-        for number, cut in schema.excludes.items()
+        (f"{file.name}: exclude {number}", f"matches no run; {_why_no_match(cut, facts)}")
+        for number, cut in file.excludes.items()
         if number not in hit
     ]
     return kept, dropped, unmatched
 
 
-def _facts(run: Combination, schema: Schema) -> dict[str, Any]:
+def _facts(entry: Entry, own: _Values, file: ManifestFile) -> dict[str, Any]:
     """Return name and values of a run before ``--set``, with the defaults of :mod:`seqlm.config` if it is valid."""
-    values, _ = _merge(run, {}, schema)
+    values = _merge(file, own)
+    name = run_name(entry, values)
     try:
-        resolved = RunConfig.from_dict(_nested(values)).to_dict()
+        return {**values, **RunConfig.from_dict(_nested(values)[0]).by_key(), "name": name}
     except ConfigError:
-        resolved = {}
-    for section, table in resolved.items():
-        values |= {f"{section}.{key}": v for key, v in table.items()} if isinstance(table, Mapping) else {}
-    values.setdefault("seed", resolved.get("seed"))
-    return {**values, "name": run_name(run, values)}
+        return {"seed": None, **values, "name": name}
 
 
-def _fits(facts: Mapping[str, Any], key: str, wanted: Any) -> bool:
+def _fits(facts: _Values, key: str, wanted: Any) -> bool:
     if key not in facts:
         return False
     options = wanted if isinstance(wanted, list) else [wanted]
@@ -185,38 +180,29 @@ def _fits(facts: Mapping[str, Any], key: str, wanted: Any) -> bool:
     return any(option == facts[key] and isinstance(option, bool) == isinstance(facts[key], bool) for option in options)
 
 
-def _why_no_match(exclude: Mapping[str, Any], facts: Sequence[Mapping[str, Any]]) -> str:
+def _why_no_match(exclude: _Values, facts: Sequence[_Values]) -> str:
     for key, wanted in exclude.items():
         if not any(_fits(f, key, wanted) for f in facts):
             found = list(dict.fromkeys(show(f[key]) for f in facts if key in f))
-            listing = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
             hint = nearest(show(wanted).strip('"'), [text.strip('"') for text in found])
-            return f"{key}: no run has {show(wanted)}, they have {listing or 'no such key'}{hint}"
+            return f"{key}: no run has {show(wanted)}, they have {listing(found) or 'no such key'}{hint}"
     return "each of its keys fits some run, but no run fits all"
 
 
-def _merge(
-    run: Combination, overrides: Mapping[str, Override], schema: Schema
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values of a run, and for each value the place to name in messages.
+def _merge(file: ManifestFile, own: _Values, setting: _Values = _NOTHING) -> dict[str, Any]:
+    """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest.
 
     Defaults and overrides that do not apply to the run's architecture or optimizer are left out. Keys of the
     entry itself stay, so that :class:`RunConfig` reports them.
     """
-    values = {**schema.defaults, **schema.resources, **run.values}
-    places = dict.fromkeys(schema.defaults, f"{schema.file}: defaults")
-    places |= dict.fromkeys(schema.resources, schema.file)
-    places |= dict.fromkeys(run.values, f"{schema.file}: {run.entry.label}")
-    values |= {key: override.value for key, override in overrides.items()}
-    places |= {key: f"--set {override.text}" for key, override in overrides.items()}
-    arch, optimizer = values.get("model.arch"), values.get("optim.optimizer")
-    fitting = _applicable("model", "arch", _text(arch)) | _applicable("optim", "optimizer", _text(optimizer))
-    for key in list(values):
-        section = key.partition(".")[0]
-        own = key in run.values and key not in overrides
-        if section in ("model", "optim") and not own and key not in fitting:
-            del values[key], places[key]
-    return values, places
+    values = {**file.defaults, **file.resources, **own, **setting}
+    arch, optimizer = _text(values.get("model.arch")), _text(values.get("optim.optimizer"))
+    fitting = _applicable("model", "arch", arch) | _applicable("optim", "optimizer", optimizer)
+    foreign = [key for key in values if key.startswith(("model.", "optim.")) and key not in fitting]
+    for key in foreign:
+        if key not in own or key in setting:
+            del values[key]
+    return values
 
 
 @functools.cache
@@ -228,114 +214,118 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted keys as the nested tables that ``RunConfig.from_dict`` reads, without resources."""
-    nested: dict[str, Any] = {section: {} for section in RunConfig.SECTIONS}
+def _nested(values: _Values) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return dotted keys as the nested tables of a configuration, and the table of resources."""
+    nested: dict[str, Any] = {section: {} for section in SECTIONS}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
-        if section in nested:
+        if section:
             nested[section][name] = value
-        elif not section:
+        else:
             nested[key] = value
-    return nested
+    return nested, nested.pop("resources")
 
 
-def _resolve_all(
-    runs: Sequence[Combination], overrides: Mapping[str, Override], schema: Schema, problems: Problems
-) -> list[tuple[Combination, RunSpec]]:
+def _resolve_all(runs: Sequence[_Run], file: ManifestFile, problems: Problems) -> list[_Resolved]:
     used: set[str] = set()
-    resolved: list[tuple[Combination, RunSpec]] = []
-    for run in runs:
-        values, places = _merge(run, overrides, schema)
-        used |= values.keys() & overrides.keys()
-        spec = _resolve(run, values, places, schema, problems, order=len(resolved))
-        if spec is not None and not problems.about(f"{schema.file}: {run.entry.label}"):
-            resolved.append((run, spec))
-    for key, override in overrides.items():
+    resolved: list[_Resolved] = []
+    for entry, own in runs:
+        values = _merge(file, own, file.setting)
+        used |= values.keys() & file.setting.keys()
+        try:
+            spec = _resolve(entry, values, order=len(resolved))
+        except ConfigError as error:
+            for line in error.problems:
+                key = line.partition(":")[0]
+                if entry.lists.get(key) == []:
+                    continue  # missing because its list is empty, which is reported already
+                if entry.kind == "run" and isinstance(own.get(key), list):
+                    line += "; lists multiply in [[grid]] and advance together in [[zip]]"
+                problems.add(_place(key, entry, own, file), line)
+        else:
+            if not problems.about(f"{file.name}: {entry.label}"):
+                resolved.append((entry, own, spec))
+    for key in file.setting:
         if runs and key not in used:
-            problems.add(f"--set {override.text}", f"{key} applies to no run of {schema.file}")
-    _check_distinct(resolved, overrides, schema, problems)
+            problems.add(file.options[key], f"{key} applies to no run of {file.name}")
+    _check_distinct(resolved, file, problems)
     return resolved
 
 
-def _published(resolved: Sequence[tuple[Combination, RunSpec]], schema: Schema) -> dict[str, Published]:
+_READERS: dict[str, Callable[[_Values], Any]] = {"config": RunConfig.from_dict, "resources": Resources.from_dict}
+
+
+def _resolve(entry: Entry, values: _Values, order: int) -> RunSpec:
+    """Return the run with these values.
+
+    Raises:
+        ConfigError: one line for each problem of its configuration and its resources.
+    """
+    parts: dict[str, Any] = {}
+    problems: list[str] = []
+    for (name, read), table in zip(_READERS.items(), _nested(values), strict=True):
+        try:
+            parts[name] = read(table)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    spec = RunSpec(name=run_name(entry, values), order=order, **parts)
+    columns, ranks = spec.config.train.batch_size, spec.resources.ranks
+    if ranks > columns:
+        most = f"at most train.batch_size = {columns}, a column for each rank"
+        raise ConfigError([f"resources.ranks: expected {most}, got {ranks}"])
+    return spec
+
+
+def _place(key: str, entry: Entry, own: _Values, file: ManifestFile) -> str:
+    """Return where the value of a key comes from, to name it in messages."""
+    if key in file.setting:
+        return file.options[key]
+    if key not in own and key in file.resources:
+        return file.name
+    if key not in own and key in file.defaults:
+        return f"{file.name}: defaults"
+    return f"{file.name}: {entry.label}"
+
+
+def _published(resolved: Iterable[_Resolved], file: ManifestFile) -> dict[str, Published]:
     """Return the published results by name of the run, for runs whose configuration ``--set`` does not change."""
     found: dict[str, Published] = {}
-    for run, spec in resolved:
-        if run.entry.published is None:
+    for entry, own, spec in resolved:
+        if entry.published is None:
             continue
-        values, _ = _merge(run, {}, schema)
-        try:
-            as_written = RunConfig.from_dict(_nested(values))
-        except ConfigError:  # --set gave a key that the manifest lacks
-            continue
-        if as_written == spec.config:
-            found[spec.name] = run.entry.published
+        with contextlib.suppress(ConfigError):  # --set gave a key that the manifest lacks
+            if RunConfig.from_dict(_nested(_merge(file, own))[0]) == spec.config:
+                found[spec.name] = entry.published
     return found
 
 
-def _resolve(
-    run: Combination,
-    values: Mapping[str, Any],
-    places: Mapping[str, str],
-    schema: Schema,
-    problems: Problems,
-    order: int,
-) -> RunSpec | None:
-    config, resources = None, None
-    lines: list[str] = []
-    try:
-        config = RunConfig.from_dict(_nested(values))
-    except ConfigError as error:
-        lines += error.problems
-    try:
-        resources = Resources.from_dict({k.partition(".")[2]: v for k, v in values.items() if k in RESOURCE_KEYS})
-    except ConfigError as error:
-        lines += error.problems
-    if config and resources and resources.ranks > config.train.batch_size:
-        most = f"at most train.batch_size = {config.train.batch_size}, a column for each rank"
-        lines.append(f"resources.ranks: expected {most}, got {resources.ranks}")
-    for line in lines:
-        key = line.partition(":")[0]
-        if run.entry.lists.get(key) == []:
-            continue  # missing because its list is empty, which is reported already
-        if run.entry.kind == "run" and isinstance(run.values.get(key), list):
-            line += "; lists multiply in [[grid]] and advance together in [[zip]]"
-        problems.add(places.get(key, f"{schema.file}: {run.entry.label}"), line)
-    if lines or config is None or resources is None:
-        return None
-    return RunSpec(name=run_name(run, values), config=config, resources=resources, order=order)
-
-
-def _check_distinct(
-    resolved: Sequence[tuple[Combination, RunSpec]],
-    overrides: Mapping[str, Override],
-    schema: Schema,
-    problems: Problems,
-) -> None:
+def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile, problems: Problems) -> None:
     """Report configurations and names that occur twice: the first such pair of each two entries."""
-    by_fingerprint: dict[str, tuple[Combination, RunSpec]] = {}
-    by_name: dict[str, tuple[Combination, RunSpec]] = {}
+    firsts: dict[str, _Resolved] = {}
     reported: set[tuple[str, str, str]] = set()
-    for run, spec in resolved:
-        same = by_fingerprint.setdefault(spec.fingerprint, (run, spec))
-        namesake = by_name.setdefault(spec.name, (run, spec))
-        first, kind = (same, "configuration") if same[1] is not spec else (namesake, "name")
-        pair = (kind, first[0].entry.position, run.entry.position)
-        if first[1] is spec or pair in reported:
+    for run in resolved:
+        entry, own, spec = run
+        same, namesake = (
+            firsts.setdefault(key, run) for key in (f"configuration {spec.fingerprint}", f"name {spec.name}")
+        )
+        first, kind = (same, "configuration") if same is not run else (namesake, "name")
+        pair = (kind, first[0].position, entry.position)
+        if first is run or pair in reported:
             continue
         reported.add(pair)
         if kind == "configuration":
-            what = f"{_describe(run, schema)} is the same configuration as {_describe(first[0], schema)}"
-            setting = [o.text for key, o in overrides.items() if run.values.get(key) != first[0].values.get(key)]
-            what += f"; they differ only in what --set {' --set '.join(setting)} sets" if setting else ""
+            what = f"{_describe(run, file)} is the same configuration as {_describe(first, file)}"
+            differing = [file.options[key] for key in file.setting if own.get(key) != first[1].get(key)]
+            what += f"; they differ only in what {' '.join(differing)} sets" if differing else ""
         else:
-            what = f'{first[0].entry.position} and {run.entry.position} both make a run called "{spec.name}"'
-            what += "; give them different names" if run.entry.name else "; add a name to either"
-        problems.add(schema.file, what)
+            what = f'{first[0].position} and {entry.position} both make a run called "{spec.name}"'
+            what += "; give them different names" if entry.name else "; add a name to either"
+        problems.add(file.name, what)
 
 
-def _describe(run: Combination, schema: Schema) -> str:
+def _describe(run: _Resolved, file: ManifestFile) -> str:
     """Return the entry of a run and its name in the manifest, before ``--set``."""
-    values, _ = _merge(run, {}, schema)
-    return f'{run.entry.position} ("{run_name(run, values)}")'
+    entry, own, _ = run
+    return f'{entry.position} ("{run_name(entry, _merge(file, own))}")'

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from jobs.manifests.fields import Problems, Valid, Written, field_names, read_table
+from jobs.manifests.fields import Valid, Written
 from seqlm.rundir import FailureKind
 
 UNLIMITED = "unlimited"
@@ -26,6 +26,11 @@ _Limit = Annotated[int | None, Written(_Count | Literal["unlimited"]), Valid(f'{
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """How often a run is retried automatically after each kind of failure, over its whole life, and how often saved."""
+
+    NO_KEYS: ClassVar[Mapping[str, str]] = {
+        kind: f"{{name}}: such a failure is never retried automatically; use `retry --kind {kind}`"
+        for kind in ("code", "diverged")
+    }
 
     checkpoint_min: Annotated[float, Gt(0), Valid("a number of minutes above 0")] = 10
     """Minutes between two checkpoints within an epoch."""
@@ -61,20 +66,6 @@ class Policy:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Policy:
-        """Read the result of :meth:`to_dict`, or a table in which :func:`check_policy` found no problem."""
+        """Read the result of :meth:`to_dict`, or a table in which ``read_table`` found no problem."""
         values: dict[str, Any] = {key: None if value == UNLIMITED else value for key, value in raw.items()}
         return cls(**values)
-
-
-POLICY_KEYS = tuple(f"policy.{name}" for name in field_names(Policy))
-
-NEVER_RETRIED = ("code", "diverged")
-
-
-def check_policy(key: str, value: Any, where: str, problems: Problems) -> None:
-    """Check one key, in full (``policy.oom``), and its value. Problems are added to ``problems``."""
-    name = key.partition(".")[2]
-    if name in NEVER_RETRIED:
-        problems.add(where, f"{key}: such a failure is never retried automatically; use `retry --kind {name}`")
-    else:
-        read_table(Policy, {name: value}, where, problems, prefix="policy.")

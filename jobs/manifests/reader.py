@@ -45,7 +45,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
 def _read_table(path: Path, suffix: str, valid: str) -> dict[str, Any]:
     text = _read_text(path)
     try:
-        data = _parse(text, suffix)
+        data = _PARSERS.get(suffix, _read_yaml)(text)
         data = {} if data is None else data
         check_plain(data)
     except RecursionError:
@@ -118,8 +118,6 @@ def _read_text(path: Path) -> str:
         raise _refusal(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise _refusal(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except ManifestError:
-        raise
     except ValueError as error:  # a NUL in the path
         raise _refusal(f"{path}: cannot be read: {error}") from None
 
@@ -130,16 +128,6 @@ def _nearest_manifest(path: Path) -> str:
     by_stem = {entry.stem: entry for entry in there if entry.suffix.lower() in MANIFEST_SUFFIXES and entry.is_file()}
     stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
     return f'; did you mean "{by_stem[stems[0]]}"?' if stems else ""
-
-
-def _parse(text: str, suffix: str) -> Any:
-    match suffix:
-        case ".toml":
-            return _read_toml(text)
-        case ".json":
-            return _read_json(text)
-        case _:
-            return _read_yaml(text)
 
 
 def _read_toml(text: str) -> Any:
@@ -208,3 +196,6 @@ def _read_yaml(text: str) -> Any:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
     except (AttributeError, LookupError, TypeError):
         raise ValueError("not YAML: a !!tag that does not fit its value") from None
+
+
+_PARSERS = {".toml": _read_toml, ".json": _read_json}

@@ -14,9 +14,9 @@ from typing import Any
 
 from jobs.manifests.backends import BACKENDS, check_table
 from jobs.manifests.claims import Published
-from jobs.manifests.fields import Problems
+from jobs.manifests.fields import Problems, read_table
 from jobs.manifests.load import Manifest
-from jobs.manifests.policy import Policy, check_policy
+from jobs.manifests.policy import Policy
 from jobs.manifests.secrets import looks_secret
 from jobs.plan.estimate import Estimate
 from jobs.plan.planned import Planned
@@ -170,12 +170,12 @@ def _estimates(
 
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
     """Return the policy of a study's last launch from a manifest; the defaults if none was kept."""
-    return Policy.from_dict(_kept(study_dir, "policy", check_policy, tell))
+    return Policy.from_dict(_kept(study_dir, "policy", _check_policy, tell))
 
 
 def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
     """Return the ``[backend.*]`` tables of a study's last launch from a manifest, by backend; empty if none."""
-    return _kept(study_dir, "backend", _check_table, tell)
+    return _kept(study_dir, "backend", _check_backends, tell)
 
 
 def kept_untracked(study_dir: Path) -> tuple[str, ...]:
@@ -190,16 +190,23 @@ def kept_untracked(study_dir: Path) -> tuple[str, ...]:
     return tuple(file for file in found if isinstance(file, str)) if isinstance(found, list) else ()
 
 
-def _check_table(key: str, table: Any, where: str, problems: Problems) -> None:
-    name = key.removeprefix("backend.")
-    if name in BACKENDS and isinstance(table, Mapping):
-        check_table(name, table, where, problems, prefix=f"{key}.")
-    else:
-        problems.add(where, f"{key}: expected a table of backend {' or '.join(BACKENDS)}")
+def _check_policy(table: Mapping[str, Any], where: str, problems: Problems) -> None:
+    read_table(Policy, table, where, problems, prefix="policy.")
+
+
+def _check_backends(tables: Mapping[str, Any], where: str, problems: Problems) -> None:
+    for name, table in tables.items():
+        if name in BACKENDS and isinstance(table, Mapping):
+            check_table(name, table, where, problems, prefix=f"backend.{name}.")
+        else:
+            problems.add(where, f"backend.{name}: expected a table of backend {' or '.join(BACKENDS)}")
 
 
 def _kept(
-    study_dir: Path, section: str, check: Callable[[str, Any, str, Problems], None], tell: Callable[[str], None]
+    study_dir: Path,
+    section: str,
+    check: Callable[[Mapping[str, Any], str, Problems], None],
+    tell: Callable[[str], None],
 ) -> Mapping[str, Any]:
     """Return one section of the record; empty if it was not kept or is damaged."""
     path = study_record_file(study_dir)
@@ -211,8 +218,7 @@ def _kept(
     except FileError as error:
         tell(f"warning: {error}; the defaults of [{section}] apply")
         return {}
-    for name, value in kept.items():
-        check(f"{section}.{name}", value, str(path), problems)
+    check(kept, str(path), problems)
     if problems.lines:
         tell(f"warning: {problems.lines[0]}; the defaults of [{section}] apply")
         return {}

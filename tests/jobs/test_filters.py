@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.manifests.filters import Filter, asks_for_identity, choose, facts_of, select, whole_id
+from jobs.manifests.filters import asks_for_identity, choose, facts_of, meets, parse, select, whole_id
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
@@ -76,8 +76,8 @@ def test_several_only_are_a_union_and_any_exclude_drops() -> None:
 
 def test_state_and_kind_can_be_asked_of_runs_that_have_them() -> None:
     facts = {**facts_of("a", "a-01", SPECS[0].config, Resources()), "state": "failed", "kind": None}
-    assert Filter.parse("state=failed,cancelled").matches(facts)
-    assert not Filter.parse("kind=oom").matches(facts)
+    assert meets(facts, parse("state=failed,cancelled"))
+    assert not meets(facts, parse("kind=oom"))
     with pytest.raises(UsageError, match='unknown key "state"'):
         chosen("state=failed")
 
@@ -216,8 +216,8 @@ def test_a_value_that_its_key_never_has_is_a_mistake(text: str, line: str) -> No
 def test_a_short_key_that_fits_two_keys_must_be_written_in_full() -> None:
     facts = {"a.size": 1, "b.size": 2}
     with pytest.raises(UsageError, match=r'"size" could be a\.size or b\.size; write it in full'):
-        Filter.parse("size=1").matches(facts)
-    assert Filter.parse("b.size=2").matches(facts)
+        meets(facts, parse("size=1"))
+    assert meets(facts, parse("b.size=2"))
 
 
 @pytest.mark.parametrize(

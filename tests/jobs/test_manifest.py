@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from jobs.manifests.backends import BACKENDS
-from jobs.manifests.claims import EXPECT_KEYS, METRICS, PUBLISHED_KEYS, REPORT_KEYS
-from jobs.manifests.entries import RESOURCE_KEYS, STUDY_KEYS
-from jobs.manifests.fields import field_names
+from jobs.manifests.claims import METRICS, Claim, Report
+from jobs.manifests.entries import PUBLISHED_KEYS, RESOURCE_KEYS, StudyTable
+from jobs.manifests.fields import field_names, full_keys
 from jobs.manifests.load import Manifest, load_manifest
-from jobs.manifests.policy import POLICY_KEYS
+from jobs.manifests.policy import Policy
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 from tests import commands, manifest_tables
@@ -434,7 +434,7 @@ WRONG = {
     ),
     "share of a GPU as text": (
         GOOD + '[resources]\ngpus = "half"',
-        "study.toml: resources.gpus: expected a number, got 'half'",
+        'study.toml: resources.gpus: expected a number, got "half"',
     ),
     "priority that is no whole number": (
         GOOD + "resources.priority = 1.5",
@@ -841,13 +841,13 @@ REFERENCE = ROOT / "docs" / "manifest.md"
 
 def test_the_reference_mentions_every_valid_key() -> None:
     text = REFERENCE.read_text("utf-8")
-    study = [f"study.{key}" for key in STUDY_KEYS]
+    study = [*full_keys(StudyTable, "study."), *full_keys(Policy, "policy.")]
     backends = [f"[backend.{name}]" for name in BACKENDS]
     tables = ["[[run]]", "[[grid]]", "[[zip]]", "[[exclude]]", "[[expect]]", "[report]", "seeds"]
-    report = [*PUBLISHED_KEYS, *REPORT_KEYS, *METRICS]
-    keys = [*valid_keys(), *RESOURCE_KEYS, *POLICY_KEYS, *study, *backends, *tables, *report]
+    report = [*PUBLISHED_KEYS, *full_keys(Report, "report."), *METRICS]
+    keys = [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables, *report]
     assert [key for key in keys if f"`{key}`" not in text] == []
-    settings = {*EXPECT_KEYS, *(key for table in BACKENDS.values() for key in field_names(table))}
+    settings = {*field_names(Claim), *(key for table in BACKENDS.values() for key in field_names(table))}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
 
 
@@ -879,6 +879,18 @@ def test_loading_a_toml_manifest_imports_neither_torch_nor_yaml() -> None:
     )
     done = commands.run([sys.executable, "-c", program], cold=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_policy_without_a_key_gets_one_line(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, GOOD, "policy=2")
+    assert line.startswith('--set policy=2: unknown key "policy."')
+
+
+def test_resources_of_a_wrong_type_and_out_of_range_get_both_lines(tmp_path: Path) -> None:
+    assert problems(tmp_path, GOOD + '[resources]\ncpus = "2"\nranks = 0\n') == [
+        'study.toml: resources.cpus: expected a whole number, got "2"; remove the quotes',
+        "study.toml: resources.ranks: expected a positive whole number, got 0",
+    ]
 
 
 @pytest.mark.parametrize("table", ["resources", "report", "defaults"])

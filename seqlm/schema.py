@@ -1,0 +1,197 @@
+"""Frozen dataclasses that are read from plain data, strictly: unknown keys, types, ranges and missing keys.
+
+The configuration of a run and its resources are declared in this way. Annotations hold type and range; the docstring
+below a field describes it. The JSON Schema and the key tables of manifests are made from the same annotations
+(:mod:`jobs.manifests.json_schema`). Imports the standard library only, since every worker reads a configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from seqlm.errors import ConfigError, nearest
+
+TableT = TypeVar("TableT", bound="Table")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The range of a number, as metadata in a field's annotation. The JSON Schema of manifests has it too."""
+
+    words: str
+    """The words that follow "expected" in messages."""
+    above: float | None = None
+    """The number must be above this. ``None``: no such limit; likewise below."""
+    least: float | None = None
+    """Smallest valid number."""
+    most: float | None = None
+    """Largest valid number."""
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is finite and within the range."""
+        return (
+            (isinstance(value, int) or math.isfinite(value))
+            and (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        found = {"exclusiveMinimum": self.above, "minimum": self.least, "maximum": self.most}
+        return {**handler(schema), **{key: value for key, value in found.items() if value is not None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """What the annotation of a field says."""
+
+    kind: Any
+    """``int``, ``float``, ``str``, ``bool`` or a ``Literal``."""
+    optional: bool
+    """Whether ``None`` is valid."""
+    required: bool
+    bound: Bound | None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a ``Literal``; none for any other kind."""
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def words(self) -> str:
+        """The kind in the words that follow "expected" in messages."""
+        return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
+            self.kind, f"one of {listing(self.choices)}"
+        )
+
+    def problem(self, value: Any) -> str | None:
+        """Return what was expected if a value has another kind, ignoring the range. Whole numbers are numbers too."""
+        if (value is None and self.optional) or type(value) is self.kind:
+            return None
+        if self.choices:
+            return None if isinstance(value, str) and value in self.choices else wrong_choice(value, self.choices)
+        if self.kind is float and type(value) is int:
+            digits = f"a whole number of {len(str(value))} digits"
+            return None if _converts(value, float) else f"expected a number, got {digits}"
+        quoted = isinstance(value, str) and self.kind in (int, float) and _converts(value, self.kind)
+        return f"expected {self.words}, got {show(value)}{'; remove the quotes' if quoted else ''}"
+
+
+def _converts(value: Any, kind: Callable[[Any], Any]) -> bool:
+    try:
+        kind(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def fields_of(kind: type) -> dict[str, Field]:
+    """Return the fields of a dataclass by name."""
+    return _fields_of(kind)
+
+
+@functools.cache
+def _fields_of(kind: type) -> dict[str, Field]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if optional := typing.get_origin(hint) in (typing.Union, types.UnionType):
+            hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        found[field.name] = Field(
+            kind=hint.__origin__ if typing.get_origin(hint) is Annotated else hint,
+            optional=optional,
+            required=field.default is dataclasses.MISSING,
+            bound=next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Bound)), None),
+        )
+    return found
+
+
+class Table:
+    """Base of the dataclasses: the ranges of their fields are checked whenever one is made.
+
+    Raises:
+        ConfigError: one line for each value out of its range, and for each broken condition.
+    """
+
+    NAME: ClassVar[str] = ""
+    """Name of the table, which precedes keys in messages."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{self.key(name)}: expected {field.bound.words}, got {value}"
+            for name, field in fields_of(type(self)).items()
+            if field.bound and (value := getattr(self, name)) is not None and not field.bound.holds(value)
+        ]
+        problems += self._conditions()
+        if problems:
+            raise ConfigError(problems)
+
+    def _conditions(self) -> Iterator[str]:
+        """Yield a line for each broken condition beyond the range of one field. Other fields may be out of range."""
+        return iter(())
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """Return the dotted name of a field, such as ``optim.lr``."""
+        return f"{cls.NAME}.{name}" if cls.NAME else name
+
+
+def read(kind: type[TableT], raw: Mapping[str, Any], unknown: Callable[[str], str] | None = None) -> TableT:
+    """Make a table from plain data.
+
+    ``unknown`` returns the line for a key that is no field. ``None``: a line with the nearest field.
+
+    Raises:
+        ConfigError: one line for each unknown key, wrong type, missing key and impossible value.
+    """
+    fields = fields_of(kind)
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in fields:
+            line = unknown(key) if unknown else unknown_key(kind.key(key), map(kind.key, fields), fields)
+            problems.append(line)
+        elif problem := fields[key].problem(value):
+            problems.append(f"{kind.key(key)}: {problem}")
+        else:
+            values[key] = value
+    required = [name for name, field in fields.items() if field.required]
+    problems += [f"{kind.key(name)}: missing, expected {fields[name].words}" for name in required if name not in raw]
+    if all(name in values for name in required):
+        try:
+            made = kind(**values)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def unknown_key(key: str, valid: Iterable[str], siblings: Iterable[str]) -> str:
+    """Return the line for an unknown dotted key, with the nearest of ``valid`` and the keys of its own table."""
+    return f'unknown key "{key}"{nearest(key, valid)} (valid in {key.partition(".")[0]}: {", ".join(sorted(siblings))})'
+
+
+def wrong_choice(value: Any, choices: Iterable[str]) -> str:
+    """Return what was expected in place of a value that is none of the choices."""
+    choices = list(choices)
+    return f"expected one of {listing(choices)}, got {show(value)}{nearest(str(value), choices)}"
+
+
+def show(value: Any) -> str:
+    """Return a value as JSON."""
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def listing(choices: Iterable[str]) -> str:
+    """Return choices in quotes with commas between them."""
+    return ", ".join(f'"{choice}"' for choice in choices)
