@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from analysis.discussion.candidates import candidates_of
+from analysis.blocks.section import Block, Section, Subheading
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import next_blocks
 from analysis.discussion.optimizers import optimizers_blocks
 from analysis.discussion.picks import picks_blocks
 from analysis.discussion.reliability import reliability_blocks
-from analysis.load import Study
-from analysis.section import Block, Section, Subheading
+from analysis.study.settings import candidates_of
+from analysis.study.study import Study
 
 
 def discussion_section(study: Study) -> Section:

@@ -10,11 +10,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import units
-from analysis.discussion.words import count_cell, decimals_cell, median, text_cell
-from analysis.load import HYPERPARAMETERS, Study
-from analysis.seeds import finished
-from analysis.table_text import Column, Row, Table
+from analysis.blocks.table import Column, Row, Table
+from analysis.blocks.words import count_cell, decimals_cell, median, text_cell
+from analysis.study import units
+from analysis.study.settings import finished
+from analysis.study.study import HYPERPARAMETERS, Study
 
 OTHER_KEYS = [key for key in HYPERPARAMETERS if not key.startswith("optim.")]
 """What a pair agrees in: model, data, training and seed."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import units
-from analysis.discussion.words import count_cell, device_sentences, distinct, first_few, state_of, text_cell
-from analysis.load import Study
-from analysis.section import Block, Points, Prose
-from analysis.seeds import Interval, finished, settings_of
-from analysis.study_record import Expectation
-from analysis.table_text import Cell, Column, Row, Table
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Cell, Column, Row, Table
+from analysis.blocks.words import count_cell, device_sentences, distinct, first_few, state_of, text_cell
+from analysis.study import units
+from analysis.study.record import Expectation
+from analysis.study.settings import Interval, finished, settings_of
+from analysis.study.study import Study
 
 METRICS = {
     "val_ppl": "validation perplexity",

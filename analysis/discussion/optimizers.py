@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import units
-from analysis.discussion.candidates import Candidate, best_of
-from analysis.discussion.duels import duel_sentences, duel_table, duels_of
-from analysis.discussion.words import (
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Column, Row, Table
+from analysis.blocks.words import (
     SEEDS_CAPTION,
     count_cell,
     described,
@@ -20,10 +19,10 @@ from analysis.discussion.words import (
     perplexity_cell,
     text_cell,
 )
-from analysis.load import Study
-from analysis.section import Block, Points, Prose
-from analysis.seeds import finished
-from analysis.table_text import Column, Row, Table
+from analysis.discussion.duels import duel_sentences, duel_table, duels_of
+from analysis.study import units
+from analysis.study.settings import Candidate, best_of, finished
+from analysis.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)

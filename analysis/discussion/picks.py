@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis import units
-from analysis.discussion.candidates import WITHIN, Candidate, best_of
-from analysis.discussion.scatter import time_chart
-from analysis.discussion.words import (
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Column, Row, Table
+from analysis.blocks.words import (
     SEEDS_CAPTION,
     described,
     device_sentences,
@@ -19,9 +18,10 @@ from analysis.discussion.words import (
     text_cell,
     times,
 )
-from analysis.load import Study
-from analysis.section import Block, Points, Prose
-from analysis.table_text import Column, Row, Table
+from analysis.plots.scatter import time_chart
+from analysis.study import units
+from analysis.study.settings import WITHIN, Candidate, best_of
+from analysis.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis import units
-from analysis.discussion.candidates import Candidate
-from analysis.discussion.scatter import spread_chart
-from analysis.discussion.words import SEEDS_CAPTION, count_cell, decimals_cell, perplexity_cell, text_cell, times
-from analysis.load import Study
-from analysis.section import Block, Points, Prose
-from analysis.seeds import finished
-from analysis.table_text import Cell, Column, Row, Table
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Cell, Column, Row, Table
+from analysis.blocks.words import SEEDS_CAPTION, count_cell, decimals_cell, perplexity_cell, text_cell, times
+from analysis.plots.scatter import spread_chart
+from analysis.study import units
+from analysis.study.settings import Candidate, finished
+from analysis.study.study import Study
 
 ENOUGH = 3
 """Settings that an architecture needs before anything is said of its reliability."""

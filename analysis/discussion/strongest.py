@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis import units
-from analysis.discussion.words import count_cell, decimals_cell, first_few, text_cell
-from analysis.pairs import CHOICES, SettingPair
-from analysis.table_text import Column, Row, Table
+from analysis.blocks.table import Column, Row, Table
+from analysis.blocks.words import count_cell, decimals_cell, first_few, text_cell
+from analysis.study import units
+from analysis.study.pairs import CHOICES, SettingPair
 
 
 @dataclass(frozen=True, kw_only=True)

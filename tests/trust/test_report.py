@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import load_study
+from analysis.blocks.table import Cell, Column, Row, Table
 from analysis.report import write_report
-from analysis.table_text import Cell, Column, Row, Table
-from analysis.tables import hyperparameters_csv
+from analysis.sections.results import hyperparameters_csv
+from analysis.study.study import load_study
 from seqlm.rundir import write_json
 from tests.training.studies import make_config, make_run
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.discussion.candidates import candidates_of
+from analysis.blocks.section import Block
 from analysis.discussion.optimizers import optimizers_blocks
-from analysis.load import load_study
-from analysis.section import Block
+from analysis.study.settings import candidates_of
+from analysis.study.study import load_study
 from seqlm.rundir import write_json
-from tests.analysis.blocks import said, table
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 
 

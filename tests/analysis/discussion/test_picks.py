@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.chart import Chart
-from analysis.discussion.candidates import candidates_of
+from analysis.blocks.figure import Chart
+from analysis.blocks.section import Block
 from analysis.discussion.picks import pareto_front, picks_blocks
-from analysis.load import load_study
-from analysis.section import Block
+from analysis.study.settings import candidates_of
+from analysis.study.study import load_study
 from seqlm.rundir import write_json_lines
-from tests.analysis.blocks import said, table
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 
 

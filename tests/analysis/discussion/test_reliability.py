@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from analysis.chart import Chart
-from analysis.discussion.candidates import candidates_of
+from analysis.blocks.figure import Chart
+from analysis.blocks.section import Block
 from analysis.discussion.reliability import reliability_blocks
-from analysis.discussion.scatter import swarm
-from analysis.load import load_study
-from analysis.section import Block
-from tests.analysis.blocks import said, table
+from analysis.plots.scatter import swarm
+from analysis.study.settings import candidates_of
+from analysis.study.study import load_study
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 
 

@@ -1,0 +1,140 @@
+"""A table of the report and its forms as text: CSV, LaTeX and Markdown. The page's template makes the HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+
+FORMULA_STARTS = ("=", "+", "-", "@")
+"""A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one,
+an apostrophe goes before it. The files of data are for programs, and hold what there is.
+
+https://owasp.org/www-community/attacks/CSV_Injection
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table."""
+
+    key: str
+    """Heading in the CSV file."""
+    title: str
+    """Heading for a person."""
+    numeric: bool = False
+    """Set flush right, with figures of equal width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell: what is shown, and the value behind it at full precision."""
+
+    text: str
+    value: Any = None
+    bold: bool = False
+    kind: Literal["text", "state"] = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row, and a line of code beneath it that takes the table's whole width."""
+
+    cells: list[Cell]
+    code: str | None = None
+    run: int | None = None
+    """Number of the run that the row is about."""
+    anchor: str | None = None
+    """Id of the row on the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with its caption. ``name`` is the stem of its files and its anchor on the page."""
+
+    kind: ClassVar[str] = "table"
+
+    name: str
+    title: str
+    """First words of the caption."""
+    caption: str
+    """The rest of the caption; explains every shorthand."""
+    columns: list[Column]
+    rows: list[Row] = field(default_factory=list)
+    code_title: str | None = None
+    """What the lines of code are, for a table that has them."""
+    full_csv: str | None = None
+    """The content of the CSV file, for a table whose page leaves out or sums up some of its columns."""
+
+    def csv_file(self) -> str:
+        """What the table's CSV file holds."""
+        return self.to_csv() if self.full_csv is None else self.full_csv
+
+    def to_csv(self) -> str:
+        """Full precision, empty cells for missing values, no lines of code."""
+        return csv_text(
+            [column.key for column in self.columns], ([cell.value for cell in row.cells] for row in self.rows)
+        )
+
+    def to_markdown(self, label: str = "") -> str:
+        """The caption, then the table; lines of code form its last column."""
+        titles = [escape_markdown(column.title) for column in self.columns]
+        rules = ["---:" if column.numeric else "---" for column in self.columns]
+        if self.code_title:
+            titles, rules = [*titles, self.code_title], [*rules, "---"]
+        lines = [f"**{label}{escape_markdown(self.title)}.** {escape_markdown(self.caption)}", ""]
+        lines += [_markdown_row(titles), _markdown_row(rules)]
+        for row in self.rows:
+            cells = [f"**{escape_markdown(c.text)}**" if c.bold else escape_markdown(c.text) for c in row.cells]
+            if self.code_title:
+                cells.append(markdown_code(row.code).replace("|", "\\|") if row.code else "–")
+            lines.append(_markdown_row(cells))
+        return "\n".join(lines) + "\n"
+
+
+# -- escaping ------------------------------------------------------------------------------------------------------
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown (and the HTML inside it) prints as it is."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+
+
+def markdown_code(text: str) -> str:
+    """A code span, fenced by more backticks than the text has in a row."""
+    fence = "`" * (longest_run_of_backticks(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def longest_run_of_backticks(text: str) -> int:
+    """What a fence around the text must exceed."""
+    return max((len(run) for run in re.findall(r"`+", text)), default=0)
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A CSV file in which no text is a formula; missing values are empty cells."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(map(_csv_value, row) for row in rows)
+    return text.getvalue()
+
+
+def _csv_value(value: Any) -> str:
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return ""
+    if isinstance(value, str):
+        text = value.replace("\r", " ")  # the csv module does not quote it, and spreadsheets begin a row with it
+        return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
+    return repr(value) if isinstance(value, float) else str(value)
