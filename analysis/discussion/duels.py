@@ -6,14 +6,15 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.blocks.table import Column, Row, Table
 from analysis.blocks.words import count_cell, decimals_cell, median, text_cell
 from analysis.study import units
-from analysis.study.settings import finished
+from analysis.study.pairs import alike
+from analysis.study.settings import config_of, finished
 from analysis.study.study import HYPERPARAMETERS, Study
 
 OTHER_KEYS = [key for key in HYPERPARAMETERS if not key.startswith("optim.")]
@@ -43,16 +44,13 @@ class Duel:
 
 def duels_of(study: Study) -> list[Duel]:
     """Every two optimizers that have finished runs alike in everything else; of several such runs the best counts."""
-    best: dict[tuple[Hashable, ...], dict[Any, Mapping[Any, Any]]] = defaultdict(dict)
-    for run in finished(study.runs).sort_values("number").to_dict("records"):
-        group = best[tuple(_token(run[key]) for key in OTHER_KEYS)]
-        optimizer = run["optimizer"]
-        if optimizer not in group or run["val_ppl"] < group[optimizer]["val_ppl"]:
-            group[optimizer] = run
+    runs: list[dict[Any, Any]] = finished(study.runs).to_dict("records")
     found: dict[tuple[Any, Any], list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]] = defaultdict(list)
-    for group in best.values():
-        for first, second in itertools.combinations(sorted(group, key=_place), 2):
-            found[first, second].append((group[first], group[second]))
+    for group in alike(runs, OTHER_KEYS, config_of):
+        worst_first = sorted(group, key=lambda run: (-run["val_ppl"], -run["number"]))
+        best = {run["optimizer"]: run for run in worst_first}
+        for first, second in itertools.combinations(sorted(best, key=_place), 2):
+            found[first, second].append((best[first], best[second]))
     return [
         Duel(
             first=units.optimizer(first),
@@ -70,11 +68,6 @@ def duels_of(study: Study) -> list[Duel]:
 
 def _place(optimizer: Any) -> tuple[int, str]:
     return units.rank(units.OPTIMIZERS, optimizer), str(optimizer)
-
-
-def _token(value: Any) -> Hashable:
-    """A value that equals itself, also where the key does not apply."""
-    return "does not apply" if isinstance(value, float) and math.isnan(value) else (value,)
 
 
 def duel_sentences(duels: Sequence[Duel]) -> str:

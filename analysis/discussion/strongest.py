@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from analysis.blocks.table import Column, Row, Table
 from analysis.blocks.words import count_cell, decimals_cell, first_few, text_cell
-from analysis.study import units
-from analysis.study.pairs import CHOICES, SettingPair
+from analysis.study.pairs import CHOICES, SettingPair, is_numeric, printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +26,7 @@ class Effect:
 
     @property
     def numeric(self) -> bool:
-        return all(
-            isinstance(value, int | float) and not isinstance(value, bool)
-            for pair in self.pairs
-            for value in (pair.a_value, pair.b_value)
-        )
+        return all(is_numeric(value) for pair in self.pairs for value in (pair.a_value, pair.b_value))
 
     @property
     def higher_better(self) -> int:
@@ -52,7 +47,7 @@ class Effect:
             return f"the smaller value is better in {self.higher_worse} of {number}"
         met, won = Counter[str](), Counter[str]()
         for pair in self.pairs:
-            values = value_name(self.key, pair.a_value), value_name(self.key, pair.b_value)
+            values = printed(self.key, pair.a_value), printed(self.key, pair.b_value)
             met.update(values)
             if pair.difference_nats:
                 won[values[pair.difference_nats < 0]] += 1
@@ -68,13 +63,6 @@ def effects_of(pairs: Sequence[SettingPair]) -> list[Effect]:
     return sorted(
         (Effect(key=key, pairs=members) for key, members in groups.items()), key=lambda effect: -effect.mean_nats
     )
-
-
-def value_name(key: str, value: object) -> str:
-    """A value as a sentence writes it."""
-    if key in CHOICES and isinstance(value, str):
-        return CHOICES[key].get(value, value)
-    return units.plain_value(value)
 
 
 def effect_sentence(effects: Sequence[Effect]) -> str:

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,8 +20,8 @@ from analysis.blocks.figure import Chart, Line, Panel, run_mark
 from analysis.plots import look
 from analysis.plots.axes import Scale, label_perplexity, scale_for
 from analysis.study import units
-from analysis.study.pairs import CHOICES, SettingPair, is_numeric, printed, sorted_values, varying_keys
-from analysis.study.settings import Setting, finished
+from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values, varying_keys
+from analysis.study.settings import Setting, config_of, finished
 from analysis.study.study import Study
 
 PANEL_COLUMNS = 3
@@ -32,16 +32,16 @@ MOST_MARKED_RUNS = 300
 middle and the highest of those alike in value, architecture and optimizer."""
 
 
-def slices_chart(study: Study, pairs: Sequence[SettingPair], *, order: Sequence[str]) -> Chart | None:
+def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
     """A panel for each key that varies; none where none does."""
     slices = slices_of(study, order)
     if not slices:
         return None
     with look.applied():
-        return _draw(study, slices, pairs)
+        return _draw(study, slices)
 
 
-def _draw(study: Study, slices: Sequence[Slice], pairs: Sequence[SettingPair]) -> Chart:
+def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
     shown = slices[:MOST_SLICES]
     runs = {int(run["number"]): run for run in finished(study.runs).to_dict("records")}
     scale = _with_room(scale_for([np.array([run["val_ppl"] for run in runs.values()], float)]))
@@ -52,7 +52,7 @@ def _draw(study: Study, slices: Sequence[Slice], pairs: Sequence[SettingPair]) -
     figure = Figure(figsize=(look.WIDTH_INCHES, height))
     grid = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.5 / height, bottom=0.5 / height, wspace=0.26, hspace=0.5)
-    chains = chains_of(pairs)
+    chains = chains_of(study.runs)
     panels = []
     for place, axes in enumerate(grid.flat):
         if place >= len(shown):
@@ -62,14 +62,14 @@ def _draw(study: Study, slices: Sequence[Slice], pairs: Sequence[SettingPair]) -
         _label(axes, part, scale)
         if place % columns:
             axes.set_ylabel("")
-        _draw_chains(axes, part, chains[part.key], runs, tagged=tagged)
+        _draw_chains(axes, part, chains.get(part.key, []), runs, tagged=tagged)
         lines = _draw_points(axes, part, runs, tagged=tagged)
         panels.append(Panel(axes=axes, lines=lines, x_name=""))
     _add_legend(figure, list(runs.values()))
     return Chart(
         name="slices",
         title="Best validation perplexity over each hyperparameter",
-        caption=_caption(slices, shown, scale, tagged=tagged, joined=any(chains[part.key] for part in shown)),
+        caption=_caption(slices, shown, scale, tagged=tagged, joined=any(chains.get(part.key, []) for part in shown)),
         figure=figure,
         panels=[] if not tagged else panels,
     )
@@ -128,7 +128,7 @@ def extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 def _draw_chains(
     axes: Axes,
     part: Slice,
-    chains: Sequence[Chain],
+    chains: Sequence[Sequence[Setting]],
     runs: Mapping[int, Any],
     *,
     tagged: bool,
@@ -137,7 +137,7 @@ def _draw_chains(
     places = part.places()
     together: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
     for chain in chains:
-        ends = sorted(((places[value], setting) for value, setting in chain), key=lambda end: end[0])
+        ends = [(places[setting.config[part.key]], setting) for setting in chain]
         arch = ends[0][1].arch
         colour = look.ARCHITECTURE_COLOURS.get(arch or "", look.UNKNOWN_COLOUR)
         points = [(x + part.shift(arch), setting.val_ppl.centre, setting.runs) for x, setting in ends]
@@ -260,9 +260,6 @@ def _caption(slices: Sequence[Slice], shown: Sequence[Slice], scale: Scale, *, t
 FEW_VALUES = 8
 """Up to this many numbers within a decade are drawn side by side, evenly spaced; more are drawn on a scale."""
 
-Chain: TypeAlias = list[tuple[Any, Setting]]
-"""Settings that agree in everything but one key, with their values of the key."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
@@ -298,31 +295,12 @@ class Slice:
 
 def slices_of(study: Study, order: Sequence[str]) -> list[Slice]:
     """The keys that vary but for architecture and optimizer, those of ``order`` first."""
-    varying = varying_keys(finished(study.runs))
+    configs = {run["number"]: config_of(run) for run in finished(study.runs).to_dict("records")}
+    varying = varying_keys(configs.values())
     keys = [*(key for key in order if key in varying), *(key for key in varying if key not in order)]
+    values = {key: {number: config[key] for number, config in configs.items() if key in config} for key in keys}
     return [
-        Slice(key=key, values=varying[key], ordered=sorted_values(key, varying[key].values()))
+        Slice(key=key, values=values[key], ordered=sorted_values(key, values[key].values()))
         for key in keys
         if key not in CHOICES
     ]
-
-
-def chains_of(pairs: Sequence[SettingPair]) -> dict[str, list[Chain]]:
-    """For each key the groups of settings that agree in everything else."""
-    chains: dict[str, list[Chain]] = defaultdict(list)
-    known: dict[tuple[str, int], dict[int, tuple[Any, Setting]]] = {}
-    for pair in pairs:
-        ends = {pair.a.number: (pair.a_value, pair.a), pair.b.number: (pair.b_value, pair.b)}
-        there = [known[pair.key, number] for number in ends if (pair.key, number) in known]
-        group = there[0] if there else {}
-        for other in there[1:]:
-            if other is not group:
-                group |= other
-        group |= ends
-        known |= {(pair.key, number): group for number in group}
-    seen: set[int] = set()
-    for (key, _), group in known.items():
-        if id(group) not in seen:
-            seen.add(id(group))
-            chains[key].append(list(group.values()))
-    return chains

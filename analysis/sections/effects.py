@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.table import Cell, Column, Row, Table
 from analysis.plots.heat_map import heat_map
@@ -74,7 +72,7 @@ def effects_section(study: Study) -> Section:
     pairs = single_key_pairs(study.runs)
     changes = changes_of(pairs)
     blocks.append(heat_map(study))
-    slices = slices_chart(study, pairs, order=list(dict.fromkeys(change.key for change in changes)))
+    slices = slices_chart(study, order=list(dict.fromkeys(change.key for change in changes)))
     if slices is not None:
         blocks.append(slices)
     blocks.append(Prose(text=_paired_sentence(changes, pairs)))
@@ -191,17 +189,18 @@ def _paired_sentence(changes: Sequence[Change], pairs: Sequence[SettingPair]) ->
 
 def unpaired_table(study: Study) -> Table:
     """The mean over the settings with each value of each key that varies."""
-    losses = {setting.runs[0]: math.log(setting.val_ppl.centre) for setting in settings_of(study.runs)}
+    settings = settings_of(study.runs)
     rows: list[Row] = []
     summed_up: list[str] = []
-    for key, settings in varying_keys(_first_of_settings(study)).items():
-        values = sorted_values(key, settings.values())
+    for key in varying_keys([setting.config for setting in settings]):
+        of_value: dict[Any, list[float]] = defaultdict(list)
+        for setting in settings:
+            if key in setting.config:
+                of_value[setting.config[key]].append(math.log(setting.val_ppl.centre))
+        values = sorted_values(key, of_value)
         if len(values) > SINGLE_STEPS:
             summed_up.append(key)
             continue
-        of_value: dict[Any, list[float]] = defaultdict(list)
-        for number, value in settings.items():
-            of_value[value].append(losses[number])
         lowest = min(math.fsum(found) / len(found) for found in of_value.values())
         rows += [_unpaired_row(key, value, of_value[value], lowest) for value in values]
     caption = (
@@ -232,8 +231,3 @@ def _unpaired_row(key: str, value: Any, losses: Sequence[float], lowest: float) 
         Cell(text=f"{mean - lowest:+.3f}", value=mean - lowest),
     ]
     return Row(cells=cells)
-
-
-def _first_of_settings(study: Study) -> pd.DataFrame:
-    """The first finished run of each setting."""
-    return finished(study.runs).sort_values("number").drop_duplicates("setting")

@@ -9,15 +9,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from analysis.study import units
-from analysis.study.settings import Setting, finished, settings_of
+from analysis.study.settings import Setting, settings_of
 from analysis.study.study import HYPERPARAMETERS
+
+T = TypeVar("T")
 
 CHOICES = {"model.arch": units.ARCHITECTURES, "optim.optimizer": units.OPTIMIZERS}
 """Keys whose value decides which other keys of their section there are, with the report's order of their values."""
@@ -50,101 +52,80 @@ def single_key_pairs(runs: pd.DataFrame) -> list[SettingPair]:
     A change of architecture or optimizer also changes which keys there are; then the keys that both have must agree.
     Where such keys of its own give one side more than ``MOST_VALUES`` settings to choose from, nothing is compared.
     """
-    members = _members(runs)
-    keys = [key for key in HYPERPARAMETERS if key != "seed" and len({m.values[key] for m in members}) > 1]
+    settings = settings_of(runs)
+    keys = _differing_keys(settings)
     pairs: list[SettingPair] = []
     for key in keys:
-        there = [member for member in members if key in member.config]
-        found = _choice_pairs(there, key, keys) if key in CHOICES else _value_pairs(there, key, keys)
-        pairs += [
-            SettingPair(key=key, a=a.setting, b=b.setting, a_value=a.config[key], b_value=b.config[key])
-            for a, b in found
-        ]
+        found = _choice_pairs(settings, key, keys) if key in CHOICES else _value_pairs(settings, key, keys)
+        pairs += [SettingPair(key=key, a=a, b=b, a_value=a.config[key], b_value=b.config[key]) for a, b in found]
     return pairs
 
 
-# -- settings with their configurations ----------------------------------------------------------------------------
+def chains_of(runs: pd.DataFrame) -> dict[str, list[list[Setting]]]:
+    """For each key but architecture and optimizer, the settings that agree in all others, two or more, by value."""
+    settings = settings_of(runs)
+    keys = _differing_keys(settings)
+    return {key: _chains(settings, key, keys) for key in keys if key not in CHOICES}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Member:
-    setting: Setting
-    config: Mapping[str, Any]
-    """The keys that apply, with their values."""
-    values: Mapping[str, Hashable]
-    """Every key; ``(False, None)`` where it does not apply, which is not the same as a value of none."""
-
-
-def _members(runs: pd.DataFrame) -> list[_Member]:
-    """The finished settings whose configuration can be read."""
-    by_setting: dict[int, dict[Any, Any]] = {}
-    done = finished(runs)
-    for setting, row in zip(done["setting"], done[HYPERPARAMETERS].to_dict("records"), strict=True):
-        by_setting.setdefault(int(setting), row)
-    members = []
-    for setting in settings_of(runs):
-        config = {key: value for key, value in by_setting[setting.number].items() if applies(value)}
-        if config:
-            values = {key: (key in config, config.get(key)) for key in HYPERPARAMETERS}
-            members.append(_Member(setting=setting, config=config, values=values))
-    return members
-
-
-def _alike(members: Iterable[_Member], keys: Sequence[str]) -> Iterator[list[_Member]]:
-    """Members in groups that agree in ``keys``."""
-    groups: dict[tuple[Hashable, ...], list[_Member]] = defaultdict(list)
+def alike(members: Iterable[T], keys: Sequence[str], config_of: Callable[[T], Mapping[str, Any]]) -> list[list[T]]:
+    """Members in groups that agree in ``keys``: each is missing in all of a group, or has one value."""
+    groups: dict[tuple[Hashable, ...], list[T]] = defaultdict(list)
     for member in members:
-        groups[tuple(member.values[key] for key in keys)].append(member)
-    yield from groups.values()
+        config = config_of(member)
+        groups[tuple((key in config, config.get(key)) for key in keys)].append(member)
+    return list(groups.values())
 
 
-# -- pairs ---------------------------------------------------------------------------------------------------------
+def _differing_keys(settings: Sequence[Setting]) -> list[str]:
+    """Keys but the seed that differ between settings, or are missing in some."""
+    configs = [setting.config for setting in settings]
+    return [
+        key
+        for key in HYPERPARAMETERS
+        if key != "seed" and len({(key in config, config.get(key)) for config in configs}) > 1
+    ]
 
 
-def _value_pairs(members: Sequence[_Member], key: str, keys: Sequence[str]) -> Iterator[tuple[_Member, _Member]]:
-    for group in _alike(members, [other for other in keys if other != key]):
-        ordered = sorted(group, key=lambda member: _order(member.config[key]))
-        yield from itertools.combinations(ordered, 2) if len(ordered) <= MOST_VALUES else itertools.pairwise(ordered)
+def _chains(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> list[list[Setting]]:
+    there = [setting for setting in settings if key in setting.config]
+    groups = alike(there, [other for other in keys if other != key], _config)
+    return [sorted(group, key=lambda setting: _order(key, setting.config[key])) for group in groups if len(group) > 1]
 
 
-def _choice_pairs(members: Sequence[_Member], key: str, keys: Sequence[str]) -> Iterator[tuple[_Member, _Member]]:
-    chosen: dict[Any, list[_Member]] = defaultdict(list)
-    for member in members:
-        chosen[member.config[key]].append(member)
-    known = {value: {name for member in group for name in member.config} for value, group in chosen.items()}
-    for first, second in itertools.combinations(sorted(chosen, key=lambda v: (units.rank(CHOICES[key], v), str(v))), 2):
+def _config(setting: Setting) -> Mapping[str, Any]:
+    return setting.config
+
+
+def _value_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:
+    for chain in _chains(settings, key, keys):
+        yield from itertools.combinations(chain, 2) if len(chain) <= MOST_VALUES else itertools.pairwise(chain)
+
+
+def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:
+    chosen: dict[Any, list[Setting]] = defaultdict(list)
+    for setting in settings:
+        if key in setting.config:
+            chosen[setting.config[key]].append(setting)
+    known = {value: {name for setting in group for name in setting.config} for value, group in chosen.items()}
+    for first, second in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
         shared = [other for other in keys if other != key and other in known[first] & known[second]]
-        for group in _alike([*chosen[first], *chosen[second]], shared):
-            sides = [[m for m in group if m.config[key] == value] for value in (first, second)]
+        for group in alike([*chosen[first], *chosen[second]], shared, _config):
+            sides = [[setting for setting in group if setting.config[key] == value] for value in (first, second)]
             if max(map(len, sides)) <= MOST_VALUES:
                 yield from itertools.product(*sides)
-
-
-def _order(value: Any) -> tuple[bool, float, str]:
-    """Numbers by size, then whatever is none by its name."""
-    number = isinstance(value, int | float)
-    return not number, float(value) if number else 0.0, str(value)
 
 
 # -- values of keys ------------------------------------------------------------------------------------------------
 
 
-def varying_keys(done: pd.DataFrame) -> dict[str, dict[int, Any]]:
-    """Keys but the seed with more than one value, in the order of the configuration.
-
-    For each the value of every run of ``done`` that has the key, by number.
-    """
-    found = {}
-    for key in HYPERPARAMETERS:
-        values = {int(n): v for n, v in zip(done["number"], done[key], strict=True) if applies(v)}
-        if key != "seed" and len(set(values.values())) > 1:
-            found[key] = values
-    return found
-
-
-def applies(value: Any) -> bool:
-    """Whether a run has the key at all; none is a value, NaN is not."""
-    return not (isinstance(value, float) and math.isnan(value))
+def varying_keys(configs: Collection[Mapping[str, Any]]) -> list[str]:
+    """Keys but the seed with more than one value, in the order of the configuration."""
+    return [
+        key
+        for key in HYPERPARAMETERS
+        if key != "seed" and len({config[key] for config in configs if key in config}) > 1
+    ]
 
 
 def is_numeric(value: Any) -> bool:
@@ -154,13 +135,13 @@ def is_numeric(value: Any) -> bool:
 
 def sorted_values(key: str, values: Iterable[Any]) -> list[Any]:
     """Each value once: numbers by size, architectures and optimizers in the report's order, others by name."""
+    return sorted(set(values), key=lambda value: _order(key, value))
 
-    def place(value: Any) -> tuple[int, float, str]:
-        if key in CHOICES:
-            return units.rank(CHOICES[key], value), 0.0, str(value)
-        return (0, float(value), "") if is_numeric(value) else (1, 0.0, str(value))
 
-    return sorted(set(values), key=place)
+def _order(key: str, value: Any) -> tuple[int, float, str]:
+    if key in CHOICES:
+        return units.rank(CHOICES[key], value), 0.0, str(value)
+    return (0, float(value), "") if is_numeric(value) else (1, 0.0, str(value))
 
 
 def printed(key: str, value: Any) -> str:

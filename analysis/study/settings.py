@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from analysis.study import units
-from analysis.study.study import Study
+from analysis.study.study import HYPERPARAMETERS, Study
 
 CONFIDENCE = 0.95
 
@@ -82,6 +82,8 @@ class Setting:
     optimizer: str | None
     runs: list[int]
     """Numbers of the finished runs."""
+    config: Mapping[str, Any]
+    """The keys that apply, with their values, of its first finished run."""
     val_ppl: Interval
 
     @property
@@ -92,7 +94,7 @@ class Setting:
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """The settings that have a finished run with a validation perplexity, by number."""
-    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl"]
+    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", *HYPERPARAMETERS]
     members: dict[int, list[dict[Any, Any]]] = {}
     for row in finished(runs)[columns].sort_values("number").to_dict("records"):
         members.setdefault(row["setting"], []).append(row)
@@ -103,10 +105,16 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
             arch=rows[0]["arch"],
             optimizer=rows[0]["optimizer"],
             runs=[row["number"] for row in rows],
+            config=config_of(rows[0]),
             val_ppl=interval([row["val_ppl"] for row in rows]),
         )
         for number, rows in sorted(members.items())
     ]
+
+
+def config_of(run: Mapping[Any, Any]) -> dict[str, Any]:
+    """The keys that apply to a run, with their values. None is a value; NaN means that the key does not apply."""
+    return {key: value for key in HYPERPARAMETERS if not (isinstance(value := run[key], float) and math.isnan(value))}
 
 
 def _without_seed(name: str) -> str:

@@ -180,7 +180,7 @@ def test_numbers_on_the_heat_map_stand_out_from_their_cell(study: Study) -> None
 
 
 def test_slices_have_a_point_for_each_run_and_lines_that_hide_with_their_ends(factorial: Study) -> None:
-    chart = slices_chart(factorial, single_key_pairs(factorial.runs), order=["optim.lr"])
+    chart = slices_chart(factorial, order=["optim.lr"])
     assert chart is not None
     rate, hidden = chart.figure.axes
     assert [rate.get_xlabel(), hidden.get_xlabel()] == ["optim.lr", "model.hidden_size"]
@@ -202,7 +202,7 @@ def test_at_most_twelve_slices_and_no_single_points_for_very_many_runs(
 ) -> None:
     monkeypatch.setattr("analysis.plots.slices.MOST_SLICES", 1)
     monkeypatch.setattr("analysis.plots.slices.MOST_MARKED_RUNS", 10)
-    chart = slices_chart(factorial, single_key_pairs(factorial.runs), order=["optim.lr", "model.hidden_size"])
+    chart = slices_chart(factorial, order=["optim.lr", "model.hidden_size"])
     assert chart is not None
     (axes,) = chart.figure.axes
     assert not any((line.get_gid() or "").startswith("run-") for line in axes.lines)
@@ -217,7 +217,7 @@ def test_of_many_points_over_a_value_three_are_kept(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("analysis.plots.slices.MOST_MARKED_RUNS", 5)
     axes = {"optim.lr": [0.1, 1.0], "model.hidden_size": [64, 128, 192, 256]}
     study = load_study(make_grid(tmp_path, axes, lambda v: 5 + v["optim.lr"] + v["model.hidden_size"] / 64))
-    chart = slices_chart(study, single_key_pairs(study.runs), order=["optim.lr"])
+    chart = slices_chart(study, order=["optim.lr"])
     assert chart is not None
     (points,) = chart.figure.axes[0].lines
     assert len(points.get_xdata()) == 6
