@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
+
+from analysis.study import units
 
 FORMULA_STARTS = ("=", "+", "-", "@")
 """A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one,
@@ -19,16 +22,46 @@ https://owasp.org/www-community/attacks/CSV_Injection
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
-    """One column of a table."""
+    """One column of a table: its headings, the value that it takes from a record, and how the value is written."""
 
     key: str
     """Heading in the CSV file."""
     title: str
     """Heading for a person."""
+    text: Callable[[Any], str] = str
+    """Write a value."""
+    of: Callable[[Any], Any] | None = None
+    """Take the value from a record. ``None``: the record's item ``key``."""
+    shown: Callable[[Any], str] | None = None
+    """Write a record, for a text that says more than the value. ``None``: ``text`` of the value."""
     numeric: bool = False
     """Set flush right, with figures of equal width."""
+    emphasised: bool = False
+    """Bold in the rows that stand out."""
+    kind: Literal["text", "state"] = "text"
+
+    def cell(self, record: Any, *, bold: bool) -> Cell:
+        """Return the cell of a record."""
+        value = record[self.key] if self.of is None else self.of(record)
+        text = self.text(value) if self.shown is None else self.shown(record)
+        return Cell(text=text, value=value, bold=bold and self.emphasised, kind=self.kind)
+
+
+def number(key: str, title: str, text: Callable[[Any], str] = str, of: Callable[[Any], Any] | None = None) -> Column:
+    """Return a column of numbers."""
+    return Column(key, title, text, of, numeric=True)
+
+
+def run_columns(run_of: Callable[[Any], Mapping[Any, Any]] = lambda record: record) -> list[Column]:
+    """Return the columns that say which run a record is about. ``run_of`` takes its row of the runs table."""
+    return [
+        number("number", "No.", of=lambda record: run_of(record)["number"]),
+        Column("name", "Run", of=lambda record: run_of(record)["name"], emphasised=True),
+        Column("architecture", "Architecture", units.architecture, lambda record: run_of(record)["arch"]),
+        Column("optimizer", "Optimizer", units.optimizer, lambda record: run_of(record)["optimizer"]),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +69,9 @@ class Cell:
     """One cell: what is shown, and the value behind it at full precision."""
 
     text: str
-    value: Any = None
-    bold: bool = False
-    kind: Literal["text", "state"] = "text"
+    value: Any
+    bold: bool
+    kind: Literal["text", "state"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +79,10 @@ class Row:
     """One row, and a line of code beneath it that takes the table's whole width."""
 
     cells: list[Cell]
-    code: str | None = None
-    run: int | None = None
+    code: str | None
+    run: int | None
     """Number of the run that the row is about."""
-    anchor: str | None = None
+    anchor: str | None
     """Id of the row on the page."""
 
 
@@ -64,12 +97,34 @@ class Table:
     """First words of the caption."""
     caption: str
     """The rest of the caption; explains every shorthand."""
-    columns: list[Column]
-    rows: list[Row] = field(default_factory=list)
+    columns: Sequence[Column]
+    records: Sequence[Any] = ()
+    """What each row is about."""
+    run: Callable[[Any], int | None] = lambda record: None
+    """Number of the run that a record is about."""
+    bold: Callable[[Any], bool] = lambda record: False
+    """Whether a record stands out."""
+    code: Callable[[Any], str | None] = lambda record: None
+    """Line of code beneath a record."""
     code_title: str | None = None
     """What the lines of code are, for a table that has them."""
+    anchored: bool = False
+    """Whether the page's links to runs lead to these rows."""
     full_csv: str | None = None
     """The content of the CSV file, for a table whose page leaves out or sums up some of its columns."""
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The records as they are shown."""
+        return [
+            Row(
+                cells=[column.cell(record, bold=self.bold(record)) for column in self.columns],
+                code=self.code(record),
+                run=self.run(record),
+                anchor=f"run-{self.run(record)}" if self.anchored else None,
+            )
+            for record in self.records
+        ]
 
     def csv_file(self) -> str:
         """What the table's CSV file holds."""

@@ -1,4 +1,4 @@
-"""Phrases and cells that sections and figures share."""
+"""Phrases that sections and figures share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from analysis.blocks.table import Cell
 from analysis.study import units
 from analysis.study.settings import Candidate
 from analysis.study.study import Study
@@ -67,31 +66,3 @@ def device_sentences(study: Study) -> list[str]:
         return []
     devices = first_few(study.origin.devices, 4)
     return [f"The runs were trained on different devices ({devices}); times compare only between runs of the same one."]
-
-
-# -- cells ---------------------------------------------------------------------------------------------------------
-
-
-def text_cell(text: str) -> Cell:
-    """A text that stands for itself."""
-    return Cell(text=text, value=text)
-
-
-def count_cell(number: int) -> Cell:
-    """A whole number."""
-    return Cell(text=str(number), value=number)
-
-
-def perplexity_cell(value: float) -> Cell:
-    """A perplexity, or a difference of two."""
-    return Cell(text=units.perplexity(value), value=value)
-
-
-def duration_cell(value: float) -> Cell:
-    """Seconds."""
-    return Cell(text=units.duration(value), value=value)
-
-
-def decimals_cell(value: float, digits: str = ".3f") -> Cell:
-    """A number with so many decimals."""
-    return Cell(text=f"{value:{digits}}" if units.is_number(value) else units.MISSING, value=value)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.blocks.table import Column, Row, Table
-from analysis.blocks.words import count_cell, decimals_cell, median, text_cell
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import median
 from analysis.study import units
 from analysis.study.pairs import alike
 from analysis.study.settings import config_of, finished
@@ -96,16 +96,20 @@ def _duel_phrase(duel: Duel) -> str:
     return f"{winner} has a lower validation perplexity than {loser} in {wins} of {number} ({middle} {size:.3f} nats)"
 
 
+def _median_difference(duel: Duel) -> float:
+    return statistics.median(duel.differences_nats)
+
+
 def duel_table(duels: Sequence[Duel]) -> Table:
     """A row for each two optimizers."""
     columns = [
-        Column(key="first", title="First"),
-        Column(key="second", title="Second"),
-        Column(key="pairs", title="Pairs", numeric=True),
-        Column(key="first_wins", title="First lower", numeric=True),
-        Column(key="second_wins", title="Second lower", numeric=True),
-        Column(key="median_difference_nats", title="Median difference (nats)", numeric=True),
-        Column(key="median_time_ratio", title="Time ratio", numeric=True),
+        Column("first", "First", of=lambda duel: duel.first),
+        Column("second", "Second", of=lambda duel: duel.second),
+        number("pairs", "Pairs", of=lambda duel: len(duel.differences_nats)),
+        number("first_wins", "First lower", of=lambda duel: duel.first_wins),
+        number("second_wins", "Second lower", of=lambda duel: duel.second_wins),
+        number("median_difference_nats", "Median difference (nats)", units.decimals("+.3f"), _median_difference),
+        number("median_time_ratio", "Time ratio", units.decimals(".2f"), lambda duel: median(duel.time_ratios)),
     ]
     caption = (
         "Pairs of finished runs that agree in model, data, training and seed. Where an optimizer has several runs "
@@ -114,24 +118,10 @@ def duel_table(duels: Sequence[Duel]) -> Table:
         "second less that of the first, in nats per predicted token. Time ratio: median of the second's time to "
         "within 5 % of its own best, divided by the first's."
     )
-    rows = [
-        Row(
-            cells=[
-                text_cell(duel.first),
-                text_cell(duel.second),
-                count_cell(len(duel.differences_nats)),
-                count_cell(duel.first_wins),
-                count_cell(duel.second_wins),
-                decimals_cell(statistics.median(duel.differences_nats), "+.3f"),
-                decimals_cell(median(duel.time_ratios), ".2f"),
-            ]
-        )
-        for duel in duels
-    ]
     return Table(
         name="discussion-2-pairs",
         title="Optimizers where all else is alike",
         caption=caption,
         columns=columns,
-        rows=rows,
+        records=duels,
     )

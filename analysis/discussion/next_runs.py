@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.blocks.section import Block, Points, Prose
-from analysis.blocks.table import Cell, Column, Row, Table
-from analysis.blocks.words import first_few, state_of, text_cell
+from analysis.blocks.table import Column, Table
+from analysis.blocks.words import first_few, state_of
 from analysis.discussion.strongest import effect_sentence, effects_of, effects_table
 from analysis.study import units
 from analysis.study.pairs import single_key_pairs
@@ -50,9 +50,9 @@ def next_blocks(study: Study) -> list[Block]:
         _retry_sentence(retries),
         _unfinished_sentence(study),
     ]
-    rows = _rows(falling, combinations, retries)
+    proposals = _proposals(falling, combinations, retries)
     blocks: list[Block] = [Points(items=kept)] if (kept := [text for text in sentences if text]) else []
-    blocks += [_table(rows)] if rows else []
+    blocks += [_table(proposals)] if proposals else []
     blocks += [effects_table(effects)] if effects else []
     return blocks or [Prose(text="Nothing is left to do.")]
 
@@ -146,26 +146,36 @@ def _unfinished_sentence(study: Study) -> str:
     return f"To be finished: {units.count(len(names), 'run')} {has} not ended ({first_few(names, NAMED)})."
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A row of the table."""
+
+    kind: str
+    what: str
+    why: str
+    number: int | None = None
+    """Of the run that it is about."""
+
+
 # -- table ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(
+def _proposals(
     falling: Sequence[Falling], combinations: Sequence[Combination], retries: Sequence[dict[Any, Any]]
-) -> list[Row]:
-    rows = [
-        _row(
+) -> list[Proposal]:
+    """At most ``LISTED`` of each kind."""
+    longer = [
+        Proposal(
             "more epochs",
             run.reference,
             f"fell {100 * run.fall_per_epoch:.2f} % an epoch to {units.perplexity(run.val_ppl)} at epoch {run.epochs}",
-            number=run.number,
+            run.number,
         )
         for run in falling[:LISTED]
     ]
-    rows += [_row("not yet run", c.reference, c.reason) for c in combinations[:LISTED]]
-    rows += [
-        _row("again", f"{run['number']} {run['name']}", _failure(run), number=run["number"]) for run in retries[:LISTED]
-    ]
-    return rows
+    missing = [Proposal("not yet run", c.reference, c.reason) for c in combinations[:LISTED]]
+    again = [Proposal("again", f"{r['number']} {r['name']}", _failure(r), r["number"]) for r in retries[:LISTED]]
+    return [*longer, *missing, *again]
 
 
 def _failure(run: dict[Any, Any]) -> str:
@@ -174,16 +184,11 @@ def _failure(run: dict[Any, Any]) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
-def _row(proposal: str, what: str, why: str, number: int | None = None) -> Row:
-    cells: list[Cell] = [text_cell(proposal), text_cell(what), text_cell(why)]
-    return Row(cells=cells, run=number)
-
-
-def _table(rows: list[Row]) -> Table:
+def _table(proposals: Sequence[Proposal]) -> Table:
     columns = [
-        Column(key="proposal", title="Proposal"),
-        Column(key="what", title="Run or combination"),
-        Column(key="why", title="Because"),
+        Column("proposal", "Proposal", of=lambda proposal: proposal.kind),
+        Column("what", "Run or combination", of=lambda proposal: proposal.what),
+        Column("why", "Because", of=lambda proposal: proposal.why),
     ]
     caption = (
         "More epochs: finished runs whose best epoch is their last and whose validation perplexity fell by more than "
@@ -191,7 +196,14 @@ def _table(rows: list[Row]) -> Table:
         "perplexity first. Not yet run: architectures and optimizers of the study without a finished run together. "
         f"Again: failures of the machine or of memory. At most {LISTED} rows of each."
     )
-    return Table(name="discussion-5-next", title="What to run next", caption=caption, columns=columns, rows=rows)
+    return Table(
+        name="discussion-5-next",
+        title="What to run next",
+        caption=caption,
+        columns=columns,
+        records=proposals,
+        run=lambda proposal: proposal.number,
+    )
 
 
 # -- runs still falling --------------------------------------------------------------------------------------------

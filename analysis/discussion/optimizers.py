@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.blocks.section import Block, Points, Prose
-from analysis.blocks.table import Column, Row, Table
+from analysis.blocks.table import Column, Table, number
 from analysis.blocks.words import (
     SEEDS_CAPTION,
-    count_cell,
     described,
     device_sentences,
-    duration_cell,
     median,
-    perplexity_cell,
-    text_cell,
 )
 from analysis.discussion.duels import duel_sentences, duel_table, duels_of
 from analysis.study import units
@@ -121,15 +117,15 @@ def _sentences(study: Study, summaries: Sequence[Summary]) -> list[str]:
 
 def _table(summaries: Sequence[Summary]) -> Table:
     columns = [
-        Column(key="optimizer", title="Optimizer"),
-        Column(key="runs", title="Runs", numeric=True),
-        Column(key="diverged", title="Diverged", numeric=True),
-        Column(key="val_ppl", title="Best valid.", numeric=True),
-        Column(key="run", title="Run"),
-        Column(key="architecture", title="Architecture"),
-        Column(key="median_seconds_to_5pct", title="Time to 5 %", numeric=True),
-        Column(key="gap", title="Gap of best", numeric=True),
-        Column(key="median_gap", title="Median gap", numeric=True),
+        Column("optimizer", "Optimizer", of=lambda summary: summary.optimizer),
+        number("runs", "Runs", of=lambda summary: summary.runs),
+        number("diverged", "Diverged", of=lambda summary: summary.diverged),
+        number("val_ppl", "Best valid.", units.perplexity, lambda summary: summary.best.val_ppl),
+        Column("run", "Run", of=lambda summary: summary.best.reference),
+        Column("architecture", "Architecture", of=lambda s: units.architecture(s.best.setting.arch)),
+        number("median_seconds_to_5pct", "Time to 5 %", units.duration, lambda summary: summary.median_seconds),
+        number("gap", "Gap of best", units.perplexity, lambda summary: summary.best.gap),
+        number("median_gap", "Median gap", units.perplexity, lambda summary: summary.median_gap),
     ]
     caption = (
         "Runs: finished ones, on which the other numbers rest. Diverged: runs that failed so, counted apart. Best "
@@ -138,22 +134,10 @@ def _table(summaries: Sequence[Summary]) -> Table:
         "less training perplexity at the best epoch (training with dropout on, so that it can be below 0), of the best "
         f"run and as the median over runs. {SEEDS_CAPTION}"
     )
-    rows = [
-        Row(
-            cells=[
-                text_cell(summary.optimizer),
-                count_cell(summary.runs),
-                count_cell(summary.diverged),
-                perplexity_cell(summary.best.val_ppl),
-                text_cell(summary.best.reference),
-                text_cell(units.architecture(summary.best.setting.arch)),
-                duration_cell(summary.median_seconds),
-                perplexity_cell(summary.best.gap),
-                perplexity_cell(summary.median_gap),
-            ]
-        )
-        for summary in summaries
-    ]
     return Table(
-        name="discussion-2-optimizers", title="The optimizers compared", caption=caption, columns=columns, rows=rows
+        name="discussion-2-optimizers",
+        title="The optimizers compared",
+        caption=caption,
+        columns=columns,
+        records=summaries,
     )

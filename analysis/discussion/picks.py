@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.blocks.section import Block, Points, Prose
-from analysis.blocks.table import Column, Row, Table
+from analysis.blocks.table import Column, Table, number
 from analysis.blocks.words import (
     SEEDS_CAPTION,
     described,
     device_sentences,
     distinct,
-    duration_cell,
-    perplexity_cell,
-    text_cell,
     times,
 )
 from analysis.plots.scatter import time_chart
@@ -172,14 +169,14 @@ def _table(picks: Picks) -> Table:
         if pick is not None and not any(pick is candidate for candidate in shown):
             shown.append(pick)
     columns = [
-        Column(key="setting", title="Run"),
-        Column(key="architecture", title="Architecture"),
-        Column(key="optimizer", title="Optimizer"),
-        Column(key="val_ppl", title="Valid.", numeric=True),
-        Column(key="gap", title="Gap", numeric=True),
-        Column(key="seconds_to_best", title="Time to best", numeric=True),
-        Column(key="seconds_to_study_best", title="Time to 5 %", numeric=True),
-        Column(key="picked_for", title="Picked for"),
+        Column("setting", "Run", of=lambda candidate: candidate.reference),
+        Column("architecture", "Architecture", of=lambda c: units.architecture(c.setting.arch)),
+        Column("optimizer", "Optimizer", of=lambda c: units.optimizer(c.setting.optimizer)),
+        number("val_ppl", "Valid.", units.perplexity, lambda candidate: candidate.val_ppl),
+        number("gap", "Gap", units.perplexity, lambda candidate: candidate.gap),
+        number("seconds_to_best", "Time to best", units.duration, lambda candidate: candidate.seconds_to_best),
+        number("seconds_to_study_best", "Time to 5 %", units.duration, lambda c: c.seconds_to_study_best),
+        Column("picked_for", "Picked for", of=lambda candidate: _picked_for(candidate, picks)),
     ]
     caption = (
         "The settings that no other beats in both validation perplexity and time to the best epoch (the Pareto front), "
@@ -189,24 +186,13 @@ def _table(picks: Picks) -> Table:
         f"time to 5 %. Gap: validation less training perplexity. {SEEDS_CAPTION} {units.MISSING}: never reached, or "
         "not recorded."
     )
-    rows = [
-        Row(
-            cells=[
-                text_cell(candidate.reference),
-                text_cell(units.architecture(candidate.setting.arch)),
-                text_cell(units.optimizer(candidate.setting.optimizer)),
-                perplexity_cell(candidate.val_ppl),
-                perplexity_cell(candidate.gap),
-                duration_cell(candidate.seconds_to_best),
-                duration_cell(candidate.seconds_to_study_best),
-                text_cell(_picked_for(candidate, picks)),
-            ],
-            run=candidate.only_run,
-        )
-        for candidate in shown
-    ]
     return Table(
-        name="discussion-3-picks", title="Perplexity against time", caption=caption, columns=columns, rows=rows
+        name="discussion-3-picks",
+        title="Perplexity against time",
+        caption=caption,
+        columns=columns,
+        records=shown,
+        run=lambda candidate: candidate.only_run,
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from analysis.blocks.section import Block, Points, Prose
-from analysis.blocks.table import Cell, Column, Row, Table
-from analysis.blocks.words import SEEDS_CAPTION, count_cell, decimals_cell, perplexity_cell, text_cell, times
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import SEEDS_CAPTION, median, times
 from analysis.plots.scatter import spread_chart
 from analysis.study import units
 from analysis.study.settings import Candidate, finished
@@ -169,15 +169,15 @@ def _label(spread: Spread) -> str:
 
 def _table(spreads: Sequence[Spread]) -> Table:
     columns = [
-        Column(key="architecture", title="Architecture"),
-        Column(key="settings", title="Settings", numeric=True),
-        Column(key="min_val_ppl", title="Lowest", numeric=True),
-        Column(key="median_val_ppl", title="Median", numeric=True),
-        Column(key="max_val_ppl", title="Highest", numeric=True),
-        Column(key="ratio", title="Highest / lowest", numeric=True),
-        Column(key="quartile_range_nats", title="IQR (nats)", numeric=True),
-        Column(key="diverged", title="Diverged", numeric=True),
-        Column(key="diverged_share", title="Share", numeric=True),
+        Column("architecture", "Architecture", of=lambda spread: spread.architecture),
+        number("settings", "Settings", of=lambda spread: len(spread.settings)),
+        number("min_val_ppl", "Lowest", units.perplexity, lambda s: min(s.values, default=math.nan)),
+        number("median_val_ppl", "Median", units.perplexity, lambda s: median(s.values)),
+        number("max_val_ppl", "Highest", units.perplexity, lambda s: max(s.values, default=math.nan)),
+        number("ratio", "Highest / lowest", units.decimals(".2f"), lambda spread: spread.ratio),
+        number("quartile_range_nats", "IQR (nats)", units.decimals(".3f"), lambda spread: spread.quartile_range_nats),
+        number("diverged", "Diverged", of=lambda spread: spread.diverged),
+        number("diverged_share", "Share", lambda share: f"{100 * share:.0f} %", lambda spread: spread.diverged_share),
     ]
     caption = (
         "Best validation perplexity over the finished settings of each architecture. IQR: third less first quartile of "
@@ -185,25 +185,10 @@ def _table(spreads: Sequence[Spread]) -> Table:
         "other numbers; share: of the runs that finished or diverged (other failures say nothing of an architecture). "
         f"{SEEDS_CAPTION} {units.MISSING}: too few settings."
     )
-    rows = []
-    for spread in spreads:
-        values = spread.values or [math.nan]
-        share = spread.diverged_share
-        rows.append(
-            Row(
-                cells=[
-                    text_cell(spread.architecture),
-                    count_cell(len(spread.settings)),
-                    perplexity_cell(min(values)),
-                    perplexity_cell(statistics.median(values)),
-                    perplexity_cell(max(values)),
-                    decimals_cell(spread.ratio, ".2f"),
-                    decimals_cell(spread.quartile_range_nats),
-                    count_cell(spread.diverged),
-                    Cell(text=f"{100 * share:.0f} %", value=share),
-                ]
-            )
-        )
     return Table(
-        name="discussion-4-reliability", title="Spread over settings", caption=caption, columns=columns, rows=rows
+        name="discussion-4-reliability",
+        title="Spread over settings",
+        caption=caption,
+        columns=columns,
+        records=spreads,
     )

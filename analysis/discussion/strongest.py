@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.blocks.table import Column, Row, Table
-from analysis.blocks.words import count_cell, decimals_cell, first_few, text_cell
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import first_few
+from analysis.study import units
 from analysis.study.pairs import CHOICES, SettingPair, is_numeric, printed
 
 
@@ -91,10 +92,10 @@ def _size(effect: Effect) -> str:
 def effects_table(effects: Sequence[Effect]) -> Table:
     """A row for each key."""
     columns = [
-        Column(key="key", title="Hyperparameter"),
-        Column(key="pairs", title="Pairs", numeric=True),
-        Column(key="mean_nats", title="Mean difference (nats)", numeric=True),
-        Column(key="direction", title="Direction"),
+        Column("key", "Hyperparameter", of=lambda effect: effect.key),
+        number("pairs", "Pairs", of=lambda effect: len(effect.pairs)),
+        number("mean_nats", "Mean difference (nats)", units.decimals(".3f"), lambda effect: effect.mean_nats),
+        Column("direction", "Direction", of=lambda effect: effect.direction),
     ]
     caption = (
         "Pairs of finished settings that agree in everything but this hyperparameter. Mean difference: mean size of "
@@ -102,17 +103,10 @@ def effects_table(effects: Sequence[Effect]) -> Table:
         "Better: lower validation perplexity. The values that were tried differ from key to key, so the sizes "
         "compare these changes and not the keys as such. Several seeds of a setting count as their mean."
     )
-    rows = [
-        Row(
-            cells=[
-                text_cell(effect.key),
-                count_cell(len(effect.pairs)),
-                decimals_cell(effect.mean_nats),
-                text_cell(effect.direction),
-            ]
-        )
-        for effect in effects
-    ]
     return Table(
-        name="discussion-5-effects", title="Changes of one hyperparameter", caption=caption, columns=columns, rows=rows
+        name="discussion-5-effects",
+        title="Changes of one hyperparameter",
+        caption=caption,
+        columns=columns,
+        records=effects,
     )

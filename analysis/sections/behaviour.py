@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section, Subheading
-from analysis.blocks.table import Cell, Column, Row, Table
+from analysis.blocks.table import Column, Table, number
 from analysis.plots.behaviour import behaviour_charts
 from analysis.sections.behaviour_sentences import sentences, vanishes_after
 from analysis.sections.choosing import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOWN, percent, plain_text
@@ -118,26 +119,37 @@ def _samples_blocks(runs: Sequence[Behaved], shown: Sequence[Behaved]) -> list[B
 
 # -- tables --------------------------------------------------------------------------------------------------------
 
-RUN = [
-    Column(key="number", title="No.", numeric=True),
-    Column(key="name", title="Run"),
-    Column(key="architecture", title="Architecture"),
-]
+
+def _run_columns(run_of: Callable[[Any], Behaved]) -> list[Column]:
+    return [
+        number("number", "No.", of=lambda record: run_of(record).number),
+        Column("name", "Run", of=lambda record: run_of(record).name),
+        Column("architecture", "Architecture", units.architecture, lambda record: run_of(record).arch),
+    ]
+
+
+TWO_DECIMALS = units.decimals(".2f")
 
 
 def behaviour_table(runs: Sequence[Behaved]) -> Table:
     """What the curves come to, one row for each run."""
     columns = [
-        *RUN,
-        Column(key="windows", title="Windows", numeric=True),
-        Column(key="first_step_loss", title="First step", numeric=True),
-        Column(key="last_step_loss", title="Last step", numeric=True),
-        Column(key="zero_state_ppl", title="Zero state", numeric=True),
-        Column(key="carried_state_ppl", title="Carried", numeric=True),
-        Column(key="steps_to_1_percent", title="Gradient < 1 %", numeric=True),
-        Column(key="seconds", title="Time", numeric=True),
-        Column(key="device", title="Device"),
-        Column(key="judge", title="Judge"),
+        *_run_columns(lambda run: run),
+        Column(
+            "windows",
+            "Windows",
+            of=lambda run: run.behaviour.windows * run.behaviour.columns,
+            shown=_windows,
+            numeric=True,
+        ),
+        number("first_step_loss", "First step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[0])),
+        number("last_step_loss", "Last step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[-1])),
+        number("zero_state_ppl", "Zero state", units.perplexity, lambda run: _perplexity(run.behaviour.zero_state)),
+        number("carried_state_ppl", "Carried", units.perplexity, lambda run: _perplexity(run.behaviour.carried_state)),
+        number("steps_to_1_percent", "Gradient < 1 %", units.whole, lambda run: vanishes_after(run.behaviour.gradient)),
+        number("seconds", "Time", units.duration, lambda run: run.behaviour.seconds),
+        Column("device", "Device", of=lambda run: run.behaviour.device),
+        Column("judge", "Judge", units.text, lambda run: run.behaviour.judge),
     ]
     caption = (
         "Windows: number × columns × tokens of each, of the validation text. First and last step: mean loss there, in "
@@ -155,43 +167,14 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
         title="Behaviour of the trained models",
         caption=caption,
         columns=columns,
-        rows=[_behaviour_row(run) for run in runs],
+        records=runs,
+        run=lambda run: run.number,
     )
 
 
-def _behaviour_row(run: Behaved) -> Row:
+def _windows(run: Behaved) -> str:
     behaviour = run.behaviour
-    steps = len(behaviour.zero_state)
-    zero, carried = _perplexity(behaviour.zero_state), _perplexity(behaviour.carried_state)
-    back = vanishes_after(behaviour.gradient)
-    cells = [
-        *_run_cells(run),
-        Cell(
-            text=f"{behaviour.windows:,} × {behaviour.columns:,} × {steps:,}",
-            value=behaviour.windows * behaviour.columns,
-        ),
-        _loss_cell(behaviour.zero_state[0]),
-        _loss_cell(behaviour.zero_state[-1]),
-        Cell(text=units.perplexity(zero), value=zero),
-        Cell(text=units.perplexity(carried), value=carried),
-        Cell(text=units.MISSING if back is None else str(back), value=back),
-        Cell(text=units.duration(behaviour.seconds), value=behaviour.seconds),
-        Cell(text=behaviour.device, value=behaviour.device),
-        Cell(text=behaviour.judge or units.MISSING, value=behaviour.judge),
-    ]
-    return Row(cells=cells, run=run.number)
-
-
-def _run_cells(run: Behaved) -> list[Cell]:
-    return [
-        Cell(text=str(run.number), value=run.number),
-        Cell(text=run.name, value=run.name),
-        Cell(text=units.architecture(run.arch), value=run.arch),
-    ]
-
-
-def _loss_cell(loss: Any) -> Cell:
-    return Cell(text=f"{loss:.2f}" if math.isfinite(loss) else units.MISSING, value=float(loss))
+    return f"{behaviour.windows:,} × {behaviour.columns:,} × {len(behaviour.zero_state):,}"
 
 
 def _perplexity(losses: Values) -> float:
@@ -202,25 +185,48 @@ def _perplexity(losses: Values) -> float:
 # -- samples -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplesOfLength:
+    """The samples of a run that have one length."""
+
+    run: Behaved
+    length: int
+    samples: list[Sample]
+
+    def mean(self, measure: Callable[[Sample], float]) -> float:
+        return float(np.mean([measure(sample) for sample in self.samples]))
+
+    def geometric_mean(self, measure: Callable[[Sample], float]) -> float:
+        """NaN where one is missing."""
+        values = np.array([measure(sample) for sample in self.samples], dtype=float)
+        return float(np.exp(np.log(values).mean())) if (values > 0).all() else math.nan
+
+
 def measures_table(runs: Sequence[Behaved]) -> Table:
     """Means over the samples of each run and length."""
+
+    def of(measure: Callable[[Sample], float]) -> Callable[[SamplesOfLength], float]:
+        return lambda group: group.mean(measure)
+
     columns = [
-        *RUN,
-        Column(key="tokens", title="Tokens", numeric=True),
-        Column(key="samples", title="Samples", numeric=True),
-        Column(key="perplexity_other", title="Judge", numeric=True),
-        Column(key="perplexity_own", title="Own", numeric=True),
-        Column(key="entropy", title="Entropy", numeric=True),
-        Column(key="distinct_2", title="Distinct-2", numeric=True),
-        Column(key="repetition", title="Repetition", numeric=True),
-        Column(key="unk_share", title="<unk>", numeric=True),
-        Column(key="longest_copy", title="Longest copy", numeric=True),
+        *_run_columns(lambda group: group.run),
+        number("tokens", "Tokens", units.decimals(","), lambda group: group.length),
+        number("samples", "Samples", of=lambda group: len(group.samples)),
+        number("perplexity_other", "Judge", units.perplexity, lambda g: g.geometric_mean(lambda s: s.perplexity_other)),
+        number("perplexity_own", "Own", units.perplexity, lambda g: g.geometric_mean(lambda s: s.perplexity_own)),
+        number("entropy", "Entropy", TWO_DECIMALS, of(lambda sample: float(sample.entropy.mean()))),
+        number("distinct_2", "Distinct-2", TWO_DECIMALS, of(lambda sample: sample.distinct[1])),
+        number("repetition", "Repetition", percent, of(lambda sample: sample.repetition)),
+        number("unk_share", "<unk>", percent, of(lambda sample: sample.unk_share)),
+        number("longest_copy", "Longest copy", "{:.1f}".format, of(lambda sample: len(sample.copied))),
     ]
-    rows = []
-    for run in runs:
-        ordered = sorted(run.behaviour.samples, key=lambda sample: sample.length)
-        for length, members in groupby(ordered, key=lambda sample: sample.length):
-            rows.append(_measures_row(run, length, list(members)))
+    groups = [
+        SamplesOfLength(run=run, length=length, samples=list(members))
+        for run in runs
+        for length, members in groupby(
+            sorted(run.behaviour.samples, key=lambda sample: sample.length), key=lambda sample: sample.length
+        )
+    ]
     caption = (
         "Means over the samples of each length. Judge and own: perplexity under the judge's model and under the model "
         "itself, the exponential of the mean loss of a token (the geometric mean over samples). Entropy: of the "
@@ -229,40 +235,14 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
         "<unk>: share of the tokens. Longest copy: tokens of the longest passage that stands in the training text as "
         f"it is. {units.MISSING}: not available."
     )
-    return Table(name="samples-measures", title="Measures of the samples", caption=caption, columns=columns, rows=rows)
-
-
-def _measures_row(run: Behaved, length: int, samples: Sequence[Sample]) -> Row:
-    other = _geometric_mean(sample.perplexity_other for sample in samples)
-    own = _geometric_mean(sample.perplexity_own for sample in samples)
-    entropy = _mean(float(sample.entropy.mean()) for sample in samples)
-    distinct = _mean(sample.distinct[1] for sample in samples)
-    repetition = _mean(sample.repetition for sample in samples)
-    unknown = _mean(sample.unk_share for sample in samples)
-    copied = _mean(len(sample.copied) for sample in samples)
-    cells = [
-        *_run_cells(run),
-        Cell(text=f"{length:,}", value=length),
-        Cell(text=str(len(samples)), value=len(samples)),
-        Cell(text=units.perplexity(other), value=other),
-        Cell(text=units.perplexity(own), value=own),
-        _loss_cell(entropy),
-        _loss_cell(distinct),
-        Cell(text=percent(repetition), value=repetition),
-        Cell(text=percent(unknown), value=unknown),
-        Cell(text=f"{copied:.1f}", value=copied),
-    ]
-    return Row(cells=cells, run=run.number)
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
-
-
-def _geometric_mean(perplexities: Iterable[float]) -> float:
-    """NaN where one is missing."""
-    values = np.array(list(perplexities), dtype=float)
-    return float(np.exp(np.log(values).mean())) if (values > 0).all() else math.nan
+    return Table(
+        name="samples-measures",
+        title="Measures of the samples",
+        caption=caption,
+        columns=columns,
+        records=groups,
+        run=lambda group: group.run.number,
+    )
 
 
 # -- data files ----------------------------------------------------------------------------------------------------

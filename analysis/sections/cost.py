@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section
-from analysis.blocks.table import Cell, Column, Row, Table
+from analysis.blocks.table import Column, Table, number, run_columns
 from analysis.plots.timeline import timeline_chart
 from analysis.study import units
 from analysis.study.settings import finished, in_report_order
 from analysis.study.study import Study
 
 COLUMNS = [
-    Column(key="number", title="No.", numeric=True),
-    Column(key="name", title="Run"),
-    Column(key="architecture", title="Architecture"),
-    Column(key="optimizer", title="Optimizer"),
-    Column(key="backend", title="Backend"),
-    Column(key="device", title="Device"),
-    Column(key="ranks", title="Ranks", numeric=True),
-    Column(key="estimated_seconds", title="Estimate", numeric=True),
-    Column(key="wall_seconds", title="Actual", numeric=True),
-    Column(key="ratio", title="Ratio", numeric=True),
-    Column(key="tokens_per_second", title="Tokens/s", numeric=True),
-    Column(key="peak_memory_bytes", title="Memory", numeric=True),
-    Column(key="attempts", title="Attempts", numeric=True),
-    Column(key="lost_seconds", title="Outside epochs", numeric=True),
-    Column(key="gpu_hours", title="GPU h", numeric=True),
-    Column(key="core_hours", title="Core h", numeric=True),
+    *run_columns(),
+    Column("backend", "Backend", units.text),
+    Column("device", "Device", units.text),
+    number("ranks", "Ranks", units.whole),
+    number("estimated_seconds", "Estimate", units.duration),
+    number("wall_seconds", "Actual", units.duration),
+    number("ratio", "Ratio", units.decimals(".2f")),
+    number("tokens_per_second", "Tokens/s", units.decimals(",.0f")),
+    number("peak_memory_bytes", "Memory", units.memory),
+    number("attempts", "Attempts"),
+    number("lost_seconds", "Outside epochs", units.duration),
+    number("gpu_hours", "GPU h", units.hours),
+    number("core_hours", "Core h", units.hours),
 ]
 
 CAPTION = (
@@ -79,19 +75,28 @@ def costs_of(attempts: pd.DataFrame) -> pd.DataFrame:
 
 def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
     """A row for each run that has been started. ``attempts`` as :func:`costs_of` gives them."""
-    by_run: dict[str, list[dict[Any, Any]]] = {}
-    for attempt in attempts.to_dict("records"):
-        by_run.setdefault(attempt["id"], []).append(attempt)
+    by_run = attempts.groupby("id", sort=False)
+    last = by_run.tail(1).set_index("id")
     measured = study.epochs.groupby("id", sort=False).agg(
-        speed=("train_tokens_per_second", "median"), memory=("peak_memory_bytes", "max")
+        tokens_per_second=("train_tokens_per_second", "median"), peak_memory_bytes=("peak_memory_bytes", "max")
     )
-    speeds, memories = measured["speed"].to_dict(), measured["memory"].to_dict()
-    rows = [
-        _row(run, by_run[run["id"]], speeds.get(run["id"]), memories.get(run["id"]))
-        for run in in_report_order(study.runs).to_dict("records")
-        if run["id"] in by_run
-    ]
-    return Table(name="cost", title="What each run has cost", caption=CAPTION, columns=COLUMNS, rows=rows)
+    runs = in_report_order(study.runs).set_index("id", drop=False)
+    runs = runs[runs.index.isin(last.index)]
+    sums = {key: by_run[key].agg(math.fsum) for key in ("lost_seconds", "gpu_hours", "core_hours")}
+    records = runs.assign(
+        **{key: last[key] for key in MAY_BE_SHARED},
+        ratio=(runs["wall_seconds"] / runs["estimated_seconds"]).where(runs["state"] == "done"),
+        attempts=by_run.size(),
+        **sums,
+    ).join(measured)
+    return Table(
+        name="cost",
+        title="What each run has cost",
+        caption=CAPTION,
+        columns=COLUMNS,
+        records=records.to_dict("records"),
+        run=lambda run: run["number"],
+    )
 
 
 def shortened(table: Table) -> Table:
@@ -103,48 +108,13 @@ def shortened(table: Table) -> Table:
         if column.key in MAY_BE_SHARED and len(texts) == 1 and len(table.rows) > 1:
             shared.append(f"{column.title} = {texts.pop()}")
         elif column.key not in ("gpu_hours", "core_hours") or texts != {units.MISSING}:
-            kept.append(place)
+            kept.append(column)
     return replace(
         table,
         caption=f"{table.caption} The same in every run: {', '.join(shared)}." if shared else table.caption,
-        columns=[table.columns[place] for place in kept],
-        rows=[replace(row, cells=[row.cells[place] for place in kept]) for row in table.rows],
+        columns=kept,
         full_csv=table.to_csv(),
     )
-
-
-def _row(run: dict[Any, Any], attempts: list[dict[Any, Any]], speed: Any, memory: Any) -> Row:
-    last = attempts[-1]
-    ratio = run["wall_seconds"] / run["estimated_seconds"] if run["state"] == "done" else math.nan
-    lost = _sum(attempts, "lost_seconds")
-    gpu_hours, core_hours = _sum(attempts, "gpu_hours"), _sum(attempts, "core_hours")
-    cells = [
-        Cell(text=str(run["number"]), value=run["number"]),
-        Cell(text=run["name"], value=run["name"]),
-        Cell(text=units.architecture(run["arch"]), value=run["arch"]),
-        Cell(text=units.optimizer(run["optimizer"]), value=run["optimizer"]),
-        *(Cell(text=last[key] or units.MISSING, value=last[key]) for key in ("backend", "device")),
-        _whole(last["ranks"]),
-        Cell(text=units.duration(run["estimated_seconds"]), value=run["estimated_seconds"]),
-        Cell(text=units.duration(run["wall_seconds"]), value=run["wall_seconds"]),
-        Cell(text=f"{ratio:.2f}" if units.is_number(ratio) else units.MISSING, value=ratio),
-        Cell(text=f"{speed:,.0f}" if units.is_number(speed) else units.MISSING, value=speed),
-        Cell(text=units.memory(memory), value=memory),
-        _whole(len(attempts)),
-        Cell(text=units.duration(lost), value=lost),
-        Cell(text=units.hours(gpu_hours), value=gpu_hours),
-        Cell(text=units.hours(core_hours), value=core_hours),
-    ]
-    return Row(cells=cells, run=run["number"])
-
-
-def _whole(value: Any) -> Cell:
-    return Cell(text=str(int(value)), value=int(value)) if units.is_number(value) else Cell(text=units.MISSING)
-
-
-def _sum(attempts: list[dict[Any, Any]], key: str) -> float:
-    """NaN where it is unknown for one of them."""
-    return math.fsum(attempt[key] for attempt in attempts)
 
 
 # -- totals --------------------------------------------------------------------------------------------------------

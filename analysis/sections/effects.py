@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.blocks.section import Block, Prose, Section
-from analysis.blocks.table import Cell, Column, Row, Table
+from analysis.blocks.table import Column, Table, number
 from analysis.plots.heat_map import heat_map
 from analysis.plots.slices import slices_chart
 from analysis.study import units
@@ -24,25 +24,8 @@ from analysis.study.study import HYPERPARAMETERS, Study
 SINGLE_STEPS = 8
 """A key with at most so many values has a row for each change from one to the next; with more, one row for all."""
 
-PAIRED_COLUMNS = [
-    Column(key="key", title="Key"),
-    Column(key="lower", title="From", numeric=True),
-    Column(key="higher", title="To", numeric=True),
-    Column(key="pairs", title="Pairs", numeric=True),
-    Column(key="mean_change_nats", title="Change (nats)", numeric=True),
-    Column(key="perplexity_ratio", title="Perplexity ratio", numeric=True),
-    Column(key="lowest_change_nats", title="Lowest", numeric=True),
-    Column(key="highest_change_nats", title="Highest", numeric=True),
-]
-
-UNPAIRED_COLUMNS = [
-    Column(key="key", title="Key"),
-    Column(key="value", title="Value", numeric=True),
-    Column(key="settings", title="Settings", numeric=True),
-    Column(key="mean_loss_nats", title="Mean loss (nats)", numeric=True),
-    Column(key="perplexity", title="Perplexity", numeric=True),
-    Column(key="above_lowest_nats", title="Above lowest (nats)", numeric=True),
-]
+NATS = units.decimals("+.3f")
+"""Differences of losses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +42,33 @@ class Change:
     @property
     def mean_nats(self) -> float:
         return math.fsum(self.differences_nats) / len(self.differences_nats)
+
+    @property
+    def ends(self) -> tuple[Any, Any]:
+        """Both values, or words for any two."""
+        any_two = self.lower is None and self.higher is None
+        return ("any", "any higher") if any_two else (self.lower, self.higher)
+
+    @property
+    def printed_ends(self) -> tuple[str, str]:
+        if self.lower is None and self.higher is None:
+            return "any", "any higher"
+        return printed(self.key, self.lower), printed(self.key, self.higher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The settings with one value of a key, whatever else they differ in."""
+
+    key: str
+    value: Any
+    losses_nats: list[float]
+    lowest_nats: float
+    """Mean of the key's best value."""
+
+    @property
+    def mean_nats(self) -> float:
+        return math.fsum(self.losses_nats) / len(self.losses_nats)
 
 
 def effects_section(study: Study) -> Section:
@@ -79,7 +89,7 @@ def effects_section(study: Study) -> Section:
     if changes:
         blocks.append(paired_table(changes))
     unpaired = unpaired_table(study)
-    if unpaired.rows:
+    if unpaired.records:
         blocks.append(unpaired)
     return Section(name="effects", title="Main effects", blocks=blocks)
 
@@ -133,32 +143,23 @@ def paired_table(changes: Sequence[Change]) -> Table:
     )
     if any(change.lower is None for change in changes):
         caption += " any: a key of many values, all its pairs together, from the lower value to the higher one."
-    rows = [_paired_row(change) for change in changes]
+    columns = [
+        Column("key", "Key", of=lambda change: change.key),
+        Column("lower", "From", of=lambda c: c.ends[0], shown=lambda c: c.printed_ends[0], numeric=True),
+        Column("higher", "To", of=lambda c: c.ends[1], shown=lambda c: c.printed_ends[1], numeric=True),
+        number("pairs", "Pairs", of=lambda change: len(change.differences_nats)),
+        number("mean_change_nats", "Change (nats)", NATS, lambda change: change.mean_nats),
+        number("perplexity_ratio", "Perplexity ratio", units.decimals(".3f"), lambda c: math.exp(c.mean_nats)),
+        number("lowest_change_nats", "Lowest", NATS, lambda change: min(change.differences_nats)),
+        number("highest_change_nats", "Highest", NATS, lambda change: max(change.differences_nats)),
+    ]
     return Table(
         name="effects",
         title="What a change of one hyperparameter alone has done",
         caption=caption,
-        columns=PAIRED_COLUMNS,
-        rows=rows,
+        columns=columns,
+        records=changes,
     )
-
-
-def _paired_row(change: Change) -> Row:
-    differences, mean = change.differences_nats, change.mean_nats
-    any_two = change.lower is None and change.higher is None
-    ends = [
-        Cell(text=text if any_two else printed(change.key, value), value=text if any_two else value)
-        for text, value in (("any", change.lower), ("any higher", change.higher))
-    ]
-    cells = [
-        Cell(text=change.key, value=change.key),
-        *ends,
-        Cell(text=str(len(differences)), value=len(differences)),
-        Cell(text=f"{mean:+.3f}", value=mean),
-        Cell(text=f"{math.exp(mean):.3f}", value=math.exp(mean)),
-        *(Cell(text=f"{value:+.3f}", value=value) for value in (min(differences), max(differences))),
-    ]
-    return Row(cells=cells)
 
 
 def _paired_sentence(changes: Sequence[Change], pairs: Sequence[SettingPair]) -> str:
@@ -190,7 +191,7 @@ def _paired_sentence(changes: Sequence[Change], pairs: Sequence[SettingPair]) ->
 def unpaired_table(study: Study) -> Table:
     """The mean over the settings with each value of each key that varies."""
     settings = settings_of(study.runs)
-    rows: list[Row] = []
+    means: list[Mean] = []
     summed_up: list[str] = []
     for key in varying_keys([setting.config for setting in settings]):
         of_value: dict[Any, list[float]] = defaultdict(list)
@@ -202,7 +203,7 @@ def unpaired_table(study: Study) -> Table:
             summed_up.append(key)
             continue
         lowest = min(math.fsum(found) / len(found) for found in of_value.values())
-        rows += [_unpaired_row(key, value, of_value[value], lowest) for value in values]
+        means += [Mean(key=key, value=v, losses_nats=of_value[v], lowest_nats=lowest) for v in values]
     caption = (
         "For orientation alone: the settings with one value may differ from those with another in everything else, so "
         "these differences are not the effect of the key. Settings: those with finished runs; several seeds count as "
@@ -211,23 +212,18 @@ def unpaired_table(study: Study) -> Table:
     )
     if summed_up:
         caption += f" Left out, as they have more than {SINGLE_STEPS} values: {units.listing(summed_up)}."
+    columns = [
+        Column("key", "Key", of=lambda mean: mean.key),
+        Column("value", "Value", of=lambda m: m.value, shown=lambda m: printed(m.key, m.value), numeric=True),
+        number("settings", "Settings", of=lambda mean: len(mean.losses_nats)),
+        number("mean_loss_nats", "Mean loss (nats)", units.decimals(".3f"), lambda mean: mean.mean_nats),
+        number("perplexity", "Perplexity", units.perplexity, lambda mean: math.exp(mean.mean_nats)),
+        number("above_lowest_nats", "Above lowest (nats)", NATS, lambda mean: mean.mean_nats - mean.lowest_nats),
+    ]
     return Table(
         name="marginal-means",
         title="Unpaired: mean of all settings with a value",
         caption=caption,
-        columns=UNPAIRED_COLUMNS,
-        rows=rows,
+        columns=columns,
+        records=means,
     )
-
-
-def _unpaired_row(key: str, value: Any, losses: Sequence[float], lowest: float) -> Row:
-    mean = math.fsum(losses) / len(losses)
-    cells = [
-        Cell(text=key, value=key),
-        Cell(text=printed(key, value), value=value),
-        Cell(text=str(len(losses)), value=len(losses)),
-        Cell(text=f"{mean:.3f}", value=mean),
-        Cell(text=units.perplexity(math.exp(mean)), value=math.exp(mean)),
-        Cell(text=f"{mean - lowest:+.3f}", value=mean - lowest),
-    ]
-    return Row(cells=cells)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from analysis.blocks.section import Block, Prose, Section
-from analysis.blocks.table import Cell, Column, Row, Table
+from analysis.blocks.table import Column, Table, number, run_columns
 from analysis.plots.published import DRAWN_FROM, published_chart
 from analysis.study import units
 from analysis.study.published import ABOVE, BELOW, NO_REPLICATIONS, WITHIN, Comparison
@@ -74,19 +75,16 @@ def _is(number: int) -> str:
 def published_table(compared: list[Comparison]) -> Table:
     """A row for each run that has published numbers, each seed by itself."""
     columns = [
-        Column(key="number", title="No.", numeric=True),
-        Column(key="name", title="Run"),
-        Column(key="architecture", title="Architecture"),
-        Column(key="optimizer", title="Optimizer"),
-        Column(key="published_train_ppl", title="Train publ.", numeric=True),
-        Column(key="train_ppl", title="Train repr.", numeric=True),
-        Column(key="published_val_ppl", title="Valid. publ.", numeric=True),
-        Column(key="val_ppl", title="Valid. repr.", numeric=True),
-        Column(key="difference", title="Diff.", numeric=True),
-        Column(key="difference_percent", title="%", numeric=True),
-        Column(key="difference_nats", title="nats", numeric=True),
-        Column(key="verdict", title="Verdict"),
-        Column(key="replications", title="Replications", numeric=True),
+        *run_columns(lambda compared: compared.run),
+        number("published_train_ppl", "Train publ.", _published, lambda c: c.run["published_train_ppl"]),
+        number("train_ppl", "Train repr.", units.perplexity, lambda c: c.train_reproduced),
+        number("published_val_ppl", "Valid. publ.", _published, lambda c: c.run["published_val_ppl"]),
+        number("val_ppl", "Valid. repr.", units.perplexity, lambda c: c.reproduced),
+        number("difference", "Diff.", _signed(",.2f"), lambda c: c.difference),
+        number("difference_percent", "%", _signed(",.1f"), lambda c: c.percent),
+        number("difference_nats", "nats", _signed(".3f"), lambda c: c.nats),
+        Column("verdict", "Verdict", lambda verdict: IN_TABLE.get(verdict, verdict), lambda c: c.verdict),
+        number("replications", "Replications", units.text, _replications),
     ]
     caption = (
         "Perplexities at the best validation epoch. Publ.: as published; repr.: reproduced here, of done runs. Diff.: "
@@ -100,39 +98,22 @@ def published_table(compared: list[Comparison]) -> Table:
         title="Published and reproduced perplexity",
         caption=caption,
         columns=columns,
-        rows=[_row(c) for c in compared],
+        records=compared,
+        run=lambda compared: compared.run["number"],
     )
 
 
-def _row(compared: Comparison) -> Row:
-    run = compared.run
+def _replications(compared: Comparison) -> str | None:
     spread = compared.replications
-    cells = [
-        Cell(text=str(run["number"]), value=run["number"]),
-        Cell(text=run["name"], value=run["name"]),
-        Cell(text=units.architecture(run["arch"]), value=run["arch"]),
-        Cell(text=units.optimizer(run["optimizer"]), value=run["optimizer"]),
-        _published_cell(run["published_train_ppl"]),
-        Cell(text=units.perplexity(compared.train_reproduced), value=compared.train_reproduced),
-        _published_cell(run["published_val_ppl"]),
-        Cell(text=units.perplexity(compared.reproduced), value=compared.reproduced),
-        _signed(compared.difference, ",.2f"),
-        _signed(compared.percent, ",.1f"),
-        _signed(compared.nats, ".3f"),
-        Cell(text=IN_TABLE.get(compared.verdict, compared.verdict), value=compared.verdict),
-        Cell(
-            text=units.MISSING if spread is None else "–".join(map(units.plain_value, spread)),
-            value=None if spread is None else "–".join(map(units.plain_value, spread)),
-        ),
-    ]
-    return Row(cells=cells, run=run["number"])
+    return None if spread is None else "–".join(map(units.plain_value, spread))
 
 
-def _published_cell(value: Any) -> Cell:
+def _published(value: Any) -> str:
     """A published number with the digits that were published."""
-    return Cell(text=units.plain_value(value) if units.is_number(value) else units.MISSING, value=value)
+    return units.plain_value(value) if units.is_number(value) else units.MISSING
 
 
-def _signed(value: float, digits: str) -> Cell:
-    text = f"{value:+{digits}}" if units.is_number(value) else units.MISSING
-    return Cell(text=text if text.strip("+-0.") else text.lstrip("+-"), value=value)
+def _signed(digits: str) -> Callable[[Any], str]:
+    """How to write differences; one that is rounded to 0 has no sign."""
+    write = units.decimals(f"+{digits}")
+    return lambda value: text if (text := write(value)).strip("+-0.") else text.lstrip("+-")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from analysis.blocks.table import Cell, Column, Row, Table, csv_text
+from analysis.blocks.table import Column, Table, csv_text, number, run_columns
 from analysis.study import units
 from analysis.study.settings import Setting, best_runs, clear_winners, in_report_order, repeats_seeds, settings_of
 from analysis.study.study import HYPERPARAMETERS, Study
@@ -24,17 +25,14 @@ ALWAYS_SHOWN = {
 # -- results -------------------------------------------------------------------------------------------------------
 
 RESULT_COLUMNS = [
-    Column(key="number", title="No.", numeric=True),
-    Column(key="name", title="Run"),
-    Column(key="architecture", title="Architecture"),
-    Column(key="optimizer", title="Optimizer"),
-    Column(key="train_ppl", title="Train", numeric=True),
-    Column(key="val_ppl", title="Valid.", numeric=True),
-    Column(key="test_ppl", title="Test", numeric=True),
-    Column(key="epochs_to_best", title="Best epoch", numeric=True),
-    Column(key="epochs_done", title="Epochs", numeric=True),
-    Column(key="wall_seconds", title="Time", numeric=True),
-    Column(key="state", title="State"),
+    *run_columns(),
+    Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
+    Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
+    number("test_ppl", "Test", units.perplexity),
+    number("epochs_to_best", "Best epoch", units.whole, lambda run: _from_1(run["best_epoch"])),
+    Column("epochs_done", "Epochs", shown=lambda run: _epochs(run), numeric=True),
+    number("wall_seconds", "Time", units.duration),
+    Column("state", "State", kind="state"),
 ]
 
 
@@ -45,7 +43,6 @@ def results_table(study: Study) -> Table:
     """
     repeated = repeats_seeds(study.runs)
     best = set() if repeated else set(best_runs(study.runs)["id"])
-    rows = [_result_row(run, bold=run["id"] in best) for run in _records(in_report_order(study.runs))]
     bold = (
         "What is best is told by the next table, from all seeds of a setting."
         if repeated
@@ -58,22 +55,25 @@ def results_table(study: Study) -> Table:
         "two without). Best epoch: that epoch, counted from 1. Epochs: passes finished, of those planned. Time: wall "
         f"clock of all epochs. {bold} {units.MISSING}: not available."
     )
-    return Table(name="results", title="Perplexity of each run", caption=caption, columns=RESULT_COLUMNS, rows=rows)
+    return Table(
+        name="results",
+        title="Perplexity of each run",
+        caption=caption,
+        columns=RESULT_COLUMNS,
+        records=in_report_order(study.runs).to_dict("records"),
+        run=lambda run: run["number"],
+        bold=lambda run: run["id"] in best,
+        anchored=True,
+    )
 
 
-SETTING_COLUMNS = [
-    Column(key="number", title="No.", numeric=True),
-    Column(key="name", title="Setting"),
-    Column(key="architecture", title="Architecture"),
-    Column(key="optimizer", title="Optimizer"),
-    Column(key="n", title="n", numeric=True),
-    Column(key="val_ppl", title="Valid.", numeric=True),
-    Column(key="low", title="From", numeric=True),
-    Column(key="high", title="To", numeric=True),
-    Column(key="best_seed", title="Best seed", numeric=True),
-    Column(key="worst_seed", title="Worst seed", numeric=True),
-    Column(key="runs", title="Runs"),
-]
+def _from_1(epoch: Any) -> Any:
+    """An epoch as a reader counts it; the files count from 0."""
+    return epoch + 1 if units.is_number(epoch) else None
+
+
+def _epochs(run: Mapping[Any, Any]) -> str:
+    return f"{run['epochs_done']} of {units.plain_value(run['train.epochs'])}"
 
 
 def settings_table(study: Study) -> Table | None:
@@ -88,9 +88,18 @@ def settings_table(study: Study) -> Table | None:
         arch = units.rank(units.ARCHITECTURES, setting.arch)
         return arch, units.rank(units.OPTIMIZERS, setting.optimizer), setting.number
 
-    rows = [
-        _setting_row(setting, [values[run] for run in setting.runs], bold=setting.number in bold)
-        for setting in sorted(settings, key=place)
+    columns = [
+        number("number", "No.", of=lambda setting: setting.number),
+        Column("name", "Setting", of=lambda setting: setting.name, emphasised=True),
+        Column("architecture", "Architecture", units.architecture, lambda setting: setting.arch),
+        Column("optimizer", "Optimizer", units.optimizer, lambda setting: setting.optimizer),
+        number("n", "n", of=lambda setting: setting.val_ppl.n),
+        Column("val_ppl", "Valid.", units.perplexity, lambda s: s.val_ppl.centre, numeric=True, emphasised=True),
+        number("low", "From", units.perplexity, lambda setting: setting.val_ppl.low),
+        number("high", "To", units.perplexity, lambda setting: setting.val_ppl.high),
+        number("best_seed", "Best seed", units.perplexity, lambda setting: min(values[n] for n in setting.runs)),
+        number("worst_seed", "Worst seed", units.perplexity, lambda setting: max(values[n] for n in setting.runs)),
+        Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
     ]
     caption = (
         "A setting: runs that differ in nothing but the seed; No.: its first run's. n: finished seeds. Valid.: "
@@ -99,46 +108,14 @@ def settings_table(study: Study) -> Table | None:
         "architecture, where its interval overlaps with that of no other; a single seed counts as a point. "
         f"{units.MISSING}: not available with one seed."
     )
-    title = "Perplexity of each setting over its seeds"
-    return Table(name="settings", title=title, caption=caption, columns=SETTING_COLUMNS, rows=rows)
-
-
-def _setting_row(setting: Setting, seeds: list[float], *, bold: bool) -> Row:
-    found = setting.val_ppl
-    runs = " ".join(map(str, setting.runs))
-    cells = [
-        Cell(text=str(setting.number), value=setting.number),
-        Cell(text=setting.name, value=setting.name, bold=bold),
-        Cell(text=units.architecture(setting.arch), value=setting.arch),
-        Cell(text=units.optimizer(setting.optimizer), value=setting.optimizer),
-        Cell(text=str(found.n), value=found.n),
-        Cell(text=units.perplexity(found.centre), value=found.centre, bold=bold),
-        Cell(text=units.perplexity(found.low), value=found.low),
-        Cell(text=units.perplexity(found.high), value=found.high),
-        Cell(text=units.perplexity(min(seeds)), value=min(seeds)),
-        Cell(text=units.perplexity(max(seeds)), value=max(seeds)),
-        Cell(text=runs, value=runs),
-    ]
-    return Row(cells=cells)
-
-
-def _result_row(run: dict[str, Any], *, bold: bool) -> Row:
-    best = run["best_epoch"] + 1 if units.is_number(run["best_epoch"]) else None  # the files count from 0
-    planned = units.plain_value(run["train.epochs"])
-    cells = [
-        Cell(text=str(run["number"]), value=run["number"]),
-        Cell(text=run["name"], value=run["name"], bold=bold),
-        Cell(text=units.architecture(run["arch"]), value=run["arch"]),
-        Cell(text=units.optimizer(run["optimizer"]), value=run["optimizer"]),
-        Cell(text=units.perplexity(run["train_ppl"]), value=run["train_ppl"], bold=bold),
-        Cell(text=units.perplexity(run["val_ppl"]), value=run["val_ppl"], bold=bold),
-        Cell(text=units.perplexity(run["test_ppl"]), value=run["test_ppl"]),
-        Cell(text=units.MISSING if best is None else str(best), value=best),
-        Cell(text=f"{run['epochs_done']} of {planned}", value=run["epochs_done"]),
-        Cell(text=units.duration(run["wall_seconds"]), value=run["wall_seconds"]),
-        Cell(text=run["state"], value=run["state"], kind="state"),
-    ]
-    return Row(cells=cells, run=run["number"], anchor=f"run-{run['number']}")
+    return Table(
+        name="settings",
+        title="Perplexity of each setting over its seeds",
+        caption=caption,
+        columns=columns,
+        records=sorted(settings, key=place),
+        bold=lambda setting: setting.number in bold,
+    )
 
 
 # -- hyperparameters -----------------------------------------------------------------------------------------------
@@ -152,19 +129,8 @@ def hyperparameters_table(study: Study) -> Table:
     varying = [key for key in HYPERPARAMETERS if key not in hidden | unused]
     keys = [*ALWAYS_SHOWN, *(key for key in varying if key not in ALWAYS_SHOWN)]
     columns = [
-        *RESULT_COLUMNS[:4],
-        *(Column(key=key, title=ALWAYS_SHOWN.get(key, key), numeric=True) for key in keys),
-    ]
-    rows = [
-        Row(
-            cells=[
-                *_result_row(run, bold=False).cells[:4],
-                *(Cell(text=units.plain_value(run[key]), value=run[key]) for key in keys),
-            ],
-            code=run["command"] if isinstance(run["command"], str) else None,
-            run=run["number"],
-        )
-        for run in _records(in_report_order(study.runs))
+        *run_columns(),
+        *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys),
     ]
     stated = ", ".join(f"{key} = {value}" for key, value in shared.items() if key not in keys)
     caption = (
@@ -179,7 +145,9 @@ def hyperparameters_table(study: Study) -> Table:
         title="Hyperparameters and commands",
         caption=caption,
         columns=columns,
-        rows=rows,
+        records=in_report_order(study.runs).to_dict("records"),
+        run=lambda run: run["number"],
+        code=lambda run: run["command"] if isinstance(run["command"], str) else None,
         code_title="Command",
         full_csv=hyperparameters_csv(study),
     )
@@ -200,7 +168,3 @@ def _shared_value(column: pd.Series[Any]) -> str | None:
     """The value that all runs with this key have in common."""
     values = {units.plain_value(value) for value in column[_applies(column)]}
     return values.pop() if len(values) == 1 else None
-
-
-def _records(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in runs.to_dict("records")]

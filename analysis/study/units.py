@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -94,6 +95,21 @@ def plain_value(value: Any) -> str:
             return MISSING
         return f"{value:.12f}".rstrip("0").rstrip(".") if 1e-6 <= abs(value) < 1e6 else f"{value:g}"
     return str(value)
+
+
+def whole(value: Any) -> str:
+    """A whole number without separators."""
+    return str(int(value)) if is_number(value) else MISSING
+
+
+def decimals(digits: str) -> Callable[[Any], str]:
+    """How to write numbers by a format such as ``.3f``."""
+    return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
+
+
+def text(value: Any) -> str:
+    """A text that may be missing."""
+    return str(value) if value else MISSING
 
 
 def count(number: int, noun: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.blocks.latex import breakable_latex, code_latex, escape_latex, latex_table, widest_piece, width_of
-from analysis.blocks.table import Cell, Column, Row, Table
+from analysis.blocks.table import Column, Table
 from analysis.report import write_report
 from analysis.sections.results import hyperparameters_table, results_table
 from analysis.study import units
@@ -39,14 +39,23 @@ HOSTILE = [
 
 def table_of(titles: list[str], rows: list[list[str]], *, code: str | None = None, numeric_from: int = 9) -> Table:
     columns = [
-        Column(key=f"k{n}", title=title, numeric=n >= numeric_from or title == "No.") for n, title in enumerate(titles)
+        Column(
+            f"k{n}",
+            title,
+            of=lambda row, n=n: row[n],
+            numeric=n >= numeric_from or title == "No.",
+            emphasised=n == 1,
+        )
+        for n, title in enumerate(titles)
     ]
     return Table(
         name="made-up",
         title="Made up",
         caption=f"What it shows: {rows[0][0]}.",
         columns=columns,
-        rows=[Row(cells=[Cell(text=t, value=t, bold=n == 1) for n, t in enumerate(row)], code=code) for row in rows],
+        records=rows,
+        bold=lambda row: True,
+        code=lambda row: code,
         code_title="Command",
     )
 

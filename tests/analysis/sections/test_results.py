@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.blocks.latex import code_latex, escape_latex, latex_table
-from analysis.blocks.table import Cell, Column, Row, Table, escape_markdown, markdown_code
+from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
 from analysis.sections.coverage import coverage
 from analysis.sections.results import hyperparameters_csv, hyperparameters_table, results_table
 from analysis.study.settings import best_runs
@@ -167,8 +167,10 @@ def test_a_hostile_cell_keeps_the_shape_of_its_table(name: str) -> None:
         name="t",
         title="T",
         caption="c",
-        columns=[Column(key="a", title="A"), Column(key="b", title="B", numeric=True)],
-        rows=[Row(cells=[Cell(text=name, value=name, bold=True), Cell(text="1.00", value=1.0)], code=name)],
+        columns=[Column("a", "A", emphasised=True), number("b", "B", "{:.2f}".format)],
+        records=[{"a": name, "b": 1.0}],
+        bold=lambda record: True,
+        code=lambda record: name,
         code_title="Command",
     )
     body = table.to_markdown().splitlines()[-1]
