@@ -98,7 +98,7 @@ class Table:
     caption: str
     """The rest of the caption; explains every shorthand."""
     columns: Sequence[Column]
-    records: Sequence[Any] = ()
+    records: pd.DataFrame | Sequence[Any] = ()
     """What each row is about."""
     run: Callable[[Any], int | None] = lambda record: None
     """Number of the run that a record is about."""
@@ -116,6 +116,7 @@ class Table:
     @cached_property
     def rows(self) -> list[Row]:
         """The records as they are shown."""
+        records = self.records.to_dict("records") if isinstance(self.records, pd.DataFrame) else self.records
         return [
             Row(
                 cells=[column.cell(record, bold=self.bold(record)) for column in self.columns],
@@ -123,7 +124,7 @@ class Table:
                 run=self.run(record),
                 anchor=f"run-{self.run(record)}" if self.anchored else None,
             )
-            for record in self.records
+            for record in records
         ]
 
     def csv_file(self) -> str:

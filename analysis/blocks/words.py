@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.study import units
-from analysis.study.settings import Candidate
+from analysis.study.settings import Setting
 from analysis.study.study import Study
 
 SEEDS_CAPTION = "Where a setting has several seeds, their mean stands for them (of perplexities the geometric one)."
 
 
-def described(candidate: Candidate) -> str:
+def described(setting: Setting) -> str:
     """``103 (6 gru-sgd)``; with several seeds also the interval over them."""
-    return f"{units.rounded(candidate.val_ppl)} ({candidate.reference}{interval_phrase(candidate)})"
+    return f"{units.rounded(setting.val_ppl)} ({setting.reference}{interval_phrase(setting)})"
 
 
-def interval_phrase(candidate: Candidate) -> str:
+def interval_phrase(setting: Setting) -> str:
     """``, mean of 3 seeds, 97.5 to 102``; nothing for a single one."""
-    found = candidate.setting.val_ppl
+    found = setting.interval
     if found.n == 1:
         return ""
     low, high = distinct(found.low, found.high)

@@ -117,8 +117,8 @@ def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
         settings = settings_of(runs)
         if not settings:
             return None
-        best = min(settings, key=lambda setting: (setting.val_ppl.centre, setting.number))
-        return Side(value=best.val_ppl.centre, reference=best.reference, interval=best.val_ppl)
+        best = min(settings, key=lambda setting: (setting.val_ppl, setting.number))
+        return Side(value=best.val_ppl, reference=best.reference, interval=best.interval)
     rows: list[dict[Any, Any]] = finished(runs).sort_values("number").to_dict("records")
     rows = [row for row in rows if units.is_number(row[metric])]
     if not rows:

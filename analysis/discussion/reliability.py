@@ -16,7 +16,7 @@ from analysis.blocks.table import Column, Table, number
 from analysis.blocks.words import SEEDS_CAPTION, median, times
 from analysis.plots.scatter import spread_chart
 from analysis.study import units
-from analysis.study.settings import Candidate, finished
+from analysis.study.settings import Setting, finished
 from analysis.study.study import Study
 
 ENOUGH = 3
@@ -32,7 +32,7 @@ class Spread:
 
     architecture: str
     """Its name in print."""
-    settings: list[Candidate]
+    settings: list[Setting]
     finished: int
     """Runs."""
     diverged: int
@@ -44,7 +44,7 @@ class Spread:
 
     @property
     def values(self) -> list[float]:
-        return [candidate.val_ppl for candidate in self.settings]
+        return [setting.val_ppl for setting in self.settings]
 
     @property
     def quartile_range_nats(self) -> float:
@@ -66,9 +66,9 @@ class Spread:
         return self.diverged / ended if ended else math.nan
 
 
-def reliability_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Block]:
+def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
     """The spread of each architecture, and the verdict where there are enough settings."""
-    spreads = spreads_of(study, candidates)
+    spreads = spreads_of(study, settings)
     if not spreads:
         return [Prose(text="No run has finished or diverged, so nothing can be said of reliability.")]
     blocks: list[Block] = [
@@ -76,16 +76,16 @@ def reliability_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Bl
         Points(items=[_sentence(spread) for spread in spreads]),
         _table(spreads),
     ]
-    if len(candidates) >= ENOUGH:
+    if len(settings) >= ENOUGH:
         blocks.append(spread_chart([(_label(spread), spread.settings) for spread in spreads if spread.settings]))
     return blocks
 
 
-def spreads_of(study: Study, candidates: Sequence[Candidate]) -> list[Spread]:
+def spreads_of(study: Study, settings: Sequence[Setting]) -> list[Spread]:
     """One for each architecture with a run that finished or diverged, in the report's order."""
-    groups: dict[Any, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        groups[candidate.setting.arch].append(candidate)
+    groups: dict[Any, list[Setting]] = defaultdict(list)
+    for setting in settings:
+        groups[setting.arch].append(setting)
     done = finished(study.runs)
     diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
     keys = {*groups, *(arch for arch in diverged["arch"] if isinstance(arch, str))}

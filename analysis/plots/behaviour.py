@@ -15,6 +15,7 @@ from analysis.blocks.figure import Chart, Line, Panel, key_mark, run_mark
 from analysis.plots import look
 from analysis.plots.axes import Mark, place_numbers
 from analysis.plots.curves import LABEL_LENGTH
+from analysis.plots.lines import add_legend, even_columns, legend_inches
 from analysis.study import units
 from analysis.study.behaved import Behaved
 from analysis.study.values import Values
@@ -205,7 +206,7 @@ def _layer_panel(axes: Axes, run: Behaved) -> Panel:
     curves = [_positive(values) for values in run.behaviour.layer_gradients]
     lines, marks = [], []
     for place, values in enumerate(curves):
-        colour = look.shade(look.ARCHITECTURE_COLOURS.get(run.arch, look.UNKNOWN_COLOUR), _shade(place))
+        colour = look.shade(look.colour_of(run.arch), _shade(place))
         steps = _steps(values)
         _plot(axes, values, colour, LAYER_DASHES[place % len(LAYER_DASHES)], run.number)
         lines.append(Line(label=f"{run.reference}, layer {place + 1}", x=steps, y=values, run=run.number))
@@ -227,8 +228,14 @@ def _shade(place: int) -> float:
 
 def _pair_of_axes(runs: Sequence[Behaved], *, left: float, share: bool) -> tuple[Figure, tuple[Axes, Axes]]:
     """A figure of two panels with the runs' legend beneath."""
-    columns = _legend_columns(runs)
-    plot, below, above = 3.0, 0.56 + 0.19 * len(columns[0]), 0.28
+    styles = map(_style, runs)
+    columns = even_columns(
+        [
+            Line2D([], [], color=style.colour, linestyle=style.dashes, label=_label(run), gid=key_mark(run.number))
+            for run, style in zip(runs, styles, strict=True)
+        ]
+    )
+    plot, below, above = 3.0, 0.56 + legend_inches(columns), 0.28
     height = plot + below + above
     figure = Figure(figsize=(look.WIDTH_INCHES, height))
     gap = 0.085 if share else 0.135
@@ -236,32 +243,8 @@ def _pair_of_axes(runs: Sequence[Behaved], *, left: float, share: bool) -> tuple
     bottom = below / height
     first = figure.add_axes((left, bottom, width, plot / height))
     second = figure.add_axes((left + width + gap, bottom, width, plot / height))
-    legend = figure.legend(
-        handles=[entry for column in columns for entry in column],
-        ncols=len(columns),
-        loc="lower left",
-        bbox_to_anchor=(left - 0.02, 0.0),
-        handlelength=3.4,
-        fontsize=8,
-        labelspacing=0.3,
-        columnspacing=2.4,
-    )
-    entries = [entry for column in columns for entry in column]
-    for entry, line, text in zip(entries, legend.get_lines(), legend.get_texts(), strict=True):
-        line.set_gid(entry.get_gid())
-        text.set_gid(entry.get_gid())
+    add_legend(figure, columns)
     return figure, (first, second)
-
-
-def _legend_columns(runs: Sequence[Behaved]) -> list[list[Line2D]]:
-    """The runs' entries, in the report's order, in up to three columns of equal length."""
-    entries = [
-        Line2D([], [], color=style.colour, linestyle=style.dashes, label=_label(run), gid=key_mark(run.number))
-        for run, style in zip(runs, map(_style, runs), strict=True)
-    ]
-    length = math.ceil(len(entries) / 3)
-    columns = [entries[start : start + length] for start in range(0, len(entries), length)]
-    return [column + [Line2D([], [], linestyle="", label=" ")] * (length - len(column)) for column in columns]
 
 
 def _style(run: Behaved) -> look.LineStyle:

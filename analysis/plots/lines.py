@@ -164,12 +164,18 @@ def legend_columns(curves: Sequence[Curve], by: Factor = "arch") -> list[list[Li
     for curve in curves:
         members[names.get(getattr(curve, by), units.UNKNOWN)].append(_entry(curve))
     columns = [[_text(title), *entries] for title, entries in members.items() if entries]
-    if len(columns) == 1:
-        entries = columns[0]
-        length = math.ceil(len(entries) / 3)
-        columns = [entries[start : start + length] for start in range(0, len(entries), length)]
+    return even_columns(columns[0]) if len(columns) == 1 else _padded(columns)
+
+
+def even_columns(entries: Sequence[Line2D]) -> list[list[Line2D]]:
+    """Legend entries in up to three columns of equal length."""
+    length = math.ceil(len(entries) / 3)
+    return _padded([entries[start : start + length] for start in range(0, len(entries), length)])
+
+
+def _padded(columns: Sequence[Sequence[Line2D]]) -> list[list[Line2D]]:
     longest = max(len(column) for column in columns)
-    return [column + [_text(" ")] * (longest - len(column)) for column in columns]
+    return [[*column, *[_text(" ")] * (longest - len(column))] for column in columns]
 
 
 def _text(label: str) -> Line2D:

@@ -102,11 +102,21 @@ def line_styles(runs: pd.DataFrame) -> dict[str, LineStyle]:
     }
 
 
+def colour_of(arch: str | None) -> str:
+    """Return the colour of an architecture, or of an unknown one."""
+    return ARCHITECTURE_COLOURS.get(arch or "", UNKNOWN_COLOUR)
+
+
+def marker_of(optimizer: str | None) -> str:
+    """Return the marker of an optimizer, or of an unknown one."""
+    return OPTIMIZER_STYLES.get(optimizer or "", ("-", "."))[1]
+
+
 def line_style(arch: str | None, optimizer: str | None, place: int) -> LineStyle:
     """The style of the setting at ``place`` among those of an architecture with an optimizer."""
-    dashes, marker = OPTIMIZER_STYLES.get(optimizer or "", ("-", "."))
-    colour = shade(ARCHITECTURE_COLOURS.get(arch or "", UNKNOWN_COLOUR), SHADES[place % len(SHADES)][0])
-    return LineStyle(colour=colour, dashes=dashes, marker=marker)
+    dashes = OPTIMIZER_STYLES.get(optimizer or "", ("-", "."))[0]
+    colour = shade(colour_of(arch), SHADES[place % len(SHADES)][0])
+    return LineStyle(colour=colour, dashes=dashes, marker=marker_of(optimizer))
 
 
 def line_colours() -> dict[str, str]:

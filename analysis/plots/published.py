@@ -42,7 +42,7 @@ def _draw(shown: list[Comparison]) -> tuple[Figure, bool]:
     published = [c.published for c in shown for _ in (c.reproduced, *(c.replications or ()))]
     logarithmic = any(abs(value / base - 1) * 100 > LINEAR_UP_TO for value, base in zip(spans, published, strict=True))
     height = 0.24 * len(shown) + 1.25
-    figure = Figure(figsize=(7.6, height))
+    figure = Figure(figsize=(look.WIDTH_INCHES, height))
     axes = figure.add_axes((0.3, 0.95 / height, 0.66, 1 - 1.1 / height))
 
     def place(value: float, base: float) -> float:
@@ -57,8 +57,8 @@ def _draw(shown: list[Comparison]) -> tuple[Figure, bool]:
                 ends, [row, row], color=look.MUTED, alpha=0.45, linewidth=7, solid_capstyle="butt", gid=gid, zorder=2
             )
         ours = place(c.reproduced, c.published)
-        colour = look.ARCHITECTURE_COLOURS.get(c.run["arch"], look.UNKNOWN_COLOUR)
-        marker = look.OPTIMIZER_STYLES.get(c.run["optimizer"], ("-", "."))[1]
+        colour = look.colour_of(c.run["arch"])
+        marker = look.marker_of(c.run["optimizer"])
         axes.plot(
             [ours], [row], color=colour, marker=marker, markersize=6.5, markeredgecolor=look.PAPER, gid=gid, zorder=3
         )

@@ -19,7 +19,7 @@ from analysis.plots import look
 from analysis.plots.axes import LOG_FROM, Mark, Scale, label_perplexity, place_numbers, scale_for, shared_cut
 from analysis.plots.look import kind_legend
 from analysis.study import units
-from analysis.study.settings import Candidate
+from analysis.study.settings import Setting
 
 MOST_NUMBERS = 40
 """Of more points, only those on the front carry their numbers, and all are smaller."""
@@ -31,13 +31,13 @@ GOLDEN = 0.618034
 """Its multiples, less their whole part, are as far apart as those of any number."""
 
 
-def time_chart(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> Chart:
+def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
     """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time."""
     with look.applied():
-        figure, panel = _draw_times(candidates, front)
+        figure, panel = _draw_times(settings, front)
     numbered = (
         "the numbers are the runs', of several seeds the first one's"
-        if len(candidates) <= MOST_NUMBERS
+        if len(settings) <= MOST_NUMBERS
         else "the front's carry their numbers"
     )
     logarithmic = [
@@ -57,7 +57,7 @@ def time_chart(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> C
         caption += " Both axes logarithmic."
     elif logarithmic:
         caption += f" {logarithmic[0].capitalize()} axis logarithmic."
-    caption += cut_sentence(candidates)
+    caption += cut_sentence(settings)
     return Chart(
         name="time-and-perplexity",
         title="Best validation perplexity against the time to it",
@@ -67,32 +67,32 @@ def time_chart(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> C
     )
 
 
-def _draw_times(candidates: Sequence[Candidate], front: Sequence[Candidate]) -> tuple[Figure, Panel]:
+def _draw_times(settings: Sequence[Setting], front: Sequence[Setting]) -> tuple[Figure, Panel]:
     figure = Figure(figsize=(look.WIDTH_INCHES, 4.3))
     axes = figure.add_axes((0.09, 0.2, 0.86, 0.76))
-    seconds, unit = _unit([candidate.seconds_to_best for candidate in candidates])
-    x = np.array([candidate.seconds_to_best / seconds for candidate in candidates])
-    y = np.array([candidate.val_ppl for candidate in candidates])
-    scale = perplexity_scale(candidates)
-    corners = [(candidate.seconds_to_best / seconds, candidate.val_ppl) for candidate in front]
+    seconds, unit = _unit([setting.seconds_to_best for setting in settings])
+    x = np.array([setting.seconds_to_best / seconds for setting in settings])
+    y = np.array([setting.val_ppl for setting in settings])
+    scale = perplexity_scale(settings)
+    corners = [(setting.seconds_to_best / seconds, setting.val_ppl) for setting in front]
     if len(corners) > 1:
         axes.step(
             *zip(*corners, strict=True), where="post", color=look.MUTED, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2
         )
-    for left, candidate in zip(x, candidates, strict=True):
-        _point(axes, left, candidate, scale, len(candidates))
+    for left, setting in zip(x, settings, strict=True):
+        _point(axes, left, setting, scale, len(settings))
     _label_time(axes, x, unit)
     label_perplexity(axes, scale, "Best validation perplexity", most_ticks=9)
-    numbered = candidates if len(candidates) <= MOST_NUMBERS else front
+    numbered = settings if len(settings) <= MOST_NUMBERS else front
     place_numbers(
         axes,
-        [_mark(candidate.seconds_to_best / seconds, candidate, scale) for candidate in numbered],
+        [_mark(setting.seconds_to_best / seconds, setting, scale) for setting in numbered],
     )
     front_line = Line2D([], [], color=look.MUTED, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")
-    add_legend(figure, candidates, [front_line] if len(corners) > 1 else [])
+    add_legend(figure, settings, [front_line] if len(corners) > 1 else [])
     lines = [
-        Line(label=candidate.reference, x=x[place : place + 1], y=y[place : place + 1], run=candidate.only_run)
-        for place, candidate in enumerate(candidates)
+        Line(label=setting.reference, x=x[place : place + 1], y=y[place : place + 1], run=setting.only_run)
+        for place, setting in enumerate(settings)
     ]
     return figure, Panel(axes=axes, lines=lines, x_name=unit)
 
@@ -124,7 +124,7 @@ def _label_time(axes: Axes, values: Any, unit: str) -> None:
 # -- the spread of architectures -----------------------------------------------------------------------------------
 
 
-def spread_chart(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> Chart:
+def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]]) -> Chart:
     """Best validation perplexity of every setting, a column for each architecture: label beneath it, settings."""
     with look.applied():
         figure, logarithmic = _draw_spread(groups)
@@ -135,14 +135,14 @@ def spread_chart(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> Chart:
     )
     if logarithmic:
         caption += " Vertical axis logarithmic."
-    caption += cut_sentence([candidate for _, members in groups for candidate in members])
+    caption += cut_sentence([setting for _, members in groups for setting in members])
     return Chart(name="reliability", title="Spread over settings for each architecture", caption=caption, figure=figure)
 
 
-def _draw_spread(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> tuple[Figure, bool]:
+def _draw_spread(groups: Sequence[tuple[str, Sequence[Setting]]]) -> tuple[Figure, bool]:
     figure = Figure(figsize=(look.WIDTH_INCHES, 4.0))
     axes = figure.add_axes((0.09, 0.235, 0.86, 0.73))
-    everything = [candidate for _, members in groups for candidate in members]
+    everything = [setting for _, members in groups for setting in members]
     scale = perplexity_scale(everything)
     label_perplexity(axes, scale, "Best validation perplexity", most_ticks=9)
     axes.set_xlim(-0.5, len(groups) - 0.5)
@@ -152,7 +152,7 @@ def _draw_spread(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> tuple[Fig
     axes.grid(axis="x", visible=False)
     marks: list[Mark] = []
     for column, (_, members) in enumerate(groups):
-        values = [candidate.val_ppl for candidate in members]
+        values = [setting.val_ppl for setting in members]
         if len(values) > 2:
             low, high = np.percentile(values, [25, 75])
             axes.fill_between(
@@ -162,9 +162,9 @@ def _draw_spread(groups: Sequence[tuple[str, Sequence[Candidate]]]) -> tuple[Fig
             middle = statistics.median(values)
             above = 3.5 if len(everything) > MOST_NUMBERS else 2
             axes.plot([column - 0.3, column + 0.3], [middle, middle], color=look.INK, linewidth=1.3, zorder=above)
-        for candidate, offset in zip(members, swarm(values), strict=True):
-            _point(axes, column + offset, candidate, scale, len(everything))
-            marks.append(_mark(column + offset, candidate, scale))
+        for setting, offset in zip(members, swarm(values), strict=True):
+            _point(axes, column + offset, setting, scale, len(everything))
+            marks.append(_mark(column + offset, setting, scale))
     if len(marks) <= MOST_NUMBERS:
         place_numbers(axes, marks)
     add_legend(figure, everything, [], architectures=False)
@@ -183,52 +183,47 @@ def swarm(values: Sequence[float]) -> list[float]:
 # -- shared --------------------------------------------------------------------------------------------------------
 
 
-def colour_of(candidate: Candidate) -> str:
-    """That of its architecture."""
-    return look.ARCHITECTURE_COLOURS.get(_key(candidate.setting.arch), look.UNKNOWN_COLOUR)
-
-
-def number_of(candidate: Candidate) -> str:
+def number_of(setting: Setting) -> str:
     """The number of the run; of several seeds that of the first."""
-    return str(candidate.setting.runs[0])
+    return str(setting.runs[0])
 
 
-def perplexity_scale(candidates: Sequence[Candidate]) -> Scale:
+def perplexity_scale(settings: Sequence[Setting]) -> Scale:
     """The vertical axis, cut where a few would flatten the rest, with room for numbers at its ends."""
-    values = [np.array([candidate.val_ppl]) for candidate in candidates]
+    values = [np.array([setting.val_ppl]) for setting in settings]
     scale = scale_for(values, cut_at=shared_cut(values))
     return dataclasses.replace(scale, low=scale.low / 1.06) if scale.logarithmic else scale
 
 
-def cut_sentence(candidates: Sequence[Candidate]) -> str:
+def cut_sentence(settings: Sequence[Setting]) -> str:
     """Names those that lie above the axis."""
-    scale = perplexity_scale(candidates)
-    above = [f"{c.reference} ({units.rounded(c.val_ppl)})" for c in candidates if c.val_ppl > scale.high]
+    scale = perplexity_scale(settings)
+    above = [f"{c.reference} ({units.rounded(c.val_ppl)})" for c in settings if c.val_ppl > scale.high]
     if not above:
         return ""
     return f" The vertical axis ends at {units.rounded(scale.high)}; above it (↑): {first_few(above, 5)}."
 
 
-def _mark(x: float, candidate: Candidate, scale: Scale) -> Mark:
-    above = " ↑" if candidate.val_ppl > scale.high else ""
+def _mark(x: float, setting: Setting, scale: Scale) -> Mark:
+    above = " ↑" if setting.val_ppl > scale.high else ""
     return Mark(
         x=x,
-        y=min(candidate.val_ppl, scale.high),
-        text=f"{number_of(candidate)}{above}",
-        colour=colour_of(candidate),
-        run=candidate.only_run,
+        y=min(setting.val_ppl, scale.high),
+        text=f"{number_of(setting)}{above}",
+        colour=look.colour_of(setting.arch),
+        run=setting.only_run,
     )
 
 
-def _point(axes: Axes, x: float, candidate: Candidate, scale: Scale, of: int) -> None:
+def _point(axes: Axes, x: float, setting: Setting, scale: Scale, of: int) -> None:
     """One of so many points."""
-    marker = look.OPTIMIZER_STYLES.get(_key(candidate.setting.optimizer), ("-", "."))[1]
-    gid = None if candidate.only_run is None else run_mark(candidate.only_run)
+    marker = look.marker_of(setting.optimizer)
+    gid = None if setting.only_run is None else run_mark(setting.only_run)
     axes.plot(
         [x],
-        [min(candidate.val_ppl, scale.high)],
+        [min(setting.val_ppl, scale.high)],
         clip_on=False,
-        color=colour_of(candidate),
+        color=look.colour_of(setting.arch),
         marker=marker,
         markersize=6.5 if of <= MOST_NUMBERS else 4.5,
         markeredgecolor=look.PAPER,
@@ -240,12 +235,8 @@ def _point(axes: Axes, x: float, candidate: Candidate, scale: Scale, of: int) ->
 
 
 def add_legend(
-    figure: Figure, candidates: Sequence[Candidate], more: Sequence[Line2D], *, architectures: bool = True
+    figure: Figure, settings: Sequence[Setting], more: Sequence[Line2D], *, architectures: bool = True
 ) -> None:
     """Architectures by colour and optimizers by marker, those that there are."""
-    archs = {candidate.setting.arch for candidate in candidates} if architectures else set()
-    kind_legend(figure, archs, {candidate.setting.optimizer for candidate in candidates}, more, left=0.06)
-
-
-def _key(value: str | None) -> str:
-    return value or ""
+    archs = {setting.arch for setting in settings} if architectures else set()
+    kind_legend(figure, archs, {setting.optimizer for setting in settings}, more, left=0.06)

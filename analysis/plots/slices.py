@@ -97,11 +97,9 @@ def _draw_points(axes: Axes, part: Slice, runs: Mapping[int, Any], *, tagged: bo
 
 
 def _point_style(arch: Any, optimizer: Any) -> dict[str, Any]:
-    marker = look.OPTIMIZER_STYLES.get(optimizer, ("-", "."))[1]
-    colour = look.ARCHITECTURE_COLOURS.get(arch, look.UNKNOWN_COLOUR)
     return {
-        "color": colour,
-        "marker": marker,
+        "color": look.colour_of(arch),
+        "marker": look.marker_of(optimizer),
         "markersize": 4.5,
         "linestyle": "",
         "markeredgecolor": look.PAPER,
@@ -139,8 +137,8 @@ def _draw_chains(
     for chain in chains:
         ends = [(places[setting.config[part.key]], setting) for setting in chain]
         arch = ends[0][1].arch
-        colour = look.ARCHITECTURE_COLOURS.get(arch or "", look.UNKNOWN_COLOUR)
-        points = [(x + part.shift(arch), setting.val_ppl.centre, setting.runs) for x, setting in ends]
+        colour = look.colour_of(arch)
+        points = [(x + part.shift(arch), setting.val_ppl, setting.runs) for x, setting in ends]
         if not tagged or any(len(members) > 1 for _, _, members in points):
             together[colour].append([(x, y) for x, y, _ in points])
             continue

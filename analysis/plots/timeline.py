@@ -166,7 +166,7 @@ def plot_points(axes: Axes, figure: Figure) -> float:
 
 
 def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, room: float) -> None:
-    colour = look.ARCHITECTURE_COLOURS.get(bar.arch or "", look.UNKNOWN_COLOUR)
+    colour = look.colour_of(bar.arch)
     hatch = HATCHES.get(bar.outcome)
     axes.add_patch(
         Rectangle(

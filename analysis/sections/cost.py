@@ -94,7 +94,7 @@ def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
         title="What each run has cost",
         caption=CAPTION,
         columns=COLUMNS,
-        records=records.to_dict("records"),
+        records=records,
         run=lambda run: run["number"],
     )
 

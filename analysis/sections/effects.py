@@ -89,7 +89,7 @@ def effects_section(study: Study) -> Section:
     if changes:
         blocks.append(paired_table(changes))
     unpaired = unpaired_table(study)
-    if unpaired.records:
+    if unpaired.rows:
         blocks.append(unpaired)
     return Section(name="effects", title="Main effects", blocks=blocks)
 
@@ -197,7 +197,7 @@ def unpaired_table(study: Study) -> Table:
         of_value: dict[Any, list[float]] = defaultdict(list)
         for setting in settings:
             if key in setting.config:
-                of_value[setting.config[key]].append(math.log(setting.val_ppl.centre))
+                of_value[setting.config[key]].append(math.log(setting.val_ppl))
         values = sorted_values(key, of_value)
         if len(values) > SINGLE_STEPS:
             summed_up.append(key)

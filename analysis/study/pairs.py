@@ -25,7 +25,7 @@ CHOICES = {"model.arch": units.ARCHITECTURES, "optim.optimizer": units.OPTIMIZER
 """Keys whose value decides which other keys of their section there are, with the report's order of their values."""
 
 MOST_VALUES = 20
-"""Up to so many values of a key, each is compared with each other; of more, each with the next larger one only."""
+"""Up to this many values of a key, each is compared with each other; of more, each with the next larger one only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class SettingPair:
     @property
     def difference_nats(self) -> float:
         """Validation loss of ``b`` less that of ``a``, in nats per predicted token: below 0 where ``b`` is better."""
-        return math.log(self.b.val_ppl.centre) - math.log(self.a.val_ppl.centre)
+        return math.log(self.b.val_ppl) - math.log(self.a.val_ppl)
 
 
 def single_key_pairs(runs: pd.DataFrame) -> list[SettingPair]:

@@ -12,7 +12,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -22,6 +22,9 @@ from analysis.study import units
 from analysis.study.study import HYPERPARAMETERS, Study
 
 CONFIDENCE = 0.95
+
+WITHIN = 1.05
+"""Near a best perplexity: at most this many times it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +87,39 @@ class Setting:
     """Numbers of the finished runs."""
     config: Mapping[str, Any]
     """The keys that apply, with their values, of its first finished run."""
-    val_ppl: Interval
+    interval: Interval
+    """Of the best validation perplexity, over seeds."""
+    gap: float
+    """Validation less training perplexity at the best epoch; like the times below the mean over seeds, NaN if one of
+    them lacks it."""
+    seconds_to_best: float = math.nan
+    """From the start to the end of the epoch with the lowest validation perplexity; see :func:`timed_settings`."""
+    seconds_to_study_best: float = math.nan
+    """To the first epoch within 5 % of the study's best; NaN if that is never reached."""
+
+    @property
+    def val_ppl(self) -> float:
+        """Best validation perplexity; the geometric mean over seeds."""
+        return self.interval.centre
 
     @property
     def reference(self) -> str:
         """How a text refers to it: by its runs' numbers and a name."""
         return f"{'/'.join(map(str, self.runs))} {self.name}"
 
+    @property
+    def only_run(self) -> int | None:
+        """The run's number, of a setting with one seed."""
+        return self.runs[0] if len(self.runs) == 1 else None
+
+    def unclear_against(self, other: Setting) -> bool:
+        """Whether seeds have been repeated and the intervals over them overlap."""
+        return max(self.interval.n, other.interval.n) > 1 and self.interval.overlaps(other.interval)
+
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """The settings that have a finished run with a validation perplexity, by number."""
-    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", *HYPERPARAMETERS]
+    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "gap", *HYPERPARAMETERS]
     members: dict[int, list[dict[Any, Any]]] = {}
     for row in finished(runs)[columns].sort_values("number").to_dict("records"):
         members.setdefault(row["setting"], []).append(row)
@@ -106,7 +131,8 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
             optimizer=rows[0]["optimizer"],
             runs=[row["number"] for row in rows],
             config=config_of(rows[0]),
-            val_ppl=interval([row["val_ppl"] for row in rows]),
+            interval=interval([row["val_ppl"] for row in rows]),
+            gap=statistics.fmean(row["gap"] for row in rows),
         )
         for number, rows in sorted(members.items())
     ]
@@ -135,9 +161,9 @@ def clear_winners(settings: Sequence[Setting]) -> list[Setting]:
     """Of each architecture the best setting, where no other's interval overlaps with its own."""
     winners = []
     for arch in dict.fromkeys(setting.arch for setting in settings):
-        members = sorted((s for s in settings if s.arch == arch), key=lambda setting: setting.val_ppl.centre)
+        members = sorted((s for s in settings if s.arch == arch), key=lambda setting: setting.val_ppl)
         best, rest = members[0], members[1:]
-        if not any(best.val_ppl.overlaps(other.val_ppl) for other in rest):
+        if not any(best.interval.overlaps(other.interval) for other in rest):
             winners.append(best)
     return winners
 
@@ -176,72 +202,34 @@ def places_of(runs: pd.DataFrame) -> dict[str, int]:
     return places
 
 
-# -- candidates ----------------------------------------------------------------------------------------------------
-
-WITHIN = 1.05
-"""Near a best perplexity: at most this many times it."""
+# -- times ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One setting. With several seeds each number is the mean over them; NaN where one of them lacks it."""
-
-    setting: Setting
-    gap: float
-    """Validation less training perplexity at the best epoch."""
-    seconds_to_best: float
-    """From the start to the end of the epoch with the lowest validation perplexity."""
-    seconds_to_own_best: float
-    """To the first epoch within 5 % of the run's own best."""
-    seconds_to_study_best: float
-    """To the first epoch within 5 % of the study's best; NaN where that is never reached."""
-
-    @property
-    def val_ppl(self) -> float:
-        """Best validation perplexity; the geometric mean over seeds."""
-        return self.setting.val_ppl.centre
-
-    @property
-    def reference(self) -> str:
-        return self.setting.reference
-
-    @property
-    def only_run(self) -> int | None:
-        """The run's number, of a setting with one seed."""
-        return self.setting.runs[0] if len(self.setting.runs) == 1 else None
-
-    def unclear_against(self, other: Candidate) -> bool:
-        """Whether seeds have been repeated and the intervals over them overlap."""
-        several = max(self.setting.val_ppl.n, other.setting.val_ppl.n) > 1
-        return several and self.setting.val_ppl.overlaps(other.setting.val_ppl)
-
-
-def candidates_of(study: Study) -> list[Candidate]:
-    """Every setting with a finished run, by number."""
+def timed_settings(study: Study) -> list[Setting]:
+    """Return every setting with a finished run, by number, with the times that follow from its epochs."""
     settings = settings_of(study.runs)
     if not settings:
         return []
-    done = finished(study.runs)
-    rows: dict[int, dict[Any, Any]] = {row["number"]: row for row in done.to_dict("records")}
+    ids = dict(zip(study.runs["number"], study.runs["id"], strict=True))
     to_best = _seconds_to_best(study)
-    to_study_best = _seconds_to(study, WITHIN * min(setting.val_ppl.centre for setting in settings))
+    to_study_best = _seconds_to(study, WITHIN * min(setting.val_ppl for setting in settings))
 
-    def candidate(setting: Setting) -> Candidate:
-        members = [rows[number] for number in setting.runs]
-        return Candidate(
-            setting=setting,
-            gap=_mean([row["gap"] for row in members]),
-            seconds_to_best=_mean(_of_runs(to_best, members)),
-            seconds_to_own_best=_mean([row["seconds_to_5pct"] for row in members]),
-            seconds_to_study_best=_mean(_of_runs(to_study_best, members)),
+    def mean(seconds: Mapping[str, float], setting: Setting) -> float:
+        return statistics.fmean(seconds.get(ids[number], math.nan) for number in setting.runs)
+
+    return [
+        replace(
+            setting,
+            seconds_to_best=mean(to_best, setting),
+            seconds_to_study_best=mean(to_study_best, setting),
         )
+        for setting in settings
+    ]
 
-    return [candidate(setting) for setting in settings]
 
-
-def best_of(candidates: Sequence[Candidate]) -> Candidate:
-    """The one with the lowest validation perplexity; the first of several alike."""
-    return min(candidates, key=lambda candidate: (candidate.val_ppl, candidate.setting.number))
+def best_of(settings: Sequence[Setting]) -> Setting:
+    """Return the setting with the lowest validation perplexity; the first of several alike."""
+    return min(settings, key=lambda setting: (setting.val_ppl, setting.number))
 
 
 def _seconds_to_best(study: Study) -> dict[str, float]:
@@ -254,11 +242,3 @@ def _seconds_to_best(study: Study) -> dict[str, float]:
 def _seconds_to(study: Study, perplexity: float) -> dict[str, float]:
     there = study.epochs[study.epochs["val_ppl"] <= perplexity].drop_duplicates("id")
     return dict(zip(there["id"], there["elapsed_seconds"], strict=True))
-
-
-def _of_runs(seconds: Mapping[str, float], rows: Sequence[Mapping[Any, Any]]) -> list[float]:
-    return [seconds.get(row["id"], math.nan) for row in rows]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values)

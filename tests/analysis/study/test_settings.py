@@ -45,8 +45,8 @@ def test_seeds_of_one_configuration_are_one_setting_and_a_failed_one_is_not_aver
     make_seeds(tmp_path, {3: [110.0, 112.0, 111.0], 5: [103.0]})
     fail(make_run(tmp_path, 3, epochs=1, done=False, seed=9, provenance={"order": 9}), "diverged", "NaN")
     first, second = settings_of(load_study(tmp_path).runs)
-    assert (first.runs, first.val_ppl.n, second.runs) == ([1, 2, 3], 3, [4])
-    assert first.val_ppl.centre == pytest.approx((110.0 * 112.0 * 111.0) ** (1 / 3))
+    assert (first.runs, first.interval.n, second.runs) == ([1, 2, 3], 3, [4])
+    assert first.val_ppl == pytest.approx((110.0 * 112.0 * 111.0) ** (1 / 3))
 
 
 @pytest.mark.parametrize(
