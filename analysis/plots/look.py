@@ -18,7 +18,6 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plots import look
 from analysis.study import units
 from analysis.study.settings import places_of
 
@@ -149,20 +148,27 @@ def kind_legend(
     more: Sequence[Artist] = (),
     *,
     left: float,
+    top: bool = False,
 ) -> None:
-    """One line at the foot of the figure: those architectures and optimizers that there are, then ``more``.
+    """Draw one line with those architectures and optimizers that there are, then ``more``.
 
-    ``left`` is where it begins, as a share of the figure's width.
+    The line is at the foot of the figure or at its top. ``left`` is where it begins, as a share of the figure's width.
     """
     handles: list[Artist] = [
         Line2D([], [], linestyle="", marker="o", color=colour, markersize=6, label=units.architecture(arch))
-        for arch, colour in look.ARCHITECTURE_COLOURS.items()
+        for arch, colour in ARCHITECTURE_COLOURS.items()
         if arch in archs
     ]
     handles += [
-        Line2D([], [], linestyle="", marker=marker, color=look.MUTED, markersize=6, label=units.optimizer(key))
-        for key, (_, marker) in look.OPTIMIZER_STYLES.items()
+        Line2D([], [], linestyle="", marker=marker, color=MUTED, markersize=6, label=units.optimizer(key))
+        for key, (_, marker) in OPTIMIZER_STYLES.items()
         if key in optimizers
     ]
     handles += more
-    figure.legend(handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(left, 0.0), fontsize=8)
+    figure.legend(
+        handles=handles,
+        ncols=len(handles),
+        loc="upper left" if top else "lower left",
+        bbox_to_anchor=(left, 1.0 if top else 0.0),
+        fontsize=8,
+    )

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
@@ -65,7 +64,8 @@ def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
         _draw_chains(axes, part, chains.get(part.key, []), runs, tagged=tagged)
         lines = _draw_points(axes, part, runs, tagged=tagged)
         panels.append(Panel(axes=axes, lines=lines, x_name=""))
-    _add_legend(figure, list(runs.values()))
+    archs, optimizers = ({run[key] for run in runs.values()} for key in ("arch", "optimizer"))
+    look.kind_legend(figure, archs, optimizers, left=0.06, top=True)
     return Chart(
         name="slices",
         title="Best validation perplexity over each hyperparameter",
@@ -210,23 +210,6 @@ def _are_apart(places: Sequence[float], names: Sequence[str]) -> bool:
 
 def _short(text: str) -> str:
     return text if len(text) <= 12 else f"{text[:11]}…"
-
-
-def _add_legend(figure: Figure, runs: Sequence[Mapping[Any, Any]]) -> None:
-    archs, optimizers = {run["arch"] for run in runs}, {run["optimizer"] for run in runs}
-    handles = [
-        Line2D([], [], color=look.ARCHITECTURE_COLOURS.get(arch, look.UNKNOWN_COLOUR), linewidth=3, label=name)
-        for arch, name in units.ARCHITECTURES.items()
-        if arch in archs
-    ]
-    handles += [
-        Line2D([], [], color=look.MUTED, linestyle="", marker=look.OPTIMIZER_STYLES[optimizer][1], label=name)
-        for optimizer, name in units.OPTIMIZERS.items()
-        if optimizer in optimizers
-    ]
-    figure.legend(
-        handles=handles, ncols=len(handles), loc="upper left", bbox_to_anchor=(0.06, 1.0), fontsize=8, handlelength=1.4
-    )
 
 
 def _caption(slices: Sequence[Slice], shown: Sequence[Slice], scale: Scale, *, tagged: bool, joined: bool) -> str:
