@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from analysis.study import units
@@ -52,12 +52,6 @@ def first_few(items: Sequence[str], most: int) -> str:
     if len(items) <= most:
         return units.listing(list(items))
     return f"{', '.join(items[:most])} and {len(items) - most} more"
-
-
-def state_of(run: Mapping[Any, Any]) -> str:
-    """The state of a run, for a failure with its kind."""
-    kind = run["failure_kind"]
-    return f"failed: {kind}" if run["state"] == "failed" and isinstance(kind, str) else str(run["state"])
 
 
 def device_sentences(study: Study) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.words import device_sentences, distinct, first_few, state_of
+from analysis.blocks.words import device_sentences, distinct, first_few
 from analysis.study import units
 from analysis.study.record import Expectation
 from analysis.study.settings import Interval, finished, settings_of
@@ -107,7 +107,7 @@ def outcome_of(study: Study, expectation: Expectation) -> Outcome:
 
 def _states(study: Study, ids: Sequence[str]) -> str:
     runs: list[dict[Any, Any]] = study.runs[study.runs["id"].isin(ids)].sort_values("number").to_dict("records")
-    found = [f"{run['number']} {run['name']}: {state_of(run)}" for run in runs]
+    found = [f"{run['number']} {run['name']}: {units.state_of(run)}" for run in runs]
     return first_few(found, 3) if found else "no run directory"
 
 

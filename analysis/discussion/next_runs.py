@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table
-from analysis.blocks.words import first_few, state_of
+from analysis.blocks.words import first_few
 from analysis.discussion.strongest import effect_sentence, effects_of, effects_table
 from analysis.study import units
 from analysis.study.pairs import single_key_pairs
@@ -83,7 +83,7 @@ def combinations_never_run(study: Study) -> list[Combination]:
     there = set(zip(done["arch"], done["optimizer"], strict=True))
     reasons: dict[tuple[Any, Any], list[str]] = defaultdict(list)
     for run in study.runs.to_dict("records"):
-        reasons[run["arch"], run["optimizer"]].append(f"{run['number']} {run['name']}: {state_of(run)}")
+        reasons[run["arch"], run["optimizer"]].append(f"{run['number']} {run['name']}: {units.state_of(run)}")
     for absent in study.absent:
         reasons[absent.arch, absent.optimizer].append(f"{absent.number} {absent.name}: absent")
     for excluded in study.excluded:
@@ -181,7 +181,7 @@ def _proposals(
 def _failure(run: dict[Any, Any]) -> str:
     message = run["failure_message"]
     text = f"{run['failure_kind']}: {message}" if isinstance(message, str) and message else str(run["failure_kind"])
-    return text if len(text) <= 100 else f"{text[:99]}…"
+    return units.shortened(text, 100)
 
 
 def _table(proposals: Sequence[Proposal]) -> Table:

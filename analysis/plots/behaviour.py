@@ -252,8 +252,7 @@ def _style(run: Behaved) -> look.LineStyle:
 
 
 def _label(run: Behaved) -> str:
-    name = run.name if len(run.name) <= LABEL_LENGTH else run.name[: LABEL_LENGTH - 1] + "…"
-    return f"{run.number}  {name}"
+    return f"{run.number}  {units.shortened(run.name, LABEL_LENGTH)}"
 
 
 def _draw_curves(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values], y_name: str) -> Panel:

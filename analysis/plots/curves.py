@@ -59,8 +59,7 @@ class Curve:
 
     @property
     def label(self) -> str:
-        label = f"{self.numbers}  {self.name}"
-        return label if len(label) <= LABEL_LENGTH else label[: LABEL_LENGTH - 1] + "…"
+        return units.shortened(f"{self.numbers}  {self.name}", LABEL_LENGTH)
 
     @property
     def reference(self) -> str:

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from analysis.blocks.figure import Chart, run_mark
 from analysis.plots import look
 from analysis.plots.look import kind_legend
+from analysis.study import units
 from analysis.study.published import Comparison
 
 DRAWN_FROM, MOST_DRAWN = 3, 60
@@ -62,7 +63,7 @@ def _draw(shown: list[Comparison]) -> tuple[Figure, bool]:
         axes.plot(
             [ours], [row], color=colour, marker=marker, markersize=6.5, markeredgecolor=look.PAPER, gid=gid, zorder=3
         )
-    names = [c.reference if len(c.reference) <= 32 else c.reference[:31] + "…" for c in shown]
+    names = [units.shortened(c.reference, 32) for c in shown]
     axes.set_yticks(range(len(shown)), names)
     axes.tick_params(axis="y", length=0, labelcolor=look.INK)
     axes.set_ylim(len(shown) - 0.4, -0.6)

@@ -17,6 +17,7 @@ from analysis.blocks.figure import Chart, Line, Panel, run_mark
 from analysis.blocks.words import first_few
 from analysis.plots import look
 from analysis.plots.axes import LOG_FROM, Mark, Scale, label_perplexity, place_numbers, scale_for, shared_cut
+from analysis.plots.curves import unit_for
 from analysis.plots.look import kind_legend
 from analysis.study import units
 from analysis.study.settings import Setting
@@ -70,7 +71,7 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
 def _draw_times(settings: Sequence[Setting], front: Sequence[Setting]) -> tuple[Figure, Panel]:
     figure = Figure(figsize=(look.WIDTH_INCHES, 4.3))
     axes = figure.add_axes((0.09, 0.2, 0.86, 0.76))
-    seconds, unit = _unit([setting.seconds_to_best for setting in settings])
+    seconds, unit = unit_for(max(setting.seconds_to_best for setting in settings))
     x = np.array([setting.seconds_to_best / seconds for setting in settings])
     y = np.array([setting.val_ppl for setting in settings])
     scale = perplexity_scale(settings)
@@ -95,14 +96,6 @@ def _draw_times(settings: Sequence[Setting], front: Sequence[Setting]) -> tuple[
         for place, setting in enumerate(settings)
     ]
     return figure, Panel(axes=axes, lines=lines, x_name=unit)
-
-
-def _unit(seconds: Sequence[float]) -> tuple[float, str]:
-    longest = max(seconds)
-    for size, name in ((3600.0, "hours"), (60.0, "minutes")):
-        if longest > 2 * size:
-            return size, name
-    return 1.0, "seconds"
 
 
 def _label_time(axes: Axes, values: Any, unit: str) -> None:

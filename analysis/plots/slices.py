@@ -170,7 +170,7 @@ def _label(axes: Axes, part: Slice, scale: Scale) -> None:
     values, places = part.ordered, list(part.places().values())
     if part.is_categorical:
         step = math.ceil(len(values) / FEW_VALUES)
-        names = [_short(printed(part.key, value)) for value in values]
+        names = [units.shortened(printed(part.key, value), 12) for value in values]
         axes.set_xticks(places[::step], names[::step])
         if sum(map(len, names[::step])) > 26:
             for label in axes.get_xticklabels():
@@ -206,10 +206,6 @@ def _are_apart(places: Sequence[float], names: Sequence[str]) -> bool:
     span = math.log(places[-1] / places[0])
     ends = zip(itertools.pairwise(places), itertools.pairwise(map(len, names)), strict=True)
     return all(math.log(b / a) / span * 40 > (before + after) / 2 + 2 for (a, b), (before, after) in ends)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 12 else f"{text[:11]}…"
 
 
 def _caption(slices: Sequence[Slice], shown: Sequence[Slice], scale: Scale, *, tagged: bool, joined: bool) -> str:

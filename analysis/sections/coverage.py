@@ -17,8 +17,8 @@ def coverage(study: Study) -> Coverage:
     """Group the runs by architecture and optimizer, then by state; absent and excluded ones too."""
     found: list[tuple[str, str, str, int | None]] = []
     for run in in_report_order(study.runs).to_dict("records"):
-        state = f"failed: {run['failure_kind']}" if run["state"] == "failed" and run["failure_kind"] else run["state"]
-        found.append((units.architecture(run["arch"]), units.optimizer(run["optimizer"]), state, run["number"]))
+        kind = units.architecture(run["arch"]), units.optimizer(run["optimizer"])
+        found.append((*kind, units.state_of(run), run["number"]))
     for absent in study.absent:
         if absent.arch is not None:
             found.append((units.architecture(absent.arch), units.optimizer(absent.optimizer), ABSENT, None))

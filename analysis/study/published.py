@@ -63,8 +63,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         if not units.is_number(self.reproduced):
-            kind = self.run["failure_kind"]
-            return f"failed: {kind}" if self.run["state"] == "failed" and isinstance(kind, str) else self.run["state"]
+            return units.state_of(self.run)
         if self.replications is None:
             return NO_REPLICATIONS
         low, high = self.replications

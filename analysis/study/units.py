@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -110,6 +110,21 @@ def decimals(digits: str) -> Callable[[Any], str]:
 def text(value: Any) -> str:
     """A text that may be missing."""
     return str(value) if value else MISSING
+
+
+def shortened(text: str, most: int) -> str:
+    """A text cut to at most ``most`` characters.
+
+    >>> shortened("transformer", 6)
+    'trans…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def state_of(run: Mapping[Any, Any]) -> str:
+    """The state of a run, for a failure with its kind; ``run`` is its row of the runs table."""
+    kind = run["failure_kind"]
+    return f"failed: {kind}" if run["state"] == "failed" and isinstance(kind, str) else str(run["state"])
 
 
 def count(number: int, noun: str) -> str:
