@@ -12,13 +12,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import look, units
-from analysis.chart import Chart
-from analysis.figure_files import FORMATS as FIGURE_FORMATS
-from analysis.load import Study
-from analysis.section import Section, labels
-from analysis.table_text import Table, escape_markdown, longest_run_of_backticks, markdown_code
-from analysis.tables import best_runs
+from analysis.blocks.figure import Chart
+from analysis.blocks.section import Section, labels
+from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
+from analysis.plots import look
+from analysis.plots.files import FORMATS as FIGURE_FORMATS
+from analysis.study import units
+from analysis.study.settings import best_runs
+from analysis.study.study import Study
 
 TABLE_FORMATS = {"csv": "CSV", "tex": "LaTeX", "md": "Markdown"}
 

@@ -11,21 +11,20 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cost import cost_section
-from analysis.coverage import coverage
-from analysis.curves import curve_blocks
+from analysis.blocks.latex import latex_table
+from analysis.blocks.section import Prose, Section
 from analysis.discussion import discussion_section
-from analysis.effects import effects_section
-from analysis.figure_files import FORMATS, figure_bytes, inline_svg
-from analysis.load import Study, load_study
-from analysis.open_runs import open_runs
 from analysis.page import Page, page_of, render_html, render_markdown
-from analysis.published import published_section
-from analysis.section import Prose, Section
-from analysis.tables import hyperparameters_table, results_table, settings_table
-from analysis.trained.behaved import behaved_runs
-from analysis.trained.behaviour_section import behaviour_section, samples_appendix
-from analysis.trained.behaviour_tables import behaviour_data
+from analysis.plots.curve_figures import curve_blocks
+from analysis.plots.files import FORMATS, figure_bytes, inline_svg
+from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
+from analysis.sections.cost import cost_section
+from analysis.sections.coverage import coverage, open_runs
+from analysis.sections.effects import effects_section
+from analysis.sections.published import published_section
+from analysis.sections.results import hyperparameters_table, results_table, settings_table
+from analysis.study.behaved import behaved_runs
+from analysis.study.study import Study, load_study
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import make_directory
 
@@ -106,7 +105,7 @@ def page_files(page: Page, figures: dict[str, bytes], refresh_seconds: int | Non
     texts = {"index.html": render_html(page, inline, refresh_seconds), "report.md": render_markdown(page), **page.data}
     for table in page.tables:
         texts[f"tables/{table.name}.csv"] = table.csv_file()
-        texts[f"tables/{table.name}.tex"] = table.to_latex()
+        texts[f"tables/{table.name}.tex"] = latex_table(table)
         texts[f"tables/{table.name}.md"] = table.to_markdown()
     return {path: text.encode("utf-8", errors="replace") for path, text in texts.items()}
 

@@ -98,8 +98,8 @@ def _bytes(usage: resource.struct_rusage) -> int:
 def parts(study_dir: Path) -> dict[str, float]:
     """Seconds of each part, in this process."""
     marks = [("start", time.perf_counter())]
-    from analysis.load import load_study
     from analysis.report import draw_figures, page_files, report_page
+    from analysis.study.study import load_study
 
     marks.append(("import", time.perf_counter()))
     study = load_study(study_dir)

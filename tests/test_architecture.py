@@ -31,6 +31,9 @@ FLOORS = (
 )
 """The launcher from the bottom up: each floor may import itself and those before it."""
 
+REPORT_FLOORS = ("analysis.study", "analysis.blocks", "analysis.plots", "analysis.sections")
+"""The report from the bottom up, likewise; discussion and behaviour aside."""
+
 ALLOWED = {
     "seqlm.config": BOTTOM,
     "seqlm.schema": ("seqlm.errors",),
@@ -45,6 +48,8 @@ ALLOWED = {
     "seqlm.models": (*BOTTOM, "seqlm.models"),
     "seqlm.training": (*BOTTOM, "seqlm.models", "seqlm.data", "seqlm.training"),
     **{floor: (*BOTTOM, *TEXT, "seqlm", *FLOORS[: number + 1]) for number, floor in enumerate(FLOORS)},
+    **{floor: (*BOTTOM, *REPORT_FLOORS[: number + 1]) for number, floor in enumerate(REPORT_FLOORS)},
+    "analysis.discussion": (*BOTTOM, *REPORT_FLOORS[:-1], "analysis.discussion"),
     "analysis": (*BOTTOM, "analysis"),
     "analysis.behaviour": (
         *BOTTOM,
@@ -92,7 +97,7 @@ def imports_of(name: str, path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
 def test_no_arrow_points_back(name: str, path: Path) -> None:
-    if name in ("seqlm", "jobs"):
+    if name in ("seqlm", "jobs", "analysis"):
         assert not imports_of(name, path)
         return
     part = max((part for part in ALLOWED if name == part or name.startswith(part + ".")), key=len)
@@ -105,7 +110,7 @@ def test_no_arrow_points_back(name: str, path: Path) -> None:
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
-    graph = {name: imports_of(name, path) - {name} for name, path in modules() if not name.startswith("analysis")}
+    graph = {name: imports_of(name, path) - {name} for name, path in modules()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
@@ -116,6 +121,11 @@ LONG = {"seqlm.lease", "seqlm.rundir", "seqlm.training.trainer"}
 def test_no_other_module_has_more_than_400_lines() -> None:
     found = {name for name, path in modules() if len(path.read_text("utf-8").splitlines()) > 400}
     assert found == LONG
+
+
+@pytest.mark.parametrize("folder", [folder for folder in (ROOT / "analysis").rglob("*") if folder.is_dir()])
+def test_no_folder_of_the_report_has_more_than_13_modules(folder: Path) -> None:
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 13
 
 
 def test_the_bottom_needs_the_standard_library_alone() -> None:
@@ -156,7 +166,7 @@ def test_the_readme_map_names_every_folder_and_module_at_the_top() -> None:
         pytest.skip("not a git checkout")
     paths = [Path(line) for line in tracked.splitlines()]
     folders = {f"{path.parts[0]}/" for path in paths if len(path.parts) > 1 and not path.parts[0].startswith(".")}
-    inside = [path for path in paths if len(path.parts) > 2 and path.parts[0] in ("seqlm", "jobs")]
+    inside = [path for path in paths if len(path.parts) > 2 and path.parts[0] in ("seqlm", "jobs", "analysis")]
     folders |= {f"{path.parts[0]}/{path.parts[1]}/" for path in inside}
     files = {str(path) for path in paths if path.parent == Path() or path.match("seqlm/*.py")}
     files -= {"seqlm/__init__.py", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", ".gitignore"}

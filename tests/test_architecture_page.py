@@ -53,8 +53,12 @@ def test_the_picture_shows_the_imports_of_today() -> None:
     assert picture == folder_picture.draw(), "docs/architecture.svg is stale; run: python -m tests.folder_picture"
 
 
-def test_the_picture_has_every_folder_of_the_launcher_and_the_trainer() -> None:
-    packages = {name for name, path in modules() if path.name == "__init__.py" and name.startswith(("seqlm", "jobs"))}
+def test_the_picture_has_every_folder_of_the_launcher_the_trainer_and_the_report() -> None:
+    packages = {
+        name
+        for name, path in modules()
+        if path.name == "__init__.py" and name.startswith(("seqlm", "jobs", "analysis"))
+    }
     assert packages | set(FLOORS) - {"jobs.spec", "jobs.terminal"} <= set(folder_picture.FOLDERS)
 
 

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from analysis.behaviour.record import record_behaviour
-from analysis.behaviour.settings import Task
+from analysis.behaviour.task import Task
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
 from seqlm.rundir import Guard, RunDirectory

@@ -1,4 +1,4 @@
-"""Everything about one run's model, put together and written."""
+"""Load one run's trained model, compute its behaviour, and write the files."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from analysis.behaviour.gradient_norms import gradient_norms
 from analysis.behaviour.measures import distinct, longest_copies, repetition, share
 from analysis.behaviour.sampling import Sample, draw_samples, prompt_ids, rate_samples
-from analysis.behaviour.settings import Task
 from analysis.behaviour.step_losses import step_losses
-from analysis.behaviour.trained import Trained, load_trained
+from analysis.behaviour.task import Task
+from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
-from seqlm.errors import SeqlmError
+from seqlm.errors import CheckpointError, SeqlmError
+from seqlm.models import LanguageModel, build_model
 from seqlm.rundir import Guard, RunDirectory, file_sha256, unguarded, write_json, write_json_lines
-from seqlm.training.checkpoint import require_text
+from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text
 from seqlm.training.perplexity import perplexity
 
 VERSION = 1
@@ -171,3 +173,64 @@ def _perplexity(log_probs: list[float]) -> float:
 
 def _say(text: str, started: float) -> None:
     print(f"{text}  ({time.perf_counter() - started:.1f} s)", flush=True)
+
+
+# -- the trained model ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What ``best.pt`` of a run holds, without the state of the optimizer."""
+
+    run: RunDirectory
+    config: RunConfig
+    checkpoint: Checkpoint
+    sha256: str
+    """Digest of the file."""
+
+    @property
+    def name(self) -> str:
+        """What the manifest calls the run."""
+        return str(self.run.read_provenance().get("name") or self.run.id)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of these parameters, from 0."""
+        return int(self.checkpoint.history[-1]["epoch"])
+
+    def model(self, implementation: Literal["fused", "reference"], device: torch.device) -> LanguageModel:
+        """The model, dropout off and products in float32, whatever precision it was trained in.
+
+        Raises:
+            CheckpointError: the checkpoint's parameters are not those of this model.
+        """
+        config = dataclasses.replace(self.config.model, implementation=implementation)
+        model = build_model(config, len(self.checkpoint.vocabulary), self.config.train.seq_len)
+        try:
+            model.load_state_dict(self.checkpoint.model)
+        except RuntimeError:
+            raise CheckpointError(f"{self.run.best_checkpoint} does not hold the parameters of its model") from None
+        return model.to(device).eval()
+
+
+def load_trained(run: RunDirectory) -> Trained:
+    """Read ``best.pt`` of a finished run.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another run.
+        FileError: a file of the run cannot be read.
+    """
+    if not run.path.is_dir():
+        raise CheckpointError(f"{run.path} does not exist; valid is a finished run of this study")
+    config = run.read_config()
+    checkpoint = load_checkpoint(run.best_checkpoint, config.fingerprint())
+    sha256 = file_sha256(run.best_checkpoint)
+    if sha256 is None:
+        raise CheckpointError(f"{run.best_checkpoint} has vanished while it was read")
+    slim: dict[str, Any] = {"optimizer": {}}
+    return Trained(
+        run=run,
+        config=config,
+        checkpoint=dataclasses.replace(checkpoint, **slim),
+        sha256=sha256,
+    )

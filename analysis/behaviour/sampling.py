@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.behaviour.settings import Settings
+from analysis.behaviour.task import Settings
 from seqlm.data.corpus import UNK, Corpus
 from seqlm.data.tokens import Level, tokens_of
 from seqlm.errors import DataError, DivergedError

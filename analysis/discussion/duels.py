@@ -6,15 +6,16 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import units
-from analysis.discussion.words import count_cell, decimals_cell, median, text_cell
-from analysis.load import HYPERPARAMETERS, Study
-from analysis.seeds import finished
-from analysis.table_text import Column, Row, Table
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import median
+from analysis.study import units
+from analysis.study.pairs import alike
+from analysis.study.settings import config_of, finished
+from analysis.study.study import HYPERPARAMETERS, Study
 
 OTHER_KEYS = [key for key in HYPERPARAMETERS if not key.startswith("optim.")]
 """What a pair agrees in: model, data, training and seed."""
@@ -43,16 +44,13 @@ class Duel:
 
 def duels_of(study: Study) -> list[Duel]:
     """Every two optimizers that have finished runs alike in everything else; of several such runs the best counts."""
-    best: dict[tuple[Hashable, ...], dict[Any, Mapping[Any, Any]]] = defaultdict(dict)
-    for run in finished(study.runs).sort_values("number").to_dict("records"):
-        group = best[tuple(_token(run[key]) for key in OTHER_KEYS)]
-        optimizer = run["optimizer"]
-        if optimizer not in group or run["val_ppl"] < group[optimizer]["val_ppl"]:
-            group[optimizer] = run
+    runs: list[dict[Any, Any]] = finished(study.runs).to_dict("records")
     found: dict[tuple[Any, Any], list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]] = defaultdict(list)
-    for group in best.values():
-        for first, second in itertools.combinations(sorted(group, key=_place), 2):
-            found[first, second].append((group[first], group[second]))
+    for group in alike(runs, OTHER_KEYS, config_of):
+        worst_first = sorted(group, key=lambda run: (-run["val_ppl"], -run["number"]))
+        best = {run["optimizer"]: run for run in worst_first}
+        for first, second in itertools.combinations(sorted(best, key=_place), 2):
+            found[first, second].append((best[first], best[second]))
     return [
         Duel(
             first=units.optimizer(first),
@@ -70,11 +68,6 @@ def duels_of(study: Study) -> list[Duel]:
 
 def _place(optimizer: Any) -> tuple[int, str]:
     return units.rank(units.OPTIMIZERS, optimizer), str(optimizer)
-
-
-def _token(value: Any) -> Hashable:
-    """A value that equals itself, also where the key does not apply."""
-    return "does not apply" if isinstance(value, float) and math.isnan(value) else (value,)
 
 
 def duel_sentences(duels: Sequence[Duel]) -> str:
@@ -103,16 +96,20 @@ def _duel_phrase(duel: Duel) -> str:
     return f"{winner} has a lower validation perplexity than {loser} in {wins} of {number} ({middle} {size:.3f} nats)"
 
 
+def _median_difference(duel: Duel) -> float:
+    return statistics.median(duel.differences_nats)
+
+
 def duel_table(duels: Sequence[Duel]) -> Table:
     """A row for each two optimizers."""
     columns = [
-        Column(key="first", title="First"),
-        Column(key="second", title="Second"),
-        Column(key="pairs", title="Pairs", numeric=True),
-        Column(key="first_wins", title="First lower", numeric=True),
-        Column(key="second_wins", title="Second lower", numeric=True),
-        Column(key="median_difference_nats", title="Median difference (nats)", numeric=True),
-        Column(key="median_time_ratio", title="Time ratio", numeric=True),
+        Column("first", "First", of=lambda duel: duel.first),
+        Column("second", "Second", of=lambda duel: duel.second),
+        number("pairs", "Pairs", of=lambda duel: len(duel.differences_nats)),
+        number("first_wins", "First lower", of=lambda duel: duel.first_wins),
+        number("second_wins", "Second lower", of=lambda duel: duel.second_wins),
+        number("median_difference_nats", "Median difference (nats)", units.decimals("+.3f"), _median_difference),
+        number("median_time_ratio", "Time ratio", units.decimals(".2f"), lambda duel: median(duel.time_ratios)),
     ]
     caption = (
         "Pairs of finished runs that agree in model, data, training and seed. Where an optimizer has several runs "
@@ -121,24 +118,10 @@ def duel_table(duels: Sequence[Duel]) -> Table:
         "second less that of the first, in nats per predicted token. Time ratio: median of the second's time to "
         "within 5 % of its own best, divided by the first's."
     )
-    rows = [
-        Row(
-            cells=[
-                text_cell(duel.first),
-                text_cell(duel.second),
-                count_cell(len(duel.differences_nats)),
-                count_cell(duel.first_wins),
-                count_cell(duel.second_wins),
-                decimals_cell(statistics.median(duel.differences_nats), "+.3f"),
-                decimals_cell(median(duel.time_ratios), ".2f"),
-            ]
-        )
-        for duel in duels
-    ]
     return Table(
         name="discussion-2-pairs",
         title="Optimizers where all else is alike",
         caption=caption,
         columns=columns,
-        rows=rows,
+        records=duels,
     )

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import units
-from analysis.discussion.words import count_cell, device_sentences, distinct, first_few, state_of, text_cell
-from analysis.load import Study
-from analysis.section import Block, Points, Prose
-from analysis.seeds import Interval, finished, settings_of
-from analysis.study_record import Expectation
-from analysis.table_text import Cell, Column, Row, Table
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import device_sentences, distinct, first_few
+from analysis.study import units
+from analysis.study.record import Expectation
+from analysis.study.settings import Interval, finished, settings_of
+from analysis.study.study import Study
 
 METRICS = {
     "val_ppl": "validation perplexity",
@@ -107,7 +107,7 @@ def outcome_of(study: Study, expectation: Expectation) -> Outcome:
 
 def _states(study: Study, ids: Sequence[str]) -> str:
     runs: list[dict[Any, Any]] = study.runs[study.runs["id"].isin(ids)].sort_values("number").to_dict("records")
-    found = [f"{run['number']} {run['name']}: {state_of(run)}" for run in runs]
+    found = [f"{run['number']} {run['name']}: {units.state_of(run)}" for run in runs]
     return first_few(found, 3) if found else "no run directory"
 
 
@@ -117,8 +117,8 @@ def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
         settings = settings_of(runs)
         if not settings:
             return None
-        best = min(settings, key=lambda setting: (setting.val_ppl.centre, setting.number))
-        return Side(value=best.val_ppl.centre, reference=best.reference, interval=best.val_ppl)
+        best = min(settings, key=lambda setting: (setting.val_ppl, setting.number))
+        return Side(value=best.val_ppl, reference=best.reference, interval=best.interval)
     rows: list[dict[Any, Any]] = finished(runs).sort_values("number").to_dict("records")
     rows = [row for row in rows if units.is_number(row[metric])]
     if not rows:
@@ -169,15 +169,14 @@ def writer(metric: str) -> Callable[[Any], str]:
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
+    places = {id(outcome): place for place, outcome in enumerate(outcomes, start=1)}
     columns = [
-        Column(key="number", title="No.", numeric=True),
-        Column(key="expectation", title="Expectation"),
-        Column(key="metric", title="Of"),
-        Column(key="lower", title="Expected lower", numeric=True),
-        Column(key="lower_run", title="Run"),
-        Column(key="higher", title="Expected higher", numeric=True),
-        Column(key="higher_run", title="Run"),
-        Column(key="verdict", title="Verdict"),
+        number("number", "No.", of=lambda outcome: places[id(outcome)]),
+        Column("expectation", "Expectation", of=lambda outcome: outcome.expectation.text),
+        Column("metric", "Of", of=lambda outcome: _short(outcome.expectation.metric)),
+        *_side_columns("lower", "Expected lower", lambda outcome: outcome.lower),
+        *_side_columns("higher", "Expected higher", lambda outcome: outcome.higher),
+        Column("verdict", "Verdict", of=lambda outcome: outcome.verdict, shown=lambda outcome: outcome.kind),
     ]
     caption = (
         "On each side the lowest value among its finished runs, and the run that has it. Of validation perplexities, "
@@ -185,26 +184,28 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
         "nothing is concluded. Gap: validation less training perplexity. Time to 5 %: from the start to the first "
         f"epoch within 5 % of the run's own best. {units.MISSING}: no finished run has the number."
     )
-    rows = [
-        Row(
-            cells=[
-                count_cell(number),
-                text_cell(outcome.expectation.text),
-                text_cell(SHORT.get(outcome.expectation.metric, METRICS[outcome.expectation.metric])),
-                *_side_cells(outcome.lower, outcome.expectation.metric),
-                *_side_cells(outcome.higher, outcome.expectation.metric),
-                Cell(text=outcome.kind, value=outcome.verdict),
-            ]
-        )
-        for number, outcome in enumerate(outcomes, start=1)
-    ]
     return Table(
-        name="discussion-1-expected", title="Expected against observed", caption=caption, columns=columns, rows=rows
+        name="discussion-1-expected",
+        title="Expected against observed",
+        caption=caption,
+        columns=columns,
+        records=outcomes,
     )
 
 
-def _side_cells(side: Side | None, metric: str) -> list[Cell]:
-    if side is None:
-        return [Cell(text=units.MISSING), Cell(text=units.MISSING)]
-    write = units.duration if writer(metric) is units.duration else units.perplexity
-    return [Cell(text=write(side.value), value=side.value), text_cell(side.reference)]
+def _short(metric: str) -> str:
+    return SHORT.get(metric, METRICS[metric])
+
+
+def _side_columns(key: str, title: str, side_of: Callable[[Outcome], Side | None]) -> list[Column]:
+    """The value of a side and the run that has it; empty where no finished run has the number."""
+
+    def value(outcome: Outcome) -> str:
+        side = side_of(outcome)
+        is_time = writer(outcome.expectation.metric) is units.duration
+        return (units.duration if is_time else units.perplexity)(side and side.value)
+
+    return [
+        Column(key, title, of=lambda outcome: (s := side_of(outcome)) and s.value, shown=value, numeric=True),
+        Column(f"{key}_run", "Run", units.text, lambda outcome: (s := side_of(outcome)) and s.reference),
+    ]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import units
-from analysis.discussion.falling import Falling, falling_runs
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Column, Table
+from analysis.blocks.words import first_few
 from analysis.discussion.strongest import effect_sentence, effects_of, effects_table
-from analysis.discussion.words import first_few, state_of, text_cell
-from analysis.load import Study
-from analysis.pairs import single_key_pairs
-from analysis.section import Block, Points, Prose
-from analysis.seeds import finished
-from analysis.table_text import Cell, Column, Row, Table
+from analysis.study import units
+from analysis.study.pairs import single_key_pairs
+from analysis.study.settings import finished
+from analysis.study.study import Study
 
 RETRIED_KINDS = ("oom", "node", "timeout", "preempted")
 """Failures that say nothing of the setting, only of the machine or of what it was given."""
@@ -50,9 +50,9 @@ def next_blocks(study: Study) -> list[Block]:
         _retry_sentence(retries),
         _unfinished_sentence(study),
     ]
-    rows = _rows(falling, combinations, retries)
+    proposals = _proposals(falling, combinations, retries)
     blocks: list[Block] = [Points(items=kept)] if (kept := [text for text in sentences if text]) else []
-    blocks += [_table(rows)] if rows else []
+    blocks += [_table(proposals)] if proposals else []
     blocks += [effects_table(effects)] if effects else []
     return blocks or [Prose(text="Nothing is left to do.")]
 
@@ -83,7 +83,7 @@ def combinations_never_run(study: Study) -> list[Combination]:
     there = set(zip(done["arch"], done["optimizer"], strict=True))
     reasons: dict[tuple[Any, Any], list[str]] = defaultdict(list)
     for run in study.runs.to_dict("records"):
-        reasons[run["arch"], run["optimizer"]].append(f"{run['number']} {run['name']}: {state_of(run)}")
+        reasons[run["arch"], run["optimizer"]].append(f"{run['number']} {run['name']}: {units.state_of(run)}")
     for absent in study.absent:
         reasons[absent.arch, absent.optimizer].append(f"{absent.number} {absent.name}: absent")
     for excluded in study.excluded:
@@ -146,44 +146,49 @@ def _unfinished_sentence(study: Study) -> str:
     return f"To be finished: {units.count(len(names), 'run')} {has} not ended ({first_few(names, NAMED)})."
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A row of the table."""
+
+    kind: str
+    what: str
+    why: str
+    number: int | None = None
+    """Of the run that it is about."""
+
+
 # -- table ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(
+def _proposals(
     falling: Sequence[Falling], combinations: Sequence[Combination], retries: Sequence[dict[Any, Any]]
-) -> list[Row]:
-    rows = [
-        _row(
+) -> list[Proposal]:
+    """At most ``LISTED`` of each kind."""
+    longer = [
+        Proposal(
             "more epochs",
             run.reference,
             f"fell {100 * run.fall_per_epoch:.2f} % an epoch to {units.perplexity(run.val_ppl)} at epoch {run.epochs}",
-            number=run.number,
+            run.number,
         )
         for run in falling[:LISTED]
     ]
-    rows += [_row("not yet run", c.reference, c.reason) for c in combinations[:LISTED]]
-    rows += [
-        _row("again", f"{run['number']} {run['name']}", _failure(run), number=run["number"]) for run in retries[:LISTED]
-    ]
-    return rows
+    missing = [Proposal("not yet run", c.reference, c.reason) for c in combinations[:LISTED]]
+    again = [Proposal("again", f"{r['number']} {r['name']}", _failure(r), r["number"]) for r in retries[:LISTED]]
+    return [*longer, *missing, *again]
 
 
 def _failure(run: dict[Any, Any]) -> str:
     message = run["failure_message"]
     text = f"{run['failure_kind']}: {message}" if isinstance(message, str) and message else str(run["failure_kind"])
-    return text if len(text) <= 100 else f"{text[:99]}…"
+    return units.shortened(text, 100)
 
 
-def _row(proposal: str, what: str, why: str, number: int | None = None) -> Row:
-    cells: list[Cell] = [text_cell(proposal), text_cell(what), text_cell(why)]
-    return Row(cells=cells, run=number)
-
-
-def _table(rows: list[Row]) -> Table:
+def _table(proposals: Sequence[Proposal]) -> Table:
     columns = [
-        Column(key="proposal", title="Proposal"),
-        Column(key="what", title="Run or combination"),
-        Column(key="why", title="Because"),
+        Column("proposal", "Proposal", of=lambda proposal: proposal.kind),
+        Column("what", "Run or combination", of=lambda proposal: proposal.what),
+        Column("why", "Because", of=lambda proposal: proposal.why),
     ]
     caption = (
         "More epochs: finished runs whose best epoch is their last and whose validation perplexity fell by more than "
@@ -191,4 +196,70 @@ def _table(rows: list[Row]) -> Table:
         "perplexity first. Not yet run: architectures and optimizers of the study without a finished run together. "
         f"Again: failures of the machine or of memory. At most {LISTED} rows of each."
     )
-    return Table(name="discussion-5-next", title="What to run next", caption=caption, columns=columns, rows=rows)
+    return Table(
+        name="discussion-5-next",
+        title="What to run next",
+        caption=caption,
+        columns=columns,
+        records=proposals,
+        run=lambda proposal: proposal.number,
+    )
+
+
+# -- runs still falling --------------------------------------------------------------------------------------------
+
+LAST_SHARE, LEAST_EPOCHS = 0.1, 2
+"""The end of a run: this share of its epochs, and at least this many."""
+
+FALL_PER_EPOCH = 0.001
+"""Still falling: by more than this share of the perplexity in each epoch of the end, as the geometric mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Falling:
+    """A finished run that was still getting better."""
+
+    number: int
+    name: str
+    val_ppl: float
+    epochs: int
+    fall_per_epoch: float
+    """Share of the perplexity by which it fell, the geometric mean over the last epochs."""
+
+    @property
+    def reference(self) -> str:
+        return f"{self.number} {self.name}"
+
+
+def falling_runs(study: Study) -> list[Falling]:
+    """Finished runs whose best epoch is their last and that fell by more than 0.1 % an epoch, the lowest first."""
+    found = []
+    for run in finished(study.runs).to_dict("records"):
+        values = study.epochs_of(run["id"])["val_ppl"].to_numpy(float)
+        fall = fall_per_epoch([float(value) for value in values])
+        if fall > FALL_PER_EPOCH:
+            found.append(
+                Falling(
+                    number=run["number"],
+                    name=run["name"],
+                    val_ppl=run["val_ppl"],
+                    epochs=len(values),
+                    fall_per_epoch=fall,
+                )
+            )
+    return sorted(found, key=lambda falling: (falling.val_ppl, falling.number))
+
+
+def fall_per_epoch(perplexities: list[float]) -> float:
+    """The share by which the end of a curve fell per epoch; 0 where its best epoch is not its last.
+
+    >>> round(fall_per_epoch([120.0, 110.0, 99.0]), 3)
+    0.1
+    """
+    last = max(LEAST_EPOCHS, math.ceil(LAST_SHARE * len(perplexities)))
+    end = perplexities[-last:]
+    if len(end) < LEAST_EPOCHS or not all(math.isfinite(value) and value > 0 for value in end):
+        return 0.0
+    if end[-1] > min(value for value in perplexities if math.isfinite(value)):
+        return 0.0
+    return 1 - math.pow(end[-1] / end[0], 1 / (len(end) - 1))

@@ -7,23 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import units
-from analysis.discussion.candidates import Candidate, best_of
-from analysis.discussion.duels import duel_sentences, duel_table, duels_of
-from analysis.discussion.words import (
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import (
     SEEDS_CAPTION,
-    count_cell,
     described,
     device_sentences,
-    duration_cell,
     median,
-    perplexity_cell,
-    text_cell,
 )
-from analysis.load import Study
-from analysis.section import Block, Points, Prose
-from analysis.seeds import finished
-from analysis.table_text import Column, Row, Table
+from analysis.discussion.duels import duel_sentences, duel_table, duels_of
+from analysis.study import units
+from analysis.study.settings import Setting, best_of, finished
+from analysis.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +30,17 @@ class Summary:
     runs: int
     diverged: int
     """Runs that failed as diverged; they are in none of the other numbers."""
-    best: Candidate
-    architectures: list[Candidate]
+    best: Setting
+    architectures: list[Setting]
     """The best of each architecture, the lowest first."""
     median_seconds: float
     """Of the time to within 5 % of a run's own best."""
     median_gap: float
 
 
-def optimizers_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Block]:
+def optimizers_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
     """The comparison over all runs, then the fair one."""
-    summaries = summaries_of(study, candidates)
+    summaries = summaries_of(study, settings)
     if not summaries:
         return [Prose(text="No run has finished, so the optimizers cannot be compared.")]
     if len(summaries) == 1:
@@ -66,26 +61,26 @@ def optimizers_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Blo
 # -- over all runs -------------------------------------------------------------------------------------------------
 
 
-def summaries_of(study: Study, candidates: Sequence[Candidate]) -> list[Summary]:
+def summaries_of(study: Study, settings: Sequence[Setting]) -> list[Summary]:
     """One for each optimizer that has a finished run, in the report's order."""
-    groups: dict[Any, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        groups[candidate.setting.optimizer].append(candidate)
+    groups: dict[Any, list[Setting]] = defaultdict(list)
+    for setting in settings:
+        groups[setting.optimizer].append(setting)
     done = finished(study.runs)
     diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
     found = []
     for key in sorted(groups, key=lambda key: (units.rank(units.OPTIMIZERS, key), str(key))):
         runs = done[done["optimizer"] == key]
-        archs: dict[Any, list[Candidate]] = defaultdict(list)
-        for candidate in groups[key]:
-            archs[candidate.setting.arch].append(candidate)
+        archs: dict[Any, list[Setting]] = defaultdict(list)
+        for setting in groups[key]:
+            archs[setting.arch].append(setting)
         found.append(
             Summary(
                 optimizer=units.optimizer(key),
                 runs=len(runs),
                 diverged=int((diverged["optimizer"] == key).sum()),
                 best=best_of(groups[key]),
-                architectures=sorted(map(best_of, archs.values()), key=lambda candidate: candidate.val_ppl),
+                architectures=sorted(map(best_of, archs.values()), key=lambda setting: setting.val_ppl),
                 median_seconds=median(runs["seconds_to_5pct"]),
                 median_gap=median(runs["gap"]),
             )
@@ -100,7 +95,7 @@ def _sentences(study: Study, summaries: Sequence[Summary]) -> list[str]:
     if ranked[0].best.unclear_against(ranked[1].best):
         sentences[0] += " The intervals over seeds of the first two overlap, so which of them is lower is not clear."
     for summary in ranked:
-        archs = [f"{units.architecture(c.setting.arch)} ({units.rounded(c.val_ppl)})" for c in summary.architectures]
+        archs = [f"{units.architecture(c.arch)} ({units.rounded(c.val_ppl)})" for c in summary.architectures]
         only = " alone" if len(archs) == 1 else ""
         then = f", then {units.listing(archs[1:])}" if archs[1:] else ""
         verb = "has finished runs of" if only else "does best with"
@@ -122,15 +117,15 @@ def _sentences(study: Study, summaries: Sequence[Summary]) -> list[str]:
 
 def _table(summaries: Sequence[Summary]) -> Table:
     columns = [
-        Column(key="optimizer", title="Optimizer"),
-        Column(key="runs", title="Runs", numeric=True),
-        Column(key="diverged", title="Diverged", numeric=True),
-        Column(key="val_ppl", title="Best valid.", numeric=True),
-        Column(key="run", title="Run"),
-        Column(key="architecture", title="Architecture"),
-        Column(key="median_seconds_to_5pct", title="Time to 5 %", numeric=True),
-        Column(key="gap", title="Gap of best", numeric=True),
-        Column(key="median_gap", title="Median gap", numeric=True),
+        Column("optimizer", "Optimizer", of=lambda summary: summary.optimizer),
+        number("runs", "Runs", of=lambda summary: summary.runs),
+        number("diverged", "Diverged", of=lambda summary: summary.diverged),
+        number("val_ppl", "Best valid.", units.perplexity, lambda summary: summary.best.val_ppl),
+        Column("run", "Run", of=lambda summary: summary.best.reference),
+        Column("architecture", "Architecture", of=lambda s: units.architecture(s.best.arch)),
+        number("median_seconds_to_5pct", "Time to 5 %", units.duration, lambda summary: summary.median_seconds),
+        number("gap", "Gap of best", units.perplexity, lambda summary: summary.best.gap),
+        number("median_gap", "Median gap", units.perplexity, lambda summary: summary.median_gap),
     ]
     caption = (
         "Runs: finished ones, on which the other numbers rest. Diverged: runs that failed so, counted apart. Best "
@@ -139,22 +134,10 @@ def _table(summaries: Sequence[Summary]) -> Table:
         "less training perplexity at the best epoch (training with dropout on, so that it can be below 0), of the best "
         f"run and as the median over runs. {SEEDS_CAPTION}"
     )
-    rows = [
-        Row(
-            cells=[
-                text_cell(summary.optimizer),
-                count_cell(summary.runs),
-                count_cell(summary.diverged),
-                perplexity_cell(summary.best.val_ppl),
-                text_cell(summary.best.reference),
-                text_cell(units.architecture(summary.best.setting.arch)),
-                duration_cell(summary.median_seconds),
-                perplexity_cell(summary.best.gap),
-                perplexity_cell(summary.median_gap),
-            ]
-        )
-        for summary in summaries
-    ]
     return Table(
-        name="discussion-2-optimizers", title="The optimizers compared", caption=caption, columns=columns, rows=rows
+        name="discussion-2-optimizers",
+        title="The optimizers compared",
+        caption=caption,
+        columns=columns,
+        records=summaries,
     )

@@ -6,73 +6,70 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis import units
-from analysis.discussion.candidates import WITHIN, Candidate, best_of
-from analysis.discussion.scatter import time_chart
-from analysis.discussion.words import (
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import (
     SEEDS_CAPTION,
     described,
     device_sentences,
     distinct,
-    duration_cell,
-    perplexity_cell,
-    text_cell,
     times,
 )
-from analysis.load import Study
-from analysis.section import Block, Points, Prose
-from analysis.table_text import Column, Row, Table
+from analysis.plots.scatter import time_chart
+from analysis.study import units
+from analysis.study.settings import WITHIN, Setting, best_of
+from analysis.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picks:
     """The two picks, and everything between them."""
 
-    generalisation: Candidate
+    generalisation: Setting
     """The lowest validation perplexity."""
-    time: Candidate | None
+    time: Setting | None
     """The first to come within 5 % of that; none where no time is known."""
-    front: list[Candidate]
+    front: list[Setting]
     """Those that no other beats in both perplexity and time to the best epoch, the fastest first."""
     within: int
     """Settings that come within 5 % of the lowest perplexity."""
 
 
-def picks_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Block]:
+def picks_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
     """The picks in sentences, as a table, and in a figure."""
-    if not candidates:
+    if not settings:
         return [Prose(text="No run has finished, so there is nothing to pick.")]
-    picks = picks_of(candidates)
-    blocks: list[Block] = [Points(items=_sentences(study, picks, candidates)), _table(picks)]
-    timed = [candidate for candidate in candidates if units.is_number(candidate.seconds_to_best)]
+    picks = picks_of(settings)
+    blocks: list[Block] = [Points(items=_sentences(study, picks, settings)), _table(picks)]
+    timed = [setting for setting in settings if units.is_number(setting.seconds_to_best)]
     return [*blocks, time_chart(timed, picks.front)] if len(timed) > 1 else blocks
 
 
-def picks_of(candidates: Sequence[Candidate]) -> Picks:
+def picks_of(settings: Sequence[Setting]) -> Picks:
     """Pick among at least one."""
-    within = [candidate for candidate in candidates if units.is_number(candidate.seconds_to_study_best)]
-    fastest = min(within, key=lambda c: (c.seconds_to_study_best, c.val_ppl, c.setting.number), default=None)
-    return Picks(generalisation=best_of(candidates), time=fastest, front=pareto_front(candidates), within=len(within))
+    within = [setting for setting in settings if units.is_number(setting.seconds_to_study_best)]
+    fastest = min(within, key=lambda s: (s.seconds_to_study_best, s.val_ppl, s.number), default=None)
+    return Picks(generalisation=best_of(settings), time=fastest, front=pareto_front(settings), within=len(within))
 
 
-def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+def pareto_front(settings: Sequence[Setting]) -> list[Setting]:
     """Those that no other beats or equals in one of (time to best, perplexity) and beats in the other."""
-    front: list[Candidate] = []
+    front: list[Setting] = []
     lowest = math.inf
-    timed = [candidate for candidate in candidates if units.is_number(candidate.seconds_to_best)]
-    for candidate in sorted(timed, key=lambda c: (c.seconds_to_best, c.val_ppl, c.setting.number)):
-        if candidate.val_ppl < lowest:
-            front.append(candidate)
-            lowest = candidate.val_ppl
+    timed = [setting for setting in settings if units.is_number(setting.seconds_to_best)]
+    for setting in sorted(timed, key=lambda s: (s.seconds_to_best, s.val_ppl, s.number)):
+        if setting.val_ppl < lowest:
+            front.append(setting)
+            lowest = setting.val_ppl
     return front
 
 
 # -- sentences -----------------------------------------------------------------------------------------------------
 
 
-def _sentences(study: Study, picks: Picks, candidates: Sequence[Candidate]) -> list[str]:
+def _sentences(study: Study, picks: Picks, settings: Sequence[Setting]) -> list[str]:
     best, fastest = picks.generalisation, picks.time
-    sentences = [_generalisation_sentence(best, candidates)]
+    sentences = [_generalisation_sentence(best, settings)]
     if fastest is None:
         sentences.append("For wall-clock time there is no pick: no times were recorded for the runs that come near it.")
         return sentences
@@ -99,26 +96,26 @@ def _sentences(study: Study, picks: Picks, candidates: Sequence[Candidate]) -> l
         sentences.append(_fastest_sentence(best, picks.front[0]))
     if len(picks.front) > 1:
         sentences.append(
-            f"{len(picks.front)} of {units.count(len(candidates), 'setting')} are worth considering: no other is both "
+            f"{len(picks.front)} of {units.count(len(settings), 'setting')} are worth considering: no other is both "
             "lower in perplexity and sooner at its best epoch."
         )
     return sentences + device_sentences(study)
 
 
-def _generalisation_sentence(best: Candidate, candidates: Sequence[Candidate]) -> str:
+def _generalisation_sentence(best: Setting, settings: Sequence[Setting]) -> str:
     text = f"For generalisation: {described(best)}, the lowest validation perplexity"
     if units.is_number(best.seconds_to_best):
         text += f", reached after {units.duration(best.seconds_to_best)}"
     text += "."
-    unclear = sum(best.unclear_against(other) for other in candidates if other is not best)
+    unclear = sum(best.unclear_against(other) for other in settings if other is not best)
     if unclear:
         text += (
             f" The intervals over seeds of {units.count(unclear, 'other setting')} overlap with its own, so that it is "
             "the best is not clear."
         )
-    gaps = [candidate for candidate in candidates if units.is_number(candidate.gap)]
+    gaps = [setting for setting in settings if units.is_number(setting.gap)]
     if len(gaps) > 1:
-        least = min(gaps, key=lambda candidate: candidate.gap)
+        least = min(gaps, key=lambda setting: setting.gap)
         if least is best:
             text += (
                 f" Its gap between validation and training perplexity, {units.rounded(best.gap)}, is the smallest too."
@@ -132,7 +129,7 @@ def _generalisation_sentence(best: Candidate, candidates: Sequence[Candidate]) -
     return text
 
 
-def _cost_sentence(best: Candidate, fastest: Candidate) -> list[str]:
+def _cost_sentence(best: Setting, fastest: Setting) -> list[str]:
     low, high = distinct(best.val_ppl, fastest.val_ppl)
     costs = [f"The pick for time costs {times(fastest.val_ppl / best.val_ppl)} the perplexity ({high} against {low})"]
     if (
@@ -149,7 +146,7 @@ def _cost_sentence(best: Candidate, fastest: Candidate) -> list[str]:
     return [f"{'; '.join(costs)}."]
 
 
-def _fastest_sentence(best: Candidate, soonest: Candidate) -> str:
+def _fastest_sentence(best: Setting, soonest: Setting) -> str:
     """What haste would cost where one setting is both picks."""
     low, high = distinct(best.val_ppl, soonest.val_ppl)
     text = (
@@ -169,17 +166,17 @@ def _fastest_sentence(best: Candidate, soonest: Candidate) -> str:
 def _table(picks: Picks) -> Table:
     shown = list(picks.front)
     for pick in (picks.time, picks.generalisation):
-        if pick is not None and not any(pick is candidate for candidate in shown):
+        if pick is not None and not any(pick is setting for setting in shown):
             shown.append(pick)
     columns = [
-        Column(key="setting", title="Run"),
-        Column(key="architecture", title="Architecture"),
-        Column(key="optimizer", title="Optimizer"),
-        Column(key="val_ppl", title="Valid.", numeric=True),
-        Column(key="gap", title="Gap", numeric=True),
-        Column(key="seconds_to_best", title="Time to best", numeric=True),
-        Column(key="seconds_to_study_best", title="Time to 5 %", numeric=True),
-        Column(key="picked_for", title="Picked for"),
+        Column("setting", "Run", of=lambda setting: setting.reference),
+        Column("architecture", "Architecture", of=lambda s: units.architecture(s.arch)),
+        Column("optimizer", "Optimizer", of=lambda s: units.optimizer(s.optimizer)),
+        number("val_ppl", "Valid.", units.perplexity, lambda setting: setting.val_ppl),
+        number("gap", "Gap", units.perplexity, lambda setting: setting.gap),
+        number("seconds_to_best", "Time to best", units.duration, lambda setting: setting.seconds_to_best),
+        number("seconds_to_study_best", "Time to 5 %", units.duration, lambda s: s.seconds_to_study_best),
+        Column("picked_for", "Picked for", of=lambda setting: _picked_for(setting, picks)),
     ]
     caption = (
         "The settings that no other beats in both validation perplexity and time to the best epoch (the Pareto front), "
@@ -189,27 +186,16 @@ def _table(picks: Picks) -> Table:
         f"time to 5 %. Gap: validation less training perplexity. {SEEDS_CAPTION} {units.MISSING}: never reached, or "
         "not recorded."
     )
-    rows = [
-        Row(
-            cells=[
-                text_cell(candidate.reference),
-                text_cell(units.architecture(candidate.setting.arch)),
-                text_cell(units.optimizer(candidate.setting.optimizer)),
-                perplexity_cell(candidate.val_ppl),
-                perplexity_cell(candidate.gap),
-                duration_cell(candidate.seconds_to_best),
-                duration_cell(candidate.seconds_to_study_best),
-                text_cell(_picked_for(candidate, picks)),
-            ],
-            run=candidate.only_run,
-        )
-        for candidate in shown
-    ]
     return Table(
-        name="discussion-3-picks", title="Perplexity against time", caption=caption, columns=columns, rows=rows
+        name="discussion-3-picks",
+        title="Perplexity against time",
+        caption=caption,
+        columns=columns,
+        records=shown,
+        run=lambda setting: setting.only_run,
     )
 
 
-def _picked_for(candidate: Candidate, picks: Picks) -> str:
+def _picked_for(setting: Setting, picks: Picks) -> str:
     reasons = [("generalisation", picks.generalisation), ("time", picks.time)]
-    return units.listing([reason for reason, pick in reasons if pick is candidate] or [units.MISSING])
+    return units.listing([reason for reason, pick in reasons if pick is setting] or [units.MISSING])

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis import units
-from analysis.discussion.candidates import Candidate
-from analysis.discussion.scatter import spread_chart
-from analysis.discussion.words import SEEDS_CAPTION, count_cell, decimals_cell, perplexity_cell, text_cell, times
-from analysis.load import Study
-from analysis.section import Block, Points, Prose
-from analysis.seeds import finished
-from analysis.table_text import Cell, Column, Row, Table
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import SEEDS_CAPTION, median, times
+from analysis.plots.scatter import spread_chart
+from analysis.study import units
+from analysis.study.settings import Setting, finished
+from analysis.study.study import Study
 
 ENOUGH = 3
 """Settings that an architecture needs before anything is said of its reliability."""
@@ -33,7 +32,7 @@ class Spread:
 
     architecture: str
     """Its name in print."""
-    settings: list[Candidate]
+    settings: list[Setting]
     finished: int
     """Runs."""
     diverged: int
@@ -45,7 +44,7 @@ class Spread:
 
     @property
     def values(self) -> list[float]:
-        return [candidate.val_ppl for candidate in self.settings]
+        return [setting.val_ppl for setting in self.settings]
 
     @property
     def quartile_range_nats(self) -> float:
@@ -67,9 +66,9 @@ class Spread:
         return self.diverged / ended if ended else math.nan
 
 
-def reliability_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Block]:
+def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
     """The spread of each architecture, and the verdict where there are enough settings."""
-    spreads = spreads_of(study, candidates)
+    spreads = spreads_of(study, settings)
     if not spreads:
         return [Prose(text="No run has finished or diverged, so nothing can be said of reliability.")]
     blocks: list[Block] = [
@@ -77,16 +76,16 @@ def reliability_blocks(study: Study, candidates: Sequence[Candidate]) -> list[Bl
         Points(items=[_sentence(spread) for spread in spreads]),
         _table(spreads),
     ]
-    if len(candidates) >= ENOUGH:
+    if len(settings) >= ENOUGH:
         blocks.append(spread_chart([(_label(spread), spread.settings) for spread in spreads if spread.settings]))
     return blocks
 
 
-def spreads_of(study: Study, candidates: Sequence[Candidate]) -> list[Spread]:
+def spreads_of(study: Study, settings: Sequence[Setting]) -> list[Spread]:
     """One for each architecture with a run that finished or diverged, in the report's order."""
-    groups: dict[Any, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        groups[candidate.setting.arch].append(candidate)
+    groups: dict[Any, list[Setting]] = defaultdict(list)
+    for setting in settings:
+        groups[setting.arch].append(setting)
     done = finished(study.runs)
     diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
     keys = {*groups, *(arch for arch in diverged["arch"] if isinstance(arch, str))}
@@ -170,15 +169,15 @@ def _label(spread: Spread) -> str:
 
 def _table(spreads: Sequence[Spread]) -> Table:
     columns = [
-        Column(key="architecture", title="Architecture"),
-        Column(key="settings", title="Settings", numeric=True),
-        Column(key="min_val_ppl", title="Lowest", numeric=True),
-        Column(key="median_val_ppl", title="Median", numeric=True),
-        Column(key="max_val_ppl", title="Highest", numeric=True),
-        Column(key="ratio", title="Highest / lowest", numeric=True),
-        Column(key="quartile_range_nats", title="IQR (nats)", numeric=True),
-        Column(key="diverged", title="Diverged", numeric=True),
-        Column(key="diverged_share", title="Share", numeric=True),
+        Column("architecture", "Architecture", of=lambda spread: spread.architecture),
+        number("settings", "Settings", of=lambda spread: len(spread.settings)),
+        number("min_val_ppl", "Lowest", units.perplexity, lambda s: min(s.values, default=math.nan)),
+        number("median_val_ppl", "Median", units.perplexity, lambda s: median(s.values)),
+        number("max_val_ppl", "Highest", units.perplexity, lambda s: max(s.values, default=math.nan)),
+        number("ratio", "Highest / lowest", units.decimals(".2f"), lambda spread: spread.ratio),
+        number("quartile_range_nats", "IQR (nats)", units.decimals(".3f"), lambda spread: spread.quartile_range_nats),
+        number("diverged", "Diverged", of=lambda spread: spread.diverged),
+        number("diverged_share", "Share", lambda share: f"{100 * share:.0f} %", lambda spread: spread.diverged_share),
     ]
     caption = (
         "Best validation perplexity over the finished settings of each architecture. IQR: third less first quartile of "
@@ -186,25 +185,10 @@ def _table(spreads: Sequence[Spread]) -> Table:
         "other numbers; share: of the runs that finished or diverged (other failures say nothing of an architecture). "
         f"{SEEDS_CAPTION} {units.MISSING}: too few settings."
     )
-    rows = []
-    for spread in spreads:
-        values = spread.values or [math.nan]
-        share = spread.diverged_share
-        rows.append(
-            Row(
-                cells=[
-                    text_cell(spread.architecture),
-                    count_cell(len(spread.settings)),
-                    perplexity_cell(min(values)),
-                    perplexity_cell(statistics.median(values)),
-                    perplexity_cell(max(values)),
-                    decimals_cell(spread.ratio, ".2f"),
-                    decimals_cell(spread.quartile_range_nats),
-                    count_cell(spread.diverged),
-                    Cell(text=f"{100 * share:.0f} %", value=share),
-                ]
-            )
-        )
     return Table(
-        name="discussion-4-reliability", title="Spread over settings", caption=caption, columns=columns, rows=rows
+        name="discussion-4-reliability",
+        title="Spread over settings",
+        caption=caption,
+        columns=columns,
+        records=spreads,
     )

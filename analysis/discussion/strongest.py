@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis import units
-from analysis.discussion.words import count_cell, decimals_cell, first_few, text_cell
-from analysis.pairs import CHOICES, SettingPair
-from analysis.table_text import Column, Row, Table
+from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import first_few
+from analysis.study import units
+from analysis.study.pairs import CHOICES, SettingPair, is_numeric, printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,7 @@ class Effect:
 
     @property
     def numeric(self) -> bool:
-        return all(
-            isinstance(value, int | float) and not isinstance(value, bool)
-            for pair in self.pairs
-            for value in (pair.a_value, pair.b_value)
-        )
+        return all(is_numeric(value) for pair in self.pairs for value in (pair.a_value, pair.b_value))
 
     @property
     def higher_better(self) -> int:
@@ -52,7 +48,7 @@ class Effect:
             return f"the smaller value is better in {self.higher_worse} of {number}"
         met, won = Counter[str](), Counter[str]()
         for pair in self.pairs:
-            values = value_name(self.key, pair.a_value), value_name(self.key, pair.b_value)
+            values = printed(self.key, pair.a_value), printed(self.key, pair.b_value)
             met.update(values)
             if pair.difference_nats:
                 won[values[pair.difference_nats < 0]] += 1
@@ -68,13 +64,6 @@ def effects_of(pairs: Sequence[SettingPair]) -> list[Effect]:
     return sorted(
         (Effect(key=key, pairs=members) for key, members in groups.items()), key=lambda effect: -effect.mean_nats
     )
-
-
-def value_name(key: str, value: object) -> str:
-    """A value as a sentence writes it."""
-    if key in CHOICES and isinstance(value, str):
-        return CHOICES[key].get(value, value)
-    return units.plain_value(value)
 
 
 def effect_sentence(effects: Sequence[Effect]) -> str:
@@ -103,10 +92,10 @@ def _size(effect: Effect) -> str:
 def effects_table(effects: Sequence[Effect]) -> Table:
     """A row for each key."""
     columns = [
-        Column(key="key", title="Hyperparameter"),
-        Column(key="pairs", title="Pairs", numeric=True),
-        Column(key="mean_nats", title="Mean difference (nats)", numeric=True),
-        Column(key="direction", title="Direction"),
+        Column("key", "Hyperparameter", of=lambda effect: effect.key),
+        number("pairs", "Pairs", of=lambda effect: len(effect.pairs)),
+        number("mean_nats", "Mean difference (nats)", units.decimals(".3f"), lambda effect: effect.mean_nats),
+        Column("direction", "Direction", of=lambda effect: effect.direction),
     ]
     caption = (
         "Pairs of finished settings that agree in everything but this hyperparameter. Mean difference: mean size of "
@@ -114,17 +103,10 @@ def effects_table(effects: Sequence[Effect]) -> Table:
         "Better: lower validation perplexity. The values that were tried differ from key to key, so the sizes "
         "compare these changes and not the keys as such. Several seeds of a setting count as their mean."
     )
-    rows = [
-        Row(
-            cells=[
-                text_cell(effect.key),
-                count_cell(len(effect.pairs)),
-                decimals_cell(effect.mean_nats),
-                text_cell(effect.direction),
-            ]
-        )
-        for effect in effects
-    ]
     return Table(
-        name="discussion-5-effects", title="Changes of one hyperparameter", caption=caption, columns=columns, rows=rows
+        name="discussion-5-effects",
+        title="Changes of one hyperparameter",
+        caption=caption,
+        columns=columns,
+        records=effects,
     )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import Study, load_study
 from analysis.report import write_report
+from analysis.study.study import Study, load_study
 from tests.analysis.synthetic import make_study
 
 

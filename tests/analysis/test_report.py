@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import Study
 from analysis.report import write_report
+from analysis.study.study import Study
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import write_json
 from tests.analysis.synthetic import DIVERGED, fail, make_run

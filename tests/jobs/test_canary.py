@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analysis.load import load_study
+from analysis.study.study import load_study
 from jobs.attempt import retry
 from jobs.launch import canary, dispatch
 from jobs.launch.canary import CANARY_ABOVE, STEPS, Trial, choose, wanted

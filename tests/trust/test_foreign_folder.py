@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import load_study
 from analysis.report import write_report
+from analysis.study.study import load_study
 from seqlm.errors import FileError, UsageError
 from seqlm.reading import LARGEST_HASHED, LARGEST_TEXT
 from seqlm.rundir import MAX_RUNS, RunDirectory, file_sha256, is_locked, read_json, write_json

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import load_study
+from analysis.blocks.table import Column, Table
 from analysis.report import write_report
-from analysis.table_text import Cell, Column, Row, Table
-from analysis.tables import hyperparameters_csv
+from analysis.sections.results import hyperparameters_csv
+from analysis.study.study import load_study
 from seqlm.rundir import write_json
 from tests.training.studies import make_config, make_run
 
@@ -47,8 +47,8 @@ def test_a_text_in_the_csv_of_a_table_starts_no_formula(text: str) -> None:
         name="t",
         title="",
         caption="",
-        columns=[Column(key="name", title=""), Column(key="loss", title="")],
-        rows=[Row(cells=[Cell(text=text, value=text), Cell(text="", value=-0.5)])],
+        columns=[Column("name", ""), Column("loss", "")],
+        records=[{"name": text, "loss": -0.5}],
     )
     assert list(csv.reader(io.StringIO(table.csv_file(), newline="")))[1:] == [[f"'{text}".replace("\r", " "), "-0.5"]]
 

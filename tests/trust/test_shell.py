@@ -18,7 +18,7 @@ WRITES_SHELL = {
     "slurm/submission.py": "the script of a job array, through submitit: paths are quoted, setup and python are shell",
     "slurm/backend.py": "the script of the report's job: paths are quoted, setup and python are shell",
     "slurm/probe.py": "the script of the doctor's trial job, the same",
-    "analysis/run_files.py": "the command that a report shows of a run, to copy; it runs nothing",
+    "analysis/study/run.py": "the command that a report shows of a run, to copy; it runs nothing",
     "jobs/launch/logout.py": "a command that a warning shows, to copy; it runs nothing",
     "jobs/backends/ray_job.py": "the command line of a Ray job, which Ray takes as one string: every word is quoted",
 }

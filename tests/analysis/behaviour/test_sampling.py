@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 
 from analysis.behaviour import sampling
 from analysis.behaviour.sampling import draw_samples, inverse_cumulative, prompt_ids, rate_samples
-from analysis.behaviour.settings import Settings
+from analysis.behaviour.task import Settings
 from seqlm.data.corpus import Corpus
 from seqlm.errors import DataError, DivergedError
 from tests.analysis.behaviour.literal import SEQ_LEN, VOCAB_SIZE, Array, Literal, make_model, softmax

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from analysis.blocks.section import Block
+from analysis.blocks.table import Table
 from analysis.discussion.expected import expected_blocks
-from analysis.load import load_study
-from analysis.section import Block
-from analysis.table_text import Table
+from analysis.study.study import load_study
 from seqlm.rundir import RunDirectory
-from tests.analysis.blocks import said, table
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run, digits
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.discussion.falling import fall_per_epoch, falling_runs
-from analysis.discussion.next_runs import combinations_never_run, next_blocks
-from analysis.load import load_study
-from analysis.section import Block
-from tests.analysis.blocks import said, table
+from analysis.blocks.section import Block
+from analysis.discussion.next_runs import combinations_never_run, fall_per_epoch, falling_runs, next_blocks
+from analysis.study.study import load_study
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 
 

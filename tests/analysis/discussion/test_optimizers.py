@@ -2,18 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.discussion.candidates import candidates_of
+from analysis.blocks.section import Block
 from analysis.discussion.optimizers import optimizers_blocks
-from analysis.load import load_study
-from analysis.section import Block
+from analysis.study.settings import timed_settings
+from analysis.study.study import load_study
 from seqlm.rundir import write_json
-from tests.analysis.blocks import said, table
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 
 
 def compared(study_dir: Path) -> list[Block]:
     study = load_study(study_dir)
-    return optimizers_blocks(study, candidates_of(study))
+    return optimizers_blocks(study, timed_settings(study))
 
 
 def test_each_optimizer_has_its_best_run_time_and_gap(tmp_path: Path) -> None:

@@ -4,23 +4,23 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.chart import Chart
-from analysis.discussion.candidates import candidates_of
+from analysis.blocks.figure import Chart
+from analysis.blocks.section import Block
 from analysis.discussion.picks import pareto_front, picks_blocks
-from analysis.load import load_study
-from analysis.section import Block
+from analysis.study.settings import timed_settings
+from analysis.study.study import load_study
 from seqlm.rundir import write_json_lines
-from tests.analysis.blocks import said, table
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 
 
 def picked(study_dir: Path) -> list[Block]:
     study = load_study(study_dir)
-    return picks_blocks(study, candidates_of(study))
+    return picks_blocks(study, timed_settings(study))
 
 
 def front_of(study_dir: Path) -> list[int]:
-    return [candidate.setting.number for candidate in pareto_front(candidates_of(load_study(study_dir)))]
+    return [setting.number for setting in pareto_front(timed_settings(load_study(study_dir)))]
 
 
 def test_the_pick_for_time_is_the_first_within_5_percent_and_costs_are_ratios(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_seeds_are_one_point_with_the_mean_of_their_times(tmp_path: Path) -> Non
     add_run(tmp_path, 0, "a", "gru", "sgd", [80.0], seconds=10.0, seed=1)
     add_run(tmp_path, 1, "a", "gru", "sgd", [125.0], seconds=30.0, seed=2)
     add_run(tmp_path, 2, "b", "rnn", "sgd", [101.0], seconds=5.0)
-    candidates = candidates_of(load_study(tmp_path))
-    assert [(round(c.val_ppl, 6), c.seconds_to_best, c.only_run) for c in candidates] == [(100, 20, None), (101, 5, 3)]
+    settings = timed_settings(load_study(tmp_path))
+    assert [(round(c.val_ppl, 6), c.seconds_to_best, c.only_run) for c in settings] == [(100, 20, None), (101, 5, 3)]
     assert "overlap with its own, so that it is the best is not clear" in said(picked(tmp_path))
 
 

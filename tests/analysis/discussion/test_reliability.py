@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from analysis.chart import Chart
-from analysis.discussion.candidates import candidates_of
+from analysis.blocks.figure import Chart
+from analysis.blocks.section import Block
 from analysis.discussion.reliability import reliability_blocks
-from analysis.discussion.scatter import swarm
-from analysis.load import load_study
-from analysis.section import Block
-from tests.analysis.blocks import said, table
+from analysis.plots.scatter import swarm
+from analysis.study.settings import timed_settings
+from analysis.study.study import load_study
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 
 
 def judged(study_dir: Path) -> list[Block]:
     study = load_study(study_dir)
-    return reliability_blocks(study, candidates_of(study))
+    return reliability_blocks(study, timed_settings(study))
 
 
 def add_settings(study_dir: Path, first: int, arch: str, values: Sequence[float], diverged: int = 0) -> None:

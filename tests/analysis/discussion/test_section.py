@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from analysis.blocks.section import Subheading
 from analysis.discussion import discussion_section
-from analysis.load import Study, load_study
 from analysis.report import report_files
-from analysis.section import Subheading
-from tests.analysis.blocks import said
+from analysis.study.study import Study, load_study
+from tests.analysis.contents import said
 from tests.analysis.hand_made import add_run
 
 QUESTIONS = [

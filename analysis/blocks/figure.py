@@ -1,0 +1,82 @@
+"""A figure of the report with its caption, and what a reader's pointer finds in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.study.values import Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of a panel, for the values that the page shows under the pointer."""
+
+    label: str
+    """What it is: number and name of a run, and where needed which of its values."""
+    x: Values
+    y: Values
+    run: int | None = None
+    """Number of the run whose line it is; the line hides with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A pair of axes with lines whose values the page can show."""
+
+    axes: Axes
+    lines: list[Line]
+    x_name: str = "epoch"
+    """Before the value on the horizontal axis; a value without a name is not shown."""
+    y_name: str = "perplexity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure with its caption. ``name`` is the stem of its files and its anchor on the page."""
+
+    kind: ClassVar[str] = "chart"
+
+    name: str
+    title: str
+    """First words of the caption."""
+    caption: str
+    figure: Figure
+    panels: list[Panel] = field(default_factory=list)
+
+    def pointer_data(self) -> list[dict[str, Any]]:
+        """The panels for the page's script: where each lies in the SVG (points, from the top left), and its values."""
+        return [_pointer_panel(panel, self.figure) for panel in self.panels]
+
+
+def run_mark(run: int) -> str:
+    """The ``gid`` of whatever is drawn for a run, by which the page hides it."""
+    return f"run-{run}"
+
+
+def key_mark(run: int) -> str:
+    """The ``gid`` of a run's entry in a legend, on which a reader clicks to hide and show the run."""
+    return f"key-{run}"
+
+
+def _pointer_panel(panel: Panel, figure: Figure) -> dict[str, Any]:
+    width, height = figure.get_size_inches() * 72
+    box = panel.axes.get_position()
+    return {
+        "box": _rounded([box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height], digits=6),
+        "x": {"limits": _rounded(panel.axes.get_xlim()), "log": panel.axes.get_xscale() == "log", "name": panel.x_name},
+        "y": {"limits": _rounded(panel.axes.get_ylim()), "log": panel.axes.get_yscale() == "log", "name": panel.y_name},
+        "lines": [
+            {"run": line.run, "label": line.label, "x": _rounded(line.x), "y": _rounded(line.y)} for line in panel.lines
+        ],
+    }
+
+
+def _rounded(values: Sequence[float] | Values, digits: int = 5) -> list[float | None]:
+    """Values to so many significant digits; what is not finite is null."""
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in map(float, values)]

@@ -1,0 +1,176 @@
+"""What a section of the report is made of. The templates have a part for each kind of block, by its ``kind``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from analysis.blocks.figure import Chart
+from analysis.blocks.table import Table
+from analysis.study.run import LogTail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs of one combination that are in the same state."""
+
+    state: str
+    """For a failure with its kind: ``failed: oom``."""
+    number: int
+    """How many they are."""
+    runs: list[int]
+    """Their numbers; those that have a directory."""
+
+    @property
+    def style(self) -> str:
+        return self.state.partition(":")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """The matrix, both axes in the report's order."""
+
+    kind: ClassVar[str] = "coverage"
+
+    name: str = "coverage"
+    optimizers: list[str]
+    lines: list[tuple[str, list[list[Group]]]]
+    """For each architecture, and in it for each optimizer: the groups of its runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """A run that has no result, and why."""
+
+    number: int
+    name: str
+    state: str
+    reason: str
+    facts: list[tuple[str, str]]
+    """What more is known: place of the failure, epochs finished, best perplexity so far."""
+    log_tail: LogTail | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRuns:
+    """All of them, by number."""
+
+    kind: ClassVar[str] = "open_runs"
+
+    runs: list[OpenRun]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A token on the page."""
+
+    text: str
+    """Empty for a line's end."""
+    gap: str
+    title: str
+    shade: int | None
+    """None for what the model was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownSample:
+    """A sample with what is said of it."""
+
+    label: str
+    reason: str | None
+    facts: list[str]
+    tokens: list[Token]
+    plain: str
+    """The text alone, the prompt in front of it."""
+    raw: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSamples:
+    """Samples of one run under titles of their own."""
+
+    number: int
+    name: str
+    about: str
+    """What they are drawn from."""
+    groups: list[tuple[str, list[ShownSample]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples of several runs; ``folded`` where a reader opens what to see."""
+
+    kind: ClassVar[str] = "samples"
+
+    name: str
+    legend: list[tuple[int, str]]
+    runs: list[RunSamples]
+    folded: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prose:
+    """A paragraph."""
+
+    kind: ClassVar[str] = "prose"
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """A list of sentences."""
+
+    kind: ClassVar[str] = "points"
+
+    items: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subheading:
+    """The title of a part of a section."""
+
+    kind: ClassVar[str] = "subheading"
+
+    text: str
+
+
+Block: TypeAlias = Prose | Points | Subheading | Table | Chart | Coverage | OpenRuns | Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the report with a title of its own. ``name`` is its anchor, after ``section-``."""
+
+    name: str
+    title: str
+    blocks: list[Block]
+    short: str | None = None
+    """Title in the page's list of sections, where it differs."""
+
+    @property
+    def tables(self) -> list[Table]:
+        return [block for block in self.blocks if isinstance(block, Table)]
+
+    @property
+    def charts(self) -> list[Chart]:
+        return [block for block in self.blocks if isinstance(block, Chart)]
+
+
+def labels(sections: Iterable[Section]) -> dict[str, str]:
+    """``Table 3`` or ``Figure 1`` for each table and figure by its name, counted through the report."""
+    found: dict[str, str] = {}
+    counts = {"Table": 0, "Figure": 0}
+    for section in sections:
+        for block in section.blocks:
+            match block:
+                case Table() | Coverage():
+                    word = "Table"
+                case Chart():
+                    word = "Figure"
+                case _:
+                    continue
+            counts[word] += 1
+            found[block.name] = f"{word} {counts[word]}"
+    return found

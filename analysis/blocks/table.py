@@ -1,0 +1,196 @@
+"""A table of the report and its forms as text: CSV, LaTeX and Markdown. The page's template makes the HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+
+from analysis.study import units
+
+FORMULA_STARTS = ("=", "+", "-", "@")
+"""A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one,
+an apostrophe goes before it. The files of data are for programs, and hold what there is.
+
+https://owasp.org/www-community/attacks/CSV_Injection
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: its headings, the value that it takes from a record, and how the value is written."""
+
+    key: str
+    """Heading in the CSV file."""
+    title: str
+    """Heading for a person."""
+    text: Callable[[Any], str] = str
+    """Write a value."""
+    of: Callable[[Any], Any] | None = None
+    """Take the value from a record. ``None``: the record's item ``key``."""
+    shown: Callable[[Any], str] | None = None
+    """Write a record, for a text that says more than the value. ``None``: ``text`` of the value."""
+    numeric: bool = False
+    """Set flush right, with figures of equal width."""
+    emphasised: bool = False
+    """Bold in the rows that stand out."""
+    kind: Literal["text", "state"] = "text"
+
+    def cell(self, record: Any, *, bold: bool) -> Cell:
+        """Return the cell of a record."""
+        value = record[self.key] if self.of is None else self.of(record)
+        text = self.text(value) if self.shown is None else self.shown(record)
+        return Cell(text=text, value=value, bold=bold and self.emphasised, kind=self.kind)
+
+
+def number(key: str, title: str, text: Callable[[Any], str] = str, of: Callable[[Any], Any] | None = None) -> Column:
+    """Return a column of numbers."""
+    return Column(key, title, text, of, numeric=True)
+
+
+def run_columns(run_of: Callable[[Any], Mapping[Any, Any]] = lambda record: record) -> list[Column]:
+    """Return the columns that say which run a record is about. ``run_of`` takes its row of the runs table."""
+    return [
+        number("number", "No.", of=lambda record: run_of(record)["number"]),
+        Column("name", "Run", of=lambda record: run_of(record)["name"], emphasised=True),
+        Column("architecture", "Architecture", units.architecture, lambda record: run_of(record)["arch"]),
+        Column("optimizer", "Optimizer", units.optimizer, lambda record: run_of(record)["optimizer"]),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell: what is shown, and the value behind it at full precision."""
+
+    text: str
+    value: Any
+    bold: bool
+    kind: Literal["text", "state"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row, and a line of code beneath it that takes the table's whole width."""
+
+    cells: list[Cell]
+    code: str | None
+    run: int | None
+    """Number of the run that the row is about."""
+    anchor: str | None
+    """Id of the row on the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with its caption. ``name`` is the stem of its files and its anchor on the page."""
+
+    kind: ClassVar[str] = "table"
+
+    name: str
+    title: str
+    """First words of the caption."""
+    caption: str
+    """The rest of the caption; explains every shorthand."""
+    columns: Sequence[Column]
+    records: pd.DataFrame | Sequence[Any] = ()
+    """What each row is about."""
+    run: Callable[[Any], int | None] = lambda record: None
+    """Number of the run that a record is about."""
+    bold: Callable[[Any], bool] = lambda record: False
+    """Whether a record stands out."""
+    code: Callable[[Any], str | None] = lambda record: None
+    """Line of code beneath a record."""
+    code_title: str | None = None
+    """What the lines of code are, for a table that has them."""
+    anchored: bool = False
+    """Whether the page's links to runs lead to these rows."""
+    full_csv: str | None = None
+    """The content of the CSV file, for a table whose page leaves out or sums up some of its columns."""
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The records as they are shown."""
+        records = self.records.to_dict("records") if isinstance(self.records, pd.DataFrame) else self.records
+        return [
+            Row(
+                cells=[column.cell(record, bold=self.bold(record)) for column in self.columns],
+                code=self.code(record),
+                run=self.run(record),
+                anchor=f"run-{self.run(record)}" if self.anchored else None,
+            )
+            for record in records
+        ]
+
+    def csv_file(self) -> str:
+        """What the table's CSV file holds."""
+        return self.to_csv() if self.full_csv is None else self.full_csv
+
+    def to_csv(self) -> str:
+        """Full precision, empty cells for missing values, no lines of code."""
+        return csv_text(
+            [column.key for column in self.columns], ([cell.value for cell in row.cells] for row in self.rows)
+        )
+
+    def to_markdown(self, label: str = "") -> str:
+        """The caption, then the table; lines of code form its last column."""
+        titles = [escape_markdown(column.title) for column in self.columns]
+        rules = ["---:" if column.numeric else "---" for column in self.columns]
+        if self.code_title:
+            titles, rules = [*titles, self.code_title], [*rules, "---"]
+        lines = [f"**{label}{escape_markdown(self.title)}.** {escape_markdown(self.caption)}", ""]
+        lines += [_markdown_row(titles), _markdown_row(rules)]
+        for row in self.rows:
+            cells = [f"**{escape_markdown(c.text)}**" if c.bold else escape_markdown(c.text) for c in row.cells]
+            if self.code_title:
+                cells.append(markdown_code(row.code).replace("|", "\\|") if row.code else "–")
+            lines.append(_markdown_row(cells))
+        return "\n".join(lines) + "\n"
+
+
+# -- escaping ------------------------------------------------------------------------------------------------------
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown (and the HTML inside it) prints as it is."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+
+
+def markdown_code(text: str) -> str:
+    """A code span, fenced by more backticks than the text has in a row."""
+    fence = "`" * (longest_run_of_backticks(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def longest_run_of_backticks(text: str) -> int:
+    """What a fence around the text must exceed."""
+    return max((len(run) for run in re.findall(r"`+", text)), default=0)
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A CSV file in which no text is a formula; missing values are empty cells."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(map(_csv_value, row) for row in rows)
+    return text.getvalue()
+
+
+def _csv_value(value: Any) -> str:
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return ""
+    if isinstance(value, str):
+        text = value.replace("\r", " ")  # the csv module does not quote it, and spreadsheets begin a row with it
+        return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
+    return repr(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,77 @@
+"""Figures as bytes: the same figure always gives the same ones, and an SVG that can stand inside a page."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fontTools.subset import Options  # type: ignore[import-untyped]  # it comes with matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis.plots import look
+
+NO_DATES: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "ModDate": None},
+}
+"""Metadata that would change from one writing, or one version, to the next."""
+
+FORMATS = tuple(NO_DATES)
+PNG_DPI = 160
+
+PAGE_COLOURS = {
+    look.INK: "var(--ink)",
+    look.MUTED: "var(--muted)",
+    look.GRID: "var(--rule)",
+    look.PAPER: "var(--paper)",
+}
+
+
+def figure_bytes(figure: Figure, file_format: str) -> bytes:
+    """The content of a figure's file in one of ``FORMATS``."""
+    buffer = io.BytesIO()
+    with look.applied(), warnings.catch_warnings(), _fonts_without_layout():
+        # A run may be named in a script that the font lacks; the SVG shows it all the same.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        FigureCanvasAgg(figure)
+        figure.savefig(buffer, format=file_format, dpi=PNG_DPI, metadata=NO_DATES[file_format])
+    return buffer.getvalue()
+
+
+@contextmanager
+def _fonts_without_layout() -> Iterator[None]:
+    """Leave out of the fonts in a PDF the tables for laying out text.
+
+    A PDF places each glyph itself and no viewer reads them, but reducing them to the glyphs of a figure takes fontTools
+    four fifths of its time: half of what a whole report takes.
+    """
+    default = Options._drop_tables_default
+    Options._drop_tables_default = [*default, "GDEF", "GPOS", "GSUB", "kern"]
+    try:
+        yield
+    finally:
+        Options._drop_tables_default = default
+
+
+def inline_svg(svg: bytes, prefix: str) -> str:
+    """An SVG file as an element of an HTML page: its ids made unique, in the page's font and colours.
+
+    What is drawn for a run becomes ``data-run``, its entry in a legend ``data-key``, with the run's number.
+    """
+    text = svg.decode("utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href=", "href=")
+    text = re.sub(r'\bid="(run|key)-(\d+)"', r'data-\1="\2"', text)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
+    text = re.sub(r"""'DejaVu Sans'""", "var(--sans)", text)
+    for colour, variable in (PAGE_COLOURS | {c: f"var(--line-{c[1:]})" for c in look.line_colours()}).items():
+        text = text.replace(colour, variable)
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text, count=1).strip()

@@ -1,0 +1,174 @@
+"""How the figures look: colours, line styles, type, and the legend of architectures and optimizers.
+
+Legible for the colour-blind, in grey print and on dark pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.study import units
+from analysis.study.settings import places_of
+
+WIDTH_INCHES = 7.6
+"""Width of every figure."""
+
+INK, MUTED, GRID, PAPER = "#1c2126", "#5c6670", "#dfe3e7", "#fefefe"
+"""Text, lesser text, grid and background; the page replaces these four by its own in the light and the dark."""
+
+ARCHITECTURE_COLOURS = {"rnn": "#0072b2", "gru": "#d55e00", "transformer": "#009e73"}
+"""Okabe and Ito's palette, in which red-green and blue-yellow blindness tell the three apart."""
+
+UNKNOWN_COLOUR = "#7a7f85"
+
+OPTIMIZER_STYLES: dict[str, tuple[Any, str]] = {
+    "adam": ("-", "o"),
+    "sgd": ((0, (5, 2)), "s"),
+    "sgd_schedule": ((0, (1.2, 1.4)), "^"),
+}
+"""Dashes and marker of each optimizer."""
+
+SHADES = ((0.0, 0.15), (-0.35, 0.5), (0.4, -0.15), (-0.6, 0.75), (0.6, -0.35))
+"""Settings alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first
+of each pair is for white paper, the second for a dark page."""
+
+CROWD = ("#c3c9ce", "#49525a")
+"""Lines of a crowd from which no single one is to stand out: on white paper, and on a dark page."""
+
+RC_PARAMS: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that every machine draws the same bytes
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # a run may be called $x$
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": PAPER,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "figure.facecolor": PAPER,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+    "savefig.facecolor": PAPER,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "seqlm",
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+}
+
+
+def applied() -> AbstractContextManager[None]:
+    """Draw in this look whatever the user's own matplotlib settings are."""
+    return matplotlib.style.context(["default", RC_PARAMS])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineStyle:
+    """How the curve of one run is drawn."""
+
+    colour: str
+    dashes: Any
+    marker: str
+
+
+def line_styles(runs: pd.DataFrame) -> dict[str, LineStyle]:
+    """Return the style of each run by its id: the same in every figure of the study, and for all seeds of a setting."""
+    places = places_of(runs)
+    columns = (runs[name] for name in ("id", "arch", "optimizer"))
+    return {
+        run_id: line_style(arch, optimizer, places[run_id]) for run_id, arch, optimizer in zip(*columns, strict=True)
+    }
+
+
+def colour_of(arch: str | None) -> str:
+    """Return the colour of an architecture, or of an unknown one."""
+    return ARCHITECTURE_COLOURS.get(arch or "", UNKNOWN_COLOUR)
+
+
+def marker_of(optimizer: str | None) -> str:
+    """Return the marker of an optimizer, or of an unknown one."""
+    return OPTIMIZER_STYLES.get(optimizer or "", ("-", "."))[1]
+
+
+def line_style(arch: str | None, optimizer: str | None, place: int) -> LineStyle:
+    """The style of the setting at ``place`` among those of an architecture with an optimizer."""
+    dashes = OPTIMIZER_STYLES.get(optimizer or "", ("-", "."))[0]
+    colour = shade(colour_of(arch), SHADES[place % len(SHADES)][0])
+    return LineStyle(colour=colour, dashes=dashes, marker=marker_of(optimizer))
+
+
+def line_colours() -> dict[str, str]:
+    """Every colour that a line can have, with the colour that takes its place on a dark page."""
+    bases = [*ARCHITECTURE_COLOURS.values(), UNKNOWN_COLOUR]
+    return {CROWD[0]: CROWD[1]} | {shade(base, light): shade(base, dark) for base in bases for light, dark in SHADES}
+
+
+def shade(colour: str, amount: float) -> str:
+    """A colour moved towards black (negative) or white (positive) by a share of the way."""
+    target = 1.0 if amount > 0 else 0.0
+    red, green, blue = (part + (target - part) * abs(amount) for part in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever is more legible on a colour (contrast as in WCAG 2); never a colour of the page."""
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
+
+
+# -- legend --------------------------------------------------------------------------------------------------------
+
+
+def kind_legend(
+    figure: Figure,
+    archs: AbstractSet[Hashable],
+    optimizers: AbstractSet[Hashable],
+    more: Sequence[Artist] = (),
+    *,
+    left: float,
+    top: bool = False,
+) -> None:
+    """Draw one line with those architectures and optimizers that there are, then ``more``.
+
+    The line is at the foot of the figure or at its top. ``left`` is where it begins, as a share of the figure's width.
+    """
+    handles: list[Artist] = [
+        Line2D([], [], linestyle="", marker="o", color=colour, markersize=6, label=units.architecture(arch))
+        for arch, colour in ARCHITECTURE_COLOURS.items()
+        if arch in archs
+    ]
+    handles += [
+        Line2D([], [], linestyle="", marker=marker, color=MUTED, markersize=6, label=units.optimizer(key))
+        for key, (_, marker) in OPTIMIZER_STYLES.items()
+        if key in optimizers
+    ]
+    handles += more
+    figure.legend(
+        handles=handles,
+        ncols=len(handles),
+        loc="upper left" if top else "lower left",
+        bbox_to_anchor=(left, 1.0 if top else 0.0),
+        fontsize=8,
+    )

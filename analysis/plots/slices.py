@@ -1,0 +1,283 @@
+"""Slices: the best validation perplexity over the values of each hyperparameter, a small panel for each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from analysis.blocks.figure import Chart, Line, Panel, run_mark
+from analysis.plots import look
+from analysis.plots.axes import Scale, label_perplexity, scale_for
+from analysis.study import units
+from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values, varying_keys
+from analysis.study.settings import Setting, config_of, finished
+from analysis.study.study import Study
+
+PANEL_COLUMNS = 3
+"""At most."""
+MOST_SLICES = 12
+MOST_MARKED_RUNS = 300
+"""With more runs the points are drawn together, so that the page cannot hide single ones, and only the lowest, the
+middle and the highest of those alike in value, architecture and optimizer."""
+
+
+def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
+    """A panel for each key that varies; none where none does."""
+    slices = slices_of(study, order)
+    if not slices:
+        return None
+    with look.applied():
+        return _draw(study, slices)
+
+
+def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
+    shown = slices[:MOST_SLICES]
+    runs = {int(run["number"]): run for run in finished(study.runs).to_dict("records")}
+    scale = _with_room(scale_for([np.array([run["val_ppl"] for run in runs.values()], float)]))
+    tagged = len(runs) <= MOST_MARKED_RUNS
+    columns = min(PANEL_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    height = 2.05 * rows + 0.62
+    figure = Figure(figsize=(look.WIDTH_INCHES, height))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.5 / height, bottom=0.5 / height, wspace=0.26, hspace=0.5)
+    chains = chains_of(study.runs)
+    panels = []
+    for place, axes in enumerate(grid.flat):
+        if place >= len(shown):
+            axes.set_axis_off()
+            continue
+        part = shown[place]
+        _label(axes, part, scale)
+        if place % columns:
+            axes.set_ylabel("")
+        _draw_chains(axes, part, chains.get(part.key, []), runs, tagged=tagged)
+        lines = _draw_points(axes, part, runs, tagged=tagged)
+        panels.append(Panel(axes=axes, lines=lines, x_name=""))
+    archs, optimizers = ({run[key] for run in runs.values()} for key in ("arch", "optimizer"))
+    look.kind_legend(figure, archs, optimizers, left=0.06, top=True)
+    return Chart(
+        name="slices",
+        title="Best validation perplexity over each hyperparameter",
+        caption=_caption(slices, shown, scale, tagged=tagged, joined=any(chains.get(part.key, []) for part in shown)),
+        figure=figure,
+        panels=[] if not tagged else panels,
+    )
+
+
+# -- points and lines ----------------------------------------------------------------------------------------------
+
+
+def _draw_points(axes: Axes, part: Slice, runs: Mapping[int, Any], *, tagged: bool) -> list[Line]:
+    places = part.places()
+    groups: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
+    lines = []
+    for number, value in part.values.items():
+        run = runs[number]
+        x, y = places[value] + part.shift(run["arch"]), float(run["val_ppl"])
+        groups[run["arch"], run["optimizer"]].append((x, y))
+        if tagged:
+            axes.plot(x, y, gid=run_mark(number), **_point_style(run["arch"], run["optimizer"]))
+            label = f"{number} {run['name']}, {part.key} {printed(part.key, value)}"
+            lines.append(Line(label=label, x=np.array([x]), y=np.array([y]), run=number))
+    if not tagged:
+        for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
+            axes.plot(*zip(*extremes(points), strict=True), **_point_style(arch, optimizer))
+    return lines
+
+
+def _point_style(arch: Any, optimizer: Any) -> dict[str, Any]:
+    return {
+        "color": look.colour_of(arch),
+        "marker": look.marker_of(optimizer),
+        "markersize": 4.5,
+        "linestyle": "",
+        "markeredgecolor": look.PAPER,
+        "markeredgewidth": 0.4,
+    }
+
+
+def extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of the points over each value the lowest, the middle and the highest.
+
+    >>> extremes([(1, 9), (1, 5), (1, 6), (1, 7), (1, 8), (2, 3)])
+    [(1, 5), (1, 7), (1, 9), (2, 3)]
+    """
+    over: dict[float, list[float]] = defaultdict(list)
+    for x, y in points:
+        over[x].append(y)
+    kept = []
+    for x, heights in sorted(over.items()):
+        heights.sort()
+        kept += [(x, y) for y in sorted({heights[0], heights[len(heights) // 2], heights[-1]})]
+    return kept
+
+
+def _draw_chains(
+    axes: Axes,
+    part: Slice,
+    chains: Sequence[Sequence[Setting]],
+    runs: Mapping[int, Any],
+    *,
+    tagged: bool,
+) -> None:
+    """A line through each group. Each half of a line's piece belongs to the run at its end, and hides with it."""
+    places = part.places()
+    together: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
+    for chain in chains:
+        ends = [(places[setting.config[part.key]], setting) for setting in chain]
+        arch = ends[0][1].arch
+        colour = look.colour_of(arch)
+        points = [(x + part.shift(arch), setting.val_ppl, setting.runs) for x, setting in ends]
+        if not tagged or any(len(members) > 1 for _, _, members in points):
+            together[colour].append([(x, y) for x, y, _ in points])
+            continue
+        for (x1, y1, first), (x2, y2, second) in itertools.pairwise(points):
+            middle = _middle(axes.get_xscale(), x1, x2), _middle(axes.get_yscale(), y1, y2)
+            for x, y, members in ((x1, y1, first), (x2, y2, second)):
+                axes.plot(*zip((x, y), middle, strict=True), color=colour, gid=run_mark(members[0]), **_LINE)
+    for colour, pieces in together.items():
+        width = 0.8 if len(pieces) < 100 else 0.3
+        axes.add_collection(LineCollection(pieces, colors=colour, linewidths=width, alpha=0.55), autolim=False)
+
+
+_LINE: dict[str, Any] = {"linestyle": "-", "linewidth": 0.8, "alpha": 0.55, "solid_capstyle": "butt"}
+
+
+def _middle(scale: str, a: float, b: float) -> float:
+    """The middle as it is drawn."""
+    return math.sqrt(a * b) if scale == "log" else (a + b) / 2
+
+
+# -- axes, legend, caption -----------------------------------------------------------------------------------------
+
+
+def _label(axes: Axes, part: Slice, scale: Scale) -> None:
+    label_perplexity(axes, scale, "Validation perplexity", most_ticks=6)
+    axes.tick_params(labelsize=7.5)
+    axes.yaxis.label.set_fontsize(8)
+    axes.set_xlabel(part.key, fontsize=8)
+    values, places = part.ordered, list(part.places().values())
+    if part.is_categorical:
+        step = math.ceil(len(values) / FEW_VALUES)
+        names = [units.shortened(printed(part.key, value), 12) for value in values]
+        axes.set_xticks(places[::step], names[::step])
+        if sum(map(len, names[::step])) > 26:
+            for label in axes.get_xticklabels():
+                label.set(rotation=20, ha="right")
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        return
+    low, high = places[0], places[-1]
+    if part.is_log:
+        axes.set_xscale("log")
+        room = (high / low) ** 0.07
+        axes.set_xlim(low / room, high * room)
+        names = [printed(part.key, value) for value in values]
+        if len(values) <= 5 and _are_apart(places, names):
+            axes.set_xticks(places, names)
+        else:
+            axes.xaxis.set_major_locator(LogLocator(numticks=5))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        return
+    room = 0.07 * (high - low)
+    axes.set_xlim(low - room, high + room)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _with_room(scale: Scale) -> Scale:
+    """Room for whole markers at the ends of a logarithmic axis; the other kind has it."""
+    room = (scale.high / scale.low) ** 0.04 if scale.logarithmic else 1.0
+    return replace(scale, low=scale.low / room, high=scale.high * room)
+
+
+def _are_apart(places: Sequence[float], names: Sequence[str]) -> bool:
+    """Whether the names of values have room beside each other on a logarithmic axis, at 40 characters to a panel."""
+    span = math.log(places[-1] / places[0])
+    ends = zip(itertools.pairwise(places), itertools.pairwise(map(len, names)), strict=True)
+    return all(math.log(b / a) / span * 40 > (before + after) / 2 + 2 for (a, b), (before, after) in ends)
+
+
+def _caption(slices: Sequence[Slice], shown: Sequence[Slice], scale: Scale, *, tagged: bool, joined: bool) -> str:
+    sentences = ["A point for each finished run. Colour: architecture; marker: optimizer."]
+    if not tagged:
+        sentences[0] = (
+            "Of the finished runs alike in value, architecture and optimizer, the points are the one with the lowest, "
+            "the middle and the highest perplexity. Colour: architecture; marker: optimizer."
+        )
+    sentences.append(
+        "Lines join runs that agree in every other key (several seeds: their mean)."
+        if joined
+        else "No two runs agree in everything but one of these keys, so no points are joined."
+    )
+    logs = [part.key for part in shown if part.is_log]
+    axes = ["All panels share the vertical axis" + (", which is logarithmic." if scale.logarithmic else ".")]
+    if logs:
+        axes.append(f"Horizontal axis logarithmic: {units.listing(logs)}.")
+    if any(part.is_categorical for part in shown):
+        axes.append("Values within a decade stand side by side, evenly spaced, with architectures a little apart.")
+    if len(shown) < len(slices):
+        left_out = [part.key for part in slices[len(shown) :]]
+        axes.append(f"Left out, of the smallest effects: {units.listing(left_out)}.")
+    return " ".join([*sentences, *axes])
+
+
+# -- slices --------------------------------------------------------------------------------------------------------
+
+FEW_VALUES = 8
+"""Up to this many numbers within a decade are drawn side by side, evenly spaced; more are drawn on a scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """One panel: where each value lies on the horizontal axis."""
+
+    key: str
+    values: Mapping[int, Any]
+    """Of each run that has the key, by its number."""
+    ordered: list[Any]
+    """The values once each, sorted."""
+
+    @property
+    def is_log(self) -> bool:
+        return self._is_numeric and self.ordered[0] > 0 and self.ordered[-1] > 10 * self.ordered[0]
+
+    @property
+    def is_categorical(self) -> bool:
+        return not self.is_log and (not self._is_numeric or len(self.ordered) <= FEW_VALUES)
+
+    @property
+    def _is_numeric(self) -> bool:
+        return all(is_numeric(value) for value in self.ordered)
+
+    def places(self) -> dict[Any, float]:
+        """The place of each value on the axis; categories are counted from 0."""
+        return {value: float(n if self.is_categorical else value) for n, value in enumerate(self.ordered)}
+
+    def shift(self, arch: Any) -> float:
+        """How far beside their place the points of an architecture lie, so that they do not cover one another."""
+        ranks = len(units.ARCHITECTURES)
+        return 0.1 * (units.rank(units.ARCHITECTURES, arch) - (ranks - 1) / 2) if self.is_categorical else 0.0
+
+
+def slices_of(study: Study, order: Sequence[str]) -> list[Slice]:
+    """The keys that vary but for architecture and optimizer, those of ``order`` first."""
+    configs = {run["number"]: config_of(run) for run in finished(study.runs).to_dict("records")}
+    varying = varying_keys(configs.values())
+    keys = [*(key for key in order if key in varying), *(key for key in varying if key not in order)]
+    values = {key: {number: config[key] for number, config in configs.items() if key in config} for key in keys}
+    return [
+        Slice(key=key, values=values[key], ordered=sorted_values(key, values[key].values()))
+        for key in keys
+        if key not in CHOICES
+    ]

@@ -1,0 +1,264 @@
+"""The timeline of a study's jobs: what ran where, from when to when."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from analysis.blocks.figure import Chart, Line, Panel, run_mark
+from analysis.plots import look
+from analysis.plots.curves import unit_for
+from analysis.study import units
+from analysis.study.attempts import PLACE_JOINT, moment
+from analysis.study.study import Study
+
+MOST_LANES = 64
+NUMBERED_LANES = 32
+"""With more lanes than that, bars are thin and without numbers."""
+LABEL_LENGTH = 24
+
+HATCHES = {"failed": "/////", "cancelled": "/////", "interrupted": "|||||"}
+KEYS = {"failed": "failed or cancelled", "interrupted": "interrupted"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """An attempt on one of its places; times in seconds since 1970."""
+
+    run: int
+    attempt: int
+    outcome: str
+    arch: str | None
+    name: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """A GPU, or a part of a machine on which one attempt ran at a time."""
+
+    label: str
+    bars: list[Bar]
+
+
+def lanes_of(study: Study) -> list[Lane]:
+    """Every attempt whose start and end are known, in the lanes of its places.
+
+    Attempts of one place that overlap (processors, or shares of a GPU) are packed into as few lanes as hold them,
+    each attempt into the first that is free.
+    """
+    arch = dict(zip(study.runs["id"], study.runs["arch"], strict=True))
+    name = dict(zip(study.runs["id"], study.runs["name"], strict=True))
+    places: dict[str, list[Bar]] = defaultdict(list)
+    for row in study.attempts.to_dict("records"):
+        start, end = moment(row["started_at"]), moment(row["ended_at"])
+        if start is None or end is None:
+            continue
+        bar = Bar(
+            run=int(row["number"]),
+            attempt=int(row["attempt"]),
+            outcome=row["outcome"],
+            arch=arch[row["id"]],
+            name=name[row["id"]],
+            start=start,
+            end=end,
+        )
+        for place in (row["places"] or "unknown place").split(PLACE_JOINT):
+            places[place].append(bar)
+    lanes = []
+    for place in sorted(places, key=_natural):
+        packed = pack(places[place])
+        labels = [place] if len(packed) == 1 else [f"{place} ({number})" for number in range(1, len(packed) + 1)]
+        lanes += [Lane(label=label, bars=bars) for label, bars in zip(labels, packed, strict=True)]
+    return lanes
+
+
+def pack(bars: Iterable[Bar]) -> list[list[Bar]]:
+    """Bars in lanes in which none overlap: each, by its start, into the first lane that is free."""
+    lanes: list[list[Bar]] = []
+    free: list[int] = []
+    busy: list[tuple[float, int]] = []
+    for bar in sorted(bars, key=lambda bar: (bar.start, bar.end, bar.run, bar.attempt)):
+        while busy and busy[0][0] <= bar.start:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        if not free:
+            lanes.append([])
+            heapq.heappush(free, len(lanes) - 1)
+        lane = heapq.heappop(free)
+        lanes[lane].append(bar)
+        heapq.heappush(busy, (bar.end, lane))
+    return lanes
+
+
+def utilisation(lanes: Sequence[Lane]) -> float:
+    """Share of the lanes' time, from the first start to the last end, in which an attempt ran; NaN for no time."""
+    bars = [bar for lane in lanes for bar in lane.bars]
+    span = max(bar.end for bar in bars) - min(bar.start for bar in bars)
+    return math.fsum(bar.end - bar.start for bar in bars) / (span * len(lanes)) if span else math.nan
+
+
+# -- the figure ----------------------------------------------------------------------------------------------------
+
+
+def timeline_chart(study: Study) -> Chart | None:
+    """A bar for each attempt, in lanes; none where no attempt has both its times."""
+    lanes = lanes_of(study)
+    if not lanes:
+        return None
+    with look.applied():
+        return _draw(study, lanes)
+
+
+def _draw(study: Study, lanes: list[Lane]) -> Chart:
+    shown = lanes[:MOST_LANES]
+    origin = min(bar.start for lane in lanes for bar in lane.bars)
+    last = max(bar.end for lane in lanes for bar in lane.bars) - origin
+    seconds, unit = unit_for(last)
+    numbered = len(shown) <= NUMBERED_LANES
+    lane_inches = 0.24 if numbered else 0.11
+    plot_inches, top_inches, below_inches = max(lane_inches * len(shown), 0.3), 0.42, 0.5
+    height = plot_inches + top_inches + below_inches
+    labels = [_shortened(lane.label) for lane in shown]
+    left = min(0.3, 0.03 + 0.0088 * max(map(len, labels)) * (1.0 if numbered else 0.85))
+    figure = Figure(figsize=(look.WIDTH_INCHES, height))
+    axes = figure.add_axes((left, below_inches / height, 0.985 - left, plot_inches / height))
+    axes.set_xlim(0, (last or 1.0) / seconds * 1.01)
+    axes.set_ylim(len(shown) + 0.5, 0.5)
+    axes.set_yticks(range(1, len(shown) + 1), labels, fontsize=7.5 if numbered else 6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(f"Time since the first start ({unit})")
+    lines = []
+    points = plot_points(axes, figure)
+    for place, lane in enumerate(shown, start=1):
+        for bar in lane.bars:
+            start, end = (bar.start - origin) / seconds, (bar.end - origin) / seconds
+            _draw_bar(axes, bar, place, start, end, room=(end - start) * points if numbered else 0.0)
+            where = np.linspace(start, end, 5 if numbered else 3)
+            label = f"{bar.run} {bar.name}, attempt {bar.attempt}, {bar.outcome}, {units.duration(bar.end - bar.start)}"
+            lines.append(Line(label=label, x=where, y=np.full(len(where), float(place)), run=bar.run))
+    _add_legend(figure, shown, left, 1 - 0.02 / height)
+    return Chart(
+        name="timeline",
+        title="What ran where",
+        caption=_caption(study, lanes, shown, numbered=numbered),
+        figure=figure,
+        panels=[Panel(axes=axes, lines=lines, x_name=unit, y_name="")],
+    )
+
+
+def plot_points(axes: Axes, figure: Figure) -> float:
+    """Points of the figure to a unit of the horizontal axis."""
+    low, high = axes.get_xlim()
+    return axes.get_position().width * figure.get_figwidth() * 72 / (high - low)
+
+
+def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, room: float) -> None:
+    colour = look.colour_of(bar.arch)
+    hatch = HATCHES.get(bar.outcome)
+    axes.add_patch(
+        Rectangle(
+            (start, place - 0.4),
+            end - start,
+            0.8,
+            facecolor=colour,
+            edgecolor=look.PAPER,
+            linewidth=0.5 if room else 0.2,
+            hatch=hatch,
+            gid=run_mark(bar.run),
+        )
+    )
+    text = str(bar.run)
+    if room >= 5.2 * len(text) + 5:
+        axes.text(
+            (start + end) / 2,
+            place,
+            text,
+            ha="center",
+            va="center_baseline",
+            fontsize=7.5,
+            fontweight="bold",
+            color=look.ink_on(colour),
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None,
+            gid=run_mark(bar.run),
+        )
+
+
+def _add_legend(figure: Figure, lanes: Sequence[Lane], left: float, top: float) -> None:
+    bars = [bar for lane in lanes for bar in lane.bars]
+    there = {bar.arch for bar in bars}
+    handles = [
+        Patch(facecolor=look.ARCHITECTURE_COLOURS[arch], label=name)
+        for arch, name in units.ARCHITECTURES.items()
+        if arch in there
+    ]
+    if there - set(units.ARCHITECTURES):
+        handles.append(Patch(facecolor=look.UNKNOWN_COLOUR, label=units.UNKNOWN))
+    hatches = {HATCHES[bar.outcome] for bar in bars if bar.outcome in HATCHES}
+    handles += [
+        Patch(facecolor=look.MUTED, edgecolor=look.PAPER, linewidth=0, hatch=HATCHES[outcome], label=label)
+        for outcome, label in KEYS.items()
+        if HATCHES[outcome] in hatches
+    ]
+    figure.legend(
+        handles=handles,
+        ncols=len(handles),
+        loc="upper left",
+        bbox_to_anchor=(left - 0.01, top),
+        fontsize=8,
+        handlelength=1.6,
+    )
+
+
+def _caption(study: Study, lanes: list[Lane], shown: list[Lane], *, numbered: bool) -> str:
+    bars = {(bar.run, bar.attempt) for lane in lanes for bar in lane.bars}
+    missing = int((study.attempts["outcome"] != "not started").sum()) - len(bars)
+    share = utilisation(lanes)
+    sentences = [
+        f"A bar for each attempt ({len(bars)}); colour: architecture. A lane for each GPU, or for each host where "
+        "attempts ran on its processors."
+    ]
+    if any(lane.label.endswith(")") for lane in lanes):
+        sentences.append(
+            "Attempts that went on at once on the same processors or GPU lie in lanes of their own, numbered in "
+            "brackets, as few as hold them."
+        )
+    if sum(len(lane.bars) for lane in lanes) > len(bars):
+        sentences.append("An attempt of several ranks has a bar at each of its places.")
+    if numbered:
+        sentences.append("Numbers: runs, where they fit.")
+    if any(bar.outcome in ("failed", "cancelled") for lane in shown for bar in lane.bars):
+        sentences.append("Hatched: the attempt failed or was cancelled.")
+    if any(bar.outcome == "interrupted" for lane in shown for bar in lane.bars):
+        sentences.append("Upright lines: it was interrupted; such a bar ends at its last sign of life.")
+    if units.is_number(share):
+        sentences.append(
+            f"Utilisation: the {units.count(len(lanes), 'lane')} were busy {100 * share:.0f} % of the time from the "
+            "first start to the last end."
+        )
+    if len(shown) < len(lanes):
+        sentences.append(f"Shown are the first {len(shown)} of {len(lanes)} lanes.")
+    if missing:
+        sentences.append(f"Not shown: {units.count(missing, 'attempt')} without a recorded start or end.")
+    return " ".join(sentences)
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH // 2]}…{label[1 - LABEL_LENGTH // 2 :]}"
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts ``node9`` before ``node10``."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]

@@ -1,0 +1,186 @@
+"""What a study has cost: the section with a table of runs, totals in sentences, and the timeline of its jobs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+
+from analysis.blocks.section import Block, Points, Prose, Section
+from analysis.blocks.table import Column, Table, number, run_columns
+from analysis.plots.timeline import timeline_chart
+from analysis.study import units
+from analysis.study.settings import finished, in_report_order
+from analysis.study.study import Study
+
+COLUMNS = [
+    *run_columns(),
+    Column("backend", "Backend", units.text),
+    Column("device", "Device", units.text),
+    number("ranks", "Ranks", units.whole),
+    number("estimated_seconds", "Estimate", units.duration),
+    number("wall_seconds", "Actual", units.duration),
+    number("ratio", "Ratio", units.decimals(".2f")),
+    number("tokens_per_second", "Tokens/s", units.decimals(",.0f")),
+    number("peak_memory_bytes", "Memory", units.memory),
+    number("attempts", "Attempts"),
+    number("lost_seconds", "Outside epochs", units.duration),
+    number("gpu_hours", "GPU h", units.hours),
+    number("core_hours", "Core h", units.hours),
+]
+
+CAPTION = (
+    "Backend, Device, Ranks: of the newest attempt; Ranks: processes that share a batch. Estimate: duration foreseen "
+    "when the run was launched. Actual: wall clock of all epochs. Ratio: Actual / Estimate, of finished runs. "
+    "Tokens/s: training tokens a second of all ranks, median over epochs. Memory: largest peak of one rank (allocated "
+    "on a GPU, resident on a processor). Attempts: times the run was started. Outside epochs: time of the attempts "
+    "that is in no finished epoch (start-up, checkpoints, the test, epochs cut off). GPU h, Core h: hours times GPUs, "
+    f"for runs on processors times cores. {units.MISSING}: not recorded or not applicable."
+)
+
+
+MAY_BE_SHARED = ("backend", "device", "ranks")
+"""Columns that the page leaves out where all runs agree; the caption then says so, and the CSV file has them."""
+
+
+def cost_section(study: Study) -> Section:
+    """Time, memory and machines of every run, and of all together."""
+    attempts = costs_of(study.attempts)
+    if attempts.empty:
+        nothing = Prose(text="No run has been started yet, so nothing has been spent.")
+        return Section(name="cost", title="Cost", blocks=[nothing])
+    blocks: list[Block] = [Points(items=totals(study, attempts)), shortened(cost_table(study, attempts))]
+    chart = timeline_chart(study)
+    if chart is not None:
+        blocks.append(chart)
+    return Section(name="cost", title="Cost", blocks=blocks)
+
+
+def costs_of(attempts: pd.DataFrame) -> pd.DataFrame:
+    """The attempts that ran, with three more columns.
+
+    ``spent``: seconds; where start or end is not recorded the seconds of the epochs finished in it, which are a part
+    of them. ``gpu_hours``, ``core_hours``: GPUs or cores times ``spent``, NaN for an attempt on the other of the two.
+    """
+    ran = attempts[attempts["outcome"] != "not started"].copy()
+    ran["spent"] = ran["seconds"].fillna(ran["epoch_seconds"])
+    ran["gpu_hours"] = (ran["spent"] * ran["gpus"] / 3600).where(ran["gpus"] > 0)
+    ran["core_hours"] = (ran["spent"] * ran["cores"] / 3600).where(ran["gpus"] == 0)
+    return ran
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+
+def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
+    """A row for each run that has been started. ``attempts`` as :func:`costs_of` gives them."""
+    by_run = attempts.groupby("id", sort=False)
+    last = by_run.tail(1).set_index("id")
+    measured = study.epochs.groupby("id", sort=False).agg(
+        tokens_per_second=("train_tokens_per_second", "median"), peak_memory_bytes=("peak_memory_bytes", "max")
+    )
+    runs = in_report_order(study.runs).set_index("id", drop=False)
+    runs = runs[runs.index.isin(last.index)]
+    sums = {key: by_run[key].agg(math.fsum) for key in ("lost_seconds", "gpu_hours", "core_hours")}
+    records = runs.assign(
+        **{key: last[key] for key in MAY_BE_SHARED},
+        ratio=(runs["wall_seconds"] / runs["estimated_seconds"]).where(runs["state"] == "done"),
+        attempts=by_run.size(),
+        **sums,
+    ).join(measured)
+    return Table(
+        name="cost",
+        title="What each run has cost",
+        caption=CAPTION,
+        columns=COLUMNS,
+        records=records,
+        run=lambda run: run["number"],
+    )
+
+
+def shortened(table: Table) -> Table:
+    """The table without the columns in which all runs agree or that are empty; its CSV file keeps them."""
+    shared: list[str] = []
+    kept = []
+    for place, column in enumerate(table.columns):
+        texts = {row.cells[place].text for row in table.rows}
+        if column.key in MAY_BE_SHARED and len(texts) == 1 and len(table.rows) > 1:
+            shared.append(f"{column.title} = {texts.pop()}")
+        elif column.key not in ("gpu_hours", "core_hours") or texts != {units.MISSING}:
+            kept.append(column)
+    return replace(
+        table,
+        caption=f"{table.caption} The same in every run: {', '.join(shared)}." if shared else table.caption,
+        columns=kept,
+        full_csv=table.to_csv(),
+    )
+
+
+# -- totals --------------------------------------------------------------------------------------------------------
+
+
+def totals(study: Study, attempts: pd.DataFrame) -> list[str]:
+    """What all runs together have cost, in sentences. ``attempts`` as :func:`costs_of` gives them."""
+    unknown = attempts["seconds"].isna()
+    at_least = "at least " if unknown.any() else ""
+    spent = attempts["spent"].sum()
+    started = attempts["id"].nunique()
+    items = [
+        f"{units.count(started, 'run')} in {units.count(len(attempts), 'attempt')}: {at_least}"
+        f"{units.hours(spent / 3600)} run hours (an attempt counts once, whatever its ranks), of which "
+        f"{units.hours(attempts['epoch_seconds'].sum() / 3600)} in finished epochs."
+    ]
+    for key, name, what in (("gpu_hours", "GPU", "GPUs"), ("core_hours", "core", "cores")):
+        hours = attempts[key].dropna()
+        if len(hours):
+            on = " on processors" if key == "core_hours" else ""
+            items.append(
+                f"{at_least}{units.hours(hours.sum())} {name} hours, in {units.count(len(hours), 'attempt')}{on} "
+                f"(hours times {what})."
+            )
+    items += [_failed_sentence(study, attempts), *_interrupted_sentence(attempts), *_estimate_sentence(study)]
+    if unknown.any():
+        without_start = int(attempts["started_at"].isna().sum())
+        without_end = int(attempts["ended_at"].isna().sum())
+        items.append(
+            f"Not recorded: the start of {units.count(without_start, 'attempt')} and the end of {without_end}. These "
+            "count with the time of the epochs finished in them, which is less than they took."
+        )
+    return [item[0].upper() + item[1:] for item in items]
+
+
+def _failed_sentence(study: Study, attempts: pd.DataFrame) -> str:
+    over = study.runs.loc[study.runs["state"].isin(["failed", "cancelled"]), "id"]
+    if over.empty:
+        return "No run has failed or been cancelled."
+    spent = attempts.loc[attempts["id"].isin(set(over)), "spent"].sum()
+    verb = "run that has" if len(over) == 1 else "runs that have"
+    return f"{units.hours(spent / 3600)} failed hours: those of {len(over)} {verb} failed or been cancelled."
+
+
+def _interrupted_sentence(attempts: pd.DataFrame) -> list[str]:
+    """Time between the last finished epoch and the end of attempts after which the run went on, or may."""
+    cut = attempts[attempts["outcome"] == "interrupted"]
+    again = attempts.duplicated("id", keep="last") & (attempts["outcome"] == "failed")
+    cut = attempts.loc[cut.index.union(attempts.index[again])]
+    if cut.empty:
+        return ["No attempt was cut off."]
+    known = cut["lost_seconds"].dropna()
+    verb = "was" if len(cut) == 1 else "were"
+    text = f"{units.count(len(cut), 'attempt')} {verb} cut off and had to be repeated or resumed"
+    if known.empty:
+        return [f"{text}; the time lost is not recorded."]
+    of = "" if len(known) == len(cut) else f" (known of {len(known)})"
+    return [f"{text}: {units.hours(known.sum() / 3600)} hours lost, in no finished epoch{of}."]
+
+
+def _estimate_sentence(study: Study) -> list[str]:
+    done = finished(study.runs)
+    ratios = (done["wall_seconds"] / done["estimated_seconds"]).dropna()
+    if ratios.empty:
+        return ["No finished run has an estimate to compare with."]
+    low, high = ratios.min(), ratios.max()
+    n = len(ratios)
+    spread = f", from {low:.2f} to {high:.2f}" if n > 1 else ""
+    return [f"Actual time over estimate: median {ratios.median():.2f}{spread} (n = {units.count(n, 'finished run')})."]

@@ -1,0 +1,119 @@
+"""Published perplexities beside the reproduced ones."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from analysis.blocks.section import Block, Prose, Section
+from analysis.blocks.table import Column, Table, number, run_columns
+from analysis.plots.published import DRAWN_FROM, published_chart
+from analysis.study import units
+from analysis.study.published import ABOVE, BELOW, NO_REPLICATIONS, WITHIN, Comparison
+from analysis.study.settings import in_report_order
+from analysis.study.study import Study
+
+IN_TABLE = {WITHIN: "within", BELOW: "below", ABOVE: "above", NO_REPLICATIONS: "no replications"}
+"""The verdicts where there is little room."""
+
+
+def published_section(study: Study) -> Section:
+    """How close the runs come to what has been published of them; no block where nothing has been."""
+    rows: list[dict[Any, Any]] = in_report_order(study.runs).to_dict("records")
+    compared = [
+        Comparison(run=row)
+        for row in rows
+        if units.is_number(row["published_val_ppl"]) or units.is_number(row["published_train_ppl"])
+    ]
+    blocks: list[Block] = []
+    if compared:
+        drawn = [c for c in compared if units.is_number(c.nats)]
+        blocks = [Prose(text=_summary(compared)), published_table(compared)]
+        blocks += [published_chart(drawn)] if len(drawn) >= DRAWN_FROM else []
+    return Section(name="published", title="Published against reproduced", short="Published", blocks=blocks)
+
+
+def _summary(compared: list[Comparison]) -> str:
+    count = units.count(len(compared), "run")
+    done = [c for c in compared if units.is_number(c.reproduced)]
+    if not done:
+        return f"{count} of this study {_has(len(compared))} published numbers; none of them is done."
+    verdicts = Counter(c.verdict for c in done)
+    judged = len(done) - verdicts[NO_REPLICATIONS]
+    sentences = [
+        f"{count} of this study {_has(len(compared))} published numbers; {len(done)} of them {_is(len(done))} done."
+    ]
+    if judged:
+        sentences.append(
+            f"Where there are independent replications ({units.count(judged, 'done run')}), the validation perplexity "
+            f"is within their spread in {verdicts[WITHIN]}, below it in {verdicts[BELOW]} and above it in "
+            f"{verdicts[ABOVE]}."
+        )
+    else:
+        sentences.append("Of none of the done runs have replications been published.")
+    measured = [c for c in done if units.is_number(c.percent)]
+    if measured:
+        median = statistics.median(abs(c.percent) for c in measured)
+        most = max(measured, key=lambda c: abs(c.percent))
+        sentences.append(
+            f"The median absolute difference in validation perplexity from the published is {median:.1f} % over "
+            f"{units.count(len(measured), 'done run')}; the largest is {most.percent:+.1f} % ({most.reference})."
+        )
+    return " ".join(sentences)
+
+
+def _has(number: int) -> str:
+    return "has" if number == 1 else "have"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def published_table(compared: list[Comparison]) -> Table:
+    """A row for each run that has published numbers, each seed by itself."""
+    columns = [
+        *run_columns(lambda compared: compared.run),
+        number("published_train_ppl", "Train publ.", _published, lambda c: c.run["published_train_ppl"]),
+        number("train_ppl", "Train repr.", units.perplexity, lambda c: c.train_reproduced),
+        number("published_val_ppl", "Valid. publ.", _published, lambda c: c.run["published_val_ppl"]),
+        number("val_ppl", "Valid. repr.", units.perplexity, lambda c: c.reproduced),
+        number("difference", "Diff.", _signed(",.2f"), lambda c: c.difference),
+        number("difference_percent", "%", _signed(",.1f"), lambda c: c.percent),
+        number("difference_nats", "nats", _signed(".3f"), lambda c: c.nats),
+        Column("verdict", "Verdict", lambda verdict: IN_TABLE.get(verdict, verdict), lambda c: c.verdict),
+        number("replications", "Replications", units.text, _replications),
+    ]
+    caption = (
+        "Perplexities at the best validation epoch. Publ.: as published; repr.: reproduced here, of done runs. Diff.: "
+        "reproduced less published validation perplexity, also in per cent of the published one and as the difference "
+        "of losses in nats per predicted token. Replications: lowest and highest best validation perplexity of "
+        "independent replications of the published run; the verdict says where the reproduced one lies to them, or the "
+        f"state of a run that is not done. {units.MISSING}: not available."
+    )
+    return Table(
+        name="published",
+        title="Published and reproduced perplexity",
+        caption=caption,
+        columns=columns,
+        records=compared,
+        run=lambda compared: compared.run["number"],
+    )
+
+
+def _replications(compared: Comparison) -> str | None:
+    spread = compared.replications
+    return None if spread is None else "–".join(map(units.plain_value, spread))
+
+
+def _published(value: Any) -> str:
+    """A published number with the digits that were published."""
+    return units.plain_value(value) if units.is_number(value) else units.MISSING
+
+
+def _signed(digits: str) -> Callable[[Any], str]:
+    """How to write differences; one that is rounded to 0 has no sign."""
+    write = units.decimals(f"+{digits}")
+    return lambda value: text if (text := write(value)).strip("+-0.") else text.lstrip("+-")

@@ -1,0 +1,69 @@
+"""A run together with how its model behaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analysis.study import units
+from analysis.study.behaviour import Behaviour
+from analysis.study.settings import best_runs, in_report_order, places_of
+from analysis.study.study import Study
+
+MOST_RUNS = 12
+"""Runs in the figures, sentences and samples; more would make a page that nobody reads."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Behaved:
+    """A run whose behaviour is known."""
+
+    number: int
+    id: str
+    name: str
+    arch: str
+    """As the configuration has it."""
+    best_of_architecture: bool
+    val_ppl: float
+    optimizer: str
+    place: int
+    """Of its setting; see :func:`places_of`."""
+    behaviour: Behaviour
+
+    @property
+    def reference(self) -> str:
+        """How a text refers to the run."""
+        return f"{self.number} {self.name}"
+
+
+def behaved_runs(study: Study) -> list[Behaved]:
+    """All of them, in the report's order."""
+    if not study.behaviours:
+        return []
+    places = places_of(study.runs)
+    best = set(best_runs(study.runs)["id"])
+    return [
+        Behaved(
+            number=run["number"],
+            id=run["id"],
+            name=run["name"],
+            arch=run["arch"],
+            best_of_architecture=run["id"] in best,
+            val_ppl=run["val_ppl"],
+            optimizer=run["optimizer"],
+            place=places[run["id"]],
+            behaviour=study.behaviours[run["id"]],
+        )
+        for run in in_report_order(study.runs).to_dict("records")
+        if run["id"] in study.behaviours
+    ]
+
+
+def shown_runs(runs: list[Behaved]) -> list[Behaved]:
+    """The runs that figures and samples show: the best of each architecture, then those of lowest perplexity."""
+
+    def place(run: Behaved) -> tuple[bool, bool, float]:
+        known = units.is_number(run.val_ppl)
+        return (not run.best_of_architecture, not known, run.val_ppl if known else 0.0)
+
+    kept = {run.id for run in sorted(runs, key=place)[:MOST_RUNS]}
+    return [run for run in runs if run.id in kept]

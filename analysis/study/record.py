@@ -1,0 +1,156 @@
+"""What a launch left in ``study.json`` for the report: the whole plan, published results, expectations, estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from analysis.study.values import as_mapping, as_number
+from seqlm.errors import FileError
+from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, read_json, study_record_file
+
+Metric: TypeAlias = Literal[
+    "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
+]
+"""What an expectation compares: columns of the runs table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A run of the manifest, whether it has a directory or not."""
+
+    number: int
+    name: str
+    digits: str
+    """The first digits of its fingerprint, which end its folder's name."""
+    arch: str | None
+    optimizer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExcludedRun:
+    """A combination that the manifest leaves out on purpose."""
+
+    name: str
+    arch: str | None
+    optimizer: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What has been published of a run; NaN where nothing was."""
+
+    train_ppl: float
+    val_ppl: float
+    replications: tuple[float, float] | None
+    """Lowest and highest best validation perplexity of independent replications."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What was expected before the study: the lowest ``metric`` of some runs is below that of some others."""
+
+    text: str
+    metric: Metric
+    lower: tuple[str, ...]
+    """Fingerprints' first digits."""
+    higher: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """``study.json``, keyed by the first digits of fingerprints; empty for a study that has none."""
+
+    planned: list[PlannedRun] = field(default_factory=list)
+    excluded: list[ExcludedRun] = field(default_factory=list)
+    published: dict[str, Published] = field(default_factory=dict)
+    expectations: list[Expectation] = field(default_factory=list)
+    estimated_seconds: dict[str, float] = field(default_factory=dict)
+    """What ``plan`` would have said of each run when it was first launched."""
+
+
+def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
+    """The record, and a warning where it is damaged; whatever can be read of it is kept."""
+    try:
+        raw = read_json(study_record_file(study_dir))
+    except FileError as error:
+        return StudyRecord(), [str(error)]
+    if raw is None:
+        return StudyRecord(), []
+    warnings = []
+    entries = [entry for entry in _tables(raw.get("planned")) if isinstance(entry.get("number"), int)]
+    if any(not 1 <= entry["number"] <= MAX_RUNS for entry in entries):
+        entries = [entry for entry in entries if 1 <= entry["number"] <= MAX_RUNS]
+        warnings.append(
+            f"{study_record_file(study_dir)}: planned: expected numbers from 1 to {MAX_RUNS:,}; others were left out"
+        )
+    planned = [
+        PlannedRun(
+            number=entry["number"],
+            name=str(entry.get("name", "")),
+            digits=_digits(entry.get("fingerprint")),
+            arch=_text(entry.get("arch")),
+            optimizer=_text(entry.get("optimizer")),
+        )
+        for entry in entries
+    ]
+    excluded = [
+        ExcludedRun(
+            name=str(entry.get("name", "")), arch=_text(entry.get("arch")), optimizer=_text(entry.get("optimizer"))
+        )
+        for entry in _tables(raw.get("excluded"))
+    ]
+    published = {_digits(key): _published(value) for key, value in as_mapping(raw.get("published")).items()}
+    expectations = [
+        Expectation(
+            text=str(entry.get("text", "")),
+            metric=entry["metric"],
+            lower=tuple(map(_digits, _list(entry.get("lower")))),
+            higher=tuple(map(_digits, _list(entry.get("higher")))),
+        )
+        for entry in _tables(raw.get("expectations"))
+        if entry.get("metric") in get_args(Metric)
+    ]
+    estimates = {
+        _digits(key): as_number(as_mapping(e).get("seconds")) for key, e in as_mapping(raw.get("estimates")).items()
+    }
+    return (
+        StudyRecord(
+            planned=planned,
+            excluded=excluded,
+            published=published,
+            expectations=expectations,
+            estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
+        ),
+        warnings,
+    )
+
+
+def _published(value: Any) -> Published:
+    table = as_mapping(value)
+    found = table.get("replications")
+    pair = [as_number(item) for item in found] if isinstance(found, list) else []
+    return Published(
+        train_ppl=as_number(table.get("train_ppl")),
+        val_ppl=as_number(table.get("val_ppl")),
+        replications=(pair[0], pair[1]) if len(pair) == 2 and all(map(math.isfinite, pair)) else None,
+    )
+
+
+def _digits(fingerprint: Any) -> str:
+    return str(fingerprint)[:FINGERPRINT_DIGITS]
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _tables(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in _list(value) if isinstance(entry, Mapping)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

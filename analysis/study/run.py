@@ -1,0 +1,226 @@
+"""Read the files of one run, and where it comes from. A damaged file is a warning and stops nothing.
+
+Damage of ``config.json``, ``metrics.jsonl`` or ``result.json`` also makes the run "failed".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from analysis.study.attempts import read_attempts
+from analysis.study.behaviour import Behaviour, read_behaviour
+from analysis.study.values import as_mapping, as_number, clean
+from seqlm.errors import FileError
+from seqlm.reading import open_regular
+from seqlm.rundir import MAX_RUNS, Observation, RunDirectory, read_json
+
+LOG_LINES = 12
+"""Last lines of the log that are shown for a run that failed."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogTail:
+    """The last lines of a log file."""
+
+    file: str
+    """The file, from the study's folder on."""
+    lines: list[str]
+
+
+@dataclass(kw_only=True)
+class LoadedRun:
+    """What the files of a run hold."""
+
+    order: int | None
+    digits: str
+    """The first digits of the run's fingerprint: the end of its folder's name."""
+    setting_key: str | None
+    """The same for runs that differ in nothing but the seed; none where the configuration cannot be read."""
+    row: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
+    """See ``ATTEMPT_COLUMNS``; without the run's number and id."""
+    provenance: dict[str, Any]
+    log_tail: LogTail | None
+    behaviour: Behaviour | None
+    warnings: list[str]
+
+
+def read_run(run: RunDirectory) -> LoadedRun:
+    """Read every file of a run."""
+    warnings: list[str] = []
+
+    def attempt(read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except FileError as error:
+            warnings.append(str(error))
+            return otherwise
+
+    nothing: dict[str, Any] = {}
+    no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
+    hyperparameters = attempt(lambda: _dotted(run.read_config().to_dict()), nothing)
+    epochs, cut_lines = attempt(run.read_metrics, no_epochs)
+    result = attempt(run.read_result, None) or {}
+    observation = None if warnings else attempt(run.observe, None)
+    if observation is None:
+        reason = clean(warnings[0].replace(f"{run.path.parent}/", ""))
+        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
+    provenance = attempt(run.read_provenance, nothing)  # from here on damage costs details, not the run's state
+    failure = attempt(lambda: read_json(run.failure_file), None) or {}
+    order = provenance.get("order")
+    if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < MAX_RUNS):
+        warnings.append(
+            f"{run.provenance_file}: order: expected a whole number from 0 to {MAX_RUNS - 1:,}, got "
+            f"{str(order)[:40]!r}; the run is numbered after the others"
+        )
+        order = None
+    row = {
+        "name": clean(str(provenance.get("name") or run.id)),
+        "id": run.id,
+        "arch": hyperparameters.get("model.arch"),
+        "optimizer": hyperparameters.get("optim.optimizer"),
+        "state": observation.state,
+        "reason": observation.reason and clean(observation.reason),
+        **_failure_facts(failure, observation),
+        **_outcome(epochs, result),
+        **hyperparameters,
+        "command": _command_line(provenance.get("command")),
+    }
+    tail = attempt(lambda: _log_tail(run), None) if observation.state in ("failed", "cancelled") else None
+    attempts, unread = read_attempts(run, state=observation.state, epochs=epochs, result=result, failure=failure)
+    behaviour, behaviour_warnings = read_behaviour(run)
+    return LoadedRun(
+        order=order,
+        digits=run.id.rpartition("-")[2],
+        setting_key=repr({**hyperparameters, "seed": None}) if hyperparameters else None,
+        row=row,
+        epochs=epochs,
+        attempts=attempts,
+        provenance=provenance,
+        log_tail=tail,
+        behaviour=behaviour,
+        warnings=list(dict.fromkeys(warnings + cut_lines + unread + behaviour_warnings)),
+    )
+
+
+def _dotted(config: dict[str, Any]) -> dict[str, Any]:
+    values = {}
+    for section, content in config.items():
+        if isinstance(content, dict):
+            values.update({f"{section}.{key}": value for key, value in content.items()})
+        else:
+            values[section] = content
+    return values
+
+
+def _failure_facts(failure: dict[str, Any], observation: Observation) -> dict[str, Any]:
+    if observation.state not in ("failed", "cancelled"):
+        return {}
+    texts = {key: clean(str(failure[key])) for key in ("message", "where") if failure.get(key)}
+    message = texts.get("message", observation.reason)
+    return {"failure_kind": observation.kind, "failure_message": message, "failure_where": texts.get("where")}
+
+
+def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
+    """Best and final figures: what ``result.json`` says, and for a run without one what its epochs say."""
+    finite = [epoch for epoch in epochs if math.isfinite(as_number(epoch["val_ppl"]))]
+    best = min(finite, key=lambda epoch: as_number(epoch["val_ppl"]), default={})
+    final = epochs[-1] if epochs else {}
+    final_epoch = result.get("final_epoch")
+    return {
+        "epochs_done": final_epoch + 1 if isinstance(final_epoch, int) else len(epochs),
+        "best_epoch": result.get("best_epoch", best.get("epoch")),
+        "train_ppl": result.get("best_train_ppl", best.get("train_ppl")),
+        "val_ppl": result.get("best_val_ppl", best.get("val_ppl")),
+        "final_train_ppl": result.get("final_train_ppl", final.get("train_ppl")),
+        "final_val_ppl": result.get("final_val_ppl", final.get("val_ppl")),
+        "test_ppl": result.get("test_ppl"),
+        "parameters": result.get("parameters"),
+        "wall_seconds": result.get("elapsed_seconds", final.get("elapsed_seconds")),
+    }
+
+
+def _command_line(command: Any) -> str | None:
+    if not isinstance(command, list) or not command:
+        return None
+    return shlex.join(str(word) for word in command)
+
+
+def _log_tail(run: RunDirectory) -> LogTail | None:
+    """The last lines of the newest attempt's ``stderr.log``."""
+    attempts = run.attempts()
+    if not attempts:
+        return None
+    path = run.stderr_log(attempts[-1])
+    try:
+        with open_regular(path, largest=sys.maxsize, below=run.path) as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 16_384))
+            text = log.read(16_384).decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None
+    lines = ["".join(c for c in line.expandtabs(4) if c.isprintable())[:300] for line in text.splitlines()]
+    lines = [line for line in lines if line.strip()][-LOG_LINES:]
+    return LogTail(file=path.relative_to(run.path.parent).as_posix(), lines=lines) if lines else None
+
+
+# -- origin --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Each list holds distinct values in the order of the runs; more than one means that the runs differ."""
+
+    commits: list[str]
+    """Git commits, with ``+ uncommitted changes`` where the tree was dirty."""
+    versions: list[str]
+    """Package and version, such as ``torch 2.13.0``."""
+    devices: list[str]
+    """Devices, with their count where a run had several alike."""
+    hosts: list[str]
+    launched: list[str]
+    """First and last time of launch; one entry where they are the same."""
+
+
+def origin_of(provenances: Iterable[Mapping[str, Any]]) -> Origin:
+    """Sum up ``provenance.json`` of all runs; whatever a file lacks is left out."""
+    records = list(provenances)
+    times = sorted(str(record["launched_at"]) for record in records if record.get("launched_at"))
+    versions = [as_mapping(record.get("versions")) for record in records]
+    packages = _distinct(package for found in versions for package in found)
+    return Origin(
+        commits=_distinct(_commit(record) for record in records),
+        versions=[f"{name} {' and '.join(_distinct(str(v.get(name) or '') for v in versions))}" for name in packages],
+        devices=_distinct(_devices(record.get("devices")) for record in records),
+        hosts=_distinct(str(record.get("host") or "") for record in records),
+        launched=_distinct([times[0], times[-1]] if times else []),
+    )
+
+
+def _commit(record: Mapping[str, Any]) -> str:
+    git = as_mapping(record.get("git"))
+    if not git.get("commit"):
+        return ""
+    return str(git["commit"])[:12] + (" + uncommitted changes" if git.get("dirty") else "")
+
+
+def _devices(devices: Any) -> str:
+    if not isinstance(devices, list):
+        return str(devices or "")
+    names = [str(device) for device in devices]
+    counted = [(names.count(name), name) for name in _distinct(names)]
+    return ", ".join(f"{count} × {name}" if count > 1 else name for count, name in counted)
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return [value for value in dict.fromkeys(values) if value]

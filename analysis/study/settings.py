@@ -1,0 +1,244 @@
+"""Settings: runs that differ in nothing but the seed, with an interval over the seeds and the times they took.
+
+The interval is Student's t for the mean of the best validation losses in nats, then taken to perplexities, so the
+centre is the geometric mean of the perplexities. With the two to ten seeds of a study, a bootstrap over seeds is too
+narrow (resampling three values can never leave their range); Student's t holds for any number from two on where the
+losses of seeds are about normal (Student, 1908; Agarwal et al., 2021, on the trouble with few seeds).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from scipy.special import stdtrit
+
+from analysis.study import units
+from analysis.study.study import HYPERPARAMETERS, Study
+
+CONFIDENCE = 0.95
+
+WITHIN = 1.05
+"""Near a best perplexity: at most this many times it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean over seeds with its confidence interval, as perplexities."""
+
+    centre: float
+    low: float
+    """NaN with a single seed, of which nothing is known."""
+    high: float
+    n: int
+    """Seeds."""
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two could be the same; a single seed counts as a point."""
+        return self._low <= other._high and other._low <= self._high
+
+    @property
+    def _low(self) -> float:
+        return self.centre if self.n == 1 else self.low
+
+    @property
+    def _high(self) -> float:
+        return self.centre if self.n == 1 else self.high
+
+
+def interval(perplexities: Sequence[float]) -> Interval:
+    """The geometric mean of perplexities and the interval around it.
+
+    >>> found = interval([99.0, 100.0, 101.0])
+    >>> round(found.centre, 2), round(found.low, 2), round(found.high, 2)
+    (100.0, 97.54, 102.51)
+
+    Raises:
+        ValueError: there are none, or one is not a positive finite number.
+    """
+    n = len(perplexities)
+    if n == 0 or not all(math.isfinite(value) and value > 0 for value in perplexities):
+        raise ValueError(f"perplexities: found {list(perplexities)}, valid are positive finite numbers")
+    losses = [math.log(value) for value in perplexities]
+    mean = sum(losses) / n
+    if n == 1:
+        return Interval(centre=perplexities[0], low=math.nan, high=math.nan, n=1)
+    deviation = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / (n - 1))
+    reach = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * deviation / math.sqrt(n)
+    return Interval(centre=math.exp(mean), low=math.exp(mean - reach), high=math.exp(mean + reach), n=n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One configuration but for the seed, with the finished runs of it."""
+
+    number: int
+    """Number of its first run."""
+    name: str
+    """Name of its first finished run, without the seed where it has several."""
+    arch: str | None
+    optimizer: str | None
+    runs: list[int]
+    """Numbers of the finished runs."""
+    config: Mapping[str, Any]
+    """The keys that apply, with their values, of its first finished run."""
+    interval: Interval
+    """Of the best validation perplexity, over seeds."""
+    gap: float
+    """Validation less training perplexity at the best epoch; like the times below the mean over seeds, NaN if one of
+    them lacks it."""
+    seconds_to_best: float = math.nan
+    """From the start to the end of the epoch with the lowest validation perplexity; see :func:`timed_settings`."""
+    seconds_to_study_best: float = math.nan
+    """To the first epoch within 5 % of the study's best; NaN if that is never reached."""
+
+    @property
+    def val_ppl(self) -> float:
+        """Best validation perplexity; the geometric mean over seeds."""
+        return self.interval.centre
+
+    @property
+    def reference(self) -> str:
+        """How a text refers to it: by its runs' numbers and a name."""
+        return f"{'/'.join(map(str, self.runs))} {self.name}"
+
+    @property
+    def only_run(self) -> int | None:
+        """The run's number, of a setting with one seed."""
+        return self.runs[0] if len(self.runs) == 1 else None
+
+    def unclear_against(self, other: Setting) -> bool:
+        """Whether seeds have been repeated and the intervals over them overlap."""
+        return max(self.interval.n, other.interval.n) > 1 and self.interval.overlaps(other.interval)
+
+
+def settings_of(runs: pd.DataFrame) -> list[Setting]:
+    """The settings that have a finished run with a validation perplexity, by number."""
+    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "gap", *HYPERPARAMETERS]
+    members: dict[int, list[dict[Any, Any]]] = {}
+    for row in finished(runs)[columns].sort_values("number").to_dict("records"):
+        members.setdefault(row["setting"], []).append(row)
+    return [
+        Setting(
+            number=number,
+            name=_without_seed(rows[0]["name"]) if len(rows) > 1 else rows[0]["name"],
+            arch=rows[0]["arch"],
+            optimizer=rows[0]["optimizer"],
+            runs=[row["number"] for row in rows],
+            config=config_of(rows[0]),
+            interval=interval([row["val_ppl"] for row in rows]),
+            gap=statistics.fmean(row["gap"] for row in rows),
+        )
+        for number, rows in sorted(members.items())
+    ]
+
+
+def config_of(run: Mapping[Any, Any]) -> dict[str, Any]:
+    """The keys that apply to a run, with their values. None is a value; NaN means that the key does not apply."""
+    return {key: value for key in HYPERPARAMETERS if not (isinstance(value := run[key], float) and math.isnan(value))}
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r"-seed\d+$", "", name) or name
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are done and have a validation perplexity: all that conclusions may rest on."""
+    return runs[(runs["state"] == "done") & runs["val_ppl"].map(units.is_number)]
+
+
+def repeats_seeds(runs: pd.DataFrame) -> bool:
+    """Whether some setting has been finished with more than one seed."""
+    return bool(finished(runs)["setting"].duplicated().any())
+
+
+def clear_winners(settings: Sequence[Setting]) -> list[Setting]:
+    """Of each architecture the best setting, where no other's interval overlaps with its own."""
+    winners = []
+    for arch in dict.fromkeys(setting.arch for setting in settings):
+        members = sorted((s for s in settings if s.arch == arch), key=lambda setting: setting.val_ppl)
+        best, rest = members[0], members[1:]
+        if not any(best.interval.overlaps(other.interval) for other in rest):
+            winners.append(best)
+    return winners
+
+
+# -- orders of runs ------------------------------------------------------------------------------------------------
+
+
+def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs by architecture (RNN, GRU, Transformer), then optimizer, then number."""
+    keys = pd.DataFrame(
+        {
+            "arch": [units.rank(units.ARCHITECTURES, key) for key in runs["arch"]],
+            "optimizer": [units.rank(units.OPTIMIZERS, key) for key in runs["optimizer"]],
+            "number": runs["number"],
+        },
+        index=runs.index,
+    )
+    return runs.loc[keys.sort_values(["arch", "optimizer", "number"]).index]
+
+
+def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished run with the lowest validation perplexity of each architecture; all of them where they tie."""
+    done = finished(runs)
+    lowest = done.groupby("arch")["val_ppl"].transform("min")
+    return in_report_order(done[done["val_ppl"] == lowest])
+
+
+def places_of(runs: pd.DataFrame) -> dict[str, int]:
+    """Return for each run, by its id, the place of its setting among those of its architecture and optimizer."""
+    found: dict[tuple[Any, Any], dict[Any, int]] = {}
+    places = {}
+    columns = (runs[name] for name in ("id", "arch", "optimizer", "setting"))
+    for run_id, arch, optimizer, setting in zip(*columns, strict=True):
+        settings = found.setdefault((arch, optimizer), {})
+        places[run_id] = settings.setdefault(setting, len(settings))
+    return places
+
+
+# -- times ---------------------------------------------------------------------------------------------------------
+
+
+def timed_settings(study: Study) -> list[Setting]:
+    """Return every setting with a finished run, by number, with the times that follow from its epochs."""
+    settings = settings_of(study.runs)
+    if not settings:
+        return []
+    ids = dict(zip(study.runs["number"], study.runs["id"], strict=True))
+    to_best = _seconds_to_best(study)
+    to_study_best = _seconds_to(study, WITHIN * min(setting.val_ppl for setting in settings))
+
+    def mean(seconds: Mapping[str, float], setting: Setting) -> float:
+        return statistics.fmean(seconds.get(ids[number], math.nan) for number in setting.runs)
+
+    return [
+        replace(
+            setting,
+            seconds_to_best=mean(to_best, setting),
+            seconds_to_study_best=mean(to_study_best, setting),
+        )
+        for setting in settings
+    ]
+
+
+def best_of(settings: Sequence[Setting]) -> Setting:
+    """Return the setting with the lowest validation perplexity; the first of several alike."""
+    return min(settings, key=lambda setting: (setting.val_ppl, setting.number))
+
+
+def _seconds_to_best(study: Study) -> dict[str, float]:
+    best = dict(zip(study.runs["id"], study.runs["best_epoch"].astype(float), strict=True))
+    epochs = study.epochs
+    there = epochs[epochs["epoch"].astype(float) == epochs["id"].map(best).astype(float)]
+    return dict(zip(there["id"], there["elapsed_seconds"], strict=True))
+
+
+def _seconds_to(study: Study, perplexity: float) -> dict[str, float]:
+    there = study.epochs[study.epochs["val_ppl"] <= perplexity].drop_duplicates("id")
+    return dict(zip(there["id"], there["elapsed_seconds"], strict=True))

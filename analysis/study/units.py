@@ -1,0 +1,137 @@
+"""How names and numbers are written in tables, captions and figures: one way for each, everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+MISSING = "–"
+"""Stands for a number that does not exist: not computed, not finite, or not applicable."""
+
+UNKNOWN = "unknown"
+"""Architecture and optimizer of a run whose configuration cannot be read."""
+
+ARCHITECTURES = {"rnn": "RNN", "gru": "GRU", "transformer": "Transformer"}
+"""Architectures in the order of the report, with their names in print."""
+
+OPTIMIZERS = {"adam": "Adam", "sgd": "SGD", "sgd_schedule": "SGD schedule"}
+"""Optimizers in the order of the report, with their names in print."""
+
+
+def architecture(key: Any) -> str:
+    """An architecture's name in print."""
+    return ARCHITECTURES.get(key, UNKNOWN)
+
+
+def optimizer(key: Any) -> str:
+    """An optimizer's name in print."""
+    return OPTIMIZERS.get(key, UNKNOWN)
+
+
+def rank(table: dict[str, str], key: Any) -> int:
+    """Place of a key in the report's order; unknown ones come last."""
+    return list(table).index(key) if key in table else len(table)
+
+
+def is_number(value: Any) -> bool:
+    """Whether there is a finite number to show."""
+    return not isinstance(value, str) and value is not None and not pd.isna(value) and math.isfinite(value)
+
+
+def perplexity(value: Any) -> str:
+    """``1,234.56``; from a million on ``1.23e+06``."""
+    if not is_number(value):
+        return MISSING
+    return f"{value:,.2f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def rounded(value: Any) -> str:
+    """A perplexity in running text: ``98.4`` or ``5,012``."""
+    if not is_number(value):
+        return MISSING
+    return f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.1e}"
+
+
+def duration(seconds: Any) -> str:
+    """``48 s``, ``12 min``, ``3 h 05 min`` or ``2 d 04 h``, cut to the unit that matters."""
+    if not is_number(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def hours(value: Any) -> str:
+    """A number of hours: ``1,234``, ``12.3``, ``0.25`` or ``0.0034``."""
+    if not is_number(value):
+        return MISSING
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def memory(size: Any) -> str:
+    """Bytes as ``331 MiB`` or ``3.00 GiB``."""
+    if not is_number(size):
+        return MISSING
+    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+
+
+def plain_value(value: Any) -> str:
+    """A hyperparameter as one would type it: ``0.0001``, ``1500``, ``ptb``; ``none`` where it is set to none."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return MISSING
+        return f"{value:.12f}".rstrip("0").rstrip(".") if 1e-6 <= abs(value) < 1e6 else f"{value:g}"
+    return str(value)
+
+
+def whole(value: Any) -> str:
+    """A whole number without separators."""
+    return str(int(value)) if is_number(value) else MISSING
+
+
+def decimals(digits: str) -> Callable[[Any], str]:
+    """How to write numbers by a format such as ``.3f``."""
+    return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
+
+
+def text(value: Any) -> str:
+    """A text that may be missing."""
+    return str(value) if value else MISSING
+
+
+def shortened(text: str, most: int) -> str:
+    """A text cut to at most ``most`` characters.
+
+    >>> shortened("transformer", 6)
+    'trans…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def state_of(run: Mapping[Any, Any]) -> str:
+    """The state of a run, for a failure with its kind; ``run`` is its row of the runs table."""
+    kind = run["failure_kind"]
+    return f"failed: {kind}" if run["state"] == "failed" and isinstance(kind, str) else str(run["state"])
+
+
+def count(number: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listing(items: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

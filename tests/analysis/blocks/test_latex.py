@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis.blocks.latex import breakable_latex, code_latex, escape_latex, latex_table, widest_piece, width_of
+from analysis.blocks.table import Column, Table
+from analysis.report import write_report
+from analysis.sections.results import hyperparameters_table, results_table
+from analysis.study import units
+from analysis.study.study import load_study
+from seqlm.rundir import write_json
+from tests.analysis.synthetic import fail, make_run
+from tests.latex import compile_latex, points_too_wide, require_latex
+
+HOSTILE = [
+    r"\input{y}",
+    r"\write18{touch run}",
+    r"\end{longtable}\end{document}",
+    "$x_1$ % & # { } ~ ^ \\ < > | \" ' ` -- '' ,, ?` !` << >>",
+    "[x]",
+    "*",
+    "^^5cinput{y} ^^M",
+    "🙂 中文 日本語 עברית \u202eabc\u202c",
+    "e\u0301 a\u0323\u0302 Z\u0351\u0351\u0351\u0351 \u0301",
+    "\x00\x07\x1b[31m\x7f\u0085\u2028\u00a0\ufeff\ud800",
+    "äöüßéèñçşžőůŁøÆþđ αβγω µ ± × – — ‘’ “” … • · − ≤ ≥ → € ½",
+    "X" * 300,
+    "W_" * 150,
+    "中" * 40,
+]
+"""Names that do something in LaTeX, that no font of it has, or that no column is wide enough for."""
+
+
+def table_of(titles: list[str], rows: list[list[str]], *, code: str | None = None, numeric_from: int = 9) -> Table:
+    columns = [
+        Column(
+            f"k{n}",
+            title,
+            of=lambda row, n=n: row[n],
+            numeric=n >= numeric_from or title == "No.",
+            emphasised=n == 1,
+        )
+        for n, title in enumerate(titles)
+    ]
+    return Table(
+        name="made-up",
+        title="Made up",
+        caption=f"What it shows: {rows[0][0]}.",
+        columns=columns,
+        records=rows,
+        bold=lambda row: True,
+        code=lambda row: code,
+        code_title="Command",
+    )
+
+
+def check_that_it_compiles(tex: str, folder: Path) -> None:
+    assert points_too_wide(compile_latex(tex, folder)) <= 5.0
+
+
+def check_the_tables_of(study_dir: Path, folder: Path) -> None:
+    report = write_report(study_dir, output=folder / "report").parent
+    tables = sorted((report / "tables").glob("*.tex"))
+    assert len(tables) >= 2
+    for table in tables:
+        check_that_it_compiles(table.read_text("utf-8"), folder / table.stem)
+
+
+@pytest.fixture
+def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("svg_only")
+def test_the_tables_of_nine_runs_compile_and_fit_the_page(study_dir: Path, tmp_path: Path) -> None:
+    require_latex()
+    check_the_tables_of(study_dir, tmp_path)
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("svg_only")
+def test_the_tables_of_hostile_runs_compile_and_fit_the_page(tmp_path: Path) -> None:
+    require_latex()
+    for order, name in enumerate(HOSTILE):
+        text = name.encode("utf-8", "replace").decode()
+        command = ["python", "launch.py", "--only", f"name={text}", text, "/long" * 60, "x" * 400]
+        place = {"study": text, "order": order, "command": command}
+        run = make_run(tmp_path / str(order), order % 9, epochs=1, name=text, done=False, provenance=place)
+        fail(run, "code", text)
+        shutil.move(run.path, tmp_path / "study" / f"{order}")
+    check_the_tables_of(tmp_path / "study", tmp_path)
+    assert not list(tmp_path.rglob("run"))
+
+
+def many_runs(study_dir: Path, count: int) -> Path:
+    """So many runs without epochs, told apart by their seeds."""
+    run = make_run(study_dir, 8, epochs=0, done=False)
+    config, provenance = run.read_config().to_dict(), run.read_provenance()
+    for seed in range(1, count):
+        copy = study_dir / f"copy-{seed}"
+        copy.mkdir()
+        name = f"transformer-sgd-schedule-lr=0.1-seed={seed}"
+        write_json(copy / run.config_file.name, {**config, "seed": seed})
+        write_json(copy / run.provenance_file.name, {**provenance, "name": name, "order": 8 + seed})
+    return study_dir
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("svg_only")
+def test_the_tables_of_300_runs_break_over_pages_with_their_heading_on_each(tmp_path: Path) -> None:
+    require_latex()
+    check_the_tables_of(many_runs(tmp_path / "study", 300), tmp_path)
+    for name in ("results", "hyperparameters"):
+        pages = re.search(
+            r"Output written on article\.pdf \((\d+) pages", (tmp_path / name / "article.log").read_text()
+        )
+        assert pages is not None
+        assert int(pages[1]) > 5
+
+
+@pytest.mark.process
+def test_a_table_of_25_columns_fits_the_page_in_parts_that_repeat_the_first_columns(tmp_path: Path) -> None:
+    require_latex()
+    titles = ["No.", "Run", *(f"optim.some_setting_{n}" for n in range(25))]
+    rows = [[str(n), f"transformer-sgd-schedule-seed={n}", *(f"{n}.{k:04d}" for k in range(25))] for n in range(19)]
+    tex = latex_table(table_of(titles, rows, code="python launch.py run " + "--set a.b=1 " * 20, numeric_from=2))
+    check_that_it_compiles(tex, tmp_path)
+    parts = tex.split(r"\begin{longtable}")[1:]
+    assert len(parts) > 1
+    assert [part.count(r"\ttfamily") for part in parts] == [19, *([0] * (len(parts) - 1))]
+    for part in parts:
+        assert len(re.findall(r"^\d+ & \\textbf\{transformer-", part, re.MULTILINE)) == 19
+    for number in range(25):
+        assert sum(f" 7.{number:04d} " in part for part in parts) == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("engine", ["pdflatex", "lualatex"])
+def test_hostile_text_anywhere_in_a_table_compiles(engine: str, tmp_path: Path) -> None:
+    require_latex()
+    if shutil.which(engine) is None:
+        pytest.skip(f"not installed: {engine}")  # the same text for both; CI has one
+    tables = [
+        table_of([text, "A", text], [[text] * 3] * 3, code=code, numeric_from=2)
+        for text in HOSTILE
+        for code in (text, None)
+    ]
+    log = compile_latex("\n".join(latex_table(table) for table in tables), tmp_path, engine=engine)
+    assert points_too_wide(log) <= 5.0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.process
+def test_a_table_without_rows_compiles(tmp_path: Path) -> None:
+    require_latex()
+    empty = Table(name="empty", title="Empty", caption="Nothing.", columns=[Column(key="a", title="A")])
+    check_that_it_compiles(latex_table(empty), tmp_path)
+
+
+def test_a_character_that_latex_lacks_is_printed_as_its_number() -> None:
+    assert escape_latex("中") == "[U+4E2D]"
+    assert escape_latex("\x07\u202e") == "[U+0007][U+202E]"
+    assert escape_latex("e\u0301 ş β") == r"\'{e} \c{s} \ensuremath{\beta}"
+    assert escape_latex("a\tb\nc") == "a b c"
+    for text in HOSTILE:
+        assert escape_latex(text).isascii()
+        assert code_latex(text, 80).isascii()
+
+
+def test_lines_break_after_separators_and_never_within_a_number() -> None:
+    b = r"\allowbreak{}"
+    assert breakable_latex("lr=0.05-wd=1,000", 100.0) == f"lr={b}0.05-{b}wd={b}1,000"
+    assert breakable_latex("model.hidden_size", 100.0) == f"model.{b}hidden\\_{b}size"
+    assert breakable_latex("two words", 100.0) == "two words"
+    assert breakable_latex("abcd", 10.0) == b.join("abcd")
+    assert code_latex("a_b 'c'", 80).replace(b, "").startswith(r"a\symbol{95}b ")
+    assert widest_piece("model.hidden_size") == width_of("hidden_")
+
+
+def test_every_text_of_every_table_is_its_csv_value_as_it_is_printed(study_dir: Path) -> None:
+    study = load_study(study_dir)
+    printed = {
+        **dict.fromkeys(("train_ppl", "val_ppl", "test_ppl"), units.perplexity),
+        "wall_seconds": units.duration,
+        "architecture": units.architecture,
+        "optimizer": units.optimizer,
+    }
+    checked = 0
+    for table in (results_table(study), hyperparameters_table(study)):
+        markdown = [line for line in table.to_markdown().splitlines() if line.startswith("|")][2:]
+        tex = latex_table(table)
+        for row, values, line in zip(table.rows, csv.DictReader(io.StringIO(table.to_csv())), markdown, strict=True):
+            cells = [cell.strip().strip("*").replace("\\", "") for cell in line.split("|")[1:]]
+            for column, cell, shown in zip(table.columns, row.cells, cells, strict=False):
+                value = values[column.key]
+                number = None if value == "" else float(value) if column.numeric and value != "none" else value
+                if column.key in printed:
+                    expected = printed[column.key](number)
+                elif value == "":
+                    expected = units.MISSING
+                elif column.key == "epochs_done":
+                    expected = f"{value} of 40"
+                else:
+                    expected = units.plain_value(number) if isinstance(number, float) else value
+                assert shown == cell.text == expected
+                assert breakable_latex(cell.text, 999.0) in tex
+                checked += 1
+    assert checked > 100

@@ -1,0 +1,28 @@
+"""What the blocks of a section say, for tests to look into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from analysis.blocks.section import Block, Points, Prose
+from analysis.blocks.table import Table
+
+
+def said(blocks: Iterable[Block]) -> str:
+    """All sentences, one paragraph or point a line."""
+    lines: list[str] = []
+    for block in blocks:
+        match block:
+            case Prose():
+                lines.append(block.text)
+            case Points():
+                lines += block.items
+    return "\n".join(lines)
+
+
+def table(blocks: Iterable[Block], name: str) -> list[dict[str, str]]:
+    """The texts of a table's cells by the keys of its columns."""
+    (found,) = [block for block in blocks if isinstance(block, Table) and block.name == name]
+    return [
+        {column.key: cell.text for column, cell in zip(found.columns, row.cells, strict=True)} for row in found.rows
+    ]

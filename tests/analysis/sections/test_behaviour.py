@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.plots.behaviour import behaviour_charts, rescaled
+from analysis.report import report_files, write_report
+from analysis.sections.behaviour import behaviour_section, behaviour_table, samples_appendix
+from analysis.sections.behaviour_sentences import beyond, settles_at, vanishes_after
+from analysis.sections.choosing import choose, plain_text
+from analysis.sections.samples import Scale
+from analysis.study.behaved import behaved_runs
+from analysis.study.behaviour import Sample, read_behaviour
+from analysis.study.study import load_study
+from seqlm.rundir import RunDirectory, write_text
+from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
+from tests.analysis.synthetic import make_run
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return make_run(tmp_path / "study", 0, epochs=2)
+
+
+def samples_of(run: RunDirectory) -> list[Sample]:
+    behaviour, warnings = read_behaviour(run)
+    assert behaviour is not None
+    assert warnings == []
+    return behaviour.samples
+
+
+def test_the_panels_hold_the_numbers_of_the_file(run: RunDirectory) -> None:
+    add_behaviour(run)
+    loss, gradient, layers = behaviour_charts(behaved_runs(load_study(run.path.parent)))
+    zero, carried = (panel.lines[0] for panel in loss.panels)
+    assert zero.x.tolist() == [1, 2, 3, 4]
+    assert zero.y.tolist() == [6.0, 5.0, 4.5, 4.25]
+    assert carried.y.tolist() == [5.0, 4.75, 4.5, 4.25]
+    scaled, absolute = (panel.lines[0].y for panel in gradient.panels)
+    assert scaled.tolist() == [0.0, 0.25, 1.0]
+    np.testing.assert_equal(absolute, [math.nan, 0.25, 1.0])
+    np.testing.assert_equal(layers.panels[0].lines[1].y, [math.nan, math.nan, 0.5])
+    assert "training (2 tokens)" in loss.caption
+    assert "Exact zeros" in gradient.caption
+
+
+def test_the_table_says_how_far_back_and_the_perplexity_over_all_steps(run: RunDirectory) -> None:
+    add_behaviour(run)
+    table = behaviour_table(behaved_runs(load_study(run.path.parent)))
+    cells = dict(zip((column.key for column in table.columns), table.rows[0].cells, strict=True))
+    assert cells["windows"].text == "5 × 20 × 4"
+    assert cells["zero_state_ppl"].value == pytest.approx(math.exp(4.9375))
+    assert cells["carried_state_ppl"].value == pytest.approx(math.exp(4.625))
+    assert cells["steps_to_1_percent"].value == 2
+    assert cells["judge"].value == "the judge"
+
+
+def test_rescaling_is_exact_and_a_constant_curve_is_zero() -> None:
+    assert rescaled(np.array([2.0, 6.0, 3.0])).tolist() == [0.0, 1.0, 0.25]
+    assert rescaled(np.array([5.0, 5.0])).tolist() == [0.0, 0.0]
+    np.testing.assert_equal(rescaled(np.array([1.0, math.nan, 3.0])), [0.0, math.nan, 1.0])
+
+
+def test_a_gradient_that_never_vanishes_has_no_number_of_steps() -> None:
+    assert vanishes_after(np.array([0.5, 0.6, 1.0])) is None
+    assert vanishes_after(np.array([0.0, 0.0, 1.0])) == 1
+    assert vanishes_after(np.zeros(3)) is None
+
+
+def test_a_change_past_the_training_length_counts_from_two_standard_errors_on() -> None:
+    inside = [4.0, 4.1, 3.9, 4.0, 4.1, 3.9]
+    assert beyond(np.array(inside + [v + 0.5 for v in inside]), 6).verdict == "rises"
+    assert beyond(np.array(inside + [v + 0.01 for v in inside]), 6).verdict == "does not clearly change"
+    assert beyond(np.array(inside), 6).verdict is None
+
+
+def test_a_loss_settles_where_the_mean_of_ten_steps_is_near_its_lowest() -> None:
+    assert settles_at(np.array([8.0] * 5 + [4.0] * 20)) == 6
+    assert settles_at(np.array([4.0] * 10)) is None
+
+
+def test_best_leaves_out_heavy_repetition_and_the_reason_names_the_judge(run: RunDirectory) -> None:
+    text = ["a", "b", "c"]
+    add_behaviour(run)
+    add_samples(
+        run,
+        [
+            raw_sample(0, text, perplexity_other=2.0, repetition=0.9),
+            raw_sample(1, text, perplexity_other=30.0),
+            raw_sample(2, text, perplexity_other=20.0, copied=["a", "<unk>", "b"]),
+            raw_sample(3, text, perplexity_other=25.0),
+            raw_sample(4, text, perplexity_other=900.0),
+            raw_sample(5, text, perplexity_other=None),
+            raw_sample(6, text, perplexity_other=800.0),
+            raw_sample(7, text, perplexity_other=90.0, copied=["b", "c"]),
+            raw_sample(8, text, perplexity_other=91.0, entropy=[1.0, 1.0, 3.0]),
+            raw_sample(9, text, perplexity_other=92.0, unk_share=0.5),
+        ],
+    )
+    chosen = choose(samples_of(run), "the judge", "word")
+    groups = {group: [c.sample.index for c in chosen if c.group == group] for group in ("Best", "Worst", "Interesting")}
+    assert groups == {"Best": [2, 3, 1], "Worst": [5, 4, 6], "Interesting": [7, 0, 8]}
+    reasons = [choice.reason for choice in chosen]
+    assert reasons[0] == "lowest perplexity under the judge the judge: 20.0, without heavy repetition"
+    assert "2 tokens, “b c”" in reasons[6]
+    assert "90 % of the tokens" in reasons[7]
+    assert "by 2.00 nats" in reasons[8]
+
+
+def test_without_a_judge_the_models_own_perplexity_decides_and_that_is_said(run: RunDirectory) -> None:
+    add_behaviour(run, judge=None)
+    values = enumerate((9.0, 5.0))
+    add_samples(run, [raw_sample(i, ["a"], perplexity_own=v, perplexity_other=None) for i, v in values])
+    chosen = choose(samples_of(run), None, "word")
+    assert [choice.sample.index for choice in chosen] == [1, 0]
+    assert "under the model itself, which has no judge: 5.0" in chosen[0].reason
+
+
+def test_words_are_joined_as_one_reads_them() -> None:
+    tokens = ["it", "is", "n't", "mr.", "<unk>", "'s", "N", "%", "<eos>", "no", ",", "$", "N"]
+    assert plain_text(tokens, "word") == "it isn't mr. <unk>'s N%\nno, $N"
+    assert plain_text(["a", " ", "b", "<eos>", "c"], "char") == "a b\nc"
+
+
+def test_shades_are_steps_of_equal_width() -> None:
+    scale = Scale(width=0.5)
+    assert [scale.shade(v) for v in (0.0, 0.49, 0.5, 3.9, 99.0, math.nan)] == [0, 0, 1, 7, 7, 0]
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_hostile_tokens_are_escaped_and_the_title_says_entropy_and_probability(run: RunDirectory) -> None:
+    add_behaviour(run)
+    add_samples(run, [raw_sample(0, [HOSTILE, '"q"', "<eos>", "```"], copied=[HOSTILE])])
+    files = report_files(load_study(run.path.parent))
+    page = files["index.html"].decode()
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; · entropy 1.00 nats · p 0.14" in page
+    assert "Appendix: all samples" in page
+    assert "data/samples.csv" in files
+    assert files["data/behaviour.csv"].decode().splitlines()[1].endswith("loss_zero_state,1,6.0")
+
+
+@pytest.mark.parametrize("damage", ["{", '{"version": 2}', '{"version": 1}', "[]"])
+def test_a_damaged_file_is_a_warning_and_the_run_stays_done(run: RunDirectory, damage: str) -> None:
+    write_text(run.path / "behaviour.json", damage)
+    study = load_study(run.path.parent)
+    assert study.behaviours == {}
+    assert len(study.warnings) == 1
+    assert "behaviour.json" in study.warnings[0]
+    assert study.runs["state"].tolist() == ["done"]
+
+
+def test_a_curve_of_the_wrong_length_is_damage(run: RunDirectory) -> None:
+    norms = {"split": "train", "window": 3, "columns": 20, "overall": [1.0], "layers": [[1.0]]}
+    add_behaviour(run, gradient_norms=norms)
+    behaviour, warnings = read_behaviour(run)
+    assert behaviour is None
+    assert "found 1 values in place of 3" in warnings[0]
+
+
+def test_a_cut_line_of_samples_costs_that_sample_alone(run: RunDirectory) -> None:
+    add_behaviour(run)
+    add_samples(run, [raw_sample(0, ["a"]), raw_sample(1, ["b"])])
+    path = run.path / "samples.jsonl"
+    write_text(path, path.read_text("utf-8")[:-20])
+    behaviour, warnings = read_behaviour(run)
+    assert behaviour is not None
+    assert [sample.index for sample in behaviour.samples] == [0]
+    assert "line 2 is cut or damaged" in warnings[0]
+
+
+def test_an_earlier_checkpoint_is_told(run: RunDirectory) -> None:
+    run.best_checkpoint.write_bytes(b"parameters")
+    add_behaviour(run, checkpoint_sha256=hashlib.sha256(b"parameters").hexdigest())
+    assert load_study(run.path.parent).warnings == []
+    run.best_checkpoint.write_bytes(b"other parameters")
+    study = load_study(run.path.parent)
+    assert "computed from an earlier checkpoint" in study.warnings[0]
+    assert "Computed from an earlier checkpoint" in behaviour_table(behaved_runs(study)).caption
+
+
+def test_a_study_without_behaviour_says_the_command(run: RunDirectory) -> None:
+    study = load_study(run.path.parent)
+    (block,) = behaviour_section(study).blocks
+    assert block.kind == "prose"
+    assert "launch.py behaviour STUDY" in block.text
+    assert samples_appendix(study).blocks == []
+
+
+def test_a_best_run_without_behaviour_is_named(run: RunDirectory) -> None:
+    make_run(run.path.parent, 3, epochs=2)
+    add_behaviour(run)
+    first = behaviour_section(load_study(run.path.parent)).blocks[0]
+    assert first.kind == "prose"
+    assert "gru-adam (GRU) is not here" in first.text
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_the_same_files_give_the_same_bytes(run: RunDirectory, tmp_path: Path) -> None:
+    add_behaviour(run)
+    add_samples(run, [raw_sample(i, ["a", "<eos>"]) for i in range(8)])
+    pages = [write_report(run.path.parent, output=tmp_path / name).read_bytes() for name in ("one", "two")]
+    assert pages[0] == pages[1]

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.blocks.figure import Chart
+from analysis.blocks.section import Block
+from analysis.sections.published import published_section
+from analysis.study.study import load_study
+from seqlm.rundir import RunDirectory
+from tests.analysis.contents import said, table
+from tests.analysis.hand_made import add_run, digits
+
+
+def compared(study_dir: Path, published: dict[RunDirectory, dict[str, Any]]) -> list[Block]:
+    record = {"published": {digits(run): numbers for run, numbers in published.items()}}
+    (study_dir / "study.json").write_text(json.dumps(record), encoding="utf-8")
+    return published_section(load_study(study_dir)).blocks
+
+
+def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: Path) -> None:
+    runs = [
+        add_run(tmp_path, 0, "in", "rnn", "sgd", [102.0], train=51.0),
+        add_run(tmp_path, 1, "low", "rnn", "sgd", [90.0], lr=2.0),
+        add_run(tmp_path, 2, "high", "gru", "sgd", [130.0]),
+        add_run(tmp_path, 3, "alone", "gru", "sgd", [100.0], lr=2.0),
+        add_run(tmp_path, 4, "open", "gru", "adam", [100.0], done=False),
+        add_run(tmp_path, 5, "gone", "gru", "adam", [100.0], lr=3.0, failure="diverged"),
+    ]
+    add_run(tmp_path, 6, "unpublished", "gru", "adam", [100.0], lr=4.0)
+    numbers = {"train_ppl": 50, "val_ppl": 100, "replications": [95.5, 105.0]}
+    blocks = compared(
+        tmp_path, {run: {**numbers, **({"replications": None} if run is runs[3] else {})} for run in runs}
+    )
+    rows = table(blocks, "published")
+    assert {row["name"]: row["verdict"] for row in rows} == {
+        "in": "within",
+        "low": "below",
+        "high": "above",
+        "alone": "no replications",
+        "open": "pending",
+        "gone": "failed: diverged",
+    }
+    first = dict(list(rows[0].items())[4:])
+    assert first == {
+        "published_train_ppl": "50",
+        "train_ppl": "51.00",
+        "published_val_ppl": "100",
+        "val_ppl": "102.00",
+        "difference": "+2.00",
+        "difference_percent": "+2.0",
+        "difference_nats": "+0.020",
+        "verdict": "within",
+        "replications": "95.5–105",
+    }
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["open"]["val_ppl"] == by_name["open"]["difference"] == by_name["gone"]["train_ppl"] == "–"
+    assert by_name["alone"]["difference"] == "0.00"
+    assert said(blocks) == (
+        "6 runs of this study have published numbers; 4 of them are done. Where there are independent replications "
+        "(3 done runs), the validation perplexity is within their spread in 1, below it in 1 and above it in 1. The "
+        "median absolute difference in validation perplexity from the published is 6.0 % over 4 done runs; the "
+        "largest is +30.0 % (3 high)."
+    )
+
+
+def test_without_published_numbers_there_is_no_section(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0])
+    assert published_section(load_study(tmp_path)).blocks == []
+
+
+def test_a_published_study_of_which_nothing_is_done_says_so(tmp_path: Path) -> None:
+    run = add_run(tmp_path, 0, "a", "rnn", "sgd", [], done=False)
+    blocks = compared(tmp_path, {run: {"train_ppl": 50, "val_ppl": 100}})
+    assert said(blocks) == "1 run of this study has published numbers; none of them is done."
+    assert [block.kind for block in blocks] == ["prose", "table"]
+
+
+def test_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
+    runs = [add_run(tmp_path, seed, "a", "rnn", "sgd", [100.0 + seed], seed=seed) for seed in range(2)]
+    blocks = compared(tmp_path, {run: {"val_ppl": 100, "train_ppl": 50} for run in runs})
+    assert [row["difference"] for row in table(blocks, "published")] == ["0.00", "+1.00"]
+
+
+@pytest.mark.parametrize("published", [0, -5, None, "x"])
+def test_a_published_number_that_is_no_perplexity_gives_no_ratio(tmp_path: Path, published: Any) -> None:
+    run = add_run(tmp_path, 0, "a", "rnn", "sgd", [100.0])
+    (row,) = table(compared(tmp_path, {run: {"val_ppl": published, "train_ppl": 50}}), "published")
+    assert (row["difference_percent"], row["difference_nats"]) == ("–", "–")
+
+
+def chart_of(blocks: list[Block]) -> Chart | None:
+    return next((block for block in blocks if isinstance(block, Chart)), None)
+
+
+def test_the_figure_shows_differences_from_three_done_runs_on(tmp_path: Path) -> None:
+    numbers = {"val_ppl": 100, "train_ppl": 50, "replications": [95, 110]}
+    runs = {add_run(tmp_path, i, f"run{i}", "rnn", "sgd", [100.0 + i], lr=1.0 + i): numbers for i in range(2)}
+    assert chart_of(compared(tmp_path, runs)) is None
+    runs[add_run(tmp_path, 2, "run2", "gru", "sgd", [90.0])] = numbers
+    chart = chart_of(compared(tmp_path, runs))
+    assert chart is not None
+    axes = chart.figure.axes[0]
+    points = [line for line in axes.lines if line.get_marker() == "s"]
+    assert [float(line.get_xdata()[0]) for line in points] == pytest.approx([0, 1, -10])
+    bars = [line for line in axes.lines if line.get_linewidth() == 7]
+    assert [[float(x) for x in line.get_xdata()] for line in bars] == [pytest.approx([-5, 10])] * 3
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1 run0", "2 run1", "3 run2"]
+    assert "(%)" in axes.get_xlabel()
+
+
+def test_far_from_the_published_the_axis_is_logarithmic(tmp_path: Path) -> None:
+    numbers = {"val_ppl": 100, "train_ppl": 50}
+    runs = {
+        add_run(tmp_path, i, f"run{i}", "rnn", "sgd", [ppl], lr=1.0 + i): numbers
+        for i, ppl in enumerate([100.0, 50.0, 800.0])
+    }
+    chart = chart_of(compared(tmp_path, runs))
+    assert chart is not None
+    axes = chart.figure.axes[0]
+    assert axes.get_xscale() == "log"
+    points = [line for line in axes.lines if line.get_marker() == "s"]
+    assert [float(line.get_xdata()[0]) for line in points] == pytest.approx([1.0, 0.5, 8.0])
+    assert "logarithmic" in chart.caption

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis.blocks.latex import code_latex, escape_latex, latex_table
+from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
+from analysis.sections.coverage import coverage
+from analysis.sections.results import hyperparameters_csv, hyperparameters_table, results_table
+from analysis.study.settings import best_runs
+from analysis.study.study import Study, load_study
+from seqlm.rundir import write_json
+from tests.analysis.synthetic import DIVERGED, make_run
+
+
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def bold_names(study: Study) -> list[str]:
+    return [row.cells[1].text for row in results_table(study).rows if row.cells[1].bold]
+
+
+def test_the_best_run_of_each_architecture_is_bold_and_no_other(study: Study) -> None:
+    assert bold_names(study) == ["rnn-adam", "gru-sgd-schedule", "transformer-adam"]
+    bold = re.findall(r"\*\*([\d.,]+)\*\*", results_table(study).to_markdown())
+    assert bold == ["120.78", "155.87", "66.40", "102.85", "151.98", "131.30"]
+    assert re.findall(r"\\textbf\{([\d.,]+)\}", latex_table(results_table(study))) == bold
+
+
+def test_a_run_without_a_result_is_never_the_best(tmp_path: Path) -> None:
+    make_run(tmp_path, 3)
+    make_run(tmp_path, 5, epochs=39, done=False)  # ahead of the other, but interrupted
+    study = load_study(tmp_path)
+    assert study.runs["val_ppl"].idxmin() == 1
+    assert bold_names(study) == ["gru-adam"]
+
+
+def test_a_nan_is_never_the_best_nor_a_number_in_a_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 3, epochs=2)
+    result = run.read_result() or {}
+    write_json(run.result_file, {**result, "best_val_ppl": None, "best_train_ppl": None, "best_epoch": None})
+    study = load_study(tmp_path)
+    assert best_runs(study.runs).empty
+    table = results_table(study)
+    shown = {column.key: cell.text for column, cell in zip(table.columns, table.rows[0].cells, strict=True)}
+    assert (shown["train_ppl"], shown["val_ppl"], shown["epochs_to_best"]) == ("–", "–", "–")
+    assert read(table.to_csv())[0]["val_ppl"] == ""
+
+
+def test_rows_go_by_architecture_then_optimizer_whatever_the_manifest_order(tmp_path: Path) -> None:
+    places = {7: 0, 4: 1, 2: 2, 0: 3, 6: 4, 3: 5}
+    for published, place in places.items():
+        make_run(tmp_path, published, epochs=2, provenance={"order": place})
+    table = results_table(load_study(tmp_path))
+    assert [(row.cells[2].text, row.cells[3].text, row.cells[0].text) for row in table.rows] == [
+        ("RNN", "Adam", "4"),
+        ("RNN", "SGD schedule", "3"),
+        ("GRU", "Adam", "6"),
+        ("GRU", "SGD", "2"),
+        ("Transformer", "Adam", "5"),
+        ("Transformer", "SGD", "1"),
+    ]
+
+
+def test_numbers_in_results_csv_are_those_of_the_runs_exactly(study: Study) -> None:
+    rows = {row["name"]: row for row in read(results_table(study).to_csv())}
+    for run in study.runs.to_dict("records"):
+        row = rows[run["name"]]
+        assert float(row["val_ppl"]) == run["val_ppl"]
+        assert float(row["train_ppl"]) == run["train_ppl"]
+        assert int(row["epochs_to_best"]) == run["best_epoch"] + 1
+        assert row["test_ppl"] == ("" if math.isnan(run["test_ppl"]) else repr(run["test_ppl"]))
+    assert rows[DIVERGED]["state"] == "failed"
+
+
+def test_every_hyperparameter_is_in_a_column_or_in_the_caption(study: Study) -> None:
+    table = hyperparameters_table(study)
+    shown = {column.key for column in table.columns} | {"model.arch", "optim.optimizer"}
+    for run in study.runs.to_dict("records"):
+        for key, value in run.items():
+            there = "." in key and not (isinstance(value, float) and math.isnan(value))
+            assert not there or key in shown or f"{key} = " in table.caption, key
+    assert "seed = 1111" in table.caption
+    assert "data.vocab_size = none" in table.caption
+    assert "model.num_heads = 16" in table.caption
+
+
+def test_a_hyperparameter_that_differs_gets_a_column(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=1)
+    make_run(tmp_path, 3, epochs=1)
+    config = run.read_config().to_dict()
+    write_json(run.config_file, {**config, "seed": 7})
+    table = hyperparameters_table(load_study(tmp_path))
+    place = [column.key for column in table.columns].index("seed")
+    assert [row.cells[place].text for row in table.rows] == ["7", "1111"]
+
+
+def test_a_hyperparameter_that_does_not_apply_is_no_value(tmp_path: Path) -> None:
+    for order in (0, 6, 7):
+        run = make_run(tmp_path, order, epochs=1)
+    config = run.read_config().to_dict()
+    write_json(run.config_file, {**config, "model": {**config["model"], "num_heads": 8}})
+    table = hyperparameters_table(load_study(tmp_path))
+    place = [column.key for column in table.columns].index("model.num_heads")
+    assert [row.cells[place].text for row in table.rows] == ["–", "16", "8"]
+
+
+def test_each_run_stands_with_the_exact_command_that_launches_it(study: Study) -> None:
+    command = "python launch.py run jobs/manifests/optimizers.toml --only name=gru-sgd-schedule"
+    table = hyperparameters_table(study)
+    assert table.rows[5].code == command
+    assert read(hyperparameters_csv(study))[5]["command"] == command
+    assert f"`{command}`" in table.to_markdown()
+    assert code_latex(command, columns=80) in latex_table(table)
+
+
+def test_a_command_is_quoted_so_that_it_can_be_pasted(tmp_path: Path) -> None:
+    make_run(tmp_path, 0, epochs=1, provenance={"command": ["python", "launch.py", "--only", "name=a b;rm"]})
+    assert load_study(tmp_path).runs["command"].tolist() == ["python launch.py --only 'name=a b;rm'"]
+
+
+def test_coverage_groups_runs_by_architecture_optimizer_and_state(study: Study) -> None:
+    found = coverage(study)
+    assert found.optimizers == ["Adam", "SGD", "SGD schedule"]
+    arch, cells = found.lines[0]
+    assert (arch, [[(g.number, g.state, g.runs) for g in cell] for cell in cells]) == (
+        "RNN",
+        [[(1, "done", [1])], [(1, "done", [2])], [(1, "failed: diverged", [3])]],
+    )
+    assert [group.state for group in found.lines[1][1][1]] == ["pending"]
+
+
+def test_coverage_shows_what_the_manifest_excludes_and_what_is_absent(tmp_path: Path) -> None:
+    make_run(tmp_path, 3)
+    planned = {"number": 2, "name": "rnn-sgd", "fingerprint": "0" * 64, "arch": "rnn", "optimizer": "sgd"}
+    excluded = {"name": "gru-sgd", "arch": "gru", "optimizer": "sgd"}
+    write_json(tmp_path / "study.json", {"planned": [planned], "excluded": [excluded]})
+    study = load_study(tmp_path)
+    assert [(run.number, run.name) for run in study.absent] == [(1, ""), (2, "rnn-sgd"), (3, "")]
+    cells = {arch: [[g.state for g in cell] for cell in cells] for arch, cells in coverage(study).lines}
+    assert cells == {"RNN": [[], ["absent"]], "GRU": [["done"], ["excluded"]]}
+
+
+def test_latex_special_characters_are_escaped() -> None:
+    text = r"a_b & 50% #1 $x$ {y} ~ ^ \input{z} <|> --"
+    escaped = escape_latex(text)
+    assert escaped == (
+        r"a\_b \& 50\% \#1 \$x\$ \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}input\{z\} "
+        r"\textless{}\textbar{}\textgreater{} -{}-"
+    )
+
+
+def test_markdown_special_characters_are_escaped() -> None:
+    assert escape_markdown("a|b <script> *x* `y` [z](u)") == r"a\|b &lt;script&gt; \*x\* \`y\` \[z\](u)"
+    assert markdown_code("a``b`") == "``` a``b` ```"
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", r"\input{/etc/passwd} & 5% _x_ #", "a|b`c"])
+def test_a_hostile_cell_keeps_the_shape_of_its_table(name: str) -> None:
+    table = Table(
+        name="t",
+        title="T",
+        caption="c",
+        columns=[Column("a", "A", emphasised=True), number("b", "B", "{:.2f}".format)],
+        records=[{"a": name, "b": 1.0}],
+        bold=lambda record: True,
+        code=lambda record: name,
+        code_title="Command",
+    )
+    body = table.to_markdown().splitlines()[-1]
+    assert len(re.findall(r"(?<!\\)\|", body)) == 4
+    line = next(line for line in latex_table(table).splitlines() if "1.00" in line)
+    assert len(re.findall(r"(?<!\\)&", line)) == 1
+    assert not re.search(r"(?<!\\)[%#_]", line)
+    assert r"\input{" not in latex_table(table).partition(r"\begin")[2]
+    assert read(table.to_csv())[0]["a"] == name

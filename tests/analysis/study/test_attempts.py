@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis.study.attempts import ATTEMPT_COLUMNS, moment
+from analysis.study.study import Study, load_study
+from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from tests.analysis.attempt_files import at, write_attempt, write_job
+from tests.analysis.synthetic import make_run
+
+
+def attempt_of(study: Study, number: int, attempt: int) -> dict[str, Any]:
+    rows = study.attempts[(study.attempts["number"] == number) & (study.attempts["attempt"] == attempt)]
+    (row,) = rows.to_dict("records")
+    return {str(key): value for key, value in row.items()}
+
+
+def resumed_run(study_dir: Path) -> RunDirectory:
+    """Run 1 of 95 s an epoch: cut off in its third epoch, then done, in two attempts."""
+    run = make_run(study_dir, 0, epochs=4)
+    records, _ = run.read_metrics()
+    write_json_lines(run.metrics_file, [{**r, "attempt": 1 if r["epoch"] < 2 else 2} for r in records])
+    result = run.read_result() or {}
+    write_json(run.result_file, {**result, "attempt": 2, "finished_at": at(999)})
+    write_attempt(run, 1, start=0, alive=250)
+    write_attempt(run, 2, start=300, end=500)
+    write_job(run, 1)
+    return run
+
+
+def test_a_resumed_run_has_an_interrupted_attempt_and_one_that_is_done(tmp_path: Path) -> None:
+    resumed_run(tmp_path)
+    study = load_study(tmp_path)
+    assert list(study.attempts.columns) == ATTEMPT_COLUMNS
+    first, second = attempt_of(study, 1, 1), attempt_of(study, 1, 2)
+    assert [first["outcome"], second["outcome"]] == ["interrupted", "done"]
+    assert [first["seconds"], second["seconds"]] == [250, 200]
+    assert [first["epochs"], second["epochs"]] == [2, 2]
+    assert [first["lost_seconds"], second["lost_seconds"]] == [60, 10]
+    assert (first["started_at"], first["ended_at"]) == ("2026-03-01T09:00:00+00:00", "2026-03-01T09:04:10+00:00")
+
+
+def test_an_attempt_has_its_number_of_micro_batches_where_its_worker_knew_of_them(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    write_attempt(run, 2, start=300, end=500, micro_batches=4)
+    record = json.loads(run.worker_file(1).read_text())
+    del record["micro_batches"]  # of an earlier version
+    write_json(run.worker_file(1), record)
+    study = load_study(tmp_path)
+    assert attempt_of(study, 1, 2)["micro_batches"] == 4
+    assert pd.isna(attempt_of(study, 1, 1)["micro_batches"])
+
+
+def test_without_a_recorded_end_an_attempt_ends_when_the_result_was_written(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    write_attempt(run, 2, start=300)
+    assert attempt_of(load_study(tmp_path), 1, 2)["seconds"] == 699
+
+
+def test_times_that_nobody_recorded_are_missing_whatever_the_files_dates_are(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    write_attempt(run, 1, alive=250)
+    before = load_study(tmp_path).attempts
+    for path in run.path.rglob("*"):
+        os.utime(path, (1, 1))
+    study = load_study(tmp_path)
+    assert study.attempts.equals(before)
+    first = attempt_of(study, 1, 1)
+    assert first["started_at"] is None
+    assert math.isnan(first["seconds"])
+    assert math.isnan(first["lost_seconds"])
+    assert first["epoch_seconds"] == 190
+
+
+def test_an_end_before_the_start_is_not_believed(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    write_attempt(run, 1, start=260)
+    first = attempt_of(load_study(tmp_path), 1, 1)
+    assert first["ended_at"] is None
+    assert math.isnan(first["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("failure", "alive", "outcome", "kind", "seconds"),
+    [
+        ({"kind": "oom", "attempt": 1, "failed_at": at(130)}, 120, "failed", "oom", 130),
+        ({"kind": "diverged", "attempt": 1, "at": at(140)}, 120, "failed", "diverged", 140),
+        ({"kind": "cancelled", "failed_at": at(9000)}, 120, "cancelled", "cancelled", 120),
+        ({"kind": "cancelled", "failed_at": at(90)}, None, "cancelled", "cancelled", 90),
+    ],
+)
+def test_a_failed_attempt_has_its_kind_and_ends_with_the_failure(
+    tmp_path: Path, failure: dict[str, Any], alive: float | None, outcome: str, kind: str, seconds: float
+) -> None:
+    run = make_run(tmp_path, 0, epochs=1, done=False)
+    write_attempt(run, 1, start=0, alive=alive)
+    write_json(run.failure_file, {"message": "m", **failure})
+    row = attempt_of(load_study(tmp_path), 1, 1)
+    assert (row["outcome"], row["failure_kind"], row["seconds"]) == (outcome, kind, seconds)
+
+
+def test_an_attempt_that_its_job_repeated_tells_its_own_failure(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    write_json(run.attempt_dir(1) / "failure.json", {"kind": "preempted", "attempt": 1, "failed_at": at(260)})
+    row = attempt_of(load_study(tmp_path), 1, 1)
+    assert (row["outcome"], row["failure_kind"], row["seconds"]) == ("failed", "preempted", 260)
+
+
+def test_gpus_of_all_ranks_count_and_shares_of_one_too(tmp_path: Path) -> None:
+    pair, share = make_run(tmp_path, 0), make_run(tmp_path, 1)
+    write_attempt(pair, 1, hosts=("a", "b"), gpus=("0", "3"))
+    write_job(pair, 1, backend="slurm", ranks=2, cpus=4, gpus=1.0)
+    write_attempt(share, 1, hosts=("a",), gpus=("0",))
+    write_job(share, 1, gpus=0.25)
+    study = load_study(tmp_path)
+    first, second = attempt_of(study, 1, 1), attempt_of(study, 2, 1)
+    assert (first["ranks"], first["gpus"], first["cores"], first["places"]) == (2, 2.0, 8.0, "a GPU 0 + b GPU 3")
+    assert (second["gpus"], second["places"], second["backend"]) == (0.25, "a GPU 0", "local")
+
+
+def test_what_the_newest_job_was_given_is_not_said_of_earlier_attempts(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    write_job(run, 2, backend="ray", cpus=7)
+    study = load_study(tmp_path)
+    first, second = attempt_of(study, 1, 1), attempt_of(study, 1, 2)
+    assert (first["backend"], first["cores"], first["gpus"]) == (None, 2.0, 0.0)
+    assert (second["backend"], second["cores"]) == ("ray", 7.0)
+
+
+def test_a_damaged_record_is_a_warning_and_no_failure_of_the_run(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    run.worker_file(1).write_text("{")
+    study = load_study(tmp_path)
+    assert study.runs["state"].tolist() == ["done"]
+    assert any("attempts/0001/worker.json is damaged" in line for line in study.warnings)
+    assert attempt_of(study, 1, 1)["outcome"] == "interrupted"
+
+
+def test_moments_without_a_zone_are_utc_wherever_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    assert moment("2026-03-01T09:00:00") == moment("2026-03-01T10:00:00+01:00") == 1772355600
+    assert [moment(value) for value in ("soon", None, 3)] == [None, None, None]
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_records_of_the_wrong_shape_stop_nothing(tmp_path: Path) -> None:
+    run = resumed_run(tmp_path)
+    records, _ = run.read_metrics()
+    write_json_lines(run.metrics_file, [{**records[0], "attempt": [1], "epoch_seconds": "long"}, *records[1:]])
+    write_json(run.worker_file(1), {"host": ["a"], "rank": "first", "ranks": None, "gpu": {}, "started_at": 7})
+    write_json(run.progress_file(1), {"updated_at": "0001-01-01T00:00:00+14:00"})
+    write_json(run.job_file, {"resources": [1], "attempt": "one", "backend": 3})
+    first = attempt_of(load_study(tmp_path), 1, 1)
+    assert (first["host"], first["started_at"], first["ended_at"]) == (None, None, None)
+    assert first["places"] == "unknown host"

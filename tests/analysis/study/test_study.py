@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.study.study import Study, load_study
+from seqlm.errors import UsageError
+from seqlm.rundir import exclusive_lock, write_json_lines, write_text
+from tests.analysis.synthetic import CUT, DIVERGED, EXPLODING, INTERRUPTED, fail, make_run
+
+
+def row(study: Study, name: str) -> pd.Series:
+    return study.runs.set_index("name").loc[name]
+
+
+def test_a_folder_without_runs_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no runs"):
+        load_study(tmp_path)
+    with pytest.raises(UsageError, match="holds no runs"):
+        load_study(tmp_path / "nowhere")
+
+
+def test_epochs_equal_the_lines_of_metrics(study: Study, study_dir: Path) -> None:
+    for run_id in study.runs["id"]:
+        lines = (study_dir / run_id / "metrics.jsonl").read_text().splitlines()
+        complete = [json.loads(line) for line in lines if line.endswith("}")]
+        table = study.epochs_of(run_id)
+        assert len(table) == len(complete)
+        for column in complete[0]:
+            expected = [math.nan if record[column] is None else record[column] for record in complete]
+            assert table[column].astype(float).tolist() == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+
+
+def test_null_stays_nan_and_never_becomes_a_best_or_a_zero(study: Study) -> None:
+    diverged = row(study, DIVERGED)
+    values = study.epochs_of(diverged["id"])["val_ppl"]
+    assert math.isnan(values.iloc[-1])
+    assert math.isnan(diverged["final_val_ppl"])
+    assert diverged["val_ppl"] == values.min() > 0
+    assert diverged["best_epoch"] == 5
+
+
+def test_a_run_whose_every_epoch_is_nan_has_no_best(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=2, done=False)
+    records, _ = run.read_metrics()
+    write_json_lines(run.metrics_file, [{**record, "val_ppl": None, "train_ppl": None} for record in records])
+    fail(run, "diverged", "the loss is not a finite number")
+    only = load_study(tmp_path).runs.iloc[0]
+    assert math.isnan(only["val_ppl"])
+    assert pd.isna(only["best_epoch"])
+    assert only["epochs_done"] == 2
+
+
+def test_a_cut_metrics_line_gives_a_warning_and_the_remaining_epochs(study: Study) -> None:
+    cut = row(study, CUT)
+    assert study.warnings == [f"{cut['id']}/metrics.jsonl: line 40 is cut or damaged and was left out"]
+    assert study.epochs_of(cut["id"])["epoch"].tolist() == list(range(39))
+
+
+def test_a_finished_run_is_told_by_its_result_even_where_metrics_are_cut(study: Study, study_dir: Path) -> None:
+    for name in (CUT, EXPLODING):
+        run = row(study, name)
+        result = json.loads((study_dir / run["id"] / "result.json").read_text())
+        assert run["val_ppl"] == result["best_val_ppl"]
+        assert run["train_ppl"] == result["best_train_ppl"]
+        assert run["test_ppl"] == result["test_ppl"]
+        assert run["epochs_done"] == 40
+
+
+def test_the_best_epoch_is_not_the_last_of_a_run_that_explodes(study: Study) -> None:
+    exploding = row(study, EXPLODING)
+    assert exploding["best_epoch"] == 2
+    assert exploding["final_val_ppl"] > 5000
+
+
+def test_states_and_reasons_are_those_of_the_files(study: Study) -> None:
+    assert row(study, INTERRUPTED)["state"] == "pending"
+    diverged = row(study, DIVERGED)
+    assert (diverged["state"], diverged["failure_kind"]) == ("failed", "diverged")
+    assert "not a finite number" in diverged["failure_message"]
+    tail = study.log_tails[diverged["id"]]
+    assert len(tail.lines) == 12
+    assert tail.lines[-1].startswith("error: the loss of step 4,711")
+    assert tail.file == f"{diverged['id']}/attempts/0001/stderr.log"
+
+
+def test_a_run_at_work_is_running(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=3, done=False)
+    with exclusive_lock(run.worker_lock_file, "busy"):
+        assert load_study(tmp_path).runs["state"].tolist() == ["running"]
+
+
+def test_numbers_are_places_in_the_manifest_whatever_is_there(study: Study, tmp_path: Path) -> None:
+    assert study.runs["number"].tolist() == list(range(1, 10))
+    for order in (8, 1, 4):
+        make_run(tmp_path, order)
+    partial = load_study(tmp_path)
+    assert partial.runs["number"].tolist() == [2, 5, 9]
+    assert [run.number for run in partial.absent] == [1, 3, 4, 6, 7, 8]
+    numbers = dict(zip(study.runs["name"], study.runs["number"], strict=True))
+    assert all(numbers[run["name"]] == run["number"] for run in partial.runs.to_dict("records"))
+
+
+def test_studies_reported_together_are_numbered_through(tmp_path: Path) -> None:
+    for study, order in (("one", 0), ("one", 4), ("two", 0), ("two", 2)):
+        make_run(tmp_path / study, order, provenance={"study": study})
+    both = load_study(tmp_path / "one", tmp_path / "two")
+    assert both.name == "one + two"
+    assert both.runs["number"].tolist() == [1, 5, 6, 8]
+    assert both.runs["id"].is_unique
+    assert [run.number for run in both.absent] == [2, 3, 4, 7]
+    for run_id in both.runs["id"]:
+        assert both.directory_of(run_id).config_file.is_file()
+        assert len(both.epochs_of(run_id)) == 40
+    with pytest.raises(UsageError, match="is given twice"):
+        load_study(tmp_path / "one", tmp_path / "two" / ".." / "one")
+
+
+def test_runs_that_differ_in_nothing_but_the_seed_are_one_setting(tmp_path: Path) -> None:
+    for order, seed in enumerate((1, 2, 3)):
+        make_run(tmp_path, 3, epochs=2, seed=seed, provenance={"order": order})
+    make_run(tmp_path, 4, epochs=2, provenance={"order": 3})
+    assert load_study(tmp_path).runs["setting"].tolist() == [1, 1, 1, 4]
+
+
+def test_times_and_gap_follow_from_the_epochs(study: Study) -> None:
+    run = study.runs.set_index("name").loc["gru-adam"]
+    epochs = study.epochs_of(run["id"])
+    assert run["gap"] == run["val_ppl"] - run["train_ppl"]
+    within = epochs[epochs["val_ppl"] <= 1.05 * epochs["val_ppl"].min()].iloc[0]
+    assert run["seconds_to_5pct"] == within["elapsed_seconds"]
+    assert 0 < run["seconds_to_5pct"] < run["wall_seconds"]
+    assert run["epoch_seconds"] == epochs["epoch_seconds"].median()
+
+
+def test_runs_that_claim_one_place_are_counted_through(tmp_path: Path) -> None:
+    for order in (0, 3, 6):
+        make_run(tmp_path, order, provenance={"order": 0})
+    study = load_study(tmp_path)
+    assert study.runs["number"].tolist() == [1, 2, 3]
+    assert study.absent == []
+
+
+@pytest.mark.parametrize("file", ["config.json", "provenance.json", "result.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", ["{", "[]", "\x00\xff", '{"model": 3}'])
+def test_one_damaged_file_leaves_the_other_runs_alone(tmp_path: Path, file: str, content: str) -> None:
+    damaged = make_run(tmp_path, 0, epochs=3)
+    make_run(tmp_path, 5, epochs=3)
+    write_text(damaged.path / file, content)
+    study = load_study(tmp_path)
+    runs = study.runs.set_index("id")
+    assert len(runs) == 2
+    assert runs.drop(index=damaged.id)["state"].tolist() == ["done"]
+    if content != '{"model": 3}' or file in ("config.json", "metrics.jsonl"):
+        assert any(file in warning for warning in study.warnings)
+        assert not any(str(tmp_path) in warning for warning in study.warnings)
+    if file == "config.json":
+        assert runs.loc[damaged.id, "state"] == "failed"
+        assert "config.json" in str(runs.loc[damaged.id, "reason"])
+
+
+@pytest.mark.parametrize("file", ["provenance.json", "failure.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_side_file_is_a_warning_and_the_run_stays_done(tmp_path: Path, file: str, content: str) -> None:
+    run = make_run(tmp_path, 0, epochs=3)
+    expected = load_study(tmp_path).runs.iloc[0]
+    write_text(run.path / file, content)
+    study = load_study(tmp_path)
+    only = study.runs.iloc[0]
+    assert only["state"] == "done"
+    assert pd.isna(only["reason"])
+    assert pd.isna(only["failure_kind"])
+    assert only["val_ppl"] == expected["val_ppl"]
+    assert len(study.warnings) == 1
+    assert study.warnings[0].startswith(f"{run.id}/{file} is damaged")
+
+
+def test_a_damaged_failure_without_a_result_is_told_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=3, done=False)
+    write_text(run.failure_file, "")
+    (warning,) = load_study(tmp_path).warnings
+    assert "failure.json is damaged" in warning
+
+
+def test_missing_keys_are_tolerated(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, epochs=2)
+    write_text(run.provenance_file, "{}")
+    write_text(run.result_file, "{}")
+    write_text(run.metrics_file, '{"epoch": 0, "val_ppl": 9.5}\n')
+    study = load_study(tmp_path)
+    only = study.runs.iloc[0]
+    assert (only["name"], only["number"], only["state"]) == (run.id, 1, "done")
+    assert only["val_ppl"] == 9.5
+    assert math.isnan(only["train_ppl"])
+    assert study.name == tmp_path.name
