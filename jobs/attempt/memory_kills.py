@@ -37,7 +37,7 @@ def own_files() -> list[Path]:
         return []
 
 
-def count(files: list[Path]) -> int:
+def kill_count(files: list[Path]) -> int:
     """Return the number of out-of-memory kills so far, from the first file that holds it; 0 if none does."""
     for file in files:
         with contextlib.suppress(OSError, ValueError):
@@ -73,11 +73,11 @@ class MemoryKills:
 
     def __init__(self, files: list[Path] | None = None) -> None:
         self._files = own_files() if files is None else files
-        self._explained = count(self._files)
+        self._explained = kill_count(self._files)
 
     def explain_one(self) -> bool:
         """Return whether a process ended by SIGKILL because memory ran out. Uses up one kill."""
-        if count(self._files) <= self._explained:
+        if kill_count(self._files) <= self._explained:
             return False
         self._explained += 1
         return True

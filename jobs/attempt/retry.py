@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +60,8 @@ class Decision:
     """Seconds to wait before the next attempt. ``None``: the failure is final."""
     why: str = ""
     """Why the failure is final, to append to its message. Empty: its kind is never retried."""
+    sick_nodes: tuple[str, ...] = ()
+    """Nodes that failed twice in a row, which the next attempt should avoid."""
 
 
 def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_micro_batches: int) -> Decision:
@@ -92,7 +94,7 @@ def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_mic
         return Decision(why=f", after {tries} in a row without progress" if in_a_row else _never("without_progress"))
     grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
     waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)
-    return Decision(delay=waits)
+    return Decision(delay=waits, sick_nodes=_sick_nodes([*before, failed]))
 
 
 def _limit_reached(kind: FailureKind | None, limit: int) -> str:
@@ -112,7 +114,7 @@ def _number(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def sick_nodes(failures: Sequence[Failed]) -> list[str]:
+def _sick_nodes(failures: Sequence[Failed]) -> tuple[str, ...]:
     """Return the nodes that failed twice in a row since the last use of the command ``retry``."""
     by_hand = [number for number, failed in enumerate(failures) if failed.by_hand]
     recent = failures[by_hand[-1] + 1 :] if by_hand else failures
@@ -121,7 +123,7 @@ def sick_nodes(failures: Sequence[Failed]) -> list[str]:
         for first, second in itertools.pairwise(recent)
         if first.kind == second.kind == "node" and first.node == second.node and second.node is not None
     ]
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 # -- the files of a run --------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def history(run: RunDirectory) -> list[Failed]:
     return found
 
 
-def failed_of(record: dict[str, Any], progress: Progress | None = None) -> Failed:
+def failed_of(record: Mapping[str, Any], progress: Progress | None = None) -> Failed:
     """Return a failure from its record. ``progress``: used if the record holds none."""
     told = record.get("progress")
     if isinstance(told, list) and len(told) == 2 and all(isinstance(number, int) for number in told):

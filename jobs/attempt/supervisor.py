@@ -8,8 +8,7 @@ The local backend supervises all ranks of a run, the actor of the Ray backend an
     poll             ``None`` while a rank lives; kill ranks that outlive a failed one
     Ended            the rank that explains the others (:mod:`jobs.attempt.outcome`)
 
-Whether a live rank still makes progress is decided by :mod:`jobs.attempt.heartbeat`. What is recorded about the end is
-decided by :mod:`jobs.attempt.outcome`, and whether the run is tried again by :mod:`jobs.attempt.retry`.
+:mod:`jobs.attempt.attempt` follows the files of the attempt: hangs, the record of its end, and retries.
 """
 
 from __future__ import annotations
@@ -111,8 +110,11 @@ def rank_variables(
     return variables
 
 
-def interface_of(address: str) -> str | None:
-    """Return the network interface that has an IPv4 address; ``None`` if the system names none."""
+def interface_of(host: str) -> str | None:
+    """Return the network interface with the IPv4 address of ``host``, an address or a name. ``None``: not found."""
+    address = ""
+    with contextlib.suppress(OSError):
+        address = socket.gethostbyname(host)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])

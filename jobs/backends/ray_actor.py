@@ -17,7 +17,7 @@ from typing import final
 
 import ray
 
-from jobs.attempt.memory_kills import count, own_files
+from jobs.attempt.memory_kills import kill_count, own_files
 from jobs.attempt.supervisor import Supervisor, interface_of
 from jobs.spec import Submission
 from seqlm import machine
@@ -85,7 +85,7 @@ class RankHost:
             own_code: whether to run the code that came with the actor, in place of that at ``submission.cwd``.
         """
         counters = own_files()
-        before = count(counters)
+        before = kill_count(counters)
         cwd = Path.cwd() if own_code else submission.cwd
         ranks = Supervisor(replace(submission, argv=(sys.executable, *submission.argv[1:]), cwd=cwd))
         try:
@@ -97,7 +97,7 @@ class RankHost:
         except (OSError, FileError) as error:
             return RankEnd(code=EXIT_FAILED, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
         code = ranks.wait()
-        return RankEnd(code=code, memory_kills=(before, count(counters)))
+        return RankEnd(code=code, memory_kills=(before, kill_count(counters)))
 
     def stop(self, number: int) -> None:
         """Send a signal to the rank's process. A rank that has not started yet does not start."""
