@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +11,7 @@ from jobs.attempt.retry import put_failure_aside, timestamp
 from jobs.plan.planned import Planned
 from jobs.plan.queue import Waiting
 from jobs.spec import Submission
+from jobs.study.folder import this_launcher
 from seqlm.rundir import Observation, RunDirectory, State, write_json
 
 
@@ -79,7 +78,7 @@ def job_record(backend: str, job_id: str, submission: Submission, micro_batches:
     return {
         "backend": backend,
         "job_id": job_id,
-        "launcher": {"pid": os.getpid(), "host": socket.gethostname()},
+        "launcher": this_launcher(),
         "resources": submission.resources.to_dict(),
         "attempt": submission.attempt,
         "micro_batches": micro_batches,

@@ -8,11 +8,11 @@ import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.study.folder import Launcher, ObservedRun, launch_lock_file, launcher_of
+from jobs.attempt.outcome import failure_record
+from jobs.study.folder import Launcher, ObservedRun, launcher_of
 from seqlm.errors import FileError
 from seqlm.lease import Terms, live_owner, newest_lease, process_start, this_host
 from seqlm.rundir import RunDirectory, is_locked, read_lock_holder
@@ -54,14 +54,8 @@ def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
     found = [Cancelled(observed=run) for run in runs if run.observation.state in ("pending", "queued", "running")]
     running_first = sorted(found, key=lambda one: one.observed.observation.state != "running")
     for one in reversed(running_first):
-        failure = {
-            "kind": "cancelled",
-            "message": "cancelled by the user",
-            "where": "launch.py cancel",
-            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
         try:
-            one.run.write_failure_once(failure)
+            one.run.write_failure_once(failure_record("cancelled", "cancelled by the user", where="launch.py cancel"))
             if not one.run.is_cancelled() and not one.run.result_file.exists():
                 one.problem = "not marked as cancelled: it has just failed and may be retried; cancel it again"
         except (FileError, OSError) as error:
@@ -88,7 +82,10 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
     """Return whether to stop waiting: the worker has stopped, or will not."""
     run, now = one.run, time.monotonic()
     is_locked_here = is_locked(run.worker_lock_file)
-    holder = read_lock_holder(run.worker_lock_file) if is_locked_here else _holder_elsewhere(run)
+    if is_locked_here:
+        holder = read_lock_holder(run.worker_lock_file)
+    else:  # the run's lease may name a worker on a host whose locks are not visible here
+        holder = live_owner(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
     if holder is None and not is_locked_here:
         return True
     if one.sent and now < one.sent_at + STOP_SECONDS:
@@ -113,11 +110,6 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
     return True
 
 
-def _holder_elsewhere(run: RunDirectory) -> dict[str, Any] | None:
-    """Return the owner named by the run's lease, which may be on a host whose locks are not visible here."""
-    return live_owner(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
-
-
 def _launcher(study_dir: Path) -> Launcher | None:
     with contextlib.suppress(FileError):
         return launcher_of(study_dir)
@@ -130,18 +122,11 @@ def _launcher_in_job(run: RunDirectory) -> Any:
     return None
 
 
-def wait_for_launcher(study_dir: Path, seconds: float) -> None:
-    """Wait until no launcher holds the lock of this study, for at most ``seconds``."""
+def wait_for_locks(files: Sequence[Path], seconds: float) -> None:
+    """Wait until no process holds any of these lock files, for at most ``seconds``."""
     deadline = time.monotonic() + seconds
-    while is_locked(launch_lock_file(study_dir)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def wait_for_workers(runs: Sequence[RunDirectory], seconds: float) -> None:
-    """Wait until no worker holds the lock of any of these runs, for at most ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while any(is_locked(run.worker_lock_file) for run in runs) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while any(map(is_locked, files)) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
 
 
 # -- which process to signal -----------------------------------------------------------------------------------------

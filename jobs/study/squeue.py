@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
@@ -87,14 +87,13 @@ class Scheduler:
         return {job: self._answers[job] for job in wanted}
 
     def _ask(self, wanted: frozenset[str]) -> dict[str, JobState]:
-        parents = ",".join(sorted({job.partition("_")[0] for job in wanted}))
-        queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j", parents)
+        queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j", ",".join(parents(wanted)))
         found = {} if queue is None else read_squeue(queue)
         missing = wanted - found.keys()
         if not missing:
             return found
-        parents = ",".join(sorted({job.partition("_")[0] for job in missing}))
-        account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,NodeList", "-j", parents)
+        columns = "JobID,State,NodeList"
+        account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", columns, "-j", ",".join(parents(missing)))
         accounted = {} if account is None else read_sacct(account)
         silent = "slurmctld" if queue is None else "slurmdbd (accounting)" if account is None else None
         if silent:
@@ -176,6 +175,6 @@ def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:
     return JobState(stage="ended", reason=text, kind=kind)
 
 
-def parents(jobs: Sequence[str]) -> list[str]:
+def parents(jobs: Iterable[str]) -> list[str]:
     """Return the ids of the job arrays that jobs belong to, each once."""
     return sorted({job.partition("_")[0] for job in jobs}, key=int)
