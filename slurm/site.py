@@ -60,7 +60,6 @@ def ask(*command: str, seconds: float = ANSWER_S, environ: Mapping[str, str] | N
 class ControllerConfig:
     """The parts of a controller's configuration that matter to users."""
 
-    version: str
     max_array_size: int
     """Maximum number of tasks of an array; the highest index is one less. 0 means that arrays are disabled."""
     max_job_count: int
@@ -92,7 +91,6 @@ def read_config(text: str) -> ControllerConfig:
     found = dict(re.findall(r"^(\w+)\s*= (.*)$", text, flags=re.MULTILINE))
     try:
         return ControllerConfig(
-            version=found["SLURM_VERSION"].strip(),
             max_array_size=int(found["MaxArraySize"]),
             max_job_count=int(found["MaxJobCount"]),
             accounting=found["AccountingStorageType"].strip() not in ("(null)", "accounting_storage/none"),

@@ -12,7 +12,6 @@ directories, so a restarted job finds what its earlier start has left.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import sys
@@ -54,7 +53,7 @@ def run_task(path: str) -> None:
     started = time.time()
     signals = Signals()
     signals.install()
-    plan = look_again(lambda: JobPlan.read(Path(path)))
+    plan = look_again(JobPlan.read, Path(path))
     context = SlurmContext.from_environment(os.environ, JobEnvironment().hostnames[0])
     task = Task(plan, context, signals, started=started)
     try:
@@ -99,7 +98,6 @@ class Task:
         self._context = context
         self._signals = signals
         self._started = started
-        self._looked_at = 0.0
         self._memory_kills = MemoryKills()
         self._where = f"job {context.job} on {context.host}"
         self._workers = []
@@ -117,16 +115,21 @@ class Task:
         todo = look_again(self._take_up)
         for worker in todo:
             self._start(worker)
-        while any(worker.ended is None for worker in todo):
-            self._one_round(todo)
+        looked_at = 0.0
+        while running := [worker for worker in todo if worker.ended is None]:
+            now = time.time()
+            look = now - looked_at >= LOOK_SECONDS
+            for worker in running:
+                self._advance(worker, now, look=look)
+            if look:
+                looked_at = now
             time.sleep(POLL_SECONDS)
         if self._context.rank != 0:
             for worker in todo:
                 self._wait_for_a_signal(worker)
-                look_again(functools.partial(self._record_exit, worker))
+                look_again(self._record_exit, worker)
             return True  # the first rank settles the run, and an exit code here could have SLURM end it before that
-        settled = [look_again(functools.partial(self._settle, worker)) for worker in todo]
-        again = [found for found in settled if found is not None]
+        again = [found for worker in todo if (found := look_again(self._settle, worker)) is not None]
         if again and self._requeue(again, todo):
             return True
         return all(worker.run.result_file.exists() for worker in self._workers)
@@ -162,11 +165,10 @@ class Task:
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
         """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""
+        number = worker.attempt.number
         with contextlib.suppress(FileError):
             failure = worker.run.read_failure() or {}
-            return (
-                may_go_on(worker.run) and int(failure.get("attempt") or worker.attempt.number) < worker.attempt.number
-            )
+            return may_go_on(worker.run) and int(failure.get("attempt") or number) < number
         return False
 
     def _take_up(self) -> list[_Worker]:
@@ -194,15 +196,6 @@ class Task:
         )
         worker.rank = Supervisor(submission, memory_kills=self._memory_kills, host=context.host)
         worker.rank.start(context.rank, variables)
-
-    def _one_round(self, todo: list[_Worker]) -> None:
-        now = time.time()
-        look = now - self._looked_at >= LOOK_SECONDS
-        for worker in todo:
-            if worker.ended is None:
-                self._advance(worker, now, look=look)
-        if look:
-            self._looked_at = now
 
     def _advance(self, worker: _Worker, now: float, *, look: bool) -> None:
         """Start a worker, note its end, ask it to stop, or look at its files."""

@@ -20,6 +20,7 @@ from typing import Any, final
 from jobs.attempt.heartbeat import Heartbeat, hung_seconds
 from jobs.attempt.outcome import Ended, cause, failure_record
 from jobs.attempt.retry import (
+    RETRIED,
     VARIABLE,
     Decision,
     Failed,
@@ -136,6 +137,8 @@ class Attempt:
         Raises:
             FileError: the run's files cannot be read.
         """
+        if failure.get("kind") not in RETRIED:
+            return Decision()  # even if the run's files cannot be read
         failed = replace(failed_of(failure, progress_of(self.run)), micro_batches=self.micro_batches)
         most = most_micro_batches(self._batch_size(), self._resources.ranks)
         return decide(self._policy, [*history(self.run), *uncounted], failed, most_micro_batches=most)
