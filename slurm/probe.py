@@ -1,10 +1,4 @@
-"""Run a small job on a compute node, to check shared files, Python, torch and the clock there.
-
-probe(settings, ...)
-  _run         submit a job of one minute with the settings' options and setup
-  _wait        wait for its answer file, for its end, or for the timeout
-  findings     interpret the answer
-"""
+"""Run a job of one minute on a compute node, to check shared files, Python, torch and the clock there."""
 
 from __future__ import annotations
 

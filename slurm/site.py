@@ -154,18 +154,6 @@ class PartitionFacts:
         """Cores of the nodes that have most."""
         return max((kind.cpus for kind in self.kinds), default=0)
 
-    def check_time(self, settings: SlurmSettings) -> None:
-        """Check the time limit against the partition's. Skipped if a QOS is set, since that may allow more.
-
-        Raises:
-            BackendError: the time limit is too long.
-        """
-        limit = self.time_limit_min
-        if limit is not None and settings.timeout_min > limit and settings.qos is None:
-            raise BackendError(
-                f"timeout_min: expected at most {limit}, the limit of partition {self.name}, got {settings.timeout_min}"
-            )
-
     def resolve(self, resources: Resources, settings: SlurmSettings) -> Resources:
         """Return a run's resources with no field left ``None``.
 
@@ -175,7 +163,11 @@ class PartitionFacts:
         Raises:
             BackendError: the run can never start here.
         """
-        self.check_time(settings)
+        limit = self.time_limit_min
+        if limit is not None and settings.timeout_min > limit and settings.qos is None:  # a QOS may allow more
+            raise BackendError(
+                f"timeout_min: expected at most {limit}, the limit of partition {self.name}, got {settings.timeout_min}"
+            )
         gpus = resources.gpus if resources.gpus is not None else float(self.gpus_per_node > 0)
         resolved = replace(resources, gpus=gpus)
         nodes, ranks = settings.nodes(resolved)
@@ -184,11 +176,8 @@ class PartitionFacts:
         each = resources.cpus or 1
         cpus_on_node = ranks * runs * each
         memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
-        parts = (
-            f" ({with_noun(ranks, 'rank') if ranks > 1 else with_noun(runs, 'run')} of {each})"
-            if ranks * runs > 1
-            else ""
-        )
+        shared_by = with_noun(ranks, "rank") if ranks > 1 else with_noun(runs, "run")
+        parts = f" ({shared_by} of {each})" if ranks * runs > 1 else ""
         fitting = self._fitting(gpus_on_node, cpus_on_node, memory_mb, nodes, parts)
         if resources.cpus is None:
             shares = [kind.cpus // kind.gpus // runs for kind in fitting] if gpus else [1]

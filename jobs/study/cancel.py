@@ -6,15 +6,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jobs.attempt.outcome import failure_record
-from jobs.study.folder import Launcher, ObservedRun, launcher_of
+from jobs.study.folder import ObservedRun, launcher_of
 from seqlm.errors import FileError
-from seqlm.lease import Terms, live_owner, newest_lease, process_start, this_host
+from seqlm.lease import Terms, is_alive, live_owner, newest_lease
 from seqlm.rundir import RunDirectory, is_locked, read_lock_holder
 
 STOP_SECONDS = 20.0
@@ -72,13 +71,12 @@ def wait_until_stopped(marked: Iterable[Cancelled]) -> None:
     left = [one for one in marked if one.problem is None]
     deadline = time.monotonic() + LAUNCHER_SECONDS
     while left:
-        launchers = {folder: _launcher(folder) for folder in {one.run.path.parent for one in left}}
-        left = [one for one in left if not _is_over(one, launchers[one.run.path.parent], deadline)]
+        left = [one for one in left if not _is_over(one, deadline)]
         if left:
             time.sleep(LOOK_SECONDS)
 
 
-def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool:
+def _is_over(one: Cancelled, deadline: float) -> bool:
     """Return whether to stop waiting: the worker has stopped, or will not."""
     run, now = one.run, time.monotonic()
     is_locked_here = is_locked(run.worker_lock_file)
@@ -93,7 +91,7 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
     if len(one.sent) == len(SIGNALS):
         one.problem = "marked as cancelled, but its worker has not ended even after SIGKILL"
         return True
-    has_launcher = launcher is not None and _launcher_in_job(run) == launcher.identity
+    has_launcher = _has_launcher(run)
     group = group_to_signal(run) if is_locked_here and not has_launcher else None
     if group is not None:
         one.sent.append(SIGNALS[len(one.sent)])
@@ -110,16 +108,12 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
     return True
 
 
-def _launcher(study_dir: Path) -> Launcher | None:
+def _has_launcher(run: RunDirectory) -> bool:
+    """Return whether the launcher of the run's last job lives. False if a file that says so cannot be read."""
     with contextlib.suppress(FileError):
-        return launcher_of(study_dir)
-    return None
-
-
-def _launcher_in_job(run: RunDirectory) -> Any:
-    with contextlib.suppress(FileError):
-        return (run.read_job() or {}).get("launcher")
-    return None
+        launcher = launcher_of(run.path.parent)
+        return launcher is not None and (run.read_job() or {}).get("launcher") == launcher.identity
+    return False
 
 
 def wait_for_locks(files: Sequence[Path], seconds: float) -> None:
@@ -152,7 +146,7 @@ def group_to_signal(run: RunDirectory) -> int | None:
             and _users(pid) == {os.geteuid()}
             and _holds(pid, lock)
             and os.getpgid(pid) == group != os.getpgrp()
-            and all(_is_of_process(named, pid) for named in (record, newest_lease(run.lease_dir)))
+            and all(named.get("pid") != pid or is_alive(named) for named in (record, newest_lease(run.lease_dir)))
         )
     except OSError:  # it has ended, or belongs to another user
         return None
@@ -179,12 +173,3 @@ def _holds(pid: int, lock: os.stat_result) -> bool:
                 if any(line.startswith("lock:") and " WRITE " in line for line in lines):
                     return True
     return False
-
-
-def _is_of_process(record: Mapping[str, Any], pid: int) -> bool:
-    """Return whether a record fits the running process ``pid``; true for a record of another process."""
-    if record.get("pid") != pid:
-        return True
-    host, start = this_host(), process_start(pid)
-    found = {"host": host.name, "machine_id": host.machine, "boot_id": host.boot, "process_start": start}
-    return all(record.get(key, value) == value for key, value in found.items())
