@@ -35,8 +35,6 @@ KINDS: dict[Kind, str] = {
     "compiled code": "made again when needed",
 }
 """Each kind, in the order in which it is shown, with a note for a person."""
-ALIVE = ("queued", "running", "unknown")
-"""Stages of a job that may still use the files of its run, and its code."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}\.tmp|\.previous\.pt\.tmp")
 _DAMAGED = re.compile(r".+\.damaged-[0-9a-f]{8}")
 _SUBMITTED = re.compile(r"(\d+(?:_\d+)?)_submitted\.pkl")
@@ -152,12 +150,14 @@ class _Search:
         behaviour = study_dir / BEHAVIOUR_FOLDER
         if behaviour.is_dir() and not behaviour.is_symlink():
             self._folders.append(behaviour)
-        self._submissions = {path: _submitted(path) for one in self._folders for path in one.glob("slurm/[0-9]*")}
-        """Folder of a submission to SLURM -> its jobs."""
+        self._submissions: dict[Path, set[str]] = {}
+        """Folder of a submission to SLURM -> its jobs, by the files that submitit names after them."""
+        for path in (path for one in self._folders for path in one.glob("slurm/[0-9]*")):
+            self._submissions[path] = {m[1] for file in path.iterdir() if (m := _SUBMITTED.fullmatch(file.name))}
         self._scheduler = Scheduler()
         jobs = {job for one in self._folders for job in read_jobs(one).values()}.union(*self._submissions.values())
         states = self._scheduler.states(jobs)  # one query
-        self._alive = {job for job, state in states.items() if state.stage in ALIVE}
+        self._alive = {job for job, state in states.items() if state.may_run}
 
     def found(self) -> Found:
         for folder in self._folders:
@@ -168,7 +168,9 @@ class _Search:
             return self._found
         for folder in self._folders:
             self._add_temporary(folder)
-        self._add_canaries()
+        for run in RunDirectory.unordered_in(self._study_dir / CANARY_FOLDER):
+            if not _has_worker(run):
+                self._add("canary", run.path)
         self._add_code()
         return self._found
 
@@ -182,19 +184,14 @@ class _Search:
                 self._add("last checkpoint", run.last_checkpoint)
                 self._add("last checkpoint", run.previous_checkpoint)
             if state not in ("running", "queued"):
-                inside = [run.path, run.best_checkpoint.parent, run.lease_dir, *map(run.attempt_dir, run.attempts())]
-                for place in inside:
+                attempts = map(run.attempt_dir, run.attempts())
+                for place in (run.path, run.best_checkpoint.parent, run.lease_dir, *attempts):
                     self._add_temporary(place)
 
     def _add_temporary(self, folder: Path) -> None:
         for path in sorted(folder.glob(".*.tmp")):
             if _TEMPORARY.fullmatch(path.name):
                 self._add("temporary file", path)
-
-    def _add_canaries(self) -> None:
-        for run in RunDirectory.unordered_in(self._study_dir / CANARY_FOLDER):
-            if not _has_worker(run):
-                self._add("canary", run.path)
 
     def _add_code(self) -> None:
         place = self._study_dir / "code"
@@ -223,11 +220,12 @@ class _Search:
         Raises:
             FileError: a file that may name one cannot be read.
         """
-        yield source_tree().name
+        paths: list[Any] = [str(source_tree())]
         for run in (run for folder in self._folders for run in RunDirectory.unordered_in(folder)):
-            yield from _name((run.read_job() or {}).get("code"))
             launched = run.read_provenance().get("code")
-            yield from _name(launched.get("path") if isinstance(launched, dict) else None)
+            paths += [(run.read_job() or {}).get("code"), launched.get("path") if isinstance(launched, dict) else None]
+        # By its name: the study may have been moved since the path was written.
+        yield from (Path(path).name for path in paths if isinstance(path, str))
         for folder, jobs in self._submissions.items():
             # No job is known of a report, nor of a submission to which sbatch has not answered yet.
             if not jobs or not jobs.isdisjoint(self._alive):
@@ -268,16 +266,6 @@ def _has_worker(run: RunDirectory) -> bool:
     """Whether a worker may be at the run, whatever its files say of its state."""
     terms = Terms.from_environment(os.environ)
     return is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds) is not None
-
-
-def _submitted(submission: Path) -> set[str]:
-    """The jobs of a submission, by the files that submitit names after them."""
-    return {match[1] for path in submission.iterdir() if (match := _SUBMITTED.fullmatch(path.name))}
-
-
-def _name(path: Any) -> list[str]:
-    """The name of a copy of the code by its path; the study may have been moved since that was written."""
-    return [Path(path).name] if isinstance(path, str) else []
 
 
 def _named_in_texts(submission: Path, names: Sequence[str]) -> Iterator[str]:

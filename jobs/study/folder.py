@@ -248,8 +248,7 @@ class AtWork:
 
     def may_change(self, run_id: str) -> bool:
         """Return whether a launcher or a scheduler may still start or retry a run."""
-        job = self.jobs.get(run_id)
-        return self.launcher is not None or (job is not None and job.stage in ("queued", "running", "unknown"))
+        return self.launcher is not None or (run_id in self.jobs and self.jobs[run_id].may_run)
 
 
 def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:

@@ -36,6 +36,11 @@ class JobState:
     kind: FailureKind | None = None
     """Kind of failure of a job that ended without writing a result or a failure."""
 
+    @property
+    def may_run(self) -> bool:
+        """Whether the job runs or may still start, as far as is known."""
+        return self.stage in ("queued", "running", "unknown")
+
 
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
