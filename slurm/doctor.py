@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from jobs.backends.base import Finding
 from jobs.spec import Resources
+from jobs.study.squeue import CALL_SECONDS, ask
 from seqlm.errors import BackendError, FileError
 from slurm.probe import Gpu, probe
 from slurm.settings import SlurmSettings
-from slurm.site import ANSWER_S, ControllerConfig, PartitionFacts, ask, controller_config, partition_facts, with_noun
+from slurm.site import ControllerConfig, PartitionFacts, controller_config, partition_facts, with_noun
 
 WAIT_S = 120.0
 """Seconds that the trial job may take, waiting included."""
@@ -43,10 +43,10 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
 def _slurmctld() -> Finding:
     """Return whether a controller is up. Read from the output: ``ping`` exits with 1 if only a backup is down."""
     try:
-        answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=ANSWER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return Finding("bad", "slurmctld", f"`scontrol ping` gave no answer within {ANSWER_S:g} s")
-    lines = [line for line in answer.stdout.splitlines() if line.startswith("Slurmctld(")]
+        answer = ask("scontrol", "ping", check=False)
+    except BackendError:
+        return Finding("bad", "slurmctld", f"`scontrol ping` gave no answer within {CALL_SECONDS:g} s")
+    lines = [line for line in answer.splitlines() if line.startswith("Slurmctld(")]
     up = [line for line in lines if line.endswith(" is UP")]
     if up:
         return Finding("ok", "slurmctld", up[0])

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jobs.backends.base import Finding
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError
 from slurm import node_probe
 from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
-from slurm.site import ask
 
 LOOK_EVERY_S = 2.0
 """Interval between queries of the controller."""

@@ -7,50 +7,19 @@ queries once per launch.
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.spec import Resources
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError, nearest
 from slurm.settings import SlurmSettings
 
-ANSWER_S = 20.0
-"""Timeout of a query."""
-
-_LOGIN_NODE = "launch from a login node of the cluster"
 FAKE_GPU = "fake"
 """The type of the GPUs of a test cluster."""
 
 _PARTITION_FORMAT = "%P|%a|%l|%F|%c|%m|%G|%s"
-
-
-def ask(*command: str, seconds: float = ANSWER_S, environ: Mapping[str, str] | None = None) -> str:
-    """Run a SLURM command and return its output.
-
-    It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
-    they would change the output of sinfo.
-
-    Raises:
-        BackendError: the command is missing, does not answer in time, or fails.
-    """
-    given = os.environ if environ is None else environ
-    environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, check=True)
-    except FileNotFoundError:
-        raise BackendError(f"{command[0]} is not on PATH; {_LOGIN_NODE}") from None
-    except OSError as error:
-        raise BackendError(f"{command[0]} cannot be started: {error.strerror or error}") from None
-    except subprocess.TimeoutExpired:
-        raise BackendError(f"{command[0]} did not answer within {seconds:g} s; is slurmctld up?") from None
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
-        hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in lines[-1] else ""
-        raise BackendError(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}{hint}") from None
-    return done.stdout
 
 
 # -- the controller --------------------------------------------------------------------------------------------------

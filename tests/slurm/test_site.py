@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from jobs.spec import Resources, RunSpec
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError
 from slurm.backend import SlurmTarget
 from slurm.settings import SlurmSettings
 from slurm.site import (
     NodeKind,
     PartitionFacts,
-    ask,
     controller_config,
     count_gpus,
     max_array_size,
