@@ -126,7 +126,6 @@ class Task:
             time.sleep(POLL_SECONDS)
         if self._context.rank != 0:
             for worker in todo:
-                self._wait_for_a_signal(worker)
                 look_again(self._record_exit, worker)
             return True  # the first rank settles the run, and an exit code here could have SLURM end it before that
         again = [found for worker in todo if (found := look_again(self._settle, worker)) is not None]
@@ -254,7 +253,6 @@ class Task:
             return None
         if not self._is_ours(run):
             return None
-        self._wait_for_a_signal(worker)
         self._record_exit(worker)
         failure = run.read_failure()
         again = None if failure is None else self._again(worker, failure)
@@ -269,11 +267,6 @@ class Task:
             return None
         return again or self._again(worker, worker.attempt.failure(kind, message, where=self._where))
 
-    def _wait_for_a_signal(self, worker: _Worker) -> None:
-        """Wait for a signal to the whole job that may have reached its worker first."""
-        if worker.was_stopped_by_others and not self._signals.stop:
-            time.sleep(GRACE_SECONDS)
-
     def _record_exit(self, worker: _Worker) -> None:
         """Write the failure of a worker that wrote none, unless the whole job was stopped.
 
@@ -283,6 +276,8 @@ class Task:
         Raises:
             FileError, OSError: the run's files cannot be read or written.
         """
+        if worker.was_stopped_by_others and not self._signals.stop:
+            time.sleep(GRACE_SECONDS)  # for a signal to the whole job that has reached its worker first
         ended = worker.ended
         if ended is None or self._signals.stop or not self._is_ours(worker.run):
             return
