@@ -8,9 +8,9 @@ import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.attempt.outcome import failure_record
 from jobs.study.folder import ObservedRun, launcher_of
 from seqlm.errors import FileError
 from seqlm.lease import Terms, is_alive, live_owner, newest_lease
@@ -53,8 +53,14 @@ def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
     found = [Cancelled(observed=run) for run in runs if run.observation.state in ("pending", "queued", "running")]
     running_first = sorted(found, key=lambda one: one.observed.observation.state != "running")
     for one in reversed(running_first):
+        failure = {  # jobs.attempt, which makes the other records, would be imported for this alone
+            "kind": "cancelled",
+            "message": "cancelled by the user",
+            "where": "launch.py cancel",
+            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         try:
-            one.run.write_failure_once(failure_record("cancelled", "cancelled by the user", where="launch.py cancel"))
+            one.run.write_failure_once(failure)
             if not one.run.is_cancelled() and not one.run.result_file.exists():
                 one.problem = "not marked as cancelled: it has just failed and may be retried; cancel it again"
         except (FileError, OSError) as error:
