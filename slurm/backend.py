@@ -29,13 +29,13 @@ from jobs.plan.queue import Waiting, places
 from jobs.spec import Resources, RunSpec
 from jobs.study.folder import ObservedRun, read_jobs, write_jobs
 from jobs.study.kept_code import Code, live_code
-from jobs.study.squeue import parents
+from jobs.study.squeue import ask, parents
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, make_directory, write_text
 from slurm import control
 from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
-from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
+from slurm.site import PartitionFacts, max_array_size, partition_facts
 from slurm.submission import Batch, Submitter, batches, record, require_plain_path
 
 REPORT_MINUTES = 30

@@ -11,8 +11,8 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError
-from slurm.site import ask
 
 
 def job_words(number: int) -> list[str]:

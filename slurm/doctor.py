@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-from jobs.backends.base import Finding, Level
+from jobs.backends.base import Finding
 from jobs.spec import Resources
+from jobs.study.squeue import CALL_SECONDS, ask
 from seqlm.errors import BackendError, FileError
 from slurm.probe import Gpu, probe
 from slurm.settings import SlurmSettings
-from slurm.site import ANSWER_S, ControllerConfig, PartitionFacts, ask, controller_config, partition_facts, with_noun
+from slurm.site import ControllerConfig, PartitionFacts, controller_config, partition_facts, with_noun
 
 WAIT_S = 120.0
 """Seconds that the trial job may take, waiting included."""
@@ -20,14 +20,14 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
     """Check the cluster from a login node, then from a compute node. Stop at a problem that prevents further checks."""
     found: list[Finding] = []
     try:
-        found.append(_ok("sbatch", ask("sbatch", "--version").strip()))
+        found.append(Finding("ok", "sbatch", ask("sbatch", "--version").strip()))
         found.append(_slurmctld())
         if found[-1].level == "bad":
             return found
         found += _limits(controller_config(), settings)
         facts = partition_facts(settings.partition)
     except BackendError as error:
-        return [*found, _bad("SLURM", str(error))]
+        return [*found, Finding("bad", "SLURM", str(error))]
     found.append(_partition(facts))
     fit = _fit(facts, settings)
     found.append(fit)
@@ -37,37 +37,36 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
         gpu: Gpu = "fake" if facts.has_fake_gpus else "real" if facts.gpus_per_node else None
         return [*found, *probe(settings, runs_dir=runs_dir, gpu=gpu, wait_s=wait_s)]
     except (BackendError, FileError) as error:
-        return [*found, _bad("compute node", str(error))]
+        return [*found, Finding("bad", "compute node", str(error))]
 
 
 def _slurmctld() -> Finding:
     """Return whether a controller is up. Read from the output: ``ping`` exits with 1 if only a backup is down."""
     try:
-        answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=ANSWER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return _bad("slurmctld", f"`scontrol ping` gave no answer within {ANSWER_S:g} s")
-    lines = [line for line in answer.stdout.splitlines() if line.startswith("Slurmctld(")]
+        answer = ask("scontrol", "ping", check=False)
+    except BackendError:
+        return Finding("bad", "slurmctld", f"`scontrol ping` gave no answer within {CALL_SECONDS:g} s")
+    lines = [line for line in answer.splitlines() if line.startswith("Slurmctld(")]
     up = [line for line in lines if line.endswith(" is UP")]
     if up:
-        return _ok("slurmctld", up[0])
-    return _bad("slurmctld", lines[0] if lines else "`scontrol ping` found no controller; is SLURM configured here?")
+        return Finding("ok", "slurmctld", up[0])
+    nothing = "`scontrol ping` found no controller; is SLURM configured here?"
+    return Finding("bad", "slurmctld", lines[0] if lines else nothing)
 
 
 def _limits(config: ControllerConfig, settings: SlurmSettings) -> list[Finding]:
-    size = config.max_array_size
-    arrays = f"up to {size:,} tasks in an array (MaxArraySize), {config.max_job_count:,} jobs of all users"
-    level: Level = "ok"
+    size, subject = config.max_array_size, "job arrays"
+    text = f"up to {size:,} tasks in an array (MaxArraySize), {config.max_job_count:,} jobs of all users"
     if size == 0:
-        level, arrays = "bad", "the cluster takes no job arrays (MaxArraySize is 0)"
+        arrays = Finding("bad", subject, "the cluster takes no job arrays (MaxArraySize is 0)")
     elif settings.max_parallel is not None and settings.max_parallel > size:
-        level, arrays = "note", f"{arrays}; max_parallel {settings.max_parallel} is more than one array can hold"
-    if config.accounting:
-        accounting = _ok("accounting", "on")
+        text += f"; max_parallel {settings.max_parallel} is more than one array can hold"
+        arrays = Finding("note", subject, text)
     else:
-        accounting = Finding(
-            level="note", subject="accounting", text="off; how a job ended is read from its run's files only"
-        )
-    return [Finding(level=level, subject="job arrays", text=arrays), accounting]
+        arrays = Finding("ok", subject, text)
+    if config.accounting:
+        return [arrays, Finding("ok", "accounting", "on")]
+    return [arrays, Finding("note", "accounting", "off; how a job ended is read from its run's files only")]
 
 
 def _partition(facts: PartitionFacts) -> Finding:
@@ -75,8 +74,8 @@ def _partition(facts: PartitionFacts) -> Finding:
     has = f"{with_noun(facts.gpus_per_node, 'GPU')} and {with_noun(facts.cpus_per_node, 'core')} on a node"
     text = f"{facts.name}: {facts.usable_nodes} of {facts.nodes} nodes usable, up to {has}, {limit}"
     if not facts.up:
-        return _bad("partition", f"{text}; it starts no jobs now")
-    return Finding(level="ok" if facts.usable_nodes else "note", subject="partition", text=text)
+        return Finding("bad", "partition", f"{text}; it starts no jobs now")
+    return Finding("ok" if facts.usable_nodes else "note", "partition", text)
 
 
 def _fit(facts: PartitionFacts, settings: SlurmSettings) -> Finding:
@@ -84,16 +83,8 @@ def _fit(facts: PartitionFacts, settings: SlurmSettings) -> Finding:
     try:
         gets = facts.resolve(Resources(ranks=settings.ranks_per_node or 1), settings)
     except BackendError as error:
-        return _bad("settings", str(error))
+        return Finding("bad", "settings", str(error))
     memory = f"{settings.mem_gb:g} GB of memory, " if settings.mem_gb else ""
     each = f"{with_noun(gets.gpus or 0, 'GPU')} and {with_noun(gets.cpus or 1, 'core')}"
     ranks = with_noun(gets.ranks, "rank")
-    return _ok("settings", f"{ranks} on a node, {each} each, {memory}{settings.timeout_min} min")
-
-
-def _ok(subject: str, text: str) -> Finding:
-    return Finding(level="ok", subject=subject, text=text)
-
-
-def _bad(subject: str, text: str) -> Finding:
-    return Finding(level="bad", subject=subject, text=text)
+    return Finding("ok", "settings", f"{ranks} on a node, {each} each, {memory}{settings.timeout_min} min")

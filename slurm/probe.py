@@ -1,10 +1,4 @@
-"""Run a small job on a compute node, to check shared files, Python, torch and the clock there.
-
-probe(settings, ...)
-  _run         submit a job of one minute with the settings' options and setup
-  _wait        wait for its answer file, for its end, or for the timeout
-  findings     interpret the answer
-"""
+"""Run a job of one minute on a compute node, to check shared files, Python, torch and the clock there."""
 
 from __future__ import annotations
 
@@ -21,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jobs.backends.base import Finding
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError
 from slurm import node_probe
 from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
-from slurm.site import ask
 
 LOOK_EVERY_S = 2.0
 """Interval between queries of the controller."""
@@ -121,10 +115,8 @@ def _wait(job: str, folder: Path, *, submitted_at: float, wait_s: float) -> Outc
         complete = answer is not None and answer["torch"] is not None
         hidden = over_at is not None and now - over_at > VISIBLE_WITHIN_S
         if complete or hidden or now > give_up_at:
-            log = _read(folder / "log")
-            return Outcome(
-                answer=answer, log=log, state=state, reason=reason, waiting_at=waiting_at, seen_at=time.time()
-            )
+            log, seen_at = _read(folder / "log"), time.time()
+            return Outcome(answer=answer, log=log, state=state, reason=reason, waiting_at=waiting_at, seen_at=seen_at)
         if over_at is None and now >= look_at:
             asked_at = time.time()
             state, reason = _look(job)
@@ -167,9 +159,9 @@ def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, own_file_clock_s: fl
     answer = outcome.answer
     if answer is None:
         return [_silence(outcome, runs_dir, wait_s)]
-    shared = f"{runs_dir} is visible on node {answer['host']} and on this machine"
-    found = [Finding(level="ok", subject="shared folder", text=shared), _python(answer), _torch(answer["torch"], gpu)]
-    return [*found, _clock(clock_skew_s(outcome, answer, own_file_clock_s))]
+    shared = Finding("ok", "shared folder", f"{runs_dir} is visible on node {answer['host']} and on this machine")
+    clock = _clock(clock_skew_s(outcome, answer, own_file_clock_s))
+    return [shared, _python(answer), _torch(answer["torch"], gpu), clock]
 
 
 def clock_skew_s(outcome: Outcome, answer: dict[str, Any], own_file_clock_s: float) -> float:
@@ -186,50 +178,48 @@ def clock_skew_s(outcome: Outcome, answer: dict[str, Any], own_file_clock_s: flo
 
 
 def _silence(outcome: Outcome, runs_dir: Path, wait_s: float) -> Finding:
-    subject = "compute node"
+    subject, over = "compute node", outcome.state == "over"
     if outcome.state == "PENDING":
         why = f" ({outcome.reason})" if outcome.reason not in ("", "None") else ""
         text = f"still queued after {wait_s:g} s{why}; the trial job was cancelled; --wait-s sets a longer wait"
-        return Finding(level="note", subject=subject, text=text)
-    if outcome.log is None and outcome.state == "over":
+        return Finding("note", subject, text)
+    if outcome.log is None and over:
         text = f"a job there wrote no file visible in {runs_dir}; set --runs-dir to a file system that nodes share"
-        return Finding(level="bad", subject="shared folder", text=text)
+        return Finding("bad", "shared folder", text)
     last = next((line for line in reversed((outcome.log or "").splitlines()) if line.strip()), "no output")
-    if outcome.state == "over":
-        return Finding(level="bad", subject=subject, text=f"Python did not start there: {last}")
-    return Finding(level="note", subject=subject, text=f"a running job gave no answer within {wait_s:g} s: {last}")
+    if over:
+        return Finding("bad", subject, f"Python did not start there: {last}")
+    return Finding("note", subject, f"a running job gave no answer within {wait_s:g} s: {last}")
 
 
 def _python(answer: dict[str, Any]) -> Finding:
-    version = tuple(int(part) for part in answer["python"].split(".")[:2])
-    text = f"Python {answer['python']}, {answer['executable']}"
-    if version < OLDEST_PYTHON:
-        text += f"; expected {'.'.join(map(str, OLDEST_PYTHON))} or newer; set python or setup"
-    return Finding(level="bad" if version < OLDEST_PYTHON else "ok", subject="Python on node", text=text)
+    subject, text = "Python on node", f"Python {answer['python']}, {answer['executable']}"
+    if tuple(map(int, answer["python"].split(".")[:2])) >= OLDEST_PYTHON:
+        return Finding("ok", subject, text)
+    expected = ".".join(map(str, OLDEST_PYTHON))
+    return Finding("bad", subject, f"{text}; expected {expected} or newer; set python or setup")
 
 
 def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
     subject = "torch on node"
     if torch is None:
-        return Finding(level="bad", subject=subject, text="importing it took longer than the trial job's time limit")
+        return Finding("bad", subject, "importing it took longer than the trial job's time limit")
     if "error" in torch:
-        text = f"cannot be imported ({torch['error']}); set python or setup"
-        return Finding(level="bad", subject=subject, text=text)
-    devices = torch["devices"]
+        return Finding("bad", subject, f"cannot be imported ({torch['error']}); set python or setup")
+    version, devices = torch["version"], torch["devices"]
     if gpu == "fake":
-        text = f"{torch['version']} sees no CUDA device: the GPUs of this test cluster are fake; train on the CPU "
-        text += 'with resources.gpus = 0 or env = {SEQLM_DEVICE = "cpu"}'
-        return Finding(level="note", subject=subject, text=text)
+        text = f"{version} sees no CUDA device: the GPUs of this test cluster are fake; train on the CPU "
+        return Finding("note", subject, text + 'with resources.gpus = 0 or env = {SEQLM_DEVICE = "cpu"}')
     if gpu and not devices:
-        text = f"{torch['version']} sees no CUDA device, yet the job was given a GPU; install a CUDA build of torch"
-        return Finding(level="bad", subject=subject, text=text)
-    seen = f"sees {devices[0]}" if devices else "no GPU requested"
-    return Finding(level="ok", subject=subject, text=f"{torch['version']}, {seen}")
+        text = f"{version} sees no CUDA device, yet the job was given a GPU; install a CUDA build of torch"
+        return Finding("bad", subject, text)
+    return Finding("ok", subject, f"{version}, sees {devices[0]}" if devices else f"{version}, no GPU requested")
 
 
 def _clock(skew_s: float) -> Finding:
+    subject, seconds = "clock of node", f"{abs(skew_s):.1f} s"
     if abs(skew_s) <= SKEW_S:
-        return Finding(level="ok", subject="clock of node", text=f"{abs(skew_s):.1f} s from this machine's")
+        return Finding("ok", subject, f"{seconds} from this machine's")
     direction = "ahead of" if skew_s > 0 else "behind"
-    text = f"{abs(skew_s):.1f} s {direction} this machine's; times in runs' files will be misleading"
-    return Finding(level="note", subject="clock of node", text=text)
+    text = f"{seconds} {direction} this machine's; times in runs' files will be misleading"
+    return Finding("note", subject, text)

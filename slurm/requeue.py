@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from jobs.attempt.retry import FIRST_DELAY_SECONDS
 from seqlm.errors import BackendError, FileError, is_storage_failure
@@ -20,10 +20,11 @@ AGAIN_SECONDS = 1.0
 """Time to wait after the first try; it doubles after each further one."""
 
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def look_again(look: Callable[[], _T]) -> _T:
+def look_again(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Return what ``look`` returns. While files cannot be read or written, call it again, for about 15 s.
 
     On NFS a file that another host has just replaced answers ESTALE for a moment.
@@ -33,12 +34,12 @@ def look_again(look: Callable[[], _T]) -> _T:
     """
     for number in range(TRIES - 1):
         try:
-            return look()
+            return look(*args, **kwargs)
         except (FileError, OSError) as error:
             if not is_storage_failure(error):
                 raise
             time.sleep(AGAIN_SECONDS * 2**number)
-    return look()
+    return look(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)

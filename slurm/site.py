@@ -7,50 +7,19 @@ queries once per launch.
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.spec import Resources
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError, nearest
 from slurm.settings import SlurmSettings
 
-ANSWER_S = 20.0
-"""Timeout of a query."""
-
-_LOGIN_NODE = "launch from a login node of the cluster"
 FAKE_GPU = "fake"
 """The type of the GPUs of a test cluster."""
 
 _PARTITION_FORMAT = "%P|%a|%l|%F|%c|%m|%G|%s"
-
-
-def ask(*command: str, seconds: float = ANSWER_S, environ: Mapping[str, str] | None = None) -> str:
-    """Run a SLURM command and return its output.
-
-    It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
-    they would change the output of sinfo.
-
-    Raises:
-        BackendError: the command is missing, does not answer in time, or fails.
-    """
-    given = os.environ if environ is None else environ
-    environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, check=True)
-    except FileNotFoundError:
-        raise BackendError(f"{command[0]} is not on PATH; {_LOGIN_NODE}") from None
-    except OSError as error:
-        raise BackendError(f"{command[0]} cannot be started: {error.strerror or error}") from None
-    except subprocess.TimeoutExpired:
-        raise BackendError(f"{command[0]} did not answer within {seconds:g} s; is slurmctld up?") from None
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
-        hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in lines[-1] else ""
-        raise BackendError(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}{hint}") from None
-    return done.stdout
 
 
 # -- the controller --------------------------------------------------------------------------------------------------
@@ -60,7 +29,6 @@ def ask(*command: str, seconds: float = ANSWER_S, environ: Mapping[str, str] | N
 class ControllerConfig:
     """The parts of a controller's configuration that matter to users."""
 
-    version: str
     max_array_size: int
     """Maximum number of tasks of an array; the highest index is one less. 0 means that arrays are disabled."""
     max_job_count: int
@@ -92,7 +60,6 @@ def read_config(text: str) -> ControllerConfig:
     found = dict(re.findall(r"^(\w+)\s*= (.*)$", text, flags=re.MULTILINE))
     try:
         return ControllerConfig(
-            version=found["SLURM_VERSION"].strip(),
             max_array_size=int(found["MaxArraySize"]),
             max_job_count=int(found["MaxJobCount"]),
             accounting=found["AccountingStorageType"].strip() not in ("(null)", "accounting_storage/none"),
@@ -156,18 +123,6 @@ class PartitionFacts:
         """Cores of the nodes that have most."""
         return max((kind.cpus for kind in self.kinds), default=0)
 
-    def check_time(self, settings: SlurmSettings) -> None:
-        """Check the time limit against the partition's. Skipped if a QOS is set, since that may allow more.
-
-        Raises:
-            BackendError: the time limit is too long.
-        """
-        limit = self.time_limit_min
-        if limit is not None and settings.timeout_min > limit and settings.qos is None:
-            raise BackendError(
-                f"timeout_min: expected at most {limit}, the limit of partition {self.name}, got {settings.timeout_min}"
-            )
-
     def resolve(self, resources: Resources, settings: SlurmSettings) -> Resources:
         """Return a run's resources with no field left ``None``.
 
@@ -177,7 +132,11 @@ class PartitionFacts:
         Raises:
             BackendError: the run can never start here.
         """
-        self.check_time(settings)
+        limit = self.time_limit_min
+        if limit is not None and settings.timeout_min > limit and settings.qos is None:  # a QOS may allow more
+            raise BackendError(
+                f"timeout_min: expected at most {limit}, the limit of partition {self.name}, got {settings.timeout_min}"
+            )
         gpus = resources.gpus if resources.gpus is not None else float(self.gpus_per_node > 0)
         resolved = replace(resources, gpus=gpus)
         nodes, ranks = settings.nodes(resolved)
@@ -186,11 +145,8 @@ class PartitionFacts:
         each = resources.cpus or 1
         cpus_on_node = ranks * runs * each
         memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
-        parts = (
-            f" ({with_noun(ranks, 'rank') if ranks > 1 else with_noun(runs, 'run')} of {each})"
-            if ranks * runs > 1
-            else ""
-        )
+        shared_by = with_noun(ranks, "rank") if ranks > 1 else with_noun(runs, "run")
+        parts = f" ({shared_by} of {each})" if ranks * runs > 1 else ""
         fitting = self._fitting(gpus_on_node, cpus_on_node, memory_mb, nodes, parts)
         if resources.cpus is None:
             shares = [kind.cpus // kind.gpus // runs for kind in fitting] if gpus else [1]

@@ -12,36 +12,20 @@ directories, so a restarted job finds what its earlier start has left.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from jobs.attempt.heartbeat import Heartbeat, hung_seconds
+from jobs.attempt.attempt import Attempt
 from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.outcome import Ended, failure_record, record_exit
-from jobs.attempt.retry import (
-    RETRIED,
-    VARIABLE,
-    decide,
-    failed_of,
-    history,
-    let_stand,
-    may_go_on,
-    micro_batches,
-    most_micro_batches,
-    progress_of,
-    put_failure_aside,
-    sick_nodes,
-)
+from jobs.attempt.outcome import Ended
+from jobs.attempt.retry import let_stand, may_go_on, put_failure_aside
 from jobs.attempt.supervisor import Supervisor, interface_of, rank_variables
-from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
@@ -69,7 +53,7 @@ def run_task(path: str) -> None:
     started = time.time()
     signals = Signals()
     signals.install()
-    plan = look_again(lambda: JobPlan.read(Path(path)))
+    plan = look_again(JobPlan.read, Path(path))
     context = SlurmContext.from_environment(os.environ, JobEnvironment().hostnames[0])
     task = Task(plan, context, signals, started=started)
     try:
@@ -86,17 +70,18 @@ def run_task(path: str) -> None:
 class _Worker:
     """The process of one run in this task."""
 
-    run: RunDirectory
-    attempt: int
+    attempt: Attempt
     env: Mapping[str, str]
-    micro_batches: int = 1
     rank: Supervisor | None = None
-    heartbeat: Heartbeat | None = None
     ended: Ended | None = None
     again_at: float = 0.0
     """When to start it again, after it found another worker at the run."""
     asked: bool = False
     """Whether this task has asked it to stop."""
+
+    @property
+    def run(self) -> RunDirectory:
+        return self.attempt.run
 
     @property
     def was_stopped_by_others(self) -> bool:
@@ -113,12 +98,13 @@ class Task:
         self._context = context
         self._signals = signals
         self._started = started
-        self._looked_at = 0.0
         self._memory_kills = MemoryKills()
-        self._workers = [
-            _Worker(run=RunDirectory(run), attempt=attempt + context.restarts, env=env)
-            for run, attempt, env in zip(plan.runs, plan.attempts, plan.env, strict=True)
-        ]
+        self._where = f"job {context.job} on {context.host}"
+        self._workers = []
+        for run, first, env in zip(plan.runs, plan.attempts, plan.env, strict=True):
+            number = first + context.restarts
+            attempt = Attempt(RunDirectory(run), number, policy=plan.policy, resources=plan.resources)
+            self._workers.append(_Worker(attempt=attempt, env=env))
 
     def run(self) -> bool:
         """Work until every run has ended or the job is requeued; return whether all is well.
@@ -129,16 +115,20 @@ class Task:
         todo = look_again(self._take_up)
         for worker in todo:
             self._start(worker)
-        while any(worker.ended is None for worker in todo):
-            self._one_round(todo)
+        looked_at = 0.0
+        while running := [worker for worker in todo if worker.ended is None]:
+            now = time.time()
+            look = now - looked_at >= LOOK_SECONDS
+            for worker in running:
+                self._advance(worker, now, look=look)
+            if look:
+                looked_at = now
             time.sleep(POLL_SECONDS)
         if self._context.rank != 0:
             for worker in todo:
-                self._wait_for_a_signal(worker)
-                look_again(functools.partial(self._record_exit, worker))
+                look_again(self._record_exit, worker)
             return True  # the first rank settles the run, and an exit code here could have SLURM end it before that
-        settled = [look_again(functools.partial(self._settle, worker)) for worker in todo]
-        again = [found for found in settled if found is not None]
+        again = [found for worker in todo if (found := look_again(self._settle, worker)) is not None]
         if again and self._requeue(again, todo):
             return True
         return all(worker.run.result_file.exists() for worker in self._workers)
@@ -174,9 +164,10 @@ class Task:
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
         """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""
+        number = worker.attempt.number
         with contextlib.suppress(FileError):
             failure = worker.run.read_failure() or {}
-            return may_go_on(worker.run) and int(failure.get("attempt") or worker.attempt) < worker.attempt
+            return may_go_on(worker.run) and int(failure.get("attempt") or number) < number
         return False
 
     def _take_up(self) -> list[_Worker]:
@@ -192,44 +183,18 @@ class Task:
     # -- workers -------------------------------------------------------------------------------------------------
 
     def _start(self, worker: _Worker) -> None:
-        plan, context, run = self._plan, self._context, worker.run
-        worker.micro_batches = micro_batches(run, self._batch_size(run), plan.resources.ranks)
-        submission = Submission(
-            run_dir=run.path,
-            attempt=worker.attempt,
-            argv=(sys.executable, *plan.argv, str(run.path)),
-            env={**worker.env, "SEQLM_ATTEMPT": str(worker.attempt), VARIABLE: str(worker.micro_batches)},
-            cwd=plan.code,
-            resources=plan.resources,
-        )
-        interface = None
-        if plan.resources.ranks > 1:
-            with contextlib.suppress(OSError):
-                interface = interface_of(socket.gethostbyname(context.host))
+        plan, context = self._plan, self._context
+        submission = worker.attempt.prepare((sys.executable, *plan.argv), env=worker.env, code=plan.code)
         variables = rank_variables(
             submission,
             context.rank,
             context.device() if plan.resources.gpus else None,
             node=context.host,
             first_host=context.first_host,
-            interface=interface,
+            interface=interface_of(context.host) if plan.resources.ranks > 1 else None,
         )
-        limit = hung_seconds({**os.environ, **variables})
         worker.rank = Supervisor(submission, memory_kills=self._memory_kills, host=context.host)
         worker.rank.start(context.rank, variables)
-        worker.heartbeat = Heartbeat(run, worker.attempt, limit)
-
-    def _batch_size(self, run: RunDirectory) -> int:
-        return run.read_config().train.batch_size
-
-    def _one_round(self, todo: list[_Worker]) -> None:
-        now = time.time()
-        look = now - self._looked_at >= LOOK_SECONDS
-        for worker in todo:
-            if worker.ended is None:
-                self._advance(worker, now, look=look)
-        if look:
-            self._looked_at = now
 
     def _advance(self, worker: _Worker, now: float, *, look: bool) -> None:
         """Start a worker, note its end, ask it to stop, or look at its files."""
@@ -263,11 +228,10 @@ class Task:
             return
         if self._plan.resources.ranks > 1 and worker.run.failure_file.exists():
             rank.peer_failed()
-        if worker.heartbeat is not None and worker.heartbeat.is_hung():
+        if worker.attempt.is_hung():
             if self._is_ours(worker.run):
-                failure = worker.heartbeat.failure(f"job {self._context.job} on {self._context.host}")
                 with contextlib.suppress(FileError):
-                    worker.run.write_failure_once(failure)
+                    worker.attempt.record_hang(self._where)
             rank.signal(signal.SIGKILL)
 
     @staticmethod
@@ -289,7 +253,6 @@ class Task:
             return None
         if not self._is_ours(run):
             return None
-        self._wait_for_a_signal(worker)
         self._record_exit(worker)
         failure = run.read_failure()
         again = None if failure is None else self._again(worker, failure)
@@ -302,12 +265,7 @@ class Task:
         if kind == "cancelled":
             self._write_failure(worker, kind, message)
             return None
-        return again or self._again(worker, self._failure(worker, kind, message))
-
-    def _wait_for_a_signal(self, worker: _Worker) -> None:
-        """Wait for a signal to the whole job that may have reached its worker first."""
-        if worker.was_stopped_by_others and not self._signals.stop:
-            time.sleep(GRACE_SECONDS)
+        return again or self._again(worker, worker.attempt.failure(kind, message, where=self._where))
 
     def _record_exit(self, worker: _Worker) -> None:
         """Write the failure of a worker that wrote none, unless the whole job was stopped.
@@ -318,20 +276,14 @@ class Task:
         Raises:
             FileError, OSError: the run's files cannot be read or written.
         """
+        if worker.was_stopped_by_others and not self._signals.stop:
+            time.sleep(GRACE_SECONDS)  # for a signal to the whole job that has reached its worker first
         ended = worker.ended
         if ended is None or self._signals.stop or not self._is_ours(worker.run):
             return
         if self._context.rank != 0 and ended.exit_code >= 0 and not worker.was_stopped_by_others:
             return
-        record_exit(
-            worker.run,
-            ended,
-            was_asked=worker.asked,
-            where=f"job {self._context.job} on {self._context.host}",
-            attempt=worker.attempt,
-            micro_batches=worker.micro_batches,
-            node=self._context.host,
-        )
+        worker.attempt.record_exit(ended, was_asked=worker.asked, where=self._where, node=self._context.host)
 
     def _why_stopped(self) -> tuple[FailureKind, str] | None:
         """Return what the signals meant. ``None``: SLURM itself requeues or ends the job."""
@@ -347,21 +299,16 @@ class Task:
 
     def _again(self, worker: _Worker, failure: dict[str, Any]) -> Again | None:
         """Decide whether the job runs again for a run that has failed. ``None``: the failure stands."""
-        run = worker.run
-        if failure.get("kind") not in RETRIED:
-            return None
+        run, attempt = worker.run, worker.attempt
         node = failure.get("node") or (self._context.host if self._context.nodes == 1 else None)
-        failed = replace(failed_of(failure, progress_of(run)), micro_batches=worker.micro_batches, node=node)
-        most = most_micro_batches(self._batch_size(run), self._plan.resources.ranks)
-        before = history(run)
-        decision = decide(self._plan.policy, before, failed, most_micro_batches=most)
+        decision = attempt.decide({**failure, "node": node})
         run.write_failure_once(failure)
         if decision.delay is None:
             let_stand(run, decision)
             return None
-        put_failure_aside(run, micro_batches=worker.micro_batches, node=node)
-        reason = f"{failed.kind}: {failure.get('message')}"
-        return Again(reason=reason, delay=decision.delay, sick=tuple(sick_nodes([*before, failed])))
+        put_failure_aside(run, micro_batches=attempt.micro_batches, node=node)
+        reason = f"{failure.get('kind')}: {failure.get('message')}"
+        return Again(reason=reason, delay=decision.delay, sick=decision.sick_nodes)
 
     def _requeue(self, again: list[Again], todo: list[_Worker]) -> bool:
         """Requeue the job; if SLURM refuses, record that in the runs that have not ended."""
@@ -372,17 +319,13 @@ class Task:
         for worker in todo:
             if not worker.run.result_file.exists() and not worker.run.failure_file.exists():
                 message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
-                worker.run.write_failure_once(self._failure(worker, reason.partition(":")[0], message))
+                kind = reason.partition(":")[0]
+                worker.run.write_failure_once(worker.attempt.failure(kind, message, where=self._where))
         return False
 
     def _write_failure(self, worker: _Worker, kind: FailureKind, message: str, *, node: str | None = None) -> None:
         """Write the failure of a run of this job, unless there is one. ``node``: the one that failed."""
         if self._is_ours(worker.run):
+            failure = worker.attempt.failure(kind, message, where=self._where, node=node)
             with contextlib.suppress(FileError):
-                worker.run.write_failure_once(self._failure(worker, kind, message, node))
-
-    def _failure(self, worker: _Worker, kind: str, message: str, node: str | None = None) -> dict[str, Any]:
-        where = f"job {self._context.job} on {self._context.host}"
-        return failure_record(
-            kind, message, where=where, attempt=worker.attempt, micro_batches=worker.micro_batches, node=node
-        )
+                worker.run.write_failure_once(failure)

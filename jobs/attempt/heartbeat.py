@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from seqlm.rundir import RunDirectory
 from seqlm.variables import positive_number
@@ -54,7 +53,6 @@ class Heartbeat:
     def __init__(
         self, run: RunDirectory, attempt: int, hung_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._attempt = attempt
         self._hung_seconds = hung_seconds
         self._every = min(hung_seconds / LOOKS, MOST_SECONDS)
         self._clock = clock
@@ -86,16 +84,10 @@ class Heartbeat:
             self._seen, self._silent = seen, 0.0
         self._looked_at = now
 
-    def failure(self, where: str) -> dict[str, Any]:
-        """Return the content of ``failure.json`` for a worker that hung. Its kind is one that is tried again."""
-        minutes = self._hung_seconds / 60
-        return {
-            "kind": "node",
-            "message": f"no step for {minutes:g} min; its worker hung and was killed",
-            "where": where,
-            "attempt": self._attempt,
-            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+    @property
+    def message(self) -> str:
+        """What to record for a worker that hung."""
+        return f"no step for {self._hung_seconds / 60:g} min; its worker hung and was killed"
 
 
 def _state(path: Path) -> tuple[float, float, float]:

@@ -29,15 +29,7 @@ def groups_files(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[P
     return files
 
 
-def own_files() -> list[Path]:
-    """Return the files with the kernel's count of kills in the group of this process."""
-    try:
-        return groups_files(Path("/proc/self/cgroup").read_text("utf-8"))
-    except OSError:
-        return []
-
-
-def count(files: list[Path]) -> int:
+def kill_count(files: list[Path]) -> int:
     """Return the number of out-of-memory kills so far, from the first file that holds it; 0 if none does."""
     for file in files:
         with contextlib.suppress(OSError, ValueError):
@@ -48,9 +40,16 @@ def count(files: list[Path]) -> int:
     return 0
 
 
+def own_kill_count() -> int:
+    """Return the number of out-of-memory kills so far in the group of this process."""
+    with contextlib.suppress(OSError):
+        return kill_count(groups_files(Path("/proc/self/cgroup").read_text("utf-8")))
+    return 0
+
+
 @final
-class NodeKills:
-    """The kills on each node of a cluster, as counted there. Each explains one killed rank."""
+class MemoryKills:
+    """The kills on each node, as counted there. Each explains one killed rank."""
 
     def __init__(self) -> None:
         self._explained: dict[str, int] = {}
@@ -64,20 +63,4 @@ class NodeKills:
         if after <= explained:
             return False
         self._explained[node] = explained + 1
-        return True
-
-
-@final
-class MemoryKills:
-    """The kills on this machine since the object was made. Each explains one killed rank."""
-
-    def __init__(self, files: list[Path] | None = None) -> None:
-        self._files = own_files() if files is None else files
-        self._explained = count(self._files)
-
-    def explain_one(self) -> bool:
-        """Return whether a process ended by SIGKILL because memory ran out. Uses up one kill."""
-        if count(self._files) <= self._explained:
-            return False
-        self._explained += 1
         return True

@@ -1,7 +1,7 @@
-"""How an attempt ended, seen from outside its processes, and the ``failure.json`` of a worker that wrote none.
+"""How an attempt ended, seen from outside its processes: the cause, from the exit codes of its ranks.
 
-A worker that fails writes ``failure.json`` itself. A worker that a signal killed, or whose disk is full, cannot. The
-launcher or the job on the node then writes it, from the exit codes of the ranks.
+A worker that fails writes ``failure.json`` itself. A worker that a signal killed, or whose disk is full, cannot.
+:meth:`jobs.attempt.attempt.Attempt.record_exit` then writes it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt.retry import timestamp
-from seqlm.errors import (
-    EXIT_BUSY,
-    EXIT_UNPRINTED,
-    EXPLAINING_EXITS,
-    STOPPED_EXITS,
-    STORAGE_EXITS,
-)
-from seqlm.rundir import FailureKind, RunDirectory, write_json
+from seqlm.errors import EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS
+from seqlm.rundir import FailureKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,68 +79,14 @@ def describe_exit(code: int) -> str:
     return f"was killed by signal {-code}"
 
 
-def failure_record(
-    kind: str, message: str, *, where: str, attempt: int, micro_batches: int, node: str | None = None
-) -> dict[str, Any]:
-    """Return the content of a ``failure.json`` that is not the worker's own. ``node``: the one that failed."""
-    record = {
-        "kind": kind,
-        "message": message,
-        "where": where,
-        "attempt": attempt,
-        "micro_batches": micro_batches,
-        "failed_at": timestamp(),
-    }
-    return record if node is None else {**record, "node": node}
+def failure_record(kind: str, message: str, *, where: str, **more: Any) -> dict[str, Any]:
+    """Return the content of a ``failure.json`` that is not the worker's own. ``where``: its author."""
+    return {"kind": kind, "message": message, "where": where, **more, "failed_at": timestamp()}
 
 
-def record_exit(
-    run: RunDirectory,
-    ended: Ended,
-    *,
-    was_asked: bool,
-    where: str,
-    attempt: int,
-    micro_batches: int,
-    node: str | None = None,
-) -> None:
-    """Write ``failure.json`` for a worker that failed without writing one.
-
-    Nothing is written for an attempt that ended well, that this launcher or job asked to stop, or that found another
-    worker at the run. An existing failure stays, with one exception: if the system killed a rank for its memory, the
-    other ranks may have recorded only that they lost it.
-
-    Args:
-        run: the run.
-        ended: how its ranks ended.
-        was_asked: whether its launcher or its job had asked it to stop.
-        where: the author of the record.
-        attempt: the attempt's number.
-        micro_batches: of the attempt.
-        node: the node of the ranks; recorded as the one that failed if a signal killed a rank.
-
-    Raises:
-        FileError, OSError: the run's files cannot be read or written.
-    """
-    if ended.exit_code in (0, EXIT_BUSY) or run.result_file.exists():
-        return
-    earlier = run.read_failure()
-    for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")
-    if earlier is not None and not for_memory:
-        return
-    if was_asked and ended.exit_code in (*STOPPED_EXITS, EXIT_UNPRINTED):
-        return
-    kind, message = _cause(ended, _last_line(run.stderr_log(attempt)))
-    failed_node = node if kind == "node" and ended.exit_code < 0 else None
-    failure = failure_record(kind, message, where=where, attempt=attempt, micro_batches=micro_batches, node=failed_node)
-    if for_memory:
-        write_json(run.failure_file, failure)
-    else:
-        run.write_failure_once(failure)
-
-
-def _cause(ended: Ended, last_line: str) -> tuple[FailureKind, str]:
-    """Return the kind of a failure and its message. ``last_line``: of the worker's stderr."""
+def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:
+    """Return the kind of a failure and its message."""
+    last_line = _last_line(stderr_log)
     if ended.exit_code in STOPPED_EXITS:
         return "preempted", f"{ended.message}; another process stopped it (is the node being drained?)"
     if ended.out_of_memory:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeAlias, final
 
 from jobs.manifests.policy import Policy
@@ -60,6 +59,8 @@ class Decision:
     """Seconds to wait before the next attempt. ``None``: the failure is final."""
     why: str = ""
     """Why the failure is final, to append to its message. Empty: its kind is never retried."""
+    sick_nodes: tuple[str, ...] = ()
+    """Nodes that failed twice in a row, which the next attempt should avoid."""
 
 
 def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_micro_batches: int) -> Decision:
@@ -83,7 +84,8 @@ def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_mic
             in_a_row = used[attempt.kind] = 0
     limit = policy.retries(kind)
     if limit is not None and used[kind] >= limit:
-        return Decision(why=_limit_reached(kind, limit))
+        cause = " with ever smaller micro-batches" if kind == "oom" else " of this kind"
+        return Decision(why=f", after {_number(limit, 'retry', 'retries')}{cause}" if limit else _never(str(kind)))
     if kind == "oom" and 2 * failed.micro_batches > most_micro_batches:
         parts = _number(failed.micro_batches, "micro-batch", "micro-batches")
         return Decision(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
@@ -92,16 +94,7 @@ def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_mic
         return Decision(why=f", after {tries} in a row without progress" if in_a_row else _never("without_progress"))
     grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
     waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)
-    return Decision(delay=waits)
-
-
-def _limit_reached(kind: FailureKind | None, limit: int) -> str:
-    if not limit:
-        return _never(str(kind))
-    tries = _number(limit, "retry", "retries")
-    if kind == "oom":
-        return f", after {tries} with ever smaller micro-batches"
-    return f", after {tries} of this kind"
+    return Decision(delay=waits, sick_nodes=_sick_nodes([*before, failed]))
 
 
 def _never(key: str) -> str:
@@ -112,7 +105,7 @@ def _number(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def sick_nodes(failures: Sequence[Failed]) -> list[str]:
+def _sick_nodes(failures: Sequence[Failed]) -> tuple[str, ...]:
     """Return the nodes that failed twice in a row since the last use of the command ``retry``."""
     by_hand = [number for number, failed in enumerate(failures) if failed.by_hand]
     recent = failures[by_hand[-1] + 1 :] if by_hand else failures
@@ -121,7 +114,7 @@ def sick_nodes(failures: Sequence[Failed]) -> list[str]:
         for first, second in itertools.pairwise(recent)
         if first.kind == second.kind == "node" and first.node == second.node and second.node is not None
     ]
-    return list(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))
 
 
 # -- the files of a run --------------------------------------------------------------------------------------------
@@ -146,15 +139,13 @@ def history(run: RunDirectory) -> list[Failed]:
     """
     found = []
     for attempt in run.attempts():
-        record: dict[str, Any] = {}
         with contextlib.suppress(FileError):  # a damaged record does not count
-            record = read_json(run.attempt_dir(attempt) / "failure.json") or {}
-        if record:
-            found.append(failed_of(record))
+            if record := read_json(run.attempt_dir(attempt) / "failure.json"):
+                found.append(failed_of(record))
     return found
 
 
-def failed_of(record: dict[str, Any], progress: Progress | None = None) -> Failed:
+def failed_of(record: Mapping[str, Any], progress: Progress | None = None) -> Failed:
     """Return a failure from its record. ``progress``: used if the record holds none."""
     told = record.get("progress")
     if isinstance(told, list) and len(told) == 2 and all(isinstance(number, int) for number in told):
@@ -204,31 +195,22 @@ def put_failure_aside(
     Raises:
         FileError: it cannot be read or moved.
     """
-    folder = run.attempt_dir(max(1, run.last_attempt()))
     failure = run.read_failure()
     if failure is None and seen is not None and seen.state == "failed" and run.attempts():
         failure = {"kind": seen.kind, "message": seen.reason, "failed_at": timestamp()}
     if failure is None:
         return
-    failure = {"progress": list(progress_of(run)), **failure}
-    if micro_batches is not None:
-        failure["micro_batches"] = micro_batches
-    if node is not None:
-        failure["node"] = node
-    if by_hand:
-        failure["retried"] = "by hand"
-    if isinstance(failure.get("attempt"), int):  # the next attempt may have its folder already
-        folder = run.attempt_dir(failure["attempt"])
+    known = {"micro_batches": micro_batches, "node": node, "retried": "by hand" if by_hand else None}
+    added = {name: value for name, value in known.items() if value is not None}
+    failure = {"progress": list(progress_of(run)), **failure, **added}
+    attempt = failure.get("attempt")  # the next attempt may have its folder already
+    folder = run.attempt_dir(attempt if isinstance(attempt, int) else max(1, run.last_attempt()))
     make_directory(folder)
     write_json(folder / "failure.json", failure)
-    _remove(run.failure_file)
-
-
-def _remove(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
+        run.failure_file.unlink(missing_ok=True)
     except OSError as error:
-        raise FileError.from_os_error("remove", path, error) from None
+        raise FileError.from_os_error("remove", run.failure_file, error) from None
 
 
 def timestamp() -> str:

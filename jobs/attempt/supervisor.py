@@ -8,19 +8,16 @@ The local backend supervises all ranks of a run, the actor of the Ray backend an
     poll             ``None`` while a rank lives; kill ranks that outlive a failed one
     Ended            the rank that explains the others (:mod:`jobs.attempt.outcome`)
 
-Whether a live rank still makes progress is decided by :mod:`jobs.attempt.heartbeat`. What is recorded about the end is
-decided by :mod:`jobs.attempt.outcome`, and whether the run is tried again by :mod:`jobs.attempt.retry`.
+:mod:`jobs.attempt.attempt` follows the files of the attempt: hangs, the record of its end, and retries.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -29,7 +26,7 @@ from pathlib import Path
 from typing import IO, final
 
 from jobs.attempt.heartbeat import PROGRESS_VARIABLE
-from jobs.attempt.memory_kills import MemoryKills
+from jobs.attempt.memory_kills import MemoryKills, own_kill_count
 from jobs.attempt.outcome import Ended, ended
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
@@ -111,19 +108,18 @@ def rank_variables(
     return variables
 
 
-def interface_of(address: str) -> str | None:
-    """Return the network interface that has an IPv4 address; ``None`` if the system names none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(asker.fileno(), _SIOCGIFADDR, request)
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
+def interface_of(host: str) -> str | None:
+    """Return the network interface with the IPv4 address of ``host``, an address or a name. ``None``: not found."""
+    import psutil  # only for several ranks on SLURM or Ray
+
+    with contextlib.suppress(OSError):
+        address = socket.gethostbyname(host)
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(found.address == address for found in addresses):
+                return str(name)
     return None
 
 
-_SIOCGIFADDR = 0x8915
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -161,13 +157,14 @@ class Supervisor:
 
         Args:
             submission: the attempt.
-            memory_kills: kills of this machine, shared by all attempts on it. ``None``: the caller counts them.
+            memory_kills: kills of this node, shared by all attempts on it. ``None``: the caller counts them.
             host: this node's name, for messages. ``None``: messages name no node.
             outlives_parent: whether ranks go on if this process is killed. They are then in one process group, which
                 ``cancel`` signals. Otherwise they end with this process.
         """
         self._submission = submission
         self._memory_kills = memory_kills
+        self._kills_before = own_kill_count()
         self._host = host
         self._outlives_parent = outlives_parent
         self._grace = PeerGrace()
@@ -222,10 +219,12 @@ class Supervisor:
 
     def _ended(self, codes: Mapping[int, int]) -> Ended:
         killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
-        for_memory = bool(killed) and self._memory_kills is not None and self._memory_kills.explain_one()
-        return ended(
-            codes, self._submission.resources.ranks, out_of_memory=killed[:1] if for_memory else (), host=self._host
+        kills, node = self._memory_kills, self._host or ""
+        for_memory = (
+            bool(killed) and kills is not None and kills.explain_one(node, self._kills_before, own_kill_count())
         )
+        ranks = self._submission.resources.ranks
+        return ended(codes, ranks, out_of_memory=killed[:1] if for_memory else (), host=self._host)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every rank that lives."""

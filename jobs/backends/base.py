@@ -89,7 +89,7 @@ class Backend(Target):
 Level: TypeAlias = Literal["ok", "note", "bad"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One result of a check."""
 

@@ -17,7 +17,7 @@ from typing import final
 
 import ray
 
-from jobs.attempt.memory_kills import count, own_files
+from jobs.attempt.memory_kills import own_kill_count
 from jobs.attempt.supervisor import Supervisor, interface_of
 from jobs.spec import Submission
 from seqlm import machine
@@ -84,8 +84,7 @@ class RankHost:
             variables: of :func:`jobs.attempt.supervisor.rank_variables`.
             own_code: whether to run the code that came with the actor, in place of that at ``submission.cwd``.
         """
-        counters = own_files()
-        before = count(counters)
+        before = own_kill_count()
         cwd = Path.cwd() if own_code else submission.cwd
         ranks = Supervisor(replace(submission, argv=(sys.executable, *submission.argv[1:]), cwd=cwd))
         try:
@@ -97,7 +96,7 @@ class RankHost:
         except (OSError, FileError) as error:
             return RankEnd(code=EXIT_FAILED, problem=f"cannot start the worker on {socket.gethostname()}: {error}")
         code = ranks.wait()
-        return RankEnd(code=code, memory_kills=(before, count(counters)))
+        return RankEnd(code=code, memory_kills=(before, own_kill_count()))
 
     def stop(self, number: int) -> None:
         """Send a signal to the rank's process. A rank that has not started yet does not start."""

@@ -21,7 +21,7 @@ from typing import Any, final
 
 import ray
 
-from jobs.attempt.memory_kills import NodeKills
+from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.outcome import Ended, ended
 from jobs.attempt.supervisor import PeerGrace, rank_variables
 from jobs.backends.base import Backend
@@ -95,7 +95,7 @@ class RayBackend(Backend):
         self._jobs: dict[str, _Job] = {}
         self._idle = IdleGroups()
         self._numbers = itertools.count(1)
-        self._memory_kills = NodeKills()
+        self._memory_kills = MemoryKills()
 
     # -- before it is open -----------------------------------------------------------------------------------------
 

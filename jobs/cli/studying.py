@@ -27,6 +27,7 @@ from jobs.study.folder import (
     ObservedRun,
     find_study,
     is_behaviour_study,
+    launch_lock_file,
     observe_study,
     read_jobs,
     select_runs,
@@ -160,7 +161,7 @@ def cancel(arguments: CancelArguments) -> tuple[Any, int]:
     Raises:
         UsageError: there is no such study, or all runs would stop and nobody has confirmed that.
     """
-    from jobs.study.cancel import mark, wait_for_launcher, wait_for_workers, wait_until_stopped
+    from jobs.study.cancel import mark, wait_for_locks, wait_until_stopped
 
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
@@ -177,7 +178,7 @@ def cancel(arguments: CancelArguments) -> tuple[Any, int]:
             for one in with_job:
                 one.problem = one.problem or f"marked as cancelled, but its job runs until it sees the mark: {error}"
     wait_until_stopped(one for one in marked if one not in with_job)
-    wait_for_workers([one.run for one in with_job if one.problem is None], seconds=30)
+    wait_for_locks([one.run.worker_lock_file for one in with_job if one.problem is None], seconds=30)
     for one in marked:
         if one.problem is None:
             terminal.say(f"cancelled {one.observed.name}")
@@ -187,7 +188,8 @@ def cancel(arguments: CancelArguments) -> tuple[Any, int]:
         terminal.say("nothing to cancel: every such run is over")
     after = observe_study(study_dir)
     if marked and not any(run.observation.state in ("queued", "running") for run in after):
-        wait_for_launcher(study_dir, seconds=10)  # it is about to exit; a `retry` now must not find the study locked
+        # Its launcher is about to exit; a `retry` now must not find the study locked.
+        wait_for_locks([launch_lock_file(study_dir)], seconds=10)
     problems = {one.run.id: one.problem for one in marked}
     records = [{**run.to_dict(), "problem": problems[run.run.id]} for run in after if run.run.id in problems]
     return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0

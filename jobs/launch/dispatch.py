@@ -15,12 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias, final
 
-from jobs.attempt.heartbeat import Heartbeat, hung_seconds
-from jobs.attempt.outcome import Ended
-from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside, timestamp
+from jobs.attempt.attempt import Attempt
+from jobs.attempt.heartbeat import hung_seconds
+from jobs.attempt.outcome import Ended, failure_record
+from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
 from jobs.attempt.supervisor import worker_variables
 from jobs.backends.base import Backend
-from jobs.launch.job import Job, job_record, next_submission, put_aside_unless_cancelled
+from jobs.launch.job import Job, job_record, put_aside_unless_cancelled
 from jobs.launch.reports import QueueReports, Warnings, files_of
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import Planned
@@ -109,7 +110,7 @@ class Dispatcher:
         self._max_parallel = max_parallel
         self._policy = policy or Policy()
         self._env = {**(env or {}), **worker_variables(self._policy)}
-        self._hung_seconds = hung_seconds({**os.environ, **self._env})
+        hung_seconds({**os.environ, **self._env})  # a wrong value is an error before anything starts
         self._tell = tell
         self._planned: dict[str, Planned] = {}
         self._queue = Queue(())
@@ -173,15 +174,9 @@ class Dispatcher:
                 with files_of(item.run):
                     self._put_aside(item)
                     observation = item.run.observe()
-                    submission = next_submission(
-                        waiting,
-                        item,
-                        argv=self._argv,
-                        code=self._code,
-                        env=self._env,
-                        data_path=self._data_path.get(item.run.id),
-                    )
-                    heartbeat = Heartbeat(item.run, submission.attempt, self._hung_seconds)
+                    number, resources = item.run.last_attempt() + 1, waiting.spec.resources
+                    attempt = Attempt(item.run, number, policy=self._policy, resources=resources)
+                    submission = attempt.prepare(self._argv, env=self._variables(item), code=self._code.path)
                 if observation.state == "cancelled":  # from another terminal while it waited
                     self._on_event(Event(kind="ended", planned=item, observation=observation))
                     continue
@@ -193,16 +188,21 @@ class Dispatcher:
             job = Job(
                 waiting=waiting,
                 planned=item,
-                submission=submission,
+                attempt=attempt,
                 started=time.monotonic(),
-                heartbeat=heartbeat,
-                record=job_record(self._backend.name, job_id, submission),
+                record=job_record(self._backend.name, job_id, submission, attempt.micro_batches),
             )
             self._jobs[job_id] = job
             live[job_id] = self._live(job_id, job)
             self._epochs.setdefault(item.run.id, item.observation.epoch)
             self._write_record(job)
             self._on_event(Event(kind="started", planned=item, observation=item.observation))
+
+    def _variables(self, item: Planned) -> dict[str, str]:
+        """Return the variables of a run's workers. Without ``SEQLM_DATA`` a worker finds the corpus itself."""
+        data_path = self._data_path.get(item.run.id)
+        data = {} if data_path is None else {"SEQLM_DATA": str(data_path.absolute())}
+        return {**self._env, "PYTHONUNBUFFERED": "1", **data}
 
     def _live(self, job_id: str, job: Job) -> Live:
         seconds = job.waiting.work.seconds
@@ -253,10 +253,9 @@ class Dispatcher:
             job.stop_asked = now
 
     def _end_if_hung(self, job_id: str, job: Job) -> None:
-        if job.heartbeat.is_hung():
-            # Written before the worker is killed, so that the kill is not taken for the cause.
+        if job.attempt.is_hung():
             with self._warnings.instead_of_errors(job.planned):
-                job.run.write_failure_once(job.heartbeat.failure("the launcher, which watches its files"))
+                job.attempt.record_hang("the launcher, which watches its files")
             self._backend.stop(job_id, force=True)
 
     def _has_ended(self, over: _Over) -> None:
@@ -280,7 +279,7 @@ class Dispatcher:
         self._troubles.pop(run.id, None)
         self._tell_of_epochs(item, observation)
         if decision.delay is not None:
-            aside = functools.partial(put_failure_aside, run, micro_batches=job.micro_batches)
+            aside = functools.partial(put_failure_aside, run, micro_batches=job.attempt.micro_batches)
             self._to_put_aside[run.id] = aside
             self._put_back(job.waiting, item, observation, decision.delay)
             return
@@ -308,7 +307,7 @@ class Dispatcher:
         counts it, as a failure of kind ``node``.
         """
         busy = self._busy[job.run.id]
-        decision = job.decide(self._policy, "node" if is_busy else observation.kind, busy)
+        decision = job.attempt.decide({"kind": "node" if is_busy else observation.kind}, busy)
         if is_busy:
             busy.append(Failed(kind="node", progress=progress_of(job.run)))
         return decision
@@ -340,8 +339,8 @@ class Dispatcher:
             self._to_put_aside.setdefault(run.id, functools.partial(put_aside_unless_cancelled, run))
             self._put_back(waiting, item, observation, decision.delay)
             return
-        failure = {"kind": "node", "message": message, "where": "its launcher", "failed_at": timestamp()}
-        self._unwritten.append((item, {**failure, "stands": True}))
+        failure = failure_record("node", message, where="its launcher", stands=True)
+        self._unwritten.append((item, failure))
         self._write_failures()
         self._on_event(Event(kind="ended", planned=item, observation=observation))
 

@@ -6,15 +6,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from jobs.study.folder import Launcher, ObservedRun, launch_lock_file, launcher_of
+from jobs.study.folder import ObservedRun, launcher_of
 from seqlm.errors import FileError
-from seqlm.lease import Terms, live_owner, newest_lease, process_start, this_host
+from seqlm.lease import Terms, is_alive, live_owner, newest_lease
 from seqlm.rundir import RunDirectory, is_locked, read_lock_holder
 
 STOP_SECONDS = 20.0
@@ -54,7 +53,7 @@ def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
     found = [Cancelled(observed=run) for run in runs if run.observation.state in ("pending", "queued", "running")]
     running_first = sorted(found, key=lambda one: one.observed.observation.state != "running")
     for one in reversed(running_first):
-        failure = {
+        failure = {  # jobs.attempt, which makes the other records, would be imported for this alone
             "kind": "cancelled",
             "message": "cancelled by the user",
             "where": "launch.py cancel",
@@ -78,17 +77,19 @@ def wait_until_stopped(marked: Iterable[Cancelled]) -> None:
     left = [one for one in marked if one.problem is None]
     deadline = time.monotonic() + LAUNCHER_SECONDS
     while left:
-        launchers = {folder: _launcher(folder) for folder in {one.run.path.parent for one in left}}
-        left = [one for one in left if not _is_over(one, launchers[one.run.path.parent], deadline)]
+        left = [one for one in left if not _is_over(one, deadline)]
         if left:
             time.sleep(LOOK_SECONDS)
 
 
-def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool:
+def _is_over(one: Cancelled, deadline: float) -> bool:
     """Return whether to stop waiting: the worker has stopped, or will not."""
     run, now = one.run, time.monotonic()
     is_locked_here = is_locked(run.worker_lock_file)
-    holder = read_lock_holder(run.worker_lock_file) if is_locked_here else _holder_elsewhere(run)
+    if is_locked_here:
+        holder = read_lock_holder(run.worker_lock_file)
+    else:  # the run's lease may name a worker on a host whose locks are not visible here
+        holder = live_owner(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
     if holder is None and not is_locked_here:
         return True
     if one.sent and now < one.sent_at + STOP_SECONDS:
@@ -96,7 +97,7 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
     if len(one.sent) == len(SIGNALS):
         one.problem = "marked as cancelled, but its worker has not ended even after SIGKILL"
         return True
-    has_launcher = launcher is not None and _launcher_in_job(run) == launcher.identity
+    has_launcher = _has_launcher(run)
     group = group_to_signal(run) if is_locked_here and not has_launcher else None
     if group is not None:
         one.sent.append(SIGNALS[len(one.sent)])
@@ -113,35 +114,19 @@ def _is_over(one: Cancelled, launcher: Launcher | None, deadline: float) -> bool
     return True
 
 
-def _holder_elsewhere(run: RunDirectory) -> dict[str, Any] | None:
-    """Return the owner named by the run's lease, which may be on a host whose locks are not visible here."""
-    return live_owner(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
-
-
-def _launcher(study_dir: Path) -> Launcher | None:
+def _has_launcher(run: RunDirectory) -> bool:
+    """Return whether the launcher of the run's last job lives. False if a file that says so cannot be read."""
     with contextlib.suppress(FileError):
-        return launcher_of(study_dir)
-    return None
+        launcher = launcher_of(run.path.parent)
+        return launcher is not None and (run.read_job() or {}).get("launcher") == launcher.identity
+    return False
 
 
-def _launcher_in_job(run: RunDirectory) -> Any:
-    with contextlib.suppress(FileError):
-        return (run.read_job() or {}).get("launcher")
-    return None
-
-
-def wait_for_launcher(study_dir: Path, seconds: float) -> None:
-    """Wait until no launcher holds the lock of this study, for at most ``seconds``."""
+def wait_for_locks(files: Sequence[Path], seconds: float) -> None:
+    """Wait until no process holds any of these lock files, for at most ``seconds``."""
     deadline = time.monotonic() + seconds
-    while is_locked(launch_lock_file(study_dir)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def wait_for_workers(runs: Sequence[RunDirectory], seconds: float) -> None:
-    """Wait until no worker holds the lock of any of these runs, for at most ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while any(is_locked(run.worker_lock_file) for run in runs) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while any(map(is_locked, files)) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
 
 
 # -- which process to signal -----------------------------------------------------------------------------------------
@@ -167,7 +152,7 @@ def group_to_signal(run: RunDirectory) -> int | None:
             and _users(pid) == {os.geteuid()}
             and _holds(pid, lock)
             and os.getpgid(pid) == group != os.getpgrp()
-            and all(_is_of_process(named, pid) for named in (record, newest_lease(run.lease_dir)))
+            and all(named.get("pid") != pid or is_alive(named) for named in (record, newest_lease(run.lease_dir)))
         )
     except OSError:  # it has ended, or belongs to another user
         return None
@@ -194,12 +179,3 @@ def _holds(pid: int, lock: os.stat_result) -> bool:
                 if any(line.startswith("lock:") and " WRITE " in line for line in lines):
                     return True
     return False
-
-
-def _is_of_process(record: Mapping[str, Any], pid: int) -> bool:
-    """Return whether a record fits the running process ``pid``; true for a record of another process."""
-    if record.get("pid") != pid:
-        return True
-    host, start = this_host(), process_start(pid)
-    found = {"host": host.name, "machine_id": host.machine, "boot_id": host.boot, "process_start": start}
-    return all(record.get(key, value) == value for key, value in found.items())

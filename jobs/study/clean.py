@@ -10,14 +10,13 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
-from jobs.study.folder import at_work, launcher_of, launching, look_at, read_jobs, study_name
+from jobs.study.folder import at_work, launcher_of, launching, look_at, read_jobs, study_name, this_launcher
 from jobs.study.kept_code import ORIGIN, source_tree
 from jobs.study.squeue import Scheduler
 from jobs.study.studies import entries_below
@@ -36,8 +35,6 @@ KINDS: dict[Kind, str] = {
     "compiled code": "made again when needed",
 }
 """Each kind, in the order in which it is shown, with a note for a person."""
-ALIVE = ("queued", "running", "unknown")
-"""Stages of a job that may still use the files of its run, and its code."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}\.tmp|\.previous\.pt\.tmp")
 _DAMAGED = re.compile(r".+\.damaged-[0-9a-f]{8}")
 _SUBMITTED = re.compile(r"(\d+(?:_\d+)?)_submitted\.pkl")
@@ -112,7 +109,7 @@ def delete_leftovers(study_dir: Path, shown: Sequence[Leftover]) -> list[Leftove
                 problem = _delete(study_dir, item.path)
             elif os.path.lexists(study_dir / item.path):  # else the launch lock's new owner has removed it
                 problem = f"{study_dir / item.path} stays: it has come into use meanwhile"
-            deleted.append(Leftover(kind=item.kind, path=item.path, size_bytes=item.size_bytes, problem=problem))
+            deleted.append(replace(item, problem=problem))
         return deleted
 
 
@@ -153,30 +150,29 @@ class _Search:
         behaviour = study_dir / BEHAVIOUR_FOLDER
         if behaviour.is_dir() and not behaviour.is_symlink():
             self._folders.append(behaviour)
-        self._submissions = {path: _submitted(path) for one in self._folders for path in one.glob("slurm/[0-9]*")}
-        """Folder of a submission to SLURM -> its jobs."""
+        self._submissions: dict[Path, set[str]] = {}
+        """Folder of a submission to SLURM -> its jobs, by the files that submitit names after them."""
+        for path in (path for one in self._folders for path in one.glob("slurm/[0-9]*")):
+            self._submissions[path] = {m[1] for file in path.iterdir() if (m := _SUBMITTED.fullmatch(file.name))}
         self._scheduler = Scheduler()
         jobs = {job for one in self._folders for job in read_jobs(one).values()}.union(*self._submissions.values())
         states = self._scheduler.states(jobs)  # one query
-        self._alive = {job for job, state in states.items() if state.stage in ALIVE}
+        self._alive = {job for job, state in states.items() if state.may_run}
 
     def found(self) -> Found:
         for folder in self._folders:
             self._add_runs(folder)
-        if any(self._has_launcher(folder) for folder in self._folders):
-            line = "code, canaries and the study's own temporary files stay: it is being launched"
-            self._found.kept.append(line)
+        launchers = [launcher.identity for folder in self._folders if (launcher := launcher_of(folder)) is not None]
+        if any(launcher != this_launcher() for launcher in launchers):
+            self._found.kept.append("code, canaries and the study's own temporary files stay: it is being launched")
             return self._found
         for folder in self._folders:
             self._add_temporary(folder)
-        self._add_canaries()
+        for run in RunDirectory.unordered_in(self._study_dir / CANARY_FOLDER):
+            if not _has_worker(run):
+                self._add("canary", run.path)
         self._add_code()
         return self._found
-
-    @staticmethod
-    def _has_launcher(folder: Path) -> bool:
-        launcher = launcher_of(folder)
-        return launcher is not None and (launcher.pid, launcher.host) != (os.getpid(), socket.gethostname())
 
     def _add_runs(self, folder: Path) -> None:
         work, jobs = at_work(folder, self._scheduler), read_jobs(folder)
@@ -184,23 +180,18 @@ class _Search:
             if _has_worker(run) or jobs.get(run.id) in self._alive:
                 continue
             state = look_at(run, work).observation.state  # "failed" if a file of it is damaged
-            if state == "done" and _has_content(run.best_checkpoint):
+            if state == "done" and run.best_checkpoint.is_file() and run.best_checkpoint.stat().st_size > 0:
                 self._add("last checkpoint", run.last_checkpoint)
                 self._add("last checkpoint", run.previous_checkpoint)
             if state not in ("running", "queued"):
-                inside = [run.path, run.best_checkpoint.parent, run.lease_dir, *map(run.attempt_dir, run.attempts())]
-                for place in inside:
+                attempts = map(run.attempt_dir, run.attempts())
+                for place in (run.path, run.best_checkpoint.parent, run.lease_dir, *attempts):
                     self._add_temporary(place)
 
     def _add_temporary(self, folder: Path) -> None:
         for path in sorted(folder.glob(".*.tmp")):
             if _TEMPORARY.fullmatch(path.name):
                 self._add("temporary file", path)
-
-    def _add_canaries(self) -> None:
-        for run in RunDirectory.unordered_in(self._study_dir / CANARY_FOLDER):
-            if not _has_worker(run):
-                self._add("canary", run.path)
 
     def _add_code(self) -> None:
         place = self._study_dir / "code"
@@ -229,11 +220,12 @@ class _Search:
         Raises:
             FileError: a file that may name one cannot be read.
         """
-        yield source_tree().name
+        paths: list[Any] = [str(source_tree())]
         for run in (run for folder in self._folders for run in RunDirectory.unordered_in(folder)):
-            yield from _name((run.read_job() or {}).get("code"))
             launched = run.read_provenance().get("code")
-            yield from _name(launched.get("path") if isinstance(launched, dict) else None)
+            paths += [(run.read_job() or {}).get("code"), launched.get("path") if isinstance(launched, dict) else None]
+        # By its name: the study may have been moved since the path was written.
+        yield from (Path(path).name for path in paths if isinstance(path, str))
         for folder, jobs in self._submissions.items():
             # No job is known of a report, nor of a submission to which sbatch has not answered yet.
             if not jobs or not jobs.isdisjoint(self._alive):
@@ -247,7 +239,7 @@ class _Search:
         except FileNotFoundError:
             return
         steps = [self._study_dir.joinpath(*relative.parts[:length]) for length in range(1, len(relative.parts) + 1)]
-        reason = None
+        parts, reason = [status], None
         if link := next((step for step in steps if step.is_symlink()), None):
             reason = f"{link} is a link" if link != path else "it is a link"
         elif not status.st_mode & stat.S_IWUSR:
@@ -255,42 +247,25 @@ class _Search:
         elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             reason = "it is no regular file"
         else:
-            below = _below(path) if stat.S_ISDIR(status.st_mode) else []
-            if any(one.st_uid != os.geteuid() for one in (status, *below)):
+            if stat.S_ISDIR(status.st_mode):
+                parts += [entry.stat(follow_symlinks=False) for entry in entries_below(path)]
+            if any(one.st_uid != os.geteuid() for one in parts):
                 reason = "it belongs to another user"
         if reason:
             self._found.kept.append(f"{path} stays: {reason}")
             return
         size = 0
-        for one in (status, *below):
+        for one in parts:
             if stat.S_ISREG(one.st_mode) and (one.st_dev, one.st_ino) not in self._seen:
                 self._seen.add((one.st_dev, one.st_ino))
                 size += one.st_size
         self._found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=size))
 
 
-def _below(folder: Path) -> list[os.stat_result]:
-    return [entry.stat(follow_symlinks=False) for entry in entries_below(folder)]
-
-
 def _has_worker(run: RunDirectory) -> bool:
     """Whether a worker may be at the run, whatever its files say of its state."""
     terms = Terms.from_environment(os.environ)
     return is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds) is not None
-
-
-def _has_content(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
-
-
-def _submitted(submission: Path) -> set[str]:
-    """The jobs of a submission, by the files that submitit names after them."""
-    return {match[1] for path in submission.iterdir() if (match := _SUBMITTED.fullmatch(path.name))}
-
-
-def _name(path: Any) -> list[str]:
-    """The name of a copy of the code by its path; the study may have been moved since that was written."""
-    return [Path(path).name] if isinstance(path, str) else []
 
 
 def _named_in_texts(submission: Path, names: Sequence[str]) -> Iterator[str]:

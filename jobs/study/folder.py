@@ -121,11 +121,8 @@ def study_name(study_dir: Path) -> str:
 def observe_study(study_dir: Path) -> list[ObservedRun]:
     """Return every run of the study with its state, in manifest order. A damaged run has the damage as its reason."""
     work = at_work(study_dir)
-    placed = []
-    for run in RunDirectory.unordered_in(study_dir):
-        provenance, damage = _read_provenance(run)  # read once, for both the order and the run
-        placed.append((run.place(provenance), _look_at(run, work, provenance, damage)))
-    return [observed for _, observed in sorted(placed, key=lambda pair: pair[0])]
+    observed = [look_at(run, work) for run in RunDirectory.unordered_in(study_dir)]
+    return sorted(observed, key=lambda seen: seen.run.place(seen.provenance))
 
 
 def observe_run(run: RunDirectory, work: AtWork) -> Observation:
@@ -158,28 +155,17 @@ def _observe_job(run: RunDirectory, job: JobState) -> Observation:
 
 
 def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
-    """Return one run, as read from its folder. A damaged run has the damage as its reason."""
-    return _look_at(run, work, *_read_provenance(run))
-
-
-def _read_provenance(run: RunDirectory) -> tuple[dict[str, Any], SeqlmError | None]:
-    """Return the provenance of a run, and the error if the file is damaged."""
+    """Return one run, as read from its folder. A damaged run has the damage as its reason, and its id as its name."""
+    provenance: dict[str, Any] = {}
+    config: RunConfig | None = None
     try:
-        return run.read_provenance(), None
-    except SeqlmError as error:
-        return {}, error
-
-
-def _look_at(run: RunDirectory, work: AtWork, provenance: dict[str, Any], damage: SeqlmError | None) -> ObservedRun:
-    try:
-        if damage is not None:
-            raise damage
-        config: RunConfig | None = run.read_config()
+        provenance = run.read_provenance()
+        config = run.read_config()
         observation = observe_run(run, work)
     except SeqlmError as error:
-        provenance, config = {}, None
+        config = None
         observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=str(error), kind="code")
-    name = str(provenance.get("name") or run.id)
+    name = run.id if config is None else str(provenance.get("name") or run.id)
     return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
 
 
@@ -235,6 +221,11 @@ class Launcher:
         return {"pid": self.pid, "host": self.host}
 
 
+def this_launcher() -> dict[str, Any]:
+    """Return this process as the records of a study name a launcher."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
 def launcher_of(study_dir: Path) -> Launcher | None:
     """Return the live launcher of this study, or ``None``."""
     path = launch_lock_file(study_dir)
@@ -257,8 +248,7 @@ class AtWork:
 
     def may_change(self, run_id: str) -> bool:
         """Return whether a launcher or a scheduler may still start or retry a run."""
-        job = self.jobs.get(run_id)
-        return self.launcher is not None or (job is not None and job.stage in ("queued", "running", "unknown"))
+        return self.launcher is not None or (run_id in self.jobs and self.jobs[run_id].may_run)
 
 
 def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection[str] | None = None) -> AtWork:
@@ -284,15 +274,18 @@ def jobs_file(study_dir: Path) -> Path:
 
 def read_jobs(study_dir: Path) -> dict[str, str]:
     """Return the job id of each run whose last launch was on a scheduler, by run id."""
-    jobs: dict[str, str] = (read_json(jobs_file(study_dir)) or {}).get("jobs", {})
-    return jobs
+    return _read_tables(study_dir)["jobs"]
 
 
 def submission_of(run: RunDirectory) -> str | None:
     """Return the submission that a run belongs to, or ``None`` if its last launch was elsewhere."""
-    submissions = (read_json(jobs_file(run.path.parent)) or {}).get("submissions", {})
-    found = submissions.get(run.id)
-    return None if found is None else str(found)
+    return _read_tables(run.path.parent)["submissions"].get(run.id)
+
+
+def _read_tables(study_dir: Path) -> dict[str, dict[str, str]]:
+    """Return the record of a study's jobs: ``jobs`` (run id -> job id) and ``submissions`` (run id -> submission)."""
+    record = read_json(jobs_file(study_dir)) or {}
+    return {name: record.get(name, {}) for name in ("jobs", "submissions")}
 
 
 def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[str, str]) -> None:
@@ -300,20 +293,19 @@ def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[st
 
     The old job of a run that gets a new submission is dropped; the new job is added once its id is known.
     """
-    before = read_json(jobs_file(study_dir)) or {}
-    kept = {run_id: job for run_id, job in before.get("jobs", {}).items() if run_id not in submissions}
+    before = _read_tables(study_dir)
+    kept = {run_id: job for run_id, job in before["jobs"].items() if run_id not in submissions}
     make_directory(jobs_file(study_dir).parent)
-    record = {"jobs": {**kept, **jobs}, "submissions": {**before.get("submissions", {}), **submissions}}
+    record = {"jobs": {**kept, **jobs}, "submissions": {**before["submissions"], **submissions}}
     write_json(jobs_file(study_dir), record)
 
 
 def forget_jobs(study_dir: Path, run_ids: Collection[str]) -> None:
     """Remove runs that now run elsewhere from the record. Their jobs no longer affect their state or start them."""
-    before = read_json(jobs_file(study_dir)) or {}
-    if before.get("submissions", {}).keys().isdisjoint(run_ids):
-        return
-    kept = {name: {r: v for r, v in table.items() if r not in run_ids} for name, table in before.items()}
-    write_json(jobs_file(study_dir), kept)
+    before = _read_tables(study_dir)
+    if not before["submissions"].keys().isdisjoint(run_ids):
+        kept = {name: {r: v for r, v in table.items() if r not in run_ids} for name, table in before.items()}
+        write_json(jobs_file(study_dir), kept)
 
 
 def queue_file(study_dir: Path) -> Path:
@@ -323,5 +315,4 @@ def queue_file(study_dir: Path) -> Path:
 
 def write_queue(study_dir: Path, waiting: Mapping[str, str]) -> None:
     """Record for ``status`` which runs wait, in queue order: run id -> why the run has not started."""
-    launcher = {"pid": os.getpid(), "host": socket.gethostname()}
-    write_json(queue_file(study_dir), {"launcher": launcher, "waiting": waiting})
+    write_json(queue_file(study_dir), {"launcher": this_launcher(), "waiting": waiting})

@@ -58,10 +58,10 @@ def live_code() -> Code:
     """Return the working tree as the workers' code, for ``--live-code``."""
     root = source_tree()
     origin = read_json(root / ORIGIN)
-    if origin is not None:
-        return Code(path=root, commit=origin["commit"], dirty=origin["dirty"], live=True)
-    commit = _commit(root)
-    return Code(path=root, commit=commit, dirty=bool(commit and _changes(root)), live=True)
+    if origin is None:
+        commit = _commit(root)
+        origin = {"commit": commit, "dirty": bool(commit and _changes(root))}
+    return Code(path=root, commit=origin["commit"], dirty=origin["dirty"], live=True)
 
 
 def keep_code(
@@ -161,7 +161,7 @@ def _files(root: Path, commit: str | None) -> list[Path]:
     if commit is None:
         found = [file for package in PACKAGES for file in _files_below(root, package)]
         return [*found, *(path.relative_to(root) for path in root.glob(COMMAND_LINE))]
-    return [Path(name) for name in _names(_git(root, "ls-files", "-z")) if (root / name).is_file()]
+    return [Path(name) for name in _listed(root) if (root / name).is_file()]
 
 
 def _files_below(root: Path, folder: str = "") -> list[Path]:
@@ -181,11 +181,12 @@ def _added(root: Path, name: str) -> Path:
 def _untracked(root: Path, commit: str | None) -> list[str]:
     """Return the Python files, at the top and in seqlm's packages, that git neither tracks nor ignores."""
     where = [":(glob)*.py", *(f"{package}/*.py" for package in PACKAGES)]
-    return _names(_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *where)) if commit else []
+    return _listed(root, "--others", "--exclude-standard", "--", *where) if commit else []
 
 
-def _names(listing: str) -> list[str]:
-    return [name for name in listing.split("\0") if name]
+def _listed(root: Path, *arguments: str) -> list[str]:
+    """Return the files that ``git ls-files`` lists."""
+    return [name for name in _git(root, "ls-files", "-z", *arguments).split("\0") if name]
 
 
 def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
@@ -221,14 +222,13 @@ def _difference(
             continue
         if not stat.S_ISREG(status.st_mode):
             return f"{file} is not a regular file"
-        is_right = _is_origin(kept / file, origin) if file == Path(ORIGIN) else _is(kept / file, contents[str(file)])
+        if file == Path(ORIGIN):
+            is_right = _is_origin(kept / file, origin)
+        else:
+            is_right = _sha256(read_bytes(kept / file)) == contents[str(file)]
         if not is_right:
             return f"{file} has changed"
     return None
-
-
-def _is(file: Path, digest: str) -> bool:
-    return _sha256(read_bytes(file)) == digest
 
 
 def _is_origin(file: Path, origin: Mapping[str, Any]) -> bool:

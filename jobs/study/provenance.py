@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import importlib.metadata
 import os
 import platform
 import socket
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import seqlm
+from jobs.attempt.retry import timestamp
 from jobs.spec import RunSpec
 from jobs.study.kept_code import Code
 from seqlm import machine
@@ -26,11 +27,14 @@ ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_CLUSTER_NAME", 
 
 def launch_record(study: str, code: Code) -> dict[str, Any]:
     """Return the part of the record that all runs of a launch share: machine, code and versions."""
+    user = None
+    with contextlib.suppress(KeyError, OSError):
+        user = getpass.getuser()
     return {
         "study": study,
-        "launched_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "launched_at": timestamp(),
         "host": socket.gethostname(),
-        "user": _user(),
+        "user": user,
         "devices": machine.devices(),
         "git": {"commit": code.commit, "dirty": code.dirty},
         "code": {"path": str(code.path), "live": code.live},
@@ -54,15 +58,6 @@ def versions() -> dict[str, str]:
     """Return the versions of seqlm, Python and the installed packages of ``PACKAGES``, without importing them."""
     found = {"seqlm": seqlm.__version__, "python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return None

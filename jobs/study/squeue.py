@@ -1,4 +1,4 @@
-"""Query SLURM for the states of a study's jobs, in at most two calls for any number of jobs.
+"""Run SLURM's commands, and query the states of a study's jobs in at most two calls for any number of jobs.
 
 The state of a run is read from its folder. SLURM adds only what no file has: that a job waits and why, that it runs on
 a machine whose locks are not visible here, or that it disappeared without a result. This works without accounting,
@@ -11,16 +11,18 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
+from seqlm.errors import BackendError
 from seqlm.rundir import FailureKind
 
 CALL_SECONDS = 20.0
 """Timeout of a query."""
 EVERY_SECONDS = 10.0
 """Minimum interval between queries for callers that poll."""
+_LOGIN_NODE = "launch from a login node of the cluster"
 
 Stage: TypeAlias = Literal["queued", "running", "ended", "gone", "unknown"]
 
@@ -36,6 +38,11 @@ class JobState:
     kind: FailureKind | None = None
     """Kind of failure of a job that ended without writing a result or a failure."""
 
+    @property
+    def may_run(self) -> bool:
+        """Whether the job runs or may still start, as far as is known."""
+        return self.stage in ("queued", "running", "unknown")
+
 
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
@@ -49,7 +56,7 @@ _KINDS: Mapping[str, FailureKind] = {
     "OUT_OF_MEMORY": "oom",
 }
 """SLURM's job states (``man squeue``, JOB STATE CODES) -> kinds of failure; all others are of kind ``code``."""
-_NOTHING_TO_LEARN = ("Invalid job id", "accounting storage is disabled")
+_NOTHING_TO_LEARN = ("Invalid job id", "accounting storage is disabled", "sacct is not on PATH")
 _REASONS = {
     "Priority": "other jobs have priority",
     "Resources": "waiting for resources",
@@ -62,6 +69,34 @@ _REASONS = {
     "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
     "AssocGrpGRES": "your account's GPUs are in use",
 }
+
+
+def ask(
+    *command: str, seconds: float = CALL_SECONDS, environ: Mapping[str, str] | None = None, check: bool = True
+) -> str:
+    """Run a SLURM command and return its output.
+
+    It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
+    they would change the output of sinfo. Without ``check`` the exit code does not matter.
+
+    Raises:
+        BackendError: the command is missing, does not answer in time, or fails.
+    """
+    given = os.environ if environ is None else environ
+    environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, check=check)
+    except FileNotFoundError:
+        raise BackendError(f"{command[0]} is not on PATH; {_LOGIN_NODE}") from None
+    except OSError as error:
+        raise BackendError(f"{command[0]} cannot be started: {error.strerror or error}") from None
+    except subprocess.TimeoutExpired:
+        raise BackendError(f"{command[0]} did not answer within {seconds:g} s; is slurmctld up?") from None
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
+        hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in lines[-1] else ""
+        raise BackendError(f"{command[0]}: {lines[-1].removeprefix(f'{command[0]}: ')}{hint}") from None
+    return done.stdout
 
 
 @final
@@ -87,14 +122,13 @@ class Scheduler:
         return {job: self._answers[job] for job in wanted}
 
     def _ask(self, wanted: frozenset[str]) -> dict[str, JobState]:
-        parents = ",".join(sorted({job.partition("_")[0] for job in wanted}))
-        queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j", parents)
+        queue = self._call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j", ",".join(parents(wanted)))
         found = {} if queue is None else read_squeue(queue)
         missing = wanted - found.keys()
         if not missing:
             return found
-        parents = ",".join(sorted({job.partition("_")[0] for job in missing}))
-        account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,NodeList", "-j", parents)
+        columns = "JobID,State,NodeList"
+        account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", columns, "-j", ",".join(parents(missing)))
         accounted = {} if account is None else read_sacct(account)
         silent = "slurmctld" if queue is None else "slurmdbd (accounting)" if account is None else None
         if silent:
@@ -112,16 +146,9 @@ class Scheduler:
         self.calls += 1
         environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # otherwise lists of tasks are truncated to 64 characters
         try:
-            answer = subprocess.run(
-                command, capture_output=True, text=True, timeout=CALL_SECONDS, env=environ, check=False
-            )
-        except FileNotFoundError:
-            return "" if command[0] == "sacct" else None
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        if answer.returncode == 0 or any(text in answer.stderr for text in _NOTHING_TO_LEARN):
-            return answer.stdout
-        return None
+            return ask(*command, seconds=CALL_SECONDS, environ=environ)
+        except BackendError as error:
+            return "" if any(text in str(error) for text in _NOTHING_TO_LEARN) else None
 
 
 def read_squeue(text: str) -> dict[str, JobState]:
@@ -176,6 +203,6 @@ def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:
     return JobState(stage="ended", reason=text, kind=kind)
 
 
-def parents(jobs: Sequence[str]) -> list[str]:
+def parents(jobs: Iterable[str]) -> list[str]:
     """Return the ids of the job arrays that jobs belong to, each once."""
     return sorted({job.partition("_")[0] for job in jobs}, key=int)

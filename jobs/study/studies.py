@@ -64,21 +64,17 @@ def list_studies(runs_dir: Path, *, with_sizes: bool = True) -> list[StudySummar
     scheduler = Scheduler()
     scheduler.states({job for folder in folders for job in _open_jobs(folder)})  # one query for all studies
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = [pool.submit(folder_bytes, folder) for folder in folders] if with_sizes else []
+        sizes = pool.map(folder_bytes, folders) if with_sizes else [None] * len(folders)
         found = [summarize(folder, scheduler) for folder in folders]
-        if with_sizes:
-            found = [replace(one, size_bytes=size.result()) for one, size in zip(found, sizes, strict=True)]
+        found = [replace(one, size_bytes=size) for one, size in zip(found, sizes, strict=True)]
     return sorted(found, key=lambda study: (-(study.changed_at or 0.0), study.name))
 
 
 def _open_jobs(study_dir: Path) -> Iterable[str]:
-    try:
-        jobs = read_jobs(study_dir)
-    except (SeqlmError, OSError):  # the summary of this study says what is wrong
-        return
-    for run_id, job in jobs.items():
-        if not RunDirectory(study_dir / run_id).result_file.exists():
-            yield job
+    with contextlib.suppress(SeqlmError, OSError):  # the summary of this study says what is wrong
+        for run_id, job in read_jobs(study_dir).items():
+            if not RunDirectory(study_dir / run_id).result_file.exists():
+                yield job
 
 
 def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
@@ -90,23 +86,24 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
         if not runs and not record.is_file():
             next(study_dir.iterdir(), None)  # raises if it cannot be read
             return replace(found, problem="holds no runs")
-        changed = [run.path.stat().st_mtime for run in runs] or [record.stat().st_mtime]
-        found = replace(found, changed_at=max(changed))
+        found = replace(found, changed_at=max(path.stat().st_mtime for path in [run.path for run in runs] or [record]))
         states: Counter[State] = Counter()
         perplexities = []
         rest = []
         for run in runs:
-            result = _read_result(run)
+            result = None
+            with contextlib.suppress(FileError, OSError):  # the observation of the run says what is wrong
+                result = run.read_result()
             if result is None:
                 rest.append(run)
-                continue
-            states["done"] += 1
-            perplexities.append(result.get("best_val_ppl"))
+            else:
+                states["done"] += 1
+                perplexities.append(result.get("best_val_ppl"))
         if rest:
             work = at_work(study_dir, scheduler, {run.id for run in rest})
-            for observed in (look_at(run, work) for run in rest):
-                states[observed.observation.state] += 1
-                perplexities.append(observed.observation.best_val_ppl)
+            for observation in (look_at(run, work).observation for run in rest):
+                states[observation.state] += 1
+                perplexities.append(observation.best_val_ppl)
         finite = [ppl for ppl in perplexities if isinstance(ppl, int | float) and math.isfinite(ppl)]
         found = replace(found, states=states, best_val_ppl=min(finite, default=None))
         states["pending"] += _absent(read_json(record) or {}, runs)
@@ -115,14 +112,6 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
     except OSError as error:
         return replace(found, problem=str(FileError.from_os_error("read", error.filename or study_dir, error)))
     return found
-
-
-def _read_result(run: RunDirectory) -> dict[str, Any] | None:
-    """The result of a run, `None` if it has none or a damaged one, which the run's observation then reports."""
-    try:
-        return run.read_result()
-    except (FileError, OSError):
-        return None
 
 
 def _absent(record: Mapping[str, Any], runs: Iterable[RunDirectory]) -> int:
@@ -143,11 +132,10 @@ def folder_bytes(folder: Path) -> int | None:
                 continue
             with contextlib.suppress(FileNotFoundError):  # a live run has just replaced it
                 status = entry.stat(follow_symlinks=False)
-                identity = (status.st_dev, status.st_ino)
-                if status.st_nlink == 1 or identity not in known:
+                if (status.st_dev, status.st_ino) not in known:
                     total += status.st_size
                 if status.st_nlink > 1:
-                    known.add(identity)
+                    known.add((status.st_dev, status.st_ino))
     except OSError:
         return None
     return total

@@ -11,7 +11,7 @@ from typing import Any, final
 import pytest
 
 from jobs.attempt import retry
-from jobs.attempt.heartbeat import Heartbeat
+from jobs.attempt.attempt import Attempt
 from jobs.launch import dispatch, job, reports
 from jobs.launch.dispatch import Event
 from jobs.manifests.policy import Policy
@@ -233,7 +233,7 @@ def test_a_worker_is_ended_as_hung_though_its_failure_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = todo(tmp_path, 2)
-    monkeypatch.setattr(Heartbeat, "is_hung", lambda self: self.failure("")["attempt"] == 1)
+    monkeypatch.setattr(Attempt, "is_hung", lambda self: self.number == 1)
 
     def full(run: RunDirectory, failure: Mapping[str, Any], **options: Any) -> None:
         raise FileError("cannot write failure.json: No space left on device")

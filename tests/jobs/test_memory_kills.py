@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.memory_kills import MemoryKills, NodeKills, count, groups_files
+from jobs.attempt.memory_kills import MemoryKills, groups_files, kill_count
 
 V1 = "9:name=systemd:/\n4:cpu,memory:/box/7\n0::/\n"
 
@@ -20,21 +20,18 @@ def test_files_of_both_versions_of_control_groups_are_looked_at(tmp_path: Path) 
 def test_the_count_of_kills_is_read_from_the_first_file_that_tells(tmp_path: Path, text: str) -> None:
     (tmp_path / "a").write_text("low 0\n")
     (tmp_path / "b").write_text(text)
-    assert count([tmp_path / "absent", tmp_path / "a", tmp_path / "b"]) == 2
-    assert count([tmp_path / "absent"]) == 0
+    assert kill_count([tmp_path / "absent", tmp_path / "a", tmp_path / "b"]) == 2
+    assert kill_count([tmp_path / "absent"]) == 0
 
 
-def test_each_kill_since_then_explains_one_death(tmp_path: Path) -> None:
-    file = tmp_path / "memory.events"
-    file.write_text("oom_kill 5\n")
-    kills = MemoryKills([file])
-    assert not kills.explain_one(), "those of before are others'"
-    file.write_text("oom_kill 7\n")
-    assert [kills.explain_one() for _ in range(3)] == [True, True, False]
+def test_each_kill_since_then_explains_one_death() -> None:
+    kills = MemoryKills()
+    assert not kills.explain_one("", 5, 5), "those of before are others'"
+    assert [kills.explain_one("", 5, 7) for _ in range(3)] == [True, True, False]
 
 
 def test_each_kill_on_a_node_explains_one_death_there() -> None:
-    kills = NodeKills()
+    kills = MemoryKills()
     assert not kills.explain_one("a", 5, 5)
     assert kills.explain_one("a", 5, 6)
     assert not kills.explain_one("a", 5, 6), "of two that lived at the same time one was killed for its memory"

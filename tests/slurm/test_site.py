@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from jobs.spec import Resources, RunSpec
+from jobs.study.squeue import ask
 from seqlm.errors import BackendError
 from slurm.backend import SlurmTarget
 from slurm.settings import SlurmSettings
 from slurm.site import (
     NodeKind,
     PartitionFacts,
-    ask,
     controller_config,
     count_gpus,
     max_array_size,
@@ -71,7 +71,7 @@ def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_configuration_of_a_controller_is_read() -> None:
     config = read_config(CONFIG)
-    assert (config.version, config.max_array_size, config.max_job_count) == ("24.11.5", 1001, 10_000)
+    assert (config.max_array_size, config.max_job_count) == (1001, 10_000)
     assert not config.accounting
     assert not read_config(CONFIG.replace("(null)\nClus", "accounting_storage/none\nClus")).accounting
     assert read_config(CONFIG.replace("(null)\nClus", "accounting_storage/slurmdbd\nClus")).accounting

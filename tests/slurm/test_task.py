@@ -639,7 +639,7 @@ def test_a_signal_to_the_whole_job_that_reaches_its_worker_first_is_the_jobs(tmp
 def test_a_worker_killed_for_its_memory_gets_smaller_micro_batches(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda self: True)
+    monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda *_: True)
     run = make(tmp_path)
     program = "import os, sys; int(os.environ['SEQLM_MICRO_BATCHES']) < 2 and os.kill(os.getpid(), 9);" + TELL
     assert start_again(plan(run, program=program), 0)
@@ -653,7 +653,7 @@ def test_a_rank_killed_for_its_memory_explains_the_ranks_that_lost_it(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch, rank: str
 ) -> None:
     """The other rank may notice the loss, and write its failure, before the task of the killed one does."""
-    monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda self: True)
+    monkeypatch.setattr("jobs.attempt.memory_kills.MemoryKills.explain_one", lambda *_: True)
     run = make(tmp_path)
     program = (
         "import json, os, sys; json.dump({'kind': 'node', 'message': 'lost another rank', 'attempt': 1}, "
