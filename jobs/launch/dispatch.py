@@ -15,7 +15,17 @@ from types import FrameType
 from typing import Any, Literal, TypeAlias, final
 
 from jobs.attempt.heartbeat import Heartbeat, hung_seconds
-from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside, timestamp
+from jobs.attempt.retry import (
+    Decision,
+    Failed,
+    decide,
+    history,
+    let_stand,
+    most_micro_batches,
+    progress_of,
+    put_failure_aside,
+    timestamp,
+)
 from jobs.attempt.supervisor import worker_variables
 from jobs.backends.base import Backend
 from jobs.launch.job import Job, job_record, next_submission, put_aside_unless_cancelled
@@ -101,6 +111,7 @@ class Dispatcher:
         self._epochs: dict[str, int | None] = {}
         self._looked_at = -math.inf
         self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
+        """By run id, the attempts that found another worker at the run."""
         self._troubles: defaultdict[str, list[Failed]] = defaultdict(list)
         """By run id, the times in a row that its files could not be read or written."""
         self._to_put_aside: dict[str, Callable[[], None]] = {}
@@ -278,9 +289,15 @@ class Dispatcher:
         """
         is_busy = job.ended is not None and job.ended.exit_code == EXIT_BUSY
         busy = self._busy[job.run.id]
-        decision = job.decide(self._policy, "node" if is_busy else observation.kind, busy)
+        failed = Failed(
+            kind="node" if is_busy else observation.kind,
+            progress=progress_of(job.run),
+            micro_batches=job.micro_batches,
+        )
+        most = most_micro_batches(job.planned.spec.config.train.batch_size, job.submission.resources.ranks)
+        decision = decide(self._policy, [*history(job.run), *busy], failed, most_micro_batches=most)
         if is_busy:
-            busy.append(Failed(kind="node", progress=progress_of(job.run)))
+            busy.append(failed)
         return decision
 
     # -- files of one run that cannot be read or written -----------------------------------------------------------
