@@ -64,7 +64,7 @@ def calibrate(arguments: DoctorArguments) -> int:
     """
     from jobs.cli.launching import finish  # only this option launches
     from jobs.cli.request import Destination, Request, carry_out
-    from jobs.launch.prepare import LaunchOptions
+    from jobs.launch.options import LaunchOptions
     from jobs.manifests.load import load_manifest
     from jobs.plan.record import record_of
 

@@ -24,8 +24,8 @@ from jobs.cli.arguments import (
 from jobs.cli.request import Launched, Request, carry_out, choose, choose_again
 from jobs.cli.studying import behaviour_line, chosen_runs, compute_missing_behaviour, status_table, write_report
 from jobs.launch.behaviour import SETTINGS, BehaviourLaunch
+from jobs.launch.options import LaunchOptions
 from jobs.launch.prepare import (
-    LaunchOptions,
     check_data,
     estimated,
     find_data,

@@ -25,7 +25,8 @@ from jobs.cli.parser import read
 from jobs.cli.progress import launch_progress, watch, watch_in_lines
 from jobs.cli.view import Watcher
 from jobs.launch import logout
-from jobs.launch.prepare import LaunchOptions, detach, find_data, launch, preparing
+from jobs.launch.options import LaunchOptions
+from jobs.launch.prepare import detach, find_data, launch, preparing
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.planned import PlannedRun

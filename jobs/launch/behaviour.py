@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.launch.prepare import LaunchOptions, find_data
+from jobs.launch.options import LaunchOptions
+from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study, select_runs
@@ -298,7 +299,7 @@ class BehaviourLaunch:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
         return LaunchOptions(
             study_dir=jobs_dir(self.study_dir),
-            worker=WORKER,
+            worker=("-m", WORKER),
             code_dir=self.study_dir,
             untracked=kept_untracked(self.study_dir),
             tasks=self.tasks,

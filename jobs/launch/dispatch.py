@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +30,8 @@ from jobs.attempt.retry import (
 from jobs.attempt.supervisor import worker_variables
 from jobs.backends.base import Backend
 from jobs.launch.job import Job, job_record, next_submission, put_aside_unless_cancelled
+from jobs.launch.options import LaunchOptions
 from jobs.launch.reports import QueueReports, Warnings, files_of
-from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.study.kept_code import Code
@@ -68,27 +69,19 @@ class Dispatcher:
     def __init__(
         self,
         backend: Backend,
-        *,
         code: Code,
-        argv: Sequence[str],
+        options: LaunchOptions,
+        *,
         on_event: Callable[[Event], None],
-        max_parallel: int | None = None,
-        policy: Policy | None = None,
-        env: Mapping[str, str] | None = None,
         tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
-        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start nothing yet.
 
         Args:
             backend: an open backend.
             code: what workers run.
-            argv: the worker's command without the folder.
+            options: of the launch. Variables that seqlm sets override those in ``env``.
             on_event: called with each event.
-            max_parallel: most runs at once. ``None``: as many as the backend has room for.
-            policy: how often failed runs are tried again, and how often runs are saved. ``None``: the defaults.
-            env: variables for the workers; those that seqlm sets override them.
-            tell: called with each line about the launch as a whole.
             tell_queue: called with the runs that wait and why (run id -> reason), whenever that changes.
 
         Raises:
@@ -96,13 +89,13 @@ class Dispatcher:
         """
         self._backend = backend
         self._code = code
-        self._argv = tuple(argv)
+        self._argv = (sys.executable, *options.worker)
         self._on_event = on_event
-        self._max_parallel = max_parallel
-        self._policy = policy or Policy()
-        self._env = {**(env or {}), **worker_variables(self._policy)}
+        self._max_parallel = options.max_parallel
+        self._policy = options.policy
+        self._env = {**options.env, **worker_variables(options.policy)}
         self._hung_seconds = hung_seconds({**os.environ, **self._env})
-        self._tell = tell
+        self._tell = options.tell
         self._queue = Queue(())
         self._jobs: dict[str, Job] = {}
         """Live jobs, by the backend's id."""
@@ -117,7 +110,7 @@ class Dispatcher:
         self._to_put_aside: dict[str, Callable[[], None]] = {}
         self._unwritten: list[tuple[PlannedRun, dict[str, Any]]] = []
         """Final failures that could not be written yet."""
-        self._warnings = Warnings(tell)
+        self._warnings = Warnings(options.tell)
         self._queue_reports = QueueReports(tell_queue, self._warnings)
 
     def dispatch(self, planned: Sequence[PlannedRun]) -> None:
