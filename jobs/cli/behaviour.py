@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.backends.local import LocalBackend
@@ -41,7 +42,7 @@ def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outc
             return progress[-1]
 
         try:
-            launch(wanted.specs, backend, wanted.options(tell), progress=announce)
+            launch(wanted.specs, backend, replace(wanted.options(), tell=tell), progress=announce)
         finally:
             for bar in progress:
                 bar.close()
