@@ -227,7 +227,7 @@ def test_other_flags_compute_it_anew_and_without_any_word_it_stays_as_it_was_ask
     observed(grid, "rnn-b").run.best_checkpoint.write_bytes(b"others")
     launch = BehaviourLaunch.of(grid)
     assert [spec.name for spec in launch.specs] == ["rnn-b"]
-    assert launch.specs[0].command[-1] == "--window=4", "computed anew as it was"
+    assert launch.specs[0].command[-1] == "--window=4", "with the settings it had"
 
 
 # -- as a launcher takes them --------------------------------------------------------------------------------------
