@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stand_ins import WORKER, StandIn, make_study, seconds_of, spans
+from benchmarks.stand_ins import WORKER, StandIn, make_study, spans
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
-from jobs.plan.queue import Work
+from jobs.launch.options import LaunchOptions
 from jobs.study.kept_code import live_code
 
 SAMPLE_SECONDS = 0.25
@@ -35,14 +35,8 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
     planned = make_study(study, wanted)
     code = live_code()
     backend = _backend(name, address)
-    dispatcher = Dispatcher(
-        backend,
-        code=code,
-        argv=WORKER,
-        data_path={},
-        on_event=lambda event: None,
-        work={item.run.id: Work(seconds=seconds_of(item.run)) for item in planned},
-    )
+    options = LaunchOptions(study_dir=study, worker=WORKER[1:])
+    dispatcher = Dispatcher(backend, code, options, on_event=lambda event: None)
     start = time.time()
     backend.open(code)
     opened = time.time()

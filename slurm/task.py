@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -26,6 +25,7 @@ from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.outcome import Ended
 from jobs.attempt.retry import let_stand, may_go_on, put_failure_aside
 from jobs.attempt.supervisor import Supervisor, interface_of, rank_variables
+from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
@@ -71,7 +71,8 @@ class _Worker:
     """The process of one run in this task."""
 
     attempt: Attempt
-    env: Mapping[str, str]
+    first: Submission
+    """Its attempt at the first start of the job."""
     rank: Supervisor | None = None
     ended: Ended | None = None
     again_at: float = 0.0
@@ -101,10 +102,10 @@ class Task:
         self._memory_kills = MemoryKills()
         self._where = f"job {context.job} on {context.host}"
         self._workers = []
-        for run, first, env in zip(plan.runs, plan.attempts, plan.env, strict=True):
-            number = first + context.restarts
-            attempt = Attempt(RunDirectory(run), number, policy=plan.policy, resources=plan.resources)
-            self._workers.append(_Worker(attempt=attempt, env=env))
+        for first in plan.runs:
+            number, run = first.attempt + context.restarts, RunDirectory(first.run_dir)
+            attempt = Attempt(run, number, policy=plan.policy, resources=first.resources)
+            self._workers.append(_Worker(attempt=attempt, first=first))
 
     def run(self) -> bool:
         """Work until every run has ended or the job is requeued; return whether all is well.
@@ -183,15 +184,15 @@ class Task:
     # -- workers -------------------------------------------------------------------------------------------------
 
     def _start(self, worker: _Worker) -> None:
-        plan, context = self._plan, self._context
-        submission = worker.attempt.prepare((sys.executable, *plan.argv), env=worker.env, code=plan.code)
+        context, first = self._context, worker.first
+        submission = worker.attempt.prepare((sys.executable, *first.argv[:-1]), env=first.env, code=first.cwd)
         variables = rank_variables(
             submission,
             context.rank,
-            context.device() if plan.resources.gpus else None,
+            context.device() if first.resources.gpus else None,
             node=context.host,
             first_host=context.first_host,
-            interface=interface_of(context.host) if plan.resources.ranks > 1 else None,
+            interface=interface_of(context.host) if first.resources.ranks > 1 else None,
         )
         worker.rank = Supervisor(submission, memory_kills=self._memory_kills, host=context.host)
         worker.rank.start(context.rank, variables)

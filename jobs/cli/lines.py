@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 from jobs.launch.dispatch import Event
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.terminal import perplexity, tell
 from seqlm.rundir import Observation
 
@@ -28,7 +28,7 @@ class Progress(ABC):
 class LaunchProgress(Progress):
     """Prints a line for each event of a launch."""
 
-    def __init__(self, planned: Sequence[Planned], say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, planned: Sequence[PlannedRun], say: Callable[[str], None] | None = None) -> None:
         self._say = say or tell
         todo = [item for item in planned if item.action != "skip"]
         self._total = len(todo)

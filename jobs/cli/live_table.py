@@ -18,7 +18,7 @@ from jobs import terminal
 from jobs.cli import lines
 from jobs.cli.view import RunView, StudyView, Watcher, place_in_queue
 from jobs.launch.dispatch import Event
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from seqlm.errors import SeqlmError, printable
 
 STYLES = {"queued": "default", "pending": "default", **terminal.STATE_COLORS}
@@ -285,7 +285,7 @@ def _one_line(text: str | None) -> str:
 class LiveProgress(lines.Progress):
     """The table of a launch, redrawn twice a second below the lines of what has happened."""
 
-    def __init__(self, planned: Sequence[Planned], study_dir: Path) -> None:
+    def __init__(self, planned: Sequence[PlannedRun], study_dir: Path) -> None:
         self._watcher = Watcher(study_dir, [item.run.id for item in planned])
         self._table = _Refreshed(self._watcher)
         self._live = Live(

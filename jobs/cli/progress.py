@@ -11,12 +11,12 @@ from typing import TextIO
 from jobs import terminal
 from jobs.cli.lines import LaunchProgress, Progress
 from jobs.cli.view import StudyView, Watcher, changes, summary
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.terminal import can_redraw
 from seqlm.errors import printable
 
 
-def launch_progress(planned: Sequence[Planned], study_dir: Path) -> Progress:
+def launch_progress(planned: Sequence[PlannedRun], study_dir: Path) -> Progress:
     """Return what shows the events of a launch: a table that updates in place on a terminal, else plain lines."""
     if not terminal.is_quiet() and can_redraw(sys.stderr) and any(item.action != "skip" for item in planned):
         from jobs.cli.live_table import LiveProgress  # rich: only where the table is shown

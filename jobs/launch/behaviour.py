@@ -9,26 +9,26 @@ A job is launched like a run, by the same launcher on the same backends. Only it
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.attempt.retry import put_failure_aside
-from jobs.launch.prepare import LaunchOptions, find_data
+from jobs.launch.options import LaunchOptions
+from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
-from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study, select_runs
+from jobs.study.folder import AtWork, ObservedRun, at_work, observe_run, observe_study, select_runs
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import (
     BEHAVIOUR_FOLDER,
-    FINGERPRINT_DIGITS,
     RunDirectory,
     file_sha256,
     read_json,
     study_record_file,
-    write_json,
 )
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
@@ -72,38 +72,39 @@ def choose(
         passing = {run.run.id for run in passed}
         return [run for run in done if run.run.id in passing]
     if listed:
-        return [run for run in done if run.config is not None and run.config.fingerprint() in listed]
-    best: dict[str, ObservedRun] = {}
-    for run in done:
-        assert run.config is not None, "filtered above"
-        known = best.get(run.config.model.arch)
-        if _perplexity(run) is not None and (known is None or _lower(run, known)):
-            best[run.config.model.arch] = run
-    chosen = {run.run.id for run in best.values()}
-    return [run for run in done if run.run.id in chosen]
+        return [run for run in done if _config(run).fingerprint() in listed]
+    best: dict[str, str] = {}
+    for run in sorted(filter(_has_perplexity, done), key=_perplexity):
+        best.setdefault(_config(run).model.arch, run.run.id)
+    return [run for run in done if run.run.id in best.values()]
 
 
 def judge_of(run: ObservedRun, runs: Sequence[ObservedRun]) -> ObservedRun | None:
     """Return the best other model of the same text, which scores the samples of ``run``, or ``None`` without one."""
+    judges = [
+        other
+        for other in runs
+        if other.run.id != run.run.id
+        and other.observation.state == "done"
+        and other.config is not None
+        and other.config.data == _config(run).data
+        and other.run.best_checkpoint.is_file()
+    ]
+    return min(filter(_has_perplexity, judges), key=_perplexity, default=None)
+
+
+def _config(run: ObservedRun) -> RunConfig:
     assert run.config is not None, "chosen runs have one"
-    judge: ObservedRun | None = None
-    for other in runs:
-        if other.run.id == run.run.id or other.observation.state != "done" or other.config is None:
-            continue
-        if other.config.data != run.config.data or not other.run.best_checkpoint.is_file():
-            continue
-        if _perplexity(other) is not None and (judge is None or _lower(other, judge)):
-            judge = other
-    return judge
+    return run.config
 
 
-def _perplexity(run: ObservedRun) -> float | None:
-    return run.observation.best_val_ppl
+def _has_perplexity(run: ObservedRun) -> bool:
+    return run.observation.best_val_ppl is not None
 
 
-def _lower(run: ObservedRun, than: ObservedRun) -> bool:
-    mine, other = _perplexity(run), _perplexity(than)
-    return mine is not None and (other is None or mine < other)
+def _perplexity(run: ObservedRun) -> float:
+    found = run.observation.best_val_ppl
+    return math.inf if found is None else found
 
 
 # -- whether a result still holds ----------------------------------------------------------------------------------
@@ -161,22 +162,21 @@ class BehaviourJob:
     def name(self) -> str:
         return self.run.name
 
-    def spec(self) -> RunSpec:
-        """Return what to launch: the run's own configuration, on one rank."""
-        spec = self.run.to_spec()
-        return replace(spec, resources=replace(spec.resources, ranks=1))
-
     def is_current(self, given: Mapping[str, Any]) -> bool:
         """Return whether the stored result equals what would be computed now."""
-        config, run = self.run.config, self.run.run
-        assert config is not None, "chosen runs have one"
+        run = self.run.run
         if not (run.behaviour_file.is_file() and run.samples_file.is_file()):
             return False
         result: dict[str, Any] | None = None
         with contextlib.suppress(FileError):  # a damaged result counts as no result
             result = self.folder.read_result()
-        checksums = {"checkpoint_sha256": self.checkpoint_sha256, "judge_sha256": self.judge_sha256}
-        return is_current(result, config, given, **checksums)
+        return is_current(
+            result,
+            _config(self.run),
+            given,
+            checkpoint_sha256=self.checkpoint_sha256,
+            judge_sha256=self.judge_sha256,
+        )
 
     def last_settings(self) -> dict[str, Any]:
         """Return the settings that flags set at the job's last launch; empty if it was never launched."""
@@ -186,12 +186,9 @@ class BehaviourJob:
         settings = task.get("settings")
         return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
 
-    def prepare(self, given: Mapping[str, Any]) -> None:
-        """Write the job's task file, after removing the result and failure of an earlier attempt."""
-        self.folder.result_file.unlink(missing_ok=True)
-        put_failure_aside(self.folder, by_hand=True)
-        judge = None if self.judge is None else self.judge.run.id
-        write_json(self.folder.task_file, {"judge": judge, "settings": dict(given)})
+    def task(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of the job's task file."""
+        return {"judge": None if self.judge is None else self.judge.run.id, "settings": dict(given)}
 
 
 def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[BehaviourJob]:
@@ -203,7 +200,7 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
     """
     runs = observe_study(study_dir)
     chosen = choose(runs, listed=listed_fingerprints(study_dir), only=only, exclude=exclude)
-    checksum = _checksums()
+    checksum = functools.cache(file_sha256)  # a judge of several runs is read once
     jobs = []
     for run in chosen:
         judge = judge_of(run, runs)
@@ -219,22 +216,8 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
     return jobs
 
 
-def _checksums() -> Callable[[Path], str | None]:
-    """Return a function from a file to its SHA-256, or to ``None`` if there is no such file. Each file is read once."""
-    known: dict[Path, str | None] = {}
-
-    def checksum(path: Path) -> str | None:
-        if path not in known:
-            known[path] = file_sha256(path)
-        return known[path]
-
-    return checksum
-
-
 WORKER = "analysis.behaviour"
 """The module that computes the behaviour of one model: ``python -m analysis.behaviour JOB_DIR``."""
-FAILED = ("failed", "cancelled", "missing")
-"""States in which a run's behaviour is not available."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +235,8 @@ class Outcome:
 
     @property
     def is_failure(self) -> bool:
-        return self.state in FAILED
+        """Whether the run's behaviour is not available."""
+        return self.state in ("failed", "cancelled", "missing")
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "id": self.id, "state": self.state, "reason": self.reason, "judge": self.judge}
@@ -264,12 +248,11 @@ class BehaviourLaunch:
 
     study_dir: Path
     jobs: tuple[BehaviourJob, ...]
-    given: Mapping[str, Any] | None = None
-    """Settings set by flags. ``None`` means that each job keeps the settings of its last launch."""
-    force: bool = False
-    """Recompute every job, even those that are up to date."""
-    computed: frozenset[str] = frozenset()
-    """Ids of the jobs that needed computing when this object was made."""
+    """Every chosen job, whether or not it needs computing."""
+    specs: list[RunSpec]
+    """The runs to launch: the configuration of each run whose job needs computing, on one rank."""
+    tasks: Mapping[str, Mapping[str, Any]]
+    """Run id of each job that needs computing -> content of its task file."""
 
     @classmethod
     def of(
@@ -280,77 +263,67 @@ class BehaviourLaunch:
         exclude: Sequence[str] = (),
         given: Mapping[str, Any] | None = None,
         force: bool = False,
+        data: Path | None = None,
     ) -> BehaviourLaunch:
         """Find the jobs of a study and those that need computing. Reads checkpoints, writes nothing.
+
+        Args:
+            study_dir: the study's folder.
+            only: filters of ``--only``.
+            exclude: filters of ``--exclude``.
+            given: settings set by flags. ``None`` means that each job keeps the settings of its last launch.
+            force: recompute every job, even those that are up to date.
+            data: path of the corpus. ``None``: ``SEQLM_DATA``, else the path that the run trained with.
 
         Raises:
             UsageError: a filter is wrong, or no run passes.
             FileError: a file cannot be read.
         """
         jobs = tuple(find_jobs(study_dir, only=only, exclude=exclude))
-        made = cls(study_dir=study_dir, jobs=jobs, given=given, force=force)
-        return replace(made, computed=frozenset(job.folder.id for job in jobs if made._is_wanted(job)))
-
-    def _settings(self, job: BehaviourJob) -> Mapping[str, Any]:
-        return job.last_settings() if self.given is None else self.given
-
-    def _is_wanted(self, job: BehaviourJob) -> bool:
-        return job.checkpoint_sha256 is not None and (self.force or not job.is_current(self._settings(job)))
-
-    @property
-    def specs(self) -> list[RunSpec]:
-        """The runs to launch."""
-        return [job.spec() for job in self.jobs if job.folder.id in self.computed]
+        specs, tasks = [], {}
+        for job in jobs:
+            settings = job.last_settings() if given is None else given
+            if job.checkpoint_sha256 is None or (job.is_current(settings) and not force):
+                continue
+            spec, run_id = job.run.to_spec(), job.run.run.id
+            flags = [f"--{key}={value}" for key, value in settings.items()]
+            command = ["python", "launch.py", "behaviour", str(study_dir), "--only", f"id={run_id}", *flags]
+            resources = replace(spec.resources, ranks=1)
+            path = find_data(data, spec.data_path)
+            specs.append(replace(spec, resources=resources, data_path=path, command=command))
+            tasks[run_id] = job.task(settings)
+        return cls(study_dir=study_dir, jobs=jobs, specs=specs, tasks=tasks)
 
     def options(self, tell: Callable[[str], None] = lambda line: None) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
-        jobs = {job.folder.id: job for job in self.jobs}
         return LaunchOptions(
             study_dir=jobs_dir(self.study_dir),
-            worker=WORKER,
+            worker=("-m", WORKER),
             code_dir=self.study_dir,
             untracked=kept_untracked(self.study_dir),
-            # By fingerprint: the run's folder may carry an older name than the run.
-            folders={job.spec().fingerprint[:FINGERPRINT_DIGITS]: job.folder.path for job in self.jobs},
-            is_stale=lambda run: self._is_wanted(jobs[run.id]),
-            prepare=lambda run: jobs[run.id].prepare(self._settings(jobs[run.id])),
+            tasks=self.tasks,
             canary=False,
             policy=replace(kept_policy(self.study_dir, tell), oom=0),  # it has no micro-batches to make smaller
+            tell=tell,
         )
-
-    def data_path(self, spec: RunSpec, *, flag: Path | None = None) -> Path | None:
-        """Return the path of a run's corpus: ``flag``, else ``SEQLM_DATA``, else the path that the run trained with."""
-        recorded = self._job(spec).run.provenance.get("data")
-        return find_data(flag, Path(recorded) if recorded else None)
-
-    def command(self, spec: RunSpec) -> list[str]:
-        """Return the command line that computes the behaviour of this run alone."""
-        job = self._job(spec)
-        flags = [f"--{key}={value}" for key, value in self._settings(job).items()]
-        return ["python", "launch.py", "behaviour", str(self.study_dir), "--only", f"id={job.run.run.id}", *flags]
-
-    def _job(self, spec: RunSpec) -> BehaviourJob:
-        return next(job for job in self.jobs if job.run.config == spec.config)
 
     def outcomes(self) -> list[Outcome]:
         """Return the state of each job, read from its folder."""
         work = at_work(jobs_dir(self.study_dir))
         found = []
         for job in self.jobs:
+            state, reason = self._state(job, work)
             judge = None if job.judge is None else job.judge.run.id
-            state, reason = self._gone(job) or (None, None)
-            if state is None:
-                seen = observe_run(job.folder, work)
-                state, reason = seen.state, seen.reason
-                if state == "done":
-                    reason = "computed" if job.folder.id in self.computed else "up to date"
             found.append(Outcome(name=job.name, id=job.folder.id, state=state, reason=reason, judge=judge))
         return found
 
-    @staticmethod
-    def _gone(job: BehaviourJob) -> tuple[str, str] | None:
-        if job.checkpoint_sha256 is not None:
-            return None
-        if job.run.run.behaviour_file.is_file():
-            return "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
-        return "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
+    def _state(self, job: BehaviourJob, work: AtWork) -> tuple[str, str | None]:
+        """Return the state of a job and its reason, as in :class:`Outcome`."""
+        if job.checkpoint_sha256 is None:
+            if job.run.run.behaviour_file.is_file():
+                return "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
+            return "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
+        seen = observe_run(job.folder, work)
+        if seen.state == "done":
+            return seen.state, "computed" if job.folder.id in self.tasks else "up to date"
+        return seen.state, seen.reason

@@ -6,26 +6,25 @@ import functools
 import math
 import os
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias, final
 
-from jobs.attempt.attempt import Attempt
 from jobs.attempt.heartbeat import hung_seconds
-from jobs.attempt.outcome import Ended, failure_record
+from jobs.attempt.outcome import failure_record
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
 from jobs.attempt.supervisor import worker_variables
 from jobs.backends.base import Backend
-from jobs.launch.job import Job, job_record, put_aside_unless_cancelled
+from jobs.launch.job import Job, job_record, next_attempt, put_aside_unless_cancelled
+from jobs.launch.options import LaunchOptions
 from jobs.launch.reports import QueueReports, Warnings, files_of
-from jobs.manifests.policy import Policy
-from jobs.plan.planned import Planned
-from jobs.plan.queue import Live, Queue, Waiting, Work
+from jobs.plan.planned import PlannedRun
+from jobs.plan.queue import Queue
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_BUSY, FileError
 from seqlm.rundir import Observation
@@ -46,18 +45,8 @@ class Event:
     """Something that happened to a run, for progress displays."""
 
     kind: EventKind
-    planned: Planned
+    planned: PlannedRun
     observation: Observation
-
-
-@dataclass(kw_only=True, eq=False)
-class _Over:
-    """A job that has ended, and whose run's files are not read and written yet."""
-
-    job: Job
-    ended: Ended
-    looks: int = 0
-    look_at: float = -math.inf
 
 
 @final
@@ -71,31 +60,19 @@ class Dispatcher:
     def __init__(
         self,
         backend: Backend,
-        *,
         code: Code,
-        argv: Sequence[str],
-        data_path: Mapping[str, Path | None],
+        options: LaunchOptions,
+        *,
         on_event: Callable[[Event], None],
-        work: Mapping[str, Work],
-        max_parallel: int | None = None,
-        policy: Policy | None = None,
-        env: Mapping[str, str] | None = None,
         tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
-        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start nothing yet.
 
         Args:
             backend: an open backend.
             code: what workers run.
-            argv: the worker's command without the folder.
-            data_path: corpus of each run, by run id.
+            options: of the launch. Variables that seqlm sets override those in ``env``.
             on_event: called with each event.
-            work: the remaining work of each run, by run id; it orders the queue.
-            max_parallel: most runs at once. ``None``: as many as the backend has room for.
-            policy: how often failed runs are tried again, and how often runs are saved. ``None``: the defaults.
-            env: variables for the workers; those that seqlm sets override them.
-            tell: called with each line about the launch as a whole.
             tell_queue: called with the runs that wait and why (run id -> reason), whenever that changes.
 
         Raises:
@@ -103,46 +80,40 @@ class Dispatcher:
         """
         self._backend = backend
         self._code = code
-        self._argv = tuple(argv)
-        self._data_path = data_path
+        self._argv = (sys.executable, *options.worker)
         self._on_event = on_event
-        self._work = work
-        self._max_parallel = max_parallel
-        self._policy = policy or Policy()
-        self._env = {**(env or {}), **worker_variables(self._policy)}
+        self._max_parallel = options.max_parallel
+        self._policy = options.policy
+        self._env = {**options.env, **worker_variables(options.policy)}
         hung_seconds({**os.environ, **self._env})  # a wrong value is an error before anything starts
-        self._tell = tell
-        self._planned: dict[str, Planned] = {}
+        self._tell = options.tell
         self._queue = Queue(())
-        self._jobs: dict[str, Job] = {}
+        self._live: list[Job] = []
+        self._ended: list[Job] = []
+        """Ended jobs whose runs' files have not been read and written yet."""
         self._epochs: dict[str, int | None] = {}
         self._looked_at = -math.inf
         self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
+        """By run id, the attempts that found another worker at the run."""
         self._troubles: defaultdict[str, list[Failed]] = defaultdict(list)
         """By run id, the times in a row that its files could not be read or written."""
-        self._over: list[_Over] = []
         self._to_put_aside: dict[str, Callable[[], None]] = {}
-        self._unwritten: list[tuple[Planned, dict[str, Any]]] = []
+        self._unwritten: list[tuple[PlannedRun, dict[str, Any]]] = []
         """Final failures that could not be written yet."""
-        self._warnings = Warnings(tell)
+        self._warnings = Warnings(options.tell)
         self._queue_reports = QueueReports(tell_queue, self._warnings)
 
-    def dispatch(self, planned: Sequence[Planned]) -> None:
+    def dispatch(self, planned: Sequence[PlannedRun]) -> None:
         """Run everything that is to start or resume, and return when all of it has ended.
 
+        Resources are resolved. A run with an estimate takes its place in the queue by that.
+
         Raises:
-            BackendError: a run can never fit; nothing has been started.
             FileError: everything has ended, and the ``failure.json`` of a run cannot be written.
             KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have stopped and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
-        at_most = min(len(todo), self._max_parallel or len(todo))
-        waiting = []
-        for item in todo:
-            spec = replace(item.spec, resources=self._backend.resolve(item.spec, at_most))
-            waiting.append(Waiting(id=item.run.id, spec=spec, work=self._work.get(item.run.id, Work())))
-            self._planned[item.run.id] = item
-        self._queue = Queue(waiting, max_parallel=self._max_parallel)
+        self._queue = Queue(todo, max_parallel=self._max_parallel)
         for item in todo:
             aside = functools.partial(put_failure_aside, item.run, by_hand=item.by_hand, seen=item.observation)
             self._to_put_aside[item.run.id] = aside
@@ -150,7 +121,7 @@ class Dispatcher:
                 self._put_aside(item)
         with _interruptible():
             try:
-                while self._queue or self._jobs or self._over:
+                while self._queue or self._live or self._ended:
                     self._start_what_fits()
                     self._queue_reports.update(self._queue)
                     self._backend.wait(POLL_SECONDS)
@@ -167,65 +138,57 @@ class Dispatcher:
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
-        live = {job_id: self._live(job_id, job) for job_id, job in self._jobs.items()}
-        for waiting in self._queue.startable(self._backend.free, live, time.monotonic()):
-            item = self._planned[waiting.id]
+        while (item := self._next()) is not None:
             try:
                 with files_of(item.run):
                     self._put_aside(item)
                     observation = item.run.observe()
-                    number, resources = item.run.last_attempt() + 1, waiting.spec.resources
-                    attempt = Attempt(item.run, number, policy=self._policy, resources=resources)
-                    submission = attempt.prepare(self._argv, env=self._variables(item), code=self._code.path)
+                    attempt, submission = next_attempt(
+                        item, policy=self._policy, argv=self._argv, code=self._code, env=self._env
+                    )
                 if observation.state == "cancelled":  # from another terminal while it waited
                     self._on_event(Event(kind="ended", planned=item, observation=observation))
                     continue
                 job_id = self._backend.submit(submission)
             except FileError as error:
-                self._have_trouble(waiting, item, error)
+                self._have_trouble(item, error)
                 continue
             # Kept before anything else can fail, so that an error stops this worker too.
             job = Job(
-                waiting=waiting,
+                id=job_id,
                 planned=item,
                 attempt=attempt,
                 started=time.monotonic(),
-                record=job_record(self._backend.name, job_id, submission, attempt.micro_batches),
+                record=job_record(self._backend.name, job_id, submission),
             )
-            self._jobs[job_id] = job
-            live[job_id] = self._live(job_id, job)
+            self._live.append(job)
             self._epochs.setdefault(item.run.id, item.observation.epoch)
             self._write_record(job)
             self._on_event(Event(kind="started", planned=item, observation=item.observation))
 
-    def _variables(self, item: Planned) -> dict[str, str]:
-        """Return the variables of a run's workers. Without ``SEQLM_DATA`` a worker finds the corpus itself."""
-        data_path = self._data_path.get(item.run.id)
-        data = {} if data_path is None else {"SEQLM_DATA": str(data_path.absolute())}
-        return {**self._env, "PYTHONUNBUFFERED": "1", **data}
-
-    def _live(self, job_id: str, job: Job) -> Live:
-        seconds = job.waiting.work.seconds
-        expected_end = None if seconds is None else job.started + seconds
-        return Live(allocations=self._backend.held(job_id), expected_end=expected_end)
+    def _next(self) -> PlannedRun | None:
+        """Take the next run that can start now out of the queue."""
+        live = [(job.expected_end, self._backend.held(job.id)) for job in self._live]
+        return self._queue.take(self._backend.free(), live, time.monotonic())
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS
-        for job_id, job in list(self._jobs.items()):
-            ended = self._backend.poll(job_id)
-            if ended is not None:
-                del self._jobs[job_id]
-                self._over.append(_Over(job=job, ended=ended))
+        for job in list(self._live):
+            job.ended = self._backend.poll(job.id)
+            if job.ended is not None:
+                self._live.remove(job)
+                self._ended.append(job)
             elif look:
                 self._look_at(job)
-                self._stop_if_cancelled(job_id, job)
-                self._end_if_hung(job_id, job)
+                self._stop_if_cancelled(job)
+                self._end_if_hung(job)
         if look:
             self._looked_at = time.monotonic()
-        over = [over for over in self._over if over.look_at <= time.monotonic()]
-        self._over = [later for later in self._over if later not in over]
-        for found in over:
-            self._has_ended(found)
+        now = time.monotonic()
+        due = [job for job in self._ended if job.look_at <= now]
+        self._ended = [job for job in self._ended if job.look_at > now]
+        for job in due:
+            self._has_ended(job)
 
     def _look_at(self, job: Job) -> None:
         observation: Observation | None = None
@@ -239,49 +202,48 @@ class Dispatcher:
         with self._warnings.instead_of_errors(job.planned):
             job.write_record()
 
-    def _tell_of_epochs(self, item: Planned, observation: Observation) -> None:
+    def _tell_of_epochs(self, item: PlannedRun, observation: Observation) -> None:
         if observation.epoch != self._epochs[item.run.id]:
             self._epochs[item.run.id] = observation.epoch
             self._on_event(Event(kind="epoch", planned=item, observation=observation))
 
-    def _stop_if_cancelled(self, job_id: str, job: Job) -> None:
+    def _stop_if_cancelled(self, job: Job) -> None:
         if not job.run.is_cancelled():
             return
         now = time.monotonic()
         if job.stop_asked is None or now - job.stop_asked > STOP_SECONDS:
-            self._backend.stop(job_id, force=job.stop_asked is not None)
+            self._backend.stop(job.id, force=job.stop_asked is not None)
             job.stop_asked = now
 
-    def _end_if_hung(self, job_id: str, job: Job) -> None:
+    def _end_if_hung(self, job: Job) -> None:
         if job.attempt.is_hung():
             with self._warnings.instead_of_errors(job.planned):
                 job.attempt.record_hang("the launcher, which watches its files")
-            self._backend.stop(job_id, force=True)
+            self._backend.stop(job.id, force=True)
 
-    def _has_ended(self, over: _Over) -> None:
-        """Read how the run ended, and queue it again if the policy retries its failure."""
-        job, item, run = over.job, over.job.planned, over.job.planned.run
+    def _has_ended(self, job: Job) -> None:
+        """Read how the run of an ended job is, and queue it again if the policy retries its failure."""
+        item, run = job.planned, job.run
         self._write_record(job)
-        is_busy = over.ended.exit_code == EXIT_BUSY
         try:
             with files_of(run):
-                observation = job.observe_end(over.ended)
+                observation = job.observe_end()
                 is_over = observation.state in ("done", "cancelled")
-                decision = Decision() if is_over else self._decide(job, observation, is_busy=is_busy)
+                decision = Decision() if is_over else self._decide(job, observation)
         except FileError as error:
-            over.looks += 1
-            if over.looks >= LOOKS:
-                self._have_trouble(job.waiting, item, error)
+            job.looks += 1
+            if job.looks >= LOOKS:
+                self._have_trouble(item, error)
                 return
-            over.look_at = time.monotonic() + LOOK_SECONDS
-            self._over.append(over)
+            job.look_at = time.monotonic() + LOOK_SECONDS
+            self._ended.append(job)
             return
         self._troubles.pop(run.id, None)
         self._tell_of_epochs(item, observation)
         if decision.delay is not None:
             aside = functools.partial(put_failure_aside, run, micro_batches=job.attempt.micro_batches)
             self._to_put_aside[run.id] = aside
-            self._put_back(job.waiting, item, observation, decision.delay)
+            self._put_back(item, observation, decision.delay)
             return
         if decision.why:
             with self._warnings.instead_of_errors(item):
@@ -289,23 +251,24 @@ class Dispatcher:
                 observation = run.observe()
         self._on_event(Event(kind="ended", planned=item, observation=observation))
 
-    def _put_back(self, waiting: Waiting, item: Planned, observation: Observation, delay: float) -> None:
+    def _put_back(self, item: PlannedRun, observation: Observation, delay: float) -> None:
         """Queue a failed run for its next attempt, in ``delay`` seconds."""
         action = item.action
         with self._warnings.instead_of_errors(item):
             self._put_aside(item)
             action = "resume" if item.run.has_checkpoint() else "start"
-        self._planned[item.run.id] = replace(item, action=action, reason=None, observation=observation)
-        self._queue.put_back(replace(waiting, not_before=time.monotonic() + delay))
+        again = replace(item, action=action, reason=None, observation=observation)
+        self._queue.put_back(again, not_before=time.monotonic() + delay)
         self._queue_reports.update(self._queue, at_once=True)
         self._on_event(Event(kind="retried", planned=item, observation=observation))
 
-    def _decide(self, job: Job, observation: Observation, *, is_busy: bool) -> Decision:
+    def _decide(self, job: Job, observation: Observation) -> Decision:
         """Decide whether the run of an ended job is tried again.
 
         An attempt that found another worker at the run writes nothing, since that worker may. Only this launcher
         counts it, as a failure of kind ``node``.
         """
+        is_busy = job.ended is not None and job.ended.exit_code == EXIT_BUSY
         busy = self._busy[job.run.id]
         decision = job.attempt.decide({"kind": "node" if is_busy else observation.kind}, busy)
         if is_busy:
@@ -314,7 +277,7 @@ class Dispatcher:
 
     # -- files of one run that cannot be read or written -----------------------------------------------------------
 
-    def _put_aside(self, item: Planned) -> None:
+    def _put_aside(self, item: PlannedRun) -> None:
         """Put the failure of the previous attempt aside, unless that is done.
 
         Raises:
@@ -324,7 +287,7 @@ class Dispatcher:
             self._to_put_aside[item.run.id]()
             del self._to_put_aside[item.run.id]
 
-    def _have_trouble(self, waiting: Waiting, item: Planned, error: FileError) -> None:
+    def _have_trouble(self, item: PlannedRun, error: FileError) -> None:
         """Count an error in the files of a run as a failure of kind ``node``, which only this launcher knows.
 
         What the worker has written meanwhile stays in place until it can be read.
@@ -337,7 +300,7 @@ class Dispatcher:
         observation = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
         if decision.delay is not None:
             self._to_put_aside.setdefault(run.id, functools.partial(put_aside_unless_cancelled, run))
-            self._put_back(waiting, item, observation, decision.delay)
+            self._put_back(item, observation, decision.delay)
             return
         failure = failure_record("node", message, where="its launcher", stands=True)
         self._unwritten.append((item, failure))
@@ -357,23 +320,21 @@ class Dispatcher:
         """Ask every worker to stop between two steps. A second interrupt, or ``STOP_SECONDS``, kills them."""
         deadline = time.monotonic() + STOP_SECONDS
         try:
-            if self._jobs:
-                workers = f"{len(self._jobs)} run{'s' if len(self._jobs) > 1 else ''}"
+            if self._live:
+                workers = f"{len(self._live)} run{'s' if len(self._live) > 1 else ''}"
                 self._tell(f"stopping {workers} between two steps; once more ends them at once")
-            for job_id in self._jobs:
-                self._backend.stop(job_id, force=False)
-            while self._jobs and time.monotonic() < deadline:
+            for job in self._live:
+                self._backend.stop(job.id, force=False)
+            while self._live and time.monotonic() < deadline:
                 self._forget_ended()
                 self._backend.wait(POLL_SECONDS)
         finally:
-            for job_id in self._jobs:
-                self._backend.stop(job_id, force=True)
+            for job in self._live:
+                self._backend.stop(job.id, force=True)
             self._forget_ended()
 
     def _forget_ended(self) -> None:
-        for job_id in list(self._jobs):
-            if self._backend.poll(job_id) is not None:
-                del self._jobs[job_id]
+        self._live = [job for job in self._live if self._backend.poll(job.id) is None]
 
 
 @contextmanager

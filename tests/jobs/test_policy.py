@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from jobs.attempt.retry import history
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
+from jobs.launch.options import LaunchOptions
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import plan
@@ -126,22 +126,22 @@ sys.exit(main())
 def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: int = 8) -> RunDirectory:
     """Dispatch one run whose worker is ``program`` to its end, on the local backend."""
     text = write_text(folder / "text")
-    spec = RunSpec(name="run", config=make_config(epochs=1, batch_size=batch_size), resources=Resources(cpus=1, gpus=0))
+    spec = RunSpec(
+        name="run",
+        config=make_config(epochs=1, batch_size=batch_size),
+        resources=Resources(cpus=1, gpus=0),
+        data_path=text,
+    )
     run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
     if not run.path.exists():
         run.create(spec.config, {"name": spec.name})
     backend, code = LocalBackend(), Code(path=ROOT, commit=None, dirty=False, live=True)
     backend.open(code)
     try:
-        Dispatcher(
-            backend,
-            code=code,
-            argv=(sys.executable, "-c", program),
-            data_path={run.id: text},
-            on_event=lambda event: None,
-            work={},
-            policy=policy,
-        ).dispatch([plan(spec, run, run.observe(), has_checkpoint=False, retry=True)])
+        options = LaunchOptions(study_dir=folder, worker=("-c", program), policy=policy)
+        Dispatcher(backend, code, options, on_event=lambda event: None).dispatch(
+            [plan(spec, run, run.observe(), has_checkpoint=False, retry=True)]
+        )
     finally:
         backend.close()
     return run
