@@ -15,7 +15,7 @@ import pytest
 
 import launch
 from jobs import terminal
-from jobs.cli import arguments, launching, parser
+from jobs.cli import arguments, launching
 from jobs.launch.prepare import LaunchOptions
 from jobs.manifests import backends
 from seqlm.errors import UsageError
@@ -24,7 +24,7 @@ from slurm import settings
 from tests import commands
 from tests.test_launch import ROOT, Study, launched
 
-COMMANDS = [name for names in parser.parser().groups.values() for name in names]
+COMMANDS = list(arguments.COMMANDS)
 
 
 @pytest.fixture
@@ -92,13 +92,13 @@ def test_argparse_ends_at_the_door() -> None:
 
 def examples() -> list[list[str]]:
     """The examples of the help, without the program's name and what a shell does with the output."""
-    lines = parser.parser("seqlm").format_help().partition("examples:\n")[2].splitlines()
+    lines = arguments.parser("seqlm").format_help().partition("examples:\n")[2].splitlines()
     return [shlex.split(line.partition(" > ")[0])[1:] for line in lines if line.startswith("  seqlm")]
 
 
 @pytest.mark.parametrize("words", examples(), ids=lambda words: words[0])
 def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) -> None:
-    found = parser.read(words)
+    found = arguments.read(words)
     assert found is not None
     assert (found.command, found.argv) == (words[0], tuple(words))
     assert callable(launch.handler(found.command))
@@ -109,8 +109,10 @@ def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) ->
 
 
 def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.CaptureFixture[str]) -> None:
-    assert [words[0] for words in examples()] == [*parser.parser()._commands.choices]  # type: ignore[union-attr]
-    assert sorted(COMMANDS) == sorted({words[0] for words in examples()}), "in one group each"
+    assert [words[0] for words in examples()] == COMMANDS
+    assert {command.record.__name__.lower() for command in arguments.COMMANDS.values()} == {
+        f"{name}arguments" for name in COMMANDS
+    }
     for name in COMMANDS:
         with pytest.raises(SystemExit):
             launch.main([name, "--help"])
@@ -118,12 +120,12 @@ def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.C
 
 
 def test_what_the_parser_offers_is_what_there_is() -> None:
-    assert tuple(backends.BACKENDS) == parser.BACKENDS
-    assert get_args(FailureKind) == parser.KINDS
+    assert tuple(backends.BACKENDS) == arguments.BACKENDS
+    assert get_args(FailureKind) == arguments.KINDS
 
 
 def test_a_value_that_may_be_missing_is_none() -> None:
-    found = parser.read(["run", "a.toml"])
+    found = arguments.read(["run", "a.toml"])
     assert isinstance(found, arguments.RunArguments)
     assert (found.canary, found.behaviour, found.retries, found.data, found.only) == (None, None, None, None, ())
 
@@ -136,7 +138,9 @@ def test_without_words_it_prints_the_help_in_groups(capsys: pytest.CaptureFixtur
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith("usage: python launch.py [-h] [--version] COMMAND ...\n")
-    places = [out.index(f"\n{group}:\n") for group in parser.parser().groups]
+    places = [
+        out.index(f"\n{group}:\n") for group in dict.fromkeys(command.group for command in arguments.COMMANDS.values())
+    ]
     assert places == sorted(places)
     assert launch.main(["plam"]) == 2
 
@@ -312,7 +316,7 @@ def test_the_names_of_studies_are_what_completes_a_study(study: Study, capsys: p
     assert capsys.readouterr().out == "a\nb\n"
 
 
-@pytest.mark.parametrize("shell", parser.SHELLS)
+@pytest.mark.parametrize("shell", arguments.SHELLS)
 def test_the_script_of_each_shell_knows_commands_studies_and_manifests(
     shell: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 from jobs.backends.base import Finding, Level
 from jobs.backends.choice import BackendChoice, default_backend
 from jobs.backends.ray_job import RayJob, is_remote
-from jobs.cli.arguments import DoctorArguments, RunArguments
+from jobs.cli.arguments import DoctorArguments, RunArguments, read
 from jobs.cli.file_system import unprotected
-from jobs.cli.parser import read
 from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
 from jobs.terminal import memory, say_table, table

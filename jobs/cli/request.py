@@ -19,9 +19,8 @@ from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import Target
 from jobs.backends.choice import BackendChoice, choose_backend
 from jobs.backends.ray_job import RayJob, is_remote
-from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments
+from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments, read
 from jobs.cli.lines import Progress
-from jobs.cli.parser import read
 from jobs.cli.progress import launch_progress, watch, watch_in_lines
 from jobs.cli.view import Watcher
 from jobs.launch import logout
