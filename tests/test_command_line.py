@@ -127,7 +127,15 @@ def test_what_the_parser_offers_is_what_there_is() -> None:
 def test_a_value_that_may_be_missing_is_none() -> None:
     found = arguments.read(["run", "a.toml"])
     assert isinstance(found, arguments.RunArguments)
-    assert (found.canary, found.behaviour, found.retries, found.data, found.only) == (None, None, None, None, ())
+    assert (found.canary, found.behaviour, found.max_stalled_retries, found.data) == (None, None, None, None)
+    assert found.only == ()
+
+
+@pytest.mark.parametrize("flag", ["--max-stalled-retries", "--retries"])
+def test_the_limit_of_retries_without_progress_has_its_earlier_flag_too(flag: str) -> None:
+    found = arguments.read(["run", "a.toml", flag, "3"])
+    assert isinstance(found, arguments.RunArguments)
+    assert found.max_stalled_retries == 3
 
 
 # -- help and the program's name -----------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ class Placement(CorpusArguments):
         "--ray-address", metavar="ADDRESS", help="join this Ray cluster (default: RAY_ADDRESS, else start one here)"
     )
     max_parallel: int | None = option("--max-parallel", type=positive, metavar="N", help="run at most N runs at once")
-    retries: int | None = None
+    max_stalled_retries: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +195,11 @@ class PlanArguments(Placement, Filters):
 class LaunchArguments(Placement, Filters):
     """What the commands that start something have in common."""
 
-    retries: int | None = option(
-        "--retries", type=whole, metavar="N", help="retries in a row without progress (default: the policy's, 10)"
+    max_stalled_retries: int | None = option(
+        *("--max-stalled-retries", "--retries"),
+        type=whole,
+        metavar="N",
+        help="retries in a row without progress (default: policy.max_stalled_retries, 10); --retries: its earlier name",
     )
     no_wait: bool = option("--no-wait", help="launch in the background")
     live_code: bool = option("--live-code", help="run the working tree, not the copy kept with the study")

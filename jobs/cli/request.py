@@ -299,7 +299,7 @@ def choose(
         kept=kept,
         name=arguments.backend,
         max_parallel=arguments.max_parallel,
-        retries=arguments.retries,
+        retries=arguments.max_stalled_retries,
         ray_address=arguments.ray_address,
     )
     # The names of the keys alone: values of env and setup may be secrets, and a launcher's output goes to a log.

@@ -18,7 +18,7 @@ from jobs.manifests.backends import BACKENDS, VARIABLE
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import TOP_KEYS, EntryTable, StudyTable
 from jobs.manifests.fields import model_of
-from jobs.manifests.policy import Policy
+from jobs.manifests.policy import OLD_NAMES, Policy
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from jobs.spec import Resources
 from seqlm.config import VARIANTS, RunConfig, choices_of
@@ -40,7 +40,7 @@ def manifest_schema() -> Schema:
         "report": _table({"behaviour": {**table_keys(Report)["behaviour"], "uniqueItems": True}}),
         "seeds": seeds,
         "resources": _table(table_keys(Resources)),
-        "policy": _table(policy_keys()),
+        "policy": _table({**policy_keys(), **_old_policy_keys()}),
         "backend": _table({name: _table(backend_keys(name)) for name in BACKENDS}),
     }
     with_default_seed: Schema = {"required": ["seeds", "defaults"], "properties": {"defaults": {"required": ["seed"]}}}
@@ -68,6 +68,14 @@ def policy_keys() -> dict[str, Schema]:
     """Return the schema of each key of ``[policy]``, with defaults as a manifest writes them."""
     defaults = Policy().to_dict()
     return {name: {**schema, "default": defaults[name]} for name, schema in table_keys(Policy).items()}
+
+
+def _old_policy_keys() -> dict[str, Schema]:
+    keys = policy_keys()
+    return {
+        old: {**keys[name], "description": f"Earlier name of `{name}`.", "deprecated": True}
+        for old, name in OLD_NAMES.items()
+    }
 
 
 @functools.cache

@@ -16,6 +16,8 @@ from jobs.manifests.fields import Problems, Valid, Written, field_names, read_ta
 from seqlm.rundir import FailureKind
 
 UNLIMITED = "unlimited"
+OLD_NAMES = {"without_progress": "max_stalled_retries"}
+"""Earlier name of a key -> its name. Manifests and ``study.json`` may have either."""
 
 _COUNT = "a whole number, 0 or more"
 _Count = Annotated[int, Ge(0)]
@@ -37,8 +39,9 @@ class Policy:
     """Retries after a lost node, GPU, disk or rank."""
     preempted: _Limit = None
     """Resumes after a preemption."""
-    without_progress: Annotated[_Count, Valid(_COUNT)] = 10
-    """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint."""
+    max_stalled_retries: Annotated[_Count, Valid(_COUNT)] = 10
+    """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint.
+    `--max-stalled-retries` overrides it. Earlier name: `policy.without_progress`."""
     keep_last: Annotated[bool, Valid("true or false")] = True
     """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
 
@@ -52,8 +55,8 @@ class Policy:
                 return 0
 
     def with_retries(self, retries: int | None) -> Policy:
-        """Return the policy with the value of ``--retries`` or ``backend.*.retries``. ``None``: no override."""
-        return self if retries is None else replace(self, without_progress=retries)
+        """Return the policy with this value of ``max_stalled_retries``. ``None``: no override."""
+        return self if retries is None else replace(self, max_stalled_retries=retries)
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest would write it."""
@@ -62,7 +65,9 @@ class Policy:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Policy:
         """Read the result of :meth:`to_dict`, or a table in which :func:`check_policy` found no problem."""
-        values: dict[str, Any] = {key: None if value == UNLIMITED else value for key, value in raw.items()}
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            values[OLD_NAMES.get(key, key)] = None if value == UNLIMITED else value
         return cls(**values)
 
 
@@ -77,4 +82,4 @@ def check_policy(key: str, value: Any, where: str, problems: Problems) -> None:
     if name in NEVER_RETRIED:
         problems.add(where, f"{key}: such a failure is never retried automatically; use `retry --kind {name}`")
     else:
-        read_table(Policy, {name: value}, where, problems, prefix="policy.")
+        read_table(Policy, {OLD_NAMES.get(name, name): value}, where, problems, prefix="policy.")
