@@ -37,7 +37,14 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 BASE = {"launch", "jobs", "jobs.cli", "jobs.cli.arguments", "jobs.cli.parser", "jobs.terminal", "seqlm", "seqlm.errors"}
 """All that ``--help`` imports of ours."""
-FOLLOWING = ("jobs.cli.studying", "jobs.manifests", "jobs.spec", "jobs.study.folder", "jobs.study.squeue")
+FOLLOWING = (
+    "jobs.cli.studying",
+    "jobs.cli.view",
+    "jobs.manifests",
+    "jobs.spec",
+    "jobs.study.folder",
+    "jobs.study.squeue",
+)
 LOGS = (
     *("jobs.study.logs", "jobs.study.finality", "jobs.attempt", "jobs.attempt.retry"),
     *("seqlm.data", "seqlm.data.layout"),

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.backends.local import LocalBackend
-from jobs.cli.lines import Progress
-from jobs.cli.progress import launch_progress
+from jobs.cli.progress import LaunchProgress
 from jobs.launch.behaviour import BehaviourLaunch, Outcome, jobs_dir
 from jobs.launch.dispatch import Event
 from jobs.launch.prepare import launch
@@ -32,14 +31,14 @@ def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outc
     """
     wanted = BehaviourLaunch.of(study_dir)
     if wanted.specs:
-        progress: list[Progress] = []
+        progress: list[LaunchProgress] = []
         backend = LocalBackend()
 
         def announce(planned: list[Planned]) -> Callable[[Event], None]:
             todo = sum(item.action != "skip" for item in planned)
             what = study_name(jobs_dir(study_dir))
             tell(f"{what}: {todo} models to look at on {backend.describe()}")
-            progress.append(launch_progress(planned, jobs_dir(study_dir)))
+            progress.append(LaunchProgress(planned, jobs_dir(study_dir)))
             return progress[-1]
 
         data_path = functools.partial(wanted.data_path, flag=data)

@@ -21,7 +21,8 @@ from jobs.cli.arguments import (
     StudyArguments,
 )
 from jobs.cli.request import Launched, Request, carry_out, choose, choose_again
-from jobs.cli.studying import behaviour_line, chosen_runs, compute_missing_behaviour, status_table, write_report
+from jobs.cli.studying import behaviour_line, chosen_runs, compute_missing_behaviour, write_report
+from jobs.cli.view import status_table
 from jobs.launch.behaviour import SETTINGS, BehaviourLaunch
 from jobs.launch.prepare import LaunchOptions, check_data, estimate_left, find_data, plan_runs, resolve_specs
 from jobs.manifests.filters import NO_FOLDERS, asks_for_identity, select

@@ -20,9 +20,7 @@ from jobs.backends.base import Target
 from jobs.backends.choice import BackendChoice, choose_backend
 from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments, read
-from jobs.cli.lines import Progress
-from jobs.cli.progress import launch_progress, watch, watch_in_lines
-from jobs.cli.view import Watcher
+from jobs.cli.progress import LaunchProgress, Watcher, watch, watch_in_lines
 from jobs.launch import logout
 from jobs.launch.prepare import LaunchOptions, detach, find_data, launch, preparing
 from jobs.manifests import secrets
@@ -93,17 +91,17 @@ def _attend(request: Request, passed: Mapping[str, str]) -> Launched:
     """Launch from this process and wait. ``passed`` are variables of this process that workers get too."""
     options, choice = request.options, request.destination.choice
     study_dir = options.study_dir
-    bars: list[Progress] = []
+    bars: list[LaunchProgress] = []
     backend = choice.make()
     if choice.ray_address is None and (note := machine.order_note()):
         terminal.tell(f"warning: {note}")
 
-    def progress(planned: list[Planned]) -> Progress:
+    def progress(planned: list[Planned]) -> LaunchProgress:
         todo = sum(item.action != "skip" for item in planned)
         where = request.destination.describe(backend)
         terminal.tell(f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do on {where}")
         _tell_skipped(planned)
-        bars.append(launch_progress(planned, study_dir))
+        bars.append(LaunchProgress(planned, study_dir))
         return bars[-1]
 
     options = replace(
@@ -127,7 +125,7 @@ def _attend(request: Request, passed: Mapping[str, str]) -> Launched:
     return Launched(ids={item.run.id for item in planned})
 
 
-def _close(bars: Sequence[Progress]) -> None:
+def _close(bars: Sequence[LaunchProgress]) -> None:
     for bar in bars:
         bar.close()
 

@@ -23,6 +23,7 @@ from jobs.cli.arguments import (
     StatusArguments,
     StudyArguments,
 )
+from jobs.cli.view import status_table
 from jobs.study.folder import (
     ObservedRun,
     find_study,
@@ -36,7 +37,7 @@ from seqlm.errors import BackendError, ManifestError, SeqlmError, UsageError, ne
 from seqlm.rundir import write_text
 
 if TYPE_CHECKING:
-    from jobs.cli.view import Watcher
+    from jobs.cli.progress import Watcher
     from jobs.launch.behaviour import Outcome
 
 REPORT_SECONDS = 10
@@ -74,7 +75,7 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
     terminal.say_table(status_table(runs))
     if arguments.svg is not None:
         from jobs.cli.live_table import svg  # rich: only where the view is drawn
-        from jobs.cli.view import Watcher
+        from jobs.cli.progress import Watcher
 
         write_text(arguments.svg, svg(Watcher(study_dir, ids).look()))
         terminal.say(f"picture: {arguments.svg}")
@@ -83,7 +84,7 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
 
 def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
     """Return a watcher of these runs, or of all for ``None``. On SLURM it looks as often as jobs write progress."""
-    from jobs.cli.view import Watcher
+    from jobs.cli.progress import Watcher
 
     if not read_jobs(study_dir):
         return Watcher(study_dir, ids)
@@ -96,19 +97,6 @@ def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
     except ManifestError:  # a mistake in the site file must not stop a reader
         settings = SlurmSettings()
     return Watcher(study_dir, ids, every_seconds=settings.progress_s)
-
-
-def status_table(runs: Sequence[ObservedRun]) -> str:
-    """Return the table of ``status``, a row for each run."""
-    rows = []
-    for run in runs:
-        seen, total = run.observation, run.epochs_total
-        epochs = "-" if total is None else f"{run.epochs_done}/{total}"
-        rows.append(
-            [run.name, run.run.id, seen.state, epochs, terminal.perplexity(seen.best_val_ppl), seen.reason or ""]
-        )
-    header = ["run", "id", "state", "epochs", "best val ppl", "reason"]
-    return terminal.table(header, rows, right=(3, 4), colors={2: terminal.STATE_COLORS})
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import submitit
 
 import launch
 from jobs.attempt.retry import history
-from jobs.cli.view import Watcher
+from jobs.cli.progress import Watcher
 from jobs.manifests.policy import Policy
 from jobs.study.squeue import Scheduler
 from seqlm.rundir import RunDirectory
