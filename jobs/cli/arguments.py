@@ -269,7 +269,7 @@ COMMANDS = {
         "show the state of each run", "status first --watch",
     ),
     "list": Command(
-        "follow a study", ListArguments, "jobs.cli.list.show_studies",
+        "follow a study", ListArguments, "jobs.cli.studies.show_studies",
         "show the studies in the runs folder", "list --no-sizes",
     ),
     "logs": Command(
@@ -281,7 +281,7 @@ COMMANDS = {
         "stop runs that are not over", "cancel first --only 'arch=gru lr>0.001'",
     ),
     "clean": Command(
-        "follow a study", CleanArguments, "jobs.cli.clean.clean_study",
+        "follow a study", CleanArguments, "jobs.cli.studies.clean_study",
         "delete from a study what no report and no run needs any more", "clean first --dry-run",
     ),
     "behaviour": Command(
