@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stand_ins import WORKER, StandIn, make_study, seconds_of, spans
+from benchmarks.stand_ins import WORKER, StandIn, make_study, spans
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
-from jobs.plan.queue import Work
 from jobs.study.kept_code import live_code
 
 SAMPLE_SECONDS = 0.25
@@ -39,9 +38,7 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
         backend,
         code=code,
         argv=WORKER,
-        data_path={},
         on_event=lambda event: None,
-        work={item.run.id: Work(seconds=seconds_of(item.run)) for item in planned},
     )
     start = time.time()
     backend.open(code)

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.turns import ROOT
 from jobs.attempt.supervisor import KEEP_MEMORY, rank_variables
-from jobs.launch.prepare import WORKER, resolve_specs
+from jobs.launch.prepare import TRAINING, resolve_specs
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, Submission
 from seqlm.errors import BackendError
@@ -70,11 +70,11 @@ def tune_turn(manifest: Path, study: Path) -> dict[str, Any]:
     (spec,) = resolve_specs(load_manifest(manifest, []).runs, None)
     run = RunDirectory.locate(study, spec.name, spec.fingerprint, {})
     run.create(spec.config, {"name": spec.name, "order": 0})
-    cores = cpu_count()
+    worker, cores = (sys.executable, "-m", TRAINING), cpu_count()
     submission = Submission(
         run_dir=run.path,
         attempt=1,
-        argv=WORKER,
+        argv=worker,
         env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "SEQLM_ATTEMPT": "1", **KEEP_MEMORY},
         cwd=ROOT,
         resources=Resources(cpus=cores, gpus=0),
@@ -85,7 +85,7 @@ def tune_turn(manifest: Path, study: Path) -> dict[str, Any]:
         "cpus": cores,
         "gpus": 0,
         "run_dirs": [str(run.path)],
-        "argv": list(WORKER),
+        "argv": list(worker),
         "env": rank_variables(submission, 0, None),
         "storage": str(study.parent / "tune"),
     }

@@ -7,18 +7,27 @@ import random
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.plan.capacity import Capacity, Node
-from jobs.plan.planned import Planned
-from jobs.plan.queue import Waiting, Work
+from jobs.plan.estimate import Estimate
+from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.totals import makespan
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory, write_json
 
 WORKER = (sys.executable, "-S", str(Path(__file__).with_name("stand_in_worker.py")))
+NOTHING = Estimate(
+    parameters=0,
+    flops_per_token=0,
+    memory_bytes=0,
+    measured_memory_bytes=None,
+    disk_bytes=0,
+    flops=0.0,
+    seconds=None,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +80,26 @@ def specs_of(wanted: Sequence[StandIn]) -> list[RunSpec]:
     return specs
 
 
-def make_study(study: Path, wanted: Sequence[StandIn]) -> list[Planned]:
-    """Their folders, and the plan to run them all."""
+def plan_study(study: Path, wanted: Sequence[StandIn]) -> list[PlannedRun]:
+    """The plan to run them all, with the times that they take. Nothing is written."""
     planned = []
     for spec, stand_in in zip(specs_of(wanted), wanted, strict=True):
         run = RunDirectory.locate(study, spec.name, spec.fingerprint, {})
-        run.create(spec.config, {"name": spec.name, "order": spec.order})
-        write_json(run.path / "stand-in.json", {"seconds": stand_in.seconds})
-        planned.append(Planned(spec=spec, run=run, observation=run.observe(), action="start", reason=None))
+        item = plan(spec, run, run.observe(), has_checkpoint=False, retry=False)
+        planned.append(replace(item, estimate=replace(NOTHING, seconds=stand_in.seconds)))
     return planned
 
 
-def seconds_of(run: RunDirectory) -> float:
-    """How long a run is to take."""
-    seconds: float = json.loads((run.path / "stand-in.json").read_text("utf-8"))["seconds"]
-    return seconds
+def make_study(study: Path, wanted: Sequence[StandIn]) -> list[PlannedRun]:
+    """Their folders, and the plan to run them all."""
+    planned = plan_study(study, wanted)
+    for item, stand_in in zip(planned, wanted, strict=True):
+        item.run.create(item.spec.config, {"name": item.spec.name, "order": item.spec.order})
+        write_json(item.run.path / "stand-in.json", {"seconds": stand_in.seconds})
+    return planned
 
 
-def spans(planned: Sequence[Planned]) -> list[list[Span]]:
+def spans(planned: Sequence[PlannedRun]) -> list[list[Span]]:
     """Of each run, the spans of its ranks."""
     return [
         [
@@ -122,12 +133,8 @@ def least_makespan(slots: int, found: Sequence[Sequence[Span]]) -> float:
 
 def free_makespan(slots: int, wanted: Sequence[StandIn]) -> float:
     """What the queue's order takes where starting a run costs nothing, by :func:`jobs.plan.totals.makespan`."""
-    runs = [
-        Waiting(id=spec.name, spec=spec, work=Work(seconds=stand_in.seconds))
-        for spec, stand_in in zip(specs_of(wanted), wanted, strict=True)
-    ]
     node = Node(name="node", cpus=slots, gpus={str(device): 1.0 for device in range(slots)})
-    seconds = makespan(runs, Capacity([node], where="the node"))
+    seconds = makespan(plan_study(Path(), wanted), Capacity([node], where="the node"))
     assert seconds is not None, "all of them are known"
     return seconds
 

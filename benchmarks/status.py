@@ -84,10 +84,11 @@ def make_runs(study: Path, number: int) -> list[RunDirectory]:
                 "seed": order,
             }
         )
-        spec = RunSpec(name=f"{arch}-adam-seed{order}", config=config, order=order)
+        name = f"{arch}-adam-seed{order}"
+        command = ["python", "launch.py", "run", "study.toml", "--only", f"name={name}"]
+        spec = RunSpec(name=name, config=config, order=order, command=command)
         run = RunDirectory.locate(study, spec.name, spec.fingerprint, {})
-        command = ["python", "launch.py", "run", "study.toml", "--only", f"name={spec.name}"]
-        run.create(config, {**record, **run_record(spec, command=command, data_path=None)})
+        run.create(config, {**record, **run_record(spec)})
         runs.append(run)
     return runs
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 HELD = {"sbatch": {"hold": True}}
@@ -26,21 +27,18 @@ def main() -> int:
 def seqlm(manifest: Path, study_dir: Path) -> float:
     from jobs.launch.prepare import LaunchOptions, preparing, resolve_specs
     from jobs.manifests.load import load_manifest
-    from jobs.manifests.policy import Policy
     from slurm.backend import SlurmTarget, submit
     from slurm.settings import read_settings
 
     site = SlurmTarget(read_settings(HELD, where=manifest.name, environ=os.environ))
     specs = resolve_specs(load_manifest(manifest, []).runs, None)
-    with preparing(
-        specs,
-        LaunchOptions(study_dir=study_dir),
-        resolve=site.resolve,
-        data_path=lambda spec: None,
-        command=lambda spec: ["python", "launch.py", "run", manifest.name, "--only", f"name={spec.name}"],
-    ) as prepared:
+    command = ["python", "launch.py", "run", manifest.name, "--only"]
+    specs = [replace(spec, command=[*command, f"name={spec.name}"]) for spec in specs]
+    options = LaunchOptions(study_dir=study_dir)
+    with preparing(specs, site, options) as prepared:
+        assert prepared.code is not None, "there is something to do"
         start = time.perf_counter()
-        submit(prepared, study_dir, site.settings, Policy())
+        submit(prepared.todo, options, site.settings, prepared.code)
         return time.perf_counter() - start
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +76,10 @@ class RunSpec:
     resources: Resources = field(default_factory=Resources)
     order: int = 0
     """Position in the manifest, from 0."""
+    data_path: Path | None = None
+    """Where its corpus is. ``None``: the default place."""
+    command: Sequence[str] = ()
+    """The command line that launches this run alone."""
 
     @property
     def fingerprint(self) -> str:

@@ -14,18 +14,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
 from jobs.attempt.retry import put_failure_aside
 from jobs.backends.base import Target
-from jobs.launch.prepare import TRAINING, Prepared, work_left
-from jobs.manifests.policy import Policy
+from jobs.launch.prepare import LaunchOptions
 from jobs.plan.capacity import Capacity, Node
-from jobs.plan.planned import Planned
-from jobs.plan.queue import Waiting, places
+from jobs.plan.planned import PlannedRun
+from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
 from jobs.study.folder import ObservedRun, read_jobs, write_jobs
 from jobs.study.kept_code import Code, live_code
@@ -36,11 +34,9 @@ from slurm import control
 from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, ask, max_array_size, partition_facts
-from slurm.submission import Batch, Submitter, batches, record, require_plain_path
+from slurm.submission import Submitter, batches, record, require_plain_path
 
 REPORT_MINUTES = 30
-UNLIMITED = 100_000
-"""Running jobs of an array if only the cluster limits them."""
 
 
 @final
@@ -91,124 +87,49 @@ def check(study_dir: Path, settings: SlurmSettings) -> None:
     sbatch_environment(settings, os.environ)
 
 
-def in_queue_order(prepared: Prepared) -> list[Planned]:
-    """Return the runs to do in queue order, as for every backend. SLURM starts the jobs of an array in this order."""
-    waiting = [
-        Waiting(id=item.run.id, spec=item.spec, work=work_left(item, prepared.facts[item.run.id], prepared.throughput))
-        for item in prepared.todo
-    ]
-    place = places(waiting)
-    return sorted(prepared.todo, key=lambda item: place[item.run.id])
-
-
-def submit(prepared: Prepared, study_dir: Path, settings: SlurmSettings, policy: Policy) -> list[str]:
-    """Submit the runs to do, and return the ids of the job arrays. The caller holds the study's lock.
+def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSettings, code: Code) -> list[str]:
+    """Submit prepared runs, and return the ids of the job arrays. The caller holds the study's lock.
 
     Raises:
         BackendError: sbatch rejected an array. The arrays before it are submitted and recorded.
     """
-    assert prepared.code is not None, "there is something to do"
-    todo = in_queue_order(prepared)
-    found = batches(todo, prepared.resources, settings, max_array_size())
-    submitter = Submitter(
-        study_dir=study_dir,
-        settings=settings,
-        code=prepared.code,
-        paths=prepared.paths,
-        worker=prepared.worker,
-        policy=policy,
-    )
+    study_dir, place = options.study_dir, places(todo)
+    # SLURM starts the jobs of an array in this order.
+    found = batches(sorted(todo, key=lambda item: place[item.run.id]), settings, max_array_size())
+    submitter = Submitter(options=options, settings=settings, code=code)
     make_directory(study_dir / "slurm")
-    attempts = {item.run.id: item.run.last_attempt() + 1 for item in todo}
     highest = max(batch.resources.priority for batch in found)
     ids: list[str] = []
-    for batch, turn in zip(found, turns(found, settings.max_parallel), strict=True):
+    for batch in found:
         items = [item for runs in batch.jobs for item in runs]
         for item in items:
             # Before the job can start, since it would take an old failure as the run's final state.
             put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
         folder = _new_folder(study_dir)
+        plans = submitter.plans(batch, folder.name)
         # Before the jobs can start, since each job checks that its runs belong to its submission.
         write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
         nice = min(highest - batch.resources.priority, 10_000)
-        after = None if turn.after is None else ids[turn.after]
-        submitted = submitter.submit(batch, folder, parallelism=turn.parallelism, nice=nice, after=after)
+        after = None if batch.after is None else ids[batch.after]
+        submitted = submitter.submit(batch, plans, folder, nice=nice, after=after)
         jobs = {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
         write_jobs(study_dir, jobs, {})
-        record(batch, submitted, prepared.code, attempts, prepared.worker)
+        record(submitted, plans)
         ids += parents(submitted)
     return ids
 
 
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """When an array may start, and how many of its jobs may run at once."""
-
-    parallelism: int
-    """Maximum number of running jobs of the array."""
-    after: int | None = None
-    """Index of the array that must end first. ``None`` means that this array may start at once."""
-
-
-@dataclass
-class _Lane:
-    """Arrays that run one after another, with a share of ``max_parallel``."""
-
-    width: int
-    """Maximum number of running runs of the lane."""
-    arrays: list[int]
-    runs: int
-
-
-def turns(found: Sequence[Batch], max_parallel: int | None) -> list[Turn]:
-    """Return a turn for each array, such that at most ``max_parallel`` runs of all arrays run at once.
-
-    SLURM can only limit the jobs of a single array. So each array gets a share of the limit. If there are too many
-    arrays for that, some wait for others to end. No job of ``found`` has more runs than ``max_parallel``.
-    """
-    if max_parallel is None:
-        return [Turn(parallelism=UNLIMITED)] * len(found)
-    lanes: list[_Lane] = []
-    spare = max_parallel
-    for number in sorted(range(len(found)), key=lambda number: -found[number].runs_per_job):
-        width, runs = found[number].runs_per_job, sum(map(len, found[number].jobs))
-        if width <= spare:
-            lanes.append(_Lane(width, [number], runs))
-            spare -= width
-        else:  # every lane is wide enough, since arrays come in order of decreasing width
-            lane = min(lanes, key=lambda lane: lane.runs / lane.width)
-            lane.arrays.append(number)
-            lane.runs += runs
-    while wanting := [lane for lane in lanes if lane.width < lane.runs and found[lane.arrays[0]].runs_per_job <= spare]:
-        lane = max(wanting, key=lambda lane: lane.runs / lane.width)
-        lane.width += found[lane.arrays[0]].runs_per_job
-        spare -= found[lane.arrays[0]].runs_per_job
-    made: dict[int, Turn] = {}
-    for lane in lanes:
-        for before, number in zip([None, *sorted(lane.arrays)], sorted(lane.arrays), strict=False):
-            made[number] = Turn(parallelism=lane.width // found[number].runs_per_job, after=before)
-    return [made[number] for number in range(len(found))]
-
-
-def scripts(
-    planned: Sequence[Planned], resources: Mapping[str, Resources], study_dir: Path, settings: SlurmSettings
-) -> list[str]:
+def scripts(planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSettings) -> list[str]:
     """Return the sbatch scripts that :func:`submit` would submit, one for each array.
 
     In an array that waits for another, ``ARRAY_N`` stands for the id of the N-th array.
     """
-    todo = [item for item in planned if item.action != "skip"]
-    found = batches(todo, resources, settings, max_array_size())
-    submitter = Submitter(study_dir=study_dir, settings=settings, code=live_code(), paths={}, worker=TRAINING)
+    found = batches([item for item in planned if item.action != "skip"], settings, max_array_size())
+    submitter = Submitter(options=LaunchOptions(study_dir=study_dir), settings=settings, code=live_code())
     folder = study_dir.absolute() / "slurm" / "0000"
     return [
-        submitter.script(
-            batch,
-            folder,
-            parallelism=turn.parallelism,
-            after=None if turn.after is None else f"ARRAY_{turn.after + 1}",
-        )
-        for batch, turn in zip(found, turns(found, settings.max_parallel), strict=True)
+        submitter.script(batch, folder, after=None if batch.after is None else f"ARRAY_{batch.after + 1}")
+        for batch in found
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs.manifests.policy import Policy
-from jobs.spec import Resources
+from jobs.spec import Resources, Submission
 from seqlm import machine
 from seqlm.errors import BackendError
 from seqlm.rundir import write_json
@@ -24,17 +24,11 @@ class JobPlan:
 
     submission: str
     """The entry of each run in the study's record of jobs while the run belongs to this job."""
-    runs: tuple[Path, ...]
-    """Run directories. Several share a GPU."""
-    attempts: tuple[int, ...]
-    """The attempt of each run at the first start of the job; each restart adds one."""
-    env: tuple[Mapping[str, str], ...]
-    """Variables of each run's workers."""
-    argv: tuple[str, ...]
-    """The worker's command line, without the interpreter and the folder."""
-    code: Path
-    resources: Resources
-    """Of each run."""
+    runs: tuple[Submission, ...]
+    """The attempt of each run at the first start of the job; each restart adds one. Several runs share a GPU.
+
+    Their command lines lack the interpreter. Code, command and resources are the same for all.
+    """
     policy: Policy
     timeout_min: int
     signal_before_s: int
@@ -43,23 +37,43 @@ class JobPlan:
     must_have_nodes: bool
     """Whether the settings name the nodes of the job, so that none can be excluded."""
 
+    @property
+    def resources(self) -> Resources:
+        """The resources of each run."""
+        return self.runs[0].resources
+
     def write(self, path: Path) -> None:
         """Write the plan for :meth:`read`."""
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        write_json(path, {**data, "resources": self.resources.to_dict(), "policy": self.policy.to_dict()}, sync=False)
+        first = self.runs[0]
+        runs = {
+            "runs": [run.run_dir for run in self.runs],
+            "attempts": [run.attempt for run in self.runs],
+            "env": [run.env for run in self.runs],
+            "argv": first.argv[:-1],
+            "code": first.cwd.absolute(),
+            "resources": first.resources.to_dict(),
+        }
+        write_json(path, {**vars(self), **runs, "policy": self.policy.to_dict()}, sync=False)
 
     @classmethod
     def read(cls, path: Path) -> JobPlan:
         """Read a plan that :meth:`write` wrote."""
         data = json.loads(path.read_text("utf-8"))
+        resources = Resources.from_dict(data["resources"])
+        runs = tuple(
+            Submission(
+                run_dir=Path(run),
+                attempt=attempt,
+                argv=(*data["argv"], run),
+                env=env,
+                cwd=Path(data["code"]),
+                resources=resources,
+            )
+            for run, attempt, env in zip(data["runs"], data["attempts"], data["env"], strict=True)
+        )
         return cls(
             submission=data["submission"],
-            runs=tuple(Path(run) for run in data["runs"]),
-            attempts=tuple(data["attempts"]),
-            env=tuple(data["env"]),
-            argv=tuple(data["argv"]),
-            code=Path(data["code"]),
-            resources=Resources.from_dict(data["resources"]),
+            runs=runs,
             policy=Policy.from_dict(data["policy"]),
             timeout_min=data["timeout_min"],
             signal_before_s=data["signal_before_s"],

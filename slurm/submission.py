@@ -2,58 +2,111 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.attempt.retry import micro_batches
 from jobs.attempt.supervisor import progress_variables, worker_variables
-from jobs.manifests.policy import Policy
-from jobs.plan.planned import Planned
+from jobs.launch.job import job_record, next_submission
+from jobs.launch.prepare import LaunchOptions
+from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError, UsageError
-from seqlm.rundir import make_directory, write_json
+from seqlm.rundir import RunDirectory, make_directory, write_json
 from slurm.environment import first_lines, only, plain_env, sbatch_environment
 from slurm.job import JobPlan
 from slurm.settings import SlurmSettings
 from slurm.task import run_task
+
+UNLIMITED = 100_000
+"""Running jobs of an array if only the cluster limits them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """One job array: runs of equal resources, in the order in which they start."""
 
-    resources: Resources
-    jobs: tuple[tuple[Planned, ...], ...]
+    jobs: tuple[tuple[PlannedRun, ...], ...]
     """The runs of each job: one, or several that share a GPU."""
+    parallelism: int = UNLIMITED
+    """Maximum number of running jobs of the array."""
+    after: int | None = None
+    """Index of the array that must end first. ``None`` means that this array may start at once."""
+
+    @property
+    def resources(self) -> Resources:
+        return self.jobs[0][0].spec.resources
 
     @property
     def runs_per_job(self) -> int:
         return max(len(runs) for runs in self.jobs)
 
 
-def batches(
-    todo: Sequence[Planned], resources: Mapping[str, Resources], settings: SlurmSettings, max_array_size: int
-) -> list[Batch]:
+def batches(todo: Sequence[PlannedRun], settings: SlurmSettings, max_array_size: int) -> list[Batch]:
     """Group runs of equal resources into arrays. ``todo`` is in queue order, and arrays keep that order.
 
     ``max_array_size`` is the cluster's MaxArraySize, the maximum number of jobs of an array.
     """
-    groups: dict[Resources, list[Planned]] = {}
+    groups: dict[Resources, list[PlannedRun]] = {}
     for item in todo:
-        groups.setdefault(resources[item.run.id], []).append(item)
+        groups.setdefault(item.spec.resources, []).append(item)
     found = []
     for wanted, items in groups.items():
         jobs = [tuple(chunk) for chunk in _chunks(items, settings.runs_per_job(wanted))]
-        found += [Batch(resources=wanted, jobs=tuple(chunk)) for chunk in _chunks(jobs, max_array_size)]
-    return found
+        found += [Batch(jobs=tuple(chunk)) for chunk in _chunks(jobs, max_array_size)]
+    return take_turns(found, settings.max_parallel)
+
+
+@dataclass
+class _Lane:
+    """Arrays that run one after another, with a share of ``max_parallel``."""
+
+    width: int
+    """Maximum number of running runs of the lane."""
+    arrays: list[int]
+    runs: int
+
+    @property
+    def load(self) -> float:
+        return self.runs / self.width
+
+
+def take_turns(found: Sequence[Batch], max_parallel: int | None) -> list[Batch]:
+    """Return the arrays with their turns, such that at most ``max_parallel`` runs of all arrays run at once.
+
+    SLURM can only limit the jobs of a single array. So each array gets a share of the limit. If there are too many
+    arrays for that, some wait for others to end. No job of ``found`` has more runs than ``max_parallel``.
+    """
+    if max_parallel is None:
+        return list(found)
+    runs_per_job = [batch.runs_per_job for batch in found]
+    lanes: list[_Lane] = []
+    spare = max_parallel
+    for number in sorted(range(len(found)), key=lambda number: -runs_per_job[number]):
+        width, runs = runs_per_job[number], sum(map(len, found[number].jobs))
+        if width <= spare:
+            lanes.append(_Lane(width, [number], runs))
+            spare -= width
+        else:  # every lane is wide enough, since arrays come in order of decreasing width
+            lane = min(lanes, key=lambda lane: lane.load)
+            lane.arrays.append(number)
+            lane.runs += runs
+    while wanting := [lane for lane in lanes if lane.load > 1 and runs_per_job[lane.arrays[0]] <= spare]:
+        lane = max(wanting, key=lambda lane: lane.load)
+        lane.width += runs_per_job[lane.arrays[0]]
+        spare -= runs_per_job[lane.arrays[0]]
+    made = list(found)
+    for lane in lanes:
+        for before, number in zip([None, *sorted(lane.arrays)], sorted(lane.arrays), strict=False):
+            made[number] = replace(found[number], parallelism=lane.width // runs_per_job[number], after=before)
+    return made
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -81,20 +134,43 @@ def require_plain_path(path: Path) -> None:
 class Submitter:
     """Submits the batches of one study."""
 
-    study_dir: Path
+    options: LaunchOptions
     settings: SlurmSettings
     code: Code
-    paths: Mapping[str, Path | None]
-    """Path of each run's corpus, by run id."""
-    worker: str
-    """The worker's module."""
-    policy: Policy = field(default_factory=Policy)
-    """How jobs handle failures."""
 
-    def submit(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, after: str | None = None) -> list[str]:
-        """Submit one array and return the id of each of its jobs. ``folder`` is a new folder for this array.
+    def plans(self, batch: Batch, submission: str) -> list[JobPlan]:
+        """Return the plan of each job of an array. ``submission``: the name of the folder of this array.
 
-        The array starts once the array ``after`` has ended. ``None`` means that it may start at once.
+        Raises:
+            FileError: the earlier failures of a run cannot be read.
+        """
+        settings, policy = self.settings, self.options.policy
+        env = {**plain_env(settings), **worker_variables(policy), **progress_variables(settings.progress_s)}
+        attempt = functools.partial(next_submission, argv=("-m", self.options.worker), code=self.code, env=env)
+        return [
+            JobPlan(
+                submission=submission,
+                runs=tuple(map(attempt, runs)),
+                policy=policy,
+                timeout_min=settings.timeout_min,
+                signal_before_s=settings.signal_before_s,
+                exclude=settings.exclude,
+                must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
+            )
+            for runs in batch.jobs
+        ]
+
+    def submit(
+        self, batch: Batch, plans: Sequence[JobPlan], folder: Path, *, nice: int = 0, after: str | None = None
+    ) -> list[str]:
+        """Submit one array and return the id of each of its jobs.
+
+        Args:
+            batch: the array.
+            plans: of its jobs.
+            folder: a new folder for this array.
+            nice: how much lower its priority is.
+            after: the array that must end first. ``None`` means that this one may start at once.
 
         Raises:
             BackendError: sbatch rejected the array. The message quotes sbatch's error.
@@ -102,14 +178,13 @@ class Submitter:
         """
         environ = sbatch_environment(self.settings, os.environ)
         make_directory(folder)
-        executor = self._executor(batch, folder, parallelism=parallelism, nice=nice, after=after)
-        plans = []
-        for number, runs in enumerate(batch.jobs):
-            plans.append(folder / f"job-{number}.json")
-            self._plan(batch, runs, folder.name).write(plans[-1])
+        executor = self._executor(batch, folder, nice=nice, after=after)
+        files = [folder / f"job-{number}.json" for number in range(len(plans))]
+        for plan, file in zip(plans, files, strict=True):
+            plan.write(file)
         try:
             with only(environ), executor.batch():
-                jobs = [executor.submit(run_task, str(plan)) for plan in plans]
+                jobs = [executor.submit(run_task, str(file)) for file in files]
         except Exception as error:  # submitit's own exceptions, and subprocess's
             text = getattr(error, "stderr", None) or str(error)
             text = text.decode(errors="replace") if isinstance(text, bytes) else text
@@ -117,14 +192,14 @@ class Submitter:
             raise BackendError(f"sbatch rejected the job: {lines[-1] if lines else type(error).__name__}") from None
         return [str(job.job_id) for job in jobs]
 
-    def script(self, batch: Batch, folder: Path, *, parallelism: int, after: str | None = None) -> str:
+    def script(self, batch: Batch, folder: Path, *, after: str | None = None) -> str:
         """Return the sbatch script that :meth:`submit` would submit."""
-        executor = self._executor(batch, folder, parallelism=parallelism, nice=0, after=after)
+        executor = self._executor(batch, folder, nice=0, after=after)
         if len(batch.jobs) > 1:
             executor.parameters["map_count"] = len(batch.jobs)
         return str(executor._make_submission_file_text(executor._submitit_command_str, "plan"))
 
-    def _executor(self, batch: Batch, folder: Path, *, parallelism: int, nice: int, after: str | None) -> Any:
+    def _executor(self, batch: Batch, folder: Path, *, nice: int, after: str | None) -> Any:
         import submitit  # here, since it takes half a second
 
         settings, resources = self.settings, batch.resources
@@ -147,7 +222,7 @@ class Submitter:
         if settings.reservation:
             more["reservation"] = settings.reservation
         executor.update_parameters(
-            job_name=f"seqlm-{study_name(self.study_dir).replace('/', '-')}",
+            job_name=f"seqlm-{study_name(self.options.study_dir).replace('/', '-')}",
             time=settings.timeout_min,
             nodes=nodes,
             ntasks_per_node=ranks_per_node,
@@ -163,38 +238,12 @@ class Submitter:
             mail_user=settings.mail_user,
             mail_type=settings.mail_type,
             signal_delay_s=settings.signal_before_s,
-            array_parallelism=parallelism,
+            array_parallelism=batch.parallelism,
             setup=[*first_lines(settings), path, *settings.setup],
             srun_args=["--kill-on-bad-exit=1", *settings.srun_args],
             additional_parameters=more,
         )
         return executor
-
-    def _plan(self, batch: Batch, runs: Sequence[Planned], submission: str) -> JobPlan:
-        return JobPlan(
-            submission=submission,
-            runs=tuple(item.run.path.absolute() for item in runs),
-            attempts=tuple(item.run.last_attempt() + 1 for item in runs),
-            env=tuple(self._env(item) for item in runs),
-            argv=worker_argv(self.worker),
-            code=self.code.path.absolute(),
-            resources=batch.resources,
-            policy=self.policy,
-            timeout_min=self.settings.timeout_min,
-            signal_before_s=self.settings.signal_before_s,
-            exclude=self.settings.exclude,
-            must_have_nodes=bool(
-                self.settings.nodelist or self.settings.reservation or "nodefile" in self.settings.sbatch
-            ),
-        )
-
-    def _env(self, item: Planned) -> dict[str, str]:
-        own = {**worker_variables(self.policy), **progress_variables(self.settings.progress_s)}
-        env = {**plain_env(self.settings), "PYTHONUNBUFFERED": "1", **own}
-        data = self.paths.get(item.run.id)
-        if data is not None:
-            env["SEQLM_DATA"] = str(data.absolute())
-        return env
 
 
 def _gpus_per_node(resources: Resources, ranks_per_node: int) -> int | None:
@@ -204,24 +253,9 @@ def _gpus_per_node(resources: Resources, ranks_per_node: int) -> int | None:
     return ranks_per_node if resources.gpus == 1 else 1
 
 
-def worker_argv(worker: str) -> tuple[str, ...]:
-    """Return a worker's command line, without the interpreter (the job's own) and the run's folder."""
-    return ("-m", worker)
-
-
-def record(batch: Batch, jobs: Sequence[str], code: Code, attempts: Mapping[str, int], worker: str) -> None:
+def record(jobs: Sequence[str], plans: Sequence[JobPlan]) -> None:
     """Write ``job.json`` of each submitted run."""
-    for job, runs in zip(jobs, batch.jobs, strict=True):
-        for item in runs:
-            job_record = {
-                "backend": "slurm",
-                "job_id": job,
-                "launcher": None,
-                "resources": batch.resources.to_dict(),
-                "attempt": attempts[item.run.id],
-                "micro_batches": micro_batches(item.run, item.spec.config.train.batch_size, batch.resources.ranks),
-                "argv": [*worker_argv(worker), str(item.run.path.absolute())],
-                "code": str(code.path),
-                "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            write_json(item.run.job_file, job_record, sync=False)
+    for job, plan in zip(jobs, plans, strict=True):
+        for run in plan.runs:
+            content = job_record("slurm", job, run, has_launcher=False)
+            write_json(RunDirectory(run.run_dir).job_file, content, sync=False)

@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -87,8 +86,9 @@ class _Worker:
     """The process of one run in this task."""
 
     run: RunDirectory
+    first: Submission
+    """Its attempt at the first start of the job."""
     attempt: int
-    env: Mapping[str, str]
     micro_batches: int = 1
     rank: Supervisor | None = None
     heartbeat: Heartbeat | None = None
@@ -116,8 +116,8 @@ class Task:
         self._looked_at = 0.0
         self._memory_kills = MemoryKills()
         self._workers = [
-            _Worker(run=RunDirectory(run), attempt=attempt + context.restarts, env=env)
-            for run, attempt, env in zip(plan.runs, plan.attempts, plan.env, strict=True)
+            _Worker(run=RunDirectory(first.run_dir), first=first, attempt=first.attempt + context.restarts)
+            for first in plan.runs
         ]
 
     def run(self) -> bool:
@@ -194,13 +194,11 @@ class Task:
     def _start(self, worker: _Worker) -> None:
         plan, context, run = self._plan, self._context, worker.run
         worker.micro_batches = micro_batches(run, self._batch_size(run), plan.resources.ranks)
-        submission = Submission(
-            run_dir=run.path,
+        submission = replace(
+            worker.first,
             attempt=worker.attempt,
-            argv=(sys.executable, *plan.argv, str(run.path)),
-            env={**worker.env, "SEQLM_ATTEMPT": str(worker.attempt), VARIABLE: str(worker.micro_batches)},
-            cwd=plan.code,
-            resources=plan.resources,
+            argv=(sys.executable, *worker.first.argv),
+            env={**worker.first.env, "SEQLM_ATTEMPT": str(worker.attempt), VARIABLE: str(worker.micro_batches)},
         )
         interface = None
         if plan.resources.ranks > 1:

@@ -4,16 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import final
 
 from jobs.attempt.outcome import Ended
 from jobs.backends.base import Backend
 from jobs.plan.capacity import Allocation, Capacity, Node
+from jobs.plan.estimate import Estimate
+from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
+from seqlm.rundir import Observation, RunDirectory
 
 Work = Callable[[Submission], int]
 """What a job does when it ends; returns its exit code."""
+
+
+def make_estimate(seconds: float | None = None, *, flops: float = 0.0, memory_bytes: int = 5) -> Estimate:
+    """An estimate of a run with so much left."""
+    return Estimate(
+        parameters=7,
+        flops_per_token=6,
+        memory_bytes=memory_bytes,
+        measured_memory_bytes=None,
+        disk_bytes=4,
+        flops=flops,
+        seconds=seconds,
+    )
+
+
+def make_planned(spec: RunSpec, seconds: float | None = None, *, flops: float = 0.0) -> PlannedRun:
+    """A run that is to start, without files."""
+    unseen = Observation(state="pending", epoch=None, best_val_ppl=None, reason=None, kind=None)
+    return PlannedRun(
+        spec=spec,
+        run=RunDirectory(Path(spec.name)),
+        observation=unseen,
+        action="start",
+        reason=None,
+        estimate=make_estimate(seconds, flops=flops),
+    )
 
 
 @final

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from jobs.backends.local import LocalBackend
@@ -12,7 +10,7 @@ from jobs.cli.progress import LaunchProgress
 from jobs.launch.behaviour import BehaviourLaunch, Outcome, jobs_dir
 from jobs.launch.dispatch import Event
 from jobs.launch.prepare import launch
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.study.folder import study_name
 from jobs.terminal import tell
 
@@ -29,28 +27,20 @@ def compute_behaviour(study_dir: Path, *, data: Path | None = None) -> list[Outc
         BackendError, DataError, FileError: nothing has been started.
         KeyboardInterrupt: interrupted; the workers have stopped.
     """
-    wanted = BehaviourLaunch.of(study_dir)
+    wanted = BehaviourLaunch.of(study_dir, data=data)
     if wanted.specs:
         progress: list[LaunchProgress] = []
         backend = LocalBackend()
 
-        def announce(planned: list[Planned]) -> Callable[[Event], None]:
+        def announce(planned: list[PlannedRun]) -> Callable[[Event], None]:
             todo = sum(item.action != "skip" for item in planned)
             what = study_name(jobs_dir(study_dir))
             tell(f"{what}: {todo} models to look at on {backend.describe()}")
             progress.append(LaunchProgress(planned, jobs_dir(study_dir)))
             return progress[-1]
 
-        data_path = functools.partial(wanted.data_path, flag=data)
         try:
-            launch(
-                wanted.specs,
-                backend,
-                replace(wanted.options(), tell=tell),
-                data_path=data_path,
-                command=wanted.command,
-                progress=announce,
-            )
+            launch(wanted.specs, backend, wanted.options(tell), progress=announce)
         finally:
             for bar in progress:
                 bar.close()

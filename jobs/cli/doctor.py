@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,12 @@ def calibrate(arguments: DoctorArguments) -> int:
     words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
     launched = read(words)
     assert isinstance(launched, RunArguments)
+    command = ["python", "launch.py", "doctor", "--calibrate"]
     request = Request(
         arguments=launched,
-        specs=manifest.runs,
+        specs=[replace(spec, command=command) for spec in manifest.runs],
         options=LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None)),
         destination=Destination(choice=BackendChoice(name="local", max_parallel=1)),
-        data_paths={spec.fingerprint: None for spec in manifest.runs},
-        commands={spec.fingerprint: ["python", "launch.py", "doctor", "--calibrate"] for spec in manifest.runs},
     )
     return finish(launched, study_dir, carry_out(request))[1]
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +25,24 @@ from jobs.cli.request import Launched, Request, carry_out, choose, choose_again
 from jobs.cli.studying import behaviour_line, chosen_runs, compute_missing_behaviour, write_report
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import SETTINGS, BehaviourLaunch
-from jobs.launch.prepare import LaunchOptions, check_data, estimate_left, find_data, plan_runs, resolve_specs
+from jobs.launch.prepare import (
+    LaunchOptions,
+    check_data,
+    estimated,
+    find_data,
+    plan_runs,
+    resolve_resources,
+    resolve_specs,
+)
 from jobs.manifests.filters import NO_FOLDERS, asks_for_identity, select
 from jobs.manifests.load import Manifest, load_manifest
-from jobs.plan.estimate import Estimate, earlier_throughput
-from jobs.plan.planned import Planned
+from jobs.plan.estimate import earlier_throughput
+from jobs.plan.planned import PlannedRun
 from jobs.plan.record import kept_policy, kept_untracked, record_of
 from jobs.plan.totals import Totals, totals
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
-from seqlm.config import DataConfig
-from seqlm.data.corpus import CorpusFacts, corpus_facts
+from seqlm.data.corpus import corpus_facts
 from seqlm.errors import DataError, UsageError, printable
 from seqlm.rundir import RunDirectory
 from slurm import backend as slurm_backend
@@ -53,32 +61,24 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     manifest, specs, study_dir = _open_manifest(arguments)
     destination = choose(arguments, manifest)
     target, limit = destination.target, destination.choice.max_parallel
-    data_path = find_data(arguments.data, manifest.data_path)
-    planned = plan_runs(specs, study_dir)
-    estimates = _estimates(arguments.runs_dir, planned, data_path)
-    wanted = [item for item in planned if item.action != "skip"]
-    at_most = min(len(wanted), limit or len(wanted))
-    resources = {item.run.id: target.resolve(item.spec, at_most) for item in wanted}
-    todo = {item.run.id: replace(item.spec, resources=resources[item.run.id]) for item in wanted}
-    terminal.say_table(_plan_table(planned, estimates))
+    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir)
+    planned = resolve_resources(planned, target, limit)
+    terminal.say_table(_plan_table(planned))
     counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
     summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
     terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
-    summed = totals(todo, planned, estimates, target.capacity, max_parallel=limit)
+    summed = totals(planned, target.capacity, max_parallel=limit)
     terminal.say(_totals_text(summed, destination.describe(target)))
     scripts: list[str] = []
-    if isinstance(target, slurm_backend.SlurmTarget) and todo:
+    if isinstance(target, slurm_backend.SlurmTarget) and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())
-        scripts = slurm_backend.scripts(planned, resources, study_dir, target.settings)
+        scripts = slurm_backend.scripts(planned, study_dir, target.settings)
         for script in scripts:
             terminal.say(f"\nwould submit:\n{script}")
-    records = [_plan_record(item, found) for item, found in zip(planned, estimates, strict=True)]
-    for record in records:
-        if record["id"] in todo:
-            record["resources"] = resources[record["id"]].to_dict()
-    refused = _refusal(wanted, data_path)
+    records = [_plan_record(item) for item in planned]
+    refused = _refusal(planned)
     if refused is not None:
         terminal.tell(f"error: run would refuse this: {refused}")
     where = {"backend": target.name, "max_parallel": limit}
@@ -86,7 +86,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 
-def _plan_table(planned: Sequence[Planned], estimates: Sequence[Estimate]) -> str:
+def _plan_table(planned: Sequence[PlannedRun]) -> str:
     rows = [
         [
             item.spec.name,
@@ -98,16 +98,17 @@ def _plan_table(planned: Sequence[Planned], estimates: Sequence[Estimate]) -> st
             terminal.duration(found.seconds),
             item.reason or "",
         ]
-        for item, found in zip(planned, estimates, strict=True)
+        for item in planned
+        if (found := item.estimate) is not None
     ]
     header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
     return terminal.table(header, rows, right=(3, 4, 5, 6))
 
 
-def _refusal(todo: Sequence[Planned], data_path: Path | None) -> str | None:
+def _refusal(planned: Sequence[PlannedRun]) -> str | None:
     """Return why ``run`` would refuse the text: ``plan`` knows the size of a corpus that ``run`` has to read."""
     try:
-        check_data(todo, {item.run.id: data_path for item in todo})
+        check_data(planned)
     except DataError as error:
         return str(error)
     return None
@@ -120,7 +121,9 @@ def _totals_text(found: Totals, where: str) -> str:
     return f"{terminal.duration(found.wall_seconds)} on {where}; {found.gpu_hours:.3g} GPU hours; {disk}"
 
 
-def _plan_record(item: Planned, found: Estimate) -> dict[str, Any]:
+def _plan_record(item: PlannedRun) -> dict[str, Any]:
+    found = item.estimate
+    assert found is not None, "plan estimates every run"
     return {
         "name": item.spec.name,
         "id": item.run.id,
@@ -138,14 +141,10 @@ def _plan_record(item: Planned, found: Estimate) -> dict[str, Any]:
     }
 
 
-def _estimates(runs_dir: Path, planned: Sequence[Planned], data_path: Path | None) -> list[Estimate]:
-    throughput = earlier_throughput(runs_dir)
-    facts: dict[DataConfig, CorpusFacts] = {}
-    for item in planned:
-        data = item.spec.config.data
-        if data not in facts:
-            facts[data] = corpus_facts(data, data_path)
-    return [estimate_left(item, facts[item.spec.config.data], throughput) for item in planned]
+def _estimated(planned: Sequence[PlannedRun], runs_dir: Path) -> list[PlannedRun]:
+    facts = functools.cache(corpus_facts)
+    known = [replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in planned]
+    return estimated(known, earlier_throughput(runs_dir))
 
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
@@ -165,6 +164,7 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
     terminal.detail(f"data: {data or 'the default place'}")
     changes = [word for text in arguments.changes for word in ("--set", text)]
     paths = ["--data", str(arguments.data)] if arguments.data else []
+    alone = ["python", "launch.py", "run", arguments.manifest, "--only"]
     options = LaunchOptions(
         study_dir=study_dir,
         record=record_of(manifest, specs, data),
@@ -173,18 +173,9 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
     )
     request = Request(
         arguments=arguments,
-        specs=specs,
+        specs=[replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs],
         options=options,
         destination=choose(arguments, manifest),
-        data_paths={spec.fingerprint: data for spec in specs},
-        commands={
-            spec.fingerprint: [
-                *("python", "launch.py", "run", arguments.manifest, "--only", f"name={spec.name}"),
-                *changes,
-                *paths,
-            ]
-            for spec in specs
-        },
     )
     return finish(arguments, study_dir, carry_out(request))
 
@@ -209,10 +200,9 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
         terminal.say("nothing to retry: no such run has failed or was cancelled")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
-    recorded = {spec.fingerprint: one.provenance for spec, one in zip(specs, chosen, strict=True)}
     request = Request(
         arguments=arguments,
-        specs=specs,
+        specs=[replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs],
         options=LaunchOptions(
             study_dir=study_dir,
             retry=True,
@@ -220,11 +210,6 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
             untracked=kept_untracked(study_dir),
         ),
         destination=choose_again(study_dir, chosen, arguments),
-        data_paths={
-            key: find_data(arguments.data, Path(found["data"]) if found.get("data") else None)
-            for key, found in recorded.items()
-        },
-        commands={key: list(found.get("command", [])) for key, found in recorded.items()},
     )
     return finish(arguments, study_dir, carry_out(request))
 
@@ -239,7 +224,12 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
     study_dir = _find_trained(arguments)
     given = {key: value for key in SETTINGS if (value := getattr(arguments, key)) is not None}
     wanted = BehaviourLaunch.of(
-        study_dir, only=arguments.only, exclude=arguments.exclude, given=given, force=arguments.force
+        study_dir,
+        only=arguments.only,
+        exclude=arguments.exclude,
+        given=given,
+        force=arguments.force,
+        data=arguments.data,
     )
     if not wanted.jobs:
         terminal.say("nothing to compute: no such run is done")
@@ -252,8 +242,6 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
         specs=specs,
         options=wanted.options(terminal.tell),
         destination=choose_again(study_dir, [job.run for job in wanted.jobs], arguments),
-        data_paths={spec.fingerprint: wanted.data_path(spec, flag=arguments.data) for spec in specs},
-        commands={spec.fingerprint: wanted.command(spec) for spec in specs},
     )
     launched = carry_out(request)
     if launched.left is None:

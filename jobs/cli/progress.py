@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO, final
 from jobs import terminal
 from jobs.cli.view import RunView, StudyView, changes, summary
 from jobs.launch.dispatch import Event
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.study.finality import FinalityTracker
 from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run
 from jobs.study.squeue import Scheduler
@@ -258,7 +258,7 @@ def watch_in_lines(watcher: Watcher, stream: TextIO) -> None:
 class LaunchProgress:
     """Shows the events of a launch on stderr: a line for each, and on a terminal the table of the study below them."""
 
-    def __init__(self, planned: Sequence[Planned], study_dir: Path) -> None:
+    def __init__(self, planned: Sequence[PlannedRun], study_dir: Path) -> None:
         todo = [item for item in planned if item.action != "skip"]
         self._total = len(todo)
         self._ended = 0

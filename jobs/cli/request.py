@@ -25,7 +25,7 @@ from jobs.launch import logout
 from jobs.launch.prepare import LaunchOptions, detach, find_data, launch, preparing
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.plan.record import kept_tables
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, observe_study, study_name
@@ -45,16 +45,6 @@ class Request:
     specs: Sequence[RunSpec]
     options: LaunchOptions
     destination: Destination
-    data_paths: Mapping[str, Path | None]
-    """Fingerprint of each run -> where its corpus is; ``None``: the default place."""
-    commands: Mapping[str, list[str]]
-    """Fingerprint of each run -> the command line that launches it alone."""
-
-    def data_path(self, spec: RunSpec) -> Path | None:
-        return self.data_paths[spec.fingerprint]
-
-    def command(self, spec: RunSpec) -> list[str]:
-        return self.commands[spec.fingerprint]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +86,7 @@ def _attend(request: Request, passed: Mapping[str, str]) -> Launched:
     if choice.ray_address is None and (note := machine.order_note()):
         terminal.tell(f"warning: {note}")
 
-    def progress(planned: list[Planned]) -> LaunchProgress:
+    def progress(planned: list[PlannedRun]) -> LaunchProgress:
         todo = sum(item.action != "skip" for item in planned)
         where = request.destination.describe(backend)
         terminal.tell(f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do on {where}")
@@ -113,9 +103,7 @@ def _attend(request: Request, passed: Mapping[str, str]) -> Launched:
         tell=terminal.tell,
     )
     try:
-        planned = launch(
-            request.specs, backend, options, data_path=request.data_path, command=request.command, progress=progress
-        )
+        planned = launch(request.specs, backend, options, progress=progress)
     except KeyboardInterrupt:
         _close(bars)
         terminal.tell("the workers have stopped; the same command goes on from here")
@@ -183,15 +171,13 @@ def _submit(request: Request, target: slurm_backend.SlurmTarget) -> Launched:
         raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
     slurm_backend.check(study_dir, settings)
     _advise(settings.env, "backend.slurm.env")
-    options = replace(request.options, tell=terminal.tell)
-    with preparing(
-        request.specs, options, resolve=target.resolve, data_path=request.data_path, command=request.command
-    ) as prepared:
+    policy = request.options.policy.with_retries(settings.retries)
+    options = replace(request.options, policy=policy, tell=terminal.tell)
+    with preparing(request.specs, target, options) as prepared:
         _tell_skipped(prepared.planned)
         arrays: list[str] = []
         if prepared.code is not None:
-            policy = options.policy.with_retries(settings.retries)
-            arrays = slurm_backend.submit(prepared, study_dir, settings, policy)
+            arrays = slurm_backend.submit(prepared.todo, options, settings, prepared.code)
             if arguments.then_report:
                 report = slurm_backend.submit_report(
                     study_dir, arrays, settings, prepared.code, behaviour=arguments.behaviour
@@ -218,7 +204,7 @@ def _submit(request: Request, target: slurm_backend.SlurmTarget) -> Launched:
     return Launched(ids=ids)
 
 
-def _tell_skipped(planned: Sequence[Planned]) -> None:
+def _tell_skipped(planned: Sequence[PlannedRun]) -> None:
     for item in planned:
         if item.action == "skip":
             tell = terminal.detail if item.reason == "done" else terminal.tell

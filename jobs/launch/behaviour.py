@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.attempt.retry import put_failure_aside
 from jobs.launch.prepare import LaunchOptions, find_data
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
@@ -23,12 +22,10 @@ from seqlm.config import RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import (
     BEHAVIOUR_FOLDER,
-    FINGERPRINT_DIGITS,
     RunDirectory,
     file_sha256,
     read_json,
     study_record_file,
-    write_json,
 )
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
@@ -161,11 +158,6 @@ class BehaviourJob:
     def name(self) -> str:
         return self.run.name
 
-    def spec(self) -> RunSpec:
-        """Return what to launch: the run's own configuration, on one rank."""
-        spec = self.run.to_spec()
-        return replace(spec, resources=replace(spec.resources, ranks=1))
-
     def is_current(self, given: Mapping[str, Any]) -> bool:
         """Return whether the stored result equals what would be computed now."""
         config, run = self.run.config, self.run.run
@@ -186,12 +178,9 @@ class BehaviourJob:
         settings = task.get("settings")
         return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
 
-    def prepare(self, given: Mapping[str, Any]) -> None:
-        """Write the job's task file, after removing the result and failure of an earlier attempt."""
-        self.folder.result_file.unlink(missing_ok=True)
-        put_failure_aside(self.folder, by_hand=True)
-        judge = None if self.judge is None else self.judge.run.id
-        write_json(self.folder.task_file, {"judge": judge, "settings": dict(given)})
+    def task(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of the job's task file."""
+        return {"judge": None if self.judge is None else self.judge.run.id, "settings": dict(given)}
 
 
 def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[BehaviourJob]:
@@ -264,12 +253,11 @@ class BehaviourLaunch:
 
     study_dir: Path
     jobs: tuple[BehaviourJob, ...]
-    given: Mapping[str, Any] | None = None
-    """Settings set by flags. ``None`` means that each job keeps the settings of its last launch."""
-    force: bool = False
-    """Recompute every job, even those that are up to date."""
-    computed: frozenset[str] = frozenset()
-    """Ids of the jobs that needed computing when this object was made."""
+    """Every chosen job, whether or not it needs computing."""
+    specs: list[RunSpec]
+    """The runs to launch: the configuration of each run whose job needs computing, on one rank."""
+    tasks: Mapping[str, Mapping[str, Any]]
+    """Run id of each job that needs computing -> content of its task file."""
 
     @classmethod
     def of(
@@ -280,57 +268,49 @@ class BehaviourLaunch:
         exclude: Sequence[str] = (),
         given: Mapping[str, Any] | None = None,
         force: bool = False,
+        data: Path | None = None,
     ) -> BehaviourLaunch:
         """Find the jobs of a study and those that need computing. Reads checkpoints, writes nothing.
+
+        Args:
+            study_dir: the study's folder.
+            only: filters of ``--only``.
+            exclude: filters of ``--exclude``.
+            given: settings set by flags. ``None`` means that each job keeps the settings of its last launch.
+            force: recompute every job, even those that are up to date.
+            data: path of the corpus. ``None``: ``SEQLM_DATA``, else the path that the run trained with.
 
         Raises:
             UsageError: a filter is wrong, or no run passes.
             FileError: a file cannot be read.
         """
         jobs = tuple(find_jobs(study_dir, only=only, exclude=exclude))
-        made = cls(study_dir=study_dir, jobs=jobs, given=given, force=force)
-        return replace(made, computed=frozenset(job.folder.id for job in jobs if made._is_wanted(job)))
-
-    def _settings(self, job: BehaviourJob) -> Mapping[str, Any]:
-        return job.last_settings() if self.given is None else self.given
-
-    def _is_wanted(self, job: BehaviourJob) -> bool:
-        return job.checkpoint_sha256 is not None and (self.force or not job.is_current(self._settings(job)))
-
-    @property
-    def specs(self) -> list[RunSpec]:
-        """The runs to launch."""
-        return [job.spec() for job in self.jobs if job.folder.id in self.computed]
+        specs, tasks = [], {}
+        for job in jobs:
+            settings = job.last_settings() if given is None else given
+            if job.checkpoint_sha256 is None or (job.is_current(settings) and not force):
+                continue
+            spec, run_id = job.run.to_spec(), job.run.run.id
+            flags = [f"--{key}={value}" for key, value in settings.items()]
+            command = ["python", "launch.py", "behaviour", str(study_dir), "--only", f"id={run_id}", *flags]
+            resources = replace(spec.resources, ranks=1)
+            path = find_data(data, spec.data_path)
+            specs.append(replace(spec, resources=resources, data_path=path, command=command))
+            tasks[run_id] = job.task(settings)
+        return cls(study_dir=study_dir, jobs=jobs, specs=specs, tasks=tasks)
 
     def options(self, tell: Callable[[str], None] = lambda line: None) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
-        jobs = {job.folder.id: job for job in self.jobs}
         return LaunchOptions(
             study_dir=jobs_dir(self.study_dir),
             worker=WORKER,
             code_dir=self.study_dir,
             untracked=kept_untracked(self.study_dir),
-            # By fingerprint: the run's folder may carry an older name than the run.
-            folders={job.spec().fingerprint[:FINGERPRINT_DIGITS]: job.folder.path for job in self.jobs},
-            is_stale=lambda run: self._is_wanted(jobs[run.id]),
-            prepare=lambda run: jobs[run.id].prepare(self._settings(jobs[run.id])),
+            tasks=self.tasks,
             canary=False,
             policy=replace(kept_policy(self.study_dir, tell), oom=0),  # it has no micro-batches to make smaller
+            tell=tell,
         )
-
-    def data_path(self, spec: RunSpec, *, flag: Path | None = None) -> Path | None:
-        """Return the path of a run's corpus: ``flag``, else ``SEQLM_DATA``, else the path that the run trained with."""
-        recorded = self._job(spec).run.provenance.get("data")
-        return find_data(flag, Path(recorded) if recorded else None)
-
-    def command(self, spec: RunSpec) -> list[str]:
-        """Return the command line that computes the behaviour of this run alone."""
-        job = self._job(spec)
-        flags = [f"--{key}={value}" for key, value in self._settings(job).items()]
-        return ["python", "launch.py", "behaviour", str(self.study_dir), "--only", f"id={job.run.run.id}", *flags]
-
-    def _job(self, spec: RunSpec) -> BehaviourJob:
-        return next(job for job in self.jobs if job.run.config == spec.config)
 
     def outcomes(self) -> list[Outcome]:
         """Return the state of each job, read from its folder."""
@@ -343,7 +323,7 @@ class BehaviourLaunch:
                 seen = observe_run(job.folder, work)
                 state, reason = seen.state, seen.reason
                 if state == "done":
-                    reason = "computed" if job.folder.id in self.computed else "up to date"
+                    reason = "computed" if job.folder.id in self.tasks else "up to date"
             found.append(Outcome(name=job.name, id=job.folder.id, state=state, reason=reason, judge=judge))
         return found
 

@@ -12,11 +12,9 @@ from typing import Any
 from jobs import terminal
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.manifests.policy import Policy
-from jobs.plan.estimate import memory_bytes
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from seqlm.config import RunConfig
-from seqlm.data.corpus import CorpusFacts
 from seqlm.errors import BackendError, CanaryError, FileError
 from seqlm.machine import CUDA_BYTES
 from seqlm.rundir import CANARY_FOLDER, FailureKind, RunDirectory
@@ -29,48 +27,13 @@ POLICY = Policy(oom=0, max_stalled_retries=1)
 """Retry once after a lost node. Never shrink micro-batches: a canary that runs out of memory must be reported."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A run about to start, with what is needed to pick a canary for it."""
-
-    planned: Planned
-    resources: Resources
-    """The run's own resources, resolved."""
-    facts: CorpusFacts
-
-    @property
-    def pair(self) -> str:
-        """Architecture and optimizer, such as ``gru-adam``."""
-        return _pair(self.planned.spec.config)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Estimated bytes of one rank."""
-        return memory_bytes(self.planned.spec.config, self.facts.vocab_size, self.resources.ranks)
+def _memory(item: PlannedRun) -> int:
+    """Return the estimated bytes of one rank of a run."""
+    assert item.estimate is not None, "prepared runs have an estimate"
+    return item.estimate.memory_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Passed:
-    """A canary that passed, in this launch or an earlier one."""
-
-    pair: str
-    backend: str
-    resources: Resources
-    memory_bytes: int
-    """Estimated bytes of one rank of its run."""
-    record: dict[str, Any]
-    """Contents of its ``canary.json``."""
-
-    def stands_for(self, trial: Trial, backend: str) -> bool:
-        """Return whether this canary shows that the run of ``trial`` fits and trains."""
-        return (
-            (self.pair, self.backend) == (trial.pair, backend)
-            and self.resources == _without_priority(trial.resources)
-            and self.memory_bytes >= trial.memory_bytes
-        )
-
-
-def wanted(choice: bool | None, todo: Iterable[Planned]) -> bool:
+def wanted(choice: bool | None, todo: Iterable[PlannedRun]) -> bool:
     """Return whether to run canaries: ``choice``, or if that is ``None``, whether more than :data:`CANARY_ABOVE` start.
 
     Runs that resume do not count, since they have trained already.
@@ -79,7 +42,7 @@ def wanted(choice: bool | None, todo: Iterable[Planned]) -> bool:
 
 
 def check(
-    trials: Sequence[Trial],
+    todo: Sequence[PlannedRun],
     study_dir: Path,
     backend: str,
     dispatcher: Callable[..., Dispatcher],
@@ -91,7 +54,7 @@ def check(
     A canary that failed in an earlier launch runs again.
 
     Args:
-        trials: the runs about to start or resume.
+        todo: the runs about to start or resume, as prepared.
         study_dir: the study's folder.
         backend: the name of the open backend.
         dispatcher: makes a dispatcher on that backend.
@@ -102,106 +65,102 @@ def check(
         CanaryError: a canary failed.
         BackendError: a run needs more memory than its share of a GPU has, as measured by the canaries.
     """
-    passed = _passed(study_dir)
-    starting = choose(trial for trial in trials if trial.planned.action == "start")
-    chosen = [trial for trial in starting if not any(found.stands_for(trial, backend) for found in passed)]
+    passed = _passed(study_dir, backend)
+    starting = choose(item for item in todo if item.action == "start")
+    chosen = [item for item in starting if not any(canary.stands_for(item) for canary in passed)]
     if chosen:
         _run(chosen, study_dir, dispatcher, env, tell)
-        passed = _passed(study_dir)
-    require_room(_packed(trials, [found for found in passed if found.backend == backend]))
+        passed = _passed(study_dir, backend)
+    _require_room(todo, passed)
 
 
-def choose(trials: Iterable[Trial]) -> list[Trial]:
+def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
     """Return for each pair the run that needs most memory, as the one most likely not to fit.
 
     Ties go to the lowest learning rate, since the highest ones of a sweep may diverge on purpose.
     """
-    found: dict[str, Trial] = {}
-    for trial in trials:
-        best = found.get(trial.pair)
-        if best is None or _rank(trial) > _rank(best):
-            found[trial.pair] = trial
-    return list(found.values())
-
-
-def _rank(trial: Trial) -> tuple[int, float]:
-    return trial.memory_bytes, -trial.planned.spec.config.optim.lr
+    pairs: dict[str, list[PlannedRun]] = {}
+    for item in items:
+        pairs.setdefault(_pair(item.spec.config), []).append(item)
+    return [max(runs, key=lambda item: (_memory(item), -item.spec.config.optim.lr)) for runs in pairs.values()]
 
 
 def _run(
-    trials: Sequence[Trial],
+    chosen: Sequence[PlannedRun],
     study_dir: Path,
     dispatcher: Callable[..., Dispatcher],
     env: Mapping[str, str],
     tell: Callable[[str], None],
 ) -> None:
-    pairs = {trial.planned.run.id: trial.pair for trial in trials}
-    tell(f"canaries first, {STEPS} steps each: {', '.join(pairs.values())} (--no-canary starts without them)")
+    pairs = ", ".join(_pair(item.spec.config) for item in chosen)
+    tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
     failed: dict[str, str] = {}
     kinds: set[FailureKind | None] = set()
 
     def on_event(event: Event) -> None:
-        run = event.planned.run
+        run, spec = event.planned.run, event.planned.spec
         if event.kind != "ended":
             return
-        record = run.read_canary()
+        pair, record = _pair(spec.config), run.read_canary()
         if record is not None:
             figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
-            tell(f"canary {pairs[run.id]} passes: {figures}")
+            tell(f"canary {pair} passes: {figures}")
         else:
-            tell(f"canary {pairs[run.id]} fails")
+            tell(f"canary {pair} fails")
             kinds.add(event.observation.kind)
-            failed[run.id] = (
-                f"canary {pairs[run.id]} ({event.planned.spec.name}): {event.observation.reason}; "
-                f"see {run.stderr_log(max(1, run.last_attempt()))}"
-            )
+            log = run.stderr_log(max(1, run.last_attempt()))
+            failed[run.id] = f"canary {pair} ({spec.name}): {event.observation.reason}; see {log}"
 
-    planned = [_prepare(trial, study_dir) for trial in trials]
-    dispatcher(work={}, on_event=on_event, policy=POLICY, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(planned)
+    canaries = [_prepare(item, study_dir) for item in chosen]
+    dispatcher(on_event=on_event, policy=POLICY, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(canaries)
     if failed:
         # A failure of kind `code`, such as a wrong device, would fail every run.
         hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"
         raise CanaryError("\n".join([*failed.values(), f"no run of the grid was started{hint}"]))
 
 
-def _packed(trials: Iterable[Trial], passed: Sequence[_Passed]) -> list[Packed]:
-    """Return the runs whose GPU memory is known, each with the largest passed canary of its pair."""
-    biggest = {found.pair: found for found in sorted(passed, key=lambda found: found.memory_bytes)}
-    packed = []
-    for trial in trials:
-        canary = biggest.get(trial.pair)
-        if canary is not None:
-            scale = trial.memory_bytes / canary.memory_bytes
-            name = trial.planned.spec.name
-            packed.append(Packed(name=name, resources=trial.resources, scale=scale, canary=canary.record))
-    return packed
-
-
-def _prepare(trial: Trial, study_dir: Path) -> Planned:
-    """Create the canary's folder and delete the measurements of an earlier canary in it."""
-    item = trial.planned
+def _prepare(item: PlannedRun, study_dir: Path) -> PlannedRun:
+    """Create the folder of a run's canary and delete the measurements of an earlier canary in it."""
     run = RunDirectory.canary(study_dir, item.run.id)
-    provenance = {**item.run.read_provenance(), "memory_estimate_bytes": trial.memory_bytes}
-    run.create(item.spec.config, provenance)
+    run.create(item.spec.config, {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)})
     run.canary_file.unlink(missing_ok=True)
-    spec = replace(item.spec, resources=trial.resources)
     # by_hand: failures of an earlier launch do not count.
-    return Planned(spec=spec, run=run, observation=run.observe(), action="start", reason=None, by_hand=True)
+    return PlannedRun(spec=item.spec, run=run, observation=run.observe(), action="start", reason=None, by_hand=True)
 
 
-def _passed(study_dir: Path) -> list[_Passed]:
-    """Return the passed canaries of a study. An unreadable one counts as not passed."""
+@dataclass(frozen=True, kw_only=True)
+class _Passed:
+    """A canary that passed, in this launch or an earlier one."""
+
+    pair: str
+    resources: Resources
+    """Without the priority, which does not affect whether a run fits."""
+    memory_bytes: int
+    """Estimated bytes of one rank of its run."""
+    record: dict[str, Any]
+    """Contents of its ``canary.json``."""
+
+    def stands_for(self, item: PlannedRun) -> bool:
+        """Return whether this canary shows that a run fits and trains."""
+        return (
+            self.pair == _pair(item.spec.config)
+            and self.resources == replace(item.spec.resources, priority=0)
+            and self.memory_bytes >= _memory(item)
+        )
+
+
+def _passed(study_dir: Path, backend: str) -> list[_Passed]:
+    """Return the canaries of a study that passed on a backend. An unreadable one counts as not passed."""
     found = []
     for file in sorted(study_dir.glob(f"{CANARY_FOLDER}/*/canary.json")):
         run = RunDirectory(file.parent)
         with contextlib.suppress(FileError):
             record, job, provenance = run.read_canary(), run.read_job(), run.read_provenance()
-            if record and job and "memory_estimate_bytes" in provenance:
+            if record and job and job["backend"] == backend and "memory_estimate_bytes" in provenance:
                 found.append(
                     _Passed(
                         pair=_pair(run.read_config()),
-                        backend=job["backend"],
-                        resources=_without_priority(Resources.from_dict(job["resources"])),
+                        resources=replace(Resources.from_dict(job["resources"]), priority=0),
                         memory_bytes=provenance["memory_estimate_bytes"],
                         record=record,
                     )
@@ -210,54 +169,36 @@ def _passed(study_dir: Path) -> list[_Passed]:
 
 
 def _pair(config: RunConfig) -> str:
+    """Return architecture and optimizer, such as ``gru-adam``."""
     return f"{config.model.arch}-{config.optim.optimizer}"
 
 
-def _without_priority(resources: Resources) -> Resources:
-    """Return the resources without the priority, which does not affect whether a run fits."""
-    return replace(resources, priority=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """A run with the measurements of the largest canary of its pair."""
-
-    name: str
-    resources: Resources
-    scale: float
-    """Estimated memory of the run, divided by that of the canary."""
-    canary: dict[str, Any]
-    """Contents of the canary's ``canary.json``."""
-
-    def needs(self) -> float:
-        """Return the GPU memory that the run needs, in bytes."""
-        held = self.canary.get("reserved_memory_bytes") or self.canary["peak_memory_bytes"]
-        return float(held * self.scale + CUDA_BYTES)
-
-
-def require_room(runs: Iterable[Packed]) -> None:
+def _require_room(todo: Iterable[PlannedRun], passed: Iterable[_Passed]) -> None:
     """Check that runs which share a GPU fit together, so that none runs out of memory hours later.
+
+    What a run needs is what the largest passed canary of its pair held, scaled by the estimates.
 
     Raises:
         BackendError: a run needs more memory than its share of the GPU. The message names the run that lacks most.
     """
-    lacking = [run for run in runs if _lack(run) > 0]
+    largest = {canary.pair: canary for canary in sorted(passed, key=lambda canary: canary.memory_bytes)}
+    lacking: list[tuple[float, float, PlannedRun, dict[str, Any]]] = []  # bytes that it lacks, and that it needs
+    for item in todo:
+        canary, gpus = largest.get(_pair(item.spec.config)), item.spec.resources.gpus
+        card = canary.record.get("device_memory_bytes") if canary else None
+        if canary is None or card is None or not gpus or gpus == 1:
+            continue
+        held = canary.record.get("reserved_memory_bytes") or canary.record["peak_memory_bytes"]
+        needs = held * (_memory(item) / canary.memory_bytes) + CUDA_BYTES
+        if needs > gpus * card:
+            lacking.append((needs - gpus * card, needs, item, canary.record))
     if not lacking:
         return
-    run = max(lacking, key=_lack)
-    card = run.canary["device_memory_bytes"]
-    share = math.ceil(100 * run.needs() / card) / 100
+    _, needs, item, record = max(lacking, key=lambda found: found[0])
+    gpus, card = item.spec.resources.gpus or 0, record["device_memory_bytes"]
+    share = math.ceil(100 * needs / card) / 100
     others = f"; {len(lacking) - 1} more need more than their share" if len(lacking) > 1 else ""
     raise BackendError(
-        f"{run.name} needs {terminal.memory(run.needs())}, but its share of {run.canary['device']} is "
-        f"{run.resources.gpus:g}, {terminal.memory(run.resources.gpus * card)}; "
-        f"use resources.gpus = {min(share, 1):g} or more{others}"
+        f"{item.spec.name} needs {terminal.memory(needs)}, but its share of {record['device']} is {gpus:g}, "
+        f"{terminal.memory(gpus * card)}; use resources.gpus = {min(share, 1):g} or more{others}"
     )
-
-
-def _lack(run: Packed) -> float:
-    """Return the bytes that a run needs beyond its share of a GPU; 0 for a run that does not share one."""
-    gpus, card = run.resources.gpus, run.canary.get("device_memory_bytes")
-    if not gpus or gpus == 1 or card is None:
-        return 0.0
-    return run.needs() - gpus * float(card)

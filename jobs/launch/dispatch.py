@@ -11,20 +11,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias, final
 
 from jobs.attempt.heartbeat import Heartbeat, hung_seconds
-from jobs.attempt.outcome import Ended
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside, timestamp
 from jobs.attempt.supervisor import worker_variables
 from jobs.backends.base import Backend
 from jobs.launch.job import Job, job_record, next_submission, put_aside_unless_cancelled
 from jobs.launch.reports import QueueReports, Warnings, files_of
 from jobs.manifests.policy import Policy
-from jobs.plan.planned import Planned
-from jobs.plan.queue import Live, Queue, Waiting, Work
+from jobs.plan.planned import PlannedRun
+from jobs.plan.queue import Queue
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_BUSY, FileError
 from seqlm.rundir import Observation
@@ -45,18 +43,8 @@ class Event:
     """Something that happened to a run, for progress displays."""
 
     kind: EventKind
-    planned: Planned
+    planned: PlannedRun
     observation: Observation
-
-
-@dataclass(kw_only=True, eq=False)
-class _Over:
-    """A job that has ended, and whose run's files are not read and written yet."""
-
-    job: Job
-    ended: Ended
-    looks: int = 0
-    look_at: float = -math.inf
 
 
 @final
@@ -73,9 +61,7 @@ class Dispatcher:
         *,
         code: Code,
         argv: Sequence[str],
-        data_path: Mapping[str, Path | None],
         on_event: Callable[[Event], None],
-        work: Mapping[str, Work],
         max_parallel: int | None = None,
         policy: Policy | None = None,
         env: Mapping[str, str] | None = None,
@@ -88,9 +74,7 @@ class Dispatcher:
             backend: an open backend.
             code: what workers run.
             argv: the worker's command without the folder.
-            data_path: corpus of each run, by run id.
             on_event: called with each event.
-            work: the remaining work of each run, by run id; it orders the queue.
             max_parallel: most runs at once. ``None``: as many as the backend has room for.
             policy: how often failed runs are tried again, and how often runs are saved. ``None``: the defaults.
             env: variables for the workers; those that seqlm sets override them.
@@ -103,45 +87,39 @@ class Dispatcher:
         self._backend = backend
         self._code = code
         self._argv = tuple(argv)
-        self._data_path = data_path
         self._on_event = on_event
-        self._work = work
         self._max_parallel = max_parallel
         self._policy = policy or Policy()
         self._env = {**(env or {}), **worker_variables(self._policy)}
         self._hung_seconds = hung_seconds({**os.environ, **self._env})
         self._tell = tell
-        self._planned: dict[str, Planned] = {}
         self._queue = Queue(())
         self._jobs: dict[str, Job] = {}
+        """Live jobs, by the backend's id."""
+        self._ended: list[Job] = []
+        """Ended jobs whose runs' files have not been read and written yet."""
         self._epochs: dict[str, int | None] = {}
         self._looked_at = -math.inf
         self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
         self._troubles: defaultdict[str, list[Failed]] = defaultdict(list)
         """By run id, the times in a row that its files could not be read or written."""
-        self._over: list[_Over] = []
         self._to_put_aside: dict[str, Callable[[], None]] = {}
-        self._unwritten: list[tuple[Planned, dict[str, Any]]] = []
+        self._unwritten: list[tuple[PlannedRun, dict[str, Any]]] = []
         """Final failures that could not be written yet."""
         self._warnings = Warnings(tell)
         self._queue_reports = QueueReports(tell_queue, self._warnings)
 
-    def dispatch(self, planned: Sequence[Planned]) -> None:
+    def dispatch(self, planned: Sequence[PlannedRun]) -> None:
         """Run everything that is to start or resume, and return when all of it has ended.
 
+        Resources are resolved. A run with an estimate takes its place in the queue by that.
+
         Raises:
-            BackendError: a run can never fit; nothing has been started.
             FileError: everything has ended, and the ``failure.json`` of a run cannot be written.
             KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have stopped and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
-        at_most = min(len(todo), self._max_parallel or len(todo))
-        waiting = []
-        for item in todo:
-            spec = replace(item.spec, resources=self._backend.resolve(item.spec, at_most))
-            waiting.append(Waiting(id=item.run.id, spec=spec, work=self._work.get(item.run.id, Work())))
-            self._planned[item.run.id] = item
-        self._queue = Queue(waiting, max_parallel=self._max_parallel)
+        self._queue = Queue(todo, max_parallel=self._max_parallel)
         for item in todo:
             aside = functools.partial(put_failure_aside, item.run, by_hand=item.by_hand, seen=item.observation)
             self._to_put_aside[item.run.id] = aside
@@ -149,7 +127,7 @@ class Dispatcher:
                 self._put_aside(item)
         with _interruptible():
             try:
-                while self._queue or self._jobs or self._over:
+                while self._queue or self._jobs or self._ended:
                     self._start_what_fits()
                     self._queue_reports.update(self._queue)
                     self._backend.wait(POLL_SECONDS)
@@ -166,32 +144,23 @@ class Dispatcher:
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
-        live = {job_id: self._live(job_id, job) for job_id, job in self._jobs.items()}
-        for waiting in self._queue.startable(self._backend.free, live, time.monotonic()):
-            item = self._planned[waiting.id]
+        while (item := self._next()) is not None:
             try:
                 with files_of(item.run):
                     self._put_aside(item)
                     observation = item.run.observe()
-                    submission = next_submission(
-                        waiting,
-                        item,
-                        argv=self._argv,
-                        code=self._code,
-                        env=self._env,
-                        data_path=self._data_path.get(item.run.id),
-                    )
+                    submission = next_submission(item, argv=self._argv, code=self._code, env=self._env)
                     heartbeat = Heartbeat(item.run, submission.attempt, self._hung_seconds)
                 if observation.state == "cancelled":  # from another terminal while it waited
                     self._on_event(Event(kind="ended", planned=item, observation=observation))
                     continue
                 job_id = self._backend.submit(submission)
             except FileError as error:
-                self._have_trouble(waiting, item, error)
+                self._have_trouble(item, error)
                 continue
             # Kept before anything else can fail, so that an error stops this worker too.
             job = Job(
-                waiting=waiting,
+                id=job_id,
                 planned=item,
                 submission=submission,
                 started=time.monotonic(),
@@ -199,15 +168,14 @@ class Dispatcher:
                 record=job_record(self._backend.name, job_id, submission),
             )
             self._jobs[job_id] = job
-            live[job_id] = self._live(job_id, job)
             self._epochs.setdefault(item.run.id, item.observation.epoch)
             self._write_record(job)
             self._on_event(Event(kind="started", planned=item, observation=item.observation))
 
-    def _live(self, job_id: str, job: Job) -> Live:
-        seconds = job.waiting.work.seconds
-        expected_end = None if seconds is None else job.started + seconds
-        return Live(allocations=self._backend.held(job_id), expected_end=expected_end)
+    def _next(self) -> PlannedRun | None:
+        """Take the next run that can start now out of the queue."""
+        live = [(job.expected_end, self._backend.held(job_id)) for job_id, job in self._jobs.items()]
+        return self._queue.take(self._backend.free(), live, time.monotonic())
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS
@@ -215,17 +183,19 @@ class Dispatcher:
             ended = self._backend.poll(job_id)
             if ended is not None:
                 del self._jobs[job_id]
-                self._over.append(_Over(job=job, ended=ended))
+                job.ended = ended
+                self._ended.append(job)
             elif look:
                 self._look_at(job)
-                self._stop_if_cancelled(job_id, job)
-                self._end_if_hung(job_id, job)
+                self._stop_if_cancelled(job)
+                self._end_if_hung(job)
         if look:
             self._looked_at = time.monotonic()
-        over = [over for over in self._over if over.look_at <= time.monotonic()]
-        self._over = [later for later in self._over if later not in over]
-        for found in over:
-            self._has_ended(found)
+        now = time.monotonic()
+        due = [job for job in self._ended if job.look_at <= now]
+        self._ended = [job for job in self._ended if job.look_at > now]
+        for job in due:
+            self._has_ended(job)
 
     def _look_at(self, job: Job) -> None:
         observation: Observation | None = None
@@ -239,50 +209,49 @@ class Dispatcher:
         with self._warnings.instead_of_errors(job.planned):
             job.write_record()
 
-    def _tell_of_epochs(self, item: Planned, observation: Observation) -> None:
+    def _tell_of_epochs(self, item: PlannedRun, observation: Observation) -> None:
         if observation.epoch != self._epochs[item.run.id]:
             self._epochs[item.run.id] = observation.epoch
             self._on_event(Event(kind="epoch", planned=item, observation=observation))
 
-    def _stop_if_cancelled(self, job_id: str, job: Job) -> None:
+    def _stop_if_cancelled(self, job: Job) -> None:
         if not job.run.is_cancelled():
             return
         now = time.monotonic()
         if job.stop_asked is None or now - job.stop_asked > STOP_SECONDS:
-            self._backend.stop(job_id, force=job.stop_asked is not None)
+            self._backend.stop(job.id, force=job.stop_asked is not None)
             job.stop_asked = now
 
-    def _end_if_hung(self, job_id: str, job: Job) -> None:
+    def _end_if_hung(self, job: Job) -> None:
         if job.heartbeat.is_hung():
             # Written before the worker is killed, so that the kill is not taken for the cause.
             with self._warnings.instead_of_errors(job.planned):
                 job.run.write_failure_once(job.heartbeat.failure("the launcher, which watches its files"))
-            self._backend.stop(job_id, force=True)
+            self._backend.stop(job.id, force=True)
 
-    def _has_ended(self, over: _Over) -> None:
-        """Read how the run ended, and queue it again if the policy retries its failure."""
-        job, item, run = over.job, over.job.planned, over.job.planned.run
+    def _has_ended(self, job: Job) -> None:
+        """Read how the run of an ended job is, and queue it again if the policy retries its failure."""
+        item, run = job.planned, job.run
         self._write_record(job)
-        is_busy = over.ended.exit_code == EXIT_BUSY
         try:
             with files_of(run):
-                observation = job.observe_end(over.ended)
+                observation = job.observe_end()
                 is_over = observation.state in ("done", "cancelled")
-                decision = Decision() if is_over else self._decide(job, observation, is_busy=is_busy)
+                decision = Decision() if is_over else self._decide(job, observation)
         except FileError as error:
-            over.looks += 1
-            if over.looks >= LOOKS:
-                self._have_trouble(job.waiting, item, error)
+            job.looks += 1
+            if job.looks >= LOOKS:
+                self._have_trouble(item, error)
                 return
-            over.look_at = time.monotonic() + LOOK_SECONDS
-            self._over.append(over)
+            job.look_at = time.monotonic() + LOOK_SECONDS
+            self._ended.append(job)
             return
         self._troubles.pop(run.id, None)
         self._tell_of_epochs(item, observation)
         if decision.delay is not None:
             aside = functools.partial(put_failure_aside, run, micro_batches=job.micro_batches)
             self._to_put_aside[run.id] = aside
-            self._put_back(job.waiting, item, observation, decision.delay)
+            self._put_back(item, observation, decision.delay)
             return
         if decision.why:
             with self._warnings.instead_of_errors(item):
@@ -290,23 +259,24 @@ class Dispatcher:
                 observation = run.observe()
         self._on_event(Event(kind="ended", planned=item, observation=observation))
 
-    def _put_back(self, waiting: Waiting, item: Planned, observation: Observation, delay: float) -> None:
+    def _put_back(self, item: PlannedRun, observation: Observation, delay: float) -> None:
         """Queue a failed run for its next attempt, in ``delay`` seconds."""
         action = item.action
         with self._warnings.instead_of_errors(item):
             self._put_aside(item)
             action = "resume" if item.run.has_checkpoint() else "start"
-        self._planned[item.run.id] = replace(item, action=action, reason=None, observation=observation)
-        self._queue.put_back(replace(waiting, not_before=time.monotonic() + delay))
+        again = replace(item, action=action, reason=None, observation=observation)
+        self._queue.put_back(again, not_before=time.monotonic() + delay)
         self._queue_reports.update(self._queue, at_once=True)
         self._on_event(Event(kind="retried", planned=item, observation=observation))
 
-    def _decide(self, job: Job, observation: Observation, *, is_busy: bool) -> Decision:
+    def _decide(self, job: Job, observation: Observation) -> Decision:
         """Decide whether the run of an ended job is tried again.
 
         An attempt that found another worker at the run writes nothing, since that worker may. Only this launcher
         counts it, as a failure of kind ``node``.
         """
+        is_busy = job.ended is not None and job.ended.exit_code == EXIT_BUSY
         busy = self._busy[job.run.id]
         decision = job.decide(self._policy, "node" if is_busy else observation.kind, busy)
         if is_busy:
@@ -315,7 +285,7 @@ class Dispatcher:
 
     # -- files of one run that cannot be read or written -----------------------------------------------------------
 
-    def _put_aside(self, item: Planned) -> None:
+    def _put_aside(self, item: PlannedRun) -> None:
         """Put the failure of the previous attempt aside, unless that is done.
 
         Raises:
@@ -325,7 +295,7 @@ class Dispatcher:
             self._to_put_aside[item.run.id]()
             del self._to_put_aside[item.run.id]
 
-    def _have_trouble(self, waiting: Waiting, item: Planned, error: FileError) -> None:
+    def _have_trouble(self, item: PlannedRun, error: FileError) -> None:
         """Count an error in the files of a run as a failure of kind ``node``, which only this launcher knows.
 
         What the worker has written meanwhile stays in place until it can be read.
@@ -338,7 +308,7 @@ class Dispatcher:
         observation = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
         if decision.delay is not None:
             self._to_put_aside.setdefault(run.id, functools.partial(put_aside_unless_cancelled, run))
-            self._put_back(waiting, item, observation, decision.delay)
+            self._put_back(item, observation, decision.delay)
             return
         failure = {"kind": "node", "message": message, "where": "its launcher", "failed_at": timestamp()}
         self._unwritten.append((item, {**failure, "stands": True}))

@@ -1,12 +1,12 @@
-"""A run that is under way, as its launcher follows it: what the backend was handed, and the record of it."""
+"""An attempt as its launcher follows it: the submission, the record of it, and how it ended."""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from jobs.attempt.heartbeat import Heartbeat
@@ -24,19 +24,19 @@ from jobs.attempt.retry import (
     timestamp,
 )
 from jobs.manifests.policy import Policy
-from jobs.plan.planned import Planned
-from jobs.plan.queue import Waiting
+from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Job:
-    """An attempt that the backend has taken."""
+    """An attempt that the backend has taken, until its end has been recorded."""
 
-    waiting: Waiting
-    planned: Planned
+    id: str
+    """The backend's id."""
+    planned: PlannedRun
     submission: Submission
     started: float
     """When it was submitted, on the monotonic clock."""
@@ -45,14 +45,26 @@ class Job:
     """The content of ``job.json`` until it is written."""
     stop_asked: float | None = None
     """When it was asked to stop because the run was cancelled, on the monotonic clock."""
+    ended: Ended | None = None
+    """``None``: it is queued or running."""
+    looks: int = 0
+    """How often reading or writing the run's files has failed since the job ended."""
+    look_at: float = -math.inf
+    """When to look at the files of the ended job, on the monotonic clock."""
 
     @property
     def run(self) -> RunDirectory:
         return self.planned.run
 
     @property
+    def expected_end(self) -> float | None:
+        """Expected end, on the monotonic clock. ``None``: unknown."""
+        seconds = self.planned.seconds
+        return None if seconds is None else self.started + seconds
+
+    @property
     def micro_batches(self) -> int:
-        return micro_batches_of(self.submission)
+        return int(self.submission.env[VARIABLE])
 
     def write_record(self) -> None:
         """Write ``job.json`` unless it is written.
@@ -64,7 +76,7 @@ class Job:
             write_json(self.run.job_file, self.record)
             self.record = None
 
-    def observe_end(self, ended: Ended) -> Observation:
+    def observe_end(self) -> Observation:
         """Return the state of the run whose ranks have ended. A worker that wrote no ``failure.json`` gets one.
 
         A failure counts although ``worker.lock`` may still be held: if a node is lost, the backend reports it before
@@ -73,9 +85,10 @@ class Job:
         Raises:
             FileError, OSError: the run's files cannot be read or written.
         """
+        assert self.ended is not None, "asked of ended jobs only"
         record_exit(
             self.run,
-            ended,
+            self.ended,
             was_asked=self.stop_asked is not None,
             where="outside the worker's own code",
             attempt=self.submission.attempt,
@@ -110,64 +123,48 @@ def put_aside_unless_cancelled(run: RunDirectory) -> None:
         put_failure_aside(run)
 
 
-def next_submission(
-    waiting: Waiting,
-    item: Planned,
-    *,
-    argv: Sequence[str],
-    code: Code,
-    env: Mapping[str, str],
-    data_path: Path | None,
-) -> Submission:
+def next_submission(item: PlannedRun, *, argv: Sequence[str], code: Code, env: Mapping[str, str]) -> Submission:
     """Return the next attempt of a run, for a backend.
 
     Args:
-        waiting: the run, with its resources resolved.
-        item: the same run.
+        item: the run.
         argv: the worker's command without the folder.
         code: what the worker runs.
         env: variables of every worker of this launch.
-        data_path: the corpus. ``None``: the worker finds it.
 
     Raises:
         FileError: the run's earlier failures cannot be read.
     """
+    spec, run_dir = item.spec, item.run.path.absolute()
     attempt = item.run.last_attempt() + 1
-    run_dir = item.run.path.absolute()
-    batch_size = item.spec.config.train.batch_size
     variables = {
         **env,
         "PYTHONUNBUFFERED": "1",
         "SEQLM_ATTEMPT": str(attempt),
-        VARIABLE: str(micro_batches(item.run, batch_size, waiting.spec.resources.ranks)),
+        VARIABLE: str(micro_batches(item.run, spec.config.train.batch_size, spec.resources.ranks)),
     }
-    if data_path is not None:
-        variables["SEQLM_DATA"] = str(data_path.absolute())
+    if spec.data_path is not None:
+        variables["SEQLM_DATA"] = str(spec.data_path.absolute())
     return Submission(
         run_dir=run_dir,
         attempt=attempt,
         argv=(*argv, str(run_dir)),
         env=variables,
         cwd=code.path,
-        resources=waiting.spec.resources,
+        resources=spec.resources,
     )
 
 
-def job_record(backend: str, job_id: str, submission: Submission) -> dict[str, Any]:
-    """Return the content of ``job.json``."""
+def job_record(backend: str, job_id: str, submission: Submission, *, has_launcher: bool = True) -> dict[str, Any]:
+    """Return the content of ``job.json``. ``has_launcher``: whether this process goes on to watch the job."""
     return {
         "backend": backend,
         "job_id": job_id,
-        "launcher": {"pid": os.getpid(), "host": socket.gethostname()},
+        "launcher": {"pid": os.getpid(), "host": socket.gethostname()} if has_launcher else None,
         "resources": submission.resources.to_dict(),
         "attempt": submission.attempt,
-        "micro_batches": micro_batches_of(submission),
+        "micro_batches": int(submission.env[VARIABLE]),
         "argv": list(submission.argv),
         "code": str(submission.cwd),
         "submitted_at": timestamp(),
     }
-
-
-def micro_batches_of(submission: Submission) -> int:
-    """Return the number of micro-batches that an attempt was given."""
-    return int(submission.env[VARIABLE])

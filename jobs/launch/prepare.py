@@ -8,41 +8,31 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.attempt.retry import may_go_on
-from jobs.backends.base import Backend
+from jobs.attempt.retry import may_go_on, put_failure_aside
+from jobs.backends.base import Backend, Target
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.manifests.policy import Policy
-from jobs.plan.estimate import Estimate, Throughput, earlier_throughput, estimate, training_tokens_per_epoch
-from jobs.plan.planned import Planned, plan
-from jobs.plan.queue import Work
+from jobs.plan.estimate import Throughput, earlier_throughput, estimate
+from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
-from jobs.spec import Resources, RunSpec
-from jobs.study.folder import (
-    at_work,
-    forget_jobs,
-    launcher_of,
-    launching,
-    observe_run,
-    study_name,
-    write_queue,
-)
+from jobs.spec import RunSpec
+from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, observe_run, study_name, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
-from seqlm.rundir import RunDirectory, append_to, make_directory
+from seqlm.rundir import RunDirectory, append_to, make_directory, write_json
 
 TRAINING = "seqlm.training.worker"
 """The module that trains a run."""
-WORKER = (sys.executable, "-m", TRAINING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +45,8 @@ class LaunchOptions:
     """The worker's module: ``python -m WORKER JOB_DIR``."""
     code_dir: Path | None = None
     """The study folder that keeps the code. ``None`` means ``study_dir``."""
-    folders: Mapping[str, Path] = field(default_factory=dict)
-    """Folders of jobs that are not named after their runs, by the leading digits of the fingerprint."""
-    is_stale: Callable[[RunDirectory], bool] | None = None
-    """Whether an ended job must run again, however it ended. ``None`` means that ended jobs are left alone."""
-    prepare: Callable[[RunDirectory], None] = lambda run: None
-    """Called with each job's folder before the job is submitted, with the launch lock held."""
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
     live_code: bool = False
     """Run workers from the working tree instead of the copy kept with the study."""
     untracked: Sequence[str] = ()
@@ -90,7 +76,7 @@ def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
 
 
 def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunSpec]:
-    """Return the runs with the digest of their corpus filled in.
+    """Return the runs with the path and the digest of their corpus filled in.
 
     Raises:
         DataError: the text of a ``files`` corpus is missing, or its digest differs from the configuration's.
@@ -98,7 +84,10 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
     resolved: dict[DataConfig, DataConfig] = {}
     for data in dict.fromkeys(spec.config.data for spec in specs):
         resolved[data] = resolve_data(data, data_path)
-    return [replace(spec, config=replace(spec.config, data=resolved[spec.config.data])) for spec in specs]
+    return [
+        replace(spec, config=replace(spec.config, data=resolved[spec.config.data]), data_path=data_path)
+        for spec in specs
+    ]
 
 
 def plan_runs(
@@ -106,20 +95,21 @@ def plan_runs(
     study_dir: Path,
     *,
     retry: bool = False,
-    folders: Mapping[str, Path] | None = None,
-    is_stale: Callable[[RunDirectory], bool] | None = None,
-) -> list[Planned]:
+    tasks: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[PlannedRun]:
     """Return what a launch would do with each run. Reads the folders, writes nothing.
 
-    ``folders`` and ``is_stale`` are as in :class:`LaunchOptions`.
+    ``retry`` and ``tasks`` are as in :class:`LaunchOptions`.
     """
-    work = at_work(study_dir)
-    folders = {**RunDirectory.folders(study_dir), **(folders or {})}
+    work, tasks = at_work(study_dir), tasks or {}
+    # The folder of a task has the name of its run's folder, which may be older than the name of the run.
+    of_tasks = {run_id.rpartition("-")[2]: study_dir / run_id for run_id in tasks}
+    folders = {**RunDirectory.folders(study_dir), **of_tasks}
     planned = []
     for spec in specs:
         run = RunDirectory.locate(study_dir, spec.name, spec.fingerprint, folders)
         observation = observe_run(run, work)
-        if is_stale is not None and observation.state in ("done", "failed", "cancelled") and is_stale(run):
+        if run.id in tasks and observation.state in ("done", "failed", "cancelled"):
             observation = replace(observation, state="pending", reason=None, kind=None)
         # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
         undecided = observation.kind == "oom" and (may_go_on(run) or not run.failure_file.exists())
@@ -131,146 +121,124 @@ def plan_runs(
     return planned
 
 
-def check_data(planned: Sequence[Planned], data_path: Mapping[str, Path | None]) -> dict[str, CorpusFacts]:
+def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Read and tokenise every corpus before anything starts, so that errors show at once and workers find it cached.
 
-    Returns the facts of each run's corpus, by run id.
+    Returns the runs with the facts of their corpora. Those that are skipped stay as they are.
 
     Raises:
         DataError: a corpus is missing, damaged, or too small for a run's batch and window.
     """
     found: dict[tuple[DataConfig, Path | None], CorpusFacts] = {}
+    checked = []
     for item in planned:
-        config = item.spec.config
-        key = (config.data, data_path.get(item.run.id))
-        if key not in found:
-            found[key] = load_corpus(*key).facts
-        for split, tokens in found[key].tokens.items():
-            try:
-                require_windows(split, tokens, config.train.batch_size, config.train.seq_len)
-            except DataError as error:
-                raise DataError(f"{item.spec.name}: {error}") from None
-    return {item.run.id: found[item.spec.config.data, data_path.get(item.run.id)] for item in planned}
+        if item.action != "skip":
+            config, key = item.spec.config, (item.spec.config.data, item.spec.data_path)
+            if key not in found:
+                found[key] = load_corpus(*key).facts
+            for split, tokens in found[key].tokens.items():
+                try:
+                    require_windows(split, tokens, config.train.batch_size, config.train.seq_len)
+                except DataError as error:
+                    raise DataError(f"{item.spec.name}: {error}") from None
+            item = replace(item, facts=found[key])
+        checked.append(item)
+    return checked
 
 
-def estimate_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Estimate:
-    """Return the estimate of a run. For a run that resumes, the time is that of its remaining epochs."""
-    config, done = item.spec.config, epochs_done(item)
-    found = estimate(config, facts, throughput, item.spec.resources.ranks)
-    if not done or found.seconds is None:
-        return found
-    return replace(found, seconds=found.seconds * (config.train.epochs - done) / config.train.epochs)
+def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_parallel: int | None) -> list[PlannedRun]:
+    """Return the runs with the resources that they get on ``target``. Those that are skipped stay as they are.
+
+    Raises:
+        BackendError: a run can never fit there, or its precision does not exist there.
+    """
+    number = sum(item.action != "skip" for item in planned)
+    at_most = min(number, max_parallel or number)
+    return [
+        item
+        if item.action == "skip"
+        else replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
+        for item in planned
+    ]
 
 
-def work_left(item: Planned, facts: CorpusFacts, throughput: Throughput) -> Work:
-    """Return the remaining work of a run: operations, and seconds if earlier runs measured the speed."""
-    found = estimate_left(item, facts, throughput)
-    train = item.spec.config.train
-    tokens = training_tokens_per_epoch(facts.tokens["train"], train.batch_size, train.seq_len)
-    left = train.epochs - epochs_done(item)
-    return Work(flops=float(found.flops_per_token * tokens * left), seconds=found.seconds)
-
-
-def epochs_done(item: Planned) -> int:
-    """Return the number of finished epochs that a resumed run does not repeat."""
-    if item.action != "resume" or item.observation.epoch is None:
-        return 0
-    return item.observation.epoch + 1
+def estimated(planned: Iterable[PlannedRun], throughput: Throughput) -> list[PlannedRun]:
+    """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are."""
+    return [
+        item
+        if item.facts is None
+        else replace(
+            item,
+            estimate=estimate(
+                item.spec.config, item.facts, throughput, item.spec.resources.ranks, epochs_done=item.epochs_done
+            ),
+        )
+        for item in planned
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A launch after its checks: every run has its folder, and the study's lock is held."""
 
-    planned: list[Planned]
-    """All runs, including skipped ones."""
-    todo: list[Planned]
-    resources: Mapping[str, Resources]
-    """Resolved resources of each run in ``todo``, by run id."""
-    facts: Mapping[str, CorpusFacts]
-    throughput: Throughput
-    """Measurements of earlier runs; empty if ``todo`` is empty."""
-    paths: Mapping[str, Path | None]
-    """Path of the corpus of each run in ``todo``, by run id."""
+    planned: list[PlannedRun]
+    """All runs. Those to do have resolved resources, facts and an estimate."""
+    todo: list[PlannedRun]
+    """The runs to start or resume."""
     code: Code | None
-    """The code that workers run. ``None`` if ``todo`` is empty."""
-    worker: str = TRAINING
-    """The worker's module in ``code``."""
+    """The code that workers run. ``None`` if there is nothing to do."""
 
 
 @contextlib.contextmanager
-def preparing(
-    specs: Sequence[RunSpec],
-    options: LaunchOptions,
-    *,
-    resolve: Callable[[RunSpec, int], Resources],
-    data_path: Callable[[RunSpec], Path | None],
-    command: Callable[[RunSpec], list[str]],
-) -> Iterator[Prepared]:
+def preparing(specs: Sequence[RunSpec], target: Target, options: LaunchOptions) -> Iterator[Prepared]:
     """Check everything before the first file is written, then hold the study's launch lock while the block runs.
-
-    ``resolve`` resolves a run's resources, as :meth:`jobs.backends.base.Target.resolve` does. ``data_path`` returns
-    the path of a run's corpus. ``command`` returns the command line that launches one run alone.
 
     Raises:
         RunBusyError: another launcher is running on this study.
         BackendError, DataError, FileError: nothing has been started.
     """
-    look = functools.partial(
-        plan_runs,
-        specs,
-        options.study_dir,
-        retry=options.retry,
-        folders=options.folders,
-        is_stale=options.is_stale,
-    )
-    expected = [item for item in look() if item.action != "skip"]
-    paths = {item.run.id: data_path(item.spec) for item in expected}
-    facts = check_data(expected, paths)
-    at_most = min(len(expected), options.max_parallel or len(expected))
-    resources = {item.run.id: resolve(item.spec, at_most) for item in expected}
+    look = functools.partial(plan_runs, specs, options.study_dir, retry=options.retry, tasks=options.tasks)
+    checked = resolve_resources(check_data(look()), target, options.max_parallel)
     with launching(options.study_dir):
-        planned = look()
-        todo = [item for item in planned if item.action != "skip" and item.run.id in paths]
-        throughput = earlier_throughput(options.study_dir.parent) if todo else Throughput()
-        _write_record(options, todo, facts, throughput)
-        code = None
-        if todo:
-            write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
-            code = live_code() if options.live_code else _keep_code(options)
-            record = launch_record(study_name(options.study_dir), code)
-            for item in todo:
-                own = run_record(item.spec, command=command(item.spec), data_path=paths[item.run.id])
-                item.run.sweep_launch()
-                item.run.create(item.spec.config, {**record, **own})
-                options.prepare(item.run)
-        yield Prepared(
-            planned=planned,
-            todo=todo,
-            resources=resources,
-            facts=facts,
-            throughput=throughput,
-            paths=paths,
-            code=code,
-            worker=options.worker,
-        )
+        # Only another launcher can have changed what is to be done; a run that it had at the first look is left to it.
+        planned = [
+            before if before.action == "skip" else replace(now, spec=before.spec, facts=before.facts)
+            for before, now in zip(checked, look(), strict=True)
+        ]
+        if any(item.action != "skip" for item in planned):
+            planned = estimated(planned, earlier_throughput(options.study_dir.parent))
+        todo = [item for item in planned if item.action != "skip"]
+        _write_record(options, todo)
+        yield Prepared(planned=planned, todo=todo, code=_create(todo, specs, options) if todo else None)
 
 
-def _keep_code(options: LaunchOptions) -> Code:
-    return keep_code(options.code_dir or options.study_dir, untracked=options.untracked, tell=options.tell)
+def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: LaunchOptions) -> Code:
+    """Keep the code and create the folder of each run; return the code."""
+    write_queue(options.study_dir, {item.run.id: "about to start" for item in todo})
+    if options.live_code:
+        code = live_code()
+    else:
+        code = keep_code(options.code_dir or options.study_dir, untracked=options.untracked, tell=options.tell)
+    record = launch_record(study_name(options.study_dir), code)
+    requested = {spec.fingerprint: spec for spec in specs}
+    for item in todo:
+        item.run.sweep_launch()
+        item.run.create(item.spec.config, {**record, **run_record(requested[item.spec.fingerprint])})
+        if item.run.id in options.tasks:
+            write_task(item.run, options.tasks[item.run.id])
+    return code
 
 
-def _write_record(
-    options: LaunchOptions, todo: Sequence[Planned], facts: Mapping[str, CorpusFacts], throughput: Throughput
-) -> None:
-    """Write ``study.json`` with the current estimate of each run."""
-    if options.record is None:
-        return
+def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:
+    if options.record is not None:
+        write_record(options.study_dir, options.record, todo, options.tell)
 
-    def now(item: Planned) -> Estimate:
-        return estimate_left(item, facts[item.run.id], throughput)
 
-    write_record(options.study_dir, options.record, todo, now, options.tell)
+def write_task(run: RunDirectory, task: Mapping[str, Any]) -> None:
+    """Write a job's task file, after removing the result and failure of an earlier attempt."""
+    run.result_file.unlink(missing_ok=True)
+    put_failure_aside(run, by_hand=True)
+    write_json(run.task_file, task)
 
 
 def launch(
@@ -278,10 +246,8 @@ def launch(
     backend: Backend,
     options: LaunchOptions,
     *,
-    data_path: Callable[[RunSpec], Path | None],
-    command: Callable[[RunSpec], list[str]],
-    progress: Callable[[list[Planned]], Callable[[Event], None]],
-) -> list[Planned]:
+    progress: Callable[[list[PlannedRun]], Callable[[Event], None]],
+) -> list[PlannedRun]:
     """Launch the runs and wait for them. ``progress`` receives the plan and returns the handler of events.
 
     Raises:
@@ -290,11 +256,11 @@ def launch(
         CanaryError: a canary failed; nothing else has been started.
         KeyboardInterrupt: the workers have stopped, and their runs can be resumed.
     """
-    with preparing(specs, options, resolve=backend.resolve, data_path=data_path, command=command) as prepared:
+    with preparing(specs, backend, options) as prepared:
+        todo = prepared.todo
         if prepared.code is None:
             progress(prepared.planned)
             return prepared.planned
-        todo, throughput = prepared.todo, prepared.throughput
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
             backend.open(prepared.code)
@@ -302,27 +268,18 @@ def launch(
                 Dispatcher,
                 backend,
                 code=prepared.code,
-                argv=(sys.executable, "-m", prepared.worker),
-                data_path=prepared.paths,
+                argv=(sys.executable, "-m", options.worker),
                 max_parallel=options.max_parallel,
                 tell=options.tell,
             )
             if canary.wanted(options.canary, todo):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
-                trials = [
-                    canary.Trial(
-                        planned=item, resources=prepared.resources[item.run.id], facts=prepared.facts[item.run.id]
-                    )
-                    for item in todo
-                ]
-                canary.check(trials, options.study_dir, backend.name, dispatcher, options.env, options.tell)
-                todo = [item for item in todo if not _cancelled_meanwhile(item)]
-                throughput = earlier_throughput(options.study_dir.parent)
-                _write_record(options, todo, prepared.facts, throughput)
-            work = {item.run.id: work_left(item, prepared.facts[item.run.id], throughput) for item in todo}
+                canary.check(todo, options.study_dir, backend.name, dispatcher, options.env, options.tell)
+                left = [item for item in todo if not _cancelled_meanwhile(item)]
+                todo = estimated(left, earlier_throughput(options.study_dir.parent))
+                _write_record(options, todo)
             dispatcher(
                 on_event=progress(prepared.planned),
-                work=work,
                 policy=options.policy,
                 env=options.env,
                 tell_queue=functools.partial(write_queue, options.study_dir),
@@ -332,7 +289,7 @@ def launch(
         return prepared.planned
 
 
-def _cancelled_meanwhile(item: Planned) -> bool:
+def _cancelled_meanwhile(item: PlannedRun) -> bool:
     """Return whether a run was cancelled after it was planned. One cancelled before is being retried."""
     return item.observation.state != "cancelled" and item.run.is_cancelled()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import final
 
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory
@@ -45,7 +45,7 @@ class Warnings:
             self._report(f"warning: {line}")
 
     @contextmanager
-    def instead_of_errors(self, item: Planned) -> Iterator[None]:
+    def instead_of_errors(self, item: PlannedRun) -> Iterator[None]:
         """Report an error in reading or writing the files of a run, and go on. The caller does the block again."""
         try:
             with files_of(item.run):

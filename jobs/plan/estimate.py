@@ -78,19 +78,28 @@ class Estimate:
     """Peak memory of one rank, as measured by an earlier run or canary of this configuration, else ``None``."""
     disk_bytes: int
     """Size of the two checkpoints of a finished run."""
+    flops: float
+    """Floating-point operations of the remaining training."""
     seconds: float | None
-    """Time of training all epochs. ``None`` means that no earlier run measured the speed."""
+    """Time of the remaining training. ``None`` means that no earlier run measured the speed."""
 
 
-def estimate(config: RunConfig, facts: CorpusFacts, throughput: Throughput, ranks: int = 1) -> Estimate:
-    """Return all estimates of one run on the corpus described by ``facts``."""
+def estimate(
+    config: RunConfig, facts: CorpusFacts, throughput: Throughput, ranks: int = 1, epochs_done: int = 0
+) -> Estimate:
+    """Return all estimates of one run, which has trained ``epochs_done``, on the corpus described by ``facts``."""
+    train, tokens = config.train, facts.tokens["train"]
+    left = train.epochs - epochs_done
+    flops = flops_per_token(config, facts.vocab_size)
+    seconds = seconds_estimate(config, facts.vocab_size, tokens, throughput)
     return Estimate(
         parameters=parameter_count(config, facts.vocab_size),
-        flops_per_token=flops_per_token(config, facts.vocab_size),
+        flops_per_token=flops,
         memory_bytes=memory_bytes(config, facts.vocab_size, ranks),
         measured_memory_bytes=throughput.peak_memory_bytes.get(config.fingerprint()),
         disk_bytes=sum(checkpoint_bytes(config, facts.vocab_size, to_resume=last) for last in (True, False)),
-        seconds=seconds_estimate(config, facts.vocab_size, facts.tokens["train"], throughput),
+        flops=float(flops * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) * left),
+        seconds=None if seconds is None else seconds * left / train.epochs,
     )
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from jobs.attempt.retry import (
-    FREE,
-)
+from jobs.attempt.retry import FREE
+from jobs.plan.estimate import Estimate
 from jobs.spec import RunSpec
+from seqlm.data.corpus import CorpusFacts
 from seqlm.rundir import Observation, RunDirectory
 
 Action: TypeAlias = Literal["start", "resume", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlannedRun:
     """What will happen to one run."""
 
     spec: RunSpec
+    """The resources of a run that is not skipped are resolved when the launch is prepared (``jobs.launch.prepare``)."""
     run: RunDirectory
     observation: Observation
     action: Action
@@ -26,6 +27,21 @@ class Planned:
     """Why the run is skipped, or after which epoch it resumes."""
     by_hand: bool = False
     """Whether a user retries a run that failed or was cancelled."""
+    facts: CorpusFacts | None = None
+    """``None``: its corpus has not been read."""
+    estimate: Estimate | None = None
+    """``None``: nothing has been estimated, as for a canary."""
+
+    @property
+    def epochs_done(self) -> int:
+        """Finished epochs that the run does not repeat."""
+        epoch = self.observation.epoch
+        return epoch + 1 if self.action == "resume" and epoch is not None else 0
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected time of the remaining epochs. ``None``: unknown."""
+        return self.estimate.seconds if self.estimate else None
 
 
 def plan(
@@ -36,7 +52,7 @@ def plan(
     has_checkpoint: bool,
     retry: bool,
     undecided: bool = False,
-) -> Planned:
+) -> PlannedRun:
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
     A run that is done, running or queued is skipped. A run that was cancelled or failed is skipped, unless ``retry`` or
@@ -47,15 +63,14 @@ def plan(
     action: Action = "skip"
     reason: str | None = None
     has_failed = observation.state in ("failed", "cancelled")
-    match observation.state:
-        case "done" | "running" | "queued":
-            reason = observation.state
-        case "failed" | "cancelled" if not (retry or undecided) and observation.kind not in FREE:
-            reason = f"{observation.reason or observation.state}; `retry` starts it again"
-        case _:
-            action = "resume" if has_checkpoint else "start"
-            reason = (
-                f"after {observation.epoch + 1} epochs" if has_checkpoint and observation.epoch is not None else None
-            )
+    if observation.state in ("done", "running", "queued"):
+        reason = observation.state
+    elif has_failed and not (retry or undecided) and observation.kind not in FREE:
+        reason = f"{observation.reason or observation.state}; `retry` starts it again"
+    elif not has_checkpoint:
+        action = "start"
+    else:
+        action = "resume"
+        reason = None if observation.epoch is None else f"after {observation.epoch + 1} epochs"
     by_hand = retry and has_failed
-    return Planned(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)
+    return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)

@@ -18,8 +18,7 @@ from jobs.manifests.fields import Problems
 from jobs.manifests.load import Manifest
 from jobs.manifests.policy import Policy, check_policy
 from jobs.manifests.secrets import looks_secret
-from jobs.plan.estimate import Estimate
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.config import DataConfig
 from seqlm.data.corpus import resolve_data
@@ -110,13 +109,9 @@ def _published(found: Published) -> dict[str, Any]:
 
 
 def write_record(
-    study_dir: Path,
-    record: Mapping[str, Any],
-    todo: Sequence[Planned],
-    estimate: Callable[[Planned], Estimate],
-    tell: Callable[[str], None],
+    study_dir: Path, record: Mapping[str, Any], todo: Sequence[PlannedRun], tell: Callable[[str], None]
 ) -> None:
-    """Write ``study.json`` with an estimate of each run in ``todo``, if anything has changed.
+    """Write ``study.json`` with the estimate of each run in ``todo``, if anything has changed.
 
     The caller holds the study's lock. Problems with the file are reported through ``tell`` and never stop a launch,
     since only the report needs it.
@@ -132,7 +127,7 @@ def write_record(
         tell(f"warning: {path} is damaged and is replaced; the estimates of earlier launches are lost")
     kept = {} if damaged else before.get("estimates", {})
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    after = {**record, "estimates": {**kept, **_estimates(kept, todo, estimate, now)}}
+    after = {**record, "estimates": {**kept, **_estimates(kept, todo, now)}}
     if after == before:
         return
     try:
@@ -141,9 +136,7 @@ def write_record(
         tell(f"warning: {error}; the report will lack the facts of the manifest")
 
 
-def _estimates(
-    kept: Mapping[str, Any], todo: Sequence[Planned], estimate: Callable[[Planned], Estimate], now: str
-) -> dict[str, Any]:
+def _estimates(kept: Mapping[str, Any], todo: Sequence[PlannedRun], now: str) -> dict[str, Any]:
     """Return an estimate of each run that has none so far, by fingerprint.
 
     An estimate without a time is replaced by one with a time while the run has not started: canaries and other runs may
@@ -155,8 +148,8 @@ def _estimates(
         timeless = isinstance(earlier, dict) and earlier.get("seconds") is None and item.action == "start"
         if isinstance(earlier, dict) and not timeless:
             continue
-        made = estimate(item)
-        if timeless and made.seconds is None:
+        made = item.estimate
+        if made is None or (timeless and made.seconds is None):
             continue
         found[item.spec.fingerprint] = {
             "seconds": made.seconds,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jobs.plan.capacity import Allocation, Capacity
-from jobs.plan.estimate import Estimate
-from jobs.plan.planned import Planned
-from jobs.plan.queue import Waiting, Work, places
-from jobs.spec import Resources, RunSpec
+from jobs.plan.planned import PlannedRun
+from jobs.plan.queue import places
+from jobs.spec import Resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,75 +31,55 @@ class Totals:
         return asdict(self)
 
 
-def totals(
-    specs: Mapping[str, RunSpec],
-    planned: Sequence[Planned],
-    estimates: Sequence[Estimate],
-    capacity: Callable[[], Capacity],
-    *,
-    max_parallel: int | None,
-) -> Totals:
-    """Return the totals of the planned runs.
-
-    ``specs`` are the runs to do with resolved resources, by run id. The seconds of each estimate cover only remaining
-    epochs.
-    """
-    waiting = [
-        Waiting(
-            id=item.run.id,
-            spec=specs[item.run.id],
-            work=Work(flops=float(found.flops_per_token), seconds=found.seconds),
-        )
-        for item, found in zip(planned, estimates, strict=True)
-        if item.action != "skip"
-    ]
-    unknown = [run.spec for run in waiting if run.work.seconds is None]
+def totals(planned: Sequence[PlannedRun], capacity: Callable[[], Capacity], *, max_parallel: int | None) -> Totals:
+    """Return the totals of planned runs, which have estimates, and resolved resources unless they are skipped."""
+    todo = [item for item in planned if item.action != "skip"]
+    unknown = [item.spec for item in todo if item.seconds is None]
     reason = None
     if unknown:
         archs = " or ".join(dict.fromkeys(spec.config.model.arch for spec in unknown))
         reason = f"no {archs} has been trained here yet; `doctor --calibrate` measures its speed"
     gpu_seconds = sum(
-        (run.work.seconds or 0.0) * run.spec.resources.ranks * (run.spec.resources.gpus or 0) for run in waiting
+        (item.seconds or 0.0) * item.spec.resources.ranks * (item.spec.resources.gpus or 0) for item in todo
     )
     return Totals(
         gpu_hours=None if unknown else gpu_seconds / 3600,
-        wall_seconds=None if unknown else makespan(waiting, capacity(), max_parallel=max_parallel),
-        disk_bytes=sum(found.disk_bytes for found in estimates),
+        wall_seconds=None if unknown else makespan(todo, capacity(), max_parallel=max_parallel),
+        disk_bytes=sum(item.estimate.disk_bytes for item in planned if item.estimate),
         unknown=reason,
     )
 
 
-def makespan(runs: Sequence[Waiting], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
+def makespan(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel: int | None = None) -> float | None:
     """Return the seconds until all runs have ended, or ``None`` if the time of a run is unknown.
 
     List scheduling (Graham, Bounds on multiprocessing timing anomalies, 1969): whenever resources are free, the first
     run of the queue that fits starts. Reservations of the real queue and start-up times are ignored. Pure; ``runs``
     have resolved resources, and each fits into ``capacity``.
     """
-    seconds = {run.id: run.work.seconds for run in runs}
     place = places(runs)
-    lanes: dict[Resources, deque[Waiting]] = {}  # runs with equal needs: if the first does not fit, none does
-    for run in sorted(runs, key=lambda run: place[run.id]):
+    lanes: dict[Resources, deque[PlannedRun]] = {}  # runs with equal needs: if the first does not fit, none does
+    for run in sorted(runs, key=lambda run: place[run.run.id]):
         lanes.setdefault(replace(run.spec.resources, priority=0), deque()).append(run)
     free = capacity.copy()
     ends: list[tuple[float, int, list[Allocation]]] = []
     now, started = 0.0, 0
     while True:
         while max_parallel is None or len(ends) < max_parallel:
-            found = [(place[lane[0].id], need) for need, lane in lanes.items() if free.place(need) is not None]
+            found = [(place[lane[0].run.id], need) for need, lane in lanes.items() if free.place(need) is not None]
             if not found:
                 break
             need = min(found, key=lambda pair: pair[0])[1]
             run = lanes[need].popleft()
             if not lanes[need]:
                 del lanes[need]
-            lasts, allocations = seconds[run.id], free.place(need)
-            if lasts is None:
+            allocations = free.place(need)
+            if run.seconds is None:
                 return None
             assert allocations is not None, "it was placed a moment ago"
             free.take(allocations)
             started += 1
-            heapq.heappush(ends, (now + lasts, started, allocations))
+            heapq.heappush(ends, (now + run.seconds, started, allocations))
         if not ends:
             assert not lanes, "every run fits when all is free"
             return now

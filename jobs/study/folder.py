@@ -79,8 +79,15 @@ class ObservedRun:
     def to_spec(self) -> RunSpec:
         """Return the run as a launcher needs it, from its folder alone."""
         assert self.config is not None, "damaged runs are not launched"
-        resources = Resources.from_dict(self.provenance.get("resources", {}))
-        return RunSpec(name=self.name, config=self.config, resources=resources, order=self.provenance.get("order", 0))
+        recorded, data = self.provenance, self.provenance.get("data")
+        return RunSpec(
+            name=self.name,
+            config=self.config,
+            resources=Resources.from_dict(recorded.get("resources", {})),
+            order=recorded.get("order", 0),
+            data_path=Path(data) if data else None,
+            command=recorded.get("command", []),
+        )
 
 
 def find_study(argument: str, runs_dir: Path) -> Path:

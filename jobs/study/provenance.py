@@ -7,9 +7,7 @@ import importlib.metadata
 import os
 import platform
 import socket
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import seqlm
@@ -39,14 +37,14 @@ def launch_record(study: str, code: Code) -> dict[str, Any]:
     }
 
 
-def run_record(spec: RunSpec, *, command: Sequence[str], data_path: Path | None) -> dict[str, Any]:
-    """Return the part of the record for one run. ``command`` is the command line that launches this run alone."""
+def run_record(spec: RunSpec) -> dict[str, Any]:
+    """Return the part of the record for one run."""
     return {
         "name": spec.name,
         "order": spec.order,
-        "command": list(command),
+        "command": list(spec.command),
         "resources": spec.resources.to_dict(),
-        "data": str(data_path.absolute()) if data_path else None,
+        "data": str(spec.data_path.absolute()) if spec.data_path else None,
     }
 
 

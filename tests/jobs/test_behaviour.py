@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.launch.behaviour import BehaviourLaunch, choose, default_settings, find_jobs, is_current, jobs_dir, judge_of
+from jobs.launch.prepare import plan_runs, write_task
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import earlier_throughput
 from jobs.spec import Resources
@@ -178,7 +179,7 @@ def pretend_computed(study_dir: Path, given: Mapping[str, Any] | None = None) ->
     for job in BehaviourLaunch.of(study_dir, given=given or {}).jobs:
         assert job.run.config is not None
         job.folder.create(job.run.config, {"name": job.name})
-        job.prepare(given or {})
+        write_task(job.folder, job.task(given or {}))
         result = {
             "checkpoint_sha256": job.checkpoint_sha256,
             "judge_sha256": job.judge_sha256,
@@ -226,7 +227,7 @@ def test_other_flags_compute_it_anew_and_without_any_word_it_stays_as_it_was_ask
     observed(grid, "rnn-b").run.best_checkpoint.write_bytes(b"others")
     launch = BehaviourLaunch.of(grid)
     assert [spec.name for spec in launch.specs] == ["rnn-b"]
-    assert launch.command(launch.specs[0])[-1] == "--window=4", "computed anew as it was"
+    assert launch.specs[0].command[-1] == "--window=4", "computed anew as it was"
 
 
 # -- as a launcher takes them --------------------------------------------------------------------------------------
@@ -240,8 +241,8 @@ def test_a_job_is_its_run_on_one_rank_whatever_the_run_had(tmp_path: Path) -> No
     (spec,) = launch.specs
     assert spec.resources == Resources(ranks=1, cpus=2, priority=3)
     assert spec.fingerprint == run.read_config().fingerprint()
-    assert launch.data_path(spec) == Path("/text")
-    assert launch.data_path(spec, flag=Path("/other")) == Path("/other")
+    assert spec.data_path == Path("/text")
+    assert BehaviourLaunch.of(tmp_path, data=Path("/other")).specs[0].data_path == Path("/other")
 
 
 def test_a_job_goes_by_the_policy_of_its_study_but_takes_no_micro_batches(tmp_path: Path) -> None:
@@ -253,9 +254,9 @@ def test_a_job_goes_by_the_policy_of_its_study_but_takes_no_micro_batches(tmp_pa
 def test_a_renamed_run_keeps_its_folders_name(tmp_path: Path) -> None:
     run = done_run(tmp_path, "rnn-a", 30.0)
     write_json(run.provenance_file, {"name": "renamed"})
-    options = BehaviourLaunch.of(tmp_path).options()
-    digits = run.id.rpartition("-")[2]
-    assert options.folders == {digits: tmp_path / "behaviour" / run.id}
+    launch = BehaviourLaunch.of(tmp_path)
+    (planned,) = plan_runs(launch.specs, jobs_dir(tmp_path), tasks=launch.tasks)
+    assert planned.run.path == tmp_path / "behaviour" / run.id
 
 
 def test_what_an_earlier_job_has_said_is_put_away(tmp_path: Path) -> None:
@@ -264,7 +265,7 @@ def test_what_an_earlier_job_has_said_is_put_away(tmp_path: Path) -> None:
     pretend_computed(tmp_path)
     (job,) = BehaviourLaunch.of(tmp_path).jobs
     write_json(job.folder.failure_file, {"kind": "code"})
-    job.prepare({"samples": 3})
+    write_task(job.folder, job.task({"samples": 3}))
     assert not job.folder.result_file.exists()
     assert not job.folder.failure_file.exists()
     assert (job.folder.attempt_dir(1) / "failure.json").exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 from analysis.load import load_study
 from jobs.attempt import retry
 from jobs.launch import canary, dispatch
-from jobs.launch.canary import CANARY_ABOVE, STEPS, Trial, choose, wanted
+from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.prepare import LaunchOptions, launch
+from jobs.launch.prepare import LaunchOptions, estimated, launch
 from jobs.manifests.policy import Policy
-from jobs.plan.estimate import training_tokens_per_epoch
-from jobs.plan.planned import Planned, plan
+from jobs.plan.estimate import Throughput, training_tokens_per_epoch
+from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.folder import observe_study
 from jobs.study.kept_code import Code
@@ -63,22 +64,23 @@ def diverges(submission: Submission) -> int:
     return 1
 
 
-def trial(study_dir: Path, config: RunConfig, *, name: str = "run", **resources: Any) -> Trial:
-    wishes = Resources(cpus=1, gpus=0, **resources)
+def trial(study_dir: Path, config: RunConfig, *, name: str = "run", **resources: Any) -> PlannedRun:
+    """A prepared run."""
+    wishes = Resources(**{"cpus": 1, "gpus": 0, **resources})
     spec = RunSpec(name=name, config=config, resources=wishes)
     run = RunDirectory.locate(study_dir, name, spec.fingerprint)
     run.create(config, {"name": name})
     planned = plan(spec, run, run.observe(), has_checkpoint=False, retry=False)
-    return Trial(planned=planned, resources=wishes, facts=FACTS)
+    return estimated([replace(planned, facts=FACTS)], Throughput())[0]
 
 
-def check(trials: Sequence[Trial], study_dir: Path, backend: FakeBackend) -> list[str]:
+def check(trials: Sequence[PlannedRun], study_dir: Path, backend: FakeBackend) -> list[str]:
     """Run the canaries that are needed; returns what a person is told."""
     lines: list[str] = []
 
     def dispatcher(**options: Any) -> Dispatcher:
         code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-        return Dispatcher(backend, code=code, argv=("worker",), data_path={}, **options)
+        return Dispatcher(backend, code=code, argv=("worker",), **options)
 
     canary.check(trials, study_dir, backend.name, dispatcher, {"MINE": "1"}, lines.append)
     return lines
@@ -88,8 +90,8 @@ def check(trials: Sequence[Trial], study_dir: Path, backend: FakeBackend) -> lis
 
 
 def test_more_than_ten_runs_that_start_get_canaries_unless_somebody_chooses(tmp_path: Path) -> None:
-    starting = [trial(tmp_path, make_config(seed=seed)).planned for seed in range(CANARY_ABOVE + 1)]
-    skipped = [Planned(**{**vars(item), "action": "skip"}) for item in starting]
+    starting = [trial(tmp_path, make_config(seed=seed)) for seed in range(CANARY_ABOVE + 1)]
+    skipped = [replace(item, action="skip") for item in starting]
     assert wanted(None, starting)
     assert not wanted(None, starting[1:])
     assert not wanted(None, [*starting[1:], *skipped])
@@ -108,14 +110,11 @@ def test_the_canary_of_a_pair_is_its_run_that_needs_most_memory_and_of_equal_one
         "gru": make_config("gru"),
     }
     found = choose(trial(tmp_path, config, name=name) for name, config in configs.items())
-    assert [item.planned.spec.name for item in found] == ["slow", "adam", "gru"]
+    assert [item.spec.name for item in found] == ["slow", "adam", "gru"]
 
 
 def test_a_pair_whose_runs_all_resume_gets_no_canary(tmp_path: Path) -> None:
-    item = trial(tmp_path, make_config())
-    resuming = Trial(
-        planned=Planned(**{**vars(item.planned), "action": "resume"}), resources=item.resources, facts=FACTS
-    )
+    resuming = replace(trial(tmp_path, make_config()), action="resume")
     backend = FakeBackend(passes)
     assert check([resuming], tmp_path, backend) == []
     assert backend.submissions == []
@@ -129,21 +128,21 @@ def test_a_canary_is_the_worker_on_a_folder_of_its_own_with_the_resources_of_its
     item = trial(tmp_path / "study", make_config("gru"))
     lines = check([item], tmp_path / "study", backend)
     (submission,) = backend.submissions
-    assert submission.run_dir == tmp_path / "study" / "canary" / item.planned.run.id
+    assert submission.run_dir == tmp_path / "study" / "canary" / item.run.id
     assert submission.argv == ("worker", str(submission.run_dir))
     assert submission.env["SEQLM_CANARY"] == str(STEPS)
     assert submission.env["MINE"] == "1"
-    assert submission.resources == item.resources
+    assert submission.resources == item.spec.resources
     assert lines[-1] == "canary gru-sgd passes: 0.21 s a step, 1.3 GiB"
 
 
 def test_no_list_of_the_studys_runs_holds_a_canary(tmp_path: Path) -> None:
     item = trial(tmp_path, make_config())
     check([item], tmp_path, FakeBackend(passes))
-    assert RunDirectory.canary(tmp_path, item.planned.run.id).observe().state == "done"
-    assert [run.run.id for run in observe_study(tmp_path)] == [item.planned.run.id]
+    assert RunDirectory.canary(tmp_path, item.run.id).observe().state == "done"
+    assert [run.run.id for run in observe_study(tmp_path)] == [item.run.id]
     assert [run.observation.state for run in observe_study(tmp_path)] == ["pending"]
-    assert list(load_study(tmp_path).runs["id"]) == [item.planned.run.id]
+    assert list(load_study(tmp_path).runs["id"]) == [item.run.id]
 
 
 def test_canaries_run_side_by_side_as_the_backend_has_room(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ def test_every_failed_canary_is_told_with_its_kind_message_and_log_and_the_other
     with pytest.raises(CanaryError) as caught:
         check(trials, tmp_path, FakeBackend(work, slots=1))
     first, second, last = str(caught.value).splitlines()
-    log = RunDirectory.canary(tmp_path, trials[0].planned.run.id).stderr_log(1)
+    log = RunDirectory.canary(tmp_path, trials[0].run.id).stderr_log(1)
     assert first == f"canary rnn-sgd (rnn): diverged: the loss is nan; see {log}"
     assert second.startswith("canary transformer-sgd (transformer): diverged")
     assert last == "no run of the grid was started; --no-canary starts it without canaries"
@@ -188,7 +187,7 @@ def test_a_canary_that_has_passed_is_not_repeated_and_one_that_failed_is(tmp_pat
         check(trials, tmp_path, FakeBackend(lambda s: passes(s) if "rnn" in s.run_dir.name else diverges(s)))
     again = FakeBackend(passes)
     check(trials, tmp_path, again)
-    assert [(s.run_dir.name, s.attempt) for s in again.submissions] == [(trials[1].planned.run.id, 2)]
+    assert [(s.run_dir.name, s.attempt) for s in again.submissions] == [(trials[1].run.id, 2)]
     never = FakeBackend(diverges)
     assert check(trials, tmp_path, never) == []
     assert never.submissions == []
@@ -250,15 +249,11 @@ def shares(tmp_path: Path, sizes: dict[int, float | None], work: Any = card) -> 
     large = max(sizes)
     first = trial(tmp_path, make_config(hidden_size=large), name="first")
     check([first], tmp_path, FakeBackend(work))
-    wishes = [trial(tmp_path, make_config(hidden_size=size), name=f"hidden{size}") for size in sizes]
     wishes = [
-        Trial(planned=item.planned, resources=Resources(cpus=1, gpus=share), facts=FACTS)
-        for item, share in zip(wishes, sizes.values(), strict=True)
+        trial(tmp_path, make_config(hidden_size=size), name=f"hidden{size}", gpus=share)
+        for size, share in sizes.items()
     ]
-    resuming = [
-        Trial(planned=Planned(**{**vars(item.planned), "action": "resume"}), resources=item.resources, facts=FACTS)
-        for item in wishes
-    ]
+    resuming = [replace(item, action="resume") for item in wishes]
     return check(resuming, tmp_path, FakeBackend(work))
 
 
@@ -314,7 +309,7 @@ def launched(
     """Launch ``count`` runs of two pairs; returns the folders submitted, canaries as ``canary/...``."""
     text = write_text(tmp_path / "text")
     specs = [
-        RunSpec(name=f"{arch}{seed}", config=make_config(arch, seed=seed), order=2 * seed + number)
+        RunSpec(name=f"{arch}{seed}", config=make_config(arch, seed=seed), order=2 * seed + number, data_path=text)
         for seed in range(count)
         for number, arch in enumerate(("rnn", "gru"))
     ]
@@ -328,14 +323,7 @@ def launched(
         policy=Policy(max_stalled_retries=0),
     )
     try:
-        launch(
-            specs,
-            backend,
-            options,
-            data_path=lambda spec: text,
-            command=lambda spec: [],
-            progress=lambda planned: lambda event: None,
-        )
+        launch(specs, backend, options, progress=lambda planned: lambda event: None)
     finally:
         names = [str(submission.run_dir.relative_to(study_dir)) for submission in backend.submissions]
     return [name.rpartition("-")[0] for name in names]

@@ -12,15 +12,14 @@ import pytest
 from jobs.attempt import retry
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher, Event
-from jobs.launch.prepare import plan_runs
+from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.manifests.policy import Policy
-from jobs.plan.planned import Planned, plan
-from jobs.plan.queue import Work
+from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json, write_json_lines
-from tests.fakes import FakeBackend
+from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import make_config
 
 
@@ -71,11 +70,13 @@ def finish(submission: Submission) -> int:
     return 0
 
 
-def todo(folder: Path, count: int, *, ranks: int = 1) -> list[Planned]:
+def todo(folder: Path, count: int, *, ranks: int = 1) -> list[PlannedRun]:
     """``count`` fresh runs below ``folder``, all to be started."""
     items = []
     for number in range(count):
-        spec = RunSpec(name=f"run{number}", config=make_config(seed=number), resources=Resources(ranks=ranks))
+        spec = RunSpec(
+            name=f"run{number}", config=make_config(seed=number), resources=Resources(ranks=ranks, cpus=1, gpus=0)
+        )
         run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
         run.create(spec.config, {"name": spec.name})
         items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
@@ -86,8 +87,7 @@ def dispatcher(
     backend: FakeBackend, on_event: Callable[[Event], None] = lambda event: None, **options: Any
 ) -> Dispatcher:
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-    settings: dict[str, Any] = {"work": {}, "data_path": {}, **options}
-    return Dispatcher(backend, code=code, argv=("worker",), on_event=on_event, **settings)
+    return Dispatcher(backend, code=code, argv=("worker",), on_event=on_event, **options)
 
 
 def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_time(tmp_path: Path) -> None:
@@ -115,10 +115,11 @@ def test_the_command_line_is_the_worker_and_one_path(tmp_path: Path) -> None:
 
 
 def test_a_run_that_can_never_fit_is_told_before_anything_starts(tmp_path: Path) -> None:
-    backend = FakeBackend(finish, slots=2)
+    wide = todo(tmp_path / "b", 1, ranks=3)
     with pytest.raises(BackendError, match="never fits"):
-        dispatcher(backend).dispatch([*todo(tmp_path, 1), *todo(tmp_path / "b", 1, ranks=3)])
-    assert backend.submissions == []
+        resolve_resources([*todo(tmp_path, 1), *wide], FakeBackend(finish, slots=2), None)
+    skipped = [replace(item, action="skip") for item in wide]
+    assert resolve_resources(skipped, FakeBackend(finish, slots=2), None) == skipped
 
 
 def test_a_run_whose_lost_worker_still_has_its_lock_is_tried_again(tmp_path: Path) -> None:
@@ -306,10 +307,10 @@ def test_no_more_than_max_parallel_go_at_once(tmp_path: Path) -> None:
 
 def test_the_longest_goes_first_and_a_higher_priority_before_it(tmp_path: Path) -> None:
     short, long, urgent = todo(tmp_path, 3)
-    urgent = replace(urgent, spec=replace(urgent.spec, resources=Resources(priority=1)))
-    work = {short.run.id: Work(seconds=1), long.run.id: Work(seconds=9), urgent.run.id: Work(seconds=0.5)}
+    urgent = replace(urgent, spec=replace(urgent.spec, resources=Resources(cpus=1, gpus=0, priority=1)))
     backend = FakeBackend(finish, slots=1)
-    dispatcher(backend, work=work).dispatch([short, long, urgent])
+    seconds = ((short, 1.0), (long, 9.0), (urgent, 0.5))
+    dispatcher(backend).dispatch([replace(item, estimate=make_estimate(time)) for item, time in seconds])
     assert [s.run_dir for s in backend.submissions] == [urgent.run.path, long.run.path, short.run.path]
 
 
@@ -417,9 +418,10 @@ def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path
         RunDirectory.locate(tmp_path, spec.name, spec.fingerprint).create(spec.config, {"name": spec.name})
     damaged = RunDirectory.locate(tmp_path, specs[0].name, specs[0].fingerprint)
     damaged.failure_file.touch()
-    planned = plan_runs(specs, tmp_path)
+    backend = FakeBackend(finish)
+    planned = resolve_resources(plan_runs(specs, tmp_path), backend, None)
     assert [item.action for item in planned] == ["start", "start"]
-    dispatcher(FakeBackend(finish)).dispatch(planned)
+    dispatcher(backend).dispatch(planned)
     assert [item.run.observe().state for item in planned] == ["done", "done"]
 
 

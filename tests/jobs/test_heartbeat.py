@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
     monkeypatch.setattr("seqlm.machine.cpu_count", lambda: 2)
     monkeypatch.setattr("seqlm.machine.gpus", list)
     (item,) = todo(tmp_path / "study", 1, ranks=2)
+    item = replace(item, spec=replace(item.spec, data_path=write_text(tmp_path / "text")))
     run, ranks, watchers = item.run, [], list[Heartbeat]()
 
     def watch(*arguments: Any) -> Heartbeat:
@@ -193,8 +195,6 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
         code=Code(path=Path(__file__).parents[2], commit=None, dirty=False, live=True),
         argv=(sys.executable, "-m", "tests.training.elsewhere", "here", f"hold={tmp_path / 'go-on'}"),
         on_event=stop_a_rank,
-        work={},
-        data_path={item.run.id: write_text(tmp_path / "text")},
         env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
     ).dispatch([item])
     assert ranks, "one was stopped"

@@ -16,7 +16,7 @@ from jobs.cli.live_table import StudyTable, allot, shortened, svg, table_lines
 from jobs.cli.progress import LaunchProgress, Watcher
 from jobs.cli.view import RunView, StudyView
 from jobs.launch.dispatch import Event
-from jobs.plan.planned import Planned
+from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.errors import FileError
 from seqlm.rundir import Observation, State
@@ -205,11 +205,11 @@ def test_only_a_terminal_that_can_redraw_gets_the_table(monkeypatch: pytest.Monk
     assert not terminal.can_redraw(io.StringIO())
 
 
-def planned_in(study_dir: Path) -> Planned:
+def planned_in(study_dir: Path) -> PlannedRun:
     config = make_config()
     made = make_run(study_dir / "one-00000001", config)
     spec = RunSpec(name="one", config=config)
-    return Planned(spec=spec, run=made, observation=made.observe(), action="start", reason=None)
+    return PlannedRun(spec=spec, run=made, observation=made.observe(), action="start", reason=None)
 
 
 LOST = Observation(state="failed", epoch=1, best_val_ppl=100.0, reason="node: killed by SIGKILL", kind="node")

@@ -133,7 +133,12 @@ sys.exit(main())
 def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: int = 8) -> RunDirectory:
     """Dispatch one run whose worker is ``program`` to its end, on the local backend."""
     text = write_text(folder / "text")
-    spec = RunSpec(name="run", config=make_config(epochs=1, batch_size=batch_size), resources=Resources(cpus=1, gpus=0))
+    spec = RunSpec(
+        name="run",
+        config=make_config(epochs=1, batch_size=batch_size),
+        resources=Resources(cpus=1, gpus=0),
+        data_path=text,
+    )
     run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
     if not run.path.exists():
         run.create(spec.config, {"name": spec.name})
@@ -144,9 +149,7 @@ def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: in
             backend,
             code=code,
             argv=(sys.executable, "-c", program),
-            data_path={run.id: text},
             on_event=lambda event: None,
-            work={},
             policy=policy,
         ).dispatch([plan(spec, run, run.observe(), has_checkpoint=False, retry=True)])
     finally:

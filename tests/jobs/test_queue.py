@@ -1,52 +1,51 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from jobs.plan.capacity import Allocation, Capacity, Node
-from jobs.plan.queue import Live, Queue, Waiting, Work
+from jobs.plan.planned import PlannedRun
+from jobs.plan.queue import Queue
 from jobs.spec import Resources, RunSpec
-from tests.fakes import FakeBackend
+from tests.fakes import make_planned
 from tests.training.studies import make_config
 
 CONFIG = make_config()
 
 
-def waiting(name: str, *, ranks: int = 1, order: int = 0, seconds: float | None = None, flops: float = 0) -> Waiting:
+def waiting(name: str, *, ranks: int = 1, order: int = 0, seconds: float | None = None, flops: float = 0) -> PlannedRun:
     spec = RunSpec(name=name, config=CONFIG, resources=Resources(ranks=ranks, cpus=1, gpus=0), order=order)
-    return Waiting(id=name, spec=spec, work=Work(seconds=seconds, flops=flops))
+    return make_planned(spec, seconds, flops=flops)
 
 
 class Room:
     """A fake machine of so many slots with the jobs on it, and a queue."""
 
-    def __init__(self, slots: int, *items: Waiting, max_parallel: int | None = None) -> None:
+    def __init__(self, slots: int, *items: PlannedRun, max_parallel: int | None = None) -> None:
         self.capacity = Capacity([Node(name="n", cpus=slots, gpus={})], where="here")
         self.queue = Queue(items, max_parallel=max_parallel)
-        self.live: dict[str, Live] = {}
-        self.backend = FakeBackend(lambda submission: 0, slots=slots)
-        self.backend.free = self.free  # type: ignore[method-assign]
+        self.live: list[tuple[float | None, Sequence[Allocation]]] = []
 
     def free(self) -> Capacity:
         free = self.capacity.copy()
-        for job in self.live.values():
-            free.take(job.allocations)
+        for _, allocations in self.live:
+            free.take(allocations)
         return free
 
     def occupy(self, ranks: int, until: float | None) -> None:
         allocations = self.free().place(Resources(ranks=ranks, cpus=1, gpus=0))
         assert allocations is not None
-        self.live[f"before{len(self.live)}"] = Live(allocations=allocations, expected_end=until)
+        self.live.append((until, allocations))
 
     def start(self, now: float = 0.0) -> list[str]:
         started = []
-        for item in self.queue.startable(self.backend.free, self.live, now):
-            seconds = item.work.seconds
-            end = None if seconds is None else now + seconds
-            self.live[item.id] = Live(allocations=self.free().place(item.spec.resources) or [], expected_end=end)
-            started.append(item.id)
+        while (item := self.queue.take(self.free(), self.live, now)) is not None:
+            end = None if item.seconds is None else now + item.seconds
+            self.live.append((end, self.free().place(item.spec.resources) or []))
+            started.append(item.run.id)
         return started
 
 
@@ -95,8 +94,7 @@ def test_a_run_that_was_put_back_waits_for_its_time_at_its_old_place() -> None:
     room = Room(1, waiting("a", seconds=2), waiting("b", seconds=1))
     assert room.start() == ["a"]
     room.live.clear()
-    first = waiting("a", seconds=2)
-    room.queue.put_back(Waiting(id="a", spec=first.spec, work=first.work, not_before=5))
+    room.queue.put_back(waiting("a", seconds=2), not_before=5)
     assert room.start(now=1) == ["b"]
     room.live.clear()
     assert room.queue.reasons == {"a": "tried again in a moment"}
@@ -124,7 +122,7 @@ def test_a_long_queue_is_looked_through_without_working_out_the_wide_runs_start_
 # -- boundaries ----------------------------------------------------------------------------------------------------
 
 
-def prior(name: str, priority: int, **options: Any) -> Waiting:
+def prior(name: str, priority: int, **options: Any) -> PlannedRun:
     """The same as :func:`waiting`, with a priority."""
     item = waiting(name, **options)
     resources = Resources(cpus=1, gpus=0, priority=priority)
@@ -139,7 +137,8 @@ def test_a_higher_priority_goes_first_however_short_the_run() -> None:
 def test_a_run_with_no_time_left_is_shorter_than_any_other() -> None:
     assert Room(2, waiting("done", seconds=0.0), waiting("short", seconds=0.5)).start() == ["short", "done"]
     assert Room(2, waiting("done"), waiting("large", flops=0.5)).start() == ["large", "done"]
-    assert Work() == Work(flops=0.0, seconds=None)
+    unknown = dataclasses.replace(waiting("unknown"), estimate=None)
+    assert Room(2, unknown, waiting("large", flops=0.5)).start() == ["large", "unknown"]
 
 
 def test_the_run_in_front_is_expected_at_the_first_end_that_makes_room_for_it() -> None:
@@ -157,7 +156,7 @@ def test_jobs_that_end_at_the_same_time_are_no_error() -> None:
     room = Room(5, waiting("wide", ranks=5, seconds=100), waiting("other", seconds=10))
     for cpus in (2, 1):
         allocations = [Allocation(node="n", cpus=cpus, device=None, gpus=0)]
-        room.live[f"of {cpus} cores"] = Live(allocations=allocations, expected_end=10)
+        room.live.append((10, allocations))
     assert room.start() == ["other"]
 
 
@@ -182,7 +181,10 @@ def test_a_run_of_unknown_length_does_not_overtake() -> None:
 
 
 def test_a_run_that_was_put_back_starts_at_its_time_and_not_a_moment_later() -> None:
-    room = Room(1, dataclasses.replace(waiting("a"), not_before=5.0))
+    room = Room(1, waiting("a"))
+    assert room.start() == ["a"]
+    room.live.clear()
+    room.queue.put_back(waiting("a"), not_before=5.0)
     assert room.start(now=4.9) == []
     assert room.start(now=5.0) == ["a"]
 
@@ -190,8 +192,9 @@ def test_a_run_that_was_put_back_starts_at_its_time_and_not_a_moment_later() -> 
 def test_reasons_name_the_waiting_runs_alone_in_the_order_in_which_they_start() -> None:
     room = Room(3, waiting("a", seconds=1), waiting("b", seconds=3), waiting("c", seconds=2))
     assert list(room.queue.reasons.items()) == [(name, "about to start") for name in "bca"]
-    first = next(room.queue.startable(room.backend.free, room.live, 0.0))
-    assert first.id == "b"
+    first = room.queue.take(room.free(), room.live, 0.0)
+    assert first is not None
+    assert first.run.id == "b"
     assert list(room.queue.reasons) == ["c", "a"]
     room.queue.put_back(first)
     assert list(room.queue.reasons.items()) == [

@@ -3,16 +3,18 @@ from __future__ import annotations
 import pytest
 
 from jobs.plan.capacity import Allocation, Capacity, Node
-from jobs.plan.queue import Queue, Waiting, Work, places
+from jobs.plan.planned import PlannedRun
+from jobs.plan.queue import Queue, places
 from jobs.plan.totals import makespan
 from jobs.spec import Resources, RunSpec
+from tests.fakes import make_planned
 from tests.training.studies import make_config
 
 
-def waiting(number: int, seconds: float | None, *, flops: float = 0.0, cpus: int = 1, **resources: float) -> Waiting:
+def waiting(number: int, seconds: float | None, *, flops: float = 0.0, cpus: int = 1, **resources: float) -> PlannedRun:
     wishes = Resources(cpus=cpus, **{"gpus": 0, **resources})  # type: ignore[arg-type]
-    spec = RunSpec(name=f"run{number}", config=make_config(), resources=wishes, order=number)
-    return Waiting(id=str(number), spec=spec, work=Work(flops=flops, seconds=seconds))
+    spec = RunSpec(name=str(number), config=make_config(), resources=wishes, order=number)
+    return make_planned(spec, seconds, flops=flops)
 
 
 def machine(cpus: int = 2, gpus: int = 0) -> Capacity:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.spec import RunSpec
+from jobs.spec import Resources, RunSpec
 from jobs.study.folder import (
     find_study,
     launch_lock_file,
@@ -29,11 +29,17 @@ from tests.training.studies import make_config
 def make_study(folder: Path, *seeds: int) -> list[RunDirectory]:
     runs = []
     for order, seed in enumerate(seeds):
-        spec = RunSpec(name=f"run{seed}", config=make_config(seed=seed), order=order)
+        spec = RunSpec(
+            name=f"run{seed}",
+            config=make_config(seed=seed),
+            resources=Resources(ranks=2),
+            order=order,
+            data_path=Path("/text"),
+            command=["python", "launch.py"],
+        )
         run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
         code = Code(path=Path("/code"), commit="c" * 40, dirty=True, live=False)
-        record = run_record(spec, command=["python", "launch.py"], data_path=None)
-        run.create(spec.config, {**launch_record(folder.name, code), **record})
+        run.create(spec.config, {**launch_record(folder.name, code), **run_record(spec)})
         runs.append(run)
     return runs
 
@@ -109,7 +115,8 @@ def test_a_run_comes_back_from_its_folder_as_it_was_launched(tmp_path: Path) -> 
     make_study(tmp_path / "s", 7)
     (observed,) = observe_study(tmp_path / "s")
     spec = observed.to_spec()
-    assert (spec.name, spec.config, spec.order) == ("run7", make_config(seed=7), 0)
+    assert (spec.name, spec.config, spec.order, spec.resources) == ("run7", make_config(seed=7), 0, Resources(ranks=2))
+    assert (spec.data_path, spec.command) == (Path("/text"), ["python", "launch.py"])
 
 
 def test_provenance_records_no_variable_that_is_not_on_the_list(

@@ -14,12 +14,12 @@ import pytest
 from jobs.launch.prepare import LaunchOptions, preparing, resolve_specs
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
-from jobs.plan.estimate import Estimate, Throughput, estimate
-from jobs.plan.planned import Planned, plan
+from jobs.plan.estimate import Throughput, estimate
+from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import record_of, write_record
-from jobs.spec import Resources, RunSpec
 from seqlm.data.corpus import corpus_facts
 from seqlm.rundir import RunDirectory, study_record_file, write_json, write_json_lines
+from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import write_text
 
 TEXT = """
@@ -114,7 +114,7 @@ def test_a_run_that_is_not_launched_may_lack_its_text(tmp_path: Path) -> None:
 # -- estimates -----------------------------------------------------------------------------------------------------
 
 
-def items(folder: Path, count: int = 2) -> list[Planned]:
+def items(folder: Path, count: int = 2) -> list[PlannedRun]:
     specs = resolve_specs(manifest_in(folder).runs, write_text(folder / "text"))[:count]
     made = []
     for spec in specs:
@@ -123,22 +123,12 @@ def items(folder: Path, count: int = 2) -> list[Planned]:
     return made
 
 
-def made(seconds: float | None) -> Estimate:
-    return Estimate(
-        parameters=7,
-        flops_per_token=6,
-        memory_bytes=5,
-        measured_memory_bytes=None,
-        disk_bytes=4,
-        seconds=seconds,
-    )
-
-
-def written(folder: Path, todo: Sequence[Planned], seconds: float | None) -> dict[str, Any]:
+def written(folder: Path, todo: Sequence[PlannedRun], seconds: float | None) -> dict[str, Any]:
     """What ``study.json`` holds of estimates after a launch that does ``todo``, without the times of writing."""
     told: list[str] = []
     folder.mkdir(exist_ok=True)
-    write_record(folder, {"version": 1}, todo, lambda item: made(seconds), told.append)
+    estimated = [replace(item, estimate=make_estimate(seconds)) for item in todo]
+    write_record(folder, {"version": 1}, estimated, told.append)
     assert not told
     estimates: dict[str, Any] = json.loads(study_record_file(folder).read_text())["estimates"]
     assert all(found.pop("at").endswith("+00:00") for found in estimates.values())
@@ -180,10 +170,10 @@ def test_where_nothing_has_changed_nothing_is_written(tmp_path: Path) -> None:
     "content", ['{"version": ', "[]", '{"estimates": []}', '{"version": 1}', "\x00"], ids=lambda text: repr(text)
 )
 def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: str) -> None:
-    todo = items(tmp_path)
+    todo = [replace(item, estimate=make_estimate(1.0)) for item in items(tmp_path)]
     study_record_file(tmp_path).write_text(content)
     told: list[str] = []
-    write_record(tmp_path, {"version": 1}, todo, lambda item: made(1.0), told.append)
+    write_record(tmp_path, {"version": 1}, todo, told.append)
     path = study_record_file(tmp_path)
     assert told == [f"warning: {path} is damaged and is replaced; the estimates of earlier launches are lost"]
     assert len(json.loads(path.read_text())["estimates"]) == 2
@@ -199,7 +189,7 @@ def test_an_estimate_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_stops_no_launch(tmp_path: Path) -> None:
     study_record_file(tmp_path).mkdir()
     told: list[str] = []
-    write_record(tmp_path, {"version": 1}, [], lambda item: made(1.0), told.append)
+    write_record(tmp_path, {"version": 1}, [], told.append)
     assert len(told) == 2
     assert told[1].endswith("the report will lack the facts of the manifest")
 
@@ -217,11 +207,7 @@ def launched(folder: Path, chosen: slice, *, recorded: bool = True) -> list[RunD
         live_code=True,
         record=record_of(manifest, specs, text) if recorded else None,
     )
-
-    def resolve(spec: RunSpec, at_most: int) -> Resources:
-        return Resources(cpus=1, gpus=0)
-
-    with preparing(specs, options, resolve=resolve, data_path=lambda spec: text, command=lambda spec: []) as prepared:
+    with preparing(specs, FakeBackend(lambda submission: 0), options) as prepared:
         (folder / "runs" / "s" / "queue.json").unlink(missing_ok=True)  # this process is no launcher of the next one
         return [item.run for item in prepared.todo]
 

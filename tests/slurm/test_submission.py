@@ -2,45 +2,43 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.launch.prepare import TRAINING
+from jobs.launch.prepare import TRAINING, LaunchOptions
 from jobs.manifests.policy import Policy
-from jobs.plan.planned import Planned, plan
+from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory
-from slurm.backend import turns
 from slurm.job import JobPlan
 from slurm.settings import SlurmSettings
-from slurm.submission import Batch, Submitter, batches, record
+from slurm.submission import UNLIMITED, Batch, Submitter, batches, record, take_turns
 from tests.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
 WHOLE = Resources(cpus=4, gpus=1)
 
 
-def planned(folder: Path, count: int) -> list[Planned]:
+def planned(folder: Path, count: int, resources: Resources = WHOLE) -> list[PlannedRun]:
     items = []
     for number in range(count):
-        spec = RunSpec(name=f"run{number}", config=make_config(seed=number), order=number)
+        spec = RunSpec(name=f"run{number}", config=make_config(seed=number), resources=resources, order=number)
         run = RunDirectory.locate(folder, spec.name, spec.fingerprint)
         run.create(spec.config, {"name": spec.name})
         items.append(plan(spec, run, run.observe(), has_checkpoint=False, retry=False))
     return items
 
 
-def every(items: list[Planned], resources: Resources) -> dict[str, Resources]:
-    return {item.run.id: resources for item in items}
-
-
 def submitter(folder: Path, settings: SlurmSettings, policy: Policy | None = None) -> Submitter:
-    return Submitter(
-        study_dir=folder, settings=settings, code=CODE, paths={}, worker=TRAINING, policy=policy or Policy()
-    )
+    return Submitter(options=LaunchOptions(study_dir=folder, policy=policy or Policy()), settings=settings, code=CODE)
+
+
+def submit(batch: Batch, folder: Path, by: Submitter) -> list[str]:
+    return by.submit(batch, by.plans(batch, folder.name), folder)
 
 
 @pytest.fixture
@@ -56,36 +54,36 @@ def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_runs_of_equal_resources_are_one_array_in_the_order_of_the_queue(tmp_path: Path) -> None:
     items = planned(tmp_path, 5)
-    resources = {**every(items, WHOLE), items[2].run.id: Resources(ranks=2, cpus=1, gpus=1)}
-    first, second = batches(items, resources, SlurmSettings(), max_array_size=1000)
+    items[2] = replace(items[2], spec=replace(items[2].spec, resources=Resources(ranks=2, cpus=1, gpus=1)))
+    first, second = batches(items, SlurmSettings(), max_array_size=1000)
     assert [runs[0].spec.name for runs in first.jobs] == ["run0", "run1", "run3", "run4"]
     assert [runs[0].spec.name for runs in second.jobs] == ["run2"]
 
 
 def test_an_array_has_no_more_jobs_than_the_cluster_takes(tmp_path: Path) -> None:
     items = planned(tmp_path, 5)
-    found = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=2)
+    found = batches(items, SlurmSettings(), max_array_size=2)
     assert [len(batch.jobs) for batch in found] == [2, 2, 1]
 
 
 def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
-    items = planned(tmp_path, 6)
-    (batch,) = batches(items, every(items, Resources(cpus=1, gpus=0.25)), SlurmSettings(), max_array_size=1000)
+    items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
     assert [[item.spec.name for item in runs] for runs in batch.jobs] == [
         ["run0", "run1", "run2", "run3"],
         ["run4", "run5"],
     ]
 
 
-def array(items: list[Planned], jobs: int, runs: int = 1) -> Batch:
+def array(items: list[PlannedRun], jobs: int, runs: int = 1) -> Batch:
     """An array of ``jobs`` jobs with ``runs`` runs each."""
-    return Batch(resources=WHOLE, jobs=(tuple(items[:1]) * runs,) * jobs)
+    return Batch(jobs=(tuple(items[:1]) * runs,) * jobs)
 
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [
-        (None, [(100_000, None), (100_000, None)]),
+        (None, [(UNLIMITED, None), (UNLIMITED, None)]),
         (8, [(6, None), (2, None)]),
         (3, [(2, None), (1, None)]),
         (1, [(1, None), (1, 0)]),
@@ -95,7 +93,7 @@ def test_a_limit_is_shared_among_the_arrays(
     tmp_path: Path, limit: int | None, expected: list[tuple[int, int | None]]
 ) -> None:
     items = planned(tmp_path, 1)
-    found = turns([array(items, 6), array(items, 2)], limit)
+    found = take_turns([array(items, 6), array(items, 2)], limit)
     assert [(turn.parallelism, turn.after) for turn in found] == expected
 
 
@@ -108,7 +106,7 @@ def test_never_more_runs_go_at_once_than_the_limit_and_every_array_has_its_turn(
 ) -> None:
     """``sizes``: the jobs of each array, and the runs of each of its jobs."""
     items = planned(tmp_path, 1)
-    found = turns([array(items, jobs, runs) for jobs, runs in sizes], limit)
+    found = take_turns([array(items, jobs, runs) for jobs, runs in sizes], limit)
     at_once: dict[int, int] = {}
     for number, (turn, (_, runs)) in enumerate(zip(found, sizes, strict=True)):
         assert turn.parallelism >= 1
@@ -124,11 +122,11 @@ def test_never_more_runs_go_at_once_than_the_limit_and_every_array_has_its_turn(
 
 
 def test_a_job_holds_no_more_runs_than_may_go_at_once(tmp_path: Path) -> None:
-    items = planned(tmp_path, 6)
+    items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
     settings = SlurmSettings(max_parallel=3)
-    (batch,) = batches(items, every(items, Resources(cpus=1, gpus=0.25)), settings, max_array_size=1000)
+    (batch,) = batches(items, settings, max_array_size=1000)
     assert [len(runs) for runs in batch.jobs] == [3, 3]
-    assert [turn.parallelism for turn in turns([batch], 3)] == [1]
+    assert [batch.parallelism] == [1]
 
 
 @pytest.mark.usefixtures("srun")
@@ -148,9 +146,9 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
         srun_args=("--cpu-bind=none",),
         sbatch={"exclusive": True, "comment": "a grid"},
     )
-    items = planned(tmp_path, 3)
-    (batch,) = batches(items, every(items, Resources(ranks=4, cpus=3, gpus=1)), settings, max_array_size=1000)
-    text = submitter(tmp_path, settings).script(batch, tmp_path / "slurm" / "0001", parallelism=2)
+    items = planned(tmp_path, 3, Resources(ranks=4, cpus=3, gpus=1))
+    (batch,) = batches(items, settings, max_array_size=1000)
+    text = submitter(tmp_path, settings).script(replace(batch, parallelism=2), tmp_path / "slurm" / "0001")
     options = set(re.findall(r"^#SBATCH --(.*)$", text, flags=re.MULTILINE))
     assert {
         "array=0-2%2",
@@ -183,9 +181,9 @@ def test_the_script_says_what_the_settings_say(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("srun")
 def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> None:
-    items = planned(tmp_path, 4)
-    (batch,) = batches(items, every(items, Resources(cpus=2, gpus=0.25)), SlurmSettings(), max_array_size=1000)
-    text = submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s", parallelism=9)
+    items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
+    text = submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s")
     assert "--gpus-per-node=1" in text
     assert "--cpus-per-task=8" in text
     assert "--array" not in text, "one job is no array"
@@ -193,9 +191,9 @@ def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("srun")
 def test_runs_without_gpus_ask_for_none(tmp_path: Path) -> None:
-    items = planned(tmp_path, 1)
-    (batch,) = batches(items, every(items, Resources(cpus=2, gpus=0)), SlurmSettings(), max_array_size=1000)
-    assert "--gpus" not in submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s", parallelism=9)
+    items = planned(tmp_path, 1, Resources(cpus=2, gpus=0))
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
+    assert "--gpus" not in submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s")
 
 
 @pytest.mark.process
@@ -203,17 +201,17 @@ def test_what_sbatch_says_is_told_in_one_line(tmp_path: Path, srun: Path) -> Non
     (srun / "sbatch").write_text('#!/bin/sh\necho "sbatch: error: Invalid account" >&2\nexit 1\n')
     (srun / "sbatch").chmod(0o755)
     items = planned(tmp_path, 2)
-    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
     with pytest.raises(BackendError, match=r"^sbatch rejected the job: .*Invalid account$"):
-        submitter(tmp_path, SlurmSettings()).submit(batch, tmp_path / "slurm" / "0001", parallelism=1, nice=0)
+        submit(batch, tmp_path / "slurm" / "0001", submitter(tmp_path, SlurmSettings()))
 
 
 def test_a_machine_without_srun_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     items = planned(tmp_path, 1)
-    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
     with pytest.raises(BackendError, match="srun is not on PATH"):
-        submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s", parallelism=1)
+        submitter(tmp_path, SlurmSettings()).script(batch, tmp_path / "s")
 
 
 @pytest.mark.process
@@ -221,10 +219,10 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     (srun / "sbatch").write_text(f'#!/bin/sh\necho x >> {tmp_path}/calls\necho "Submitted batch job 77"\n')
     (srun / "sbatch").chmod(0o755)
     items = planned(tmp_path, 3)
-    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
     folder = tmp_path / "slurm" / "0001"
     policy = Policy(oom=1, timeout=None, checkpoint_min=2.5, keep_last=False)
-    jobs = submitter(tmp_path, SlurmSettings(), policy).submit(batch, folder, parallelism=9, nice=0)
+    jobs = submit(batch, folder, submitter(tmp_path, SlurmSettings(), policy))
     assert jobs == ["77_0", "77_1", "77_2"]
     assert (tmp_path / "calls").read_text() == "x\n"
     pickled = (folder / "77_1_submitted.pkl").read_bytes()
@@ -233,16 +231,19 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     assert str(folder / "job-1.json").encode() in pickled
     assert len(pickled) < 1500, "a function by its name, and a path"
     told = JobPlan.read(folder / "job-1.json")
-    assert told.runs == (items[1].run.path,)
-    assert (told.attempts, told.policy, told.submission, told.code) == ((1,), policy, "0001", Path("/code"))
-    assert told.env[0]["SEQLM_CHECKPOINT_MINUTES"] == "2.5"
-    assert told.env[0]["SEQLM_KEEP_LAST"] == "0"
-    assert told.env[0]["SEQLM_PROGRESS_SECONDS"] == "10"
+    (run,) = told.runs
+    assert run.run_dir == items[1].run.path
+    assert run.argv == ("-m", TRAINING, str(items[1].run.path))
+    assert (run.attempt, told.policy, told.submission, run.cwd) == (1, policy, "0001", Path("/code"))
+    assert run.env["SEQLM_CHECKPOINT_MINUTES"] == "2.5"
+    assert run.env["SEQLM_KEEP_LAST"] == "0"
+    assert run.env["SEQLM_PROGRESS_SECONDS"] == "10"
 
 
 def test_a_run_knows_its_job(tmp_path: Path) -> None:
     items = planned(tmp_path, 2)
-    (batch,) = batches(items, every(items, WHOLE), SlurmSettings(), max_array_size=1000)
-    record(batch, ["77_0", "77_1"], CODE, {item.run.id: 3 for item in items}, TRAINING)
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
+    items[1].run.attempt_dir(2).mkdir(parents=True)
+    record(["77_0", "77_1"], submitter(tmp_path, SlurmSettings()).plans(batch, "0001"))
     job = items[1].run.read_job() or {}
-    assert (job["backend"], job["job_id"], job["attempt"]) == ("slurm", "77_1", 3)
+    assert (job["backend"], job["job_id"], job["attempt"], job["launcher"]) == ("slurm", "77_1", 3, None)

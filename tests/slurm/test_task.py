@@ -17,7 +17,7 @@ import pytest
 
 from jobs.attempt.retry import history
 from jobs.manifests.policy import Policy
-from jobs.spec import Resources
+from jobs.spec import Resources, Submission
 from jobs.study.folder import submission_of, write_jobs
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
@@ -88,14 +88,21 @@ def make(folder: Path, name: str = "run") -> RunDirectory:
 
 
 def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: object) -> JobPlan:
+    resources = changes.pop("resources", None) or Resources(cpus=1, gpus=0)
+    env = changes.pop("env", None) or {}
     known: dict[str, object] = {
         "submission": "0001",
-        "runs": tuple(run.path for run in runs),
-        "attempts": (attempt,) * len(runs),
-        "env": ({},) * len(runs),
-        "argv": ("-S", "-c", program),
-        "code": Path.cwd(),
-        "resources": Resources(cpus=1, gpus=0),
+        "runs": tuple(
+            Submission(
+                run_dir=run.path,
+                attempt=attempt,
+                argv=("-S", "-c", program, str(run.path)),
+                env=env,
+                cwd=Path.cwd(),
+                resources=resources,
+            )
+            for run in runs
+        ),
         "policy": Policy(max_stalled_retries=2),
         "timeout_min": 10,
         "signal_before_s": 60,
@@ -154,7 +161,7 @@ def test_the_index_that_slurm_gives_becomes_the_uuid_of_the_card_and_the_share_i
 def test_a_module_path_of_the_manifest_reaches_the_worker_behind_the_code(tmp_path: Path) -> None:
     run = make(tmp_path)
     program = "import os, sys; open(sys.argv[1] + '/path', 'w').write(os.environ['PYTHONPATH'])"
-    work(plan(run, program=program, env=({"PYTHONPATH": "/of/the/user"},)))
+    work(plan(run, program=program, env={"PYTHONPATH": "/of/the/user"}))
     assert (run.path / "path").read_text().split(":")[:2] == [str(Path.cwd()), "/of/the/user"]
 
 
