@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from jobs import terminal
 from jobs.cli import arguments, launching
 from jobs.launch.prepare import LaunchOptions
 from jobs.manifests import backends
+from jobs.spec import RunSpec
 from seqlm.errors import UsageError
 from seqlm.rundir import FailureKind, RunDirectory
 from slurm import settings
@@ -413,11 +415,11 @@ def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
     for run in launched(study, "failed", "failed"):
         known = {"name": "same", "command": ["made", run.id], "data": f"/text/{run.id}"}
         run.provenance_file.write_text(json.dumps(known))
-    given: dict[str, tuple[list[str], Path | None]] = {}
+    given: dict[str, tuple[Sequence[str], Path | None]] = {}
 
-    def stop(specs: Any, backend: Any, settings: Any, *, data_path: Any, command: Any, **_: Any) -> None:
+    def stop(specs: list[RunSpec], backend: Any, settings: Any, **_: Any) -> None:
         for spec in specs:
-            given[spec.fingerprint[:8]] = (command(spec), data_path(spec))
+            given[spec.fingerprint[:8]] = (spec.command, spec.data_path)
         raise UsageError("no further")
 
     monkeypatch.setattr("jobs.cli.request.launch", stop)

@@ -49,14 +49,14 @@ class Arguments:
 
 @dataclass(frozen=True, kw_only=True)
 class ListArguments(Arguments):
-    """``list``."""
+    """Show the studies in the runs folder."""
 
     no_sizes: bool = option("--no-sizes", help="leave out sizes, which take longest on a slow disk")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanArguments(Arguments):
-    """``clean``."""
+    """Delete from a study what no report and no run needs any more."""
 
     study: str = option(help=STUDY)
     dry_run: bool = option("-n", "--dry-run", help="show what would be deleted, and delete nothing")
@@ -65,7 +65,7 @@ class CleanArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionArguments(Arguments):
-    """``completion``."""
+    """Print the completion script of a shell."""
 
     shell: str = option(
         choices=(*SHELLS, "studies"), help="a shell; studies: print the names of the studies, for the scripts"
@@ -74,7 +74,7 @@ class CompletionArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments(Arguments):
-    """``data``."""
+    """Download a corpus."""
 
     corpus: str = option(choices=("ptb",), help="ptb: Penn Treebank")
     to: Path | None = option("--to", metavar="DIR", help="default: the folder in which runs look for it")
@@ -82,7 +82,7 @@ class DataArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class SchemaArguments(Arguments):
-    """``schema``."""
+    """Print the JSON Schema of manifests, with which editors complete and check them."""
 
     output: Path | None = option("--output", metavar="FILE", help="write it to this file instead")
 
@@ -96,7 +96,7 @@ class CorpusArguments(Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorArguments(CorpusArguments):
-    """``doctor``."""
+    """Check this machine, or a cluster."""
 
     backend: str | None = option("--backend", choices=BACKENDS, help="slurm: also check the cluster, with a trial job")
     wait_s: int = option(
@@ -110,7 +110,7 @@ class DoctorArguments(CorpusArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments(Arguments):
-    """``report``."""
+    """Write the report of one study, or of several together."""
 
     studies: tuple[str, ...] = option(nargs="+", metavar="study", help=STUDY)
     behaviour: bool | None = option("--behaviour", help=MISSING_BEHAVIOUR)
@@ -147,7 +147,7 @@ class StudyArguments(Filters):
 
 @dataclass(frozen=True, kw_only=True)
 class StatusArguments(StudyArguments):
-    """``status``."""
+    """Show the state of each run."""
 
     watch: bool = option("--watch", exclusive="form", help="show changes until every run is over")
     svg: Path | None = option("--svg", exclusive="form", metavar="FILE", help="write the table of --watch as a picture")
@@ -155,7 +155,7 @@ class StatusArguments(StudyArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class LogsArguments(StudyArguments):
-    """``logs``."""
+    """Print the logs of the latest attempts."""
 
     run: str | None = option(nargs="?", help="one run: its name, its id, or a unique beginning of its id")
     follow: bool = option("-f", "--follow", help="print new lines until the run is over")
@@ -164,7 +164,7 @@ class LogsArguments(StudyArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class CancelArguments(StudyArguments):
-    """``cancel``."""
+    """Stop runs that are not over."""
 
     all: bool = option("--all", help="stop every run, without a question")
 
@@ -185,7 +185,7 @@ class Placement(CorpusArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments(Placement, Filters):
-    """``plan``."""
+    """Show what run would do, and its costs."""
 
     manifest: str = option(help="the study: a TOML, YAML or JSON file")
     changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
@@ -224,21 +224,24 @@ class TrainArguments(LaunchArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class RunArguments(TrainArguments, PlanArguments):
-    """``run``."""
+    """Launch every run that is not done yet, and wait."""
 
     dry_run: bool = option("-n", "--dry-run", help="do what plan does, and start nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryArguments(TrainArguments, StudyArguments):
-    """``retry``."""
+    """Launch failed and cancelled runs again."""
 
     kind: tuple[str, ...] = option("--kind", choices=KINDS, help="only failures of this kind; repeat for more kinds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourArguments(LaunchArguments, StudyArguments):
-    """``behaviour``. ``None`` in a setting: the default of :func:`jobs.launch.behaviour.default_settings`."""
+    """Compute what trained models do.
+
+    ``None`` in a setting: the default of :func:`jobs.launch.behaviour.default_settings`.
+    """
 
     window: int | None = option("--window", type=positive, metavar="N", help="tokens of context (default: 2 seq_len)")
     samples: int | None = option("--samples", type=positive, metavar="N", help="texts of each length (default: 10)")
@@ -250,68 +253,34 @@ class BehaviourArguments(LaunchArguments, StudyArguments):
     force: bool = option("--force", help="compute it again, even if nothing has changed")
 
 
-# fmt: off
 COMMANDS = {
-    "plan": Command(
-        "launch", PlanArguments, "jobs.cli.launching.plan",
-        "show what run would do, and its costs", "plan first.toml",
-    ),
-    "run": Command(
-        "launch", RunArguments, "jobs.cli.launching.run",
-        "launch every run that is not done yet, and wait", "run first.toml --report",
-    ),
-    "retry": Command(
-        "launch", RetryArguments, "jobs.cli.launching.retry",
-        "launch failed and cancelled runs again", "retry first --kind oom",
-    ),
-    "status": Command(
-        "follow a study", StatusArguments, "jobs.cli.studying.status",
-        "show the state of each run", "status first --watch",
-    ),
-    "list": Command(
-        "follow a study", ListArguments, "jobs.cli.studies.show_studies",
-        "show the studies in the runs folder", "list --no-sizes",
-    ),
-    "logs": Command(
-        "follow a study", LogsArguments, "jobs.cli.studying.logs",
-        "print the logs of the latest attempts", "logs first rnn-adam-lr0.001 -f",
-    ),
+    "plan": Command("launch", PlanArguments, "jobs.cli.launching.plan", "plan first.toml"),
+    "run": Command("launch", RunArguments, "jobs.cli.launching.run", "run first.toml --report"),
+    "status": Command("follow a study", StatusArguments, "jobs.cli.studying.status", "status first --watch"),
+    "list": Command("follow a study", ListArguments, "jobs.cli.studies.show_studies", "list --no-sizes"),
+    "logs": Command("follow a study", LogsArguments, "jobs.cli.studying.logs", "logs first rnn-adam-lr0.001 -f"),
     "cancel": Command(
-        "follow a study", CancelArguments, "jobs.cli.studying.cancel",
-        "stop runs that are not over", "cancel first --only 'arch=gru lr>0.001'",
+        "follow a study", CancelArguments, "jobs.cli.studying.cancel", "cancel first --only 'arch=gru lr>0.001'"
     ),
-    "clean": Command(
-        "follow a study", CleanArguments, "jobs.cli.studies.clean_study",
-        "delete from a study what no report and no run needs any more", "clean first --dry-run",
-    ),
+    "retry": Command("launch", RetryArguments, "jobs.cli.launching.retry", "retry first --kind oom"),
+    "clean": Command("follow a study", CleanArguments, "jobs.cli.studies.clean_study", "clean first --dry-run"),
     "behaviour": Command(
-        "results", BehaviourArguments, "jobs.cli.launching.behaviour",
-        "compute what trained models do", "behaviour first --prompt 'the'",
+        "results", BehaviourArguments, "jobs.cli.launching.behaviour", "behaviour first --prompt 'the'"
     ),
-    "report": Command(
-        "results", ReportArguments, "jobs.cli.studying.report",
-        "write the report of one study, or of several together", "report first second",
-    ),
-    "doctor": Command(
-        "this machine", DoctorArguments, "jobs.cli.doctor.doctor",
-        "check this machine, or a cluster", "doctor --calibrate",
-    ),
+    "report": Command("results", ReportArguments, "jobs.cli.report.report", "report first second"),
+    "doctor": Command("this machine", DoctorArguments, "jobs.cli.doctor.doctor", "doctor --calibrate"),
     "schema": Command(
-        "this machine", SchemaArguments, "jobs.cli.studying.schema",
-        "print the JSON Schema of manifests, with which editors complete and check them",
-        "schema --output manifest.schema.json",
+        "this machine", SchemaArguments, "jobs.cli.studying.schema", "schema --output manifest.schema.json"
     ),
-    "data": Command(
-        "this machine", DataArguments, "jobs.cli.studying.data", "download a corpus", "data ptb",
-    ),
+    "data": Command("this machine", DataArguments, "jobs.cli.studying.data", "data ptb"),
     "completion": Command(
-        "this machine", CompletionArguments, "jobs.cli.completion.completion",
-        "print the completion script of a shell",
+        "this machine",
+        CompletionArguments,
+        "jobs.cli.completion.completion",
         "completion bash > ~/.local/share/bash-completion/completions/seqlm",
     ),
 }
 """The commands, by name, in the order of the help."""
-# fmt: on
 
 
 def parser(prog: str | None = None) -> Parser:

@@ -63,8 +63,7 @@ def calibrate(arguments: DoctorArguments) -> int:
 
     Returns the exit code.
     """
-    from jobs.cli.launching import finish  # only this option launches
-    from jobs.cli.request import Destination, Request, carry_out
+    from jobs.cli.launching import train  # only this option launches
     from jobs.launch.prepare import LaunchOptions
     from jobs.manifests.load import load_manifest
     from jobs.plan.record import record_of
@@ -72,16 +71,12 @@ def calibrate(arguments: DoctorArguments) -> int:
     manifest = load_manifest(CALIBRATION)
     study_dir = arguments.runs_dir / manifest.study
     words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
-    launched = read(words)
-    assert isinstance(launched, RunArguments)
+    arguments_of_run = read(words)
+    assert isinstance(arguments_of_run, RunArguments)
     command = ["python", "launch.py", "doctor", "--calibrate"]
-    request = Request(
-        arguments=launched,
-        specs=[replace(spec, command=command) for spec in manifest.runs],
-        options=LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None)),
-        destination=Destination(choice=BackendChoice(name="local", max_parallel=1)),
-    )
-    return finish(launched, study_dir, carry_out(request))[1]
+    specs = [replace(spec, command=command) for spec in manifest.runs]
+    options = LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None))
+    return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1), None)[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:

@@ -42,13 +42,17 @@ class Command(NamedTuple):
     group: str
     """Heading of the help that lists it."""
     record: type[Any]
-    """Dataclass of its arguments."""
+    """Dataclass of its arguments. The first line of its docstring says what the command does."""
     handler: str
     """Module and name of the function that runs it; imported when it runs."""
-    text: str
-    """What it does."""
     example: str
     """A command line without the program's name."""
+
+    @property
+    def text(self) -> str:
+        """What the command does, as the help says it."""
+        line = (self.record.__doc__ or "").partition("\n")[0]
+        return f"{line[:1].lower()}{line[1:]}".rstrip(".")
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ from jobs.cli.view import RunView, StudyView, changes, summary
 from jobs.launch.dispatch import Event
 from jobs.plan.planned import PlannedRun
 from jobs.study.finality import FinalityTracker
-from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run
+from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run, study_name
 from jobs.study.squeue import Scheduler
 from seqlm import machine
 from seqlm.errors import SeqlmError, printable
@@ -254,21 +254,40 @@ def watch_in_lines(watcher: Watcher, stream: TextIO) -> None:
         before = study
 
 
+def tell_skipped(planned: Sequence[PlannedRun]) -> None:
+    """Print which runs a launch leaves alone, and why; those that are done with ``--verbose`` only."""
+    for item in planned:
+        if item.action == "skip":
+            tell = terminal.detail if item.reason == "done" else terminal.tell
+            tell(f"skipped {item.spec.name}: {item.reason}")
+
+
 @final
 class LaunchProgress:
     """Shows the events of a launch on stderr: a line for each, and on a terminal the table of the study below them."""
 
-    def __init__(self, planned: Sequence[PlannedRun], study_dir: Path) -> None:
-        todo = [item for item in planned if item.action != "skip"]
-        self._total = len(todo)
+    def __init__(self, study_dir: Path, where: str) -> None:
+        """``where`` says where the runs go."""
+        self._study_dir = study_dir
+        self._where = where
+        self._total = 0
         self._ended = 0
-        self._width = max((len(item.spec.name) for item in todo), default=0)
+        self._width = 0
         self._table: Live | None = None
+
+    def start(self, planned: Sequence[PlannedRun]) -> LaunchProgress:
+        """Print what is to be done, show the table if there is one, and return this object."""
+        todo = [item for item in planned if item.action != "skip"]
+        terminal.tell(f"{study_name(self._study_dir)}: {len(todo)} of {len(planned)} runs to do on {self._where}")
+        tell_skipped(planned)
+        self._total = len(todo)
+        self._width = max((len(item.spec.name) for item in todo), default=0)
         if todo and not terminal.is_quiet() and terminal.can_redraw(sys.stderr):
             from jobs.cli.live_table import live  # rich: only where the table is shown
 
-            self._table = live(sys.stderr, Watcher(study_dir, [item.run.id for item in planned]).latest)
+            self._table = live(sys.stderr, Watcher(self._study_dir, [item.run.id for item in planned]).latest)
             self._table.start()
+        return self
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
