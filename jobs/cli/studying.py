@@ -22,22 +22,12 @@ from jobs.cli.arguments import (
     StudyArguments,
 )
 from jobs.cli.view import status_table
-from jobs.study.folder import (
-    ObservedRun,
-    find_study,
-    observe_study,
-    read_jobs,
-    select_runs,
-    study_name,
-)
+from jobs.study.folder import ObservedRun, find_study, observe_study, read_jobs, select_runs, study_name
 from seqlm.errors import BackendError, ManifestError, UsageError, nearest, printable
 from seqlm.rundir import write_text
 
 if TYPE_CHECKING:
     from jobs.cli.progress import Watcher
-
-REPORT_SECONDS = 10
-"""How often ``report --watch`` checks for changes, and its page reloads."""
 
 
 def chosen_runs(arguments: StudyArguments, study_dir: Path) -> list[ObservedRun]:
