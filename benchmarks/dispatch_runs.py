@@ -17,6 +17,7 @@ from benchmarks.stand_ins import WORKER, StandIn, make_study, spans
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
+from jobs.launch.options import LaunchOptions
 from jobs.study.kept_code import live_code
 
 SAMPLE_SECONDS = 0.25
@@ -34,12 +35,8 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
     planned = make_study(study, wanted)
     code = live_code()
     backend = _backend(name, address)
-    dispatcher = Dispatcher(
-        backend,
-        code=code,
-        argv=WORKER,
-        on_event=lambda event: None,
-    )
+    options = LaunchOptions(study_dir=study, worker=WORKER[1:])
+    dispatcher = Dispatcher(backend, code, options, on_event=lambda event: None)
     start = time.time()
     backend.open(code)
     opened = time.time()

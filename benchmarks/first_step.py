@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.turns import ROOT
 from jobs.attempt.supervisor import KEEP_MEMORY, rank_variables
-from jobs.launch.prepare import TRAINING, resolve_specs
+from jobs.launch.options import LaunchOptions
+from jobs.launch.prepare import resolve_specs
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, Submission
 from seqlm.errors import BackendError
@@ -70,7 +71,7 @@ def tune_turn(manifest: Path, study: Path) -> dict[str, Any]:
     (spec,) = resolve_specs(load_manifest(manifest, []).runs, None)
     run = RunDirectory.locate(study, spec.name, spec.fingerprint, {})
     run.create(spec.config, {"name": spec.name, "order": 0})
-    worker, cores = (sys.executable, "-m", TRAINING), cpu_count()
+    worker, cores = (sys.executable, *LaunchOptions(study_dir=study).worker), cpu_count()
     submission = Submission(
         run_dir=run.path,
         attempt=1,

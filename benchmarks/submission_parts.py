@@ -25,7 +25,8 @@ def main() -> int:
 
 
 def seqlm(manifest: Path, study_dir: Path) -> float:
-    from jobs.launch.prepare import LaunchOptions, preparing, resolve_specs
+    from jobs.launch.options import LaunchOptions
+    from jobs.launch.prepare import preparing, resolve_specs
     from jobs.manifests.load import load_manifest
     from slurm.backend import SlurmTarget, submit
     from slurm.settings import read_settings

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.attempt.supervisor import progress_variables, worker_variables
 from jobs.launch.job import job_record, next_submission
-from jobs.launch.prepare import LaunchOptions
+from jobs.launch.options import LaunchOptions
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.folder import study_name
@@ -146,7 +146,7 @@ class Submitter:
         """
         settings, policy = self.settings, self.options.policy
         env = {**plain_env(settings), **worker_variables(policy), **progress_variables(settings.progress_s)}
-        attempt = functools.partial(next_submission, argv=("-m", self.options.worker), code=self.code, env=env)
+        attempt = functools.partial(next_submission, argv=self.options.worker, code=self.code, env=env)
         return [
             JobPlan(
                 submission=submission,

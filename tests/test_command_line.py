@@ -17,7 +17,7 @@ import pytest
 import launch
 from jobs import terminal
 from jobs.cli import arguments, launching
-from jobs.launch.prepare import LaunchOptions
+from jobs.launch.options import LaunchOptions
 from jobs.manifests import backends
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError

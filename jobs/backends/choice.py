@@ -17,7 +17,7 @@ from seqlm.errors import BackendError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class BackendChoice:
-    """A backend by name, with what applies to it."""
+    """A backend by name, with its settings."""
 
     name: str
     max_parallel: int | None = None
@@ -27,33 +27,29 @@ class BackendChoice:
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
     env_pass: tuple[str, ...] = ()
-    """Names of variables of this process that workers get as well."""
+    """Names of variables of this process that are passed to workers."""
     progress_s: float | None = None
-    """How often, at most, workers write where they are. ``None``: the backend's default."""
+    """Least seconds between two writes of a worker's progress. ``None``: the backend's default."""
     table: Mapping[str, Any] = field(default_factory=dict)
     """The manifest's table of this backend, as written."""
     where: str = ""
-    """Where the table stands, for messages."""
+    """The file that has the table, for messages."""
     ray_address: str | None = None
     """The Ray cluster to join. ``None`` means start one on this machine."""
 
     def make(self) -> Backend:
-        """The backend; nothing is started yet.
+        """Return the backend. Nothing is started yet.
 
         Raises:
-            BackendError: it is not to be had here.
+            BackendError: it has no launcher that waits for its runs.
         """
-        match self.name:
-            case "local":
-                return LocalBackend()
-            case "ray":
-                from jobs.backends.ray_backend import (
-                    RayBackend,  # Ray takes half a second, which only its users wait for
-                )
+        if self.name == "local":
+            return LocalBackend()
+        if self.name == "ray":
+            from jobs.backends.ray_backend import RayBackend  # importing Ray takes half a second
 
-                return RayBackend(address=self.ray_address)
-            case _:
-                raise BackendError(f"backend {self.name} has no launcher that waits for its runs")
+            return RayBackend(address=self.ray_address)
+        raise BackendError(f"backend {self.name} has no launcher that waits for its runs")
 
 
 def choose_backend(
@@ -66,15 +62,17 @@ def choose_backend(
     retries: int | None,
     ray_address: str | None,
 ) -> BackendChoice:
-    """Settle the choice; the arguments are those of the command line, none where a flag is not given.
+    """Return the backend of a launch. ``name`` to ``ray_address`` are flags; ``None``: the flag is not given.
 
-    Without a manifest, ``last`` is where the runs went before, and ``kept`` what their study has kept of the tables
-    ``[backend.*]``.
+    Without a manifest, ``last`` is the backend of the study's last launch, and ``kept`` its ``[backend.*]`` tables.
 
     Raises:
-        UsageError: ``SEQLM_BACKEND`` is no backend, or a flag belongs to another one.
+        UsageError: ``SEQLM_BACKEND`` names no backend, or a flag belongs to another backend.
     """
-    chosen = name or _from_environment() or (manifest.backend_name if manifest else last) or default_backend()
+    variable = None if name else os.environ.get("SEQLM_BACKEND")
+    if variable and variable not in BACKENDS:
+        raise UsageError(f'SEQLM_BACKEND: expected {", ".join(BACKENDS)}, got "{variable}"')
+    chosen = name or variable or (manifest.backend_name if manifest else last) or default_backend()
     if ray_address is not None and chosen != "ray":
         raise UsageError(f"--ray-address: the backend is {chosen}; add --backend ray, or leave the address out")
     table = (manifest.backend if manifest else kept or {}).get(chosen, {})
@@ -92,12 +90,5 @@ def choose_backend(
 
 
 def default_backend() -> str:
-    """``ray`` where it is installed, else ``local``."""
+    """Return ``ray`` if it is installed, else ``local``."""
     return "ray" if importlib.util.find_spec("ray") else "local"
-
-
-def _from_environment() -> str | None:
-    name = os.environ.get("SEQLM_BACKEND")
-    if name and name not in BACKENDS:
-        raise UsageError(f'SEQLM_BACKEND: expected {", ".join(BACKENDS)}, got "{name}"')
-    return name or None

@@ -64,7 +64,7 @@ def calibrate(arguments: DoctorArguments) -> int:
     Returns the exit code.
     """
     from jobs.cli.launching import train  # only this option launches
-    from jobs.launch.prepare import LaunchOptions
+    from jobs.launch.options import LaunchOptions
     from jobs.manifests.load import load_manifest
     from jobs.plan.record import record_of
 

@@ -27,8 +27,8 @@ from jobs.cli.request import carry_out, choose, choose_again, where
 from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import SETTINGS, BehaviourLaunch
+from jobs.launch.options import LaunchOptions
 from jobs.launch.prepare import (
-    LaunchOptions,
     check_data,
     estimated,
     find_data,

@@ -22,7 +22,8 @@ from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments, read
 from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
 from jobs.launch import logout
-from jobs.launch.prepare import LaunchOptions, detach, find_data, launch, preparing
+from jobs.launch.options import LaunchOptions
+from jobs.launch.prepare import detach, find_data, launch, preparing
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.record import kept_tables

@@ -9,12 +9,15 @@ A job is launched like a run, by the same launcher on the same backends. Only it
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.launch.prepare import LaunchOptions, find_data
+from jobs.launch.options import LaunchOptions
+from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study, select_runs
@@ -69,38 +72,39 @@ def choose(
         passing = {run.run.id for run in passed}
         return [run for run in done if run.run.id in passing]
     if listed:
-        return [run for run in done if run.config is not None and run.config.fingerprint() in listed]
-    best: dict[str, ObservedRun] = {}
-    for run in done:
-        assert run.config is not None, "filtered above"
-        known = best.get(run.config.model.arch)
-        if _perplexity(run) is not None and (known is None or _lower(run, known)):
-            best[run.config.model.arch] = run
-    chosen = {run.run.id for run in best.values()}
-    return [run for run in done if run.run.id in chosen]
+        return [run for run in done if _config(run).fingerprint() in listed]
+    best: dict[str, str] = {}
+    for run in sorted(filter(_has_perplexity, done), key=_perplexity):
+        best.setdefault(_config(run).model.arch, run.run.id)
+    return [run for run in done if run.run.id in best.values()]
 
 
 def judge_of(run: ObservedRun, runs: Sequence[ObservedRun]) -> ObservedRun | None:
     """Return the best other model of the same text, which scores the samples of ``run``, or ``None`` without one."""
+    judges = [
+        other
+        for other in runs
+        if other.run.id != run.run.id
+        and other.observation.state == "done"
+        and other.config is not None
+        and other.config.data == _config(run).data
+        and other.run.best_checkpoint.is_file()
+    ]
+    return min(filter(_has_perplexity, judges), key=_perplexity, default=None)
+
+
+def _config(run: ObservedRun) -> RunConfig:
     assert run.config is not None, "chosen runs have one"
-    judge: ObservedRun | None = None
-    for other in runs:
-        if other.run.id == run.run.id or other.observation.state != "done" or other.config is None:
-            continue
-        if other.config.data != run.config.data or not other.run.best_checkpoint.is_file():
-            continue
-        if _perplexity(other) is not None and (judge is None or _lower(other, judge)):
-            judge = other
-    return judge
+    return run.config
 
 
-def _perplexity(run: ObservedRun) -> float | None:
-    return run.observation.best_val_ppl
+def _has_perplexity(run: ObservedRun) -> bool:
+    return run.observation.best_val_ppl is not None
 
 
-def _lower(run: ObservedRun, than: ObservedRun) -> bool:
-    mine, other = _perplexity(run), _perplexity(than)
-    return mine is not None and (other is None or mine < other)
+def _perplexity(run: ObservedRun) -> float:
+    found = run.observation.best_val_ppl
+    return math.inf if found is None else found
 
 
 # -- whether a result still holds ----------------------------------------------------------------------------------
@@ -160,15 +164,19 @@ class BehaviourJob:
 
     def is_current(self, given: Mapping[str, Any]) -> bool:
         """Return whether the stored result equals what would be computed now."""
-        config, run = self.run.config, self.run.run
-        assert config is not None, "chosen runs have one"
+        run = self.run.run
         if not (run.behaviour_file.is_file() and run.samples_file.is_file()):
             return False
         result: dict[str, Any] | None = None
         with contextlib.suppress(FileError):  # a damaged result counts as no result
             result = self.folder.read_result()
-        checksums = {"checkpoint_sha256": self.checkpoint_sha256, "judge_sha256": self.judge_sha256}
-        return is_current(result, config, given, **checksums)
+        return is_current(
+            result,
+            _config(self.run),
+            given,
+            checkpoint_sha256=self.checkpoint_sha256,
+            judge_sha256=self.judge_sha256,
+        )
 
     def last_settings(self) -> dict[str, Any]:
         """Return the settings that flags set at the job's last launch; empty if it was never launched."""
@@ -192,7 +200,7 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
     """
     runs = observe_study(study_dir)
     chosen = choose(runs, listed=listed_fingerprints(study_dir), only=only, exclude=exclude)
-    checksum = _checksums()
+    checksum = functools.cache(file_sha256)  # a judge of several runs is read once
     jobs = []
     for run in chosen:
         judge = judge_of(run, runs)
@@ -206,18 +214,6 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
             )
         )
     return jobs
-
-
-def _checksums() -> Callable[[Path], str | None]:
-    """Return a function from a file to its SHA-256, or to ``None`` if there is no such file. Each file is read once."""
-    known: dict[Path, str | None] = {}
-
-    def checksum(path: Path) -> str | None:
-        if path not in known:
-            known[path] = file_sha256(path)
-        return known[path]
-
-    return checksum
 
 
 WORKER = "analysis.behaviour"
@@ -303,7 +299,7 @@ class BehaviourLaunch:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
         return LaunchOptions(
             study_dir=jobs_dir(self.study_dir),
-            worker=WORKER,
+            worker=("-m", WORKER),
             code_dir=self.study_dir,
             untracked=kept_untracked(self.study_dir),
             tasks=self.tasks,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
+from jobs.backends.base import Backend
 from jobs.launch.dispatch import Dispatcher, Event
+from jobs.launch.options import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
+from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
 from seqlm.errors import BackendError, CanaryError, FileError
 from seqlm.machine import CUDA_BYTES
@@ -41,36 +44,22 @@ def wanted(choice: bool | None, todo: Iterable[PlannedRun]) -> bool:
     return sum(item.action == "start" for item in todo) > CANARY_ABOVE if choice is None else choice
 
 
-def check(
-    todo: Sequence[PlannedRun],
-    study_dir: Path,
-    backend: str,
-    dispatcher: Callable[..., Dispatcher],
-    env: Mapping[str, str],
-    tell: Callable[[str], None],
-) -> None:
+def check(todo: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:
     """Run a canary for each architecture-optimizer pair that has no passed canary yet, and return if all pass.
 
-    A canary that failed in an earlier launch runs again.
-
-    Args:
-        todo: the runs about to start or resume, as prepared.
-        study_dir: the study's folder.
-        backend: the name of the open backend.
-        dispatcher: makes a dispatcher on that backend.
-        env: environment variables for the workers.
-        tell: called with each line of progress.
+    A canary that failed in an earlier launch runs again. ``todo`` are the runs about to start or resume, as prepared,
+    and ``backend`` is open.
 
     Raises:
         CanaryError: a canary failed.
         BackendError: a run needs more memory than its share of a GPU has, as measured by the canaries.
     """
-    passed = _passed(study_dir, backend)
+    passed = _passed(options.study_dir, backend.name)
     starting = choose(item for item in todo if item.action == "start")
     chosen = [item for item in starting if not any(canary.stands_for(item) for canary in passed)]
     if chosen:
-        _run(chosen, study_dir, dispatcher, env, tell)
-        passed = _passed(study_dir, backend)
+        _run(chosen, backend, code, options)
+        passed = _passed(options.study_dir, backend.name)
     _require_room(todo, passed)
 
 
@@ -85,13 +74,8 @@ def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
     return [max(runs, key=lambda item: (_memory(item), -item.spec.config.optim.lr)) for runs in pairs.values()]
 
 
-def _run(
-    chosen: Sequence[PlannedRun],
-    study_dir: Path,
-    dispatcher: Callable[..., Dispatcher],
-    env: Mapping[str, str],
-    tell: Callable[[str], None],
-) -> None:
+def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:
+    tell = options.tell
     pairs = ", ".join(_pair(item.spec.config) for item in chosen)
     tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
     failed: dict[str, str] = {}
@@ -111,8 +95,9 @@ def _run(
             log = run.stderr_log(max(1, run.last_attempt()))
             failed[run.id] = f"canary {pair} ({spec.name}): {event.observation.reason}; see {log}"
 
-    canaries = [_prepare(item, study_dir) for item in chosen]
-    dispatcher(on_event=on_event, policy=POLICY, env={**env, "SEQLM_CANARY": str(STEPS)}).dispatch(canaries)
+    canaries = [_prepare(item, options.study_dir) for item in chosen]
+    options = replace(options, policy=POLICY, env={**options.env, "SEQLM_CANARY": str(STEPS)})
+    Dispatcher(backend, code, options, on_event=on_event).dispatch(canaries)
     if failed:
         # A failure of kind `code`, such as a wrong device, would fail every run.
         hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,22 @@ from types import FrameType
 from typing import Any, Literal, TypeAlias, final
 
 from jobs.attempt.heartbeat import Heartbeat, hung_seconds
-from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside, timestamp
+from jobs.attempt.retry import (
+    Decision,
+    Failed,
+    decide,
+    history,
+    let_stand,
+    most_micro_batches,
+    progress_of,
+    put_failure_aside,
+    timestamp,
+)
 from jobs.attempt.supervisor import worker_variables
 from jobs.backends.base import Backend
 from jobs.launch.job import Job, job_record, next_submission, put_aside_unless_cancelled
+from jobs.launch.options import LaunchOptions
 from jobs.launch.reports import QueueReports, Warnings, files_of
-from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.study.kept_code import Code
@@ -58,27 +69,19 @@ class Dispatcher:
     def __init__(
         self,
         backend: Backend,
-        *,
         code: Code,
-        argv: Sequence[str],
+        options: LaunchOptions,
+        *,
         on_event: Callable[[Event], None],
-        max_parallel: int | None = None,
-        policy: Policy | None = None,
-        env: Mapping[str, str] | None = None,
         tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
-        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start nothing yet.
 
         Args:
             backend: an open backend.
             code: what workers run.
-            argv: the worker's command without the folder.
+            options: of the launch. Variables that seqlm sets override those in ``env``.
             on_event: called with each event.
-            max_parallel: most runs at once. ``None``: as many as the backend has room for.
-            policy: how often failed runs are tried again, and how often runs are saved. ``None``: the defaults.
-            env: variables for the workers; those that seqlm sets override them.
-            tell: called with each line about the launch as a whole.
             tell_queue: called with the runs that wait and why (run id -> reason), whenever that changes.
 
         Raises:
@@ -86,13 +89,13 @@ class Dispatcher:
         """
         self._backend = backend
         self._code = code
-        self._argv = tuple(argv)
+        self._argv = (sys.executable, *options.worker)
         self._on_event = on_event
-        self._max_parallel = max_parallel
-        self._policy = policy or Policy()
-        self._env = {**(env or {}), **worker_variables(self._policy)}
+        self._max_parallel = options.max_parallel
+        self._policy = options.policy
+        self._env = {**options.env, **worker_variables(options.policy)}
         self._hung_seconds = hung_seconds({**os.environ, **self._env})
-        self._tell = tell
+        self._tell = options.tell
         self._queue = Queue(())
         self._jobs: dict[str, Job] = {}
         """Live jobs, by the backend's id."""
@@ -101,12 +104,13 @@ class Dispatcher:
         self._epochs: dict[str, int | None] = {}
         self._looked_at = -math.inf
         self._busy: defaultdict[str, list[Failed]] = defaultdict(list)
+        """By run id, the attempts that found another worker at the run."""
         self._troubles: defaultdict[str, list[Failed]] = defaultdict(list)
         """By run id, the times in a row that its files could not be read or written."""
         self._to_put_aside: dict[str, Callable[[], None]] = {}
         self._unwritten: list[tuple[PlannedRun, dict[str, Any]]] = []
         """Final failures that could not be written yet."""
-        self._warnings = Warnings(tell)
+        self._warnings = Warnings(options.tell)
         self._queue_reports = QueueReports(tell_queue, self._warnings)
 
     def dispatch(self, planned: Sequence[PlannedRun]) -> None:
@@ -278,9 +282,15 @@ class Dispatcher:
         """
         is_busy = job.ended is not None and job.ended.exit_code == EXIT_BUSY
         busy = self._busy[job.run.id]
-        decision = job.decide(self._policy, "node" if is_busy else observation.kind, busy)
+        failed = Failed(
+            kind="node" if is_busy else observation.kind,
+            progress=progress_of(job.run),
+            micro_batches=job.micro_batches,
+        )
+        most = most_micro_batches(job.planned.spec.config.train.batch_size, job.submission.resources.ranks)
+        decision = decide(self._policy, [*history(job.run), *busy], failed, most_micro_batches=most)
         if is_busy:
-            busy.append(Failed(kind="node", progress=progress_of(job.run)))
+            busy.append(failed)
         return decision
 
     # -- files of one run that cannot be read or written -----------------------------------------------------------

@@ -13,21 +13,14 @@ from jobs.attempt.heartbeat import Heartbeat
 from jobs.attempt.outcome import Ended, record_exit
 from jobs.attempt.retry import (
     VARIABLE,
-    Decision,
-    Failed,
-    decide,
-    history,
     micro_batches,
-    most_micro_batches,
-    progress_of,
     put_failure_aside,
     timestamp,
 )
-from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State, write_json
+from seqlm.rundir import Observation, RunDirectory, State, write_json
 
 
 @dataclass(kw_only=True, eq=False)
@@ -101,16 +94,6 @@ class Job:
         kind = failure.get("kind", "code")
         state: State = "cancelled" if kind == "cancelled" else "failed"
         return replace(observation, state=state, reason=f"{kind}: {failure.get('message')}", kind=kind)
-
-    def decide(self, policy: Policy, kind: FailureKind | None, uncounted: Sequence[Failed]) -> Decision:
-        """Decide whether the run is tried again after this attempt.
-
-        ``uncounted``: failures of earlier attempts that the run's files do not record.
-        """
-        run, ranks = self.run, self.submission.resources.ranks
-        failed = Failed(kind=kind, progress=progress_of(run), micro_batches=self.micro_batches)
-        most = most_micro_batches(self.planned.spec.config.train.batch_size, ranks)
-        return decide(policy, [*history(run), *uncounted], failed, most_micro_batches=most)
 
 
 def put_aside_unless_cancelled(run: RunDirectory) -> None:

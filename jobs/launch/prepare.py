@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jobs.attempt.retry import may_go_on, put_failure_aside
 from jobs.backends.base import Backend, Target
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
-from jobs.manifests.policy import Policy
+from jobs.launch.options import LaunchOptions
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
@@ -30,41 +30,6 @@ from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
 from seqlm.rundir import RunDirectory, append_to, make_directory, write_json
-
-TRAINING = "seqlm.training.worker"
-"""The module that trains a run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchOptions:
-    """The options of a launch, apart from its runs."""
-
-    study_dir: Path
-    """The folder that holds the job folders."""
-    worker: str = TRAINING
-    """The worker's module: ``python -m WORKER JOB_DIR``."""
-    code_dir: Path | None = None
-    """The study folder that keeps the code. ``None`` means ``study_dir``."""
-    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
-    live_code: bool = False
-    """Run workers from the working tree instead of the copy kept with the study."""
-    untracked: Sequence[str] = ()
-    """Files to keep with the code although git does not track them."""
-    retry: bool = False
-    """Also launch runs that failed or were cancelled."""
-    max_parallel: int | None = None
-    """Maximum number of runs at once. ``None`` means as many as the backend has room for."""
-    policy: Policy = field(default_factory=Policy)
-    """How often failed runs are retried automatically, and how often runs save checkpoints."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables for the workers."""
-    canary: bool | None = None
-    """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
-    record: Mapping[str, Any] | None = None
-    """What to write about the manifest in ``study.json``. ``None`` means that no manifest is known."""
-    tell: Callable[[str], None] = lambda line: None
-    """Called with each line to print: progress of canaries, stopping of runs, a damaged ``study.json``."""
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -264,26 +229,15 @@ def launch(
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
             backend.open(prepared.code)
-            dispatcher = functools.partial(
-                Dispatcher,
-                backend,
-                code=prepared.code,
-                argv=(sys.executable, "-m", options.worker),
-                max_parallel=options.max_parallel,
-                tell=options.tell,
-            )
             if canary.wanted(options.canary, todo):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
-                canary.check(todo, options.study_dir, backend.name, dispatcher, options.env, options.tell)
+                canary.check(todo, backend, prepared.code, options)
                 left = [item for item in todo if not _cancelled_meanwhile(item)]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 _write_record(options, todo)
-            dispatcher(
-                on_event=progress(prepared.planned),
-                policy=options.policy,
-                env=options.env,
-                tell_queue=functools.partial(write_queue, options.study_dir),
-            ).dispatch(todo)
+            tell_queue = functools.partial(write_queue, options.study_dir)
+            handler = progress(prepared.planned)
+            Dispatcher(backend, prepared.code, options, on_event=handler, tell_queue=tell_queue).dispatch(todo)
         finally:
             backend.close()
         return prepared.planned

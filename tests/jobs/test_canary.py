@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from analysis.load import load_study
 from jobs.attempt import retry
 from jobs.launch import canary, dispatch
 from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
-from jobs.launch.dispatch import Dispatcher
-from jobs.launch.prepare import LaunchOptions, estimated, launch
+from jobs.launch.options import LaunchOptions
+from jobs.launch.prepare import estimated, launch
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import Throughput, training_tokens_per_epoch
 from jobs.plan.planned import PlannedRun, plan
@@ -78,11 +79,9 @@ def check(trials: Sequence[PlannedRun], study_dir: Path, backend: FakeBackend) -
     """Run the canaries that are needed; returns what a person is told."""
     lines: list[str] = []
 
-    def dispatcher(**options: Any) -> Dispatcher:
-        code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-        return Dispatcher(backend, code=code, argv=("worker",), **options)
-
-    canary.check(trials, study_dir, backend.name, dispatcher, {"MINE": "1"}, lines.append)
+    code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
+    options = LaunchOptions(study_dir=study_dir, worker=("worker",), env={"MINE": "1"}, tell=lines.append)
+    canary.check(trials, backend, code, options)
     return lines
 
 
@@ -129,7 +128,7 @@ def test_a_canary_is_the_worker_on_a_folder_of_its_own_with_the_resources_of_its
     lines = check([item], tmp_path / "study", backend)
     (submission,) = backend.submissions
     assert submission.run_dir == tmp_path / "study" / "canary" / item.run.id
-    assert submission.argv == ("worker", str(submission.run_dir))
+    assert submission.argv == (sys.executable, "worker", str(submission.run_dir))
     assert submission.env["SEQLM_CANARY"] == str(STEPS)
     assert submission.env["MINE"] == "1"
     assert submission.resources == item.spec.resources

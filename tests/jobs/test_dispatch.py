@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from jobs.attempt import retry
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher, Event
+from jobs.launch.options import LaunchOptions
 from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
@@ -84,10 +86,14 @@ def todo(folder: Path, count: int, *, ranks: int = 1) -> list[PlannedRun]:
 
 
 def dispatcher(
-    backend: FakeBackend, on_event: Callable[[Event], None] = lambda event: None, **options: Any
+    backend: FakeBackend,
+    on_event: Callable[[Event], None] = lambda event: None,
+    tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
+    **options: Any,
 ) -> Dispatcher:
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-    return Dispatcher(backend, code=code, argv=("worker",), on_event=on_event, **options)
+    settings = LaunchOptions(study_dir=Path(), worker=("worker",), **options)
+    return Dispatcher(backend, code, settings, on_event=on_event, tell_queue=tell_queue)
 
 
 def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_time(tmp_path: Path) -> None:
@@ -106,7 +112,7 @@ def test_the_command_line_is_the_worker_and_one_path(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     dispatcher(backend).dispatch([item])
     (submission,) = backend.submissions
-    assert submission.argv == ("worker", str(item.run.path))
+    assert submission.argv == (sys.executable, "worker", str(item.run.path))
     assert submission.env["SEQLM_ATTEMPT"] == "1"
     assert submission.cwd == Path("/code")
     job = item.run.read_job()

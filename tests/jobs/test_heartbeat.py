@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from jobs.attempt.heartbeat import Heartbeat, hung_seconds
 from jobs.backends.local import LocalBackend
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
+from jobs.launch.options import LaunchOptions
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import UsageError
@@ -190,13 +190,13 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
             (tmp_path / "go-on").touch()
             watchers[-1]._clock = itertools.count(1e9, MINUTE).__next__  # the ten minutes pass at once
 
-    Dispatcher(
-        LocalBackend(),
-        code=Code(path=Path(__file__).parents[2], commit=None, dirty=False, live=True),
-        argv=(sys.executable, "-m", "tests.training.elsewhere", "here", f"hold={tmp_path / 'go-on'}"),
-        on_event=stop_a_rank,
+    options = LaunchOptions(
+        study_dir=tmp_path / "study",
+        worker=("-m", "tests.training.elsewhere", "here", f"hold={tmp_path / 'go-on'}"),
         env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
-    ).dispatch([item])
+    )
+    code = Code(path=Path(__file__).parents[2], commit=None, dirty=False, live=True)
+    Dispatcher(LocalBackend(), code, options, on_event=stop_a_rank).dispatch([item])
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     failures = [read_json(run.attempt_dir(attempt) / "failure.json") or {} for attempt in run.attempts()]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from jobs.attempt.retry import history
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
+from jobs.launch.options import LaunchOptions
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import plan
@@ -145,13 +145,10 @@ def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: in
     backend, code = LocalBackend(), Code(path=ROOT, commit=None, dirty=False, live=True)
     backend.open(code)
     try:
-        Dispatcher(
-            backend,
-            code=code,
-            argv=(sys.executable, "-c", program),
-            on_event=lambda event: None,
-            policy=policy,
-        ).dispatch([plan(spec, run, run.observe(), has_checkpoint=False, retry=True)])
+        options = LaunchOptions(study_dir=folder, worker=("-c", program), policy=policy)
+        Dispatcher(backend, code, options, on_event=lambda event: None).dispatch(
+            [plan(spec, run, run.observe(), has_checkpoint=False, retry=True)]
+        )
     finally:
         backend.close()
     return run

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from jobs.launch.prepare import LaunchOptions, preparing, resolve_specs
+from jobs.launch.options import LaunchOptions
+from jobs.launch.prepare import preparing, resolve_specs
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import Throughput, estimate

@@ -54,7 +54,8 @@ def test_an_array_of_behaviour_jobs_runs_their_module_and_is_submitted_once(
 
     jobs = [RunDirectory(study_dir / "behaviour" / runs[name].id) for name in ("rnn-b", "gru")]
     plans = [JobPlan.read(path) for path in sorted((study_dir / "behaviour/slurm/0001").glob("job-*.json"))]
-    assert [run.argv for plan in plans for run in plan.runs] == [("-m", STAND_IN, str(job.path)) for job in jobs]
+    assert {run.argv for plan in plans for run in plan.runs} == {("-m", STAND_IN, str(job.path)) for job in jobs}
+    assert {tuple(run.run_dir for run in plan.runs) for plan in plans} == {(job.path,) for job in jobs}
     assert (jobs[0].read_job() or {})["argv"] == ["-m", STAND_IN, str(jobs[0].path)]
     assert launch.main(words) == 0
     assert "nothing to submit" in capsys.readouterr().err

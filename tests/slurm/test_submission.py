@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch.prepare import TRAINING, LaunchOptions
+from jobs.launch.options import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec
@@ -233,7 +233,7 @@ def test_a_submitted_array_is_one_sbatch_and_each_job_gets_a_path_and_nothing_el
     told = JobPlan.read(folder / "job-1.json")
     (run,) = told.runs
     assert run.run_dir == items[1].run.path
-    assert run.argv == ("-m", TRAINING, str(items[1].run.path))
+    assert run.argv == ("-m", "seqlm.training.worker", str(items[1].run.path))
     assert (run.attempt, told.policy, told.submission, run.cwd) == (1, policy, "0001", Path("/code"))
     assert run.env["SEQLM_CHECKPOINT_MINUTES"] == "2.5"
     assert run.env["SEQLM_KEEP_LAST"] == "0"
