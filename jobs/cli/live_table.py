@@ -106,24 +106,14 @@ def allot(sizes: Sequence[int], lines: int, *, first_goes_before: bool = False) 
     The groups grow in turns. With ``first_goes_before`` the first group grows as far as it can before the others.
     """
     shown = [0] * len(sizes)
-
-    def grow(group: int) -> bool:
-        if shown[group] == sizes[group]:
-            return False
-        grown = [number + (place == group) for place, number in enumerate(shown)]
-        if sum(grown) + sum(number < size for number, size in zip(grown, sizes, strict=True)) > lines:
-            return False
-        shown[group] += 1
-        return True
-
+    turns = [group for turn in range(lines) for group, size in enumerate(sizes) if turn < size]
     if first_goes_before:
-        while grow(0):
-            pass
-    growing = True
-    while growing:
-        growing = False
-        for group in range(len(sizes)):
-            growing = grow(group) or growing
+        turns = [0] * min(sizes[0], lines) + turns
+    for group in turns:
+        grown = [number + (place == group) for place, number in enumerate(shown)]
+        needed = sum(grown) + sum(number < size for number, size in zip(grown, sizes, strict=True))
+        if grown[group] <= sizes[group] and needed <= lines:
+            shown = grown
     return shown
 
 
