@@ -8,6 +8,7 @@ from typing import TextIO, final
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from jobs import terminal
@@ -71,11 +72,17 @@ class StudyTable:
         yield from table_lines(self._study, options.max_width, height and height - 1, ascii_only=options.ascii_only)
 
 
-def table_lines(study: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False) -> list[Text]:
-    """Return the lines of the table, at most ``width`` columns wide and ``height`` lines high. ``None``: no limit."""
+def table_lines(
+    study: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False
+) -> list[RenderableType]:
+    """Return the lines of the table, at most ``width`` columns wide and ``height`` lines high, and the matrix below it.
+
+    ``None``: no limit.
+    """
     layout = _Layout(study, width, ascii_only=ascii_only)
     below = [Text(), _summary(study), *layout.devices_below()]
-    matrix = [Text(), *coverage(study)]
+    matrix: list[RenderableType] = [Text(), coverage(study)]
+    matrix_height = 2 + len({run.arch for run in study.runs})
     grouped = [[run for run in study.runs if run.state in group] for group in GROUPS]
     groups = [runs for runs in grouped if runs]
     for runs in groups:
@@ -83,9 +90,9 @@ def table_lines(study: StudyView, width: int, height: int | None = None, *, asci
             runs.sort(key=place_in_queue)
     shown = [len(runs) for runs in groups]
     if height is not None:
-        rows = height - 1 - len(below) - len(matrix)
+        rows = height - 1 - len(below) - matrix_height
         if rows < LEAST_ROWS:
-            rows, matrix = rows + len(matrix), []
+            rows, matrix = rows + matrix_height, []
         shown = allot(shown, max(rows, 1), first_goes_before=bool(groups) and groups[0][0].state == "running")
     lines = [layout.header()]
     for runs, number in zip(groups, shown, strict=True):
@@ -93,11 +100,11 @@ def table_lines(study: StudyView, width: int, height: int | None = None, *, asci
         if number < len(runs):
             ellipsis = "..." if ascii_only else "…"
             lines.append(Text(f"{ellipsis} and {_counted(runs[number:])}", style="dim"))
-    lines += [*below, *matrix]
+    lines += below
     for line in lines:
         line.truncate(width, overflow="crop" if ascii_only else "ellipsis")
         line.no_wrap = True
-    return lines if height is None else lines[:height]
+    return [*lines[:height], *matrix]
 
 
 def allot(sizes: Sequence[int], lines: int, *, first_goes_before: bool = False) -> list[int]:
@@ -131,25 +138,17 @@ def _summary(study: StudyView) -> Text:
     return line
 
 
-def coverage(study: StudyView) -> list[Text]:
+def coverage(study: StudyView) -> Table:
     """Return the matrix of architecture by optimizer: runs done of all, best validation perplexity, failures."""
-    archs = list(dict.fromkeys(run.arch for run in study.runs))
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     optimizers = list(dict.fromkeys(run.optimizer for run in study.runs))
-    cells = {
-        (arch, optimizer): _cell([run for run in study.runs if (run.arch, run.optimizer) == (arch, optimizer)])
-        for arch in archs
-        for optimizer in optimizers
-    }
-    first = max(map(len, archs), default=0)
-    widths = {o: max(len(o), *(cells[arch, o].cell_len for arch in archs)) for o in optimizers}
-    lines = [Text("   ".join([" " * first, *(o.ljust(widths[o]) for o in optimizers)]).rstrip(), style="bold")]
-    for arch in archs:
-        line = Text(arch.ljust(first))
-        for optimizer in optimizers:
-            cell = cells[arch, optimizer]
-            line.append("   ").append_text(cell).append(" " * (widths[optimizer] - cell.cell_len))
-        lines.append(line)
-    return lines
+    for title in ("", *optimizers):
+        table.add_column(Text(title), no_wrap=True, overflow="crop")
+    for arch in dict.fromkeys(run.arch for run in study.runs):
+        runs = [run for run in study.runs if run.arch == arch]
+        cells = [_cell([run for run in runs if run.optimizer == optimizer]) for optimizer in optimizers]
+        table.add_row(Text(arch), *cells)
+    return table
 
 
 def _cell(runs: Sequence[RunView]) -> Text:

@@ -53,7 +53,11 @@ def study(*runs: RunView) -> StudyView:
 
 
 def shown(view: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False) -> list[str]:
-    return [line.plain.rstrip() for line in table_lines(view, width, height, ascii_only=ascii_only)]
+    stream = io.StringIO()
+    console = Console(file=stream, width=width)
+    for part in table_lines(view, width, height, ascii_only=ascii_only):
+        console.print(part)
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 
 def line_of(lines: list[str], name: str) -> str:
@@ -68,7 +72,8 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     console.print(StudyTable(view))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
-    assert len(lines) == len(table_lines(view, width)), "nothing is wrapped"
+    devices_below = width < 140
+    assert len(lines) == 1 + 5 + 2 + devices_below + 4, "header, runs, summary, matrix: nothing is wrapped"
 
 
 @pytest.mark.parametrize("width", [80, 140])
