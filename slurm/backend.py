@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
@@ -47,13 +48,10 @@ class SlurmTarget(Target):
 
     def __init__(self, settings: SlurmSettings) -> None:
         self.settings = settings
-        self._facts: PartitionFacts | None = None
 
-    @property
+    @functools.cached_property
     def _partition(self) -> PartitionFacts:
-        if self._facts is None:
-            self._facts = partition_facts(self.settings.partition)
-        return self._facts
+        return partition_facts(self.settings.partition)
 
     def describe(self) -> str:
         facts = self._partition

@@ -40,8 +40,7 @@ class LocalBackend(Backend):
         self._memory_kills = MemoryKills()
 
     def describe(self) -> str:
-        gpus = f"{self._capacity.gpus:g} GPUs, " if self._capacity.gpus else ""
-        return f"this machine ({gpus}{self._capacity.cpus:g} cores)"
+        return f"this machine ({self._capacity.describe()})"
 
     def capacity(self) -> Capacity:
         return self._capacity.copy()

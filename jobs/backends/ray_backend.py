@@ -100,10 +100,7 @@ class RayBackend(Backend):
     # -- before it is open -----------------------------------------------------------------------------------------
 
     def describe(self) -> str:
-        total = self.capacity()
-        gpus = f"{total.gpus:g} GPUs, " if total.gpus else ""
-        nodes = f"{len(total.nodes)} nodes, " if len(total.nodes) > 1 else ""
-        return f"{self._cluster.describe()} ({nodes}{gpus}{total.cpus:g} cores)"
+        return f"{self._cluster.describe()} ({self.capacity().describe()})"
 
     def capacity(self) -> Capacity:
         if self._total is None:

@@ -20,7 +20,7 @@ from jobs.launch.options import LaunchOptions
 from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
-from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study, select_runs
+from jobs.study.folder import AtWork, ObservedRun, at_work, observe_run, observe_study, select_runs
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.rundir import (
@@ -218,8 +218,6 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
 
 WORKER = "analysis.behaviour"
 """The module that computes the behaviour of one model: ``python -m analysis.behaviour JOB_DIR``."""
-FAILED = ("failed", "cancelled", "missing")
-"""States in which a run's behaviour is not available."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +235,8 @@ class Outcome:
 
     @property
     def is_failure(self) -> bool:
-        return self.state in FAILED
+        """Whether the run's behaviour is not available."""
+        return self.state in ("failed", "cancelled", "missing")
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "id": self.id, "state": self.state, "reason": self.reason, "judge": self.judge}
@@ -313,20 +312,18 @@ class BehaviourLaunch:
         work = at_work(jobs_dir(self.study_dir))
         found = []
         for job in self.jobs:
+            state, reason = self._state(job, work)
             judge = None if job.judge is None else job.judge.run.id
-            state, reason = self._gone(job) or (None, None)
-            if state is None:
-                seen = observe_run(job.folder, work)
-                state, reason = seen.state, seen.reason
-                if state == "done":
-                    reason = "computed" if job.folder.id in self.tasks else "up to date"
             found.append(Outcome(name=job.name, id=job.folder.id, state=state, reason=reason, judge=judge))
         return found
 
-    @staticmethod
-    def _gone(job: BehaviourJob) -> tuple[str, str] | None:
-        if job.checkpoint_sha256 is not None:
-            return None
-        if job.run.run.behaviour_file.is_file():
-            return "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
-        return "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
+    def _state(self, job: BehaviourJob, work: AtWork) -> tuple[str, str | None]:
+        """Return the state of a job and its reason, as in :class:`Outcome`."""
+        if job.checkpoint_sha256 is None:
+            if job.run.run.behaviour_file.is_file():
+                return "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
+            return "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
+        seen = observe_run(job.folder, work)
+        if seen.state == "done":
+            return seen.state, "computed" if job.folder.id in self.tasks else "up to date"
+        return seen.state, seen.reason

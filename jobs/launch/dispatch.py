@@ -97,8 +97,7 @@ class Dispatcher:
         self._hung_seconds = hung_seconds({**os.environ, **self._env})
         self._tell = options.tell
         self._queue = Queue(())
-        self._jobs: dict[str, Job] = {}
-        """Live jobs, by the backend's id."""
+        self._live: list[Job] = []
         self._ended: list[Job] = []
         """Ended jobs whose runs' files have not been read and written yet."""
         self._epochs: dict[str, int | None] = {}
@@ -131,7 +130,7 @@ class Dispatcher:
                 self._put_aside(item)
         with _interruptible():
             try:
-                while self._queue or self._jobs or self._ended:
+                while self._queue or self._live or self._ended:
                     self._start_what_fits()
                     self._queue_reports.update(self._queue)
                     self._backend.wait(POLL_SECONDS)
@@ -171,23 +170,22 @@ class Dispatcher:
                 heartbeat=heartbeat,
                 record=job_record(self._backend.name, job_id, submission),
             )
-            self._jobs[job_id] = job
+            self._live.append(job)
             self._epochs.setdefault(item.run.id, item.observation.epoch)
             self._write_record(job)
             self._on_event(Event(kind="started", planned=item, observation=item.observation))
 
     def _next(self) -> PlannedRun | None:
         """Take the next run that can start now out of the queue."""
-        live = [(job.expected_end, self._backend.held(job_id)) for job_id, job in self._jobs.items()]
+        live = [(job.expected_end, self._backend.held(job.id)) for job in self._live]
         return self._queue.take(self._backend.free(), live, time.monotonic())
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS
-        for job_id, job in list(self._jobs.items()):
-            ended = self._backend.poll(job_id)
-            if ended is not None:
-                del self._jobs[job_id]
-                job.ended = ended
+        for job in list(self._live):
+            job.ended = self._backend.poll(job.id)
+            if job.ended is not None:
+                self._live.remove(job)
                 self._ended.append(job)
             elif look:
                 self._look_at(job)
@@ -338,23 +336,21 @@ class Dispatcher:
         """Ask every worker to stop between two steps. A second interrupt, or ``STOP_SECONDS``, kills them."""
         deadline = time.monotonic() + STOP_SECONDS
         try:
-            if self._jobs:
-                workers = f"{len(self._jobs)} run{'s' if len(self._jobs) > 1 else ''}"
+            if self._live:
+                workers = f"{len(self._live)} run{'s' if len(self._live) > 1 else ''}"
                 self._tell(f"stopping {workers} between two steps; once more ends them at once")
-            for job_id in self._jobs:
-                self._backend.stop(job_id, force=False)
-            while self._jobs and time.monotonic() < deadline:
+            for job in self._live:
+                self._backend.stop(job.id, force=False)
+            while self._live and time.monotonic() < deadline:
                 self._forget_ended()
                 self._backend.wait(POLL_SECONDS)
         finally:
-            for job_id in self._jobs:
-                self._backend.stop(job_id, force=True)
+            for job in self._live:
+                self._backend.stop(job.id, force=True)
             self._forget_ended()
 
     def _forget_ended(self) -> None:
-        for job_id in list(self._jobs):
-            if self._backend.poll(job_id) is not None:
-                del self._jobs[job_id]
+        self._live = [job for job in self._live if self._backend.poll(job.id) is None]
 
 
 @contextmanager

@@ -65,6 +65,12 @@ class Capacity:
         """Sum of the free shares of all GPUs of all nodes."""
         return sum(node.free_gpus for node in self.nodes.values())
 
+    def describe(self) -> str:
+        """Return what is free in a few words, such as ``2 nodes, 8 GPUs, 64 cores``."""
+        nodes = f"{len(self.nodes)} nodes, " if len(self.nodes) > 1 else ""
+        gpus = f"{self.gpus:g} GPUs, " if self.gpus else ""
+        return f"{nodes}{gpus}{self.cpus:g} cores"
+
     def copy(self) -> Capacity:
         """Return an independent copy, for trying allocations."""
         nodes = [replace(node, gpus=dict(node.gpus)) for node in self.nodes.values()]

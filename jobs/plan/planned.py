@@ -39,6 +39,11 @@ class PlannedRun:
         return epoch + 1 if self.action == "resume" and epoch is not None else 0
 
     @property
+    def flops(self) -> float:
+        """Floating-point operations of the remaining epochs. 0 if unknown."""
+        return self.estimate.flops if self.estimate else 0.0
+
+    @property
     def seconds(self) -> float | None:
         """Expected time of the remaining epochs. ``None``: unknown."""
         return self.estimate.seconds if self.estimate else None

@@ -24,13 +24,8 @@ def places(items: Iterable[PlannedRun]) -> dict[str, SortKey]:
     """
     items = list(items)
     timed = all(item.seconds is not None for item in items)
-    return {item.run.id: (-item.spec.resources.priority, -_length(item, timed), item.spec.order) for item in items}
-
-
-def _length(item: PlannedRun, timed: bool) -> float:
-    if item.estimate is None:
-        return 0.0
-    return (item.estimate.seconds or 0.0) if timed else item.estimate.flops
+    length = {item.run.id: (item.seconds or 0.0) if timed else item.flops for item in items}
+    return {item.run.id: (-item.spec.resources.priority, -length[item.run.id], item.spec.order) for item in items}
 
 
 @final

@@ -170,7 +170,7 @@ def test_a_job_without_the_gpu_it_asked_for_says_so(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="SLURM gave this job no GPU"):
         work(told)
     assert not Task(told, place(), Signals(), started=0).give_up(BackendError("no GPU"))
-    assert RunDirectory(told.runs[0]).observe().reason == "code: no GPU"
+    assert RunDirectory(told.runs[0].run_dir).observe().reason == "code: no GPU"
 
 
 def test_runs_that_have_spoken_or_belong_to_another_job_are_left_alone(tmp_path: Path) -> None:
