@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that ``--help`` and ``status
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -13,8 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import EXIT_RUN_FAILED, output_of
-from jobs.cli.parser import parser, read
+from jobs.cli.arguments import COMMANDS, EXIT_RUN_FAILED, output_of, parser, read
 from seqlm.errors import SeqlmError, error_text
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_RUN_FAILED", "SCHEMA_VERSION", "handler", "main", "parser"]
@@ -56,64 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def handler(command: str) -> Callable[[Any], tuple[Any, int]]:
     """Import and return the function that runs a command. It returns the data of ``--json`` and the exit code."""
-    match command:
-        case "plan":
-            from jobs.cli.launching import plan
-
-            return plan
-        case "run":
-            from jobs.cli.launching import run
-
-            return run
-        case "retry":
-            from jobs.cli.launching import retry
-
-            return retry
-        case "status":
-            from jobs.cli.studying import status
-
-            return status
-        case "list":
-            from jobs.cli.list import show_studies
-
-            return show_studies
-        case "logs":
-            from jobs.cli.studying import logs
-
-            return logs
-        case "cancel":
-            from jobs.cli.studying import cancel
-
-            return cancel
-        case "clean":
-            from jobs.cli.clean import clean_study
-
-            return clean_study
-        case "behaviour":
-            from jobs.cli.launching import behaviour
-
-            return behaviour
-        case "report":
-            from jobs.cli.studying import report
-
-            return report
-        case "doctor":
-            from jobs.cli.doctor import doctor
-
-            return doctor
-        case "schema":
-            from jobs.cli.studying import schema
-
-            return schema
-        case "data":
-            from jobs.cli.studying import data
-
-            return data
-        case "completion":
-            from jobs.cli.completion import completion
-
-            return completion
-    raise AssertionError(f"{command} has a parser and no handler")
+    module, _, function = COMMANDS[command].handler.rpartition(".")
+    found: Callable[[Any], tuple[Any, int]] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

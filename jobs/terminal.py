@@ -146,9 +146,9 @@ def duration(seconds: float | None) -> str:
 
 
 def perplexity(value: float | None) -> str:
-    """Return a perplexity with two decimals below 1000 and none above, or a dash for ``None``."""
-    if value is None:
-        return "-"
+    """Return a perplexity with two decimals below 1000, none below a million, else as :func:`short_number`."""
+    if value is None or value >= 1e6:
+        return short_number(value)
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}"
 
 

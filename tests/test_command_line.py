@@ -16,7 +16,7 @@ import pytest
 
 import launch
 from jobs import terminal
-from jobs.cli import arguments, launching, parser
+from jobs.cli import arguments, launching
 from jobs.launch.options import LaunchOptions
 from jobs.manifests import backends
 from jobs.spec import RunSpec
@@ -26,7 +26,7 @@ from slurm import settings
 from tests import commands
 from tests.test_launch import ROOT, Study, launched
 
-COMMANDS = [name for names in parser.parser().groups.values() for name in names]
+COMMANDS = list(arguments.COMMANDS)
 
 
 @pytest.fixture
@@ -39,7 +39,14 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 BASE = {"launch", "jobs", "jobs.cli", "jobs.cli.arguments", "jobs.cli.parser", "jobs.terminal", "seqlm", "seqlm.errors"}
 """All that ``--help`` imports of ours."""
-FOLLOWING = ("jobs.cli.studying", "jobs.manifests", "jobs.spec", "jobs.study.folder", "jobs.study.squeue")
+FOLLOWING = (
+    "jobs.cli.studying",
+    "jobs.cli.view",
+    "jobs.manifests",
+    "jobs.spec",
+    "jobs.study.folder",
+    "jobs.study.squeue",
+)
 LOGS = (
     *("jobs.study.logs", "jobs.study.finality", "jobs.attempt", "jobs.attempt.retry"),
     *("seqlm.data", "seqlm.data.layout"),
@@ -102,13 +109,13 @@ def test_argparse_ends_at_the_door() -> None:
 
 def examples() -> list[list[str]]:
     """The examples of the help, without the program's name and what a shell does with the output."""
-    lines = parser.parser("seqlm").format_help().partition("examples:\n")[2].splitlines()
+    lines = arguments.parser("seqlm").format_help().partition("examples:\n")[2].splitlines()
     return [shlex.split(line.partition(" > ")[0])[1:] for line in lines if line.startswith("  seqlm")]
 
 
 @pytest.mark.parametrize("words", examples(), ids=lambda words: words[0])
 def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) -> None:
-    found = parser.read(words)
+    found = arguments.read(words)
     assert found is not None
     assert (found.command, found.argv) == (words[0], tuple(words))
     assert callable(launch.handler(found.command))
@@ -119,8 +126,10 @@ def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) ->
 
 
 def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.CaptureFixture[str]) -> None:
-    assert [words[0] for words in examples()] == [*parser.parser()._commands.choices]  # type: ignore[union-attr]
-    assert sorted(COMMANDS) == sorted({words[0] for words in examples()}), "in one group each"
+    assert [words[0] for words in examples()] == COMMANDS
+    assert {command.record.__name__.lower() for command in arguments.COMMANDS.values()} == {
+        f"{name}arguments" for name in COMMANDS
+    }
     for name in COMMANDS:
         with pytest.raises(SystemExit):
             launch.main([name, "--help"])
@@ -128,14 +137,22 @@ def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.C
 
 
 def test_what_the_parser_offers_is_what_there_is() -> None:
-    assert tuple(backends.BACKENDS) == parser.BACKENDS
-    assert get_args(FailureKind) == parser.KINDS
+    assert tuple(backends.BACKENDS) == arguments.BACKENDS
+    assert get_args(FailureKind) == arguments.KINDS
 
 
 def test_a_value_that_may_be_missing_is_none() -> None:
-    found = parser.read(["run", "a.toml"])
+    found = arguments.read(["run", "a.toml"])
     assert isinstance(found, arguments.RunArguments)
-    assert (found.canary, found.behaviour, found.retries, found.data, found.only) == (None, None, None, None, ())
+    assert (found.canary, found.behaviour, found.max_stalled_retries, found.data) == (None, None, None, None)
+    assert found.only == ()
+
+
+@pytest.mark.parametrize("flag", ["--max-stalled-retries", "--retries"])
+def test_the_limit_of_retries_without_progress_has_its_earlier_flag_too(flag: str) -> None:
+    found = arguments.read(["run", "a.toml", flag, "3"])
+    assert isinstance(found, arguments.RunArguments)
+    assert found.max_stalled_retries == 3
 
 
 # -- help and the program's name -----------------------------------------------------------------------------------
@@ -146,7 +163,9 @@ def test_without_words_it_prints_the_help_in_groups(capsys: pytest.CaptureFixtur
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith("usage: python launch.py [-h] [--version] COMMAND ...\n")
-    places = [out.index(f"\n{group}:\n") for group in parser.parser().groups]
+    places = [
+        out.index(f"\n{group}:\n") for group in dict.fromkeys(command.group for command in arguments.COMMANDS.values())
+    ]
     assert places == sorted(places)
     assert launch.main(["plam"]) == 2
 
@@ -322,7 +341,7 @@ def test_the_names_of_studies_are_what_completes_a_study(study: Study, capsys: p
     assert capsys.readouterr().out == "a\nb\n"
 
 
-@pytest.mark.parametrize("shell", parser.SHELLS)
+@pytest.mark.parametrize("shell", arguments.SHELLS)
 def test_the_script_of_each_shell_knows_commands_studies_and_manifests(
     shell: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

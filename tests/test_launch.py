@@ -16,7 +16,7 @@ import pytest
 import launch
 from jobs.backends.base import Finding
 from jobs.cli import doctor, request
-from jobs.cli.view import Watcher
+from jobs.cli.progress import Watcher
 from jobs.launch.options import LaunchOptions
 from jobs.spec import RunSpec
 from jobs.study.folder import write_jobs
@@ -623,7 +623,7 @@ def test_a_study_on_slurm_is_looked_at_as_often_as_its_runs_write(
         asked.append(every_seconds)
         return Watcher(folder, ids, every_seconds=every_seconds)
 
-    monkeypatch.setattr("jobs.cli.view.Watcher", made)
+    monkeypatch.setattr("jobs.cli.progress.Watcher", made)
     site = study.folder / "site.toml"
     monkeypatch.setenv("SEQLM_SLURM_CONFIG", str(site))
     site.write_text("")

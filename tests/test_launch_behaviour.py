@@ -247,7 +247,7 @@ def test_a_report_computes_what_is_missing_first_and_then_nothing(study: Study) 
         ("rnn-b", "computed"),
         ("gru", "computed"),
     ]
-    assert "small/behaviour: 2 models to look at on this machine" in err
+    assert "small/behaviour: 2 of 2 runs to do on this machine" in err
     assert (study.path / "report/index.html").exists()
     assert study("report", "small") == (0, "runs/small/report/index.html\n", "")
     assert study.behaviour("--only", "name=gru", "--window", "4")[0] == 0
@@ -285,7 +285,7 @@ def test_a_report_runs_no_kept_code_that_was_changed(study: Study) -> None:
 
 
 def test_a_report_without_behaviour_reads_no_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.cli.behaviour.compute_behaviour", lambda study_dir: pytest.fail("asked for"))
+    monkeypatch.setattr("jobs.cli.report.compute_behaviour", lambda study_dir: pytest.fail("asked for"))
     code, _, err = study("report", "small", "--no-behaviour")
     assert (code, err) == (0, "")
     assert not (study.path / "behaviour").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.cli.parser import read
+from jobs.cli.arguments import read
 from jobs.manifests.load import load_manifest
 
 ROOT = Path(__file__).parent.parent

@@ -89,9 +89,9 @@ def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_mic
     if kind == "oom" and 2 * failed.micro_batches > most_micro_batches:
         parts = _number(failed.micro_batches, "micro-batch", "micro-batches")
         return Decision(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
-    if in_a_row >= policy.without_progress:
+    if in_a_row >= policy.max_stalled_retries:
         tries = _number(in_a_row, "retry", "retries")
-        return Decision(why=f", after {tries} in a row without progress" if in_a_row else _never("without_progress"))
+        return Decision(why=f", after {tries} in a row without progress" if in_a_row else _never("max_stalled_retries"))
     grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
     waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)
     return Decision(delay=waits, sick_nodes=_sick_nodes([*before, failed]))

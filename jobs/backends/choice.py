@@ -23,7 +23,7 @@ class BackendChoice:
     max_parallel: int | None = None
     """Most runs at once."""
     retries: int | None = None
-    """From ``--retries`` or the manifest's table of the backend. ``None``: use the policy's ``without_progress``."""
+    """Overrides ``max_stalled_retries`` of the policy. ``None``: no override."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables for the workers."""
     env_pass: tuple[str, ...] = ()

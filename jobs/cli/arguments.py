@@ -1,14 +1,30 @@
-"""The arguments of each command as a frozen record, which :func:`jobs.cli.parser.read` makes."""
+"""The commands and their arguments: a frozen record for each command, of which the parser is built.
+
+To add a command, write its record and its line in :data:`COMMANDS`. Importing this imports little, so that ``--help``
+is quick.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs import terminal
+from jobs.cli.parser import Command, Parser, above_zero, option, positive, whole
+from seqlm import __version__
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
+BACKENDS = ("local", "ray", "slurm")
+SHELLS = ("bash", "zsh", "tcsh")
+KINDS = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
+STUDY = "a study's folder, its manifest, or its name"
+MISSING_BEHAVIOUR = (
+    "compute missing behaviour of the trained models before the report, also in another user's study "
+    "(default: only in your own)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,142 +34,175 @@ class Arguments:
     command: str
     argv: tuple[str, ...] = field(compare=False)
     """The words of the command line as typed, without the program's name."""
-    json: bool
-    color: terminal.Color
-    quiet: bool
-    verbose: bool
-    runs_dir: Path
+    json: bool = option("--json", help="print one JSON document on stdout, all else on stderr")
+    color: terminal.Color = option(
+        "--color", choices=terminal.COLORS, default="auto", help="default: auto, on a terminal without NO_COLOR"
+    )
+    quiet: bool = option(
+        "-q", "--quiet", exclusive="level", help="print only warnings, errors and what a query asks for"
+    )
+    verbose: bool = option(
+        "-v", "--verbose", exclusive="level", help="print the settings in use too, and the traceback of an error"
+    )
+    runs_dir: Path = option("--runs-dir", metavar="DIR", help="folder of the studies (default: SEQLM_RUNS, else runs)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListArguments(Arguments):
-    """``list``."""
+    """Show the studies in the runs folder."""
 
-    no_sizes: bool
+    no_sizes: bool = option("--no-sizes", help="leave out sizes, which take longest on a slow disk")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanArguments(Arguments):
-    """``clean``."""
+    """Delete from a study what no report and no run needs any more."""
 
-    study: str
-    dry_run: bool
-    yes: bool
+    study: str = option(help=STUDY)
+    dry_run: bool = option("-n", "--dry-run", help="show what would be deleted, and delete nothing")
+    yes: bool = option("--yes", help="delete without asking")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionArguments(Arguments):
-    """``completion``."""
+    """Print the completion script of a shell."""
 
-    shell: str
-    """``studies`` prints the names of the studies instead, for the scripts."""
+    shell: str = option(
+        choices=(*SHELLS, "studies"), help="a shell; studies: print the names of the studies, for the scripts"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments(Arguments):
-    """``data``."""
+    """Download a corpus."""
 
-    corpus: str
-    to: Path | None
-    """``None``: the folder in which runs look for the corpus by default."""
+    corpus: str = option(choices=("ptb",), help="ptb: Penn Treebank")
+    to: Path | None = option("--to", metavar="DIR", help="default: the folder in which runs look for it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchemaArguments(Arguments):
-    """``schema``."""
+    """Print the JSON Schema of manifests, with which editors complete and check them."""
 
-    output: Path | None
-    """``None``: stdout."""
+    output: Path | None = option("--output", metavar="FILE", help="write it to this file instead")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorArguments(Arguments):
-    """``doctor``."""
+class CorpusArguments(Arguments):
+    """Where the corpus is."""
 
-    backend: str | None
-    data: Path | None
-    wait_s: int
-    """Longest wait for the trial job, in seconds."""
-    calibrate: bool
+    data: Path | None = option("--data", metavar="PATH", help="folder or zip of the corpus (default: SEQLM_DATA)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArguments(CorpusArguments):
+    """Check this machine, or a cluster."""
+
+    backend: str | None = option("--backend", choices=BACKENDS, help="slurm: also check the cluster, with a trial job")
+    wait_s: int = option(
+        "--wait-s", type=positive, default=120, metavar="S", help="longest wait for the trial job (default: 120)"
+    )
+    calibrate: bool = option(
+        "--calibrate",
+        help="check fused operations on this device, then measure training speed, for the times of plan",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments(Arguments):
-    """``report``."""
+    """Write the report of one study, or of several together."""
 
-    studies: tuple[str, ...]
-    output: Path | None
-    watch: bool
-    behaviour: bool | None
-    """``None``: compute missing behaviour only in a study of this user."""
+    studies: tuple[str, ...] = option(nargs="+", metavar="study", help=STUDY)
+    behaviour: bool | None = option("--behaviour", help=MISSING_BEHAVIOUR)
+    output: Path | None = option(
+        "--output",
+        metavar="DIR",
+        help="where to write (default: report in the study's folder; of several studies: next to their folders)",
+    )
+    watch: bool = option("--watch", help="write the report at each change until every run is over")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters(Arguments):
     """Which runs of a study or manifest are meant."""
 
-    only: tuple[str, ...]
-    exclude: tuple[str, ...]
+    only: tuple[str, ...] = option(
+        "--only",
+        metavar="CONDITIONS",
+        help="runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those",
+    )
+    exclude: tuple[str, ...] = option(
+        "--exclude",
+        metavar="CONDITIONS",
+        help="leave out runs that meet all conditions; repeat --exclude to leave out more",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyArguments(Filters):
     """A study and some of its runs."""
 
-    study: str
-    """Folder, manifest or name."""
+    study: str = option(help=STUDY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusArguments(StudyArguments):
-    """``status``."""
+    """Show the state of each run."""
 
-    watch: bool
-    svg: Path | None
+    watch: bool = option("--watch", exclusive="form", help="show changes until every run is over")
+    svg: Path | None = option("--svg", exclusive="form", metavar="FILE", help="write the table of --watch as a picture")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogsArguments(StudyArguments):
-    """``logs``."""
+    """Print the logs of the latest attempts."""
 
-    run: str | None
-    follow: bool
-    lines: int
+    run: str | None = option(nargs="?", help="one run: its name, its id, or a unique beginning of its id")
+    follow: bool = option("-f", "--follow", help="print new lines until the run is over")
+    lines: int = option("-n", "--lines", type=positive, default=20, help="last lines of each log (default: 20)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CancelArguments(StudyArguments):
-    """``cancel``."""
+    """Stop runs that are not over."""
 
-    all: bool
+    all: bool = option("--all", help="stop every run, without a question")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement(Arguments):
+class Placement(CorpusArguments):
     """Where runs go. ``None`` in each field: the environment, the manifest or the default decides."""
 
-    data: Path | None
-    backend: str | None
-    ray_address: str | None
-    max_parallel: int | None
-    retries: int | None = None
+    backend: str | None = option(
+        "--backend", choices=BACKENDS, help="where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)"
+    )
+    ray_address: str | None = option(
+        "--ray-address", metavar="ADDRESS", help="join this Ray cluster (default: RAY_ADDRESS, else start one here)"
+    )
+    max_parallel: int | None = option("--max-parallel", type=positive, metavar="N", help="run at most N runs at once")
+    max_stalled_retries: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments(Placement, Filters):
-    """``plan``."""
+    """Show what run would do, and its costs."""
 
-    manifest: str
-    changes: tuple[str, ...]
-    """``KEY=VALUE`` of each ``--set``."""
+    manifest: str = option(help="the study: a TOML, YAML or JSON file")
+    changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchArguments(Placement, Filters):
     """What the commands that start something have in common."""
 
-    no_wait: bool
-    live_code: bool
+    max_stalled_retries: int | None = option(
+        *("--max-stalled-retries", "--retries"),
+        type=whole,
+        metavar="N",
+        help="retries in a row without progress (default: policy.max_stalled_retries, 10); --retries: its earlier name",
+    )
+    no_wait: bool = option("--no-wait", help="launch in the background")
+    live_code: bool = option("--live-code", help="run the working tree, not the copy kept with the study")
     canary: bool | None = False
     report: bool = False
     then_report: bool = False
@@ -161,30 +210,101 @@ class LaunchArguments(Placement, Filters):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunArguments(LaunchArguments, PlanArguments):
-    """``run``."""
+class TrainArguments(LaunchArguments):
+    """What the commands that train have in common."""
 
-    dry_run: bool = False
+    canary: bool | None = option(
+        "--canary",
+        help="try a few steps of each architecture with each optimizer first (default: above 10 runs)",
+    )
+    behaviour: bool | None = option("--behaviour", help=MISSING_BEHAVIOUR)
+    then_report: bool = option("--then-report", help="submit a job that writes the report after the last run (slurm)")
+    report: bool = option("--report", help="write the report at the end")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetryArguments(LaunchArguments, StudyArguments):
-    """``retry``."""
+class RunArguments(TrainArguments, PlanArguments):
+    """Launch every run that is not done yet, and wait."""
 
-    kind: tuple[str, ...]
-    """Kinds of failure; empty: all."""
+    dry_run: bool = option("-n", "--dry-run", help="do what plan does, and start nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryArguments(TrainArguments, StudyArguments):
+    """Launch failed and cancelled runs again."""
+
+    kind: tuple[str, ...] = option("--kind", choices=KINDS, help="only failures of this kind; repeat for more kinds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourArguments(LaunchArguments, StudyArguments):
-    """``behaviour``. ``None`` in a setting: the default of :func:`jobs.launch.behaviour.default_settings`."""
+    """Compute what trained models do.
 
-    window: int | None
-    samples: int | None
-    temperature: float | None
-    prompt: str | None
-    seed: int | None
-    force: bool
+    ``None`` in a setting: the default of :func:`jobs.launch.behaviour.default_settings`.
+    """
+
+    window: int | None = option("--window", type=positive, metavar="N", help="tokens of context (default: 2 seq_len)")
+    samples: int | None = option("--samples", type=positive, metavar="N", help="texts of each length (default: 10)")
+    temperature: float | None = option(
+        "--temperature", type=above_zero, metavar="X", help="temperature of the sampling (default: 1)"
+    )
+    prompt: str | None = option("--prompt", metavar="TEXT", help="how the texts begin (default: nothing)")
+    seed: int | None = option("--seed", type=whole, metavar="N", help="seed of the sampling (default: the run's)")
+    force: bool = option("--force", help="compute it again, even if nothing has changed")
+
+
+COMMANDS = {
+    "plan": Command("launch", PlanArguments, "jobs.cli.launching.plan", "plan first.toml"),
+    "run": Command("launch", RunArguments, "jobs.cli.launching.run", "run first.toml --report"),
+    "status": Command("follow a study", StatusArguments, "jobs.cli.studying.status", "status first --watch"),
+    "list": Command("follow a study", ListArguments, "jobs.cli.studies.show_studies", "list --no-sizes"),
+    "logs": Command("follow a study", LogsArguments, "jobs.cli.studying.logs", "logs first rnn-adam-lr0.001 -f"),
+    "cancel": Command(
+        "follow a study", CancelArguments, "jobs.cli.studying.cancel", "cancel first --only 'arch=gru lr>0.001'"
+    ),
+    "retry": Command("launch", RetryArguments, "jobs.cli.launching.retry", "retry first --kind oom"),
+    "clean": Command("follow a study", CleanArguments, "jobs.cli.studies.clean_study", "clean first --dry-run"),
+    "behaviour": Command(
+        "results", BehaviourArguments, "jobs.cli.launching.behaviour", "behaviour first --prompt 'the'"
+    ),
+    "report": Command("results", ReportArguments, "jobs.cli.report.report", "report first second"),
+    "doctor": Command("this machine", DoctorArguments, "jobs.cli.doctor.doctor", "doctor --calibrate"),
+    "schema": Command(
+        "this machine", SchemaArguments, "jobs.cli.studying.schema", "schema --output manifest.schema.json"
+    ),
+    "data": Command("this machine", DataArguments, "jobs.cli.studying.data", "data ptb"),
+    "completion": Command(
+        "this machine",
+        CompletionArguments,
+        "jobs.cli.completion.completion",
+        "completion bash > ~/.local/share/bash-completion/completions/seqlm",
+    ),
+}
+"""The commands, by name, in the order of the help."""
+
+
+def parser(prog: str | None = None) -> Parser:
+    """Return the parser of the whole command line. ``prog`` is the program's name in help; ``None``: as started."""
+    top = Parser(prog=prog or terminal.program(), description="Run a whole language-model study from one manifest.")
+    top.add_argument("--version", action="version", version=f"seqlm {__version__}")
+    top.add_commands(COMMANDS, Arguments)
+    return top
+
+
+def read(words: Sequence[str]) -> Arguments | None:
+    """Return the arguments of a command line; ``None`` for an empty one.
+
+    Raises:
+        UsageError: a word is wrong; the message says what would be right.
+        SystemExit: ``--help`` or ``--version`` was printed.
+    """
+    found = vars(parser().parse_args(list(words)))
+    if found["command"] is None:
+        return None
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    values["runs_dir"] = values["runs_dir"] or Path(os.environ.get("SEQLM_RUNS", "runs"))
+    made: Arguments = COMMANDS[found["command"]].record(argv=tuple(words), **values)
+    return made
 
 
 def output_of(arguments: Arguments) -> terminal.Output:

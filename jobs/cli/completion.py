@@ -6,8 +6,7 @@ import argparse
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import CompletionArguments
-from jobs.cli.parser import parser
+from jobs.cli.arguments import CompletionArguments, parser
 from seqlm.errors import UsageError
 
 STUDIES = {"bash": "_seqlm_studies", "zsh": "_seqlm_studies", "tcsh": "`seqlm completion studies`"}

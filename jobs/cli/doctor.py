@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,7 @@ from typing import Any
 from jobs.backends.base import Finding, Level
 from jobs.backends.choice import BackendChoice, default_backend
 from jobs.backends.ray_job import RayJob, is_remote
-from jobs.cli.arguments import DoctorArguments, RunArguments
-from jobs.cli.file_system import unprotected
-from jobs.cli.parser import read
+from jobs.cli.arguments import DoctorArguments, RunArguments, read
 from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
 from jobs.terminal import memory, say_table, table
@@ -31,6 +30,8 @@ from seqlm.errors import BackendError, SeqlmError, UsageError
 CALIBRATION = Path(__file__).resolve().parents[1] / "manifests" / "calibration.toml"
 LOW_DISK_BYTES = 2 * 1024**3
 SELF_CHECK_SECONDS = 600
+LOW_INODES = 10_000
+"""With fewer free inodes than this, ``doctor`` reports it."""
 LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
@@ -62,8 +63,7 @@ def calibrate(arguments: DoctorArguments) -> int:
 
     Returns the exit code.
     """
-    from jobs.cli.launching import finish  # only this option launches
-    from jobs.cli.request import Destination, Request, carry_out
+    from jobs.cli.launching import train  # only this option launches
     from jobs.launch.options import LaunchOptions
     from jobs.manifests.load import load_manifest
     from jobs.plan.record import record_of
@@ -71,16 +71,12 @@ def calibrate(arguments: DoctorArguments) -> int:
     manifest = load_manifest(CALIBRATION)
     study_dir = arguments.runs_dir / manifest.study
     words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
-    launched = read(words)
-    assert isinstance(launched, RunArguments)
+    arguments_of_run = read(words)
+    assert isinstance(arguments_of_run, RunArguments)
     command = ["python", "launch.py", "doctor", "--calibrate"]
-    request = Request(
-        arguments=launched,
-        specs=[replace(spec, command=command) for spec in manifest.runs],
-        options=LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None)),
-        destination=Destination(choice=BackendChoice(name="local", max_parallel=1)),
-    )
-    return finish(launched, study_dir, carry_out(request))[1]
+    specs = [replace(spec, command=command) for spec in manifest.runs]
+    options = LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None))
+    return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1), None)[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
@@ -228,3 +224,68 @@ def check_devices() -> list[Finding]:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
         return [Finding(level="bad", subject="self-check", text=f"cannot be computed ({last})")]
     return [Finding(**finding) for finding in json.loads(answer.stdout)]
+
+
+# -- what the file system of the runs supports ----------------------------------------------------------------------
+
+
+def unprotected(folder: Path) -> list[str]:
+    """Return a line for each feature that the file system of ``folder`` lacks, with the consequence.
+
+    Whether other hosts see the locks of this host is not tested.
+
+    Raises:
+        OSError: nothing can be written in ``folder``.
+    """
+    lines = []
+    with tempfile.TemporaryDirectory(prefix=".seqlm-doctor-", dir=folder) as place:
+        for what, attempt, consequence in TRIALS:
+            try:
+                problem = attempt(Path(place))
+            except OSError as error:
+                problem = error.strerror or str(error)
+            if problem:
+                lines.append(f"{what}: {problem}; {consequence}")
+    state = os.statvfs(folder)
+    if state.f_files and state.f_favail < LOW_INODES:  # some file systems do not count them
+        lines.append(f"free inodes: {state.f_favail:,} left; a run needs one for each of its files, some 30")
+    return lines
+
+
+def _lock(folder: Path) -> str | None:
+    with (folder / "lock").open("w") as first, (folder / "lock").open("w") as second:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+    return "two at the same time"
+
+
+def _link(folder: Path) -> None:
+    (folder / "one").touch()
+    os.link(folder / "one", folder / "other")
+
+
+def _rename(folder: Path) -> str | None:
+    (folder / "old").write_text("old")
+    (folder / "new").write_text("new")
+    (folder / "new").replace(folder / "old")
+    return None if (folder / "old").read_text() == "new" else "the old file stays"
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+TRIALS: tuple[tuple[str, Callable[[Path], str | None], str], ...] = (
+    ("locks (flock)", _lock, "only leases keep two workers from one run, and two launchers of a study may both submit"),
+    ("hard links", _link, "last.pt is missing for an instant whenever a checkpoint is written"),
+    ("renaming over a file", _rename, "no run can be saved"),
+    ("flushing a folder (fsync)", _sync, "a crash of the machine may undo the files written last"),
+)
+"""Feature, its test, and the consequence if it is missing. A test returns or raises its problem."""

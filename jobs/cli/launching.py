@@ -1,6 +1,6 @@
 """The commands that launch: plan, run, retry, behaviour.
 
-``run``, ``retry`` and ``behaviour`` each make a :class:`jobs.cli.request.Request` and have it carried out.
+Each finds its runs and where they go. :func:`jobs.cli.request.carry_out` launches them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
+from jobs.backends.choice import BackendChoice
 from jobs.cli.arguments import (
     EXIT_RUN_FAILED,
     BehaviourArguments,
@@ -21,8 +22,10 @@ from jobs.cli.arguments import (
     RunArguments,
     StudyArguments,
 )
-from jobs.cli.request import Launched, Request, carry_out, choose, choose_again
-from jobs.cli.studying import behaviour_line, chosen_runs, compute_missing_behaviour, status_table, write_report
+from jobs.cli.report import behaviour_line, compute_missing_behaviour, write_report
+from jobs.cli.request import carry_out, choose, choose_again, where
+from jobs.cli.studying import chosen_runs
+from jobs.cli.view import status_table
 from jobs.launch.behaviour import SETTINGS, BehaviourLaunch
 from jobs.launch.options import LaunchOptions
 from jobs.launch.prepare import (
@@ -58,8 +61,8 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         BackendError: the backend cannot be reached, or can never run this.
     """
     manifest, specs, study_dir = _open_manifest(arguments)
-    destination = choose(arguments, manifest)
-    target, limit = destination.target, destination.choice.max_parallel
+    choice, slurm = choose(arguments, manifest)
+    target, limit = slurm or choice.make(), choice.max_parallel
     planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir)
     planned = resolve_resources(planned, target, limit)
     terminal.say_table(_plan_table(planned))
@@ -69,19 +72,19 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
     summed = totals(planned, target.capacity, max_parallel=limit)
-    terminal.say(_totals_text(summed, destination.describe(target)))
+    terminal.say(_totals_text(summed, where(target, choice)))
     scripts: list[str] = []
-    if isinstance(target, slurm_backend.SlurmTarget) and any(item.action != "skip" for item in planned):
+    if slurm is not None and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())
-        scripts = slurm_backend.scripts(planned, study_dir, target.settings)
+        scripts = slurm_backend.scripts(planned, study_dir, slurm.settings)
         for script in scripts:
             terminal.say(f"\nwould submit:\n{script}")
     records = [_plan_record(item) for item in planned]
     refused = _refusal(planned)
     if refused is not None:
         terminal.tell(f"error: run would refuse this: {refused}")
-    where = {"backend": target.name, "max_parallel": limit}
-    data = {"study": manifest.study, "runs": records, "totals": {**where, **summed.to_dict()}, "refused": refused}
+    costs = {"backend": target.name, "max_parallel": limit, **summed.to_dict()}
+    data = {"study": manifest.study, "runs": records, "totals": costs, "refused": refused}
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 
@@ -170,13 +173,8 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
         policy=manifest.policy,
         untracked=manifest.untracked,
     )
-    request = Request(
-        arguments=arguments,
-        specs=[replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs],
-        options=options,
-        destination=choose(arguments, manifest),
-    )
-    return finish(arguments, study_dir, carry_out(request))
+    specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
+    return train(arguments, specs, options, *choose(arguments, manifest))
 
 
 def retry(arguments: RetryArguments) -> tuple[Any, int]:
@@ -199,18 +197,14 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
         terminal.say("nothing to retry: no such run has failed or was cancelled")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
-    request = Request(
-        arguments=arguments,
-        specs=[replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs],
-        options=LaunchOptions(
-            study_dir=study_dir,
-            retry=True,
-            policy=kept_policy(study_dir, terminal.tell),
-            untracked=kept_untracked(study_dir),
-        ),
-        destination=choose_again(study_dir, chosen, arguments),
+    specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
+    options = LaunchOptions(
+        study_dir=study_dir,
+        retry=True,
+        policy=kept_policy(study_dir, terminal.tell),
+        untracked=kept_untracked(study_dir),
     )
-    return finish(arguments, study_dir, carry_out(request))
+    return train(arguments, specs, options, *choose_again(study_dir, chosen, arguments))
 
 
 def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
@@ -233,26 +227,16 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
     if not wanted.jobs:
         terminal.say("nothing to compute: no such run is done")
         return {"study": study_dir.name, "runs": []}, 0
-    specs = wanted.specs
-    if not specs:
-        return _behaviour_outcome(study_dir, wanted)
-    request = Request(
-        arguments=arguments,
-        specs=specs,
-        options=wanted.options(terminal.tell),
-        destination=choose_again(study_dir, [job.run for job in wanted.jobs], arguments),
-    )
-    launched = carry_out(request)
-    if launched.left is None:
-        return _behaviour_outcome(study_dir, wanted)
-    missing = [found for found in wanted.outcomes() if found.state == "missing"]
-    for found in missing:  # these will have none, however the jobs end
-        terminal.tell(behaviour_line(found))
-    return launched.left, EXIT_RUN_FAILED if missing else 0
-
-
-def _behaviour_outcome(study_dir: Path, wanted: BehaviourLaunch) -> tuple[Any, int]:
+    left = None
+    if wanted.specs:
+        chosen = choose_again(study_dir, [job.run for job in wanted.jobs], arguments)
+        left, _ = carry_out(arguments, wanted.specs, wanted.options(terminal.tell), *chosen)
     outcomes = wanted.outcomes()
+    if left is not None:
+        missing = [found for found in outcomes if found.state == "missing"]
+        for found in missing:  # these will have none, however the jobs end
+            terminal.tell(behaviour_line(found))
+        return left, EXIT_RUN_FAILED if missing else 0
     rows = [[found.name, found.id, found.state, found.reason or ""] for found in outcomes]
     terminal.say_table(terminal.table(["run", "id", "state", "reason"], rows, colors={2: terminal.STATE_COLORS}))
     failed = [found for found in outcomes if found.is_failure]
@@ -261,11 +245,18 @@ def _behaviour_outcome(study_dir: Path, wanted: BehaviourLaunch) -> tuple[Any, i
     return data, EXIT_RUN_FAILED if failed else 0
 
 
-def finish(arguments: LaunchArguments, study_dir: Path, launched: Launched) -> tuple[Any, int]:
-    """Print how the runs of a launch have ended, and write the report if it is wanted."""
-    if launched.left is not None:
-        return launched.left, 0
-    ids = launched.ids
+def train(
+    arguments: LaunchArguments,
+    specs: Sequence[RunSpec],
+    options: LaunchOptions,
+    choice: BackendChoice,
+    slurm: slurm_backend.SlurmTarget | None,
+) -> tuple[Any, int]:
+    """Launch runs as :func:`jobs.cli.request.carry_out` does, print how they ended, and write a report if wanted."""
+    study_dir = options.study_dir
+    left, ids = carry_out(arguments, specs, options, choice, slurm)
+    if left is not None:
+        return left, 0
     runs = [one for one in observe_study(study_dir) if ids is None or one.run.id in ids]
     terminal.say_table(status_table(runs))
     if arguments.report and ids is not None:

@@ -1,27 +1,23 @@
-"""The live view: a table of a study's runs that updates in place on a terminal. The only module that imports rich."""
+"""The live table of a study's runs, drawn with rich to fit a terminal."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import final
+from typing import TextIO, final
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from jobs import terminal
-from jobs.cli import lines
-from jobs.cli.view import RunView, StudyView, Watcher, place_in_queue
-from jobs.launch.dispatch import Event
-from jobs.plan.planned import PlannedRun
-from seqlm.errors import SeqlmError, printable
+from jobs.cli.view import COLUMNS, RunView, StudyView, place_in_queue
+from seqlm.errors import printable
 
 STYLES = {"queued": "default", "pending": "default", **terminal.STATE_COLORS}
+NUMBERS = ("train ppl", "val ppl", "best val ppl", "tok/s", "ETA")
+"""Columns of runs that run or are done."""
 GROUPS = (("running",), ("failed", "cancelled"), ("queued",), ("done",), ("pending",))
 """In the order of the screen. Running runs are never hidden by others."""
 LEAST_ROWS = 8
@@ -76,11 +72,17 @@ class StudyTable:
         yield from table_lines(self._study, options.max_width, height and height - 1, ascii_only=options.ascii_only)
 
 
-def table_lines(study: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False) -> list[Text]:
-    """Return the lines of the table, at most ``width`` columns wide and ``height`` lines high. ``None``: no limit."""
+def table_lines(
+    study: StudyView, width: int, height: int | None = None, *, ascii_only: bool = False
+) -> list[RenderableType]:
+    """Return the lines of the table, at most ``width`` columns wide and ``height`` lines high, and the matrix below it.
+
+    ``None``: no limit.
+    """
     layout = _Layout(study, width, ascii_only=ascii_only)
     below = [Text(), _summary(study), *layout.devices_below()]
-    matrix = [Text(), *coverage(study)]
+    matrix: list[RenderableType] = [Text(), coverage(study)]
+    matrix_height = 2 + len({run.arch for run in study.runs})
     grouped = [[run for run in study.runs if run.state in group] for group in GROUPS]
     groups = [runs for runs in grouped if runs]
     for runs in groups:
@@ -88,9 +90,9 @@ def table_lines(study: StudyView, width: int, height: int | None = None, *, asci
             runs.sort(key=place_in_queue)
     shown = [len(runs) for runs in groups]
     if height is not None:
-        rows = height - 1 - len(below) - len(matrix)
+        rows = height - 1 - len(below) - matrix_height
         if rows < LEAST_ROWS:
-            rows, matrix = rows + len(matrix), []
+            rows, matrix = rows + matrix_height, []
         shown = allot(shown, max(rows, 1), first_goes_before=bool(groups) and groups[0][0].state == "running")
     lines = [layout.header()]
     for runs, number in zip(groups, shown, strict=True):
@@ -98,11 +100,11 @@ def table_lines(study: StudyView, width: int, height: int | None = None, *, asci
         if number < len(runs):
             ellipsis = "..." if ascii_only else "…"
             lines.append(Text(f"{ellipsis} and {_counted(runs[number:])}", style="dim"))
-    lines += [*below, *matrix]
+    lines += below
     for line in lines:
         line.truncate(width, overflow="crop" if ascii_only else "ellipsis")
         line.no_wrap = True
-    return lines if height is None else lines[:height]
+    return [*lines[:height], *matrix]
 
 
 def allot(sizes: Sequence[int], lines: int, *, first_goes_before: bool = False) -> list[int]:
@@ -111,24 +113,14 @@ def allot(sizes: Sequence[int], lines: int, *, first_goes_before: bool = False) 
     The groups grow in turns. With ``first_goes_before`` the first group grows as far as it can before the others.
     """
     shown = [0] * len(sizes)
-
-    def grow(group: int) -> bool:
-        if shown[group] == sizes[group]:
-            return False
-        grown = [number + (place == group) for place, number in enumerate(shown)]
-        if sum(grown) + sum(number < size for number, size in zip(grown, sizes, strict=True)) > lines:
-            return False
-        shown[group] += 1
-        return True
-
+    turns = [group for turn in range(lines) for group, size in enumerate(sizes) if turn < size]
     if first_goes_before:
-        while grow(0):
-            pass
-    growing = True
-    while growing:
-        growing = False
-        for group in range(len(sizes)):
-            growing = grow(group) or growing
+        turns = [0] * min(sizes[0], lines) + turns
+    for group in turns:
+        grown = [number + (place == group) for place, number in enumerate(shown)]
+        needed = sum(grown) + sum(number < size for number, size in zip(grown, sizes, strict=True))
+        if grown[group] <= sizes[group] and needed <= lines:
+            shown = grown
     return shown
 
 
@@ -146,25 +138,17 @@ def _summary(study: StudyView) -> Text:
     return line
 
 
-def coverage(study: StudyView) -> list[Text]:
+def coverage(study: StudyView) -> Table:
     """Return the matrix of architecture by optimizer: runs done of all, best validation perplexity, failures."""
-    archs = list(dict.fromkeys(run.arch for run in study.runs))
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     optimizers = list(dict.fromkeys(run.optimizer for run in study.runs))
-    cells = {
-        (arch, optimizer): _cell([run for run in study.runs if (run.arch, run.optimizer) == (arch, optimizer)])
-        for arch in archs
-        for optimizer in optimizers
-    }
-    first = max(map(len, archs), default=0)
-    widths = {o: max(len(o), *(cells[arch, o].cell_len for arch in archs)) for o in optimizers}
-    lines = [Text("   ".join([" " * first, *(o.ljust(widths[o]) for o in optimizers)]).rstrip(), style="bold")]
-    for arch in archs:
-        line = Text(arch.ljust(first))
-        for optimizer in optimizers:
-            cell = cells[arch, optimizer]
-            line.append("   ").append_text(cell).append(" " * (widths[optimizer] - cell.cell_len))
-        lines.append(line)
-    return lines
+    for title in ("", *optimizers):
+        table.add_column(Text(title), no_wrap=True, overflow="crop")
+    for arch in dict.fromkeys(run.arch for run in study.runs):
+        runs = [run for run in study.runs if run.arch == arch]
+        cells = [_cell([run for run in runs if run.optimizer == optimizer]) for optimizer in optimizers]
+        table.add_row(Text(arch), *cells)
+    return table
 
 
 def _cell(runs: Sequence[RunView]) -> Text:
@@ -175,7 +159,7 @@ def _cell(runs: Sequence[RunView]) -> Text:
     best = min((run.best_val_ppl for run in runs if run.best_val_ppl is not None), default=None)
     cell = Text(f"{done}/{len(runs)} done", style="green" if done == len(runs) else "")
     if best is not None:
-        cell.append(f" {_ppl(best)}", style="default")
+        cell.append(f" {terminal.perplexity(best)}", style="default")
     if failed:
         cell.append(f" {failed} failed", style="red")
     return cell
@@ -193,8 +177,9 @@ class _Layout:
         self._fraction = max((len(_fraction(run)) for run in study.runs), default=0)
         self._within = max((len(_within(run)) for run in study.runs), default=0)
         self._epoch = self._fraction + self._within
-        titles = ("train", "val", "best") if width < 100 else ("train ppl", "val ppl", "best val")
-        self._numbers = {title: max(6, len(title)) for title in titles} | {"tok/s": 5, "ETA": 6}
+        words = 1 if width < 100 else 2
+        self._titles = {title: " ".join(title.split()[:words]) for title in NUMBERS}
+        self._numbers = {title: max(6, len(short)) for title, short in self._titles.items()} | {"tok/s": 5}
         numbers = sum(self._numbers.values())
         room = width - self._state - self._bar - self._epoch - numbers - 8 * len(self._gap)
         longest = max((len(run.name) for run in study.runs), default=0)
@@ -207,7 +192,7 @@ class _Layout:
     def header(self) -> Text:
         titles = ["run".ljust(self._name), "state".ljust(self._state)]
         titles += ["epoch".ljust(self._bar + len(self._gap) + self._epoch)]
-        titles += [title.rjust(width) for title, width in self._numbers.items()]
+        titles += [self._titles[title].rjust(width) for title, width in self._numbers.items()]
         titles += ["device"] if self._has_device_column else []
         return Text(self._gap.join(titles), style="bold")
 
@@ -217,14 +202,11 @@ class _Layout:
         line.append(self._gap).append_text(self._drawn_bar(run))
         line.append(self._gap).append(_fraction(run).rjust(self._fraction) + _within(run).ljust(self._within))
         if run.state not in ("running", "done"):
-            best = f"best {_ppl(run.best_val_ppl)}  " if run.best_val_ppl is not None else ""
+            best = f"best {terminal.perplexity(run.best_val_ppl)}  " if run.best_val_ppl is not None else ""
             line.append(f"{self._gap}{best}{_one_line(run.reason)}", style="red" if run.state == "failed" else "dim")
             return line
-        numbers = [_ppl(run.train_ppl), _ppl(run.val_ppl), _ppl(run.best_val_ppl)]
-        numbers += [terminal.short_number(run.tokens_per_second)]
-        numbers += [terminal.duration(run.seconds_left) if run.state == "running" else ""]
-        for number, width in zip(numbers, self._numbers.values(), strict=True):
-            line.append(self._gap).append(number.rjust(width))
+        for title, width in self._numbers.items():
+            line.append(self._gap).append(COLUMNS[title](run).rjust(width))
         if self._has_device_column:
             line.append(self._gap).append(printable(run.device or ""), style="dim")
         return line
@@ -251,7 +233,7 @@ def _fraction(run: RunView) -> str:
 
 def _within(run: RunView) -> str:
     """Return the progress of a running run within its epoch, in five columns, so that the table keeps its width."""
-    if run.state != "running":
+    if run.state != "running" or not run.epochs:
         return ""
     if run.epochs_done >= run.epochs:
         return " test"
@@ -270,76 +252,24 @@ def shortened(name: str, width: int) -> str:
     return f"{name[: width - 1 - tail]}~{name[-tail:]}"
 
 
-def _ppl(value: float | None) -> str:
-    return terminal.short_number(value) if value is not None and value >= 1e6 else terminal.perplexity(value)
-
-
 def _one_line(text: str | None) -> str:
     return printable(" ".join((text or "").split()))
 
 
-# -- on a terminal -------------------------------------------------------------------------------------------------
+def live(stream: TextIO, latest: Callable[[], StudyView | None] | None = None) -> Live:
+    """Return a place on a terminal for the table. The last table stays.
 
+    With ``latest``, the table is that of the study that ``latest`` returns, drawn twice a second, and does not stay.
+    """
+    console = Console(file=stream, no_color=not terminal.has_color(stream))
+    if latest is None:
+        return Live(console=console, auto_refresh=False)
 
-@final
-class LiveProgress(lines.Progress):
-    """The table of a launch, redrawn twice a second below the lines of what has happened."""
+    def drawn() -> RenderableType:
+        study = latest()
+        return Text() if study is None else StudyTable(study)
 
-    def __init__(self, planned: Sequence[PlannedRun], study_dir: Path) -> None:
-        self._watcher = Watcher(study_dir, [item.run.id for item in planned])
-        self._table = _Refreshed(self._watcher)
-        self._live = Live(
-            console=Console(stderr=True, no_color=not terminal.has_color(sys.stderr)),
-            get_renderable=self._table,
-            refresh_per_second=2,
-            transient=True,  # the launcher prints the final table
-        )
-        self._lines = lines.LaunchProgress(planned, self._say)
-        self._live.start()
-
-    def __call__(self, event: Event) -> None:
-        if event.kind != "epoch":  # those are in the table, and would fill the screen
-            self._lines(event)
-
-    def close(self) -> None:
-        """Remove the table from the terminal."""
-        self._live.stop()
-
-    def _say(self, line: str) -> None:
-        self._live.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-
-
-@final
-class _Refreshed:
-    """The table of a study, read on demand, but not more often than is reasonable."""
-
-    def __init__(self, watcher: Watcher, clock: Callable[[], float] = time.monotonic) -> None:
-        self._watcher = watcher
-        self._clock = clock
-        self._next = 0.0
-        self._table: StudyTable | Text = Text()
-
-    def __call__(self) -> StudyTable | Text:
-        started = self._clock()
-        if started >= self._next:
-            # A file that cannot be read for a moment must not end the thread that draws.
-            with contextlib.suppress(SeqlmError, OSError):
-                self._table = StudyTable(self._watcher.look())
-            now = self._clock()
-            self._next = now + self._watcher.pause(now - started)
-        return self._table
-
-
-def watch_in_place(watcher: Watcher) -> None:
-    """Show the table on stdout until every run is over. The last table stays."""
-    with Live(console=Console(no_color=not terminal.has_color(sys.stdout)), auto_refresh=False) as live:
-        while True:
-            started = time.monotonic()
-            study = watcher.look()
-            live.update(StudyTable(study), refresh=True)
-            if study.is_over:
-                return
-            time.sleep(watcher.pause(time.monotonic() - started))
+    return Live(console=console, get_renderable=drawn, refresh_per_second=2, transient=True)
 
 
 def svg(study: StudyView, width: int = 112) -> str:

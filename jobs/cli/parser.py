@@ -1,96 +1,105 @@
-"""The parser of the command line.
+"""Build the parser of the command line from the records of its commands.
 
-To add a command, write its record in :mod:`jobs.cli.arguments`, its parser in :func:`parser`, and its handler in
-``launch.handler``. Building the parser imports little, so that ``--help`` is quick.
+A field of a record that is made by :func:`option` is a flag or a positional argument. Its type says how it is read.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from jobs import terminal
-from jobs.cli.arguments import (
-    Arguments,
-    BehaviourArguments,
-    CancelArguments,
-    CleanArguments,
-    CompletionArguments,
-    DataArguments,
-    DoctorArguments,
-    ListArguments,
-    LogsArguments,
-    PlanArguments,
-    ReportArguments,
-    RetryArguments,
-    RunArguments,
-    SchemaArguments,
-    StatusArguments,
-)
-from seqlm import __version__
 from seqlm.errors import UsageError, nearest
 
 COMMAND = "COMMAND"
 """What the command is called in usage texts."""
-BACKENDS = ("local", "ray", "slurm")
-SHELLS = ("bash", "zsh", "tcsh")
-KINDS = ("oom", "diverged", "node", "preempted", "timeout", "code", "cancelled")
+BY_TYPE: dict[str, dict[str, Any]] = {
+    "bool": {"action": "store_true"},
+    "bool | None": {"action": argparse.BooleanOptionalAction},
+    "tuple[str, ...]": {"action": "append", "default": []},
+    "Path": {"type": Path},
+    "Path | None": {"type": Path},
+}
+"""Annotation of a field -> how its flag is read. Fields of other types are texts."""
 
 
-def read(words: Sequence[str]) -> Arguments | None:
-    """Return the arguments of a command line; ``None`` for an empty one.
+def option(*flags: str, exclusive: str | None = None, **how: Any) -> Any:
+    """Return a field that the command line sets: a positional argument, or an option with these ``flags``.
 
-    Raises:
-        UsageError: a word is wrong; the message says what would be right.
-        SystemExit: ``--help`` or ``--version`` was printed.
+    ``exclusive`` is the name of a set of options of which a command line has one at most. ``how`` goes to
+    :meth:`argparse.ArgumentParser.add_argument` and overrides :data:`BY_TYPE`.
     """
-    found = vars(parser().parse_args(list(words)))
-    record = found.pop("record", None)
-    if record is None:
-        return None
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
-    made: Arguments = record(argv=tuple(words), **values)
-    return made
+    return dataclasses.field(metadata={"flags": flags, "exclusive": exclusive, "how": how})
+
+
+class Command(NamedTuple):
+    """One command of the command line."""
+
+    group: str
+    """Heading of the help that lists it."""
+    record: type[Any]
+    """Dataclass of its arguments. The first line of its docstring says what the command does."""
+    handler: str
+    """Module and name of the function that runs it; imported when it runs."""
+    example: str
+    """A command line without the program's name."""
+
+    @property
+    def text(self) -> str:
+        """What the command does, as the help says it."""
+        line = (self.record.__doc__ or "").partition("\n")[0]
+        return f"{line[:1].lower()}{line[1:]}".rstrip(".")
 
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises :class:`UsageError` and lists its commands in groups."""
 
-    def __init__(self, **options: Any) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(**{"formatter_class": formatter, **options, "allow_abbrev": False})
-        self.groups: dict[str, list[str]] = {}
-        """Heading -> names of the commands below it."""
-        self._commands: argparse._SubParsersAction[Parser] | None = None
+    commands: Mapping[str, Command] = {}
+    """The commands, by name. Empty for the parser of one command."""
 
-    def command(
-        self, group: str, name: str, text: str, *parents: Parser, record: type[Arguments], example: str
-    ) -> Parser:
-        """Add a command and return its parser. ``example`` is its words after the program's name."""
-        if self._commands is None:
-            self._commands = self.add_subparsers(metavar=COMMAND, dest="command", parser_class=Parser)
-        epilog = f"example:\n  {self.prog} {example}"
-        made = self._commands.add_parser(name, help=text, description=text, epilog=epilog, parents=list(parents))
-        made.set_defaults(record=record)
-        self.groups.setdefault(group, []).append(name)
-        self.epilog = f"{self.epilog or 'examples:'}\n  {self.prog} {example}"
-        return made
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def add_commands(self, commands: Mapping[str, Command], common: type[Any]) -> None:
+        """Add a parser for each command. ``common`` is the record of what all take, which the help shows last."""
+        self.commands = commands
+        self.epilog = "examples:\n" + "\n".join(f"  {self.prog} {command.example}" for command in commands.values())
+        below = self.add_subparsers(metavar=COMMAND, dest="command", parser_class=Parser)
+        last = {field.name for field in dataclasses.fields(common)}
+        for name, command in commands.items():
+            epilog = f"example:\n  {self.prog} {command.example}"
+            made = below.add_parser(name, help=command.text, description=command.text, epilog=epilog)
+            fields = sorted(dataclasses.fields(command.record), key=lambda field: field.name in last)
+            made._add_fields([field for field in fields if field.metadata])
+
+    def _add_fields(self, fields: list[dataclasses.Field[Any]]) -> None:
+        sets: dict[str, argparse._MutuallyExclusiveGroup] = {}
+        for field in fields:
+            flags, exclusive, how = (field.metadata[key] for key in ("flags", "exclusive", "how"))
+            if not flags:
+                self.add_argument(field.name, **how)
+                continue
+            if exclusive is not None and exclusive not in sets:
+                sets[exclusive] = self.add_mutually_exclusive_group()
+            where = self if exclusive is None else sets[exclusive]
+            where.add_argument(*flags, dest=field.name, **{**BY_TYPE.get(str(field.type), {}), **how})
 
     def format_help(self) -> str:
-        if self._commands is None:
+        if not self.commands:
             return super().format_help()
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
-        entries = {entry.dest: entry for entry in self._commands._get_subactions()}
-        for heading, names in self.groups.items():
+        assert self._subparsers is not None, "it has commands"
+        (below,) = self._subparsers._group_actions
+        entries = {entry.dest: entry for entry in below._get_subactions()}  # type: ignore[attr-defined]
+        for heading in dict.fromkeys(command.group for command in self.commands.values()):
             formatter.start_section(heading)
-            formatter.add_arguments([entries[name] for name in names])
+            formatter.add_arguments([entries[name] for name, found in self.commands.items() if found.group == heading])
             formatter.end_section()
         formatter.start_section("options")
         formatter.add_arguments(self._get_optional_actions())
@@ -122,273 +131,22 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
 
-def parser(prog: str | None = None) -> Parser:
-    """Return the parser of the whole command line. ``prog`` is the program's name in help; ``None``: as started."""
-    common = _common()
-    filters = _filters()
-    data = _parent()
-    data.add_argument("--data", type=Path, metavar="PATH", help="folder or zip of the corpus (default: SEQLM_DATA)")
-    manifest = _parent()
-    manifest.add_argument("manifest", help="the study: a TOML, YAML or JSON file")
-    manifest.add_argument(
-        "--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="such as train.epochs=2"
-    )
-    study = _parent()
-    study.add_argument("study", help="a study's folder, its manifest, or its name")
-    placing = _placing()
-    leaving = _leaving(placing)
-    reporting = _parent()
-    reporting.add_argument(
-        "--behaviour",
-        action=argparse.BooleanOptionalAction,
-        help="compute missing behaviour of the trained models before the report, also in another user's study "
-        "(default: only in your own)",
-    )
-    launching = _launching(leaving, reporting)
+def whole(text: str) -> int:
+    """Read a whole number, 0 or more.
 
-    top = Parser(prog=prog or terminal.program(), description="Run a whole language-model study from one manifest.")
-    top.add_argument("--version", action="version", version=f"seqlm {__version__}")
-    group = "launch"
-    top.command(
-        group,
-        "plan",
-        "show what run would do, and its costs",
-        *(manifest, filters, data, placing, common),
-        record=PlanArguments,
-        example="plan first.toml",
-    )
-    run = top.command(
-        group,
-        "run",
-        "launch every run that is not done yet, and wait",
-        *(manifest, filters, data, launching, common),
-        record=RunArguments,
-        example="run first.toml --report",
-    )
-    run.add_argument("-n", "--dry-run", action="store_true", help="do what plan does, and start nothing")
-    group = "follow a study"
-    status = top.command(
-        group,
-        "status",
-        "show the state of each run",
-        *(study, filters, common),
-        record=StatusArguments,
-        example="status first --watch",
-    )
-    form = status.add_mutually_exclusive_group()
-    form.add_argument("--watch", action="store_true", help="show changes until every run is over")
-    form.add_argument("--svg", type=Path, metavar="FILE", help="write the table of --watch as a picture")
-    listing = top.command(
-        group, "list", "show the studies in the runs folder", common, record=ListArguments, example="list --no-sizes"
-    )
-    listing.add_argument("--no-sizes", action="store_true", help="leave out sizes, which take longest on a slow disk")
-    logs = top.command(
-        group,
-        "logs",
-        "print the logs of the latest attempts",
-        *(study, filters, common),
-        record=LogsArguments,
-        example="logs first rnn-adam-lr0.001 -f",
-    )
-    logs.add_argument("run", nargs="?", help="one run: its name, its id, or a unique beginning of its id")
-    logs.add_argument("-f", "--follow", action="store_true", help="print new lines until the run is over")
-    logs.add_argument("-n", "--lines", type=_positive, default=20, help="last lines of each log (default: 20)")
-    cancel = top.command(
-        group,
-        "cancel",
-        "stop runs that are not over",
-        *(study, filters, common),
-        record=CancelArguments,
-        example="cancel first --only 'arch=gru lr>0.001'",
-    )
-    cancel.add_argument("--all", action="store_true", help="stop every run, without a question")
-    retry = top.command(
-        "launch",
-        "retry",
-        "launch failed and cancelled runs again",
-        *(study, filters, data, launching, common),
-        record=RetryArguments,
-        example="retry first --kind oom",
-    )
-    retry.add_argument(
-        "--kind", action="append", default=[], choices=KINDS, help="only failures of this kind; repeat for more kinds"
-    )
-    clean = top.command(
-        group,
-        "clean",
-        "delete from a study what no report and no run needs any more",
-        *(study, common),
-        record=CleanArguments,
-        example="clean first --dry-run",
-    )
-    clean.add_argument("-n", "--dry-run", action="store_true", help="show what would be deleted, and delete nothing")
-    clean.add_argument("--yes", action="store_true", help="delete without asking")
-    behaviour = top.command(
-        "results",
-        "behaviour",
-        "compute what trained models do",
-        *(study, filters, data, leaving, common),
-        record=BehaviourArguments,
-        example="behaviour first --prompt 'the'",
-    )
-    _add_settings(behaviour)
-    report = top.command(
-        "results",
-        "report",
-        "write the report of one study, or of several together",
-        *(reporting, common),
-        record=ReportArguments,
-        example="report first second",
-    )
-    report.add_argument("studies", nargs="+", metavar="study", help="a study's folder, its manifest, or its name")
-    report.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="where to write (default: report in the study's folder; of several studies: next to their folders)",
-    )
-    report.add_argument("--watch", action="store_true", help="write the report at each change until every run is over")
-    _add_machine_commands(top, data, common)
-    return top
-
-
-def _add_machine_commands(top: Parser, data: Parser, common: Parser) -> None:
-    group = "this machine"
-    doctor = top.command(
-        group,
-        "doctor",
-        "check this machine, or a cluster",
-        *(data, common),
-        record=DoctorArguments,
-        example="doctor --calibrate",
-    )
-    doctor.add_argument("--backend", choices=BACKENDS, help="slurm: also check the cluster, with a trial job")
-    doctor.add_argument(
-        "--wait-s", type=_positive, default=120, metavar="S", help="longest wait for the trial job (default: 120)"
-    )
-    doctor.add_argument(
-        "--calibrate",
-        action="store_true",
-        help="check fused operations on this device, then measure training speed, for the times of plan",
-    )
-    schema = top.command(
-        group,
-        "schema",
-        "print the JSON Schema of manifests, with which editors complete and check them",
-        common,
-        record=SchemaArguments,
-        example="schema --output manifest.schema.json",
-    )
-    schema.add_argument("--output", type=Path, metavar="FILE", help="write it to this file instead")
-    fetch = top.command(group, "data", "download a corpus", common, record=DataArguments, example="data ptb")
-    fetch.add_argument("corpus", choices=("ptb",), help="ptb: Penn Treebank")
-    fetch.add_argument("--to", type=Path, metavar="DIR", help="default: the folder in which runs look for it")
-    completion = top.command(
-        group,
-        "completion",
-        "print the completion script of a shell",
-        common,
-        record=CompletionArguments,
-        example="completion bash > ~/.local/share/bash-completion/completions/seqlm",
-    )
-    completion.add_argument(
-        "shell", choices=(*SHELLS, "studies"), help="a shell; studies: print the names of the studies, for the scripts"
-    )
-
-
-def _parent(*parents: Parser) -> Parser:
-    return Parser(add_help=False, parents=list(parents))
-
-
-def _common() -> Parser:
-    made = _parent()
-    made.add_argument("--json", action="store_true", help="print one JSON document on stdout, all else on stderr")
-    made.add_argument(
-        "--color", choices=terminal.COLORS, default="auto", help="default: auto, on a terminal without NO_COLOR"
-    )
-    level = made.add_mutually_exclusive_group()
-    level.add_argument(
-        "-q", "--quiet", action="store_true", help="print only warnings, errors and what a query asks for"
-    )
-    level.add_argument(
-        "-v", "--verbose", action="store_true", help="print the settings in use too, and the traceback of an error"
-    )
-    made.add_argument(
-        "--runs-dir",
-        type=Path,
-        default=Path(os.environ.get("SEQLM_RUNS", "runs")),
-        metavar="DIR",
-        help="folder of the studies (default: SEQLM_RUNS, else runs)",
-    )
-    return made
-
-
-def _filters() -> Parser:
-    made = _parent()
-    for name, text in (
-        ("--only", "runs that meet all conditions: 'arch=gru lr>1'; repeat --only for runs that meet these or those"),
-        ("--exclude", "leave out runs that meet all conditions; repeat --exclude to leave out more"),
-    ):
-        made.add_argument(name, action="append", default=[], metavar="CONDITIONS", help=text)
-    return made
-
-
-def _placing() -> Parser:
-    made = _parent()
-    made.add_argument(
-        "--backend", choices=BACKENDS, help="where runs go (default: SEQLM_BACKEND, the manifest's, ray, local)"
-    )
-    made.add_argument(
-        "--ray-address", metavar="ADDRESS", help="join this Ray cluster (default: RAY_ADDRESS, else start one here)"
-    )
-    made.add_argument("--max-parallel", type=_positive, metavar="N", help="run at most N runs at once")
-    return made
-
-
-def _leaving(placing: Parser) -> Parser:
-    made = _parent(placing)
-    made.add_argument(
-        "--retries", type=_whole, metavar="N", help="retries in a row without progress (default: the policy's, 10)"
-    )
-    made.add_argument("--no-wait", action="store_true", help="launch in the background")
-    made.add_argument("--live-code", action="store_true", help="run the working tree, not the copy kept with the study")
-    return made
-
-
-def _launching(leaving: Parser, reporting: Parser) -> Parser:
-    made = _parent(leaving, reporting)
-    made.add_argument(
-        "--canary",
-        action=argparse.BooleanOptionalAction,
-        help="try a few steps of each architecture with each optimizer first (default: above 10 runs)",
-    )
-    made.add_argument(
-        "--then-report", action="store_true", help="submit a job that writes the report after the last run (slurm)"
-    )
-    made.add_argument("--report", action="store_true", help="write the report at the end")
-    return made
-
-
-def _add_settings(behaviour: Parser) -> None:
-    behaviour.add_argument("--window", type=_positive, metavar="N", help="tokens of context (default: 2 seq_len)")
-    behaviour.add_argument("--samples", type=_positive, metavar="N", help="texts of each length (default: 10)")
-    behaviour.add_argument(
-        "--temperature", type=_above_zero, metavar="X", help="temperature of the sampling (default: 1)"
-    )
-    behaviour.add_argument("--prompt", metavar="TEXT", help="how the texts begin (default: nothing)")
-    behaviour.add_argument("--seed", type=_whole, metavar="N", help="seed of the sampling (default: the run's)")
-    behaviour.add_argument("--force", action="store_true", help="compute it again, even if nothing has changed")
-
-
-def _whole(text: str) -> int:
+    Raises:
+        ArgumentTypeError: it is none. So do the other readers of a number.
+    """
     return int(_checked(text, int, lambda number: number >= 0, "a whole number, 0 or more"))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number, 1 or more."""
     return int(_checked(text, int, lambda number: number >= 1, "a whole number, 1 or more"))
 
 
-def _above_zero(text: str) -> float:
+def above_zero(text: str) -> float:
+    """Read a finite number above 0."""
     return _checked(text, float, lambda number: 0 < number < math.inf, "a number above 0")
 
 

@@ -1,52 +1,341 @@
-"""Progress of a launch or a study for a person: a table on a terminal, else lines."""
+"""Follow runs until they are over: a table that updates in place on a terminal, else lines."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import socket
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO, final
 
 from jobs import terminal
-from jobs.cli.lines import LaunchProgress, Progress
-from jobs.cli.view import StudyView, Watcher, changes, summary
+from jobs.cli.view import RunView, StudyView, changes, summary
+from jobs.launch.dispatch import Event
 from jobs.plan.planned import PlannedRun
-from jobs.terminal import can_redraw
-from seqlm.errors import printable
+from jobs.study.finality import FinalityTracker
+from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run, study_name
+from jobs.study.squeue import Scheduler
+from seqlm import machine
+from seqlm.errors import SeqlmError, printable
+from seqlm.rundir import Observation, RunDirectory, read_json
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+LOOK_SECONDS = 0.5
+"""Time between two polls of a study."""
+LOOK_SHARE = 0.2
+"""Largest share of the time that polling may take: a study of thousands of runs is polled less often."""
 
 
-def launch_progress(planned: Sequence[PlannedRun], study_dir: Path) -> Progress:
-    """Return what shows the events of a launch: a table that updates in place on a terminal, else plain lines."""
-    if not terminal.is_quiet() and can_redraw(sys.stderr) and any(item.action != "skip" for item in planned):
-        from jobs.cli.live_table import LiveProgress  # rich: only where the table is shown
+@final
+class Watcher:
+    """Polls a study. Files that cannot change any more are read once; runs that are not watched are not read."""
 
-        return LiveProgress(planned, study_dir)
-    return LaunchProgress(planned)
+    def __init__(
+        self, study_dir: Path, ids: Collection[str] | None = None, *, every_seconds: float | None = None
+    ) -> None:
+        """``ids`` are the runs to watch; ``None``: all. ``every_seconds`` is the time between two polls."""
+        self._study_dir = study_dir
+        self._every_seconds = every_seconds
+        self._ids = None if ids is None else frozenset(ids)
+        self._settling = FinalityTracker()
+        self._scheduler = Scheduler()
+        self._over: dict[str, tuple[Path, float, RunView]] = {}
+        """Run id -> the file with its outcome, the time of its last change, and the run's view."""
+        self._known: dict[str, ObservedRun] = {}
+        self._host = socket.gethostname()
+        self._latest: StudyView | None = None
+        self._next = 0.0
+
+    def look(self) -> StudyView:
+        """Return the study as it is now."""
+        ids = self._listed() if self._ids is None else self._ids
+        views = [view for run_id in ids if (view := self._still_over(run_id)) is not None]
+        over = {view.id for view in views}
+        rest = [run for run_id in ids if run_id not in over and self._is_run(run := self._run(run_id))]
+        work = at_work(self._study_dir, self._scheduler, {run.id for run in rest})
+        views += [self._read(run, work) for run in rest]
+        views.sort(key=lambda view: view.order)
+        places = work.launcher.waiting if work.launcher is not None else ()
+        runs = compared(views, {run_id: place for place, run_id in enumerate(places)}, self._host)
+        return StudyView(name=self._study_dir.name, runs=tuple(runs))
+
+    def looks(self) -> Iterator[StudyView]:
+        """Poll the study until every run is over."""
+        while True:
+            started = time.monotonic()
+            study = self.look()
+            yield study
+            if study.is_over:
+                return
+            time.sleep(self.pause(time.monotonic() - started))
+
+    def latest(self) -> StudyView | None:
+        """Return the study, polled again if the pause is over. ``None``: it could not be read yet."""
+        started = time.monotonic()
+        if started >= self._next:
+            # A file that cannot be read for a moment must not end the thread that draws.
+            with contextlib.suppress(SeqlmError, OSError):
+                self._latest = self.look()
+            self._next = time.monotonic() + self.pause(time.monotonic() - started)
+        return self._latest
+
+    def pause(self, took_seconds: float) -> float:
+        """Return the seconds to wait before the next poll, after one that took ``took_seconds``."""
+        return max(self._every_seconds or LOOK_SECONDS, took_seconds / LOOK_SHARE)
+
+    def _run(self, run_id: str) -> RunDirectory:
+        return RunDirectory(self._study_dir / run_id)
+
+    def _listed(self) -> list[str]:
+        try:
+            return [folder.name for folder in self._study_dir.iterdir()]
+        except OSError:
+            return []
+
+    def _is_run(self, run: RunDirectory) -> bool:
+        """Whether the folder is that of a run. A known run of a listed folder is not checked again."""
+        return (self._ids is None and run.id in self._known) or run.config_file.is_file()
+
+    def _still_over(self, run_id: str) -> RunView | None:
+        """Return the kept view of a run that was over at the last poll; ``None`` if its outcome has changed."""
+        if run_id not in self._over:
+            return None
+        file, written, view = self._over[run_id]
+        if _written(file) == written:
+            return view
+        del self._over[run_id]
+        return None
+
+    def _read(self, run: RunDirectory, work: AtWork) -> RunView:
+        ends = [(file, _written(file)) for file in (run.result_file, run.failure_file)]
+        observed = self._observe(run, work)
+        view = _view(observed, is_over=self._settling.is_over(run.id, observed.observation, work))
+        file, written = next((end for end in ends if end[1] > 0), (run.path, 0.0))
+        if view.is_over and written > 0:
+            self._over[run.id] = (file, written, view)
+        return view
+
+    def _observe(self, run: RunDirectory, work: AtWork) -> ObservedRun:
+        known = self._known.get(run.id)
+        if known is None:
+            observed = look_at(run, work)
+            if observed.config is not None:
+                self._known[run.id] = observed
+            return observed
+        try:
+            return replace(known, observation=observe_run(run, work))
+        except SeqlmError:
+            return look_at(run, work)  # a file was damaged meanwhile; the reason names it
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _view(observed: ObservedRun, *, is_over: bool) -> RunView:
+    """Read the progress, the speed and the device of a run."""
+    run, config = observed.run, observed.config
+    epochs: Sequence[Mapping[str, Any]] = []
+    progress: dict[str, Any] = {}
+    worker: dict[str, Any] = {}
+    try:
+        epochs, _ = run.read_metrics()
+        attempt = run.last_attempt() if observed.observation.state not in ("queued", "pending") else 0
+        if attempt:
+            worker = read_json(run.attempt_dir(attempt) / "worker.json") or {}
+        if attempt and observed.observation.state == "running":
+            progress = read_json(run.progress_file(attempt)) or {}
+    except SeqlmError:
+        pass  # the observation's reason names the file if it matters
+    if progress.get("epoch") != observed.epochs_done:
+        progress = {}  # of an epoch that is over
+    last = epochs[-1] if epochs else {}
+    step, steps = _number(progress.get("step")), _number(progress.get("steps"))
+    rate = _number(progress.get("train_tokens_per_second"))
+    durations = [number for epoch in epochs if (number := _number(epoch.get("epoch_seconds"))) is not None]
+    shape: Hashable = None
+    seconds: float | None = None
+    if config is not None:
+        train = config.train
+        shape = (config.model, config.data, train.batch_size, train.seq_len, train.precision)
+        if durations:
+            seconds = statistics.median(durations)
+        elif rate and steps:
+            seconds = steps * train.batch_size * train.seq_len / rate
+    gpu = [machine.short_name(str(worker["gpu"]))] if worker.get("gpu") else []
+    return RunView.of(
+        observed,
+        share=min(1.0, step / steps) if step is not None and steps else None,
+        phase=progress.get("phase"),
+        train_ppl=_number(progress.get("train_ppl")) or _number(last.get("train_ppl")),
+        val_ppl=_number(last.get("val_ppl")),
+        tokens_per_second=rate or _number(last.get("train_tokens_per_second")),
+        host=str(worker["host"]) if worker.get("host") else None,
+        device=" ".join([*gpu, *([str(worker["device"])] if worker.get("device") else [])]) or None,
+        shape=shape,
+        seconds_per_epoch=seconds,
+        is_over=is_over,
+    )
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number from a file, else ``None``: another user's file must not break the view."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+# -- what depends on the other runs; pure --------------------------------------------------------------------------
+
+
+def compared(runs: Sequence[RunView], places: Mapping[str, int], host: str) -> list[RunView]:
+    """Set expected times, places in the queue (by run id) and, if runs are not all on this ``host``, their hosts."""
+    show_host = bool({run.host for run in runs} - {host, None})
+    made = []
+    for run, seconds in zip(runs, expected_seconds_per_epoch(runs), strict=True):
+        left = None
+        if seconds is not None and run.state in ("running", "queued"):
+            left = seconds * max(0.0, run.epochs - run.epochs_done - (run.share or 0.0))
+        device = " ".join(filter(None, (run.host, run.device))) if show_host else run.device
+        made.append(replace(run, seconds_left=left, queue_place=places.get(run.id), device=device))
+    return made
+
+
+def expected_seconds_per_epoch(runs: Sequence[RunView]) -> list[float | None]:
+    """Return the time of each run's epoch: its own, else the median of its shape, of its architecture, or ``None``."""
+    by_shape: defaultdict[Hashable, list[float]] = defaultdict(list)
+    by_arch: defaultdict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        if run.seconds_per_epoch is not None:
+            by_shape[run.shape].append(run.seconds_per_epoch)
+            by_arch[run.arch].append(run.seconds_per_epoch)
+    shapes = {shape: statistics.median(seconds) for shape, seconds in by_shape.items()}
+    archs = {arch: statistics.median(seconds) for arch, seconds in by_arch.items()}
+    return [
+        shapes.get(run.shape, archs.get(run.arch)) if run.seconds_per_epoch is None else run.seconds_per_epoch
+        for run in runs
+    ]
+
+
+# -- on the screen -------------------------------------------------------------------------------------------------
 
 
 def watch(watcher: Watcher) -> None:
     """Show a study on stdout until every run is over: a table on a terminal, else a line for each change."""
-    if terminal.can_redraw(sys.stdout):
-        from jobs.cli.live_table import watch_in_place  # rich: only where the table is shown
-
-        watch_in_place(watcher)
-    else:
+    if not terminal.can_redraw(sys.stdout):
         watch_in_lines(watcher, sys.stdout)
+        return
+    from jobs.cli.live_table import StudyTable, live  # rich: only where the table is shown
+
+    with live(sys.stdout) as table:
+        for study in watcher.looks():
+            table.update(StudyTable(study), refresh=True)
 
 
 def watch_in_lines(watcher: Watcher, stream: TextIO) -> None:
     """Print a line for each change until every run is over."""
     before: StudyView | None = None
-    while True:
-        started = time.monotonic()
-        after = watcher.look()
-        for line in changes(before, after):
+    for study in watcher.looks():
+        lines = list(changes(before, study))
+        if study.is_over and before is not None:
+            lines.append(summary(study))
+        for line in lines:
             print(printable(line), file=stream)
-        if after.is_over:
-            if before is not None:
-                print(printable(summary(after)), file=stream)
-            return
-        before = after
         stream.flush()
-        time.sleep(watcher.pause(time.monotonic() - started))
+        before = study
+
+
+def tell_skipped(planned: Sequence[PlannedRun]) -> None:
+    """Print which runs a launch leaves alone, and why; those that are done with ``--verbose`` only."""
+    for item in planned:
+        if item.action == "skip":
+            tell = terminal.detail if item.reason == "done" else terminal.tell
+            tell(f"skipped {item.spec.name}: {item.reason}")
+
+
+@final
+class LaunchProgress:
+    """Shows the events of a launch on stderr: a line for each, and on a terminal the table of the study below them."""
+
+    def __init__(self, study_dir: Path, where: str) -> None:
+        """``where`` says where the runs go."""
+        self._study_dir = study_dir
+        self._where = where
+        self._total = 0
+        self._ended = 0
+        self._width = 0
+        self._table: Live | None = None
+
+    def start(self, planned: Sequence[PlannedRun]) -> LaunchProgress:
+        """Print what is to be done, show the table if there is one, and return this object."""
+        todo = [item for item in planned if item.action != "skip"]
+        terminal.tell(f"{study_name(self._study_dir)}: {len(todo)} of {len(planned)} runs to do on {self._where}")
+        tell_skipped(planned)
+        self._total = len(todo)
+        self._width = max((len(item.spec.name) for item in todo), default=0)
+        if todo and not terminal.is_quiet() and terminal.can_redraw(sys.stderr):
+            from jobs.cli.live_table import live  # rich: only where the table is shown
+
+            self._table = live(sys.stderr, Watcher(self._study_dir, [item.run.id for item in planned]).latest)
+            self._table.start()
+        return self
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        name = event.planned.spec.name.ljust(self._width)
+        observation = event.observation
+        match event.kind:
+            case "started":
+                verb = "resumes" if event.planned.action == "resume" else "starts"
+                self._say(f"{name}  {verb}{f' {event.planned.reason}' if event.planned.reason else ''}")
+            case "epoch" if self._table is None:  # the table shows epochs, which would fill the screen
+                done = 0 if observation.epoch is None else observation.epoch + 1
+                epochs = event.planned.spec.config.train.epochs
+                self._say(f"{name}  epoch {done}/{epochs}  {_best(observation)}")
+            case "retried":
+                reason = f": {observation.reason}" if observation.reason else ""
+                self._say(f"{name}  {_cause(observation)}, tried again{reason}")
+            case "ended":
+                self._ended += 1
+                trains = observation.best_val_ppl is not None
+                detail = observation.reason or (_best(observation) if trains else "")
+                words = [name, observation.state, detail, f"({self._ended}/{self._total})"]
+                self._say("  ".join(word for word in words if word))
+
+    def close(self) -> None:
+        """Remove the table from the terminal; printed lines stay. May be called more than once."""
+        if self._table is not None:
+            self._table.stop()
+
+    def _say(self, line: str) -> None:
+        if self._table is None:
+            terminal.tell(line)
+        else:
+            self._table.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _best(observation: Observation) -> str:
+    return f"best val ppl {terminal.perplexity(observation.best_val_ppl)}"
+
+
+def _cause(observation: Observation) -> str:
+    match observation.kind:
+        case "oom":
+            return "was short of memory (smaller micro-batches)"
+        case "preempted":
+            return "was preempted"
+        case "timeout":
+            return "ran out of time"
+        case "node":
+            return "lost its node"
+        case _:  # the worker exited with EXIT_BUSY and wrote no failure
+            return "had another worker at it"

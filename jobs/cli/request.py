@@ -1,4 +1,4 @@
-"""A request to launch, and the three ways to carry it out.
+"""Where runs go, and the ways to launch them there.
 
 The launcher waits here, or runs in the background or on a remote cluster, or the runs are submitted to SLURM.
 """
@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,13 @@ from jobs.attempt.supervisor import progress_variables
 from jobs.backends.base import Target
 from jobs.backends.choice import BackendChoice, choose_backend
 from jobs.backends.ray_job import RayJob, is_remote
-from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments
-from jobs.cli.lines import Progress
-from jobs.cli.parser import read
-from jobs.cli.progress import launch_progress, watch, watch_in_lines
-from jobs.cli.view import Watcher
+from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments, read
+from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
 from jobs.launch import logout
 from jobs.launch.options import LaunchOptions
 from jobs.launch.prepare import detach, find_data, launch, preparing
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest
-from jobs.plan.planned import PlannedRun
 from jobs.plan.record import kept_tables
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, observe_study, study_name
@@ -41,111 +37,80 @@ from slurm.settings import read_settings
 LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch.py"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is to be launched, where, and with which options of the command line."""
+def carry_out(
+    arguments: LaunchArguments,
+    specs: Sequence[RunSpec],
+    options: LaunchOptions,
+    choice: BackendChoice,
+    slurm: slurm_backend.SlurmTarget | None = None,
+) -> tuple[dict[str, Any] | None, Collection[str] | None]:
+    """Launch ``specs`` where :func:`choose` says, and wait unless ``--no-wait`` says otherwise.
 
-    arguments: LaunchArguments
-    specs: Sequence[RunSpec]
-    options: LaunchOptions
-    destination: Destination
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launched:
-    """What :func:`carry_out` has done."""
-
-    ids: Collection[str] | None = None
-    """Ids of the runs that it has waited for. ``None``: all of the study, which a remote launcher has reported on."""
-    left: dict[str, Any] | None = None
-    """What runs on without this process. ``None``: it has waited."""
-
-
-def carry_out(request: Request) -> Launched:
-    """Launch as asked, and wait unless ``--no-wait`` says otherwise.
+    Returns what runs on without this process (``None``: it has waited), and the ids of the runs (``None``: all of the
+    study, on which a remote launcher has reported).
 
     Raises:
         SeqlmError: nothing has been started, or a canary or the remote launcher has failed.
         KeyboardInterrupt: interrupted while waiting.
     """
-    request = replace(request, options=replace(request.options, live_code=request.arguments.live_code))
-    choice = request.destination.choice
-    if request.destination.slurm is not None:
-        return _submit(request, request.destination.slurm)
-    _advise(choice.env, f"backend.{choice.name}.env")
+    policy = options.policy.with_retries(choice.retries)
+    options = replace(options, live_code=arguments.live_code, policy=policy, tell=terminal.tell)
+    if slurm is not None:
+        return _submit(arguments, specs, options, choice, slurm)
     if choice.ray_address is not None and is_remote(choice.ray_address):
-        return _send(request, choice.ray_address)
+        _advise(choice)
+        return _send(arguments, options, choice.ray_address)
+    if arguments.no_wait:
+        _advise(choice)
+        secrets.passed(choice.env_pass, os.environ, f"backend.{choice.name}")  # an error now, not in the background
+        return _detach(arguments, options.study_dir), None
+    return None, attend(specs, replace(options, canary=arguments.canary), choice)
+
+
+def attend(specs: Sequence[RunSpec], options: LaunchOptions, choice: BackendChoice) -> Collection[str]:
+    """Launch from this process, wait, and return the ids of the runs. Progress goes to stderr.
+
+    Raises:
+        SeqlmError: nothing has been started, or a canary has failed.
+        KeyboardInterrupt: interrupted; the workers have stopped.
+    """
+    _advise(choice)
     passed = secrets.passed(choice.env_pass, os.environ, f"backend.{choice.name}")
-    if request.arguments.no_wait:
-        return _detach(request)
-    return _attend(request, passed)
-
-
-def _attend(request: Request, passed: Mapping[str, str]) -> Launched:
-    """Launch from this process and wait. ``passed`` are variables of this process that workers get too."""
-    options, choice = request.options, request.destination.choice
-    study_dir = options.study_dir
-    bars: list[Progress] = []
     backend = choice.make()
     if choice.ray_address is None and (note := machine.order_note()):
         terminal.tell(f"warning: {note}")
-
-    def progress(planned: list[PlannedRun]) -> Progress:
-        todo = sum(item.action != "skip" for item in planned)
-        where = request.destination.describe(backend)
-        terminal.tell(f"{study_name(study_dir)}: {todo} of {len(planned)} runs to do on {where}")
-        _tell_skipped(planned)
-        bars.append(launch_progress(planned, study_dir))
-        return bars[-1]
-
-    options = replace(
-        options,
-        max_parallel=choice.max_parallel,
-        policy=options.policy.with_retries(choice.retries),
-        env={**choice.env, **passed, **progress_variables(choice.progress_s)},
-        canary=request.arguments.canary,
-        tell=terminal.tell,
-    )
+    env = {**choice.env, **passed, **progress_variables(choice.progress_s)}
+    options = replace(options, max_parallel=choice.max_parallel, env=env)
     try:
-        planned = launch(request.specs, backend, options, progress=progress)
+        with contextlib.closing(LaunchProgress(options.study_dir, where(backend, choice))) as progress:
+            planned = launch(specs, backend, options, progress=progress.start)
     except KeyboardInterrupt:
-        _close(bars)
         terminal.tell("the workers have stopped; the same command goes on from here")
         raise
-    finally:
-        _close(bars)
-    return Launched(ids={item.run.id for item in planned})
+    return {item.run.id for item in planned}
 
 
-def _close(bars: Sequence[Progress]) -> None:
-    for bar in bars:
-        bar.close()
-
-
-def _detach(request: Request) -> Launched:
+def _detach(arguments: LaunchArguments, study_dir: Path) -> dict[str, Any]:
     """Start this command line again in the background."""
-    arguments, study_dir = request.arguments, request.options.study_dir
-    pid = detach([str(LAUNCH_FILE), *_without(arguments.argv, "--no-wait", "--json")], study_dir)
+    pid = detach([str(LAUNCH_FILE), *_attended(arguments)], study_dir)
     terminal.say(f"launched by process {pid}; see: {terminal.program()} status {printable(str(study_dir))}")
     if line := logout.advice([*terminal.program().split(), *arguments.argv]):
         terminal.tell(f"warning: {line}")
-    return Launched(left={"study": study_name(study_dir), "launcher_pid": pid})
+    return {"study": study_name(study_dir), "launcher_pid": pid}
 
 
-def _send(request: Request, address: str) -> Launched:
+def _send(arguments: LaunchArguments, options: LaunchOptions, address: str) -> tuple[dict[str, Any] | None, None]:
     """Have the same command line run on a remote Ray cluster, and wait for it unless ``--no-wait`` says otherwise."""
-    arguments, options = request.arguments, request.options
     if arguments.live_code:
         raise UsageError("--live-code: a remote cluster is sent a copy of the code; leave the flag out")
     jobs_dir, study_dir = options.study_dir, options.code_dir or options.study_dir
-    words = _without(arguments.argv, "--no-wait", "--json")
     manifest, recorded = None, None
     if isinstance(arguments, PlanArguments):
         manifest = Path(arguments.manifest).absolute()
         recorded = load_manifest(manifest).data_path
-        words = _with_argument(words, "manifest", manifest.name)
+        words = _with_argument(_attended(arguments), "manifest", manifest.name)
     else:
-        words = _with_argument(words, "study", str(study_dir.absolute()))
+        words = _with_argument(_attended(arguments), "study", str(study_dir.absolute()))
     data = find_data(arguments.data, recorded)
     words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
     words += ["--data", str(data.absolute())] if data else []
@@ -154,7 +119,7 @@ def _send(request: Request, address: str) -> Launched:
     see = f"{terminal.program()} status {printable(str(jobs_dir))}"
     terminal.say(f"launched by Ray job {job.id} on {job.address}; see: {see}")
     if arguments.no_wait:
-        return Launched(left={"study": study_name(jobs_dir), "ray_job": job.id})
+        return {"study": study_name(jobs_dir), "ray_job": job.id}, None
     try:
         if not (arguments.json or arguments.quiet):
             watch(Watcher(jobs_dir))
@@ -165,20 +130,24 @@ def _send(request: Request, address: str) -> Launched:
         raise
     if not observe_study(jobs_dir) or job.has_failed():
         raise BackendError(f"the launcher on the cluster ended with: {job.last_line()}")
-    return Launched()
+    return None, None
 
 
-def _submit(request: Request, target: slurm_backend.SlurmTarget) -> Launched:
+def _submit(
+    arguments: LaunchArguments,
+    specs: Sequence[RunSpec],
+    options: LaunchOptions,
+    choice: BackendChoice,
+    target: slurm_backend.SlurmTarget,
+) -> tuple[dict[str, Any] | None, Collection[str]]:
     """Submit to SLURM, and watch the jobs unless ``--no-wait`` says otherwise; they need no launcher."""
-    arguments, study_dir, settings = request.arguments, request.options.study_dir, target.settings
+    study_dir, settings = options.study_dir, target.settings
     if arguments.canary:
         raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
     slurm_backend.check(study_dir, settings)
-    _advise(settings.env, "backend.slurm.env")
-    policy = request.options.policy.with_retries(settings.retries)
-    options = replace(request.options, policy=policy, tell=terminal.tell)
-    with preparing(request.specs, target, options) as prepared:
-        _tell_skipped(prepared.planned)
+    _advise(choice)
+    with preparing(specs, target, options) as prepared:
+        tell_skipped(prepared.planned)
         arrays: list[str] = []
         if prepared.code is not None:
             arrays = slurm_backend.submit(prepared.todo, options, settings, prepared.code)
@@ -190,14 +159,14 @@ def _submit(request: Request, target: slurm_backend.SlurmTarget) -> Launched:
     what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
     todo = f"{len(prepared.todo)} of {len(prepared.planned)} runs to do"
     terminal.tell(f"{study_name(study_dir)}: {todo}: {what}")
-    if arguments.no_wait:
-        return Launched(left={"study": study_name(study_dir), "jobs": arrays})
     ids = {item.run.id for item in prepared.planned}
+    if arguments.no_wait:
+        return {"study": study_name(study_dir), "jobs": arrays}, ids
     watcher = Watcher(study_dir, ids, every_seconds=settings.progress_s)
     try:
         if arguments.quiet:
-            with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-                watch_in_lines(watcher, nowhere)
+            for _ in watcher.looks():
+                pass
         elif arguments.json:
             watch_in_lines(watcher, sys.stderr)
         else:
@@ -205,23 +174,18 @@ def _submit(request: Request, target: slurm_backend.SlurmTarget) -> Launched:
     except KeyboardInterrupt:
         terminal.tell("the jobs go on without this terminal; `cancel` stops them")
         raise
-    return Launched(ids=ids)
+    return None, ids
 
 
-def _tell_skipped(planned: Sequence[PlannedRun]) -> None:
-    for item in planned:
-        if item.action == "skip":
-            tell = terminal.detail if item.reason == "done" else terminal.tell
-            tell(f"skipped {item.spec.name}: {item.reason}")
-
-
-def _advise(env: Mapping[str, str], where: str) -> None:
-    for line in secrets.advice(env, where):
+def _advise(choice: BackendChoice) -> None:
+    """Warn of values among a backend's variables for workers that look like secrets."""
+    for line in secrets.advice(choice.env, f"backend.{choice.name}.env"):
         terminal.tell(f"warning: {line}")
 
 
-def _without(words: Sequence[str], *flags: str) -> list[str]:
-    return [word for word in words if word not in flags]
+def _attended(arguments: LaunchArguments) -> list[str]:
+    """Return the command line with which another launcher waits for the same runs."""
+    return [word for word in arguments.argv if word not in ("--no-wait", "--json")]
 
 
 def _with_argument(words: Sequence[str], name: str, value: str) -> list[str]:
@@ -245,26 +209,10 @@ def _with_argument(words: Sequence[str], name: str, value: str) -> list[str]:
 # -- where runs go -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Destination:
-    """A backend with the settings that hold for this command."""
-
-    choice: BackendChoice
-    """Its limits include those of SLURM's site file."""
-    slurm: slurm_backend.SlurmTarget | None = None
-
-    @property
-    def target(self) -> Target:
-        """What can be asked of the backend before anything starts.
-
-        Raises:
-            BackendError: it does not exist here.
-        """
-        return self.slurm or self.choice.make()
-
-    def describe(self, target: Target) -> str:
-        limit = f", at most {self.choice.max_parallel} at once" if self.choice.max_parallel else ""
-        return f"{target.describe()}{limit}"
+def where(target: Target, choice: BackendChoice) -> str:
+    """Return a few words about where runs go and how many at once."""
+    limit = f", at most {choice.max_parallel} at once" if choice.max_parallel else ""
+    return f"{target.describe()}{limit}"
 
 
 def choose(
@@ -273,8 +221,8 @@ def choose(
     *,
     last: str | None = None,
     kept: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Destination:
-    """Return where runs go. SLURM's site file is read here and nowhere else.
+) -> tuple[BackendChoice, slurm_backend.SlurmTarget | None]:
+    """Return the backend, and for SLURM the target. SLURM's site file is read here and nowhere else.
 
     Without a manifest, ``last`` is the backend of the last launch and ``kept`` its tables ``[backend.*]``.
 
@@ -287,22 +235,24 @@ def choose(
         kept=kept,
         name=arguments.backend,
         max_parallel=arguments.max_parallel,
-        retries=arguments.retries,
+        retries=arguments.max_stalled_retries,
         ray_address=arguments.ray_address,
     )
     # The names of the keys alone: values of env and setup may be secrets, and a launcher's output goes to a log.
     terminal.detail(f"backend: {choice.name}; set in {choice.where}: {', '.join(choice.table) or 'nothing'}")
     if choice.name != "slurm":
-        return Destination(choice=choice)
+        return choice, None
     settings = read_settings(choice.table, where=choice.where, environ=os.environ)
     limit = choice.max_parallel or settings.max_parallel
     retries = settings.retries if choice.retries is None else choice.retries
     settings = replace(settings, max_parallel=limit, retries=retries)
-    choice = replace(choice, max_parallel=limit, retries=retries)
-    return Destination(choice=choice, slurm=slurm_backend.SlurmTarget(settings))
+    choice = replace(choice, max_parallel=limit, retries=retries, env=settings.env)
+    return choice, slurm_backend.SlurmTarget(settings)
 
 
-def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Placement) -> Destination:
+def choose_again(
+    study_dir: Path, runs: Sequence[ObservedRun], arguments: Placement
+) -> tuple[BackendChoice, slurm_backend.SlurmTarget | None]:
     """Return where runs of a study go again: to their last backend if it was the same for all, with its settings."""
     names = {(one.run.read_job() or {}).get("backend") for one in runs}
     last = names.pop() if len(names) == 1 else None

@@ -1,4 +1,4 @@
-"""The commands that follow a study: status, logs, cancel, report, data.
+"""The commands that follow a study: status, logs, cancel; and schema, data.
 
 Each command imports what only it needs inside its function, so that ``status``, ``logs`` and ``cancel`` start fast.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,30 +17,25 @@ from jobs.cli.arguments import (
     CancelArguments,
     DataArguments,
     LogsArguments,
-    ReportArguments,
     SchemaArguments,
     StatusArguments,
     StudyArguments,
 )
+from jobs.cli.view import status_table
 from jobs.study.folder import (
     ObservedRun,
     find_study,
-    is_behaviour_study,
     launch_lock_file,
     observe_study,
     read_jobs,
     select_runs,
     study_name,
 )
-from seqlm.errors import BackendError, ManifestError, SeqlmError, UsageError, nearest, printable
+from seqlm.errors import BackendError, ManifestError, UsageError, nearest, printable
 from seqlm.rundir import write_text
 
 if TYPE_CHECKING:
-    from jobs.cli.view import Watcher
-    from jobs.launch.behaviour import Outcome
-
-REPORT_SECONDS = 10
-"""How often ``report --watch`` checks for changes, and its page reloads."""
+    from jobs.cli.progress import Watcher
 
 
 def chosen_runs(arguments: StudyArguments, study_dir: Path) -> list[ObservedRun]:
@@ -75,7 +69,7 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
     terminal.say_table(status_table(runs))
     if arguments.svg is not None:
         from jobs.cli.live_table import svg  # rich: only where the view is drawn
-        from jobs.cli.view import Watcher
+        from jobs.cli.progress import Watcher
 
         write_text(arguments.svg, svg(Watcher(study_dir, ids).look()))
         terminal.say(f"picture: {arguments.svg}")
@@ -84,7 +78,7 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
 
 def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
     """Return a watcher of these runs, or of all for ``None``. On SLURM it looks as often as jobs write progress."""
-    from jobs.cli.view import Watcher
+    from jobs.cli.progress import Watcher
 
     if not read_jobs(study_dir):
         return Watcher(study_dir, ids)
@@ -97,19 +91,6 @@ def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
     except ManifestError:  # a mistake in the site file must not stop a reader
         settings = SlurmSettings()
     return Watcher(study_dir, ids, every_seconds=settings.progress_s)
-
-
-def status_table(runs: Sequence[ObservedRun]) -> str:
-    """Return the table of ``status``, a row for each run."""
-    rows = []
-    for run in runs:
-        seen, total = run.observation, run.epochs_total
-        epochs = "-" if total is None else f"{run.epochs_done}/{total}"
-        rows.append(
-            [run.name, run.run.id, seen.state, epochs, terminal.perplexity(seen.best_val_ppl), seen.reason or ""]
-        )
-    header = ["run", "id", "state", "epochs", "best val ppl", "reason"]
-    return terminal.table(header, rows, right=(3, 4), colors={2: terminal.STATE_COLORS})
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------
@@ -215,88 +196,7 @@ def _confirm_cancel(arguments: CancelArguments, study_dir: Path, runs: Sequence[
     )
 
 
-# -- report --------------------------------------------------------------------------------------------------------
-
-
-def report(arguments: ReportArguments) -> tuple[Any, int]:
-    """Write the report, with the behaviour of trained models that is missing.
-
-    Raises:
-        UsageError: there is no such study, or two options exclude each other.
-        FileError: the report cannot be written.
-    """
-    if arguments.watch and arguments.json:
-        raise UsageError("--watch writes the report at each change, --json prints one document; use one of them")
-    study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
-    if arguments.watch:
-        _watch_report(study_dirs, arguments.output)
-    behaviour = []
-    if arguments.behaviour is not False:
-        asked = arguments.behaviour is True
-        behaviour = [found for study_dir in study_dirs for found in compute_missing_behaviour(study_dir, asked=asked)]
-    page = write_report(study_dirs, arguments.output)
-    terminal.say(str(page))
-    names = [study_dir.name for study_dir in study_dirs]
-    return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
-
-
-def _watch_report(study_dirs: Sequence[Path], output: Path | None) -> None:
-    """Write the report now and at each finished epoch or changed state, until every run is over."""
-    written = None
-    while True:
-        runs = [run for study_dir in study_dirs for run in observe_study(study_dir)]
-        seen = [(run.run.path, run.observation.state, run.observation.epoch) for run in runs]
-        if not any(run.observation.state in ("queued", "running") for run in runs):
-            return
-        if seen != written:
-            page = write_report(study_dirs, output, refresh_seconds=REPORT_SECONDS)
-            done = sum(run.observation.state == "done" for run in runs)
-            terminal.tell(f"{page}: {done} of {len(runs)} runs done")
-            written = seen
-        time.sleep(REPORT_SECONDS)
-
-
-def write_report(study_dirs: Sequence[Path], output: Path | None, *, refresh_seconds: int | None = None) -> Path:
-    """Write the report of these studies and return its page. ``refresh_seconds``: how often the page reloads."""
-    from analysis.report import write_report as write  # pandas and matplotlib: a second that only the report needs
-
-    return write(*study_dirs, output=output, refresh_seconds=refresh_seconds)
-
-
-def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:
-    """Compute on this machine the behaviour that a report lacks. Problems go to stderr and do not stop the report.
-
-    Unless ``asked`` for by a flag, nothing is computed where that might run another user's code.
-    """
-    from jobs.cli.behaviour import compute_behaviour
-    from jobs.plan.record import kept_untracked
-    from jobs.study.kept_code import distrust
-
-    if is_behaviour_study(study_dir):
-        return []
-    try:
-        problem = None if asked else distrust(study_dir, untracked=kept_untracked(study_dir))
-        if problem is not None:
-            terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
-            return []
-        outcomes = compute_behaviour(study_dir)
-    except SeqlmError as error:
-        terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
-        return []
-    if not outcomes:
-        terminal.tell("no run is done, so there is no behaviour to compute")
-    for found in outcomes:
-        if found.is_failure or found.state == "kept":
-            terminal.tell(behaviour_line(found))
-    return [found.to_dict() for found in outcomes]
-
-
-def behaviour_line(found: Outcome) -> str:
-    """Return one line about the behaviour of a run."""
-    return f"behaviour of {found.name}: {found.state}: {found.reason or 'no reason is known'}"
-
-
-# -- data ----------------------------------------------------------------------------------------------------------
+# -- schema, data -------------------------------------------------------------------------------------------------
 
 
 def schema(arguments: SchemaArguments) -> tuple[Any, int]:

@@ -26,7 +26,7 @@ CANARY_ABOVE = 10
 """Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""
 STEPS = 8
 """Steps of a canary: three to warm up, one captured on a GPU (``seqlm.training.step``), and four that are timed."""
-POLICY = Policy(oom=0, without_progress=1)
+POLICY = Policy(oom=0, max_stalled_retries=1)
 """Retry once after a lost node. Never shrink micro-batches: a canary that runs out of memory must be reported."""
 
 

@@ -108,7 +108,7 @@ class LocalTable:
     max_parallel: Annotated[_Positive | None, _POSITIVE] = None
     """Most runs at once; without it, as many as there is room for. `--max-parallel` overrides it."""
     retries: Annotated[int | None, Written(Annotated[int, Ge(0)]), Valid("a whole number, 0 or more")] = None
-    """Overrides `policy.without_progress`; `--retries` overrides both."""
+    """Overrides `policy.max_stalled_retries`; `--max-stalled-retries` overrides both."""
     env: Annotated[
         Mapping[str, str],
         Check(_variables),

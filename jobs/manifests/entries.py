@@ -262,7 +262,8 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> tuple[dict[str, 
         if not equals or not key:
             problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif key.partition(".")[0] == "policy":
-            read_table(Policy, {key.partition(".")[2]: value}, where, problems, prefix="policy.")
+            found = read_table(Policy, {key.partition(".")[2]: value}, where, problems, prefix="policy.")
+            key = next((f"policy.{name}" for name in found), key)  # an earlier name gives the present one
         elif key not in valid:
             problems.unknown(where, key, valid)
         elif key == "study.name":

@@ -130,13 +130,19 @@ def read_table(
 
     ``prefix`` precedes the keys in messages, such as ``backend.ray.``. ``others`` are keys of other tables, in full,
     that a wrong key may be meant for. ``NO_KEYS`` of ``kind``, if it has that attribute, are lines about names that
-    look like its keys, with ``{name}`` for the key in full and ``{prefix}``.
+    look like its keys, with ``{name}`` for the key in full and ``{prefix}``. A key of ``OLD_NAMES`` counts as the one
+    that it maps to.
     """
     from pydantic import ValidationError
 
     if not isinstance(table, Mapping):
         problems.add(where, f"{prefix[:-1]}: expected a table, got {show(table)}")
         return {}
+    old_names: Mapping[str, str] = getattr(kind, "OLD_NAMES", {})
+    for old, name in old_names.items():
+        if old in table and name in table:
+            problems.add(where, f"{prefix}{old}: earlier name of {prefix}{name}, expected one of both, got both")
+    table = {old_names.get(key, key): value for key, value in table.items()}
     names = field_names(kind)
     no_keys: Mapping[str, str] = getattr(kind, "NO_KEYS", {})
     wrong: dict[str, str] = {}

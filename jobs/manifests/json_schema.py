@@ -40,7 +40,7 @@ def manifest_schema() -> Schema:
         "report": _table({"behaviour": {**table_keys(Report)["behaviour"], "uniqueItems": True}}),
         "seeds": seeds,
         "resources": _table(table_keys(Resources)),
-        "policy": _table(policy_keys()),
+        "policy": _table({**policy_keys(), **_old_policy_keys()}),
         "backend": _table({name: _table(backend_keys(name)) for name in BACKENDS}),
     }
     with_default_seed: Schema = {"required": ["seeds", "defaults"], "properties": {"defaults": {"required": ["seed"]}}}
@@ -68,6 +68,14 @@ def policy_keys() -> dict[str, Schema]:
     """Return the schema of each key of ``[policy]``, with defaults as a manifest writes them."""
     defaults = Policy().to_dict()
     return {name: {**schema, "default": defaults[name]} for name, schema in table_keys(Policy).items()}
+
+
+def _old_policy_keys() -> dict[str, Schema]:
+    keys = policy_keys()
+    return {
+        old: {**keys[name], "description": f"Earlier name of `{name}`.", "deprecated": True}
+        for old, name in Policy.OLD_NAMES.items()
+    }
 
 
 @functools.cache

@@ -31,6 +31,8 @@ class Policy:
         kind: f"{{name}}: such a failure is never retried automatically; use `retry --kind {kind}`"
         for kind in ("code", "diverged")
     }
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {"without_progress": "max_stalled_retries"}
+    """Earlier name of a key -> its name. Manifests and ``study.json`` may have either."""
 
     checkpoint_min: Annotated[float, Gt(0), Valid("a number of minutes above 0")] = 10
     """Minutes between two checkpoints within an epoch."""
@@ -42,8 +44,9 @@ class Policy:
     """Retries after a lost node, GPU, disk or rank."""
     preempted: _Limit = None
     """Resumes after a preemption."""
-    without_progress: Annotated[_Count, Valid(_COUNT)] = 10
-    """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint."""
+    max_stalled_retries: Annotated[_Count, Valid(_COUNT)] = 10
+    """Consecutive retries, of any kind, without progress: no finished epoch and no later checkpoint.
+    `--max-stalled-retries` overrides it. Earlier name: `policy.without_progress`."""
     keep_last: Annotated[bool, Valid("true or false")] = True
     """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
 
@@ -57,8 +60,8 @@ class Policy:
                 return 0
 
     def with_retries(self, retries: int | None) -> Policy:
-        """Return the policy with the value of ``--retries`` or ``backend.*.retries``. ``None``: no override."""
-        return self if retries is None else replace(self, without_progress=retries)
+        """Return the policy with this value of ``max_stalled_retries``. ``None``: no override."""
+        return self if retries is None else replace(self, max_stalled_retries=retries)
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest would write it."""
@@ -67,5 +70,7 @@ class Policy:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Policy:
         """Read the result of :meth:`to_dict`, or a table in which ``read_table`` found no problem."""
-        values: dict[str, Any] = {key: None if value == UNLIMITED else value for key, value in raw.items()}
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            values[cls.OLD_NAMES.get(key, key)] = None if value == UNLIMITED else value
         return cls(**values)

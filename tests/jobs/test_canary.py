@@ -319,7 +319,7 @@ def launched(
         canary=canaries,
         record=record,
         tell=tell or (lambda line: None),
-        policy=Policy(without_progress=0),
+        policy=Policy(max_stalled_retries=0),
     )
     try:
         launch(specs, backend, options, progress=lambda planned: lambda event: None)

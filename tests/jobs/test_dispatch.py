@@ -163,7 +163,7 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
 def test_a_worker_killed_by_a_signal_is_a_node_failure_that_the_next_launch_resumes(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: -9)
-    dispatcher(backend, policy=Policy(without_progress=0)).dispatch([item])
+    dispatcher(backend, policy=Policy(max_stalled_retries=0)).dispatch([item])
     observation = item.run.observe()
     assert (observation.state, observation.kind) == ("failed", "node")
     assert len(backend.submissions) == 1
@@ -250,7 +250,7 @@ def test_a_run_that_lost_its_node_is_tried_again_by_itself_and_the_failure_stays
 def test_retries_without_an_epoch_in_between_come_to_an_end(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: -9)
-    dispatcher(backend, policy=Policy(without_progress=2)).dispatch([item])
+    dispatcher(backend, policy=Policy(max_stalled_retries=2)).dispatch([item])
     assert [submission.attempt for submission in backend.submissions] == [1, 2, 3]
     assert item.run.observe().state == "failed"
 
@@ -266,7 +266,7 @@ def test_an_epoch_in_between_counts_as_progress(tmp_path: Path) -> None:
         return -9
 
     backend = FakeBackend(one_more_epoch)
-    dispatcher(backend, policy=Policy(without_progress=1)).dispatch([item])
+    dispatcher(backend, policy=Policy(max_stalled_retries=1)).dispatch([item])
     assert len(backend.submissions) == 8
     assert item.run.observe().state == "done"
 
@@ -434,6 +434,6 @@ def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path
 def test_a_run_that_another_worker_has_is_tried_later_and_nothing_is_written_for_it(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: 75)
-    dispatcher(backend, policy=Policy(without_progress=3)).dispatch([item])
+    dispatcher(backend, policy=Policy(max_stalled_retries=3)).dispatch([item])
     assert len(backend.submissions) == 4
     assert not item.run.failure_file.exists()

@@ -99,7 +99,7 @@ def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Pa
         return 3
 
     backend = FakeBackend(work, slots=1)
-    dispatcher(backend, hear, policy=Policy(without_progress=2)).dispatch([first, second, third])
+    dispatcher(backend, hear, policy=Policy(max_stalled_retries=2)).dispatch([first, second, third])
     seen = ended[first.run.id].observation
     assert (seen.state, seen.kind) == ("failed", "node")
     line = f"cannot read {first.run.metrics_file}: Input/output error, after 2 retries in a row without progress"
@@ -122,7 +122,7 @@ def test_a_failure_that_nothing_can_be_written_about_is_told_once_the_others_are
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "write_failure_once", refuse)
         with pytest.raises(FileError, match=r"^run0: failed, but failure.json cannot be written"):
-            dispatcher(backend, policy=Policy(without_progress=0), tell=lines.append).dispatch([first, second])
+            dispatcher(backend, policy=Policy(max_stalled_retries=0), tell=lines.append).dispatch([first, second])
     assert "warning: run0: cannot write failure.json: No space left on device" in lines
     assert second.run.observe().state == "done"
 
@@ -189,7 +189,7 @@ def test_a_run_that_never_gets_a_folder_fails_with_the_kind_node(
         return submit(submission)
 
     monkeypatch.setattr(backend, "submit", full)
-    dispatcher(backend, policy=Policy(without_progress=1)).dispatch([first, second])
+    dispatcher(backend, policy=Policy(max_stalled_retries=1)).dispatch([first, second])
     seen = first.run.observe()
     assert (seen.state, seen.kind) == ("failed", "node")
     assert seen.reason is not None
@@ -284,5 +284,5 @@ def test_troubles_count_in_a_row_and_not_over_the_life_of_a_run(tmp_path: Path, 
 
     disk.refuse("read", lambda path: path == item.run.metrics_file, errno.EIO, times=0)
     backend = FakeBackend(work)
-    dispatcher(backend, policy=Policy(without_progress=2)).dispatch([item])
+    dispatcher(backend, policy=Policy(max_stalled_retries=2)).dispatch([item])
     assert item.run.observe().state == "done"

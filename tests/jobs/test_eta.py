@@ -1,10 +1,24 @@
 from __future__ import annotations
 
-from jobs.cli.view import Pace, expected_seconds_per_epoch, study_seconds_left
+from dataclasses import replace
+
+from jobs.cli.progress import expected_seconds_per_epoch
+from jobs.cli.view import RunView, StudyView
 
 
-def pace(arch: str, shape: str, seconds: float | None = None) -> Pace:
-    return Pace(arch=arch, shape=shape, seconds_per_epoch=seconds)
+def pace(arch: str, shape: str, seconds: float | None = None) -> RunView:
+    return RunView(
+        name="", id="", state="running", arch=arch, optimizer="", epochs=1, shape=shape, seconds_per_epoch=seconds
+    )
+
+
+def study_seconds_left(running: list[float | None], waiting: list[float | None]) -> float | None:
+    runs = [replace(pace("rnn", ""), seconds_left=seconds) for seconds in running]
+    runs += [
+        replace(pace("rnn", ""), state="queued", seconds_left=seconds, queue_place=place)
+        for place, seconds in enumerate(waiting)
+    ]
+    return StudyView(name="s", runs=tuple(runs)).seconds_left
 
 
 def test_a_run_goes_by_its_own_pace_else_its_shapes_else_its_architectures() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from jobs.cli import doctor
-from jobs.cli.file_system import unprotected
 
 
 def refuse(code: int) -> Callable[..., None]:
@@ -55,7 +54,7 @@ def test_what_it_cannot_do_is_named_with_what_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, code: int, line: str
 ) -> None:
     monkeypatch.setattr(place, refuse(code))
-    assert unprotected(tmp_path) == [line]
+    assert doctor.unprotected(tmp_path) == [line]
     assert [(finding.level, finding.text) for finding in doctor._file_system(tmp_path)] == [("note", line)]
 
 
@@ -64,7 +63,7 @@ def test_locks_that_keep_nobody_out_and_files_that_stay_are_found(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda handle, kind: None)
     monkeypatch.setattr(Path, "replace", lambda path, target: target)
-    locks, renaming = unprotected(tmp_path)
+    locks, renaming = doctor.unprotected(tmp_path)
     assert locks.startswith("locks (flock): two at the same time; ")
     assert renaming.startswith("renaming over a file: the old file stays; ")
 
@@ -74,7 +73,7 @@ def test_inodes_that_run_out_are_told_where_they_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, free: int, said: bool
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=files, f_favail=free))
-    lines = unprotected(tmp_path)
+    lines = doctor.unprotected(tmp_path)
     assert [line.partition(";")[0] for line in lines] == (["free inodes: 900 left"] if said else [])
 
 

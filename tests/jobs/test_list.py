@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import launch
-from jobs.cli.list import age
+from jobs.cli.studies import age
 from jobs.study.folder import write_jobs
 from jobs.study.studies import folder_bytes, list_studies
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json

@@ -39,7 +39,7 @@ def load(folder: Path, policy: str, *overrides: str) -> Manifest:
 
 def test_a_manifest_without_a_policy_has_the_defaults(tmp_path: Path) -> None:
     policy = load(tmp_path, "").policy
-    assert (policy.checkpoint_min, policy.oom, policy.timeout, policy.without_progress) == (10, 3, 20, 10)
+    assert (policy.checkpoint_min, policy.oom, policy.timeout, policy.max_stalled_retries) == (10, 3, 20, 10)
     assert (policy.node, policy.preempted, policy.keep_last) == (None, None, True)
 
 
@@ -58,7 +58,7 @@ def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: 
         ("oom", "-1", 'policy.oom: expected a whole number, 0 or more, or "unlimited", got -1'),
         ("node", '"often"', 'policy.node: expected a whole number, 0 or more, or "unlimited", got "often"'),
         ("timeout", "true", 'policy.timeout: expected a whole number, 0 or more, or "unlimited", got true'),
-        ("without_progress", '"unlimited"', 'expected a whole number, 0 or more, got "unlimited"'),
+        ("max_stalled_retries", '"unlimited"', 'expected a whole number, 0 or more, got "unlimited"'),
         ("checkpoint_min", "0", "policy.checkpoint_min: expected a number of minutes above 0, got 0"),
         ("checkpoint_min", "inf", "policy.checkpoint_min: expected a number of minutes above 0, got Infinity"),
         ("keep_last", "0", "policy.keep_last: expected true or false, got 0"),
@@ -88,9 +88,18 @@ def test_a_policy_that_is_no_table_is_told(tmp_path: Path) -> None:
         load_manifest(path)
 
 
+def test_the_earlier_name_of_a_key_is_read(tmp_path: Path) -> None:
+    assert load(tmp_path, "[policy]\nwithout_progress = 3\n").policy == Policy(max_stalled_retries=3)
+    new = "[policy]\nmax_stalled_retries = 3\n"
+    assert load(tmp_path, new, "policy.without_progress=2").policy == Policy(max_stalled_retries=2)
+    assert Policy.from_dict({"without_progress": 4, "oom": 1}) == Policy(max_stalled_retries=4, oom=1), "in study.json"
+    with pytest.raises(ManifestError, match="policy.without_progress: earlier name of .*, expected one of both, got both"):
+        load(tmp_path, f"{new}without_progress = 3\n")
+
+
 def test_retries_of_the_command_line_are_those_without_progress() -> None:
-    assert Policy(oom=5).with_retries(2) == Policy(oom=5, without_progress=2)
-    assert Policy(without_progress=4).with_retries(None) == Policy(without_progress=4)
+    assert Policy(oom=5).with_retries(2) == Policy(oom=5, max_stalled_retries=2)
+    assert Policy(max_stalled_retries=4).with_retries(None) == Policy(max_stalled_retries=4)
 
 
 # -- out of memory, from end to end on this machine ----------------------------------------------------------------
@@ -200,13 +209,13 @@ def test_each_kind_of_failure_has_its_own_retries_and_others_none() -> None:
 
 
 def test_a_policy_survives_the_trip_through_its_table() -> None:
-    policy = Policy(checkpoint_min=2.5, oom=None, timeout=0, node=4, without_progress=1, keep_last=False)
+    policy = Policy(checkpoint_min=2.5, oom=None, timeout=0, node=4, max_stalled_retries=1, keep_last=False)
     written = {"checkpoint_min": 2.5, "oom": "unlimited", "timeout": 0, "node": 4}
-    assert policy.to_dict() == {**written, "preempted": "unlimited", "without_progress": 1, "keep_last": False}
+    assert policy.to_dict() == {**written, "preempted": "unlimited", "max_stalled_retries": 1, "keep_last": False}
     assert Policy.from_dict(policy.to_dict()) == policy
 
 
-@pytest.mark.parametrize("text", ["checkpoint_min = 1", "checkpoint_min = 0.01", "oom = 0", "without_progress = 0"])
+@pytest.mark.parametrize("text", ["checkpoint_min = 1", "checkpoint_min = 0.01", "oom = 0", "max_stalled_retries = 0"])
 def test_the_smallest_values_of_a_policy_are_valid(tmp_path: Path, text: str) -> None:
     key, _, value = text.partition(" = ")
     assert getattr(load(tmp_path, f"[policy]\n{text}\n").policy, key) == float(value)

@@ -38,12 +38,12 @@ def test_a_fault_of_the_runs_own_is_never_tried_again_and_its_message_stays(kind
 
 
 def test_retries_in_a_row_without_progress_wait_longer_each_time_up_to_a_limit() -> None:
-    waits = [ask(Policy(without_progress=7), *["node"] * number).delay for number in range(1, 9)]
+    waits = [ask(Policy(max_stalled_retries=7), *["node"] * number).delay for number in range(1, 9)]
     assert waits == [1, 5, 25, 125, 300, 300, 300, None]
 
 
 def test_progress_in_between_starts_the_row_and_the_waiting_anew() -> None:
-    policy = Policy(without_progress=2)
+    policy = Policy(max_stalled_retries=2)
     steps: list[Progress] = [(0, 0), (0, 40), (1, 0), (1, 0), (1, 0), (1, 0)]
     failures = [Failed(kind="node", progress=progress) for progress in steps]
     found = [decide(policy, failures[:n], failures[n], most_micro_batches=1).delay for n in range(len(steps))]
@@ -52,11 +52,11 @@ def test_progress_in_between_starts_the_row_and_the_waiting_anew() -> None:
 
 def test_what_was_lost_and_gained_again_is_no_progress() -> None:
     failures = [Failed(kind="node", progress=progress) for progress in ((3, 0), (2, 0), (3, 0))]
-    assert decide(Policy(without_progress=2), failures[:2], failures[2], most_micro_batches=1).delay is None
+    assert decide(Policy(max_stalled_retries=2), failures[:2], failures[2], most_micro_batches=1).delay is None
 
 
 def test_kinds_are_counted_apart() -> None:
-    policy = Policy(oom=1, timeout=1, without_progress=100)
+    policy = Policy(oom=1, timeout=1, max_stalled_retries=100)
     assert ask(policy, "oom", "timeout").delay is not None
     assert ask(policy, "timeout", "oom", "node", "preempted").delay is not None
     assert ask(policy, "timeout", "oom", "timeout").why == ", after 1 retry of this kind"
@@ -75,7 +75,7 @@ def test_lost_nodes_and_preemptions_are_free_as_long_as_something_is_gained() ->
 
 
 def test_retries_in_a_row_are_counted_whatever_their_kinds() -> None:
-    policy = Policy(without_progress=3)
+    policy = Policy(max_stalled_retries=3)
     kinds: list[FailureKind] = ["node", "preempted", "timeout", "node"]
     assert ask(policy, *kinds[:3]).delay is not None
     assert ask(policy, *kinds).why == ", after 3 retries in a row without progress"
@@ -84,7 +84,7 @@ def test_retries_in_a_row_are_counted_whatever_their_kinds() -> None:
 @pytest.mark.parametrize("kind", ["oom", "timeout", "node", "preempted"])
 def test_a_policy_of_none_means_none_and_says_which_key(kind: FailureKind) -> None:
     assert ask(Policy(**{kind: 0}), kind).why == f"; not tried again, since policy.{kind} is 0"  # type: ignore[arg-type]
-    assert ask(Policy(without_progress=0), kind).why == "; not tried again, since policy.without_progress is 0"
+    assert ask(Policy(max_stalled_retries=0), kind).why == "; not tried again, since policy.max_stalled_retries is 0"
 
 
 def test_micro_batches_end_at_the_columns_of_a_rank() -> None:
@@ -95,7 +95,7 @@ def test_micro_batches_end_at_the_columns_of_a_rank() -> None:
 
 
 def test_a_person_who_has_it_tried_again_resets_the_count_of_that_kind_and_of_the_row() -> None:
-    policy = Policy(oom=1, timeout=1, without_progress=1)
+    policy = Policy(oom=1, timeout=1, max_stalled_retries=1)
     assert ask(policy, "oom", "oom").delay is None
     failures = [Failed(kind="oom"), Failed(kind="oom", by_hand=True), Failed(kind="oom")]
     assert decide(policy, failures[:2], failures[2], most_micro_batches=64).delay == 1
@@ -171,17 +171,17 @@ def test_a_failure_that_stands_says_why_and_is_nobodys_to_take_up(tmp_path: Path
 
 def test_one_step_is_progress() -> None:
     failures = [Failed(kind="node", progress=progress) for progress in ((0, 0), (0, 1))]
-    policy = Policy(without_progress=1)
+    policy = Policy(max_stalled_retries=1)
     assert decide(policy, failures[:1], failures[1], most_micro_batches=1).delay == 1
 
 
 def test_a_limit_of_two_allows_two_retries() -> None:
-    policy = Policy(timeout=2, without_progress=100)
+    policy = Policy(timeout=2, max_stalled_retries=100)
     assert [ask(policy, *["timeout"] * number).delay is not None for number in (1, 2, 3)] == [True, True, False]
 
 
 def test_one_retry_and_one_micro_batch_are_singular() -> None:
-    assert ask(Policy(without_progress=1), "node", "node").why == ", after 1 retry in a row without progress"
+    assert ask(Policy(max_stalled_retries=1), "node", "node").why == ", after 1 retry in a row without progress"
     why = decide(Policy(oom=None), [], Failed(kind="oom"), most_micro_batches=1).why
     assert why == ", with 1 micro-batch a step; its ranks have too few columns for smaller ones"
 
@@ -191,7 +191,7 @@ def test_a_run_short_of_memory_waits_one_second_however_often_it_failed() -> Non
 
 
 def test_the_wait_after_thousands_of_retries_is_the_longest_one() -> None:
-    assert ask(Policy(without_progress=100_000), *["node"] * 5_000).delay == 300
+    assert ask(Policy(max_stalled_retries=100_000), *["node"] * 5_000).delay == 300
 
 
 @pytest.mark.parametrize("content", [{"epoch": "1", "step": 3}, {"epoch": 1, "step": None}, {"step": 3}, {}])

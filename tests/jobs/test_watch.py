@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import jobs.cli.view
-from jobs.cli.progress import watch_in_lines
-from jobs.cli.view import StudyView, Watcher, changes
+import jobs.cli.progress
+from jobs.cli.progress import Watcher, watch_in_lines
+from jobs.cli.view import StudyView, changes
 from jobs.spec import RunSpec
 from jobs.study.folder import launching, write_jobs, write_queue
 from jobs.study.squeue import Scheduler
@@ -70,7 +70,7 @@ def at_step(run: RunDirectory, epoch: int, step: int, attempt: int = 1) -> None:
 
 @pytest.fixture(autouse=True)
 def this_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.cli.view.socket.gethostname", lambda: "here")
+    monkeypatch.setattr("jobs.cli.progress.socket.gethostname", lambda: "here")
 
 
 def test_a_running_run_is_seen_within_its_epoch(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_changes_are_states_and_epochs_each_once(tmp_path: Path) -> None:
 
 
 def test_watching_in_lines_ends_when_every_run_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.cli.view, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(jobs.cli.progress, "LOOK_SECONDS", 0.01)
     run = add(tmp_path / "s", "one")
     stream = io.StringIO()
     look, looks = Watcher.look, list[StudyView]()

@@ -13,7 +13,7 @@ import submitit
 
 import launch
 from jobs.attempt.retry import history
-from jobs.cli.view import Watcher
+from jobs.cli.progress import Watcher
 from jobs.manifests.policy import Policy
 from jobs.study.squeue import Scheduler
 from seqlm.rundir import RunDirectory
@@ -209,7 +209,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     assert launch.main(["retry", "s", *more, "--kind", "code", "--kind", "oom", "--retries", "4"]) == 0
     assert list(fake.states()) == ["1", "2"]
     told = JobPlan.read(tmp_path / "s" / "slurm" / "0002" / "job-0.json")
-    assert told.policy == Policy(oom=1, checkpoint_min=3, timeout=2, without_progress=4)
+    assert told.policy == Policy(oom=1, checkpoint_min=3, timeout=2, max_stalled_retries=4)
     assert (run.read_job() or {})["micro_batches"] == 2
     assert [failed.by_hand for failed in history(run)] == [True]
 

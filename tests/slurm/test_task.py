@@ -103,7 +103,7 @@ def plan(*runs: RunDirectory, program: str = TELL, attempt: int = 1, **changes: 
             )
             for run in runs
         ),
-        "policy": Policy(without_progress=2),
+        "policy": Policy(max_stalled_retries=2),
         "timeout_min": 10,
         "signal_before_s": 60,
         "exclude": None,

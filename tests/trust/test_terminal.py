@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from rich.console import Console
 import launch
 from jobs import terminal
 from jobs.cli.live_table import StudyTable
-from jobs.cli.progress import watch_in_lines
-from jobs.cli.view import RunView, StudyView, Watcher
+from jobs.cli.progress import Watcher, watch_in_lines
+from jobs.cli.view import RunView, StudyView
 from seqlm.errors import printable
 from seqlm.rundir import RunDirectory, write_json
 from tests.training.studies import make_config, make_run
@@ -140,21 +141,16 @@ def test_a_log_that_grows_is_followed_by_whole_lines(run: RunDirectory, capsys: 
     assert capsys.readouterr().out == "\\x1b[2J half\n"
 
 
-def test_a_study_that_is_watched_in_lines_passes_on_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_is_watched_in_lines_passes_on_no_escapes() -> None:
     about: dict[str, Any] = {"name": f"rnn{HOSTILE}", "id": "rnn", "arch": "rnn", "optimizer": "sgd", "epochs": 2}
     views = [
-        StudyView(name="small", runs=(RunView(state="running", **about),), seconds_left=None, is_over=False),
-        StudyView(
-            name="small", runs=(RunView(state="failed", reason=HOSTILE, **about),), seconds_left=None, is_over=True
-        ),
+        StudyView(name="small", runs=(RunView(state="running", **about),)),
+        StudyView(name="small", runs=(RunView(state="failed", reason=HOSTILE, is_over=True, **about),)),
     ]
 
     class Seen:
-        def look(self) -> StudyView:
-            return views.pop(0)
-
-        def pause(self, seconds: float) -> float:
-            return 0.0
+        def looks(self) -> Iterator[StudyView]:
+            return iter(views)
 
     stream = io.StringIO()
     watch_in_lines(Seen(), stream)  # type: ignore[arg-type]
