@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import signal
@@ -21,7 +20,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from jaxtyping import install_import_hook
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process compiles all of seqlm, and every run all tests
 sys.dont_write_bytecode = False
@@ -52,9 +50,10 @@ CHECKED = [
     "analysis.behaviour",
     "benchmarks.baselines",
 ]
-SHAPES_CHECKED = importlib.util.find_spec("beartype") is not None
-if SHAPES_CHECKED:  # a machine with a GPU may have less than `make test` installs
-    install_import_hook(CHECKED, "beartype.beartype")
+from tests import shapes  # noqa: E402 -- tests are found from here on
+
+if shapes.AVAILABLE:
+    shapes.install(CHECKED)
 
 from tests import commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
 from tests.ray_lab import RayLab  # noqa: E402
@@ -153,7 +152,7 @@ def _places(items: list[pytest.Item], end: float) -> list[tuple[float, pytest.It
 def pytest_report_header(config: pytest.Config) -> list[str]:
     seed = config.getoption("--shuffle")
     header = [] if seed is None else [f"shuffled: --shuffle {seed}"]
-    return header if SHAPES_CHECKED else [*header, "shapes are not checked: beartype is not installed"]
+    return header if shapes.AVAILABLE else [*header, "shapes are not checked: beartype is not installed"]
 
 
 # -- processes, by tests that say so ---------------------------------------------------------------------------------
@@ -173,6 +172,7 @@ sys.addaudithook(_only_with_the_mark)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     global _current
     _current = None if item.get_closest_marker("process") is not None else item
+    shapes.forget()
     try:
         return (yield)
     finally:
