@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -50,6 +51,8 @@ CHECKED = [
     "analysis.behaviour",
     "benchmarks.baselines",
 ]
+gc.disable()  # until all tests are collected: imports make only objects that stay
+
 from tests import shapes  # noqa: E402 -- tests are found from here on
 
 if shapes.AVAILABLE:
@@ -61,7 +64,15 @@ from tests.ray_lab import RayLab  # noqa: E402
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
 SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts": "pydoc"}
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
-LONG = ("tests/slurm/test_cluster.py", "tests/chaos/", "tests/jobs/test_ray", "tests/jobs/test_heartbeat.py")
+LONG = (
+    "tests/slurm/test_cluster.py",
+    "tests/slurm/test_docs.py",
+    "tests/chaos/",
+    "tests/jobs/test_ray",
+    "tests/jobs/test_heartbeat.py",
+    "tests/benchmarks/test_gpu_command.py",
+    "tests/trust/test_group_folder.py",
+)
 TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
 """How long a test may take in all."""
 
@@ -141,6 +152,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         random.Random(seed).shuffle(items)
         modules = {item.nodeid.partition("::")[0]: index for index, item in enumerate(items)}
         items.sort(key=lambda item: modules[item.nodeid.partition("::")[0]])  # fixtures of a module are made once
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, but without looking through imported modules and collected tests every time."""
+    gc.freeze()
+    gc.enable()
 
 
 def _places(items: list[pytest.Item], end: float) -> list[tuple[float, pytest.Item]]:
