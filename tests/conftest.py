@@ -51,8 +51,6 @@ CHECKED = [
     "analysis.behaviour",
     "benchmarks.baselines",
 ]
-gc.disable()  # until all tests are collected: imports make only objects that stay
-
 from tests import shapes  # noqa: E402 -- tests are found from here on
 
 if shapes.AVAILABLE:
@@ -129,6 +127,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return "pytest.mark.gpu" not in collection_path.read_text("utf-8") or None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from searching imported modules and collected tests, which stay to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests marked ``gpu`` where there is no device; put the tests in the order that was asked for."""
@@ -152,12 +161,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         random.Random(seed).shuffle(items)
         modules = {item.nodeid.partition("::")[0]: index for index, item in enumerate(items)}
         items.sort(key=lambda item: modules[item.nodeid.partition("::")[0]])  # fixtures of a module are made once
-
-
-def pytest_collection_finish() -> None:
-    """Collect garbage from here on, but without looking through imported modules and collected tests every time."""
-    gc.freeze()
-    gc.enable()
 
 
 def _places(items: list[pytest.Item], end: float) -> list[tuple[float, pytest.Item]]:
