@@ -237,17 +237,23 @@ def test_killed_between_any_two_files_of_a_best_epoch_it_ends_well_even_if_that_
 ) -> None:
     run = make_run(tmp_path / "run", CONFIG)
     first = trainer_with_losses(run, corpus, [5.0, 4.0, 6.0], attempt=1)
+    save, saved = first._files.save, []
     replace, put = Path.replace, []
 
+    def begin(checkpoint: Checkpoint, **options: Any) -> None:
+        saved.append(checkpoint)
+        save(checkpoint, **options)
+
     def kill(path: Path, target: Path) -> Path:
-        # The second epoch has ended and is being saved, perhaps for as long as the third one takes.
-        if len(first.history) >= 2 and "progress" not in path.name:
+        # The second epoch is being saved, perhaps for as long as the third one takes.
+        if len(saved) >= 2 and "progress" not in path.name:
             put.append(Path(target).name)
             if len(put) >= number:
                 raise Killed(put[-1])
         return replace(path, target)
 
     with monkeypatch.context() as patched:
+        patched.setattr(first._files, "save", begin)
         patched.setattr(Path, "replace", kill)
         with pytest.raises(Killed):
             first.train()
