@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import gc
 import os
 import random
 import signal
@@ -21,7 +21,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from jaxtyping import install_import_hook
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process compiles all of seqlm, and every run all tests
 sys.dont_write_bytecode = False
@@ -52,9 +51,10 @@ CHECKED = [
     "analysis.behaviour",
     "benchmarks.baselines",
 ]
-SHAPES_CHECKED = importlib.util.find_spec("beartype") is not None
-if SHAPES_CHECKED:  # a machine with a GPU may have less than `make test` installs
-    install_import_hook(CHECKED, "beartype.beartype")
+from tests import shapes  # noqa: E402 -- tests are found from here on
+
+if shapes.AVAILABLE:
+    shapes.install(CHECKED)
 
 from tests import commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
 from tests.ray_lab import RayLab  # noqa: E402
@@ -62,7 +62,15 @@ from tests.ray_lab import RayLab  # noqa: E402
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
 SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts": "pydoc"}
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
-LONG = ("tests/slurm/test_cluster.py", "tests/chaos/", "tests/jobs/test_ray", "tests/jobs/test_heartbeat.py")
+LONG = (
+    "tests/slurm/test_cluster.py",
+    "tests/slurm/test_docs.py",
+    "tests/chaos/",
+    "tests/jobs/test_ray",
+    "tests/jobs/test_heartbeat.py",
+    "tests/benchmarks/test_gpu_command.py",
+    "tests/trust/test_group_folder.py",
+)
 TEST_SECONDS = 2 * waiting.DEADLINE_SECONDS
 """How long a test may take in all."""
 
@@ -119,6 +127,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return "pytest.mark.gpu" not in collection_path.read_text("utf-8") or None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from searching imported modules and collected tests, which stay to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests marked ``gpu`` where there is no device; put the tests in the order that was asked for."""
@@ -153,7 +172,7 @@ def _places(items: list[pytest.Item], end: float) -> list[tuple[float, pytest.It
 def pytest_report_header(config: pytest.Config) -> list[str]:
     seed = config.getoption("--shuffle")
     header = [] if seed is None else [f"shuffled: --shuffle {seed}"]
-    return header if SHAPES_CHECKED else [*header, "shapes are not checked: beartype is not installed"]
+    return header if shapes.AVAILABLE else [*header, "shapes are not checked: beartype is not installed"]
 
 
 # -- processes, by tests that say so ---------------------------------------------------------------------------------
@@ -173,6 +192,7 @@ sys.addaudithook(_only_with_the_mark)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     global _current
     _current = None if item.get_closest_marker("process") is not None else item
+    shapes.forget()
     try:
         return (yield)
     finally:

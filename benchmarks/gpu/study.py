@@ -151,7 +151,7 @@ def tiny_text(folder: Path) -> Path:
     """Return the folder of the text of :func:`_tiny_study`; written once, since it is part of a run's identity."""
     path = folder / "text"
     if not path.exists():
-        write_text(folder / f"text-{os.getpid()}", tiny()[0]).rename(path)
+        write_text(folder / f"text-{os.getpid()}", tiny()[0], windows=40).rename(path)
     return path
 
 

@@ -23,3 +23,9 @@ def study(study_dir: Path) -> Study:
 def report(study_dir: Path) -> Path:
     """The folder of the report of ``study_dir``."""
     return write_report(study_dir).parent
+
+
+@pytest.fixture
+def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw each figure in one format instead of three: for tests that are about other things."""
+    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))

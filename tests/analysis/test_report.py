@@ -56,12 +56,6 @@ def page_of(study_dir: Path) -> str:
     return write_report(study_dir).read_text("utf-8")
 
 
-@pytest.fixture
-def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw each figure in one format instead of three: for tests that are about other things."""
-    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
-
-
 SECTIONS = ["coverage", "results", "curves", "discussion", "cost", "effects", "behaviour", "open", "hyperparameters"]
 """Sections of a study without published results, in their order."""
 

@@ -24,12 +24,13 @@ from seqlm.training.trainer import Trainer
 from tests.outcome import Outcome, outcome
 from tests.training.studies import make_config, make_run, write_text
 
-CONFIG = make_config("gru", optimizer="adam", lr=0.01, epochs=3, keep=0.7)
+CONFIG = make_config("gru", optimizer="adam", lr=0.005, epochs=3, keep=0.7)
+EPOCH_STEPS = 10
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return load_corpus(CONFIG.data, write_text(tmp_path_factory.mktemp("text")))
+    return load_corpus(CONFIG.data, write_text(tmp_path_factory.mktemp("text"), train_lines=60))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def trainer_for(
     return trainer
 
 
-def stopped(folder: Path, corpus: Corpus, after: int = 50) -> RunDirectory:
+def stopped(folder: Path, corpus: Corpus, after: int = EPOCH_STEPS + 4) -> RunDirectory:
     """A run that was stopped in its second epoch: the end of the first is in ``previous.pt``. Trained once."""
     if after not in _stopped:
         _stopped[after] = folder.parent / "stopped" / folder.name
@@ -108,8 +109,8 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
 def test_the_metrics_of_a_run_that_goes_back_an_epoch_hold_each_epoch_once(
     tmp_path: Path, corpus: Corpus, quiet: Outcome
 ) -> None:
-    run = stopped(tmp_path / "run", corpus, after=36)  # the second epoch has just begun
-    trainer = trainer_for(run.path, corpus, attempt=2, stop_after=36)
+    run = stopped(tmp_path / "run", corpus, after=EPOCH_STEPS + 1)  # the second epoch has just begun
+    trainer = trainer_for(run.path, corpus, attempt=2, stop_after=EPOCH_STEPS + 1)
     with pytest.raises(StopRequested):
         trainer.train()
     assert [epoch["epoch"] for epoch in run.read_metrics()[0]] == [0, 1]
@@ -185,7 +186,7 @@ def test_a_file_that_reads_back_wrong_stops_the_run_with_the_one_before_intact(
 def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_good_checkpoint(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: Outcome, code: int
 ) -> None:
-    run = stopped(tmp_path / "run", corpus, after=40)
+    run = stopped(tmp_path / "run", corpus, after=EPOCH_STEPS + 2)
     before = run.last_checkpoint.read_bytes()
 
     def full(*_: Any, **__: Any) -> None:
@@ -236,17 +237,23 @@ def test_killed_between_any_two_files_of_a_best_epoch_it_ends_well_even_if_that_
 ) -> None:
     run = make_run(tmp_path / "run", CONFIG)
     first = trainer_with_losses(run, corpus, [5.0, 4.0, 6.0], attempt=1)
+    save, saved = first._files.save, []
     replace, put = Path.replace, []
 
+    def begin(checkpoint: Checkpoint, **options: Any) -> None:
+        saved.append(checkpoint)
+        save(checkpoint, **options)
+
     def kill(path: Path, target: Path) -> Path:
-        # The second epoch has ended and is being saved, perhaps for as long as the third one takes.
-        if len(first.history) >= 2 and "progress" not in path.name:
+        # The second epoch is being saved, perhaps for as long as the third one takes.
+        if len(saved) >= 2 and "progress" not in path.name:
             put.append(Path(target).name)
             if len(put) >= number:
                 raise Killed(put[-1])
         return replace(path, target)
 
     with monkeypatch.context() as patched:
+        patched.setattr(first._files, "save", begin)
         patched.setattr(Path, "replace", kill)
         with pytest.raises(Killed):
             first.train()
@@ -341,7 +348,7 @@ def test_a_run_that_is_not_to_keep_its_last_checkpoint_keeps_it_until_it_is_done
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(StopRequested):
-        trainer_for(folder, corpus, stop_after=50, keep_last=False).train()
+        trainer_for(folder, corpus, stop_after=EPOCH_STEPS + 4, keep_last=False).train()
     run = RunDirectory(folder)
     assert run.has_checkpoint()
     trainer_for(folder, corpus, attempt=2, keep_last=False).train()
