@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def compute_behaviour(study_dir: Path) -> list[Outcome]:
     """
     wanted = BehaviourLaunch.of(study_dir)
     if wanted.specs:
-        attend(wanted.specs, wanted.options(terminal.tell), BackendChoice(name="local"))
+        attend(wanted.specs, replace(wanted.options(), tell=terminal.tell), BackendChoice(name="local"))
     return wanted.outcomes()
 
 

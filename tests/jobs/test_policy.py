@@ -93,7 +93,7 @@ def test_the_earlier_name_of_a_key_is_read(tmp_path: Path) -> None:
     new = "[policy]\nmax_stalled_retries = 3\n"
     assert load(tmp_path, new, "policy.without_progress=2").policy == Policy(max_stalled_retries=2)
     assert Policy.from_dict({"without_progress": 4, "oom": 1}) == Policy(max_stalled_retries=4, oom=1), "in study.json"
-    with pytest.raises(ManifestError, match="policy.without_progress: earlier name of .*, expected one of both, got both"):
+    with pytest.raises(ManifestError, match=r"without_progress: earlier name of .* expected one of both, got both"):
         load(tmp_path, f"{new}without_progress = 3\n")
 
 
