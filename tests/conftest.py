@@ -66,8 +66,8 @@ LONG = (
     "tests/slurm/test_cluster.py",
     "tests/slurm/test_docs.py",
     "tests/chaos/",
-    "tests/jobs/test_ray",
-    "tests/jobs/test_heartbeat.py",
+    "tests/jobs/backends/test_ray",
+    "tests/jobs/attempt/test_heartbeat.py",
     "tests/benchmarks/test_gpu_command.py",
     "tests/trust/test_group_folder.py",
 )

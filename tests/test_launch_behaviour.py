@@ -19,12 +19,12 @@ from jobs.study.folder import launching
 from jobs.study.kept_code import keep_code
 from seqlm.rundir import RunDirectory, is_locked, write_json
 from tests import commands
-from tests.jobs.test_behaviour import done_run
+from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT
 from tests.training.studies import write_text
 from tests.waiting import wait_for
 
-STAND_IN = "tests.jobs.stand_in_behaviour"
+STAND_IN = "tests.jobs.launch.stand_in_behaviour"
 LAUNCHER = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import jobs.launch.behaviour; "
     f"jobs.launch.behaviour.WORKER = {STAND_IN!r}; import launch; sys.exit(launch.main(sys.argv[1:]))"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import commands
-from tests.jobs.test_ray_cluster import Study
+from tests.jobs.backends.test_ray_cluster import Study
 from tests.ray_lab import ROOT, RayLab
 from tests.waiting import wait_for
 

@@ -23,7 +23,7 @@ from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json
 from tests import commands
 from tests.fake_slurm.control import FakeSlurm
-from tests.jobs.test_behaviour import done_run
+from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT
 
 HEX = "0123456789abcdef"

@@ -24,7 +24,7 @@ from seqlm.errors import BackendError, FileError
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json
 from slurm import backend as slurm_backend
 from tests import commands
-from tests.jobs.test_study import make_study
+from tests.jobs.study.test_study import make_study
 from tests.waiting import wait_for
 
 

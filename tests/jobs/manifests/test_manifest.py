@@ -20,7 +20,7 @@ from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 from tests import commands, manifest_tables
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MANIFESTS = sorted((ROOT / "jobs" / "manifests").glob("*.toml"))
 
 HEAD = '[study]\nname = "s"\n'

@@ -20,7 +20,7 @@ from seqlm import rundir
 from seqlm.errors import FileError
 from seqlm.rundir import RunDirectory, write_json, write_json_lines
 from tests.fakes import FakeBackend
-from tests.jobs.test_dispatch import dispatcher, finish, todo
+from tests.jobs.launch.test_dispatch import dispatcher, finish, todo
 
 METRICS = [{"epoch": 0, "val_ppl": 9.0}]
 

@@ -25,7 +25,7 @@ from seqlm.errors import ManifestError
 from tests import commands
 from tests.jobs import test_manifest, test_manifest_report
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VALIDATOR = Draft202012Validator(manifest_schema())
 
 

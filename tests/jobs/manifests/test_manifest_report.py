@@ -10,7 +10,7 @@ from jobs.manifests.claims import METRICS, Expectation, Published
 from jobs.manifests.load import Manifest, load_manifest
 from seqlm.errors import ManifestError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 BASE = """
 [study]

@@ -1,4 +1,4 @@
-"""Stands in for the worker of behaviour jobs: ``python -m tests.jobs.stand_in_behaviour JOB_DIR``.
+"""Stands in for the worker of behaviour jobs: ``python -m tests.jobs.launch.stand_in_behaviour JOB_DIR``.
 
 It writes the files that the real one writes, in no time, or does what ``stand-in.json`` in the study's folder says:
 ``fail`` (a list of run ids), ``wait`` (until it is asked to stop).

@@ -23,7 +23,7 @@ from jobs.study.kept_code import Code
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory, read_json, write_json
 from tests.fakes import FakeBackend
-from tests.jobs.test_dispatch import dispatcher, finish, todo
+from tests.jobs.launch.test_dispatch import dispatcher, finish, todo
 from tests.training.studies import make_config, make_run, write_text
 
 MINUTE = 60.0
@@ -194,7 +194,7 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
         worker=("-m", "tests.training.elsewhere", "here", f"hold={tmp_path / 'go-on'}"),
         env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
     )
-    code = Code(path=Path(__file__).parents[2], commit=None, dirty=False, live=True)
+    code = Code(path=Path(__file__).parents[3], commit=None, dirty=False, live=True)
     Dispatcher(LocalBackend(), code, options, on_event=stop_a_rank).dispatch([item])
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)

@@ -18,7 +18,7 @@ from seqlm.errors import ManifestError
 from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config, write_text
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOOD = """
 [study]
 name = "s"

@@ -15,7 +15,7 @@ from jobs.study.folder import write_jobs
 from jobs.study.studies import folder_bytes, list_studies
 from seqlm.rundir import RunDirectory, exclusive_lock, write_json
 from tests.fake_slurm.control import FakeSlurm
-from tests.jobs.test_behaviour import done_run
+from tests.jobs.launch.test_behaviour import done_run
 from tests.training.studies import make_config, make_run
 
 DAY = 86400

@@ -14,7 +14,7 @@ from jobs.study.folder import AtWork, Launcher, launching, look_at, write_jobs, 
 from jobs.study.logs import follow_logs
 from jobs.study.squeue import Scheduler
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json
-from tests.jobs.test_watch import Touched
+from tests.jobs.cli.test_watch import Touched
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
 
