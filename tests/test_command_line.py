@@ -406,11 +406,11 @@ def test_without_shtab_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert launch.main(["completion", "bash"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert 'pip install "shtab>=1.7,<2"' in line
+    assert 'pip install "shtab>=1.10,<2"' in line
 
 
 def test_the_range_of_shtab_is_that_of_the_package() -> None:
-    assert '"shtab>=1.7,<2"' in (ROOT / "pyproject.toml").read_text("utf-8")
+    assert '"shtab>=1.10,<2"' in (ROOT / "pyproject.toml").read_text("utf-8")
 
 
 # -- retry ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def completion(arguments: CompletionArguments) -> tuple[Any, int]:
     try:
         import shtab
     except ImportError:
-        raise UsageError('completion: the package shtab is not installed; use: pip install "shtab>=1.7,<2"') from None
+        raise UsageError('completion: the package shtab is not installed; use: pip install "shtab>=1.10,<2"') from None
     top = parser("seqlm")
     for action in _actions(top):
         if action.dest in ("study", "studies"):

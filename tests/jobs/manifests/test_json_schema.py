@@ -23,7 +23,7 @@ from jobs.manifests.reader import read_manifest_file
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 from tests import commands
-from tests.jobs import test_manifest, test_manifest_report
+from tests.jobs.manifests import test_manifest, test_manifest_report
 
 ROOT = Path(__file__).parents[3]
 VALIDATOR = Draft202012Validator(manifest_schema())
