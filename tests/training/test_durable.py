@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,14 @@ def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_g
 
     monkeypatch.setattr(torch, "save", full)
     trainer = trainer_for(run.path, corpus, attempt=2)
+    step = trainer.step
+
+    def take_once_the_save_has_ended(*arguments: Any) -> Any:
+        if trainer._epoch == 2 and trainer._background._work is not None:
+            futures.wait([trainer._background._work])
+        return step(*arguments)
+
+    trainer.step = take_once_the_save_has_ended  # type: ignore[assignment]
     with pytest.raises(FileError, match=os.strerror(code)):
         trainer.train()
     assert trainer._epoch == 2, "while the next epoch was under way"
