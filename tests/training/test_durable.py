@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,12 @@ from seqlm.training.trainer import Trainer
 from tests.outcome import Outcome, outcome
 from tests.training.studies import make_config, make_run, write_text
 
-CONFIG = make_config("gru", optimizer="adam", lr=0.005, epochs=3, keep=0.7)
-EPOCH_STEPS = 10
+CONFIG = make_config("gru", optimizer="adam", lr=0.01, epochs=3, keep=0.7)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return load_corpus(CONFIG.data, write_text(tmp_path_factory.mktemp("text"), train_lines=60))
+    return load_corpus(CONFIG.data, write_text(tmp_path_factory.mktemp("text")))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def trainer_for(
     return trainer
 
 
-def stopped(folder: Path, corpus: Corpus, after: int = EPOCH_STEPS + 4) -> RunDirectory:
+def stopped(folder: Path, corpus: Corpus, after: int = 50) -> RunDirectory:
     """A run that was stopped in its second epoch: the end of the first is in ``previous.pt``. Trained once."""
     if after not in _stopped:
         _stopped[after] = folder.parent / "stopped" / folder.name
@@ -109,8 +109,8 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
 def test_the_metrics_of_a_run_that_goes_back_an_epoch_hold_each_epoch_once(
     tmp_path: Path, corpus: Corpus, quiet: Outcome
 ) -> None:
-    run = stopped(tmp_path / "run", corpus, after=EPOCH_STEPS + 1)  # the second epoch has just begun
-    trainer = trainer_for(run.path, corpus, attempt=2, stop_after=EPOCH_STEPS + 1)
+    run = stopped(tmp_path / "run", corpus, after=36)  # the second epoch has just begun
+    trainer = trainer_for(run.path, corpus, attempt=2, stop_after=36)
     with pytest.raises(StopRequested):
         trainer.train()
     assert [epoch["epoch"] for epoch in run.read_metrics()[0]] == [0, 1]
@@ -186,7 +186,7 @@ def test_a_file_that_reads_back_wrong_stops_the_run_with_the_one_before_intact(
 def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_good_checkpoint(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: Outcome, code: int
 ) -> None:
-    run = stopped(tmp_path / "run", corpus, after=EPOCH_STEPS + 2)
+    run = stopped(tmp_path / "run", corpus, after=40)
     before = run.last_checkpoint.read_bytes()
 
     def full(*_: Any, **__: Any) -> None:
@@ -194,6 +194,14 @@ def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_g
 
     monkeypatch.setattr(torch, "save", full)
     trainer = trainer_for(run.path, corpus, attempt=2)
+    step = trainer.step
+
+    def take_once_the_save_has_ended(*arguments: Any) -> Any:
+        if trainer._epoch == 2 and trainer._background._work is not None:
+            futures.wait([trainer._background._work])
+        return step(*arguments)
+
+    trainer.step = take_once_the_save_has_ended  # type: ignore[assignment]
     with pytest.raises(FileError, match=os.strerror(code)):
         trainer.train()
     assert trainer._epoch == 2, "while the next epoch was under way"
@@ -348,7 +356,7 @@ def test_a_run_that_is_not_to_keep_its_last_checkpoint_keeps_it_until_it_is_done
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(StopRequested):
-        trainer_for(folder, corpus, stop_after=EPOCH_STEPS + 4, keep_last=False).train()
+        trainer_for(folder, corpus, stop_after=50, keep_last=False).train()
     run = RunDirectory(folder)
     assert run.has_checkpoint()
     trainer_for(folder, corpus, attempt=2, keep_last=False).train()
