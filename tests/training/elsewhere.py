@@ -4,7 +4,7 @@ Hosts that share files and see no lock of each other are played by processes who
 has the name HOST. Everything else is the real worker. Options:
 
     seconds=0.05         each step takes so much longer
-    hold=PATH            once an epoch is done, each step waits until PATH exists
+    hold=PATH            from its second epoch on, it begins none until the first is in its files and PATH exists
     stop=last.pt:3       it stops itself (SIGSTOP) the third time that it has written last.pt and not yet put in place
     freeze=last.pt:3     the same in the instant before the renaming, when its guard has been asked
     sweep=no             it sees no temporary file of others, as where a listing lags
@@ -27,6 +27,7 @@ from seqlm import lease
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.step import TrainingStep
+from seqlm.training.trainer import Trainer
 from tests.waiting import wait_for
 
 
@@ -49,14 +50,19 @@ def main(host: str, *options_and_run: str) -> int:
     *options, run_dir = options_and_run
     orders = dict(option.split("=") for option in options)
     step, fsync, replace = TrainingStep.__call__, os.fsync, Path.replace
+    train_epoch = Trainer._train_epoch
     written = stop_at(orders.get("stop", "nothing:0"))
     about_to_rename = stop_at(orders.get("freeze", "nothing:0"))
 
     def slow_step(self: TrainingStep, *args: Any) -> Any:
         time.sleep(float(orders.get("seconds", "0")))
-        if "hold" in orders and RunDirectory(Path(run_dir)).metrics_file.exists():
-            wait_for(Path(orders["hold"]).exists, "the test to let this worker go on")
         return step(self, *args)
+
+    def train_epoch_when_told(self: Trainer) -> None:
+        if "hold" in orders and self._epoch > 0:
+            wait_for(self.run.metrics_file.exists, "the first epoch, which is saved beside the training")
+            wait_for(Path(orders["hold"]).exists, "the test to let this worker go on")
+        train_epoch(self)
 
     def fsync_then_stop(handle: int) -> None:
         path = str(Path(f"/proc/self/fd/{handle}").readlink())
@@ -72,6 +78,7 @@ def main(host: str, *options_and_run: str) -> int:
         mock.patch.object(lease, "this_host", return_value=lease.Host(name=host, machine=host)),
         mock.patch.object(lease, "LOOK_SECONDS", 0.05),
         mock.patch.object(TrainingStep, "__call__", slow_step),
+        mock.patch.object(Trainer, "_train_epoch", train_epoch_when_told),
         mock.patch.object(os, "fsync", fsync_then_stop),
         mock.patch.object(Path, "replace", stop_then_replace),
     ):
