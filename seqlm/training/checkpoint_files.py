@@ -223,3 +223,4 @@ def _also_as(path: Path, other: Path) -> None:
         path.replace(other)
     else:
         link.replace(other)
+        link.unlink(missing_ok=True)  # it is still there if both were names of one file: then renaming does nothing

@@ -267,6 +267,17 @@ def test_where_files_have_one_name_only_the_last_checkpoint_is_moved(
     assert (weight(run.last_checkpoint), weight(run.previous_checkpoint)) == (2.0, 1.0)
 
 
+def test_a_worker_killed_between_the_two_renamings_leaves_no_link_to_its_successor(run: RunDirectory) -> None:
+    """``last.pt`` and ``previous.pt`` are then one file, and renaming one name of a file to another does nothing."""
+    files_of(run).save(checkpoint(1.0))
+    run.previous_checkpoint.hardlink_to(run.last_checkpoint)
+    files = files_of(run, attempt=2)
+    assert files.load_last() is not None
+    files.save(checkpoint(2.0, epoch=2))
+    assert names(run) == ["best.pt", "last.pt", "position.json", "previous.pt"]
+    assert (weight(run.last_checkpoint), weight(run.previous_checkpoint)) == (2.0, 1.0)
+
+
 def test_a_last_checkpoint_that_was_loaded_becomes_the_previous_one_of_the_next_save(run: RunDirectory) -> None:
     files_of(run).save(checkpoint(1.0), read_back=False)
     files = files_of(run, attempt=2)
