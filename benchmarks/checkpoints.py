@@ -29,7 +29,8 @@ from benchmarks.memory_allocator import KEEP_MEMORY, restart_with_kept_memory
 from benchmarks.shapes import Shape, select
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import SeqlmError
-from seqlm.rundir import RunDirectory, read_json, write_json
+from seqlm.files import read_json, write_json
+from seqlm.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_SHAPES = (

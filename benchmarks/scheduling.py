@@ -23,8 +23,8 @@ from benchmarks.interleave import Rounds, Spread, interleave
 from benchmarks.stand_ins import WORKER, Span, cost_per_run, equal, hand_over, make_study, spans
 from benchmarks.turns import load_average, require_tune, rounded, take_turn
 from seqlm.errors import SeqlmError, UsageError
+from seqlm.files import write_json, write_text
 from seqlm.machine import cpu_count
-from seqlm.rundir import write_json, write_text
 
 PARTS = ("cost", "first-step", "launch")
 Figures = dict[str, float]

@@ -22,7 +22,7 @@ from benchmarks.interleave import Rounds, interleave
 from benchmarks.scheduler_calls import CallCounter
 from benchmarks.turns import ROOT, load_average, rounded, take_turn
 from seqlm.errors import BackendError, SeqlmError, UsageError
-from seqlm.rundir import write_json, write_text
+from seqlm.files import write_json, write_text
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 
 GPUS = 8

@@ -21,7 +21,7 @@ from benchmarks.interleave import Spread
 from benchmarks.stand_ins import Span, free_makespan, hand_over, least_makespan, mixed, utilisation
 from benchmarks.turns import load_average, rounded, take_turn
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -52,13 +52,15 @@ LOGS = (
     *("seqlm.data", "seqlm.data.layout"),
 )
 BOTTOM = (
-    "seqlm.atomic",
     "seqlm.config",
+    "seqlm.environment",
+    "seqlm.files",
     "seqlm.lease",
+    "seqlm.locks",
+    "seqlm.processes",
     "seqlm.reading",
     "seqlm.rundir",
     "seqlm.schema",
-    "seqlm.variables",
 )
 
 

@@ -23,7 +23,8 @@ from analysis.behaviour.record import record_behaviour
 from analysis.behaviour.task import Task
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
-from seqlm.rundir import Guard, RunDirectory
+from seqlm.files import Guard
+from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
 from seqlm.training.distributed import gpu_share, rank_from_environment
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, nearest
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
 
 TASK_FILE = "task.json"
 

@@ -26,8 +26,8 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import corpus_facts, downloaded_ptb, load_corpus
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import DataError
+from seqlm.files import write_json
 from seqlm.machine import CUDA_BYTES
-from seqlm.rundir import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY_MARGIN = 1.5

@@ -34,7 +34,8 @@ from jobs.attempt.retry import (
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from seqlm.errors import EXIT_BUSY, EXIT_UNPRINTED, STOPPED_EXITS
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 
 
 @final

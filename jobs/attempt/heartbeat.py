@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
+from seqlm.environment import positive_number
 from seqlm.rundir import RunDirectory
-from seqlm.variables import positive_number
 
 HUNG_MINUTES = 10.0
 """Default time without a change in a run's files after which its worker counts as hung."""

@@ -18,7 +18,8 @@ from typing import Any, TypeAlias, final
 from jobs.manifests.policy import Policy
 from seqlm.data.layout import own_columns
 from seqlm.errors import FileError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, make_directory, read_json, write_json
+from seqlm.files import make_directory, read_json, write_json
+from seqlm.rundir import FailureKind, Observation, RunDirectory
 
 FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
 """Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""

@@ -31,7 +31,8 @@ from jobs.attempt.outcome import Ended, ended
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import machine
-from seqlm.rundir import RunDirectory, append_to, make_directory
+from seqlm.files import append_to, make_directory
+from seqlm.rundir import RunDirectory
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed, before they are killed."""

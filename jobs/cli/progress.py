@@ -23,7 +23,8 @@ from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm import machine
 from seqlm.errors import SeqlmError, printable
-from seqlm.rundir import Observation, RunDirectory, read_json
+from seqlm.files import read_json
+from seqlm.rundir import Observation, RunDirectory
 
 if TYPE_CHECKING:
     from rich.live import Live

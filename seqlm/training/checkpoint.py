@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
-from seqlm.rundir import Guard, replacing, unguarded
+from seqlm.files import Guard, replacing, unguarded
 
 FORMAT = "seqlm checkpoint 2"
 FORMAT_OF_EPOCHS = "seqlm checkpoint 1"

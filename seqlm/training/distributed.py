@@ -24,10 +24,10 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
     TCPStore,
 )
 
+from seqlm.environment import positive_number
 from seqlm.errors import BackendError, FileError
 from seqlm.machine import CUDA_BYTES, SHARE_VARIABLE, cpu_model
 from seqlm.training.failure import failed_allocation
-from seqlm.variables import positive_number
 
 COLLECTIVE_MINUTES = 10.0
 """How long a rank waits for the others, by default, before it gives up."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
 from seqlm.errors import FileError
-from seqlm.rundir import Guard, unguarded, write_json
+from seqlm.files import Guard, unguarded, write_json
 from seqlm.training.perplexity import perplexity
 
 Phase: TypeAlias = Literal["train", "valid"]

@@ -23,8 +23,9 @@ from seqlm.data.batches import columns, own_columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
 from seqlm.errors import CheckpointError, DivergedError, FileError
+from seqlm.files import Guard, unguarded, write_json
 from seqlm.models import LanguageModel, build_model
-from seqlm.rundir import Guard, RunDirectory, unguarded, write_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.background import Background
 from seqlm.training.capture import Captured, is_captured

@@ -33,8 +33,10 @@ import torch
 import torch.utils.deterministic
 
 from seqlm.data.corpus import load_corpus
+from seqlm.environment import positive_number
 from seqlm.errors import EXIT_STORAGE, EXIT_USAGE, SeqlmError
-from seqlm.rundir import Guard, RunDirectory
+from seqlm.files import Guard
+from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import gpu_share, process_group, rank_from_environment
@@ -42,7 +44,6 @@ from seqlm.training.micro_batches import micro_batches_from
 from seqlm.training.progress_file import WRITE_SECONDS
 from seqlm.training.self_check import check_device
 from seqlm.training.trainer import CHECKPOINT_MINUTES, Trainer
-from seqlm.variables import positive_number
 
 
 def main(argv: list[str] | None = None) -> int:

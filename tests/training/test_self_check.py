@@ -18,8 +18,9 @@ from jobs.cli import doctor
 from seqlm import machine
 from seqlm.config import ModelConfig, Precision, RecurrentConfig, RunConfig, TransformerConfig
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
+from seqlm.files import read_json
 from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.rundir import RunDirectory
 from seqlm.training import self_check, worker
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank

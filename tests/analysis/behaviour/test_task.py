@@ -7,7 +7,8 @@ import pytest
 
 from analysis.behaviour.task import Settings, Task
 from seqlm.errors import ConfigError, FileError
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config
 
 CONFIG = make_config(seq_len=5, seed=7)

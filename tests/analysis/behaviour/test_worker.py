@@ -18,8 +18,10 @@ import torch
 from analysis.behaviour.__main__ import main
 from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus
+from seqlm.files import read_json, write_json
+from seqlm.locks import exclusive_lock
 from seqlm.models import build_model
-from seqlm.rundir import RunDirectory, exclusive_lock, read_json, write_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.trainer import Trainer

@@ -21,7 +21,8 @@ from jobs.launch.options import LaunchOptions
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, read_json, write_json
+from seqlm.files import read_json, write_json
+from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import dispatcher, finish, todo
 from tests.training.studies import make_config, make_run, write_text

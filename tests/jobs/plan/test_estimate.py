@@ -26,8 +26,9 @@ from jobs.plan.estimate import (
 )
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
+from seqlm.files import write_json
 from seqlm.models import build_model, output_loss
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import Rank
 from seqlm.training.trainer import Trainer
 from tests.training.studies import write_text
