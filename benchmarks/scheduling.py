@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if min(options.rounds, options.grid) < 1 or options.runs < 2 * cpu_count():
-            raise UsageError(f"--rounds, --grid: valid is 1 or more; --runs: valid is {2 * cpu_count()} or more")
+            raise UsageError(f"--rounds, --grid: expected 1 or more; --runs: expected {2 * cpu_count()} or more")
         if {"cost", "first-step"} & {*options.parts}:
             require_tune()
         document = measure(options)

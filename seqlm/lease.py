@@ -38,7 +38,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
-from seqlm.environment import positive_number
+from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
 from seqlm.files import file_beside, flush, hard_link, json_text, read_json, write_json, write_new
 from seqlm.locks import LOOK_SECONDS as LOCK_SECONDS
@@ -60,8 +60,8 @@ _FILE = re.compile(r"[0-9]{6,}\.json")
 class Terms:
     """How a lease is kept."""
 
-    heartbeat_seconds: float = 10.0
-    stale_seconds: float = 180.0
+    heartbeat_seconds: float = LEASE_SECONDS.default
+    stale_seconds: float = 60 * STALE_LEASE_MINUTES.default
     """How long the heartbeat of another host must have been missing before its lease is taken over."""
 
     @classmethod
@@ -71,10 +71,7 @@ class Terms:
         Raises:
             UsageError: one of them is not a number above 0.
         """
-        return cls(
-            heartbeat_seconds=positive_number(env, "SEQLM_LEASE_SECONDS", cls.heartbeat_seconds, "seconds"),
-            stale_seconds=60 * positive_number(env, "SEQLM_STALE_LEASE_MINUTES", cls.stale_seconds / 60, "minutes"),
-        )
+        return cls(heartbeat_seconds=LEASE_SECONDS.read(env), stale_seconds=60 * STALE_LEASE_MINUTES.read(env))
 
 
 @final

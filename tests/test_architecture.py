@@ -18,7 +18,7 @@ PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 
 BOTTOM = (
     *("seqlm.config", "seqlm.schema", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
-    *("seqlm.environment", "seqlm.files", "seqlm.locks", "seqlm.processes"),
+    *("seqlm.environment", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.run_layout"),
 )
 """What everybody may import; these import nothing but each other and the standard library."""
 
@@ -40,6 +40,7 @@ ALLOWED = {
     "seqlm.rundir": BOTTOM,
     "seqlm.errors": (),
     "seqlm.processes": (),
+    "seqlm.run_layout": (),
     "seqlm.reading": ("seqlm.errors",),
     "seqlm.machine": ("seqlm.errors",),
     "seqlm.environment": ("seqlm.errors",),

@@ -37,7 +37,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 # -- what a command imports ----------------------------------------------------------------------------------------
 
-BASE = {"launch", "jobs", "jobs.cli", "jobs.cli.arguments", "jobs.cli.parser", "jobs.terminal", "seqlm", "seqlm.errors"}
+BASE = {
+    *("launch", "jobs", "jobs.cli", "jobs.cli.arguments", "jobs.cli.parser", "jobs.terminal"),
+    *("seqlm", "seqlm.environment", "seqlm.errors"),
+}
 """All that ``--help`` imports of ours."""
 FOLLOWING = (
     "jobs.cli.studying",
@@ -55,6 +58,7 @@ BOTTOM = (
     "seqlm.config",
     "seqlm.environment",
     "seqlm.files",
+    "seqlm.run_layout",
     "seqlm.lease",
     "seqlm.locks",
     "seqlm.processes",

@@ -477,7 +477,7 @@ def test_who_looks_sees_an_owner_by_the_age_of_its_heartbeat(cluster: Cluster) -
 
 @pytest.mark.parametrize("text", ["0", "-1", "ten", "nan", "inf"])
 def test_terms_that_make_no_sense_are_one_clear_line(text: str) -> None:
-    with pytest.raises(UsageError, match=f'SEQLM_LEASE_SECONDS: found "{text}", valid is a number of seconds above 0'):
+    with pytest.raises(UsageError, match=f'SEQLM_LEASE_SECONDS: expected a number of seconds above 0, got "{text}"'):
         Terms.from_environment({"SEQLM_LEASE_SECONDS": text})
     with pytest.raises(UsageError, match="SEQLM_STALE_LEASE_MINUTES"):
         Terms.from_environment({"SEQLM_STALE_LEASE_MINUTES": text})

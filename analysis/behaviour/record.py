@@ -222,7 +222,7 @@ def load_trained(run: RunDirectory) -> Trained:
         FileError: a file of the run cannot be read.
     """
     if not run.path.is_dir():
-        raise CheckpointError(f"{run.path} does not exist; valid is a finished run of this study")
+        raise CheckpointError(f"{run.path} does not exist; expected a finished run of this study")
     config = run.read_config()
     checkpoint = load_checkpoint(run.best_checkpoint, config.fingerprint())
     sha256 = file_sha256(run.best_checkpoint)

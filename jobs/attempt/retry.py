@@ -219,10 +219,6 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-VARIABLE = "SEQLM_MICRO_BATCHES"
-"""Variable with the number of micro-batches of a worker."""
-
-
 def most_micro_batches(batch_size: int, ranks: int) -> int:
     """Return the largest of 1, 2, 4, ... that gives each part of each rank a column."""
     columns = len(own_columns(batch_size, ranks - 1, ranks))  # the last rank has the fewest

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from seqlm.environment import CACHE
 from seqlm.errors import FileError
 from seqlm.files import folder_beside, json_text, make_directory, replace_folder
 from seqlm.locks import open_lock
@@ -32,15 +33,15 @@ def cache_folder() -> Path:
     Raises:
         FileError: none of them is set and there is no home folder.
     """
-    if own := os.environ.get("SEQLM_CACHE"):
-        return Path(own)
+    if own := CACHE.read():
+        return own
     shared = os.environ.get("XDG_CACHE_HOME", "")
     if Path(shared).is_absolute():  # the XDG specification: relative values are to be ignored
         return Path(shared) / "seqlm"
     try:
         return Path.home() / ".cache" / "seqlm"
     except RuntimeError:
-        raise FileError("there is no home folder for the cache; set SEQLM_CACHE to a folder") from None
+        raise FileError(f"there is no home folder for the cache; set {CACHE.name} to a folder") from None
 
 
 def digest_key(parts: Mapping[str, Any]) -> str:

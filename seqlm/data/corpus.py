@@ -156,7 +156,7 @@ def resolve_data(config: DataConfig, path: Path | None) -> DataConfig:
 
 
 def downloaded_ptb() -> Path:
-    """Where ``launch.py data ptb`` puts the Penn Treebank, and where it is looked for when no path is given."""
+    """Where ``seqlm data ptb`` puts the Penn Treebank, and where it is looked for when no path is given."""
     return cache.cache_folder() / "ptb"
 
 
@@ -174,7 +174,7 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
             if path is None:
                 raise DataError(
                     "the Penn Treebank's files are not given; pass --data or set SEQLM_DATA to a folder or zip file "
-                    f'with {WANTED}; "launch.py data ptb" fetches them; corpus = "pydoc" needs no files'
+                    f'with {WANTED}; "seqlm data ptb" fetches them; corpus = "pydoc" needs no files'
                 )
             texts = read_texts(path)
             for split, expected in PTB_SHA256.items():

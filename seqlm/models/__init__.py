@@ -34,7 +34,7 @@ def build_model(
     """
     for name, value in (("vocab_size", vocab_size), ("seq_len", seq_len)):
         if value < 1:
-            raise ValueError(f"{name}: found {value}, valid is a whole number of at least 1")
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value}")
     match config:
         case RecurrentConfig():
             return RecurrentModel(config, vocab_size, product_dtype)

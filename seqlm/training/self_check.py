@@ -41,7 +41,7 @@ from torch import Tensor
 
 from seqlm.config import ModelConfig, Precision, RecurrentConfig, RunConfig, TransformerConfig
 from seqlm.data.cache import digest_key, find, store
-from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
+from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError, SeqlmError
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.products import PACKED_SIZE
 from seqlm.training.capture import is_captured
@@ -339,7 +339,7 @@ def main() -> int:
     """Print the findings of each kind of GPU, or of the processor, as JSON; returns the exit code."""
     try:
         ranks = [rank_from_environment(os.environ)]
-    except BackendError as error:
+    except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     if ranks[0].device.type == "cuda":

@@ -22,6 +22,7 @@ from seqlm.config import RunConfig
 from seqlm.data.batches import columns, own_columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
+from seqlm.environment import CHECKPOINT_MINUTES, PROGRESS_SECONDS
 from seqlm.errors import CheckpointError, DivergedError, FileError
 from seqlm.files import Guard, unguarded, write_json
 from seqlm.models import LanguageModel, build_model
@@ -37,13 +38,11 @@ from seqlm.training.optimizers import build_optimizer, learning_rate, restore_op
 from seqlm.training.perplexity import TokenLoss, perplexity
 from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
-from seqlm.training.progress_file import WRITE_SECONDS, ProgressFile
+from seqlm.training.progress_file import ProgressFile
 from seqlm.training.results import GPU_STEPS, StepResults
 from seqlm.training.snapshot import Snapshot
 from seqlm.training.step import TrainingStep
 
-CHECKPOINT_MINUTES = 10.0
-"""How often, by default, the state is saved within an epoch."""
 LAG_SECONDS = 60.0
 """How long a rank waits to see the checkpoint that the first rank has read: network file systems tell late."""
 
@@ -85,8 +84,8 @@ class Trainer:
         attempt: int,
         micro_batches: int = 1,
         stop: StopSignal | None = None,
-        checkpoint_minutes: float = CHECKPOINT_MINUTES,
-        progress_seconds: float = WRITE_SECONDS,
+        checkpoint_minutes: float = CHECKPOINT_MINUTES.default,
+        progress_seconds: float = PROGRESS_SECONDS.default,
         keep_last: bool = True,
         guard: Guard = unguarded,
     ) -> None:

@@ -540,5 +540,5 @@ def test_doctor_shows_what_was_found_and_runs_do_not_repeat_it(cache: Path, comp
 def test_doctor_gives_the_reason_of_a_check_that_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQLM_DEVICE", "tpu")
     (finding,) = doctor.check_devices()
-    text = 'cannot be computed (error: SEQLM_DEVICE: found "tpu", valid is cpu or cuda)'
+    text = 'cannot be computed (error: SEQLM_DEVICE: expected cpu or cuda, got "tpu")'
     assert (finding.level, finding.text) == ("bad", text)
