@@ -12,7 +12,7 @@ import torch
 from seqlm.environment import CANARY
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
-from seqlm.training.trainer import Trainer, peak_memory_bytes
+from seqlm.training.trainer import Trainer
 
 VALID_WINDOWS = 2
 """Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
@@ -52,7 +52,7 @@ def run_canary(trainer: Trainer, steps: int) -> dict[str, Any]:
         "steps": steps,
         "step_seconds": step_seconds,
         "train_tokens_per_second": train.seq_len * train.batch_size / step_seconds,
-        "peak_memory_bytes": rank.highest(peak_memory_bytes(rank.device)),
+        "peak_memory_bytes": rank.highest(rank.peak_memory_bytes()),
         "reserved_memory_bytes": rank.highest(torch.cuda.max_memory_reserved(rank.device)) if on_gpu else None,
         "device": rank.device_name,
         "device_memory_bytes": torch.cuda.get_device_properties(rank.device).total_memory if on_gpu else None,

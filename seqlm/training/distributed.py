@@ -7,8 +7,10 @@ import ctypes
 import datetime
 import json
 import os
+import resource
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,6 +56,13 @@ class Rank:
     def device_name(self) -> str:
         """What a person calls the device: the model of the GPU or of the processor."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
+
+    def peak_memory_bytes(self) -> int:
+        """Return the peak memory of this rank so far: allocated on the GPU, or resident in the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of ``tensor`` over all ranks, in place; the same values on every rank."""
