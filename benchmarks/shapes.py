@@ -9,15 +9,8 @@ from pathlib import Path
 
 import jobs
 from jobs.manifests.load import load_manifest
-from seqlm.config import (
-    AdamConfig,
-    DataConfig,
-    ModelConfig,
-    RecurrentConfig,
-    RunConfig,
-    TrainConfig,
-    TransformerConfig,
-)
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.config import AdamConfig, DataConfig, RunConfig, TrainConfig
 from seqlm.errors import UsageError, nearest
 
 PUBLISHED_MANIFEST = Path(jobs.__file__).parent / "manifests" / "paper.toml"

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, assert_never, final
 
 from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
@@ -141,13 +141,16 @@ def claim(
             owner = _read(folder / _name(newest))
             if newest and not _is_free(owner):
                 tell(f"{_who(owner)} has not released this run; watching for a sign of life")
-                match _watch(folder, newest, _patience(owner, terms), pause, clock):
+                seen = _watch(folder, newest, _patience(owner, terms), pause, clock)
+                match seen:
                     case "beat":
                         raise RunBusyError(f"{busy} ({_who(owner)})")
                     case "changed":
                         continue
-                    case _:
+                    case "silent":
                         tell(f"taking this run over from {_who(owner)}, which gives no sign of life")
+                    case _:
+                        assert_never(seen)
             newest += 1
             lease = _take(folder, newest, attempt, terms)
             if lease is not None:
@@ -345,7 +348,7 @@ def _patience(owner: Mapping[str, Any], terms: Terms) -> float:
 
 def _watch(
     folder: Path, generation: int, seconds: float, pause: Callable[[float], None], clock: Callable[[], float]
-) -> str:
+) -> Literal["beat", "changed", "silent"]:
     """Watch a lease: ``beat`` at its first sign of life, ``changed`` where it is another's or released, ``silent``.
 
     The time between two looks counts as twice the pause at most: a watcher that was itself stopped has not watched.

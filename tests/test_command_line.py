@@ -55,6 +55,7 @@ LOGS = (
     *("seqlm.data", "seqlm.data.layout"),
 )
 BOTTOM = (
+    "seqlm.architectures",
     "seqlm.config",
     "seqlm.environment",
     "seqlm.files",

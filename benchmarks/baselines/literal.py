@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from benchmarks.baselines.positions import position_table
-from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 
 
 def literal_model(config: ModelConfig, vocab_size: int, seq_len: int) -> nn.Module:

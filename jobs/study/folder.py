@@ -9,7 +9,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from jobs.manifests.filters import choose, facts_of
 from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
@@ -147,8 +147,10 @@ def _observe_job(run: RunDirectory, job: JobState) -> Observation:
             return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
         case "ended":
             return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
-        case _:
+        case "queued" | "gone" | "unknown":
             return replace(seen, reason=job.reason)
+        case _:
+            assert_never(job.stage)
 
 
 def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from seqlm.config import DataConfig
 from seqlm.data import cache
@@ -192,6 +192,8 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
                     f"with {WANTED}"
                 )
             return _as_configured(config, read_texts(path), f"{path} holds another text", "pass the right files")
+        case _:
+            assert_never(config.corpus)
 
 
 def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) -> Texts:

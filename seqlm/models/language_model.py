@@ -51,6 +51,11 @@ class LanguageModel(nn.Module, ABC):
             IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
         """
 
+    @property
+    @abstractmethod
+    def stack(self) -> nn.ModuleList:
+        """The layers or blocks, the lowest first. Each returns its hidden states."""
+
     @abstractmethod
     def predictor(self, state: Float[Tensor, "L B H"]) -> Predictor:
         """The model as a function of one token at a time, starting from ``state``."""

@@ -144,8 +144,7 @@ class Trainer:
 
     def _begin_epoch(self, epoch: int) -> None:
         """Reset to the start of ``epoch``."""
-        self._epoch = epoch
-        self._step = 0
+        self._epoch, self._step = epoch, 0
         self._total = TokenLoss()
         self._seconds = 0.0
         self._state = self._initial_state("train")

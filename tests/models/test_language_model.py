@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import seqlm.models
-from seqlm.config import ModelConfig
+from seqlm.architectures import ModelConfig
 from seqlm.models import LanguageModel, build_model
 
 VOCAB_SIZE = 11

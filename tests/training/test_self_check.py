@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.cli import doctor
 from seqlm import machine
-from seqlm.config import ModelConfig, Precision, RecurrentConfig, RunConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.config import Precision, RunConfig
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
 from seqlm.files import read_json
 from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
