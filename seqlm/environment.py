@@ -230,7 +230,7 @@ ATTEMPT: Variable[int | None] = Variable(
 )
 CANARY: Variable[int | None] = Variable(
     name="SEQLM_CANARY",
-    meaning="In the folder of a canary: train so many steps and write `canary.json`.",
+    meaning="In the folder of a canary: train this number of steps and write `canary.json`.",
     default=None,
     expected="a whole number above 0",
     parse=_positive_whole,

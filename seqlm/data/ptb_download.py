@@ -1,6 +1,6 @@
 """Fetch the Penn Treebank's three files from two repositories that have published them for years.
 
-The text is licensed by the Linguistic Data Consortium. Whoever fetches it is responsible for being allowed to use it.
+The text is licensed by the Linguistic Data Consortium. Users are responsible for their right to use it.
 Only the checksums are trusted: a file is put in place only if it is the one that the study used.
 """
 
