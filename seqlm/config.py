@@ -215,7 +215,7 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
 )
 """Section, key and neutral value of what was added after the first runs: their fingerprints must stay as they were."""
 
-VARIANTS: dict[str, tuple[str, tuple[type[Section], ...]]] = {
+VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "model": ("arch", ARCHITECTURES),
     "data": ("", (DataConfig,)),
     "optim": ("optimizer", (AdamConfig, SgdConfig, SgdScheduleConfig)),
@@ -226,7 +226,8 @@ VARIANTS: dict[str, tuple[str, tuple[type[Section], ...]]] = {
 
 def labels(section: str) -> dict[str, str]:
     """Return the choices of a section's variant with their names in print, in the order of reports."""
-    return {choice: label for variant in VARIANTS[section][1] for choice, label in variant.LABELS.items()}
+    variants: tuple[type[Section], ...] = VARIANTS[section][1]
+    return {choice: label for variant in variants for choice, label in variant.LABELS.items()}
 
 
 def valid_keys() -> list[str]:
