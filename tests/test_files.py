@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from seqlm.errors import FileError, LeaseLostError
-from seqlm.files import read_json, replacing, write_json, write_json_lines, write_text
+from seqlm.files import (
+    folder_beside,
+    read_json,
+    replace_folder,
+    replacing,
+    write_json,
+    write_json_lines,
+    write_once,
+    write_text,
+)
 from seqlm.rundir import RunDirectory
 from tests import commands
 
@@ -111,6 +120,37 @@ def test_a_folder_in_place_of_a_file_is_one_clear_line(tmp_path: Path) -> None:
         write_text(tmp_path / "file", "x")
     with pytest.raises(FileError, match="cannot read"):
         read_json(tmp_path / "file")
+
+
+def test_a_file_that_exists_is_not_written_once_more(tmp_path: Path) -> None:
+    path = tmp_path / "failure.json"
+    assert write_once(path, b"first")
+    assert not write_once(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["failure.json"]
+
+
+def test_a_folder_takes_the_place_of_another_which_comes_back_if_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, rename = tmp_path / "report", Path.rename
+    for text in ("first", "second"):
+        with folder_beside(old) as new:
+            (new / "page").write_text(text)
+            replace_folder(new, old)
+        assert (old / "page").read_text() == text
+
+    def fail_for_the_new_one(path: Path, target: Path) -> Path:
+        if (path / "new").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="Input/output error"), folder_beside(old) as new:
+        (new / "new").write_text("third")
+        replace_folder(new, old)
+    assert (old / "page").read_text() == "second"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report"]
 
 
 @pytest.mark.parametrize("content", ["", '{"a": ', "[1]", "\0"])
