@@ -146,9 +146,10 @@ def test_a_folder_takes_the_place_of_another_which_comes_back_if_that_fails(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-    with pytest.raises(OSError, match="Input/output error"), folder_beside(old) as new:
+    with folder_beside(old) as new:
         (new / "new").write_text("third")
-        replace_folder(new, old)
+        with pytest.raises(OSError, match="Input/output error"):
+            replace_folder(new, old)
     assert (old / "page").read_text() == "second"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report"]
 
