@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from analysis.sections.results import hyperparameters_table, results_table, sett
 from analysis.study.behaved import behaved_runs
 from analysis.study.study import Study, load_study
 from seqlm.errors import FileError, UsageError
-from seqlm.rundir import make_directory
+from seqlm.files import folder_beside, make_directory, replace_folder, write_new
 
 SIGNATURE = ("index.html", "report.md", "data/runs.json")
 """Files by which a folder is known to be a report."""
@@ -51,13 +48,12 @@ def write_report(*study_dirs: Path, output: Path | None = None, refresh_seconds:
     files = report_files(study, refresh_seconds)
     make_directory(target.parent)
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            new = temporary / "new"
-            _write_files(new, files)
-            _swap_in(new, target, aside=temporary / "old")
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with folder_beside(target) as new:
+            for name, content in files.items():
+                path = new / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_new(path, content)
+            replace_folder(new, target)
     except OSError as error:
         raise FileError.from_os_error("write report", target, error) from None
     return folder / "index.html"
@@ -145,26 +141,3 @@ def _check_replaceable(target: Path) -> None:
         return
     if not target.is_dir() or not all((target / name).is_file() for name in SIGNATURE):
         raise UsageError(f"{target} exists and is no report, so it is not replaced; choose another folder")
-
-
-def _write_files(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _swap_in(new: Path, target: Path, *, aside: Path) -> None:
-    """Put ``new`` in the place of ``target``; where that fails, ``target`` comes back."""
-    if not target.exists():
-        new.rename(target)
-        return
-    target.rename(aside)
-    try:
-        new.rename(target)
-    except OSError:
-        aside.rename(target)
-        raise

@@ -28,8 +28,10 @@ from typing import Any
 from benchmarks.memory_allocator import KEEP_MEMORY, restart_with_kept_memory
 from benchmarks.shapes import Shape, select
 from seqlm.config import DataConfig, RunConfig
+from seqlm.environment import DATA
 from seqlm.errors import SeqlmError
-from seqlm.rundir import RunDirectory, read_json, write_json
+from seqlm.files import read_json, write_json
+from seqlm.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_SHAPES = (
@@ -193,7 +195,7 @@ def pauses(folder: Path, steps: int) -> dict[str, Any]:
 
     run = RunDirectory(folder)
     config: RunConfig = run.read_config()
-    trainer = Trainer(config, load_corpus(config.data, Path(os.environ["SEQLM_DATA"])), run, rank=Rank(), attempt=1)
+    trainer = Trainer(config, load_corpus(config.data, DATA.read()), run, rank=Rank(), attempt=1)
     trainer.progress._enabled = False
     step, save, write = trainer.step, trainer._save, trainer._files.save
     pause, written = [], []

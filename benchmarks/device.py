@@ -15,7 +15,7 @@ def choose_device(name: str | None) -> torch.device:
         UsageError: there is no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: found cuda, but this machine has no GPU that torch can use; valid is cpu")
+        raise UsageError("--device: expected cpu (this machine has no GPU that torch can use), got cuda")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

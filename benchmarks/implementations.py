@@ -14,7 +14,8 @@ from benchmarks.baselines.step import BaselineStep, default_optimizer
 from benchmarks.names import LITERAL, ours, precision_of
 from benchmarks.ours import OurStep
 from benchmarks.shapes import Shape
-from seqlm.config import Precision, RecurrentConfig
+from seqlm.architectures import RecurrentConfig
+from seqlm.config import Precision
 from seqlm.training.precision import set_switches, use_precision
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -20,7 +20,7 @@ from benchmarks.interleave import Rounds, Spread, Turn, interleave
 from benchmarks.names import LITERAL, PRECISIONS, builtin, compared_with, implementation_names, ours
 from benchmarks.peak_memory import measure_in_child
 from benchmarks.shapes import Shape
-from jobs.plan.estimate import flops_per_token, parameter_count
+from jobs.plan.estimate import flops_per_token
 from seqlm.config import Precision
 from seqlm.errors import BackendError, RunError
 
@@ -102,7 +102,7 @@ def _facts(shape: Shape) -> dict[str, Any]:
         "seq_len": train.seq_len,
         "vocab_size": shape.vocab_size,
         "optimizer": shape.config.optim.optimizer,
-        "parameters": parameter_count(shape.config, shape.vocab_size),
+        "parameters": shape.config.model.parameter_count(shape.vocab_size),
         "flops_per_token": flops_per_token(shape.config, shape.vocab_size),
     }
 

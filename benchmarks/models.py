@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check_out(path: Path) -> None:
     """Before an hour of measuring, not after it."""
     if path.suffix != ".json":
-        raise UsageError(f"--out: found {path}, valid is a file name that ends in .json")
+        raise UsageError(f"--out: expected a file name that ends in .json, got {path}")
     if not path.parent.is_dir():
         raise UsageError(f"--out: there is no folder {path.parent}")
 

@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         shapes = select([options.shape])
         if len(shapes) != 1:
-            raise UsageError(f"--shape: found the group {options.shape}, valid is one shape")
+            raise UsageError(f"--shape: expected one shape, got the group {options.shape}")
         if not 1 < options.ranks <= shapes[0].config.train.batch_size:
-            raise UsageError(f"--ranks: found {options.ranks}, valid is 2 to the batch size")
+            raise UsageError(f"--ranks: expected 2 to the batch size, got {options.ranks}")
         measured = _measure(shapes[0], options.ranks, options.rounds, options.bucket_mb)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.report_study import make_study
 from benchmarks.results import circumstances
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.config import RunConfig
-from seqlm.rundir import RunDirectory, write_json, write_text
+from seqlm.files import write_json, write_text
+from seqlm.rundir import RunDirectory
 
 SEEDS = 3
 ARCHITECTURES = {"rnn": 155.0, "gru": 108.0, "transformer": 130.0}

@@ -20,7 +20,7 @@ from benchmarks.names import LITERAL, builtin, ours
 from jobs import terminal
 from jobs.study.kept_code import live_code
 from seqlm import machine
-from seqlm.rundir import write_json, write_text
+from seqlm.files import write_json, write_text
 
 SCHEMA_VERSION = 2
 

@@ -23,8 +23,8 @@ from benchmarks.interleave import Rounds, Spread, interleave
 from benchmarks.stand_ins import WORKER, Span, cost_per_run, equal, hand_over, make_study, spans
 from benchmarks.turns import load_average, require_tune, rounded, take_turn
 from seqlm.errors import SeqlmError, UsageError
+from seqlm.files import write_json, write_text
 from seqlm.machine import cpu_count
-from seqlm.rundir import write_json, write_text
 
 PARTS = ("cost", "first-step", "launch")
 Figures = dict[str, float]
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if min(options.rounds, options.grid) < 1 or options.runs < 2 * cpu_count():
-            raise UsageError(f"--rounds, --grid: valid is 1 or more; --runs: valid is {2 * cpu_count()} or more")
+            raise UsageError(f"--rounds, --grid: expected 1 or more; --runs: expected {2 * cpu_count()} or more")
         if {"cost", "first-step"} & {*options.parts}:
             require_tune()
         document = measure(options)

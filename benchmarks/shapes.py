@@ -6,18 +6,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import assert_never
 
 import jobs
 from jobs.manifests.load import load_manifest
-from seqlm.config import (
-    AdamConfig,
-    DataConfig,
-    ModelConfig,
-    RecurrentConfig,
-    RunConfig,
-    TrainConfig,
-    TransformerConfig,
-)
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.config import AdamConfig, DataConfig, RunConfig, TrainConfig
 from seqlm.errors import UsageError, nearest
 
 PUBLISHED_MANIFEST = Path(jobs.__file__).parent / "manifests" / "paper.toml"
@@ -60,6 +54,8 @@ class Shape:
                 model = replace(recurrent, hidden_size=16, embedding_size=16)
             case TransformerConfig() as transformer:
                 model = replace(transformer, hidden_size=2 * transformer.num_heads, mlp_size=16)
+            case _:
+                assert_never(self.config.model)
         train = replace(self.config.train, batch_size=2, seq_len=2)
         return replace(self, config=replace(self.config, model=model, train=train), vocab_size=16)
 

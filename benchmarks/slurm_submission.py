@@ -22,7 +22,7 @@ from benchmarks.interleave import Rounds, interleave
 from benchmarks.scheduler_calls import CallCounter
 from benchmarks.turns import ROOT, load_average, rounded, take_turn
 from seqlm.errors import BackendError, SeqlmError, UsageError
-from seqlm.rundir import write_json, write_text
+from seqlm.files import write_json, write_text
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 
 GPUS = 8
@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if not 2 <= options.runs <= LARGEST_ARRAY:
-            raise UsageError(f"--runs: found {options.runs}, valid is 2 to {LARGEST_ARRAY}, tasks of one array")
+            raise UsageError(f"--runs: expected 2 to {LARGEST_ARRAY}, tasks of one array, got {options.runs}")
         if min(options.nodes, options.repeats) < 1:
-            raise UsageError("--nodes and --repeats: valid is 1 or more")
+            raise UsageError("--nodes and --repeats: expected 1 or more")
         document = measure(options)
         if options.out is not None:
             write_json(options.out, document)

@@ -16,7 +16,8 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.totals import makespan
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 
 WORKER = (sys.executable, "-S", str(Path(__file__).with_name("stand_in_worker.py")))
 NOTHING = Estimate(

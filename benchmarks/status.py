@@ -25,8 +25,9 @@ from jobs.study.folder import launching, write_queue
 from jobs.study.kept_code import live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.config import RunConfig
+from seqlm.files import write_json, write_json_lines
 from seqlm.machine import cpu_count, cpu_model
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("rnn", "gru", "transformer")

@@ -21,7 +21,7 @@ from benchmarks.interleave import Spread
 from benchmarks.stand_ins import Span, free_makespan, hand_over, least_makespan, mixed, utilisation
 from benchmarks.turns import load_average, rounded, take_turn
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.gpus < 2:
-            raise UsageError(f"--gpus: found {options.gpus}, valid is 2 or more, since some runs have two ranks")
+            raise UsageError(f"--gpus: expected 2 or more, since some runs have two ranks, got {options.gpus}")
         if options.runs < 1 or options.repeats < 1:
-            raise UsageError("--runs and --repeats: valid is 1 or more")
+            raise UsageError("--runs and --repeats: expected 1 or more")
         document = measure(options)
         if options.out is not None:
             write_json(options.out, document)

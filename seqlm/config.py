@@ -13,85 +13,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+from seqlm.architectures import ARCHITECTURES, ModelConfig
 from seqlm.errors import ConfigError, nearest
-from seqlm.schema import Bound, Table, fields_of, listing, read, show, unknown_key, wrong_choice
+from seqlm.schema import (
+    Bound,
+    Count,
+    Positive,
+    Section,
+    Table,
+    fields_of,
+    listing,
+    read,
+    show,
+    unknown_key,
+    wrong_choice,
+)
 
 Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
 """Of the operands of matrix products."""
 
-_Count = Annotated[int, Bound("a positive whole number", least=1)]
-_Positive = Annotated[float, Bound("a positive finite number", above=0)]
 Seed = Annotated[int, Bound("a whole number from 0 to 2^63 - 1", least=0, most=2**63 - 1)]
-_Probability = Annotated[float, Bound("a number above 0 and at most 1", above=0, most=1)]
-
-
-class _Section(Table):
-    """A table of the configuration. ``1`` becomes ``1.0`` in fields that are numbers: both are one run."""
-
-    def __post_init__(self) -> None:
-        for name, field in fields_of(type(self)).items():
-            if field.kind is float:
-                object.__setattr__(self, name, float(getattr(self, name)))
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecurrentConfig(_Section):
-    """A stacked RNN (tanh) or GRU."""
-
-    NAME = "model"
-
-    arch: Literal["rnn", "gru"]
-    """Architecture."""
-    hidden_size: _Count
-    """Units of each layer, H."""
-    num_layers: _Count = 2
-    """Stacked layers, L."""
-    embedding_size: _Count = 200
-    """Width of the token embedding."""
-    keep: _Probability = 0.35
-    """Probability of keeping a unit, on the embedding and on each layer's output."""
-    implementation: Literal["fused", "reference"] = "fused"
-    """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
-    autograd, to check it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig(_Section):
-    """A decoder-only Transformer with pre-norm blocks."""
-
-    NAME = "model"
-
-    arch: Literal["transformer"]
-    """Architecture."""
-    hidden_size: _Count
-    """Width of the blocks and of the embedding (``n_units`` in the study)."""
-    num_layers: _Count = 2
-    """Blocks."""
-    num_heads: _Count = 16
-    """Attention heads, a divisor of ``hidden_size``."""
-    mlp_size: _Count = 2048
-    """Inner width of each block's MLP."""
-    keep: _Probability = 0.9
-    """Probability of keeping a unit, everywhere except on the attention weights."""
-    attention_keep: _Probability = 0.9
-    """Probability of keeping an attention weight; the published runs always used 0.9."""
-    attention: Literal["own", "sdpa"] = "own"
-    """``own``: the equations. ``sdpa``: ``F.scaled_dot_product_attention``, the same function, other dropout draws."""
-    implementation: Literal["fused", "reference"] = "fused"
-    """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
-    autograd, to check it."""
-
-    def _conditions(self) -> Iterator[str]:
-        if self.hidden_size == 1:
-            yield "model.hidden_size: expected at least 2 (layer norm needs a deviation), got 1"
-        elif self.hidden_size > 1 and self.num_heads > 0 and self.hidden_size % self.num_heads:
-            heads = self.num_heads
-            yield f"model.hidden_size: expected a multiple of model.num_heads = {heads}, got {self.hidden_size}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which text, and how it becomes tokens. The place of the files is not part of it."""
 
     NAME = "data"
@@ -117,45 +62,52 @@ class DataConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamConfig(_Section):
+class AdamConfig(Section):
     """Adam with PyTorch's default betas and epsilon (Kingma and Ba, 2015)."""
 
     NAME = "optim"
+    LABELS: ClassVar[Mapping[str, str]] = {"adam": "Adam"}
+    MOMENTS: ClassVar[int] = 2
+    """Values per parameter that the optimizer keeps from step to step."""
 
     optimizer: Literal["adam"]
     """Optimizer."""
-    lr: _Positive
+    lr: Positive
     """Learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SgdConfig(_Section):
+class SgdConfig(Section):
     """Plain stochastic gradient descent, no momentum, constant learning rate."""
 
     NAME = "optim"
+    LABELS: ClassVar[Mapping[str, str]] = {"sgd": "SGD"}
+    MOMENTS: ClassVar[int] = 0
 
     optimizer: Literal["sgd"]
     """Optimizer."""
-    lr: _Positive
+    lr: Positive
     """Learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SgdScheduleConfig(_Section):
+class SgdScheduleConfig(Section):
     """SGD whose learning rate falls by epoch."""
 
     NAME = "optim"
+    LABELS: ClassVar[Mapping[str, str]] = {"sgd_schedule": "SGD schedule"}
+    MOMENTS: ClassVar[int] = 0
 
     optimizer: Literal["sgd_schedule"]
     """Optimizer."""
-    lr: _Positive
+    lr: Positive
     """Learning rate of the first epochs."""
     schedule: Literal["compounding", "per_epoch"] = "compounding"
     """``compounding`` (the published runs): in epoch e the *current* rate is multiplied by decay^-(e - flat + 1).
     ``per_epoch`` (the published text): the rate is divided by ``decay`` after each epoch."""
     decay: Annotated[float, Bound("a number greater than 1", above=1)] = 1.15
     """Divisor of the learning rate."""
-    flat_epochs: _Count | None = None
+    flat_epochs: Count | None = None
     """Epochs at the given rate before it falls; without it, 15 for ``compounding`` and 1 for ``per_epoch``."""
 
     def __post_init__(self) -> None:
@@ -165,25 +117,24 @@ class SgdScheduleConfig(_Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The training protocol. The batch is the global one; a rank's share follows from the number of ranks."""
 
     NAME = "train"
 
-    epochs: _Count = 40
+    epochs: Count = 40
     """Passes over the training split."""
-    batch_size: _Count = 20
+    batch_size: Count = 20
     """Columns of the global batch, B, whatever the number of devices that share it."""
-    seq_len: _Count = 35
+    seq_len: Count = 35
     """Tokens of a window, T."""
-    clip_norm: _Positive = 0.25
+    clip_norm: Positive = 0.25
     """Largest gradient norm over all parameters."""
     precision: Precision = "fp32"
     """Precision of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or
     processor that has it; other devices refuse the run. See "Precision" in docs/manifest.md."""
 
 
-ModelConfig: TypeAlias = RecurrentConfig | TransformerConfig
 OptimConfig: TypeAlias = AdamConfig | SgdConfig | SgdScheduleConfig
 
 
@@ -265,12 +216,18 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
 """Section, key and neutral value of what was added after the first runs: their fingerprints must stay as they were."""
 
 VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "model": ("arch", (RecurrentConfig, TransformerConfig)),
+    "model": ("arch", ARCHITECTURES),
     "data": ("", (DataConfig,)),
     "optim": ("optimizer", (AdamConfig, SgdConfig, SgdScheduleConfig)),
     "train": ("", (TrainConfig,)),
 }
 """Section -> (the key that chooses the variant, the variants)."""
+
+
+def labels(section: str) -> dict[str, str]:
+    """Return the choices of a section's variant with their names in print, in the order of reports."""
+    variants: tuple[type[Section], ...] = VARIANTS[section][1]
+    return {choice: label for variant in variants for choice, label in variant.LABELS.items()}
 
 
 def valid_keys() -> list[str]:

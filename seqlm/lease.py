@@ -27,22 +27,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, assert_never, final
 
+from seqlm.environment import LEASE_SECONDS, STALE_LEASE_MINUTES
 from seqlm.errors import FileError, LeaseLostError, RunBusyError
-from seqlm.reading import parse_json, read_bytes
-from seqlm.variables import positive_number
+from seqlm.files import file_beside, flush, hard_link, json_text, read_json, write_json, write_new
+from seqlm.locks import LOOK_SECONDS as LOCK_SECONDS
+from seqlm.locks import LOOKS, read_lock_holder
+from seqlm.processes import is_alive, this_process
 
 LOOK_SECONDS = 1.0
 """How often a lease is looked at that may be stale."""
@@ -50,9 +51,6 @@ MISSED_BEATS = 3
 """A lease is not stale before so many heartbeats of its owner are missing, whatever the stale time is."""
 LOOK_AROUND_SECONDS = 2.0
 """How often an owner looks whether somebody has cancelled its run."""
-
-NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
-"""How a file system without hard links refuses one: exFAT, SMB, some of FUSE."""
 
 _GONE = (errno.ENOENT, errno.ESTALE)
 _FILE = re.compile(r"[0-9]{6,}\.json")
@@ -62,8 +60,8 @@ _FILE = re.compile(r"[0-9]{6,}\.json")
 class Terms:
     """How a lease is kept."""
 
-    heartbeat_seconds: float = 10.0
-    stale_seconds: float = 180.0
+    heartbeat_seconds: float = LEASE_SECONDS.default
+    stale_seconds: float = 60 * STALE_LEASE_MINUTES.default
     """How long the heartbeat of another host must have been missing before its lease is taken over."""
 
     @classmethod
@@ -73,108 +71,7 @@ class Terms:
         Raises:
             UsageError: one of them is not a number above 0.
         """
-        return cls(
-            heartbeat_seconds=positive_number(env, "SEQLM_LEASE_SECONDS", cls.heartbeat_seconds, "seconds"),
-            stale_seconds=60 * positive_number(env, "SEQLM_STALE_LEASE_MINUTES", cls.stale_seconds / 60, "minutes"),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Host:
-    """Where a process runs. Two processes with the same host see each other by their process ids."""
-
-    name: str
-    """The host name."""
-    machine: str
-    """The machine id, or the host name where there is none."""
-    boot: str = ""
-    """The id that Linux draws at boot. Cloned machines and containers may share it."""
-    pid_namespace: str = ""
-    """The kernel's name for the numbering of processes. Each container has its own."""
-
-
-def this_host() -> Host:
-    """Where this process runs."""
-    name = socket.gethostname()
-    return Host(
-        name=name,
-        machine=_first_line("/etc/machine-id") or name,
-        boot=_first_line("/proc/sys/kernel/random/boot_id"),
-        pid_namespace=_link("/proc/self/ns/pid"),
-    )
-
-
-def this_process() -> dict[str, Any]:
-    """What identifies this process in a lease or a lock file.
-
-    ``pid``, ``process_group``, ``host``, ``machine_id``, ``boot_id``, ``pid_namespace`` and ``process_start``, the
-    result of :func:`process_start`.
-    """
-    host = this_host()
-    return {
-        "pid": os.getpid(),
-        "process_group": os.getpgrp(),
-        "host": host.name,
-        "machine_id": host.machine,
-        "boot_id": host.boot,
-        "pid_namespace": host.pid_namespace,
-        "process_start": process_start(os.getpid()),
-    }
-
-
-def process_start(pid: int) -> int | None:
-    """When a process of this host started, in clock ticks since boot. ``None``: no such process, or not known."""
-    fields = _process_fields(pid)
-    return int(fields[19]) if fields else None
-
-
-def _process_fields(pid: int) -> list[str]:
-    """``/proc/PID/stat`` from its third field, the state, on. Empty: no such process, or not visible."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-    return fields if len(fields) > 19 else []
-
-
-def is_here(owner: Mapping[str, Any]) -> bool:
-    """Whether a recorded process ran where this one runs, so that its process id means something here."""
-    host = this_host()
-    found = [owner.get(key) for key in ("host", "machine_id", "boot_id", "pid_namespace")]
-    return found == [host.name, host.machine, host.boot, host.pid_namespace]
-
-
-def is_alive(owner: Mapping[str, Any]) -> bool | None:
-    """Whether a recorded process (:func:`this_process`) lives. ``None``: it ran elsewhere, so this is not known.
-
-    A process that has the same id and another start time is another process. A record without a start time is
-    compared by the id alone.
-    """
-    pid, started = owner.get("pid"), owner.get("process_start")
-    if not is_here(owner) or not isinstance(pid, int) or pid <= 0:
-        return None
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        pass  # it lives, as another user
-    except (OSError, OverflowError):
-        return False
-    fields = _process_fields(pid)
-    return not fields or (fields[0] not in "ZX" and started in (None, int(fields[19])))
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text("ascii").strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return str(Path(path).readlink())
-    except OSError:
-        return ""
+        return cls(heartbeat_seconds=LEASE_SECONDS.read(env), stale_seconds=60 * STALE_LEASE_MINUTES.read(env))
 
 
 @final
@@ -204,13 +101,8 @@ class Lease:
 
     def release(self) -> None:
         """Say that the owner is done. One that has lost its lease, or whose disk is full, says nothing."""
-        with contextlib.suppress(OSError, LeaseLostError):
-            beside = _write_beside(self.file, {**self._record, "released": True})
-            try:
-                self.check()
-                beside.replace(self.file)
-            finally:
-                beside.unlink(missing_ok=True)
+        with contextlib.suppress(FileError, LeaseLostError):
+            write_json(self.file, {**self._record, "released": True}, guard=self.check)
 
 
 def claim(
@@ -249,13 +141,16 @@ def claim(
             owner = _read(folder / _name(newest))
             if newest and not _is_free(owner):
                 tell(f"{_who(owner)} has not released this run; watching for a sign of life")
-                match _watch(folder, newest, _patience(owner, terms), pause, clock):
+                seen = _watch(folder, newest, _patience(owner, terms), pause, clock)
+                match seen:
                     case "beat":
                         raise RunBusyError(f"{busy} ({_who(owner)})")
                     case "changed":
                         continue
-                    case _:
+                    case "silent":
                         tell(f"taking this run over from {_who(owner)}, which gives no sign of life")
+                    case _:
+                        assert_never(seen)
             newest += 1
             lease = _take(folder, newest, attempt, terms)
             if lease is not None:
@@ -328,6 +223,32 @@ def live_owner(folder: Path, stale_seconds: float) -> dict[str, Any] | None:
     return None if _is_free(owner) else owner
 
 
+def has_live_worker(lock_file: Path, folder: Path, stale_seconds: float) -> bool:
+    """Return whether a locked ``lock_file`` names a process that may hold it.
+
+    A process of another host counts if it has taken the lock, or renewed its lease in ``folder``, within
+    ``stale_seconds``.
+    """
+    for _ in range(LOOKS):
+        holder = read_lock_holder(lock_file)
+        alive = is_alive(holder) if holder else False
+        if alive:
+            return True
+        if holder and alive is None:
+            owner = live_owner(folder, stale_seconds) or {}
+            is_owner = all(owner.get(key) == holder.get(key) for key in ("pid", "host"))
+            return is_owner or _is_younger(lock_file, stale_seconds)
+        time.sleep(LOCK_SECONDS)  # a process that has just taken the lock has yet to write its name
+    return False
+
+
+def _is_younger(path: Path, seconds: float) -> bool:
+    try:
+        return abs(time.time() - path.stat().st_mtime) < seconds
+    except OSError:
+        return False
+
+
 def newest_generation(folder: Path) -> int:
     """The number of the run's newest lease, 0 where it has had none.
 
@@ -373,42 +294,10 @@ def _exists(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a lease says; nothing where it cannot be read, and then its owner may be anybody."""
-    try:
-        record = parse_json(read_bytes(path).decode("utf-8"))
-    except (OSError, FileError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _write_beside(path: Path, record: Mapping[str, Any]) -> Path:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(record, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    return beside
-
-
-def _link_or_create(beside: Path, path: Path) -> None:
-    """Make ``path`` from ``beside``, or raise FileExistsError.
-
-    Without links others may see it empty for an instant, and after a crash for ever. They then watch it like the lease
-    of a stranger.
-    """
-    try:
-        os.link(beside, path)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        with path.open("xb") as file:
-            file.write(beside.read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
+    """Return the record of a lease. It is empty if the file cannot be read: its owner is then unknown."""
+    with contextlib.suppress(FileError):
+        return read_json(path) or {}
+    return {}
 
 
 def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | None:
@@ -423,17 +312,20 @@ def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | 
         "released": False,
     }
     path = folder / _name(generation)
-    beside = _write_beside(path, record)
-    try:
-        _link_or_create(beside, path)
-    except FileExistsError:
-        # A server of files whose answer got lost is asked again, and finds what it has done itself (man 2 open).
-        if beside.stat().st_nlink != 2:
-            return None
-    except FileNotFoundError:
-        return None  # swept away by somebody who became the owner in this instant
-    finally:
-        beside.unlink(missing_ok=True)
+    with file_beside(path) as beside:
+        beside.write_text(json_text(record), "utf-8")
+        flush(beside)
+        try:
+            if not hard_link(beside, path):
+                # Others may see the file empty for an instant, and after a crash for ever. They then watch it like the
+                # lease of an unknown owner.
+                write_new(path, beside.read_bytes())
+        except FileExistsError:
+            # A file server whose answer got lost is asked again, and finds the link that it has made (man 2 open).
+            if beside.stat().st_nlink != 2:
+                return None
+        except FileNotFoundError:
+            return None  # removed by a process that became the owner at this instant
     return Lease(folder, generation, record)
 
 
@@ -456,7 +348,7 @@ def _patience(owner: Mapping[str, Any], terms: Terms) -> float:
 
 def _watch(
     folder: Path, generation: int, seconds: float, pause: Callable[[float], None], clock: Callable[[], float]
-) -> str:
+) -> Literal["beat", "changed", "silent"]:
     """Watch a lease: ``beat`` at its first sign of life, ``changed`` where it is another's or released, ``silent``.
 
     The time between two looks counts as twice the pause at most: a watcher that was itself stopped has not watched.

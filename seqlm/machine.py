@@ -19,8 +19,6 @@ from seqlm.errors import UsageError
 CPUINFO = Path("/proc/cpuinfo")
 CUDA_BYTES = 512 * 2**20
 """Memory of a GPU that a process takes besides its tensors: CUDA's context and kernels. A round figure."""
-SHARE_VARIABLE = "SEQLM_GPU_SHARE"
-"""The share of its GPU that a rank may use, above 0 and at most 1."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 PCI_ORDER = "PCI_BUS_ID"

@@ -49,6 +49,11 @@ class Bound:
         return {**handler(schema), **{key: value for key, value in found.items() if value is not None}}
 
 
+Count = Annotated[int, Bound("a positive whole number", least=1)]
+Positive = Annotated[float, Bound("a positive finite number", above=0)]
+Probability = Annotated[float, Bound("a number above 0 and at most 1", above=0, most=1)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Field:
     """What the annotation of a field says."""
@@ -143,6 +148,19 @@ class Table:
     def key(cls, name: str) -> str:
         """Return the dotted name of a field, such as ``optim.lr``."""
         return f"{cls.NAME}.{name}" if cls.NAME else name
+
+
+class Section(Table):
+    """A table of the configuration. ``1`` becomes ``1.0`` in fields that are numbers: both are one run."""
+
+    LABELS: ClassVar[Mapping[str, str]] = {}
+    """Name in print of each choice of the key that selects this table. Empty: no key does."""
+
+    def __post_init__(self) -> None:
+        for name, field in fields_of(type(self)).items():
+            if field.kind is float:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        super().__post_init__()
 
 
 def read(kind: type[TableT], raw: Mapping[str, Any], unknown: Callable[[str], str] | None = None) -> TableT:

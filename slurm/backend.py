@@ -30,7 +30,8 @@ from jobs.study.folder import ObservedRun, read_jobs, write_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask, parents
 from seqlm.errors import BackendError
-from seqlm.rundir import RunDirectory, make_directory, write_text
+from seqlm.files import make_directory, write_text
+from seqlm.rundir import RunDirectory
 from slurm import control
 from slurm.environment import first_lines, sbatch_environment
 from slurm.settings import SlurmSettings

@@ -15,7 +15,7 @@ from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from seqlm import machine
 from seqlm.errors import BackendError
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from jobs.manifests.backends import SlurmTable, check_table, option_name
 from jobs.manifests.fields import Problems
 from jobs.manifests.reader import read_toml_file
 from jobs.spec import Resources
+from seqlm.environment import SLURM_CONFIG
 from seqlm.errors import BackendError, ManifestError
 
 SITE_FILE = Path(__file__).parent / "cluster.toml"
@@ -94,8 +95,8 @@ _PREFIX = "backend.slurm."
 
 
 def _site_path(environ: Mapping[str, str]) -> Path | None:
-    if named := environ.get("SEQLM_SLURM_CONFIG"):
-        return Path(named).expanduser()
+    if named := SLURM_CONFIG.read(environ):
+        return named.expanduser()
     return SITE_FILE if SITE_FILE.exists() else None
 
 
@@ -104,7 +105,7 @@ def _read_site(path: Path, problems: Problems) -> Mapping[str, Any]:
         table = read_toml_file(path)
     except ManifestError as error:
         for line in error.problems:
-            problems.add("SEQLM_SLURM_CONFIG" if path != SITE_FILE else "slurm site file", line)
+            problems.add(SLURM_CONFIG.name if path != SITE_FILE else "slurm site file", line)
         return {}
     check_table("slurm", table, path.name, problems, prefix="")
     return table

@@ -19,7 +19,8 @@ from jobs.spec import Resources
 from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError, UsageError
-from seqlm.rundir import RunDirectory, make_directory, write_json
+from seqlm.files import make_directory, write_json
+from seqlm.rundir import RunDirectory
 from slurm.environment import first_lines, only, plain_env, sbatch_environment
 from slurm.job import JobPlan
 from slurm.settings import SlurmSettings

@@ -37,7 +37,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 # -- what a command imports ----------------------------------------------------------------------------------------
 
-BASE = {"launch", "jobs", "jobs.cli", "jobs.cli.arguments", "jobs.cli.parser", "jobs.terminal", "seqlm", "seqlm.errors"}
+BASE = {
+    *("launch", "jobs", "jobs.cli", "jobs.cli.arguments", "jobs.cli.parser", "jobs.terminal"),
+    *("seqlm", "seqlm.environment", "seqlm.errors"),
+}
 """All that ``--help`` imports of ours."""
 FOLLOWING = (
     "jobs.cli.studying",
@@ -52,13 +55,17 @@ LOGS = (
     *("seqlm.data", "seqlm.data.layout"),
 )
 BOTTOM = (
-    "seqlm.atomic",
+    "seqlm.architectures",
     "seqlm.config",
+    "seqlm.environment",
+    "seqlm.files",
+    "seqlm.run_layout",
     "seqlm.lease",
+    "seqlm.locks",
+    "seqlm.processes",
     "seqlm.reading",
     "seqlm.rundir",
     "seqlm.schema",
-    "seqlm.variables",
 )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from seqlm.config import AdamConfig, RunConfig, SgdScheduleConfig, TransformerConfig, applicable_keys, valid_keys
+from seqlm.architectures import TransformerConfig
+from seqlm.config import AdamConfig, RunConfig, SgdScheduleConfig, applicable_keys, valid_keys
 from seqlm.errors import ConfigError
 
 RNN: dict[str, Any] = {

@@ -17,7 +17,9 @@ import pytest
 import launch
 from jobs.study.folder import launching
 from jobs.study.kept_code import keep_code
-from seqlm.rundir import RunDirectory, is_locked, write_json
+from seqlm.files import write_json
+from seqlm.locks import is_locked
+from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 
 from seqlm import lease as leases
+from seqlm import processes
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
-from seqlm.lease import Host, Lease, Terms, claim, is_released, kept, live_owner, newest_generation, require_attempt
+from seqlm.lease import Lease, Terms, claim, is_released, kept, live_owner, newest_generation, require_attempt
+from seqlm.processes import Host
 from tests import commands
 from tests.waiting import wait_for
 
@@ -35,7 +37,7 @@ class Cluster:
         self.now = 0.0
         self.told: list[str] = []
         self._host = "a"
-        monkeypatch.setattr(leases, "this_host", lambda: self.host(self._host))
+        monkeypatch.setattr(processes, "this_host", lambda: self.host(self._host))
 
     def host(self, name: str) -> Host:
         return Host(name=name, machine=f"machine of {name}")
@@ -115,29 +117,29 @@ def test_a_process_id_means_nothing_on_a_host_that_differs_in_anything(
     monkeypatch.setattr(cluster, "host", lambda name: Host(**(here if name == "a" else {**here, **other})))
     first = cluster.claim("a")
     rewrite(first, pid=2**22 + 1)
-    assert leases.is_alive(json.loads(first.file.read_text())) is False
+    assert processes.is_alive(json.loads(first.file.read_text())) is False
     with pytest.raises(RunBusyError):
         cluster.claim("c", while_waiting=first.beat)
-    assert leases.is_alive(json.loads(first.file.read_text())) is None
+    assert processes.is_alive(json.loads(first.file.read_text())) is None
 
 
 @pytest.mark.process
 def test_a_process_is_known_by_its_id_and_its_start(tmp_path: Path) -> None:
     program = (
-        "import json, sys; from seqlm.lease import this_process; print(json.dumps(this_process()), flush=True); input()"
+        "import json; from seqlm.processes import this_process; print(json.dumps(this_process()), flush=True); input()"
     )
     process = commands.start([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE)
     record = json.loads(commands.next_line(process))
-    assert (record["pid"], record["process_start"]) == (process.pid, leases.process_start(process.pid))
-    assert leases.is_alive(record) is True
-    assert leases.is_alive({**record, "process_start": record["process_start"] + 1}) is False
-    assert leases.is_alive({**record, "process_start": None}) is True
-    assert leases.is_alive({**record, "boot_id": "another"}) is None
+    assert (record["pid"], record["process_start"]) == (process.pid, processes.process_start(process.pid))
+    assert processes.is_alive(record) is True
+    assert processes.is_alive({**record, "process_start": record["process_start"] + 1}) is False
+    assert processes.is_alive({**record, "process_start": None}) is True
+    assert processes.is_alive({**record, "boot_id": "another"}) is None
     process.kill()
-    wait_for(lambda: leases.is_alive(record), "the process to have ended, reaped or not", until=lambda a: a is False)
+    wait_for(lambda: processes.is_alive(record), "the process to have ended, reaped or not", until=lambda a: a is False)
     commands.finish(process)
-    assert leases.is_alive(record) is False
-    assert leases.process_start(process.pid) is None
+    assert processes.is_alive(record) is False
+    assert processes.process_start(process.pid) is None
 
 
 def test_a_beating_heart_on_another_host_refuses_a_second_worker_and_names_the_first(cluster: Cluster) -> None:
@@ -399,14 +401,14 @@ def test_a_beating_heart_keeps_no_process_alive(tmp_path: Path) -> None:
 RACE = """
 import os, sys, time
 from pathlib import Path
-from seqlm import lease
+from seqlm import lease, processes
 from seqlm.errors import RunBusyError
 folder, me, log = Path(sys.argv[1]), sys.argv[2], open(sys.argv[3], "a")
 if sys.argv[4] == "no links":
     def refuse(source, target):
         raise PermissionError(1, "no hard links here")
     os.link = refuse
-lease.this_host = lambda: lease.Host(name=me, machine=me)
+processes.this_host = lambda: processes.Host(name=me, machine=me)
 lease.LOOK_SECONDS = 0.002
 terms = lease.Terms(heartbeat_seconds=0.01, stale_seconds=30)
 print("ready", flush=True)
@@ -475,7 +477,7 @@ def test_who_looks_sees_an_owner_by_the_age_of_its_heartbeat(cluster: Cluster) -
 
 @pytest.mark.parametrize("text", ["0", "-1", "ten", "nan", "inf"])
 def test_terms_that_make_no_sense_are_one_clear_line(text: str) -> None:
-    with pytest.raises(UsageError, match=f'SEQLM_LEASE_SECONDS: found "{text}", valid is a number of seconds above 0'):
+    with pytest.raises(UsageError, match=f'SEQLM_LEASE_SECONDS: expected a number of seconds above 0, got "{text}"'):
         Terms.from_environment({"SEQLM_LEASE_SECONDS": text})
     with pytest.raises(UsageError, match="SEQLM_STALE_LEASE_MINUTES"):
         Terms.from_environment({"SEQLM_STALE_LEASE_MINUTES": text})
@@ -497,7 +499,7 @@ def test_a_host_is_known_by_what_the_system_says_of_it_and_without_that_by_its_n
     files = {"/etc/machine-id": "0f3a\n", "/proc/sys/kernel/random/boot_id": "77\n"}
     monkeypatch.setattr(Path, "read_text", lambda path, encoding: files[str(path)])
     monkeypatch.setattr(Path, "readlink", lambda path: {"/proc/self/ns/pid": Path("pid:[4]")}[str(path)])
-    assert leases.this_host() == Host(name="a", machine="0f3a", boot="77", pid_namespace="pid:[4]")
+    assert processes.this_host() == Host(name="a", machine="0f3a", boot="77", pid_namespace="pid:[4]")
     for error in (OSError(errno.ENOENT, "no /proc"), UnicodeDecodeError("ascii", b"\xff", 0, 1, "not ASCII")):
 
         def refuse(path: Path, encoding: str = "", error: Exception = error) -> str:
@@ -505,7 +507,7 @@ def test_a_host_is_known_by_what_the_system_says_of_it_and_without_that_by_its_n
 
         monkeypatch.setattr(Path, "read_text", refuse)
         monkeypatch.setattr(Path, "readlink", lambda path: refuse(path, error=OSError()))
-        assert leases.this_host() == Host(name="a", machine="a")
+        assert processes.this_host() == Host(name="a", machine="a")
 
 
 def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) -> None:
@@ -518,7 +520,11 @@ def test_the_record_of_a_lease_says_who_holds_it_since_when(cluster: Cluster) ->
     owners = [record.pop("owner") for record in records]
     times = [datetime.fromisoformat(record.pop("taken_at")) for record in records]
     expected = {"host": "a", "machine_id": "machine of a", "boot_id": "", "pid_namespace": ""}
-    expected |= {"pid": os.getpid(), "process_group": os.getpgrp(), "process_start": leases.process_start(os.getpid())}
+    expected |= {
+        "pid": os.getpid(),
+        "process_group": os.getpgrp(),
+        "process_start": processes.process_start(os.getpid()),
+    }
     expected |= {"attempt": 3, "released": False, "heartbeat_seconds": TERMS.heartbeat_seconds}
     assert records == [{"generation": number, **expected} for number in (1, 2)]
     assert owners[0] != owners[1]
@@ -624,7 +630,7 @@ def test_a_lease_is_written_whole_to_the_disk_beside_its_place_under_a_name_that
     monkeypatch.setattr(os, "fsync", sized)
     lease = cluster.claim("a")
     (name,) = seen
-    assert re.fullmatch(r"\.000001\.json\.[0-9a-f]{8}\.tmp", name)
+    assert re.fullmatch(r"\.000001\.json\.[0-9a-f]{16}\.tmp", name)
     assert sizes == [lease.file.stat().st_size]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from seqlm.rundir import exclusive_lock
+from seqlm.locks import exclusive_lock
 from tests.analysis.synthetic import make_run
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 import launch
-from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from seqlm.files import write_json
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for

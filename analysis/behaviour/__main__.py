@@ -2,13 +2,7 @@
 
 The job's folder is ``runs/<study>/behaviour/<run id>/``, with the ``config.json`` of the run and a ``task.json``. The
 run is ``runs/<study>/<run id>/``; its folder gets ``behaviour.json`` and ``samples.jsonl``. The job's own
-``result.json`` says that it is done. From the environment, as for :mod:`seqlm.training.worker`:
-
-    SEQLM_DEVICE                    cpu or cuda (default: cuda where there is a device)
-    SEQLM_GPU_SHARE                 share of the GPU whose memory this process may use, such as 0.25 (default: 1)
-    SEQLM_DATA                      folder or zip of the corpus
-    SEQLM_NODE                      the node's name where hosts do not tell nodes apart, for the record
-    SEQLM_ATTEMPT                   number of this attempt (default: one more than there were)
+``result.json`` says that it is done. Variables: those of :mod:`seqlm.environment` for a worker of one rank.
 
 One process. Exit codes: 0 done, else those of :mod:`seqlm.errors`; ``failure.json`` is in the job's folder.
 """
@@ -22,8 +16,10 @@ from pathlib import Path
 from analysis.behaviour.record import record_behaviour
 from analysis.behaviour.task import Task
 from seqlm.data.corpus import load_corpus
+from seqlm.environment import DATA
 from seqlm.errors import EXIT_USAGE, SeqlmError, UsageError
-from seqlm.rundir import Guard, RunDirectory
+from seqlm.files import Guard
+from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
 from seqlm.training.distributed import gpu_share, rank_from_environment
 
@@ -40,21 +36,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         rank = rank_from_environment(os.environ)
         if rank.world_size != 1:
-            raise UsageError(f"WORLD_SIZE: found {rank.world_size}, valid is 1: behaviour is computed by one process")
+            raise UsageError(f"WORLD_SIZE: expected 1 (behaviour is computed by one process), got {rank.world_size}")
         config = job.read_config()
         task = Task.read(job, config)
+        attempt = attempt_number(job, os.environ)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
 
     def work(guard: Guard) -> None:
-        path = os.environ.get("SEQLM_DATA")
-        corpus = load_corpus(config.data, Path(path) if path else None)
+        corpus = load_corpus(config.data, DATA.read())
         stop.check()
         with gpu_share(rank, os.environ):
             record_behaviour(job, task, corpus, rank.device, stop.check, guard)
 
-    return make_attempt(job, rank, attempt_number(job, os.environ), stop, work)
+    return make_attempt(job, rank, attempt, stop, work)
 
 
 if __name__ == "__main__":

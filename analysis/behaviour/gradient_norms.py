@@ -12,8 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.models import LanguageModel
-from seqlm.models.recurrent import RecurrentModel
-from seqlm.models.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
     """
     if model.fused or model.training:
         raise ValueError("gradient norms need the reference implementation, in evaluation mode")
-    with _outputs_of(_layers(model)) as outputs, torch.enable_grad():
+    with _outputs_of(model.stack) as outputs, torch.enable_grad():
         hidden = _last_features(model, tokens)
         loss = F.cross_entropy(model.output(hidden), targets[-1], reduction="sum")
         states = [state for layer in outputs for state in layer]
@@ -57,23 +55,14 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
     return GradientNorms(overall=per_layer.norm(dim=0).tolist(), layers=per_layer.tolist())
 
 
-def _layers(model: LanguageModel) -> nn.ModuleList:
-    match model:
-        case RecurrentModel():
-            return model.layers
-        case Transformer():
-            return model.blocks
-    raise AssertionError(type(model))
-
-
 def _last_features(model: LanguageModel, tokens: Int[Tensor, "T B"]) -> Float[Tensor, "B H"]:
     """What the output layer reads at the last time step.
 
-    The recurrent models get one token at a time: what a layer hands up is then the very tensor that it carries on, and
-    one hook sees both paths.
+    A model that carries a state gets one token at a time. What a layer returns is then the tensor that it carries on,
+    so that one hook sees both paths.
     """
     state = model.initial_state(tokens.shape[1])
-    pieces = tokens.split(1) if isinstance(model, RecurrentModel) else [tokens]
+    pieces = tokens.split(1) if len(state) else [tokens]
     for piece in pieces:
         hidden, state = model.features(piece, state)
     return hidden[-1]

@@ -22,8 +22,9 @@ from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
 from seqlm.errors import CheckpointError, SeqlmError
+from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
 from seqlm.models import LanguageModel, build_model
-from seqlm.rundir import Guard, RunDirectory, file_sha256, unguarded, write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text
 from seqlm.training.perplexity import perplexity
 
@@ -221,7 +222,7 @@ def load_trained(run: RunDirectory) -> Trained:
         FileError: a file of the run cannot be read.
     """
     if not run.path.is_dir():
-        raise CheckpointError(f"{run.path} does not exist; valid is a finished run of this study")
+        raise CheckpointError(f"{run.path} does not exist; expected a finished run of this study")
     config = run.read_config()
     checkpoint = load_checkpoint(run.best_checkpoint, config.fingerprint())
     sha256 = file_sha256(run.best_checkpoint)

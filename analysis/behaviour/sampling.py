@@ -47,7 +47,7 @@ def prompt_ids(text: str, corpus: Corpus, level: Level) -> list[int]:
     if not text.endswith("\n"):
         del tokens[-1]
     if not tokens:
-        raise DataError("settings.prompt: found a text without a token, valid is at least one word (or null)")
+        raise DataError("settings.prompt: expected at least one word, or null, got a text without a token")
     ids = {token: number for number, token in enumerate(corpus.vocabulary)}
     unknown = [token for token in tokens if token not in ids]
     if unknown and UNK not in ids:

@@ -10,7 +10,8 @@ from typing import Any
 
 from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, nearest
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
 
 TASK_FILE = "task.json"
 
@@ -80,7 +81,7 @@ class Settings:
             is_valid, valid = _RULES[key]
             if not is_valid(value):
                 found = json.dumps(value, default=str, ensure_ascii=False)
-                problems.append(f"settings.{key}: found {found}, valid is {valid}")
+                problems.append(f"settings.{key}: expected {valid}, got {found}")
         if problems:
             raise ConfigError(problems)
         seq_len = config.train.seq_len
@@ -117,9 +118,9 @@ class Task:
         judge, settings = raw.get("judge"), raw.get("settings", {})
         if judge is not None and not (isinstance(judge, str) and _is_folder_name(judge) and judge != job.id):
             found = json.dumps(judge, default=str, ensure_ascii=False)
-            problems.append(f"judge: found {found}, valid is the id of another run of the study, or null")
+            problems.append(f"judge: expected the id of another run of the study, or null, got {found}")
         if not isinstance(settings, Mapping):
-            problems.append(f"settings: found {json.dumps(settings, ensure_ascii=False)}, valid is a table")
+            problems.append(f"settings: expected a table, got {json.dumps(settings, ensure_ascii=False)}")
             settings = {}
         try:
             read = Settings.from_dict(settings, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, assert_never
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
@@ -169,8 +169,10 @@ def labels(sections: Iterable[Section]) -> dict[str, str]:
                     word = "Table"
                 case Chart():
                     word = "Figure"
-                case _:
+                case Prose() | Points() | Subheading() | OpenRuns() | Samples():
                     continue
+                case _:
+                    assert_never(block)
             counts[word] += 1
             found[block.name] = f"{word} {counts[word]}"
     return found

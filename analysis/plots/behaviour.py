@@ -19,6 +19,7 @@ from analysis.plots.lines import add_legend, even_columns, legend_inches
 from analysis.study import units
 from analysis.study.behaved import Behaved
 from analysis.study.values import Values
+from seqlm.architectures import carries_state
 
 PANEL_COLUMNS = 3
 LAYER_DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
@@ -71,7 +72,7 @@ def loss_chart(runs: Sequence[Behaved]) -> Chart:
         "Runs with equal windows predict the same tokens at each step, so they share the ups and downs from one step "
         "to the next."
     )
-    if any(run.arch == "transformer" for run in runs):
+    if not all(carries_state(run.arch) for run in runs):
         sentences.append("The Transformer carries no state, so its curve on the right is the one on the left.")
     return Chart(
         name="loss-per-step",
@@ -155,7 +156,7 @@ def _zero_sentences(runs: Sequence[Behaved]) -> list[str]:
         return []
     named = units.listing([run.reference for run in zero])
     sentences = [f"Exact zeros have no place on a logarithmic axis and are left out: {named}."]
-    if any(run.arch == "transformer" and len(run.behaviour.layer_gradients) == 1 for run in zero):
+    if any(not carries_state(run.arch) and len(run.behaviour.layer_gradients) == 1 for run in zero):
         sentences.append(
             "In a Transformer of one block the last loss reads that block's output at the last position alone: no "
             "later layer attends to its earlier outputs, so their gradient is zero (the earlier tokens act through "
@@ -185,7 +186,7 @@ def layers_chart(runs: Sequence[Behaved]) -> Chart:
         "As in the figure before, for the hidden states of one layer or block at a time, its number at the line's end "
         "(1: the lowest). Vertical axes logarithmic, each its own; exact zeros are left out."
     ]
-    if any(run.arch == "transformer" for run in runs):
+    if not all(carries_state(run.arch) for run in runs):
         sentences.append(
             "A Transformer's top block shows one point: the loss at the last position reads its output there alone, "
             "and no block above attends to its outputs at earlier positions, whose gradient is therefore exactly zero."

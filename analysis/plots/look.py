@@ -27,17 +27,19 @@ WIDTH_INCHES = 7.6
 INK, MUTED, GRID, PAPER = "#1c2126", "#5c6670", "#dfe3e7", "#fefefe"
 """Text, lesser text, grid and background; the page replaces these four by its own in the light and the dark."""
 
-ARCHITECTURE_COLOURS = {"rnn": "#0072b2", "gru": "#d55e00", "transformer": "#009e73"}
-"""Okabe and Ito's palette, in which red-green and blue-yellow blindness tell the three apart."""
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442")
+"""Okabe and Ito's palette, which people with red-green or blue-yellow blindness can tell apart."""
+
+ARCHITECTURE_COLOURS = dict(zip(units.ARCHITECTURES, PALETTE, strict=False))
+"""Architecture -> its colour."""
 
 UNKNOWN_COLOUR = "#7a7f85"
 
-OPTIMIZER_STYLES: dict[str, tuple[Any, str]] = {
-    "adam": ("-", "o"),
-    "sgd": ((0, (5, 2)), "s"),
-    "sgd_schedule": ((0, (1.2, 1.4)), "^"),
-}
-"""Dashes and marker of each optimizer."""
+STYLES: tuple[tuple[Any, str], ...] = (("-", "o"), ((0, (5, 2)), "s"), ((0, (1.2, 1.4)), "^"), ("-.", "D"))
+"""Dashes and markers."""
+
+OPTIMIZER_STYLES = dict(zip(units.OPTIMIZERS, STYLES, strict=False))
+"""Optimizer -> its dashes and marker."""
 
 SHADES = ((0.0, 0.15), (-0.35, 0.5), (0.4, -0.15), (-0.6, 0.75), (0.6, -0.35))
 """Settings alike in architecture and optimizer differ in shade: towards black below 0, towards white above. The first

@@ -12,6 +12,7 @@ from analysis.sections.choosing import percent
 from analysis.study import units
 from analysis.study.behaved import Behaved
 from analysis.study.values import Values
+from seqlm.architectures import carries_state
 
 STRETCH = 10
 """Steps over which losses are averaged where a single step's would say too little."""
@@ -90,7 +91,7 @@ def beyond(losses: Values, seq_len: int) -> Beyond:
 
 def sentences(runs: Sequence[Behaved]) -> list[str]:
     """Each about all runs of which something can be said; time steps are counted from 1."""
-    recurrent = [run for run in runs if run.arch != "transformer"]
+    recurrent = [run for run in runs if carries_state(run.arch)]
     told = [
         _told(runs, f"From the first step to the mean of the last {STRETCH}, the loss goes", _context),
         _told(

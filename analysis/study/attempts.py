@@ -17,8 +17,9 @@ import pandas as pd
 
 from analysis.study.values import as_number, clean, whole
 from seqlm.errors import FileError
+from seqlm.files import read_json
 from seqlm.machine import short_name
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.rundir import RunDirectory
 
 ATTEMPT_COLUMNS = [
     *("number", "id", "attempt", "backend", "job_id", "host", "node", "device", "ranks", "gpus", "cores", "places"),

@@ -12,8 +12,9 @@ import numpy as np
 
 from analysis.study.values import Values, clean
 from seqlm.errors import FileError
+from seqlm.files import file_sha256, read_json
 from seqlm.reading import parse_json, read_bytes
-from seqlm.rundir import RunDirectory, file_sha256, read_json
+from seqlm.rundir import RunDirectory
 
 VERSION = 1
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from analysis.study.values import as_mapping, as_number
 from seqlm.errors import FileError
-from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, read_json, study_record_file
+from seqlm.files import read_json
+from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
 
 Metric: TypeAlias = Literal[
     "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"

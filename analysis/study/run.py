@@ -17,8 +17,9 @@ from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
 from analysis.study.values import as_mapping, as_number, clean
 from seqlm.errors import FileError
+from seqlm.files import read_json
 from seqlm.reading import open_regular
-from seqlm.rundir import MAX_RUNS, Observation, RunDirectory, read_json
+from seqlm.rundir import MAX_RUNS, Observation, RunDirectory
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""

@@ -8,16 +8,18 @@ from typing import Any
 
 import pandas as pd
 
+from seqlm.config import labels
+
 MISSING = "–"
 """Stands for a number that does not exist: not computed, not finite, or not applicable."""
 
 UNKNOWN = "unknown"
 """Architecture and optimizer of a run whose configuration cannot be read."""
 
-ARCHITECTURES = {"rnn": "RNN", "gru": "GRU", "transformer": "Transformer"}
+ARCHITECTURES = labels("model")
 """Architectures in the order of the report, with their names in print."""
 
-OPTIMIZERS = {"adam": "Adam", "sgd": "SGD", "sgd_schedule": "SGD schedule"}
+OPTIMIZERS = labels("optim")
 """Optimizers in the order of the report, with their names in print."""
 
 

@@ -6,14 +6,14 @@ and the Transformer compute functions of the same cost, not the study's own.
 
 from __future__ import annotations
 
-from typing import final
+from typing import assert_never, final
 
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from benchmarks.baselines.positions import position_table
-from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 
 
 def builtin_model(config: ModelConfig, vocab_size: int, seq_len: int) -> nn.Module:
@@ -23,6 +23,8 @@ def builtin_model(config: ModelConfig, vocab_size: int, seq_len: int) -> nn.Modu
             return BuiltinRecurrent(config, vocab_size)
         case TransformerConfig():
             return BuiltinTransformer(config, vocab_size, seq_len)
+        case _:
+            assert_never(config)
 
 
 def builtin_loss(logits: Float[Tensor, "T B V"], targets: Int[Tensor, "T B"]) -> Float[Tensor, ""]:

@@ -7,7 +7,7 @@ loop over layers, a linear layer for each product, the output layer at every ste
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import assert_never, final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from benchmarks.baselines.positions import position_table
-from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 
 
 def literal_model(config: ModelConfig, vocab_size: int, seq_len: int) -> nn.Module:
@@ -25,6 +25,8 @@ def literal_model(config: ModelConfig, vocab_size: int, seq_len: int) -> nn.Modu
             return LiteralRecurrent(config, vocab_size)
         case TransformerConfig():
             return LiteralTransformer(config, vocab_size, seq_len)
+        case _:
+            assert_never(config)
 
 
 def literal_loss(logits: Float[Tensor, "T B V"], targets: Int[Tensor, "T B"]) -> Float[Tensor, ""]:

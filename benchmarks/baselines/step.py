@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import final
+from typing import assert_never, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqlm.config import OptimConfig
+from seqlm.config import AdamConfig, OptimConfig, SgdConfig, SgdScheduleConfig
 
 
 def default_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Adam or SGD with nothing but the learning rate given; a schedule's first rate."""
-    if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.lr)
-    return torch.optim.SGD(model.parameters(), lr=config.lr)
+    match config:
+        case AdamConfig():
+            return torch.optim.Adam(model.parameters(), lr=config.lr)
+        case SgdConfig() | SgdScheduleConfig():
+            return torch.optim.SGD(model.parameters(), lr=config.lr)
+        case _:
+            assert_never(config)
 
 
 @final

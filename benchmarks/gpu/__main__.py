@@ -30,7 +30,7 @@ from benchmarks.memory_allocator import restart_with_kept_memory
 from benchmarks.names import PRECISIONS
 from jobs.attempt.supervisor import start_rank
 from seqlm.errors import BackendError, FileError, SeqlmError, UsageError
-from seqlm.rundir import make_directory, write_text
+from seqlm.files import make_directory, write_text
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130

@@ -13,7 +13,6 @@ from torch import Tensor
 from benchmarks.device import device_name, synchronize
 from benchmarks.names import PRECISIONS
 from benchmarks.shapes import Shape
-from jobs.plan.estimate import parameter_count
 from seqlm.errors import BackendError
 from seqlm.training.precision import use_precision
 
@@ -92,7 +91,7 @@ def least_traffic_bytes(shape: Shape) -> int:
     in the caches.
     """
     copies = 13 if shape.config.optim.optimizer == "adam" else 9
-    return 4 * (copies * parameter_count(shape.config, shape.vocab_size) + 5 * shape.tokens * shape.vocab_size)
+    return 4 * (copies * shape.config.model.parameter_count(shape.vocab_size) + 5 * shape.tokens * shape.vocab_size)
 
 
 def profile(step: Callable[[], object], device: torch.device) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from seqlm.errors import UsageError
-from seqlm.rundir import read_json, write_json
+from seqlm.files import read_json, write_json
 
 PARTS = {
     "tests": "the tests marked gpu",

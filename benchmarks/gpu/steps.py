@@ -24,7 +24,8 @@ from benchmarks.names import LITERAL, PRECISIONS, builtin, ours
 from benchmarks.peak_memory import measure_peak_memory
 from benchmarks.shapes import Shape, published, select, tiny
 from jobs.plan.estimate import flops_per_token
-from seqlm.config import Precision, TransformerConfig
+from seqlm.architectures import TransformerConfig
+from seqlm.config import Precision
 from seqlm.errors import BackendError
 from seqlm.models import build_model
 from seqlm.training.optimizers import build_optimizer

@@ -25,9 +25,10 @@ from jobs.study.folder import observe_study
 from seqlm.config import RunConfig
 from seqlm.data.corpus import corpus_facts, downloaded_ptb, load_corpus
 from seqlm.data.layout import number_of_windows
+from seqlm.environment import DATA
 from seqlm.errors import DataError
+from seqlm.files import write_json
 from seqlm.machine import CUDA_BYTES
-from seqlm.rundir import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY_MARGIN = 1.5
@@ -47,7 +48,7 @@ def find_ptb(option: Path | None) -> Path | None:
     Raises:
         DataError: what the option or the variable names is not the Penn Treebank.
     """
-    named = option or (Path(os.environ["SEQLM_DATA"]) if os.environ.get("SEQLM_DATA") else None)
+    named = option or DATA.read()
     path = named or downloaded_ptb()
     if path is not None:
         config = load_manifest(PUBLISHED_MANIFEST).runs[0].config.data

@@ -25,7 +25,8 @@ from benchmarks.shapes import Shape, by_name, tiny
 from jobs.attempt.supervisor import start_rank
 from seqlm.config import DataConfig
 from seqlm.errors import BackendError
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Position, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,6 @@ from jobs.attempt.heartbeat import Heartbeat, hung_seconds
 from jobs.attempt.outcome import Ended, cause, failure_record
 from jobs.attempt.retry import (
     RETRIED,
-    VARIABLE,
     Decision,
     Failed,
     decide,
@@ -33,8 +32,10 @@ from jobs.attempt.retry import (
 )
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
+from seqlm.environment import ATTEMPT, MICRO_BATCHES
 from seqlm.errors import EXIT_BUSY, EXIT_UNPRINTED, STOPPED_EXITS
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 
 
 @final
@@ -69,7 +70,7 @@ class Attempt:
             run_dir=run_dir,
             attempt=self.number,
             argv=(*argv, str(run_dir)),
-            env={**env, "SEQLM_ATTEMPT": str(self.number), VARIABLE: str(self.micro_batches)},
+            env={**env, ATTEMPT.name: str(self.number), MICRO_BATCHES.name: str(self.micro_batches)},
             cwd=code,
             resources=self._resources,
         )

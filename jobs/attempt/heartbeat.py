@@ -12,13 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
+from seqlm.environment import HUNG_MINUTES, PROGRESS_SECONDS
 from seqlm.rundir import RunDirectory
-from seqlm.variables import positive_number
 
-HUNG_MINUTES = 10.0
-"""Default time without a change in a run's files after which its worker counts as hung."""
-PROGRESS_VARIABLE = "SEQLM_PROGRESS_SECONDS"
-"""Variable: least time between two writes of ``progress.json``, in seconds."""
 LOOKS = 40
 """Number of looks at the files in that time."""
 MOST_SECONDS = 15.0
@@ -35,9 +31,8 @@ def hung_seconds(env: Mapping[str, str]) -> float:
     Raises:
         UsageError: that variable, or ``SEQLM_PROGRESS_SECONDS``, is not a number above 0.
     """
-    limit = 60 * positive_number(env, "SEQLM_HUNG_MINUTES", HUNG_MINUTES, "minutes")
-    silent = positive_number(env, PROGRESS_VARIABLE, limit, "seconds") if env.get(PROGRESS_VARIABLE) else 0.0
-    return max(limit, 3 * silent)
+    silent = PROGRESS_SECONDS.read(env) if PROGRESS_SECONDS.is_set(env) else 0.0
+    return max(60 * HUNG_MINUTES.read(env), 3 * silent)
 
 
 @final

@@ -18,7 +18,8 @@ from typing import Any, TypeAlias, final
 from jobs.manifests.policy import Policy
 from seqlm.data.layout import own_columns
 from seqlm.errors import FileError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, make_directory, read_json, write_json
+from seqlm.files import make_directory, read_json, write_json
+from seqlm.rundir import FailureKind, Observation, RunDirectory
 
 FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
 """Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""
@@ -216,10 +217,6 @@ def put_failure_aside(
 def timestamp() -> str:
     """Return the current time in the format of the records."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-VARIABLE = "SEQLM_MICRO_BATCHES"
-"""Variable with the number of micro-batches of a worker."""
 
 
 def most_micro_batches(batch_size: int, ranks: int) -> int:

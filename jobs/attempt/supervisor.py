@@ -25,13 +25,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, final
 
-from jobs.attempt.heartbeat import PROGRESS_VARIABLE
 from jobs.attempt.memory_kills import MemoryKills, own_kill_count
 from jobs.attempt.outcome import Ended, ended
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
-from seqlm import machine
-from seqlm.rundir import RunDirectory, append_to, make_directory
+from seqlm import environment, machine
+from seqlm.files import append_to, make_directory
+from seqlm.rundir import RunDirectory
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed, before they are killed."""
@@ -51,14 +51,14 @@ def worker_variables(policy: Policy) -> dict[str, str]:
     """Return the variables that every worker of a study gets, on every backend."""
     return {
         **KEEP_MEMORY,
-        "SEQLM_CHECKPOINT_MINUTES": f"{policy.checkpoint_min:g}",
-        "SEQLM_KEEP_LAST": "1" if policy.keep_last else "0",
+        environment.CHECKPOINT_MINUTES.name: f"{policy.checkpoint_min:g}",
+        environment.KEEP_LAST.name: "1" if policy.keep_last else "0",
     }
 
 
 def progress_variables(seconds: float | None) -> dict[str, str]:
     """Return the variable that sets how often workers write ``progress.json``. ``None``: their default."""
-    return {} if seconds is None else {PROGRESS_VARIABLE: f"{seconds:g}"}
+    return {} if seconds is None else {environment.PROGRESS_SECONDS.name: f"{seconds:g}"}
 
 
 def rank_variables(
@@ -88,21 +88,22 @@ def rank_variables(
     """
     resources = submission.resources
     variables = {
-        "SEQLM_DEVICE": "cpu" if device is None else "cuda",
+        environment.DEVICE.name: "cpu" if device is None else "cuda",
         "OMP_NUM_THREADS": str(resources.cpus),
         "MKL_NUM_THREADS": str(resources.cpus),
         **submission.env,
         machine.VISIBLE: device or "",
-        **({machine.SHARE_VARIABLE: f"{resources.gpus:g}"} if device is not None else {}),
+        **({environment.GPU_SHARE.name: f"{resources.gpus:g}"} if device is not None else {}),
         "RANK": str(rank),
         "WORLD_SIZE": str(resources.ranks),
         "LOCAL_RANK": "0",
     }
     if node is not None:
-        variables["SEQLM_NODE"] = node
+        variables[environment.NODE.name] = node
     if resources.ranks > 1:
         meeting = RunDirectory(submission.run_dir).attempt_dir(submission.attempt) / "rendezvous"
-        variables |= {"SEQLM_RENDEZVOUS": meeting.absolute().as_uri(), "SEQLM_RENDEZVOUS_HOST": first_host}
+        variables[environment.RENDEZVOUS.name] = meeting.absolute().as_uri()
+        variables[environment.RENDEZVOUS_HOST.name] = first_host
         if interface:
             variables.setdefault(INTERFACE_VARIABLE, interface)
     return variables

@@ -10,8 +10,8 @@ from typing import Any
 
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
-from jobs.manifests.backends import BACKENDS
 from jobs.manifests.load import Manifest
+from seqlm.environment import BACKEND
 from seqlm.errors import BackendError, UsageError
 
 
@@ -69,10 +69,7 @@ def choose_backend(
     Raises:
         UsageError: ``SEQLM_BACKEND`` names no backend, or a flag belongs to another backend.
     """
-    variable = None if name else os.environ.get("SEQLM_BACKEND")
-    if variable and variable not in BACKENDS:
-        raise UsageError(f'SEQLM_BACKEND: expected {", ".join(BACKENDS)}, got "{variable}"')
-    chosen = name or variable or (manifest.backend_name if manifest else last) or default_backend()
+    chosen = name or BACKEND.read() or (manifest.backend_name if manifest else last) or default_backend()
     if ray_address is not None and chosen != "ray":
         raise UsageError(f"--ray-address: the backend is {chosen}; add --backend ray, or leave the address out")
     table = (manifest.backend if manifest else kept or {}).get(chosen, {})

@@ -33,7 +33,8 @@ from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_LOST, EXIT_STOPPED, BackendError
-from seqlm.rundir import RunDirectory, make_directory
+from seqlm.files import make_directory
+from seqlm.rundir import RunDirectory
 
 REFRESH_SECONDS = 2.0
 """Time between two queries of the cluster for its nodes and for what other users hold."""

@@ -6,7 +6,6 @@ is quick.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from jobs import terminal
 from jobs.cli.parser import Command, Parser, above_zero, option, positive, whole
 from seqlm import __version__
+from seqlm.environment import RUNS
 
 EXIT_RUN_FAILED = 1
 """Exit code of a command one of whose runs failed or was cancelled."""
@@ -302,7 +302,7 @@ def read(words: Sequence[str]) -> Arguments | None:
     if found["command"] is None:
         return None
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
-    values["runs_dir"] = values["runs_dir"] or Path(os.environ.get("SEQLM_RUNS", "runs"))
+    values["runs_dir"] = values["runs_dir"] or RUNS.read()
     made: Arguments = COMMANDS[found["command"]].record(argv=tuple(words), **values)
     return made
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, final
+from typing import TYPE_CHECKING, Any, TextIO, assert_never, final
 
 from jobs import terminal
 from jobs.cli.view import RunView, StudyView, changes, summary
@@ -23,7 +23,8 @@ from jobs.study.folder import AtWork, ObservedRun, at_work, look_at, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm import machine
 from seqlm.errors import SeqlmError, printable
-from seqlm.rundir import Observation, RunDirectory, read_json
+from seqlm.files import read_json
+from seqlm.rundir import Observation, RunDirectory
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -297,10 +298,11 @@ class LaunchProgress:
             case "started":
                 verb = "resumes" if event.planned.action == "resume" else "starts"
                 self._say(f"{name}  {verb}{f' {event.planned.reason}' if event.planned.reason else ''}")
-            case "epoch" if self._table is None:  # the table shows epochs, which would fill the screen
+            case "epoch":
                 done = 0 if observation.epoch is None else observation.epoch + 1
                 epochs = event.planned.spec.config.train.epochs
-                self._say(f"{name}  epoch {done}/{epochs}  {_best(observation)}")
+                if self._table is None:  # the table shows epochs, which would fill the screen
+                    self._say(f"{name}  epoch {done}/{epochs}  {_best(observation)}")
             case "retried":
                 reason = f": {observation.reason}" if observation.reason else ""
                 self._say(f"{name}  {_cause(observation)}, tried again{reason}")
@@ -310,6 +312,8 @@ class LaunchProgress:
                 detail = observation.reason or (_best(observation) if trains else "")
                 words = [name, observation.state, detail, f"({self._ended}/{self._total})"]
                 self._say("  ".join(word for word in words if word))
+            case _:
+                assert_never(event.kind)
 
     def close(self) -> None:
         """Remove the table from the terminal; printed lines stay. May be called more than once."""

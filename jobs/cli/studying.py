@@ -32,7 +32,7 @@ from jobs.study.folder import (
     study_name,
 )
 from seqlm.errors import BackendError, ManifestError, UsageError, nearest, printable
-from seqlm.rundir import write_text
+from seqlm.files import write_text
 
 if TYPE_CHECKING:
     from jobs.cli.progress import Watcher

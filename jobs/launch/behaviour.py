@@ -23,13 +23,8 @@ from jobs.spec import RunSpec
 from jobs.study.folder import AtWork, ObservedRun, at_work, observe_run, observe_study, select_runs
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, UsageError
-from seqlm.rundir import (
-    BEHAVIOUR_FOLDER,
-    RunDirectory,
-    file_sha256,
-    read_json,
-    study_record_file,
-)
+from seqlm.files import file_sha256, read_json
+from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
 """Settings that flags can set."""

@@ -18,9 +18,11 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
+from seqlm.environment import CANARY
 from seqlm.errors import BackendError, CanaryError, FileError
 from seqlm.machine import CUDA_BYTES
-from seqlm.rundir import CANARY_FOLDER, FailureKind, RunDirectory
+from seqlm.run_layout import CANARY_FOLDER
+from seqlm.rundir import FailureKind, RunDirectory
 
 CANARY_ABOVE = 10
 """Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""
@@ -96,7 +98,7 @@ def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: La
             failed[run.id] = f"canary {pair} ({spec.name}): {event.observation.reason}; see {log}"
 
     canaries = [_prepare(item, options.study_dir) for item in chosen]
-    options = replace(options, policy=POLICY, env={**options.env, "SEQLM_CANARY": str(STEPS)})
+    options = replace(options, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
     Dispatcher(backend, code, options, on_event=on_event).dispatch(canaries)
     if failed:
         # A failure of kind `code`, such as a wrong device, would fail every run.

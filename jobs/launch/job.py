@@ -9,13 +9,15 @@ from typing import Any
 
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.outcome import Ended
-from jobs.attempt.retry import VARIABLE, put_failure_aside, timestamp
+from jobs.attempt.retry import put_failure_aside, timestamp
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.folder import this_launcher
 from jobs.study.kept_code import Code
-from seqlm.rundir import Observation, RunDirectory, State, write_json
+from seqlm.environment import DATA, MICRO_BATCHES
+from seqlm.files import write_json
+from seqlm.rundir import Observation, RunDirectory, State
 
 
 @dataclass(kw_only=True, eq=False)
@@ -108,7 +110,7 @@ def next_attempt(
     """
     spec = item.spec
     attempt = Attempt(item.run, item.run.last_attempt() + 1, policy=policy, resources=spec.resources)
-    data = {} if spec.data_path is None else {"SEQLM_DATA": str(spec.data_path.absolute())}
+    data = {} if spec.data_path is None else {DATA.name: str(spec.data_path.absolute())}
     return attempt, attempt.prepare(argv, env={**env, "PYTHONUNBUFFERED": "1", **data}, code=code.path)
 
 
@@ -120,7 +122,7 @@ def job_record(backend: str, job_id: str, submission: Submission, *, has_launche
         "launcher": this_launcher() if has_launcher else None,
         "resources": submission.resources.to_dict(),
         "attempt": submission.attempt,
-        "micro_batches": int(submission.env[VARIABLE]),
+        "micro_batches": int(submission.env[MICRO_BATCHES.name]),
         "argv": list(submission.argv),
         "code": str(submission.cwd),
         "submitted_at": timestamp(),

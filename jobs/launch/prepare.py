@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import subprocess
 import sys
 import time
@@ -28,16 +27,15 @@ from jobs.study.provenance import launch_record, run_record
 from seqlm.config import DataConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
 from seqlm.data.layout import require_windows
+from seqlm.environment import DATA
 from seqlm.errors import BackendError, DataError
-from seqlm.rundir import RunDirectory, append_to, make_directory, write_json
+from seqlm.files import append_to, make_directory, write_json
+from seqlm.rundir import RunDirectory
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
     """Return the path of the corpus: the flag, else ``SEQLM_DATA``, else the manifest's. ``None``: the default path."""
-    if flag is not None:
-        return flag
-    variable = os.environ.get("SEQLM_DATA")
-    return Path(variable) if variable else manifest
+    return flag or DATA.read() or manifest
 
 
 def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunSpec]:

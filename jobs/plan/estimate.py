@@ -1,7 +1,7 @@
 """Estimate a run's parameters, operations, memory, disk and time from its configuration and the speeds of earlier runs.
 
-Symbols: B batch, T window (``seq_len``), V vocabulary, E embedding, H hidden, M inner width of the MLP, A heads,
-L layers, P parameters. All functions are pure except :func:`earlier_throughput`, which reads run directories.
+Symbols: B batch, T window (``seq_len``), V vocabulary, P parameters. All functions are pure except
+:func:`earlier_throughput`, which reads run directories.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from seqlm.config import DataConfig, RecurrentConfig, RunConfig
+from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
 from seqlm.errors import FileError
-from seqlm.rundir import CANARY_FOLDER, RunDirectory
+from seqlm.run_layout import CANARY_FOLDER
+from seqlm.rundir import RunDirectory
 
 FLOAT_BYTES = 4
 """Bytes of a float32. Parameters, gradients and optimizer state are all float32."""
@@ -93,7 +94,7 @@ def estimate(
     flops = flops_per_token(config, facts.vocab_size)
     seconds = seconds_estimate(config, facts.vocab_size, tokens, throughput)
     return Estimate(
-        parameters=parameter_count(config, facts.vocab_size),
+        parameters=config.model.parameter_count(facts.vocab_size),
         flops_per_token=flops,
         memory_bytes=memory_bytes(config, facts.vocab_size, ranks),
         measured_memory_bytes=throughput.peak_memory_bytes.get(config.fingerprint()),
@@ -103,105 +104,43 @@ def estimate(
     )
 
 
-def parameter_count(config: RunConfig, vocab_size: int) -> int:
-    """Return the exact number of trained parameters; embedding and output layer are not tied.
-
-    With g = 1 for the RNN and 3 for the GRU, D_1 = E and D_l = H above::
-
-        recurrent     V E + sum over layers of g (D_l H + H^2 + H) + H V + V
-        transformer   V H + L (4 (H^2 + H) + 2 H M + M + H + 4 H) + 2 H + H V + V
-    """
-    model, v = config.model, vocab_size
-    h, layers = model.hidden_size, model.num_layers
-    output = h * v + v
-    if isinstance(model, RecurrentConfig):
-        recurrent = _gates(model) * (_recurrent_weights(model) + layers * h)
-        return v * model.embedding_size + recurrent + output
-    m = model.mlp_size
-    block = 4 * (h * h + h) + 2 * h * m + m + h + 4 * h
-    return v * h + layers * block + 2 * h + output
-
-
 def flops_per_token(config: RunConfig, vocab_size: int) -> int:
     """Return the floating-point operations of training per predicted token: matrix products, forward and backward.
 
-    A multiply-add counts as 2, the backward pass as twice the forward pass, and an embedding lookup as 0. Attention
-    scores and their weighted sum count over the full T positions, since the products are computed before the causal
-    mask. With g and D_l as in :func:`parameter_count`::
-
-        recurrent     6 (sum over layers of g (D_l H + H^2) + H V)
-        transformer   6 (L (4 H^2 + 2 H M + 2 T H) + H V)
+    A multiply-add counts as 2, the backward pass as twice the forward pass, and an embedding lookup as 0.
     """
     model = config.model
-    h, layers = model.hidden_size, model.num_layers
-    if isinstance(model, RecurrentConfig):
-        multiply_adds = _gates(model) * _recurrent_weights(model)
-    else:
-        multiply_adds = layers * (4 * h * h + 2 * h * model.mlp_size + 2 * config.train.seq_len * h)
-    return 6 * (multiply_adds + h * vocab_size)
-
-
-def _gates(model: RecurrentConfig) -> int:
-    return 1 if model.arch == "rnn" else 3
-
-
-def _recurrent_weights(model: RecurrentConfig) -> int:
-    """Return the weights of one gate in all layers: the sum of D_l H + H^2."""
-    h = model.hidden_size
-    return model.embedding_size * h + (model.num_layers - 1) * h * h + model.num_layers * h * h
+    return 6 * (model.multiply_adds(config.train.seq_len) + model.hidden_size * vocab_size)
 
 
 def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int:
     """Estimate the bytes of one rank in training. Allocator rounding and library workspaces are not included.
 
-    Counts float32 values for the I = T ceil(B / ranks) tokens of the rank's share of a window. The terms after the sum
-    over layers are buffers of the backward pass, which hold one layer at a time::
+    Counts float32 values for the I = T ceil(B / ranks) tokens of the rank's share of a window::
 
-        parameters, gradients, optimizer      P (2, and 2 more with Adam, and 1 for the buckets of several ranks)
-
-        fused       logits, probabilities     2 min(I, 1024) V
-                    RNN                       I (2 E + 3 L H + 4 H) + H^2
-                    GRU                       I (2 E + 7 L H + 7 H) + 3 H^2
-                    Transformer               I (4 H + L (8 H + M + 2 A T) + 3 M)
-
-        reference   logits and gradients      3 I V
-                    RNN, GRU                  I (2 E + n L H)           n: 4 for the RNN, 10 for the GRU
-                    Transformer               I (2 H + L (14 H + 3 M + 3 A T))
+        parameters, gradients       2 P
+        optimizer                   its moments, P each; and P for the buckets of several ranks
+        logits                      fused: 2 min(I, 1024) V         reference: 3 I V
+        activations                 by architecture (:mod:`seqlm.architectures`)
     """
     model, train = config.model, config.train
     tokens = train.seq_len * math.ceil(train.batch_size / ranks)
-    copies = 2 + (2 if config.optim.optimizer == "adam" else 0) + (1 if ranks > 1 else 0)
-    fused = model.implementation == "fused"
-    logits = 2 * min(tokens, CHUNK_TOKENS) * vocab_size if fused else 3 * tokens * vocab_size
-    activations = _fused_activations(config, tokens) if fused else tokens * _reference_activations(config)
-    return FLOAT_BYTES * (copies * parameter_count(config, vocab_size) + logits + activations)
-
-
-def _fused_activations(config: RunConfig, tokens: int) -> int:
-    model, h, layers = config.model, config.model.hidden_size, config.model.num_layers
-    if isinstance(model, RecurrentConfig):
-        kept, passing = (3, 4) if model.arch == "rnn" else (7, 7)
-        return tokens * (2 * model.embedding_size + kept * layers * h + passing * h) + _gates(model) * h * h
-    m = model.mlp_size
-    return tokens * (4 * h + layers * (8 * h + m + 2 * model.num_heads * config.train.seq_len) + 3 * m)
-
-
-def _reference_activations(config: RunConfig) -> int:
-    """Return the number of activation values per token."""
-    model, h, layers = config.model, config.model.hidden_size, config.model.num_layers
-    if isinstance(model, RecurrentConfig):
-        return 2 * model.embedding_size + layers * h * (4 if model.arch == "rnn" else 10)
-    return 2 * h + layers * (14 * h + 3 * model.mlp_size + 3 * model.num_heads * config.train.seq_len)
+    values = (2 + config.optim.MOMENTS + (1 if ranks > 1 else 0)) * model.parameter_count(vocab_size)
+    if model.implementation == "fused":
+        values += 2 * min(tokens, CHUNK_TOKENS) * vocab_size + model.fused_activations(tokens, train.seq_len)
+    else:
+        values += 3 * tokens * vocab_size + model.reference_activations(tokens, train.seq_len)
+    return FLOAT_BYTES * values
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> int:
     """Return the bytes of ``best.pt`` (parameters and vocabulary), or with ``to_resume`` of ``last.pt``.
 
-    ``last.pt`` also holds Adam's two moments. The epoch history and the archive's headers, some hundred bytes each,
-    are ignored.
+    ``last.pt`` also holds the optimizer's moments. The epoch history and the archive's headers, some hundred bytes
+    each, are ignored.
     """
-    copies = 3 if to_resume and config.optim.optimizer == "adam" else 1
-    return FLOAT_BYTES * copies * parameter_count(config, vocab_size) + CHECKPOINT_BYTES_PER_WORD * vocab_size
+    copies = 1 + (config.optim.MOMENTS if to_resume else 0)
+    return FLOAT_BYTES * copies * config.model.parameter_count(vocab_size) + CHECKPOINT_BYTES_PER_WORD * vocab_size
 
 
 def training_tokens_per_epoch(tokens: int, batch_size: int, seq_len: int) -> int:

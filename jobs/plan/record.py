@@ -23,7 +23,8 @@ from jobs.spec import RunSpec
 from seqlm.config import DataConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
-from seqlm.rundir import read_json, study_record_file, write_json
+from seqlm.files import read_json, write_json
+from seqlm.rundir import study_record_file
 
 VERSION = 1
 

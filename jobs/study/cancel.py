@@ -13,8 +13,10 @@ from pathlib import Path
 
 from jobs.study.folder import ObservedRun, launcher_of
 from seqlm.errors import FileError
-from seqlm.lease import Terms, is_alive, live_owner, newest_lease
-from seqlm.rundir import RunDirectory, is_locked, read_lock_holder
+from seqlm.lease import Terms, live_owner, newest_lease
+from seqlm.locks import is_locked, read_lock_holder
+from seqlm.processes import is_alive
+from seqlm.rundir import RunDirectory
 
 STOP_SECONDS = 20.0
 """Seconds between SIGTERM and SIGKILL, in which a worker may stop between two steps."""

@@ -22,7 +22,9 @@ from jobs.study.squeue import Scheduler
 from jobs.study.studies import entries_below
 from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.lease import Terms, live_owner
-from seqlm.rundir import BEHAVIOUR_FOLDER, CANARY_FOLDER, RunDirectory, is_locked
+from seqlm.locks import is_locked
+from seqlm.run_layout import CANARY_FOLDER
+from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
 
 Kind: TypeAlias = Literal["last checkpoint", "unused code", "damaged copy", "canary", "temporary file", "compiled code"]
 

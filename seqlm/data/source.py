@@ -76,10 +76,10 @@ class Texts:
         if "\0" in text:
             line = text.count("\n", 0, text.index("\0")) + 1
             raise DataError(
-                f"{name} line {line}: byte 0x00 is no text; valid is a text file with one sentence per line"
+                f"{name} line {line}: byte 0x00 is no text; expected a text file with one sentence per line"
             )
         if not text.strip("\ufeff \t\r\n"):
-            raise DataError(f"{name} is empty; valid is a text file with one sentence per line")
+            raise DataError(f"{name} is empty; expected a text file with one sentence per line")
         return text.removeprefix("\ufeff")
 
 
@@ -100,13 +100,13 @@ def read_texts(path: Path) -> Texts:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise DataError(f"{path} does not exist; valid is a folder or a zip file with {WANTED}") from None
+        raise DataError(f"{path} does not exist; expected a folder or a zip file with {WANTED}") from None
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
     if stat.S_ISDIR(mode):
         return _read_folder(path)
     if not stat.S_ISREG(mode):
-        raise DataError(f"{path} is neither a folder nor a zip file; valid is one of them, with {WANTED}")
+        raise DataError(f"{path} is neither a folder nor a zip file; expected one of them, with {WANTED}")
     return _read_zip(path)
 
 
@@ -114,7 +114,7 @@ def _choose(where: str, found: Mapping[str, list[str]]) -> dict[str, str]:
     """Split -> place, from file name -> places. Exactly one complete set may be there."""
     used = [naming for naming in NAMINGS if any(name in found for name in naming)]
     if not used:
-        raise DataError(f"{where} holds no text of a corpus; valid is {WANTED}")
+        raise DataError(f"{where} holds no text of a corpus; expected {WANTED}")
     if len(used) > 1:
         names = ", ".join(name for naming in used for name in naming if name in found)
         raise DataError(f"{where} holds files of two namings ({names}); leave only one set of three")
@@ -127,7 +127,7 @@ def _choose(where: str, found: Mapping[str, list[str]]) -> dict[str, str]:
     missing = [name for name in naming if name not in found]
     if missing:
         there = ", ".join(name for name in naming if name in found)
-        raise DataError(f"{where} has no {' and no '.join(missing)} beside {there}; valid is {WANTED}")
+        raise DataError(f"{where} has no {' and no '.join(missing)} beside {there}; expected {WANTED}")
     return {split: found[name][0] for split, name in zip(SPLITS, naming, strict=True)}
 
 
@@ -142,7 +142,7 @@ def _read_folder(folder: Path) -> Texts:
         for name in places.values():
             if not entries[name].is_file():
                 kind = "a folder" if entries[name].is_dir() else "no regular file"
-                raise DataError(f"{entries[name]} is {kind}; valid is a text file with one sentence per line")
+                raise DataError(f"{entries[name]} is {kind}; expected a text file with one sentence per line")
         contents = {split: entries[name].read_bytes() for split, name in places.items()}
     except OSError as error:
         raise FileError.from_os_error("read", error.filename or folder, error) from None
@@ -154,7 +154,7 @@ class _ZipFile(io.FileIO):
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > LARGEST_DIRECTORY:
-            raise DataError(f"zip file {self.name} lists too many files; valid is at most {MOST_ENTRIES:,}")
+            raise DataError(f"zip file {self.name} lists too many files; expected at most {MOST_ENTRIES:,}")
         return super().read(-1 if size is None else size)
 
 
@@ -163,7 +163,7 @@ def _read_zip(path: Path) -> Texts:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise DataError(
-                    f"{path} is no zip file, or a damaged one; valid is a folder or a zip file with {WANTED}"
+                    f"{path} is no zip file, or a damaged one; expected a folder or a zip file with {WANTED}"
                 )
     except OSError as error:
         raise FileError.from_os_error("read", path, error) from None
@@ -179,7 +179,7 @@ def _read_zip(path: Path) -> Texts:
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
     entries = archive.infolist()
     if len(entries) > MOST_ENTRIES:
-        raise DataError(f"zip file {path} lists {len(entries):,} files; valid is at most {MOST_ENTRIES:,}")
+        raise DataError(f"zip file {path} lists {len(entries):,} files; expected at most {MOST_ENTRIES:,}")
     known = {name for naming in NAMINGS for name in naming}
     found: dict[str, list[zipfile.ZipInfo]] = {}
     for entry in entries:
@@ -191,7 +191,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
     infos = {split: found[name][0] for split, name in places.items()}
     for info in infos.values():
         if info.is_dir():
-            raise DataError(f"{info.filename} in {path} is a folder; valid is a text file with one sentence per line")
+            raise DataError(f"{info.filename} in {path} is a folder; expected a text file with one sentence per line")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{info.filename} in {path} is a symbolic link; pack the text itself")
         if info.flag_bits & _ENCRYPTED:
@@ -207,7 +207,7 @@ def _require_reasonable_size(path: Path, infos: Iterable[zipfile.ZipInfo]) -> No
     if total > LARGEST_TOTAL:
         raise DataError(
             f"zip file {path} says that it unpacks to {total / 2**30:,.1f} GiB of text; "
-            f"valid is at most {LARGEST_TOTAL // 2**30} GiB (larger texts: pass a folder)"
+            f"expected at most {LARGEST_TOTAL // 2**30} GiB (larger texts: pass a folder)"
         )
     there = path.stat().st_size
     if packed > there:

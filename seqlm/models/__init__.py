@@ -8,14 +8,16 @@ written for column vectors, W x; ``torch.nn.Linear`` applies the same W to the l
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 
-from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models.language_model import LanguageModel
 from seqlm.models.recurrent import RecurrentModel
 from seqlm.models.transformer import Transformer
 
-__all__ = ["LanguageModel", "build_model"]
+__all__ = ["LanguageModel", "build_model", "self_check_shapes"]
 
 
 def build_model(
@@ -34,9 +36,25 @@ def build_model(
     """
     for name, value in (("vocab_size", vocab_size), ("seq_len", seq_len)):
         if value < 1:
-            raise ValueError(f"{name}: found {value}, valid is a whole number of at least 1")
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value}")
     match config:
         case RecurrentConfig():
             return RecurrentModel(config, vocab_size, product_dtype)
         case TransformerConfig():
             return Transformer(config, vocab_size, seq_len, product_dtype)
+        case _:
+            assert_never(config)
+
+
+def self_check_shapes(config: ModelConfig) -> list[tuple[ModelConfig, int, int]]:
+    """Return small configurations whose fused operations are like those of ``config``, each with T and B of a window.
+
+    Widths leave the same remainder by 8: kernels of products depend on the alignment of rows.
+    """
+    match config:
+        case RecurrentConfig():
+            return [*RecurrentModel.self_check_shapes(config)]
+        case TransformerConfig():
+            return [*Transformer.self_check_shapes(config)]
+        case _:
+            assert_never(config)

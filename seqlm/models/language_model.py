@@ -51,6 +51,11 @@ class LanguageModel(nn.Module, ABC):
             IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
         """
 
+    @property
+    @abstractmethod
+    def stack(self) -> nn.ModuleList:
+        """The layers or blocks, the lowest first. Each returns its hidden states."""
+
     @abstractmethod
     def predictor(self, state: Float[Tensor, "L B H"]) -> Predictor:
         """The model as a function of one token at a time, starting from ``state``."""
@@ -99,7 +104,7 @@ class LanguageModel(nn.Module, ABC):
         """
         for name, value in (("prompt", len(prompt)), ("length", length)):
             if value < 1:
-                raise ValueError(f"{name}: found {value}, valid is a whole number of at least 1")
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value}")
         was_training = self.training
         self.eval()
         try:
@@ -136,7 +141,7 @@ class LanguageModel(nn.Module, ABC):
             ValueError: if ``length`` is less than 1, or ``temperature`` is not a positive finite number.
         """
         if not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature: found {temperature}, valid is a positive finite number")
+            raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
 
         def draw(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
             probabilities = scaled(logits, temperature).softmax(dim=-1)

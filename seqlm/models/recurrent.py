@@ -6,17 +6,19 @@ serves the whole window. Only the products with the hidden state are left inside
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqlm.config import RecurrentConfig
+from seqlm.architectures import RecurrentConfig
 from seqlm.models.dropout import Dropout, drop
 from seqlm.models.fused_recurrent import fused_gru, fused_rnn
 from seqlm.models.language_model import LanguageModel, Predictor
-from seqlm.models.products import linear
+from seqlm.models.products import PACKED_SIZE, linear
 
 
 @final
@@ -92,6 +94,9 @@ class GRULayer(nn.Module):
         return torch.stack(outputs)
 
 
+_LAYERS: dict[str, type[RNNLayer | GRULayer]] = {"rnn": RNNLayer, "gru": GRULayer}
+
+
 @final
 class RecurrentModel(LanguageModel):
     """L recurrent layers between an embedding and a linear output layer.
@@ -113,7 +118,7 @@ class RecurrentModel(LanguageModel):
 
     def __init__(self, config: RecurrentConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
         super().__init__(config.implementation, dtype)
-        layer_type = RNNLayer if config.arch == "rnn" else GRULayer
+        layer_type = _LAYERS[config.arch]
         widths = [config.embedding_size] + [config.hidden_size] * (config.num_layers - 1)
         self.hidden_size = config.hidden_size
         self.embedding = nn.Embedding(vocab_size, config.embedding_size)
@@ -131,6 +136,22 @@ class RecurrentModel(LanguageModel):
         k = self.hidden_size**-0.5
         for parameter in self.layers.parameters():
             nn.init.uniform_(parameter, -k, k)
+
+    @staticmethod
+    def self_check_shapes(config: RecurrentConfig) -> Iterator[tuple[RecurrentConfig, int, int]]:
+        """Yield a narrow model, and for wide ones also one of a width from which a CPU has another product.
+
+        That product is :class:`seqlm.models.products.RepeatedProduct`.
+        """
+        remainder = config.hidden_size % 8
+        narrow = replace(config, hidden_size=64 + remainder, num_layers=2, embedding_size=48, keep=0.5)
+        yield narrow, 12, 100
+        if config.hidden_size >= PACKED_SIZE:
+            yield replace(narrow, hidden_size=PACKED_SIZE + remainder, num_layers=1), 9, 4
+
+    @property
+    def stack(self) -> nn.ModuleList:
+        return self.layers
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
         """Zeros."""

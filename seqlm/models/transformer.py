@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqlm.config import TransformerConfig
+from seqlm.architectures import TransformerConfig
 from seqlm.models.attention import KeyValueCache, MultiHeadAttention
 from seqlm.models.dropout import Dropout
 from seqlm.models.fused_transformer import NORM_EPSILON, ReluDropout, linear_residual, norm_linear
@@ -147,6 +149,25 @@ class Transformer(LanguageModel):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+
+    @staticmethod
+    def self_check_shapes(config: TransformerConfig) -> Iterator[tuple[TransformerConfig, int, int]]:
+        """Yield a narrow model. scaled_dot_product_attention draws its own dropout, so it is checked without."""
+        keep = 1.0 if config.attention == "sdpa" else 0.5
+        small = replace(
+            config,
+            hidden_size=64,
+            num_heads=4,
+            mlp_size=96 + config.mlp_size % 8,
+            num_layers=2,
+            keep=0.5,
+            attention_keep=keep,
+        )
+        yield small, 12, 100
+
+    @property
+    def stack(self) -> nn.ModuleList:
+        return self.blocks
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "0 B H"]:
         """Nothing."""

@@ -20,6 +20,7 @@ from typing import Any, final
 
 import torch
 
+from seqlm.environment import ATTEMPT, MICRO_BATCHES, NODE
 from seqlm.errors import (
     EXIT_BUSY,
     EXIT_FAILED,
@@ -31,11 +32,12 @@ from seqlm.errors import (
     SeqlmError,
     is_storage_failure,
 )
+from seqlm.files import Guard, make_directory, unguarded, write_json
 from seqlm.lease import Terms, claim, kept, require_attempt
-from seqlm.rundir import Guard, RunDirectory, exclusive_lock, make_directory, unguarded, write_json
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import Rank, abort_group, leave_group
 from seqlm.training.failure import describe_failure, failure_text, tell
-from seqlm.training.micro_batches import VARIABLE
 
 STOPPED = "stopped; run again to resume"
 
@@ -92,8 +94,12 @@ class StopSignal:
 
 
 def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:
-    """The number of this attempt: ``SEQLM_ATTEMPT``, else one more than there were."""
-    return int(env.get("SEQLM_ATTEMPT") or run.last_attempt() + 1)
+    """Return the number of this attempt: ``SEQLM_ATTEMPT``, else one more than the attempts so far.
+
+    Raises:
+        UsageError: the variable is not a whole number above 0.
+    """
+    return ATTEMPT.read(env) or run.last_attempt() + 1
 
 
 def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]) -> int:
@@ -197,14 +203,14 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
     make_directory(run.attempt_dir(attempt))
     record: dict[str, Any] = {
         "host": socket.gethostname(),
-        "node": os.environ.get("SEQLM_NODE"),
+        "node": NODE.read() or None,
         "pid": os.getpid(),
         "rank": rank.index,
         "ranks": rank.world_size,
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         "threads": torch.get_num_threads(),
-        "micro_batches": int(os.environ.get(VARIABLE) or 1),
+        "micro_batches": MICRO_BATCHES.read(),
         "code": str(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,

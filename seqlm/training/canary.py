@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, write_json
-from seqlm.training.trainer import Trainer, peak_memory_bytes
+from seqlm.environment import CANARY
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
+from seqlm.training.trainer import Trainer
 
 VALID_WINDOWS = 2
 """Windows of the validation text that a canary looks at: evaluating needs memory of its own."""
@@ -20,19 +21,17 @@ UNTIMED_STEPS = 4
 
 
 def canary_steps(run: RunDirectory, env: Mapping[str, str]) -> int | None:
-    """How many steps this worker trains as a canary, or none for an ordinary run.
+    """Return how many steps this worker trains as a canary. ``None``: it trains an ordinary run.
 
-    Both the folder and ``SEQLM_CANARY`` must say so: a variable left in somebody's shell cuts no run short.
+    A canary needs both the folder of one and ``SEQLM_CANARY``, so that a variable left in a shell cuts no run short.
 
     Raises:
-        UsageError: the variable is no number of steps.
+        UsageError: the variable is not a valid number of steps.
     """
-    text = env.get("SEQLM_CANARY")
-    if not text or not run.is_canary:
+    if not run.is_canary:
         return None
-    if not text.isdecimal() or int(text) <= UNTIMED_STEPS:
-        raise UsageError(f'SEQLM_CANARY: found "{text}", valid is a whole number above {UNTIMED_STEPS}')
-    return int(text)
+    expected = f"a whole number above {UNTIMED_STEPS}"
+    return CANARY.read(env, is_valid=lambda steps: (steps or 0) > UNTIMED_STEPS, expected=expected)
 
 
 def run_canary(trainer: Trainer, steps: int) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def run_canary(trainer: Trainer, steps: int) -> dict[str, Any]:
         "steps": steps,
         "step_seconds": step_seconds,
         "train_tokens_per_second": train.seq_len * train.batch_size / step_seconds,
-        "peak_memory_bytes": rank.highest(peak_memory_bytes(rank.device)),
+        "peak_memory_bytes": rank.highest(rank.peak_memory_bytes()),
         "reserved_memory_bytes": rank.highest(torch.cuda.max_memory_reserved(rank.device)) if on_gpu else None,
         "device": rank.device_name,
         "device_memory_bytes": torch.cuda.get_device_properties(rank.device).total_memory if on_gpu else None,

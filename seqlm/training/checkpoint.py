@@ -17,11 +17,9 @@ from typing import Any
 import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
-from seqlm.rundir import Guard, replacing, unguarded
+from seqlm.files import Guard, replacing, unguarded
 
 FORMAT = "seqlm checkpoint 2"
-FORMAT_OF_EPOCHS = "seqlm checkpoint 1"
-"""Written at the end of an epoch alone, without position and digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +117,13 @@ def load_checkpoint(path: Path, fingerprint: str, *, mmap: bool = False) -> Chec
     except Exception as error:  # many kinds for a damaged or malicious file; none says more to a person
         _require_readable(path, error)
         raise DamagedError(f"{path} is truncated or not a seqlm checkpoint; {advice}") from None
-    found = content.pop("format", None) if isinstance(content, dict) else None
-    if found not in (FORMAT, FORMAT_OF_EPOCHS):
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DamagedError(f'{path} is not a seqlm checkpoint of the format "{FORMAT}"; {advice}')
     try:
-        if found == FORMAT:
-            if content.pop("digest") != digest({"format": found, **content}):
-                raise DamagedError(f"{path} is damaged: it does not hold what was written into it; {advice}")
-            content["position"] = Position(**content["position"])
-        else:
-            content["position"] = Position(epoch=len(content["history"]))
-        checkpoint = Checkpoint(**content)
+        if content.pop("digest") != digest(content):
+            raise DamagedError(f"{path} is damaged: it does not hold what was written into it; {advice}")
+        del content["format"]
+        checkpoint = Checkpoint(**{**content, "position": Position(**content["position"])})
     except (TypeError, KeyError):
         raise DamagedError(f"{path} lacks parts of a seqlm checkpoint; {advice}") from None
     if checkpoint.fingerprint != fingerprint:

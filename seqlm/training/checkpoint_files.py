@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, final
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
-from seqlm.rundir import Guard, RunDirectory, unguarded, write_json, write_json_lines
+from seqlm.files import Guard, unguarded, write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, digest, load_checkpoint, require_text, save_checkpoint
 
 

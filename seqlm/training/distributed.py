@@ -7,8 +7,10 @@ import ctypes
 import datetime
 import json
 import os
+import resource
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,13 +26,11 @@ from torch.distributed import (  # type: ignore[attr-defined] # public, missing 
     TCPStore,
 )
 
+from seqlm.environment import COLLECTIVE_MINUTES, DEVICE, GPU_SHARE, RENDEZVOUS, RENDEZVOUS_HOST
 from seqlm.errors import BackendError, FileError
-from seqlm.machine import CUDA_BYTES, SHARE_VARIABLE, cpu_model
+from seqlm.machine import CUDA_BYTES, cpu_model
 from seqlm.training.failure import failed_allocation
-from seqlm.variables import positive_number
 
-COLLECTIVE_MINUTES = 10.0
-"""How long a rank waits for the others, by default, before it gives up."""
 POLL_SECONDS = 0.1
 """How often a rank looks for the file of the first one."""
 CONNECT_LIMIT = datetime.timedelta(seconds=5)
@@ -56,6 +56,13 @@ class Rank:
     def device_name(self) -> str:
         """What a person calls the device: the model of the GPU or of the processor."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_model()
+
+    def peak_memory_bytes(self) -> int:
+        """Return the peak memory of this rank so far: allocated on the GPU, or resident in the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of ``tensor`` over all ranks, in place; the same values on every rank."""
@@ -117,18 +124,17 @@ def rank_from_environment(env: Mapping[str, str]) -> Rank:
     none for CUDA where there is a device.
 
     Raises:
-        BackendError: a CUDA device is asked for and there is none.
+        UsageError: ``SEQLM_DEVICE`` is neither.
+        BackendError: ``SEQLM_DEVICE`` is ``cuda`` and PyTorch sees no CUDA device.
     """
-    wanted = env.get("SEQLM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted == "cuda":
-        if not torch.cuda.is_available():
-            raise BackendError("SEQLM_DEVICE is cuda, but PyTorch sees no CUDA device here; use cpu, or a CUDA build")
+    has_cuda = torch.cuda.is_available()
+    if (DEVICE.read(env) or ("cuda" if has_cuda else "cpu")) == "cuda":
+        if not has_cuda:
+            raise BackendError(f"{DEVICE.name}=cuda: PyTorch sees no CUDA device here; use cpu, or a CUDA build")
         # A launcher that gives each rank its own CUDA_VISIBLE_DEVICES leaves one visible device, number 0.
         device = torch.device("cuda", int(env.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    elif wanted == "cpu":
-        device = torch.device("cpu")
     else:
-        raise BackendError(f'SEQLM_DEVICE: found "{wanted}", valid is cpu or cuda')
+        device = torch.device("cpu")
     return Rank(index=int(env.get("RANK", "0")), world_size=int(env.get("WORLD_SIZE", "1")), device=device)
 
 
@@ -143,7 +149,7 @@ def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
         UsageError: the variable is not a number above 0.
         BackendError: the share is too small for CUDA itself.
     """
-    share = positive_number(env, SHARE_VARIABLE, 1.0, "GPUs")
+    share = GPU_SHARE.read(env)
     if rank.device.type != "cuda" or share >= 1:
         yield
         return
@@ -164,7 +170,7 @@ def gpu_share(rank: Rank, env: Mapping[str, str]) -> Iterator[None]:
 
 def _meeting_file() -> Path | None:
     """The file of ``SEQLM_RENDEZVOUS``; ``None``: it is no address of a file."""
-    address = os.environ.get("SEQLM_RENDEZVOUS", "")
+    address = RENDEZVOUS.read()
     return Path(url2pathname(address.removeprefix("file://"))) if address.startswith("file://") else None
 
 
@@ -172,8 +178,8 @@ def _meeting_point(rank: Rank, limit: datetime.timedelta) -> dict[str, Any]:
     """Return the arguments for ``init_process_group`` that say where the ranks meet."""
     path = _meeting_file()
     if path is None:
-        return {"init_method": os.environ.get("SEQLM_RENDEZVOUS", "env://")}
-    host = os.environ.get("SEQLM_RENDEZVOUS_HOST", "127.0.0.1")
+        return {"init_method": RENDEZVOUS.read()}
+    host = RENDEZVOUS_HOST.read()
     return {"store": _offer_port(path, host, limit) if rank.is_first else _find_port(path, host, limit)}
 
 
@@ -249,7 +255,7 @@ def process_group(rank: Rank) -> Iterator[None]:
     if rank.world_size == 1:
         yield
         return
-    minutes = positive_number(os.environ, "SEQLM_COLLECTIVE_MINUTES", COLLECTIVE_MINUTES, "minutes")
+    minutes = COLLECTIVE_MINUTES.read()
     if rank.device.type == "cuda":
         torch.cuda.set_device(rank.device)
     limit = datetime.timedelta(minutes=minutes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 
+from seqlm.environment import MICRO_BATCHES
 from seqlm.errors import DivergedError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind
-from seqlm.training.micro_batches import VARIABLE
 
 _NO_MEMORY = (
     "defaultcpuallocator: can't allocate memory",
@@ -127,7 +126,7 @@ def describe_failure(error: BaseException, *, rank: int, attempt: int) -> dict[s
         "where": where,
         "rank": rank,
         "attempt": attempt,
-        "micro_batches": int(os.environ.get(VARIABLE) or 1),
+        "micro_batches": MICRO_BATCHES.read(),
         "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -13,22 +13,18 @@ from jaxtyping import Num
 from torch import Tensor
 
 from seqlm.data.layout import own_columns
-from seqlm.errors import UsageError
-
-VARIABLE = "SEQLM_MICRO_BATCHES"
+from seqlm.environment import MICRO_BATCHES
 
 
 def micro_batches_from(env: Mapping[str, str], batch_size: int, world_size: int) -> int:
-    """The number of parts that ``SEQLM_MICRO_BATCHES`` asks for, 1 without it.
+    """Return the number of parts from ``SEQLM_MICRO_BATCHES``.
 
     Raises:
-        UsageError: it is no whole number, or some rank has fewer columns than that.
+        UsageError: it is not a whole number above 0, or some rank has fewer columns.
     """
-    text = env.get(VARIABLE) or "1"
     most = len(own_columns(batch_size, world_size - 1, world_size))  # the last rank has the fewest
-    if not text.isdecimal() or not 1 <= int(text) <= most:
-        raise UsageError(f'{VARIABLE}: found "{text}", valid is a whole number from 1 to {most}, the columns of a rank')
-    return int(text)
+    expected = f"a whole number from 1 to {most}, the columns of a rank"
+    return MICRO_BATCHES.read(env, is_valid=lambda parts: parts <= most, expected=expected)
 
 
 def split_columns(tensor: Num[Tensor, "A B *rest"], parts: int) -> tuple[Num[Tensor, "A b *rest"], ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 
-from seqlm.config import AdamConfig, OptimConfig, SgdScheduleConfig
+from seqlm.config import AdamConfig, OptimConfig, SgdConfig, SgdScheduleConfig
 
 
 def build_optimizer(config: OptimConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -20,9 +20,13 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[torch.nn.Parameter
     device = parameters[0].device
     on_gpu = device.type == "cuda"
     lr = torch.tensor(config.lr, device=device) if on_gpu else config.lr
-    if isinstance(config, AdamConfig):
-        return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=on_gpu)
-    return torch.optim.SGD(parameters, lr=lr, fused=True)
+    match config:
+        case AdamConfig():
+            return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=on_gpu)
+        case SgdConfig() | SgdScheduleConfig():
+            return torch.optim.SGD(parameters, lr=lr, fused=True)
+        case _:
+            assert_never(config)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -42,12 +46,25 @@ def learning_rate(config: OptimConfig, epoch: int) -> float:
     - ``compounding``: in each epoch past the flat ones the *current* rate is multiplied by decay^-n, so that
       lr decay^-(1 + 2 + ... + n) = lr decay^-(n (n + 1) / 2). This is what produced the published numbers.
     """
-    if not isinstance(config, SgdScheduleConfig):
-        return config.lr
-    assert config.flat_epochs is not None, "SgdScheduleConfig resolves flat_epochs"
-    falls = max(0, epoch - (config.flat_epochs - 1))
-    exponent = falls * (falls + 1) / 2 if config.schedule == "compounding" else falls
-    return float(config.lr * config.decay**-exponent)
+    match config:
+        case AdamConfig() | SgdConfig():
+            return config.lr
+        case SgdScheduleConfig():
+            assert config.flat_epochs is not None, "SgdScheduleConfig resolves flat_epochs"
+            falls = max(0, epoch - (config.flat_epochs - 1))
+            return float(config.lr * config.decay ** -_exponent(config.schedule, falls))
+        case _:
+            assert_never(config)
+
+
+def _exponent(schedule: Literal["compounding", "per_epoch"], falls: int) -> float:
+    match schedule:
+        case "compounding":
+            return falls * (falls + 1) / 2
+        case "per_epoch":
+            return falls
+        case _:
+            assert_never(schedule)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -10,14 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
+from seqlm.environment import PROGRESS_SECONDS
 from seqlm.errors import FileError
-from seqlm.rundir import Guard, unguarded, write_json
+from seqlm.files import Guard, unguarded, write_json
 from seqlm.training.perplexity import perplexity
 
 Phase: TypeAlias = Literal["train", "valid"]
-
-WRITE_SECONDS = 1.0
-"""How often the file is written by default, at most, while steps go by."""
 
 
 @final
@@ -31,7 +29,7 @@ class ProgressFile:
         self,
         path: Path,
         *,
-        every_seconds: float = WRITE_SECONDS,
+        every_seconds: float = PROGRESS_SECONDS.default,
         clock: Callable[[], float] = time.monotonic,
         guard: Guard = unguarded,
     ) -> None:

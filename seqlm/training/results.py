@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import final
 
 import torch
 
+from seqlm.errors import DivergedError
 from seqlm.training.distributed import Rank
 from seqlm.training.step import StepResult
 
@@ -48,3 +51,15 @@ class StepResults:
         numbers = self._rank.sum(torch.cat([kept.flatten(), asked])).tolist()
         end = len(numbers) - len(wishes)
         return list(zip(numbers[:end:2], numbers[1:end:2], strict=True)), [count > 0 for count in numbers[end:]]
+
+
+def require_finite(results: Iterable[tuple[float, float]], tokens_per_step: int) -> None:
+    """Check the (loss in nats, gradient norm) of steps.
+
+    Raises:
+        DivergedError: a number is not finite.
+    """
+    for loss_nats, norm in results:
+        if not (math.isfinite(loss_nats) and math.isfinite(norm)):
+            mean = loss_nats / tokens_per_step
+            raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr")

@@ -32,17 +32,18 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from seqlm.config import ModelConfig, Precision, RecurrentConfig, RunConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.config import Precision, RunConfig
 from seqlm.data.cache import digest_key, find, store
-from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
-from seqlm.models import LanguageModel, build_model
+from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError, SeqlmError
+from seqlm.models import LanguageModel, build_model, self_check_shapes
 from seqlm.models.products import PACKED_SIZE
 from seqlm.training.capture import is_captured
 from seqlm.training.distributed import Rank, rank_from_environment
@@ -58,8 +59,6 @@ REPLAYS = 2
 KIND = "self-check"
 """Folder of the cache in which passed checks are kept."""
 VOCAB = 200
-KEEP = 0.5
-"""Of every dropout in the check: whether units are dropped matters to the operations, how many does not."""
 SEED = 1
 AWAY_FROM_ZERO = 5.0
 """Bias, with either sign, in front of a relu: about five standard deviations of its input. A pre-activation whose sign
@@ -82,33 +81,14 @@ class Case:
 
     def bound(self, precision: Precision) -> float:
         """Largest error that a tensor may have (see the module)."""
-        # Of a block: queries, scores, what is attended to, W_o, W_1, W_2.
-        in_a_row = self.steps if isinstance(self.model, RecurrentConfig) else 6
-        products = 2 * self.model.num_layers * in_a_row  # forward and back
+        products = 2 * self.model.num_layers * self.model.products_in_a_row(self.steps)  # forward and back
         terms = max(self.steps * self.columns, self.model.hidden_size)
         return HEADROOM * math.sqrt(products) * (ROUNDOFF[precision] + math.sqrt(terms) * ROUNDOFF["fp32"])
 
 
 def cases(config: ModelConfig) -> list[Case]:
-    """What is checked for models like ``config``.
-
-    Widths are small, and leave the same remainder by 8: kernels of products depend on the alignment of rows. The window
-    has more tokens than a chunk of the output loss. Wide recurrent models are also checked at a width from which a CPU
-    has another product (:class:`seqlm.models.products.RepeatedProduct`).
-    """
-    if isinstance(config, TransformerConfig):
-        # scaled_dot_product_attention draws its own dropout, so it is compared with the equations without.
-        keep = 1.0 if config.attention == "sdpa" else KEEP
-        width = {"hidden_size": 64, "num_heads": 4, "mlp_size": 96 + config.mlp_size % 8}
-        small = replace(config, num_layers=2, keep=KEEP, attention_keep=keep, **width)  # type: ignore[arg-type]
-        return [Case(model=small, steps=12, columns=100)]
-    remainder = config.hidden_size % 8
-    narrow = replace(config, hidden_size=64 + remainder, num_layers=2, embedding_size=48, keep=KEEP)
-    found = [Case(model=narrow, steps=12, columns=100)]
-    if config.hidden_size >= PACKED_SIZE:
-        wide = replace(narrow, hidden_size=PACKED_SIZE + remainder, num_layers=1)
-        found.append(Case(model=wide, steps=9, columns=4))
-    return found
+    """Return what is checked for models like ``config``. A window has more tokens than a chunk of the output loss."""
+    return [Case(model=small, steps=steps, columns=columns) for small, steps, columns in self_check_shapes(config)]
 
 
 def check_device(config: RunConfig, rank: Rank) -> None:
@@ -193,11 +173,8 @@ def _reference(
     model: LanguageModel, case: Case, dtype: torch.dtype, product_dtype: torch.dtype | None
 ) -> LanguageModel:
     """The same model by its equations, with parameters of type ``dtype``."""
-    config = replace(case.model, implementation="reference")
-    if isinstance(config, TransformerConfig):
-        config = replace(config, attention="own")
     with torch.device("meta"):  # draws nothing
-        reference = build_model(config, VOCAB, case.steps, product_dtype)
+        reference = build_model(case.model.reference(), VOCAB, case.steps, product_dtype)
     reference.load_state_dict({name: value.to(dtype) for name, value in model.state_dict().items()}, assign=True)
     return reference
 
@@ -339,7 +316,7 @@ def main() -> int:
     """Print the findings of each kind of GPU, or of the processor, as JSON; returns the exit code."""
     try:
         ranks = [rank_from_environment(os.environ)]
-    except BackendError as error:
+    except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     if ranks[0].device.type == "cuda":

@@ -6,12 +6,9 @@ import contextlib
 import functools
 import itertools
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
@@ -19,12 +16,14 @@ import torch
 from torch import Tensor
 
 from seqlm.config import RunConfig
-from seqlm.data.batches import columns, own_columns, windows
+from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
-from seqlm.errors import CheckpointError, DivergedError, FileError
+from seqlm.environment import CHECKPOINT_MINUTES, PROGRESS_SECONDS
+from seqlm.errors import CheckpointError, DivergedError
+from seqlm.files import Guard, unguarded, write_json
 from seqlm.models import LanguageModel, build_model
-from seqlm.rundir import Guard, RunDirectory, unguarded, write_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.background import Background
 from seqlm.training.capture import Captured, is_captured
@@ -33,42 +32,45 @@ from seqlm.training.checkpoint_files import CheckpointFiles, best_epoch
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import WindowLoss, evaluate
 from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
-from seqlm.training.perplexity import TokenLoss, perplexity
+from seqlm.training.perplexity import TokenLoss
 from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
-from seqlm.training.progress_file import WRITE_SECONDS, ProgressFile
-from seqlm.training.results import GPU_STEPS, StepResults
+from seqlm.training.progress_file import ProgressFile
+from seqlm.training.records import epoch_record, result_record
+from seqlm.training.results import GPU_STEPS, StepResults, require_finite
+from seqlm.training.resume import (
+    agreed_checkpoint,
+    changes,
+    circumstances,
+    generator_state,
+    mask_seed,
+    restore_within_epoch,
+)
 from seqlm.training.snapshot import Snapshot
 from seqlm.training.step import TrainingStep
-
-CHECKPOINT_MINUTES = 10.0
-"""How often, by default, the state is saved within an epoch."""
-LAG_SECONDS = 60.0
-"""How long a rank waits to see the checkpoint that the first rank has read: network file systems tell late."""
 
 
 @final
 class Trainer:
     """One run's training, on one of its ranks.
 
-    Rank r holds its own columns of the global batch and their recurrent state. The first rank alone writes files.
-    Every epoch draws its dropout masks from a generator seeded by (seed, epoch, rank); a checkpoint within an epoch
-    holds the state of each rank's generator. So a run that was interrupted, wherever, draws the masks that an
-    uninterrupted one would have drawn, and on the same devices ends in the same parameters, bit for bit.
+    Each rank holds its own columns of the global batch and their recurrent state. Only the first rank writes files.
+    The dropout masks of an epoch come from a generator seeded by (seed, epoch, rank), whose state is part of a
+    checkpoint. So an interrupted run ends in the parameters of an uninterrupted one, bit for bit on the same devices.
 
     Args:
-        config: what is trained.
-        corpus: on what.
-        run: where its files are.
+        config: the configuration of the run.
+        corpus: its text.
+        run: its folder.
         rank: this process.
-        attempt: its number.
+        attempt: number of this attempt.
         micro_batches: parts in which a step takes the rank's columns.
-        stop: asked before each step. One rank on a CPU is even interrupted within a step, which is begun anew later;
-            several stop after the same step.
-        checkpoint_minutes: how often the state is saved within an epoch.
-        progress_seconds: how often, at most, ``progress.json`` is written.
+        stop: checked before each step. A single rank on a CPU is even interrupted within a step, which is repeated
+            later. Several ranks stop after the same step.
+        checkpoint_minutes: time between two checkpoints within an epoch.
+        progress_seconds: least time between two writes of ``progress.json``.
         keep_last: whether ``last.pt`` stays when the run is done.
-        guard: asked before a file of the run is put in place whether it still is this process's to write.
+        guard: called before a file of the run is put in place. Raises if this process no longer owns the run.
 
     Raises:
         DataError, UsageError: a split is too small for the batch, or there are more ranks than columns.
@@ -84,8 +86,8 @@ class Trainer:
         attempt: int,
         micro_batches: int = 1,
         stop: StopSignal | None = None,
-        checkpoint_minutes: float = CHECKPOINT_MINUTES,
-        progress_seconds: float = WRITE_SECONDS,
+        checkpoint_minutes: float = CHECKPOINT_MINUTES.default,
+        progress_seconds: float = PROGRESS_SECONDS.default,
         keep_last: bool = True,
         guard: Guard = unguarded,
     ) -> None:
@@ -141,21 +143,20 @@ class Trainer:
         )
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Stand before the first step of ``epoch``."""
-        self._epoch = epoch
-        self._step = 0
+        """Reset to the start of ``epoch``."""
+        self._epoch, self._step = epoch, 0
         self._total = TokenLoss()
         self._seconds = 0.0
         self._state = self._initial_state("train")
-        torch.manual_seed(_mask_seed(self.config.seed, epoch, self.rank.index))
+        torch.manual_seed(mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
-        """Go on from the last checkpoint, or start, and train to the end; returns what ``result.json`` holds.
+        """Train from the last checkpoint, or from the start, to the end. Return the content of ``result.json``.
 
         Raises:
             CheckpointError: the run's own checkpoint cannot be used.
-            DivergedError: a loss or gradient norm is not finite; nothing of that step is kept.
-            StopRequested: ``stop`` said so; where the training stands is saved.
+            DivergedError: a loss or gradient norm is not finite. Nothing of that step is saved.
+            StopRequested: ``stop`` was set. The state has been saved.
             FileError: a file of the run cannot be written.
         """
         try:
@@ -193,11 +194,10 @@ class Trainer:
             result = self.step(inputs, targets, state)
             state = result.state
             results.add(result)
-            self._require_finite(results.read()[0])  # waits for the device
+            require_finite(results.read()[0], self._tokens_per_step)  # waits for the device
             seconds.append(time.perf_counter() - started)
         columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
-        state = self._initial_state("valid")
-        valid = self._evaluate(columns, state)
+        valid = self._evaluate(columns, self._initial_state("valid"))
         if not math.isfinite(valid.mean):
             raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
         return seconds
@@ -210,31 +210,24 @@ class Trainer:
         set_learning_rate(self.optimizer, lr)
         self.progress.epoch_begins(epoch, lr, steps=self._step, seconds=self._seconds)
         self._train_epoch()
-        train, train_seconds = self._total, self._seconds
         self.progress.validation_begins()
         started = time.perf_counter()
         valid = self.evaluate("valid")
-        seconds = train_seconds + time.perf_counter() - started
-        earlier = self.history[-1]["elapsed_seconds"] if self.history else 0.0
-        self.history.append(
-            {
-                "epoch": epoch,
-                "train_loss": train.mean,
-                "val_loss": valid.mean,
-                "train_ppl": perplexity(train.mean),
-                "val_ppl": perplexity(valid.mean),
-                "lr": lr,
-                "epoch_seconds": seconds,
-                "elapsed_seconds": earlier + seconds,
-                "train_tokens_per_second": train.tokens / train_seconds,
-                "peak_memory_bytes": peak_memory_bytes(self.rank.device),
-                "attempt": self.attempt,
-            }
+        record = epoch_record(
+            self.history,
+            train=self._total,
+            valid=valid,
+            lr=lr,
+            train_seconds=self._seconds,
+            valid_seconds=time.perf_counter() - started,
+            peak_memory_bytes=self.rank.peak_memory_bytes(),
+            attempt=self.attempt,
         )
+        self.history.append(record)
         is_best = best_epoch(self.history) == epoch
         self._begin_epoch(epoch + 1)
         self._save(is_best=is_best)
-        self.progress.epoch_done(perplexity(train.mean), perplexity(valid.mean), seconds, is_best=is_best)
+        self.progress.epoch_done(record["train_ppl"], record["val_ppl"], record["epoch_seconds"], is_best=is_best)
 
     def _train_epoch(self) -> None:
         """The steps of the epoch that are still to do."""
@@ -254,7 +247,7 @@ class Trainer:
             at_once = self._is_alone and (self.stop.received or is_due)  # several ranks agree when all read
             if results.are_full or self._step == self._steps or at_once:
                 losses, (shall_stop, shall_save) = results.read(self.stop.received, is_due)
-                self._require_finite(losses)
+                require_finite(losses, self._tokens_per_step)
                 for loss_nats, _ in losses:
                     self._total.add(loss_nats, self._tokens_per_step)
                 self._seconds = before + time.perf_counter() - started
@@ -274,12 +267,6 @@ class Trainer:
             torch.set_rng_state(generator)  # the masks of this step are drawn again
             raise
 
-    def _require_finite(self, results: list[tuple[float, float]]) -> None:
-        for loss_nats, norm in results:
-            if not (math.isfinite(loss_nats) and math.isfinite(norm)):
-                mean = loss_nats / self._tokens_per_step
-                raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr")
-
     def evaluate(self, split: str) -> TokenLoss:
         """The loss on ``valid`` or ``test`` with the present parameters, dropout off, state zero at the start.
 
@@ -294,16 +281,8 @@ class Trainer:
     def _evaluate(
         self, columns: Tensor, state: Tensor, before_window: Callable[[int], None] = lambda number: None
     ) -> TokenLoss:
-        return evaluate(
-            self.model,
-            state,
-            columns,
-            self.config.train.seq_len,
-            self.rank,
-            self.micro_batches,
-            before_window,
-            self._window_loss,
-        )
+        seq_len, parts = self.config.train.seq_len, self.micro_batches
+        return evaluate(self.model, state, columns, seq_len, self.rank, parts, before_window, self._window_loss)
 
     def _before_window(self, number: int) -> None:
         self.progress.window_begins()
@@ -326,7 +305,7 @@ class Trainer:
             self._background.start(functools.partial(self._files.save, checkpoint, is_best=is_best))
 
     def _save_at_once(self) -> None:
-        """Save where the training stands, unless that is saved already: the process is about to end."""
+        """Save the state before the process exits, unless it is saved already."""
         if self._step == 0:  # the end of the epoch before is being written, or there is nothing yet
             self._background.wait()
             return
@@ -352,31 +331,21 @@ class Trainer:
         """Where the training stands, between two steps; every rank gives its part."""
         within = self._step > 0
         return replace(
-            self._circumstances(),
+            circumstances(self.rank, self.micro_batches),
             epoch=self._epoch,
             step=self._step,
             loss_nats=self._total.loss_nats,
             tokens=self._total.tokens,
             seconds=self._seconds,
             states=self.rank.gather(self._state) if within else [],
-            generators=self.rank.gather(_generator_state(self.rank.device)) if within else [],
-        )
-
-    def _circumstances(self) -> Position:
-        """The start of the training, with what decides about the last bits."""
-        return Position(
-            epoch=0,
-            ranks=self.rank.world_size,
-            device=self.rank.device.type,
-            threads=torch.get_num_threads(),
-            micro_batches=self.micro_batches,
+            generators=self.rank.gather(generator_state(self.rank.device)) if within else [],
         )
 
     # -- resuming ----------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Go on from the checkpoint that the first rank finds, if there is one."""
-        checkpoint = self._agreed(self._load_last)
+        """Restore the checkpoint that the first rank finds, if there is one."""
+        checkpoint = agreed_checkpoint(self.rank, self._files, self._load_last)
         if checkpoint is None:
             self._begin_epoch(0)  # whatever has drawn from the generator since this object was made
             return
@@ -390,148 +359,42 @@ class Trainer:
             self._step = position.step
             self._total = TokenLoss(position.loss_nats, position.tokens)
             self._seconds = position.seconds
-            self._take_over(position)
+            self._state = restore_within_epoch(position, self.rank, self.config)
         if self.rank.is_first:
-            # The checkpoint is the truth: a metrics file cut short or lost is written anew from it.
-            self._files.write_metrics(self.history)
+            self._files.write_metrics(self.history)  # the file may have been cut or lost
         steps = f" and {position.step} of {self._steps} steps" if position.step else ""
         self.progress.say(f"resumed after {position.epoch} of {self.config.train.epochs} epochs{steps}")
-        if changes := _changes(position, self._circumstances()):
-            self.progress.say(changes)
+        if differences := changes(position, circumstances(self.rank, self.micro_batches)):
+            self.progress.say(differences)
 
     def _load_last(self) -> tuple[Path, Checkpoint] | None:
         if reason := self.run.cannot_go_on(self.config.train.epochs):
             raise CheckpointError(f"this run cannot go on: {reason}")
         return self._files.load_last()
 
-    def _take_over(self, position: Position) -> None:
-        """The recurrent state and the generator within an epoch; ranks that are shared out anew draw other masks."""
-        if (position.ranks, position.device) == (self.rank.world_size, self.rank.device.type):
-            state = position.states[self.rank.index]
-            _set_generator_state(self.rank.device, position.generators[self.rank.index])
-        else:
-            own = own_columns(self.config.train.batch_size, self.rank.index, self.rank.world_size)
-            state = torch.cat(position.states, dim=1)[:, own.start : own.stop]
-            torch.manual_seed(_mask_seed(self.config.seed, position.epoch, self.rank.index) ^ position.step)
-        self._state = state.to(self.rank.device).contiguous()
-
-    def _agreed(self, load: Callable[[], tuple[Path, Checkpoint] | None]) -> Checkpoint | None:
-        """What the first rank loads, on every rank: each reads the same file, once it sees it.
-
-        Raises:
-            CheckpointError, FileError: what the first rank met; every rank raises it.
-            FileError: another rank does not see what the first one has read.
-        """
-        found: tuple[Path, Checkpoint] | None = None
-        error: CheckpointError | FileError | None = None
-        if self.rank.is_first:
-            try:
-                found = load()
-            except (CheckpointError, FileError) as caught:
-                error = caught
-        kind, *rest = self.rank.from_first(_summary(found, error))
-        if kind == "error":
-            raise error or (CheckpointError if rest[0] == "checkpoint" else FileError)(rest[1])
-        if kind == "nothing" or self.rank.is_first:
-            return found[1] if found else None
-        path = Path(rest[0])
-        deadline = time.monotonic() + LAG_SECONDS
-        while True:
-            with contextlib.suppress(CheckpointError):
-                checkpoint = self._files.load(path)
-                if _summary((path, checkpoint), None)[2:] == rest[1:]:
-                    return checkpoint
-            if time.monotonic() > deadline:
-                raise FileError(f"{path}: rank {self.rank.index} does not see what the first rank has read there")
-            time.sleep(1)
-
     def _finish(self) -> dict[str, Any]:
         if self.rank.is_first:
             self._background.wait()
         self.rank.wait_for_all()  # nobody reads best.pt before it is on disk
-        best = self._agreed(functools.partial(self._files.load_best, self.history))
+        best = agreed_checkpoint(self.rank, self._files, functools.partial(self._files.load_best, self.history))
         assert best is not None, "load_best finds it or raises"
         self.model.load_state_dict(best.model)
         test = self.evaluate("test")
-        record, final = self.history[best_epoch(self.history)], self.history[-1]
-        result = {
-            "best_epoch": record["epoch"],
-            "best_train_ppl": record["train_ppl"],
-            "best_val_loss": record["val_loss"],
-            "best_val_ppl": record["val_ppl"],
-            "final_epoch": final["epoch"],
-            "final_train_ppl": final["train_ppl"],
-            "final_val_ppl": final["val_ppl"],
-            "test_loss": test.mean,
-            "test_ppl": perplexity(test.mean),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "elapsed_seconds": final["elapsed_seconds"],
-            "attempt": self.attempt,
-            "micro_batches": self.micro_batches,
-            "corpus_sha256": self.corpus.sha256,
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        result = result_record(
+            self.history,
+            test=test,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            attempt=self.attempt,
+            micro_batches=self.micro_batches,
+            corpus_sha256=self.corpus.sha256,
+        )
         if self.rank.is_first:
             write_json(self.run.result_file, result, guard=self.guard)
             self._files.drop_previous()
             if not self._keep_last:
                 self._files.drop_last()
         self.progress.say(
-            f"done  best val ppl {record['val_ppl']:.2f} in epoch {record['epoch'] + 1}  "
+            f"done  best val ppl {result['best_val_ppl']:.2f} in epoch {result['best_epoch'] + 1}  "
             f"test ppl {result['test_ppl']:.2f}"
         )
         return result
-
-
-def _summary(found: tuple[Path, Checkpoint] | None, error: CheckpointError | FileError | None) -> list[Any]:
-    """What the first rank tells the others of its checkpoint: plain data, and enough to know the same one by."""
-    if error is not None:
-        return ["error", "checkpoint" if isinstance(error, CheckpointError) else "file", str(error)]
-    if found is None:
-        return ["nothing"]
-    path, checkpoint = found
-    position = checkpoint.position
-    return ["checkpoint", str(path), len(checkpoint.history), position.epoch, position.step, position.loss_nats]
-
-
-def _changes(position: Position, now: Position) -> str:
-    """How this process differs from those that wrote a checkpoint, in what decides the last bits; empty: not at all."""
-    counts = [
-        ("rank", position.ranks, now.ranks),
-        ("micro-batch", position.micro_batches, now.micro_batches),
-        ("thread", position.threads if now.device == "cpu" else now.threads, now.threads),
-    ]
-    changes = [
-        f"{after} {what}{'' if after == 1 else 'es' if what.endswith('ch') else 's'} instead of {before}"
-        for what, before, after in counts
-        if before not in (0, after)
-    ]
-    if position.device not in ("", now.device):
-        changes.append(f"on {now.device} instead of {position.device}")
-    masks = any(not change.partition(" ")[2].startswith("thread") for change in changes)
-    equal = f"the result is equal to that of a quiet run up to rounding{' and dropout masks' if masks else ''}"
-    return f"now {', '.join(changes)}: {equal}" if changes else ""
-
-
-def _mask_seed(seed: int, epoch: int, rank: int) -> int:
-    # Odd multipliers keep the seeds of neighbouring (epoch, rank) pairs apart; the generator scrambles the rest.
-    return (seed + 0x9E3779B97F4A7C15 * (epoch + 1) + 0xC2B2AE3D27D4EB4F * rank) % 2**63
-
-
-def _generator_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_generator_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory of this rank so far: allocated on the GPU, or resident in the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 
 ORIGIN = datetime(2026, 3, 1, 9, 0, tzinfo=UTC).timestamp()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 
 
 def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:

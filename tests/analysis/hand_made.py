@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.config import RunConfig
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from tests.analysis.synthetic import make_provenance
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from seqlm.config import RunConfig
-from seqlm.rundir import RunDirectory, write_json, write_json_lines, write_text
+from seqlm.files import write_json, write_json_lines, write_text
+from seqlm.rundir import RunDirectory
 
 PUBLISHED = [
     # name, arch, optimizer, lr, batch, hidden, layers, keep, first val_ppl, best val_ppl, best train_ppl, s/epoch

@@ -13,7 +13,7 @@ import pytest
 from analysis.report import write_report
 from analysis.study.study import Study
 from seqlm.errors import FileError, UsageError
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 from tests.analysis.synthetic import DIVERGED, fail, make_run
 
 HOSTILE = "<script>alert('x')</script> & $x_1$ 50% #1 \\input{y} | `z` \"q\""
@@ -272,18 +272,20 @@ def test_when_the_swap_fails_half_way_the_old_report_comes_back(
     make_run(tmp_path, 0, epochs=2)
     folder = write_report(tmp_path).parent
     before = contents(folder)
-    rename = Path.rename
+    rename, failed = Path.rename, []
 
-    def fail_for_the_new_one(path: Path, target: Path) -> Path:
-        if path.name == "new":
+    def fail_once(path: Path, target: Path) -> Path:
+        if target == folder and not failed:
+            failed.append(path)
             raise OSError(5, "Input/output error")
         return rename(path, target)
 
     make_run(tmp_path, 3, epochs=2)
-    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    monkeypatch.setattr(Path, "rename", fail_once)
     with pytest.raises(FileError, match="Input/output error"):
         write_report(tmp_path)
     assert contents(folder) == before
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
 @pytest.mark.usefixtures("svg_only")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 
 VOCAB_SIZE = 11
 SEQ_LEN = 7

@@ -11,7 +11,8 @@ from benchmarks.baselines.builtin import builtin_loss, builtin_model
 from benchmarks.baselines.literal import LiteralLayerNorm, literal_loss, literal_model
 from benchmarks.baselines.positions import position_table
 from benchmarks.baselines.step import BaselineStep, default_optimizer
-from seqlm.config import AdamConfig, ModelConfig, RecurrentConfig, SgdScheduleConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.config import AdamConfig, SgdScheduleConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.transformer import sinusoids
 from tests.benchmarks.conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE

@@ -106,7 +106,7 @@ def test_a_call_that_ends_early_loses_the_part_under_way_alone(tmp_path: Path, n
         (["--minutes", "soon"], "argument --minutes: expected a number of at least 0, got soon"),
         (["--parts", "stepps"], "argument --parts: invalid choice: 'stepps'"),
         (["--reherse"], "unrecognized arguments: --reherse"),
-        (["--ptb", "nowhere.zip"], "nowhere.zip does not exist; valid is a folder or a zip file with"),
+        (["--ptb", "nowhere.zip"], "nowhere.zip does not exist; expected a folder or a zip file with"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

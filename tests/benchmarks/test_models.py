@@ -155,7 +155,7 @@ def test_an_interrupted_benchmark_keeps_the_shapes_before(
         (["--threads", "two"], "argument --threads: expected a positive whole number, got two"),
         (["--seconds", "nan"], "argument --seconds: expected a number of at least 0, got nan"),
         (["--precision", "fp16"], "argument --precision: invalid choice: 'fp16'"),
-        (["--out", "result.txt"], "--out: found result.txt, valid is a file name that ends in .json"),
+        (["--out", "result.txt"], "--out: expected a file name that ends in .json, got result.txt"),
         (["--out", "nowhere/result.json"], "--out: there is no folder nowhere"),
         (["--peak-memory-of", "ours", "rnn-2x16-b4"], 'unknown implementation "ours"; did you mean'),
     ],

@@ -112,7 +112,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_word(write_texts):
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_an_empty_split_is_refused(write_texts, content):
-    with pytest.raises(DataError, match=r"^test\.txt is empty; valid is"):
+    with pytest.raises(DataError, match=r"^test\.txt is empty; expected"):
         load_corpus(WORDS, write_texts(test=content))
 
 

@@ -30,14 +30,14 @@ def refusal(path: Path) -> str:
 
 
 def test_a_path_that_is_not_there(tmp_path):
-    assert "nowhere does not exist; valid is a folder or a zip file with ptb.train.txt" in refusal(tmp_path / "nowhere")
+    assert "nowhere does not exist; expected a folder or a zip file with ptb.train.txt" in refusal(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     assert "does not exist" in refusal(tmp_path / "file" / "below")
 
 
 def test_a_text_file_in_place_of_its_folder(tmp_path):
     (tmp_path / "train.txt").write_text("a b\n")
-    assert "train.txt is no zip file, or a damaged one; valid is a folder or a zip" in refusal(tmp_path / "train.txt")
+    assert "train.txt is no zip file, or a damaged one; expected a folder or a zip" in refusal(tmp_path / "train.txt")
 
 
 def test_something_that_is_neither_file_nor_folder(tmp_path):
@@ -46,7 +46,7 @@ def test_something_that_is_neither_file_nor_folder(tmp_path):
 
 
 def test_a_folder_without_any_of_the_files(tmp_path):
-    assert "holds no text of a corpus; valid is ptb.train.txt" in refusal(tmp_path)
+    assert "holds no text of a corpus; expected ptb.train.txt" in refusal(tmp_path)
 
 
 def test_a_folder_that_holds_only_the_zip_file_names_it(tmp_path):
@@ -68,13 +68,13 @@ def test_both_namings_at_once(write_texts):
 def test_a_folder_in_place_of_a_file(write_texts):
     folder = write_texts(prefix="ptb.", train=None)
     (folder / "ptb.train.txt").mkdir()
-    assert "ptb.train.txt is a folder; valid is a text file" in refusal(folder)
+    assert "ptb.train.txt is a folder; expected a text file" in refusal(folder)
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(write_texts):
     folder = write_texts(train=None)
     os.mkfifo(folder / "train.txt")
-    assert "train.txt is no regular file; valid is a text file" in refusal(folder)
+    assert "train.txt is no regular file; expected a text file" in refusal(folder)
 
 
 def test_two_sets_in_one_zip(tmp_path):
@@ -135,4 +135,4 @@ def test_a_zip_that_declares_an_absurd_size_is_not_unpacked(tmp_path):
         start = content.index(b"PK\x01\x02", start + 1)
         content[start + 24 : start + 28] = struct.pack("<I", LARGEST_TOTAL // 2)
     path.write_bytes(content)
-    assert "unpacks to 6.0 GiB of text; valid is at most 4 GiB" in refusal(path)
+    assert "unpacks to 6.0 GiB of text; expected at most 4 GiB" in refusal(path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.dropout import Dropout
 

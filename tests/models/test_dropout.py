@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqlm.config import RecurrentConfig
+from seqlm.architectures import RecurrentConfig
 from seqlm.models import build_model
 from seqlm.models.dropout import Dropout
 

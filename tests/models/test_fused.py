@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.fused_recurrent import fused_gru, fused_rnn
 from seqlm.models.fused_transformer import attention, linear_residual, norm_linear

@@ -142,7 +142,7 @@ def test_the_first_token_is_not_part_of_the_sample(model: LanguageModel, first: 
 def test_a_temperature_that_is_no_positive_number_is_refused_in_one_line(
     model: LanguageModel, first: Tensor, temperature: float
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^temperature: found {temperature}, valid is a positive finite number$"):
+    with pytest.raises(ValueError, match=rf"^temperature: expected a positive finite number, got {temperature}$"):
         model.generate(first, model.initial_state(5), 3, temperature=temperature)
 
 
@@ -166,11 +166,11 @@ def test_a_prompt_is_read_before_the_first_draw(arch: str, model: LanguageModel,
         start = max(0, t - SEQ_LEN) if arch == "transformer" else 0
         wanted, _ = model(text[start:t], model.initial_state(4))
         torch.testing.assert_close(logits, wanted[-1], rtol=0, atol=1e-10)
-    with pytest.raises(ValueError, match=r"^prompt: found 0, valid is a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"^prompt: expected a whole number of at least 1, got 0$"):
         model.sample(tokens[:0], model.initial_state(4), 3, draw)
 
 
 @pytest.mark.parametrize("length", [0, -3])
 def test_a_length_below_one_is_refused_in_one_line(model: LanguageModel, first: Tensor, length: int) -> None:
-    with pytest.raises(ValueError, match=rf"^length: found {length}, valid is a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=rf"^length: expected a whole number of at least 1, got {length}$"):
         model.generate(first, model.initial_state(5), length)

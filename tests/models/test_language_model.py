@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import seqlm.models
-from seqlm.config import ModelConfig
+from seqlm.architectures import ModelConfig
 from seqlm.models import LanguageModel, build_model
 
 VOCAB_SIZE = 11
@@ -76,7 +76,7 @@ def test_a_token_outside_the_vocabulary_is_an_error(model: LanguageModel) -> Non
 
 @pytest.mark.parametrize(("sizes", "name"), [((0, 5), "vocab_size"), ((5, 0), "seq_len")])
 def test_sizes_below_one_are_refused_by_name(config: ModelConfig, sizes: tuple[int, int], name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: found 0, valid is a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=rf"^{name}: expected a whole number of at least 1, got 0$"):
         build_model(config, *sizes)
 
 

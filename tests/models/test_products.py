@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqlm.config import ModelConfig
+from seqlm.architectures import ModelConfig
 from seqlm.models import build_model
 from seqlm.models.products import (
     PACKED_SIZE,

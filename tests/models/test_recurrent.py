@@ -7,7 +7,7 @@ import torch
 from comparison import assert_same_values_and_gradients
 from torch import Tensor, nn
 
-from seqlm.config import RecurrentConfig
+from seqlm.architectures import RecurrentConfig
 from seqlm.models import LanguageModel, build_model
 
 VOCAB_SIZE = 11

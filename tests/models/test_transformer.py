@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from comparison import assert_same_values_and_gradients
 from torch import Tensor, nn
 
-from seqlm.config import TransformerConfig
+from seqlm.architectures import TransformerConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.transformer import LayerNorm, sinusoids
 

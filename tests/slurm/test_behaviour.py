@@ -13,7 +13,8 @@ import pytest
 
 import launch
 from jobs.study.kept_code import live_code
-from seqlm.rundir import RunDirectory, study_record_file, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory, study_record_file
 from slurm.backend import submit_report
 from slurm.job import JobPlan, Signals, SlurmContext
 from slurm.settings import SlurmSettings

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.chaos.study import processes

@@ -20,7 +20,8 @@ from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from jobs.study.folder import submission_of, write_jobs
 from seqlm.errors import BackendError
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from slurm import requeue, task
 from slurm.job import JobPlan, Signals, SlurmContext
 from slurm.task import Task

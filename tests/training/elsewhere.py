@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from seqlm import lease
+from seqlm import lease, processes
 from seqlm.rundir import RunDirectory
 from seqlm.training import worker
 from seqlm.training.step import TrainingStep
@@ -75,7 +75,7 @@ def main(host: str, *options_and_run: str) -> int:
 
     with (
         mock.patch.object(fcntl, "flock"),
-        mock.patch.object(lease, "this_host", return_value=lease.Host(name=host, machine=host)),
+        mock.patch.object(processes, "this_host", return_value=processes.Host(name=host, machine=host)),
         mock.patch.object(lease, "LOOK_SECONDS", 0.05),
         mock.patch.object(TrainingStep, "__call__", slow_step),
         mock.patch.object(Trainer, "_train_epoch", train_epoch_when_told),

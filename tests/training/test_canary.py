@@ -108,7 +108,7 @@ def test_a_variable_left_in_the_shell_cuts_no_run_short(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["many", "-1", "0", "4"])
 def test_a_wrong_number_of_steps_is_one_clear_line(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match=f'SEQLM_CANARY: found "{text}", valid is a whole number above 4'):
+    with pytest.raises(UsageError, match=f'SEQLM_CANARY: expected a whole number above 4, got "{text}"'):
         canary_steps(RunDirectory.canary(tmp_path, "run"), {"SEQLM_CANARY": text})
 
 

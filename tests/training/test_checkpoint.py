@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
-from seqlm.training.checkpoint import FORMAT_OF_EPOCHS, Checkpoint, Position, digest, load_checkpoint, save_checkpoint
+from seqlm.training.checkpoint import Checkpoint, Position, digest, load_checkpoint, save_checkpoint
 
 
 def make(fingerprint: str = "f" * 64) -> Checkpoint:
@@ -190,9 +190,8 @@ def test_the_digest_tells_types_shapes_keys_and_nesting_apart() -> None:
     assert digest({"a": torch.zeros(4), "b": (1, 2)}) == digest({"a": torch.zeros(4), "b": [1, 2]})
 
 
-def test_a_checkpoint_of_the_first_format_goes_on_at_the_start_of_the_next_epoch(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_first_format_is_refused(tmp_path: Path) -> None:
     content = {name: value for name, value in vars(make()).items() if name != "position"}
-    torch.save({"format": FORMAT_OF_EPOCHS, **content}, tmp_path / "last.pt")
-    loaded = load_checkpoint(tmp_path / "last.pt", "f" * 64)
-    assert loaded.position == Position(epoch=1)
-    assert torch.equal(loaded.model["weight"], torch.arange(50_000.0))
+    torch.save({"format": "seqlm checkpoint 1", **content}, tmp_path / "last.pt")
+    with pytest.raises(DamagedError, match='is not a seqlm checkpoint of the format "seqlm checkpoint 2"'):
+        load_checkpoint(tmp_path / "last.pt", "f" * 64)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError, LeaseLostError
-from seqlm.rundir import Guard, RunDirectory
+from seqlm.files import Guard
+from seqlm.rundir import RunDirectory
 from seqlm.training import checkpoint_files
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles

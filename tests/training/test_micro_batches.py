@@ -105,7 +105,7 @@ def test_parts_are_whole_columns_and_differ_by_one_at_most() -> None:
 
 @pytest.mark.parametrize("text", ["0", "3.5", "-1", "two", "4"])
 def test_a_number_of_parts_that_no_rank_can_have_is_told_with_what_is_valid(text: str) -> None:
-    with pytest.raises(UsageError, match=f'SEQLM_MICRO_BATCHES: found "{text}", valid is a whole number from 1 to 3'):
+    with pytest.raises(UsageError, match=f'SEQLM_MICRO_BATCHES: expected a whole number from 1 to 3, .*, got "{text}"'):
         micro_batches_from({"SEQLM_MICRO_BATCHES": text}, 11, 3)  # columns: 4, 4, 3
     assert micro_batches_from({"SEQLM_MICRO_BATCHES": "3"}, 11, 3) == 3
     assert micro_batches_from({}, 11, 3) == 1

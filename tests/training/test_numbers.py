@@ -22,7 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlm.config import ModelConfig, RecurrentConfig, SgdConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.config import SgdConfig
 from seqlm.models import build_model
 from seqlm.training.optimizers import build_optimizer
 from seqlm.training.precision import set_switches

@@ -10,7 +10,7 @@ import pytest
 
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import EXIT_USAGE
-from seqlm.rundir import read_json
+from seqlm.files import read_json
 from seqlm.training import attempt, worker
 from seqlm.training.distributed import Rank
 from seqlm.training.progress import Progress

@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.cli import doctor
 from seqlm import machine
-from seqlm.config import ModelConfig, Precision, RecurrentConfig, RunConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.config import Precision, RunConfig
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError
+from seqlm.files import read_json
 from seqlm.models import LanguageModel, fused_recurrent, fused_transformer, output_loss, products, recurrent
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.rundir import RunDirectory
 from seqlm.training import self_check, worker
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
@@ -539,5 +541,5 @@ def test_doctor_shows_what_was_found_and_runs_do_not_repeat_it(cache: Path, comp
 def test_doctor_gives_the_reason_of_a_check_that_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQLM_DEVICE", "tpu")
     (finding,) = doctor.check_devices()
-    text = 'cannot be computed (error: SEQLM_DEVICE: found "tpu", valid is cpu or cuda)'
+    text = 'cannot be computed (error: SEQLM_DEVICE: expected cpu or cuda, got "tpu")'
     assert (finding.level, finding.text) == ("bad", text)

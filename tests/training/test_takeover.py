@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from seqlm.rundir import RunDirectory, read_json
+from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.training.studies import make_config, make_run, write_text
 from tests.waiting import wait_for

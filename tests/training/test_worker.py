@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 
 from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
+from seqlm.files import Guard, read_json
 from seqlm.lease import is_released
-from seqlm.rundir import Guard, RunDirectory, read_json
+from seqlm.rundir import RunDirectory
 from seqlm.training import attempt, worker
 from seqlm.training.distributed import Rank, process_group
 from seqlm.training.trainer import Trainer

@@ -100,7 +100,7 @@ def test_a_zip_of_ten_megabytes_that_unpacks_to_ten_gibibytes_takes_a_hundredth_
     assert 9 * MIB < len(stream) < 14 * MIB
     path = zip_by_hand(tmp_path / "bomb.zip", b"train.txt", stream, crc, declared)
     message = refusal(lambda: read_texts(path))
-    assert any(told in message for told in ("which no text does", "valid is at most 4 GiB", "is a damaged zip file"))
+    assert any(told in message for told in ("which no text does", "expected at most 4 GiB", "is a damaged zip file"))
     assert peak() < 250 * MIB
 
 
@@ -158,7 +158,7 @@ def test_a_zip_with_endless_entries_is_refused_by_their_number(tmp_path: Path, m
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in {**SMALL, "train.txt": b"a b\n", **{f"n{n}": b"" for n in range(60)}}.items():
             archive.writestr(name, text)
-    assert "lists 63 files; valid is at most 50" in refusal(lambda: read_texts(path))
+    assert "lists 63 files; expected at most 50" in refusal(lambda: read_texts(path))
     monkeypatch.setattr(source, "LARGEST_DIRECTORY", 1000)
     assert "lists too many files" in refusal(lambda: read_texts(path))
 

@@ -12,7 +12,9 @@ import pytest
 
 from jobs.study.kept_code import live_code
 from seqlm.errors import FileError
-from seqlm.rundir import RunDirectory, append_to, exclusive_lock, write_json
+from seqlm.files import append_to, write_json
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from seqlm.training.progress_file import ProgressFile
 from slurm import backend
 from slurm.settings import SlurmSettings

@@ -12,8 +12,10 @@ import pytest
 from analysis.report import write_report
 from analysis.study.study import load_study
 from seqlm.errors import FileError, UsageError
+from seqlm.files import file_sha256, read_json, write_json
+from seqlm.locks import is_locked
 from seqlm.reading import LARGEST_HASHED, LARGEST_TEXT
-from seqlm.rundir import MAX_RUNS, RunDirectory, file_sha256, is_locked, read_json, write_json
+from seqlm.rundir import MAX_RUNS, RunDirectory
 from tests.analysis.attempt_files import write_attempt
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.synthetic import fail, make_run

@@ -33,7 +33,7 @@ def as_pickle(path: Path, marker: Path) -> None:
 
 
 def as_archive(path: Path, marker: Path) -> None:
-    torch.save({"format": "seqlm checkpoint 1", "model": {}, "optimizer": Program(marker)}, path)
+    torch.save({"format": "seqlm checkpoint 2", "model": {}, "optimizer": Program(marker)}, path)
 
 
 def in_the_old_form(path: Path, marker: Path) -> None:

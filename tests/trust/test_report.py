@@ -14,7 +14,7 @@ from analysis.blocks.table import Column, Table
 from analysis.report import write_report
 from analysis.sections.results import hyperparameters_csv
 from analysis.study.study import load_study
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 from tests.training.studies import make_config, make_run
 
 SCRIPT = "</td><script>alert(1)</script><img src=x onerror=alert(2)>"

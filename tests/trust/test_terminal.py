@@ -18,7 +18,8 @@ from jobs.cli.live_table import StudyTable
 from jobs.cli.progress import Watcher, watch_in_lines
 from jobs.cli.view import RunView, StudyView
 from seqlm.errors import printable
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config, make_run
 
 ESCAPES = {

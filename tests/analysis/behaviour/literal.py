@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqlm.config import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
 from seqlm.models import LanguageModel, build_model
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -7,7 +7,8 @@ import pytest
 
 from analysis.behaviour.task import Settings, Task
 from seqlm.errors import ConfigError, FileError
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config
 
 CONFIG = make_config(seq_len=5, seed=7)
@@ -51,8 +52,7 @@ def test_an_impossible_value_is_one_line(key: str, value: Any, valid: str) -> No
     with pytest.raises(ConfigError) as caught:
         Settings.from_dict({key: value}, CONFIG)
     (problem,) = caught.value.problems
-    assert problem.startswith(f"settings.{key}: found ")
-    assert problem.endswith(f", valid is {valid}")
+    assert problem.startswith(f"settings.{key}: expected {valid}, got ")
 
 
 def test_an_unknown_key_is_one_line_that_names_its_neighbour() -> None:
@@ -67,11 +67,11 @@ def test_a_task_tells_all_that_is_wrong_with_it(tmp_path: Path) -> None:
     write_json(tmp_path / "task.json", {"judge": "../gru", "setting": {}, "settings": {"window": 0, "seed": "x"}})
     with pytest.raises(ConfigError) as caught:
         Task.read(job, CONFIG)
-    assert [problem.split(": ", 1)[1].split(",")[0] for problem in caught.value.problems] == [
-        'unknown key "setting"; did you mean "settings"? (valid: judge',
-        'judge: found "../gru"',
-        "settings.window: found 0",
-        'settings.seed: found "x"',
+    assert [problem.split(": ", 1)[1] for problem in caught.value.problems] == [
+        'unknown key "setting"; did you mean "settings"? (valid: judge, settings)',
+        'judge: expected the id of another run of the study, or null, got "../gru"',
+        "settings.window: expected a whole number of at least 1, got 0",
+        'settings.seed: expected a whole number from 0 to 2^63 - 1, got "x"',
     ]
     for raw in ({"judge": tmp_path.name}, {"judge": ""}, {"judge": 3}, {"settings": []}):
         write_json(tmp_path / "task.json", raw)

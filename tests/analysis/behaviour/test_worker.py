@@ -18,8 +18,10 @@ import torch
 from analysis.behaviour.__main__ import main
 from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus
+from seqlm.files import read_json, write_json
+from seqlm.locks import exclusive_lock
 from seqlm.models import build_model
-from seqlm.rundir import RunDirectory, exclusive_lock, read_json, write_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.trainer import Trainer
@@ -248,11 +250,11 @@ def test_what_is_no_job_is_refused_before_anything_is_written(
     assert "config.json is missing" in capsys.readouterr().err
     job = lab.job("rnn-1", settings={"window": 0})
     assert main([str(job.path)]) == 2
-    assert "settings.window: found 0, valid is a whole number of at least 1" in capsys.readouterr().err
+    assert "settings.window: expected a whole number of at least 1, got 0" in capsys.readouterr().err
     write_json(job.path / "task.json", {})
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([str(job.path)]) == 2
-    assert "WORLD_SIZE: found 2, valid is 1" in capsys.readouterr().err
+    assert "WORLD_SIZE: expected 1 (behaviour is computed by one process), got 2" in capsys.readouterr().err
     assert {path.name for path in job.path.iterdir()} == {"config.json", "task.json"}
 
 

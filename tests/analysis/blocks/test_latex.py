@@ -14,7 +14,7 @@ from analysis.report import write_report
 from analysis.sections.results import hyperparameters_table, results_table
 from analysis.study import units
 from analysis.study.study import load_study
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 from tests.analysis.synthetic import fail, make_run
 from tests.latex import compile_latex, points_too_wide, require_latex
 

@@ -6,7 +6,7 @@ from analysis.blocks.section import Block
 from analysis.discussion.optimizers import optimizers_blocks
 from analysis.study.settings import timed_settings
 from analysis.study.study import load_study
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 

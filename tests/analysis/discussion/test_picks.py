@@ -9,7 +9,7 @@ from analysis.blocks.section import Block
 from analysis.discussion.picks import pareto_front, picks_blocks
 from analysis.study.settings import timed_settings
 from analysis.study.study import load_study
-from seqlm.rundir import write_json_lines
+from seqlm.files import write_json_lines
 from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run
 

@@ -16,7 +16,7 @@ from analysis.plots.curves import curves_of
 from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.study.study import Study, load_study
 from seqlm.config import RunConfig
-from seqlm.rundir import write_json_lines
+from seqlm.files import write_json_lines
 from tests.analysis.synthetic import DIVERGED, EXPLODING, make_run
 
 

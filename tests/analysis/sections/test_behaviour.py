@@ -16,7 +16,8 @@ from analysis.sections.samples import Scale
 from analysis.study.behaved import behaved_runs
 from analysis.study.behaviour import Sample, read_behaviour
 from analysis.study.study import load_study
-from seqlm.rundir import RunDirectory, write_text
+from seqlm.files import write_text
+from seqlm.rundir import RunDirectory
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.synthetic import make_run
 

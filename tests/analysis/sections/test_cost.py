@@ -11,7 +11,7 @@ from analysis.blocks.section import Points, Prose, Section
 from analysis.plots.timeline import Bar, lanes_of, pack, timeline_chart, utilisation
 from analysis.sections.cost import cost_section
 from analysis.study.study import load_study
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 from tests.analysis.attempt_files import at, write_attempt, write_job
 from tests.analysis.study.test_attempts import resumed_run
 from tests.analysis.synthetic import fail, make_run

@@ -14,7 +14,7 @@ from analysis.sections.coverage import coverage
 from analysis.sections.results import hyperparameters_csv, hyperparameters_table, results_table
 from analysis.study.settings import best_runs
 from analysis.study.study import Study, load_study
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 from tests.analysis.synthetic import DIVERGED, make_run
 
 

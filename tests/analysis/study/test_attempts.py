@@ -12,7 +12,8 @@ import pytest
 
 from analysis.study.attempts import ATTEMPT_COLUMNS, moment
 from analysis.study.study import Study, load_study
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt, write_job
 from tests.analysis.synthetic import make_run
 

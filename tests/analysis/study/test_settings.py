@@ -9,7 +9,7 @@ from scipy import stats
 from analysis.sections.results import results_table, settings_table
 from analysis.study.settings import clear_winners, interval, settings_of
 from analysis.study.study import Study, load_study
-from seqlm.rundir import write_json
+from seqlm.files import write_json
 from tests.analysis.synthetic import fail, make_run
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from analysis.study.study import Study, load_study
 from seqlm.errors import UsageError
-from seqlm.rundir import exclusive_lock, write_json_lines, write_text
+from seqlm.files import write_json_lines, write_text
+from seqlm.locks import exclusive_lock
 from tests.analysis.synthetic import CUT, DIVERGED, EXPLODING, INTERRUPTED, fail, make_run
 
 

@@ -21,7 +21,8 @@ from jobs.launch.options import LaunchOptions
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, read_json, write_json
+from seqlm.files import read_json, write_json
+from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import dispatcher, finish, todo
 from tests.training.studies import make_config, make_run, write_text
@@ -123,7 +124,7 @@ def test_the_limit_comes_from_the_environment() -> None:
     assert hung_seconds({"SEQLM_HUNG_MINUTES": "0.5"}) == 30
     rare = {"SEQLM_HUNG_MINUTES": "0.5", "SEQLM_PROGRESS_SECONDS": "20"}
     assert hung_seconds(rare) == 60, "a worker that writes every 20 s says nothing for as long"
-    with pytest.raises(UsageError, match='SEQLM_HUNG_MINUTES: found "soon", valid is a number of minutes above 0'):
+    with pytest.raises(UsageError, match='SEQLM_HUNG_MINUTES: expected a number of minutes above 0, got "soon"'):
         hung_seconds({"SEQLM_HUNG_MINUTES": "soon"})
 
 

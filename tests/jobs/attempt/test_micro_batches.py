@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.retry import VARIABLE, Failed, after, micro_batches, most_micro_batches, put_failure_aside
+from jobs.attempt.retry import Failed, after, micro_batches, most_micro_batches, put_failure_aside
 from seqlm.data.layout import own_columns
 from seqlm.rundir import RunDirectory
-from seqlm.training.micro_batches import VARIABLE as READ
 from tests.training.studies import make_config, make_run
 
 
@@ -15,10 +14,6 @@ def fail(run: RunDirectory, attempt: int, kind: str, parts: int) -> None:
     run.attempt_dir(attempt).mkdir(parents=True)
     run.write_failure_once({"kind": kind, "message": "x", "attempt": attempt})
     put_failure_aside(run, micro_batches=parts)
-
-
-def test_the_launcher_and_the_worker_mean_the_same_variable() -> None:
-    assert VARIABLE == READ
 
 
 @pytest.mark.parametrize(("batch_size", "ranks", "most"), [(8, 1, 8), (20, 1, 16), (20, 3, 4), (20, 20, 1), (7, 2, 2)])

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from seqlm.rundir import RunDirectory, is_locked
+from seqlm.locks import is_locked
+from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes

@@ -13,7 +13,9 @@ import launch
 from jobs.cli.studies import age
 from jobs.study.folder import write_jobs
 from jobs.study.studies import folder_bytes, list_studies
-from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from seqlm.files import write_json
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from tests.fake_slurm.control import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
 from tests.training.studies import make_config, make_run

@@ -18,7 +18,9 @@ from jobs.cli.view import StudyView, changes
 from jobs.spec import RunSpec
 from jobs.study.folder import launching, write_jobs, write_queue
 from jobs.study.squeue import Scheduler
-from seqlm.rundir import RunDirectory, exclusive_lock, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config
 from tests.waiting import wait_for
 

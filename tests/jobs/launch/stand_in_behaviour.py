@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.launch.behaviour import default_settings
-from seqlm.rundir import RunDirectory, exclusive_lock, make_directory, read_json, write_json, write_json_lines
+from seqlm.files import make_directory, read_json, write_json, write_json_lines
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 
 
 def main() -> int:

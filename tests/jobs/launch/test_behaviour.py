@@ -17,7 +17,8 @@ from jobs.spec import Resources
 from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, observe_study, study_name
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, study_record_file, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory, study_record_file
 from tests.training.studies import make_config, make_run
 
 

@@ -24,7 +24,8 @@ from jobs.study.kept_code import Code
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
 from seqlm.errors import BackendError, CanaryError
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend
 from tests.training.studies import make_config, write_text
 

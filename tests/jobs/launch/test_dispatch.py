@@ -20,7 +20,9 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State
 from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import make_config
 

@@ -18,7 +18,8 @@ from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import rundir
 from seqlm.errors import FileError
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_dispatch import dispatcher, finish, todo
 

@@ -20,14 +20,14 @@ from jobs.plan.estimate import (
     estimate,
     flops_per_token,
     memory_bytes,
-    parameter_count,
     seconds_estimate,
     training_tokens_per_epoch,
 )
 from seqlm.config import RunConfig
 from seqlm.data.corpus import CorpusFacts, load_corpus
+from seqlm.files import write_json
 from seqlm.models import build_model, output_loss
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import Rank
 from seqlm.training.trainer import Trainer
 from tests.training.studies import write_text
@@ -63,7 +63,7 @@ def label(model: dict[str, Any]) -> str:
 def test_the_number_of_parameters_is_that_of_the_model(model: dict[str, Any]) -> None:
     run = config(model)
     built = build_model(run.model, VOCAB)
-    assert parameter_count(run, VOCAB) == sum(parameter.numel() for parameter in built.parameters())
+    assert run.model.parameter_count(VOCAB) == sum(parameter.numel() for parameter in built.parameters())
 
 
 @pytest.mark.parametrize("model", MODELS, ids=label)
@@ -82,19 +82,19 @@ def test_the_operations_per_token_are_those_that_torch_counts(model: dict[str, A
 
 
 def test_memory_grows_with_what_has_to_be_kept() -> None:
-    parameters = parameter_count(config(), VOCAB)
+    parameters = config().model.parameter_count(VOCAB)
     assert memory_bytes(config(), VOCAB) - memory_bytes(config(optimizer="sgd"), VOCAB) == 4 * 2 * parameters
     assert memory_bytes(config(batch_size=8), VOCAB) > memory_bytes(config(), VOCAB)
     assert memory_bytes(config(seq_len=10), VOCAB) > memory_bytes(config(), VOCAB)
     # A vocabulary entry more: its parameters with gradient and moments, and the planes of T x B of its logits.
     for implementation, planes in (("fused", 2), ("reference", 3)):
         one = config({**MODELS[0], "implementation": implementation})
-        grown = 4 * 4 * (parameter_count(one, VOCAB + 1) - parameters) + 4 * planes * 5 * 4
+        grown = 4 * 4 * (one.model.parameter_count(VOCAB + 1) - parameters) + 4 * planes * 5 * 4
         assert memory_bytes(one, VOCAB + 1) - memory_bytes(one, VOCAB) == grown
     # A batch of more than a chunk of tokens has no more logits than a chunk.
     large = config(batch_size=1024)
     growth = memory_bytes(large, VOCAB + 1) - memory_bytes(large, VOCAB)
-    assert growth == 4 * 4 * (parameter_count(large, VOCAB + 1) - parameters) + 4 * 2 * CHUNK_TOKENS
+    assert growth == 4 * 4 * (large.model.parameter_count(VOCAB + 1) - parameters) + 4 * 2 * CHUNK_TOKENS
 
 
 def test_the_estimates_chunk_is_that_of_the_loss() -> None:
@@ -103,7 +103,7 @@ def test_the_estimates_chunk_is_that_of_the_loss() -> None:
 
 def test_a_rank_keeps_its_share_of_the_batch_and_buckets_for_the_others() -> None:
     one, two = memory_bytes(config(batch_size=7), VOCAB), memory_bytes(config(batch_size=7), VOCAB, ranks=2)
-    buckets = 4 * parameter_count(config(), VOCAB)
+    buckets = 4 * config().model.parameter_count(VOCAB)
     assert two - buckets == memory_bytes(config(batch_size=4), VOCAB) < one
 
 
@@ -262,7 +262,7 @@ def test_damaged_runs_and_lines_and_absent_folders_are_passed_over(tmp_path: Pat
 def test_an_estimate_gathers_all_of_them() -> None:
     facts = CorpusFacts(vocab_size=VOCAB, tokens={"train": 24, "valid": 9, "test": 9}, sha256="")
     found = estimate(config(), facts, Throughput(by_fingerprint={config().fingerprint(): 10.0}))
-    assert found.parameters == parameter_count(config(), VOCAB)
+    assert found.parameters == config().model.parameter_count(VOCAB)
     assert found.flops_per_token == flops_per_token(config(), VOCAB)
     assert found.memory_bytes == memory_bytes(config(), VOCAB)
     assert found.seconds == 4.0
@@ -280,4 +280,4 @@ def test_an_estimate_gathers_all_of_them() -> None:
 def test_the_memory_of_a_reference_model_follows_its_equation(model: dict[str, Any], per_token: int) -> None:
     run = config({**model, "implementation": "reference"}, optimizer="sgd")
     tokens = 5 * 4  # I = T B
-    assert memory_bytes(run, VOCAB) == 4 * (2 * parameter_count(run, VOCAB) + tokens * (3 * VOCAB + per_token))
+    assert memory_bytes(run, VOCAB) == 4 * (2 * run.model.parameter_count(VOCAB) + tokens * (3 * VOCAB + per_token))

@@ -19,7 +19,8 @@ from jobs.plan.estimate import Throughput, estimate
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import record_of, write_record
 from seqlm.data.corpus import corpus_facts
-from seqlm.rundir import RunDirectory, study_record_file, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory, study_record_file
 from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import write_text
 

@@ -19,9 +19,11 @@ from jobs.study import cancel
 from jobs.study.cancel import group_to_signal, mark, wait_until_stopped
 from jobs.study.folder import ObservedRun, observe_study, write_jobs
 from jobs.study.squeue import JobState, Scheduler
-from seqlm import lease
+from seqlm import lease, processes
 from seqlm.errors import BackendError, FileError
-from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from seqlm.files import write_json
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from slurm import backend as slurm_backend
 from tests import commands
 from tests.jobs.study.test_study import make_study
@@ -52,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def claim_elsewhere(run: RunDirectory, *, name: str = "elsewhere") -> lease.Lease:
     """A live lease of a worker whose lock is not seen here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease, "this_host", lambda: lease.Host(name=name, machine="elsewhere"))
+        patch.setattr(processes, "this_host", lambda: processes.Host(name=name, machine="elsewhere"))
         return lease.claim(run.lease_dir, attempt=1, busy="busy", terms=lease.Terms())
 
 
@@ -188,7 +190,8 @@ WORK = """
 import os, signal, sys
 from pathlib import Path
 from seqlm.lease import Terms, claim
-from seqlm.rundir import RunDirectory, exclusive_lock
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 if sys.argv[2] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -20,7 +20,9 @@ from jobs.study import clean
 from jobs.study.clean import delete_leftovers, find_leftovers
 from jobs.study.folder import launching, write_jobs
 from seqlm.errors import FileError
-from seqlm.rundir import RunDirectory, exclusive_lock, write_json
+from seqlm.files import write_json
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.fake_slurm.control import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run

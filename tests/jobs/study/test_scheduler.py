@@ -8,7 +8,8 @@ import pytest
 from jobs.study import squeue
 from jobs.study.folder import AtWork, at_work, forget_jobs, observe_run, read_jobs, submission_of, write_jobs
 from jobs.study.squeue import JobState, Scheduler, job_state, parents, read_sacct, read_squeue
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config, make_run
 
 

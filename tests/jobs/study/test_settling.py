@@ -13,7 +13,9 @@ from jobs.study.finality import SETTLE_SECONDS, FinalityTracker
 from jobs.study.folder import AtWork, Launcher, launching, look_at, write_jobs, write_queue
 from jobs.study.logs import follow_logs
 from jobs.study.squeue import Scheduler
-from seqlm.rundir import FailureKind, Observation, RunDirectory, State, exclusive_lock, write_json
+from seqlm.files import write_json
+from seqlm.locks import exclusive_lock
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State
 from tests.jobs.cli.test_watch import Touched
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for

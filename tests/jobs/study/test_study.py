@@ -20,9 +20,10 @@ from jobs.study.folder import (
 from jobs.study.kept_code import Code
 from jobs.study.logs import print_log
 from jobs.study.provenance import launch_record, run_record
-from seqlm import lease
+from seqlm import processes
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config
 
 
@@ -165,11 +166,11 @@ def test_who_owns_the_launch_sweeps_what_a_dead_launcher_has_begun(tmp_path: Pat
 
 def test_a_locked_launch_without_the_name_of_a_live_launcher_is_no_launcher(tmp_path: Path) -> None:
     path = launch_lock_file(tmp_path)
-    path.write_text(json.dumps({**lease.this_process(), "process_start": 1}))
+    path.write_text(json.dumps({**processes.this_process(), "process_start": 1}))
     with path.open() as stranger:
         fcntl.flock(stranger, fcntl.LOCK_EX)
         assert launcher_of(tmp_path) is None
-        path.write_text(json.dumps(lease.this_process()))
+        path.write_text(json.dumps(processes.this_process()))
         assert launcher_of(tmp_path) is not None
 
 

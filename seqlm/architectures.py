@@ -1,0 +1,174 @@
+"""The architectures: their configurations, and what follows from one without a model. Standard library alone.
+
+A new architecture is a class here, listed in :data:`ARCHITECTURES`, and a model in :mod:`seqlm.models`.
+
+Symbols: V vocabulary, T window (``seq_len``), E embedding, H hidden, M inner width of the MLP, A heads, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias
+
+from seqlm.schema import Count, Probability, Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentConfig(Section):
+    """A stacked RNN (tanh) or GRU."""
+
+    NAME = "model"
+    LABELS: ClassVar[Mapping[str, str]] = {"rnn": "RNN", "gru": "GRU"}
+    CARRIES_STATE: ClassVar[bool] = True
+    """Whether the state at the end of a window is the start of the next one."""
+
+    arch: Literal["rnn", "gru"]
+    """Architecture."""
+    hidden_size: Count
+    """Units of each layer, H."""
+    num_layers: Count = 2
+    """Stacked layers, L."""
+    embedding_size: Count = 200
+    """Width of the token embedding."""
+    keep: Probability = 0.35
+    """Probability of keeping a unit, on the embedding and on each layer's output."""
+    implementation: Literal["fused", "reference"] = "fused"
+    """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
+    autograd, to check it."""
+
+    @property
+    def _gates(self) -> int:
+        return {"rnn": 1, "gru": 3}[self.arch]
+
+    @property
+    def _weights(self) -> int:
+        """Weights of one gate in all layers: the sum of D_l H + H^2, with D_1 = E and D_l = H above."""
+        h, layers = self.hidden_size, self.num_layers
+        return self.embedding_size * h + (layers - 1) * h * h + layers * h * h
+
+    def parameter_count(self, vocab_size: int) -> int:
+        """Return the exact number of trained parameters. Embedding and output layer are not tied.
+
+        With g = 1 for the RNN and 3 for the GRU, D_1 = E and D_l = H above::
+
+            V E + sum over layers of g (D_l H + H^2 + H) + H V + V
+        """
+        v, h = vocab_size, self.hidden_size
+        return v * self.embedding_size + self._gates * (self._weights + self.num_layers * h) + h * v + v
+
+    def multiply_adds(self, seq_len: int) -> int:
+        """Return the multiply-adds of the forward pass per token, without the output layer.
+
+        The sum over layers of g (D_l H + H^2), whatever the window.
+        """
+        return self._gates * self._weights
+
+    def fused_activations(self, tokens: int, seq_len: int) -> int:
+        """Return the values that the fused operations keep for the backward pass of I = ``tokens``, with its buffers.
+
+        The terms after the sum over layers are buffers, which hold one layer at a time::
+
+            RNN     I (2 E + 3 L H + 4 H) + H^2
+            GRU     I (2 E + 7 L H + 7 H) + 3 H^2
+        """
+        h = self.hidden_size
+        kept, passing = {"rnn": (3, 4), "gru": (7, 7)}[self.arch]
+        return tokens * (2 * self.embedding_size + kept * self.num_layers * h + passing * h) + self._gates * h * h
+
+    def reference_activations(self, tokens: int, seq_len: int) -> int:
+        """Return the values that autograd keeps: I (2 E + n L H), with n = 4 for the RNN and 10 for the GRU."""
+        kept = {"rnn": 4, "gru": 10}[self.arch]
+        return tokens * (2 * self.embedding_size + self.num_layers * self.hidden_size * kept)
+
+    def products_in_a_row(self, seq_len: int) -> int:
+        """Return the number of products in one layer each of which depends on the one before."""
+        return seq_len
+
+    def reference(self) -> RecurrentConfig:
+        """Return the configuration of the same function by its equations."""
+        return replace(self, implementation="reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Section):
+    """A decoder-only Transformer with pre-norm blocks."""
+
+    NAME = "model"
+    LABELS: ClassVar[Mapping[str, str]] = {"transformer": "Transformer"}
+    CARRIES_STATE: ClassVar[bool] = False
+    """Each window is seen alone."""
+
+    arch: Literal["transformer"]
+    """Architecture."""
+    hidden_size: Count
+    """Width of the blocks and of the embedding (``n_units`` in the study)."""
+    num_layers: Count = 2
+    """Blocks."""
+    num_heads: Count = 16
+    """Attention heads, a divisor of ``hidden_size``."""
+    mlp_size: Count = 2048
+    """Inner width of each block's MLP."""
+    keep: Probability = 0.9
+    """Probability of keeping a unit, everywhere except on the attention weights."""
+    attention_keep: Probability = 0.9
+    """Probability of keeping an attention weight; the published runs always used 0.9."""
+    attention: Literal["own", "sdpa"] = "own"
+    """``own``: the equations. ``sdpa``: ``F.scaled_dot_product_attention``, the same function, other dropout draws."""
+    implementation: Literal["fused", "reference"] = "fused"
+    """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
+    autograd, to check it."""
+
+    def _conditions(self) -> Iterator[str]:
+        if self.hidden_size == 1:
+            yield "model.hidden_size: expected at least 2 (layer norm needs a deviation), got 1"
+        elif self.hidden_size > 1 and self.num_heads > 0 and self.hidden_size % self.num_heads:
+            heads = self.num_heads
+            yield f"model.hidden_size: expected a multiple of model.num_heads = {heads}, got {self.hidden_size}"
+
+    def parameter_count(self, vocab_size: int) -> int:
+        """Return the exact number of trained parameters. Embedding and output layer are not tied.
+
+        V H + L (4 (H^2 + H) + 2 H M + M + H + 4 H) + 2 H + H V + V
+        """
+        v, h, m = vocab_size, self.hidden_size, self.mlp_size
+        block = 4 * (h * h + h) + 2 * h * m + m + h + 4 * h
+        return v * h + self.num_layers * block + 2 * h + h * v + v
+
+    def multiply_adds(self, seq_len: int) -> int:
+        """Return the multiply-adds of the forward pass per token, without the output layer.
+
+        L (4 H^2 + 2 H M + 2 T H): attention scores and their weighted sum count over the full T positions, since the
+        products are computed before the causal mask.
+        """
+        h = self.hidden_size
+        return self.num_layers * (4 * h * h + 2 * h * self.mlp_size + 2 * seq_len * h)
+
+    def fused_activations(self, tokens: int, seq_len: int) -> int:
+        """Return the values that the fused operations keep: I (4 H + L (8 H + M + 2 A T) + 3 M) for I = ``tokens``."""
+        h, m = self.hidden_size, self.mlp_size
+        return tokens * (4 * h + self.num_layers * (8 * h + m + 2 * self.num_heads * seq_len) + 3 * m)
+
+    def reference_activations(self, tokens: int, seq_len: int) -> int:
+        """Return the values that autograd keeps: I (2 H + L (14 H + 3 M + 3 A T))."""
+        h = self.hidden_size
+        return tokens * (2 * h + self.num_layers * (14 * h + 3 * self.mlp_size + 3 * self.num_heads * seq_len))
+
+    def products_in_a_row(self, seq_len: int) -> int:
+        """Return 6, for queries, scores, the weighted sum, W_o, W_1 and W_2 of a block."""
+        return 6
+
+    def reference(self) -> TransformerConfig:
+        """Return the configuration of the same function by its equations."""
+        return replace(self, implementation="reference", attention="own")
+
+
+ModelConfig: TypeAlias = RecurrentConfig | TransformerConfig
+
+ARCHITECTURES = (RecurrentConfig, TransformerConfig)
+"""All of them, in the order of reports."""
+
+
+def carries_state(arch: str) -> bool:
+    """Return whether models of an architecture carry a state from window to window. True if it is unknown."""
+    return next((variant.CARRIES_STATE for variant in ARCHITECTURES if arch in variant.LABELS), True)

@@ -1,0 +1,359 @@
+"""Write files and folders in one step, and read the JSON files of a run. Standard library alone.
+
+This is the only implementation of atomic writing: a new file is written under a temporary name in the same folder,
+flushed to disk, and renamed. A reader sees the old file or the new one, never a part.
+
+Modes are left to the system: a new file asks for 0666 and a new folder for 0777, and umask, default ACLs and a setgid
+folder decide, as they do for other programs. A mode that is set afterwards would take away what they gave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from seqlm.errors import DamagedFileError, FileError
+from seqlm.reading import LARGEST_HASHED, open_regular, parse_json, read_bytes
+
+Guard: TypeAlias = Callable[[], None]
+"""Called immediately before a new file takes its place. It raises if this process no longer owns the run."""
+
+NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a file system refuses to flush a folder."""
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a file system without hard links refuses one: exFAT, SMB, some of FUSE."""
+
+
+def unguarded() -> None:
+    """The guard of files that have only one writer."""
+
+
+# -- one file ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def file_beside(path: Path) -> Iterator[Path]:
+    """Make a new empty file in the folder of ``path`` and yield its path. Remove what is left of it at the end.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    temporary = _temporary(path)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):  # the error that led here says more
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, sync: bool = True, guard: Guard = unguarded) -> Iterator[Path]:
+    """Yield a temporary path to write to, then put the new file in the place of ``path`` in one step.
+
+    If anything goes wrong, the old file stays.
+
+    Args:
+        path: the file.
+        sync: whether the file and its folder are flushed to disk. False for what a crash of the machine makes
+            worthless anyway.
+        guard: called when all is written. If it raises, the old file stays.
+
+    Raises:
+        FileError: full disk, read-only folder, a directory in place of the file.
+    """
+    try:
+        with file_beside(path) as temporary:
+            yield temporary
+            if sync:
+                flush(temporary)
+            guard()
+            try:
+                temporary.replace(path)
+            except FileNotFoundError:
+                guard()  # a new owner removes the temporary files of the previous one, which learns of it here
+                raise
+            if sync:
+                flush(path.parent)
+    except OSError as error:
+        raise FileError.from_os_error("write", path, error) from None
+
+
+def write_once(path: Path, content: bytes, *, guard: Guard = unguarded) -> bool:
+    """Write a file in one step unless it exists. Return whether this call has written it.
+
+    On a file system without hard links, the second of two writers at the same moment wins.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    try:
+        with file_beside(path) as temporary:
+            temporary.write_bytes(content)
+            flush(temporary)
+            guard()
+            try:
+                if not hard_link(temporary, path):
+                    if path.exists():
+                        return False
+                    temporary.replace(path)
+            except FileExistsError:
+                return False
+            flush(path.parent)
+    except OSError as error:
+        raise FileError.from_os_error("write", path, error) from None
+    return True
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that does not exist yet, under its final name, and flush it.
+
+    Raises:
+        FileExistsError: the file exists.
+        OSError: the file cannot be written.
+    """
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def hard_link(source: Path, path: Path) -> bool:
+    """Make ``path`` a second name of ``source``. Return False if the file system has no hard links.
+
+    Raises:
+        FileExistsError: ``path`` exists.
+        OSError: the link cannot be made.
+    """
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno in NO_LINKS:
+            return False
+        raise
+    return True
+
+
+def append_to(path: Path) -> BinaryIO:
+    """Open a log to write at its end. A link in its place is removed, and its target is not touched.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
+
+
+# -- folders -------------------------------------------------------------------------------------------------------
+
+
+def make_directory(path: Path) -> None:
+    """Make a folder and its parents unless they exist.
+
+    Raises:
+        FileError: the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError.from_os_error("make folder", path, error) from None
+
+
+@contextlib.contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Make a new folder next to ``path`` and yield its path. Remove what is left of it at the end.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the folder ``new`` in the place of ``target``, and delete what was there. If that fails, it comes back.
+
+    Raises:
+        OSError: a folder cannot be renamed.
+    """
+    if not target.exists():
+        new.rename(target)
+        return
+    aside = _temporary(target)
+    target.rename(aside)
+    try:
+        new.rename(target)
+    except OSError:
+        if not target.exists():
+            aside.rename(target)
+        raise
+    finally:
+        remove([aside])
+
+
+# -- flushing and clearing up --------------------------------------------------------------------------------------
+
+
+def flush(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on disk.
+
+    A folder that the file system cannot flush is left as it is: a crash of the machine may undo what came last.
+
+    Raises:
+        OSError: the disk has failed.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_FLUSH or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def temporaries_of(*files: Path) -> list[Path]:
+    """Return the temporary files and folders of ``files`` that exist. The name ``*`` stands for all in its folder."""
+    return [found for file in files for found in file.parent.glob(f".{file.name}.*.tmp")]
+
+
+def sweep_beside(*files: Path) -> None:
+    """Remove the temporary files and folders of ``files`` that dead processes have left.
+
+    The name ``*`` stands for all in its folder.
+    """
+    remove(temporaries_of(*files))
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files and folders. What cannot be deleted stays."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+# -- text and JSON -------------------------------------------------------------------------------------------------
+
+
+def write_text(path: Path, text: str, *, sync: bool = True, guard: Guard = unguarded) -> None:
+    """Write a text file in one step. Arguments and errors as in :func:`replacing`."""
+    with replacing(path, sync=sync, guard=guard) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: Path, data: Any, *, sync: bool = True, guard: Guard = unguarded) -> None:
+    """Write a JSON file in one step. NaN and infinities become null, since JSON has none."""
+    write_text(path, json_text(data), sync=sync, guard=guard)
+
+
+def write_json_lines(path: Path, records: Sequence[Mapping[str, Any]], *, guard: Guard = unguarded) -> None:
+    """Write one JSON object per line, the whole file in one step."""
+    lines = [json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+    write_text(path, "".join(lines), guard=guard)
+
+
+def json_text(data: Any) -> str:
+    """Return data as the text of a JSON file. NaN and infinities become null, and paths become texts."""
+    return json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    if isinstance(data, Path):
+        return str(data)
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file. ``None``: there is no file.
+
+    Raises:
+        FileError: the file cannot be read.
+        DamagedFileError: it is not a JSON object.
+    """
+    try:
+        data = parse_json(read_bytes(path).decode("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged (not JSON: {error}); move it away") from None
+    if not isinstance(data, dict):
+        raise DamagedFileError(f"{path} is damaged (not a JSON object); move it away")
+    return data
+
+
+def read_json_lines(path: Path, is_record: Callable[[Any], bool]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the records of a file with one JSON value per line, and one warning for each line that is no record.
+
+    No file has no records. A file that is cut in the middle of a line (a full disk, a copy made too early) loses only
+    that line.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
+    try:
+        text = read_bytes(path).decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return [], []
+    lines = text.splitlines()
+    with contextlib.suppress(ValueError):
+        whole = parse_json(f"[{','.join(lines)}]")  # several times as fast as line by line
+        if isinstance(whole, list) and len(whole) == len(lines) and all(map(is_record, whole)):
+            return whole, []
+    records: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+        except ValueError:
+            record = None
+        if is_record(record):
+            records.append(record)
+        else:
+            warnings.append(f"{path}: line {number} is cut or damaged and was left out")
+    return records, warnings
+
+
+def file_sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file's bytes, 64 hex digits. ``None``: there is no file.
+
+    Raises:
+        FileError: it cannot be read, or is no regular file.
+    """
+    try:
+        with open_regular(path, largest=LARGEST_HASHED) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FileError.from_os_error("read", path, error) from None

@@ -1,0 +1,125 @@
+"""The names of a run's files and folders. Standard library alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+CANARY_FOLDER = "canary"
+"""Folder of a study with its canaries."""
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The names of the files in one run's folder."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's own id: the name of its folder."""
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def provenance_file(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def job_file(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def canary_file(self) -> Path:
+        """What a canary has measured; no other run has one."""
+        return self.path / "canary.json"
+
+    @property
+    def behaviour_file(self) -> Path:
+        """How the trained model behaves, written after training by :mod:`analysis.behaviour`."""
+        return self.path / "behaviour.json"
+
+    @property
+    def samples_file(self) -> Path:
+        """Texts that the trained model has written, one on each line, beside :attr:`behaviour_file`."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def failure_file(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before :attr:`last_checkpoint`, for when that one turns out to be damaged."""
+        return self.path / "checkpoints" / "previous.pt"
+
+    @property
+    def position_file(self) -> Path:
+        """Epoch and step of :attr:`last_checkpoint`, readable without PyTorch."""
+        return self.path / "checkpoints" / "position.json"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def worker_lock_file(self) -> Path:
+        return self.path / "worker.lock"
+
+    @property
+    def lease_dir(self) -> Path:
+        """The owners of the run, for hosts that do not see each other's locks (:mod:`seqlm.lease`)."""
+        return self.path / "lease"
+
+    @property
+    def task_file(self) -> Path:
+        """What a behaviour job has to compute. A run has no such file."""
+        return self.path / "task.json"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        """Folder of one attempt, counted from 1: ``attempts/0001``."""
+        return self.path / "attempts" / f"{attempt:04d}"
+
+    def stdout_log(self, attempt: int) -> Path:
+        return self.attempt_dir(attempt) / "stdout.log"
+
+    def stderr_log(self, attempt: int) -> Path:
+        return self.attempt_dir(attempt) / "stderr.log"
+
+    def worker_file(self, attempt: int, rank: int = 0) -> Path:
+        """Host, devices and versions of a rank of an attempt: ``worker.json``, ``worker-1.json``, ..."""
+        return self.attempt_dir(attempt) / (f"worker-{rank}.json" if rank else "worker.json")
+
+    def progress_file(self, attempt: int) -> Path:
+        """The progress of an attempt within its epoch, written by its first rank at intervals."""
+        return self.attempt_dir(attempt) / "progress.json"
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts made so far, ascending."""
+        found = [entry for entry in (self.path / "attempts").glob("[0-9]*") if re.fullmatch("[0-9]{4,9}", entry.name)]
+        return sorted(int(entry.name) for entry in found if entry.is_dir())
+
+    def last_attempt(self) -> int:
+        """Number of the newest attempt, 0 before the first."""
+        return (self.attempts() or [0])[-1]
+
+    @property
+    def is_canary(self) -> bool:
+        """Whether this is the folder of a canary, by its place."""
+        return self.path.parent.name == CANARY_FOLDER

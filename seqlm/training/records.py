@@ -1,0 +1,68 @@
+"""The records of an epoch (``metrics.jsonl``) and of a finished run (``result.json``), as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from seqlm.training.checkpoint_files import best_epoch
+from seqlm.training.perplexity import TokenLoss, perplexity
+
+
+def epoch_record(
+    history: Sequence[Mapping[str, Any]],
+    *,
+    train: TokenLoss,
+    valid: TokenLoss,
+    lr: float,
+    train_seconds: float,
+    valid_seconds: float,
+    peak_memory_bytes: int,
+    attempt: int,
+) -> dict[str, Any]:
+    """Return the record of the epoch that follows those of ``history``."""
+    seconds = train_seconds + valid_seconds
+    return {
+        "epoch": len(history),
+        "train_loss": train.mean,
+        "val_loss": valid.mean,
+        "train_ppl": perplexity(train.mean),
+        "val_ppl": perplexity(valid.mean),
+        "lr": lr,
+        "epoch_seconds": seconds,
+        "elapsed_seconds": (history[-1]["elapsed_seconds"] if history else 0.0) + seconds,
+        "train_tokens_per_second": train.tokens / train_seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+        "attempt": attempt,
+    }
+
+
+def result_record(
+    history: list[dict[str, Any]],
+    *,
+    test: TokenLoss,
+    parameters: int,
+    attempt: int,
+    micro_batches: int,
+    corpus_sha256: str,
+) -> dict[str, Any]:
+    """Return the result of a run with these epochs. ``test`` is the loss of the best epoch's parameters."""
+    best, final = history[best_epoch(history)], history[-1]
+    return {
+        "best_epoch": best["epoch"],
+        "best_train_ppl": best["train_ppl"],
+        "best_val_loss": best["val_loss"],
+        "best_val_ppl": best["val_ppl"],
+        "final_epoch": final["epoch"],
+        "final_train_ppl": final["train_ppl"],
+        "final_val_ppl": final["val_ppl"],
+        "test_loss": test.mean,
+        "test_ppl": perplexity(test.mean),
+        "parameters": parameters,
+        "elapsed_seconds": final["elapsed_seconds"],
+        "attempt": attempt,
+        "micro_batches": micro_batches,
+        "corpus_sha256": corpus_sha256,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

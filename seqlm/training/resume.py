@@ -1,0 +1,130 @@
+"""Resume a run: the checkpoint that all ranks agree on, and the state and random numbers within an epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqlm.config import RunConfig
+from seqlm.data.layout import own_columns
+from seqlm.errors import CheckpointError, FileError
+from seqlm.training.checkpoint import Checkpoint, Position
+from seqlm.training.checkpoint_files import CheckpointFiles
+from seqlm.training.distributed import Rank
+
+LAG_SECONDS = 60.0
+"""How long a rank waits to see the checkpoint that the first rank has read: network file systems lag behind."""
+
+
+def agreed_checkpoint(
+    rank: Rank, files: CheckpointFiles, load: Callable[[], tuple[Path, Checkpoint] | None]
+) -> Checkpoint | None:
+    """Return on every rank what ``load`` returns on the first one. The other ranks read the same file.
+
+    Raises:
+        CheckpointError, FileError: what ``load`` raised on the first rank. Every rank raises it.
+        FileError: another rank does not see the file that the first one has read.
+    """
+    found: tuple[Path, Checkpoint] | None = None
+    error: CheckpointError | FileError | None = None
+    if rank.is_first:
+        try:
+            found = load()
+        except (CheckpointError, FileError) as caught:
+            error = caught
+    kind, *rest = rank.from_first(_summary(found, error))
+    if kind == "error":
+        raise error or (CheckpointError if rest[0] == "checkpoint" else FileError)(rest[1])
+    if kind == "nothing" or rank.is_first:
+        return found[1] if found else None
+    path = Path(rest[0])
+    deadline = time.monotonic() + LAG_SECONDS
+    while True:
+        with contextlib.suppress(CheckpointError):
+            checkpoint = files.load(path)
+            if _summary((path, checkpoint), None)[2:] == rest[1:]:
+                return checkpoint
+        if time.monotonic() > deadline:
+            raise FileError(f"{path}: rank {rank.index} does not see what the first rank has read there")
+        time.sleep(1)
+
+
+def _summary(found: tuple[Path, Checkpoint] | None, error: CheckpointError | FileError | None) -> list[Any]:
+    """Return what the first rank sends to the others: plain data, enough to recognise the same checkpoint."""
+    if error is not None:
+        return ["error", "checkpoint" if isinstance(error, CheckpointError) else "file", str(error)]
+    if found is None:
+        return ["nothing"]
+    path, checkpoint = found
+    position = checkpoint.position
+    return ["checkpoint", str(path), len(checkpoint.history), position.epoch, position.step, position.loss_nats]
+
+
+def restore_within_epoch(position: Position, rank: Rank, config: RunConfig) -> Tensor:
+    """Restore the random generator within an epoch, and return the recurrent state of this rank's columns (L, B, H).
+
+    With another number of ranks or another type of device, the masks of the rest of the epoch differ from those of an
+    uninterrupted run.
+    """
+    if (position.ranks, position.device) == (rank.world_size, rank.device.type):
+        state = position.states[rank.index]
+        _set_generator_state(rank.device, position.generators[rank.index])
+    else:
+        own = own_columns(config.train.batch_size, rank.index, rank.world_size)
+        state = torch.cat(position.states, dim=1)[:, own.start : own.stop]
+        torch.manual_seed(mask_seed(config.seed, position.epoch, rank.index) ^ position.step)
+    return state.to(rank.device).contiguous()
+
+
+def circumstances(rank: Rank, micro_batches: int) -> Position:
+    """Return the start of a training, with everything that affects rounding."""
+    return Position(
+        epoch=0,
+        ranks=rank.world_size,
+        device=rank.device.type,
+        threads=torch.get_num_threads(),
+        micro_batches=micro_batches,
+    )
+
+
+def changes(position: Position, now: Position) -> str:
+    """Return a line on what differs from the process that wrote a checkpoint and affects rounding. Empty: nothing."""
+    counts = [
+        ("rank", position.ranks, now.ranks),
+        ("micro-batch", position.micro_batches, now.micro_batches),
+        ("thread", position.threads if now.device == "cpu" else now.threads, now.threads),
+    ]
+    found = [
+        f"{after} {what}{'' if after == 1 else 'es' if what.endswith('ch') else 's'} instead of {before}"
+        for what, before, after in counts
+        if before != after
+    ]
+    if position.device != now.device:
+        found.append(f"on {now.device} instead of {position.device}")
+    masks = any(not change.partition(" ")[2].startswith("thread") for change in found)
+    equal = f"the result is equal to that of a quiet run up to rounding{' and dropout masks' if masks else ''}"
+    return f"now {', '.join(found)}: {equal}" if found else ""
+
+
+def mask_seed(seed: int, epoch: int, rank: int) -> int:
+    """Return the seed of the dropout masks of one epoch on one rank."""
+    # Odd multipliers keep the seeds of neighbouring (epoch, rank) pairs apart; the generator scrambles the rest.
+    return (seed + 0x9E3779B97F4A7C15 * (epoch + 1) + 0xC2B2AE3D27D4EB4F * rank) % 2**63
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """Return the state of the global random generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_generator_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
