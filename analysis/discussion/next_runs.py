@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.blocks.effects import effect_sentence, effects_of, effects_table
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table
 from analysis.blocks.words import first_few
-from analysis.discussion.strongest import effect_sentence, effects_of, effects_table
 from analysis.study import units
 from analysis.study.pairs import single_key_pairs
 from analysis.study.settings import finished

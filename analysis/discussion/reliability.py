@@ -239,4 +239,3 @@ def _table(spreads: Sequence[Spread]) -> Table:
         columns=columns,
         records=spreads,
     )
-
