@@ -75,7 +75,7 @@ def test_the_hyperparameter_with_the_largest_effect_is_told_with_its_direction_a
 
 def test_both_sections_give_the_same_answer_on_the_same_pairs(tmp_path: Path) -> None:
     """A width that helps in one pair and harms in the other has a mean change near 0, and yet the largest effect."""
-    other: dict[str, Any] = {"num_layers": 2, "batch_size": 40}
+    other: dict[str, Any] = {"num_layers": 1, "batch_size": 40}
     add_run(tmp_path, 0, "a", "gru", "sgd", [100.0], lr=1.0, hidden_size=64)
     add_run(tmp_path, 1, "b", "gru", "sgd", [165.0], lr=1.0, hidden_size=128)
     add_run(tmp_path, 2, "c", "gru", "sgd", [150.0], lr=1.0, hidden_size=64, **other)
@@ -95,10 +95,7 @@ def test_of_choices_each_is_told_with_its_wins(tmp_path: Path) -> None:
     add_run(tmp_path, 1, "gru", "gru", "sgd", [100.0])
     add_run(tmp_path, 2, "wide", "gru", "sgd", [99.0], hidden_size=128)
     sentences = said(proposed(tmp_path))
-    assert (
-        "model.arch: changed alone, it changes the validation loss by 0.693 nats in its one pair, which says nothing of other "
-        in sentences
-    )
+    assert "model.arch: changed alone, it changes the validation loss by 0.693 nats in its one pair, " in sentences
     assert "better in its pairs: GRU in 1 of 1 and RNN in 0 of 1." in sentences
     assert "Apart from architecture and optimizer it is model.hidden_size: 0.010 nats in its one pair" in sentences
 
