@@ -191,10 +191,8 @@ def _table(proposals: Sequence[Proposal]) -> Table:
         Column("why", "Because", of=lambda proposal: proposal.why),
     ]
     caption = (
-        "More epochs: finished runs whose best epoch is their last and whose validation perplexity fell by more than "
-        "0.1 % an epoch (geometric mean) over the last tenth of their epochs, at least the last two; the lowest "
-        "perplexity first. Not yet run: architectures and optimizers of the study without a finished run together. "
-        f"Again: failures of the machine or of memory. At most {LISTED} rows of each."
+        "More epochs: the best epoch is the last, and the perplexity fell by more than "
+        f"{100 * FALL_PER_EPOCH:g} % an epoch at the end. Again: failures of the machine or of memory."
     )
     return Table(
         name="discussion-5-next",
