@@ -16,6 +16,7 @@ from analysis.study.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study.record import Expectation
 from analysis.study.settings import Interval, best_of, finished, settings_of
 from analysis.study.study import Study
+from analysis.study.texts import text_of
 
 METRICS = {
     "val_ppl": "validation perplexity",
@@ -55,6 +56,8 @@ class Outcome:
     lower: Side | None
     """Of the runs expected to be lower; none where no finished one has the number."""
     higher: Side | None
+    same_text: bool
+    """Whether all finished runs of both sides predict the same text."""
     states: str
     """What has become of the runs of a side without a number."""
 
@@ -68,6 +71,8 @@ class Outcome:
             return f"no finished run on the side expected lower has this number ({self.states})"
         if higher is None:
             return f"no finished run on the side expected higher has this number ({self.states})"
+        if not self.same_text and not self.expectation.metric.endswith(("seconds", "5pct")):
+            return "the runs predict different texts, whose perplexities do not compare"
         seeds = [side.interval for side in (lower, higher) if side.interval is not None]
         if len(seeds) == 2 and max(s.n for s in seeds) > 1 and seeds[0].overlaps(seeds[1]):
             return "the intervals over seeds overlap"
@@ -119,7 +124,14 @@ def outcome_of(study: Study, expectation: Expectation) -> Outcome:
     lower, higher = (_side(study, expectation.metric, ids) for ids in (expectation.lower, expectation.higher))
     sides = ((lower, expectation.lower), (higher, expectation.higher))
     missing = [run_id for side, ids in sides if side is None for run_id in ids]
-    return Outcome(expectation=expectation, lower=lower, higher=higher, states=_states(study, missing))
+    runs = finished(study.runs[study.runs["id"].isin([*expectation.lower, *expectation.higher])])
+    return Outcome(
+        expectation=expectation,
+        lower=lower,
+        higher=higher,
+        same_text=len(set(map(text_of, runs.to_dict("records")))) < 2,
+        states=_states(study, missing),
+    )
 
 
 def _states(study: Study, ids: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from analysis.study import units
 from analysis.study.pairs import single_key_pairs
 from analysis.study.settings import finished
 from analysis.study.study import Study
+from analysis.study.texts import on_one_text
 
 RETRIED_KINDS = ("oom", "node", "timeout", "preempted")
 """Failures that say nothing of the setting, only of the machine or of what it was given."""
@@ -42,7 +43,7 @@ def next_blocks(study: Study) -> list[Block]:
     falling = falling_runs(study)
     combinations = combinations_never_run(study)
     retries = _failed(study, RETRIED_KINDS)
-    effects = effects_of(single_key_pairs(study.runs))
+    effects = effects_of(single_key_pairs(on_one_text(study).runs))
     sentences = [
         _falling_sentence(study, falling),
         effect_sentence(effects) if not finished(study.runs).empty else "",

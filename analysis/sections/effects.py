@@ -22,6 +22,7 @@ from analysis.study import units
 from analysis.study.pairs import CHOICES, SettingPair, printed, single_key_pairs, sorted_values, varying_keys
 from analysis.study.settings import finished, settings_of
 from analysis.study.study import Study
+from analysis.study.texts import on_one_text, text_sentences
 
 SINGLE_STEPS = 8
 """A key with at most so many values has a row for each change from one to the next; with more, one row for all."""
@@ -75,11 +76,12 @@ class Mean:
 
 def effects_section(study: Study) -> Section:
     """Heat map of architectures and optimizers, slices along each hyperparameter, and the size of their effects."""
+    blocks: list[Block] = [Prose(text=text) for text in text_sentences(study)]
+    study = on_one_text(study)
     done = finished(study.runs)
-    blocks: list[Block] = []
     if len(done) < 2:
         found = "No run has" if done.empty else "One run has"
-        blocks = [Prose(text=f"{found} been finished; effects show only between finished runs that differ.")]
+        blocks.append(Prose(text=f"{found} been finished; effects show only between finished runs that differ."))
         return Section(name="effects", title="Main effects", blocks=blocks)
     effects = effects_of(single_key_pairs(study.runs))
     changes = changes_of(effects)
