@@ -153,7 +153,7 @@ def _draw(study: Study, lanes: list[Lane]) -> Chart:
     return Chart(
         name="timeline",
         title="What ran where",
-        caption=_caption(study, lanes, shown, numbered=numbered),
+        caption=_caption(study, lanes, shown),
         figure=figure,
         panels=[Panel(axes=axes, lines=lines, x_name=unit, y_name="")],
     )
@@ -222,13 +222,11 @@ def _add_legend(figure: Figure, lanes: Sequence[Lane], left: float, top: float) 
     )
 
 
-def _caption(study: Study, lanes: list[Lane], shown: list[Lane], *, numbered: bool) -> str:
+def _caption(study: Study, lanes: list[Lane], shown: list[Lane]) -> str:
     bars = {(bar.run, bar.attempt) for lane in lanes for bar in lane.bars}
     missing = int((study.attempts["outcome"] != "not started").sum()) - len(bars)
     share = utilisation(lanes)
-    sentences = ["A bar for each attempt, a lane for each GPU or processor host; colour: architecture."]
-    if any(bar.outcome != "finished" for lane in shown for bar in lane.bars):
-        sentences.append("Hatched: failed or cancelled; upright lines: interrupted.")
+    sentences = ["Bars: attempts; lanes: GPUs or hosts; colour: architecture."]
     if units.is_number(share):
         sentences.append(f"The {units.count(len(lanes), 'lane')} were busy {100 * share:.0f} % of the time.")
     if len(shown) < len(lanes):
