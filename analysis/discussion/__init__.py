@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from analysis.blocks.section import Block, Prose, Section, Subheading
+from analysis.blocks.texts import on_one_text, text_sentences
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import next_blocks
 from analysis.discussion.optimizers import optimizers_blocks
@@ -10,7 +11,6 @@ from analysis.discussion.picks import picks_blocks
 from analysis.discussion.reliability import reliability_blocks
 from analysis.study.settings import timed_settings
 from analysis.study.study import Study
-from analysis.study.texts import on_one_text, text_sentences
 
 
 def discussion_section(study: Study) -> Section:

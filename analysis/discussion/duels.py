@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 from analysis.blocks.table import Column, Table, number
 from analysis.blocks.words import median
+from analysis.discussion.minima import expected_minimum
 from analysis.study import units
-from analysis.study.minima import expected_minimum
 from analysis.study.pairs import alike
 from analysis.study.settings import config_of, finished
 from analysis.study.study import HYPERPARAMETERS, Study

@@ -10,13 +10,13 @@ from typing import Any
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
+from analysis.blocks.texts import text_of
 from analysis.blocks.words import device_sentences, distinct, first_few
+from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
-from analysis.study.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study.record import Expectation
 from analysis.study.settings import Interval, best_of, finished, settings_of
 from analysis.study.study import Study
-from analysis.study.texts import text_of
 
 METRICS = {
     "val_ppl": "validation perplexity",

@@ -11,12 +11,12 @@ from typing import Any
 from analysis.blocks.effects import effect_sentence, effects_of, effects_table
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table
+from analysis.blocks.texts import on_one_text
 from analysis.blocks.words import first_few
 from analysis.study import units
 from analysis.study.pairs import single_key_pairs
 from analysis.study.settings import finished
 from analysis.study.study import Study
-from analysis.study.texts import on_one_text
 
 RETRIED_KINDS = ("oom", "node", "timeout", "preempted")
 """Failures that say nothing of the setting, only of the machine or of what it was given."""

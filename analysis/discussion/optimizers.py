@@ -11,8 +11,8 @@ from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
 from analysis.blocks.words import described, device_sentences, median
 from analysis.discussion.duels import duel_sentences, duel_table, duels_of
+from analysis.discussion.minima import expected_lowest_perplexity
 from analysis.study import units
-from analysis.study.minima import expected_lowest_perplexity
 from analysis.study.settings import Setting, best_of, finished
 from analysis.study.study import Study
 
@@ -121,8 +121,9 @@ def _sentences(study: Study, summaries: Sequence[Summary]) -> list[str]:
 
 def _counts_sentence(summaries: Sequence[Summary]) -> list[str]:
     """Say that minima of unequal numbers of settings do not compare, and what they would be at equal numbers."""
-    fewest, most = (choose(summary.settings for summary in summaries) for choose in (min, max))
-    if fewest == most:
+    counts = [summary.settings for summary in summaries]
+    fewest = min(counts)
+    if fewest == max(counts):
         return []
     ranked = sorted(summaries, key=lambda summary: summary.at_equal_counts_ppl)
     listed = ", ".join(

@@ -15,6 +15,7 @@ from typing import Any
 from analysis.blocks.effects import Effect, effect_sentence, effects_of
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.table import Column, Table, number
+from analysis.blocks.texts import on_one_text, text_sentences
 from analysis.blocks.words import first_few
 from analysis.plots.heat_map import heat_map
 from analysis.plots.slices import slices_chart
@@ -22,7 +23,6 @@ from analysis.study import units
 from analysis.study.pairs import CHOICES, SettingPair, printed, single_key_pairs, sorted_values, varying_keys
 from analysis.study.settings import finished, settings_of
 from analysis.study.study import Study
-from analysis.study.texts import on_one_text, text_sentences
 
 SINGLE_STEPS = 8
 """A key with at most so many values has a row for each change from one to the next; with more, one row for all."""

@@ -135,7 +135,7 @@ def _text_sha256(hyperparameters: dict[str, Any], result: dict[str, Any]) -> str
 
     A configuration that was not resolved by a launch lacks the digest; the result has it.
     """
-    digest = hyperparameters["data.sha256"]
+    digest: str | None = hyperparameters["data.sha256"]
     if digest is None and hyperparameters["data.corpus"] != "ptb" and isinstance(result.get("corpus_sha256"), str):
         return clean(result["corpus_sha256"])
     return digest

@@ -1,4 +1,4 @@
-"""Captions are two lines at most: about 200 characters. What else there is to say stands in docs/report.md."""
+"""Captions are two lines at most: about 200 characters. Longer explanations are in docs/report.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis.blocks.figure import Chart
+from analysis.blocks.table import Table
 from analysis.report import report_page
 from analysis.study.study import Study, load_study
 from seqlm.rundir import RunDirectory
@@ -21,7 +23,8 @@ TABLES_OF_RESULTS = {"results", "settings", "published", "hyperparameters"}
 
 def captions(study: Study) -> dict[str, str]:
     page = report_page(study)
-    return {block.name: block.caption for block in (*page.tables, *page.charts) if block.name not in TABLES_OF_RESULTS}
+    blocks: list[Table | Chart] = [*page.tables, *page.charts]
+    return {block.name: block.caption for block in blocks if block.name not in TABLES_OF_RESULTS}
 
 
 def too_long(study: Study) -> dict[str, str]:

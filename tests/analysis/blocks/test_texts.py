@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from analysis.blocks.texts import on_one_text, text_sentences
 from analysis.discussion import discussion_section
 from analysis.sections.effects import effects_section
 from analysis.study.settings import settings_of
 from analysis.study.study import load_study
-from analysis.study.texts import on_one_text, text_sentences
 from seqlm.rundir import RunDirectory, read_json, write_json
 from tests.analysis.contents import said
 from tests.analysis.hand_made import add_run, digits
@@ -16,7 +16,7 @@ ONE, OTHER = "ab" * 32, "cd" * 32
 
 
 def add_text_run(study_dir: Path, order: int, ppl: float, sha256: str, **keys: Any) -> RunDirectory:
-    """A run on a text of one's own, whose digest stands in its result alone."""
+    """Add a run on a user's own text, whose digest is in its result alone."""
     arch = keys.pop("arch", "gru")
     run = add_run(study_dir, order, f"run{order}", arch, "sgd", [ppl], **keys)
     config = read_json(run.config_file) or {}
