@@ -46,7 +46,7 @@ def test_seeds_on_different_texts_are_not_pooled_and_the_page_says_so(tmp_path: 
 def test_a_text_is_no_hyperparameter(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 100.0, ONE, lr=1.0)
     add_text_run(tmp_path, 1, 90.0, ONE, lr=2.0)
-    add_text_run(tmp_path, 2, 10.0, OTHER, lr=1.0)
+    add_text_run(tmp_path, 2, 10.0, OTHER, lr=1.0, seed=2)
     sections = (discussion_section(load_study(tmp_path)), effects_section(load_study(tmp_path)))
     for section in sections:
         assert "The hyperparameter with the largest effect is optim.lr" in said(section.blocks)
@@ -65,7 +65,7 @@ def test_an_expectation_across_texts_is_inconclusive(tmp_path: Path) -> None:
 
 def test_a_study_on_one_text_is_itself(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 100.0, ONE)
-    add_run(tmp_path, 1, "open", "gru", "sgd", [90.0], done=False)
+    add_run(tmp_path, 1, "open", "gru", "sgd", [90.0], done=False, seed=2)
     study = load_study(tmp_path)
     assert text_sentences(study) == []
     assert on_one_text(study) is study
