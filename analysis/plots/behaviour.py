@@ -114,8 +114,8 @@ def gradient_chart(runs: Sequence[Behaved]) -> Chart:
     counts = sorted({run.behaviour.gradient_columns for run in runs})
     sentences = [
         STYLES_CAPTION,
-        f"Norm of the mean gradient over {units.listing([f'{count:,}' for count in counts])} sequences; right, pale: "
-        "mean of the norms of single sequences.",
+        f"Norm of the mean gradient over {units.listing([f'{count:,}' for count in counts])} sequences; pale: mean of "
+        "the norms.",
         *_zero_sentences(runs),
     ]
     return Chart(

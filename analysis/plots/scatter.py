@@ -45,10 +45,7 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
         )
         if is_log
     ]
-    caption = (
-        f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front, with no setting below and "
-        "left of it."
-    )
+    caption = f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front."
     if len(logarithmic) == 2:
         caption += " Both axes logarithmic."
     elif logarithmic:
