@@ -16,12 +16,15 @@ from seqlm.models import LanguageModel
 
 @dataclass(frozen=True, kw_only=True)
 class GradientNorms:
-    """Euclidean norms at each time step of the gradient of the last step's loss, averaged over the batch."""
+    """Euclidean norms at each time step of the gradient of the last step's loss, over the sequences of a minibatch."""
 
     overall: list[float]
-    """Of the gradients of all layers side by side."""
+    """Norm of the mean over the sequences, of the gradients of all layers side by side. In it, gradients of different
+    sequences cancel, so it shrinks with their number."""
+    mean_of_norms: list[float]
+    """Mean over the sequences of the norm of each one's own gradient, of all layers side by side."""
     layers: list[list[float]]
-    """Of each layer or block, the lowest first."""
+    """As ``overall``, of each layer or block, the lowest first."""
 
 
 def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"]) -> GradientNorms:
@@ -31,6 +34,7 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
     output of block l at position t)::
 
         g^l_t = 1/B sum_b dC_b / dh^l_{t,b}        layers[l][t] = |g^l_t|
+        mean_of_norms[t] = 1/B sum_b |dC_b / dh_{t,b}|, over all layers side by side
 
     The derivative is the total one: h^l_t acts on the layer above at t and on its own layer at t + 1 (in the
     Transformer, on the block above at t and at all later positions, so that before the last position nothing depends
@@ -50,9 +54,14 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
         # A sequence's loss depends on its own states alone: row b of a gradient of the sum is dC_b / dh_b. States
         # on which nothing depends, such as earlier ones in the Transformer's top block, come back as zeros.
         gradients = torch.autograd.grad(loss, states, allow_unused=True, materialize_grads=True)
-    mean = [gradient.double().mean(dim=1) for gradient in gradients]  # each of one time step, or of all
-    per_layer = torch.cat(mean).view(len(outputs), len(tokens), -1).norm(dim=2)
-    return GradientNorms(overall=per_layer.norm(dim=0).tolist(), layers=per_layer.tolist())
+    steps = len(tokens)
+    # (layer, time, sequence, unit); each gradient is of one time step, or of all
+    of_sequences = torch.cat([gradient.double() for gradient in gradients]).unflatten(0, (len(outputs), steps))
+    per_layer = of_sequences.mean(dim=2).norm(dim=2)
+    mean_of_norms = of_sequences.norm(dim=3).norm(dim=0).mean(dim=1)
+    return GradientNorms(
+        overall=per_layer.norm(dim=0).tolist(), mean_of_norms=mean_of_norms.tolist(), layers=per_layer.tolist()
+    )
 
 
 def _last_features(model: LanguageModel, tokens: Int[Tensor, "T B"]) -> Float[Tensor, "B H"]:

@@ -28,7 +28,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text
 from seqlm.training.perplexity import perplexity
 
-VERSION = 1
+VERSION = 2
 """Of ``behaviour.json`` and ``samples.jsonl``; raise it when a key changes its meaning."""
 
 
@@ -77,8 +77,10 @@ def record_behaviour(
     _say("compared with the training text", started)
 
     between()
-    train = columns(corpus.splits["train"], config.train.batch_size, device=device)
-    norms = gradient_norms(trained.model("reference", device), *next(windows(train, config.train.seq_len)))
+    seq_len, text = config.train.seq_len, corpus.splits["train"]
+    sequences = min(settings.gradient_columns, len(text) // (seq_len + 1))  # a short text has fewer
+    train = columns(text, sequences, device=device)
+    norms = gradient_norms(trained.model("reference", device), *next(windows(train, seq_len)))
     _say("gradient norms", started)
 
     between()
@@ -98,7 +100,7 @@ def record_behaviour(
         "gradient_norms": {
             "split": "train",
             "window": config.train.seq_len,
-            "columns": config.train.batch_size,
+            "columns": sequences,
             **dataclasses.asdict(norms),
         },
     }

@@ -42,6 +42,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a positive finite number",
     ),
     "prompt": (lambda value: value is None or isinstance(value, str), "a text or null"),
+    "gradient_columns": (_is_count, _COUNT),
     "seed": (lambda value: _is_whole(value) and 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
 }
 """Key of the settings -> whether a value is valid, and what is."""
@@ -61,6 +62,8 @@ class Settings:
     """The logits are divided by it before a token is drawn; 1 is the model's own distribution."""
     prompt: str | None = None
     """What each text goes on from; none: from one random token each."""
+    gradient_columns: int = 20
+    """Sequences over which gradients are averaged: as many for every model, whatever its batch size."""
     seed: int
     """Decides every draw; default the seed of the run."""
 

@@ -11,8 +11,6 @@ from analysis.study import units
 from analysis.study.settings import Setting
 from analysis.study.study import Study
 
-SEEDS_CAPTION = "Where a setting has several seeds, their mean stands for them (of perplexities the geometric one)."
-
 
 def described(setting: Setting) -> str:
     """``103 (6 gru-sgd)``; with several seeds also the interval over them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
+from analysis.blocks.texts import text_of
 from analysis.blocks.words import device_sentences, distinct, first_few
+from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
 from analysis.study.record import Expectation
-from analysis.study.settings import Interval, finished, settings_of
+from analysis.study.settings import Interval, best_of, finished, settings_of
 from analysis.study.study import Study
 
 METRICS = {
@@ -29,7 +32,7 @@ METRICS = {
 SHORT = {"gap": "gap", "seconds_to_5pct": "time to 5 %"}
 """Shorter words for some of them in a table."""
 
-AS_EXPECTED, NOT_AS_EXPECTED, CANNOT_BE_SAID = "as expected", "not as expected", "cannot be said"
+AS_EXPECTED, NOT_AS_EXPECTED, INCONCLUSIVE = "as expected", "not as expected", "inconclusive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,9 @@ class Side:
     """The lowest value among the finished runs of one side."""
 
     value: float
+    """The lowest of ``values``."""
+    values: list[float]
+    """One of each finished setting (of validation perplexities) or run (of anything else)."""
     reference: str
     interval: Interval | None = None
     """Over seeds; of validation perplexities alone."""
@@ -50,6 +56,8 @@ class Outcome:
     lower: Side | None
     """Of the runs expected to be lower; none where no finished one has the number."""
     higher: Side | None
+    same_text: bool
+    """Whether all finished runs of both sides predict the same text."""
     states: str
     """What has become of the runs of a side without a number."""
 
@@ -63,23 +71,37 @@ class Outcome:
             return f"no finished run on the side expected lower has this number ({self.states})"
         if higher is None:
             return f"no finished run on the side expected higher has this number ({self.states})"
+        if not self.same_text and not self.expectation.metric.endswith(("seconds", "5pct")):
+            return "the runs predict different texts, whose perplexities do not compare"
         seeds = [side.interval for side in (lower, higher) if side.interval is not None]
         if len(seeds) == 2 and max(s.n for s in seeds) > 1 and seeds[0].overlaps(seeds[1]):
-            return "not clear, the intervals over seeds overlap"
+            return "the intervals over seeds overlap"
         if lower.value == higher.value:
             return "both are equal"
+        first, second = self.equal_counts
+        if (lower.value < higher.value) != (first < second) and not math.isclose(first, second):
+            return "the sides have unequal numbers of runs, and at equal numbers the order would be reversed"
         return None
+
+    @property
+    def equal_counts(self) -> tuple[float, float]:
+        """Expected lowest values of both sides, of as many runs as the side with fewer has; both sides exist."""
+        assert self.lower is not None
+        assert self.higher is not None
+        expected = expected_lowest_perplexity if self.expectation.metric.endswith("ppl") else expected_minimum
+        fewer = min(len(self.lower.values), len(self.higher.values))
+        return expected(self.lower.values, fewer), expected(self.higher.values, fewer)
 
     @property
     def kind(self) -> str:
         """One of the three verdicts."""
         if self.reason is not None or self.lower is None or self.higher is None:
-            return CANNOT_BE_SAID
+            return INCONCLUSIVE
         return AS_EXPECTED if self.lower.value < self.higher.value else NOT_AS_EXPECTED
 
     @property
     def verdict(self) -> str:
-        return self.kind if self.reason is None else f"{CANNOT_BE_SAID}: {self.reason}"
+        return self.kind if self.reason is None else f"{INCONCLUSIVE}: {self.reason}"
 
 
 def expected_blocks(study: Study) -> list[Block]:
@@ -102,7 +124,14 @@ def outcome_of(study: Study, expectation: Expectation) -> Outcome:
     lower, higher = (_side(study, expectation.metric, ids) for ids in (expectation.lower, expectation.higher))
     sides = ((lower, expectation.lower), (higher, expectation.higher))
     missing = [run_id for side, ids in sides if side is None for run_id in ids]
-    return Outcome(expectation=expectation, lower=lower, higher=higher, states=_states(study, missing))
+    runs = finished(study.runs[study.runs["id"].isin([*expectation.lower, *expectation.higher])])
+    return Outcome(
+        expectation=expectation,
+        lower=lower,
+        higher=higher,
+        same_text=len(set(map(text_of, runs.to_dict("records")))) < 2,
+        states=_states(study, missing),
+    )
 
 
 def _states(study: Study, ids: Sequence[str]) -> str:
@@ -117,14 +146,16 @@ def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
         settings = settings_of(runs)
         if not settings:
             return None
-        best = min(settings, key=lambda setting: (setting.val_ppl, setting.number))
-        return Side(value=best.val_ppl, reference=best.reference, interval=best.interval)
+        best = best_of(settings)
+        values = [setting.val_ppl for setting in settings]
+        return Side(value=best.val_ppl, values=values, reference=best.reference, interval=best.interval)
     rows: list[dict[Any, Any]] = finished(runs).sort_values("number").to_dict("records")
     rows = [row for row in rows if units.is_number(row[metric])]
     if not rows:
         return None
     lowest = min(rows, key=lambda row: row[metric])
-    return Side(value=lowest[metric], reference=f"{lowest['number']} {lowest['name']}")
+    values = [row[metric] for row in rows]
+    return Side(value=lowest[metric], values=values, reference=f"{lowest['number']} {lowest['name']}")
 
 
 def _summary(outcomes: Sequence[Outcome]) -> str:
@@ -132,7 +163,7 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
     parts = [
         f"{count[AS_EXPECTED]} came out as expected",
         f"{count[NOT_AS_EXPECTED]} did not",
-        f"for {count[CANNOT_BE_SAID]} it cannot be said",
+        f"{count[INCONCLUSIVE]} {'is' if count[INCONCLUSIVE] == 1 else 'are'} inconclusive",
     ]
     stated = "was" if len(outcomes) == 1 else "were"
     return f"{units.count(len(outcomes), 'expectation')} {stated} stated before the runs: {units.listing(parts)}."
@@ -153,7 +184,22 @@ def _sentence(outcome: Outcome) -> str:
     parts = [
         f"{text} ({side.reference}{_seeds(side)}) {where}" for (side, where), text in zip(found, texts, strict=False)
     ]
-    return f"{opening} Lowest {METRICS[metric]}: {', '.join(parts)}."
+    return f"{opening} Lowest {METRICS[metric]}: {', '.join(parts)}.{_unequal(outcome)}"
+
+
+def _unequal(outcome: Outcome) -> str:
+    """Say what the two minima would be at equal numbers of runs; nothing if the numbers are equal."""
+    lower, higher = outcome.lower, outcome.higher
+    if lower is None or higher is None or len(lower.values) == len(higher.values):
+        return ""
+    fewer = min(len(lower.values), len(higher.values))
+    write = writer(outcome.expectation.metric)
+    of = "setting" if outcome.expectation.metric == "val_ppl" else "run"
+    values = distinct(*outcome.equal_counts, write)
+    return (
+        f" These are the lowest of {len(lower.values)} and of {units.count(len(higher.values), of)}; of {fewer} each, "
+        f"expected {values[0]} and {values[1]}."
+    )
 
 
 def _seeds(side: Side) -> str:
@@ -179,10 +225,8 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
         Column("verdict", "Verdict", of=lambda outcome: outcome.verdict, shown=lambda outcome: outcome.kind),
     ]
     caption = (
-        "On each side the lowest value among its finished runs, and the run that has it. Of validation perplexities, "
-        "several seeds of a setting count as their geometric mean, and where the 95 % intervals over seeds overlap "
-        "nothing is concluded. Gap: validation less training perplexity. Time to 5 %: from the start to the first "
-        f"epoch within 5 % of the run's own best. {units.MISSING}: no finished run has the number."
+        "Lowest value among the finished runs of each side, and its run. Overlapping 95 % intervals over seeds are "
+        f"inconclusive. Gap: validation minus training perplexity. {units.MISSING}: no finished run."
     )
     return Table(
         name="discussion-1-expected",

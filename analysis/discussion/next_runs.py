@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.blocks.effects import effect_sentence, effects_of, effects_table
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table
+from analysis.blocks.texts import on_one_text
 from analysis.blocks.words import first_few
-from analysis.discussion.strongest import effect_sentence, effects_of, effects_table
 from analysis.study import units
 from analysis.study.pairs import single_key_pairs
 from analysis.study.settings import finished
@@ -42,7 +43,7 @@ def next_blocks(study: Study) -> list[Block]:
     falling = falling_runs(study)
     combinations = combinations_never_run(study)
     retries = _failed(study, RETRIED_KINDS)
-    effects = effects_of(single_key_pairs(study.runs))
+    effects = effects_of(single_key_pairs(on_one_text(study).runs))
     sentences = [
         _falling_sentence(study, falling),
         effect_sentence(effects) if not finished(study.runs).empty else "",
@@ -191,10 +192,8 @@ def _table(proposals: Sequence[Proposal]) -> Table:
         Column("why", "Because", of=lambda proposal: proposal.why),
     ]
     caption = (
-        "More epochs: finished runs whose best epoch is their last and whose validation perplexity fell by more than "
-        "0.1 % an epoch (geometric mean) over the last tenth of their epochs, at least the last two; the lowest "
-        "perplexity first. Not yet run: architectures and optimizers of the study without a finished run together. "
-        f"Again: failures of the machine or of memory. At most {LISTED} rows of each."
+        "More epochs: the best epoch is the last, and the perplexity fell by more than "
+        f"{100 * FALL_PER_EPOCH:g} % an epoch at the end. Again: failures of the machine or of memory."
     )
     return Table(
         name="discussion-5-next",

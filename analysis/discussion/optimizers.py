@@ -9,13 +9,9 @@ from typing import Any
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.words import (
-    SEEDS_CAPTION,
-    described,
-    device_sentences,
-    median,
-)
+from analysis.blocks.words import described, device_sentences, median
 from analysis.discussion.duels import duel_sentences, duel_table, duels_of
+from analysis.discussion.minima import expected_lowest_perplexity
 from analysis.study import units
 from analysis.study.settings import Setting, best_of, finished
 from analysis.study.study import Study
@@ -30,7 +26,11 @@ class Summary:
     runs: int
     diverged: int
     """Runs that failed as diverged; they are in none of the other numbers."""
+    settings: int
+    """Finished settings, among which ``best`` is the lowest."""
     best: Setting
+    at_equal_counts_ppl: float
+    """Expected lowest perplexity of as many settings as the optimizer with the fewest has."""
     architectures: list[Setting]
     """The best of each architecture, the lowest first."""
     median_seconds: float
@@ -68,6 +68,7 @@ def summaries_of(study: Study, settings: Sequence[Setting]) -> list[Summary]:
         groups[setting.optimizer].append(setting)
     done = finished(study.runs)
     diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
+    fewest = min(map(len, groups.values()), default=0)
     found = []
     for key in sorted(groups, key=lambda key: (units.rank(units.OPTIMIZERS, key), str(key))):
         runs = done[done["optimizer"] == key]
@@ -79,7 +80,9 @@ def summaries_of(study: Study, settings: Sequence[Setting]) -> list[Summary]:
                 optimizer=units.optimizer(key),
                 runs=len(runs),
                 diverged=int((diverged["optimizer"] == key).sum()),
+                settings=len(groups[key]),
                 best=best_of(groups[key]),
+                at_equal_counts_ppl=expected_lowest_perplexity([s.val_ppl for s in groups[key]], fewest),
                 architectures=sorted(map(best_of, archs.values()), key=lambda setting: setting.val_ppl),
                 median_seconds=median(runs["seconds_to_5pct"]),
                 median_gap=median(runs["gap"]),
@@ -94,6 +97,7 @@ def _sentences(study: Study, summaries: Sequence[Summary]) -> list[str]:
     sentences = [f"Lowest validation perplexity: {lowest}."]
     if ranked[0].best.unclear_against(ranked[1].best):
         sentences[0] += " The intervals over seeds of the first two overlap, so which of them is lower is not clear."
+    sentences += _counts_sentence(ranked)
     for summary in ranked:
         archs = [f"{units.architecture(c.arch)} ({units.rounded(c.val_ppl)})" for c in summary.architectures]
         only = " alone" if len(archs) == 1 else ""
@@ -115,12 +119,30 @@ def _sentences(study: Study, summaries: Sequence[Summary]) -> list[str]:
     return sentences
 
 
+def _counts_sentence(summaries: Sequence[Summary]) -> list[str]:
+    """Say that minima of unequal numbers of settings do not compare, and what they would be at equal numbers."""
+    counts = [summary.settings for summary in summaries]
+    fewest = min(counts)
+    if fewest == max(counts):
+        return []
+    ranked = sorted(summaries, key=lambda summary: summary.at_equal_counts_ppl)
+    listed = ", ".join(
+        f"{summary.optimizer} {units.rounded(summary.at_equal_counts_ppl)} (of {summary.settings})"
+        for summary in ranked
+    )
+    return [
+        "The optimizers have unequal numbers of finished settings, and the lowest of more settings is lower by chance "
+        f"alone. Expected lowest perplexity of {units.count(fewest, 'setting')} chosen at random: {listed}."
+    ]
+
+
 def _table(summaries: Sequence[Summary]) -> Table:
     columns = [
         Column("optimizer", "Optimizer", of=lambda summary: summary.optimizer),
         number("runs", "Runs", of=lambda summary: summary.runs),
         number("diverged", "Diverged", of=lambda summary: summary.diverged),
         number("val_ppl", "Best valid.", units.perplexity, lambda summary: summary.best.val_ppl),
+        number("at_equal_counts_ppl", "Equal counts", units.perplexity, lambda summary: summary.at_equal_counts_ppl),
         Column("run", "Run", of=lambda summary: summary.best.reference),
         Column("architecture", "Architecture", of=lambda s: units.architecture(s.best.arch)),
         number("median_seconds_to_5pct", "Time to 5 %", units.duration, lambda summary: summary.median_seconds),
@@ -128,11 +150,8 @@ def _table(summaries: Sequence[Summary]) -> Table:
         number("median_gap", "Median gap", units.perplexity, lambda summary: summary.median_gap),
     ]
     caption = (
-        "Runs: finished ones, on which the other numbers rest. Diverged: runs that failed so, counted apart. Best "
-        "valid.: lowest validation perplexity, with the run and its architecture. Time to 5 %: median time from the "
-        "start to the first epoch whose validation perplexity is within 5 % of the run's own best. Gap: validation "
-        "less training perplexity at the best epoch (training with dropout on, so that it can be below 0), of the best "
-        f"run and as the median over runs. {SEEDS_CAPTION}"
+        "Best valid.: of all finished settings; equal counts: expected of as many as the optimizer with the fewest "
+        "has. Time to 5 %: median. Gap: validation minus training perplexity at the best epoch."
     )
     return Table(
         name="discussion-2-optimizers",

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.words import (
-    SEEDS_CAPTION,
-    described,
-    device_sentences,
-    distinct,
-    times,
-)
+from analysis.blocks.words import described, device_sentences, distinct, times
 from analysis.plots.scatter import time_chart
 from analysis.study import units
 from analysis.study.settings import WITHIN, Setting, best_of
@@ -179,12 +173,8 @@ def _table(picks: Picks) -> Table:
         Column("picked_for", "Picked for", of=lambda setting: _picked_for(setting, picks)),
     ]
     caption = (
-        "The settings that no other beats in both validation perplexity and time to the best epoch (the Pareto front), "
-        "the fastest first, and the picks. Time to best: from the start to the end of the epoch with the lowest "
-        f"validation perplexity. Time to 5 %: to the first epoch at most {WITHIN:g} times the lowest validation "
-        "perplexity of the study. Picked for generalisation: the lowest validation perplexity; for time: the shortest "
-        f"time to 5 %. Gap: validation less training perplexity. {SEEDS_CAPTION} {units.MISSING}: never reached, or "
-        "not recorded."
+        "The Pareto front of perplexity and time to the best epoch, the fastest first, and the picks. Time to 5 %: to "
+        f"within {WITHIN:g} times the study's lowest perplexity. {units.MISSING}: not reached."
     )
     return Table(
         name="discussion-3-picks",

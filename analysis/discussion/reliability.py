@@ -1,4 +1,8 @@
-"""Which architecture is the most reliable across settings, and which the least."""
+"""Which architecture is the most reliable across settings, and which the least.
+
+An architecture is reliable if a large share of its settings come near the study's lowest perplexity. The spread stands
+beside the share: alone it would call an architecture reliable whose settings are all equally bad.
+"""
 
 from __future__ import annotations
 
@@ -13,61 +17,77 @@ import numpy as np
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.words import SEEDS_CAPTION, median, times
+from analysis.blocks.words import median, times
 from analysis.plots.scatter import spread_chart
 from analysis.study import units
-from analysis.study.settings import Setting, finished
+from analysis.study.settings import Setting, best_of, finished
 from analysis.study.study import Study
 
 ENOUGH = 3
-"""Settings that an architecture needs before anything is said of its reliability."""
+"""Settings, finished or diverged, that an architecture needs to be ranked."""
 
-CLOSE = 1.1
-"""Spreads that differ by less than this factor count as alike."""
+NEAR, FAIR = 1.2, 1.5
+"""Multiples of the study's lowest perplexity within which settings are counted; the first ranks, the second breaks
+ties."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How the settings of one architecture have ended."""
+    """How the settings of one architecture ended."""
 
     architecture: str
-    """Its name in print."""
+    """Its printed name."""
     settings: list[Setting]
+    """Those with a finished run."""
+    diverged_settings: frozenset[int]
+    """Numbers of the settings with a diverged run; a setting may also have finished with another seed."""
     finished: int
     """Runs."""
     diverged: int
-    """Runs that failed as diverged; in none of the numbers of perplexity."""
+    """Runs; in none of the perplexities."""
+    lowest_ppl: float
+    """Lowest perplexity of the study, over all architectures; NaN if no run has finished."""
+
+    @property
+    def tried(self) -> int:
+        """Number of settings that finished or diverged."""
+        return len(self.diverged_settings.union(setting.number for setting in self.settings))
 
     @property
     def enough(self) -> bool:
-        return len(self.settings) >= ENOUGH
+        return self.tried >= ENOUGH
 
     @property
     def values(self) -> list[float]:
         return [setting.val_ppl for setting in self.settings]
 
+    def within(self, factor: float) -> int:
+        """Return how many settings are within ``factor`` times the study's lowest; none of whose runs diverged."""
+        return sum(
+            setting.val_ppl <= factor * self.lowest_ppl and setting.number not in self.diverged_settings
+            for setting in self.settings
+        )
+
+    def share(self, factor: float) -> float:
+        """Return the share of the settings tried that :meth:`within` counts."""
+        return self.within(factor) / self.tried
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sorts the most reliable first."""
+        return -self.share(NEAR), -self.share(FAIR)
+
     @property
     def quartile_range_nats(self) -> float:
-        """Third less first quartile of the best validation losses; NaN of a single setting."""
+        """Third quartile of the best validation losses minus the first; NaN for fewer than two settings."""
         if len(self.settings) < 2:
             return math.nan
         low, high = np.percentile(np.log(self.values), [25, 75])
         return float(high - low)
 
-    @property
-    def ratio(self) -> float:
-        """Highest by lowest perplexity."""
-        return max(self.values) / min(self.values) if self.settings else math.nan
-
-    @property
-    def diverged_share(self) -> float:
-        """Of the runs that finished or diverged."""
-        ended = self.finished + self.diverged
-        return self.diverged / ended if ended else math.nan
-
 
 def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
-    """The spread of each architecture, and the verdict where there are enough settings."""
+    """Return the verdict if there are enough settings, and the numbers of each architecture."""
     spreads = spreads_of(study, settings)
     if not spreads:
         return [Prose(text="No run has finished or diverged, so nothing can be said of reliability.")]
@@ -82,7 +102,7 @@ def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]
 
 
 def spreads_of(study: Study, settings: Sequence[Setting]) -> list[Spread]:
-    """One for each architecture with a run that finished or diverged, in the report's order."""
+    """Return one for each architecture with a run that finished or diverged, in the report's order."""
     groups: dict[Any, list[Setting]] = defaultdict(list)
     for setting in settings:
         groups[setting.arch].append(setting)
@@ -93,8 +113,10 @@ def spreads_of(study: Study, settings: Sequence[Setting]) -> list[Spread]:
         Spread(
             architecture=units.architecture(key),
             settings=groups.get(key, []),
+            diverged_settings=frozenset(diverged.loc[diverged["arch"] == key, "setting"]),
             finished=int((done["arch"] == key).sum()),
             diverged=int((diverged["arch"] == key).sum()),
+            lowest_ppl=best_of(settings).val_ppl if settings else math.nan,
         )
         for key in sorted(keys, key=lambda key: (units.rank(units.ARCHITECTURES, key), str(key)))
     ]
@@ -104,51 +126,78 @@ def spreads_of(study: Study, settings: Sequence[Setting]) -> list[Spread]:
 
 
 def verdict(spreads: Sequence[Spread]) -> str:
-    """Most and least reliable by the spread and by the share of diverged runs; the two may disagree."""
+    """Name the most and the least reliable architecture by the share of settings near the study's lowest."""
     judged = [spread for spread in spreads if spread.enough]
-    few = [f"{s.architecture} ({len(s.settings)})" for s in spreads if not s.enough]
-    too_few = f"Too few finished settings to tell, fewer than {ENOUGH}: {units.listing(few)}." if few else ""
-    caveat = "This is the spread over the settings that were tried, which need not be alike for each architecture."
+    few = [f"{s.architecture} ({s.tried})" for s in spreads if not s.enough]
+    too_few = f"Fewer than {ENOUGH} settings, so not ranked: {units.listing(few)}." if few else ""
     if len(judged) < 2:
         text = f"No architecture can be called the most or the least reliable: that takes two with {ENOUGH} settings."
         return " ".join(filter(None, [text, too_few]))
-    ranked = sorted(judged, key=lambda s: s.quartile_range_nats)
-    most, least = ranked[0], ranked[-1]
-    if least.quartile_range_nats <= CLOSE * most.quartile_range_nats:
-        low, high = most.quartile_range_nats, least.quartile_range_nats
+    if not units.is_number(judged[0].lowest_ppl):
+        return " ".join(filter(None, ["No setting has finished, so no architecture is reliable.", too_few]))
+    ranks = sorted({spread.rank for spread in judged})
+    most = [spread for spread in judged if spread.rank == ranks[0]]
+    least = [spread for spread in judged if spread.rank == ranks[-1]]
+    lowest = f"the study's lowest perplexity, {units.rounded(most[0].lowest_ppl)}"
+    factor = NEAR if most[0].share(NEAR) > least[0].share(NEAR) else FAIR
+    if len(ranks) == 1:
         text = (
-            f"By the spread of perplexities they are about alike (interquartile ranges {low:.3f} to {high:.3f} nats)."
+            f"The architectures are equally reliable: {_percent(most[0].share(NEAR))} of the settings of each are "
+            f"within {NEAR:g} times {lowest}."
         )
     else:
         text = (
-            f"By the spread of perplexities {most.architecture} is the most reliable (interquartile range "
-            f"{most.quartile_range_nats:.3f} nats) and {least.architecture} the least "
-            f"({least.quartile_range_nats:.3f} nats)."
+            f"{_names(most)} {'is' if len(most) == 1 else 'are'} the most reliable "
+            f"({_percent(most[0].share(factor))} of settings within {factor:g} times {lowest}) and {_names(least)} "
+            f"the least ({_percent(least[0].share(factor))})."
         )
-    return " ".join(filter(None, [text, _divergence_sentence(judged, most, least), caveat, too_few]))
+        if factor == FAIR:
+            text += f" Within {NEAR:g} times, their shares are equal."
+        if any(_hangs_on_one(high, low, factor) for high in most for low in least):
+            text += " A single setting more or fewer would change this order."
+    caveat = "The settings are those that were tried, which need not be alike for each architecture."
+    return " ".join(filter(None, [text, _spread_sentence(judged, most), caveat, too_few]))
 
 
-def _divergence_sentence(judged: Sequence[Spread], most: Spread, least: Spread) -> str:
-    if not any(spread.diverged for spread in judged):
-        return "None of their runs diverged."
-    highest = max(spread.diverged_share for spread in judged)
-    worst = [spread for spread in judged if spread.diverged_share == highest]
-    named = units.listing([spread.architecture for spread in worst])
-    share = f"{100 * highest:.0f} %"
-    if worst == [least]:
-        return f"{named} also has the largest share of diverged runs ({share})."
-    if most in worst and len(worst) < len(judged):
-        has = "has" if len(worst) == 1 else "have"
-        return f"But by the share of diverged runs {named} {has} the most ({share}), so the two measures disagree."
-    return f"The largest share of diverged runs: {named} ({share})."
+def _names(spreads: Sequence[Spread]) -> str:
+    return units.listing([spread.architecture for spread in spreads])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _hangs_on_one(most: Spread, least: Spread, factor: float) -> bool:
+    """Return whether the order would be lost if one setting had ended on the other side of ``factor``."""
+    fewer = (most.within(factor) - 1) / most.tried
+    more = (least.within(factor) + 1) / least.tried
+    return fewer <= least.share(factor) or more >= most.share(factor)
+
+
+def _spread_sentence(judged: Sequence[Spread], most: Sequence[Spread]) -> str:
+    """Say which architecture has the smallest spread, and that this is not reliability where it is another one."""
+    several = [spread for spread in judged if len(spread.settings) > 1]
+    if len(several) < 2:
+        return ""
+    narrow = min(several, key=lambda spread: spread.quartile_range_nats)
+    text = f"{narrow.architecture} has the smallest spread (interquartile range {narrow.quartile_range_nats:.3f} nats)"
+    if any(narrow is spread for spread in most):
+        return f"{text}."
+    return f"{text}, but around {times(median(narrow.values) / narrow.lowest_ppl)} the study's lowest perplexity."
 
 
 def _sentence(spread: Spread) -> str:
     parts = []
-    if len(spread.settings) > 1:
+    if spread.settings:
         parts.append(
-            f"median {units.rounded(statistics.median(spread.values))} over {len(spread.settings)} settings, from "
-            f"{units.rounded(min(spread.values))} to {units.rounded(max(spread.values))} ({times(spread.ratio)})"
+            f"{spread.within(NEAR)} of {units.count(spread.tried, 'setting')} within {NEAR:g} times the study's "
+            f"lowest, {spread.within(FAIR)} within {FAIR:g} times"
+        )
+    if len(spread.settings) > 1:
+        ratio = max(spread.values) / min(spread.values)
+        parts.append(
+            f"median {units.rounded(statistics.median(spread.values))}, from {units.rounded(min(spread.values))} to "
+            f"{units.rounded(max(spread.values))} ({times(ratio)})"
         )
     elif spread.settings:
         parts.append(f"{units.rounded(spread.values[0])} in its one finished setting")
@@ -170,24 +219,22 @@ def _label(spread: Spread) -> str:
 def _table(spreads: Sequence[Spread]) -> Table:
     columns = [
         Column("architecture", "Architecture", of=lambda spread: spread.architecture),
-        number("settings", "Settings", of=lambda spread: len(spread.settings)),
+        number("settings", "Settings", of=lambda spread: spread.tried),
+        number("share_within_1_2", f"Within {NEAR:g} ×", _percent, lambda spread: spread.share(NEAR)),
+        number("share_within_1_5", f"Within {FAIR:g} ×", _percent, lambda spread: spread.share(FAIR)),
         number("min_val_ppl", "Lowest", units.perplexity, lambda s: min(s.values, default=math.nan)),
         number("median_val_ppl", "Median", units.perplexity, lambda s: median(s.values)),
         number("max_val_ppl", "Highest", units.perplexity, lambda s: max(s.values, default=math.nan)),
-        number("ratio", "Highest / lowest", units.decimals(".2f"), lambda spread: spread.ratio),
         number("quartile_range_nats", "IQR (nats)", units.decimals(".3f"), lambda spread: spread.quartile_range_nats),
         number("diverged", "Diverged", of=lambda spread: spread.diverged),
-        number("diverged_share", "Share", lambda share: f"{100 * share:.0f} %", lambda spread: spread.diverged_share),
     ]
     caption = (
-        "Best validation perplexity over the finished settings of each architecture. IQR: third less first quartile of "
-        "the validation losses, in nats per predicted token. Diverged: runs that failed so, which are in none of the "
-        "other numbers; share: of the runs that finished or diverged (other failures say nothing of an architecture). "
-        f"{SEEDS_CAPTION} {units.MISSING}: too few settings."
+        f"Within {NEAR:g} ×: share of settings at most {NEAR:g} times the study's lowest validation perplexity; one "
+        "with a diverged run is never within. IQR: interquartile range of the losses. Diverged: runs."
     )
     return Table(
         name="discussion-4-reliability",
-        title="Spread over settings",
+        title="Reliability of the architectures",
         caption=caption,
         columns=columns,
         records=spreads,

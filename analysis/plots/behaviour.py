@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.blocks.figure import Chart, Line, Panel, key_mark, run_mark
+from analysis.blocks.words import first_few
 from analysis.plots import look
 from analysis.plots.axes import Mark, place_numbers
 from analysis.plots.curves import LABEL_LENGTH
@@ -25,10 +26,7 @@ PANEL_COLUMNS = 3
 LAYER_DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5)))
 STEPS_NAME = "Time step t in the window"
 
-STYLES_CAPTION = (
-    "A line for each run, its number at the end. Colour: architecture. Line: optimizer (Adam solid, SGD dashed, SGD "
-    "schedule dotted)."
-)
+STYLES_CAPTION = "Colour: architecture; line: optimizer."
 
 
 def behaviour_charts(runs: Sequence[Behaved]) -> list[Chart]:
@@ -66,14 +64,8 @@ def loss_chart(runs: Sequence[Behaved]) -> Chart:
     if lengths:
         spoken = units.listing([str(length) for length in lengths])
         sentences.append(f"Dotted upright: the length of a window in training ({spoken} tokens).")
-    sentences.append(
-        "The validation text is cut into columns and each column into windows; a point is the mean of -log p of the "
-        "token that follows step t, over all windows and columns (their numbers are in the table below), dropout off. "
-        "Runs with equal windows predict the same tokens at each step, so they share the ups and downs from one step "
-        "to the next."
-    )
     if not all(carries_state(run.arch) for run in runs):
-        sentences.append("The Transformer carries no state, so its curve on the right is the one on the left.")
+        sentences.append("The Transformer carries no state, so its two curves are the same.")
     return Chart(
         name="loss-per-step",
         title="Validation loss at each time step of a window",
@@ -105,26 +97,26 @@ def _mark_training_lengths(axes: Axes, runs: Sequence[Behaved]) -> None:
 
 
 def gradient_chart(runs: Sequence[Behaved]) -> Chart:
-    """Norm of the last step's gradient at each step: each curve taken to [0, 1], and as it is."""
+    """Norm of the last step's gradient at each step: rescaled to [0, 1], and as it is with the mean of the norms."""
     figure, (left, right) = _pair_of_axes(runs, left=0.085, share=False)
     norms = [run.behaviour.gradient for run in runs]
     scaled, positive = [rescaled(values) for values in norms], [_positive(values) for values in norms]
     left.set_title("Each curve rescaled to [0, 1]", loc="left", fontweight="bold")
     right.set_title("As it is, logarithmic", loc="left", fontweight="bold")
     panels = [_draw_curves(left, runs, scaled, "rescaled norm"), _draw_curves(right, runs, positive, "norm")]
+    means = [_positive(run.behaviour.gradient_mean_of_norms) for run in runs]
+    _draw_pale(right, panels[1], runs, means)
     left.set_ylim(-0.03, 1.05)
     left.set_ylabel("Gradient norm, rescaled")
     right.set_ylabel("Gradient norm")
-    _logarithmic(right, positive, most_ticks=9)
+    _logarithmic(right, [*positive, *means], most_ticks=9)
     _number_lines(left, runs, scaled)
     _number_lines(right, runs, positive)
-    batches = sorted({run.behaviour.gradient_columns for run in runs})
+    counts = sorted({run.behaviour.gradient_columns for run in runs})
     sentences = [
         STYLES_CAPTION,
-        f"For one minibatch of training data ({units.listing([f'{b:,}' for b in batches])} sequences): Euclidean norm "
-        "of the gradient of the loss at the last time step with respect to the hidden states of all layers at step t, "
-        "averaged over the minibatch, the state zero at the start, dropout off. Rescaled: (v - min) / (max - min) of "
-        "each curve.",
+        f"Norm of the mean gradient over {units.listing([f'{count:,}' for count in counts])} sequences; pale: mean of "
+        "the norms.",
         *_zero_sentences(runs),
     ]
     return Chart(
@@ -150,19 +142,12 @@ def rescaled(values: Values) -> Values:
 
 
 def _zero_sentences(runs: Sequence[Behaved]) -> list[str]:
-    """Which curves have zeros, which a logarithmic axis cannot show, and why."""
+    """Name the runs whose curves have zeros, which a logarithmic axis cannot show."""
     zero = [run for run in runs if (run.behaviour.gradient == 0).any()]
     if not zero:
         return []
-    named = units.listing([run.reference for run in zero])
-    sentences = [f"Exact zeros have no place on a logarithmic axis and are left out: {named}."]
-    if any(not carries_state(run.arch) and len(run.behaviour.layer_gradients) == 1 for run in zero):
-        sentences.append(
-            "In a Transformer of one block the last loss reads that block's output at the last position alone: no "
-            "later layer attends to its earlier outputs, so their gradient is zero (the earlier tokens act through "
-            "the embeddings, which are no hidden state here)."
-        )
-    return sentences
+    named = first_few([run.reference for run in zero], 2)
+    return [f"Exact zeros are left out on the right: {named}."]
 
 
 def layers_chart(runs: Sequence[Behaved]) -> Chart:
@@ -183,17 +168,14 @@ def layers_chart(runs: Sequence[Behaved]) -> Chart:
         if place + PANEL_COLUMNS >= len(runs):
             axes.set_xlabel(STEPS_NAME, fontsize=8)
     sentences = [
-        "As in the figure before, for the hidden states of one layer or block at a time, its number at the line's end "
-        "(1: the lowest). Vertical axes logarithmic, each its own; exact zeros are left out."
+        "Number at a line's end: layer or block (1: the lowest). Vertical axes logarithmic, each its own; exact zeros "
+        "are left out."
     ]
     if not all(carries_state(run.arch) for run in runs):
-        sentences.append(
-            "A Transformer's top block shows one point: the loss at the last position reads its output there alone, "
-            "and no block above attends to its outputs at earlier positions, whose gradient is therefore exactly zero."
-        )
+        sentences.append("Of a Transformer's top block, only the last step counts.")
     single = [f"layers of {run.reference}" for run in runs if not np.isfinite(run.behaviour.gradient).any()]
     if single:
-        sentences.append(f"Not finite: {units.listing(single)}.")
+        sentences.append(f"Not finite: {first_few(single, 2)}.")
     return Chart(
         name="gradient-norms-layers",
         title="The same for each layer",
@@ -267,6 +249,22 @@ def _draw_curves(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values], 
         for run, values in zip(runs, curves, strict=True)
     ]
     return Panel(axes=axes, lines=lines, x_name="step", y_name=y_name)
+
+
+def _draw_pale(axes: Axes, panel: Panel, runs: Sequence[Behaved], curves: Sequence[Values]) -> None:
+    """Add the mean of norms of each run to the panel that shows the norm of the mean."""
+    for run, values in zip(runs, curves, strict=True):
+        style, steps = _style(run), _steps(values)
+        axes.plot(
+            steps,
+            values,
+            color=style.colour,
+            linestyle=style.dashes,
+            linewidth=0.9,
+            alpha=0.4,
+            gid=run_mark(run.number),
+        )
+        panel.lines.append(Line(label=f"{run.reference}, mean of norms", x=steps, y=values, run=run.number))
 
 
 def _plot(axes: Axes, values: Values, colour: str, dashes: object, number: int) -> None:

@@ -1,8 +1,11 @@
-"""What the captions of the learning curves say: how to read the figure, and what it does not show."""
+"""The captions of the learning curves: what the legend does not say, and what the figure does not show.
+
+How to read every figure of curves is in docs/report.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,18 +17,15 @@ from analysis.study import units
 from analysis.study.study import Study
 from analysis.study.values import Values
 
-MOST_NAMED = 8
+MOST_NAMED = 3
 """Runs that a sentence names; the rest are counted."""
 
-LINE_STYLES = "Adam solid, circles; SGD dashed, squares; SGD schedule dotted, triangles"
 
-
-def all_runs_caption(study: Study, choice: Choice, scale: Scale, progress: Progress) -> str:
-    """The caption of the figure with all runs."""
+def all_runs_caption(study: Study, choice: Choice, scale: Scale) -> str:
+    """Return the caption of the figure with all runs."""
     sentences = [
-        *_number_sentences(choice, "run"),
-        f"Colour: architecture. Line and marker: optimizer ({LINE_STYLES}).",
-        *_axis_sentences(scale.logarithmic, [progress]),
+        "Colour: architecture; line and marker: optimizer.",
+        *_crowd_sentence(choice, "runs"),
         *_early_sentence(choice.all),
         *_cut_sentence([(curve, curve.val_ppl) for curve in choice.all if scale.cuts(curve.val_ppl)], scale.high),
         *_left_out_sentence(_facts(study.runs), choice.all),
@@ -33,20 +33,12 @@ def all_runs_caption(study: Study, choice: Choice, scale: Scale, progress: Progr
     return " ".join(sentences)
 
 
-def group_caption(study: Study, choices: Mapping[Progress, Choice], scale: Scale, by: Factor, key: str) -> str:
-    """The caption of the figure of one optimizer or one architecture, over epochs and over time."""
-    choice = next(iter(choices.values()))
-    style = "Colour: architecture." if by == "optimizer" else f"Line and marker: optimizer ({LINE_STYLES})."
+def group_caption(study: Study, choice: Choice, scale: Scale, by: Factor, key: str) -> str:
+    """Return the caption of the figure of one optimizer or one architecture, over epochs and over time."""
     sentences = [
-        *(
-            ["Left: over epochs; right: over wall-clock time; the vertical axis is the same."]
-            if len(choices) > 1
-            else []
-        ),
-        *_number_sentences(choice, "setting" if any(curve.runs for curve in choice.all) else "run"),
-        style,
-        *_seeds_sentence(choice.all, list(choices)),
-        *_axis_sentences(scale.logarithmic, list(choices)),
+        "Colour: architecture." if by == "optimizer" else "Line and marker: optimizer.",
+        *_crowd_sentence(choice, "lines" if any(curve.runs for curve in choice.all) else "runs"),
+        *_seeds_sentence(choice.all),
         *_early_sentence(choice.all),
         *_cut_sentence([(c, v) for c in choice.all if scale.cuts(v := np.concatenate(c.drawn))], scale.high),
         *_left_out_sentence(_facts(study.runs[study.runs[by] == key]), choice.all),
@@ -54,23 +46,17 @@ def group_caption(study: Study, choices: Mapping[Progress, Choice], scale: Scale
     return " ".join(sentences)
 
 
-def panels_caption(
-    study: Study, curves: Sequence[Curve], shown: Sequence[Curve], scales: Sequence[Scale], progress: Progress
-) -> str:
-    """The caption of the figure with a panel for each run."""
-    logarithmic = [scale for scale in scales if scale.logarithmic]
+def panels_caption(study: Study, curves: Sequence[Curve], shown: Sequence[Curve], scales: Sequence[Scale]) -> str:
+    """Return the caption of the figure with a panel for each run."""
+    drawn = [(curve, np.concatenate([curve.train_ppl, curve.val_ppl])) for curve in shown]
     sentences = [
         *_chosen_sentence(curves, shown),
-        "Solid: validation; dashed: training (with dropout on, so that it can lie above validation).",
-        "Each panel has its own vertical axis.",
-        *_axis_sentences(len(logarithmic) == len(shown), [progress]),
+        "Solid: validation; dashed: training. Each panel has its own vertical axis.",
         *_early_sentence(shown),
+        *_cut_sentence([pair for pair, scale in zip(drawn, scales, strict=True) if scale.cuts(pair[1])], None),
+        *_left_out_sentence(_facts(study.runs), curves),
     ]
-    for curve, scale in zip(shown, scales, strict=True):
-        values = np.concatenate([curve.train_ppl, curve.val_ppl])
-        if scale.cuts(values):
-            sentences += _cut_sentence([(curve, values)], scale.high)
-    return " ".join([*sentences, *_left_out_sentence(_facts(study.runs), curves)])
+    return " ".join(sentences)
 
 
 def spoken(progress: Progress) -> str:
@@ -81,50 +67,27 @@ def spoken(progress: Progress) -> str:
 # -- sentences -----------------------------------------------------------------------------------------------------
 
 
-def _number_sentences(choice: Choice, what: str) -> list[str]:
-    where = "its number" if what == "run" else "the number of its first run"
+def _crowd_sentence(choice: Choice, what: str) -> list[str]:
     if not choice.crowd:
-        return [f"A line for each {what}, {where} at the end."]
-    lines = f"{len(choice.all):,} {'runs' if what == 'run' else 'lines'}"
+        return []
     return [
-        *([f"A line for each {what}."] if what != "run" else []),
-        f"In colour, {where} at the end: of {lines} the {len(choice.named)} best (lowest validation perplexity at any "
-        f"epoch), in turn from each architecture with each optimizer. Grey: the other {len(choice.crowd):,}.",
+        f"Coloured: the {len(choice.named)} best of {len(choice.all):,} {what}. Grey: the other {len(choice.crowd):,}."
     ]
 
 
-def _seeds_sentence(curves: Sequence[Curve], kinds: Sequence[Progress]) -> list[str]:
+def _seeds_sentence(curves: Sequence[Curve]) -> list[str]:
     sizes = sorted({len(curve.runs) for curve in curves if curve.runs})
     if not sizes:
         return []
-    n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}, as the legend lists them"
-    over_time = "; over time, at their mean time of each epoch" if "time" in kinds else ""
-    return [
-        f"Where a setting has several finished seeds ({n}), the line is their geometric mean at each epoch and the "
-        f"band reaches from the lowest to the highest seed{over_time}. An unfinished run has a line of its own."
-    ]
+    n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
+    return [f"Several seeds ({n}): geometric mean, and a band from the lowest to the highest."]
 
 
 def _chosen_sentence(curves: Sequence[Curve], shown: Sequence[Curve]) -> list[str]:
     if len(curves) == len(shown):
         return []
     settings = len({curve.setting for curve in curves})
-    of_all = (
-        f"the {len(shown)} best of {settings:,} settings" if settings > len(shown) else f"each of {settings} settings"
-    )
-    return [
-        f"Of {len(curves):,} runs, the best of {of_all} (settings differ in more than the seed; best: the lowest "
-        "validation perplexity at any epoch)."
-    ]
-
-
-def _axis_sentences(logarithmic: bool, kinds: Iterable[Progress]) -> list[str]:
-    sentences = ["Vertical axis logarithmic."] if logarithmic else []
-    if "epochs" in kinds:
-        sentences.append("Epochs are counted by passes finished, from 1.")
-    if "time" in kinds:
-        sentences.append("Time runs from the start of training and includes validation.")
-    return sentences
+    return [f"The best runs of {min(len(shown), settings)} of {settings:,} settings."]
 
 
 def _early_sentence(curves: Sequence[Curve]) -> list[str]:
@@ -132,12 +95,13 @@ def _early_sentence(curves: Sequence[Curve]) -> list[str]:
     return [f"Ended early (×): {_some(early)}."] if early else []
 
 
-def _cut_sentence(cut: Sequence[tuple[Curve, Values]], high: float) -> list[str]:
-    """Names the runs that leave the axis, so that nobody takes a cut line for a whole one."""
+def _cut_sentence(cut: Sequence[tuple[Curve, Values]], high: float | None) -> list[str]:
+    """Name the runs that leave the axis. ``high`` is its end; ``None``: each has its own."""
     if not cut:
         return []
     named = [f"{curve.reference} (up to {units.rounded(highest(values))})" for curve, values in cut]
-    return [f"The axis ends at {units.rounded(high)}; cut off there (▲ where the line stays above): {_some(named)}."]
+    end = "" if high is None else f" at {units.rounded(high)}"
+    return [f"Cut off{end} (▲): {_some(named)}."]
 
 
 def _facts(runs: pd.DataFrame) -> list[tuple[int, str]]:
@@ -151,6 +115,6 @@ def _left_out_sentence(runs: Iterable[tuple[int, str]], drawn: Sequence[Curve]) 
 
 
 def _some(names: list[str]) -> str:
-    if len(names) <= MOST_NAMED + 1:
+    if len(names) <= MOST_NAMED:
         return units.listing(names)
     return f"{', '.join(names[:MOST_NAMED])} and {len(names) - MOST_NAMED:,} others"

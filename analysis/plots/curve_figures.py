@@ -86,7 +86,7 @@ def all_runs_chart(study: Study, curves: Sequence[Curve], progress: Progress) ->
     return Chart(
         name=f"validation-{progress}",
         title=f"Validation perplexity over {spoken(progress)}",
-        caption=all_runs_caption(study, choice, scale, progress),
+        caption=all_runs_caption(study, choice, scale),
         figure=figure,
         panels=[_pointer_panel(axes, choice, study, progress)],
     )
@@ -128,7 +128,7 @@ def _group_chart(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: F
     return Chart(
         name=f"{word}-{key.replace('_', '-')}",
         title=f"{title}: validation perplexity over {' and '.join(map(spoken, choices))}",
-        caption=group_caption(study, choices, scale, by, key),
+        caption=group_caption(study, next(iter(choices.values())), scale, by, key),
         figure=figure,
         panels=panels,
     )
@@ -197,7 +197,7 @@ def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> C
         name=f"runs-{progress}",
         title=f"Training and validation perplexity of {'each run' if len(shown) == len(curves) else 'the best runs'} "
         f"over {spoken(progress)}",
-        caption=panels_caption(study, curves, shown, scales, progress),
+        caption=panels_caption(study, curves, shown, scales),
         figure=figure,
         panels=[
             Panel(axes=axes, lines=_lines(curve), x_name=progress_name(study, progress))

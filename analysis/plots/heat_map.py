@@ -60,9 +60,8 @@ def heat_map(study: Study) -> Chart:
     with look.applied():
         figure = _draw(cells, rows, columns)
     caption = (
-        "Colour, on a logarithmic scale, and number: lowest best validation perplexity of the finished runs with this "
-        "optimizer and architecture; beneath it the number of that run, and n, how many runs were finished. Cells "
-        "with more runs have had more chances to be low."
+        "Lowest validation perplexity of the finished runs, the number of that run, and how many runs finished (n): "
+        "more runs have more chances to be low."
     )
     if len(cells) < len(rows) * len(columns):
         caption += f" {units.MISSING}: no finished run."

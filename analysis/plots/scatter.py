@@ -36,11 +36,7 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
     """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time."""
     with look.applied():
         figure, panel = _draw_times(settings, front)
-    numbered = (
-        "the numbers are the runs', of several seeds the first one's"
-        if len(settings) <= MOST_NUMBERS
-        else "the front's carry their numbers"
-    )
+    numbered = "numbers: runs" if len(settings) <= MOST_NUMBERS else "numbers: runs of the front"
     logarithmic = [
         name
         for name, is_log in (
@@ -49,11 +45,7 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
         )
         if is_log
     ]
-    caption = (
-        f"A point for each finished setting; {numbered}. Colour: architecture; marker: optimizer. Grey line: the "
-        "Pareto front; below and left of it there is no setting. Time runs from the start of training to the end of "
-        "the epoch with the lowest validation perplexity."
-    )
+    caption = f"Colour: architecture; marker: optimizer; {numbered}. Grey line: the Pareto front."
     if len(logarithmic) == 2:
         caption += " Both axes logarithmic."
     elif logarithmic:
@@ -121,11 +113,7 @@ def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]]) -> Chart:
     """Best validation perplexity of every setting, a column for each architecture: label beneath it, settings."""
     with look.applied():
         figure, logarithmic = _draw_spread(groups)
-    caption = (
-        "A point for each finished setting, with its run's number (of several seeds the first) where there is room; "
-        "marker: optimizer. Black line: median; grey box: interquartile range. Diverged runs have no point; how many "
-        "there are stands below."
-    )
+    caption = "Numbers: runs; marker: optimizer; black line: median; grey box: interquartile range."
     if logarithmic:
         caption += " Vertical axis logarithmic."
     caption += cut_sentence([setting for _, members in groups for setting in members])
@@ -194,7 +182,7 @@ def cut_sentence(settings: Sequence[Setting]) -> str:
     above = [f"{c.reference} ({units.rounded(c.val_ppl)})" for c in settings if c.val_ppl > scale.high]
     if not above:
         return ""
-    return f" The vertical axis ends at {units.rounded(scale.high)}; above it (↑): {first_few(above, 5)}."
+    return f" The vertical axis ends at {units.rounded(scale.high)}; above it (↑): {first_few(above, 2)}."
 
 
 def _mark(x: float, setting: Setting, scale: Scale) -> Mark:

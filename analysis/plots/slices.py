@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
+from analysis.blocks.words import first_few
 from analysis.plots import look
 from analysis.plots.axes import Scale, label_perplexity, scale_for
 from analysis.study import units
@@ -69,7 +70,7 @@ def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
     return Chart(
         name="slices",
         title="Best validation perplexity over each hyperparameter",
-        caption=_caption(slices, shown, scale, tagged=tagged, joined=any(chains.get(part.key, []) for part in shown)),
+        caption=_caption(slices, shown, tagged=tagged, joined=any(chains.get(part.key, []) for part in shown)),
         figure=figure,
         panels=[] if not tagged else panels,
     )
@@ -208,28 +209,19 @@ def _are_apart(places: Sequence[float], names: Sequence[str]) -> bool:
     return all(math.log(b / a) / span * 40 > (before + after) / 2 + 2 for (a, b), (before, after) in ends)
 
 
-def _caption(slices: Sequence[Slice], shown: Sequence[Slice], scale: Scale, *, tagged: bool, joined: bool) -> str:
-    sentences = ["A point for each finished run. Colour: architecture; marker: optimizer."]
+def _caption(slices: Sequence[Slice], shown: Sequence[Slice], *, tagged: bool, joined: bool) -> str:
+    sentences = ["Colour: architecture; marker: optimizer."]
     if not tagged:
-        sentences[0] = (
-            "Of the finished runs alike in value, architecture and optimizer, the points are the one with the lowest, "
-            "the middle and the highest perplexity. Colour: architecture; marker: optimizer."
-        )
+        sentences.append("Of runs alike in these, the lowest, the middle and the highest.")
     sentences.append(
-        "Lines join runs that agree in every other key (several seeds: their mean)."
+        "Lines join runs that agree in every other key."
         if joined
-        else "No two runs agree in everything but one of these keys, so no points are joined."
+        else "No two runs agree in all keys but one, so no points are joined."
     )
-    logs = [part.key for part in shown if part.is_log]
-    axes = ["All panels share the vertical axis" + (", which is logarithmic." if scale.logarithmic else ".")]
-    if logs:
-        axes.append(f"Horizontal axis logarithmic: {units.listing(logs)}.")
-    if any(part.is_categorical for part in shown):
-        axes.append("Values within a decade stand side by side, evenly spaced, with architectures a little apart.")
     if len(shown) < len(slices):
         left_out = [part.key for part in slices[len(shown) :]]
-        axes.append(f"Left out, of the smallest effects: {units.listing(left_out)}.")
-    return " ".join([*sentences, *axes])
+        sentences.append(f"Left out, of the smallest effects: {first_few(left_out, 2)}.")
+    return " ".join(sentences)
 
 
 # -- slices --------------------------------------------------------------------------------------------------------

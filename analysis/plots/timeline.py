@@ -153,7 +153,7 @@ def _draw(study: Study, lanes: list[Lane]) -> Chart:
     return Chart(
         name="timeline",
         title="What ran where",
-        caption=_caption(study, lanes, shown, numbered=numbered),
+        caption=_caption(study, lanes, shown),
         figure=figure,
         panels=[Panel(axes=axes, lines=lines, x_name=unit, y_name="")],
     )
@@ -222,32 +222,13 @@ def _add_legend(figure: Figure, lanes: Sequence[Lane], left: float, top: float) 
     )
 
 
-def _caption(study: Study, lanes: list[Lane], shown: list[Lane], *, numbered: bool) -> str:
+def _caption(study: Study, lanes: list[Lane], shown: list[Lane]) -> str:
     bars = {(bar.run, bar.attempt) for lane in lanes for bar in lane.bars}
     missing = int((study.attempts["outcome"] != "not started").sum()) - len(bars)
     share = utilisation(lanes)
-    sentences = [
-        f"A bar for each attempt ({len(bars)}); colour: architecture. A lane for each GPU, or for each host where "
-        "attempts ran on its processors."
-    ]
-    if any(lane.label.endswith(")") for lane in lanes):
-        sentences.append(
-            "Attempts that went on at once on the same processors or GPU lie in lanes of their own, numbered in "
-            "brackets, as few as hold them."
-        )
-    if sum(len(lane.bars) for lane in lanes) > len(bars):
-        sentences.append("An attempt of several ranks has a bar at each of its places.")
-    if numbered:
-        sentences.append("Numbers: runs, where they fit.")
-    if any(bar.outcome in ("failed", "cancelled") for lane in shown for bar in lane.bars):
-        sentences.append("Hatched: the attempt failed or was cancelled.")
-    if any(bar.outcome == "interrupted" for lane in shown for bar in lane.bars):
-        sentences.append("Upright lines: it was interrupted; such a bar ends at its last sign of life.")
+    sentences = ["Bars: attempts; lanes: GPUs or hosts; colour: architecture."]
     if units.is_number(share):
-        sentences.append(
-            f"Utilisation: the {units.count(len(lanes), 'lane')} were busy {100 * share:.0f} % of the time from the "
-            "first start to the last end."
-        )
+        sentences.append(f"The {units.count(len(lanes), 'lane')} were busy {100 * share:.0f} % of the time.")
     if len(shown) < len(lanes):
         sentences.append(f"Shown are the first {len(shown)} of {len(lanes)} lanes.")
     if missing:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section, Subheading
 from analysis.blocks.table import Column, Table, number
+from analysis.blocks.words import first_few
 from analysis.plots.behaviour import behaviour_charts
 from analysis.sections.behaviour_sentences import sentences, vanishes_after
 from analysis.sections.choosing import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOWN, percent, plain_text
@@ -147,21 +148,18 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
         number("zero_state_ppl", "Zero state", units.perplexity, lambda run: _perplexity(run.behaviour.zero_state)),
         number("carried_state_ppl", "Carried", units.perplexity, lambda run: _perplexity(run.behaviour.carried_state)),
         number("steps_to_1_percent", "Gradient < 1 %", units.whole, lambda run: vanishes_after(run.behaviour.gradient)),
+        number("mean_of_norms_steps_to_1_percent", "Mean of norms < 1 %", units.whole, _mean_of_norms_vanishes),
         number("seconds", "Time", units.duration, lambda run: run.behaviour.seconds),
         Column("device", "Device", of=lambda run: run.behaviour.device),
         Column("judge", "Judge", units.text, lambda run: run.behaviour.judge),
     ]
     caption = (
-        "Windows: number × columns × tokens of each, of the validation text. First and last step: mean loss there, in "
-        "nats, the state zero at the window's start. Zero state and carried: perplexity over all steps, the "
-        "exponential of the mean loss, with the state set to zero at each window's start and carried on. Gradient < "
-        "1 %: steps before the last one at which the gradient norm first is below 1 % of its maximum, walking back "
-        f"from the last step; {units.MISSING}: nowhere in the window. Time and device: of this evaluation. Judge: the "
-        "run whose model rates the samples."
+        "Windows: number × columns × tokens. First, last step: mean loss (nats). Zero state, carried: perplexity. "
+        "Gradient < 1 %: steps back from the last one."
     )
     stale = [run.reference for run in runs if run.behaviour.is_stale]
     if stale:
-        caption += f" Computed from an earlier checkpoint than the run's best by now: {units.listing(stale)}."
+        caption += f" Computed from an earlier checkpoint: {first_few(stale, 2)}."
     return Table(
         name="behaviour",
         title="Behaviour of the trained models",
@@ -170,6 +168,10 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
         records=runs,
         run=lambda run: run.number,
     )
+
+
+def _mean_of_norms_vanishes(run: Behaved) -> int | None:
+    return vanishes_after(run.behaviour.gradient_mean_of_norms)
 
 
 def _windows(run: Behaved) -> str:
@@ -228,12 +230,8 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
         )
     ]
     caption = (
-        "Means over the samples of each length. Judge and own: perplexity under the judge's model and under the model "
-        "itself, the exponential of the mean loss of a token (the geometric mean over samples). Entropy: of the "
-        "distributions that the tokens were drawn from, in nats. Distinct-2: distinct pairs of successive tokens, "
-        "divided by all. Repetition: share of the tokens, from the second on, that occur among the 16 before them. "
-        "<unk>: share of the tokens. Longest copy: tokens of the longest passage that stands in the training text as "
-        f"it is. {units.MISSING}: not available."
+        "Means over samples. Judge, own: perplexity under the judge and the model itself. Repetition: tokens that "
+        "occur among the 16 before. Longest copy: tokens found in the training text."
     )
     return Table(
         name="samples-measures",
@@ -268,6 +266,7 @@ def _curves(run: Behaved) -> list[tuple[str, Values]]:
         ("loss_zero_state", behaviour.zero_state),
         ("loss_carried_state", behaviour.carried_state),
         ("gradient_overall", behaviour.gradient),
+        ("gradient_mean_of_norms", behaviour.gradient_mean_of_norms),
         *layers,
     ]
 

@@ -101,7 +101,7 @@ def sentences(runs: Sequence[Behaved]) -> list[str]:
         ),
         _told(recurrent, "Carrying the state on instead of setting it to zero, the validation perplexity is", _carried),
         *_past_training(runs),
-        _told(runs, "Walking back from the last step, the gradient norm", _vanishing),
+        _told(runs, "Walking back from the last step, the norm of the mean gradient", _vanishing),
     ]
     return [sentence for sentence in told if sentence]
 
@@ -153,10 +153,13 @@ def _vanishing(run: Behaved) -> str | None:
     if not top > 0:
         return None
     back = vanishes_after(norms)
+    of_norms = vanishes_after(run.behaviour.gradient_mean_of_norms)
+    single = "mean of the sequences' norms: " + ("never" if of_norms is None else units.count(of_norms, "step"))
     if back is None:
-        return f"stays above 1 % of its maximum ({percent(norms[0] / top)} at the first of {len(norms)} steps)"
+        share = f"{percent(norms[0] / top)} at the first of {len(norms)} steps"
+        return f"stays above 1 % of its maximum ({share}; {single})"
     exactly = "to exactly zero, " if norms[len(norms) - 1 - back] == 0 else ""
-    return f"falls below 1 % of its maximum ({exactly}{units.count(back, 'step')} back)"
+    return f"falls below 1 % of its maximum ({exactly}{units.count(back, 'step')} back; {single})"
 
 
 def _signed(value: float) -> str:

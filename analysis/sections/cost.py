@@ -31,12 +31,8 @@ COLUMNS = [
 ]
 
 CAPTION = (
-    "Backend, Device, Ranks: of the newest attempt; Ranks: processes that share a batch. Estimate: duration foreseen "
-    "when the run was launched. Actual: wall clock of all epochs. Ratio: Actual / Estimate, of finished runs. "
-    "Tokens/s: training tokens a second of all ranks, median over epochs. Memory: largest peak of one rank (allocated "
-    "on a GPU, resident on a processor). Attempts: times the run was started. Outside epochs: time of the attempts "
-    "that is in no finished epoch (start-up, checkpoints, the test, epochs cut off). GPU h, Core h: hours times GPUs, "
-    f"for runs on processors times cores. {units.MISSING}: not recorded or not applicable."
+    "Estimate: at the first launch. Tokens/s: training, median over epochs. Memory: peak of one rank. Outside "
+    "epochs: start-up, checkpoints, test."
 )
 
 

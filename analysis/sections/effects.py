@@ -1,7 +1,7 @@
 """Which hyperparameter matters: what a change of one alone has done to the best validation loss.
 
-Two estimates stand beside each other. Paired: settings that agree in everything but one key, so that nothing else
-differs. Unpaired: the mean over all settings with a value, in which everything else may differ too.
+There are two estimates. Paired: settings that agree in everything but one key. Unpaired: the mean over all settings
+with a value, in which everything else may differ too. The keys have the order of :func:`effects_of`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.blocks.effects import Effect, effect_sentence, effects_of
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.table import Column, Table, number
+from analysis.blocks.texts import on_one_text, text_sentences
+from analysis.blocks.words import first_few
 from analysis.plots.heat_map import heat_map
 from analysis.plots.slices import slices_chart
 from analysis.study import units
 from analysis.study.pairs import CHOICES, SettingPair, printed, single_key_pairs, sorted_values, varying_keys
 from analysis.study.settings import finished, settings_of
-from analysis.study.study import HYPERPARAMETERS, Study
+from analysis.study.study import Study
 
 SINGLE_STEPS = 8
 """A key with at most so many values has a row for each change from one to the next; with more, one row for all."""
@@ -73,19 +76,20 @@ class Mean:
 
 def effects_section(study: Study) -> Section:
     """Heat map of architectures and optimizers, slices along each hyperparameter, and the size of their effects."""
+    blocks: list[Block] = [Prose(text=text) for text in text_sentences(study)]
+    study = on_one_text(study)
     done = finished(study.runs)
-    blocks: list[Block] = []
     if len(done) < 2:
         found = "No run has" if done.empty else "One run has"
-        blocks = [Prose(text=f"{found} been finished; effects show only between finished runs that differ.")]
+        blocks.append(Prose(text=f"{found} been finished; effects show only between finished runs that differ."))
         return Section(name="effects", title="Main effects", blocks=blocks)
-    pairs = single_key_pairs(study.runs)
-    changes = changes_of(pairs)
+    effects = effects_of(single_key_pairs(study.runs))
+    changes = changes_of(effects)
     blocks.append(heat_map(study))
-    slices = slices_chart(study, order=list(dict.fromkeys(change.key for change in changes)))
+    slices = slices_chart(study, order=[effect.key for effect in effects])
     if slices is not None:
         blocks.append(slices)
-    blocks.append(Prose(text=_paired_sentence(changes, pairs)))
+    blocks.append(Prose(text=_paired_sentence(effects, changes)))
     if changes:
         blocks.append(paired_table(changes))
     unpaired = unpaired_table(study)
@@ -97,19 +101,13 @@ def effects_section(study: Study) -> Section:
 # -- paired --------------------------------------------------------------------------------------------------------
 
 
-def changes_of(pairs: Sequence[SettingPair]) -> list[Change]:
-    """The changes between values, those of the key with the largest mean change first.
+def changes_of(effects: Sequence[Effect]) -> list[Change]:
+    """Return the changes between values of each key, in the order of ``effects``.
 
     A key with up to ``SINGLE_STEPS`` values has a change from each value to the next, and with more than two also one
     from the lowest to the highest, where there are such pairs; of architectures and optimizers, every two are compared.
     """
-    by_key: dict[str, list[SettingPair]] = defaultdict(list)
-    for pair in pairs:
-        by_key[pair.key].append(pair)
-    found = {key: _changes(key, members) for key, members in by_key.items()}
-    sizes = {key: max(abs(change.mean_nats) for change in changes) for key, changes in found.items()}
-    ordered = sorted(found, key=lambda key: (-sizes[key], HYPERPARAMETERS.index(key)))
-    return [change for key in ordered for change in found[key]]
+    return [change for effect in effects for change in _changes(effect.key, effect.pairs)]
 
 
 def _changes(key: str, pairs: Sequence[SettingPair]) -> list[Change]:
@@ -135,14 +133,11 @@ def _changes(key: str, pairs: Sequence[SettingPair]) -> list[Change]:
 def paired_table(changes: Sequence[Change]) -> Table:
     """A row for each change."""
     caption = (
-        "Each pair is two settings with finished runs that agree in every key but this one (of architectures and "
-        "optimizers, in every key that both have); several seeds of a setting count as their mean. From, To: the lower "
-        "and the higher value. Change: mean over the pairs of the best validation loss with To less that with From, in "
-        "nats per predicted token; below 0, To is better. Perplexity ratio: exp(Change), perplexity with To over that "
-        "with From. Lowest, Highest: of a single pair. Keys by their largest mean change."
+        "Pairs agree in every other key. Change: mean loss with To minus loss with From; below 0, To is better. "
+        "Perplexity ratio: exp(Change). Lowest, Highest: of a single pair."
     )
     if any(change.lower is None for change in changes):
-        caption += " any: a key of many values, all its pairs together, from the lower value to the higher one."
+        caption += " any: all pairs of a key of many values."
     columns = [
         Column("key", "Key", of=lambda change: change.key),
         Column("lower", "From", of=lambda c: c.ends[0], shown=lambda c: c.printed_ends[0], numeric=True),
@@ -155,34 +150,30 @@ def paired_table(changes: Sequence[Change]) -> Table:
     ]
     return Table(
         name="effects",
-        title="What a change of one hyperparameter alone has done",
+        title="Effect of changing one hyperparameter alone",
         caption=caption,
         columns=columns,
         records=changes,
     )
 
 
-def _paired_sentence(changes: Sequence[Change], pairs: Sequence[SettingPair]) -> str:
-    if not changes:
-        return (
-            "No two settings with finished runs differ in one hyperparameter alone, so that no effect can be told from "
-            "those of the others."
-        )
-    keys = list(dict.fromkeys(change.key for change in changes))
-    largest = max((change for change in changes if change.key == keys[0]), key=lambda change: abs(change.mean_nats))
+def _paired_sentence(effects: Sequence[Effect], changes: Sequence[Change]) -> str:
+    if not effects:
+        return effect_sentence(effects)
+    number = sum(len(effect.pairs) for effect in effects)
+    keys = units.listing([effect.key for effect in effects])
+    largest = max((c for c in changes if c.key == effects[0].key), key=lambda change: abs(change.mean_nats))
     ends = (
         "from a lower to a higher value"
         if largest.lower is None and largest.higher is None
         else f"from {printed(largest.key, largest.lower)} to {printed(largest.key, largest.higher)}"
     )
-    n = len(largest.differences_nats)
-    text = (
-        f"{units.count(len(pairs), 'pair')} of settings differ in one hyperparameter alone ({units.listing(keys)}). "
-        f"The largest mean change is that of {largest.key} {ends}: {largest.mean_nats:+.3f} nats, a perplexity "
-        f"{math.exp(largest.mean_nats):.3g} times as high ({units.count(n, 'pair')}"
+    return (
+        f"{units.count(number, 'pair')} of settings {'differs' if number == 1 else 'differ'} in one hyperparameter "
+        f"alone ({keys}). {effect_sentence(effects)} The largest mean change of {largest.key}, {ends}, is "
+        f"{largest.mean_nats:+.3f} nats, a perplexity {math.exp(largest.mean_nats):.3g} times as high "
+        f"({units.count(len(largest.differences_nats), 'pair')})."
     )
-    alone = "; a single pair says nothing of other settings)." if n == 1 else ")."
-    return text.replace("1 pair of settings differ in", "1 pair of settings differs in", 1) + alone
 
 
 # -- unpaired ------------------------------------------------------------------------------------------------------
@@ -205,13 +196,11 @@ def unpaired_table(study: Study) -> Table:
         lowest = min(math.fsum(found) / len(found) for found in of_value.values())
         means += [Mean(key=key, value=v, losses_nats=of_value[v], lowest_nats=lowest) for v in values]
     caption = (
-        "For orientation alone: the settings with one value may differ from those with another in everything else, so "
-        "these differences are not the effect of the key. Settings: those with finished runs; several seeds count as "
-        "their mean. Mean loss: best validation loss in nats per predicted token. Perplexity: exp(Mean loss), the "
-        "geometric mean. Above lowest: Mean loss less that of the key's best value."
+        "For orientation: the settings may differ in everything else, so a difference is not the effect of the key. "
+        "Perplexity: exp(Mean loss)."
     )
     if summed_up:
-        caption += f" Left out, as they have more than {SINGLE_STEPS} values: {units.listing(summed_up)}."
+        caption += f" Left out, with more than {SINGLE_STEPS} values: {first_few(summed_up, 3)}."
     columns = [
         Column("key", "Key", of=lambda mean: mean.key),
         Column("value", "Value", of=lambda m: m.value, shown=lambda m: printed(m.key, m.value), numeric=True),

@@ -16,7 +16,7 @@ from seqlm.files import file_sha256, read_json
 from seqlm.reading import parse_json, read_bytes
 from seqlm.rundir import RunDirectory
 
-VERSION = 1
+VERSION = 2
 
 
 T = TypeVar("T")
@@ -79,9 +79,11 @@ class Behaviour:
     gradient_columns: int
     """Sequences in the minibatch of training data that the gradients are of."""
     gradient: Values
-    """Norm of the last step's gradient with respect to the hidden state at each step."""
+    """Norm of the last step's gradient with respect to the hidden state at each step, averaged over the sequences."""
+    gradient_mean_of_norms: Values
+    """Mean over the sequences of the norm of each one's own gradient."""
     layer_gradients: list[Values]
-    """The same for each layer, the lowest first."""
+    """As ``gradient``, for each layer, the lowest first."""
     samples: list[Sample]
     is_stale: bool = False
     """Whether ``checkpoints/best.pt`` is another file by now."""
@@ -112,7 +114,7 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
 
 def _behaviour(raw: Mapping[str, Any], samples: list[Sample], *, is_stale: bool) -> Behaviour:
     if raw["version"] != VERSION:
-        raise ValueError(f"version: found {raw['version']!r}, this report reads {VERSION}")
+        raise ValueError(f"version: expected {VERSION}, got {raw['version']!r}; compute the behaviour again")
     losses, norms, settings = raw["loss_per_step"], raw["gradient_norms"], raw["settings"]
     judge = raw["judge"]
     steps, window = _whole(losses["window"], least=1), _whole(norms["window"], least=1)
@@ -132,6 +134,7 @@ def _behaviour(raw: Mapping[str, Any], samples: list[Sample], *, is_stale: bool)
         carried_state=_values(losses["carried_state"], steps),
         gradient_columns=_whole(norms["columns"], least=1),
         gradient=_values(norms["overall"], window),
+        gradient_mean_of_norms=_values(norms["mean_of_norms"], window),
         layer_gradients=_list(norms["layers"], lambda layer: _values(layer, window)),
         samples=samples,
         is_stale=is_stale,

@@ -1,6 +1,7 @@
 """Read the files of one run, and where it comes from. A damaged file is a warning and stops nothing.
 
-Damage of ``config.json``, ``metrics.jsonl`` or ``result.json`` also makes the run "failed".
+Damage of ``config.json`` or ``result.json`` also makes the run "failed". A run with a readable result is done whatever
+else is damaged.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class LoadedRun:
     digits: str
     """The first digits of the run's fingerprint: the end of its folder's name."""
     setting_key: str | None
-    """The same for runs that differ in nothing but the seed; none where the configuration cannot be read."""
+    """The same for runs on the same text that differ only in the seed. ``None``: the configuration cannot be read."""
     row: dict[str, Any]
     epochs: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
@@ -69,13 +70,20 @@ def read_run(run: RunDirectory) -> LoadedRun:
     nothing: dict[str, Any] = {}
     no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
     hyperparameters = attempt(lambda: _dotted(run.read_config().to_dict()), nothing)
+    result = attempt(run.read_result, None)
+    damage = list(warnings)
     epochs, cut_lines = attempt(run.read_metrics, no_epochs)
-    result = attempt(run.read_result, None) or {}
-    observation = None if warnings else attempt(run.observe, None)
+    observation = None
+    if not damage:
+        done = Observation(state="done", epoch=None, best_val_ppl=None, reason=None, kind=None)
+        observation = done if result is not None else attempt(run.observe, None)
     if observation is None:
         reason = clean(warnings[0].replace(f"{run.path.parent}/", ""))
         observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
-    provenance = attempt(run.read_provenance, nothing)  # from here on damage costs details, not the run's state
+    result = result or {}
+    if hyperparameters:
+        hyperparameters["data.sha256"] = _text_sha256(hyperparameters, result)
+    provenance = attempt(run.read_provenance, nothing)  # from here on, damage costs details and not the run's state
     failure = attempt(lambda: read_json(run.failure_file), None) or {}
     order = provenance.get("order")
     if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < MAX_RUNS):
@@ -121,6 +129,17 @@ def _dotted(config: dict[str, Any]) -> dict[str, Any]:
         else:
             values[section] = content
     return values
+
+
+def _text_sha256(hyperparameters: dict[str, Any], result: dict[str, Any]) -> str | None:
+    """Return the digest of the run's text; ``None`` for the Penn Treebank, whose text is always the same.
+
+    A configuration that was not resolved by a launch lacks the digest; the result has it.
+    """
+    digest: str | None = hyperparameters["data.sha256"]
+    if digest is None and hyperparameters["data.corpus"] != "ptb" and isinstance(result.get("corpus_sha256"), str):
+        return clean(result["corpus_sha256"])
+    return digest
 
 
 def _failure_facts(failure: dict[str, Any], observation: Observation) -> dict[str, Any]:

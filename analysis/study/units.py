@@ -58,11 +58,15 @@ def rounded(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """``48 s``, ``12 min``, ``3 h 05 min`` or ``2 d 04 h``, cut to the unit that matters."""
+    """Return ``4.8 s``, ``48 s``, ``12 min``, ``3 h 05 min`` or ``2 d 04 h``, rounded to the unit that matters.
+
+    >>> duration(59.4), duration(59.6), duration(9.96), duration(3599)
+    ('59 s', '1 min', '10 s', '1 h 00 min')
+    """
     if not is_number(seconds):
         return MISSING
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if round(seconds) < 60:  # 59.6 s is 1 min
+        return f"{seconds:.0f} s" if round(seconds, 1) >= 10 else f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
@@ -85,7 +89,7 @@ def memory(size: Any) -> str:
     """Bytes as ``331 MiB`` or ``3.00 GiB``."""
     if not is_number(size):
         return MISSING
-    return f"{size / 2**20:.0f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.0f} MiB" if round(size / 2**20) < 1024 else f"{size / 2**30:.2f} GiB"
 
 
 def plain_value(value: Any) -> str:

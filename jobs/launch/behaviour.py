@@ -114,6 +114,7 @@ def default_settings(config: RunConfig) -> dict[str, Any]:
         "lengths": [seq_len, 2 * seq_len],
         "temperature": 1.0,
         "prompt": None,
+        "gradient_columns": 20,
         "seed": config.seed,
     }
 

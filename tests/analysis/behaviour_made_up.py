@@ -11,11 +11,19 @@ from seqlm.rundir import RunDirectory
 def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:
     """Write ``behaviour.json``; ``changes`` replace whole keys of it."""
     raw: dict[str, Any] = {
-        "version": 1,
+        "version": 2,
         "checkpoint_sha256": "ab" * 32,
         "best_epoch": 3,
         "judge": {"id": "other-1", "name": "the judge", "checkpoint_sha256": "cd" * 32},
-        "settings": {"window": 4, "samples": 2, "lengths": [2, 4], "temperature": 1.0, "prompt": None, "seed": 7},
+        "settings": {
+            "window": 4,
+            "samples": 2,
+            "lengths": [2, 4],
+            "temperature": 1.0,
+            "prompt": None,
+            "gradient_columns": 20,
+            "seed": 7,
+        },
         "device": "cpu",
         "seconds": 1.5,
         "seq_len": 2,
@@ -34,6 +42,7 @@ def add_behaviour(run: RunDirectory, **changes: Any) -> dict[str, Any]:
             "window": 3,
             "columns": 20,
             "overall": [0.0, 0.25, 1.0],
+            "mean_of_norms": [0.5, 1.0, 2.0],
             "layers": [[0.0, 0.25, 0.75], [0.0, 0.0, 0.5]],
         },
         **changes,

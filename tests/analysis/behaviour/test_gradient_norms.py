@@ -58,6 +58,17 @@ def test_the_batch_is_averaged_before_the_norm() -> None:
     both = gradient_norms(model, one.expand(-1, 2), targets)
     single = gradient_norms(model, one, targets[:, :1])
     assert max(both.overall) < 1e-6 * min(single.overall)
+    assert both.mean_of_norms == pytest.approx(single.overall, rel=1e-5), "nothing cancels between the sequences"
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
+def test_the_mean_of_norms_is_that_of_each_sequence_alone(arch: str) -> None:
+    model = make_model(arch)
+    generator = torch.Generator().manual_seed(4)
+    tokens, targets = (torch.randint(VOCAB_SIZE, (STEPS, BATCH), generator=generator) for _ in range(2))
+    alone = [gradient_norms(model, tokens[:, b : b + 1], targets[:, b : b + 1]).overall for b in range(BATCH)]
+    wanted = [sum(norms) / BATCH for norms in zip(*alone, strict=True)]
+    assert gradient_norms(model, tokens, targets).mean_of_norms == pytest.approx(wanted, rel=1e-6)
 
 
 def test_nothing_is_left_behind_on_the_model() -> None:

@@ -16,7 +16,7 @@ CONFIG = make_config(seq_len=5, seed=7)
 
 def test_what_is_absent_follows_from_the_run() -> None:
     assert Settings.from_dict({}, CONFIG) == Settings(
-        window=10, samples=10, lengths=(5, 10), temperature=1.0, prompt=None, seed=7
+        window=10, samples=10, lengths=(5, 10), temperature=1.0, prompt=None, gradient_columns=20, seed=7
     )
 
 
@@ -36,6 +36,7 @@ def test_what_is_given_is_kept() -> None:
         ("lengths", [], "a list of at least one, each a whole number of at least 1"),
         ("lengths", [5, "6"], "a list of at least one, each a whole number of at least 1"),
         ("lengths", 5, "a list of at least one, each a whole number of at least 1"),
+        ("gradient_columns", 0, "a whole number of at least 1"),
         ("temperature", 0, "a positive finite number"),
         ("temperature", -1.5, "a positive finite number"),
         ("temperature", float("inf"), "a positive finite number"),

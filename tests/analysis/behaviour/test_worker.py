@@ -94,10 +94,11 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     sha256 = hashlib.sha256(run.best_checkpoint.read_bytes()).hexdigest()
     judge_sha256 = hashlib.sha256(lab.run("transformer-2").best_checkpoint.read_bytes()).hexdigest()
     settings = {"window": 10, "samples": 3, "lengths": [4, 12], "temperature": 1.0, "prompt": None, "seed": 3}
+    settings["gradient_columns"] = 20
     assert behaviour.pop("seconds") > 0
     losses, norms = behaviour.pop("loss_per_step"), behaviour.pop("gradient_norms")
     assert behaviour == {
-        "version": 1,
+        "version": 2,
         "checkpoint_sha256": sha256,
         "best_epoch": (run.read_result() or {})["best_epoch"],
         "judge": {"id": "transformer-2", "name": "transformer-2", "checkpoint_sha256": judge_sha256},
@@ -111,7 +112,7 @@ def test_a_job_writes_what_the_model_does_into_the_folder_of_its_run(
     assert (losses["split"], losses["window"], losses["columns"]) == ("valid", 10, 8)
     assert losses["windows"] == (valid_tokens - 1) // 10
     assert [len(losses[key]) for key in ("zero_state", "carried_state")] == [10, 10]
-    assert (norms["split"], norms["window"], norms["columns"]) == ("train", SEQ_LEN, 8)
+    assert (norms["split"], norms["window"], norms["columns"]) == ("train", SEQ_LEN, 20), "not the run's batch of 8"
     assert [len(layer) for layer in norms["layers"]] == [SEQ_LEN, SEQ_LEN]
     overall = [math.hypot(*step) for step in zip(*norms["layers"], strict=True)]
     assert norms["overall"] == pytest.approx(overall)

@@ -50,11 +50,13 @@ def test_the_best_of_each_side_decides(tmp_path: Path) -> None:
     )
     assert verdicts(blocks) == ["as expected", "not as expected"]
     assert said(blocks).splitlines() == [
-        "2 expectations were stated before the runs: 1 came out as expected, 1 did not and for 0 it cannot be said.",
+        "2 expectations were stated before the runs: 1 came out as expected, 1 did not and 0 are inconclusive.",
         "“GRU beats RNN”: as expected. Lowest validation perplexity: 100 (1 gru-good) where it was expected lower, "
-        "200 (3 rnn) where it was expected higher.",
+        "200 (3 rnn) where it was expected higher. These are the lowest of 2 and of 1 setting; of 1 each, expected "
+        "173 and 200.",
         "“RNN beats GRU”: not as expected. Lowest validation perplexity: 200 (3 rnn) where it was expected lower, "
-        "100 (1 gru-good) where it was expected higher.",
+        "100 (1 gru-good) where it was expected higher. These are the lowest of 1 and of 2 settings; of 1 each, "
+        "expected 200 and 173.",
     ]
     row = table(blocks, "discussion-1-expected")[0]
     assert (row["lower"], row["lower_run"], row["higher"], row["higher_run"]) == (
@@ -63,6 +65,20 @@ def test_the_best_of_each_side_decides(tmp_path: Path) -> None:
         "200.00",
         "3 rnn",
     )
+
+
+def test_the_lowest_of_more_settings_does_not_win_by_their_number(tmp_path: Path) -> None:
+    one = add_run(tmp_path, 0, "gru", "gru", "sgd", [100.0])
+    many = [
+        add_run(tmp_path, 1 + place, f"rnn{place}", "rnn", "sgd", [ppl], lr=1.0 + place)
+        for place, ppl in enumerate([99.0, 150.0, 160.0])
+    ]
+    blocks = held_against(tmp_path, {"text": "GRU beats RNN", "lower": [one], "higher": many})
+    assert verdicts(blocks) == [
+        "inconclusive: the sides have unequal numbers of runs, and at equal numbers the order would be reversed"
+    ]
+    # the geometric mean of 99, 150 and 160 is 133.4
+    assert "These are the lowest of 1 and of 3 settings; of 1 each, expected 100 and 133." in said(blocks)
 
 
 def test_a_side_without_a_finished_run_leaves_it_open_and_its_runs_are_named(tmp_path: Path) -> None:
@@ -76,19 +92,19 @@ def test_a_side_without_a_finished_run_leaves_it_open_and_its_runs_are_named(tmp
         {"lower": ["00000000"], "higher": [higher]},
     )
     assert verdicts(blocks) == [
-        "cannot be said: no finished run on the side expected lower has this number (1 a: failed: diverged)",
-        "cannot be said: no finished run on the side expected higher has this number (1 a: failed: diverged)",
-        "cannot be said: no finished run on either side has this number (1 a: failed: diverged)",
-        "cannot be said: no finished run on the side expected lower has this number (no run directory)",
+        "inconclusive: no finished run on the side expected lower has this number (1 a: failed: diverged)",
+        "inconclusive: no finished run on the side expected higher has this number (1 a: failed: diverged)",
+        "inconclusive: no finished run on either side has this number (1 a: failed: diverged)",
+        "inconclusive: no finished run on the side expected lower has this number (no run directory)",
     ]
-    assert "0 came out as expected, 0 did not and for 4 it cannot be said" in said(blocks)
+    assert "0 came out as expected, 0 did not and 4 are inconclusive" in said(blocks)
     assert table(blocks, "discussion-1-expected")[0]["lower"] == "–"
 
 
 def test_equal_values_decide_nothing(tmp_path: Path) -> None:
     a = add_run(tmp_path, 0, "a", "gru", "sgd", [100.0])
     b = add_run(tmp_path, 1, "b", "rnn", "sgd", [100.0])
-    assert verdicts(held_against(tmp_path, {"lower": [a], "higher": [b]})) == ["cannot be said: both are equal"]
+    assert verdicts(held_against(tmp_path, {"lower": [a], "higher": [b]})) == ["inconclusive: both are equal"]
 
 
 def test_a_difference_that_rounding_would_hide_is_shown(tmp_path: Path) -> None:
@@ -100,7 +116,7 @@ def test_a_difference_that_rounding_would_hide_is_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
-        ([90.0, 110.0], "cannot be said: not clear, the intervals over seeds overlap"),
+        ([90.0, 110.0], "inconclusive: the intervals over seeds overlap"),
         ([99.9, 100.1], "as expected"),
     ],
 )
@@ -138,7 +154,7 @@ def test_a_time_is_compared_among_finished_runs_alone(tmp_path: Path) -> None:
     higher = add_run(tmp_path, 1, "b", "rnn", "sgd", [200.0])
     blocks = held_against(tmp_path, {"metric": "epoch_seconds", "lower": [lower], "higher": [higher]})
     assert verdicts(blocks) == [
-        "cannot be said: no finished run on the side expected lower has this number (1 a: failed: oom)"
+        "inconclusive: no finished run on the side expected lower has this number (1 a: failed: oom)"
     ]
 
 

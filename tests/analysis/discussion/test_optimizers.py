@@ -23,10 +23,14 @@ def test_each_optimizer_has_its_best_run_time_and_gap(tmp_path: Path) -> None:
     add_run(tmp_path, 3, "gru-sgd", "gru", "sgd", [90.0], failure="diverged")
     blocks = compared(tmp_path)
     adam, sgd = table(blocks, "discussion-2-optimizers")
-    assert list(adam.values()) == ["Adam", "2", "0", "100.00", "2 gru-adam", "GRU", "15 s", "20.00", "35.00"]
-    assert list(sgd.values()) == ["SGD", "1", "1", "90.00", "3 rnn-sgd", "RNN", "30 s", "-5.00", "-5.00"]
+    assert list(adam.values()) == ["Adam", "2", "0", "100.00", "141.42", "2 gru-adam", "GRU", "15 s", "20.00", "35.00"]
+    assert list(sgd.values()) == ["SGD", "1", "1", "90.00", "90.00", "3 rnn-sgd", "RNN", "30 s", "-5.00", "-5.00"]
     sentences = said(blocks)
     assert "Lowest validation perplexity: SGD 90.0 (3 rnn-sgd), Adam 100 (2 gru-adam)." in sentences
+    assert (
+        "The optimizers have unequal numbers of finished settings, and the lowest of more settings is lower by chance "
+        "alone. Expected lowest perplexity of 1 setting chosen at random: SGD 90.0 (of 1), Adam 141 (of 2)."
+    ) in sentences
     assert "Adam does best with GRU (100), then RNN (200)." in sentences
     assert "SGD has finished runs of RNN (90.0) alone." in sentences
     assert "own best validation perplexity: 15 s with Adam, 30 s with SGD." in sentences
@@ -43,7 +47,12 @@ def test_pairs_agree_in_all_but_the_optimizer_section_and_their_best_runs_meet(t
     add_run(tmp_path, 6, "other-seed", "gru", "sgd", [1.0], hidden_size=128, seed=2)
     (row,) = table(compared(tmp_path), "discussion-2-pairs")
     # ln(100/110) = -0.095 and ln(105/100) = 0.049: the middle is -0.023; times 1 and 3
-    assert list(row.values()) == ["Adam", "SGD", "2", "1", "1", "-0.023", "2.00"]
+    # one of the two SGD runs has 300 (the geometric mean of 100 and 900): ln(300/110) = 1.003, and the middle is 0.526
+    assert list(row.values()) == ["Adam", "SGD", "2", "1", "1", "-0.023", "+0.526", "2.00"]
+    assert (
+        "In 1 pair one optimizer has more runs to choose the best from (such as more learning rates), which favours "
+        "it. Expected median difference at equal numbers of runs: SGD against Adam +0.526 nats."
+    ) in said(compared(tmp_path))
     assert "there are 2 pairs of runs: Adam and SGD each have the lower validation perplexity in 1 of 2." in said(
         compared(tmp_path)
     )
@@ -56,6 +65,8 @@ def test_one_pair_is_told_with_its_winner(tmp_path: Path) -> None:
         "there is 1 pair of runs: SGD schedule has a lower validation perplexity than SGD in 1 of 1 (by 0.693 nats)."
         in (said(compared(tmp_path)))
     )
+    assert "unequal" not in said(compared(tmp_path))
+    assert "at equal numbers" not in said(compared(tmp_path))
 
 
 def test_without_pairs_it_says_that_settings_differ_in_other_ways(tmp_path: Path) -> None:

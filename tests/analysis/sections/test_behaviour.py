@@ -10,7 +10,7 @@ import pytest
 from analysis.plots.behaviour import behaviour_charts, rescaled
 from analysis.report import report_files, write_report
 from analysis.sections.behaviour import behaviour_section, behaviour_table, samples_appendix
-from analysis.sections.behaviour_sentences import beyond, settles_at, vanishes_after
+from analysis.sections.behaviour_sentences import beyond, sentences, settles_at, vanishes_after
 from analysis.sections.choosing import choose, plain_text
 from analysis.sections.samples import Scale
 from analysis.study.behaved import behaved_runs
@@ -53,6 +53,7 @@ def test_the_panels_hold_the_numbers_of_the_file(run: RunDirectory) -> None:
     np.testing.assert_equal(absolute, [math.nan, 0.25, 1.0])
     np.testing.assert_equal(layers.panels[0].lines[1].y, [math.nan, math.nan, 0.5])
     assert "training (2 tokens)" in loss.caption
+    assert gradient.panels[1].lines[1].y.tolist() == [0.5, 1.0, 2.0], "the mean of norms beside the norm of the mean"
     assert "Exact zeros" in gradient.caption
 
 
@@ -64,7 +65,23 @@ def test_the_table_says_how_far_back_and_the_perplexity_over_all_steps(run: RunD
     assert cells["zero_state_ppl"].value == pytest.approx(math.exp(4.9375))
     assert cells["carried_state_ppl"].value == pytest.approx(math.exp(4.625))
     assert cells["steps_to_1_percent"].value == 2
+    assert cells["mean_of_norms_steps_to_1_percent"].value is None
     assert cells["judge"].value == "the judge"
+
+
+def test_a_mean_gradient_that_cancels_is_not_called_vanished_alone(run: RunDirectory) -> None:
+    add_behaviour(run)
+    text = "\n".join(sentences(behaved_runs(load_study(run.path.parent))))
+    assert (
+        "the norm of the mean gradient falls below 1 % of its maximum (to exactly zero, 2 steps back; mean of the "
+        "sequences' norms: never) in 1 rnn-adam."
+    ) in text
+
+
+def test_the_behaviour_of_an_older_version_is_to_be_computed_again(run: RunDirectory) -> None:
+    add_behaviour(run, version=1)
+    (warning,) = load_study(run.path.parent).warnings
+    assert "version: expected 2, got 1; compute the behaviour again" in warning
 
 
 def test_rescaling_is_exact_and_a_constant_curve_is_zero() -> None:
@@ -152,7 +169,7 @@ def test_hostile_tokens_are_escaped_and_the_title_says_entropy_and_probability(r
     assert files["data/behaviour.csv"].decode().splitlines()[1].endswith("loss_zero_state,1,6.0")
 
 
-@pytest.mark.parametrize("damage", ["{", '{"version": 2}', '{"version": 1}', "[]"])
+@pytest.mark.parametrize("damage", ["{", '{"version": 2}', '{"version": 3}', "[]"])
 def test_a_damaged_file_is_a_warning_and_the_run_stays_done(run: RunDirectory, damage: str) -> None:
     write_text(run.path / "behaviour.json", damage)
     study = load_study(run.path.parent)
@@ -163,7 +180,7 @@ def test_a_damaged_file_is_a_warning_and_the_run_stays_done(run: RunDirectory, d
 
 
 def test_a_curve_of_the_wrong_length_is_damage(run: RunDirectory) -> None:
-    norms = {"split": "train", "window": 3, "columns": 20, "overall": [1.0], "layers": [[1.0]]}
+    norms = {"split": "train", "window": 3, "columns": 20, "overall": [1.0], "mean_of_norms": [1.0], "layers": [[1.0]]}
     add_behaviour(run, gradient_norms=norms)
     behaviour, warnings = read_behaviour(run)
     assert behaviour is None

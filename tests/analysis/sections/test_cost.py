@@ -140,7 +140,7 @@ def test_the_timeline_draws_each_attempt_and_hatches_those_that_failed(tmp_path:
         ("run-4", pytest.approx(1000 / 60), pytest.approx(860 / 60), False),
         ("run-4", pytest.approx(1000 / 60), pytest.approx(860 / 60), False),
     ]
-    assert "the 3 lanes were busy 55 % of the time" in chart.caption
+    assert "The 3 lanes were busy 55 % of the time." in chart.caption
 
 
 def test_many_lanes_are_cut_and_the_caption_says_so(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
+from analysis.blocks.effects import effects_of
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Prose, Section
 from analysis.blocks.table import Table
@@ -61,10 +62,10 @@ def test_a_grid_whose_loss_is_a_sum_gives_back_its_coefficients(factorial: Study
         ("optim.lr", 0.01, 0.1, 6),
         ("optim.lr", 0.1, 1.0, 6),
         ("optim.lr", 0.01, 1.0, 6),
+        ("model.hidden_size", 64, 128, 9),
         ("model.arch", "rnn", "gru", 6),
         ("model.arch", "gru", "transformer", 6),
         ("model.arch", "rnn", "transformer", 6),
-        ("model.hidden_size", 64, 128, 9),
     ]
     for row in rows:
         parts = COEFFICIENTS[row["key"]]
@@ -106,10 +107,10 @@ def test_unpaired_means_are_named_so_and_take_in_what_pairs_leave_out(tmp_path: 
 def test_a_key_of_many_values_has_one_row_for_all_its_pairs(tmp_path: Path) -> None:
     rates = [0.1 * step for step in range(1, 13)]
     study = load_study(make_grid(tmp_path, {"optim.lr": rates}, lambda v: 5 - v["optim.lr"]))
-    (change,) = changes_of(single_key_pairs(study.runs))
+    (change,) = changes_of(effects_of(single_key_pairs(study.runs)))
     assert (change.lower, change.higher, len(change.differences_nats)) == (None, None, 66)
     section = effects_section(study)
-    assert "any: a key of many values" in section.tables[0].caption
+    assert "any: all pairs of a key of many values" in section.tables[0].caption
     assert [table.name for table in section.tables] == ["effects"], "no unpaired mean over single settings"
 
 

@@ -180,6 +180,27 @@ def test_a_damaged_side_file_is_a_warning_and_the_run_stays_done(tmp_path: Path,
     assert study.warnings[0].startswith(f"{run.id}/{file} is damaged")
 
 
+SIDE_FILES = (
+    *("metrics.jsonl", "provenance.json", "failure.json", "job.json", "canary.json", "behaviour.json", "samples.jsonl"),
+    *("attempts/0001/worker.json", "attempts/0001/progress.json", "attempts/0001/failure.json"),
+)
+
+
+@pytest.mark.parametrize("file", SIDE_FILES)
+def test_a_side_file_that_cannot_be_read_leaves_a_finished_run_done(tmp_path: Path, file: str) -> None:
+    run = make_run(tmp_path, 0, epochs=3)
+    expected = load_study(tmp_path).runs.iloc[0]
+    (run.path / file).unlink(missing_ok=True)
+    (run.path / file).mkdir()
+    study = load_study(tmp_path)
+    only = study.runs.iloc[0]
+    assert (only["state"], only["val_ppl"], only["test_ppl"]) == ("done", expected["val_ppl"], expected["test_ppl"])
+    assert pd.isna(only["reason"])
+    if file not in ("job.json", "canary.json", "samples.jsonl"):  # of no use to the report of this run
+        (warning,) = study.warnings
+        assert f"{file}: expected a regular file, found a folder" in warning
+
+
 def test_a_damaged_failure_without_a_result_is_told_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=3, done=False)
     write_text(run.failure_file, "")

@@ -116,7 +116,15 @@ def test_a_model_of_another_text_is_no_judge(tmp_path: Path) -> None:
 # -- whether it still holds ----------------------------------------------------------------------------------------
 
 CONFIG = make_config(seed=7)
-DEFAULTS = {"window": 10, "samples": 10, "lengths": [5, 10], "temperature": 1.0, "prompt": None, "seed": 7}
+DEFAULTS = {
+    "window": 10,
+    "samples": 10,
+    "lengths": [5, 10],
+    "temperature": 1.0,
+    "prompt": None,
+    "gradient_columns": 20,
+    "seed": 7,
+}
 
 
 def test_the_defaults_follow_from_the_run() -> None:

@@ -16,7 +16,7 @@ from jobs.manifests.entries import PUBLISHED_KEYS, RESOURCE_KEYS, StudyTable
 from jobs.manifests.fields import field_names, full_keys
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
-from seqlm.config import valid_keys
+from seqlm.config import SgdScheduleConfig, valid_keys
 from seqlm.errors import ManifestError
 from tests import commands, manifest_tables
 
@@ -70,6 +70,9 @@ def test_the_quickstart_has_each_architecture_with_each_optimizer() -> None:
     pairs = {(run.config.model.arch, run.config.optim.optimizer) for run in runs}
     assert len(runs) == len(pairs) == 9
     assert all(run.config.data.corpus == "pydoc" for run in runs)
+    assert all(run.config.train.epochs >= 8 for run in runs), "its figures show learning curves, not two points each"
+    schedules = [run.config.optim for run in runs if isinstance(run.config.optim, SgdScheduleConfig)]
+    assert all(optim.flat_epochs is not None and optim.flat_epochs < 8 for optim in schedules), "the rate falls"
 
 
 PUBLISHED = """

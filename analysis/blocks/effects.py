@@ -1,4 +1,7 @@
-"""The hyperparameters by what a change of each alone has done to the validation loss."""
+"""Which hyperparameter matters most: the mean size of the difference in validation loss over pairs that differ in it.
+
+Every part of the report takes its answer from here.
+"""
 
 from __future__ import annotations
 
@@ -67,11 +70,11 @@ def effects_of(pairs: Sequence[SettingPair]) -> list[Effect]:
 
 
 def effect_sentence(effects: Sequence[Effect]) -> str:
-    """The largest effect; where that is a choice of architecture or optimizer, also the largest of the others."""
+    """Name the largest effect; if that is a choice of architecture or optimizer, also the largest of the others."""
     if not effects:
         return (
-            "No two finished settings differ in one hyperparameter alone, so no effect of a single one can be told. "
-            "A grid over one of them would tell."
+            "No two settings with finished runs differ in one hyperparameter alone, so the effect of a single one is "
+            "unknown. A grid over one hyperparameter would show it."
         )
     largest = effects[0]
     text = (
@@ -80,13 +83,16 @@ def effect_sentence(effects: Sequence[Effect]) -> str:
     )
     others = [effect for effect in effects if effect.key not in CHOICES]
     if largest.key in CHOICES and others:
-        text += f" Beside architecture and optimizer it is {others[0].key}: {_size(others[0])}; {others[0].direction}."
+        text += (
+            f" Apart from architecture and optimizer it is {others[0].key}: {_size(others[0])}; {others[0].direction}."
+        )
     return text
 
 
 def _size(effect: Effect) -> str:
     number = len(effect.pairs)
-    return f"{effect.mean_nats:.3f} nats {'in its one pair' if number == 1 else f'on average over {number} pairs'}"
+    alone = "in its one pair, which says nothing of other settings"
+    return f"{effect.mean_nats:.3f} nats {alone if number == 1 else f'on average over {number} pairs'}"
 
 
 def effects_table(effects: Sequence[Effect]) -> Table:
@@ -98,10 +104,8 @@ def effects_table(effects: Sequence[Effect]) -> Table:
         Column("direction", "Direction", of=lambda effect: effect.direction),
     ]
     caption = (
-        "Pairs of finished settings that agree in everything but this hyperparameter. Mean difference: mean size of "
-        "the difference in validation loss, in nats per predicted token (0.1 nats are about 10 % of perplexity). "
-        "Better: lower validation perplexity. The values that were tried differ from key to key, so the sizes "
-        "compare these changes and not the keys as such. Several seeds of a setting count as their mean."
+        "Mean difference: mean size of the difference in validation loss between settings that agree in all other "
+        "keys (0.1 nats: about 10 % of perplexity). The values tried differ from key to key."
     )
     return Table(
         name="discussion-5-effects",

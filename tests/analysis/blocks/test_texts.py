@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from analysis.blocks.texts import on_one_text, text_sentences
+from analysis.discussion import discussion_section
+from analysis.sections.effects import effects_section
+from analysis.study.settings import settings_of
+from analysis.study.study import load_study
+from seqlm.rundir import RunDirectory, read_json, write_json
+from tests.analysis.contents import said
+from tests.analysis.hand_made import add_run, digits
+
+ONE, OTHER = "ab" * 32, "cd" * 32
+
+
+def add_text_run(study_dir: Path, order: int, ppl: float, sha256: str, **keys: Any) -> RunDirectory:
+    """Add a run on a user's own text, whose digest is in its result alone."""
+    arch = keys.pop("arch", "gru")
+    run = add_run(study_dir, order, f"run{order}", arch, "sgd", [ppl], **keys)
+    config = read_json(run.config_file) or {}
+    write_json(run.config_file, {**config, "data": {"corpus": "files"}})
+    write_json(run.result_file, {**(read_json(run.result_file) or {}), "corpus_sha256": sha256})
+    return run
+
+
+def test_seeds_on_different_texts_are_not_pooled_and_the_page_says_so(tmp_path: Path) -> None:
+    add_text_run(tmp_path, 0, 100.0, ONE, seed=1)
+    add_text_run(tmp_path, 1, 110.0, ONE, seed=2)
+    add_text_run(tmp_path, 2, 20.0, OTHER, seed=3)
+    study = load_study(tmp_path)
+    assert [setting.runs for setting in settings_of(study.runs)] == [[1, 2], [3]]
+    warning = (
+        "The finished runs predict 2 different texts: files sha256 abababab (2 runs) and files sha256 cdcdcdcd "
+        "(1 run). Perplexities of different texts do not compare, and runs on different texts are not seeds of one "
+        "setting. This section is about the first text alone."
+    )
+    assert text_sentences(study) == [warning]
+    for section in (discussion_section(study), effects_section(study)):
+        assert warning in said(section.blocks)
+    assert "For generalisation: 105 (1/2 run0, mean of 2 seeds" in said(discussion_section(study).blocks)
+    assert "3 run2" not in said(discussion_section(study).blocks)
+
+
+def test_a_text_is_no_hyperparameter(tmp_path: Path) -> None:
+    add_text_run(tmp_path, 0, 100.0, ONE, lr=1.0)
+    add_text_run(tmp_path, 1, 90.0, ONE, lr=2.0)
+    add_text_run(tmp_path, 2, 10.0, OTHER, lr=1.0, seed=2)
+    sections = (discussion_section(load_study(tmp_path)), effects_section(load_study(tmp_path)))
+    for section in sections:
+        assert "The hyperparameter with the largest effect is optim.lr" in said(section.blocks)
+        assert "data.sha256" not in said(section.blocks)
+
+
+def test_an_expectation_across_texts_is_inconclusive(tmp_path: Path) -> None:
+    lower = add_text_run(tmp_path, 0, 10.0, ONE)
+    higher = add_text_run(tmp_path, 1, 100.0, OTHER, arch="rnn")
+    expectation = {"text": "so", "metric": "val_ppl", "lower": [digits(lower)], "higher": [digits(higher)]}
+    write_json(tmp_path / "study.json", {"expectations": [expectation, {**expectation, "metric": "wall_seconds"}]})
+    sentences = said(discussion_section(load_study(tmp_path)).blocks)
+    assert "inconclusive: the runs predict different texts, whose perplexities do not compare" in sentences
+    assert "0 came out as expected, 0 did not and 2 are inconclusive" in sentences, "the times are equal"
+
+
+def test_a_study_on_one_text_is_itself(tmp_path: Path) -> None:
+    add_text_run(tmp_path, 0, 100.0, ONE)
+    add_run(tmp_path, 1, "open", "gru", "sgd", [90.0], done=False, seed=2)
+    study = load_study(tmp_path)
+    assert text_sentences(study) == []
+    assert on_one_text(study) is study
+    assert study.runs.set_index("number").loc[1, "data.sha256"] == ONE
+
+
+def test_other_tokens_of_one_text_are_another_text(tmp_path: Path) -> None:
+    for order, words in enumerate([500, 500, 1000]):
+        run = add_text_run(tmp_path, order, 100.0, ONE, seed=order)
+        config = read_json(run.config_file) or {}
+        write_json(run.config_file, {**config, "data": {"corpus": "files", "vocab_size": words}})
+    (sentence,) = text_sentences(load_study(tmp_path))
+    assert "files vocab_size 500 (2 runs) and files vocab_size 1000 (1 run)" in sentence
