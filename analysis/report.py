@@ -124,7 +124,7 @@ def _data_files(study: Study) -> dict[str, str]:
 def _json(data: pd.DataFrame) -> str:
     """A list of objects, one a line; null for every missing or infinite number."""
     records = [{str(key): _plain(value) for key, value in row.items()} for row in data.to_dict("records")]
-    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) for record in records]
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 

@@ -47,7 +47,7 @@ def duels_of(study: Study) -> list[Duel]:
     runs: list[dict[Any, Any]] = finished(study.runs).to_dict("records")
     found: dict[tuple[Any, Any], list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]] = defaultdict(list)
     for group in alike(runs, OTHER_KEYS, config_of):
-        worst_first = sorted(group, key=lambda run: (-run["val_ppl"], -run["number"]))
+        worst_first = sorted(group, key=lambda run: (run["val_ppl"], run["number"]), reverse=True)
         best = {run["optimizer"]: run for run in worst_first}
         for first, second in itertools.combinations(sorted(best, key=_place), 2):
             found[first, second].append((best[first], best[second]))

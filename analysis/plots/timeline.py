@@ -66,7 +66,7 @@ def lanes_of(study: Study) -> list[Lane]:
         if start is None or end is None:
             continue
         bar = Bar(
-            run=int(row["number"]),
+            run=row["number"],
             attempt=int(row["attempt"]),
             outcome=row["outcome"],
             arch=arch[row["id"]],
