@@ -64,8 +64,8 @@ class Outcome:
         if higher is None:
             return f"no finished run on the side expected higher has this number ({self.states})"
         seeds = [side.interval for side in (lower, higher) if side.interval is not None]
-        if len(seeds) == 2 and max(s.n for s in seeds) > 1 and seeds[0].overlaps(seeds[1]):
-            return "not clear, the intervals over seeds overlap"
+        if len(seeds) == 2 and seeds[0].unclear_against(seeds[1]):
+            return "the seeds show no difference"
         if lower.value == higher.value:
             return "both are equal"
         return None

@@ -110,8 +110,8 @@ def _generalisation_sentence(best: Setting, settings: Sequence[Setting]) -> str:
     unclear = sum(best.unclear_against(other) for other in settings if other is not best)
     if unclear:
         text += (
-            f" The intervals over seeds of {units.count(unclear, 'other setting')} overlap with its own, so that it is "
-            "the best is not clear."
+            f" It may not be the best: the seeds show no difference from {units.count(unclear, 'other setting')} "
+            "(Welch's t test of the losses, 5 %)."
         )
     gaps = [setting for setting in settings if units.is_number(setting.gap)]
     if len(gaps) > 1:

@@ -33,10 +33,13 @@ def all_runs_caption(study: Study, choice: Choice, scale: Scale, progress: Progr
     return " ".join(sentences)
 
 
-def group_caption(study: Study, choices: Mapping[Progress, Choice], scale: Scale, by: Factor, key: str) -> str:
-    """The caption of the figure of one optimizer or one architecture, over epochs and over time."""
+def group_caption(
+    runs: pd.DataFrame, choices: Mapping[Progress, Choice], scale: Scale, by: Factor | None = None
+) -> str:
+    """The caption of the figure of some runs, all of one architecture or optimizer if ``by``, over epochs and time."""
     choice = next(iter(choices.values()))
-    style = "Colour: architecture." if by == "optimizer" else f"Line and marker: optimizer ({LINE_STYLES})."
+    styles = {"optimizer": "Colour: architecture.", "arch": f"Line and marker: optimizer ({LINE_STYLES})."}
+    style = " ".join(text for factor, text in styles.items() if by in (None, factor))
     sentences = [
         *(
             ["Left: over epochs; right: over wall-clock time; the vertical axis is the same."]
@@ -49,7 +52,7 @@ def group_caption(study: Study, choices: Mapping[Progress, Choice], scale: Scale
         *_axis_sentences(scale.logarithmic, list(choices)),
         *_early_sentence(choice.all),
         *_cut_sentence([(c, v) for c in choice.all if scale.cuts(v := np.concatenate(c.drawn))], scale.high),
-        *_left_out_sentence(_facts(study.runs[study.runs[by] == key]), choice.all),
+        *_left_out_sentence(_facts(runs), choice.all),
     ]
     return " ".join(sentences)
 
