@@ -64,8 +64,8 @@ class Outcome:
         if higher is None:
             return f"no finished run on the side expected higher has this number ({self.states})"
         seeds = [side.interval for side in (lower, higher) if side.interval is not None]
-        if len(seeds) == 2 and seeds[0].unclear_against(seeds[1]):
-            return "the seeds show no difference"
+        if len(seeds) == 2 and (doubt := seeds[0].doubt_against(seeds[1])):
+            return f"not clear, {doubt}"
         if lower.value == higher.value:
             return "both are equal"
         return None
@@ -180,8 +180,8 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     ]
     caption = (
         "On each side the lowest value among its finished runs, and the run that has it. Of validation perplexities, "
-        "several seeds of a setting count as their geometric mean, and where the 95 % intervals over seeds overlap "
-        "nothing is concluded. Gap: validation less training perplexity. Time to 5 %: from the start to the first "
+        "several seeds of a setting count as their geometric mean, and nothing is concluded if Welch's t test over "
+        "seeds shows no difference. Gap: validation less training perplexity. Time to 5 %: from the start to the first "
         f"epoch within 5 % of the run's own best. {units.MISSING}: no finished run has the number."
     )
     return Table(

@@ -45,8 +45,8 @@ from analysis.plots.lines import (
     shown_values,
 )
 from analysis.study import units
+from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
-from seqlm.rundir import slugify
 
 KINDS: tuple[Progress, ...] = ("epochs", "time")
 
@@ -125,7 +125,7 @@ def named_group_charts(study: Study) -> dict[str, Chart]:
                 if (group := [curve for curve in found if curve.number in numbers])
             }
             if members:
-                charts[title] = _group_chart(study, runs, members, f"curves-{slugify(title)}", title)
+                charts[title] = _group_chart(study, runs, members, f"curves-{study.group_name(title)}", title)
     return charts
 
 
@@ -238,13 +238,13 @@ def choose_panels(curves: Sequence[Curve]) -> list[Curve]:
     """All runs; of more than ``MOST_PANELS`` the best of each setting, and of more settings the best, by number."""
     if len(curves) <= MOST_PANELS:
         return list(curves)
-    best: dict[int, Curve] = {}
+    best: dict[RunNumber, Curve] = {}
     for curve in sorted(curves, key=_by_best):
         best.setdefault(curve.setting, curve)
     return sorted(list(best.values())[:MOST_PANELS], key=lambda curve: curve.number)
 
 
-def _by_best(curve: Curve) -> tuple[float, int]:
+def _by_best(curve: Curve) -> tuple[float, RunNumber]:
     return (curve.best if curve.is_validated else math.inf, curve.number)
 
 

@@ -23,7 +23,6 @@ from analysis.study.settings import (
     settings_of,
 )
 from analysis.study.study import HYPERPARAMETERS, Study
-from seqlm.rundir import slugify
 
 ALWAYS_SHOWN = {
     "optim.lr": "Learning rate",
@@ -68,7 +67,7 @@ def results_table(study: Study, group: str | None = None) -> Table:
         f"epoch. Bold: lowest of each architecture. {seeds if group is None else ''}"
     )
     return Table(
-        name="results" if group is None else f"group-{slugify(group)}",
+        name="results" if group is None else f"group-{study.group_name(group)}",
         title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
         caption=caption.strip(),
         columns=RESULT_COLUMNS,

@@ -42,6 +42,9 @@ class VariantNumber:
             letters = chr(ord("a") + letter) + letters
         return f"{self.place}{letters}"
 
+    def __int__(self) -> int:
+        return self.place
+
     def __lt__(self, other: object) -> bool:
         if isinstance(other, VariantNumber):
             return (self.place, self.index) < (other.place, other.index)
@@ -59,7 +62,7 @@ class Numbering:
     absent: list[PlannedRun]
     """Entries that no run belongs to."""
     members: dict[str, list[LoadedRun]]
-    """The runs of each entry by number, by the first digits of the entry's fingerprint."""
+    """The runs of each entry by number, by the first digits of the entry's fingerprint; of no entry, the run itself."""
     size: int
     """The largest place."""
 
@@ -85,6 +88,7 @@ def number_runs(runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first:
                 run.row["name"] += f", {run.row['variant']}"
             if entry is not None and entry.published is not None and _replicates(config, plan):
                 run.row |= _published_columns(entry)
+            members.setdefault(run.digits, [run])
         if entry is not None:
             members[entry.digits] = found
     size = max([*entries, *claims], default=0)

@@ -53,9 +53,14 @@ class Interval:
         freedom = sum(variances) ** 2 / parts
         return 2 * float(stdtr(freedom, -abs(difference) / math.sqrt(sum(variances))))
 
-    def unclear_against(self, other: Interval) -> bool:
-        """Whether seeds have been repeated and do not show a difference. A single seed never does."""
-        return max(self.n, other.n) > 1 and not self.p_value(other) < 1 - CONFIDENCE
+    def doubt_against(self, other: Interval) -> str | None:
+        """Return why seeds show no difference; ``None`` if they do, or if both sides have a single seed."""
+        if self.n == other.n == 1:
+            return None
+        p_value = self.p_value(other)
+        if math.isnan(p_value):
+            return "one of them has a single seed"
+        return f"Welch's t test over seeds: p = {p_value:.2f}" if p_value >= 1 - CONFIDENCE else None
 
 
 def interval(perplexities: Sequence[float]) -> Interval:
@@ -119,10 +124,6 @@ class Setting:
     def only_run(self) -> RunNumber | None:
         """The run's number, of a setting with one seed."""
         return self.runs[0] if len(self.runs) == 1 else None
-
-    def unclear_against(self, other: Setting) -> bool:
-        """Whether seeds have been repeated and do not show a difference."""
-        return self.interval.unclear_against(other.interval)
 
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:

@@ -26,7 +26,7 @@ from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
 from analysis.study.values import as_number, clean, whole
 from seqlm.config import valid_keys
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, slugify
 
 HYPERPARAMETERS = valid_keys()
 """Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
@@ -95,6 +95,10 @@ class Study:
     def size(self) -> int:
         """Places of the study: its runs without further ones of the same entry, and the absent ones."""
         return sum(isinstance(number, int) for number in self.runs["number"].tolist()) + len(self.absent)
+
+    def group_name(self, title: str) -> str:
+        """A name of a group for files and anchors, such as ``1-model-comparison``."""
+        return f"{list(self.groups).index(title) + 1}-{slugify(title)}"
 
     def directory_of(self, run_id: str) -> RunDirectory:
         """The folder of a run."""
