@@ -23,7 +23,7 @@ from analysis.sections.coverage import coverage, open_runs
 from analysis.sections.effects import effects_section
 from analysis.sections.groups import groups_section
 from analysis.sections.published import published_section
-from analysis.sections.results import hyperparameters_table, overfitting, results_table, settings_table
+from analysis.sections.results import hyperparameter_blocks, overfitting, results_table, settings_table
 from analysis.study.behaved import behaved_runs
 from analysis.study.study import Study, load_study
 from seqlm.errors import FileError, UsageError
@@ -83,7 +83,7 @@ def report_sections(study: Study) -> list[Section]:
         effects_section(study),
         behaviour_section(study),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
-        Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
+        Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
         samples_appendix(study),
     ]
 

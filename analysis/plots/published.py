@@ -25,11 +25,10 @@ def published_chart(compared: list[Comparison]) -> Chart:
     shown = [c for place, c in enumerate(compared) if place in drawn]
     with look.applied():
         figure, logarithmic = _draw(shown)
-    scale = "times the published one, on a logarithmic axis" if logarithmic else "in per cent of the published one"
+    scale = "a multiple of the published one, logarithmic axis" if logarithmic else "in per cent of the published one"
     caption = (
-        f"Reproduced validation perplexity of each done run {'as ' if logarithmic else 'less the published one, '}"
-        f"{scale}; on the vertical line both are equal. Colour: architecture; marker: optimizer. Grey bar: range of "
-        "the independent replications, where published. Left of the line the reproduced perplexity is lower."
+        f"Validation perplexity of each done run, {scale}; on the vertical line both are equal. Colour: architecture; "
+        "marker: optimizer. Grey bar: replications."
     )
     if len(shown) < len(compared):
         caption += f" The {len(shown)} of {len(compared)} runs that differ most."

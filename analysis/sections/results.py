@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.blocks.section import Prose
+from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, csv_text, number, run_columns
 from analysis.study import units
 from analysis.study.numbering import RunNumber
@@ -183,25 +183,27 @@ def _tie(p_value: float | None) -> str:
 # -- hyperparameters -----------------------------------------------------------------------------------------------
 
 
-def hyperparameters_table(study: Study) -> Table:
-    """Every hyperparameter of every run, and the command that launches it. What all runs share is in the caption."""
+def hyperparameter_blocks(study: Study) -> list[Block]:
+    """Every hyperparameter of every run, and the command that launches it; a sentence names what all runs share."""
     shared = {key: value for key in HYPERPARAMETERS if (value := _shared_value(study.runs[key])) is not None}
     hidden = {"model.arch", "optim.optimizer", *(set(shared) - set(ALWAYS_SHOWN))}
     unused = {key for key in HYPERPARAMETERS if not _applies(study.runs[key]).any()} - set(ALWAYS_SHOWN)
     varying = [key for key in HYPERPARAMETERS if key not in hidden | unused]
     keys = [*ALWAYS_SHOWN, *(key for key in varying if key not in ALWAYS_SHOWN)]
+    stated = ", ".join(f"{key} = {value}" for key, value in shared.items() if key not in keys)
+    prose = [Prose(text=f"The same in every run to which it applies: {stated}.")] if stated else []
+    return [*prose, _hyperparameters_table(study, keys)]
+
+
+def _hyperparameters_table(study: Study, keys: Sequence[str]) -> Table:
     columns = [
         *run_columns(),
         *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys),
     ]
-    stated = ", ".join(f"{key} = {value}" for key, value in shared.items() if key not in keys)
     caption = (
-        "Beneath each run: the command that launches it alone. Hidden: units of a layer; Layers: stacked layers or "
-        "blocks; Keep: probability of keeping a unit (1 - dropout); Batch: columns of the global batch. "
-        f"{units.MISSING}: does not apply."
+        "Beneath each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping a "
+        f"unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply."
     )
-    if stated:
-        caption += f" The same in every run to which it applies: {stated}."
     return Table(
         name="hyperparameters",
         title="Hyperparameters and commands",

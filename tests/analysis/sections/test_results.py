@@ -11,13 +11,19 @@ import pytest
 from analysis.blocks.latex import code_latex, escape_latex, latex_table
 from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
 from analysis.sections.coverage import coverage
-from analysis.sections.results import hyperparameters_csv, hyperparameters_table, overfitting, results_table
+from analysis.sections.results import hyperparameter_blocks, hyperparameters_csv, overfitting, results_table
 from analysis.study.settings import best_runs
 from analysis.study.study import Study, load_study
 from seqlm.rundir import write_json
 from tests.analysis.contents import said
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import DIVERGED, make_run
+
+
+def hyperparameters_table(study: Study) -> Table:
+    table = hyperparameter_blocks(study)[-1]
+    assert isinstance(table, Table)
+    return table
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -106,16 +112,17 @@ def test_numbers_in_results_csv_are_those_of_the_runs_exactly(study: Study) -> N
     assert rows[DIVERGED]["state"] == "failed"
 
 
-def test_every_hyperparameter_is_in_a_column_or_in_the_caption(study: Study) -> None:
-    table = hyperparameters_table(study)
+def test_every_hyperparameter_is_in_a_column_or_in_the_sentence_on_what_is_shared(study: Study) -> None:
+    blocks = hyperparameter_blocks(study)
+    table, shared = hyperparameters_table(study), said(blocks)
     shown = {column.key for column in table.columns} | {"model.arch", "optim.optimizer"}
     for run in study.runs.to_dict("records"):
         for key, value in run.items():
             there = "." in key and not (isinstance(value, float) and math.isnan(value))
-            assert not there or key in shown or f"{key} = " in table.caption, key
-    assert "seed = 1111" in table.caption
-    assert "data.vocab_size = none" in table.caption
-    assert "model.num_heads = 16" in table.caption
+            assert not there or key in shown or f"{key} = " in shared, key
+    assert "seed = 1111" in shared
+    assert "data.vocab_size = none" in shared
+    assert "model.num_heads = 16" in shared
 
 
 def test_a_hyperparameter_that_differs_gets_a_column(tmp_path: Path) -> None:
