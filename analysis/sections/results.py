@@ -201,8 +201,8 @@ def _hyperparameters_table(study: Study, keys: Sequence[str]) -> Table:
         *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys),
     ]
     caption = (
-        "Beneath each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping a "
-        f"unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply."
+        "Beneath each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping "
+        f"a unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply."
     )
     return Table(
         name="hyperparameters",

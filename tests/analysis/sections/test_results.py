@@ -15,15 +15,13 @@ from analysis.sections.results import hyperparameter_blocks, hyperparameters_csv
 from analysis.study.settings import best_runs
 from analysis.study.study import Study, load_study
 from seqlm.rundir import write_json
-from tests.analysis.contents import said
+from tests.analysis.contents import only_table, said
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import DIVERGED, make_run
 
 
 def hyperparameters_table(study: Study) -> Table:
-    table = hyperparameter_blocks(study)[-1]
-    assert isinstance(table, Table)
-    return table
+    return only_table(hyperparameter_blocks(study))
 
 
 def read(text: str) -> list[dict[str, str]]:
