@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from analysis.report import write_report
 from analysis.sections.coverage import coverage
 from analysis.sections.published import published_section
 from analysis.study.numbering import VariantNumber
@@ -195,3 +197,22 @@ def test_only_what_changes_no_result_is_compared_with_published_numbers(
 def test_numbers_of_variants_are_sorted_between_those_of_the_plan() -> None:
     numbers: list[Any] = [4, VariantNumber(3, 27), 3, VariantNumber(3, 1), VariantNumber(3, 25), VariantNumber(3, 26)]
     assert [str(number) for number in sorted(numbers)] == ["3", "3b", "3z", "3aa", "3ab", "4"]
+
+
+@pytest.mark.usefixtures("svg_only")
+def test_the_whole_report_shows_variants_by_their_numbers(seen: Study) -> None:
+    report = write_report(*seen.directories.values()).parent
+    page = (report / "index.html").read_text("utf-8")
+    assert "<b>2 of 19 done</b> · 17 absent · 1 variant (1 done)" in page
+    for mark in ('data-run="3b"', 'data-key="3b"', 'id="run-3b"', '<input type="checkbox" checked value="3b">'):
+        assert mark in page, mark
+    assert '"run":"3b"' in page, "the values under the pointer"
+    assert 'data-sort="3.00001"' in page
+    assert "3b rnn-sgd\\_schedule, 2 epochs" in (report / "report.md").read_text("utf-8")
+    numbers = [run["number"] for run in json.loads((report / "data" / "runs.json").read_text("utf-8"))]
+    assert numbers == [3, "3b", 6]
+    epochs = json.loads((report / "data" / "epochs.json").read_text("utf-8"))
+    assert [epoch["number"] for epoch in epochs].count("3b") == 2
+    assert "Not run as planned: 3 (bf16)." in page
+    for title in ("Optimizers", "Model comparison"):
+        assert f">{title}<" in page, title
