@@ -97,7 +97,7 @@ def _resolver(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         data = spec.config.data
         if data not in known:
             known[data] = _resolve(data, data_path)
-        return replace(spec.config, data=known[data])
+        return spec.config if known[data] == data else replace(spec.config, data=known[data])
 
     return resolve
 
