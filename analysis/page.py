@@ -18,6 +18,7 @@ from analysis.blocks.table import Table, escape_markdown, longest_run_of_backtic
 from analysis.plots import look
 from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
+from analysis.study.numbering import RunNumber, VariantNumber
 from analysis.study.settings import best_runs
 from analysis.study.study import Study
 
@@ -33,15 +34,17 @@ class Page:
 
     study: Study
     done: int
-    states: list[tuple[int, str, str]]
+    states: list[tuple[RunNumber, str, str]]
     """Number, name and state of every run, the absent ones too, by number."""
     counts: list[tuple[str, int]]
-    """How many runs are in each state."""
+    """How many runs are in each state, further runs of the same entry left out."""
+    variants: str
+    """How many further runs of the same entry there are; empty if there are none."""
     origin: list[tuple[str, list[str]]]
     """What the header says of where the results come from."""
-    best: list[tuple[str, str, int, str]]
+    best: list[tuple[str, str, RunNumber, str]]
     """Architecture, perplexity, number and name of each best run."""
-    runs: list[tuple[int, str, str, str]]
+    runs: list[tuple[RunNumber, str, str, str]]
     """Number, name, architecture and optimizer of each run that figures show, for hiding it."""
     sections: list[Section]
     labels: dict[str, str]
@@ -63,7 +66,8 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, str]) -> 
     runs = study.runs.to_dict("records")
     states = [(run["number"], run["name"], run["state"]) for run in runs]
     states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
-    counted = Counter(state for _, _, state in states)
+    counted = Counter(state for number, _, state in states if isinstance(number, int))
+    variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
     best = best_runs(study.runs).to_dict("records")
     kept = [section for section in sections if section.blocks]
     drawn = {line.run for section in kept for chart in section.charts for panel in chart.panels for line in panel.lines}
@@ -72,6 +76,7 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, str]) -> 
         done=counted["done"],
         states=states,
         counts=[(state, counted[state]) for state in STATES if counted[state]],
+        variants=f"{units.count(len(variants), 'variant')} ({variants.count('done')} done)" if variants else "",
         origin=_origin(study),
         best=[(units.architecture(r["arch"]), units.perplexity(r["val_ppl"]), r["number"], r["name"]) for r in best],
         runs=[
@@ -142,12 +147,14 @@ def _variables(page: Page) -> dict[str, Any]:
 
 def _script_json(data: Any) -> Markup:
     """JSON for the inside of a script element, which no text in it can end."""
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=str)
     return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))
 
 
 def _sortable(value: Any) -> str:
     """What the script sorts a cell by; empty for a missing value, which goes last."""
+    if isinstance(value, VariantNumber):
+        return f"{value.place}.{value.index:05}"
     return str(value) if isinstance(value, str) or units.is_number(value) else ""
 
 

@@ -18,8 +18,9 @@ from analysis.sections.behaviour import behaviour_data, behaviour_section, sampl
 from analysis.sections.cost import cost_section
 from analysis.sections.coverage import coverage, open_runs
 from analysis.sections.effects import effects_section
+from analysis.sections.groups import groups_section
 from analysis.sections.published import published_section
-from analysis.sections.results import hyperparameters_table, results_table, settings_table
+from analysis.sections.results import hyperparameter_blocks, overfitting, results_table, settings_table
 from analysis.study.behaved import behaved_runs
 from analysis.study.study import Study, load_study
 from seqlm.errors import FileError, UsageError
@@ -65,7 +66,12 @@ def report_sections(study: Study) -> list[Section]:
     unfinished = open_runs(study)
     return [
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
-        Section(name="results", title="Results", blocks=[results_table(study), *filter(None, [settings_table(study)])]),
+        Section(
+            name="results",
+            title="Results",
+            blocks=[results_table(study), *filter(None, [settings_table(study)]), *overfitting(study)],
+        ),
+        groups_section(study),
         published_section(study),
         Section(name="curves", title="Learning curves", blocks=curve_blocks(study) or [nothing]),
         discussion_section(study),
@@ -73,7 +79,7 @@ def report_sections(study: Study) -> list[Section]:
         effects_section(study),
         behaviour_section(study),
         Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
-        Section(name="hyperparameters", title="Hyperparameters", blocks=[hyperparameters_table(study)]),
+        Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
         samples_appendix(study),
     ]
 
@@ -120,7 +126,7 @@ def _data_files(study: Study) -> dict[str, str]:
 def _json(data: pd.DataFrame) -> str:
     """A list of objects, one a line; null for every missing or infinite number."""
     records = [{str(key): _plain(value) for key, value in row.items()} for row in data.to_dict("records")]
-    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False, default=str) for record in records]
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 

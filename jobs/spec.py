@@ -59,6 +59,8 @@ class RunSpec:
     """Where its corpus is. ``None``: the default place."""
     command: Sequence[str] = ()
     """The command line that launches this run alone."""
+    entry: str = ""
+    """The run's name in the manifest before ``--set``."""
 
     @property
     def fingerprint(self) -> str:

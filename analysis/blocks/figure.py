@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
 
 
@@ -21,7 +22,7 @@ class Line:
     """What it is: number and name of a run, and where needed which of its values."""
     x: Values
     y: Values
-    run: int | None = None
+    run: RunNumber | None = None
     """Number of the run whose line it is; the line hides with it."""
 
 
@@ -54,12 +55,12 @@ class Chart:
         return [_pointer_panel(panel, self.figure) for panel in self.panels]
 
 
-def run_mark(run: int) -> str:
+def run_mark(run: RunNumber) -> str:
     """The ``gid`` of whatever is drawn for a run, by which the page hides it."""
     return f"run-{run}"
 
 
-def key_mark(run: int) -> str:
+def key_mark(run: RunNumber) -> str:
     """The ``gid`` of a run's entry in a legend, on which a reader clicks to hide and show the run."""
     return f"key-{run}"
 

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeAlias, assert_never
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
+from analysis.study.numbering import RunNumber
 from analysis.study.run import LogTail
 
 
@@ -19,7 +20,7 @@ class Group:
     """For a failure with its kind: ``failed: oom``."""
     number: int
     """How many they are."""
-    runs: list[int]
+    runs: list[RunNumber]
     """Their numbers; those that have a directory."""
 
     @property
@@ -43,7 +44,7 @@ class Coverage:
 class OpenRun:
     """A run that has no result, and why."""
 
-    number: int
+    number: RunNumber
     name: str
     state: str
     reason: str
@@ -90,7 +91,7 @@ class ShownSample:
 class RunSamples:
     """Samples of one run under titles of their own."""
 
-    number: int
+    number: RunNumber
     name: str
     about: str
     """What they are drawn from."""

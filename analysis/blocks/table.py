@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import pandas as pd
 
 from analysis.study import units
+from analysis.study.numbering import RunNumber
 
 FORMULA_STARTS = ("=", "+", "-", "@")
 """A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one,
@@ -80,7 +81,7 @@ class Row:
 
     cells: list[Cell]
     code: str | None
-    run: int | None
+    run: RunNumber | None
     """Number of the run that the row is about."""
     anchor: str | None
     """Id of the row on the page."""
@@ -100,7 +101,7 @@ class Table:
     columns: Sequence[Column]
     records: pd.DataFrame | Sequence[Any] = ()
     """What each row is about."""
-    run: Callable[[Any], int | None] = lambda record: None
+    run: Callable[[Any], RunNumber | None] = lambda record: None
     """Number of the run that a record is about."""
     bold: Callable[[Any], bool] = lambda record: False
     """Whether a record stands out."""

@@ -74,8 +74,8 @@ class Outcome:
         if not self.same_text and not self.expectation.metric.endswith(("seconds", "5pct")):
             return "the runs predict different texts, whose perplexities do not compare"
         seeds = [side.interval for side in (lower, higher) if side.interval is not None]
-        if len(seeds) == 2 and max(s.n for s in seeds) > 1 and seeds[0].overlaps(seeds[1]):
-            return "the intervals over seeds overlap"
+        if len(seeds) == 2 and (doubt := seeds[0].doubt_against(seeds[1])):
+            return doubt
         if lower.value == higher.value:
             return "both are equal"
         first, second = self.equal_counts

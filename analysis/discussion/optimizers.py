@@ -95,8 +95,8 @@ def _sentences(study: Study, summaries: Sequence[Summary]) -> list[str]:
     ranked = sorted(summaries, key=lambda summary: summary.best.val_ppl)
     lowest = ", ".join(f"{summary.optimizer} {described(summary.best)}" for summary in ranked)
     sentences = [f"Lowest validation perplexity: {lowest}."]
-    if ranked[0].best.unclear_against(ranked[1].best):
-        sentences[0] += " The intervals over seeds of the first two overlap, so which of them is lower is not clear."
+    if doubt := ranked[0].best.interval.doubt_against(ranked[1].best.interval):
+        sentences[0] += f" Which of the first two is lower is not clear ({doubt})."
     sentences += _counts_sentence(ranked)
     for summary in ranked:
         archs = [f"{units.architecture(c.arch)} ({units.rounded(c.val_ppl)})" for c in summary.architectures]

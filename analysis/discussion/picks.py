@@ -101,11 +101,11 @@ def _generalisation_sentence(best: Setting, settings: Sequence[Setting]) -> str:
     if units.is_number(best.seconds_to_best):
         text += f", reached after {units.duration(best.seconds_to_best)}"
     text += "."
-    unclear = sum(best.unclear_against(other) for other in settings if other is not best)
+    unclear = sum(bool(best.interval.doubt_against(s.interval)) for s in settings if s is not best)
     if unclear:
         text += (
-            f" The intervals over seeds of {units.count(unclear, 'other setting')} overlap with its own, so that it is "
-            "the best is not clear."
+            f" It may not be the best: seeds do not separate it from {units.count(unclear, 'other setting')} "
+            "(Welch's t test of the losses at 5 %, or a single seed)."
         )
     gaps = [setting for setting in settings if units.is_number(setting.gap)]
     if len(gaps) > 1:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from analysis.blocks.figure import run_mark
 from analysis.plots import look
+from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
 
 Progress: TypeAlias = Literal["epochs", "time"]
@@ -106,7 +107,7 @@ class Mark:
     y: float
     text: str
     colour: str
-    run: int | None = None
+    run: RunNumber | None = None
     """Number of the run, with which the mark hides."""
 
 

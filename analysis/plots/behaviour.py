@@ -19,6 +19,7 @@ from analysis.plots.curves import LABEL_LENGTH
 from analysis.plots.lines import add_legend, even_columns, legend_inches
 from analysis.study import units
 from analysis.study.behaved import Behaved
+from analysis.study.numbering import RunNumber
 from analysis.study.values import Values
 from seqlm.architectures import carries_state
 
@@ -267,7 +268,7 @@ def _draw_pale(axes: Axes, panel: Panel, runs: Sequence[Behaved], curves: Sequen
         panel.lines.append(Line(label=f"{run.reference}, mean of norms", x=steps, y=values, run=run.number))
 
 
-def _plot(axes: Axes, values: Values, colour: str, dashes: object, number: int) -> None:
+def _plot(axes: Axes, values: Values, colour: str, dashes: object, number: RunNumber) -> None:
     lone = "o" if np.isfinite(values).sum() == 1 else ""
     axes.plot(_steps(values), values, color=colour, linestyle=dashes, marker=lone, linewidth=1.3, gid=run_mark(number))
 
@@ -282,7 +283,7 @@ def _number_lines(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values])
         place_numbers(axes, marks)
 
 
-def _end_mark(values: Values, text: str, colour: str, number: int) -> list[Mark]:
+def _end_mark(values: Values, text: str, colour: str, number: RunNumber) -> list[Mark]:
     there = np.flatnonzero(np.isfinite(values))
     if not len(there):
         return []

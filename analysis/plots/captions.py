@@ -33,15 +33,16 @@ def all_runs_caption(study: Study, choice: Choice, scale: Scale) -> str:
     return " ".join(sentences)
 
 
-def group_caption(study: Study, choice: Choice, scale: Scale, by: Factor, key: str) -> str:
-    """Return the caption of the figure of one optimizer or one architecture, over epochs and over time."""
+def group_caption(runs: pd.DataFrame, choice: Choice, scale: Scale, by: Factor | None = None) -> str:
+    """The caption of the figure of some runs, all of one architecture or optimizer if ``by``, over epochs and time."""
+    styles = {"optimizer": "Colour: architecture.", "arch": "Line and marker: optimizer."}
     sentences = [
-        "Colour: architecture." if by == "optimizer" else "Line and marker: optimizer.",
+        *(text for factor, text in styles.items() if by in (None, factor)),
         *_crowd_sentence(choice, "lines" if any(curve.runs for curve in choice.all) else "runs"),
         *_seeds_sentence(choice.all),
         *_early_sentence(choice.all),
         *_cut_sentence([(c, v) for c in choice.all if scale.cuts(v := np.concatenate(c.drawn))], scale.high),
-        *_left_out_sentence(_facts(study.runs[study.runs[by] == key]), choice.all),
+        *_left_out_sentence(_facts(runs), choice.all),
     ]
     return " ".join(sentences)
 

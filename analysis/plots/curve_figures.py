@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -44,6 +45,7 @@ from analysis.plots.lines import (
     shown_values,
 )
 from analysis.study import units
+from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
 
 KINDS: tuple[Progress, ...] = ("epochs", "time")
@@ -103,17 +105,44 @@ def group_charts(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: F
         members = {kind: [c for c in found if getattr(c, by) == key] for kind, found in curves.items()}
         members = {kind: found for kind, found in members.items() if found}
         if members:
-            charts.append(_group_chart(study, members, by, key, title))
+            word = "optimizer" if by == "optimizer" else "architecture"
+            runs = study.runs[study.runs[by] == key]
+            charts.append(_group_chart(study, runs, members, f"{word}-{key.replace('_', '-')}", title, by))
     return charts
 
 
-def _group_chart(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: Factor, key: str, title: str) -> Chart:
+def named_group_charts(study: Study) -> dict[str, Chart]:
+    """A figure for each group of ``[report] groups`` that has a curve, by the group's title."""
+    charts = {}
+    with look.applied():
+        curves = {kind: _validated(curves_of(study, kind)) for kind in KINDS} if study.groups else {}
+        for title, ids in study.groups.items():
+            runs = study.runs[study.runs["id"].isin(ids)]
+            numbers = set(runs["number"])
+            members = {
+                kind: setting_curves(study, group)
+                for kind, found in curves.items()
+                if (group := [curve for curve in found if curve.number in numbers])
+            }
+            if members:
+                charts[title] = _group_chart(study, runs, members, f"curves-{study.group_name(title)}", title)
+    return charts
+
+
+def _group_chart(
+    study: Study,
+    runs: pd.DataFrame,
+    curves: Mapping[Progress, Sequence[Curve]],
+    name: str,
+    title: str,
+    by: Factor | None = None,
+) -> Chart:
     """The curves over epochs on the left and over time on the right, on one vertical axis."""
     chosen = choose(next(iter(curves.values())))
     choices = {kind: chosen.among(found) for kind, found in curves.items()}
     values = shown_values(chosen.all)
     scale = scale_for(values, cut_at=shared_cut(values))
-    legend = legend_columns(chosen.named, "arch" if by == "optimizer" else "optimizer")
+    legend = legend_columns(chosen.named, "optimizer" if by == "arch" else "arch")
     plot_inches, below_inches = 2.75, 0.52 + legend_inches(legend)
     height = plot_inches + below_inches + 0.2
     figure = Figure(figsize=(look.WIDTH_INCHES, height))
@@ -124,11 +153,10 @@ def _group_chart(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: F
         _draw(axes, choice, scale, study, kind, most_ticks=8, label=not place)
         panels.append(_pointer_panel(axes, choice, study, kind))
     add_legend(figure, legend)
-    word = "optimizer" if by == "optimizer" else "architecture"
     return Chart(
-        name=f"{word}-{key.replace('_', '-')}",
+        name=name,
         title=f"{title}: validation perplexity over {' and '.join(map(spoken, choices))}",
-        caption=group_caption(study, next(iter(choices.values())), scale, by, key),
+        caption=group_caption(runs, next(iter(choices.values())), scale, by),
         figure=figure,
         panels=panels,
     )
@@ -210,13 +238,13 @@ def choose_panels(curves: Sequence[Curve]) -> list[Curve]:
     """All runs; of more than ``MOST_PANELS`` the best of each setting, and of more settings the best, by number."""
     if len(curves) <= MOST_PANELS:
         return list(curves)
-    best: dict[int, Curve] = {}
+    best: dict[RunNumber, Curve] = {}
     for curve in sorted(curves, key=_by_best):
         best.setdefault(curve.setting, curve)
     return sorted(list(best.values())[:MOST_PANELS], key=lambda curve: curve.number)
 
 
-def _by_best(curve: Curve) -> tuple[float, int]:
+def _by_best(curve: Curve) -> tuple[float, RunNumber]:
     return (curve.best if curve.is_validated else math.inf, curve.number)
 
 

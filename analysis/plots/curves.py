@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.plots import look
 from analysis.plots.axes import Progress
 from analysis.study import units
+from analysis.study.numbering import RunNumber
 from analysis.study.settings import finished
 from analysis.study.study import Study
 from analysis.study.values import Values
@@ -29,13 +30,13 @@ NUMBERS_SHOWN = 4
 class Curve:
     """The perplexities of a run, or of the seeds of a setting, over their progress; NaN is a gap in the line."""
 
-    number: int
+    number: RunNumber
     """Number of the run; of seeds, that of the first."""
     name: str
     arch: str | None
     optimizer: str | None
     state: str
-    setting: int
+    setting: RunNumber
     epochs: Values
     """Passes finished."""
     progress: Values
@@ -44,7 +45,7 @@ class Curve:
     val_ppl: Values
     """Of seeds: the geometric mean, where each of them has a value."""
     style: look.LineStyle
-    runs: tuple[int, ...] = ()
+    runs: tuple[RunNumber, ...] = ()
     """Numbers of the seeds; none for a single run."""
     low: Values | None = None
     """Lowest and highest validation perplexity of the seeds."""
@@ -132,7 +133,7 @@ def _columns(study: Study, progress: Progress) -> Values:
 def setting_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
     """``curves`` with the finished seeds of a setting as one, by number; all others as they are."""
     done = set(finished(study.runs)["number"])
-    members: dict[int, list[Curve]] = {}
+    members: dict[RunNumber, list[Curve]] = {}
     for curve in curves:
         if curve.number in done:
             members.setdefault(curve.setting, []).append(curve)

@@ -67,7 +67,7 @@ def inline_svg(svg: bytes, prefix: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href=", "href=")
-    text = re.sub(r'\bid="(run|key)-(\d+)"', r'data-\1="\2"', text)
+    text = re.sub(r'\bid="(run|key)-(\d+[a-z]*)"', r'data-\1="\2"', text)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', text)

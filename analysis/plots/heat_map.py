@@ -18,6 +18,7 @@ from analysis.blocks.figure import Chart
 from analysis.plots import look
 from analysis.plots.axes import Scale, log_ticks
 from analysis.study import units
+from analysis.study.numbering import RunNumber
 from analysis.study.settings import finished
 from analysis.study.study import Study
 
@@ -34,7 +35,7 @@ class MapCell:
 
     val_ppl: float
     """The lowest."""
-    run: int
+    run: RunNumber
     """Number of the run that has it."""
     n: int
 

@@ -110,7 +110,7 @@ def draw_curve(axes: Axes, curve: Curve, *, markers: int = 8) -> None:
         color=style.colour,
         linestyle=style.dashes,
         marker=style.marker,
-        markevery=(curve.number % spacing, spacing),
+        markevery=(int(curve.number) % spacing, spacing),
         gid=gid,
     )
     mark_end(axes, curve)

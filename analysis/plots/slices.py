@@ -43,7 +43,7 @@ def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
 
 def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
     shown = slices[:MOST_SLICES]
-    runs = {int(run["number"]): run for run in finished(study.runs).to_dict("records")}
+    runs = {run["number"]: run for run in finished(study.runs).to_dict("records")}
     scale = _with_room(scale_for([np.array([run["val_ppl"] for run in runs.values()], float)]))
     tagged = len(runs) <= MOST_MARKED_RUNS
     columns = min(PANEL_COLUMNS, len(shown))

@@ -20,6 +20,7 @@ from analysis.plots import look
 from analysis.plots.curves import unit_for
 from analysis.study import units
 from analysis.study.attempts import PLACE_JOINT, moment
+from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
 
 MOST_LANES = 64
@@ -35,7 +36,7 @@ KEYS = {"failed": "failed or cancelled", "interrupted": "interrupted"}
 class Bar:
     """An attempt on one of its places; times in seconds since 1970."""
 
-    run: int
+    run: RunNumber
     attempt: int
     outcome: str
     arch: str | None
@@ -66,7 +67,7 @@ def lanes_of(study: Study) -> list[Lane]:
         if start is None or end is None:
             continue
         bar = Bar(
-            run=int(row["number"]),
+            run=row["number"],
             attempt=int(row["attempt"]),
             outcome=row["outcome"],
             arch=arch[row["id"]],

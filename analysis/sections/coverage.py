@@ -7,6 +7,7 @@ from typing import Any
 
 from analysis.blocks.section import Coverage, Group, OpenRun, OpenRuns
 from analysis.study import units
+from analysis.study.numbering import RunNumber
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
 
@@ -15,7 +16,7 @@ EXCLUDED, ABSENT = "excluded", "absent"
 
 def coverage(study: Study) -> Coverage:
     """Group the runs by architecture and optimizer, then by state; absent and excluded ones too."""
-    found: list[tuple[str, str, str, int | None]] = []
+    found: list[tuple[str, str, str, RunNumber | None]] = []
     for run in in_report_order(study.runs).to_dict("records"):
         kind = units.architecture(run["arch"]), units.optimizer(run["optimizer"])
         found.append((*kind, units.state_of(run), run["number"]))

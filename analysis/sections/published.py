@@ -18,6 +18,9 @@ from analysis.study.study import Study
 IN_TABLE = {WITHIN: "within", BELOW: "below", ABOVE: "above", NO_REPLICATIONS: "no replications"}
 """The verdicts where there is little room."""
 
+MOST_VARIANTS = 3
+"""The caption names at most this many variants, and counts the others."""
+
 
 def published_section(study: Study) -> Section:
     """How close the runs come to what has been published of them; no block where nothing has been."""
@@ -77,30 +80,39 @@ def published_table(compared: list[Comparison]) -> Table:
     columns = [
         *run_columns(lambda compared: compared.run),
         number("published_train_ppl", "Train publ.", _published, lambda c: c.run["published_train_ppl"]),
+        number("published_epochs", "Epoch", units.whole, lambda c: c.run["published_epochs"]),
         number("train_ppl", "Train repr.", units.perplexity, lambda c: c.train_reproduced),
+        number("last_epoch", "Epoch", units.whole, lambda c: c.last_epoch),
         number("published_val_ppl", "Valid. publ.", _published, lambda c: c.run["published_val_ppl"]),
         number("val_ppl", "Valid. repr.", units.perplexity, lambda c: c.reproduced),
+        number("best_epoch", "Epoch", units.whole, lambda c: c.best_epoch),
         number("difference", "Diff.", _signed(",.2f"), lambda c: c.difference),
         number("difference_percent", "%", _signed(",.1f"), lambda c: c.percent),
         number("difference_nats", "nats", _signed(".3f"), lambda c: c.nats),
         Column("verdict", "Verdict", lambda verdict: IN_TABLE.get(verdict, verdict), lambda c: c.verdict),
         number("replications", "Replications", units.text, _replications),
     ]
+    variants = [f"{c.run['number']} ({c.run['variant']})" for c in compared if c.run["variant"]]
     caption = (
-        "Perplexities at the best validation epoch. Publ.: as published; repr.: reproduced here, of done runs. Diff.: "
-        "reproduced less published validation perplexity, also in per cent of the published one and as the difference "
-        "of losses in nats per predicted token. Replications: lowest and highest best validation perplexity of "
-        "independent replications of the published run; the verdict says where the reproduced one lies to them, or the "
-        f"state of a run that is not done. {units.MISSING}: not available."
+        "Train: perplexity after the last epoch. Valid.: at the best epoch. Epoch: of the number before it. Diff.: of "
+        f"validation. {_named_variants(variants)}"
     )
     return Table(
         name="published",
         title="Published and reproduced perplexity",
-        caption=caption,
+        caption=caption.strip(),
         columns=columns,
         records=compared,
         run=lambda compared: compared.run["number"],
     )
+
+
+def _named_variants(variants: list[str]) -> str:
+    if not variants:
+        return ""
+    more = len(variants) - MOST_VARIANTS
+    named = [*variants[:MOST_VARIANTS], *([f"{more} more"] if more > 0 else [])]
+    return f"Not run as planned: {units.listing(named)}."
 
 
 def _replications(compared: Comparison) -> str | None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, csv_text, number, run_columns
 from analysis.study import units
-from analysis.study.settings import Setting, best_runs, clear_winners, in_report_order, repeats_seeds, settings_of
+from analysis.study.numbering import RunNumber
+from analysis.study.settings import (
+    CONFIDENCE,
+    Setting,
+    best_runs,
+    best_settings,
+    finished,
+    in_report_order,
+    repeats_seeds,
+    settings_of,
+)
 from analysis.study.study import HYPERPARAMETERS, Study
 
 ALWAYS_SHOWN = {
@@ -30,41 +42,73 @@ RESULT_COLUMNS = [
     Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
     number("test_ppl", "Test", units.perplexity),
     number("epochs_to_best", "Best epoch", units.whole, lambda run: _from_1(run["best_epoch"])),
+    number("final_train_ppl", "Final train", units.perplexity),
+    number("final_val_ppl", "Final valid.", units.perplexity),
     Column("epochs_done", "Epochs", shown=lambda run: _epochs(run), numeric=True),
     number("wall_seconds", "Time", units.duration),
     Column("state", "State", kind="state"),
 ]
 
 
-def results_table(study: Study) -> Table:
-    """Train and validation perplexity of every run at its best epoch.
+def results_table(study: Study, group: str | None = None) -> Table:
+    """Perplexity of every run, or of those of a group, at its best epoch and after its last.
 
-    The best of each architecture is bold, unless seeds are repeated: then :func:`settings_table` says what is best.
+    The lowest validation perplexity of each architecture among the finished runs of the table is bold.
     """
-    repeated = repeats_seeds(study.runs)
-    best = set() if repeated else set(best_runs(study.runs)["id"])
-    bold = (
-        "What is best is told by the next table, from all seeds of a setting."
-        if repeated
-        else "Bold: lowest validation perplexity of each architecture among finished runs; each setting has one seed "
-        "(n = 1), so small differences may be chance."
+    runs = study.runs if group is None else study.runs[study.runs["id"].isin(study.groups[group])]
+    best = set(best_runs(runs)["id"])
+    seeds = (
+        "The next table compares settings over seeds."
+        if repeats_seeds(study.runs)
+        else "One seed per setting (n = 1): small differences may be chance."
     )
     caption = (
-        "No.: place in the manifest, the same throughout this report. Train, Valid., Test: perplexity, exp(mean loss "
-        "per predicted token), at the epoch with the lowest validation perplexity (training with dropout on, the other "
-        "two without). Best epoch: that epoch, counted from 1. Epochs: passes finished, of those planned. Time: wall "
-        f"clock of all epochs. {bold} {units.MISSING}: not available."
+        "Train, valid., test: perplexity at the epoch with the lowest validation perplexity; final: after the last "
+        f"epoch. Bold: lowest of each architecture. {seeds if group is None else ''}"
     )
     return Table(
-        name="results",
-        title="Perplexity of each run",
-        caption=caption,
+        name="results" if group is None else f"group-{study.group_name(group)}",
+        title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
+        caption=caption.strip(),
         columns=RESULT_COLUMNS,
-        records=in_report_order(study.runs),
+        records=in_report_order(runs),
         run=lambda run: run["number"],
         bold=lambda run: run["id"] in best,
-        anchored=True,
+        anchored=group is None,
     )
+
+
+OVERFITTED_FROM = 1.05
+"""A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
+
+MOST_NAMED = 5
+"""A sentence names at most this many runs, and counts the others."""
+
+
+def overfitting(study: Study) -> list[Prose]:
+    """Return a paragraph on the finished runs whose validation perplexity rose again after its best; empty if none."""
+    done = finished(study.runs)
+    worse = done[done["final_val_ppl"] > OVERFITTED_FROM * done["val_ppl"]].copy()
+    worse["rise"] = worse["final_val_ppl"] / worse["val_ppl"]
+    rows: list[dict[Any, Any]] = worse.sort_values(["rise", "number"], ascending=[False, True]).to_dict("records")
+    overfitted = [row for row in rows if row["final_train_ppl"] <= row["train_ppl"]]
+    unstable = [row for row in rows if row["final_train_ppl"] > row["train_ppl"]]
+    texts = [
+        ("Overfitted by the last epoch (training perplexity fell on, validation perplexity rose)", overfitted),
+        ("Worse at the last epoch in training and validation", unstable),
+    ]
+    sentences = [f"{text}: {units.listing(_rises(found))}." for text, found in texts if found]
+    return [Prose(text=" ".join(sentences))] if sentences else []
+
+
+def _rises(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    texts = [
+        f"{row['number']} {row['name']} (validation {units.rounded(row['val_ppl'])} at epoch {row['best_epoch'] + 1}, "
+        f"{units.rounded(row['final_val_ppl'])} at epoch {row['epochs_done']}; training "
+        f"{units.rounded(row['train_ppl'])}, then {units.rounded(row['final_train_ppl'])})"
+        for row in rows[:MOST_NAMED]
+    ]
+    return [*texts, *([units.count(len(rows) - MOST_NAMED, "other")] if len(rows) > MOST_NAMED else [])]
 
 
 def _from_1(epoch: Any) -> Any:
@@ -81,10 +125,16 @@ def settings_table(study: Study) -> Table | None:
     if not repeats_seeds(study.runs):
         return None
     settings = settings_of(study.runs)
-    bold = {setting.number for setting in clear_winners(settings)}
+    best = best_settings(settings)
     values = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
 
-    def place(setting: Setting) -> tuple[int, int, int]:
+    def is_best(setting: Setting) -> bool:
+        return setting.val_ppl == best[setting.arch].val_ppl
+
+    def p_value(setting: Setting) -> float | None:
+        return None if is_best(setting) else setting.interval.p_value(best[setting.arch].interval)
+
+    def place(setting: Setting) -> tuple[int, int, RunNumber]:
         arch = units.rank(units.ARCHITECTURES, setting.arch)
         return arch, units.rank(units.OPTIMIZERS, setting.optimizer), setting.number
 
@@ -99,14 +149,12 @@ def settings_table(study: Study) -> Table | None:
         number("high", "To", units.perplexity, lambda setting: setting.interval.high),
         number("best_seed", "Best seed", units.perplexity, lambda setting: min(values[n] for n in setting.runs)),
         number("worst_seed", "Worst seed", units.perplexity, lambda setting: max(values[n] for n in setting.runs)),
+        Column("p_value", "p", of=p_value, shown=lambda setting: _tie(p_value(setting)), numeric=True),
         Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
     ]
     caption = (
-        "A setting: runs that differ in nothing but the seed; No.: its first run's. n: finished seeds. Valid.: "
-        "geometric mean over seeds of the best validation perplexity; From, To: its 95 % interval (Student's t on the "
-        "loss). Best, worst seed: the lowest and the highest of them. Runs: their numbers. Bold: lowest of its "
-        "architecture, where its interval overlaps with that of no other; a single seed counts as a point. "
-        f"{units.MISSING}: not available with one seed."
+        "Valid.: geometric mean over n seeds, with its 95 % interval. Bold: lowest of its architecture. p: Welch's t "
+        f"test of the losses against it; {TIE}: no difference at 5 %; n = 1: not testable."
     )
     return Table(
         name="settings",
@@ -114,32 +162,48 @@ def settings_table(study: Study) -> Table | None:
         caption=caption,
         columns=columns,
         records=sorted(settings, key=place),
-        bold=lambda setting: setting.number in bold,
+        bold=is_best,
     )
+
+
+TIE = "\N{ALMOST EQUAL TO}"
+"""Marks a setting whose seeds show no difference from the best."""
+
+
+def _tie(p_value: float | None) -> str:
+    """The p value of a setting against the best; ``None`` for the best itself."""
+    if p_value is None:
+        return "best"
+    if math.isnan(p_value):
+        return "n = 1"
+    text = f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
+    return f"{text} {TIE}" if p_value >= 1 - CONFIDENCE else text
 
 
 # -- hyperparameters -----------------------------------------------------------------------------------------------
 
 
-def hyperparameters_table(study: Study) -> Table:
-    """Every hyperparameter of every run, and the command that launches it. What all runs share is in the caption."""
+def hyperparameter_blocks(study: Study) -> list[Block]:
+    """Every hyperparameter of every run, and the command that launches it; a sentence names what all runs share."""
     shared = {key: value for key in HYPERPARAMETERS if (value := _shared_value(study.runs[key])) is not None}
     hidden = {"model.arch", "optim.optimizer", *(set(shared) - set(ALWAYS_SHOWN))}
     unused = {key for key in HYPERPARAMETERS if not _applies(study.runs[key]).any()} - set(ALWAYS_SHOWN)
     varying = [key for key in HYPERPARAMETERS if key not in hidden | unused]
     keys = [*ALWAYS_SHOWN, *(key for key in varying if key not in ALWAYS_SHOWN)]
+    stated = ", ".join(f"{key} = {value}" for key, value in shared.items() if key not in keys)
+    prose = [Prose(text=f"The same in every run to which it applies: {stated}.")] if stated else []
+    return [*prose, _hyperparameters_table(study, keys)]
+
+
+def _hyperparameters_table(study: Study, keys: Sequence[str]) -> Table:
     columns = [
         *run_columns(),
         *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys),
     ]
-    stated = ", ".join(f"{key} = {value}" for key, value in shared.items() if key not in keys)
     caption = (
-        "Beneath each run: the command that launches it alone. Hidden: units of a layer; Layers: stacked layers or "
-        "blocks; Keep: probability of keeping a unit (1 - dropout); Batch: columns of the global batch. "
-        f"{units.MISSING}: does not apply."
+        "Beneath each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping "
+        f"a unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply."
     )
-    if stated:
-        caption += f" The same in every run to which it applies: {stated}."
     return Table(
         name="hyperparameters",
         title="Hyperparameters and commands",

@@ -37,7 +37,7 @@ unfinished epoch of an attempt that was cut off."""
 PLACE_JOINT = " + "
 
 NUMBERS = ["gpus", "cores", "seconds", "epoch_seconds", "lost_seconds"]
-WHOLE_NUMBERS = ["number", "attempt", "ranks", "micro_batches", "epochs"]
+WHOLE_NUMBERS = ["attempt", "ranks", "micro_batches", "epochs"]
 
 
 def read_attempts(
@@ -117,6 +117,7 @@ def attempts_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
     for column in WHOLE_NUMBERS:
         table[column] = whole(table[column])
+    table["number"] = table["number"].infer_objects()
     return table
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from analysis.study import units
 from analysis.study.behaviour import Behaviour
+from analysis.study.numbering import RunNumber
 from analysis.study.settings import best_runs, in_report_order, places_of
 from analysis.study.study import Study
 
@@ -17,7 +18,7 @@ MOST_RUNS = 12
 class Behaved:
     """A run whose behaviour is known."""
 
-    number: int
+    number: RunNumber
     id: str
     name: str
     arch: str

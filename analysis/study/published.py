@@ -29,12 +29,24 @@ class Comparison:
 
     @property
     def reproduced(self) -> float:
-        """Validation perplexity; NaN while the run is not done."""
+        """Validation perplexity of the best epoch; NaN while the run is not done."""
         return float(self.run["val_ppl"]) if self.run["state"] == "done" else math.nan
 
     @property
     def train_reproduced(self) -> float:
-        return float(self.run["train_ppl"]) if self.run["state"] == "done" else math.nan
+        """Training perplexity of the last epoch, as published ones are; NaN while the run is not done."""
+        return float(self.run["final_train_ppl"]) if self.run["state"] == "done" else math.nan
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of ``reproduced``, counted from 1."""
+        epoch = self.run["best_epoch"]
+        return int(epoch) + 1 if units.is_number(self.reproduced) and units.is_number(epoch) else None
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The epoch of ``train_reproduced``, counted from 1."""
+        return int(self.run["epochs_done"]) if units.is_number(self.train_reproduced) else None
 
     @property
     def difference(self) -> float:

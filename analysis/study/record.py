@@ -1,4 +1,4 @@
-"""What a launch left in ``study.json`` for the report: the whole plan, published results, expectations, estimates."""
+"""What launches left in ``study.json`` for the report: plan, published results, groups, expectations, estimates."""
 
 from __future__ import annotations
 
@@ -20,8 +20,20 @@ Metric: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """What has been published of a run; NaN if nothing was."""
+
+    train_ppl: float
+    """After the last epoch."""
+    val_ppl: float
+    """Of the best epoch."""
+    replications: tuple[float, float] | None
+    """Lowest and highest best validation perplexity of independent replications."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """A run of the manifest, whether it has a directory or not."""
+    """An entry of the plan: a run of a manifest, whether it has a directory or not."""
 
     number: int
     name: str
@@ -29,6 +41,9 @@ class PlannedRun:
     """The first digits of its fingerprint, which end its folder's name."""
     arch: str | None
     optimizer: str | None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted key -> value, before ``--set``; empty if it is not recorded."""
+    published: Published | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +53,6 @@ class ExcludedRun:
     name: str
     arch: str | None
     optimizer: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """What has been published of a run; NaN where nothing was."""
-
-    train_ppl: float
-    val_ppl: float
-    replications: tuple[float, float] | None
-    """Lowest and highest best validation perplexity of independent replications."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +67,21 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunGroup:
+    """Runs of the manifest that have curves and a table of their own."""
+
+    title: str
+    members: tuple[str, ...]
+    """Fingerprints' first digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """``study.json``, keyed by the first digits of fingerprints; empty for a study that has none."""
 
     planned: list[PlannedRun] = field(default_factory=list)
     excluded: list[ExcludedRun] = field(default_factory=list)
-    published: dict[str, Published] = field(default_factory=dict)
+    groups: list[RunGroup] = field(default_factory=list)
     expectations: list[Expectation] = field(default_factory=list)
     estimated_seconds: dict[str, float] = field(default_factory=dict)
     """What ``plan`` would have said of each run when it was first launched."""
@@ -95,6 +109,8 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
             digits=_digits(entry.get("fingerprint")),
             arch=_text(entry.get("arch")),
             optimizer=_text(entry.get("optimizer")),
+            config=as_mapping(entry.get("config")),
+            published=_published(entry.get("published")),
         )
         for entry in entries
     ]
@@ -104,7 +120,10 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
         )
         for entry in _tables(raw.get("excluded"))
     ]
-    published = {_digits(key): _published(value) for key, value in as_mapping(raw.get("published")).items()}
+    groups = [
+        RunGroup(title=str(entry.get("title", "")), members=tuple(map(_digits, _list(entry.get("runs")))))
+        for entry in _tables(raw.get("groups"))
+    ]
     expectations = [
         Expectation(
             text=str(entry.get("text", "")),
@@ -122,7 +141,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
         StudyRecord(
             planned=planned,
             excluded=excluded,
-            published=published,
+            groups=groups,
             expectations=expectations,
             estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
         ),
@@ -130,8 +149,10 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
     )
 
 
-def _published(value: Any) -> Published:
+def _published(value: Any) -> Published | None:
     table = as_mapping(value)
+    if not table:
+        return None
     found = table.get("replications")
     pair = [as_number(item) for item in found] if isinstance(found, list) else []
     return Published(

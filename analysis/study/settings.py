@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from analysis.study import units
+from analysis.study.numbering import RunNumber
 from analysis.study.study import HYPERPARAMETERS, Study
 
 CONFIDENCE = 0.95
@@ -35,20 +36,31 @@ class Interval:
     low: float
     """NaN with a single seed, of which nothing is known."""
     high: float
+    deviation: float
+    """Standard deviation of the losses, in nats; NaN with a single seed."""
     n: int
     """Seeds."""
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two could be the same; a single seed counts as a point."""
-        return self._low <= other._high and other._low <= self._high
+    def p_value(self, other: Interval) -> float:
+        """Return the two-sided p value of Welch's t test of the losses; NaN if one of the two has a single seed."""
+        if min(self.n, other.n) == 1:
+            return math.nan
+        difference = math.log(self.centre) - math.log(other.centre)
+        variances = self.deviation**2 / self.n, other.deviation**2 / other.n
+        if sum(variances) == 0:
+            return 0.0 if difference else 1.0
+        parts = sum(variance**2 / (n - 1) for variance, n in zip(variances, (self.n, other.n), strict=True))
+        freedom = sum(variances) ** 2 / parts
+        return 2 * float(stdtr(freedom, -abs(difference) / math.sqrt(sum(variances))))
 
-    @property
-    def _low(self) -> float:
-        return self.centre if self.n == 1 else self.low
-
-    @property
-    def _high(self) -> float:
-        return self.centre if self.n == 1 else self.high
+    def doubt_against(self, other: Interval) -> str | None:
+        """Return why seeds show no difference; ``None`` if they do, or if both sides have a single seed."""
+        if self.n == other.n == 1:
+            return None
+        p_value = self.p_value(other)
+        if math.isnan(p_value):
+            return "one of them has a single seed"
+        return f"Welch's t test over seeds: p = {p_value:.2f}" if p_value >= 1 - CONFIDENCE else None
 
 
 def interval(perplexities: Sequence[float]) -> Interval:
@@ -67,23 +79,24 @@ def interval(perplexities: Sequence[float]) -> Interval:
     losses = [math.log(value) for value in perplexities]
     mean = sum(losses) / n
     if n == 1:
-        return Interval(centre=perplexities[0], low=math.nan, high=math.nan, n=1)
+        return Interval(centre=perplexities[0], low=math.nan, high=math.nan, deviation=math.nan, n=1)
     deviation = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / (n - 1))
     reach = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * deviation / math.sqrt(n)
-    return Interval(centre=math.exp(mean), low=math.exp(mean - reach), high=math.exp(mean + reach), n=n)
+    low, high = math.exp(mean - reach), math.exp(mean + reach)
+    return Interval(centre=math.exp(mean), low=low, high=high, deviation=deviation, n=n)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One configuration but for the seed, with the finished runs of it."""
 
-    number: int
+    number: RunNumber
     """Number of its first run."""
     name: str
     """Name of its first finished run, without the seed where it has several."""
     arch: str | None
     optimizer: str | None
-    runs: list[int]
+    runs: list[RunNumber]
     """Numbers of the finished runs."""
     config: Mapping[str, Any]
     """The keys that apply, with their values, of its first finished run."""
@@ -108,19 +121,15 @@ class Setting:
         return f"{'/'.join(map(str, self.runs))} {self.name}"
 
     @property
-    def only_run(self) -> int | None:
+    def only_run(self) -> RunNumber | None:
         """The run's number, of a setting with one seed."""
         return self.runs[0] if len(self.runs) == 1 else None
-
-    def unclear_against(self, other: Setting) -> bool:
-        """Whether seeds have been repeated and the intervals over them overlap."""
-        return max(self.interval.n, other.interval.n) > 1 and self.interval.overlaps(other.interval)
 
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """The settings that have a finished run with a validation perplexity, by number."""
     columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "gap", *HYPERPARAMETERS]
-    members: dict[int, list[dict[Any, Any]]] = {}
+    members: dict[RunNumber, list[dict[Any, Any]]] = {}
     for row in finished(runs)[columns].sort_values("number").to_dict("records"):
         members.setdefault(row["setting"], []).append(row)
     return [
@@ -157,15 +166,9 @@ def repeats_seeds(runs: pd.DataFrame) -> bool:
     return bool(finished(runs)["setting"].duplicated().any())
 
 
-def clear_winners(settings: Sequence[Setting]) -> list[Setting]:
-    """Of each architecture the best setting, where no other's interval overlaps with its own."""
-    winners = []
-    for arch in dict.fromkeys(setting.arch for setting in settings):
-        members = sorted((s for s in settings if s.arch == arch), key=lambda setting: setting.val_ppl)
-        best, rest = members[0], members[1:]
-        if not any(best.interval.overlaps(other.interval) for other in rest):
-            winners.append(best)
-    return winners
+def best_settings(settings: Sequence[Setting]) -> dict[str | None, Setting]:
+    """Return the setting of each architecture with the lowest validation perplexity."""
+    return {arch: best_of([s for s in settings if s.arch == arch]) for arch in {s.arch for s in settings}}
 
 
 # -- orders of runs ------------------------------------------------------------------------------------------------

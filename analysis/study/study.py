@@ -20,12 +20,13 @@ import pandas as pd
 
 from analysis.study.attempts import attempts_table
 from analysis.study.behaviour import Behaviour
-from analysis.study.record import ExcludedRun, Expectation, PlannedRun, Published, StudyRecord, read_study_record
+from analysis.study.numbering import Numbering, number_runs
+from analysis.study.record import ExcludedRun, Expectation, PlannedRun, StudyRecord, read_study_record
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
 from analysis.study.values import as_number, clean, whole
 from seqlm.config import valid_keys
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, slugify
 
 HYPERPARAMETERS = valid_keys()
 """Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
@@ -37,23 +38,26 @@ METRICS = [
 """Columns of the epochs table after ``id`` and ``number``; whatever else a run has recorded follows them."""
 
 RUN_COLUMNS = [
-    *("number", "name", "id", "study", "arch", "optimizer", "setting", "state", "reason", "failure_kind"),
+    *("number", "name", "variant", "id", "study", "arch", "optimizer", "setting", "state", "reason", "failure_kind"),
     *("failure_message", "failure_where", "epochs_done", "best_epoch", "train_ppl", "val_ppl", "final_train_ppl"),
     *("final_val_ppl", "test_ppl", "gap", "parameters", "wall_seconds", "epoch_seconds", "seconds_to_5pct"),
-    *("estimated_seconds", "published_train_ppl", "published_val_ppl", "replications_low", "replications_high"),
-    *(*HYPERPARAMETERS, "command"),
+    *("estimated_seconds", "published_train_ppl", "published_val_ppl", "published_epochs", "replications_low"),
+    *("replications_high", *HYPERPARAMETERS, "command"),
 ]
-"""Columns of the runs table. ``train_ppl`` and ``val_ppl`` are those of the best epoch, counted from 0; ``gap`` is
-their difference, ``val_ppl - train_ppl``. ``setting`` is the number of the first run that differs in nothing but the
-seed. ``epoch_seconds`` is the median epoch's time; ``seconds_to_5pct`` that from the start to the end of the first
-epoch whose validation perplexity is at most 1.05 times the run's best."""
+"""Columns of the runs table. ``number`` is an integer, or a ``VariantNumber`` for a further run of the same entry of
+the manifest. ``variant`` says in which keys a run differs from its entry, and ends its ``name``; missing if in none.
+``train_ppl`` and ``val_ppl`` are those of the best epoch, counted from 0; ``gap`` is their difference,
+``val_ppl - train_ppl``. ``published_epochs`` is the number of epochs after which ``published_train_ppl`` was measured.
+``setting`` is the number of the first run that differs in nothing but the seed. ``epoch_seconds`` is the median epoch's
+time; ``seconds_to_5pct`` that from the start to the end of the first epoch whose validation perplexity is at most 1.05
+times the run's best."""
 
 NUMBERS = [
     *("train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds"),
     *("seconds_to_5pct", "estimated_seconds", "published_train_ppl", "published_val_ppl", "replications_low"),
     "replications_high",
 ]
-WHOLE_NUMBERS = ["epochs_done", "best_epoch", "parameters"]
+WHOLE_NUMBERS = ["epochs_done", "best_epoch", "published_epochs", "parameters"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +69,19 @@ class Study:
     directories: dict[str, Path]
     """The folder of each study by its name."""
     runs: pd.DataFrame
-    """One row for each run directory, in manifest order; see ``RUN_COLUMNS``."""
+    """One row for each run directory, by number; see ``RUN_COLUMNS``."""
     epochs: pd.DataFrame
     """One row for each finished epoch of each run; see ``METRICS``."""
     attempts: pd.DataFrame
     """One row for each attempt of each run; see ``ATTEMPT_COLUMNS``."""
     absent: list[PlannedRun]
-    """Runs of the manifest that have no directory."""
+    """Entries of the manifests that have no run directory."""
+    groups: dict[str, list[str]]
+    """Title of each group of ``[report] groups`` -> ids of its runs."""
     excluded: list[ExcludedRun]
     """Combinations that the manifest leaves out."""
     expectations: list[Expectation]
-    """With the ids of runs in place of fingerprints; a run that has no directory is left out."""
+    """With the ids of runs in place of fingerprints; an entry that has no run directory is left out."""
     log_tails: dict[str, LogTail]
     """The end of the newest log of each failed or cancelled run that has one, by run id."""
     behaviours: dict[str, Behaviour]
@@ -87,8 +93,12 @@ class Study:
 
     @property
     def size(self) -> int:
-        """Runs of the study, the absent ones too."""
-        return len(self.runs) + len(self.absent)
+        """Places of the study: its runs without further ones of the same entry, and the absent ones."""
+        return sum(isinstance(number, int) for number in self.runs["number"].tolist()) + len(self.absent)
+
+    def group_name(self, title: str) -> str:
+        """A name of a group for files and anchors, such as ``1-model-comparison``."""
+        return f"{list(self.groups).index(title) + 1}-{slugify(title)}"
 
     def directory_of(self, run_id: str) -> RunDirectory:
         """The folder of a run."""
@@ -112,7 +122,9 @@ def load_study(*study_dirs: Path) -> Study:
     """
     parts: list[_Part] = []
     for study_dir in study_dirs:
-        part = _read_part(study_dir, taken={part.name for part in parts}, first=sum(part.size for part in parts))
+        part = _read_part(
+            study_dir, taken={part.name for part in parts}, first=sum(part.numbering.size for part in parts)
+        )
         if any(part.directory.resolve() == other.directory.resolve() for other in parts):
             raise UsageError(f"{study_dir} is given twice; name each study once")
         parts.append(part)
@@ -129,7 +141,14 @@ def load_study(*study_dirs: Path) -> Study:
         runs=runs,
         epochs=epochs,
         attempts=attempts_table({**_named(run), **attempt} for run in found for attempt in run.attempts),
-        absent=[run for part in parts for run in part.absent],
+        absent=[run for part in parts for run in part.numbering.absent],
+        groups={
+            f"{part.name}: {clean(group.title)}" if several else clean(group.title): part.ids(
+                group.members, variants=True
+            )
+            for part in parts
+            for group in part.record.groups
+        },
         excluded=[run for part in parts for run in part.record.excluded],
         expectations=[expectation for part in parts for expectation in part.expectations()],
         log_tails={run.row["id"]: run.log_tail for run in found if run.log_tail},
@@ -149,20 +168,19 @@ class _Part:
     name: str
     directory: Path
     runs: list[LoadedRun]
-    absent: list[PlannedRun]
+    numbering: Numbering
     record: StudyRecord
-    size: int
-    """Runs, the absent ones too."""
     warnings: list[str]
+
+    def ids(self, digits: Iterable[str], *, variants: bool) -> list[str]:
+        """Ids of the first run of each of some entries; with ``variants`` of all its runs."""
+        members = [self.numbering.members.get(entry, []) for entry in digits]
+        return [run.row["id"] for runs in members for run in (runs if variants else runs[:1])]
 
     def expectations(self) -> Iterable[Expectation]:
         """Those of the record, with ids in place of fingerprints."""
-        ids = {run.digits: run.row["id"] for run in self.runs}
         for expectation in self.record.expectations:
-            lower, higher = (
-                tuple(ids[digits] for digits in side if digits in ids)
-                for side in (expectation.lower, expectation.higher)
-            )
+            lower, higher = (tuple(self.ids(side, variants=False)) for side in (expectation.lower, expectation.higher))
             yield dataclasses.replace(expectation, text=clean(expectation.text), lower=lower, higher=higher)
 
 
@@ -172,65 +190,23 @@ def _read_part(study_dir: Path, *, taken: set[str], first: int) -> _Part:
     if not found and not record.planned:
         raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
     found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
-    absent = _number(found, record, first)
+    numbering = number_runs(found, record.planned, first)
+    found.sort(key=lambda run: run.row["number"])
     names = [str(run.provenance["study"]) for run in found if run.provenance.get("study")]
     name = clean(names[0]) if names else clean(study_dir.resolve().name)
     name = next(n for n in [name, *(f"{name} ({i})" for i in range(2, len(taken) + 3))] if n not in taken)
     for run in found:
         run.row["study"] = name
         run.row["estimated_seconds"] = record.estimated_seconds.get(run.digits)
-        published = record.published.get(run.digits)
-        if published is not None:
-            run.row |= _published_columns(published)
     warnings = damage + [line for run in found for line in run.warnings]
     return _Part(
         name=name,
         directory=study_dir,
         runs=found,
-        absent=absent,
+        numbering=numbering,
         record=record,
-        size=max([run.row["number"] for run in found] + [run.number for run in absent]) - first,
         warnings=[clean(line.replace(f"{study_dir}/", "")) for line in warnings],
     )
-
-
-def _published_columns(published: Published) -> dict[str, Any]:
-    low, high = published.replications or (None, None)
-    return {
-        "published_train_ppl": published.train_ppl,
-        "published_val_ppl": published.val_ppl,
-        "replications_low": low,
-        "replications_high": high,
-    }
-
-
-def _number(runs: Sequence[LoadedRun], record: StudyRecord, first: int) -> list[PlannedRun]:
-    """Give each run its number, its place in the manifest from ``first`` + 1; returns the runs that have no directory.
-
-    Runs without a place follow. Where two runs claim one place (two manifests launched into one study), nothing is
-    known of places, and all are counted through.
-    """
-    places = [run.order for run in runs if run.order is not None]
-    planned = {run.number: run for run in record.planned}
-    if len(set(places)) < len(places):
-        places, planned = [], {}
-    following = max([*places, *(number - 1 for number in planned)], default=-1) + 1
-    for run in runs:
-        if places and run.order is not None:
-            run.row["number"] = first + run.order + 1
-        else:
-            run.row["number"] = first + following + 1
-            following += 1
-    taken = {place + 1 for place in places}
-    nameless = {
-        n: PlannedRun(number=n, name="", digits="", arch=None, optimizer=None) for n in range(1, max(taken, default=0))
-    }
-    expected = {**nameless, **planned}
-    return [
-        dataclasses.replace(run, number=first + number, name=clean(run.name))
-        for number, run in sorted(expected.items())
-        if number not in taken
-    ]
 
 
 # -- all runs ------------------------------------------------------------------------------------------------------
@@ -249,7 +225,7 @@ def _runs_table(runs: Sequence[LoadedRun]) -> pd.DataFrame:
     for column in WHOLE_NUMBERS:
         table[column] = whole(table[column])
     for column in ("number", "setting"):
-        table[column] = table[column].astype(int)
+        table[column] = table[column].infer_objects()
     return table
 
 

@@ -1,12 +1,13 @@
-"""What a manifest gives to the report: published results, expectations, and runs whose behaviour is examined.
+"""What a manifest gives to the report: published results, expectations, groups, and runs to examine.
 
 None of it is part of a run's configuration. It is kept in ``study.json`` (:mod:`jobs.plan.record`).
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Gt, Len, MaxLen, MinLen
@@ -22,6 +23,7 @@ METRICS: tuple[str, ...] = get_args(Metric)
 """What an expectation may compare. ``gap`` is ``val_ppl - train_ppl``; ``seconds_to_5pct`` the time that a run took to
 come within 5 % of its best validation perplexity."""
 MAX_TEXT = 300
+MAX_TITLE = 60
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -56,7 +58,7 @@ class Published:
     """Published results of a run."""
 
     train_ppl: Annotated[_Ppl | None, _PPL] = None
-    """Published training perplexity of this run in its best epoch."""
+    """Published training perplexity of this run after its last epoch."""
     val_ppl: Annotated[_Ppl | None, _PPL] = None
     """Published best validation perplexity of this run."""
     replications: Annotated[
@@ -90,6 +92,12 @@ class Report:
         Valid("a list of names of runs, at least one"),
     ] = ()
     """Runs whose trained models the report examines. A run of a grid or zip has its name with suffix, as in `plan`."""
+    groups: Annotated[
+        Mapping[str, Sequence[str]],
+        Written(dict[Annotated[Line, MaxLen(MAX_TITLE)], Annotated[list[str], MinLen(1)]]),
+        Valid(f"a table of titles of at most {MAX_TITLE} characters, each with a list of names of runs, at least one"),
+    ] = field(default_factory=dict)
+    """Groups of runs with curves and a table of their own in the report: a title, then names or patterns (`gru-*`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,3 +177,26 @@ def absent(names: Sequence[str], specs: Sequence[RunSpec], excluded: Sequence[st
         for name in names
         if name not in known
     ]
+
+
+def groups_of(
+    groups: Mapping[str, Sequence[str]], specs: Sequence[RunSpec], file: str
+) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, str]]]:
+    """Return the names of the runs of each group, and a problem for each pattern that matches no run.
+
+    The runs of a group are in the order of the manifest.
+    """
+    names = [spec.name for spec in specs]
+    found = {}
+    unmatched = []
+    for title, patterns in groups.items():
+        hits = {pattern: fnmatch.filter(names, pattern) for pattern in patterns}
+        where = f"report.groups.{show(title)}"
+        unmatched += [
+            (file, f"{where}: expected the name of a run or a pattern, got {show(pattern)}{nearest(pattern, names)}")
+            for pattern in patterns
+            if not hits[pattern]
+        ]
+        members = {name for matching in hits.values() for name in matching}
+        found[title] = tuple(name for name in names if name in members)
+    return found, unmatched

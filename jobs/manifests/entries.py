@@ -100,6 +100,8 @@ class ManifestFile:
     """Number -> expectation. Wrong ones are left out."""
     behaviour: tuple[str, ...]
     """Names of the runs whose trained models the report examines."""
+    groups: Mapping[str, Sequence[str]]
+    """Title of a group of the report -> names of its runs, or patterns."""
     setting: Mapping[str, Any]
     """Dotted key -> value that ``--set`` gives to runs."""
     options: Mapping[str, str]
@@ -163,6 +165,7 @@ def read_tables(raw: Mapping[str, Any], file: str, overrides: Sequence[str], pro
         excludes=excludes,
         claims=claims,
         behaviour=tuple(report.get("behaviour", ())),
+        groups=report.get("groups", {}),
         setting=setting,
         options=options,
     )

@@ -37,7 +37,12 @@ def manifest_schema() -> Schema:
         **{kind: {"type": "array", "items": _entry(kind)} for kind in ("run", "grid", "zip")},
         "exclude": {"type": "array", "items": _exclude()},
         "expect": {"type": "array", "items": _table(table_keys(Claim), required=("text", "lower", "higher"))},
-        "report": _table({"behaviour": {**table_keys(Report)["behaviour"], "uniqueItems": True}}),
+        "report": _table(
+            {
+                "behaviour": {**table_keys(Report)["behaviour"], "uniqueItems": True},
+                "groups": {**table_keys(Report)["groups"], "additionalProperties": False},
+            }
+        ),
         "seeds": seeds,
         "resources": _table(table_keys(Resources)),
         "policy": _table({**policy_keys(), **_old_policy_keys()}),

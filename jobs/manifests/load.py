@@ -17,11 +17,11 @@ import contextlib
 import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jobs.manifests.claims import Expectation, Published, absent, expectations
+from jobs.manifests.claims import Expectation, Published, absent, expectations, groups_of
 from jobs.manifests.entries import SECTIONS, ManifestFile, read_tables
 from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
 from jobs.manifests.fields import Problems
@@ -73,12 +73,17 @@ class Manifest:
     runs: tuple[RunSpec, ...]
     excluded: tuple[Excluded, ...]
     """The runs that an ``[[exclude]]`` dropped."""
+    written: tuple[RunSpec, ...]
+    """The runs as the file has them, before ``--set``, in the order of ``runs``. A run that is incomplete without
+    ``--set`` is as in ``runs``."""
     published: Mapping[str, Published]
-    """Name of a run -> its published results. Runs whose configuration ``--set`` changes are left out."""
+    """Name of a run, as in ``written`` -> its published results."""
     expectations: tuple[Expectation, ...]
-    """What the report is to check. Expectations that match no runs after ``--set`` are left out."""
+    """What the report is to check, with names as in ``written``."""
     behaviour: tuple[str, ...]
-    """Names of the runs whose trained models the report examines."""
+    """Names, as in ``written``, of the runs whose trained models the report examines."""
+    groups: Mapping[str, tuple[str, ...]]
+    """Title of a group of the report -> names of its runs, as in ``written``."""
 
 
 def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
@@ -92,9 +97,13 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     kept, excluded, unmatched = _exclude(_expand(file, problems), file)
     resolved = _resolve_all(kept, file, problems)
     specs = [spec for _, _, spec in resolved]
-    expected, unfounded = expectations(file.claims, specs, file.name, problems)
-    unfounded += absent(file.behaviour, specs, [run.name for run in excluded], file.name)
-    if not file.setting:  # --set may remove the runs that an expectation compares
+    as_written = [_as_written(run, file) for run in resolved]
+    written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
+    expected, unfounded = expectations(file.claims, written, file.name, problems)
+    unfounded += absent(file.behaviour, written, [run.name for run in excluded], file.name)
+    groups, empty = groups_of(file.groups, written, file.name)
+    unfounded += empty
+    if None not in as_written:  # a run that is incomplete without --set may be the one that a condition is about
         unmatched += unfounded
     if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
@@ -104,7 +113,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         problems.add(file.name, reason)
     if problems.lines:
         raise ManifestError(problems.lines)
-    names = {spec.name for spec in specs}
+    names = {spec.name for spec in written}
     return Manifest(
         study=file.study["name"],
         path=path,
@@ -113,11 +122,17 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         backend_name=file.study.get("backend"),
         backend=file.backend,
         policy=Policy.from_dict(file.policy),
-        runs=tuple(specs),
+        runs=tuple(replace(spec, entry=plan.name) for spec, plan in zip(specs, written, strict=True)),
         excluded=tuple(excluded),
-        published=_published(resolved, file),
+        written=tuple(written),
+        published={
+            spec.name: entry.published
+            for (entry, _, _), spec in zip(resolved, as_written, strict=True)
+            if spec is not None and entry.published is not None
+        },
         expectations=tuple(expected),
         behaviour=tuple(name for name in file.behaviour if name in names),
+        groups=groups,
     )
 
 
@@ -289,16 +304,14 @@ def _place(key: str, entry: Entry, own: _Values, file: ManifestFile) -> str:
     return f"{file.name}: {entry.label}"
 
 
-def _published(resolved: Iterable[_Resolved], file: ManifestFile) -> dict[str, Published]:
-    """Return the published results by name of the run, for runs whose configuration ``--set`` does not change."""
-    found: dict[str, Published] = {}
-    for entry, own, spec in resolved:
-        if entry.published is None:
-            continue
-        with contextlib.suppress(ConfigError):  # --set gave a key that the manifest lacks
-            if RunConfig.from_dict(_nested(_merge(file, own))[0]) == spec.config:
-                found[spec.name] = entry.published
-    return found
+def _as_written(run: _Resolved, file: ManifestFile) -> RunSpec | None:
+    """Return a run before ``--set``; ``None`` if it is incomplete without."""
+    entry, own, spec = run
+    if not file.setting:
+        return spec
+    with contextlib.suppress(ConfigError):
+        return _resolve(entry, _merge(file, own), spec.order)
+    return None
 
 
 def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile, problems: Problems) -> None:

@@ -1,13 +1,14 @@
 """``study.json`` in a study's folder: facts of the manifest and estimates, for readers that have only the folder.
 
-Every launch rewrites it for the whole manifest, whatever ``--only`` selects, so that the report can list runs that were
-never launched. The estimate of a run is kept from its first launch, since a later one would cover only the epochs left.
+Every launch records the whole manifest as written, whatever ``--only`` selects and ``--set`` changes, so that the
+report can list runs that were never launched. What other manifests planned for the study is kept. The estimate of a
+run is kept from its first launch, since a later one would cover only the epochs left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from jobs.manifests.policy import Policy
 from jobs.manifests.secrets import looks_secret
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
-from seqlm.config import DataConfig
+from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json, write_json
 from seqlm.rundir import study_record_file
 
 VERSION = 1
+
+PLAN = ("planned", "excluded", "expectations", "groups")
+"""Sections whose entries belong to a manifest each."""
 
 
 def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> dict[str, Any]:
@@ -35,7 +39,13 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
     ``chosen`` are the runs to launch, with the digest of their corpus filled in. For the other runs it is filled in if
     their corpus is found.
     """
-    prints = _fingerprints(manifest, chosen, data_path)
+    resolve = _resolver(manifest, chosen, data_path)
+    written = {spec.name: resolve(spec) for spec in manifest.written}
+    prints = {name: config.fingerprint() for name, config in written.items()}
+    launched = {
+        plan.name: resolve(run).fingerprint() for plan, run in zip(manifest.written, manifest.runs, strict=True)
+    }
+    named = {"manifest": manifest.path.name}
     return {
         "version": VERSION,
         "study": manifest.study,
@@ -47,43 +57,50 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
                 "fingerprint": prints[spec.name],
                 "arch": spec.config.model.arch,
                 "optimizer": spec.config.optim.optimizer,
+                "config": written[spec.name].by_key(),
+                "published": _published(manifest.published.get(spec.name)),
+                **named,
             }
-            for spec in manifest.runs
+            for spec in manifest.written
         ],
-        "excluded": [{"name": run.name, "arch": run.arch, "optimizer": run.optimizer} for run in manifest.excluded],
-        "published": {prints[name]: _published(found) for name, found in manifest.published.items()},
+        "excluded": [
+            {"name": run.name, "arch": run.arch, "optimizer": run.optimizer, **named} for run in manifest.excluded
+        ],
         "expectations": [
             {
                 "text": claim.text,
                 "metric": claim.metric,
                 "lower": [prints[name] for name in claim.lower],
                 "higher": [prints[name] for name in claim.higher],
+                **named,
             }
             for claim in manifest.expectations
         ],
-        "behaviour": [prints[name] for name in manifest.behaviour],
+        "groups": [
+            {"title": title, "runs": [prints[name] for name in names], **named}
+            for title, names in manifest.groups.items()
+        ],
+        "behaviour": list(dict.fromkeys(known[name] for name in manifest.behaviour for known in (prints, launched))),
         "untracked": list(manifest.untracked),
         "policy": manifest.policy.to_dict(),
         "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
     }
 
 
-def _fingerprints(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> dict[str, str]:
-    """Return the fingerprint of each run of the manifest, with the digest of its corpus filled in, by name."""
-    found = {spec.name: spec.fingerprint for spec in chosen}
-    resolved_by_name = {spec.name: spec.config.data for spec in chosen}
-    resolved: dict[DataConfig, DataConfig] = {
-        spec.config.data: resolved_by_name[spec.name] for spec in manifest.runs if spec.name in found
+def _resolver(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> Callable[[RunSpec], RunConfig]:
+    """Return a function that returns the configuration of a run with the digest of its corpus filled in."""
+    by_name = {spec.name: spec.config.data for spec in chosen}
+    known: dict[DataConfig, DataConfig] = {
+        spec.config.data: by_name[spec.name] for spec in manifest.runs if spec.name in by_name
     }
-    for spec in manifest.runs:
-        if spec.name in found:
-            continue
+
+    def resolve(spec: RunSpec) -> RunConfig:
         data = spec.config.data
-        if data not in resolved:
-            resolved[data] = _resolve(data, data_path)
-        same = resolved[data] == data
-        found[spec.name] = spec.fingerprint if same else replace(spec.config, data=resolved[data]).fingerprint()
-    return found
+        if data not in known:
+            known[data] = _resolve(data, data_path)
+        return spec.config if known[data] == data else replace(spec.config, data=known[data])
+
+    return resolve
 
 
 def _resolve(data: DataConfig, data_path: Path | None) -> DataConfig:
@@ -103,10 +120,36 @@ def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
     return {**table, "env": {name: env[name] for name in env if name not in names}, "env_pass": list(passed)}
 
 
-def _published(found: Published) -> dict[str, Any]:
-    record: dict[str, Any] = {"train_ppl": found.train_ppl, "val_ppl": found.val_ppl}
-    record["replications"] = None if found.replications is None else list(found.replications)
-    return {key: value for key, value in record.items() if value is not None}
+def _published(found: Published | None) -> dict[str, Any]:
+    record = {} if found is None else asdict(found)
+    return {key: list(value) if key == "replications" else value for key, value in record.items() if value is not None}
+
+
+def _with_other_manifests(record: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with what ``before`` has of other manifests, the manifests in the order of their first launches.
+
+    A run that several manifests plan is an entry of the first. The runs are numbered through.
+    """
+    this = record.get("manifest")
+    manifests = [entry["manifest"] for entry in _entries(before, "planned")]
+    place = {name: number for number, name in enumerate(dict.fromkeys([*manifests, this]))}
+    found = dict(record)
+    for section in PLAN:
+        others = [
+            entry for entry in _entries(before, section) if place.get(entry["manifest"]) not in (None, place[this])
+        ]
+        found[section] = sorted([*others, *record.get(section, [])], key=lambda entry: place[entry["manifest"]])
+    firsts: dict[str, Mapping[str, Any]] = {}
+    for entry in found["planned"]:
+        firsts.setdefault(str(entry.get("fingerprint")), entry)
+    found["planned"] = [{**entry, "number": number} for number, entry in enumerate(firsts.values(), start=1)]
+    return found
+
+
+def _entries(record: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
+    found = record.get(section)
+    entries = found if isinstance(found, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("manifest"), str)]
 
 
 def write_record(
@@ -125,10 +168,10 @@ def write_record(
     except FileError:
         damaged = True
     if damaged:
-        tell(f"warning: {path} is damaged and is replaced; the estimates of earlier launches are lost")
+        tell(f"warning: {path} is damaged and is replaced; the estimates and plans of earlier launches are lost")
     kept = {} if damaged else before.get("estimates", {})
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    after = {**record, "estimates": {**kept, **_estimates(kept, todo, now)}}
+    after = {**_with_other_manifests(record, before), "estimates": {**kept, **_estimates(kept, todo, now)}}
     if after == before:
         return
     try:

@@ -77,6 +77,7 @@ class ObservedRun:
             order=recorded.get("order", 0),
             data_path=Path(data) if data else None,
             command=recorded.get("command", []),
+            entry=recorded.get("entry", ""),
         )
 
 

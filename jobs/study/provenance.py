@@ -45,6 +45,7 @@ def run_record(spec: RunSpec) -> dict[str, Any]:
     """Return the part of the record for one run."""
     return {
         "name": spec.name,
+        "entry": spec.entry,
         "order": spec.order,
         "command": list(spec.command),
         "resources": spec.resources.to_dict(),

@@ -16,7 +16,7 @@ from jobs.study.folder import at_work, look_at, read_jobs
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
-from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, study_record_file
+from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, slugify, study_record_file
 
 THREADS = 8
 """Folders whose sizes are read at the same time: on a network file system each call waits for an answer."""
@@ -116,11 +116,14 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
 
 
 def _absent(record: Mapping[str, Any], runs: Iterable[RunDirectory]) -> int:
-    """Number of runs that ``study.json`` plans and that have no folder yet."""
-    known = {run.id.rpartition("-")[2] for run in runs}
+    """Number of runs that ``study.json`` plans and that have no folder yet, nor a folder of a variant (``--set``)."""
+    known = {part for run in runs for part in run.id.rpartition("-")[::2]}
     planned = record.get("planned")
-    prints = [run.get("fingerprint") for run in planned if isinstance(run, dict)] if isinstance(planned, list) else []
-    return sum(isinstance(text, str) and text[:FINGERPRINT_DIGITS] not in known for text in prints)
+    entries = [run for run in planned if isinstance(run, dict)] if isinstance(planned, list) else []
+    return sum(
+        str(run.get("fingerprint"))[:FINGERPRINT_DIGITS] not in known and slugify(str(run.get("name"))) not in known
+        for run in entries
+    )
 
 
 def folder_bytes(folder: Path) -> int | None:

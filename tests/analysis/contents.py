@@ -20,6 +20,12 @@ def said(blocks: Iterable[Block]) -> str:
     return "\n".join(lines)
 
 
+def only_table(blocks: Iterable[Block]) -> Table:
+    """The one table of some blocks."""
+    (found,) = [block for block in blocks if isinstance(block, Table)]
+    return found
+
+
 def table(blocks: Iterable[Block], name: str) -> list[dict[str, str]]:
     """The texts of a table's cells by the keys of its columns."""
     (found,) = [block for block in blocks if isinstance(block, Table) and block.name == name]

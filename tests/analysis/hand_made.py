@@ -64,7 +64,7 @@ def add_run(
     if failure is not None:
         write_json(run.failure_file, {"kind": failure, "message": f"it ended by {failure}", "where": "worker.py:1"})
     elif done:
-        write_json(run.result_file, _result(records))
+        write_json(run.result_file, result_of(records))
     return run
 
 
@@ -73,7 +73,7 @@ def digits(run: RunDirectory) -> str:
     return run.path.name.rpartition("-")[2]
 
 
-def _result(records: list[dict[str, Any]]) -> dict[str, Any]:
+def result_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     best, final = min(records, key=lambda record: record["val_ppl"] or math.inf), records[-1]
     return {
         "best_epoch": best["epoch"],

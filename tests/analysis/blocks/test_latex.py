@@ -11,10 +11,11 @@ import pytest
 from analysis.blocks.latex import breakable_latex, code_latex, escape_latex, latex_table, widest_piece, width_of
 from analysis.blocks.table import Column, Table
 from analysis.report import write_report
-from analysis.sections.results import hyperparameters_table, results_table
+from analysis.sections.results import hyperparameter_blocks, results_table
 from analysis.study import units
 from analysis.study.study import load_study
 from seqlm.files import write_json
+from tests.analysis.contents import only_table
 from tests.analysis.synthetic import fail, make_run
 from tests.latex import compile_latex, points_too_wide, require_latex
 
@@ -193,7 +194,7 @@ def test_every_text_of_every_table_is_its_csv_value_as_it_is_printed(study_dir: 
         "optimizer": units.optimizer,
     }
     checked = 0
-    for table in (results_table(study), hyperparameters_table(study)):
+    for table in (results_table(study), only_table(hyperparameter_blocks(study))):
         markdown = [line for line in table.to_markdown().splitlines() if line.startswith("|")][2:]
         tex = latex_table(table)
         for row, values, line in zip(table.rows, csv.DictReader(io.StringIO(table.to_csv())), markdown, strict=True):

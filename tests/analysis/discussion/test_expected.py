@@ -114,18 +114,23 @@ def test_a_difference_that_rounding_would_hide_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
+    ("values", "others", "verdict"),
     [
-        ([90.0, 110.0], "inconclusive: the intervals over seeds overlap"),
-        ([99.9, 100.1], "as expected"),
+        ([90.0, 110.0], [103.0, 102.9], "inconclusive: Welch's t test over seeds: p = 0.63"),
+        ([99.9, 100.1], [103.0, 102.9], "as expected"),
+        ([99.9, 100.1], [103.0], "inconclusive: one of them has a single seed"),
     ],
 )
-def test_seeds_whose_intervals_overlap_leave_it_open(tmp_path: Path, values: list[float], verdict: str) -> None:
+def test_seeds_that_show_no_difference_leave_it_open(
+    tmp_path: Path, values: list[float], others: list[float], verdict: str
+) -> None:
     lower = [
         add_run(tmp_path, seed, f"a{seed}", "gru", "sgd", [ppl], seed=seed) for seed, ppl in enumerate([*values, 100.0])
     ]
-    higher = add_run(tmp_path, 3, "b", "rnn", "sgd", [103.0])
-    blocks = held_against(tmp_path, {"lower": lower, "higher": [higher]})
+    higher = [
+        add_run(tmp_path, 3 + seed, f"b{seed}", "rnn", "sgd", [ppl], seed=seed) for seed, ppl in enumerate(others)
+    ]
+    blocks = held_against(tmp_path, {"lower": lower, "higher": higher})
     assert verdicts(blocks) == [verdict]
     assert "(1/2/3 a0, mean of 3 seeds, 95 % interval " in said(blocks)
 

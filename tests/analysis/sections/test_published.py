@@ -16,14 +16,20 @@ from tests.analysis.hand_made import add_run, digits
 
 
 def compared(study_dir: Path, published: dict[RunDirectory, dict[str, Any]]) -> list[Block]:
-    record = {"published": {digits(run): numbers for run, numbers in published.items()}}
+    orders = {run: (run.read_provenance() or {})["order"] for run in published}
+    record = {
+        "planned": [
+            {"number": orders[run] + 1, "fingerprint": digits(run), "published": numbers}
+            for run, numbers in published.items()
+        ]
+    }
     (study_dir / "study.json").write_text(json.dumps(record), encoding="utf-8")
     return published_section(load_study(study_dir)).blocks
 
 
 def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: Path) -> None:
     runs = [
-        add_run(tmp_path, 0, "in", "rnn", "sgd", [102.0], train=51.0),
+        add_run(tmp_path, 0, "in", "rnn", "sgd", [300.0, 102.0, 5000.0], train=[250.0, 120.0, 51.0]),
         add_run(tmp_path, 1, "low", "rnn", "sgd", [90.0], lr=2.0),
         add_run(tmp_path, 2, "high", "gru", "sgd", [130.0]),
         add_run(tmp_path, 3, "alone", "gru", "sgd", [100.0], lr=2.0),
@@ -47,9 +53,12 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
     first = dict(list(rows[0].items())[4:])
     assert first == {
         "published_train_ppl": "50",
+        "published_epochs": "–",
         "train_ppl": "51.00",
+        "last_epoch": "3",
         "published_val_ppl": "100",
         "val_ppl": "102.00",
+        "best_epoch": "2",
         "difference": "+2.00",
         "difference_percent": "+2.0",
         "difference_nats": "+0.020",

@@ -11,11 +11,17 @@ import pytest
 from analysis.blocks.latex import code_latex, escape_latex, latex_table
 from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
 from analysis.sections.coverage import coverage
-from analysis.sections.results import hyperparameters_csv, hyperparameters_table, results_table
+from analysis.sections.results import hyperparameter_blocks, hyperparameters_csv, overfitting, results_table
 from analysis.study.settings import best_runs
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json
+from tests.analysis.contents import only_table, said
+from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import DIVERGED, make_run
+
+
+def hyperparameters_table(study: Study) -> Table:
+    return only_table(hyperparameter_blocks(study))
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -31,6 +37,31 @@ def test_the_best_run_of_each_architecture_is_bold_and_no_other(study: Study) ->
     bold = re.findall(r"\*\*([\d.,]+)\*\*", results_table(study).to_markdown())
     assert bold == ["120.78", "155.87", "66.40", "102.85", "151.98", "131.30"]
     assert re.findall(r"\\textbf\{([\d.,]+)\}", latex_table(results_table(study))) == bold
+
+
+def test_a_run_that_ends_far_above_its_best_is_said_to_be_overfitted_and_shows_both(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "good", "gru", "adam", [300.0, 110.0, 112.0], train=[300.0, 90.0, 60.0])
+    add_run(tmp_path, 1, "seven", "transformer", "adam", [190.0, 131.0, 5012.0], train=[200.0, 90.2, 3.0])
+    add_run(tmp_path, 2, "wild", "rnn", "sgd", [190.0, 180.0, 900.0], train=[200.0, 170.0, 800.0])
+    study = load_study(tmp_path)
+    assert said(overfitting(study)) == (
+        "Overfitted by the last epoch (training perplexity fell on, validation perplexity rose): 2 seven (validation "
+        "131 at epoch 2, 5,012 at epoch 3; training 90.2, then 3.0). Worse at the last epoch in training and "
+        "validation: 3 wild (validation 180 at epoch 2, 900 at epoch 3; training 170, then 800)."
+    )
+    rows = {row["name"]: row for row in read(results_table(study).to_csv())}
+    assert [rows["seven"][key] for key in ("train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl")] == [
+        "90.2",
+        "131.0",
+        "3.0",
+        "5012.0",
+    ]
+
+
+def test_without_a_run_that_got_worse_nothing_is_said_of_overfitting(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "good", "gru", "adam", [300.0, 110.0, 112.0], train=[300.0, 90.0, 60.0])
+    add_run(tmp_path, 1, "stopped", "gru", "sgd", [110.0, 500.0], train=[90.0, 60.0], done=False)
+    assert overfitting(load_study(tmp_path)) == []
 
 
 def test_a_run_without_a_result_is_never_the_best(tmp_path: Path) -> None:
@@ -79,16 +110,17 @@ def test_numbers_in_results_csv_are_those_of_the_runs_exactly(study: Study) -> N
     assert rows[DIVERGED]["state"] == "failed"
 
 
-def test_every_hyperparameter_is_in_a_column_or_in_the_caption(study: Study) -> None:
-    table = hyperparameters_table(study)
+def test_every_hyperparameter_is_in_a_column_or_in_the_sentence_on_what_is_shared(study: Study) -> None:
+    blocks = hyperparameter_blocks(study)
+    table, shared = hyperparameters_table(study), said(blocks)
     shown = {column.key for column in table.columns} | {"model.arch", "optim.optimizer"}
     for run in study.runs.to_dict("records"):
         for key, value in run.items():
             there = "." in key and not (isinstance(value, float) and math.isnan(value))
-            assert not there or key in shown or f"{key} = " in table.caption, key
-    assert "seed = 1111" in table.caption
-    assert "data.vocab_size = none" in table.caption
-    assert "model.num_heads = 16" in table.caption
+            assert not there or key in shown or f"{key} = " in shared, key
+    assert "seed = 1111" in shared
+    assert "data.vocab_size = none" in shared
+    assert "model.num_heads = 16" in shared
 
 
 def test_a_hyperparameter_that_differs_gets_a_column(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from analysis.sections.results import results_table, settings_table
-from analysis.study.settings import clear_winners, interval, settings_of
+from analysis.study.settings import interval, settings_of
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json
 from tests.analysis.synthetic import fail, make_run
@@ -50,23 +51,47 @@ def test_seeds_of_one_configuration_are_one_setting_and_a_failed_one_is_not_aver
 
 
 @pytest.mark.parametrize(
-    ("gru_sgd", "winner"),
+    ("gru_sgd", "against"),
     [
-        ([113.0, 113.2, 112.9], ["gru-sgd-schedule"]),
-        ([103.2, 103.0, 103.1], []),
-        ([102.9], []),
-        ([150.0], ["gru-sgd-schedule"]),
+        ([113.0, 113.2, 112.9], "< 0.001"),
+        ([103.3, 103.0, 103.2], "0.594 ≈"),
+        ([150.0], "n = 1"),
     ],
 )
-def test_the_best_setting_is_bold_only_where_its_interval_overlaps_with_no_other(
-    tmp_path: Path, gru_sgd: list[float], winner: list[str]
+def test_the_lowest_setting_is_bold_and_ties_with_it_are_marked(
+    tmp_path: Path, gru_sgd: list[float], against: str
 ) -> None:
     study = make_seeds(tmp_path, {4: gru_sgd, 5: [103.1, 102.8, 103.3]})
-    assert [setting.name for setting in clear_winners(settings_of(study.runs))] == winner
     table = settings_table(study)
     assert table is not None
-    assert [row.cells[1].text for row in table.rows if row.cells[1].bold] == winner
-    assert not any(cell.bold for row in results_table(study).rows for cell in row.cells)
+    place = [column.key for column in table.columns].index("p_value")
+    assert {row.cells[1].text: (row.cells[place].text, row.cells[1].bold) for row in table.rows} == {
+        "gru-sgd": (against, False),
+        "gru-sgd-schedule": ("best", True),
+    }
+    lowest = study.runs.loc[study.runs["val_ppl"].idxmin(), "number"]
+    assert [row.run for row in results_table(study).rows if row.cells[1].bold] == [lowest]
+
+
+def test_a_single_seed_that_is_lowest_is_bold_and_wins_nothing(tmp_path: Path) -> None:
+    table = settings_table(make_seeds(tmp_path, {4: [102.0], 5: [103.1, 102.8, 103.3]}))
+    assert table is not None
+    place = [column.key for column in table.columns].index("p_value")
+    assert [(row.cells[1].bold, row.cells[place].text) for row in table.rows] == [(True, "best"), (False, "n = 1")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [([99.0, 101.0], [103.0, 104.0, 109.0]), ([90.0, 91.0, 95.0], [80.0, 99.0])]
+)
+def test_the_p_value_is_that_of_welchs_test_of_the_losses(first: list[float], second: list[float]) -> None:
+    expected = stats.ttest_ind(np.log(first), np.log(second), equal_var=False).pvalue
+    assert interval(first).p_value(interval(second)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_seeds_that_agree_exactly_are_equal_or_different() -> None:
+    assert interval([99.0, 99.0]).p_value(interval([99.0, 99.0])) == 1
+    assert interval([99.0, 99.0]).p_value(interval([98.0, 98.0])) == 0
+    assert math.isnan(interval([99.0]).p_value(interval([98.0, 98.0])))
 
 
 def test_without_repeated_seeds_there_is_no_table_of_settings(study: Study) -> None:

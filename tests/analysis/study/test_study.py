@@ -138,7 +138,7 @@ def test_times_and_gap_follow_from_the_epochs(study: Study) -> None:
     assert run["epoch_seconds"] == epochs["epoch_seconds"].median()
 
 
-def test_runs_that_claim_one_place_are_counted_through(tmp_path: Path) -> None:
+def test_of_runs_of_other_names_at_one_place_the_first_has_it_and_the_others_follow(tmp_path: Path) -> None:
     for order in (0, 3, 6):
         make_run(tmp_path, order, provenance={"order": 0})
     study = load_study(tmp_path)

@@ -172,7 +172,13 @@ BEYOND_A_SCHEMA = {
     *("every run excluded", "one name for two entries", "one made-up name for two entries"),
     *("one configuration in two entries", "share of a GPU for two ranks", "key twice, dotted and quoted"),
     *("control character in a key",),
-    *("behaviour of an unknown run", "behaviour of an excluded run", "run on both sides", "side without runs"),
+    *(
+        "behaviour of an unknown run",
+        "behaviour of an excluded run",
+        "group without a run",
+        "run on both sides",
+        "side without runs",
+    ),
     *("side that is no condition", "side that compares a text", "replications that descend"),
 }
 """What a schema cannot tell: conditions across tables, on the expanded runs, and on the text of filters."""

@@ -63,11 +63,12 @@ def test_every_copy_of_an_entry_with_seeds_has_its_published_results(tmp_path: P
     assert list(manifest.published) == ["rnn-seed1", "rnn-seed2"]
 
 
-def test_a_run_that_set_makes_another_one_loses_its_published_results(tmp_path: Path) -> None:
-    text = BASE + RNN + "published.val_ppl = 9\n" + GRU + "model.num_layers = 1\npublished.val_ppl = 8\n"
-    assert list(load(tmp_path, text).published) == ["rnn", "gru"]
-    assert list(load(tmp_path, text, "model.num_layers=1").published) == ["gru"]
-    assert list(load(tmp_path, text, "resources.ranks=2", "study.name=t").published) == ["rnn", "gru"]
+def test_published_results_belong_to_the_run_as_written_whatever_is_set(tmp_path: Path) -> None:
+    text = BASE + "[[run]]\nmodel.arch = 'rnn'\npublished.val_ppl = 9\n"
+    manifest = load(tmp_path, text, "optim.optimizer=adam")
+    assert list(manifest.published) == ["rnn-sgd"]
+    assert [(run.name, run.entry) for run in manifest.runs] == [("rnn-adam", "rnn-sgd")]
+    assert [run.config for run in manifest.written] == [run.config for run in load(tmp_path, text).runs]
 
 
 def test_a_run_that_is_none_without_set_has_no_published_results(tmp_path: Path) -> None:
@@ -88,12 +89,20 @@ def test_an_expectation_may_compare_each_metric(tmp_path: Path, metric: str) -> 
     assert manifest.expectations[0].metric == metric
 
 
-def test_an_expectation_that_set_takes_the_ground_from_is_left_out(tmp_path: Path) -> None:
+def test_an_expectation_is_about_the_runs_as_written_whatever_is_set(tmp_path: Path) -> None:
     narrow = RNN + "model.hidden_size = 4\n"
     text = BASE + narrow + GRU + EXPECT
     text += '[[expect]]\ntext = "wider is better"\nlower = "hidden_size=8"\nhigher = "hidden_size=4"\n'
-    assert [claim.text for claim in load(tmp_path, text).expectations] == ["gates help", "wider is better"]
-    assert [claim.text for claim in load(tmp_path, text, "model.hidden_size=4").expectations] == ["gates help"]
+    for overrides in ([], ["model.hidden_size=4"]):
+        assert [claim.text for claim in load(tmp_path, text, *overrides).expectations] == [
+            "gates help",
+            "wider is better",
+        ]
+
+
+def test_an_expectation_about_what_only_set_gives_is_left_out(tmp_path: Path) -> None:
+    base = BASE.replace("optim.lr = 1.0\n", "")
+    assert load(tmp_path, base + RNN + GRU + EXPECT.replace("arch=rnn", "lr=2"), "optim.lr=1").expectations == ()
 
 
 def test_the_report_looks_into_the_runs_that_are_named(tmp_path: Path) -> None:
@@ -102,9 +111,20 @@ def test_the_report_looks_into_the_runs_that_are_named(tmp_path: Path) -> None:
     assert load(tmp_path, BASE + RNN).behaviour == ()
 
 
-def test_a_name_that_no_run_has_after_set_is_left_out(tmp_path: Path) -> None:
+def test_names_in_the_report_table_are_those_before_set(tmp_path: Path) -> None:
     text = BASE + RNN + '[[run]]\nmodel.arch = "gru"\n[report]\nbehaviour = ["rnn", "gru-sgd"]\n'
-    assert load(tmp_path, text, "optim.optimizer=adam").behaviour == ("rnn",)
+    assert load(tmp_path, text, "optim.optimizer=adam").behaviour == ("rnn", "gru-sgd")
+
+
+def test_groups_have_the_runs_that_are_named_or_match_in_manifest_order(tmp_path: Path) -> None:
+    text = BASE + '[[grid]]\nmodel.arch = ["rnn", "gru"]\noptim.lr = [1, 2]\n'
+    text += '[report.groups]\nfast = ["rnn-sgd-lr2", "gru-*2"]\n"all of them" = ["*", "rnn-sgd-lr1"]\n'
+    manifest = load(tmp_path, text)
+    assert manifest.groups == {
+        "fast": ("rnn-sgd-lr2", "gru-sgd-lr2"),
+        "all of them": tuple(run.name for run in manifest.runs),
+    }
+    assert load(tmp_path, BASE + RNN).groups == {}
 
 
 PPL = "expected a finite number above 0"
@@ -198,7 +218,22 @@ WRONG = {
     ),
     "unknown key of the report": (
         BASE + RNN + '[report]\nbehavior = ["rnn"]',
-        'study.toml: unknown key "report.behavior"; did you mean "report.behaviour"? (valid in report: behaviour)',
+        'study.toml: unknown key "report.behavior"; did you mean "report.behaviour"? '
+        "(valid in report: behaviour, groups)",
+    ),
+    "group without a run": (
+        BASE + RNN + '[report.groups]\ng = ["rn"]',
+        'study.toml: report.groups."g": expected the name of a run or a pattern, got "rn"; did you mean "rnn"?',
+    ),
+    "group of one name": (
+        BASE + RNN + '[report.groups]\ng = "rnn"',
+        "study.toml: report.groups: expected a table of titles of at most 60 characters, each with a list of names of "
+        'runs, at least one, got {"g": "rnn"}',
+    ),
+    "group with a blank title": (
+        BASE + RNN + '[report.groups]\n" " = ["rnn"]',
+        "study.toml: report.groups: expected a table of titles of at most 60 characters, each with a list of names of "
+        'runs, at least one, got {" ": ["rnn"]}',
     ),
     "behaviour of one name": (
         BASE + RNN + '[report]\nbehaviour = "rnn"',
@@ -295,6 +330,16 @@ def test_the_paper_manifest_has_the_published_results() -> None:
     assert [manifest.published[run.name] for run in manifest.runs[:18]] == expected
     assert manifest.runs[18].name not in manifest.published
     assert manifest.behaviour == tuple(manifest.runs[number - 1].name for number in (1, 6, 9))
+
+
+def test_the_paper_manifest_has_the_groups_of_the_assignment() -> None:
+    manifest = paper()
+    number = {run.name: run.order + 1 for run in manifest.runs}
+    assert {title: [number[name] for name in names] for title, names in manifest.groups.items()} == {
+        "Model comparison": [1, 6, 9],
+        "Optimizers": list(range(1, 10)),
+        "Hyperparameters": list(range(10, 20)),
+    }
 
 
 def test_the_expectations_of_the_paper_manifest_are_about_the_runs_that_they_speak_of() -> None:

@@ -56,6 +56,7 @@ lower = "arch=gru"
 higher = "arch=rnn optimizer=sgd"
 [report]
 behaviour = ["known"]
+groups.RNNs = ["grid-rnn-*"]
 """
 
 
@@ -74,7 +75,16 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
         "study": "s",
         "manifest": "my.toml",
         "planned": [
-            {"number": number, "name": name, "fingerprint": prints[name], "arch": arch, "optimizer": optimizer}
+            {
+                "number": number,
+                "name": name,
+                "fingerprint": prints[name],
+                "arch": arch,
+                "optimizer": optimizer,
+                "config": specs[number - 1].config.by_key(),
+                "published": {"val_ppl": 9.5, "replications": [9, 10]} if name == "known" else {},
+                "manifest": "my.toml",
+            }
             for number, (name, arch, optimizer) in enumerate(
                 [
                     ("grid-rnn-sgd", "rnn", "sgd"),
@@ -85,16 +95,17 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
                 start=1,
             )
         ],
-        "excluded": [{"name": "grid-gru-adam", "arch": "gru", "optimizer": "adam"}],
-        "published": {prints["known"]: {"val_ppl": 9.5, "replications": [9, 10]}},
+        "excluded": [{"name": "grid-gru-adam", "arch": "gru", "optimizer": "adam", "manifest": "my.toml"}],
         "expectations": [
             {
                 "text": "gates help",
                 "metric": "val_ppl",
                 "lower": [prints["grid-gru-sgd"]],
                 "higher": [prints["grid-rnn-sgd"], prints["known"]],
+                "manifest": "my.toml",
             }
         ],
+        "groups": [{"title": "RNNs", "runs": [prints["grid-rnn-sgd"], prints["grid-rnn-adam"]], "manifest": "my.toml"}],
         "behaviour": [prints["known"]],
         "untracked": [],
         "policy": Policy().to_dict(),
@@ -111,6 +122,29 @@ def test_a_run_that_is_not_launched_may_lack_its_text(tmp_path: Path) -> None:
     manifest = manifest_in(tmp_path, other)
     record = record_of(manifest, manifest.runs[:1], tmp_path / "absent")
     assert [run["fingerprint"] for run in record["planned"]] == [run.fingerprint for run in manifest.runs]
+
+
+def test_set_changes_only_whose_behaviour_is_examined(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    plain, halved = (
+        record_of(found, found.runs, text)
+        for found in (manifest_in(tmp_path), manifest_in(tmp_path, TEXT, "optim.lr=0.5"))
+    )
+    assert {key for key in plain if plain[key] != halved[key]} == {"behaviour"}
+    assert halved["behaviour"][0] == plain["behaviour"][0]
+    assert len(halved["behaviour"]) == 2, "the planned run and the one of this launch"
+
+
+def test_the_plans_of_other_manifests_are_kept_and_numbered_through(tmp_path: Path) -> None:
+    def entry(manifest: str, digits: str, number: int) -> dict[str, Any]:
+        return {"manifest": manifest, "fingerprint": digits, "number": number}
+
+    told: list[str] = []
+    for manifest, digits in (("a", "12"), ("b", "234"), ("a", "15")):
+        planned = [entry(manifest, digit, number) for number, digit in enumerate(digits, start=1)]
+        write_record(tmp_path, {"manifest": manifest, "planned": planned}, [], told.append)
+    planned = json.loads(study_record_file(tmp_path).read_text())["planned"]
+    assert planned == [entry("a", "1", 1), entry("a", "5", 2), entry("b", "3", 3), entry("b", "4", 4)]
 
 
 # -- estimates -----------------------------------------------------------------------------------------------------
@@ -177,7 +211,7 @@ def test_a_damaged_file_is_written_anew_with_a_warning(tmp_path: Path, content: 
     told: list[str] = []
     write_record(tmp_path, {"version": 1}, todo, told.append)
     path = study_record_file(tmp_path)
-    assert told == [f"warning: {path} is damaged and is replaced; the estimates of earlier launches are lost"]
+    assert told == [f"warning: {path} is damaged and is replaced; the estimates and plans of earlier launches are lost"]
     assert len(json.loads(path.read_text())["estimates"]) == 2
 
 

@@ -1,0 +1,184 @@
+"""The number of each run: its place in the plan, with a letter for each further run of the same entry.
+
+A run belongs to the entry with its fingerprint. Otherwise the run is a variant, launched with ``--set`` or before the
+manifest was edited, and belongs to the entry with its name. The first run of an entry has no letter: the planned run,
+else the first variant that replicates it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import total_ordering
+from typing import Any, TypeAlias
+
+from analysis.study import units
+from analysis.study.record import PlannedRun
+from analysis.study.run import LoadedRun
+from analysis.study.values import clean
+from seqlm.config import valid_keys
+
+MOST_DIFFERENCES = 3
+"""A variant's name lists at most this many differences from its entry."""
+
+REPLICABLE = frozenset({"train.precision", "model.implementation", "model.attention", "seed"})
+"""Keys that may differ between a run and the entry whose published results the run is compared with."""
+
+
+@total_ordering
+@dataclass(frozen=True)
+class VariantNumber:
+    """The number of a further run of an entry, printed ``3b``. It follows the integer 3."""
+
+    place: int
+    index: int
+    """From 1; the first run of an entry has the integer ``place`` as its number."""
+
+    def __str__(self) -> str:
+        letters, rest = "", self.index + 1
+        while rest:
+            rest, letter = divmod(rest - 1, 26)
+            letters = chr(ord("a") + letter) + letters
+        return f"{self.place}{letters}"
+
+    def __int__(self) -> int:
+        return self.place
+
+    def __lt__(self, other: object) -> bool:
+        if isinstance(other, VariantNumber):
+            return (self.place, self.index) < (other.place, other.index)
+        return self.place < other if isinstance(other, int) else NotImplemented
+
+
+RunNumber: TypeAlias = int | VariantNumber
+"""The number of a run, unique in a report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbering:
+    """Which runs belong to which entries of the plan."""
+
+    absent: list[PlannedRun]
+    """Entries that no run belongs to."""
+    members: dict[str, list[LoadedRun]]
+    """The runs of each entry by number, by the first digits of the entry's fingerprint; of no entry, the run itself."""
+    size: int
+    """The largest place."""
+
+
+def number_runs(runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first: int) -> Numbering:
+    """Give each run its number, what it varies, and the published results that it may be compared with.
+
+    Numbers count from ``first`` + 1. A run of no entry has its place in the manifest if no entry and no run of another
+    name is there. The other runs follow.
+    """
+    entries = {entry.number: entry for entry in planned}
+    claims = _claims(runs, entries)
+    members: dict[str, list[LoadedRun]] = {}
+    for place, found in claims.items():
+        entry = entries.get(place)
+        found.sort(key=lambda run: (*_distance(run, entry), str(run.provenance.get("launched_at")), run.row["id"]))
+        plan = entry.config if entry is not None and entry.config else _config(found[0])
+        for index, run in enumerate(found):
+            config = _config(run)
+            run.row["number"] = VariantNumber(first + place, index) if index else first + place
+            run.row["variant"] = _difference_text(plan, config) if config else None
+            if run.row["variant"]:
+                run.row["name"] += f", {run.row['variant']}"
+            if entry is not None and entry.published is not None and _replicates(config, plan):
+                run.row |= _published_columns(entry)
+            members.setdefault(run.digits, [run])
+        if entry is not None:
+            members[entry.digits] = found
+    size = max([*entries, *claims], default=0)
+    nameless = {
+        place: PlannedRun(number=place, name="", digits="", arch=None, optimizer=None)
+        for place in range(1, max(claims, default=0))
+    }
+    absent = [
+        dataclasses.replace(entry, number=first + place, name=clean(entry.name))
+        for place, entry in sorted({**nameless, **entries}.items())
+        if place not in claims
+    ]
+    return Numbering(absent=absent, members=members, size=size)
+
+
+def _claims(runs: Sequence[LoadedRun], entries: Mapping[int, PlannedRun]) -> dict[int, list[LoadedRun]]:
+    """Return the runs of each place."""
+    by_digits = {entry.digits: place for place, entry in entries.items()}
+    by_name = {clean(entry.name): place for place, entry in sorted(entries.items(), reverse=True)}
+    claims: dict[int, list[LoadedRun]] = {}
+    others: list[LoadedRun] = []
+    for run in runs:
+        named = clean(str(run.provenance.get("entry") or run.row["name"]))
+        place = by_digits.get(run.digits, by_name.get(named))
+        if place is None and run.order is not None and run.order + 1 not in entries:
+            there = claims.get(run.order + 1, [])
+            place = run.order + 1 if all(run.row["name"] == other.row["name"] for other in there) else None
+        if place is None:
+            others.append(run)
+        else:
+            claims.setdefault(place, []).append(run)
+    following = max([*entries, *claims], default=0) + 1
+    return claims | {place: [run] for place, run in enumerate(others, start=following)}
+
+
+def _distance(run: LoadedRun, entry: PlannedRun | None) -> tuple[bool, bool]:
+    """Order the runs of an entry: the planned one, then those that replicate it, then others."""
+    if entry is None:
+        return False, False
+    return run.digits != entry.digits, not _replicates(_config(run), entry.config)
+
+
+def _config(run: LoadedRun) -> dict[str, Any]:
+    """The dotted keys of a run's configuration; empty if it cannot be read."""
+    return {key: run.row[key] for key in valid_keys() if key in run.row}
+
+
+# -- differences ---------------------------------------------------------------------------------------------------
+
+
+def _differences(plan: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Keys of ``config`` with another value in ``plan``. A corpus whose digest one of them lacks counts as the same."""
+    unknown = {"data.sha256"} if None in (plan.get("data.sha256"), config.get("data.sha256")) else set()
+    return [key for key, value in config.items() if key not in unknown and plan.get(key, value) != value]
+
+
+def _difference_text(plan: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """What a run varies, such as ``bf16, 2 epochs``; ``None`` if nothing."""
+    keys = _differences(plan, config)
+    texts = [_written(key, config[key]) for key in keys[:MOST_DIFFERENCES]]
+    if len(keys) > MOST_DIFFERENCES:
+        texts.append(f"{len(keys) - MOST_DIFFERENCES} more")
+    return ", ".join(texts) or None
+
+
+def _written(key: str, value: Any) -> str:
+    match key:
+        case "train.precision":
+            return str(value)
+        case "train.epochs":
+            return units.count(value, "epoch")
+        case "data.sha256":
+            return "another text"
+        case _:
+            return f"{key.rpartition('.')[2].replace('_', ' ')} {units.plain_value(value)}"
+
+
+def _replicates(config: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether a run is the planned one but for what changes no result, the seed, and more epochs."""
+    differing = set(_differences(plan, config)) - REPLICABLE
+    return not differing or (differing == {"train.epochs"} and config["train.epochs"] >= plan["train.epochs"])
+
+
+def _published_columns(entry: PlannedRun) -> dict[str, Any]:
+    assert entry.published is not None
+    low, high = entry.published.replications or (None, None)
+    return {
+        "published_train_ppl": entry.published.train_ppl,
+        "published_val_ppl": entry.published.val_ppl,
+        "published_epochs": entry.config.get("train.epochs"),
+        "replications_low": low,
+        "replications_high": high,
+    }
