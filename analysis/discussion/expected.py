@@ -225,8 +225,8 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
         Column("verdict", "Verdict", of=lambda outcome: outcome.verdict, shown=lambda outcome: outcome.kind),
     ]
     caption = (
-        "Lowest value among the finished runs of each side, and its run. Overlapping 95 % intervals over seeds are "
-        f"inconclusive. Gap: validation minus training perplexity. {units.MISSING}: no finished run."
+        "Lowest value among the finished runs of each side, and its run. Without a difference by Welch's t test over "
+        f"seeds: inconclusive. Gap: validation minus training perplexity. {units.MISSING}: no finished run."
     )
     return Table(
         name="discussion-1-expected",

@@ -34,10 +34,11 @@ def all_runs_caption(study: Study, choice: Choice, scale: Scale) -> str:
 
 
 def group_caption(runs: pd.DataFrame, choice: Choice, scale: Scale, by: Factor | None = None) -> str:
-    """The caption of the figure of some runs, all of one architecture or optimizer if ``by``, over epochs and time."""
+    """Return the caption of the figure of some runs, all of one architecture or optimizer if ``by`` says so."""
     styles = {"optimizer": "Colour: architecture.", "arch": "Line and marker: optimizer."}
+    style = "Colour: architecture; line and marker: optimizer." if by is None else styles[by]
     sentences = [
-        *(text for factor, text in styles.items() if by in (None, factor)),
+        style,
         *_crowd_sentence(choice, "lines" if any(curve.runs for curve in choice.all) else "runs"),
         *_seeds_sentence(choice.all),
         *_early_sentence(choice.all),

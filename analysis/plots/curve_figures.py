@@ -156,7 +156,7 @@ def _group_chart(
     return Chart(
         name=name,
         title=f"{title}: validation perplexity over {' and '.join(map(spoken, choices))}",
-        caption=group_caption(runs, next(iter(choices.values())), scale, by),
+        caption=group_caption(runs, chosen, scale, by),
         figure=figure,
         panels=panels,
     )

@@ -25,9 +25,11 @@ def published_chart(compared: list[Comparison]) -> Chart:
     shown = [c for place, c in enumerate(compared) if place in drawn]
     with look.applied():
         figure, logarithmic = _draw(shown)
-    caption = "Colour: architecture; marker: optimizer. Grey bar: range of the independent replications."
-    if logarithmic:
-        caption += " Horizontal axis logarithmic."
+    scale = "a multiple of the published one, logarithmic axis" if logarithmic else "in per cent of the published one"
+    caption = (
+        f"Validation perplexity of each done run, {scale}; on the vertical line both are equal. Colour: architecture; "
+        "marker: optimizer. Grey bar: replications."
+    )
     if len(shown) < len(compared):
         caption += f" The {len(shown)} of {len(compared)} runs that differ most."
     return Chart(
