@@ -52,7 +52,7 @@ KINDS: tuple[Progress, ...] = ("epochs", "time")
 def curve_blocks(study: Study) -> list[Block]:
     """Every figure that the study's epochs allow, under their headings; none while no epoch has been finished."""
     with look.applied():
-        curves = {kind: found for kind in KINDS if (found := _validated(curves_of(study, kind)))}
+        curves = {kind: found for kind in KINDS if (found := validated(curves_of(study, kind)))}
         settings = {kind: setting_curves(study, found) for kind, found in curves.items()}
         parts: dict[str, list[Chart]] = {
             "All runs": [all_runs_chart(study, found, kind) for kind, found in curves.items()],
@@ -67,7 +67,8 @@ def curve_blocks(study: Study) -> list[Block]:
     return blocks
 
 
-def _validated(curves: Sequence[Curve]) -> list[Curve]:
+def validated(curves: Sequence[Curve]) -> list[Curve]:
+    """Return the curves that have a validation perplexity to draw."""
     return [curve for curve in curves if curve.is_validated]
 
 
@@ -81,7 +82,7 @@ def all_runs_chart(study: Study, curves: Sequence[Curve], progress: Progress) ->
     height = plot_inches + below_inches + 0.2
     figure = Figure(figsize=(look.WIDTH_INCHES, height))
     axes = figure.add_axes((0.085, below_inches / height, 0.86, plot_inches / height))
-    _draw(axes, choice, scale, study, progress, most_ticks=9)
+    draw_choice(axes, choice, scale, study, progress, most_ticks=9)
     add_legend(figure, legend)
     return Chart(
         name=f"validation-{progress}",
@@ -121,7 +122,7 @@ def _group_chart(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: F
     for place, (kind, choice) in enumerate(choices.items()):
         left = 0.085 + place * 0.465
         axes = figure.add_axes((left, below_inches / height, 0.39, plot_inches / height))
-        _draw(axes, choice, scale, study, kind, most_ticks=8, label=not place)
+        draw_choice(axes, choice, scale, study, kind, most_ticks=8, label=not place)
         panels.append(_pointer_panel(axes, choice, study, kind))
     add_legend(figure, legend)
     word = "optimizer" if by == "optimizer" else "architecture"
@@ -137,9 +138,10 @@ def _group_chart(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: F
 # -- one pair of axes ----------------------------------------------------------------------------------------------
 
 
-def _draw(
+def draw_choice(
     axes: Axes, choice: Choice, scale: Scale, study: Study, progress: Progress, *, most_ticks: int, label: bool = True
 ) -> None:
+    """Draw validation curves with their axes and numbers. ``label``: whether the vertical axis has its name."""
     draw_crowd(axes, choice.crowd)
     for curve in choice.named:
         draw_curve(axes, curve)
