@@ -42,7 +42,7 @@ def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
 
 def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
     shown = slices[:MOST_SLICES]
-    runs = {int(run["number"]): run for run in finished(study.runs).to_dict("records")}
+    runs = runs_by_number(study)
     tagged = len(runs) <= MOST_MARKED_RUNS
     columns = min(PANEL_COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -74,6 +74,12 @@ def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
 
 
 # -- points and lines ----------------------------------------------------------------------------------------------
+
+
+def runs_by_number(study: Study) -> dict[int, dict[Any, Any]]:
+    """Return what a slice shows of each finished run."""
+    columns = ["number", "name", "arch", "optimizer", "val_ppl"]
+    return {run["number"]: run for run in finished(study.runs)[columns].to_dict("records")}
 
 
 def draw_slice(
