@@ -22,7 +22,7 @@ from analysis.discussion.picks import pareto_front
 from analysis.plots import behaviour as behaviour_figures
 from analysis.plots import look, scatter, slices, timeline
 from analysis.plots.axes import Progress, scale_for, shared_cut
-from analysis.plots.curve_figures import draw_choice, validated
+from analysis.plots.curve_figures import draw_choice
 from analysis.plots.curves import curves_of, setting_curves
 from analysis.plots.lines import choose, legend_entry, shown_values
 from analysis.run import Run
@@ -114,8 +114,10 @@ class Study(files.Study):
     def behaviour(self) -> pd.DataFrame:
         """One row for each point of each behaviour curve: loss at each time step, and gradients back in time.
 
-        >>> sorted(study.behaviour["curve"].unique())
-        ['gradient_layer_1', 'gradient_layer_2', 'gradient_overall', 'loss_carried_state', 'loss_zero_state']
+        >>> study.behaviour[["number", "curve", "t", "value"]].head(2)
+           number            curve  t  value
+        0       4  loss_zero_state  1    6.0
+        1       4  loss_zero_state  2    5.0
         """
         return self._of_behaviour("behaviour")
 
@@ -156,19 +158,18 @@ class Study(files.Study):
         Raises:
             UsageError: no run is called so, or several are.
         """
-        runs = self.runs
-        found = runs[runs["number"] == which] if isinstance(which, int) else runs[runs["id"] == which]
-        if found.empty:
-            found = runs[runs["name"] == which]
-        if found.empty:
-            known = [*runs["name"], *runs["id"]]
-            hint = nearest(which, known) if isinstance(which, str) else ""
+        runs = self.runs.to_dict("records")
+        matches = ([run for run in runs if str(run[key]) == str(which)] for key in ("id", "number", "name"))
+        found = next(filter(None, matches), [])
+        if not found:
+            hint = nearest(str(which), [run[key] for run in runs for key in ("name", "id")])
             raise UsageError(f"run: expected the name, id or number of a run of {self.name}, got {which!r}{hint}")
         if len(found) > 1:
-            raise UsageError(f"run: {which!r} is the name of several runs; use an id: {', '.join(found['id'])}")
-        row = found.iloc[0]
+            ids = ", ".join(run["id"] for run in found)
+            raise UsageError(f"run: {which!r} is the name of several runs; use an id: {ids}")
+        (row,) = found
         return Run(
-            number=int(row["number"]),
+            number=row["number"],
             id=row["id"],
             name=row["name"],
             state=row["state"],
@@ -205,7 +206,7 @@ class Study(files.Study):
         """
         kept = None if runs is None else {self.run(which).number for which in runs}
         with look.applied():
-            curves = validated(curves_of(self, progress))
+            curves = [curve for curve in curves_of(self, progress) if curve.is_validated]
             curves = [curve for curve in curves if kept is None or curve.number in kept]
             if not curves:
                 return _empty(ax, "No epoch has been finished")

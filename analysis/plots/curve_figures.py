@@ -52,7 +52,7 @@ KINDS: tuple[Progress, ...] = ("epochs", "time")
 def curve_blocks(study: Study) -> list[Block]:
     """Every figure that the study's epochs allow, under their headings; none while no epoch has been finished."""
     with look.applied():
-        curves = {kind: found for kind in KINDS if (found := validated(curves_of(study, kind)))}
+        curves = {kind: found for kind in KINDS if (found := _validated(curves_of(study, kind)))}
         settings = {kind: setting_curves(study, found) for kind, found in curves.items()}
         parts: dict[str, list[Chart]] = {
             "All runs": [all_runs_chart(study, found, kind) for kind, found in curves.items()],
@@ -67,8 +67,7 @@ def curve_blocks(study: Study) -> list[Block]:
     return blocks
 
 
-def validated(curves: Sequence[Curve]) -> list[Curve]:
-    """Return the curves that have a validation perplexity to draw."""
+def _validated(curves: Sequence[Curve]) -> list[Curve]:
     return [curve for curve in curves if curve.is_validated]
 
 

@@ -128,7 +128,7 @@ RESULTS = _meanings(
 BEHAVIOUR = _meanings(
     _NUMBER,
     _ID,
-    ("curve", "", "loss_zero_state, loss_carried_state, gradient_overall or gradient_layer_1, 2, ..."),
+    ("curve", "", "which curve: loss_zero_state, loss_carried_state, gradient_overall, gradient_layer_1, ..."),
     ("t", "tokens", "time step in the window, from 1"),
     ("value", "nats/token; gradients: 1", "mean validation loss at step t, or norm of the last step's gradient there"),
 )
