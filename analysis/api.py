@@ -9,12 +9,14 @@ Study 'optimizers': 5 of 7 runs done, 1 failed, 1 pending
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import pyplot
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
@@ -205,7 +207,7 @@ class Study(files.Study):
             UsageError: no run is called so, or several are.
         """
         kept = None if runs is None else {self.run(which).number for which in runs}
-        with look.applied():
+        with _look(ax):
             curves = [curve for curve in curves_of(self, progress) if curve.is_validated]
             curves = [curve for curve in curves if kept is None or curve.number in kept]
             if not curves:
@@ -222,7 +224,7 @@ class Study(files.Study):
         >>> axes = study.plot_pareto()
         """
         settings = [setting for setting in timed_settings(self) if units.is_number(setting.seconds_to_best)]
-        with look.applied():
+        with _look(ax):
             if not settings:
                 return _empty(ax, "No run has finished")
             front = pareto_front(settings)
@@ -252,7 +254,7 @@ class Study(files.Study):
             varying = ", ".join(found) or "here none does"
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
         done = finished(self.runs)
-        with look.applied():
+        with _look(ax):
             axes = _axes(ax, look.kind_handles(set(done["arch"]), set(done["optimizer"])))
             slices.draw_slice(axes, found[key], chains_of(self.runs).get(key, []), slices.runs_by_number(self))
         return axes
@@ -263,7 +265,7 @@ class Study(files.Study):
         >>> axes = study.plot_timeline()
         """
         lanes = timeline.lanes_of(self)
-        with look.applied():
+        with _look(ax):
             if not lanes:
                 return _empty(ax, "No attempt has a recorded start and end")
             shown = lanes[: timeline.MOST_LANES]
@@ -281,7 +283,7 @@ class Study(files.Study):
         >>> axes = study.plot_step_losses(carried=False)
         """
         runs = shown_runs(behaved_runs(self))
-        with look.applied():
+        with _look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
             axes = _behaviour_axes(ax, runs)
@@ -298,7 +300,7 @@ class Study(files.Study):
         'log'
         """
         runs = shown_runs(behaved_runs(self))
-        with look.applied():
+        with _look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
             axes = _behaviour_axes(ax, runs)
@@ -335,11 +337,19 @@ def _mean(perplexities: pd.Series[float]) -> float:
     return interval(values).centre if all(units.is_number(value) and value > 0 for value in values) else float("nan")
 
 
+def _look(ax: Axes | None) -> AbstractContextManager[None]:
+    """Return the look of the report. If a new figure is to be shown, load the backend first.
+
+    A notebook's backend changes settings when it is loaded, and the end of the look would reset them.
+    """
+    if ax is None:
+        pyplot.draw_if_interactive()
+    return look.applied()
+
+
 def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.9) -> Axes:
     """Return ``ax``, or the Axes of a new figure, with a legend on its right and in its final size."""
     if ax is None:
-        from matplotlib import pyplot  # a notebook shows the figures of pyplot by itself
-
         ax = pyplot.subplots(figsize=(look.WIDTH_INCHES + 1.4, height), layout="constrained")[1]
     entries = list(handles)
     if entries:
