@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.api import Run, Study, open_study
+    from analysis.api import Study, open_study
+    from analysis.run import Run
 
 __all__ = ["Run", "Study", "open_study"]
 

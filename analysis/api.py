@@ -215,7 +215,11 @@ class Study(files.Study):
             choice = choose(setting_curves(self, curves) if mean_of_seeds else curves)
             values = shown_values(choice.all)
             axes = _axes(ax, map(legend_entry, choice.named))
+            siblings = axes.get_shared_y_axes().get_siblings(axes)
+            limits = [other.get_ylim() for other in siblings if other.has_data()]
             draw_choice(axes, choice, scale_for(values, cut_at=shared_cut(values)), self, progress, most_ticks=9)
+            limits.append(axes.get_ylim())
+            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         return axes
 
     def plot_pareto(self, ax: Axes | None = None) -> Axes:
@@ -343,7 +347,7 @@ def _look(ax: Axes | None) -> AbstractContextManager[None]:
     A notebook's backend changes settings when it is loaded, and the end of the look would reset them.
     """
     if ax is None:
-        pyplot.draw_if_interactive()
+        pyplot.draw_if_interactive()  # type: ignore[no-untyped-call]
     return look.applied()
 
 

@@ -215,6 +215,14 @@ def test_curves_of_chosen_runs_and_of_the_mean_over_seeds(study: Study) -> None:
     assert study.plot_curves(progress="time").get_xlabel() == "Wall-clock time (seconds)"
 
 
+def test_curves_on_a_shared_axis_have_room_for_those_that_were_there(study: Study) -> None:
+    first, second = Figure().subplots(1, 2, sharey=True)
+    study.plot_curves(first, runs=["gru-adam"])
+    study.plot_curves(second, runs=["gru-sgd"])
+    low, high = first.get_ylim()
+    assert low < 110.0 < 400.0 < high
+
+
 def test_a_key_that_does_not_vary_is_refused_with_those_that_do(study: Study) -> None:
     with pytest.raises(UsageError, match=r"got 'train\.batch_size'") as error:
         study.plot_effects("train.batch_size")
