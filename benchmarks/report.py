@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.report_study import make_study
 from benchmarks.results import circumstances
 from seqlm.files import write_json
+from seqlm.machine import cpu_count
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,7 +97,7 @@ def _bytes(usage: resource.struct_rusage) -> int:
 
 
 def parts(study_dir: Path) -> dict[str, float]:
-    """Seconds of each part, in this process."""
+    """Seconds of each part."""
     marks = [("start", time.perf_counter())]
     from analysis.report import draw_figures, page_files, report_page
     from analysis.study.study import load_study
@@ -106,7 +107,7 @@ def parts(study_dir: Path) -> dict[str, float]:
     marks.append(("load", time.perf_counter()))
     page = report_page(study)
     marks.append(("sections", time.perf_counter()))
-    figures = draw_figures(page)
+    figures = draw_figures(page, cpu_count())
     marks.append(("figures", time.perf_counter()))
     page_files(page, figures)
     marks.append(("pages and tables", time.perf_counter()))

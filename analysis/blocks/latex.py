@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 
 from analysis.blocks.table import Row, Table
 
@@ -254,7 +255,7 @@ def code_latex(text: str, columns: int) -> str:
 
 def width_of(text: str) -> float:
     """About how wide a text is in points, rather more than less: Computer Modern at 8 points."""
-    return sum(_width(character) for character in _characters(text))
+    return sum(map(_width, _characters(text)))
 
 
 def widest_piece(text: str) -> float:
@@ -288,6 +289,7 @@ def _join(escaped: list[str]) -> str:
     return re.sub(r"([-',])(?=\1)", r"\1{}", "".join(escaped))
 
 
+@cache
 def _latex(character: str) -> str:
     if character in _SYMBOLS:
         return _SYMBOLS[character]
@@ -311,6 +313,7 @@ def _code(character: str) -> str:
     return character if character.isalnum() or character in " -.,:;=/+*()[]@!?" else rf"\symbol{{{ord(character)}}}"
 
 
+@cache
 def _width(character: str) -> float:
     if character.isdigit():
         return 4.3

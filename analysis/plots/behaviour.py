@@ -53,12 +53,10 @@ def loss_chart(runs: Sequence[Behaved]) -> Chart:
         pair, both, ("State zero at the start of each window", "State carried from the window before"), strict=True
     ):
         axes.set_title(title, loc="left", fontweight="bold")
-        panels.append(_draw_curves(axes, runs, curves, "loss (nats)"))
         if len(finite):
             room = 0.05 * (finite.max() - finite.min()) or 0.1
             axes.set_ylim(finite.min() - room, finite.max() + 1.6 * room)
-        _mark_training_lengths(axes, runs)
-        _number_lines(axes, runs, curves)
+        panels.append(draw_losses(axes, runs, curves))
     pair[0].set_ylabel("Mean validation loss (nats)")
     lengths = sorted({run.behaviour.seq_len for run in runs if _is_longer(run)})
     sentences = [STYLES_CAPTION]
@@ -74,6 +72,14 @@ def loss_chart(runs: Sequence[Behaved]) -> Chart:
         figure=figure,
         panels=panels,
     )
+
+
+def draw_losses(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values]) -> Panel:
+    """Draw a curve of losses (nats) for each run, with the length of a window in training."""
+    panel = _draw_curves(axes, runs, curves, "loss (nats)")
+    _mark_training_lengths(axes, runs)
+    _number_lines(axes, runs, curves)
+    return panel
 
 
 def _is_longer(run: Behaved) -> bool:
@@ -100,19 +106,13 @@ def _mark_training_lengths(axes: Axes, runs: Sequence[Behaved]) -> None:
 def gradient_chart(runs: Sequence[Behaved]) -> Chart:
     """Norm of the last step's gradient at each step: rescaled to [0, 1], and as it is with the mean of the norms."""
     figure, (left, right) = _pair_of_axes(runs, left=0.085, share=False)
-    norms = [run.behaviour.gradient for run in runs]
-    scaled, positive = [rescaled(values) for values in norms], [_positive(values) for values in norms]
+    scaled = [rescaled(run.behaviour.gradient) for run in runs]
     left.set_title("Each curve rescaled to [0, 1]", loc="left", fontweight="bold")
     right.set_title("As it is, logarithmic", loc="left", fontweight="bold")
-    panels = [_draw_curves(left, runs, scaled, "rescaled norm"), _draw_curves(right, runs, positive, "norm")]
-    means = [_positive(run.behaviour.gradient_mean_of_norms) for run in runs]
-    _draw_pale(right, panels[1], runs, means)
+    panels = [_draw_curves(left, runs, scaled, "rescaled norm"), draw_gradient_norms(right, runs)]
     left.set_ylim(-0.03, 1.05)
     left.set_ylabel("Gradient norm, rescaled")
-    right.set_ylabel("Gradient norm")
-    _logarithmic(right, [*positive, *means], most_ticks=9)
     _number_lines(left, runs, scaled)
-    _number_lines(right, runs, positive)
     counts = sorted({run.behaviour.gradient_columns for run in runs})
     sentences = [
         STYLES_CAPTION,
@@ -127,6 +127,18 @@ def gradient_chart(runs: Sequence[Behaved]) -> Chart:
         figure=figure,
         panels=panels,
     )
+
+
+def draw_gradient_norms(axes: Axes, runs: Sequence[Behaved]) -> Panel:
+    """Draw the gradient norms of each run on a logarithmic axis, the mean of norms pale."""
+    curves = [_positive(run.behaviour.gradient) for run in runs]
+    means = [_positive(run.behaviour.gradient_mean_of_norms) for run in runs]
+    panel = _draw_curves(axes, runs, curves, "norm")
+    _draw_pale(axes, panel, runs, means)
+    axes.set_ylabel("Gradient norm")
+    _logarithmic(axes, [*curves, *means], most_ticks=9)
+    _number_lines(axes, runs, curves)
+    return panel
 
 
 def rescaled(values: Values) -> Values:
@@ -212,13 +224,7 @@ def _shade(place: int) -> float:
 
 def _pair_of_axes(runs: Sequence[Behaved], *, left: float, share: bool) -> tuple[Figure, tuple[Axes, Axes]]:
     """A figure of two panels with the runs' legend beneath."""
-    styles = map(_style, runs)
-    columns = even_columns(
-        [
-            Line2D([], [], color=style.colour, linestyle=style.dashes, label=_label(run), gid=key_mark(run.number))
-            for run, style in zip(runs, styles, strict=True)
-        ]
-    )
+    columns = even_columns(run_handles(runs))
     plot, below, above = 3.0, 0.56 + legend_inches(columns), 0.28
     height = plot + below + above
     figure = Figure(figsize=(look.WIDTH_INCHES, height))
@@ -229,6 +235,15 @@ def _pair_of_axes(runs: Sequence[Behaved], *, left: float, share: bool) -> tuple
     second = figure.add_axes((left + width + gap, bottom, width, plot / height))
     add_legend(figure, columns)
     return figure, (first, second)
+
+
+def run_handles(runs: Sequence[Behaved]) -> list[Line2D]:
+    """Return a legend entry for each run."""
+    styles = map(_style, runs)
+    return [
+        Line2D([], [], color=style.colour, linestyle=style.dashes, label=_label(run), gid=key_mark(run.number))
+        for run, style in zip(runs, styles, strict=True)
+    ]
 
 
 def _style(run: Behaved) -> look.LineStyle:

@@ -83,7 +83,7 @@ def all_runs_chart(study: Study, curves: Sequence[Curve], progress: Progress) ->
     height = plot_inches + below_inches + 0.2
     figure = Figure(figsize=(look.WIDTH_INCHES, height))
     axes = figure.add_axes((0.085, below_inches / height, 0.86, plot_inches / height))
-    _draw(axes, choice, scale, study, progress, most_ticks=9)
+    draw_choice(axes, choice, scale, study, progress, most_ticks=9)
     add_legend(figure, legend)
     return Chart(
         name=f"validation-{progress}",
@@ -150,7 +150,7 @@ def _group_chart(
     for place, (kind, choice) in enumerate(choices.items()):
         left = 0.085 + place * 0.465
         axes = figure.add_axes((left, below_inches / height, 0.39, plot_inches / height))
-        _draw(axes, choice, scale, study, kind, most_ticks=8, label=not place)
+        draw_choice(axes, choice, scale, study, kind, most_ticks=8, label=not place)
         panels.append(_pointer_panel(axes, choice, study, kind))
     add_legend(figure, legend)
     return Chart(
@@ -165,9 +165,10 @@ def _group_chart(
 # -- one pair of axes ----------------------------------------------------------------------------------------------
 
 
-def _draw(
+def draw_choice(
     axes: Axes, choice: Choice, scale: Scale, study: Study, progress: Progress, *, most_ticks: int, label: bool = True
 ) -> None:
+    """Draw validation curves with their axes and numbers. ``label``: whether the vertical axis has its name."""
     draw_crowd(axes, choice.crowd)
     for curve in choice.named:
         draw_curve(axes, curve)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import re
+import sys
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 
 from fontTools.subset import Options  # type: ignore[import-untyped]  # it comes with matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,6 +35,36 @@ PAGE_COLOURS = {
     look.GRID: "var(--rule)",
     look.PAPER: "var(--paper)",
 }
+
+
+def figures_bytes(figures: Mapping[str, Figure], wanted: Sequence[tuple[str, str]], processes: int = 1) -> list[bytes]:
+    """The contents of the files of ``wanted``, each the name of a figure and one of ``FORMATS``.
+
+    With more than one process, forks of this one draw: they have the figures without copying them. If the system kills
+    one because memory is short, this process draws all figures. A process with threads is not forked, nor any on macOS,
+    where the fork may hang or crash.
+    """
+    if processes > 1 and sys.platform == "linux" and threading.active_count() == 1:
+        context = multiprocessing.get_context("fork")
+        with (
+            suppress(BrokenProcessPool),
+            ProcessPoolExecutor(processes, mp_context=context, initializer=_keep, initargs=(figures,)) as pool,
+        ):
+            return list(pool.map(_draw_kept, wanted))
+    return [figure_bytes(figures[name], kind) for name, kind in wanted]
+
+
+_kept: dict[str, Figure] = {}
+"""The figures of a process that draws."""
+
+
+def _keep(figures: Mapping[str, Figure]) -> None:
+    _kept.update(figures)
+
+
+def _draw_kept(wanted: tuple[str, str]) -> bytes:
+    name, kind = wanted
+    return figure_bytes(_kept[name], kind)
 
 
 def figure_bytes(figure: Figure, file_format: str) -> bytes:

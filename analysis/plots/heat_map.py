@@ -43,7 +43,8 @@ class MapCell:
 def map_cells(study: Study) -> dict[tuple[str, str], MapCell]:
     """The cells that have a finished run, by optimizer and architecture as in print."""
     cells: dict[tuple[str, str], MapCell] = {}
-    for run in finished(study.runs).sort_values("number").to_dict("records"):
+    columns = ["number", "arch", "optimizer", "val_ppl"]
+    for run in finished(study.runs)[columns].sort_values("number").to_dict("records"):
         key = units.optimizer(run["optimizer"]), units.architecture(run["arch"])
         before = cells.get(key)
         if before is None or run["val_ppl"] < before.val_ppl:

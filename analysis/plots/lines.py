@@ -162,7 +162,7 @@ def legend_columns(curves: Sequence[Curve], by: Factor = "arch") -> list[list[Li
     names = units.ARCHITECTURES if by == "arch" else units.OPTIMIZERS
     members: dict[str, list[Line2D]] = {title: [] for title in [*names.values(), units.UNKNOWN]}
     for curve in curves:
-        members[names.get(getattr(curve, by), units.UNKNOWN)].append(_entry(curve))
+        members[names.get(getattr(curve, by), units.UNKNOWN)].append(legend_entry(curve))
     columns = [[_text(title), *entries] for title, entries in members.items() if entries]
     return even_columns(columns[0]) if len(columns) == 1 else _padded(columns)
 
@@ -182,7 +182,8 @@ def _text(label: str) -> Line2D:
     return Line2D([], [], linestyle="", label=label)
 
 
-def _entry(curve: Curve) -> Line2D:
+def legend_entry(curve: Curve) -> Line2D:
+    """Return the line that stands for a curve in a legend."""
     style = curve.style
     return Line2D(
         [],

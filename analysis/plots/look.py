@@ -143,6 +143,21 @@ def ink_on(colour: str) -> str:
 # -- legend --------------------------------------------------------------------------------------------------------
 
 
+def kind_handles(archs: AbstractSet[Hashable], optimizers: AbstractSet[Hashable]) -> list[Artist]:
+    """Return legend entries: a dot for each architecture, then a marker for each optimizer, in the report's order."""
+    colours = [
+        Line2D([], [], linestyle="", marker="o", color=colour, markersize=6, label=units.architecture(arch))
+        for arch, colour in ARCHITECTURE_COLOURS.items()
+        if arch in archs
+    ]
+    markers = [
+        Line2D([], [], linestyle="", marker=marker, color=MUTED, markersize=6, label=units.optimizer(key))
+        for key, (_, marker) in OPTIMIZER_STYLES.items()
+        if key in optimizers
+    ]
+    return [*colours, *markers]
+
+
 def kind_legend(
     figure: Figure,
     archs: AbstractSet[Hashable],
@@ -156,17 +171,7 @@ def kind_legend(
 
     The line is at the foot of the figure or at its top. ``left`` is where it begins, as a share of the figure's width.
     """
-    handles: list[Artist] = [
-        Line2D([], [], linestyle="", marker="o", color=colour, markersize=6, label=units.architecture(arch))
-        for arch, colour in ARCHITECTURE_COLOURS.items()
-        if arch in archs
-    ]
-    handles += [
-        Line2D([], [], linestyle="", marker=marker, color=MUTED, markersize=6, label=units.optimizer(key))
-        for key, (_, marker) in OPTIMIZER_STYLES.items()
-        if key in optimizers
-    ]
-    handles += more
+    handles = [*kind_handles(archs, optimizers), *more]
     figure.legend(
         handles=handles,
         ncols=len(handles),

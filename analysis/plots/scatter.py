@@ -63,6 +63,18 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
 def _draw_times(settings: Sequence[Setting], front: Sequence[Setting]) -> tuple[Figure, Panel]:
     figure = Figure(figsize=(look.WIDTH_INCHES, 4.3))
     axes = figure.add_axes((0.09, 0.2, 0.86, 0.76))
+    panel = draw_times(axes, settings, front)
+    add_legend(figure, settings, [front_handle()] if len(front) > 1 else [])
+    return figure, panel
+
+
+def front_handle() -> Line2D:
+    """Return the legend entry of the Pareto front."""
+    return Line2D([], [], color=look.MUTED, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")
+
+
+def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]) -> Panel:
+    """Draw perplexity against the time to it, and the front as a step line. Each setting has a finite time."""
     seconds, unit = unit_for(max(setting.seconds_to_best for setting in settings))
     x = np.array([setting.seconds_to_best / seconds for setting in settings])
     y = np.array([setting.val_ppl for setting in settings])
@@ -81,13 +93,11 @@ def _draw_times(settings: Sequence[Setting], front: Sequence[Setting]) -> tuple[
         axes,
         [_mark(setting.seconds_to_best / seconds, setting, scale) for setting in numbered],
     )
-    front_line = Line2D([], [], color=look.MUTED, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")
-    add_legend(figure, settings, [front_line] if len(corners) > 1 else [])
     lines = [
         Line(label=setting.reference, x=x[place : place + 1], y=y[place : place + 1], run=setting.only_run)
         for place, setting in enumerate(settings)
     ]
-    return figure, Panel(axes=axes, lines=lines, x_name=unit)
+    return Panel(axes=axes, lines=lines, x_name=unit)
 
 
 def _label_time(axes: Axes, values: Any, unit: str) -> None:

@@ -43,8 +43,7 @@ def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
 
 def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
     shown = slices[:MOST_SLICES]
-    runs = {run["number"]: run for run in finished(study.runs).to_dict("records")}
-    scale = _with_room(scale_for([np.array([run["val_ppl"] for run in runs.values()], float)]))
+    runs = runs_by_number(study)
     tagged = len(runs) <= MOST_MARKED_RUNS
     columns = min(PANEL_COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -53,30 +52,45 @@ def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
     grid = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.5 / height, bottom=0.5 / height, wspace=0.26, hspace=0.5)
     chains = chains_of(study.runs)
+    joined = any(chains.get(part.key, []) for part in shown)
     panels = []
     for place, axes in enumerate(grid.flat):
         if place >= len(shown):
             axes.set_axis_off()
             continue
         part = shown[place]
-        _label(axes, part, scale)
+        lines = draw_slice(axes, part, chains.get(part.key, []), runs)
         if place % columns:
             axes.set_ylabel("")
-        _draw_chains(axes, part, chains.get(part.key, []), runs, tagged=tagged)
-        lines = _draw_points(axes, part, runs, tagged=tagged)
         panels.append(Panel(axes=axes, lines=lines, x_name=""))
     archs, optimizers = ({run[key] for run in runs.values()} for key in ("arch", "optimizer"))
     look.kind_legend(figure, archs, optimizers, left=0.06, top=True)
     return Chart(
         name="slices",
         title="Best validation perplexity over each hyperparameter",
-        caption=_caption(slices, shown, tagged=tagged, joined=any(chains.get(part.key, []) for part in shown)),
+        caption=_caption(slices, shown, tagged=tagged, joined=joined),
         figure=figure,
         panels=[] if not tagged else panels,
     )
 
 
 # -- points and lines ----------------------------------------------------------------------------------------------
+
+
+def runs_by_number(study: Study) -> dict[int, dict[Any, Any]]:
+    """Return what a slice shows of each finished run."""
+    columns = ["number", "name", "arch", "optimizer", "val_ppl"]
+    return {run["number"]: run for run in finished(study.runs)[columns].to_dict("records")}
+
+
+def draw_slice(
+    axes: Axes, part: Slice, chains: Sequence[Sequence[Setting]], runs: Mapping[int, Mapping[Any, Any]]
+) -> list[Line]:
+    """Draw one panel. ``runs``: the rows of all finished runs by number, whose range the vertical axis has."""
+    tagged = len(runs) <= MOST_MARKED_RUNS
+    _label(axes, part, _scale(runs))
+    _draw_chains(axes, part, chains, tagged=tagged)
+    return _draw_points(axes, part, runs, tagged=tagged)
 
 
 def _draw_points(axes: Axes, part: Slice, runs: Mapping[int, Any], *, tagged: bool) -> list[Line]:
@@ -128,7 +142,6 @@ def _draw_chains(
     axes: Axes,
     part: Slice,
     chains: Sequence[Sequence[Setting]],
-    runs: Mapping[int, Any],
     *,
     tagged: bool,
 ) -> None:
@@ -196,8 +209,9 @@ def _label(axes: Axes, part: Slice, scale: Scale) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _with_room(scale: Scale) -> Scale:
-    """Room for whole markers at the ends of a logarithmic axis; the other kind has it."""
+def _scale(runs: Mapping[int, Mapping[Any, Any]]) -> Scale:
+    """Return a vertical axis for all runs, with room for whole markers at the ends of a logarithmic one."""
+    scale = scale_for([np.array([run["val_ppl"] for run in runs.values()], float)])
     room = (scale.high / scale.low) ** 0.04 if scale.logarithmic else 1.0
     return replace(scale, low=scale.low / room, high=scale.high * room)
 

@@ -123,26 +123,49 @@ def timeline_chart(study: Study) -> Chart | None:
 
 def _draw(study: Study, lanes: list[Lane]) -> Chart:
     shown = lanes[:MOST_LANES]
-    origin = min(bar.start for lane in lanes for bar in lane.bars)
-    last = max(bar.end for lane in lanes for bar in lane.bars) - origin
-    seconds, unit = unit_for(last)
     numbered = len(shown) <= NUMBERED_LANES
     lane_inches = 0.24 if numbered else 0.11
     plot_inches, top_inches, below_inches = max(lane_inches * len(shown), 0.3), 0.42, 0.5
     height = plot_inches + top_inches + below_inches
-    labels = [_shortened(lane.label) for lane in shown]
+    labels = _labels(shown)
     left = min(0.3, 0.03 + 0.0088 * max(map(len, labels)) * (1.0 if numbered else 0.85))
     figure = Figure(figsize=(look.WIDTH_INCHES, height))
     axes = figure.add_axes((left, below_inches / height, 0.985 - left, plot_inches / height))
+    panel = draw_lanes(axes, lanes)
+    handles = bar_handles(shown)
+    figure.legend(
+        handles=handles,
+        ncols=len(handles),
+        loc="upper left",
+        bbox_to_anchor=(left - 0.01, 1 - 0.02 / height),
+        fontsize=8,
+        handlelength=1.6,
+    )
+    return Chart(
+        name="timeline",
+        title="What ran where",
+        caption=_caption(study, lanes, shown),
+        figure=figure,
+        panels=[panel],
+    )
+
+
+def draw_lanes(axes: Axes, lanes: Sequence[Lane]) -> Panel:
+    """Draw the first ``MOST_LANES`` lanes over the time since the first start."""
+    shown = lanes[:MOST_LANES]
+    origin = min(bar.start for lane in lanes for bar in lane.bars)
+    last = max(bar.end for lane in lanes for bar in lane.bars) - origin
+    seconds, unit = unit_for(last)
+    numbered = len(shown) <= NUMBERED_LANES
     axes.set_xlim(0, (last or 1.0) / seconds * 1.01)
     axes.set_ylim(len(shown) + 0.5, 0.5)
-    axes.set_yticks(range(1, len(shown) + 1), labels, fontsize=7.5 if numbered else 6)
+    axes.set_yticks(range(1, len(shown) + 1), _labels(shown), fontsize=7.5 if numbered else 6)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.set_xlabel(f"Time since the first start ({unit})")
     lines = []
-    points = plot_points(axes, figure)
+    points = plot_points(axes)
     for place, lane in enumerate(shown, start=1):
         for bar in lane.bars:
             start, end = (bar.start - origin) / seconds, (bar.end - origin) / seconds
@@ -150,18 +173,17 @@ def _draw(study: Study, lanes: list[Lane]) -> Chart:
             where = np.linspace(start, end, 5 if numbered else 3)
             label = f"{bar.run} {bar.name}, attempt {bar.attempt}, {bar.outcome}, {units.duration(bar.end - bar.start)}"
             lines.append(Line(label=label, x=where, y=np.full(len(where), float(place)), run=bar.run))
-    _add_legend(figure, shown, left, 1 - 0.02 / height)
-    return Chart(
-        name="timeline",
-        title="What ran where",
-        caption=_caption(study, lanes, shown),
-        figure=figure,
-        panels=[Panel(axes=axes, lines=lines, x_name=unit, y_name="")],
-    )
+    return Panel(axes=axes, lines=lines, x_name=unit, y_name="")
 
 
-def plot_points(axes: Axes, figure: Figure) -> float:
+def _labels(lanes: Sequence[Lane]) -> list[str]:
+    return [_shortened(lane.label) for lane in lanes]
+
+
+def plot_points(axes: Axes) -> float:
     """Points of the figure to a unit of the horizontal axis."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "axes belong to a figure"
     low, high = axes.get_xlim()
     return axes.get_position().width * figure.get_figwidth() * 72 / (high - low)
 
@@ -197,7 +219,8 @@ def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, roo
         )
 
 
-def _add_legend(figure: Figure, lanes: Sequence[Lane], left: float, top: float) -> None:
+def bar_handles(lanes: Sequence[Lane]) -> list[Patch]:
+    """Return the legend entries of the architectures and outcomes that the lanes hold."""
     bars = [bar for lane in lanes for bar in lane.bars]
     there = {bar.arch for bar in bars}
     handles = [
@@ -208,19 +231,11 @@ def _add_legend(figure: Figure, lanes: Sequence[Lane], left: float, top: float) 
     if there - set(units.ARCHITECTURES):
         handles.append(Patch(facecolor=look.UNKNOWN_COLOUR, label=units.UNKNOWN))
     hatches = {HATCHES[bar.outcome] for bar in bars if bar.outcome in HATCHES}
-    handles += [
+    return handles + [
         Patch(facecolor=look.MUTED, edgecolor=look.PAPER, linewidth=0, hatch=HATCHES[outcome], label=label)
         for outcome, label in KEYS.items()
         if HATCHES[outcome] in hatches
     ]
-    figure.legend(
-        handles=handles,
-        ncols=len(handles),
-        loc="upper left",
-        bbox_to_anchor=(left - 0.01, top),
-        fontsize=8,
-        handlelength=1.6,
-    )
 
 
 def _caption(study: Study, lanes: list[Lane], shown: list[Lane]) -> str:

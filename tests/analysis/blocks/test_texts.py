@@ -8,7 +8,8 @@ from analysis.discussion import discussion_section
 from analysis.sections.effects import effects_section
 from analysis.study.settings import settings_of
 from analysis.study.study import load_study
-from seqlm.rundir import RunDirectory, read_json, write_json
+from seqlm.files import read_json, write_json
+from seqlm.rundir import RunDirectory
 from tests.analysis.contents import said
 from tests.analysis.hand_made import add_run, digits
 

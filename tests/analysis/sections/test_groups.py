@@ -7,7 +7,8 @@ from analysis.blocks.section import Subheading
 from analysis.blocks.table import Table
 from analysis.sections.groups import groups_section
 from analysis.study.study import load_study
-from seqlm.rundir import RunDirectory, write_json
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
 from tests.analysis.hand_made import add_run, digits
 
 

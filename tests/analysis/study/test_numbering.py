@@ -16,7 +16,8 @@ from analysis.study.numbering import VariantNumber
 from analysis.study.study import Study, load_study
 from jobs.manifests.load import load_manifest
 from jobs.plan.record import record_of, write_record
-from seqlm.rundir import RunDirectory, write_json, write_json_lines
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
 from tests.analysis.contents import table
 from tests.analysis.hand_made import result_of
 from tests.analysis.synthetic import make_provenance

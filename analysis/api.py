@@ -1,0 +1,377 @@
+"""The Python API: a study as DataFrames, its runs, and its figures on matplotlib Axes.
+
+>>> from analysis import open_study
+>>> study = open_study("runs/optimizers")
+>>> study
+Study 'optimizers': 5 of 7 runs done, 1 failed, 1 pending
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+
+from analysis.discussion.picks import pareto_front
+from analysis.plots import behaviour as behaviour_figures
+from analysis.plots import look, scatter, slices, timeline
+from analysis.plots.axes import Progress, scale_for, shared_cut
+from analysis.plots.curve_figures import draw_choice
+from analysis.plots.curves import curves_of, setting_curves
+from analysis.plots.lines import choose, legend_entry, shown_values
+from analysis.run import Run
+from analysis.sections.behaviour import behaviour_data
+from analysis.study import columns, units
+from analysis.study import study as files
+from analysis.study.behaved import Behaved, behaved_runs, shown_runs
+from analysis.study.pairs import chains_of
+from analysis.study.settings import finished, interval, timed_settings
+from seqlm.errors import UsageError, nearest
+
+REPR_ROWS = 60
+"""Runs that a notebook shows of a study."""
+
+REPR_COLUMNS = ["number", "name", "arch", "optimizer", "state", "epochs_done", "train_ppl", "val_ppl", "test_ppl"]
+
+
+def open_study(paths: str | Path | Iterable[str | Path]) -> Study:
+    """Read the runs of a study, or of several studies together.
+
+    The study may be running, unfinished or damaged: a run without a result stays in ``runs`` with its ``state`` and
+    ``reason``, and ``warnings`` lists the files that cannot be read. Open it again to see what has changed. Needs no
+    torch.
+
+    Args:
+        paths: the folder of the study, such as ``runs/paper``, or several. Runs of several studies are numbered
+            through, and their ids have the study's name in front.
+
+    >>> both = open_study(["runs/optimizers", "runs/widths"])
+    >>> both.name, len(both.runs)
+    ('optimizers + widths', 9)
+
+    Raises:
+        UsageError: a folder holds no runs, or is given twice.
+    """
+    folders = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not folders:
+        raise UsageError("paths: expected the folder of at least one study, got none")
+    return Study(**vars(files.load_study(*map(Path, folders))))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Study(files.Study):
+    """What the files of a study hold. Get one from :func:`open_study`.
+
+    ``runs``, ``epochs`` and ``attempts`` are DataFrames, as are the properties below; the columns of each are
+    documented under Tables.
+
+    >>> done = study.runs[study.runs["state"] == "done"]
+    >>> done.nsmallest(3, "val_ppl")[["number", "name", "val_ppl"]].set_index("number")
+                         name  val_ppl
+    number
+    4                gru-adam    110.0
+    5       transformer-seed1    120.0
+    6       transformer-seed2    124.0
+    """
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """One row for each setting with a finished run: the mean over its seeds, with an interval.
+
+        >>> study.results[["name", "seeds", "val_ppl", "val_ppl_low", "val_ppl_high"]].round(1)
+                    name  seeds  val_ppl  val_ppl_low  val_ppl_high
+        0       rnn-adam      1    150.0          NaN           NaN
+        1  rnn-adam-wide      1    140.0          NaN           NaN
+        2       gru-adam      1    110.0          NaN           NaN
+        3    transformer      2    122.0         99.0         150.2
+        """
+        runs = self.runs.set_index("number")
+        rows = []
+        for setting in timed_settings(self):
+            members = runs.loc[setting.runs]
+            row = {
+                **{key: getattr(setting, key) for key in ("number", "name", "arch", "optimizer", "gap")},
+                **{key: _mean(members[key]) for key in ("train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl")},
+                "runs": tuple(setting.runs),
+                "seeds": len(setting.runs),
+                "val_ppl": setting.val_ppl,
+                "val_ppl_low": setting.interval.low,
+                "val_ppl_high": setting.interval.high,
+                "seconds_to_best": setting.seconds_to_best,
+                "seconds_to_study_best": setting.seconds_to_study_best,
+                **setting.config,
+            }
+            rows.append(row)
+        return pd.DataFrame(rows, columns=list(columns.RESULTS))
+
+    @cached_property
+    def behaviour(self) -> pd.DataFrame:
+        """One row for each point of each behaviour curve: loss at each time step, and gradients back in time.
+
+        >>> study.behaviour[["number", "curve", "t", "value"]].head(2)
+           number            curve  t  value
+        0       4  loss_zero_state  1    6.0
+        1       4  loss_zero_state  2    5.0
+        """
+        return self._of_behaviour("behaviour")
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One row for each text that the trained models wrote.
+
+        >>> study.samples[["prompt", "text", "perplexity_own"]]
+          prompt            text  perplexity_own
+        0    the         cat sat            50.0
+        1    the  dog ran on the            50.0
+        """
+        return self._of_behaviour("samples")
+
+    def _of_behaviour(self, name: str) -> pd.DataFrame:
+        return behaviour_data(behaved_runs(self)).get(name, pd.DataFrame(columns=list(columns.TABLES[name])))
+
+    def columns(self, table: str) -> pd.DataFrame:
+        """Describe the columns of ``runs``, ``epochs``, ``attempts``, ``results``, ``behaviour`` or ``samples``.
+
+        >>> study.columns("epochs").loc["val_loss", "unit"]
+        'nats/token'
+
+        Raises:
+            UsageError: ``table`` is none of these.
+        """
+        if table not in columns.TABLES:
+            raise UsageError(f"table: expected one of {', '.join(columns.TABLES)}, got {table!r}")
+        rows = {name: vars(meaning) for name, meaning in columns.TABLES[table].items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename(columns={"text": "meaning"})
+
+    def run(self, which: str | int) -> Run:
+        """Return a run by its name, id or number.
+
+        >>> study.run("gru-sgd").state
+        'failed'
+
+        Raises:
+            UsageError: no run is called so, or several are.
+        """
+        runs = self.runs.to_dict("records")
+        matches = ([run for run in runs if str(run[key]) == str(which)] for key in ("id", "number", "name"))
+        found = next(filter(None, matches), [])
+        if not found:
+            hint = nearest(str(which), [run[key] for run in runs for key in ("name", "id")])
+            raise UsageError(f"run: expected the name, id or number of a run of {self.name}, got {which!r}{hint}")
+        if len(found) > 1:
+            ids = ", ".join(run["id"] for run in found)
+            raise UsageError(f"run: {which!r} is the name of several runs; use an id: {ids}")
+        (row,) = found
+        return Run(
+            number=row["number"],
+            id=row["id"],
+            name=row["name"],
+            state=row["state"],
+            directory=self.directory_of(row["id"]).path,
+            metrics=self.epochs_of(row["id"]).drop(columns=["id", "number"]).reset_index(drop=True),
+        )
+
+    # -- figures -------------------------------------------------------------------------------------------------------
+
+    def plot_curves(
+        self,
+        ax: Axes | None = None,
+        *,
+        runs: Iterable[str | int] | None = None,
+        progress: Progress = "epochs",
+        mean_of_seeds: bool = False,
+    ) -> Axes:
+        """Draw the validation perplexity of runs. Colour: architecture; dashes and marker: optimizer.
+
+        Of more than 24 curves the best ten have colour and legend, and the others are grey.
+
+        Args:
+            ax: where to draw; ``None``: a new figure. The same holds for the other figures.
+            runs: names, ids or numbers; ``None``: all runs with a finished epoch.
+            progress: ``"epochs"``, or ``"time"`` for wall-clock time.
+            mean_of_seeds: draw the finished seeds of a setting as their mean, with a band from lowest to highest.
+
+        >>> axes = study.plot_curves(runs=["rnn-adam", 4, 5], mean_of_seeds=True)
+        >>> axes.get_ylabel()
+        'Validation perplexity'
+
+        Raises:
+            UsageError: no run is called so, or several are.
+        """
+        kept = None if runs is None else {self.run(which).number for which in runs}
+        with _look(ax):
+            curves = [curve for curve in curves_of(self, progress) if curve.is_validated]
+            curves = [curve for curve in curves if kept is None or curve.number in kept]
+            if not curves:
+                return _empty(ax, "No epoch has been finished")
+            choice = choose(setting_curves(self, curves) if mean_of_seeds else curves)
+            values = shown_values(choice.all)
+            axes = _axes(ax, map(legend_entry, choice.named))
+            siblings = axes.get_shared_y_axes().get_siblings(axes)
+            limits = [other.get_ylim() for other in siblings if other.has_data()]
+            draw_choice(axes, choice, scale_for(values, cut_at=shared_cut(values)), self, progress, most_ticks=9)
+            limits.append(axes.get_ylim())
+            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        return axes
+
+    def plot_pareto(self, ax: Axes | None = None) -> Axes:
+        """Draw the best validation perplexity of each setting against the time to it, with the Pareto front.
+
+        >>> axes = study.plot_pareto()
+        """
+        settings = [setting for setting in timed_settings(self) if units.is_number(setting.seconds_to_best)]
+        with _look(ax):
+            if not settings:
+                return _empty(ax, "No run has finished")
+            front = pareto_front(settings)
+            handles = look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
+            axes = _axes(ax, [*handles, *([scatter.front_handle()] if len(front) > 1 else [])])
+            scatter.draw_times(axes, settings, front)
+        return axes
+
+    def plot_effects(self, key: str, ax: Axes | None = None) -> Axes:
+        """Draw the best validation perplexity of finished runs over the values of one hyperparameter.
+
+        Lines join runs that agree in every other key.
+
+        Args:
+            key: a key of the configuration that varies in the study.
+            ax: where to draw; ``None``: a new figure.
+
+        >>> axes = study.plot_effects("model.hidden_size")
+        >>> axes.get_xlabel()
+        'model.hidden_size'
+
+        Raises:
+            UsageError: the key does not vary between finished runs.
+        """
+        found = {part.key: part for part in slices.slices_of(self, [])}
+        if key not in found:
+            varying = ", ".join(found) or "here none does"
+            raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
+        done = finished(self.runs)
+        with _look(ax):
+            axes = _axes(ax, look.kind_handles(set(done["arch"]), set(done["optimizer"])))
+            slices.draw_slice(axes, found[key], chains_of(self.runs).get(key, []), slices.runs_by_number(self))
+        return axes
+
+    def plot_timeline(self, ax: Axes | None = None) -> Axes:
+        """Draw a bar for each attempt in the lane of its GPU or host, over the time since the first start.
+
+        >>> axes = study.plot_timeline()
+        """
+        lanes = timeline.lanes_of(self)
+        with _look(ax):
+            if not lanes:
+                return _empty(ax, "No attempt has a recorded start and end")
+            shown = lanes[: timeline.MOST_LANES]
+            axes = _axes(ax, timeline.bar_handles(shown), height=1.0 + 0.24 * len(shown))
+            timeline.draw_lanes(axes, lanes)
+        return axes
+
+    def plot_step_losses(self, ax: Axes | None = None, *, carried: bool = True) -> Axes:
+        """Draw the mean validation loss at each time step of a window, in nats.
+
+        Args:
+            ax: where to draw; ``None``: a new figure.
+            carried: start each window with the state of the window before; otherwise with the zero state.
+
+        >>> axes = study.plot_step_losses(carried=False)
+        """
+        runs = shown_runs(behaved_runs(self))
+        with _look(ax):
+            if not runs:
+                return _empty(ax, "No behaviour has been computed")
+            axes = _behaviour_axes(ax, runs)
+            states = [run.behaviour.carried_state if carried else run.behaviour.zero_state for run in runs]
+            behaviour_figures.draw_losses(axes, runs, states)
+            axes.set_ylabel("Mean validation loss (nats)")
+        return axes
+
+    def plot_gradient_norms(self, ax: Axes | None = None) -> Axes:
+        """Draw the norm of the gradient of the last step's loss with respect to the hidden states at each step.
+
+        >>> axes = study.plot_gradient_norms()
+        >>> axes.get_yscale()
+        'log'
+        """
+        runs = shown_runs(behaved_runs(self))
+        with _look(ax):
+            if not runs:
+                return _empty(ax, "No behaviour has been computed")
+            axes = _behaviour_axes(ax, runs)
+            behaviour_figures.draw_gradient_norms(axes, runs)
+        return axes
+
+    # -- in a notebook -------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"Study {self.name!r}: {self._progress()}"
+
+    def _repr_html_(self) -> str:
+        table = self.runs[REPR_COLUMNS].to_html(
+            index=False, border=0, max_rows=REPR_ROWS, na_rep=units.MISSING, float_format=units.perplexity
+        )
+        warnings = "".join(f"<li>{escape(line)}</li>" for line in self.warnings)
+        folded = (
+            f"<details><summary>{units.count(len(self.warnings), 'warning')}</summary><ul>{warnings}</ul></details>"
+        )
+        return f"<h4>Study {escape(self.name)}</h4><p>{self._progress()}</p>{table}{folded if warnings else ''}"
+
+    def _progress(self) -> str:
+        counts = self.runs["state"].value_counts().to_dict() | ({"absent": len(self.absent)} if self.absent else {})
+        others = [f", {number} {state}" for state, number in sorted(counts.items()) if state != "done"]
+        return f"{counts.get('done', 0)} of {units.count(self.size, 'run')} done{''.join(others)}"
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def _mean(perplexities: pd.Series[float]) -> float:
+    """Return the geometric mean over seeds; NaN if one is missing or not finite."""
+    values = perplexities.to_list()
+    return interval(values).centre if all(units.is_number(value) and value > 0 for value in values) else float("nan")
+
+
+def _look(ax: Axes | None) -> AbstractContextManager[None]:
+    """Return the look of the report. If a new figure is to be shown, load the backend first.
+
+    A notebook's backend changes settings when it is loaded, and the end of the look would reset them.
+    """
+    if ax is None:
+        pyplot.draw_if_interactive()  # type: ignore[no-untyped-call]
+    return look.applied()
+
+
+def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.9) -> Axes:
+    """Return ``ax``, or the Axes of a new figure, with a legend on its right and in its final size."""
+    if ax is None:
+        ax = pyplot.subplots(figsize=(look.WIDTH_INCHES + 1.4, height), layout="constrained")[1]
+    entries = list(handles)
+    if entries:
+        ax.legend(handles=entries, loc="upper left", bbox_to_anchor=(1.04, 1.0), fontsize=8, handlelength=3.0)
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "axes belong to a figure"
+    figure.draw_without_rendering()
+    return ax
+
+
+def _behaviour_axes(ax: Axes | None, runs: Sequence[Behaved]) -> Axes:
+    return _axes(ax, behaviour_figures.run_handles(runs))
+
+
+def _empty(ax: Axes | None, text: str) -> Axes:
+    """Return Axes that say why there is nothing to draw."""
+    axes = _axes(ax)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=look.MUTED)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return axes

@@ -1,0 +1,109 @@
+"""One run of a study, for notebooks and scripts: its configuration, metrics, checkpoint and trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis.study import units
+from seqlm.config import RunConfig
+from seqlm.errors import CheckpointError
+from seqlm.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from seqlm.models import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One run of a study."""
+
+    number: int
+    """Its place in the manifest, from 1."""
+    id: str
+    """Name of its folder."""
+    name: str
+    """Its name in the manifest."""
+    state: str
+    """``done``, ``running``, ``queued``, ``pending``, ``cancelled`` or ``failed``."""
+    directory: Path
+    """Its folder."""
+    metrics: pd.DataFrame
+    """One row for each finished epoch; the columns of ``Study.epochs`` without ``id`` and ``number``."""
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration.
+
+        >>> study.run("gru-adam").config.optim.lr
+        0.003
+
+        Raises:
+            FileError: ``config.json`` cannot be read.
+        """
+        return RunDirectory(self.directory).read_config()
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file with the parameters of the best epoch; ``None`` if there is none."""
+        path = RunDirectory(self.directory).best_checkpoint
+        return path if path.is_file() else None
+
+    def load_model(self) -> LanguageModel:
+        """Load the model of the best epoch: on the CPU, dropout off, in float32. Imports torch.
+
+        >>> model = study.run("gru-adam").load_model()
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        986
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or of another run.
+            FileError: a file of the run cannot be read.
+        """
+        from seqlm.models import build_model
+        from seqlm.training.checkpoint import load_checkpoint
+
+        path = RunDirectory(self.directory).best_checkpoint
+        checkpoint = load_checkpoint(path, self.config.fingerprint())
+        model = build_model(self.config.model, len(checkpoint.vocabulary), self.config.train.seq_len)
+        try:
+            model.load_state_dict(checkpoint.model)
+        except RuntimeError:
+            raise CheckpointError(f"{path} does not hold the parameters of its model") from None
+        return model.eval()
+
+    def load_vocabulary(self) -> list[str]:
+        """Load the token of each id from the checkpoint. Imports torch.
+
+        >>> study.run("gru-adam").load_vocabulary()[:3]
+        ['the', 'a', '<unk>']
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, or of another run.
+            FileError: a file of the run cannot be read.
+        """
+        from seqlm.training.checkpoint import load_checkpoint
+
+        path = RunDirectory(self.directory).best_checkpoint
+        return load_checkpoint(path, self.config.fingerprint(), mmap=True).vocabulary
+
+    def _repr_html_(self) -> str:
+        keys = pd.Series(_flat(self.config.to_dict()), name="value").rename_axis("key").reset_index()
+        best = f", best validation perplexity {units.perplexity(self.metrics['val_ppl'].min())}"
+        text = f"{units.count(len(self.metrics), 'epoch')}{best if len(self.metrics) else ''}"
+        return (
+            f"<h4>Run {self.number}, {escape(self.name)}: {escape(self.state)}</h4><p>{text}</p>"
+            f"<details><summary>Configuration</summary>{keys.to_html(index=False, border=0)}</details>"
+        )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return found

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from analysis.plots import files, look
+from analysis.plots.files import FORMATS, figures_bytes
+
+WANTED = [(name, kind) for name in ("one", "two") for kind in FORMATS]
+
+
+@pytest.fixture
+def figures() -> dict[str, Figure]:
+    with look.applied():
+        drawn = {"one": Figure(), "two": Figure()}
+        for place, figure in enumerate(drawn.values()):
+            axes = figure.add_subplot()
+            axes.plot(np.arange(5), np.arange(5) ** (place + 1))
+            axes.set_title(f"run {place}")
+    return drawn
+
+
+@pytest.fixture
+def _without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the command, in which no thread runs; the process of a test may have some."""
+    monkeypatch.setattr("threading.active_count", lambda: 1)
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("_without_threads")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_several_processes_draw_the_same_bytes(figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = figures_bytes(figures, WANTED)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "figure_bytes", _refuse_in(os.getpid()))
+        assert figures_bytes(figures, WANTED, processes=2) == alone
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("_without_threads")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_figures_of_a_killed_process_are_drawn_all_the_same(
+    figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = figures_bytes(figures, WANTED)
+    monkeypatch.setattr(files, "_draw_kept", _die)
+    assert figures_bytes(figures, WANTED, processes=2) == alone
+
+
+def test_a_process_with_threads_draws_by_itself(figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threading.active_count", lambda: 2)
+    assert len(figures_bytes(figures, WANTED, processes=2)) == len(WANTED)  # a test without the mark may not fork
+
+
+def _refuse_in(process: int) -> Callable[[Figure, str], bytes]:
+    draw = files.figure_bytes
+
+    def figure_bytes(figure: Figure, kind: str) -> bytes:
+        assert os.getpid() != process, "another process was to draw"
+        return draw(figure, kind)
+
+    return figure_bytes
+
+
+def _die(wanted: tuple[str, str]) -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError(wanted)

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import doctest
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import Study, open_study
+from analysis.study.columns import TABLES
+from seqlm.errors import CheckpointError, UsageError
+from seqlm.files import write_json
+from tests import api_page, commands
+from tests.analysis.example_study import make_examples, make_widths
+from tests.analysis.hand_made import add_run
+from tests.analysis.synthetic import make_study
+
+ROOT = api_page.PAGE.parent.parent
+FIGURES = {
+    "plot_curves": {},
+    "plot_pareto": {},
+    "plot_effects": {"key": "model.hidden_size"},
+    "plot_timeline": {},
+    "plot_step_losses": {},
+    "plot_gradient_norms": {},
+}
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("api") / "runs"
+    make_examples(folder)
+    make_widths(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(runs_dir: Path) -> Study:
+    return open_study(runs_dir / "optimizers")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    pyplot.switch_backend("agg")
+    yield
+    pyplot.close("all")
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_column_is_documented_in_its_order(study: Study, table: str) -> None:
+    assert list(getattr(study, table).columns) == list(TABLES[table])
+    assert list(study.columns(table).index) == list(TABLES[table])
+    assert all(meaning.text for meaning in TABLES[table].values())
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_study_of_waiting_runs_has_every_table_with_its_columns_and_no_result(table: str, tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "waits", "gru", "adam", [], done=False, epochs=3)
+    waiting = open_study(tmp_path)
+    assert list(getattr(waiting, table).columns) == list(TABLES[table])
+    assert len(getattr(waiting, table)) == (1 if table == "runs" else 0)
+
+
+def test_results_are_the_means_over_seeds_with_an_interval(study: Study) -> None:
+    results = study.results.set_index("number")
+    assert results["runs"].to_dict() == {1: (1,), 2: (2,), 4: (4,), 5: (5, 6)}
+    seeds = results.loc[5]
+    assert seeds["name"] == "transformer"
+    assert seeds["val_ppl"] == pytest.approx((120.0 * 124.0) ** 0.5)
+    assert seeds["test_ppl"] == seeds["val_ppl"]  # the made-up test perplexity is the best validation perplexity
+    assert seeds["val_ppl_low"] < 120.0 < 124.0 < seeds["val_ppl_high"]
+    assert pd.isna(results.loc[4, "val_ppl_low"])
+    assert results.loc[4, "seconds_to_best"] == 36.0
+
+
+def test_a_missing_value_of_one_seed_leaves_the_mean_missing(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run = add_run(tmp_path, seed, f"gru-seed{seed}", "gru", "adam", [100.0], seed=seed)
+    write_json(run.result_file, {key: value for key, value in (run.read_result() or {}).items() if key != "test_ppl"})
+    (row,) = open_study(tmp_path).results.to_dict("records")
+    assert pd.isna(row["test_ppl"])
+    assert row["train_ppl"] == pytest.approx(50.0)
+
+
+def test_a_table_that_does_not_exist_is_refused_with_the_names_of_those_that_do(study: Study) -> None:
+    with pytest.raises(UsageError, match=r"table: expected one of runs, epochs, .*, got 'steps'"):
+        study.columns("steps")
+
+
+# -- studies that are not whole ----------------------------------------------------------------------------------------
+
+
+def test_a_damaged_study_opens_with_warnings(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study")
+    damaged = next(folder.glob("gru-adam-*"))
+    (damaged / "config.json").write_text("{")
+    study = open_study(folder)
+    assert "config.json" in study.warnings[0]
+    assert study.runs.set_index("name")["state"]["gru-adam"] == "failed"
+    assert "warning" in study._repr_html_()
+    for name in ("plot_curves", "plot_pareto", "plot_timeline"):
+        assert isinstance(getattr(study, name)(), Axes)
+
+
+def test_several_studies_open_together(runs_dir: Path) -> None:
+    both = open_study([runs_dir / "optimizers", str(runs_dir / "widths")])
+    assert len(both.runs) == 9
+    assert both.run("rnn-h32").number == 8
+    assert both.run("rnn-h32").directory.parent.name == "widths"
+    assert both.plot_curves().get_legend() is not None
+
+
+def test_no_folder_or_an_empty_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="paths: expected the folder of at least one study, got none"):
+        open_study([])
+    with pytest.raises(UsageError, match="holds no runs"):
+        open_study(tmp_path)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_name_number_and_id(study: Study) -> None:
+    run = study.run("gru-adam")
+    assert run.number == study.run(4).number == study.run(run.id).number == 4
+    assert run.config.model.arch == "gru"
+    assert run.metrics["val_ppl"].to_list() == [220.0, 130.0, 110.0]
+    assert run.checkpoint == run.directory / "checkpoints" / "best.pt"
+    assert "model.hidden_size" in run._repr_html_()
+
+
+def test_a_run_without_epochs_has_empty_metrics_and_no_checkpoint(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "waits", "gru", "adam", [], done=False, epochs=3)
+    run = open_study(tmp_path).run("waits")
+    assert run.metrics.empty
+    assert run.checkpoint is None
+    assert "0 epochs" in run._repr_html_()
+    with pytest.raises(CheckpointError, match="best\\.pt is missing"):
+        run.load_model()
+
+
+def test_an_unknown_run_is_refused_with_the_nearest_name(study: Study) -> None:
+    with pytest.raises(UsageError, match="got 'gru-adma'; did you mean \"gru-adam\""):
+        study.run("gru-adma")
+    with pytest.raises(UsageError, match="got 99"):
+        study.run(99)
+
+
+def test_a_name_of_several_runs_is_refused_with_their_ids(runs_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs_dir / "widths", tmp_path / "again")
+    both = open_study([runs_dir / "widths", tmp_path / "again"])
+    with pytest.raises(UsageError, match=r"use an id: widths/rnn-h32-\w+, widths \(2\)/rnn-h32-\w+"):
+        both.run("rnn-h32")
+
+
+def test_the_model_of_the_best_epoch_predicts(study: Study) -> None:
+    import torch
+
+    run = study.run("gru-adam")
+    model, vocabulary = run.load_model(), run.load_vocabulary()
+    assert not model.training
+    with torch.no_grad():
+        logits, _ = model(torch.tensor([[0], [3]]), model.initial_state(1))
+    assert logits.shape == (2, 1, len(vocabulary))
+    drawn = model.generate(torch.tensor([0]), model.initial_state(1), 5)
+    assert all(0 <= token < len(vocabulary) for token in drawn.flatten().tolist())
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(study: Study, name: str) -> None:
+    figure = Figure()
+    axes = figure.add_subplot()
+    assert getattr(study, name)(ax=axes, **FIGURES[name]) is axes
+    assert axes.get_xlabel()
+    assert axes.lines or axes.patches
+    assert not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_makes_axes_that_a_notebook_shows(study: Study, name: str) -> None:
+    axes = getattr(study, name)(**FIGURES[name])
+    assert axes.get_figure() is pyplot.gcf()
+    assert axes.get_legend() is not None
+    pyplot.gcf().canvas.draw()
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "plot_effects"])
+def test_a_figure_without_data_says_so(tmp_path: Path, name: str) -> None:
+    add_run(tmp_path, 0, "waits", "gru", "adam", [], done=False, epochs=3)
+    (text,) = getattr(open_study(tmp_path), name)().texts
+    assert text.get_text().startswith("No ")
+
+
+def test_curves_of_chosen_runs_and_of_the_mean_over_seeds(study: Study) -> None:
+    def labels(axes: Axes) -> list[str]:
+        legend = axes.get_legend()
+        assert legend is not None
+        return [text.get_text() for text in legend.get_texts()]
+
+    assert labels(study.plot_curves(runs=["gru-adam", 1])) == ["1  rnn-adam", "4  gru-adam"]
+    assert "5/6  transformer-seed1" in labels(study.plot_curves(mean_of_seeds=True))
+    assert study.plot_curves(progress="time").get_xlabel() == "Wall-clock time (seconds)"
+
+
+def test_curves_on_a_shared_axis_have_room_for_those_that_were_there(study: Study) -> None:
+    first, second = Figure().subplots(1, 2, sharey=True)
+    study.plot_curves(first, runs=["gru-adam"])
+    study.plot_curves(second, runs=["gru-sgd"])
+    low, high = first.get_ylim()
+    assert low < 110.0 < 400.0 < high
+
+
+def test_a_key_that_does_not_vary_is_refused_with_those_that_do(study: Study) -> None:
+    with pytest.raises(UsageError, match=r"got 'train\.batch_size'") as error:
+        study.plot_effects("train.batch_size")
+    assert "(model.hidden_size" in str(error.value)
+
+
+# -- without torch, and in the docs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_a_study_opens_and_draws_without_torch(runs_dir: Path) -> None:
+    program = (
+        "import sys, analysis\n"
+        "assert 'pandas' not in sys.modules\n"
+        f"study = analysis.open_study({str(runs_dir / 'optimizers')!r})\n"
+        "study.results, study.samples, study._repr_html_(), study.run('gru-adam').config, study.plot_curves()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "MPLBACKEND": "agg"}
+    commands.run(
+        [sys.executable, "-c", program], cold=True, env=environment, cwd=api_page.PAGE.parent.parent, check=True
+    )
+
+
+def test_the_page_of_the_api_is_up_to_date() -> None:
+    assert api_page.main(["--check"]) == 0
+
+
+def test_every_example_of_the_page_of_the_api_is_true(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs_dir.parent)
+    test = doctest.DocTestParser().get_doctest(_examples(), {}, "docs/api.md", "docs/api.md", 0)
+    assert len(test.examples) >= 25
+    report: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=report.append)
+    assert not report, "".join(report)
+
+
+def _examples() -> str:
+    text = api_page.PAGE.read_text("utf-8")
+    return "\n".join(part.split("```")[0] for part in text.split("```python\n")[1:])
