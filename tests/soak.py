@@ -21,10 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BUSY = "while True: pass"
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(100_000):
+        pass
+"""
 SYNCING = """
 import os, sys
-while True:
+parent = os.getppid()
+while os.getppid() == parent:
     with open(sys.argv[1], "wb") as file:
         for _ in range(32):
             file.write(bytes(2**20))

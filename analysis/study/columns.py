@@ -22,13 +22,14 @@ def _meanings(*rows: tuple[str, str, str]) -> Mapping[str, Meaning]:
     return MappingProxyType({name: Meaning(unit=unit, text=text) for name, unit, text in rows})
 
 
-_NUMBER = ("number", "", "number of the run: its place in the manifest, from 1")
+_NUMBER = ("number", "", "number of the run: its place in the manifest, from 1; 3b is a variant of 3")
 _ID = ("id", "", "folder of the run; of several studies with the study's name in front")
 _KEYS = tuple((key, "", "key of the configuration; missing if it does not apply") for key in valid_keys())
 
 RUNS = _meanings(
     _NUMBER,
     ("name", "", "name in the manifest"),
+    ("variant", "", "what a further run of an entry varies; missing for the first"),
     _ID,
     ("study", "", "study that the run belongs to"),
     ("arch", "", "architecture: rnn, gru or transformer"),
@@ -54,6 +55,7 @@ RUNS = _meanings(
     ("estimated_seconds", "s", "time that the launch estimated"),
     ("published_train_ppl", "", "published training perplexity"),
     ("published_val_ppl", "", "published validation perplexity"),
+    ("published_epochs", "epochs", "epochs after which published_train_ppl was measured"),
     ("replications_low", "", "lowest validation perplexity of independent replications"),
     ("replications_high", "", "highest validation perplexity of independent replications"),
     *_KEYS,

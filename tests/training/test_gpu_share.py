@@ -82,7 +82,10 @@ def test_a_share_that_cuda_itself_fills_is_refused(limits: list[object]) -> None
 
 @pytest.mark.parametrize("share", ["a quarter", "0", "-1", "nan"])
 def test_a_share_that_is_none_is_refused(share: str) -> None:
-    with pytest.raises(UsageError, match=r"^SEQLM_GPU_SHARE: found"), gpu_share(Rank(), {"SEQLM_GPU_SHARE": share}):
+    with (
+        pytest.raises(UsageError, match=r"^SEQLM_GPU_SHARE: expected a number of GPUs above 0, got"),
+        gpu_share(Rank(), {"SEQLM_GPU_SHARE": share}),
+    ):
         pytest.fail("ran")
 
 

@@ -182,7 +182,11 @@ def test_a_prompt_is_cut_like_the_corpus(text: str, level: str, ids: list[int]) 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "found a text without a token"), ("  ", "found a text without a token"), ("a dog", '"dog" is not in the')],
+    [
+        ("", "expected at least one word, or null"),
+        ("  ", "expected at least one word, or null"),
+        ("a dog", '"dog" is not in the'),
+    ],
 )
 def test_a_prompt_that_cannot_be_read_is_refused(text: str, words: str) -> None:
     with pytest.raises(DataError, match=f"^settings.prompt: {words}"):

@@ -188,7 +188,7 @@ def test_lines_break_after_separators_and_never_within_a_number() -> None:
 def test_every_text_of_every_table_is_its_csv_value_as_it_is_printed(study_dir: Path) -> None:
     study = load_study(study_dir)
     printed = {
-        **dict.fromkeys(("train_ppl", "val_ppl", "test_ppl"), units.perplexity),
+        **dict.fromkeys(("train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl"), units.perplexity),
         "wall_seconds": units.duration,
         "architecture": units.architecture,
         "optimizer": units.optimizer,
