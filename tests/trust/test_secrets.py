@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import launch
-from jobs.manifests.secrets import looks_secret
+from jobs.manifests.secrets import looks_secret, passed
+from seqlm.errors import UsageError
 from seqlm.training.failure import describe_failure, failure_text
 from slurm import probe
 from slurm.environment import job_environment
@@ -83,6 +84,12 @@ def test_the_name_of_a_secret_is_known_as_such(name: str) -> None:
 )
 def test_an_ordinary_name_is_not_taken_for_a_secret(name: str) -> None:
     assert not looks_secret(name)
+
+
+def test_a_variable_that_is_to_be_passed_and_is_not_set_is_an_error_that_names_it() -> None:
+    assert passed(["HF_TOKEN"], {"HF_TOKEN": "t", "OTHER": "o"}, "backend.ray") == {"HF_TOKEN": "t"}
+    with pytest.raises(UsageError, match=r"^backend\.ray\.env_pass: HF_TOKEN is not set in this shell; export it"):
+        passed(["HF_TOKEN"], {}, "backend.ray")
 
 
 ORDINARY = [
