@@ -190,7 +190,7 @@ def replace_folder(new: Path, target: Path) -> None:
     """Put the folder ``new`` in the place of ``target``, and delete what was there. If that fails, it comes back.
 
     Raises:
-        OSError: a folder cannot be renamed.
+        OSError: a folder cannot be renamed. If not even the old one can, it stays beside ``target``.
     """
     if not target.exists():
         new.rename(target)
@@ -200,11 +200,12 @@ def replace_folder(new: Path, target: Path) -> None:
     try:
         new.rename(target)
     except OSError:
-        if not target.exists():
+        if target.exists():
+            remove([aside])
+        else:
             aside.rename(target)
         raise
-    finally:
-        remove([aside])
+    remove([aside])
 
 
 # -- flushing and clearing up --------------------------------------------------------------------------------------

@@ -154,6 +154,24 @@ def test_a_folder_takes_the_place_of_another_which_comes_back_if_that_fails(
     assert [entry.name for entry in tmp_path.iterdir()] == ["report"]
 
 
+def test_a_folder_that_can_be_neither_replaced_nor_put_back_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, rename = tmp_path / "report", Path.rename
+    old.mkdir()
+    (old / "page").write_text("first")
+
+    def only_aside(path: Path, target: Path) -> Path:
+        if target == old:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", only_aside)
+    with folder_beside(old) as new, pytest.raises(OSError, match="Input/output error"):
+        replace_folder(new, old)
+    assert [page.read_text() for page in tmp_path.glob(".report.*.tmp/page")] == ["first"]
+
+
 @pytest.mark.parametrize("content", ["", '{"a": ', "[1]", "\0"])
 def test_a_damaged_json_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "job.json").write_text(content)
