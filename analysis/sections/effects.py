@@ -25,7 +25,7 @@ from analysis.study.settings import finished, settings_of
 from analysis.study.study import Study
 
 SINGLE_STEPS = 8
-"""A key with at most so many values has a row for each change from one to the next; with more, one row for all."""
+"""Most values of a key that has a row for each change from one value to the next. With more, it has one row."""
 
 NATS = units.decimals("+.3f")
 """Differences of losses."""

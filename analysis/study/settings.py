@@ -75,7 +75,7 @@ def interval(perplexities: Sequence[float]) -> Interval:
     """
     n = len(perplexities)
     if n == 0 or not all(math.isfinite(value) and value > 0 for value in perplexities):
-        raise ValueError(f"perplexities: found {list(perplexities)}, valid are positive finite numbers")
+        raise ValueError(f"perplexities: expected positive finite numbers, got {list(perplexities)}")
     losses = [math.log(value) for value in perplexities]
     mean = sum(losses) / n
     if n == 1:

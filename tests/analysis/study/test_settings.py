@@ -38,7 +38,7 @@ def test_one_seed_has_no_interval_and_no_seed_is_an_error() -> None:
     assert math.isnan(interval([100.0]).low)
     assert interval([100.0]).centre == 100.0
     for bad in ([], [100.0, math.nan], [0.0], [math.inf]):
-        with pytest.raises(ValueError, match="valid are positive finite numbers"):
+        with pytest.raises(ValueError, match="expected positive finite numbers, got "):
             interval(bad)
 
 
