@@ -18,7 +18,7 @@ from collections.abc import Generator
 from operator import itemgetter
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -97,6 +97,16 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["SEQLM_CACHE"] = str(shared / "seqlm-cache")
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the files of figures blank: for tests of a report that are about other things."""
+
+    def savefig(_: object, file: BinaryIO, **__: object) -> None:
+        file.write(b'<svg width="1" height="1"></svg>')
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
 
 
 @pytest.fixture

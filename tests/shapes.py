@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ import jaxtyping
 
 AVAILABLE = importlib.util.find_spec("beartype") is not None
 """A machine with a GPU may have less than `make test` installs."""
+
+_PLAIN = frozenset({bool, float, int, str, type(None)})
 
 _checked: set[tuple[object, ...]] = set()
 """The calls that the current test has checked: a function and what each of its arguments is."""
@@ -37,13 +40,15 @@ def _once(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
 
     def decorator(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
         def decorate(function: Any) -> Any:
-            checking = jaxtyped(function, typechecker=typechecker)
             if not inspect.isfunction(function):
-                return checking
+                return jaxtyped(function, typechecker=typechecker)
+            if not any("[Tensor" in str(annotation) for annotation in function.__annotations__.values()):
+                return function  # mypy checks the rest
+            checking = jaxtyped(function, typechecker=typechecker)
 
             @functools.wraps(function)
             def call(*arguments: Any, **options: Any) -> Any:
-                key = (function, _kind(arguments), _kind(tuple(options.values())), *options)
+                key = (function, *map(_kind, arguments), *options, *map(_kind, options.values()))
                 if key in _checked:
                     return function(*arguments, **options)
                 result = checking(*arguments, **options)
@@ -59,12 +64,14 @@ def _once(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
 
 def _kind(value: object) -> object:
     """Return what decides whether a value fits an annotation; hashable."""
-    import torch  # the process that hands the tests out does without
-
+    found = type(value)
+    if found in _PLAIN:
+        return found
+    if found is tuple or found is list:
+        return (found, *map(_kind, value))  # type: ignore[call-overload]
+    torch = sys.modules["torch"]  # not imported by the process that hands the tests out
     if isinstance(value, torch.Tensor):
         return value.shape, value.dtype
     if isinstance(value, tuple | list):
-        return type(value), *map(_kind, value)
-    if isinstance(value, torch.nn.Module):
-        return id(value)
-    return type(value)
+        return (found, *map(_kind, value))
+    return id(value) if isinstance(value, torch.nn.Module) else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -78,6 +79,7 @@ PRIVATE = "analysis.behaviour"
 """Needs torch, which reading and launching do without: started as a program, imported by nobody but itself."""
 
 
+@cache
 def modules() -> list[tuple[str, Path]]:
     found = [("launch", ROOT / "launch.py")]
     for package in ("seqlm", "jobs", "slurm", "analysis", "benchmarks"):
@@ -87,11 +89,17 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
-def imports_of(name: str, path: Path) -> set[str]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+@cache
+def imports_of(name: str, path: Path) -> frozenset[str]:
     """The modules of ours that a file imports, ``from seqlm import machine`` as ``seqlm.machine``."""
     known = {module for module, _ in modules()}
-    imported = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    imported: set[str] = set()
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -99,7 +107,7 @@ def imports_of(name: str, path: Path) -> set[str]:
             assert node.module is not None
             inside = {f"{node.module}.{alias.name}" for alias in node.names} & known
             imported |= inside or {node.module}
-    return {module for module in imported if module.split(".")[0] in PACKAGES}
+    return frozenset(module for module in imported if module.split(".")[0] in PACKAGES)
 
 
 @pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
@@ -124,7 +132,7 @@ OWN_MODULES = ("seqlm/architectures.py", "seqlm/config.py", "seqlm/models/recurr
 def test_no_other_module_depends_on_the_name_of_an_architecture_or_an_optimizer(path: Path) -> None:
     if path.relative_to(ROOT).as_posix() in OWN_MODULES:
         return
-    tree = ast.parse(path.read_text("utf-8"))
+    tree = tree_of(path)
     tests = [node for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.MatchValue | ast.Dict)]
     constants = [node for test in tests for node in ast.walk(test) if isinstance(node, ast.Constant)]
     found = [node.value for node in constants if isinstance(node.value, str) and node.value in VALUES]
@@ -147,8 +155,7 @@ def test_no_folder_of_the_report_has_more_than_13_modules(folder: Path) -> None:
 
 def test_the_bottom_needs_the_standard_library_alone() -> None:
     for name in BOTTOM:
-        tree = ast.parse((ROOT / (name.replace(".", "/") + ".py")).read_text("utf-8"))
-        for node in ast.walk(tree):
+        for node in ast.walk(tree_of(ROOT / (name.replace(".", "/") + ".py"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for imported in names:

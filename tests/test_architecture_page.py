@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import folder_picture
-from tests.test_architecture import FLOORS, modules
+from tests.test_architecture import FLOORS, modules, tree_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
@@ -20,7 +20,7 @@ NAMED = re.findall(r"`(\w+)` in `([\w/.]+\.py)`", PAGE)
 def definitions(path: Path) -> set[str]:
     """Return the functions and classes of a module, and methods as ``Class.method``."""
     found = set()
-    for node in ast.parse(path.read_text("utf-8")).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         if isinstance(node, ast.ClassDef):

@@ -26,6 +26,7 @@ from tests.test_launch import ROOT
 from tests.training.studies import write_text
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 STAND_IN = "tests.jobs.launch.stand_in_behaviour"
 LAUNCHER = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import jobs.launch.behaviour; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def violations(source: str) -> Iterator[tuple[str, int]]:
                 yield "port", node.lineno
 
 
+@cache
 def found() -> dict[tuple[str, str], list[int]]:
     """(File, rule) -> lines."""
     lines: dict[tuple[str, str], list[int]] = {}

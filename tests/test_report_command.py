@@ -13,9 +13,7 @@ from seqlm.locks import exclusive_lock
 from tests.analysis.synthetic import make_run
 
 
-@pytest.fixture(autouse=True)
-def _svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
 def test_several_studies_make_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

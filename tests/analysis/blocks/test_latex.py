@@ -73,20 +73,15 @@ def check_the_tables_of(study_dir: Path, folder: Path) -> None:
         check_that_it_compiles(table.read_text("utf-8"), folder / table.stem)
 
 
-@pytest.fixture
-def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
-
-
 @pytest.mark.process
-@pytest.mark.usefixtures("svg_only")
+@pytest.mark.usefixtures("blank_figures")
 def test_the_tables_of_nine_runs_compile_and_fit_the_page(study_dir: Path, tmp_path: Path) -> None:
     require_latex()
     check_the_tables_of(study_dir, tmp_path)
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("svg_only")
+@pytest.mark.usefixtures("blank_figures")
 def test_the_tables_of_hostile_runs_compile_and_fit_the_page(tmp_path: Path) -> None:
     require_latex()
     for order, name in enumerate(HOSTILE):
@@ -114,7 +109,7 @@ def many_runs(study_dir: Path, count: int) -> Path:
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("svg_only")
+@pytest.mark.usefixtures("blank_figures")
 def test_the_tables_of_300_runs_break_over_pages_with_their_heading_on_each(tmp_path: Path) -> None:
     require_latex()
     check_the_tables_of(many_runs(tmp_path / "study", 300), tmp_path)

@@ -144,9 +144,15 @@ def test_settings_alike_in_both_differ_in_shade_and_seeds_do_not(
     assert first.style.dashes == second.style.dashes
 
 
+@pytest.fixture(scope="module")
+def twins(study: Study) -> list[Chart]:
+    """The first figure of the study, made twice."""
+    return [learning_curves(study)[0] for _ in range(2)]
+
+
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_figure_always_gives_the_same_bytes(study: Study, kind: str) -> None:
-    first, second = (figure_bytes(learning_curves(study)[0].figure, kind) for _ in range(2))
+def test_a_figure_always_gives_the_same_bytes(twins: list[Chart], kind: str) -> None:
+    first, second = (figure_bytes(chart.figure, kind) for chart in twins)
     assert first == second
     assert b"CreationDate" not in first
     assert b"dc:date" not in first

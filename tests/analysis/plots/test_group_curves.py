@@ -23,13 +23,19 @@ def charts_of(study: Study) -> dict[str, Chart]:
     return {block.name: block for block in curve_blocks(study) if isinstance(block, Chart)}
 
 
+@pytest.fixture(scope="module")
+def charts(study: Study) -> dict[str, Chart]:
+    return charts_of(study)
+
+
 def numbers(chart: Chart) -> list[set[int | None]]:
     """The runs that each pair of axes shows values of."""
     return [{line.run for line in panel.lines} for panel in chart.panels]
 
 
-def test_each_optimizer_and_each_architecture_has_all_its_runs_over_epochs_and_over_time(study: Study) -> None:
-    charts = charts_of(study)
+def test_each_optimizer_and_each_architecture_has_all_its_runs_over_epochs_and_over_time(
+    charts: dict[str, Chart],
+) -> None:
     expected = {
         "optimizer-adam": {1, 4, 7},
         "optimizer-sgd": {2, 5, 8},
@@ -45,8 +51,8 @@ def test_each_optimizer_and_each_architecture_has_all_its_runs_over_epochs_and_o
         assert labels == ["Epoch (1 = after the first pass)", "Wall-clock time (hours)"]
 
 
-def test_a_run_that_leaves_the_axis_in_a_group_is_named_and_flattens_no_other(study: Study) -> None:
-    chart = charts_of(study)["optimizer-sgd"]
+def test_a_run_that_leaves_the_axis_in_a_group_is_named_and_flattens_no_other(charts: dict[str, Chart]) -> None:
+    chart = charts["optimizer-sgd"]
     assert chart.figure.axes[0].get_ylim()[1] < 1000
     assert "2 rnn-sgd" in chart.caption
     assert any("▲" in text.get_text() for text in chart.figure.axes[0].texts)
@@ -81,7 +87,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return load_study(folder)
 
 
-def test_of_many_runs_the_best_of_each_kind_stand_out_and_the_rest_is_grey(large: Study) -> None:
+@pytest.fixture(scope="module")
+def charts_of_many(large: Study) -> dict[str, Chart]:
+    return charts_of(large)
+
+
+def test_of_many_runs_the_best_of_each_kind_stand_out_and_the_rest_is_grey(
+    large: Study, charts_of_many: dict[str, Chart]
+) -> None:
     curves = [curve for curve in curves_of(large, "epochs") if curve.is_validated]
     assert len(curves) > MOST_LINES
     choice = choose(curves)
@@ -93,16 +106,17 @@ def test_of_many_runs_the_best_of_each_kind_stand_out_and_the_rest_is_grey(large
         members = [curve for curve in curves if (curve.arch, curve.optimizer) == kind]
         best = min(members, key=lambda curve: curve.best)
         assert best.number in {curve.number for curve in choice.named}
-    chart = charts_of(large)["validation-epochs"]
+    chart = charts_of_many["validation-epochs"]
     assert numbers(chart) == [{curve.number for curve in choice.named}]
     assert f"Grey: the other {len(choice.crowd)}" in chart.caption
     assert len(chart.figure.axes[0].lines) < 40, "the crowd is a few long lines"
 
 
-def test_of_many_runs_the_best_settings_have_a_panel_and_no_legend_grows(large: Study) -> None:
-    charts = charts_of(large)
-    assert len(charts["runs-epochs"].panels) == MOST_PANELS
-    for chart in charts.values():
+def test_of_many_runs_the_best_settings_have_a_panel_and_no_legend_grows(
+    charts_of_many: dict[str, Chart],
+) -> None:
+    assert len(charts_of_many["runs-epochs"].panels) == MOST_PANELS
+    for chart in charts_of_many.values():
         for legend in chart.figure.legends:
             assert len(legend.get_texts()) <= 3 * (MOST_LINES + 1)
             assert all(len(text.get_text()) <= LABEL_LENGTH for text in legend.get_texts())

@@ -25,11 +25,6 @@ HOSTILE = "<script>alert('x')</script>"
 
 
 @pytest.fixture
-def svg_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.report.FORMATS", ("svg",))
-
-
-@pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     return make_run(tmp_path / "study", 0, epochs=2)
 
