@@ -12,7 +12,6 @@ import launch
 from seqlm.locks import exclusive_lock
 from tests.analysis.synthetic import make_run
 
-
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 

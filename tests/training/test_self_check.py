@@ -25,7 +25,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.training import self_check, worker
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
-from seqlm.training.self_check import cases, check_case, check_device
+from seqlm.training.self_check import Case, cases, check_case, check_device
 from seqlm.training.step import TrainingStep
 from tests.training.graphs import Calls
 from tests.training.studies import make_config, make_run, write_text
@@ -59,6 +59,25 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr(self_check, "_largest_error", compute)
     return calls
+
+
+@pytest.fixture
+def equations_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute what the equations give once for all tests whose faults are in fused operations."""
+    real = self_check._compute
+
+    def compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
+        if model.fused:
+            return real(model, case, captured=captured)
+        key = (case, model.output.weight.dtype, model.dtype, captured)
+        if key not in _by_equations:
+            _by_equations[key] = real(model, case, captured=captured)
+        return _by_equations[key]
+
+    monkeypatch.setattr(self_check, "_compute", compute)
+
+
+_by_equations: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
 
 # -- what it finds -------------------------------------------------------------------------------------------------
@@ -135,6 +154,7 @@ def one_entry_nan(gradient: Tensor) -> Tensor:
     return wrong
 
 
+@pytest.mark.usefixtures("equations_once")
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 @pytest.mark.parametrize(("function", "arch", "place"), FAULTS)
 def test_a_fault_in_any_gradient_of_any_fused_operation_is_found(
@@ -146,6 +166,7 @@ def test_a_fault_in_any_gradient_of_any_fused_operation_is_found(
     assert not cache.exists(), "a check that has failed is not kept"
 
 
+@pytest.mark.usefixtures("equations_once")
 @pytest.mark.parametrize("change", [one_entry_off, one_entry_nan])
 @pytest.mark.parametrize(("function", "arch", "place"), FAULTS[::2])
 def test_a_single_wrong_entry_is_found(
