@@ -11,6 +11,7 @@ from seqlm import environment
 from seqlm.environment import VARIABLES
 from seqlm.errors import UsageError
 from tests import variable_tables
+from tests.test_architecture import tree_of
 
 ROOT = Path(__file__).parent.parent
 NAME = re.compile(r"\bSEQLM_(?!TEST_)[A-Z]+(?:_[A-Z]+)*\b(?!\*)")
@@ -36,7 +37,7 @@ def test_no_other_module_has_the_name_of_a_variable_in_its_code() -> None:
     for path in [ROOT / "launch.py", *paths]:
         if path == ROOT / "seqlm" / "environment.py":
             continue
-        texts = [node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)]
+        texts = [node.value for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant)]
         found = [text for text in texts if isinstance(text, str) and NAME.fullmatch(text)]
         assert not found, f"{path}: use seqlm.environment in place of {found}"
 

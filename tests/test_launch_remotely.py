@@ -9,7 +9,7 @@ import pytest
 
 import launch
 from seqlm.rundir import RunDirectory
-from tests.training.studies import make_config, make_run
+from tests.training.studies import make_config, make_run, write_text
 
 SENT: list[list[str]] = []
 
@@ -59,9 +59,9 @@ def test_the_value_of_a_flag_that_equals_the_study_stays() -> None:
 
 def test_a_manifest_is_named_as_it_is_sent() -> None:
     folder = Path("far")
-    folder.mkdir()
+    write_text(folder / "text")
     (folder / "small.toml").write_text(
-        '[study]\nname = "small"\n[defaults.data]\ncorpus = "pydoc"\n[[grid]]\nmodel.arch = "rnn"\n'
+        '[study]\nname = "small"\ndata = "text"\n[defaults.data]\ncorpus = "files"\n[[grid]]\nmodel.arch = "rnn"\n'
         'model.hidden_size = 8\noptim.optimizer = "adam"\noptim.lr = 0.1\n'
     )
     assert sent("run", "far/small.toml", "--set", "train.epochs=1")[:4] == [

@@ -26,11 +26,13 @@ from tests.outcome import Outcome, outcome
 from tests.training.studies import make_config, make_run, write_text
 
 CONFIG = make_config("gru", optimizer="adam", lr=0.01, epochs=3, keep=0.7)
+EPOCH = 17
+"""Steps of an epoch."""
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return load_corpus(CONFIG.data, write_text(tmp_path_factory.mktemp("text")))
+    return load_corpus(CONFIG.data, write_text(tmp_path_factory.mktemp("text"), train_lines=110))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def trainer_for(
     return trainer
 
 
-def stopped(folder: Path, corpus: Corpus, after: int = 50) -> RunDirectory:
+def stopped(folder: Path, corpus: Corpus, after: int = EPOCH + 9) -> RunDirectory:
     """A run that was stopped in its second epoch: the end of the first is in ``previous.pt``. Trained once."""
     if after not in _stopped:
         _stopped[after] = folder.parent / "stopped" / folder.name
@@ -109,8 +111,8 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
 def test_the_metrics_of_a_run_that_goes_back_an_epoch_hold_each_epoch_once(
     tmp_path: Path, corpus: Corpus, quiet: Outcome
 ) -> None:
-    run = stopped(tmp_path / "run", corpus, after=36)  # the second epoch has just begun
-    trainer = trainer_for(run.path, corpus, attempt=2, stop_after=36)
+    run = stopped(tmp_path / "run", corpus, after=EPOCH + 1)  # the second epoch has just begun
+    trainer = trainer_for(run.path, corpus, attempt=2, stop_after=EPOCH + 1)
     with pytest.raises(StopRequested):
         trainer.train()
     assert [epoch["epoch"] for epoch in run.read_metrics()[0]] == [0, 1]
@@ -186,7 +188,7 @@ def test_a_file_that_reads_back_wrong_stops_the_run_with_the_one_before_intact(
 def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_good_checkpoint(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: Outcome, code: int
 ) -> None:
-    run = stopped(tmp_path / "run", corpus, after=40)
+    run = stopped(tmp_path / "run", corpus, after=EPOCH + 5)
     before = run.last_checkpoint.read_bytes()
 
     def full(*_: Any, **__: Any) -> None:
@@ -356,7 +358,7 @@ def test_a_run_that_is_not_to_keep_its_last_checkpoint_keeps_it_until_it_is_done
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(StopRequested):
-        trainer_for(folder, corpus, stop_after=50, keep_last=False).train()
+        trainer_for(folder, corpus, stop_after=EPOCH + 9, keep_last=False).train()
     run = RunDirectory(folder)
     assert run.has_checkpoint()
     trainer_for(folder, corpus, attempt=2, keep_last=False).train()
@@ -393,7 +395,7 @@ def test_a_run_that_lost_its_checkpoints_before_its_end_starts_again(
 def test_a_best_checkpoint_of_another_epoch_is_not_taken_for_the_best(tmp_path: Path, corpus: Corpus) -> None:
     run = stopped(tmp_path / "run", corpus)
     first = run.best_checkpoint.read_bytes()
-    trainer_for(run.path, corpus, attempt=2).train()
+    trainer_with_losses(run, corpus, [1.0, 5.0], attempt=2).train()
     run.result_file.unlink()
     run.best_checkpoint.write_bytes(first)
     with pytest.raises(CheckpointError, match=r"best\.pt holds epoch 1, the best of this run is epoch 2"):

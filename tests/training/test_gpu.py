@@ -217,6 +217,8 @@ def test_a_step_that_resumes_goes_on_like_one_that_never_stopped(device: str, ar
 @each_arch
 @pytest.mark.parametrize("seq_len", [5, 400])
 def test_a_window_of_any_length_gives_what_it_gives_without_capture(device: str, arch: str, seq_len: int) -> None:
+    if device == "cpu":
+        seq_len = min(seq_len, 40)  # nothing is captured there
     config = config_for(arch, keep=0.7, seq_len=seq_len)
     found = []
     for capture in (False, True):
@@ -378,7 +380,7 @@ def test_a_run_ends_like_the_equations_on_a_cpu(device: str, arch: str, tmp_path
 def test_a_run_that_is_stopped_and_resumed_ends_like_a_quiet_one(
     device: str, arch: str, tmp_path: Path, corpus: Corpus
 ) -> None:
-    config = make_config(arch, optimizer="adam", lr=0.01, epochs=3, keep=0.7)
+    config = make_config(arch, optimizer="adam", lr=0.01, epochs=2, keep=0.7)
     quiet = trainer_for(make_run(tmp_path / "quiet", config), corpus, device)
     quiet.train()
     stop = StopSignal()

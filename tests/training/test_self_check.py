@@ -64,20 +64,27 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 @pytest.fixture
 def equations_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute what the equations give once for all tests whose faults are in fused operations."""
-    real = self_check._compute
+    make, compute = self_check._reference, self_check._compute
 
-    def compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
+    def reference(model: LanguageModel, *of: Any) -> LanguageModel:
+        if of not in _references:
+            _references[of] = make(model, *of)
+        return _references[of]
+
+    def compute_once(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
         if model.fused:
-            return real(model, case, captured=captured)
-        key = (case, model.output.weight.dtype, model.dtype, captured)
-        if key not in _by_equations:
-            _by_equations[key] = real(model, case, captured=captured)
-        return _by_equations[key]
+            return compute(model, case, captured=captured)
+        if model not in _by_equations:
+            _by_equations[model] = compute(model, case, captured=captured)
+        return _by_equations[model]
 
-    monkeypatch.setattr(self_check, "_compute", compute)
+    monkeypatch.setattr(self_check, "_reference", reference)
+    monkeypatch.setattr(self_check, "_compute", compute_once)
 
 
-_by_equations: dict[tuple[object, ...], dict[str, Tensor]] = {}
+_references: dict[tuple[Any, ...], LanguageModel] = {}
+"""(case, type of the parameters, type of products) -> the model; its parameters are drawn with the same seed always."""
+_by_equations: dict[LanguageModel, dict[str, Tensor]] = {}
 
 
 # -- what it finds -------------------------------------------------------------------------------------------------

@@ -83,3 +83,13 @@ def test_a_run_whose_configuration_cannot_be_read_is_in_no_pair(tmp_path: Path) 
         run = add_run(tmp_path, order, f"broken{order}", "rnn", "sgd", [100.0], lr=lr)
         run.config_file.write_text("{", encoding="utf-8")
     assert pairs_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(("values", "pairs"), [(MOST_VALUES, MOST_VALUES), (MOST_VALUES + 1, 0)])
+def test_optimizers_with_many_values_of_a_key_of_its_own_are_not_compared(
+    tmp_path: Path, values: int, pairs: int
+) -> None:
+    add_run(tmp_path, 0, "plain", "rnn", "sgd", [100.0], lr=1.0)
+    for order in range(1, values + 1):
+        add_run(tmp_path, order, f"decay{order}", "rnn", "sgd_schedule", [100.0], lr=1.0, decay=1.0 + order)
+    assert [pair.key for pair in pairs_of(tmp_path)].count("optim.optimizer") == pairs

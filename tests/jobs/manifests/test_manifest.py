@@ -798,6 +798,11 @@ def test_set_is_left_out_for_runs_to_which_it_does_not_apply(tmp_path: Path) -> 
     assert [model.get("mlp_size") for model in configs] == [None, None, None, None, 16, 16]
 
 
+def test_the_name_of_a_run_has_no_key_that_set_left_out(tmp_path: Path) -> None:
+    text = BASE + '\n[[zip]]\nmodel.arch = ["rnn", "transformer"]\noptim.optimizer = "sgd"\nmodel.mlp_size = [8, 16]\n'
+    assert names(load(tmp_path, text, "model.mlp_size=4")) == ["rnn-sgd", "transformer-sgd-mlp4"]
+
+
 def test_excludes_hold_as_written_whatever_is_set(tmp_path: Path) -> None:
     text = BASE + GRID + '[[exclude]]\nmodel.arch = "gru"\noptim.lr = 1.0\n'
     manifest = load(tmp_path, text, "optim.lr=2")

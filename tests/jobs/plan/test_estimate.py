@@ -233,7 +233,7 @@ def test_the_size_of_a_checkpoint_is_that_of_its_file_within_5_percent(
     # Few words and a large model; thousands of words, which are a sixth of the file, and a small one.
     model = {"arch": "gru", "hidden_size": size, "num_layers": 1, "embedding_size": size}
     run_config = config(model, optimizer, {"corpus": "files"}, batch_size=8, epochs=1)
-    text = write_text(tmp_path / "text", train_lines=100)
+    text = write_text(tmp_path / "text", train_lines=12)
     with (text / "train.txt").open("a") as train:
         train.write(" ".join(f"word{number}" for number in range(words - 16)) + "\n")
     loaded = load_corpus(run_config.data, text)
