@@ -100,8 +100,8 @@ class Study:
         return RunDirectory.all_in(self.folder / "runs" / "small")
 
     def states(self) -> list[str]:
-        document = json.loads(self("status", "small.toml", "--json").stdout)
-        return [run["state"] for run in document["data"]["runs"]]
+        data = commands.ask(["status", "small.toml"], folder=self.folder, env={**self.cluster.env, "SEQLM_BACKEND": ""})
+        return [run["state"] for run in data["runs"]]
 
     def jobs(self) -> dict[str, str]:
         """Run id -> job id."""
