@@ -42,7 +42,9 @@ IMPORTED = (
 )  # fmt: skip
 COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
 """Programs with one of these are started as usual: they are read when an interpreter begins."""
-STARTS_NOTHING = ("seqlm.", "analysis.")
+OWN = ("seqlm.", "analysis.", "benchmarks.", "tests.training.")
+"""Modules of this repository that are worth a warm start: they import torch."""
+STARTS_NOTHING = ("seqlm.", "analysis.", "tests.training.")
 """Modules that need no spawner of their own."""
 MOST_BYTES = 2**20
 ROOM = 16384
@@ -106,6 +108,16 @@ class Popen(subprocess.Popen[Any]):
         self.pid = _ask(program, files)
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+class OwnPopen(Popen):
+    """The same for programs of this repository alone: for processes that run code under test."""
+
+    def _execute_child(self, *arguments: Any) -> None:
+        words = [os.fspath(word) for word in arguments[0]] if isinstance(arguments[0], list | tuple) else []
+        module = words[2] if words[1:2] == ["-m"] and len(words) > 2 else ""
+        is_own = module.startswith(OWN) or "".join(words[1:2]).endswith("launch.py")
+        (super() if is_own else super(Popen, self))._execute_child(*arguments)  # type: ignore[misc]
 
 
 def _is_warm(words: list[str], variables: dict[str, str]) -> bool:
