@@ -186,6 +186,7 @@ def serve(asker: socket.socket) -> tuple[Program, list[int]]:
             os.setsid()
         if program.process_group != -1:
             os.setpgid(0, program.process_group)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in an interpreter that begins: who asked may send it at once
         asker.send(str(os.getpid()).encode())
         asker.close()
         return program, files
@@ -201,7 +202,6 @@ def become(program: Program, files: list[int]) -> NoReturn:
         os.umask(program.umask)
     os.environ.clear()
     os.environ.update(program.variables)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     _show(program)
     sys.orig_argv[:] = [sys.executable, *program.words]
     if not (program.words[0] == "-m" and program.words[1].startswith(STARTS_NOTHING)):
@@ -255,6 +255,7 @@ def _run_and_exit(run: Callable[[], object]) -> NoReturn:
         if error.name != "sitecustomize":
             raise
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         run()
     except SystemExit as end:
         if isinstance(end.code, str):
