@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import pytest
 
 from tests import commands
@@ -56,7 +55,6 @@ def test_a_member_of_the_group_goes_on_with_a_study_that_another_one_has_begun(t
     folder = tmp_path / "group"
     folder.mkdir()
     study = Study(folder, epochs=EPOCHS)
-    shutil.copytree(matplotlib.get_cachedir(), folder / ".cache" / "matplotlib")  # else each searches for fonts anew
     for path in [folder, *folder.rglob("*")]:
         os.chown(path, 0, GROUP)
     folder.chmod(0o2775)
