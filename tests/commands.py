@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import os
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+import launch
 from tests import warm
 from tests.waiting import DEADLINE_SECONDS, scene
 
@@ -79,3 +85,21 @@ def run(argv: Sequence[str | Path], **options: Any) -> subprocess.CompletedProce
     stdout, stderr = finish(process)
     assert not check or process.returncode == 0, f"{argv} ended with {process.returncode}: {stderr}"
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def ask(words: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> Any:
+    """The data that the command line prints with ``--json`` in ``folder``, asked in this process.
+
+    For looks that are taken again and again: a process for each would take the processors from what is waited for.
+    """
+    printed = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, env, clear=True),
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        code = launch.main([*words, "--json"])
+    document = json.loads(printed.getvalue())
+    assert code == 0, document
+    return document["data"]

@@ -12,6 +12,7 @@ import gc
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Generator
@@ -25,6 +26,7 @@ import pytest
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process compiles all of seqlm, and every run all tests
 sys.dont_write_bytecode = False
 os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share the machine
+os.environ["OMP_WAIT_POLICY"] = "passive"  # workers with more threads: one that spins keeps the others from working
 if "SEQLM_DATA" in os.environ:  # the tests of the real Penn Treebank read it, and nothing else does
     os.environ["SEQLM_TEST_DATA"] = os.environ["SEQLM_DATA"]
 os.environ["SEQLM_BACKEND"] = "local"  # Ray listens on the machine's own address: its tests have a network of their own
@@ -59,6 +61,7 @@ if shapes.AVAILABLE:
 from tests import commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
 from tests.ray_lab import RayLab  # noqa: E402
 
+subprocess.Popen = warm.OwnPopen  # type: ignore[misc] -- what code under test starts in this process
 os.environ.setdefault(waiting.SESSION_VARIABLE, f"{os.getpid()}-{time.time_ns()}")
 SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts": "pydoc"}
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""

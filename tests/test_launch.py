@@ -84,8 +84,8 @@ class Study:
         return [epochs_of(run) for run in self.runs()]
 
     def states(self) -> dict[str, str]:
-        document = json.loads(self("status", "small.toml", "--json").stdout)
-        return {run["name"]: run["state"] for run in document["data"]["runs"]}
+        data = commands.ask(["status", "small.toml"], folder=self.folder, env=os.environ)
+        return {run["name"]: run["state"] for run in data["runs"]}
 
 
 def epochs_of(run: RunDirectory) -> list[int]:

@@ -21,6 +21,7 @@ Seen = TypeVar("Seen")
 DEADLINE_SECONDS = 1200.0
 """How long any wait may take. Generous: under load, a command that takes a second alone may take minutes."""
 POLL_SECONDS = 0.02
+MOST_POLL_SECONDS = 1.0
 SESSION_VARIABLE = "PYTEST_SESSION_MARK"
 """Marks every process that a test run starts, directly or not; set once by conftest.py."""
 
@@ -29,17 +30,20 @@ def wait_for(look: Callable[[], Seen], what: str, *, until: Callable[[Seen], obj
     """Call ``look`` until ``until`` accepts what it returns, and return that.
 
     ``what`` completes the sentence "waited for ..." in the message of a failure, which shows the last value of
-    ``look`` too. So let ``look`` return a state and ``until`` judge it.
+    ``look`` too. So let ``look`` return a state and ``until`` judge it. A look that takes long is taken less often: the
+    processors are for what is waited for.
     """
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
+        begun = time.monotonic()
         seen = look()
         if until(seen):
             return seen
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             waited = f"waited {DEADLINE_SECONDS:g} s in vain for {what}; last seen: {seen!r}"
             pytest.fail(f"{waited}\n\n{scene()}", pytrace=False)
-        time.sleep(POLL_SECONDS)
+        time.sleep(min(max(POLL_SECONDS, 4 * (now - begun)), MOST_POLL_SECONDS))
 
 
 # -- the scene -------------------------------------------------------------------------------------------------------

@@ -34,22 +34,28 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 IMPORTED = (
     "torch", "torch._dynamo", "torch.distributed", "numpy", "pandas", "matplotlib.pyplot",
-    "matplotlib.backends.backend_svg", "scipy.special", "jinja2", "yaml", "rich.live", "tqdm", "jaxtyping",
+    "matplotlib.backends.backend_svg", "scipy.special", "jinja2", "yaml", "rich.live", "tqdm", "jaxtyping", "pydantic",
 )  # fmt: skip
 COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
 """Programs with one of these are started as usual: they are read when an interpreter begins."""
-STARTS_NOTHING = ("seqlm.", "analysis.")
+OWN = ("seqlm.", "analysis.", "benchmarks.", "tests.training.")
+"""Modules of this repository that are worth a warm start: they import torch."""
+STARTS_NOTHING = ("seqlm.", "analysis.", "tests.training.")
 """Modules that need no spawner of their own."""
 MOST_BYTES = 2**20
 ROOM = 16384
 """Length of the command line and of the variables of a spawner, in which programs show their own (``/proc``)."""
 
 _PR_SET_CHILD_SUBREAPER = 36
+_MADV_COLLAPSE = 25
+_HUGE_PAGE = 2**21
 ColdPopen = subprocess.Popen
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _asking = threading.Lock()
 _close: list[tuple[socket.socket, subprocess.Popen[bytes]]] = []
 _WHERE = "seqlm_tests_spawner"
@@ -67,6 +73,10 @@ class Program:
     new_session: bool
     process_group: int
     """-1: that of whoever starts it; 0: a new one."""
+    umask: int
+    """-1: that of whoever starts it."""
+    first: str
+    """``module:function`` to call before the program begins (``preexec_fn``), or nothing."""
 
 
 class Popen(subprocess.Popen[Any]):
@@ -78,7 +88,8 @@ class Popen(subprocess.Popen[Any]):
         gid, gids, uid, umask, new_session, group = arguments[17:23]
         variables = {os.fsdecode(k): os.fsdecode(v) for k, v in (os.environ if env is None else env).items()}
         folder = os.fspath(cwd) if cwd is not None else str(Path.cwd())
-        plain = executable is preexec is gid is gids is uid is None and umask == -1 and not pass_fds and not shell
+        plain = executable is gid is gids is uid is None and not pass_fds and not shell
+        first = "" if preexec is None else f"{preexec.__module__}:{preexec.__qualname__}"
         words = [os.fspath(word) for word in args] if isinstance(args, list | tuple) else []
         if not (plain and _is_warm(words, variables) and Path(folder).is_dir()):
             super()._execute_child(*arguments)  # type: ignore[misc]
@@ -86,11 +97,27 @@ class Popen(subprocess.Popen[Any]):
         sys.audit("subprocess.Popen", words[0], words, folder, variables)
         files = [own if pipe == -1 else pipe for own, pipe in enumerate((pipes[0], pipes[3], pipes[5]))]
         program = Program(
-            words=words[1:], folder=folder, variables=variables, new_session=new_session, process_group=group
+            words=words[1:],
+            folder=folder,
+            variables=variables,
+            new_session=new_session,
+            process_group=group,
+            umask=umask,
+            first=first,
         )
         self.pid = _ask(program, files)
         self._child_created = True
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+class OwnPopen(Popen):
+    """The same for programs of this repository alone: for processes that run code under test."""
+
+    def _execute_child(self, *arguments: Any) -> None:
+        words = [os.fspath(word) for word in arguments[0]] if isinstance(arguments[0], list | tuple) else []
+        module = words[2] if words[1:2] == ["-m"] and len(words) > 2 else ""
+        is_own = module.startswith(OWN) or "".join(words[1:2]).endswith("launch.py")
+        (super() if is_own else super(Popen, self))._execute_child(*arguments)  # type: ignore[misc]
 
 
 def _is_warm(words: list[str], variables: dict[str, str]) -> bool:
@@ -159,6 +186,7 @@ def serve(asker: socket.socket) -> tuple[Program, list[int]]:
             os.setsid()
         if program.process_group != -1:
             os.setpgid(0, program.process_group)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in an interpreter that begins: who asked may send it at once
         asker.send(str(os.getpid()).encode())
         asker.close()
         return program, files
@@ -170,9 +198,10 @@ def become(program: Program, files: list[int]) -> NoReturn:
         os.dup2(file, number)
     os.closerange(3, 256)
     os.chdir(program.folder)
+    if program.umask != -1:
+        os.umask(program.umask)
     os.environ.clear()
     os.environ.update(program.variables)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     _show(program)
     sys.orig_argv[:] = [sys.executable, *program.words]
     if not (program.words[0] == "-m" and program.words[1].startswith(STARTS_NOTHING)):
@@ -200,6 +229,10 @@ def become(program: Program, files: list[int]) -> NoReturn:
     torch.set_num_threads(1)  # several test processes share the machine: threads would wait for each other
     path = [os.path.abspath(entry) for entry in program.variables.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
     kind, rest = program.words[0], program.words[1:]
+    if program.first:
+        module, _, function = program.first.partition(":")
+        with mock.patch.object(sys, "path", [*path, *sys.path]):
+            getattr(importlib.import_module(module), function)()
     if kind == "-m":
         sys.path[:0], sys.argv[:] = [program.folder, *path], rest
         _run_and_exit(lambda: runpy.run_module(rest[0], run_name="__main__", alter_sys=True))
@@ -222,6 +255,7 @@ def _run_and_exit(run: Callable[[], object]) -> NoReturn:
         if error.name != "sitecustomize":
             raise
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         run()
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -254,10 +288,21 @@ def _show(program: Program) -> None:
         ctypes.memmove(begin, line.ljust(end - begin, b"\0"), end - begin)
 
 
+def use_huge_pages() -> None:
+    """Move this process's own memory to huge pages where Linux can: a fork copies one entry for each page."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        places, rights, _, _, file, *name = line.split()
+        if file == "0" and rights.startswith("rw") and name in ([], ["[heap]"]):
+            begin, end = (int(place, 16) for place in places.split("-"))
+            for page in range(-(-begin // _HUGE_PAGE) * _HUGE_PAGE, end - _HUGE_PAGE + 1, _HUGE_PAGE):
+                _libc.madvise(page, _HUGE_PAGE, _MADV_COLLAPSE)  # without effect before Linux 6.1
+
+
 if __name__ == "__main__":
     for module in IMPORTED:
         __import__(module)
     gc.freeze()  # forks share these pages
+    use_huge_pages()
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     assert threads == 1, f"{threads} threads after the imports: a fork would lose them"
     become(*serve(socket.socket(fileno=int(sys.argv[1]))))

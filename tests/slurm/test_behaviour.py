@@ -103,7 +103,7 @@ def test_a_real_cluster_computes_it_and_cancels_it(tmp_path: Path) -> None:
             return commands.run(argv, cwd=tmp_path, env=env)
 
         def states() -> list[str]:
-            data = json.loads(command("status", "runs/small/behaviour", "--json").stdout)["data"]
+            data = commands.ask(["status", "runs/small/behaviour"], folder=tmp_path, env=env)
             return [run["state"] for run in data["runs"]]
 
         submitted = command("behaviour", "small", "--no-wait")

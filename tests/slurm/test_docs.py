@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
+from tests.crawl import light_env
 from tests.slurm.real import require_slurm
 from tests.waiting import wait_for
 
@@ -25,7 +27,8 @@ SITE, MANIFEST = (block for language, block in BLOCKS if language == "toml")
 
 def test_every_command_from_login_to_report_runs(tmp_path: Path) -> None:
     require_slurm()
-    (tmp_path / "site.toml").write_text(f"progress_s = 0.5\n{SITE}")
+    env = "".join(f"{name} = {json.dumps(value)}\n" for name, value in light_env().items())
+    (tmp_path / "site.toml").write_text(f"progress_s = 0.5\n{SITE}\n[env]\n{env}")
     (tmp_path / "cluster.toml").write_text(MANIFEST)
     written = [shlex.split(line, comments=True) for line in COMMANDS]
     launches = [words[2:] for words in written if words[1] == "launch.py"]
@@ -33,10 +36,10 @@ def test_every_command_from_login_to_report_runs(tmp_path: Path) -> None:
         "doctor", "plan", "run", "status", "status", "logs", "cancel", "retry", "report",
     ]  # fmt: skip
     with LoopbackCluster(ClusterOptions(nodes=2, gpus=0)) as cluster:
-        env = {**cluster.env, "SEQLM_BACKEND": "", "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
+        variables = {**cluster.env, "SEQLM_BACKEND": "", "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
         for words in launches:
             argv = [sys.executable, str(ROOT / "launch.py"), *words]
-            answer = commands.run(argv, cwd=tmp_path, env=env)
+            answer = commands.run(argv, cwd=tmp_path, env=variables)
             assert answer.returncode == 0, (words, answer.stdout, answer.stderr)
             if words[0] == "plan":
                 assert "#SBATCH --array=0-3" in answer.stdout

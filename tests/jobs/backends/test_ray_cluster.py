@@ -103,8 +103,8 @@ class Study:
         return [epochs_of(run) for run in self.runs()]
 
     def status(self) -> list[dict[str, Any]]:
-        document = json.loads(self("status", "small.toml", "--json").stdout)
-        runs: list[dict[str, Any]] = document["data"]["runs"]
+        data = commands.ask(["status", "small.toml"], folder=self.folder, env=self.lab.env)
+        runs: list[dict[str, Any]] = data["runs"]
         return runs
 
     def states(self) -> list[str]:
@@ -122,7 +122,7 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     ray_cluster: RayLab, tmp_path: Path
 ) -> None:
     ray_cluster.tell_cluster("add 4 1")  # a third node with a GPU, until one is killed
-    grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02, 0.03]}, {"rates": [0.1, 0.2], "ranks": 2})
+    grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02]}, {"rates": [0.1], "ranks": 2})
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
     study = Study(ray_cluster, tmp_path, *grids, epochs=4, env=crawl.env)
     launcher = study.start("run", "small.toml")
@@ -139,13 +139,13 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 0, stderr
     runs = study.runs()
-    assert len(runs) == 8
+    assert len(runs) == 5
     assert all(epochs_of(run) == [0, 1, 2, 3] for run in runs)
     again = [run for run in runs if len(run.attempts()) > 1]
     assert again, "the killed node had no run"
     assert {json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] for run in again} == {"node"}
     workers = [worker_of(run) for run in runs]
-    assert sorted(worker["ranks"] for worker in workers) == [1] * 6 + [2] * 2
+    assert sorted(worker["ranks"] for worker in workers) == [1] * 4 + [2]
     assert {worker["threads"] for worker in workers} == {1}, (
         "as many as in the quiet study, else sums are rounded apart"
     )
@@ -162,7 +162,8 @@ def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: Ray
     nodes = [json.loads(run.worker_file(1, rank).read_text())["node"] for rank in range(2)]
     assert nodes[0] != nodes[1]
     (tmp_path / "runs").rename(tmp_path / "two")
-    assert study("run", "small.toml", *plain, "--set", "resources.ranks=1").returncode == 0
+    here = ("--backend", "local", "--set", "resources.ranks=1", "--set", "resources.gpus=0")
+    commands.run(study.argv("run", "small.toml", *plain, *here), cwd=tmp_path, check=True)
     (alone,) = study.runs()
     one = [record["val_loss"] for record in alone.read_metrics()[0]]
     metrics = next((tmp_path / "two").glob("*/*/metrics.jsonl")).read_text()
@@ -171,13 +172,16 @@ def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: Ray
 
 HOLD = """
 import sys, ray
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 ray.init(log_to_driver=False)
-node = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")][int(sys.argv[1])]
-ray.get(placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": node}]).ready())
-print(node, flush=True)
-sys.stdin.read()
+for node in [node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")]:
+    group = placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": node}])
+    assert group.wait(1000)
+    print(node, flush=True)
+    sys.stdin.readline()
+    remove_placement_group(group)
 """
+"""Holds the GPU of one node after the other, until it reads a line."""
 
 DRIVER = """
 import sys, time
@@ -195,10 +199,12 @@ class Deaf(jobs.backends.ray_groups.RankHost):
 backend = jobs.backends.ray_backend.RayBackend(address="auto")
 backend.open(live_code())
 resources = Resources(cpus=1, gpus=1)
-(wanted,) = backend.free().place(resources)
+while not (places := backend.free().place(resources)):
+    backend.wait(0.5)
+(wanted,) = places
 if sys.argv[1] == "overtaken":
-    ray.get(placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted.node}]).ready())
-else:
+    assert placement_group([{"GPU": 1}], bundle_label_selector=[{"ray.io/node-id": wanted.node}]).wait(1000)
+elif sys.argv[1] == "deaf":
     jobs.backends.ray_groups.RankHost, jobs.backends.ray_backend.START_SECONDS = Deaf, 3
 folder = Path("run").absolute()
 folder.mkdir()
@@ -209,7 +215,7 @@ assert [share.node for share in backend.held(job)] == [wanted.node]
 while not (ended := backend.poll(job)):
     (last,) = backend.held(job)
     backend.wait(0.5)
-print(last.node != wanted.node, ended.exit_code, ended.message)
+print(last.node if sys.argv[1] == "held" else last.node != wanted.node, ended.exit_code, ended.message)
 backend.close()
 """
 
@@ -224,17 +230,22 @@ def drive(ray_cluster: RayLab, folder: Path, what: str) -> str:
     return answer.stdout.strip()
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_run_goes_to_the_node_that_others_leave_free(ray_cluster: RayLab, tmp_path: Path, which: int) -> None:
-    other = ray_cluster.start([sys.executable, "-c", HOLD, str(which)], cwd=tmp_path)
-    try:
-        node = commands.next_line(other).strip()
-        assert node
-        study = Study(ray_cluster, tmp_path, {})
-        assert study("run", "small.toml").returncode == 0
-        assert worker_of(study.runs()[0])["node"] != node
-    finally:
-        commands.finish(other, "")
+def test_a_run_goes_to_the_node_that_others_leave_free(ray_cluster: RayLab, tmp_path: Path) -> None:
+    other = ray_cluster.start([sys.executable, "-c", HOLD], cwd=tmp_path)
+    held, used = [], []
+    for number in range(2):
+        held.append(commands.next_line(other).strip())
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        node, *said = drive(ray_cluster, folder, "held").split(maxsplit=1)
+        assert said == ["0 ended"]
+        used.append(node)
+        assert other.stdin is not None
+        other.stdin.write("\n")
+        other.stdin.flush()
+    commands.finish(other)
+    assert held[0] != held[1]
+    assert used == [held[1], held[0]]
 
 
 def test_a_run_whose_place_is_taken_by_somebody_faster_goes_elsewhere(ray_cluster: RayLab, tmp_path: Path) -> None:
@@ -247,8 +258,9 @@ def test_a_run_that_ray_places_and_never_starts_is_given_up(ray_cluster: RayLab,
 
 
 def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0}, epochs=6, lines=300)
-    launcher = study.start("run", "small.toml", "--backend", "local", "--max-parallel", "1")
+    study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03], "gpus": 0}, epochs=6, lines=300)
+    words = ("run", "small.toml", "--backend", "local", "--max-parallel", "1")
+    launcher = commands.start(study.argv(*words), cwd=tmp_path)
     wait_for(
         lambda: [(run.result_file.exists(), epochs_of(run)) for run in study.runs()],
         "a run to be done and the next one to have an epoch",
@@ -259,7 +271,7 @@ def test_a_study_begun_locally_is_finished_on_ray(ray_cluster: RayLab, tmp_path:
     assert launcher.returncode == 130
     half = {run.id: run for run in study.runs()}
     done = [run for run in half.values() if run.result_file.exists()]
-    assert 0 < len(done) < 4
+    assert 0 < len(done) < 3
     before = {path: path.stat().st_mtime_ns for run in done for path in run.path.rglob("*")}
 
     answer = study("run", "small.toml", "--backend", "ray")
@@ -299,25 +311,17 @@ def test_waiting_runs_say_why_and_runs_are_cancelled_from_the_folder_alone(ray_c
     )
 
 
-def test_four_quarters_of_a_gpu_run_at_once_on_one_card(ray_cluster: RayLab, tmp_path: Path) -> None:
+def test_four_quarters_of_a_gpu_run_at_once_on_one_card_with_the_launchers_code_and_without_its_secrets(
+    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = Study(ray_cluster, tmp_path, {"rates": [0.01, 0.02, 0.03, 0.04], "gpus": 0.25}, epochs=5000)
+    monkeypatch.setitem(ray_cluster.env, "WANDB_API_KEY", "very-secret")
     assert study("run", "small.toml", "--no-wait").returncode == 0
     wait_for(study.states, "all runs to run at once", until=lambda states: states == ["running"] * 4)
     assert len({(worker_of(run)["node"], worker_of(run)["gpu"]) for run in study.runs()}) == 1
-    assert study("cancel", "small", "--all").returncode == 0
-
-
-def test_the_code_travels_and_the_launchers_secrets_do_not(ray_cluster: RayLab, tmp_path: Path) -> None:
-    study = Study(ray_cluster, tmp_path, {}, epochs=5000)
-    ray_cluster.env["WANDB_API_KEY"] = "very-secret"
-    try:
-        assert study("run", "small.toml", "--no-wait").returncode == 0
-    finally:
-        del ray_cluster.env["WANDB_API_KEY"]
-    wait_for(study.states, "the run to run", until=lambda states: states == ["running"])
-    (run,) = study.runs()
-    assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
-    assert "runtime_resources" in worker_of(run)["code"]
+    for run in study.runs():
+        assert b"very-secret" not in Path(f"/proc/{worker_pid(run)}/environ").read_bytes()
+        assert "runtime_resources" in worker_of(run)["code"]
     assert study("cancel", "small", "--all").returncode == 0
 
 
@@ -447,25 +451,33 @@ def head(lab: RayLab) -> str:
     assert answer.returncode == 0, answer.stderr
     address = "http://127.0.0.1:8265"
     wait_for(
-        lambda: lab.run([str(binary / "ray"), "job", "list", "--address", address], cwd=lab.folder),
+        lambda: lab.run([sys.executable, "-c", GET, f"{address}/api/version"], cwd=lab.folder),
         "the job server to answer",
         until=lambda answer: answer.returncode == 0,
     )
     return address
 
 
+GET = """
+import sys, urllib.error, urllib.request
+try:
+    urllib.request.urlopen(sys.argv[1])
+except urllib.error.HTTPError:
+    pass  # it asks for a token
+"""
+
+
 def test_a_remote_cluster_runs_the_launcher_too(lab: RayLab, head: str, tmp_path: Path) -> None:
-    study = Study(lab, tmp_path, {"rates": [0.01, 0.02]})
+    study = Study(lab, tmp_path, {})
     answer = study("run", "small.toml", "--ray-address", head, "--json")
     assert answer.returncode == 0, answer.stderr
-    assert study.states() == ["done", "done"]
+    assert study.states() == ["done"]
     provenance = study.runs()[0].read_provenance()
     commit = commands.run(["git", "rev-parse", "HEAD"], cwd=ROOT)
     assert provenance["git"]["commit"] == (commit.stdout.strip() or None)
 
     left = study("run", "small.toml", "--ray-address", head, "--no-wait", "--set", "train.epochs=5000")
     assert left.returncode == 0, left.stderr
-    all_running = ["done", "done", "running", "running"]
-    wait_for(study.states, "both new runs to run", until=lambda states: sorted(states) == all_running)
+    wait_for(study.states, "the new run to run", until=lambda states: sorted(states) == ["done", "running"])
     assert study("cancel", "small", "--all").returncode == 0
-    assert sorted(study.states()) == ["cancelled", "cancelled", "done", "done"]
+    assert sorted(study.states()) == ["cancelled", "done"]
