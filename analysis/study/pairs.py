@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from analysis.study import units
+from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.settings import Setting, settings_of
-from analysis.study.study import HYPERPARAMETERS
 
 T = TypeVar("T")
 

@@ -1,8 +1,8 @@
-"""Studies as their files tell them: a table of runs, one of epochs. Nothing is recomputed that a run has written down.
+"""Read studies as tables of runs, epochs and attempts. Nothing is recomputed that a run has recorded.
 
-A run that is damaged, absent or diverged stays in the table with its reason and with NaN for what it cannot tell;
-it is never shown as zero and never averaged in. Several studies become one: their runs follow each other and are
-numbered through.
+A run that is damaged, absent or diverged stays in the table with its reason, and with NaN for what is not known. It is
+never shown as zero and never averaged in. Several studies become one: their runs follow each other and are numbered
+through.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,46 +17,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.study.attempts import attempts_table
 from analysis.study.behaviour import Behaviour
-from analysis.study.numbering import Numbering, number_runs
+from analysis.study.columns import EPOCHS, table_of
+from analysis.study.numbering import Numbering, RunNumber, number_runs
 from analysis.study.record import ExcludedRun, Expectation, PlannedRun, StudyRecord, read_study_record
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
-from analysis.study.values import as_number, clean, whole
-from seqlm.config import valid_keys
+from analysis.study.values import clean
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory, slugify
 
-HYPERPARAMETERS = valid_keys()
-"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
-
-METRICS = [
-    *("epoch", "train_loss", "val_loss", "train_ppl", "val_ppl", "lr", "epoch_seconds", "elapsed_seconds"),
-    *("train_tokens_per_second", "peak_memory_bytes", "attempt"),
-]
-"""Columns of the epochs table after ``id`` and ``number``; whatever else a run has recorded follows them."""
-
-RUN_COLUMNS = [
-    *("number", "name", "variant", "id", "study", "arch", "optimizer", "setting", "state", "reason", "failure_kind"),
-    *("failure_message", "failure_where", "epochs_done", "best_epoch", "train_ppl", "val_ppl", "final_train_ppl"),
-    *("final_val_ppl", "test_ppl", "gap", "parameters", "wall_seconds", "epoch_seconds", "seconds_to_5pct"),
-    *("estimated_seconds", "published_train_ppl", "published_val_ppl", "published_epochs", "replications_low"),
-    *("replications_high", *HYPERPARAMETERS, "command"),
-]
-"""Columns of the runs table. ``number`` is an integer, or a ``VariantNumber`` for a further run of the same entry of
-the manifest. ``variant`` says in which keys a run differs from its entry, and ends its ``name``; missing if in none.
-``train_ppl`` and ``val_ppl`` are those of the best epoch, counted from 0; ``gap`` is their difference,
-``val_ppl - train_ppl``. ``published_epochs`` is the number of epochs after which ``published_train_ppl`` was measured.
-``setting`` is the number of the first run that differs in nothing but the seed. ``epoch_seconds`` is the median epoch's
-time; ``seconds_to_5pct`` that from the start to the end of the first epoch whose validation perplexity is at most 1.05
-times the run's best."""
-
-NUMBERS = [
-    *("train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds"),
-    *("seconds_to_5pct", "estimated_seconds", "published_train_ppl", "published_val_ppl", "replications_low"),
-    "replications_high",
-]
-WHOLE_NUMBERS = ["epochs_done", "best_epoch", "published_epochs", "parameters"]
+WITHIN = 1.05
+"""Near a best perplexity: at most this many times it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +39,11 @@ class Study:
     directories: dict[str, Path]
     """The folder of each study by its name."""
     runs: pd.DataFrame
-    """One row for each run directory, by number; see ``RUN_COLUMNS``."""
+    """One row for each run directory, by number."""
     epochs: pd.DataFrame
-    """One row for each finished epoch of each run; see ``METRICS``."""
+    """One row for each finished epoch of each run."""
     attempts: pd.DataFrame
-    """One row for each attempt of each run; see ``ATTEMPT_COLUMNS``."""
+    """One row for each attempt of each run."""
     absent: list[PlannedRun]
     """Entries of the manifests that have no run directory."""
     groups: dict[str, list[str]]
@@ -134,13 +104,15 @@ def load_study(*study_dirs: Path) -> Study:
         for part in parts:
             for run in part.runs:
                 run.row["id"] = f"{part.name}/{run.row['id']}"
-    runs, epochs = _runs_table(found), _epochs_table(found)
+    epochs = _epochs_table(found)
     return Study(
         name=" + ".join(part.name for part in parts),
         directories={part.name: part.directory for part in parts},
-        runs=runs,
+        runs=_runs_table(found, epochs),
         epochs=epochs,
-        attempts=attempts_table({**_named(run), **attempt} for run in found for attempt in run.attempts),
+        attempts=table_of(
+            "attempts", ({**_named(run), **attempt} for run in found for attempt in run.attempts), dtype=object
+        ),
         absent=[run for part in parts for run in part.numbering.absent],
         groups={
             f"{part.name}: {clean(group.title)}" if several else clean(group.title): part.ids(
@@ -212,37 +184,18 @@ def _read_part(study_dir: Path, *, taken: set[str], first: int) -> _Part:
 # -- all runs ------------------------------------------------------------------------------------------------------
 
 
-def _runs_table(runs: Sequence[LoadedRun]) -> pd.DataFrame:
+def _runs_table(runs: Sequence[LoadedRun], epochs: pd.DataFrame) -> pd.DataFrame:
+    settings: dict[Any, RunNumber] = {}
     for run in runs:
-        run.row |= _derived(run)
-    settings: dict[Any, int] = {}
-    for run in runs:
-        key = run.setting_key if run.setting_key is not None else run.row["id"]
+        key = run.row["id"] if run.setting_key is None else run.setting_key
         run.row["setting"] = settings.setdefault(key, run.row["number"])
-    table = pd.DataFrame([run.row for run in runs], columns=RUN_COLUMNS, dtype=object)
-    for column in NUMBERS:
-        table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
-    for column in WHOLE_NUMBERS:
-        table[column] = whole(table[column])
-    for column in ("number", "setting"):
-        table[column] = table[column].infer_objects()
+    table = table_of("runs", [run.row for run in runs], dtype=object)
+    best = dict(zip(table["id"], table["val_ppl"], strict=True))
+    near = epochs[epochs["val_ppl"] <= WITHIN * epochs["id"].map(best).astype(float)].drop_duplicates("id")
+    table["gap"] = table["val_ppl"] - table["train_ppl"]
+    table["epoch_seconds"] = table["id"].map(epochs.groupby("id")["epoch_seconds"].median()).astype(float)
+    table["seconds_to_5pct"] = table["id"].map(near.set_index("id")["elapsed_seconds"]).astype(float)
     return table
-
-
-def _derived(run: LoadedRun) -> dict[str, Any]:
-    """What follows from a run's own records: see ``RUN_COLUMNS``."""
-    epochs = [
-        (as_number(e.get("val_ppl")), as_number(e.get("elapsed_seconds")), as_number(e.get("epoch_seconds")))
-        for e in run.epochs
-    ]
-    times = sorted(seconds for _, _, seconds in epochs if math.isfinite(seconds))
-    best = as_number(run.row.get("val_ppl"))
-    within = next((elapsed for ppl, elapsed, _ in epochs if ppl <= 1.05 * best), None)
-    return {
-        "gap": best - as_number(run.row.get("train_ppl")),
-        "epoch_seconds": statistics.median(times) if times else None,
-        "seconds_to_5pct": within,
-    }
 
 
 def _named(run: LoadedRun) -> dict[str, Any]:
@@ -251,11 +204,4 @@ def _named(run: LoadedRun) -> dict[str, Any]:
 
 def _epochs_table(runs: Iterable[LoadedRun]) -> pd.DataFrame:
     rows = [{**_named(run), **epoch} for run in runs for epoch in run.epochs]
-    more = sorted({key for row in rows for key in row} - {"id", "number", *METRICS})
-    table = pd.DataFrame(rows, columns=["id", "number", *METRICS, *more])
-    for column in METRICS:
-        if column in ("epoch", "attempt", "peak_memory_bytes"):
-            table[column] = whole(table[column])
-        else:
-            table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
-    return table
+    return table_of("epochs", rows, sorted({key for row in rows for key in row} - set(EPOCHS)))
