@@ -145,7 +145,8 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
     raw = tolerated(lambda: read_json(path), None, warnings)
     if raw is None:
         return None, warnings
-    samples = tolerated(lambda: _read_samples(run.samples_file, warnings), [], warnings)
+    no_samples: list[Sample] = []
+    samples = tolerated(lambda: _read_samples(run.samples_file, warnings), no_samples, warnings)
     digest = tolerated(lambda: file_sha256(run.best_checkpoint), None, warnings)
     stale = digest not in (None, raw.get("checkpoint_sha256"))
     if stale:

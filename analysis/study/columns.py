@@ -172,12 +172,16 @@ TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
 )
 """Table -> column -> meaning, in the order of the columns."""
 
-NUMBERS = frozenset(
-    ["train_loss", "val_loss", "train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "lr", "published_train_ppl", "published_val_ppl", "replications_low", "replications_high", "wall_seconds", "epoch_seconds", "elapsed_seconds", "seconds_to_5pct", "estimated_seconds", "train_tokens_per_second", "gpus", "cores", "seconds", "lost_seconds"]
-)
-WHOLE_NUMBERS = frozenset(
-    ["epoch", "epochs", "epochs_done", "best_epoch", "published_epochs", "parameters", "peak_memory_bytes", "attempt", "ranks", "micro_batches"]
-)
+NUMBERS = {
+    *("train_loss", "val_loss", "train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "lr"),
+    *("published_train_ppl", "published_val_ppl", "replications_low", "replications_high", "wall_seconds"),
+    *("epoch_seconds", "elapsed_seconds", "seconds_to_5pct", "estimated_seconds", "train_tokens_per_second"),
+    *("gpus", "cores", "seconds", "lost_seconds"),
+}
+WHOLE_NUMBERS = {
+    *("epoch", "epochs", "epochs_done", "best_epoch", "published_epochs", "parameters", "peak_memory_bytes"),
+    *("attempt", "ranks", "micro_batches"),
+}
 """Columns of whole numbers below 2^53, any of which may be missing."""
 
 

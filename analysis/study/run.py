@@ -42,8 +42,8 @@ class LoadedRun:
     order: int | None
     digits: str
     """The first digits of the run's fingerprint: the end of its folder's name."""
-    setting_key: str | None
-    """The same for runs on the same text that differ only in the seed. ``None``: the configuration cannot be read."""
+    config: dict[str, Any]
+    """The configuration with dotted keys, and the digest of the text; empty if it cannot be read."""
     row: dict[str, Any]
     """Of the runs table, without what follows from other runs."""
     epochs: list[dict[str, Any]]
@@ -63,7 +63,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
     recorded_result = tolerated(run.read_result, None, warnings)
     damage = list(warnings)
     result: dict[str, Any] = recorded_result or {}
-    epochs, cut_lines = tolerated(run.read_metrics, ([], []), warnings)
+    no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
+    epochs, cut_lines = tolerated(run.read_metrics, no_epochs, warnings)
     observation = None
     if not damage:
         done = Observation(state="done", epoch=None, best_val_ppl=None, reason=None, kind=None)
@@ -112,7 +113,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
     return LoadedRun(
         order=order,
         digits=run.id.rpartition("-")[2],
-        setting_key=repr({**config, "seed": None}) if config else None,
+        config=config,
         row=row,
         epochs=epochs,
         attempts=attempts,

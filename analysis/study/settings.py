@@ -192,7 +192,8 @@ def best_settings(settings: Sequence[Setting]) -> dict[str | None, Setting]:
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that are done and have a validation perplexity: all that conclusions may rest on."""
-    return runs[(runs["state"] == "done") & np.isfinite(runs["val_ppl"])]
+    done: pd.DataFrame = runs[(runs["state"] == "done") & np.isfinite(runs["val_ppl"])]
+    return done
 
 
 def repeats_seeds(runs: pd.DataFrame) -> bool:
@@ -212,7 +213,8 @@ def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
 def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished run with the lowest validation perplexity of each architecture; all of them where they tie."""
     done = finished(runs)
-    return in_report_order(done[done["val_ppl"] == done.groupby("arch")["val_ppl"].transform("min")])
+    lowest = done.groupby("arch")["val_ppl"].transform("min")
+    return in_report_order(done[done["val_ppl"] == lowest])
 
 
 def places_of(runs: pd.DataFrame) -> dict[str, int]:
