@@ -362,7 +362,7 @@ def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.
         ax = pyplot.subplots(figsize=(look.WIDTH_INCHES + 1.4, height), layout="constrained")[1]
     else:
         ax.set_axisbelow(True)
-        ax.grid(visible=True)
+        ax.grid(visible=True, color=look.GRID, linewidth=0.7)
         ax.spines[["top", "right"]].set_visible(False)
     entries = list(handles)
     if entries:
