@@ -20,7 +20,7 @@ from analysis.study.values import as_list, as_mapping, as_number, as_text, clean
 from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.reading import open_regular
-from seqlm.rundir import MAX_RUNS, Observation, RunDirectory
+from seqlm.rundir import MAX_RUNS, RunDirectory
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
@@ -65,13 +65,13 @@ def read_run(run: RunDirectory) -> LoadedRun:
     result: dict[str, Any] = recorded_result or {}
     no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
     epochs, cut_lines = tolerated(run.read_metrics, no_epochs, warnings)
-    observation = None
-    if not damage:
-        done = Observation(state="done", epoch=None, best_val_ppl=None, reason=None, kind=None)
-        observation = done if recorded_result is not None else tolerated(run.observe, None, warnings)
-    if observation is None:
-        damaged = warnings[0].replace(f"{run.path.parent}/", "")
-        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=damaged, kind="code")
+    observed = None if damage or recorded_result is not None else tolerated(run.observe, None, warnings)
+    state, reason, kind = "done", None, None
+    if observed is not None:
+        state, reason, kind = observed.state, observed.reason and clean(observed.reason), observed.kind
+    elif damage or recorded_result is None:
+        state, reason, kind = "failed", clean(warnings[0].replace(f"{run.path.parent}/", "")), "code"
+    warnings += cut_lines
     # A configuration that was not resolved by a launch lacks the digest of its text; the result has it.
     if config and config["data.sha256"] is None and config["data.corpus"] != "ptb":
         config["data.sha256"] = as_text(result.get("corpus_sha256"))
@@ -85,30 +85,26 @@ def read_run(run: RunDirectory) -> LoadedRun:
         )
         order = None
     command = as_list(provenance.get("command"))
-    reason = observation.reason and clean(observation.reason)
     row = {
         "name": clean(str(provenance.get("name") or run.id)),
         "id": run.id,
         "arch": config.get("model.arch"),
         "optimizer": config.get("optim.optimizer"),
-        "state": observation.state,
+        "state": state,
         "reason": reason,
         **_outcome(epochs, result),
         **config,
         "command": shlex.join(map(str, command)) if command else None,
     }
     tail = None
-    if observation.state in ("failed", "cancelled"):
+    if state in ("failed", "cancelled"):
         tail = tolerated(lambda: _log_tail(run), None, warnings)
         row |= {
-            "failure_kind": observation.kind,
+            "failure_kind": kind,
             "failure_message": clean(str(failure.get("message") or "")) or reason,
             "failure_where": clean(str(failure.get("where") or "")) or None,
         }
-    unread: list[str] = []
-    attempts = read_attempts(
-        run, state=observation.state, epochs=epochs, result=result, failure=failure, warnings=unread
-    )
+    attempts = read_attempts(run, state=state, epochs=epochs, result=result, failure=failure, warnings=warnings)
     behaviour, behaviour_warnings = read_behaviour(run)
     return LoadedRun(
         order=order,
@@ -120,7 +116,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         provenance=provenance,
         log_tail=tail,
         behaviour=behaviour,
-        warnings=list(dict.fromkeys(warnings + cut_lines + unread + behaviour_warnings)),
+        warnings=list(dict.fromkeys(warnings + behaviour_warnings)),
     )
 
 
