@@ -98,22 +98,20 @@ class Study(files.Study):
         3    transformer      2    122.0         99.0         150.2
         """
         runs = self.runs.set_index("number")
-        rows = []
-        for setting in timed_settings(self):
-            members = runs.loc[setting.runs]
-            row = {
-                **{key: getattr(setting, key) for key in ("number", "name", "arch", "optimizer", "gap")},
-                **{key: _mean(members[key]) for key in ("train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl")},
+        perplexities = ["train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl"]
+        rows = [
+            {
+                **vars(setting),
+                **{key: _mean(runs.loc[setting.runs][key]) for key in perplexities},
                 "runs": tuple(setting.runs),
                 "seeds": len(setting.runs),
                 "val_ppl": setting.val_ppl,
                 "val_ppl_low": setting.interval.low,
                 "val_ppl_high": setting.interval.high,
-                "seconds_to_best": setting.seconds_to_best,
-                "seconds_to_study_best": setting.seconds_to_study_best,
                 **setting.config,
             }
-            rows.append(row)
+            for setting in timed_settings(self)
+        ]
         return pd.DataFrame(rows, columns=list(columns.RESULTS))
 
     @cached_property
