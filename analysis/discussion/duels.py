@@ -14,9 +14,10 @@ from analysis.blocks.table import Column, Table, number
 from analysis.blocks.words import median
 from analysis.discussion.minima import expected_minimum
 from analysis.study import units
+from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.pairs import alike
 from analysis.study.settings import config_of, finished
-from analysis.study.study import HYPERPARAMETERS, Study
+from analysis.study.study import Study
 
 OTHER_KEYS = [key for key in HYPERPARAMETERS if not key.startswith("optim.")]
 """What a pair agrees in: model, data, training and seed."""

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, csv_text, number, run_columns
 from analysis.study import units
+from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.numbering import RunNumber
 from analysis.study.settings import (
     CONFIDENCE,
@@ -22,7 +23,7 @@ from analysis.study.settings import (
     repeats_seeds,
     settings_of,
 )
-from analysis.study.study import HYPERPARAMETERS, Study
+from analysis.study.study import Study
 
 ALWAYS_SHOWN = {
     "optim.lr": "Learning rate",

@@ -10,7 +10,7 @@ from typing import Any
 from seqlm.config import RunConfig
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
-from tests.analysis.synthetic import make_provenance
+from tests.analysis.synthetic import make_provenance, make_result
 
 
 def add_run(
@@ -74,20 +74,10 @@ def digits(run: RunDirectory) -> str:
 
 
 def result_of(records: list[dict[str, Any]]) -> dict[str, Any]:
-    best, final = min(records, key=lambda record: record["val_ppl"] or math.inf), records[-1]
-    return {
-        "best_epoch": best["epoch"],
-        "best_val_loss": best["val_loss"],
-        "best_val_ppl": best["val_ppl"],
-        "best_train_ppl": best["train_ppl"],
-        "final_epoch": final["epoch"],
-        "final_train_ppl": final["train_ppl"],
-        "final_val_ppl": final["val_ppl"],
-        "test_loss": math.log(best["val_ppl"]),
-        "test_ppl": best["val_ppl"],
-        "parameters": 1000,
-        "elapsed_seconds": final["elapsed_seconds"],
-    }
+    """A result whose test perplexity is the best validation perplexity."""
+    result = make_result(records)
+    best = result["best_val_ppl"]
+    return {**result, "test_loss": math.log(best), "test_ppl": best, "parameters": 1000}
 
 
 def _part(values: dict[str, Any], names: str) -> dict[str, Any]:

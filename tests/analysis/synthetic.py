@@ -130,7 +130,7 @@ def make_epochs(
 
 
 def make_result(records: list[dict[str, Any]]) -> dict[str, Any]:
-    best, final = min(records, key=lambda record: record["val_ppl"]), records[-1]
+    best, final = min(records, key=lambda record: record["val_ppl"] or math.inf), records[-1]
     return {
         "best_epoch": best["epoch"],
         "best_val_loss": best["val_loss"],
