@@ -26,7 +26,7 @@ from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.crawl import Crawl
-from tests.training.studies import make_config, write_text
+from tests.training.studies import make_config, runs_in, write_text
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ class Study:
         return commands.start(self.command(*words), cwd=self.folder)
 
     def runs(self) -> list[RunDirectory]:
-        return RunDirectory.all_in(self.folder / "runs" / "small")
+        return runs_in(self.folder / "runs" / "small")
 
     def epochs(self) -> list[list[int]]:
         """The epochs that each run has finished."""

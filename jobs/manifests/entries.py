@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen, Predicate
 
-from jobs.manifests.backends import BACKENDS, check_table
-from jobs.manifests.claims import Claim, Published, Report, read_claim, read_published
+from jobs.manifests.backends import BACKENDS, check_tables
+from jobs.manifests.claims import Claim, Published, Report, read_published
 from jobs.manifests.expand import Entry, EntryKind, problems_of
-from jobs.manifests.fields import Matches, Problems, Valid, Written, as_table, field_names, full_keys, read_table
+from jobs.manifests.fields import Matches, Problems, Valid, as_table, full_keys, read_table
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
 from jobs.spec import Resources
@@ -37,16 +37,14 @@ class StudyTable:
     """Name of the study and of its folder `runs/<name>/`: up to 80 letters, digits, `.`, `_` and `-`, not starting with
     `.` or `-`."""
     data: Annotated[
-        str | None,
-        Written(Annotated[str, MinLen(1), Predicate(str.isprintable)]),
-        Valid("the path of a file or folder"),
+        Annotated[str, MinLen(1), Predicate(str.isprintable)] | None, Valid("the path of a file or folder")
     ] = None
     """Path of the text, relative to the manifest's folder; without it, the corpus's own place. `--data` and
     `SEQLM_DATA` override it."""
     backend: Annotated[Literal["local", "ray", "slurm"] | None, Valid(f"one of {', '.join(BACKENDS)}")] = None
     """Where runs are sent; without it, Ray if it is installed, else local processes. `--backend` and `SEQLM_BACKEND`
     override it."""
-    untracked: Annotated[tuple[str, ...], Written(list[Annotated[str, MinLen(1)]]), Valid("a list of files")] = ()
+    untracked: Annotated[list[Annotated[str, MinLen(1)]], Valid("a list of files")] = field(default_factory=list)
     """Files of the code that git does not track and runs need, such as `["seqlm/new.py"]`, relative to the folder of
     `launch.py`. They are kept in `code/` and sent to Ray."""
 
@@ -58,11 +56,7 @@ class EntryTable:
     name: Annotated[_Name | None, Valid(_Name.__metadata__[-1].words)] = None
     """Name of the run; without it, `{arch}-{optimizer}`. Runs of a grid or zip get a suffix for each key that varies,
     as in `gru-lr0.1-hidden512-seed2`."""
-    seeds: Annotated[
-        list[int] | None,
-        Written(Annotated[list[Seed], MinLen(1)]),
-        Valid("a list of whole numbers, at least one"),
-    ] = None
+    seeds: Annotated[Annotated[list[Seed], MinLen(1)] | None, Valid("a list of whole numbers, at least one")] = None
     """A copy of every run for each seed. `seed` or `seeds` of an entry override the `seeds` at the top of the file."""
 
 
@@ -71,7 +65,7 @@ TOP_KEYS = (
     *("resources", "policy", "backend"),
 )
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
-ENTRY_KEYS = field_names(EntryTable)
+ENTRY_KEYS = full_keys(EntryTable)
 CONFIG_KEYS = tuple(valid_keys())
 RESOURCE_KEYS = full_keys(Resources, "resources.")
 PUBLISHED_KEYS = full_keys(Published, "published.")
@@ -113,28 +107,25 @@ def read_tables(raw: Mapping[str, Any], file: str, overrides: Sequence[str], pro
     for key in raw:
         if key not in TOP_KEYS:
             problems.unknown(file, key, [*TOP_KEYS, *(f"defaults.{name}" for name in SECTIONS)], TOP_KEYS)
-    study = read_table(StudyTable, raw.get("study", {}), file, problems, prefix="study.")
+
+    def table_of(kind: type, section: str) -> dict[str, Any]:
+        return read_table(kind, raw.get(section, {}), file, problems, prefix=f"{section}.")
+
+    study = table_of(StudyTable, "study")
     defaults = _flatten(raw.get("defaults", {}), CONFIG_KEYS, f"{file}: defaults", problems)
     resources = _flatten({"resources": raw.get("resources", {})}, RESOURCE_KEYS, file, problems)
-    policy = read_table(Policy, raw.get("policy", {}), file, problems, prefix="policy.")
-    top = {"seeds": raw["seeds"]} if "seeds" in raw else {}
+    policy = table_of(Policy, "policy")
+    top = {key: value for key, value in raw.items() if key == "seeds"}
     seeds = read_table(EntryTable, top, file, problems).get("seeds", ())
-    if "seeds" in raw and "seed" in defaults:
-        what = 'expected one of "seed" here and "seeds" at the top of the file, got both'
-        problems.add(f"{file}: defaults", what)
-    backend = {}
-    for name, table in as_table(raw.get("backend", {}), f"{file}: backend", problems).items():
-        if name in BACKENDS:
-            backend[name] = table
-            check_table(name, table, file, problems, prefix=f"backend.{name}.")
-        else:
-            problems.unknown(file, f"backend.{name}", [f"backend.{known}" for known in BACKENDS])
+    if top and "seed" in defaults:
+        problems.add(f"{file}: defaults", 'expected one of "seed" here and "seeds" at the top of the file, got both')
+    backend = check_tables(raw.get("backend", {}), file, problems)
     entries = [
         _read_entry(kind, number, table, seeds, file, problems)
         for kind in (key for key in raw if key in ENTRY_KINDS)
         for number, table in _numbered(raw, kind, file, problems)
     ]
-    excludes = {}
+    excludes, claims = {}, {}
     for number, table in _numbered(raw, "exclude", file, problems):
         where, before = f"{file}: exclude {number}", len(problems.lines)
         condition = _flatten(table, ("name", *CONFIG_KEYS), where, problems)
@@ -142,18 +133,18 @@ def read_tables(raw: Mapping[str, Any], file: str, overrides: Sequence[str], pro
             problems.add(where, "expected at least one key, got none")
         if len(problems.lines) == before:
             excludes[number] = condition
-    claims = {
-        number: claim
-        for number, table in _numbered(raw, "expect", file, problems)
-        if (claim := read_claim(table, f"{file}: expect {number}", problems)) is not None
-    }
-    report = read_table(Report, raw.get("report", {}), file, problems, prefix="report.")
+    for number, table in _numbered(raw, "expect", file, problems):
+        before = len(problems.lines)
+        claim = read_table(Claim, table, f"{file}: expect {number}", problems)
+        if len(problems.lines) == before:
+            claims[number] = Claim(**claim)
+    report = table_of(Report, "report")
     setting, options = read_overrides(overrides, problems)
     if "study.name" in setting:
         study["name"] = setting.pop("study.name")
-    for key in full_keys(Policy, "policy."):
-        if key in setting:
-            policy[key.removeprefix("policy.")] = setting.pop(key)
+    for key in full_keys(Policy):
+        if f"policy.{key}" in setting:
+            policy[key] = setting.pop(f"policy.{key}")
     return ManifestFile(
         name=file,
         study=study,
@@ -172,12 +163,7 @@ def read_tables(raw: Mapping[str, Any], file: str, overrides: Sequence[str], pro
 
 
 def _read_entry(
-    kind: EntryKind,
-    number: int,
-    table: Mapping[str, Any],
-    seeds: Sequence[Any],
-    file: str,
-    problems: Problems,
+    kind: EntryKind, number: int, table: Mapping[str, Any], seeds: Sequence[Any], file: str, problems: Problems
 ) -> Entry:
     """Read an entry. ``seeds`` are those at the top of the file; ``seeds`` or ``seed`` of the entry override them."""
     own = {key: value for key, value in table.items() if key in ENTRY_KEYS}
@@ -195,8 +181,7 @@ def _read_entry(
         problems.add(where, "published: published results belong to [[run]], an entry for each run that has them")
         rest = {key: value for key, value in rest.items() if key.partition(".")[0] != "published"}
     values = _flatten(rest, valid, where, problems, also=ENTRY_KEYS)
-    results = {key: values.pop(key) for key in PUBLISHED_KEYS if key in values}
-    published = read_published(results, where, problems)
+    published = read_published({key: values.pop(key) for key in PUBLISHED_KEYS if key in values}, where, problems)
     seeds = own.get("seeds", () if "seed" in values else seeds)
     entry = replace(entry, values=values, seeds=seeds, published=published)
     for problem in problems_of(entry):
@@ -226,18 +211,17 @@ def _flatten(
     """Return the keys of a table as dotted keys. Unknown keys are reported and left out."""
     flat: dict[str, Any] = {}
     for key, value in as_table(table, where, problems).items():
-        is_section = key in SECTIONS or key == "published"
         found = {key: value}
-        if is_section:
-            found = {f"{key}.{inner}": v for inner, v in as_table(value, f"{where}: {key}", problems).items()}
-        for dotted, inner_value in found.items():
+        if key in (*SECTIONS, "published"):
+            found = {f"{key}.{name}": inner for name, inner in as_table(value, f"{where}: {key}", problems).items()}
+        for dotted, inner in found.items():
             if dotted not in valid:
                 sections = dict.fromkeys(name.partition(".")[0] for name in valid)
                 problems.unknown(where, dotted, (*also, *sections, *valid))
             elif dotted in flat:
                 problems.add(where, f'key "{dotted}" is given twice')
             else:
-                flat[dotted] = inner_value
+                flat[dotted] = inner
     return flat
 
 
@@ -272,8 +256,7 @@ def read_overrides(texts: Sequence[str], problems: Problems) -> tuple[dict[str, 
         elif key == "study.name":
             read_table(StudyTable, {"name": value}, where, problems, prefix="study.")
         if len(problems.lines) == before:
-            values[key] = value
-            places[key] = where
+            values[key], places[key] = value, where
     return values, places
 
 

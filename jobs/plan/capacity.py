@@ -187,11 +187,11 @@ class Capacity:
     def _lack(self, resources: Resources, has: str) -> str:
         ranks, gpus, cpus = resources.ranks, resources.gpus or 0, resources.cpus or 1
         if ranks * gpus > self.gpus + _TINY:
-            return f"needs {_gpus(ranks * gpus)}, {has.format(f'{round(self.gpus, 4):g}')}"
+            return f"needs {with_noun(ranks * gpus, 'GPU')}, {has.format(f'{round(self.gpus, 4):g}')}"
         if min(ranks * cpus, self.total_cpus) > self.cpus + _TINY or ranks * cpus > self.total_cpus + _TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
-            return f"needs {_cores(ranks * cpus)}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
-        wanted = f"{_gpus(gpus)} and {_cores(cpus)}" if gpus else _cores(cpus)
+            return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
+        wanted = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, 'core')
         if ranks == 1:
             return f"needs {wanted} on one node, no node has that"
         held = sum(node.holds(self.cores_held(resources), gpus) for node in self.nodes.values())
@@ -203,9 +203,6 @@ def _fullest(free: dict[str, float], gpus: float) -> str:
     return min((device for device in free if free[device] + _TINY >= gpus), key=lambda device: free[device])
 
 
-def _gpus(number: float) -> str:
-    return f"{number:g} GPU{'' if number == 1 else 's'}"
-
-
-def _cores(number: float) -> str:
-    return f"{number:g} core{'' if number == 1 else 's'}"
+def with_noun(number: float, noun: str) -> str:
+    """Return a number with its noun in singular or plural: ``1 GPU``, ``2 GPUs``."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"

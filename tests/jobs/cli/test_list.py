@@ -18,14 +18,14 @@ from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.fake_slurm.control import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
-from tests.training.studies import make_config, make_run
+from tests.training.studies import make_config, make_run, runs_in
 
 DAY = 86400
 NOW = 1_700_000_000.0
 
 
 def change(study_dir: Path, seconds_ago: float) -> None:
-    for run in RunDirectory.all_in(study_dir):
+    for run in runs_in(study_dir):
         os.utime(run.path, (NOW - seconds_ago, NOW - seconds_ago))
 
 
@@ -86,7 +86,7 @@ def test_the_table_says_it_in_words(runs_dir: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_live_worker_is_running(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = next(run for run in RunDirectory.all_in(runs_dir / "new") if run.id.startswith("pending"))
+    run = next(run for run in runs_in(runs_dir / "new") if run.id.startswith("pending"))
     with exclusive_lock(run.worker_lock_file, "busy"):
         assert listed(capsys, runs_dir)["new"]["states"]["running"] == 1
 
@@ -104,7 +104,7 @@ def test_damaged_and_foreign_folders_are_a_line_each_and_hide_no_study(
     (runs_dir / "jobs" / "slurm").mkdir()
     (runs_dir / "jobs" / "slurm" / "jobs.json").write_text("{")
     (runs_dir / "record" / "study.json").write_text("{")
-    RunDirectory.all_in(runs_dir / "result")[0].result_file.write_text("{")
+    runs_in(runs_dir / "result")[0].result_file.write_text("{")
     studies = listed(capsys, runs_dir)
     assert set(studies) == {"new", "old", "foreign", "jobs", "record", "result"}
     assert list(studies)[-1] == "foreign"
