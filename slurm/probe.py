@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -18,7 +17,7 @@ from jobs.backends.base import Finding
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError
 from slurm import node_probe
-from slurm.environment import first_lines, sbatch_environment
+from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings
 
 LOOK_EVERY_S = 2.0
@@ -74,26 +73,18 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
 
 def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu) -> str:
     """Return the batch script of a probe in ``folder``."""
-    options = settings.placement()
-    options |= {"job-name": "seqlm-doctor", "time": 1, "ntasks": 1, "output": str(folder / "log").replace("%", "%%")}
+    options = {"job-name": "seqlm-doctor", "time": 1, "ntasks": 1, "output": str(folder / "log").replace("%", "%%")}
     if gpu:
         options["gpus-per-node"] = 1
-    lines = [f"#SBATCH --{key}" + ("" if v is True else f"={shlex.quote(str(v))}") for key, v in options.items()]
-    start = shlex.join(["srun", *settings.srun_args])
     python = settings.python or shlex.quote(sys.executable)
-    command = f"{start} {python} {shlex.quote(str(folder / 'node_probe.py'))}"
-    return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *settings.setup, command, ""])
+    start = shlex.join(["srun", *settings.srun_args])
+    return batch_script(settings, options, f"{start} {python} {shlex.quote(str(folder / 'node_probe.py'))}")
 
 
 def _run(settings: SlurmSettings, folder: Path, *, gpu: Gpu, wait_s: float) -> Outcome:
     shutil.copyfile(node_probe.__file__, folder / "node_probe.py")
-    batch = folder / "probe.sh"
-    batch.write_text(script(settings, folder, gpu=gpu), "utf-8")
     submitted_at = time.time()
-    environ = sbatch_environment(settings, os.environ)  # the same as for jobs of runs
-    job = ask("sbatch", "--parsable", str(batch), environ=environ).strip().partition(";")[0]
-    if not job.isdigit():
-        raise BackendError(f'sbatch: expected a job id, got "{job}"')
+    job = submit_script(folder / "probe.sh", script(settings, folder, gpu=gpu), settings)
     try:
         outcome = _wait(job, folder, submitted_at=submitted_at, wait_s=wait_s)
     except BaseException:
@@ -110,7 +101,8 @@ def _wait(job: str, folder: Path, *, submitted_at: float, wait_s: float) -> Outc
     give_up_at = time.monotonic() + wait_s
     state, reason, waiting_at, look_at, over_at = "PENDING", "", submitted_at, 0.0, None
     while True:
-        answer = _read_answer(folder)
+        list(folder.iterdir())  # makes a network file system refresh its cache
+        answer = json.loads(_read(folder / node_probe.ANSWER) or "null")
         now = time.monotonic()
         complete = answer is not None and answer["torch"] is not None
         hidden = over_at is not None and now - over_at > VISIBLE_WITHIN_S
@@ -136,12 +128,6 @@ def _look(job: str) -> tuple[str, str]:
         raise
     state, _, reason = answer.partition("|")
     return (state, reason) if state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING") else ("over", reason)
-
-
-def _read_answer(folder: Path) -> dict[str, Any] | None:
-    list(folder.iterdir())  # makes a network file system refresh its cache
-    text = _read(folder / node_probe.ANSWER)
-    return json.loads(text) if text else None
 
 
 def _read(path: Path) -> str | None:
@@ -196,8 +182,8 @@ def _python(answer: dict[str, Any]) -> Finding:
     subject, text = "Python on node", f"Python {answer['python']}, {answer['executable']}"
     if tuple(map(int, answer["python"].split(".")[:2])) >= OLDEST_PYTHON:
         return Finding("ok", subject, text)
-    expected = ".".join(map(str, OLDEST_PYTHON))
-    return Finding("bad", subject, f"{text}; expected {expected} or newer; set python or setup")
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    return Finding("bad", subject, f"{text}; expected {oldest} or newer; set python or setup")
 
 
 def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
@@ -221,5 +207,4 @@ def _clock(skew_s: float) -> Finding:
     if abs(skew_s) <= SKEW_S:
         return Finding("ok", subject, f"{seconds} from this machine's")
     direction = "ahead of" if skew_s > 0 else "behind"
-    text = f"{seconds} {direction} this machine's; times in runs' files will be misleading"
-    return Finding("note", subject, text)
+    return Finding("note", subject, f"{seconds} {direction} this machine's; times in runs' files will be misleading")

@@ -97,6 +97,10 @@ class PartitionFacts:
         return sum(kind.count for kind in self.kinds)
 
     @property
+    def usable_nodes(self) -> int:
+        return sum(kind.usable for kind in self.kinds)
+
+    @property
     def gpus_per_node(self) -> int:
         """GPUs of the nodes that have most."""
         return max((kind.gpus for kind in self.kinds), default=0)
@@ -124,7 +128,11 @@ class PartitionFacts:
         resolved = replace(resources, gpus=each_gpus)
         nodes, ranks = settings.nodes(resolved)
         runs, each = settings.runs_per_job(resolved), resources.cpus or 1
-        gpus, cpus, memory_mb = math.ceil(ranks * each_gpus), ranks * runs * each, math.ceil((settings.mem_gb or 0) * 1024)
+        gpus, cpus, memory_mb = (
+            math.ceil(ranks * each_gpus),
+            ranks * runs * each,
+            math.ceil((settings.mem_gb or 0) * 1024),
+        )
         most_mb = max((kind.memory_mb for kind in self.kinds), default=0)
         fitting = [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
         enough = sum(kind.count for kind in fitting)

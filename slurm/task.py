@@ -29,9 +29,8 @@ from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
-from slurm import control
+from slurm.control import Again, clock_ahead_s, job_words, look_again, requeue
 from slurm.job import JobPlan, Signals, SlurmContext
-from slurm.requeue import Again, look_again, requeue
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 2.0
@@ -88,6 +87,12 @@ class _Worker:
     def was_stopped_by_others(self) -> bool:
         """Whether it ended as one that was asked to stop, which this task did not do."""
         return self.ended is not None and self.ended.exit_code in STOPPED_EXITS and not self.asked
+
+    def ask(self) -> None:
+        """Ask it to stop, once."""
+        if not self.asked and self.rank is not None:
+            self.asked = True
+            self.rank.signal(signal.SIGTERM)
 
 
 @final
@@ -211,7 +216,7 @@ class Task:
         elif ended is not None:
             worker.ended = ended
         elif self._signals.stop:
-            self._ask(worker, worker.rank)
+            worker.ask()
         elif look:
             with contextlib.suppress(FileError, OSError):  # the next look is soon
                 self._look_at(worker, worker.rank)
@@ -225,7 +230,7 @@ class Task:
             FileError, OSError: the run's files cannot be read.
         """
         if worker.run.is_cancelled():
-            self._ask(worker, rank)
+            worker.ask()
             return
         if self._plan.resources.ranks > 1 and worker.run.failure_file.exists():
             rank.peer_failed()
@@ -234,12 +239,6 @@ class Task:
                 with contextlib.suppress(FileError):
                     worker.attempt.record_hang(self._where)
             rank.signal(signal.SIGKILL)
-
-    @staticmethod
-    def _ask(worker: _Worker, rank: Supervisor) -> None:
-        if not worker.asked:
-            worker.asked = True
-            rank.signal(signal.SIGTERM)
 
     # -- how a run ended -----------------------------------------------------------------------------------------
 
@@ -291,10 +290,10 @@ class Task:
         warned_at = self._signals.warned_at
         if warned_at is not None:
             limit = self._context.end_time or self._started + 60 * self._plan.timeout_min
-            if warned_at + control.clock_ahead_s() >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
+            if warned_at + clock_ahead_s() >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
                 return "timeout", f"the job's time limit of {self._plan.timeout_min} min"
             return "preempted", "preempted by another job"
-        if "CANCELLED" in control.job_words(self._context.number):
+        if "CANCELLED" in job_words(self._context.number):
             return "cancelled", "cancelled by scancel"
         return None
 
@@ -318,7 +317,7 @@ class Task:
             return True
         reason = again[0].reason
         for worker in todo:
-            if not worker.run.result_file.exists() and not worker.run.failure_file.exists():
+            if not worker.run.has_ended():
                 message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
                 kind = reason.partition(":")[0]
                 worker.run.write_failure_once(worker.attempt.failure(kind, message, where=self._where))

@@ -351,6 +351,8 @@ def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.Ca
         "disk_bytes": (12 + 4) * run["parameters"] + 2 * 18 * 17,
         "unknown": None,
     }
+    freed = plan_of(capsys, "--set", "policy.keep_last=false")["totals"]["disk_bytes"]
+    assert freed == 4 * run["parameters"] + 18 * 17, "last.pt is deleted"
     assert launch.main(["plan", "small.toml"]) == 0
     assert "3.0 GiB" in capsys.readouterr().out
 

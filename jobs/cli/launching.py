@@ -63,7 +63,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     manifest, specs, study_dir = _open_manifest(arguments)
     choice, slurm = choose(arguments, manifest)
     target, limit = slurm or choice.make(), choice.max_parallel
-    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir)
+    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, keep_last=manifest.policy.keep_last)
     planned = resolve_resources(planned, target, limit)
     terminal.say_table(_plan_table(planned))
     counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
@@ -143,10 +143,10 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _estimated(planned: Sequence[PlannedRun], runs_dir: Path) -> list[PlannedRun]:
+def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, *, keep_last: bool) -> list[PlannedRun]:
     facts = functools.cache(corpus_facts)
     known = [replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in planned]
-    return estimated(known, earlier_throughput(runs_dir))
+    return estimated(known, earlier_throughput(runs_dir), keep_last=keep_last)
 
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Gt, Len, MaxLen, MinLen
 
-from jobs.manifests.fields import Check, Line, Problems, Valid, read_table
+from jobs.manifests.fields import Check, Line, Problems, Valid
 from jobs.manifests.filters import facts_of_spec, meets, parse
 from jobs.manifests.reader import show
 from jobs.spec import RunSpec
@@ -104,13 +104,6 @@ class Expectation:
     """Names of runs, at least one."""
     higher: tuple[str, ...]
     """Names of other runs, at least one."""
-
-
-def read_published(values: Mapping[str, Any], where: str, problems: Problems) -> Published | None:
-    """Return the published results of a ``[[run]]``, if ``values`` has any; its keys are dotted."""
-    table = {key.rpartition(".")[2]: value for key, value in values.items()}
-    found = read_table(Published, table, where, problems, prefix="published.")
-    return Published(**found) if found else None
 
 
 # -- with the runs ---------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def _or_lists(keys: Mapping[str, Schema]) -> dict[str, Schema]:
     """For each key one value, or a list of at least one."""
     found: dict[str, Schema] = {}
     for key, schema in keys.items():
-        outer = {name: schema[name] for name in ("description", "default") if name in schema}
+        outer = {name: inner for name, inner in schema.items() if name in ("description", "default")}
         value = {name: inner for name, inner in schema.items() if name not in outer}
         found[key] = {**outer, "anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
     return found

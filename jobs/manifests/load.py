@@ -2,7 +2,7 @@
 
     load_manifest(path, overrides)
       read_manifest_file   text -> plain data                                     (jobs.manifests.reader)
-      read_tables          plain data -> tables and entries, unknown keys         (jobs.manifests.entries)
+      ManifestFile         plain data -> tables and entries, unknown keys         (jobs.manifests.entries)
       expand               [[grid]], [[zip]], seeds -> one set of values a run    (jobs.manifests.expand)
       _exclude, _resolve   defaults < entry < --set, then RunConfig.from_dict     (here)
       _check_distinct      no name and no configuration twice                     (here)
@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from jobs.manifests.claims import Expectation, Published, absent, expectations, groups_of
-from jobs.manifests.entries import SECTIONS, ManifestFile, read_tables
+from jobs.manifests.entries import SECTIONS, ManifestFile
 from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
-from jobs.manifests.fields import Problems
 from jobs.manifests.filters import listing
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
@@ -91,10 +90,18 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     Raises:
         ManifestError: with one line for each problem of the file and of the overrides.
     """
-    problems = Problems()
-    file = read_tables(read_manifest_file(path), path.name, overrides, problems)
-    kept, excluded, unmatched = _exclude(_expand(file, problems), file)
-    resolved = _resolve_all(kept, file, problems)
+    file = ManifestFile(read_manifest_file(path), path.name, overrides)
+    problems = file.problems
+    counts = [number_of_runs(entry) for entry in file.entries]
+    runs: list[_Run] = []
+    if sum(counts) <= MAX_RUNS:
+        runs = [(entry, own) for entry in file.entries for own in expand(entry)]
+    else:
+        largest = file.entries[counts.index(max(counts))]
+        what = f"makes {max(counts):,} of {sum(counts):,} runs, expected at most {MAX_RUNS:,} in a study"
+        problems.add(f"{file.name}: {largest.label}", what)
+    kept, excluded, unmatched = _exclude(runs, file)
+    resolved = _resolve_all(kept, file)
     specs = [spec for _, _, spec in resolved]
     as_written = [_as_written(run, file) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
@@ -138,16 +145,6 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _expand(file: ManifestFile, problems: Problems) -> list[_Run]:
-    counts = [number_of_runs(entry) for entry in file.entries]
-    if sum(counts) <= MAX_RUNS:
-        return [(entry, own) for entry in file.entries for own in expand(entry)]
-    largest = file.entries[counts.index(max(counts))]
-    what = f"makes {max(counts):,} of {sum(counts):,} runs, expected at most {MAX_RUNS:,} in a study"
-    problems.add(f"{file.name}: {largest.label}", what)
-    return []
-
-
 def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Excluded], list[tuple[str, str]]]:
     """Return the runs to keep, the dropped ones, and a problem for each ``[[exclude]]`` without a match.
 
@@ -158,8 +155,14 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Exc
     kept: list[_Run] = []
     dropped: list[Excluded] = []
     hit: set[int] = set()
-    facts = [_facts(entry, own, file) for entry, own in runs]
-    for run, known in zip(runs, facts, strict=True):
+    facts = []
+    for run in runs:
+        values = _merge(file, run[1])
+        known = {"seed": None, **values}
+        with contextlib.suppress(ConfigError):  # else without the defaults of RunConfig
+            known |= RunConfig.from_dict(_nested(values)[0]).by_key()
+        known["name"] = run_name(run[0], values)
+        facts.append(known)
         hits = {number for number, cut in file.excludes.items() if all(_fits(known, *item) for item in cut.items())}
         hit |= hits
         if hits:
@@ -173,16 +176,6 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Exc
         if number not in hit
     ]
     return kept, dropped, unmatched
-
-
-def _facts(entry: Entry, own: _Values, file: ManifestFile) -> dict[str, Any]:
-    """Return name and values of a run before ``--set``, with the defaults of :mod:`seqlm.config` if it is valid."""
-    values = _merge(file, own)
-    name = run_name(entry, values)
-    try:
-        return {**values, **RunConfig.from_dict(_nested(values)[0]).by_key(), "name": name}
-    except ConfigError:
-        return {"seed": None, **values, "name": name}
 
 
 def _fits(facts: _Values, key: str, wanted: Any) -> bool:
@@ -238,7 +231,8 @@ def _nested(values: _Values) -> tuple[dict[str, Any], dict[str, Any]]:
     return nested, nested.pop("resources")
 
 
-def _resolve_all(runs: Sequence[_Run], file: ManifestFile, problems: Problems) -> list[_Resolved]:
+def _resolve_all(runs: Sequence[_Run], file: ManifestFile) -> list[_Resolved]:
+    problems = file.problems
     used: set[str] = set()
     resolved: list[_Resolved] = []
     for entry, own in runs:
@@ -260,7 +254,7 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile, problems: Problems) -
     for key in file.setting:
         if runs and key not in used:
             problems.add(file.options[key], f"{key} applies to no run of {file.name}")
-    _check_distinct(resolved, file, problems)
+    _check_distinct(resolved, file)
     return resolved
 
 
@@ -309,7 +303,7 @@ def _as_written(run: _Resolved, file: ManifestFile) -> RunSpec | None:
     return None
 
 
-def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile, problems: Problems) -> None:
+def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
     """Report configurations and names that occur twice: the first such pair of each two entries."""
     firsts: dict[tuple[str, str], _Resolved] = {}
     reported: set[tuple[str, str, str]] = set()
@@ -335,4 +329,4 @@ def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile, problems:
         else:
             what = f'{first[0].position} and {entry.position} both make a run called "{spec.name}"'
             what += "; give them different names" if entry.name else "; add a name to either"
-        problems.add(file.name, what)
+        file.problems.add(file.name, what)

@@ -128,7 +128,6 @@ class Capacity:
         left = resources.ranks
         room = {name: min(node.holds(cpus, gpus), left) for name, node in self.nodes.items()}
         allocations: list[Allocation] = []
-        devices: dict[str, dict[str, float]] = {}
         while left:
             enough = [name for name, ranks in room.items() if ranks >= left]
             if enough:
@@ -137,26 +136,31 @@ class Capacity:
                 best = max(room, key=lambda name: room[name], default="")
             if not best or not room[best]:
                 return None
+            free = dict(self.nodes[best].gpus)
             for _ in range(min(room.pop(best), left)):
-                free = devices.setdefault(best, dict(self.nodes[best].gpus))
-                device = _fullest(free, gpus) if gpus else None
-                if device is not None:
+                device = None
+                if gpus:
+                    device = min((one for one in free if free[one] + _TINY >= gpus), key=lambda one: free[one])
                     free[device] -= gpus
                 allocations.append(Allocation(node=best, cpus=cpus, device=device, gpus=gpus))
                 left -= 1
         return allocations
 
-    def take(self, allocations: Sequence[Allocation]) -> None:
-        """Book allocations. Those on unknown nodes are ignored.
+    def take(self, allocations: Sequence[Allocation], *, sign: int = -1) -> None:
+        """Book allocations; with a ``sign`` of 1 undo that. Those on unknown nodes are ignored.
 
         Raises:
             KeyError: an allocation names a GPU that its node does not have.
         """
-        self._add(allocations, -1)
+        for allocation in allocations:
+            if (node := self.nodes.get(allocation.node)) is not None:
+                node.cpus += sign * allocation.cpus
+                if allocation.device is not None:
+                    node.gpus[allocation.device] += sign * allocation.gpus
 
     def give_back(self, allocations: Sequence[Allocation]) -> None:
         """Undo :meth:`take`."""
-        self._add(allocations, 1)
+        self.take(allocations, sign=1)
 
     def withhold(self, node: str, cpus: float, gpus: float) -> None:
         """Subtract cores and GPUs that other jobs use on a node, down to 0. Ignore an unknown node."""
@@ -168,15 +172,6 @@ class Capacity:
             taken = max(0.0, min(free, gpus))
             there.gpus[device] -= taken
             gpus -= taken
-
-    def _add(self, allocations: Sequence[Allocation], sign: int) -> None:
-        for allocation in allocations:
-            node = self.nodes.get(allocation.node)
-            if node is None:
-                continue
-            node.cpus += sign * allocation.cpus
-            if allocation.device is not None:
-                node.gpus[allocation.device] += sign * allocation.gpus
 
     # -- reasons -------------------------------------------------------------------------------------------------
 
@@ -191,16 +186,11 @@ class Capacity:
         if min(ranks * cpus, self.total_cpus) > self.cpus + _TINY or ranks * cpus > self.total_cpus + _TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
             return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
-        wanted = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, 'core')
+        wanted = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
         if ranks == 1:
             return f"needs {wanted} on one node, no node has that"
         held = sum(node.holds(self.cores_held(resources), gpus) for node in self.nodes.values())
         return f"needs {wanted} for each of {ranks} ranks, there is room for {held}"
-
-
-def _fullest(free: dict[str, float], gpus: float) -> str:
-    """Return the fullest GPU on which a rank still fits."""
-    return min((device for device in free if free[device] + _TINY >= gpus), key=lambda device: free[device])
 
 
 def with_noun(number: float, noun: str) -> str:

@@ -141,14 +141,25 @@ def _to_keep(
     if origin is not None:
         return root, origin.get("files") or _contents(root, _files_below(root)), origin
     commit = _commit(root)
-    files = _files(root, commit)
-    added = [file for file in (_added(root, name) for name in untracked) if file not in files]
+    if commit is None:
+        files = [file for package in PACKAGES for file in _files_below(root, package)]
+        files += [path.relative_to(root) for path in root.glob(COMMAND_LINE)]
+    else:
+        files = [Path(name) for name in _listed(root) if (root / name).is_file()]
+    for name in untracked:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not (root / path).is_file():
+            raise UsageError(f'study.untracked: expected a file of {root}, such as "seqlm/new.py", got "{name}"')
+    added = [Path(name) for name in untracked if Path(name) not in files]
     contents = _contents(root, [*files, *added])
     dirty = bool(commit and (_changes(root) or added))
     name = commit[:12] if commit else "no-commit"
     if dirty or not commit:
         name += f"-{hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:8]}"
-    if left_out := [name for name in _untracked(root, commit) if name not in contents]:
+    # The Python files, at the top and in seqlm's packages, that git neither tracks nor ignores.
+    where = [":(glob)*.py", *(f"{package}/*.py" for package in PACKAGES)]
+    others = _listed(root, "--others", "--exclude-standard", "--", *where) if commit else []
+    if left_out := [other for other in others if other not in contents]:
         tell(
             f"warning: not kept with the study, since git does not track it: {', '.join(left_out)}; `git add` what "
             "the runs need, or name it in study.untracked"
@@ -156,36 +167,10 @@ def _to_keep(
     return root, contents, {"name": name, "commit": commit, "dirty": dirty, "files": contents}
 
 
-def _files(root: Path, commit: str | None) -> list[Path]:
-    if commit is None:
-        found = [file for package in PACKAGES for file in _files_below(root, package)]
-        return [*found, *(path.relative_to(root) for path in root.glob(COMMAND_LINE))]
-    return [Path(name) for name in _listed(root) if (root / name).is_file()]
-
-
 def _files_below(root: Path, folder: str = "") -> list[Path]:
     """Return the files below a folder, relative to ``root``, without compiled files and ``code-origin.json``."""
     found = [path.relative_to(root) for path in (root / folder).rglob("*") if path.is_file()]
     return [path for path in found if path.suffix != ".pyc" and path != Path(ORIGIN)]
-
-
-def _added(root: Path, name: str) -> Path:
-    """Return the path of a file that ``study.untracked`` names, after checking it."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not (root / path).is_file():
-        raise UsageError(f'study.untracked: expected a file of {root}, such as "seqlm/new.py", got "{name}"')
-    return path
-
-
-def _untracked(root: Path, commit: str | None) -> list[str]:
-    """Return the Python files, at the top and in seqlm's packages, that git neither tracks nor ignores."""
-    where = [":(glob)*.py", *(f"{package}/*.py" for package in PACKAGES)]
-    return _listed(root, "--others", "--exclude-standard", "--", *where) if commit else []
-
-
-def _listed(root: Path, *arguments: str) -> list[str]:
-    """Return the files that ``git ls-files`` lists."""
-    return [name for name in _git(root, "ls-files", "-z", *arguments).split("\0") if name]
 
 
 def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
@@ -222,19 +207,15 @@ def _difference(
         if not stat.S_ISREG(status.st_mode):
             return f"{file} is not a regular file"
         if file == Path(ORIGIN):
-            is_right = _is_origin(kept / file, origin)
+            is_right = False
+            with contextlib.suppress(DamagedFileError):
+                record = read_json(kept / file) or {}
+                is_right = all(record.get(key) == origin[key] for key in ("name", "commit", "dirty"))
         else:
             is_right = _sha256(read_bytes(kept / file)) == contents[str(file)]
         if not is_right:
             return f"{file} has changed"
     return None
-
-
-def _is_origin(file: Path, origin: Mapping[str, Any]) -> bool:
-    with contextlib.suppress(DamagedFileError):
-        found = read_json(file) or {}
-        return all(found.get(key) == origin[key] for key in ("name", "commit", "dirty"))
-    return False
 
 
 def _sha256(content: bytes) -> str:
@@ -272,6 +253,10 @@ def _commit(root: Path) -> str | None:
 
 def _changes(root: Path) -> str:
     return _git(root, "status", "--porcelain", "--untracked-files=no")
+
+
+def _listed(root: Path, *arguments: str) -> list[str]:
+    return [name for name in _git(root, "ls-files", "-z", *arguments).split("\0") if name]
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -130,12 +130,11 @@ class Scheduler:
         columns = "JobID,State,NodeList"
         account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", columns, "-j", ",".join(parents(missing)))
         accounted = {} if account is None else read_sacct(account)
-        silent = "slurmctld" if queue is None else "slurmdbd (accounting)" if account is None else None
-        if silent:
+        reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
+        lost = JobState(stage="gone", reason=reason)
+        if queue is None or account is None:
+            silent = "slurmctld" if queue is None else "slurmdbd (accounting)"
             lost = JobState(stage="unknown", reason=f"{silent} does not answer; this is the last known state")
-        else:
-            reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
-            lost = JobState(stage="gone", reason=reason)
         return {**{job: accounted.get(job, lost) for job in missing}, **found}
 
     def _call(self, *command: str) -> str | None:
@@ -153,38 +152,28 @@ class Scheduler:
 
 def read_squeue(text: str) -> dict[str, JobState]:
     """Parse the output of ``squeue -h -r -t all -o "%i|%T|%r|%N"``."""
-    found = {}
-    for line in text.splitlines():
-        parts = line.strip().split("|")
-        if len(parts) == 4:
-            job, state, reason, nodes = parts
-            found[job] = job_state(state, reason, nodes)
-    return found
+    rows = (line.strip().split("|") for line in text.splitlines())
+    return {row[0]: job_state(*row[1:]) for row in rows if len(row) == 4}
 
 
 def read_sacct(text: str) -> dict[str, JobState]:
-    """Parse the output of ``sacct -n -P -X -D -o JobID,State,NodeList``. The last line of a requeued job counts."""
+    """Parse the output of ``sacct -n -P -X -D -o JobID,State,NodeList``. The last line of a requeued job counts.
+
+    A line is about ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Lines about steps are ignored.
+    """
     found: dict[str, JobState] = {}
     waiting: dict[str, JobState] = {}
-    for line in text.splitlines():
-        parts = line.strip().split("|")
-        if len(parts) == 3:
-            known = waiting if "[" in parts[0] else found
-            known.update(dict.fromkeys(_jobs_of(parts[0]), job_state(parts[1], "", parts[2])))
+    for row in (line.strip().split("|") for line in text.splitlines()):
+        if len(row) != 3:
+            continue
+        name, state = row[0], job_state(row[1], "", row[2])
+        if re.fullmatch(r"\d+(_\d+)?", name):
+            found[name] = state
+        elif match := re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", name):
+            for low, high, step in re.findall(r"(?:^|,)(\d+)(?:-(\d+))?(?::(\d+))?(?=,|$)", match[2]):
+                tasks = range(int(low), int(high or low) + 1, int(step or 1))
+                waiting.update({f"{match[1]}_{task}": state for task in tasks})
     return {**waiting, **found}  # a task may be in a range of waiting tasks and also have a line of its own
-
-
-def _jobs_of(text: str) -> list[str]:
-    """Return the jobs of a line of sacct: ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Empty for a step."""
-    match = re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", text)
-    if match is None:
-        return [text] if re.fullmatch(r"\d+(_\d+)?", text) else []
-    ranges = re.findall(r"(?:^|,)(\d+)(?:-(\d+))?(?::(\d+))?(?=,|$)", match[2])
-    return [
-        f"{match[1]}_{task}"
-        for low, high, step in ranges
-        for task in range(int(low), int(high or low) + 1, int(step or 1))
-    ]
 
 
 def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:

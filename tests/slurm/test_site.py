@@ -18,7 +18,6 @@ from slurm.site import (
     PartitionFacts,
     controller_config,
     count_gpus,
-    max_array_size,
     partition_facts,
     read_config,
     read_minutes,
@@ -136,7 +135,7 @@ def test_times_are_read_as_slurm_writes_them(text: str, minutes: int | None) -> 
 def test_each_question_is_one_call(on_path: Path) -> None:
     answering(on_path, "scontrol", CONFIG)
     answering(on_path, "sinfo", SINFO)
-    assert max_array_size() == controller_config().max_array_size == 1001
+    assert controller_config().max_array_size == 1001
     assert (on_path / "scontrol.asked").read_text() == "show config\n" * 2
     assert partition_facts("cpu").name == "cpu"
     assert (on_path / "sinfo.asked").read_text() == "-h -a -e -o %P|%a|%l|%F|%c|%m|%G|%s\n"
