@@ -12,11 +12,10 @@ import re
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
-from jobs.attempt.retry import FIRST_DELAY_SECONDS
+from jobs.attempt.retry import FIRST_DELAY_SECONDS, Decision
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError, is_storage_failure
 from slurm.job import JobPlan, SlurmContext
@@ -78,27 +77,17 @@ def clock_ahead_s() -> float:
 # -- back into the queue ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Again:
-    """One run's reason to run its job again."""
-
-    reason: str
-    delay: float
-    """Seconds to wait before."""
-    sick: tuple[str, ...]
-    """Nodes that failed twice in a row."""
-
-
-def requeue(plan: JobPlan, context: SlurmContext, again: Sequence[Again]) -> str | None:
+def requeue(plan: JobPlan, context: SlurmContext, reason: str, decisions: Sequence[Decision]) -> str | None:
     """Put the running job back into the queue; SLURM then kills its processes.
 
     It waits as long as the run with the longest delay, and is kept off the nodes that any of its runs found sick.
+    ``decisions`` are those of the runs to try again, and ``reason`` is the failure of the first.
 
     Returns:
         ``None`` if the job is in the queue, else why SLURM refused it.
     """
-    delay = max(found.delay for found in again)
-    exclude = _excluded(plan, context, list(dict.fromkeys(node for found in again for node in found.sick)))
+    delay = max(found.delay or 0.0 for found in decisions)
+    exclude = _excluded(plan, context, list(dict.fromkeys(node for found in decisions for node in found.sick_nodes)))
     problem = ""
     with _undisturbed():
         for number in range(TRIES):
@@ -111,7 +100,7 @@ def requeue(plan: JobPlan, context: SlurmContext, again: Sequence[Again]) -> str
                 break
         else:
             return problem
-        print(f"requeued: {again[0].reason}", flush=True)
+        print(f"requeued: {reason}", flush=True)
         if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
             changes = [f"StartTime=now+{round(delay)}", *([f"ExcNodeList={','.join(exclude)}"] if exclude else [])]
             try:

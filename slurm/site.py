@@ -128,11 +128,8 @@ class PartitionFacts:
         resolved = replace(resources, gpus=each_gpus)
         nodes, ranks = settings.nodes(resolved)
         runs, each = settings.runs_per_job(resolved), resources.cpus or 1
-        gpus, cpus, memory_mb = (
-            math.ceil(ranks * each_gpus),
-            ranks * runs * each,
-            math.ceil((settings.mem_gb or 0) * 1024),
-        )
+        gpus, cpus = math.ceil(ranks * each_gpus), ranks * runs * each  # of a node
+        memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
         most_mb = max((kind.memory_mb for kind in self.kinds), default=0)
         fitting = [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
         enough = sum(kind.count for kind in fitting)

@@ -23,13 +23,13 @@ from typing import Any, final
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.outcome import Ended
-from jobs.attempt.retry import let_stand, may_go_on, put_failure_aside
+from jobs.attempt.retry import Decision, let_stand, may_go_on, put_failure_aside
 from jobs.attempt.supervisor import Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
-from slurm.control import Again, clock_ahead_s, job_words, look_again, requeue
+from slurm.control import clock_ahead_s, job_words, look_again, requeue
 from slurm.job import JobPlan, Signals, SlurmContext
 
 POLL_SECONDS = 0.2
@@ -242,7 +242,7 @@ class Task:
 
     # -- how a run ended -----------------------------------------------------------------------------------------
 
-    def _settle(self, worker: _Worker) -> Again | None:
+    def _settle(self, worker: _Worker) -> tuple[str, Decision] | None:
         """Decide what follows from the end of a run. ``None``: its job need not run again for it.
 
         Raises:
@@ -258,13 +258,15 @@ class Task:
         again = None if failure is None else self._again(worker, failure)
         if not self._signals.stop or (failure is not None and again is None):
             return again  # a failure that stands is not replaced by a signal that came meanwhile
-        stopped = self._why_stopped()
-        if stopped is None:
-            return None  # SLURM itself requeues the job, or ends it
-        kind, message = stopped
-        if kind == "cancelled":
-            self._write_failure(worker, kind, message)
+        warned_at = self._signals.warned_at
+        if warned_at is None:  # SLURM itself requeues the job or ends it, unless a user has cancelled it
+            if "CANCELLED" in job_words(self._context.number):
+                self._write_failure(worker, "cancelled", "cancelled by scancel")
             return None
+        kind, message = "preempted", "preempted by another job"
+        limit = self._context.end_time or self._started + 60 * self._plan.timeout_min
+        if warned_at + clock_ahead_s() >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
+            kind, message = "timeout", f"the job's time limit of {self._plan.timeout_min} min"
         return again or self._again(worker, worker.attempt.failure(kind, message, where=self._where))
 
     def _record_exit(self, worker: _Worker) -> None:
@@ -285,19 +287,7 @@ class Task:
             return
         worker.attempt.record_exit(ended, was_asked=worker.asked, where=self._where, node=self._context.host)
 
-    def _why_stopped(self) -> tuple[FailureKind, str] | None:
-        """Return what the signals meant. ``None``: SLURM itself requeues or ends the job."""
-        warned_at = self._signals.warned_at
-        if warned_at is not None:
-            limit = self._context.end_time or self._started + 60 * self._plan.timeout_min
-            if warned_at + clock_ahead_s() >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
-                return "timeout", f"the job's time limit of {self._plan.timeout_min} min"
-            return "preempted", "preempted by another job"
-        if "CANCELLED" in job_words(self._context.number):
-            return "cancelled", "cancelled by scancel"
-        return None
-
-    def _again(self, worker: _Worker, failure: dict[str, Any]) -> Again | None:
+    def _again(self, worker: _Worker, failure: dict[str, Any]) -> tuple[str, Decision] | None:
         """Decide whether the job runs again for a run that has failed. ``None``: the failure stands."""
         run, attempt = worker.run, worker.attempt
         node = failure.get("node") or (self._context.host if self._context.nodes == 1 else None)
@@ -307,23 +297,21 @@ class Task:
             let_stand(run, decision)
             return None
         put_failure_aside(run, micro_batches=attempt.micro_batches, node=node)
-        reason = f"{failure.get('kind')}: {failure.get('message')}"
-        return Again(reason=reason, delay=decision.delay, sick=decision.sick_nodes)
+        return f"{failure.get('kind')}: {failure.get('message')}", decision
 
-    def _requeue(self, again: list[Again], todo: list[_Worker]) -> bool:
+    def _requeue(self, again: list[tuple[str, Decision]], todo: list[_Worker]) -> bool:
         """Requeue the job; if SLURM refuses, record that in the runs that have not ended."""
-        problem = requeue(self._plan, self._context, again)
+        reason = again[0][0]
+        problem = requeue(self._plan, self._context, reason, [decision for _, decision in again])
         if problem is None:
             return True
-        reason = again[0].reason
+        message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
         for worker in todo:
-            if not worker.run.has_ended():
-                message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
-                kind = reason.partition(":")[0]
-                worker.run.write_failure_once(worker.attempt.failure(kind, message, where=self._where))
+            if not worker.run.result_file.exists():
+                self._write_failure(worker, reason.partition(":")[0], message)
         return False
 
-    def _write_failure(self, worker: _Worker, kind: FailureKind, message: str, *, node: str | None = None) -> None:
+    def _write_failure(self, worker: _Worker, kind: str, message: str, *, node: str | None = None) -> None:
         """Write the failure of a run of this job, unless there is one. ``node``: the one that failed."""
         if self._is_ours(worker.run):
             failure = worker.attempt.failure(kind, message, where=self._where, node=node)
