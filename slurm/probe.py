@@ -146,8 +146,18 @@ def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, own_file_clock_s: fl
     if answer is None:
         return [_silence(outcome, runs_dir, wait_s)]
     shared = Finding("ok", "shared folder", f"{runs_dir} is visible on node {answer['host']} and on this machine")
-    clock = _clock(clock_skew_s(outcome, answer, own_file_clock_s))
-    return [shared, _python(answer), _torch(answer["torch"], gpu), clock]
+    text = f"Python {answer['python']}, {answer['executable']}"
+    python = Finding("ok", "Python on node", text)
+    if tuple(map(int, answer["python"].split(".")[:2])) < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        python = Finding("bad", "Python on node", f"{text}; expected {oldest} or newer; set python or setup")
+    skew_s = clock_skew_s(outcome, answer, own_file_clock_s)
+    seconds = f"{abs(skew_s):.1f} s"
+    clock = Finding("ok", "clock of node", f"{seconds} from this machine's")
+    if abs(skew_s) > SKEW_S:
+        text = f"{seconds} {'ahead of' if skew_s > 0 else 'behind'} this machine's"
+        clock = Finding("note", "clock of node", f"{text}; times in runs' files will be misleading")
+    return [shared, python, _torch(answer["torch"], gpu), clock]
 
 
 def clock_skew_s(outcome: Outcome, answer: dict[str, Any], own_file_clock_s: float) -> float:
@@ -178,14 +188,6 @@ def _silence(outcome: Outcome, runs_dir: Path, wait_s: float) -> Finding:
     return Finding("note", subject, f"a running job gave no answer within {wait_s:g} s: {last}")
 
 
-def _python(answer: dict[str, Any]) -> Finding:
-    subject, text = "Python on node", f"Python {answer['python']}, {answer['executable']}"
-    if tuple(map(int, answer["python"].split(".")[:2])) >= OLDEST_PYTHON:
-        return Finding("ok", subject, text)
-    oldest = ".".join(map(str, OLDEST_PYTHON))
-    return Finding("bad", subject, f"{text}; expected {oldest} or newer; set python or setup")
-
-
 def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
     subject = "torch on node"
     if torch is None:
@@ -200,11 +202,3 @@ def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
         text = f"{version} sees no CUDA device, yet the job was given a GPU; install a CUDA build of torch"
         return Finding("bad", subject, text)
     return Finding("ok", subject, f"{version}, sees {devices[0]}" if devices else f"{version}, no GPU requested")
-
-
-def _clock(skew_s: float) -> Finding:
-    subject, seconds = "clock of node", f"{abs(skew_s):.1f} s"
-    if abs(skew_s) <= SKEW_S:
-        return Finding("ok", subject, f"{seconds} from this machine's")
-    direction = "ahead of" if skew_s > 0 else "behind"
-    return Finding("note", subject, f"{seconds} {direction} this machine's; times in runs' files will be misleading")

@@ -71,9 +71,7 @@ _REASONS = {
 }
 
 
-def ask(
-    *command: str, seconds: float = CALL_SECONDS, environ: Mapping[str, str] | None = None, check: bool = True
-) -> str:
+def ask(*command: str, environ: Mapping[str, str] | None = None, check: bool = True) -> str:
     """Run a SLURM command and return its output.
 
     It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
@@ -85,13 +83,13 @@ def ask(
     given = os.environ if environ is None else environ
     environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, check=check)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, env=environ, check=check)
     except FileNotFoundError:
         raise BackendError(f"{command[0]} is not on PATH; {_LOGIN_NODE}") from None
     except OSError as error:
         raise BackendError(f"{command[0]} cannot be started: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
-        raise BackendError(f"{command[0]} did not answer within {seconds:g} s; is slurmctld up?") from None
+        raise BackendError(f"{command[0]} did not answer within {CALL_SECONDS:g} s; is slurmctld up?") from None
     except subprocess.CalledProcessError as error:
         lines = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
         hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in lines[-1] else ""
@@ -105,7 +103,6 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._asked_at = -EVERY_SECONDS
-        self._jobs: frozenset[str] = frozenset()
         self._answers: dict[str, JobState] = {}
         self.calls = 0
         """Number of commands run so far."""
@@ -116,9 +113,8 @@ class Scheduler:
         if not wanted:
             return {}
         now = time.monotonic()
-        if now - self._asked_at >= EVERY_SECONDS or not wanted <= self._jobs:
-            self._answers = self._ask(wanted)
-            self._asked_at, self._jobs = now, wanted
+        if now - self._asked_at >= EVERY_SECONDS or not wanted <= self._answers.keys():
+            self._asked_at, self._answers = now, self._ask(wanted)
         return {job: self._answers[job] for job in wanted}
 
     def _ask(self, wanted: frozenset[str]) -> dict[str, JobState]:
@@ -145,7 +141,7 @@ class Scheduler:
         self.calls += 1
         environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # otherwise lists of tasks are truncated to 64 characters
         try:
-            return ask(*command, seconds=CALL_SECONDS, environ=environ)
+            return ask(*command, environ=environ)
         except BackendError as error:
             return "" if any(text in str(error) for text in _NOTHING_TO_LEARN) else None
 
