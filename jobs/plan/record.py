@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jobs.manifests.backends import check_tables
-from jobs.manifests.claims import Published
 from jobs.manifests.fields import Problems, read_table
 from jobs.manifests.load import Manifest
 from jobs.manifests.policy import Policy
@@ -56,6 +55,10 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
     launched = {
         plan.name: resolve(run).fingerprint() for plan, run in zip(manifest.written, manifest.runs, strict=True)
     }
+    published = {
+        name: {key: value for key, value in vars(found).items() if value is not None}
+        for name, found in manifest.published.items()
+    }
     named = {"manifest": manifest.path.name}
     return {
         "version": VERSION,
@@ -69,19 +72,15 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
                 "arch": spec.config.model.arch,
                 "optimizer": spec.config.optim.optimizer,
                 "config": written[spec.name].by_key(),
-                "published": {
-                    key: value
-                    for key, value in vars(manifest.published.get(spec.name, Published())).items()
-                    if value is not None
-                },
+                "published": published.get(spec.name, {}),
                 **named,
             }
             for spec in manifest.written
         ],
-        "excluded": [{**asdict(run), **named} for run in manifest.excluded],
+        "excluded": [{**vars(run), **named} for run in manifest.excluded],
         "expectations": [
             {
-                **asdict(claim),
+                **vars(claim),
                 "lower": [prints[name] for name in claim.lower],
                 "higher": [prints[name] for name in claim.higher],
                 **named,
