@@ -65,7 +65,19 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
         raise FileError.from_os_error("write", runs_dir, error) from None
     try:
         own_file_clock_s = node_probe.file_clock_s(folder / "own-clock")
-        outcome = _run(settings, folder, gpu=gpu, wait_s=wait_s)
+        shutil.copyfile(node_probe.__file__, folder / "node_probe.py")
+        submitted_at = time.time()
+        job = submit_script(folder / "probe.sh", script(settings, folder, gpu=gpu), settings)
+        try:
+            outcome = _wait(job, folder, submitted_at=submitted_at, wait_s=wait_s)
+        except BaseException:
+            with contextlib.suppress(BackendError):  # the first error is more informative
+                ask("scancel", job)
+            raise
+        # The job must end before its folder is removed. scancel reports as an error that a job has ended already.
+        may_have_ended = outcome.answer or outcome.state == "over"
+        with contextlib.suppress(BackendError) if may_have_ended else contextlib.nullcontext():
+            ask("scancel", job)
         return findings(outcome, runs_dir=runs_dir, gpu=gpu, own_file_clock_s=own_file_clock_s, wait_s=wait_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -79,22 +91,6 @@ def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu) -> str:
     python = settings.python or shlex.quote(sys.executable)
     start = shlex.join(["srun", *settings.srun_args])
     return batch_script(settings, options, f"{start} {python} {shlex.quote(str(folder / 'node_probe.py'))}")
-
-
-def _run(settings: SlurmSettings, folder: Path, *, gpu: Gpu, wait_s: float) -> Outcome:
-    shutil.copyfile(node_probe.__file__, folder / "node_probe.py")
-    submitted_at = time.time()
-    job = submit_script(folder / "probe.sh", script(settings, folder, gpu=gpu), settings)
-    try:
-        outcome = _wait(job, folder, submitted_at=submitted_at, wait_s=wait_s)
-    except BaseException:
-        with contextlib.suppress(BackendError):  # the first error is more informative
-            ask("scancel", job)
-        raise
-    # The job must end before its folder is removed. It may have ended already, which scancel reports as an error.
-    with contextlib.suppress(BackendError) if outcome.answer or outcome.state == "over" else contextlib.nullcontext():
-        ask("scancel", job)
-    return outcome
 
 
 def _wait(job: str, folder: Path, *, submitted_at: float, wait_s: float) -> Outcome:

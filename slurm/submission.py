@@ -218,12 +218,8 @@ class Submitter:
             "requeue": True,
             **settings.sbatch,
         }
-        if nice:
-            more["nice"] = nice
-        if after:
-            more["dependency"] = f"afterany:{after}"
-        if settings.reservation:
-            more["reservation"] = settings.reservation
+        given = {"nice": nice, "dependency": after and f"afterany:{after}", "reservation": settings.reservation}
+        more |= {option: value for option, value in given.items() if value}
         same = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "mail_user", "mail_type")
         executor.update_parameters(
             job_name=f"seqlm-{study_name(self.options.study_dir).replace('/', '-')}",

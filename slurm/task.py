@@ -56,13 +56,11 @@ def run_task(path: str) -> None:
     context = SlurmContext.from_environment(os.environ, JobEnvironment().hostnames[0])
     task = Task(plan, context, signals, started=started)
     try:
-        well = task.run()
+        if not task.run():
+            sys.exit(1)
     except Exception as error:
         if not task.give_up(error):
             raise
-        return
-    if not well:
-        sys.exit(1)
 
 
 @dataclass

@@ -141,30 +141,31 @@ def read_table(
             errors.setdefault(str(found["loc"][0]), found["type"])
     values = {}
     for key in dict.fromkeys([*table, *errors]):
-        name = f"{prefix}{key}"
-        if key in hints_of(kind):
-            lines = _lines(hints_of(kind)[key], name, errors.get(key), table.get(key))
+        name, hint = f"{prefix}{key}", hints_of(kind).get(key)
+        if hint is None and key in no_keys:
+            problems.add(where, no_keys[key].format(name=name, prefix=prefix))
+        elif hint is None:
+            problems.unknown(where, name, [*full_keys(kind, prefix), *others])
+        elif lines := list(_lines(hint, name, errors.get(key), table.get(key))):
             for line in lines:
                 problems.add(where, line)
-            if not lines:
-                values[key] = table[key]
-        elif key in no_keys:
-            problems.add(where, no_keys[key].format(name=name, prefix=prefix))
         else:
-            problems.unknown(where, name, [*full_keys(kind, prefix), *others])
+            values[key] = table[key]
     return values
 
 
-def _lines(hint: Any, name: str, error: str | None, value: Any) -> list[str]:
-    """Return what is wrong with the value of a field: ``error`` is pydantic's type of error, if it found one."""
+def _lines(hint: Any, name: str, error: str | None, value: Any) -> Iterator[str]:
+    """Yield what is wrong with the value of a field: ``error`` is pydantic's type of error, if it found one."""
     words = next(item.words for item in hint.__metadata__ if isinstance(item, Valid))
     if error == "missing":
-        return [f"{name}: missing, expected {words}"]
-    if error is not None:
+        yield f"{name}: missing, expected {words}"
+    elif error is not None:
         choices = typing.get_args(hint.__origin__) if typing.get_origin(hint.__origin__) is Literal else ()
         nearest_one = nearest(value, choices) if isinstance(value, str) else ""
-        return [f"{name}: expected {words}, got {show(value)}{nearest_one}"]
-    return [line for item in hint.__metadata__ if isinstance(item, Check) for line in item.lines(name, value)]
+        yield f"{name}: expected {words}, got {show(value)}{nearest_one}"
+    else:
+        for check in (item for item in hint.__metadata__ if isinstance(item, Check)):
+            yield from check.lines(name, value)
 
 
 # -- models ----------------------------------------------------------------------------------------------------------

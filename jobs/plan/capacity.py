@@ -103,13 +103,12 @@ class Capacity:
         return replace(resolved, cpus=cpus)
 
     def _how_many(self, resources: Resources, at_most: int) -> int:
-        trial = self.copy()
-        for placed in range(at_most):
-            allocations = trial.place(resources)
-            if allocations is None:
-                return max(1, placed)
+        """Return how many runs with these resources fit at once, at least 1 and at most ``at_most``."""
+        trial, placed = self.copy(), 0
+        while placed < at_most and (allocations := trial.place(resources)) is not None:
             trial.take(allocations)
-        return at_most
+            placed += 1
+        return max(1, placed)
 
     def cores_held(self, resources: Resources) -> float:
         """Return the cores booked for a rank: those it computes with, or fewer if there are more ranks than cores."""
