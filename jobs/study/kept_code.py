@@ -82,10 +82,10 @@ def keep_code(
         UsageError: a file of ``untracked`` does not exist.
         FileError: the copy cannot be read or written.
     """
-    root, contents, origin = _to_keep(untracked, tell)
+    root, origin = _to_keep(untracked, tell)
     target = study_dir.absolute() / "code" / origin["name"]
     try:
-        wrong = _difference(target, contents, origin) if os.path.lexists(target) else None
+        wrong = _difference(target, origin) if os.path.lexists(target) else None
     except OSError as error:
         raise FileError.from_os_error("read", target, error) from None
     if wrong:
@@ -96,7 +96,7 @@ def keep_code(
         except OSError as error:
             raise FileError.from_os_error("move away", target, error) from None
     if not target.exists():
-        _copy(root, contents, target, origin)
+        _copy(root, target, origin)
     return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
 
 
@@ -116,11 +116,11 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
                 return f"{place} belongs to another user"
         if not folder.exists():
             return None
-        _, contents, origin = _to_keep(untracked, lambda line: None)
+        _, origin = _to_keep(untracked, lambda line: None)
         target = folder / origin["name"]
         if not os.path.lexists(target):
             return None
-        if wrong := _difference(target, contents, origin, strict=True):
+        if wrong := _difference(target, origin, strict=True):
             return f"{target} is not the expected code ({wrong})"
         for path in (target, *target.rglob("*")):
             if path.lstat().st_uid != os.geteuid():
@@ -132,14 +132,12 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
     return None
 
 
-def _to_keep(
-    untracked: Sequence[str], tell: Callable[[str], None]
-) -> tuple[Path, Mapping[str, str], Mapping[str, Any]]:
-    """Return the source tree, its files with their digests, and the contents of ``code-origin.json``."""
+def _to_keep(untracked: Sequence[str], tell: Callable[[str], None]) -> tuple[Path, Mapping[str, Any]]:
+    """Return the source tree, and the contents of ``code-origin.json``: files with their digests among them."""
     root = source_tree()
     origin = read_json(root / ORIGIN)
     if origin is not None:
-        return root, origin.get("files") or _contents(root, _files_below(root)), origin
+        return root, {**origin, "files": origin.get("files") or _contents(root, _files_below(root))}
     commit = _commit(root)
     if commit is None:
         files = [file for package in PACKAGES for file in _files_below(root, package)]
@@ -164,7 +162,7 @@ def _to_keep(
             f"warning: not kept with the study, since git does not track it: {', '.join(left_out)}; `git add` what "
             "the runs need, or name it in study.untracked"
         )
-    return root, contents, {"name": name, "commit": commit, "dirty": dirty, "files": contents}
+    return root, {"name": name, "commit": commit, "dirty": dirty, "files": contents}
 
 
 def _files_below(root: Path, folder: str = "") -> list[Path]:
@@ -181,17 +179,15 @@ def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
         raise FileError.from_os_error("read", error.filename or root, error) from None
 
 
-def _difference(
-    kept: Path, contents: Mapping[str, str], origin: Mapping[str, Any], *, strict: bool = False
-) -> str | None:
-    """Return the first difference between a copy of the code and ``contents``, or ``None``. Ignores compiled files.
+def _difference(kept: Path, origin: Mapping[str, Any], *, strict: bool = False) -> str | None:
+    """Return the first difference of a copy from the files of ``origin``, or ``None``. Ignores compiled files.
 
     A foreign file counts if Python could import it, or with ``strict`` in any case.
     """
     if kept.is_symlink():
         return "it is a link"
     found = {path.relative_to(kept): path.lstat() for path in kept.rglob("*")}
-    expected = {Path(ORIGIN), *map(Path, contents)}
+    expected = {Path(ORIGIN), *map(Path, origin["files"])}
     for file in sorted({*expected, *found}):
         status = found.get(file)
         if "__pycache__" in file.parts or (file not in expected and status and stat.S_ISDIR(status.st_mode)):
@@ -212,7 +208,7 @@ def _difference(
                 record = read_json(kept / file) or {}
                 is_right = all(record.get(key) == origin[key] for key in ("name", "commit", "dirty"))
         else:
-            is_right = _sha256(read_bytes(kept / file)) == contents[str(file)]
+            is_right = _sha256(read_bytes(kept / file)) == origin["files"][str(file)]
         if not is_right:
             return f"{file} has changed"
     return None
@@ -222,12 +218,12 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _copy(root: Path, contents: Mapping[str, str], target: Path, origin: Mapping[str, Any]) -> None:
+def _copy(root: Path, target: Path, origin: Mapping[str, Any]) -> None:
     """Write the copy to a temporary folder, flush it, and rename it into place."""
     make_directory(target.parent)
     try:
         with folder_beside(target) as building:
-            for file, expected in contents.items():
+            for file, expected in origin["files"].items():
                 content = (root / file).read_bytes()
                 if _sha256(content) != expected:
                     raise FileError(f"{root / file} has changed since the launch began; launch again")
