@@ -66,4 +66,7 @@ class Policy:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Policy:
         """Read the result of :meth:`to_dict`, or a table in which ``read_table`` found no problem."""
-        return cls(**{cls.OLD_NAMES.get(key, key): None if value == UNLIMITED else value for key, value in raw.items()})
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            values[cls.OLD_NAMES.get(key, key)] = None if value == UNLIMITED else value
+        return cls(**values)
