@@ -265,11 +265,6 @@ def newest_lease(folder: Path) -> dict[str, Any]:
     return _read(folder / _name(newest_generation(folder)))
 
 
-def is_released(folder: Path) -> bool:
-    """Whether the run's last owner has said that it is done; also where there was none."""
-    return not newest_generation(folder) or bool(newest_lease(folder).get("released"))
-
-
 # -- files ---------------------------------------------------------------------------------------------------------
 
 

@@ -105,18 +105,6 @@ class RunDirectory(RunLayout):
         return next(cls.unordered_in(study_dir), None) is not None
 
     @classmethod
-    def all_in(cls, study_dir: Path) -> list[RunDirectory]:
-        """Every run directory of a study, in manifest order, then by id."""
-
-        def place(run: RunDirectory) -> tuple[float, str]:
-            provenance = {}
-            with contextlib.suppress(FileError):  # a run with a damaged file hides no other
-                provenance = run.read_provenance()
-            return run.place(provenance)
-
-        return sorted(cls.unordered_in(study_dir), key=place)
-
-    @classmethod
     def unordered_in(cls, study_dir: Path) -> Iterator[RunDirectory]:
         """Every run directory of a study, in no particular order, without reading a file."""
         return (cls(config.parent) for config in study_dir.glob("*/config.json"))
@@ -191,6 +179,10 @@ class RunDirectory(RunLayout):
 
     def read_canary(self) -> dict[str, Any] | None:
         return read_json(self.canary_file)
+
+    def has_ended(self) -> bool:
+        """Whether there is a result, or a failure that may yet be retried."""
+        return self.result_file.exists() or self.failure_file.exists()
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""

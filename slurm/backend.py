@@ -30,12 +30,11 @@ from jobs.study.folder import ObservedRun, read_jobs, write_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask, parents
 from seqlm.errors import BackendError
-from seqlm.files import make_directory, write_text
+from seqlm.files import make_directory
 from seqlm.rundir import RunDirectory
-from slurm import control
-from slurm.environment import first_lines, sbatch_environment
+from slurm.environment import batch_script, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings
-from slurm.site import PartitionFacts, max_array_size, partition_facts
+from slurm.site import PartitionFacts, controller_config, partition_facts
 from slurm.submission import Submitter, batches, record, require_plain_path
 
 REPORT_MINUTES = 30
@@ -94,7 +93,7 @@ def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSe
     """
     study_dir, place = options.study_dir, places(todo)
     # SLURM starts the jobs of an array in this order.
-    found = batches(sorted(todo, key=lambda item: place[item.run.id]), settings, max_array_size())
+    found = batches(sorted(todo, key=lambda item: place[item.run.id]), settings, controller_config().max_array_size)
     submitter = Submitter(options=options, settings=settings, code=code)
     make_directory(study_dir / "slurm")
     highest = max(batch.resources.priority for batch in found)
@@ -123,7 +122,7 @@ def scripts(planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSetti
 
     In an array that waits for another, ``ARRAY_N`` stands for the id of the N-th array.
     """
-    found = batches([item for item in planned if item.action != "skip"], settings, max_array_size())
+    found = batches([item for item in planned if item.action != "skip"], settings, controller_config().max_array_size)
     submitter = Submitter(options=LaunchOptions(study_dir=study_dir), settings=settings, code=live_code())
     folder = study_dir.absolute() / "slurm" / "0000"
     return [
@@ -145,18 +144,16 @@ def submit_report(
     make_directory(folder)
     python = settings.python or shlex.quote(sys.executable)
     command = f"{python} {shlex.quote(str(code.path / 'launch.py'))} report {shlex.quote(str(study_dir.absolute()))}"
-    options = [f"--{key}" + ("" if value is True else f"={value}") for key, value in settings.placement().items()]
-    options += [f"--dependency=afterany:{':'.join(jobs)}", f"--job-name=seqlm-{study_dir.name}-report"]
-    minutes = max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES
-    options += [f"--output={folder / 'report.log'}", f"--time={minutes}", "--parsable"]
+    options = {
+        "dependency": f"afterany:{':'.join(jobs)}",
+        "job-name": f"seqlm-{study_dir.name}-report",
+        "output": folder / "report.log",
+        "time": max(REPORT_MINUTES, settings.timeout_min) if behaviour is not False else REPORT_MINUTES,
+    }
     commands = [f"{command} --no-behaviour"]
     if behaviour is not False:
         commands.append(f"{command} --behaviour" if behaviour else command)
-    script = "\n".join(["#!/bin/bash", *first_lines(settings), *settings.setup, *commands, ""])
-    path = folder / "report.sh"
-    write_text(path, script)
-    environ = sbatch_environment(settings, os.environ)
-    return ask("sbatch", *options, str(path), environ=environ).strip().partition(";")[0]
+    return submit_script(folder / "report.sh", batch_script(settings, options, *commands), settings)
 
 
 def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
@@ -167,13 +164,11 @@ def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
     """
     jobs = read_jobs(study_dir)
     wanted = {jobs[run.run.id] for run in runs if run.run.id in jobs}
-    others = {job for run_id, job in jobs.items() if job in wanted and not _is_over(study_dir / run_id)}
-    control.scancel(sorted(wanted - others))
-
-
-def _is_over(path: Path) -> bool:
-    run = RunDirectory(path)
-    return run.result_file.exists() or run.failure_file.exists()
+    live = {
+        run_id for run_id, job in jobs.items() if job in wanted and not RunDirectory(study_dir / run_id).has_ended()
+    }
+    if over := sorted(wanted - {jobs[run_id] for run_id in live}):
+        ask("scancel", "--quiet", *over)
 
 
 def _new_folder(study_dir: Path) -> Path:

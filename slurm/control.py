@@ -1,4 +1,7 @@
-"""Control jobs and query nodes by SLURM's commands, each function in one call."""
+"""Control a job from inside it: why it ends, when its time is up, and how it gets back into the queue.
+
+A requeued job waits as long as the policy says, and is kept off nodes that failed twice in a row.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,40 @@ import os
 import re
 import signal
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
+from typing import ParamSpec, TypeVar
 
+from jobs.attempt.retry import FIRST_DELAY_SECONDS, Decision
 from jobs.study.squeue import ask
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, FileError, is_storage_failure
+from slurm.job import JobPlan, SlurmContext
+
+TRIES = 5
+AGAIN_SECONDS = 1.0
+"""Time to wait after the first try; it doubles after each further one."""
+_USABLE = ("idle", "mix", "alloc", "comp", "plnd")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def look_again(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Return what ``look`` returns. While files cannot be read or written, call it again, for about 15 s.
+
+    On NFS a file that another host has just replaced answers ESTALE for a moment.
+
+    Raises:
+        FileError, OSError: the error of the last call.
+    """
+    for number in range(TRIES - 1):
+        try:
+            return look(*args, **kwargs)
+        except (FileError, OSError) as error:
+            if not is_storage_failure(error):
+                raise
+            time.sleep(AGAIN_SECONDS * 2**number)
+    return look(*args, **kwargs)
 
 
 def job_words(number: int) -> list[str]:
@@ -42,30 +74,45 @@ def clock_ahead_s() -> float:
     return datetime.fromisoformat(found[1]).timestamp() - (asked_at + time.time()) / 2
 
 
-def requeue(job: str) -> None:
-    """Requeue a running job. SLURM kills its processes.
+# -- back into the queue ---------------------------------------------------------------------------------------------
 
-    Raises:
-        BackendError: SLURM rejected the request, or does not answer.
+
+def requeue(plan: JobPlan, context: SlurmContext, reason: str, decisions: Sequence[Decision]) -> str | None:
+    """Put the running job back into the queue; SLURM then kills its processes.
+
+    It waits as long as the run with the longest delay, and is kept off the nodes that any of its runs found sick.
+    ``decisions`` are those of the runs to try again, and ``reason`` is the failure of the first.
+
+    Returns:
+        ``None`` if the job is in the queue, else why SLURM refused it.
     """
+    delay = max(found.delay or 0.0 for found in decisions)
+    exclude = _excluded(plan, context, list(dict.fromkeys(node for found in decisions for node in found.sick_nodes)))
+    problem = ""
     with _undisturbed():
-        ask("scontrol", "requeue", job)
-
-
-def hold_back(job: str, seconds: float, exclude: Collection[str]) -> None:
-    """Delay a requeued job by at least ``seconds``, and keep it off the nodes ``exclude``.
-
-    Raises:
-        BackendError: SLURM rejected the request, or does not answer. The job starts as soon as it can.
-    """
-    nodes = [f"ExcNodeList={','.join(exclude)}"] if exclude else []
-    with _undisturbed():
-        ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(seconds)}", *nodes)
+        for number in range(TRIES):
+            try:
+                ask("scontrol", "requeue", context.job)
+            except BackendError as error:
+                problem = str(error)
+                time.sleep(AGAIN_SECONDS * 2**number)
+            else:
+                break
+        else:
+            return problem
+        print(f"requeued: {reason}", flush=True)
+        if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
+            changes = [f"StartTime=now+{round(delay)}", *([f"ExcNodeList={','.join(exclude)}"] if exclude else [])]
+            try:
+                ask("scontrol", "update", f"JobId={context.job}", *changes)
+            except BackendError as error:
+                print(f"without the wait of {delay:g} s, and without excluding a node: {error}", flush=True)
+    return None
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Start programs with SIGTERM and SIGINT ignored, since SLURM sends these when it ends the calling job."""
+    """Ignore SIGTERM and SIGINT, in started programs too, since SLURM sends these when it ends the calling job."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -74,35 +121,34 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_USABLE = ("idle", "mix", "alloc", "comp", "plnd")
+def _excluded(plan: JobPlan, context: SlurmContext, sick: list[str]) -> list[str]:
+    """Return the nodes that the job must not get again: those of its settings, and the sick ones.
 
-
-def nodes_like(nodes: Collection[str], partition: str) -> list[str]:
-    """Return the usable nodes of a partition that have the cores, memory, GPUs and features of one of ``nodes``.
-
-    Raises:
-        BackendError: the controller does not answer.
+    Empty: exclude no further node, because none is sick or too few others like it are left.
     """
+    if not sick:
+        return []
+    found = f"{', '.join(sick)} has failed twice in a row"
+    if plan.must_have_nodes:
+        print(f"{found}; the settings name the nodes, so it is not excluded", flush=True)
+        return []
+    try:
+        named = ask("scontrol", "show", "hostnames", plan.exclude).split() if plan.exclude else []
+        excluded = [*named, *sick]
+        left = set(_nodes_like(sick, context.partition)) - set(excluded)
+    except BackendError as error:
+        print(f"{found}; it is not excluded: {error}", flush=True)
+        return []
+    if len(left) < context.nodes:
+        print(f"{found}; it is not excluded, since too few other nodes like it are usable", flush=True)
+        return []
+    print(f"{found}; the job does not get it again", flush=True)
+    return excluded
+
+
+def _nodes_like(nodes: Collection[str], partition: str) -> list[str]:
+    """Return the usable nodes of a partition that have the cores, memory, GPUs and features of one of ``nodes``."""
     lines = ask("sinfo", "-N", "-h", "-p", partition, "-o", "%N|%t|%c|%m|%G|%f").splitlines()
     rows = [parts for line in lines if len(parts := line.strip().split("|", 2)) == 3]
     wanted = {hardware for name, _, hardware in rows if name in nodes}
     return [name for name, state, hardware in rows if hardware in wanted and state.rstrip("~#-+") in _USABLE]
-
-
-def host_names(expression: str) -> list[str]:
-    """Return the node names of a SLURM node list such as ``n[1-2],n7``.
-
-    Raises:
-        BackendError: SLURM cannot parse it.
-    """
-    return ask("scontrol", "show", "hostnames", expression).split()
-
-
-def scancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs. Jobs that have ended are ignored.
-
-    Raises:
-        BackendError: the controller does not answer.
-    """
-    if jobs:
-        ask("scancel", "--quiet", *jobs)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.backends.base import Finding
+from jobs.backends.base import Finding, Level
+from jobs.plan.capacity import with_noun
 from jobs.spec import Resources
 from jobs.study.squeue import CALL_SECONDS, ask
 from seqlm.errors import BackendError, FileError
 from slurm.probe import Gpu, probe
 from slurm.settings import SlurmSettings
-from slurm.site import ControllerConfig, PartitionFacts, controller_config, partition_facts, with_noun
+from slurm.site import PartitionFacts, controller_config, partition_facts
 
 WAIT_S = 120.0
 """Seconds that the trial job may take, waiting included."""
@@ -24,7 +25,7 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
         found.append(_slurmctld())
         if found[-1].level == "bad":
             return found
-        found += _limits(controller_config(), settings)
+        found += _limits(settings)
         facts = partition_facts(settings.partition)
     except BackendError as error:
         return [*found, Finding("bad", "SLURM", str(error))]
@@ -34,7 +35,7 @@ def examine(settings: SlurmSettings, *, runs_dir: Path, wait_s: float = WAIT_S) 
     if fit.level == "bad" or not facts.up:
         return found
     try:
-        gpu: Gpu = "fake" if facts.has_fake_gpus else "real" if facts.gpus_per_node else None
+        gpu: Gpu = "fake" if any(kind.fakes for kind in facts.kinds) else "real" if facts.gpus_per_node else None
         return [*found, *probe(settings, runs_dir=runs_dir, gpu=gpu, wait_s=wait_s)]
     except (BackendError, FileError) as error:
         return [*found, Finding("bad", "compute node", str(error))]
@@ -54,19 +55,19 @@ def _slurmctld() -> Finding:
     return Finding("bad", "slurmctld", lines[0] if lines else nothing)
 
 
-def _limits(config: ControllerConfig, settings: SlurmSettings) -> list[Finding]:
-    size, subject = config.max_array_size, "job arrays"
+def _limits(settings: SlurmSettings) -> list[Finding]:
+    config = controller_config()
+    size = config.max_array_size
+    level: Level = "ok"
     text = f"up to {size:,} tasks in an array (MaxArraySize), {config.max_job_count:,} jobs of all users"
     if size == 0:
-        arrays = Finding("bad", subject, "the cluster takes no job arrays (MaxArraySize is 0)")
+        level, text = "bad", "the cluster takes no job arrays (MaxArraySize is 0)"
     elif settings.max_parallel is not None and settings.max_parallel > size:
-        text += f"; max_parallel {settings.max_parallel} is more than one array can hold"
-        arrays = Finding("note", subject, text)
-    else:
-        arrays = Finding("ok", subject, text)
+        level, text = "note", f"{text}; max_parallel {settings.max_parallel} is more than one array can hold"
+    accounting = Finding("note", "accounting", "off; how a job ended is read from its run's files only")
     if config.accounting:
-        return [arrays, Finding("ok", "accounting", "on")]
-    return [arrays, Finding("note", "accounting", "off; how a job ended is read from its run's files only")]
+        accounting = Finding("ok", "accounting", "on")
+    return [Finding(level, "job arrays", text), accounting]
 
 
 def _partition(facts: PartitionFacts) -> Finding:

@@ -10,10 +10,15 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from jobs.manifests import secrets
-from seqlm.errors import UsageError
+from jobs.study.squeue import ask
+from seqlm.errors import BackendError, UsageError
+from seqlm.files import write_text
 from slurm.settings import SlurmSettings
 
 PASSED = (
@@ -82,23 +87,43 @@ def first_lines(settings: SlurmSettings) -> list[str]:
     return [f"unset {name}" for name in NEEDED_TO_SUBMIT if name not in settings.env_pass]
 
 
+def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str) -> str:
+    """Return a script for sbatch with the placement of the settings. An option that is ``True`` takes no value."""
+    given = {**settings.placement(), **options}.items()
+    lines = [f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in given]
+    return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *settings.setup, *commands, ""])
+
+
+def submit_script(path: Path, script: str, settings: SlurmSettings) -> str:
+    """Write a script, submit it, and return the id of its job.
+
+    Raises:
+        BackendError: sbatch rejected it.
+        FileError: it cannot be written.
+        UsageError: as :func:`sbatch_environment`.
+    """
+    write_text(path, script)
+    answer = ask("sbatch", "--parsable", str(path), environ=sbatch_environment(settings, os.environ))
+    job = answer.strip().partition(";")[0]
+    if not job.isdigit():
+        raise BackendError(f'sbatch: expected a job id, got "{job}"')
+    return job
+
+
 def job_environment(environ: Mapping[str, str], passed: Collection[str] = ()) -> dict[str, str]:
     """Return the variables of ``environ`` that sbatch and jobs get. ``passed`` are additional names (``env_pass``)."""
-    return {name: value for name, value in environ.items() if name in passed or _is_passed(name)}
 
+    def is_passed(name: str) -> bool:
+        if secrets.looks_secret(name):
+            return name in NEEDED_TO_SUBMIT
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in PASSED)
 
-def _is_passed(name: str) -> bool:
-    if secrets.looks_secret(name):
-        return name in NEEDED_TO_SUBMIT
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in PASSED)
+    return {name: value for name, value in environ.items() if name in passed or is_passed(name)}
 
 
 @contextlib.contextmanager
 def only(environ: Mapping[str, str]) -> Iterator[None]:
-    """Replace this process's environment by ``environ`` while the block runs.
-
-    Needed for submitit, which starts sbatch itself.
-    """
+    """Replace this process's environment by ``environ`` meanwhile: submitit starts sbatch itself."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(environ)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -44,42 +43,18 @@ class JobPlan:
 
     def write(self, path: Path) -> None:
         """Write the plan for :meth:`read`."""
-        first = self.runs[0]
-        runs = {
-            "runs": [run.run_dir for run in self.runs],
-            "attempts": [run.attempt for run in self.runs],
-            "env": [run.env for run in self.runs],
-            "argv": first.argv[:-1],
-            "code": first.cwd.absolute(),
-            "resources": first.resources.to_dict(),
-        }
-        write_json(path, {**vars(self), **runs, "policy": self.policy.to_dict()}, sync=False)
+        write_json(path, asdict(self), sync=False)
 
     @classmethod
     def read(cls, path: Path) -> JobPlan:
-        """Read a plan that :meth:`write` wrote."""
-        data = json.loads(path.read_text("utf-8"))
-        resources = Resources.from_dict(data["resources"])
-        runs = tuple(
-            Submission(
-                run_dir=Path(run),
-                attempt=attempt,
-                argv=(*data["argv"], run),
-                env=env,
-                cwd=Path(data["code"]),
-                resources=resources,
-            )
-            for run, attempt, env in zip(data["runs"], data["attempts"], data["env"], strict=True)
-        )
-        return cls(
-            submission=data["submission"],
-            runs=runs,
-            policy=Policy.from_dict(data["policy"]),
-            timeout_min=data["timeout_min"],
-            signal_before_s=data["signal_before_s"],
-            exclude=data["exclude"],
-            must_have_nodes=data["must_have_nodes"],
-        )
+        """Read a plan that :meth:`write` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        from pydantic import TypeAdapter  # inside a job only
+
+        return TypeAdapter(cls).validate_json(path.read_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,21 +112,20 @@ class SlurmContext:
 class Signals:
     """The signals that have come. The task's loop acts on them between two rounds."""
 
-    warned_at: float | None = field(default=None)
+    warned_at: float | None = None
     """When SIGUSR2 came, in seconds since 1970. ``None``: it has not come."""
-    told: bool = field(default=False)
-    """Whether SIGTERM came."""
+    told: bool = False
+    """Whether SIGTERM or SIGINT came."""
 
     def install(self) -> None:
-        signal.signal(signal.SIGUSR2, self._warn)
-        signal.signal(signal.SIGTERM, self._tell)
-        signal.signal(signal.SIGINT, self._tell)
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
 
-    def _warn(self, number: int, frame: FrameType | None) -> None:
-        self.warned_at = self.warned_at or time.time()
-
-    def _tell(self, number: int, frame: FrameType | None) -> None:
-        self.told = True
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR2:
+            self.warned_at = self.warned_at or time.time()
+        else:
+            self.told = True
 
     @property
     def stop(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -18,7 +17,7 @@ from jobs.backends.base import Finding
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, FileError
 from slurm import node_probe
-from slurm.environment import first_lines, sbatch_environment
+from slurm.environment import batch_script, submit_script
 from slurm.settings import SlurmSettings
 
 LOOK_EVERY_S = 2.0
@@ -66,7 +65,19 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
         raise FileError.from_os_error("write", runs_dir, error) from None
     try:
         own_file_clock_s = node_probe.file_clock_s(folder / "own-clock")
-        outcome = _run(settings, folder, gpu=gpu, wait_s=wait_s)
+        shutil.copyfile(node_probe.__file__, folder / "node_probe.py")
+        submitted_at = time.time()
+        job = submit_script(folder / "probe.sh", script(settings, folder, gpu=gpu), settings)
+        try:
+            outcome = _wait(job, folder, submitted_at=submitted_at, wait_s=wait_s)
+        except BaseException:
+            with contextlib.suppress(BackendError):  # the first error is more informative
+                ask("scancel", job)
+            raise
+        # The job must end before its folder is removed. scancel reports as an error that a job has ended already.
+        may_have_ended = outcome.answer or outcome.state == "over"
+        with contextlib.suppress(BackendError) if may_have_ended else contextlib.nullcontext():
+            ask("scancel", job)
         return findings(outcome, runs_dir=runs_dir, gpu=gpu, own_file_clock_s=own_file_clock_s, wait_s=wait_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -74,43 +85,20 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
 
 def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu) -> str:
     """Return the batch script of a probe in ``folder``."""
-    options = settings.placement()
-    options |= {"job-name": "seqlm-doctor", "time": 1, "ntasks": 1, "output": str(folder / "log").replace("%", "%%")}
+    options = {"job-name": "seqlm-doctor", "time": 1, "ntasks": 1, "output": str(folder / "log").replace("%", "%%")}
     if gpu:
         options["gpus-per-node"] = 1
-    lines = [f"#SBATCH --{key}" + ("" if v is True else f"={shlex.quote(str(v))}") for key, v in options.items()]
-    start = shlex.join(["srun", *settings.srun_args])
     python = settings.python or shlex.quote(sys.executable)
-    command = f"{start} {python} {shlex.quote(str(folder / 'node_probe.py'))}"
-    return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *settings.setup, command, ""])
-
-
-def _run(settings: SlurmSettings, folder: Path, *, gpu: Gpu, wait_s: float) -> Outcome:
-    shutil.copyfile(node_probe.__file__, folder / "node_probe.py")
-    batch = folder / "probe.sh"
-    batch.write_text(script(settings, folder, gpu=gpu), "utf-8")
-    submitted_at = time.time()
-    environ = sbatch_environment(settings, os.environ)  # the same as for jobs of runs
-    job = ask("sbatch", "--parsable", str(batch), environ=environ).strip().partition(";")[0]
-    if not job.isdigit():
-        raise BackendError(f'sbatch: expected a job id, got "{job}"')
-    try:
-        outcome = _wait(job, folder, submitted_at=submitted_at, wait_s=wait_s)
-    except BaseException:
-        with contextlib.suppress(BackendError):  # the first error is more informative
-            ask("scancel", job)
-        raise
-    # The job must end before its folder is removed. It may have ended already, which scancel reports as an error.
-    with contextlib.suppress(BackendError) if outcome.answer or outcome.state == "over" else contextlib.nullcontext():
-        ask("scancel", job)
-    return outcome
+    start = shlex.join(["srun", *settings.srun_args])
+    return batch_script(settings, options, f"{start} {python} {shlex.quote(str(folder / 'node_probe.py'))}")
 
 
 def _wait(job: str, folder: Path, *, submitted_at: float, wait_s: float) -> Outcome:
     give_up_at = time.monotonic() + wait_s
     state, reason, waiting_at, look_at, over_at = "PENDING", "", submitted_at, 0.0, None
     while True:
-        answer = _read_answer(folder)
+        list(folder.iterdir())  # makes a network file system refresh its cache
+        answer = json.loads(_read(folder / node_probe.ANSWER) or "null")
         now = time.monotonic()
         complete = answer is not None and answer["torch"] is not None
         hidden = over_at is not None and now - over_at > VISIBLE_WITHIN_S
@@ -138,12 +126,6 @@ def _look(job: str) -> tuple[str, str]:
     return (state, reason) if state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING") else ("over", reason)
 
 
-def _read_answer(folder: Path) -> dict[str, Any] | None:
-    list(folder.iterdir())  # makes a network file system refresh its cache
-    text = _read(folder / node_probe.ANSWER)
-    return json.loads(text) if text else None
-
-
 def _read(path: Path) -> str | None:
     try:
         return path.read_text("utf-8", errors="replace")
@@ -160,8 +142,18 @@ def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, own_file_clock_s: fl
     if answer is None:
         return [_silence(outcome, runs_dir, wait_s)]
     shared = Finding("ok", "shared folder", f"{runs_dir} is visible on node {answer['host']} and on this machine")
-    clock = _clock(clock_skew_s(outcome, answer, own_file_clock_s))
-    return [shared, _python(answer), _torch(answer["torch"], gpu), clock]
+    text = f"Python {answer['python']}, {answer['executable']}"
+    python = Finding("ok", "Python on node", text)
+    if tuple(map(int, answer["python"].split(".")[:2])) < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        python = Finding("bad", "Python on node", f"{text}; expected {oldest} or newer; set python or setup")
+    skew_s = clock_skew_s(outcome, answer, own_file_clock_s)
+    seconds = f"{abs(skew_s):.1f} s"
+    clock = Finding("ok", "clock of node", f"{seconds} from this machine's")
+    if abs(skew_s) > SKEW_S:
+        text = f"{seconds} {'ahead of' if skew_s > 0 else 'behind'} this machine's"
+        clock = Finding("note", "clock of node", f"{text}; times in runs' files will be misleading")
+    return [shared, python, _torch(answer["torch"], gpu), clock]
 
 
 def clock_skew_s(outcome: Outcome, answer: dict[str, Any], own_file_clock_s: float) -> float:
@@ -192,14 +184,6 @@ def _silence(outcome: Outcome, runs_dir: Path, wait_s: float) -> Finding:
     return Finding("note", subject, f"a running job gave no answer within {wait_s:g} s: {last}")
 
 
-def _python(answer: dict[str, Any]) -> Finding:
-    subject, text = "Python on node", f"Python {answer['python']}, {answer['executable']}"
-    if tuple(map(int, answer["python"].split(".")[:2])) >= OLDEST_PYTHON:
-        return Finding("ok", subject, text)
-    expected = ".".join(map(str, OLDEST_PYTHON))
-    return Finding("bad", subject, f"{text}; expected {expected} or newer; set python or setup")
-
-
 def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
     subject = "torch on node"
     if torch is None:
@@ -214,12 +198,3 @@ def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
         text = f"{version} sees no CUDA device, yet the job was given a GPU; install a CUDA build of torch"
         return Finding("bad", subject, text)
     return Finding("ok", subject, f"{version}, sees {devices[0]}" if devices else f"{version}, no GPU requested")
-
-
-def _clock(skew_s: float) -> Finding:
-    subject, seconds = "clock of node", f"{abs(skew_s):.1f} s"
-    if abs(skew_s) <= SKEW_S:
-        return Finding("ok", subject, f"{seconds} from this machine's")
-    direction = "ahead of" if skew_s > 0 else "behind"
-    text = f"{seconds} {direction} this machine's; times in runs' files will be misleading"
-    return Finding("note", subject, text)

@@ -22,6 +22,7 @@ from seqlm.errors import BackendError, ManifestError
 SITE_FILE = Path(__file__).parent / "cluster.toml"
 """The default site file, used if ``SEQLM_SLURM_CONFIG`` is unset. Not tracked by git."""
 
+_PREFIX = "backend.slurm."
 _TINY = 1e-6
 """Tolerance for rounding: GPU shares are added in floating point."""
 
@@ -71,57 +72,40 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
         ManifestError: one line for each problem of both files.
     """
     problems = Problems()
-    site_path = _site_path(environ)
-    site = _read_site(site_path, problems) if site_path else {}
+    named = SLURM_CONFIG.read(environ)
+    path = named.expanduser() if named else SITE_FILE
+    site: Mapping[str, Any] = {}
+    if named or path.exists():
+        try:
+            site = read_toml_file(path)
+            check_table("slurm", site, path.name, problems, prefix="")
+        except ManifestError as error:
+            for line in error.problems:
+                problems.add(SLURM_CONFIG.name if named else "slurm site file", line)
     check_table("slurm", manifest_table, where, problems, prefix=_PREFIX)
     if problems.lines:
         raise ManifestError(problems.lines)
     merged = {**site, **manifest_table}
-    places = {key: f"{where}: {_PREFIX}{key}" for key in manifest_table}
-    places |= {key: f"{site_path.name}: {key}" for key in site.keys() - manifest_table.keys()} if site_path else {}
     merged["env"] = {**site.get("env", {}), **manifest_table.get("env", {})}
-    merged["sbatch"] = _options(site.get("sbatch", {})) | _options(manifest_table.get("sbatch", {}))
+    options = {**_options(site), **_options(manifest_table)}
+    merged["sbatch"] = options
     merged["env_pass"] = dict.fromkeys([*site.get("env_pass", ()), *manifest_table.get("env_pass", ())])
     for key in ("setup", "srun_args", "env_pass"):
         merged[key] = tuple(merged.get(key, ()))
     settings = SlurmSettings(**merged)
-    _check_together(settings, places, problems)
+    # Problems that arise only from two keys together, which may be in different files.
+    places = {**{key: f"{path.name}: {key}" for key in site}, **{k: f"{where}: {_PREFIX}{k}" for k in manifest_table}}
+    if settings.signal_before_s >= settings.timeout_min * 60:
+        key = "signal_before_s" if "signal_before_s" in places else "timeout_min"
+        expected = f"signal_before_s ({settings.signal_before_s}) below timeout_min ({settings.timeout_min * 60} s)"
+        problems.add(places[key], f"expected {expected}, got {getattr(settings, key)}")
+    for option in ("mem-per-cpu", "mem-per-gpu"):
+        if settings.mem_gb is not None and option in options:
+            problems.add(places["mem_gb"], f'expected either this key or the option "{option}" of sbatch, got both')
     if problems.lines:
         raise ManifestError(problems.lines)
     return settings
 
 
-_PREFIX = "backend.slurm."
-
-
-def _site_path(environ: Mapping[str, str]) -> Path | None:
-    if named := SLURM_CONFIG.read(environ):
-        return named.expanduser()
-    return SITE_FILE if SITE_FILE.exists() else None
-
-
-def _read_site(path: Path, problems: Problems) -> Mapping[str, Any]:
-    try:
-        table = read_toml_file(path)
-    except ManifestError as error:
-        for line in error.problems:
-            problems.add(SLURM_CONFIG.name if path != SITE_FILE else "slurm site file", line)
-        return {}
-    check_table("slurm", table, path.name, problems, prefix="")
-    return table
-
-
 def _options(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {option_name(key): value for key, value in table.items()}
-
-
-def _check_together(settings: SlurmSettings, places: Mapping[str, str], problems: Problems) -> None:
-    """Add the problems that arise only from two keys together, which may be in different files."""
-    if settings.signal_before_s >= settings.timeout_min * 60:
-        key = "signal_before_s" if "signal_before_s" in places else "timeout_min"
-        expected = f"signal_before_s ({settings.signal_before_s}) below timeout_min ({settings.timeout_min * 60} s)"
-        problems.add(places[key], f"expected {expected}, got {getattr(settings, key)}")
-    if settings.mem_gb is not None:
-        for option in ("mem-per-cpu", "mem-per-gpu"):
-            if option in settings.sbatch:
-                problems.add(places["mem_gb"], f'expected either this key or the option "{option}" of sbatch, got both')
+    return {option_name(key): value for key, value in table.get("sbatch", {}).items()}

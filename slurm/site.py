@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from jobs.plan.capacity import with_noun
 from jobs.spec import Resources
 from jobs.study.squeue import ask
 from seqlm.errors import BackendError, nearest
@@ -44,15 +45,6 @@ def controller_config() -> ControllerConfig:
         BackendError: no answer, or one that cannot be parsed.
     """
     return read_config(ask("scontrol", "show", "config"))
-
-
-def max_array_size() -> int:
-    """Return the maximum number of tasks of an array.
-
-    Raises:
-        BackendError: no answer, or one that cannot be parsed.
-    """
-    return controller_config().max_array_size
 
 
 def read_config(text: str) -> ControllerConfig:
@@ -114,11 +106,6 @@ class PartitionFacts:
         return max((kind.gpus for kind in self.kinds), default=0)
 
     @property
-    def has_fake_gpus(self) -> bool:
-        """Whether this is a test cluster, whose GPUs are not real devices."""
-        return any(kind.fakes for kind in self.kinds)
-
-    @property
     def cpus_per_node(self) -> int:
         """Cores of the nodes that have most."""
         return max((kind.cpus for kind in self.kinds), default=0)
@@ -137,69 +124,66 @@ class PartitionFacts:
             raise BackendError(
                 f"timeout_min: expected at most {limit}, the limit of partition {self.name}, got {settings.timeout_min}"
             )
-        gpus = resources.gpus if resources.gpus is not None else float(self.gpus_per_node > 0)
-        resolved = replace(resources, gpus=gpus)
+        each_gpus = resources.gpus if resources.gpus is not None else float(self.gpus_per_node > 0)
+        resolved = replace(resources, gpus=each_gpus)
         nodes, ranks = settings.nodes(resolved)
-        runs = settings.runs_per_job(resolved)
-        gpus_on_node = math.ceil(ranks * gpus)
-        each = resources.cpus or 1
-        cpus_on_node = ranks * runs * each
+        runs, each = settings.runs_per_job(resolved), resources.cpus or 1
+        gpus, cpus = math.ceil(ranks * each_gpus), ranks * runs * each  # of a node
         memory_mb = math.ceil((settings.mem_gb or 0) * 1024)
-        shared_by = with_noun(ranks, "rank") if ranks > 1 else with_noun(runs, "run")
-        parts = f" ({shared_by} of {each})" if ranks * runs > 1 else ""
-        fitting = self._fitting(gpus_on_node, cpus_on_node, memory_mb, nodes, parts)
-        if resources.cpus is None:
-            shares = [kind.cpus // kind.gpus // runs for kind in fitting] if gpus else [1]
-            resolved = replace(resolved, cpus=max(1, min(shares)))
-        return resolved
-
-    def _fitting(self, gpus: int, cpus: int, memory_mb: int, nodes: int, parts: str) -> list[NodeKind]:
-        """Return the kinds of nodes with these resources. ``parts`` explains in messages how the cores are divided.
-
-        Raises:
-            BackendError: fewer than ``nodes`` nodes have them.
-        """
-        has = f"partition {self.name} has"
-        if gpus > self.gpus_per_node:
-            raise BackendError(f"never fits: needs {with_noun(gpus, 'GPU')} on one node, {has} {self.gpus_per_node}")
-        if cpus > self.cpus_per_node:
-            raise BackendError(
-                f"never fits: needs {with_noun(cpus, 'core')}{parts} on one node, {has} {self.cpus_per_node}"
-            )
         most_mb = max((kind.memory_mb for kind in self.kinds), default=0)
-        if memory_mb > most_mb:
-            needs = f"{memory_mb / 1024:g} GB of memory on one node"
-            raise BackendError(f"never fits: needs {needs}, {has} {math.floor(most_mb / 1024 * 10) / 10:g}")
         fitting = [k for k in self.kinds if k.gpus >= gpus and k.cpus >= cpus and k.memory_mb >= memory_mb]
         enough = sum(kind.count for kind in fitting)
-        if enough < nodes:
-            each = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
-            each += f" and {memory_mb / 1024:g} GB" if memory_mb else ""
-            raise BackendError(f"never fits: needs {with_noun(nodes, 'node')} with {each}, {has} {enough} of these")
-        if self.max_nodes is not None and nodes > self.max_nodes:
-            raise BackendError(
-                f"never fits: needs {with_noun(nodes, 'node')}, partition {self.name} allows {self.max_nodes} per job"
-            )
-        return fitting
+        needs, memory, has = with_noun(cpus, "core"), f"{memory_mb / 1024:g} GB", f"partition {self.name} has"
+        if gpus > self.gpus_per_node:
+            problem = f"{with_noun(gpus, 'GPU')} on one node, {has} {self.gpus_per_node}"
+        elif cpus > self.cpus_per_node:
+            shared_by = with_noun(ranks, "rank") if ranks > 1 else with_noun(runs, "run")
+            parts = f" ({shared_by} of {each})" if ranks * runs > 1 else ""
+            problem = f"{needs}{parts} on one node, {has} {self.cpus_per_node}"
+        elif memory_mb > most_mb:
+            problem = f"{memory} of memory on one node, {has} {math.floor(most_mb / 1024 * 10) / 10:g}"
+        elif enough < nodes:
+            needs = f"{with_noun(gpus, 'GPU')} and {needs}" if gpus else needs
+            needs += f" and {memory}" if memory_mb else ""
+            problem = f"{with_noun(nodes, 'node')} with {needs}, {has} {enough} of these"
+        elif self.max_nodes is not None and nodes > self.max_nodes:
+            problem = f"{with_noun(nodes, 'node')}, partition {self.name} allows {self.max_nodes} per job"
+        else:
+            shares = [kind.cpus // kind.gpus // runs for kind in fitting] if each_gpus else [1]
+            return replace(resolved, cpus=resources.cpus or max(1, min(shares)))
+        raise BackendError(f"never fits: needs {problem}")
 
 
 def partition_facts(partition: str | None) -> PartitionFacts:
     """Return the facts of a partition, or of several separated by commas. ``None`` means the cluster's default.
+
+    Of several partitions a job uses whichever accepts it, so the widest limit applies.
 
     Raises:
         BackendError: no answer, or no such partition.
     """
     # Query all partitions in one call, for a hint if a name is misspelt. -e lists unlike nodes separately.
     partitions, default = read_partitions(ask("sinfo", "-h", "-a", "-e", "-o", _PARTITION_FORMAT))
+    there = f"(there are: {', '.join(partitions)})"
     if partition is None and default is None:
-        raise BackendError(f"the cluster has no default partition; set partition (there are: {', '.join(partitions)})")
-    found = []
-    for name in (partition or default or "").split(","):
+        raise BackendError(f"the cluster has no default partition; set partition {there}")
+    names = (partition or default or "").split(",")
+    for name in names:
         if name not in partitions:
-            hint = nearest(name, partitions)
-            raise BackendError(f"the cluster has no partition {name}{hint} (there are: {', '.join(partitions)})")
-        found.append(partitions[name])
-    return _together(found)
+            raise BackendError(f"the cluster has no partition {name}{nearest(name, partitions)} {there}")
+    found = [partitions[name] for name in names]
+    return PartitionFacts(
+        name=",".join(names),
+        up=any(one.up for one in found),
+        time_limit_min=_widest(one.time_limit_min for one in found),
+        max_nodes=_widest(one.max_nodes for one in found),
+        kinds=tuple(kind for one in found for kind in one.kinds),
+    )
+
+
+def _widest(limits: Iterable[int | None]) -> int | None:
+    known = list(limits)
+    return None if None in known else max(limit for limit in known if limit is not None)
 
 
 def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
@@ -226,11 +210,12 @@ def read_partitions(text: str) -> tuple[dict[str, PartitionFacts], str | None]:
             fakes=f"gpu:{FAKE_GPU}:" in gres,
         )
         before = partitions[name].kinds if name in partitions else ()
+        largest = size.rpartition("-")[2]  # of "1-infinite", "1-4" or "1"
         partitions[name] = PartitionFacts(
             name=name,
             up=state == "up",
             time_limit_min=read_minutes(limit),
-            max_nodes=_largest(size),
+            max_nodes=int(largest) if largest.isdigit() else None,
             kinds=(*before, kind) if every else before,
         )
     return partitions, default
@@ -251,34 +236,7 @@ def read_minutes(text: str) -> int | None:
     return (days * 24 + hours) * 60 + minutes
 
 
-def _together(partitions: Sequence[PartitionFacts]) -> PartitionFacts:
-    """Combine several partitions. A job uses whichever accepts it, so the widest limit applies."""
-    return PartitionFacts(
-        name=",".join(partition.name for partition in partitions),
-        up=any(partition.up for partition in partitions),
-        time_limit_min=_widest(partition.time_limit_min for partition in partitions),
-        max_nodes=_widest(partition.max_nodes for partition in partitions),
-        kinds=tuple(kind for partition in partitions for kind in partition.kinds),
-    )
-
-
-def _widest(limits: Iterable[int | None]) -> int | None:
-    known = list(limits)
-    return None if None in known else max(limit for limit in known if limit is not None)
-
-
-def _largest(size: str) -> int | None:
-    """Return the largest job size of ``1-infinite``, ``1-4`` or ``1``, or ``None`` for no limit."""
-    last = size.rpartition("-")[2]
-    return int(last) if last.isdigit() else None
-
-
 def _number(text: str) -> int:
     """Return a number in sinfo's notation, such as ``64``, ``64+`` or ``1.5K``, as a whole number."""
     match = re.match(r"(\d+(?:\.\d+)?)([KM]?)", text)
     return int(float(match[1]) * {"": 1, "K": 1024, "M": 1024**2}[match[2]]) if match else 0
-
-
-def with_noun(number: float, noun: str) -> str:
-    """Return a number with its noun in singular or plural: ``1 GPU``, ``2 GPUs``."""
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"

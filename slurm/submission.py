@@ -6,7 +6,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ def batches(todo: Sequence[PlannedRun], settings: SlurmSettings, max_array_size:
         groups.setdefault(item.spec.resources, []).append(item)
     found = []
     for wanted, items in groups.items():
-        jobs = [tuple(chunk) for chunk in _chunks(items, settings.runs_per_job(wanted))]
-        found += [Batch(jobs=tuple(chunk)) for chunk in _chunks(jobs, max_array_size)]
+        jobs = _chunks(items, settings.runs_per_job(wanted))
+        found += [Batch(jobs=chunk) for chunk in _chunks(jobs, max_array_size)]
     return take_turns(found, settings.max_parallel)
 
 
@@ -105,14 +105,15 @@ def take_turns(found: Sequence[Batch], max_parallel: int | None) -> list[Batch]:
         spare -= runs_per_job[lane.arrays[0]]
     made = list(found)
     for lane in lanes:
-        for before, number in zip([None, *sorted(lane.arrays)], sorted(lane.arrays), strict=False):
+        before = None
+        for number in sorted(lane.arrays):
             made[number] = replace(found[number], parallelism=lane.width // runs_per_job[number], after=before)
+            before = number
     return made
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _chunks(items: Sequence[Any], size: int) -> list[tuple[Any, ...]]:
+    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def require_plain_path(path: Path) -> None:
@@ -205,6 +206,7 @@ class Submitter:
 
         settings, resources = self.settings, batch.resources
         nodes, ranks_per_node = settings.nodes(resources)
+        gpus_per_node = ranks_per_node if resources.gpus == 1 else 1  # runs that share a GPU are in the same job
         try:
             executor = submitit.SlurmExecutor(folder=folder, python=settings.python or shlex.quote(sys.executable))
         except RuntimeError:
@@ -216,42 +218,25 @@ class Submitter:
             "requeue": True,
             **settings.sbatch,
         }
-        if nice:
-            more["nice"] = nice
-        if after:
-            more["dependency"] = f"afterany:{after}"
-        if settings.reservation:
-            more["reservation"] = settings.reservation
+        given = {"nice": nice, "dependency": after and f"afterany:{after}", "reservation": settings.reservation}
+        more |= {option: value for option, value in given.items() if value}
+        same = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "mail_user", "mail_type")
         executor.update_parameters(
             job_name=f"seqlm-{study_name(self.options.study_dir).replace('/', '-')}",
             time=settings.timeout_min,
             nodes=nodes,
             ntasks_per_node=ranks_per_node,
             cpus_per_task=(resources.cpus or 1) * batch.runs_per_job,
-            gpus_per_node=_gpus_per_node(resources, ranks_per_node),
+            gpus_per_node=gpus_per_node if resources.gpus else None,
             mem=None if settings.mem_gb is None else f"{round(settings.mem_gb * 1024)}M",
-            partition=settings.partition,
-            account=settings.account,
-            qos=settings.qos,
-            constraint=settings.constraint,
-            nodelist=settings.nodelist,
-            exclude=settings.exclude,
-            mail_user=settings.mail_user,
-            mail_type=settings.mail_type,
             signal_delay_s=settings.signal_before_s,
             array_parallelism=batch.parallelism,
             setup=[*first_lines(settings), path, *settings.setup],
             srun_args=["--kill-on-bad-exit=1", *settings.srun_args],
             additional_parameters=more,
+            **{key: getattr(settings, key) for key in same},
         )
         return executor
-
-
-def _gpus_per_node(resources: Resources, ranks_per_node: int) -> int | None:
-    """Return the whole GPUs of a job per node. Runs that share a GPU are in the same job."""
-    if not resources.gpus:
-        return None
-    return ranks_per_node if resources.gpus == 1 else 1
 
 
 def record(jobs: Sequence[str], plans: Sequence[JobPlan]) -> None:

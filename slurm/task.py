@@ -23,15 +23,14 @@ from typing import Any, final
 from jobs.attempt.attempt import Attempt
 from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.outcome import Ended
-from jobs.attempt.retry import let_stand, may_go_on, put_failure_aside
+from jobs.attempt.retry import Decision, let_stand, may_go_on, put_failure_aside
 from jobs.attempt.supervisor import Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
-from slurm import control
+from slurm.control import clock_ahead_s, job_words, look_again, requeue
 from slurm.job import JobPlan, Signals, SlurmContext
-from slurm.requeue import Again, look_again, requeue
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 2.0
@@ -57,13 +56,11 @@ def run_task(path: str) -> None:
     context = SlurmContext.from_environment(os.environ, JobEnvironment().hostnames[0])
     task = Task(plan, context, signals, started=started)
     try:
-        well = task.run()
+        if not task.run():
+            sys.exit(1)
     except Exception as error:
         if not task.give_up(error):
             raise
-        return
-    if not well:
-        sys.exit(1)
 
 
 @dataclass
@@ -88,6 +85,12 @@ class _Worker:
     def was_stopped_by_others(self) -> bool:
         """Whether it ended as one that was asked to stop, which this task did not do."""
         return self.ended is not None and self.ended.exit_code in STOPPED_EXITS and not self.asked
+
+    def ask(self) -> None:
+        """Ask it to stop, once."""
+        if not self.asked and self.rank is not None:
+            self.asked = True
+            self.rank.signal(signal.SIGTERM)
 
 
 @final
@@ -211,7 +214,7 @@ class Task:
         elif ended is not None:
             worker.ended = ended
         elif self._signals.stop:
-            self._ask(worker, worker.rank)
+            worker.ask()
         elif look:
             with contextlib.suppress(FileError, OSError):  # the next look is soon
                 self._look_at(worker, worker.rank)
@@ -225,7 +228,7 @@ class Task:
             FileError, OSError: the run's files cannot be read.
         """
         if worker.run.is_cancelled():
-            self._ask(worker, rank)
+            worker.ask()
             return
         if self._plan.resources.ranks > 1 and worker.run.failure_file.exists():
             rank.peer_failed()
@@ -235,15 +238,9 @@ class Task:
                     worker.attempt.record_hang(self._where)
             rank.signal(signal.SIGKILL)
 
-    @staticmethod
-    def _ask(worker: _Worker, rank: Supervisor) -> None:
-        if not worker.asked:
-            worker.asked = True
-            rank.signal(signal.SIGTERM)
-
     # -- how a run ended -----------------------------------------------------------------------------------------
 
-    def _settle(self, worker: _Worker) -> Again | None:
+    def _settle(self, worker: _Worker) -> tuple[str, Decision] | None:
         """Decide what follows from the end of a run. ``None``: its job need not run again for it.
 
         Raises:
@@ -259,13 +256,15 @@ class Task:
         again = None if failure is None else self._again(worker, failure)
         if not self._signals.stop or (failure is not None and again is None):
             return again  # a failure that stands is not replaced by a signal that came meanwhile
-        stopped = self._why_stopped()
-        if stopped is None:
-            return None  # SLURM itself requeues the job, or ends it
-        kind, message = stopped
-        if kind == "cancelled":
-            self._write_failure(worker, kind, message)
+        warned_at = self._signals.warned_at
+        if warned_at is None:  # SLURM itself requeues the job or ends it, unless a user has cancelled it
+            if "CANCELLED" in job_words(self._context.number):
+                self._write_failure(worker, "cancelled", "cancelled by scancel")
             return None
+        kind, message = "preempted", "preempted by another job"
+        limit = self._context.end_time or self._started + 60 * self._plan.timeout_min
+        if warned_at + clock_ahead_s() >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
+            kind, message = "timeout", f"the job's time limit of {self._plan.timeout_min} min"
         return again or self._again(worker, worker.attempt.failure(kind, message, where=self._where))
 
     def _record_exit(self, worker: _Worker) -> None:
@@ -286,19 +285,7 @@ class Task:
             return
         worker.attempt.record_exit(ended, was_asked=worker.asked, where=self._where, node=self._context.host)
 
-    def _why_stopped(self) -> tuple[FailureKind, str] | None:
-        """Return what the signals meant. ``None``: SLURM itself requeues or ends the job."""
-        warned_at = self._signals.warned_at
-        if warned_at is not None:
-            limit = self._context.end_time or self._started + 60 * self._plan.timeout_min
-            if warned_at + control.clock_ahead_s() >= limit - self._plan.signal_before_s - LIMIT_SLACK_SECONDS:
-                return "timeout", f"the job's time limit of {self._plan.timeout_min} min"
-            return "preempted", "preempted by another job"
-        if "CANCELLED" in control.job_words(self._context.number):
-            return "cancelled", "cancelled by scancel"
-        return None
-
-    def _again(self, worker: _Worker, failure: dict[str, Any]) -> Again | None:
+    def _again(self, worker: _Worker, failure: dict[str, Any]) -> tuple[str, Decision] | None:
         """Decide whether the job runs again for a run that has failed. ``None``: the failure stands."""
         run, attempt = worker.run, worker.attempt
         node = failure.get("node") or (self._context.host if self._context.nodes == 1 else None)
@@ -308,23 +295,21 @@ class Task:
             let_stand(run, decision)
             return None
         put_failure_aside(run, micro_batches=attempt.micro_batches, node=node)
-        reason = f"{failure.get('kind')}: {failure.get('message')}"
-        return Again(reason=reason, delay=decision.delay, sick=decision.sick_nodes)
+        return f"{failure.get('kind')}: {failure.get('message')}", decision
 
-    def _requeue(self, again: list[Again], todo: list[_Worker]) -> bool:
+    def _requeue(self, again: list[tuple[str, Decision]], todo: list[_Worker]) -> bool:
         """Requeue the job; if SLURM refuses, record that in the runs that have not ended."""
-        problem = requeue(self._plan, self._context, again)
+        reason = again[0][0]
+        problem = requeue(self._plan, self._context, reason, [decision for _, decision in again])
         if problem is None:
             return True
-        reason = again[0].reason
+        message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
         for worker in todo:
-            if not worker.run.result_file.exists() and not worker.run.failure_file.exists():
-                message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
-                kind = reason.partition(":")[0]
-                worker.run.write_failure_once(worker.attempt.failure(kind, message, where=self._where))
+            if not worker.run.result_file.exists():
+                self._write_failure(worker, reason.partition(":")[0], message)
         return False
 
-    def _write_failure(self, worker: _Worker, kind: FailureKind, message: str, *, node: str | None = None) -> None:
+    def _write_failure(self, worker: _Worker, kind: str, message: str, *, node: str | None = None) -> None:
         """Write the failure of a run of this job, unless there is one. ``node``: the one that failed."""
         if self._is_ours(worker.run):
             failure = worker.attempt.failure(kind, message, where=self._where, node=node)

@@ -12,7 +12,7 @@ from typing import Any
 from jobs.manifests.backends import LocalTable, RayTable, SlurmTable
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, StudyTable
-from jobs.manifests.fields import field_names
+from jobs.manifests.fields import full_keys
 from jobs.manifests.json_schema import Schema, choices, config_keys, policy_keys, table_keys
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources
@@ -29,7 +29,7 @@ def page(text: str) -> str:
 
 def tables() -> dict[str, str]:
     common = {name: schema for name, schema in table_keys(LocalTable).items() if name != "progress_s"}
-    own = [name for name in field_names(SlurmTable) if name not in common]
+    own = [name for name in full_keys(SlurmTable) if name not in common]
     return {
         "config": _table(config_keys(), _config_defaults()),
         "study": _table(_prefixed("study", table_keys(StudyTable)), _prefixed("study", _defaults(StudyTable))),
@@ -98,7 +98,7 @@ def _default(value: Any) -> str:
         return "-"
     if isinstance(value, dict) and all(isinstance(names, list) for names in value.values()) and value:
         return "; ".join(f"{default} ({', '.join(names)})" for default, names in value.items())
-    if value in (None, (), {}):
+    if value in (None, (), [], {}):
         return "none"
     return f"`{json.dumps(value)}`" if isinstance(value, str | bool) else f"{value:g}"
 
@@ -114,10 +114,10 @@ def _config_defaults() -> dict[str, Any]:
     """The default of each dotted key; if variants differ, default -> the architectures or optimizers with it."""
     found: dict[str, Any] = {"seed": _defaults(RunConfig)["seed"]}
     for section, (selector, variants) in VARIANTS.items():
-        for name in dict.fromkeys(name for variant in variants for name in field_names(variant)):
+        for name in dict.fromkeys(name for variant in variants for name in full_keys(variant)):
             by_default: dict[Any, list[str]] = {}
             for variant in variants:
-                if name in field_names(variant):
+                if name in full_keys(variant):
                     by_default.setdefault(_defaults(variant)[name], []).extend(choices(variant, selector))
             found[f"{section}.{name}"] = by_default if len(by_default) > 1 else next(iter(by_default))
     return found

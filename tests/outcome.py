@@ -19,6 +19,7 @@ import torch
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint
 from tests import commands
+from tests.training.studies import runs_in
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,7 +69,7 @@ def outcome(run: RunDirectory) -> Outcome:
 
 def outcomes(study_dir: Path) -> dict[str, Outcome]:
     """The outcome of every run of a study, by run id."""
-    return {run.id: outcome(run) for run in RunDirectory.all_in(study_dir)}
+    return {run.id: outcome(run) for run in runs_in(study_dir)}
 
 
 def quiet_outcomes(manifest: Path, runs_dir: Path, runs: Collection[RunDirectory]) -> dict[str, Outcome]:

@@ -21,10 +21,11 @@ from jobs.launch.options import LaunchOptions
 from jobs.manifests import backends
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
-from seqlm.rundir import FailureKind, RunDirectory
+from seqlm.rundir import FailureKind
 from slurm import settings
 from tests import commands
 from tests.test_launch import ROOT, Study, launched
+from tests.training.studies import runs_in
 
 COMMANDS = list(arguments.COMMANDS)
 
@@ -439,7 +440,7 @@ def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
 
     monkeypatch.setattr("jobs.cli.request.launch", stop)
     assert launch.main(["retry", "small", "--backend", "local"]) == 2
-    runs = RunDirectory.all_in(study.folder / "runs" / "small")
+    runs = runs_in(study.folder / "runs" / "small")
     wanted = {run.read_config().fingerprint()[:8]: (["made", run.id], Path(f"/text/{run.id}")) for run in runs}
     assert len(wanted) == 2
     assert given == wanted

@@ -26,7 +26,7 @@ from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.crawl import Crawl
-from tests.training.studies import make_config, write_text
+from tests.training.studies import make_config, runs_in, write_text
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ class Study:
         return commands.start(self.command(*words), cwd=self.folder)
 
     def runs(self) -> list[RunDirectory]:
-        return RunDirectory.all_in(self.folder / "runs" / "small")
+        return runs_in(self.folder / "runs" / "small")
 
     def epochs(self) -> list[list[int]]:
         """The epochs that each run has finished."""
@@ -351,6 +351,8 @@ def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.Ca
         "disk_bytes": (12 + 4) * run["parameters"] + 2 * 18 * 17,
         "unknown": None,
     }
+    freed = plan_of(capsys, "--set", "policy.keep_last=false")["totals"]["disk_bytes"]
+    assert freed == 4 * run["parameters"] + 18 * 17, "last.pt is deleted"
     assert launch.main(["plan", "small.toml"]) == 0
     assert "3.0 GiB" in capsys.readouterr().out
 

@@ -20,7 +20,7 @@ import pytest
 from seqlm import lease as leases
 from seqlm import processes
 from seqlm.errors import FileError, LeaseLostError, RunBusyError, UsageError
-from seqlm.lease import Lease, Terms, claim, is_released, kept, live_owner, newest_generation, require_attempt
+from seqlm.lease import Lease, Terms, claim, kept, live_owner, newest_generation, newest_lease, require_attempt
 from seqlm.processes import Host
 from tests import commands
 from tests.waiting import wait_for
@@ -82,7 +82,7 @@ def test_a_released_lease_is_claimed_at_once_and_numbers_go_on(cluster: Cluster)
         assert lease.generation == number
         assert len(cluster.names()) == number, "no number is free again"
         lease.release()
-        assert is_released(cluster.folder)
+        assert newest_lease(cluster.folder)["released"]
 
 
 def rewrite(lease: Lease, **changes: Any) -> None:
@@ -97,7 +97,7 @@ def test_a_lease_that_a_dead_process_of_this_host_left_is_taken_over_at_once(
     cluster: Cluster, changes: dict[str, int]
 ) -> None:
     rewrite(cluster.claim("a"), **changes)
-    assert not is_released(cluster.folder)
+    assert not newest_lease(cluster.folder)["released"]
     assert cluster.claim("a").generation == 2
     assert cluster.now == 0.0
 
@@ -229,7 +229,7 @@ def test_a_former_owner_learns_at_its_next_check_by_whom_it_was_taken_over(clust
     assert cluster.names() == ["000001.json", "000002.json"]
     assert not json.loads(first.file.read_text())["released"], "it has nothing left to release"
     assert second.file.stat().st_mtime_ns == before
-    assert not is_released(cluster.folder)
+    assert not newest_lease(cluster.folder)["released"]
 
 
 def test_a_former_owner_learns_it_after_any_number_of_later_owners(cluster: Cluster) -> None:
@@ -339,8 +339,8 @@ def test_a_lease_beats_while_it_is_kept_and_is_released_at_the_end(cluster: Clus
         for _ in range(3):
             wait_for_a_beat(lease)
         assert len(hearts()) == 1
-        assert not is_released(cluster.folder)
-    assert is_released(cluster.folder)
+        assert not newest_lease(cluster.folder)["released"]
+    assert newest_lease(cluster.folder)["released"]
     assert hearts() == [], "a released lease is dead"
 
 
@@ -592,10 +592,9 @@ def test_a_rank_without_a_lease_stops_only_for_an_owner_of_a_later_attempt(clust
         require_attempt(cluster.folder, 1)
 
 
-def test_a_folder_without_leases_is_released_and_has_no_owner(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_folder_without_leases_has_no_owner(tmp_path: Path, cluster: Cluster) -> None:
     for folder in (cluster.folder, tmp_path):
         assert newest_generation(folder) == 0
-        assert is_released(folder)
         assert live_owner(folder, 60.0) is None
 
 

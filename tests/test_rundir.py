@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.study.folder import observe_study
 from seqlm import lease, processes
 from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
@@ -198,9 +199,9 @@ def test_another_configuration_never_overwrites_a_run(run: RunDirectory) -> None
 def test_runs_are_listed_in_manifest_order(tmp_path: Path) -> None:
     for order, name in ((1, "a-00000001"), (0, "b-00000002"), (None, "c-00000003")):
         make_run(tmp_path / name, make_config()).create(make_config(), {"order": order})
-    assert [run.id for run in RunDirectory.all_in(tmp_path)] == ["b-00000002", "a-00000001", "c-00000003"]
+    assert [seen.run.id for seen in observe_study(tmp_path)] == ["b-00000002", "a-00000001", "c-00000003"]
     (tmp_path / "b-00000002" / "provenance.json").write_text("{")
-    assert [run.id for run in RunDirectory.all_in(tmp_path)] == ["a-00000001", "b-00000002", "c-00000003"]
+    assert [seen.run.id for seen in observe_study(tmp_path)] == ["a-00000001", "b-00000002", "c-00000003"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Each finds its runs and where they go. :func:`jobs.cli.request.carry_out` launch
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from jobs.launch.prepare import (
     resolve_resources,
     resolve_specs,
 )
-from jobs.manifests.filters import NO_FOLDERS, asks_for_identity, select
+from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import PlannedRun
@@ -63,7 +63,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     manifest, specs, study_dir = _open_manifest(arguments)
     choice, slurm = choose(arguments, manifest)
     target, limit = slurm or choice.make(), choice.max_parallel
-    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir)
+    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, keep_last=manifest.policy.keep_last)
     planned = resolve_resources(planned, target, limit)
     terminal.say_table(_plan_table(planned))
     counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
@@ -143,10 +143,10 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _estimated(planned: Sequence[PlannedRun], runs_dir: Path) -> list[PlannedRun]:
+def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, *, keep_last: bool) -> list[PlannedRun]:
     facts = functools.cache(corpus_facts)
     known = [replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in planned]
-    return estimated(known, earlier_throughput(runs_dir))
+    return estimated(known, earlier_throughput(runs_dir), keep_last=keep_last)
 
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
@@ -286,10 +286,10 @@ def _open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], P
     data = find_data(arguments.data, manifest.data_path)
     study_dir = arguments.runs_dir / manifest.study
     known: Sequence[RunSpec] = manifest.runs
-    folders = NO_FOLDERS
+    folders: Mapping[str, Path] = {}
     if asks_for_identity([*arguments.only, *arguments.exclude]):
         known, folders = resolve_specs(known, data), RunDirectory.folders(study_dir)
-    chosen, why = select(known, arguments.only, arguments.exclude, folders)
+    chosen, why = select(known, arguments.only, arguments.exclude, lambda spec: facts_of_spec(spec, folders))
     if why is not None:
         raise UsageError(f"{arguments.manifest}: {why}")
     if arguments.data and all(spec.config.data.corpus == "pydoc" for spec in chosen):

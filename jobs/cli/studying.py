@@ -22,13 +22,13 @@ from jobs.cli.arguments import (
     StudyArguments,
 )
 from jobs.cli.view import status_table
+from jobs.manifests.filters import select
 from jobs.study.folder import (
     ObservedRun,
     find_study,
     launch_lock_file,
     observe_study,
     read_jobs,
-    select_runs,
     study_name,
 )
 from seqlm.errors import BackendError, ManifestError, UsageError, nearest, printable
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 def chosen_runs(arguments: StudyArguments, study_dir: Path) -> list[ObservedRun]:
     """Return the runs of a study that pass the filters. If there are none, a line says why; that is no error."""
-    runs, why = select_runs(observe_study(study_dir), arguments.only, arguments.exclude)
+    runs, why = select(observe_study(study_dir), arguments.only, arguments.exclude, ObservedRun.facts)
     if why is not None:
         terminal.tell(why)
     return runs

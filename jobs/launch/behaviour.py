@@ -18,9 +18,10 @@ from typing import Any
 
 from jobs.launch.options import LaunchOptions
 from jobs.launch.prepare import find_data
+from jobs.manifests.filters import select
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
-from jobs.study.folder import AtWork, ObservedRun, at_work, observe_run, observe_study, select_runs
+from jobs.study.folder import AtWork, ObservedRun, at_work, observe_run, observe_study
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
@@ -61,7 +62,7 @@ def choose(
     """
     done = [run for run in runs if run.observation.state == "done" and run.config is not None]
     if only or exclude:
-        passed, why = select_runs(list(runs), only, exclude)
+        passed, why = select(runs, only, exclude, ObservedRun.facts)
         if why is not None:
             raise UsageError(why)
         passing = {run.run.id for run in passed}

@@ -125,19 +125,19 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_paralle
     ]
 
 
-def estimated(planned: Iterable[PlannedRun], throughput: Throughput) -> list[PlannedRun]:
-    """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are."""
-    return [
-        item
-        if item.facts is None
-        else replace(
-            item,
-            estimate=estimate(
-                item.spec.config, item.facts, throughput, item.spec.resources.ranks, epochs_done=item.epochs_done
-            ),
-        )
-        for item in planned
-    ]
+def estimated(planned: Iterable[PlannedRun], throughput: Throughput, *, keep_last: bool = True) -> list[PlannedRun]:
+    """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are.
+
+    ``keep_last`` is that of the study's policy.
+    """
+    found = []
+    for item in planned:
+        if item.facts is not None:
+            config, ranks = item.spec.config, item.spec.resources.ranks
+            made = estimate(config, item.facts, throughput, ranks, item.epochs_done, keep_last)
+            item = replace(item, estimate=made)
+        found.append(item)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from jobs.manifests.fields import Check, Line, Matches, Problems, Valid, Word, Written, full_keys, read_table
+from jobs.manifests.fields import Check, Line, Matches, Problems, Valid, Word, Written, as_table, full_keys, read_table
 from jobs.manifests.reader import show
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from seqlm.errors import nearest
@@ -36,7 +36,6 @@ def option_name(key: str) -> str:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_Variable = Annotated[str, Matches(VARIABLE)]
 
 
 def _variables(name: str, value: Any) -> Iterator[str]:
@@ -63,36 +62,28 @@ def _mail_type(name: str, value: Any) -> Iterator[str]:
 def _sbatch(name: str, value: Any) -> Iterator[str]:
     given: dict[str, str] = {}
     for key, found in value.items():
-        option = option_name(key)
+        option, place = option_name(key), f"{name}.{key}"
         if option in given:
             yield f'{name}: option "{option}" is given twice, as "{given[option]}" and "{key}"'
         given[option] = key
-        yield from _sbatch_option(f"{name}.{key}", option, found)
-
-
-def _sbatch_option(name: str, option: str, value: Any) -> Iterator[str]:
-    valid = "a text of one line or a number"
-    if option not in OPTIONS:
-        prefix = name.rpartition(".")[0]
-        hint = nearest(option, sorted(OPTIONS - OURS.keys())).replace('"', f'"{prefix}.', 1)
-        yield f'unknown key "{name}"{hint} (valid in {prefix}: the long options that `sbatch --help` lists)'
-    elif option in OURS:
-        yield f"{name}: seqlm sets this option itself; {OURS[option]}"
-    elif option in FLAGS:
-        if value is not True:
-            yield f"{name}: expected true, since the option takes no value, got {show(value)}"
-    elif not _is_value(value) and not (option in EITHER and value is True):
-        yield f"{name}: expected {'true, ' if option in EITHER else ''}{valid}, got {show(value)}"
-
-
-def _is_value(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip()) and value.isprintable()
-    return type(value) in (int, float) and math.isfinite(value)
+        is_text = isinstance(found, str) and bool(found.strip()) and found.isprintable()
+        is_value = is_text or (type(found) in (int, float) and math.isfinite(found))
+        if option not in OPTIONS:
+            hint = nearest(option, sorted(OPTIONS - OURS.keys())).replace('"', f'"{name}.', 1)
+            yield f'unknown key "{place}"{hint} (valid in {name}: the long options that `sbatch --help` lists)'
+        elif option in OURS:
+            yield f"{place}: seqlm sets this option itself; {OURS[option]}"
+        elif option in FLAGS:
+            if found is not True:
+                yield f"{place}: expected true, since the option takes no value, got {show(found)}"
+        elif not is_value and not (option in EITHER and found is True):
+            may_be_true = "true, " if option in EITHER else ""
+            yield f"{place}: expected {may_be_true}a text of one line or a number, got {show(found)}"
 
 
 # -- the tables ------------------------------------------------------------------------------------------------------
 
+_Variable = Annotated[str, Matches(VARIABLE)]
 _Positive = Annotated[int, Ge(1)]
 _POSITIVE = Valid("a positive whole number")
 _Nodes = Annotated[Word | None, Valid('a list of nodes, such as "node[01-04],node09"')]
@@ -107,12 +98,10 @@ class LocalTable:
 
     max_parallel: Annotated[_Positive | None, _POSITIVE] = None
     """Most runs at once; without it, as many as there is room for. `--max-parallel` overrides it."""
-    retries: Annotated[int | None, Written(Annotated[int, Ge(0)]), Valid("a whole number, 0 or more")] = None
+    retries: Annotated[Annotated[int, Ge(0)] | None, Valid("a whole number, 0 or more")] = None
     """Overrides `policy.max_stalled_retries`; `--max-stalled-retries` overrides both."""
     env: Annotated[
-        Mapping[str, str],
-        Check(_variables),
-        Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}'),
+        Mapping[str, str], Check(_variables), Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}')
     ] = field(default_factory=dict)
     """Variables for the workers, such as `env.NCCL_SOCKET_IFNAME = "eth0"`. They are kept with the study, so do not put
     secrets here."""
@@ -130,7 +119,7 @@ class LocalTable:
 class RayTable(LocalTable):
     """``[backend.ray]``."""
 
-    address: Annotated[str | None, Written(Annotated[str, MinLen(1)]), Valid('an address, such as "auto"')] = None
+    address: Annotated[Annotated[str, MinLen(1)] | None, Valid('an address, such as "auto"')] = None
     """The Ray cluster to join, such as `"auto"`; without it, seqlm starts Ray on this machine. `--ray-address` and
     `RAY_ADDRESS` override it."""
 
@@ -204,3 +193,15 @@ def check_table(backend: str, table: Any, where: str, problems: Problems, *, pre
     kinds = BACKENDS.items() if prefix else ()
     others = [key for other, kind in kinds if other != backend for key in full_keys(kind, f"backend.{other}.")]
     read_table(BACKENDS[backend], table, where, problems, prefix=prefix, others=others)
+
+
+def check_tables(tables: Any, where: str, problems: Problems) -> dict[str, Mapping[str, Any]]:
+    """Check ``[backend.*]`` of a file, and return the table of each backend as written."""
+    found = {}
+    for name, table in as_table(tables, f"{where}: backend", problems).items():
+        if name in BACKENDS:
+            found[name] = table
+            check_table(name, table, where, problems, prefix=f"backend.{name}.")
+        else:
+            problems.unknown(where, f"backend.{name}", [f"backend.{known}" for known in BACKENDS])
+    return found

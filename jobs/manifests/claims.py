@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Gt, Len, MaxLen, MinLen
 
-from jobs.manifests.fields import Check, Line, Problems, Valid, Written, read_table
+from jobs.manifests.fields import Check, Line, Problems, Valid
 from jobs.manifests.filters import facts_of_spec, meets, parse
 from jobs.manifests.reader import show
 from jobs.spec import RunSpec
@@ -61,9 +61,7 @@ class Published:
     """Published training perplexity of this run after its last epoch."""
     val_ppl: Annotated[_Ppl | None, _PPL] = None
     """Published best validation perplexity of this run."""
-    replications: Annotated[
-        tuple[float, float] | None, Written(Annotated[list[_Ppl], Len(2, 2)]), Check(_ascending), Valid(_RANGE)
-    ] = None
+    replications: Annotated[Annotated[list[_Ppl], Len(2, 2)] | None, Check(_ascending), Valid(_RANGE)] = None
     """Lowest and highest best validation perplexity of independent replications, such as `[156.4, 157.5]`."""
 
 
@@ -86,15 +84,11 @@ class Report:
     """``[report]``."""
 
     behaviour: Annotated[
-        tuple[str, ...],
-        Written(Annotated[list[str], MinLen(1)]),
-        Check(_each_once),
-        Valid("a list of names of runs, at least one"),
-    ] = ()
+        Annotated[list[str], MinLen(1)], Check(_each_once), Valid("a list of names of runs, at least one")
+    ] = field(default_factory=list)
     """Runs whose trained models the report examines. A run of a grid or zip has its name with suffix, as in `plan`."""
     groups: Annotated[
-        Mapping[str, Sequence[str]],
-        Written(dict[Annotated[Line, MaxLen(MAX_TITLE)], Annotated[list[str], MinLen(1)]]),
+        dict[Annotated[Line, MaxLen(MAX_TITLE)], Annotated[list[str], MinLen(1)]],
         Valid(f"a table of titles of at most {MAX_TITLE} characters, each with a list of names of runs, at least one"),
     ] = field(default_factory=dict)
     """Groups of runs with curves and a table of their own in the report: a title, then names or patterns (`gru-*`)."""
@@ -110,22 +104,6 @@ class Expectation:
     """Names of runs, at least one."""
     higher: tuple[str, ...]
     """Names of other runs, at least one."""
-
-
-def read_published(values: Mapping[str, Any], where: str, problems: Problems) -> Published | None:
-    """The published results of a ``[[run]]``, if ``values`` has any; its keys are dotted."""
-    table = {key.rpartition(".")[2]: value for key, value in values.items()}
-    found = read_table(Published, table, where, problems, prefix="published.")
-    if "replications" in found:
-        found["replications"] = tuple(found["replications"])
-    return Published(**found) if found else None
-
-
-def read_claim(table: Mapping[str, Any], where: str, problems: Problems) -> Claim | None:
-    """One ``[[expect]]``; ``None`` if anything in it is wrong."""
-    before = len(problems.lines)
-    found = read_table(Claim, table, where, problems)
-    return Claim(**found) if len(problems.lines) == before else None
 
 
 # -- with the runs ---------------------------------------------------------------------------------------------------
@@ -145,8 +123,8 @@ def expectations(
         where = f"{file}: expect {number}"
         sides: dict[str, tuple[str, ...]] = {}
         for side, text in (("lower", claim.lower), ("higher", claim.higher)):
-            conditions = parse(text)
             try:
+                conditions = parse(text)
                 sides[side] = tuple(known["name"] for known in facts if meets(known, conditions))
             except UsageError as error:
                 problems.add(where, f"{side}: {error}")
@@ -158,45 +136,38 @@ def expectations(
             wrong.append(f"expected different runs in lower and higher, got {show(both[0])} in both")
         unmatched += [(where, what) for what in wrong]
         if not wrong:
-            found.append(
-                Expectation(text=claim.text, metric=claim.metric, lower=sides["lower"], higher=sides["higher"])
-            )
+            found.append(Expectation(text=claim.text, metric=claim.metric, **sides))
     return found, unmatched
 
 
-def absent(names: Sequence[str], specs: Sequence[RunSpec], excluded: Sequence[str], file: str) -> list[tuple[str, str]]:
-    """Return a problem for each of the ``names`` in ``[report]`` that is not a run of the manifest."""
+def absent(names: Sequence[str], specs: Sequence[RunSpec], excluded: Sequence[str]) -> list[str]:
+    """Return a line for each of the ``names`` in ``[report]`` that is not a run of the manifest."""
     known = {spec.name for spec in specs}
     return [
-        (
-            file,
-            f"report.behaviour: an [[exclude]] drops {show(name)}"
-            if name in excluded
-            else f"report.behaviour: expected the name of a run, got {show(name)}{nearest(name, known)}",
-        )
+        f"report.behaviour: an [[exclude]] drops {show(name)}"
+        if name in excluded
+        else f"report.behaviour: expected the name of a run, got {show(name)}{nearest(name, known)}"
         for name in names
         if name not in known
     ]
 
 
 def groups_of(
-    groups: Mapping[str, Sequence[str]], specs: Sequence[RunSpec], file: str
-) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, str]]]:
-    """Return the names of the runs of each group, and a problem for each pattern that matches no run.
+    groups: Mapping[str, Sequence[str]], specs: Sequence[RunSpec]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Return the names of the runs of each group, and a line for each pattern that matches no run.
 
     The runs of a group are in the order of the manifest.
     """
     names = [spec.name for spec in specs]
-    found = {}
-    unmatched = []
+    found, unmatched = {}, []
     for title, patterns in groups.items():
-        hits = {pattern: fnmatch.filter(names, pattern) for pattern in patterns}
-        where = f"report.groups.{show(title)}"
-        unmatched += [
-            (file, f"{where}: expected the name of a run or a pattern, got {show(pattern)}{nearest(pattern, names)}")
-            for pattern in patterns
-            if not hits[pattern]
-        ]
-        members = {name for matching in hits.values() for name in matching}
+        members: set[str] = set()
+        for pattern in patterns:
+            hits = fnmatch.filter(names, pattern)
+            members.update(hits)
+            if not hits:
+                got = f"expected the name of a run or a pattern, got {show(pattern)}{nearest(pattern, names)}"
+                unmatched.append(f"report.groups.{show(title)}: {got}")
         found[title] = tuple(name for name in names if name in members)
     return found, unmatched

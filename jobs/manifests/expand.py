@@ -101,26 +101,20 @@ def expand(entry: Entry) -> Iterator[dict[str, Any]]:
 def run_name(entry: Entry, values: Mapping[str, Any]) -> str:
     """Return the entry's name, or ``{arch}-{optimizer}``, with a suffix for each key that varies in the entry.
 
-    ``values`` are those of the run with defaults and ``--set``.
+    ``values`` are those of the run with defaults and ``--set``. A suffix is a text, or a number in its shortest unique
+    form after the short form of its key: ``hidden512``, ``lr1e-5``.
     """
     parts = [entry.name or f"{values.get('model.arch', '?')}-{values.get('optim.optimizer', '?')}"]
     for key in entry.varying:
         if key.startswith("resources.") or (not entry.name and key in ("model.arch", "optim.optimizer")):
             continue
-        if key in values:  # --set leaves out what does not apply to the run
-            value = values[key]
-            parts.append(value if isinstance(value, str) else _short(key) + _number(value))
+        value = values.get(key)  # --set leaves out what does not apply to the run
+        if isinstance(value, str):
+            parts.append(value)
+        elif key in values:
+            number = str(value)
+            if isinstance(value, float):
+                digits, e, exponent = number.partition("e")
+                number = digits.removesuffix(".0") + (f"e{int(exponent)}" if e else "")
+            parts.append(key.rpartition(".")[2].removeprefix("num_").removesuffix("_size") + number)
     return "-".join(parts)
-
-
-def _short(key: str) -> str:
-    """Return a key's short form in names: ``hidden`` for ``model.hidden_size``, ``layers`` for ``model.num_layers``."""
-    return key.rpartition(".")[2].removeprefix("num_").removesuffix("_size")
-
-
-def _number(value: Any) -> str:
-    """Return the shortest unique form of a number: ``1e-5``, ``0.0001``, ``10``."""
-    if not isinstance(value, float):
-        return str(value)
-    digits, e, exponent = repr(value).partition("e")
-    return digits.removesuffix(".0") + (f"e{int(exponent)}" if e else "")

@@ -14,21 +14,23 @@ import fnmatch
 import itertools
 import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest
 from seqlm.rundir import FailureKind, RunDirectory, State
 
+_Item = TypeVar("_Item")
+
 _CONDITION = re.compile(r"(?P<key>[\w.]+)(?P<operator>!=|>=|<=|=|>|<)(?P<value>[^=<>!]\S*)")
 _FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for example 'arch=gru lr>1'"
 _ORDER = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _KEYS = ("name", "id", "fingerprint", *valid_keys(), *(f"resources.{name}" for name in Resources.__dataclass_fields__))
-"""Keys of any run. ``facts`` may have more, such as ``state``."""
+"""Keys of any run. Its facts may have more, such as ``state``."""
 _CHOICES = {
     **{key: choices for key in valid_keys() if (choices := choices_of(key))},
     "state": get_args(State),
@@ -37,7 +39,6 @@ _CHOICES = {
 """Key -> its only valid values."""
 MOST_LISTED = 8
 """Most values that a message lists."""
-NO_FOLDERS: Mapping[str, Path] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,36 +165,57 @@ def meets(facts: Mapping[str, Any], conditions: Iterable[Condition]) -> bool:
     return all(met)
 
 
-def choose(
-    runs: Sequence[Mapping[str, Any]], only: Sequence[str], exclude: Sequence[str]
-) -> tuple[list[bool], str | None]:
-    """Decide for each run, given as facts, whether it passes: some ``only`` matches, if any, and no ``exclude`` does.
+def facts_of(
+    name: str,
+    id: str,  # noqa: A002 - the name of the key in filters
+    config: RunConfig | None,
+    resources: Resources,
+) -> dict[str, Any]:
+    """Return the facts of a run that filters use, by dotted key. The caller adds ``state`` and ``kind`` if known."""
+    known = {} if config is None else {"fingerprint": config.fingerprint(), **config.by_key()}
+    wanted = {f"resources.{key}": value for key, value in asdict(resources).items()}
+    return {"name": name, "id": id, **known, **wanted}
 
-    Returns the decisions in the order of ``runs`` and, if there are runs but none passes, one line that says why.
+
+def facts_of_spec(spec: RunSpec, folders: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Return the facts of a run of a manifest.
+
+    ``folders`` are those of its study (:meth:`RunDirectory.folders`). A launched run keeps its id.
+    """
+    run_id = RunDirectory.locate(Path(), spec.name, spec.fingerprint, folders or {}).id
+    return facts_of(spec.name, run_id, spec.config, spec.resources)
+
+
+def select(
+    runs: Sequence[_Item], only: Sequence[str], exclude: Sequence[str], facts: Callable[[_Item], Mapping[str, Any]]
+) -> tuple[list[_Item], str | None]:
+    """Return the runs that pass, in their order: some ``only`` matches, if there are any, and no ``exclude`` does.
+
+    ``facts`` returns what filters use of a run. The second value is one line that says why none of the runs passes.
 
     Raises:
         UsageError: a filter cannot be read, has an unknown key, compares a text with a number, has a value
             that is not valid for its key, or has a prefix of several ids.
     """
-    ids = [str(facts["id"]) for facts in runs]
+    if not only and not exclude:
+        return list(runs), None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
+    known = [facts(run) for run in runs]
+    ids = [str(one["id"]) for one in known]
     wanted = [[condition.with_whole_ids(ids) for condition in parse(text)] for text in only]
     unwanted = [[condition.with_whole_ids(ids) for condition in parse(text)] for text in exclude]
-    met = [[meets(facts, conditions) for conditions in wanted] for facts in runs]
-    missed = [[meets(facts, conditions) for conditions in unwanted] for facts in runs]
+    met = [[meets(one, conditions) for conditions in wanted] for one in known]
+    missed = [[meets(one, conditions) for conditions in unwanted] for one in known]
     passes = [(any(hits) or not only) and not any(cuts) for hits, cuts in zip(met, missed, strict=True)]
     if not runs or any(passes):
-        return passes, None
+        return list(itertools.compress(runs, passes)), None
     given = [f'--only "{text}"' for text in only] + [f'--exclude "{text}"' for text in exclude]
     if any(map(any, met)) or not only:
         why = "--exclude drops every run" + (" that --only chooses" if only else "")
     else:
-        why = "; ".join(dict.fromkeys(_why_none(conditions, runs) for conditions in wanted))
-    return passes, f"no run passes {' '.join(given)}: {why}"
-
-
-def _why_none(conditions: Sequence[Condition], runs: Sequence[Mapping[str, Any]]) -> str:
-    reasons = [reason for condition in conditions if (reason := condition.why_none(runs)) is not None]
-    return "; ".join(reasons) or "each condition fits some run, but no run meets all of them"
+        reasons = [[found for one in conditions if (found := one.why_none(known))] for conditions in wanted]
+        no_single = "each condition fits some run, but no run meets all of them"
+        why = "; ".join(dict.fromkeys("; ".join(found) or no_single for found in reasons))
+    return [], f"no run passes {' '.join(given)}: {why}"
 
 
 def whole_id(text: str, ids: Collection[str]) -> str | None:
@@ -222,42 +244,3 @@ def asks_for_identity(filters: Sequence[str]) -> bool:
         UsageError: a filter cannot be read.
     """
     return any(condition.key in ("id", "fingerprint") for text in filters for condition in parse(text))
-
-
-def select(
-    specs: Sequence[RunSpec], only: Sequence[str], exclude: Sequence[str], folders: Mapping[str, Path] = NO_FOLDERS
-) -> tuple[list[RunSpec], str | None]:
-    """Return the runs of a manifest that pass, in their order, and the reason if there are none.
-
-    ``folders`` are those of :func:`facts_of_spec`.
-
-    Raises:
-        UsageError: as :func:`choose`.
-    """
-    if not only and not exclude:
-        return list(specs), None  # collecting the facts takes longer than reading the manifest
-    passes, why = choose([facts_of_spec(spec, folders) for spec in specs], only, exclude)
-    return list(itertools.compress(specs, passes)), why
-
-
-def facts_of(
-    name: str,
-    id: str,  # noqa: A002 - the name of the key in filters
-    config: RunConfig | None,
-    resources: Resources,
-) -> dict[str, Any]:
-    """Return the facts of a run that filters use, by dotted key. The caller adds ``state`` and ``kind`` if known."""
-    facts: dict[str, Any] = {"name": name, "id": id}
-    if config is not None:
-        facts["fingerprint"] = config.fingerprint()
-        facts |= config.by_key()
-    return facts | {f"resources.{key}": value for key, value in asdict(resources).items()}
-
-
-def facts_of_spec(spec: RunSpec, folders: Mapping[str, Path] = NO_FOLDERS) -> dict[str, Any]:
-    """Return the facts of a run of a manifest.
-
-    ``folders`` are those of its study (:meth:`RunDirectory.folders`). A launched run keeps its id.
-    """
-    run_id = RunDirectory.locate(Path(), spec.name, spec.fingerprint, folders).id
-    return facts_of(spec.name, run_id, spec.config, spec.resources)

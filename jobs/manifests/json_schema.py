@@ -9,13 +9,16 @@ only when the manifest is loaded.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from jobs.manifests.backends import BACKENDS, VARIABLE
 from jobs.manifests.claims import Claim, Published, Report
-from jobs.manifests.entries import TOP_KEYS, EntryTable, StudyTable
+from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, StudyTable
 from jobs.manifests.fields import model_of
 from jobs.manifests.policy import Policy
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
@@ -25,37 +28,34 @@ from seqlm.schema import fields_of
 
 Schema: TypeAlias = dict[str, Any]
 
-_TEXT_OR_NUMBER: Schema = {"type": ["string", "number"]}
-
 
 def manifest_schema() -> Schema:
     """Return the schema of a whole manifest."""
-    seeds = table_keys(EntryTable)["seeds"]
+    report = table_keys(Report)
     tables: dict[str, Schema] = {
-        "study": _table(table_keys(StudyTable), required=("name",)),
+        "study": _table(table_keys(StudyTable), required=["name"]),
         "defaults": _table(_both_ways(config_keys())),
-        **{kind: {"type": "array", "items": _entry(kind)} for kind in ("run", "grid", "zip")},
+        **{kind: {"type": "array", "items": _entry(kind)} for kind in ENTRY_KINDS},
         "exclude": {"type": "array", "items": _exclude()},
-        "expect": {"type": "array", "items": _table(table_keys(Claim), required=("text", "lower", "higher"))},
+        "expect": {"type": "array", "items": _table(table_keys(Claim), required=["text", "lower", "higher"])},
         "report": _table(
             {
-                "behaviour": {**table_keys(Report)["behaviour"], "uniqueItems": True},
-                "groups": {**table_keys(Report)["groups"], "additionalProperties": False},
+                "behaviour": {**report["behaviour"], "uniqueItems": True},
+                "groups": {**report["groups"], "additionalProperties": False},
             }
         ),
-        "seeds": seeds,
+        "seeds": table_keys(EntryTable)["seeds"],
         "resources": _table(table_keys(Resources)),
         "policy": _table({**policy_keys(), **_old_policy_keys()}),
         "backend": _table({name: _table(backend_keys(name)) for name in BACKENDS}),
     }
-    with_default_seed: Schema = {"required": ["seeds", "defaults"], "properties": {"defaults": {"required": ["seed"]}}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "seqlm manifest",
         "description": "One file that says which runs make a study.",
-        **_table({key: tables[key] for key in TOP_KEYS}, required=("study",)),
-        "anyOf": [{"required": [kind], "properties": {kind: {"minItems": 1}}} for kind in ("run", "grid", "zip")],
-        "not": with_default_seed,
+        **_table({key: tables[key] for key in TOP_KEYS}, required=["study"]),
+        "anyOf": [{"required": [kind], "properties": {kind: {"minItems": 1}}} for kind in ENTRY_KINDS],
+        "not": {"required": ["seeds", "defaults"], "properties": {"defaults": {"required": ["seed"]}}},
     }
 
 
@@ -64,9 +64,24 @@ def manifest_schema() -> Schema:
 
 @functools.cache
 def table_keys(kind: type) -> dict[str, Schema]:
-    """Return the schema of each key of a table: a dataclass with the annotations that :func:`model_of` reads."""
-    found = model_of(kind).model_json_schema()["properties"]
-    return {name: _plain(schema) for name, schema in found.items()}
+    """Return the schema of each key of a table: a dataclass with the annotations that :func:`model_of` reads.
+
+    The description of a key is the docstring below its field.
+    """
+    described: dict[str, str] = {}
+    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        definition = ast.parse(inspect.getsource(base)).body[0]
+        assert isinstance(definition, ast.ClassDef)
+        for node, after in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+                described[node.target.id] = " ".join(ast.literal_eval(after.value).replace("``", "`").split())
+    keys: dict[str, Schema] = {}
+    for name, schema in model_of(kind).model_json_schema()["properties"].items():
+        has_default = schema.get("default") not in (None, {}, [])
+        left_out = ("title",) if has_default else ("title", "default")
+        keys[name] = {"description": described[name]} if name in described else {}
+        keys[name] |= {key: value for key, value in schema.items() if key not in left_out}
+    return keys
 
 
 def policy_keys() -> dict[str, Schema]:
@@ -83,7 +98,6 @@ def _old_policy_keys() -> dict[str, Schema]:
     }
 
 
-@functools.cache
 def backend_keys(backend: str) -> dict[str, Schema]:
     """Return the schema of each key of ``[backend.*]``."""
     keys = dict(table_keys(BACKENDS[backend]))
@@ -91,7 +105,7 @@ def backend_keys(backend: str) -> dict[str, Schema]:
     if "sbatch" in keys:
         options: dict[str, Schema] = {}
         for option in sorted(OPTIONS - OURS.keys()):
-            schema: Schema = {"const": True} if option in FLAGS else _TEXT_OR_NUMBER
+            schema: Schema = {"const": True} if option in FLAGS else {"type": ["string", "number"]}
             schema = {"anyOf": [{"const": True}, schema]} if option in EITHER else schema
             options |= {option: schema, option.replace("-", "_"): schema}
         keys["sbatch"] = {**keys["sbatch"], **_table(options)}
@@ -112,14 +126,14 @@ def config_keys() -> dict[str, Schema]:
             merged = dict(next(iter(owners.values())))
             if name == selector:
                 merged = {"enum": list(choices_of(f"{section}.{name}")), "description": merged["description"]}
-            names = {variant: ", ".join(choices(variant, selector)) for variant in owners}
             texts: dict[str, list[str]] = {}
             for variant, schema in owners.items():
-                texts.setdefault(schema["description"], []).append(names[variant])
-            only = f" ({', '.join(names.values())} only)" if len(owners) < len(variants) else ""
+                texts.setdefault(schema["description"], []).extend(choices(variant, selector))
             if len(texts) > 1:
                 merged["description"] = " ".join(f"{', '.join(who)}: {text}" for text, who in texts.items())
-            merged["description"] += only
+            if len(owners) < len(variants):
+                names = [choice for variant in owners for choice in choices(variant, selector)]
+                merged["description"] += f" ({', '.join(names)} only)"
             if any(schema.get("default") != merged.get("default") for schema in owners.values()):
                 merged.pop("default", None)
             keys[f"{section}.{name}"] = merged
@@ -131,21 +145,11 @@ def choices(variant: type, selector: str) -> tuple[str, ...]:
     return fields_of(variant)[selector].choices if selector else ()
 
 
-def _plain(schema: Schema) -> Schema:
-    """A schema as pydantic gives it, without titles, and with single backticks in its description."""
-    described = schema.get("description")
-    rest = {key: value for key, value in schema.items() if key not in ("title", "description")}
-    if "default" in rest and rest["default"] in (None, {}, []):
-        del rest["default"]
-    return {**({"description": described.replace("``", "`")} if described else {}), **rest}
-
-
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table(keys: Mapping[str, Schema], required: Iterable[str] = ()) -> Schema:
-    table = {"type": "object", "properties": dict(keys), "additionalProperties": False}
-    return {**table, "required": list(required)} if required else table
+def _table(keys: Mapping[str, Schema], **more: Any) -> Schema:
+    return {"type": "object", "properties": dict(keys), "additionalProperties": False, **more}
 
 
 def _both_ways(keys: Mapping[str, Schema]) -> dict[str, Schema]:
@@ -158,25 +162,29 @@ def _both_ways(keys: Mapping[str, Schema]) -> dict[str, Schema]:
     return {**{section: _table(inner) for section, inner in sections.items()}, **keys}
 
 
-def _or_list(schema: Schema) -> Schema:
-    """One value, or a list of at least one."""
-    outer = {key: value for key, value in schema.items() if key in ("description", "default")}
-    value = {key: inner for key, inner in schema.items() if key not in outer}
-    return {**outer, "anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
+def _or_lists(keys: Mapping[str, Schema]) -> dict[str, Schema]:
+    """For each key one value, or a list of at least one."""
+    found: dict[str, Schema] = {}
+    for key, schema in keys.items():
+        outer = {name: inner for name, inner in schema.items() if name in ("description", "default")}
+        value = {name: inner for name, inner in schema.items() if name not in outer}
+        found[key] = {**outer, "anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
+    return found
+
+
+def _dotted(section: str, keys: Mapping[str, Schema]) -> dict[str, Schema]:
+    return {f"{section}.{key}": schema for key, schema in keys.items()}
 
 
 def _entry(kind: str) -> Schema:
-    def same(schema: Schema) -> Schema:
-        return schema
-
-    many: Callable[[Schema], Schema] = same if kind == "run" else _or_list
-    keys = {key: many(schema) for key, schema in config_keys().items()}
-    share = same if kind == "grid" else many
-    keys |= {f"resources.{key}": share(schema) for key, schema in table_keys(Resources).items()}
+    keys, resources = config_keys(), _dotted("resources", table_keys(Resources))
     if kind == "run":
-        keys |= {f"published.{key}": schema for key, schema in table_keys(Published).items()}
+        resources |= _dotted("published", table_keys(Published))
+    else:
+        keys = _or_lists(keys)
+        resources = _or_lists(resources) if kind == "zip" else resources
     return {
-        **_table({**table_keys(EntryTable), **_both_ways(keys)}),
+        **_table({**table_keys(EntryTable), **_both_ways({**keys, **resources})}),
         "not": {"required": ["seed", "seeds"]},
         "allOf": _applicability(),
     }
@@ -189,9 +197,9 @@ def _applicability() -> list[Schema]:
         names = {name for variant in variants for name in table_keys(variant)}
         for variant in variants:
             absent = dict.fromkeys(sorted(names - table_keys(variant).keys()), False)
-            chosen: Schema = {"enum": list(choices(variant, selector))}
             if not absent:
                 continue
+            chosen: Schema = {"enum": list(choices(variant, selector))}
             nested: Schema = {"required": [selector], "properties": {selector: chosen}}
             dotted = f"{section}.{selector}"
             either = [
@@ -205,5 +213,4 @@ def _applicability() -> list[Schema]:
 
 def _exclude() -> Schema:
     name: Schema = {"type": "string", "description": "Name of a run, or a shell-style pattern such as `rnn-*`."}
-    keys = {key: _or_list(schema) for key, schema in {"name": name, **config_keys()}.items()}
-    return {**_table(_both_ways(keys)), "minProperties": 1}
+    return {**_table(_both_ways(_or_lists({"name": name, **config_keys()}))), "minProperties": 1}

@@ -2,7 +2,7 @@
 
     load_manifest(path, overrides)
       read_manifest_file   text -> plain data                                     (jobs.manifests.reader)
-      read_tables          plain data -> tables and entries, unknown keys         (jobs.manifests.entries)
+      ManifestFile         plain data -> tables and entries, unknown keys         (jobs.manifests.entries)
       expand               [[grid]], [[zip]], seeds -> one set of values a run    (jobs.manifests.expand)
       _exclude, _resolve   defaults < entry < --set, then RunConfig.from_dict     (here)
       _check_distinct      no name and no configuration twice                     (here)
@@ -16,15 +16,14 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from jobs.manifests.claims import Expectation, Published, absent, expectations, groups_of
-from jobs.manifests.entries import SECTIONS, ManifestFile, read_tables
+from jobs.manifests.entries import SECTIONS, ManifestFile
 from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
-from jobs.manifests.fields import Problems
 from jobs.manifests.filters import listing
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
@@ -40,7 +39,6 @@ _Values: TypeAlias = Mapping[str, Any]
 _Run: TypeAlias = tuple[Entry, _Values]
 """One run as written: its entry, and the value of each key of the entry."""
 _Resolved: TypeAlias = tuple[Entry, _Values, RunSpec]
-_NOTHING: _Values = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,19 +90,26 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     Raises:
         ManifestError: with one line for each problem of the file and of the overrides.
     """
-    problems = Problems()
-    file = read_tables(read_manifest_file(path), path.name, overrides, problems)
-    kept, excluded, unmatched = _exclude(_expand(file, problems), file)
-    resolved = _resolve_all(kept, file, problems)
+    file = ManifestFile(read_manifest_file(path), path.name, overrides)
+    problems = file.problems
+    counts = [number_of_runs(entry) for entry in file.entries]
+    runs: list[_Run] = []
+    if sum(counts) <= MAX_RUNS:
+        runs = [(entry, own) for entry in file.entries for own in expand(entry)]
+    else:
+        largest = file.entries[counts.index(max(counts))]
+        what = f"makes {max(counts):,} of {sum(counts):,} runs, expected at most {MAX_RUNS:,} in a study"
+        problems.add(f"{file.name}: {largest.label}", what)
+    kept, excluded, unmatched = _exclude(runs, file)
+    resolved = _resolve_all(kept, file)
     specs = [spec for _, _, spec in resolved]
     as_written = [_as_written(run, file) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
     expected, unfounded = expectations(file.claims, written, file.name, problems)
-    unfounded += absent(file.behaviour, written, [run.name for run in excluded], file.name)
-    groups, empty = groups_of(file.groups, written, file.name)
-    unfounded += empty
+    groups, empty = groups_of(file.groups, written)
+    missing = absent(file.behaviour, written, [run.name for run in excluded])
     if None not in as_written:  # a run that is incomplete without --set may be the one that a condition is about
-        unmatched += unfounded
+        unmatched += [*unfounded, *((file.name, what) for what in [*missing, *empty])]
     if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
             problems.add(where, what)
@@ -114,10 +119,11 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     if problems.lines:
         raise ManifestError(problems.lines)
     names = {spec.name for spec in written}
+    data = file.study.get("data")
     return Manifest(
         study=file.study["name"],
         path=path,
-        data_path=(path.parent / Path(data).expanduser()).resolve() if (data := file.study.get("data")) else None,
+        data_path=(path.parent / Path(data).expanduser()).resolve() if data else None,
         untracked=tuple(file.study.get("untracked", ())),
         backend_name=file.study.get("backend"),
         backend=file.backend,
@@ -139,28 +145,24 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _expand(file: ManifestFile, problems: Problems) -> list[_Run]:
-    counts = [number_of_runs(entry) for entry in file.entries]
-    if sum(counts) <= MAX_RUNS:
-        return [(entry, own) for entry in file.entries for own in expand(entry)]
-    largest = file.entries[counts.index(max(counts))]
-    what = f"makes {max(counts):,} of {sum(counts):,} runs, expected at most {MAX_RUNS:,} in a study"
-    problems.add(f"{file.name}: {largest.label}", what)
-    return []
-
-
-def _exclude(runs: Sequence[_Run], file: ManifestFile) -> tuple[list[_Run], list[Excluded], list[tuple[str, str]]]:
+def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Excluded], list[tuple[str, str]]]:
     """Return the runs to keep, the dropped ones, and a problem for each ``[[exclude]]`` without a match.
 
     Conditions apply to the manifest as written, before ``--set``, so a shorter trial drops the same runs.
     """
     if not file.excludes:
-        return [*runs], [], []
+        return runs, [], []
     kept: list[_Run] = []
     dropped: list[Excluded] = []
     hit: set[int] = set()
-    facts = [_facts(entry, own, file) for entry, own in runs]
-    for run, known in zip(runs, facts, strict=True):
+    facts = []
+    for run in runs:
+        values = _merge(file, run[1])
+        known = {"seed": None, **values}
+        with contextlib.suppress(ConfigError):  # else without the defaults of RunConfig
+            known |= RunConfig.from_dict(_nested(values)[0]).by_key()
+        known["name"] = run_name(run[0], values)
+        facts.append(known)
         hits = {number for number, cut in file.excludes.items() if all(_fits(known, *item) for item in cut.items())}
         hit |= hits
         if hits:
@@ -176,16 +178,6 @@ def _exclude(runs: Sequence[_Run], file: ManifestFile) -> tuple[list[_Run], list
     return kept, dropped, unmatched
 
 
-def _facts(entry: Entry, own: _Values, file: ManifestFile) -> dict[str, Any]:
-    """Return name and values of a run before ``--set``, with the defaults of :mod:`seqlm.config` if it is valid."""
-    values = _merge(file, own)
-    name = run_name(entry, values)
-    try:
-        return {**values, **RunConfig.from_dict(_nested(values)[0]).by_key(), "name": name}
-    except ConfigError:
-        return {"seed": None, **values, "name": name}
-
-
 def _fits(facts: _Values, key: str, wanted: Any) -> bool:
     if key not in facts:
         return False
@@ -197,22 +189,23 @@ def _fits(facts: _Values, key: str, wanted: Any) -> bool:
 
 def _why_no_match(exclude: _Values, facts: Sequence[_Values]) -> str:
     for key, wanted in exclude.items():
-        if not any(_fits(f, key, wanted) for f in facts):
-            found = list(dict.fromkeys(show(f[key]) for f in facts if key in f))
+        if not any(_fits(known, key, wanted) for known in facts):
+            found = list(dict.fromkeys(show(known[key]) for known in facts if key in known))
             hint = nearest(show(wanted).strip('"'), [text.strip('"') for text in found])
             return f"{key}: no run has {show(wanted)}, they have {listing(found) or 'no such key'}{hint}"
     return "each of its keys fits some run, but no run fits all"
 
 
-def _merge(file: ManifestFile, own: _Values, setting: _Values = _NOTHING) -> dict[str, Any]:
+def _merge(file: ManifestFile, own: _Values, setting: _Values | None = None) -> dict[str, Any]:
     """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest.
 
     Defaults and overrides that do not apply to the run's architecture or optimizer are left out. Keys of the
     entry itself stay, so that :class:`RunConfig` reports them.
     """
+    setting = setting or {}
     values = {**file.defaults, **file.resources, **own, **setting}
-    arch, optimizer = _text(values.get("model.arch")), _text(values.get("optim.optimizer"))
-    fitting = _applicable("model", "arch", arch) | _applicable("optim", "optimizer", optimizer)
+    fitting = _applicable("model", "arch", _text(values.get("model.arch")))
+    fitting |= _applicable("optim", "optimizer", _text(values.get("optim.optimizer")))
     foreign = [key for key in values if key.startswith(("model.", "optim.")) and key not in fitting]
     for key in foreign:
         if key not in own or key in setting:
@@ -234,14 +227,12 @@ def _nested(values: _Values) -> tuple[dict[str, Any], dict[str, Any]]:
     nested: dict[str, Any] = {section: {} for section in SECTIONS}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
-        if section:
-            nested[section][name] = value
-        else:
-            nested[key] = value
+        (nested[section] if section else nested)[name] = value
     return nested, nested.pop("resources")
 
 
-def _resolve_all(runs: Sequence[_Run], file: ManifestFile, problems: Problems) -> list[_Resolved]:
+def _resolve_all(runs: Sequence[_Run], file: ManifestFile) -> list[_Resolved]:
+    problems = file.problems
     used: set[str] = set()
     resolved: list[_Resolved] = []
     for entry, own in runs:
@@ -263,11 +254,8 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile, problems: Problems) -
     for key in file.setting:
         if runs and key not in used:
             problems.add(file.options[key], f"{key} applies to no run of {file.name}")
-    _check_distinct(resolved, file, problems)
+    _check_distinct(resolved, file)
     return resolved
-
-
-_READERS: dict[str, Callable[[_Values], Any]] = {"config": RunConfig.from_dict, "resources": Resources.from_dict}
 
 
 def _resolve(entry: Entry, values: _Values, order: int) -> RunSpec:
@@ -276,11 +264,12 @@ def _resolve(entry: Entry, values: _Values, order: int) -> RunSpec:
     Raises:
         ConfigError: one line for each problem of its configuration and its resources.
     """
+    config, resources = _nested(values)
     parts: dict[str, Any] = {}
     problems: list[str] = []
-    for (name, read), table in zip(_READERS.items(), _nested(values), strict=True):
+    for name, kind, table in (("config", RunConfig, config), ("resources", Resources, resources)):
         try:
-            parts[name] = read(table)
+            parts[name] = kind.from_dict(table)
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -314,31 +303,30 @@ def _as_written(run: _Resolved, file: ManifestFile) -> RunSpec | None:
     return None
 
 
-def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile, problems: Problems) -> None:
+def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
     """Report configurations and names that occur twice: the first such pair of each two entries."""
-    firsts: dict[str, _Resolved] = {}
+    firsts: dict[tuple[str, str], _Resolved] = {}
     reported: set[tuple[str, str, str]] = set()
+
+    def describe(run: _Resolved) -> str:
+        """Return the entry of a run and its name in the manifest, before ``--set``."""
+        return f'{run[0].position} ("{run_name(run[0], _merge(file, run[1]))}")'
+
     for run in resolved:
         entry, own, spec = run
-        same, namesake = (
-            firsts.setdefault(key, run) for key in (f"configuration {spec.fingerprint}", f"name {spec.name}")
-        )
-        first, kind = (same, "configuration") if same is not run else (namesake, "name")
+        keys = {"configuration": spec.fingerprint, "name": spec.name}
+        same = {kind: firsts.setdefault((kind, value), run) for kind, value in keys.items()}
+        kind = "configuration" if same["configuration"] is not run else "name"
+        first = same[kind]
         pair = (kind, first[0].position, entry.position)
         if first is run or pair in reported:
             continue
         reported.add(pair)
         if kind == "configuration":
-            what = f"{_describe(run, file)} is the same configuration as {_describe(first, file)}"
+            what = f"{describe(run)} is the same configuration as {describe(first)}"
             differing = [file.options[key] for key in file.setting if own.get(key) != first[1].get(key)]
             what += f"; they differ only in what {' '.join(differing)} sets" if differing else ""
         else:
             what = f'{first[0].position} and {entry.position} both make a run called "{spec.name}"'
             what += "; give them different names" if entry.name else "; add a name to either"
-        problems.add(file.name, what)
-
-
-def _describe(run: _Resolved, file: ManifestFile) -> str:
-    """Return the entry of a run and its name in the manifest, before ``--set``."""
-    entry, own, _ = run
-    return f'{entry.position} ("{run_name(entry, _merge(file, own))}")'
+        file.problems.add(file.name, what)

@@ -52,12 +52,8 @@ class Policy:
 
     def retries(self, kind: FailureKind | None) -> int | None:
         """Return the retries allowed after failures of this kind: 0 if never retried, ``None`` if unlimited."""
-        match kind:
-            case "oom" | "timeout" | "node" | "preempted":
-                limit: int | None = getattr(self, kind)
-                return limit
-            case _:
-                return 0
+        limit: int | None = getattr(self, kind) if kind in ("oom", "timeout", "node", "preempted") else 0
+        return limit
 
     def with_retries(self, retries: int | None) -> Policy:
         """Return the policy with this value of ``max_stalled_retries``. ``None``: no override."""

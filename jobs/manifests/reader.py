@@ -43,9 +43,29 @@ def read_toml_file(path: Path) -> dict[str, Any]:
 
 
 def _read_table(path: Path, suffix: str, valid: str) -> dict[str, Any]:
-    text = _read_text(path)
     try:
-        data = _PARSERS.get(suffix, _read_yaml)(text)
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise _refusal(f"{path}: too large, expected at most {MAX_BYTES // 2**20} MiB")
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        # Hint at the manifest in the same folder whose name, without its suffix, is closest.
+        there = sorted(path.parent.glob("*")) if path.parent.is_dir() else []
+        by_stem = {one.stem: one for one in there if one.suffix.lower() in MANIFEST_SUFFIXES and one.is_file()}
+        stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
+        hint = f'; did you mean "{by_stem[stems[0]]}"?' if stems else ""
+        raise _refusal(f"{path}: no such file{hint}") from None
+    except IsADirectoryError:
+        raise _refusal(f"{path}: expected a manifest file (.toml, .yaml, .yml, .json), got a folder") from None
+    except OSError as error:
+        raise _refusal(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise _refusal(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except ValueError as error:  # a NUL in the path
+        raise _refusal(f"{path}: cannot be read: {error}") from None
+    try:
+        data = {".toml": _read_toml, ".json": _read_json}.get(suffix, _read_yaml)(text)
         data = {} if data is None else data
         check_plain(data)
     except RecursionError:
@@ -55,6 +75,10 @@ def _read_table(path: Path, suffix: str, valid: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise _refusal(f"{path.name}: expected {valid}, got {show(data)}")
     return data
+
+
+def _refusal(text: str) -> ManifestError:
+    return ManifestError([one_line(text)])
 
 
 def show(value: Any) -> str:
@@ -99,37 +123,6 @@ def check_plain(data: Any) -> None:
             raise ValueError(f"expected text without lone surrogates, got {json.dumps(value)}")
 
 
-def _refusal(text: str) -> ManifestError:
-    return ManifestError([one_line(text)])
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise _refusal(f"{path}: too large, expected at most {MAX_BYTES // 2**20} MiB")
-        return raw.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise _refusal(f"{path}: no such file{_nearest_manifest(path)}") from None
-    except IsADirectoryError:
-        raise _refusal(f"{path}: expected a manifest file (.toml, .yaml, .yml, .json), got a folder") from None
-    except OSError as error:
-        raise _refusal(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise _refusal(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except ValueError as error:  # a NUL in the path
-        raise _refusal(f"{path}: cannot be read: {error}") from None
-
-
-def _nearest_manifest(path: Path) -> str:
-    """Return a hint with the manifest in the same folder whose name, without its suffix, is closest."""
-    there = sorted(path.parent.glob("*")) if path.parent.is_dir() else []
-    by_stem = {entry.stem: entry for entry in there if entry.suffix.lower() in MANIFEST_SUFFIXES and entry.is_file()}
-    stems = difflib.get_close_matches(path.stem, by_stem, n=1, cutoff=0.5)
-    return f'; did you mean "{by_stem[stems[0]]}"?' if stems else ""
-
-
 def _read_toml(text: str) -> Any:
     try:
         return tomllib.loads(text)
@@ -155,6 +148,20 @@ def _read_json(text: str) -> Any:
         raise ValueError(f"not JSON: {error.msg} (at line {error.lineno}, column {error.colno})") from None
 
 
+_NUMBER = (
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_SCALARS = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    ("float", _NUMBER, "-+.0123456789"),
+    ("merge", r"<<", "<"),
+)
+"""Of YAML 1.2: the tag of a scalar without quotes, its pattern, and its possible first characters."""
+
+
 def _read_yaml(text: str) -> Any:
     import yaml  # slow to import, and needed for YAML only
 
@@ -168,23 +175,11 @@ def _read_yaml(text: str) -> Any:
             keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             for (_, name), count in keys.items():
                 if count > 1:
-                    raise yaml.composer.ComposerError(
-                        None, None, f"key {show(name)} is given twice in one table", node.start_mark
-                    )
+                    problem = f"key {show(name)} is given twice in one table"
+                    raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
             return node
 
-    for tag, pattern, first in (
-        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-        ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
-        (
-            "float",
-            r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
-            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-            "-+.0123456789",
-        ),
-        ("merge", r"<<", "<"),
-    ):
+    for tag, pattern, first in _SCALARS:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
     try:
         return yaml.load(text, Loader)
@@ -196,6 +191,3 @@ def _read_yaml(text: str) -> Any:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
     except (AttributeError, LookupError, TypeError):
         raise ValueError("not YAML: a !!tag that does not fit its value") from None
-
-
-_PARSERS = {".toml": _read_toml, ".json": _read_json}

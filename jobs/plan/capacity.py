@@ -103,13 +103,12 @@ class Capacity:
         return replace(resolved, cpus=cpus)
 
     def _how_many(self, resources: Resources, at_most: int) -> int:
-        trial = self.copy()
-        for placed in range(at_most):
-            allocations = trial.place(resources)
-            if allocations is None:
-                return max(1, placed)
+        """Return how many runs with these resources fit at once, at least 1 and at most ``at_most``."""
+        trial, placed = self.copy(), 0
+        while placed < at_most and (allocations := trial.place(resources)) is not None:
             trial.take(allocations)
-        return at_most
+            placed += 1
+        return max(1, placed)
 
     def cores_held(self, resources: Resources) -> float:
         """Return the cores booked for a rank: those it computes with, or fewer if there are more ranks than cores."""
@@ -128,7 +127,6 @@ class Capacity:
         left = resources.ranks
         room = {name: min(node.holds(cpus, gpus), left) for name, node in self.nodes.items()}
         allocations: list[Allocation] = []
-        devices: dict[str, dict[str, float]] = {}
         while left:
             enough = [name for name, ranks in room.items() if ranks >= left]
             if enough:
@@ -137,26 +135,31 @@ class Capacity:
                 best = max(room, key=lambda name: room[name], default="")
             if not best or not room[best]:
                 return None
+            free = dict(self.nodes[best].gpus)
             for _ in range(min(room.pop(best), left)):
-                free = devices.setdefault(best, dict(self.nodes[best].gpus))
-                device = _fullest(free, gpus) if gpus else None
-                if device is not None:
+                device = None
+                if gpus:
+                    device = min((one for one in free if free[one] + _TINY >= gpus), key=lambda one: free[one])
                     free[device] -= gpus
                 allocations.append(Allocation(node=best, cpus=cpus, device=device, gpus=gpus))
                 left -= 1
         return allocations
 
-    def take(self, allocations: Sequence[Allocation]) -> None:
-        """Book allocations. Those on unknown nodes are ignored.
+    def take(self, allocations: Sequence[Allocation], *, sign: int = -1) -> None:
+        """Book allocations; with a ``sign`` of 1 undo that. Those on unknown nodes are ignored.
 
         Raises:
             KeyError: an allocation names a GPU that its node does not have.
         """
-        self._add(allocations, -1)
+        for allocation in allocations:
+            if (node := self.nodes.get(allocation.node)) is not None:
+                node.cpus += sign * allocation.cpus
+                if allocation.device is not None:
+                    node.gpus[allocation.device] += sign * allocation.gpus
 
     def give_back(self, allocations: Sequence[Allocation]) -> None:
         """Undo :meth:`take`."""
-        self._add(allocations, 1)
+        self.take(allocations, sign=1)
 
     def withhold(self, node: str, cpus: float, gpus: float) -> None:
         """Subtract cores and GPUs that other jobs use on a node, down to 0. Ignore an unknown node."""
@@ -169,15 +172,6 @@ class Capacity:
             there.gpus[device] -= taken
             gpus -= taken
 
-    def _add(self, allocations: Sequence[Allocation], sign: int) -> None:
-        for allocation in allocations:
-            node = self.nodes.get(allocation.node)
-            if node is None:
-                continue
-            node.cpus += sign * allocation.cpus
-            if allocation.device is not None:
-                node.gpus[allocation.device] += sign * allocation.gpus
-
     # -- reasons -------------------------------------------------------------------------------------------------
 
     def why_not(self, resources: Resources) -> str:
@@ -187,25 +181,17 @@ class Capacity:
     def _lack(self, resources: Resources, has: str) -> str:
         ranks, gpus, cpus = resources.ranks, resources.gpus or 0, resources.cpus or 1
         if ranks * gpus > self.gpus + _TINY:
-            return f"needs {_gpus(ranks * gpus)}, {has.format(f'{round(self.gpus, 4):g}')}"
+            return f"needs {with_noun(ranks * gpus, 'GPU')}, {has.format(f'{round(self.gpus, 4):g}')}"
         if min(ranks * cpus, self.total_cpus) > self.cpus + _TINY or ranks * cpus > self.total_cpus + _TINY:
             of = f" ({ranks} ranks of {cpus})" if ranks > 1 else ""
-            return f"needs {_cores(ranks * cpus)}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
-        wanted = f"{_gpus(gpus)} and {_cores(cpus)}" if gpus else _cores(cpus)
+            return f"needs {with_noun(ranks * cpus, 'core')}{of}, {has.format(f'{round(self.cpus, 4):g}')}"
+        wanted = f"{with_noun(gpus, 'GPU')} and {with_noun(cpus, 'core')}" if gpus else with_noun(cpus, "core")
         if ranks == 1:
             return f"needs {wanted} on one node, no node has that"
         held = sum(node.holds(self.cores_held(resources), gpus) for node in self.nodes.values())
         return f"needs {wanted} for each of {ranks} ranks, there is room for {held}"
 
 
-def _fullest(free: dict[str, float], gpus: float) -> str:
-    """Return the fullest GPU on which a rank still fits."""
-    return min((device for device in free if free[device] + _TINY >= gpus), key=lambda device: free[device])
-
-
-def _gpus(number: float) -> str:
-    return f"{number:g} GPU{'' if number == 1 else 's'}"
-
-
-def _cores(number: float) -> str:
-    return f"{number:g} core{'' if number == 1 else 's'}"
+def with_noun(number: float, noun: str) -> str:
+    """Return a number with its noun in singular or plural: ``1 GPU``, ``2 GPUs``."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
@@ -78,7 +78,7 @@ class Estimate:
     measured_memory_bytes: int | None
     """Peak memory of one rank, as measured by an earlier run or canary of this configuration, else ``None``."""
     disk_bytes: int
-    """Size of the two checkpoints of a finished run."""
+    """Size of the checkpoints of a finished run."""
     flops: float
     """Floating-point operations of the remaining training."""
     seconds: float | None
@@ -86,19 +86,28 @@ class Estimate:
 
 
 def estimate(
-    config: RunConfig, facts: CorpusFacts, throughput: Throughput, ranks: int = 1, epochs_done: int = 0
+    config: RunConfig,
+    facts: CorpusFacts,
+    throughput: Throughput,
+    ranks: int = 1,
+    epochs_done: int = 0,
+    keep_last: bool = True,
 ) -> Estimate:
-    """Return all estimates of one run, which has trained ``epochs_done``, on the corpus described by ``facts``."""
-    train, tokens = config.train, facts.tokens["train"]
+    """Return all estimates of one run, which has trained ``epochs_done``, on the corpus described by ``facts``.
+
+    ``keep_last`` is that of the study's policy: whether a finished run keeps ``last.pt``.
+    """
+    train, tokens, vocab_size = config.train, facts.tokens["train"], facts.vocab_size
     left = train.epochs - epochs_done
-    flops = flops_per_token(config, facts.vocab_size)
-    seconds = seconds_estimate(config, facts.vocab_size, tokens, throughput)
+    flops = flops_per_token(config, vocab_size)
+    seconds = seconds_estimate(config, vocab_size, tokens, throughput)
+    last_bytes = checkpoint_bytes(config, vocab_size, to_resume=True) if keep_last else 0
     return Estimate(
-        parameters=config.model.parameter_count(facts.vocab_size),
+        parameters=config.model.parameter_count(vocab_size),
         flops_per_token=flops,
-        memory_bytes=memory_bytes(config, facts.vocab_size, ranks),
+        memory_bytes=memory_bytes(config, vocab_size, ranks),
         measured_memory_bytes=throughput.peak_memory_bytes.get(config.fingerprint()),
-        disk_bytes=sum(checkpoint_bytes(config, facts.vocab_size, to_resume=last) for last in (True, False)),
+        disk_bytes=checkpoint_bytes(config, vocab_size, to_resume=False) + last_bytes,
         flops=float(flops * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) * left),
         seconds=None if seconds is None else seconds * left / train.epochs,
     )
@@ -155,24 +164,17 @@ def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput
     earlier run of this architecture whose work per time step (FLOPs per token times batch) is closest. Returns ``None``
     if there is neither.
     """
-    speed = throughput.by_fingerprint.get(config.fingerprint())
-    if speed is None:
-        speed = _speed_of_relative(config, vocab_size, throughput)
+    train, speed = config.train, throughput.by_fingerprint.get(config.fingerprint())
+    relatives = [] if speed else throughput.relatives(config.model.arch, config.data, vocab_size)
+    if relatives:
+        flops = flops_per_token(config, vocab_size)
+        work = flops * train.batch_size
+        place = bisect.bisect_left(relatives, (work, 0.0))
+        neighbours = relatives[max(0, place - 1) : place + 1]
+        speed = min((abs(math.log(other / work)), per_second) for other, per_second in neighbours)[1] / flops
     if not speed:
         return None
-    train = config.train
     return train.epochs * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) / speed
-
-
-def _speed_of_relative(config: RunConfig, vocab_size: int, throughput: Throughput) -> float | None:
-    flops = flops_per_token(config, vocab_size)
-    relatives = throughput.relatives(config.model.arch, config.data, vocab_size)
-    work = flops * config.train.batch_size
-    place = bisect.bisect_left(relatives, (work, 0.0))
-    neighbours = relatives[max(0, place - 1) : place + 1]
-    if not neighbours:
-        return None
-    return min((abs(math.log(other / work)), per_second) for other, per_second in neighbours)[1] / flops
 
 
 def earlier_throughput(runs_root: Path) -> Throughput:
@@ -184,10 +186,23 @@ def earlier_throughput(runs_root: Path) -> Throughput:
     speeds: dict[RunConfig, list[float]] = {}
     peaks: dict[RunConfig, list[float]] = {}
     canaries: dict[RunConfig, list[float]] = {}
+
+    def note(config: RunConfig, record: Mapping[str, Any], speeds: dict[RunConfig, list[float]]) -> None:
+        for key, found in (("train_tokens_per_second", speeds), ("peak_memory_bytes", peaks)):
+            value = record.get(key)
+            if isinstance(value, int | float) and math.isfinite(value) and value > 0:
+                found.setdefault(config, []).append(value)
+
     for file in sorted(runs_root.glob("*/*/config.json")):
-        _read_epochs(RunDirectory(file.parent), speeds, peaks)
+        with contextlib.suppress(FileError):
+            run = RunDirectory(file.parent)
+            config, (epochs, _) = run.read_config(), run.read_metrics()
+            for epoch in epochs:
+                note(config, epoch, speeds)
     for file in sorted(runs_root.glob(f"*/{CANARY_FOLDER}/*/canary.json")):
-        _read_canary(RunDirectory(file.parent), canaries, peaks)
+        with contextlib.suppress(FileError):
+            run = RunDirectory(file.parent)
+            note(run.read_config(), run.read_canary() or {}, canaries)
     medians = {config: statistics.median(found) for config, found in {**canaries, **speeds}.items()}
     by_arch: dict[str, list[tuple[RunConfig, float]]] = {}
     for config, speed in medians.items():
@@ -197,25 +212,3 @@ def earlier_throughput(runs_root: Path) -> Throughput:
         by_arch={arch: tuple(found) for arch, found in by_arch.items()},
         peak_memory_bytes={config.fingerprint(): int(max(found)) for config, found in peaks.items()},
     )
-
-
-_Found: TypeAlias = dict[RunConfig, list[float]]
-
-
-def _read_epochs(run: RunDirectory, speeds: _Found, peaks: _Found) -> None:
-    with contextlib.suppress(FileError):
-        config, (epochs, _) = run.read_config(), run.read_metrics()
-        for epoch in epochs:
-            _note(config, epoch, speeds, peaks)
-
-
-def _read_canary(run: RunDirectory, speeds: _Found, peaks: _Found) -> None:
-    with contextlib.suppress(FileError):
-        _note(run.read_config(), run.read_canary() or {}, speeds, peaks)
-
-
-def _note(config: RunConfig, record: Mapping[str, Any], speeds: _Found, peaks: _Found) -> None:
-    for key, found in (("train_tokens_per_second", speeds), ("peak_memory_bytes", peaks)):
-        value = record.get(key)
-        if isinstance(value, int | float) and math.isfinite(value) and value > 0:
-            found.setdefault(config, []).append(value)

@@ -99,32 +99,30 @@ class _Reservation:
     """
 
     def __init__(self, front: PlannedRun, free: Capacity, live: Live) -> None:
-        self._front = front
+        self._needs = front.spec.resources
         self._free = free
         self._later = free.copy()
         self._fits_alongside: dict[Resources, bool] = {}
-        self._start = self._when(live)
-
-    def _when(self, live: Live) -> float | None:
-        """Return when the first run can start, or ``None`` if that is unknown."""
+        self._start: float | None = None
+        """When the first run can start. ``None``: unknown."""
         ends = [(end, allocations) for end, allocations in live if end is not None]
         for end, allocations in sorted(ends, key=lambda pair: pair[0]):
             self._later.give_back(allocations)
-            if self._later.place(self._front.spec.resources) is not None:
-                return end
-        return None
+            if self._later.place(self._needs) is not None:
+                self._start = end
+                break
 
     def lets(self, item: PlannedRun, now: float) -> bool:
         """Return whether ``item``, which fits now, can start without delaying the first run."""
         if self._start is None or item.seconds is None:
             return False
-        return now + item.seconds <= max(self._start, now) or self._leaves_room(item.spec.resources)
-
-    def _leaves_room(self, resources: Resources) -> bool:
+        if now + item.seconds <= max(self._start, now):
+            return True
+        resources = item.spec.resources
         if resources not in self._fits_alongside:
             own = self._free.place(resources)
             assert own is not None, "only runs that fit now are checked"
             trial = self._later.copy()
             trial.take(own)
-            self._fits_alongside[resources] = trial.place(self._front.spec.resources) is not None
+            self._fits_alongside[resources] = trial.place(self._needs) is not None
         return self._fits_alongside[resources]

@@ -7,21 +7,21 @@ run is kept from its first launch, since a later one would cover only the epochs
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.manifests.backends import BACKENDS, check_table
-from jobs.manifests.claims import Published
+from jobs.manifests.backends import check_tables
 from jobs.manifests.fields import Problems, read_table
 from jobs.manifests.load import Manifest
 from jobs.manifests.policy import Policy
 from jobs.manifests.secrets import looks_secret
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
-from seqlm.config import DataConfig, RunConfig
+from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json, write_json
@@ -39,17 +39,31 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
     ``chosen`` are the runs to launch, with the digest of their corpus filled in. For the other runs it is filled in if
     their corpus is found.
     """
-    resolve = _resolver(manifest, chosen, data_path)
+    by_name = {spec.name: spec.config.data for spec in chosen}
+    known = {spec.config.data: by_name[spec.name] for spec in manifest.runs if spec.name in by_name}
+
+    def resolve(spec: RunSpec) -> RunConfig:
+        data = spec.config.data
+        if data not in known:
+            known[data] = data
+            with contextlib.suppress(SeqlmError):  # the corpus of runs that are not launched may be missing
+                known[data] = resolve_data(data, data_path)
+        return spec.config if known[data] == data else replace(spec.config, data=known[data])
+
     written = {spec.name: resolve(spec) for spec in manifest.written}
     prints = {name: config.fingerprint() for name, config in written.items()}
     launched = {
         plan.name: resolve(run).fingerprint() for plan, run in zip(manifest.written, manifest.runs, strict=True)
     }
+    published = {
+        name: {key: value for key, value in vars(found).items() if value is not None}
+        for name, found in manifest.published.items()
+    }
     named = {"manifest": manifest.path.name}
     return {
         "version": VERSION,
         "study": manifest.study,
-        "manifest": manifest.path.name,
+        **named,
         "planned": [
             {
                 "number": spec.order + 1,
@@ -58,18 +72,15 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
                 "arch": spec.config.model.arch,
                 "optimizer": spec.config.optim.optimizer,
                 "config": written[spec.name].by_key(),
-                "published": _published(manifest.published.get(spec.name)),
+                "published": published.get(spec.name, {}),
                 **named,
             }
             for spec in manifest.written
         ],
-        "excluded": [
-            {"name": run.name, "arch": run.arch, "optimizer": run.optimizer, **named} for run in manifest.excluded
-        ],
+        "excluded": [{**vars(run), **named} for run in manifest.excluded],
         "expectations": [
             {
-                "text": claim.text,
-                "metric": claim.metric,
+                **vars(claim),
                 "lower": [prints[name] for name in claim.lower],
                 "higher": [prints[name] for name in claim.higher],
                 **named,
@@ -87,42 +98,13 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
     }
 
 
-def _resolver(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | None) -> Callable[[RunSpec], RunConfig]:
-    """Return a function that returns the configuration of a run with the digest of its corpus filled in."""
-    by_name = {spec.name: spec.config.data for spec in chosen}
-    known: dict[DataConfig, DataConfig] = {
-        spec.config.data: by_name[spec.name] for spec in manifest.runs if spec.name in by_name
-    }
-
-    def resolve(spec: RunSpec) -> RunConfig:
-        data = spec.config.data
-        if data not in known:
-            known[data] = _resolve(data, data_path)
-        return spec.config if known[data] == data else replace(spec.config, data=known[data])
-
-    return resolve
-
-
-def _resolve(data: DataConfig, data_path: Path | None) -> DataConfig:
-    try:
-        return resolve_data(data, data_path)
-    except SeqlmError:  # the corpus of runs that are not launched may be missing
-        return data
-
-
 def _without_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return a backend's table in which variables that look like secrets are moved from ``env`` to ``env_pass``."""
-    env = table.get("env", {})
-    names = [name for name in env if looks_secret(name)]
+    names = [name for name in table.get("env", {}) if looks_secret(name)]
     if not names:
         return dict(table)
-    passed = dict.fromkeys([*table.get("env_pass", ()), *names])
-    return {**table, "env": {name: env[name] for name in env if name not in names}, "env_pass": list(passed)}
-
-
-def _published(found: Published | None) -> dict[str, Any]:
-    record = {} if found is None else asdict(found)
-    return {key: list(value) if key == "replications" else value for key, value in record.items() if value is not None}
+    env = {name: value for name, value in table["env"].items() if name not in names}
+    return {**table, "env": env, "env_pass": list(dict.fromkeys([*table.get("env_pass", ()), *names]))}
 
 
 def _with_other_manifests(record: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,26 +112,24 @@ def _with_other_manifests(record: Mapping[str, Any], before: Mapping[str, Any]) 
 
     A run that several manifests plan is an entry of the first. The runs are numbered through.
     """
+
+    def earlier(section: str) -> list[Mapping[str, Any]]:
+        found = before.get(section)
+        entries = found if isinstance(found, list) else []
+        return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("manifest"), str)]
+
     this = record.get("manifest")
-    manifests = [entry["manifest"] for entry in _entries(before, "planned")]
-    place = {name: number for number, name in enumerate(dict.fromkeys([*manifests, this]))}
+    manifests = [*(entry["manifest"] for entry in earlier("planned")), this]
+    place = {name: number for number, name in enumerate(dict.fromkeys(manifests))}
     found = dict(record)
     for section in PLAN:
-        others = [
-            entry for entry in _entries(before, section) if place.get(entry["manifest"]) not in (None, place[this])
-        ]
+        others = [entry for entry in earlier(section) if entry["manifest"] in place.keys() - {this}]
         found[section] = sorted([*others, *record.get(section, [])], key=lambda entry: place[entry["manifest"]])
     firsts: dict[str, Mapping[str, Any]] = {}
     for entry in found["planned"]:
         firsts.setdefault(str(entry.get("fingerprint")), entry)
     found["planned"] = [{**entry, "number": number} for number, entry in enumerate(firsts.values(), start=1)]
     return found
-
-
-def _entries(record: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
-    found = record.get(section)
-    entries = found if isinstance(found, list) else []
-    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("manifest"), str)]
 
 
 def write_record(
@@ -169,9 +149,18 @@ def write_record(
         damaged = True
     if damaged:
         tell(f"warning: {path} is damaged and is replaced; the estimates and plans of earlier launches are lost")
-    kept = {} if damaged else before.get("estimates", {})
+    estimates = {} if damaged else dict(before.get("estimates", {}))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    after = {**_with_other_manifests(record, before), "estimates": {**kept, **_estimates(kept, todo, now)}}
+    for item in todo:
+        # An estimate without a time gives way to one with a time while the run has not started: canaries and other
+        # runs may have measured the speed since.
+        earlier, made = estimates.get(item.spec.fingerprint), item.estimate
+        timeless = isinstance(earlier, dict) and earlier.get("seconds") is None and item.action == "start"
+        if made is None or (isinstance(earlier, dict) and not (timeless and made.seconds is not None)):
+            continue
+        keys = ("seconds", "parameters", "flops_per_token", "memory_bytes")
+        estimates[item.spec.fingerprint] = {**{key: getattr(made, key) for key in keys}, "at": now}
+    after = {**_with_other_manifests(record, before), "estimates": estimates}
     if after == before:
         return
     try:
@@ -180,39 +169,14 @@ def write_record(
         tell(f"warning: {error}; the report will lack the facts of the manifest")
 
 
-def _estimates(kept: Mapping[str, Any], todo: Sequence[PlannedRun], now: str) -> dict[str, Any]:
-    """Return an estimate of each run that has none so far, by fingerprint.
-
-    An estimate without a time is replaced by one with a time while the run has not started: canaries and other runs may
-    have measured the speed since.
-    """
-    found: dict[str, Any] = {}
-    for item in todo:
-        earlier = kept.get(item.spec.fingerprint)
-        timeless = isinstance(earlier, dict) and earlier.get("seconds") is None and item.action == "start"
-        if isinstance(earlier, dict) and not timeless:
-            continue
-        made = item.estimate
-        if made is None or (timeless and made.seconds is None):
-            continue
-        found[item.spec.fingerprint] = {
-            "seconds": made.seconds,
-            "parameters": made.parameters,
-            "flops_per_token": made.flops_per_token,
-            "memory_bytes": made.memory_bytes,
-            "at": now,
-        }
-    return found
-
-
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
     """Return the policy of a study's last launch from a manifest; the defaults if none was kept."""
-    return Policy.from_dict(_kept(study_dir, "policy", _check_policy, tell))
+    return Policy.from_dict(_kept(study_dir, "policy", tell))
 
 
 def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
     """Return the ``[backend.*]`` tables of a study's last launch from a manifest, by backend; empty if none."""
-    return _kept(study_dir, "backend", _check_backends, tell)
+    return _kept(study_dir, "backend", tell)
 
 
 def kept_untracked(study_dir: Path) -> tuple[str, ...]:
@@ -220,43 +184,27 @@ def kept_untracked(study_dir: Path) -> tuple[str, ...]:
 
     This function does not warn of damage, since :func:`kept_policy` reads the same file and does.
     """
-    try:
-        found = (read_json(study_record_file(study_dir)) or {}).get("untracked", [])
-    except FileError:
-        return ()
+    found = None
+    with contextlib.suppress(FileError):
+        found = (read_json(study_record_file(study_dir)) or {}).get("untracked")
     return tuple(file for file in found if isinstance(file, str)) if isinstance(found, list) else ()
 
 
-def _check_policy(table: Mapping[str, Any], where: str, problems: Problems) -> None:
-    read_table(Policy, table, where, problems, prefix="policy.")
-
-
-def _check_backends(tables: Mapping[str, Any], where: str, problems: Problems) -> None:
-    for name, table in tables.items():
-        if name in BACKENDS and isinstance(table, Mapping):
-            check_table(name, table, where, problems, prefix=f"backend.{name}.")
-        else:
-            problems.add(where, f"backend.{name}: expected a table of backend {' or '.join(BACKENDS)}")
-
-
-def _kept(
-    study_dir: Path,
-    section: str,
-    check: Callable[[Mapping[str, Any], str, Problems], None],
-    tell: Callable[[str], None],
-) -> Mapping[str, Any]:
-    """Return one section of the record; empty if it was not kept or is damaged."""
+def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping[str, Any]:
+    """Return ``policy`` or ``backend`` of the record; empty if it was not kept or is damaged."""
     path = study_record_file(study_dir)
     problems = Problems()
     try:
         kept = (read_json(path) or {}).get(section, {})
-        if not isinstance(kept, Mapping):
-            raise FileError(f"{path} is damaged ({section}: expected a table); move it away")
     except FileError as error:
         tell(f"warning: {error}; the defaults of [{section}] apply")
         return {}
-    check(kept, str(path), problems)
+    if section == "policy":
+        read_table(Policy, kept, str(path), problems, prefix="policy.")
+    else:
+        check_tables(kept, str(path), problems)
     if problems.lines:
         tell(f"warning: {problems.lines[0]}; the defaults of [{section}] apply")
         return {}
-    return kept
+    found: Mapping[str, Any] = kept
+    return found

@@ -92,36 +92,29 @@ def _is_over(one: Cancelled, deadline: float) -> bool:
         holder = read_lock_holder(run.worker_lock_file)
     else:  # the run's lease may name a worker on a host whose locks are not visible here
         holder = live_owner(run.lease_dir, Terms.from_environment(os.environ).stale_seconds)
-    if holder is None and not is_locked_here:
-        return True
+        if holder is None:
+            return True
     if one.sent and now < one.sent_at + STOP_SECONDS:
         return False
     if len(one.sent) == len(SIGNALS):
         one.problem = "marked as cancelled, but its worker has not ended even after SIGKILL"
         return True
-    has_launcher = _has_launcher(run)
+    has_launcher = False
+    with contextlib.suppress(FileError):  # then no launcher counts as the one of the run's last job
+        launcher = launcher_of(run.path.parent)
+        has_launcher = launcher is not None and (run.read_job() or {}).get("launcher") == launcher.identity
     group = group_to_signal(run) if is_locked_here and not has_launcher else None
     if group is not None:
         one.sent.append(SIGNALS[len(one.sent)])
         one.sent_at = now
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, one.sent[-1])
-        return False
-    if now < deadline:
-        return False
-    cause = "its launcher has not stopped it"
-    if not has_launcher:
-        cause = f"its worker on {(holder or {}).get('host', 'an unknown host')} has not stopped"
-    one.problem = f"marked as cancelled, but {cause} yet; see status"
-    return True
-
-
-def _has_launcher(run: RunDirectory) -> bool:
-    """Return whether the launcher of the run's last job lives. False if a file that says so cannot be read."""
-    with contextlib.suppress(FileError):
-        launcher = launcher_of(run.path.parent)
-        return launcher is not None and (run.read_job() or {}).get("launcher") == launcher.identity
-    return False
+    elif now >= deadline:
+        cause = "its launcher has not stopped it"
+        if not has_launcher:
+            cause = f"its worker on {(holder or {}).get('host', 'an unknown host')} has not stopped"
+        one.problem = f"marked as cancelled, but {cause} yet; see status"
+    return one.problem is not None
 
 
 def wait_for_locks(files: Sequence[Path], seconds: float) -> None:
@@ -149,9 +142,12 @@ def group_to_signal(run: RunDirectory) -> int | None:
         return None
     try:
         lock = run.worker_lock_file.lstat()
+        status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+        # User ids of a process: real, effective, saved, and file system.
+        users = {int(word) for line in status if line.startswith("Uid:") for word in line.split()[1:]}
         is_certain = (
             lock.st_uid == os.geteuid()
-            and _users(pid) == {os.geteuid()}
+            and users == {os.geteuid()}
             and _holds(pid, lock)
             and os.getpgid(pid) == group != os.getpgrp()
             and all(named.get("pid") != pid or is_alive(named) for named in (record, newest_lease(run.lease_dir)))
@@ -159,16 +155,6 @@ def group_to_signal(run: RunDirectory) -> int | None:
     except OSError:  # it has ended, or belongs to another user
         return None
     return group if is_certain else None
-
-
-def _users(pid: int) -> set[int]:
-    """Return the user ids of a process: real, effective, saved, and file system.
-
-    Raises:
-        OSError: the process has ended.
-    """
-    lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
-    return {int(word) for line in lines if line.startswith("Uid:") for word in line.split()[1:]}
 
 
 def _holds(pid: int, lock: os.stat_result) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias, final
 from jobs.study.folder import at_work, launcher_of, launching, look_at, read_jobs, study_name, this_launcher
 from jobs.study.kept_code import ORIGIN, source_tree
 from jobs.study.squeue import Scheduler
-from jobs.study.studies import entries_below
+from jobs.study.studies import stats_below, total_bytes
 from seqlm.errors import FileError, RunBusyError, UsageError
 from seqlm.lease import Terms, live_owner
 from seqlm.locks import is_locked
@@ -146,12 +146,12 @@ class _Search:
     def __init__(self, study_dir: Path) -> None:
         self._study_dir = study_dir
         self._found = Found()
-        self._seen: set[tuple[int, int]] = set()
-        self._folders = [study_dir]
-        """Of the runs, and of the behaviour jobs."""
+        self._counted: set[tuple[int, int]] = set()
+        """Files (device and inode) whose sizes are counted."""
         behaviour = study_dir / BEHAVIOUR_FOLDER
-        if behaviour.is_dir() and not behaviour.is_symlink():
-            self._folders.append(behaviour)
+        has_behaviour = behaviour.is_dir() and not behaviour.is_symlink()
+        self._folders = [study_dir, behaviour] if has_behaviour else [study_dir]
+        """Of the runs, and of the behaviour jobs."""
         self._submissions: dict[Path, set[str]] = {}
         """Folder of a submission to SLURM -> its jobs, by the files that submitit names after them."""
         for path in (path for one in self._folders for path in one.glob("slurm/[0-9]*")):
@@ -200,21 +200,24 @@ class _Search:
         if place.is_symlink() or not place.is_dir():
             return
         self._add_temporary(place)
-        for folder in sorted(path for path in place.iterdir() if _DAMAGED.fullmatch(path.name)):
-            self._add("damaged copy", folder)
+        copies = sorted(place.iterdir())
         try:
-            used = set(self._used_code([copy.name for copy in place.iterdir()]))
+            used = set(self._used_code([copy.name for copy in copies]))
+            unknown = None
         except FileError as error:
-            self._found.kept.append(f"{place} stays: which code is in use is not known ({error})")
-            return
-        for folder in sorted(path for path in place.iterdir() if (path / ORIGIN).is_file()):
-            if _DAMAGED.fullmatch(folder.name) or _TEMPORARY.fullmatch(folder.name):
+            used, unknown = set(), f"{place} stays: which code is in use is not known ({error})"
+        for folder in copies:
+            if _DAMAGED.fullmatch(folder.name):
+                self._add("damaged copy", folder)
+            elif unknown or _TEMPORARY.fullmatch(folder.name) or not (folder / ORIGIN).is_file():
                 continue
-            if folder.name not in used:
+            elif folder.name not in used:
                 self._add("unused code", folder)
             elif not folder.is_symlink():
                 for compiled in sorted(folder.rglob("__pycache__")):
                     self._add("compiled code", compiled)
+        if unknown:
+            self._found.kept.append(unknown)
 
     def _used_code(self, names: Sequence[str]) -> Iterator[str]:
         """Those names of copies that runs, behaviour jobs, jobs of SLURM and this process refer to.
@@ -230,8 +233,14 @@ class _Search:
         yield from (Path(path).name for path in paths if isinstance(path, str))
         for folder, jobs in self._submissions.items():
             # No job is known of a report, nor of a submission to which sbatch has not answered yet.
-            if not jobs or not jobs.isdisjoint(self._alive):
-                yield from _named_in_texts(folder, names)
+            if jobs and jobs.isdisjoint(self._alive):
+                continue
+            for path in sorted([*folder.glob("*.json"), *folder.glob("*.sh")]):
+                try:
+                    text = path.read_text("utf-8", "replace")
+                except OSError as error:
+                    raise FileError.from_os_error("read", path, error) from None
+                yield from (name for name in names if name in text)
 
     def _add(self, kind: Kind, path: Path) -> None:
         """Add a file or folder, if it exists and nothing forbids its deletion."""
@@ -240,45 +249,26 @@ class _Search:
             status = path.lstat()
         except FileNotFoundError:
             return
-        steps = [self._study_dir.joinpath(*relative.parts[:length]) for length in range(1, len(relative.parts) + 1)]
         parts, reason = [status], None
-        if link := next((step for step in steps if step.is_symlink()), None):
+        steps = [self._study_dir / step for step in (*reversed(relative.parents), relative)]
+        if link := next((step for step in steps[1:] if step.is_symlink()), None):
             reason = f"{link} is a link" if link != path else "it is a link"
         elif not status.st_mode & stat.S_IWUSR:
             reason = "it is write-protected"
         elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             reason = "it is no regular file"
         else:
-            if stat.S_ISDIR(status.st_mode):
-                parts += [entry.stat(follow_symlinks=False) for entry in entries_below(path)]
+            parts += stats_below(path) if stat.S_ISDIR(status.st_mode) else []
             if any(one.st_uid != os.geteuid() for one in parts):
                 reason = "it belongs to another user"
         if reason:
             self._found.kept.append(f"{path} stays: {reason}")
-            return
-        size = 0
-        for one in parts:
-            if stat.S_ISREG(one.st_mode) and (one.st_dev, one.st_ino) not in self._seen:
-                self._seen.add((one.st_dev, one.st_ino))
-                size += one.st_size
-        self._found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=size))
+        else:
+            size = total_bytes(parts, self._counted)
+            self._found.leftovers.append(Leftover(kind=kind, path=relative, size_bytes=size))
 
 
 def _has_worker(run: RunDirectory) -> bool:
     """Whether a worker may be at the run, whatever its files say of its state."""
     terms = Terms.from_environment(os.environ)
     return is_locked(run.worker_lock_file) or live_owner(run.lease_dir, terms.stale_seconds) is not None
-
-
-def _named_in_texts(submission: Path, names: Sequence[str]) -> Iterator[str]:
-    """The names that the plans and scripts of a submission hold.
-
-    Raises:
-        FileError: one cannot be read.
-    """
-    for path in sorted([*submission.glob("*.json"), *submission.glob("*.sh")]):
-        try:
-            text = path.read_text("utf-8", "replace")
-        except OSError as error:
-            raise FileError.from_os_error("read", path, error) from None
-        yield from (name for name in names if name in text)

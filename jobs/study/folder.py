@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
-from jobs.manifests.filters import choose, facts_of
+from jobs.manifests.filters import facts_of
 from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
 from jobs.spec import Resources, RunSpec
 from jobs.study.squeue import JobState, Scheduler
@@ -54,16 +53,16 @@ class ObservedRun:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run's entry in ``status --json``. ``epoch`` is the last finished epoch, counted from 0."""
-        total = self.epochs_total
+        seen, total = self.observation, self.epochs_total
         return {
             "name": self.name,
             "id": self.run.id,
-            "state": self.observation.state,
-            "epoch": self.observation.epoch,
+            "state": seen.state,
+            "epoch": seen.epoch,
             "epochs_done": None if total is None else self.epochs_done,
             "epochs_total": total,
-            "best_val_ppl": self.observation.best_val_ppl,
-            "reason": self.observation.reason,
+            "best_val_ppl": seen.best_val_ppl,
+            "reason": seen.reason,
         }
 
     def to_spec(self) -> RunSpec:
@@ -124,34 +123,26 @@ def observe_study(study_dir: Path) -> list[ObservedRun]:
 
 
 def observe_run(run: RunDirectory, work: AtWork) -> Observation:
-    """Return the state of one run. ``work`` is the result of :func:`at_work` for its study."""
-    if run.id in work.jobs:
-        return _observe_job(run, work.jobs[run.id])
-    launcher = work.launcher
-    if launcher is None:
-        return run.observe()
-    if run.id in launcher.waiting:
-        return run.observe(queued=True, waits_for=launcher.waiting[run.id])
-    job = run.read_job() or {}
-    return run.observe(queued=job.get("launcher") == launcher.identity)
+    """Return the state of one run. ``work`` is the result of :func:`at_work` for its study.
 
-
-def _observe_job(run: RunDirectory, job: JobState) -> Observation:
-    """Return the state of a run that has a scheduler's job: from its files if they decide, else from the scheduler."""
+    The state of a run that has a scheduler's job comes from its files if they decide, else from the scheduler.
+    """
+    job, launcher = work.jobs.get(run.id), work.launcher
+    if job is None:
+        if launcher is None:
+            return run.observe()
+        is_queued = run.id in launcher.waiting or (run.read_job() or {}).get("launcher") == launcher.identity
+        return run.observe(queued=is_queued, waits_for=launcher.waiting.get(run.id))
     seen = run.observe(queued=job.stage in ("queued", "unknown"), waits_for=job.reason)
     if seen.state != "pending":
         return seen
-    match job.stage:
-        case "running":
-            return replace(seen, state="running", reason=None)
-        case "ended" if job.kind == "cancelled":
-            return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
-        case "ended":
-            return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
-        case "queued" | "gone" | "unknown":
-            return replace(seen, reason=job.reason)
-        case _:
-            assert_never(job.stage)
+    if job.stage == "running":
+        return replace(seen, state="running", reason=None)
+    if job.stage == "ended" and job.kind == "cancelled":
+        return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
+    if job.stage == "ended":
+        return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
+    return replace(seen, reason=job.reason)
 
 
 def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
@@ -167,20 +158,6 @@ def look_at(run: RunDirectory, work: AtWork) -> ObservedRun:
         observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=str(error), kind="code")
     name = run.id if config is None else str(provenance.get("name") or run.id)
     return ObservedRun(name=name, run=run, observation=observation, config=config, provenance=provenance)
-
-
-def select_runs(
-    runs: list[ObservedRun], only: Sequence[str], exclude: Sequence[str]
-) -> tuple[list[ObservedRun], str | None]:
-    """Return the runs that pass the filters of ``--only`` and ``--exclude``, and if none does, the reason.
-
-    Raises:
-        UsageError: a filter is wrong.
-    """
-    if not only and not exclude:
-        return runs, None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
-    passes, why = choose([run.facts() for run in runs], only, exclude)
-    return list(itertools.compress(runs, passes)), why
 
 
 # -- launching -----------------------------------------------------------------------------------------------------
@@ -259,16 +236,17 @@ def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection
     jobs = {
         run_id: job
         for run_id, job in read_jobs(study_dir).items()
-        if (ids is None or run_id in ids)
-        and not (run := RunDirectory(study_dir / run_id)).result_file.exists()
-        and not run.failure_file.exists()
+        if (ids is None or run_id in ids) and not RunDirectory(study_dir / run_id).has_ended()
     }
     states = (scheduler or Scheduler()).states(jobs.values())
     return AtWork(launcher=launcher_of(study_dir), jobs={run_id: states[job] for run_id, job in jobs.items()})
 
 
+# -- records of launches: each written while its writer holds the study's lock -------------------------------------
+
+
 def jobs_file(study_dir: Path) -> Path:
-    """Return the file that records each run's scheduler job. Launchers write it while they hold the study's lock."""
+    """Return the file that records each run's scheduler job."""
     return study_dir / "slurm" / "jobs.json"
 
 
@@ -284,8 +262,7 @@ def submission_of(run: RunDirectory) -> str | None:
 
 def _read_tables(study_dir: Path) -> dict[str, dict[str, str]]:
     """Return the record of a study's jobs: ``jobs`` (run id -> job id) and ``submissions`` (run id -> submission)."""
-    record = read_json(jobs_file(study_dir)) or {}
-    return {name: record.get(name, {}) for name in ("jobs", "submissions")}
+    return {"jobs": {}, "submissions": {}, **(read_json(jobs_file(study_dir)) or {})}
 
 
 def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[str, str]) -> None:
@@ -309,7 +286,7 @@ def forget_jobs(study_dir: Path, run_ids: Collection[str]) -> None:
 
 
 def queue_file(study_dir: Path) -> Path:
-    """Return the file that lists the waiting runs of a study's launcher, with reasons. Only that launcher writes it."""
+    """Return the file that lists the waiting runs of a study's launcher, with reasons."""
     return study_dir / "queue.json"
 
 

@@ -82,10 +82,10 @@ def keep_code(
         UsageError: a file of ``untracked`` does not exist.
         FileError: the copy cannot be read or written.
     """
-    root, contents, origin = _to_keep(untracked, tell)
+    root, origin = _to_keep(untracked, tell)
     target = study_dir.absolute() / "code" / origin["name"]
     try:
-        wrong = _difference(target, contents, origin) if os.path.lexists(target) else None
+        wrong = _difference(target, origin) if os.path.lexists(target) else None
     except OSError as error:
         raise FileError.from_os_error("read", target, error) from None
     if wrong:
@@ -96,7 +96,7 @@ def keep_code(
         except OSError as error:
             raise FileError.from_os_error("move away", target, error) from None
     if not target.exists():
-        _copy(root, contents, target, origin)
+        _copy(root, target, origin)
     return Code(path=target, commit=origin["commit"], dirty=origin["dirty"], live=False)
 
 
@@ -116,11 +116,11 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
                 return f"{place} belongs to another user"
         if not folder.exists():
             return None
-        _, contents, origin = _to_keep(untracked, lambda line: None)
+        _, origin = _to_keep(untracked, lambda line: None)
         target = folder / origin["name"]
         if not os.path.lexists(target):
             return None
-        if wrong := _difference(target, contents, origin, strict=True):
+        if wrong := _difference(target, origin, strict=True):
             return f"{target} is not the expected code ({wrong})"
         for path in (target, *target.rglob("*")):
             if path.lstat().st_uid != os.geteuid():
@@ -132,60 +132,43 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
     return None
 
 
-def _to_keep(
-    untracked: Sequence[str], tell: Callable[[str], None]
-) -> tuple[Path, Mapping[str, str], Mapping[str, Any]]:
-    """Return the source tree, its files with their digests, and the contents of ``code-origin.json``."""
+def _to_keep(untracked: Sequence[str], tell: Callable[[str], None]) -> tuple[Path, Mapping[str, Any]]:
+    """Return the source tree, and the contents of ``code-origin.json``: files with their digests among them."""
     root = source_tree()
     origin = read_json(root / ORIGIN)
     if origin is not None:
-        return root, origin.get("files") or _contents(root, _files_below(root)), origin
+        return root, {**origin, "files": origin.get("files") or _contents(root, _files_below(root))}
     commit = _commit(root)
-    files = _files(root, commit)
-    added = [file for file in (_added(root, name) for name in untracked) if file not in files]
+    if commit is None:
+        files = [file for package in PACKAGES for file in _files_below(root, package)]
+        files += [path.relative_to(root) for path in root.glob(COMMAND_LINE)]
+    else:
+        files = [Path(name) for name in _listed(root) if (root / name).is_file()]
+    for name in untracked:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not (root / path).is_file():
+            raise UsageError(f'study.untracked: expected a file of {root}, such as "seqlm/new.py", got "{name}"')
+    added = [Path(name) for name in untracked if Path(name) not in files]
     contents = _contents(root, [*files, *added])
     dirty = bool(commit and (_changes(root) or added))
     name = commit[:12] if commit else "no-commit"
     if dirty or not commit:
         name += f"-{hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:8]}"
-    if left_out := [name for name in _untracked(root, commit) if name not in contents]:
+    # The Python files, at the top and in seqlm's packages, that git neither tracks nor ignores.
+    where = [":(glob)*.py", *(f"{package}/*.py" for package in PACKAGES)]
+    others = _listed(root, "--others", "--exclude-standard", "--", *where) if commit else []
+    if left_out := [other for other in others if other not in contents]:
         tell(
             f"warning: not kept with the study, since git does not track it: {', '.join(left_out)}; `git add` what "
             "the runs need, or name it in study.untracked"
         )
-    return root, contents, {"name": name, "commit": commit, "dirty": dirty, "files": contents}
-
-
-def _files(root: Path, commit: str | None) -> list[Path]:
-    if commit is None:
-        found = [file for package in PACKAGES for file in _files_below(root, package)]
-        return [*found, *(path.relative_to(root) for path in root.glob(COMMAND_LINE))]
-    return [Path(name) for name in _listed(root) if (root / name).is_file()]
+    return root, {"name": name, "commit": commit, "dirty": dirty, "files": contents}
 
 
 def _files_below(root: Path, folder: str = "") -> list[Path]:
     """Return the files below a folder, relative to ``root``, without compiled files and ``code-origin.json``."""
     found = [path.relative_to(root) for path in (root / folder).rglob("*") if path.is_file()]
     return [path for path in found if path.suffix != ".pyc" and path != Path(ORIGIN)]
-
-
-def _added(root: Path, name: str) -> Path:
-    """Return the path of a file that ``study.untracked`` names, after checking it."""
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not (root / path).is_file():
-        raise UsageError(f'study.untracked: expected a file of {root}, such as "seqlm/new.py", got "{name}"')
-    return path
-
-
-def _untracked(root: Path, commit: str | None) -> list[str]:
-    """Return the Python files, at the top and in seqlm's packages, that git neither tracks nor ignores."""
-    where = [":(glob)*.py", *(f"{package}/*.py" for package in PACKAGES)]
-    return _listed(root, "--others", "--exclude-standard", "--", *where) if commit else []
-
-
-def _listed(root: Path, *arguments: str) -> list[str]:
-    """Return the files that ``git ls-files`` lists."""
-    return [name for name in _git(root, "ls-files", "-z", *arguments).split("\0") if name]
 
 
 def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
@@ -196,17 +179,15 @@ def _contents(root: Path, files: Sequence[Path]) -> dict[str, str]:
         raise FileError.from_os_error("read", error.filename or root, error) from None
 
 
-def _difference(
-    kept: Path, contents: Mapping[str, str], origin: Mapping[str, Any], *, strict: bool = False
-) -> str | None:
-    """Return the first difference between a copy of the code and ``contents``, or ``None``. Ignores compiled files.
+def _difference(kept: Path, origin: Mapping[str, Any], *, strict: bool = False) -> str | None:
+    """Return the first difference of a copy from the files of ``origin``, or ``None``. Ignores compiled files.
 
     A foreign file counts if Python could import it, or with ``strict`` in any case.
     """
     if kept.is_symlink():
         return "it is a link"
     found = {path.relative_to(kept): path.lstat() for path in kept.rglob("*")}
-    expected = {Path(ORIGIN), *map(Path, contents)}
+    expected = {Path(ORIGIN), *map(Path, origin["files"])}
     for file in sorted({*expected, *found}):
         status = found.get(file)
         if "__pycache__" in file.parts or (file not in expected and status and stat.S_ISDIR(status.st_mode)):
@@ -222,31 +203,27 @@ def _difference(
         if not stat.S_ISREG(status.st_mode):
             return f"{file} is not a regular file"
         if file == Path(ORIGIN):
-            is_right = _is_origin(kept / file, origin)
+            is_right = False
+            with contextlib.suppress(DamagedFileError):
+                record = read_json(kept / file) or {}
+                is_right = all(record.get(key) == origin[key] for key in ("name", "commit", "dirty"))
         else:
-            is_right = _sha256(read_bytes(kept / file)) == contents[str(file)]
+            is_right = _sha256(read_bytes(kept / file)) == origin["files"][str(file)]
         if not is_right:
             return f"{file} has changed"
     return None
-
-
-def _is_origin(file: Path, origin: Mapping[str, Any]) -> bool:
-    with contextlib.suppress(DamagedFileError):
-        found = read_json(file) or {}
-        return all(found.get(key) == origin[key] for key in ("name", "commit", "dirty"))
-    return False
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _copy(root: Path, contents: Mapping[str, str], target: Path, origin: Mapping[str, Any]) -> None:
+def _copy(root: Path, target: Path, origin: Mapping[str, Any]) -> None:
     """Write the copy to a temporary folder, flush it, and rename it into place."""
     make_directory(target.parent)
     try:
         with folder_beside(target) as building:
-            for file, expected in contents.items():
+            for file, expected in origin["files"].items():
                 content = (root / file).read_bytes()
                 if _sha256(content) != expected:
                     raise FileError(f"{root / file} has changed since the launch began; launch again")
@@ -272,6 +249,10 @@ def _commit(root: Path) -> str | None:
 
 def _changes(root: Path) -> str:
     return _git(root, "status", "--porcelain", "--untracked-files=no")
+
+
+def _listed(root: Path, *arguments: str) -> list[str]:
+    return [name for name in _git(root, "ls-files", "-z", *arguments).split("\0") if name]
 
 
 def _git(root: Path, *arguments: str) -> str:

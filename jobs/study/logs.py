@@ -6,6 +6,7 @@ with carriage returns, only the last state is printed.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -62,12 +63,10 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
 
 
 def _last_lines(path: Path, lines: int) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LARGEST_TAIL))
-            return _lines(file.read(LARGEST_TAIL))[-lines:]
-    except FileNotFoundError:
-        return []
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LARGEST_TAIL))
+        return _lines(file.read(LARGEST_TAIL))[-lines:]
+    return []
 
 
 def _lines(raw: bytes) -> list[str]:
@@ -78,19 +77,16 @@ def _lines(raw: bytes) -> list[str]:
 
 def _print_from(path: Path, position: int, *, rest: bool) -> int:
     """Print the complete lines after ``position``, with ``rest`` also an incomplete one. Return the new position."""
-    try:
-        with path.open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(position)
+        while raw := file.read(LARGEST_TAIL):
+            end = raw.rfind(b"\n") + 1
+            if not end and (rest or len(raw) == LARGEST_TAIL):
+                end = len(raw)
+            if not end:
+                break
+            for line in _lines(raw[:end]):
+                print(printable(line))
+            position += end
             file.seek(position)
-            while raw := file.read(LARGEST_TAIL):
-                end = raw.rfind(b"\n") + 1
-                if not end and (rest or len(raw) == LARGEST_TAIL):
-                    end = len(raw)
-                if not end:
-                    break
-                for line in _lines(raw[:end]):
-                    print(printable(line))
-                position += end
-                file.seek(position)
-    except FileNotFoundError:
-        pass
     return position

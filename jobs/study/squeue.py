@@ -71,9 +71,7 @@ _REASONS = {
 }
 
 
-def ask(
-    *command: str, seconds: float = CALL_SECONDS, environ: Mapping[str, str] | None = None, check: bool = True
-) -> str:
+def ask(*command: str, environ: Mapping[str, str] | None = None, check: bool = True) -> str:
     """Run a SLURM command and return its output.
 
     It runs with ``environ``, or by default with this process's environment. ``SINFO_*`` variables are removed, since
@@ -85,13 +83,13 @@ def ask(
     given = os.environ if environ is None else environ
     environ = {name: value for name, value in given.items() if not name.startswith("SINFO_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environ, check=check)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, env=environ, check=check)
     except FileNotFoundError:
         raise BackendError(f"{command[0]} is not on PATH; {_LOGIN_NODE}") from None
     except OSError as error:
         raise BackendError(f"{command[0]} cannot be started: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
-        raise BackendError(f"{command[0]} did not answer within {seconds:g} s; is slurmctld up?") from None
+        raise BackendError(f"{command[0]} did not answer within {CALL_SECONDS:g} s; is slurmctld up?") from None
     except subprocess.CalledProcessError as error:
         lines = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
         hint = f"; {_LOGIN_NODE}, or set SLURM_CONF" if "configuration source" in lines[-1] else ""
@@ -105,7 +103,6 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._asked_at = -EVERY_SECONDS
-        self._jobs: frozenset[str] = frozenset()
         self._answers: dict[str, JobState] = {}
         self.calls = 0
         """Number of commands run so far."""
@@ -116,9 +113,8 @@ class Scheduler:
         if not wanted:
             return {}
         now = time.monotonic()
-        if now - self._asked_at >= EVERY_SECONDS or not wanted <= self._jobs:
-            self._answers = self._ask(wanted)
-            self._asked_at, self._jobs = now, wanted
+        if now - self._asked_at >= EVERY_SECONDS or not wanted <= self._answers.keys():
+            self._asked_at, self._answers = now, self._ask(wanted)
         return {job: self._answers[job] for job in wanted}
 
     def _ask(self, wanted: frozenset[str]) -> dict[str, JobState]:
@@ -130,12 +126,11 @@ class Scheduler:
         columns = "JobID,State,NodeList"
         account = self._call("sacct", "-n", "-P", "-X", "-D", "-o", columns, "-j", ",".join(parents(missing)))
         accounted = {} if account is None else read_sacct(account)
-        silent = "slurmctld" if queue is None else "slurmdbd (accounting)" if account is None else None
-        if silent:
+        reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
+        lost = JobState(stage="gone", reason=reason)
+        if queue is None or account is None:
+            silent = "slurmctld" if queue is None else "slurmdbd (accounting)"
             lost = JobState(stage="unknown", reason=f"{silent} does not answer; this is the last known state")
-        else:
-            reason = "SLURM no longer lists its job and no result was written; `run` resumes it"
-            lost = JobState(stage="gone", reason=reason)
         return {**{job: accounted.get(job, lost) for job in missing}, **found}
 
     def _call(self, *command: str) -> str | None:
@@ -146,45 +141,35 @@ class Scheduler:
         self.calls += 1
         environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # otherwise lists of tasks are truncated to 64 characters
         try:
-            return ask(*command, seconds=CALL_SECONDS, environ=environ)
+            return ask(*command, environ=environ)
         except BackendError as error:
             return "" if any(text in str(error) for text in _NOTHING_TO_LEARN) else None
 
 
 def read_squeue(text: str) -> dict[str, JobState]:
     """Parse the output of ``squeue -h -r -t all -o "%i|%T|%r|%N"``."""
-    found = {}
-    for line in text.splitlines():
-        parts = line.strip().split("|")
-        if len(parts) == 4:
-            job, state, reason, nodes = parts
-            found[job] = job_state(state, reason, nodes)
-    return found
+    rows = (line.strip().split("|") for line in text.splitlines())
+    return {row[0]: job_state(*row[1:]) for row in rows if len(row) == 4}
 
 
 def read_sacct(text: str) -> dict[str, JobState]:
-    """Parse the output of ``sacct -n -P -X -D -o JobID,State,NodeList``. The last line of a requeued job counts."""
+    """Parse the output of ``sacct -n -P -X -D -o JobID,State,NodeList``. The last line of a requeued job counts.
+
+    A line is about ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Lines about steps are ignored.
+    """
     found: dict[str, JobState] = {}
     waiting: dict[str, JobState] = {}
-    for line in text.splitlines():
-        parts = line.strip().split("|")
-        if len(parts) == 3:
-            known = waiting if "[" in parts[0] else found
-            known.update(dict.fromkeys(_jobs_of(parts[0]), job_state(parts[1], "", parts[2])))
+    for row in (line.strip().split("|") for line in text.splitlines()):
+        if len(row) != 3:
+            continue
+        name, state = row[0], job_state(row[1], "", row[2])
+        if re.fullmatch(r"\d+(_\d+)?", name):
+            found[name] = state
+        elif match := re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", name):
+            for low, high, step in re.findall(r"(?:^|,)(\d+)(?:-(\d+))?(?::(\d+))?(?=,|$)", match[2]):
+                tasks = range(int(low), int(high or low) + 1, int(step or 1))
+                waiting.update({f"{match[1]}_{task}": state for task in tasks})
     return {**waiting, **found}  # a task may be in a range of waiting tasks and also have a line of its own
-
-
-def _jobs_of(text: str) -> list[str]:
-    """Return the jobs of a line of sacct: ``12``, ``12_3``, or all tasks of ``12_[0-3,8-16:4%2]``. Empty for a step."""
-    match = re.fullmatch(r"(\d+)_\[([^]%]*)(?:%\d+)?\]", text)
-    if match is None:
-        return [text] if re.fullmatch(r"\d+(_\d+)?", text) else []
-    ranges = re.findall(r"(?:^|,)(\d+)(?:-(\d+))?(?::(\d+))?(?=,|$)", match[2])
-    return [
-        f"{match[1]}_{task}"
-        for low, high, step in ranges
-        for task in range(int(low), int(high or low) + 1, int(step or 1))
-    ]
 
 
 def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +80,7 @@ def _open_jobs(study_dir: Path) -> Iterable[str]:
 
 
 def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
-    """Summarize one folder. Of a run that is done, only ``result.json`` is read, a tenth of the work of ``status``."""
+    """Summarize one folder. Of a run that is done, neither metrics nor leases are read, which ``status`` reads."""
     found = StudySummary(path=study_dir)
     try:
         runs = list(RunDirectory.unordered_in(study_dir))
@@ -88,24 +89,18 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
             next(study_dir.iterdir(), None)  # raises if it cannot be read
             return replace(found, problem="holds no runs")
         found = replace(found, changed_at=max(path.stat().st_mtime for path in [run.path for run in runs] or [record]))
+        best = {run.id: ppl for run in runs if (ppl := _result_of(run)) is not None}
         states: Counter[State] = Counter()
-        perplexities = []
-        rest = []
-        for run in runs:
-            result = None
-            with contextlib.suppress(FileError, OSError):  # the observation of the run says what is wrong
-                result = run.read_result()
-            if result is None:
-                rest.append(run)
-            else:
-                states["done"] += 1
-                perplexities.append(result.get("best_val_ppl"))
+        if best:
+            states["done"] = len(best)
+        rest = [run for run in runs if run.id not in best]
         if rest:
             work = at_work(study_dir, scheduler, {run.id for run in rest})
-            for observation in (look_at(run, work).observation for run in rest):
-                states[observation.state] += 1
-                perplexities.append(observation.best_val_ppl)
-        finite = [ppl for ppl in perplexities if isinstance(ppl, int | float) and math.isfinite(ppl)]
+            for run in rest:
+                seen = look_at(run, work).observation
+                states[seen.state] += 1
+                best[run.id] = math.inf if seen.best_val_ppl is None else seen.best_val_ppl
+        finite = [ppl for ppl in best.values() if math.isfinite(ppl)]
         found = replace(found, states=states, best_val_ppl=min(finite, default=None))
         states["pending"] += _absent(read_json(record) or {}, runs)
     except SeqlmError as error:
@@ -113,6 +108,18 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
     except OSError as error:
         return replace(found, problem=str(FileError.from_os_error("read", error.filename or study_dir, error)))
     return found
+
+
+def _result_of(run: RunDirectory) -> float | None:
+    """Return the best perplexity of a run that is done, NaN if it has none. ``None``: another state, or damaged."""
+    with contextlib.suppress(FileError, OSError):  # the observation of the run says what is wrong
+        result = run.read_result()
+        if result is not None:
+            run.read_config()
+            run.read_provenance()
+            ppl = result.get("best_val_ppl")
+            return ppl if isinstance(ppl, int | float) else math.nan
+    return None
 
 
 def _absent(record: Mapping[str, Any], runs: Iterable[RunDirectory]) -> int:
@@ -128,35 +135,34 @@ def _absent(record: Mapping[str, Any], runs: Iterable[RunDirectory]) -> int:
 
 def folder_bytes(folder: Path) -> int | None:
     """Bytes of the files below a folder, each once however many names it has. `None`: a part cannot be read."""
-    total = 0
-    known: set[tuple[int, int]] = set()
     try:
-        for entry in entries_below(folder):
-            if entry.is_dir(follow_symlinks=False):
-                continue
-            with contextlib.suppress(FileNotFoundError):  # a live run has just replaced it
-                status = entry.stat(follow_symlinks=False)
-                if (status.st_dev, status.st_ino) not in known:
-                    total += status.st_size
-                if status.st_nlink > 1:
-                    known.add((status.st_dev, status.st_ino))
+        return total_bytes(stats_below(folder), set())
     except OSError:
         return None
+
+
+def total_bytes(parts: Iterable[os.stat_result], known: set[tuple[int, int]]) -> int:
+    """Bytes of files, without those of ``known`` (device and inode), to which the files are added."""
+    total = 0
+    for status in parts:
+        file = (status.st_dev, status.st_ino)
+        if not stat.S_ISDIR(status.st_mode) and file not in known:
+            known.add(file)
+            total += status.st_size
     return total
 
 
-def entries_below(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Every entry below a folder. Links are entries and are not followed.
+def stats_below(folder: Path) -> Iterator[os.stat_result]:
+    """The status of everything below a folder. Links are not followed.
 
     Raises:
-        OSError: a folder cannot be read. One that is gone by the time it is read has no entries.
+        OSError: a folder cannot be read. What is gone by the time it is read is left out.
     """
     waiting = [str(folder)]
     while waiting:
-        try:
-            with os.scandir(waiting.pop()) as found:
-                entries = list(found)
-        except FileNotFoundError:
-            continue
-        waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        yield from entries
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # a live run has just replaced it
+                    yield entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)

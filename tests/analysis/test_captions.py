@@ -10,10 +10,10 @@ from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
 from analysis.report import report_page
 from analysis.study.study import Study, load_study
-from seqlm.rundir import RunDirectory
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
 from tests.analysis.grid import make_grid
 from tests.analysis.synthetic import make_run, make_study
+from tests.training.studies import runs_in
 
 TWO_LINES = 210
 
@@ -32,7 +32,7 @@ def too_long(study: Study) -> dict[str, str]:
 def nine_runs(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Runs that explode, diverge and wait, with the behaviour of six, of which four have a gradient of exactly zero."""
     folder = make_study(tmp_path_factory.mktemp("captions") / "nine")
-    for run in RunDirectory.all_in(folder)[:6]:
+    for run in runs_in(folder)[:6]:
         add_behaviour(run)
         add_samples(run, [raw_sample(index, ["a", "<eos>"]) for index in range(4)])
     return load_study(folder)

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from seqlm.rundir import RunDirectory
 from tests import warm
-from tests.training.studies import write_text
+from tests.training.studies import runs_in, write_text
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = "chaos"
@@ -86,7 +86,7 @@ class Study:
         return self.runs_dir / NAME
 
     def runs(self) -> list[RunDirectory]:
-        return RunDirectory.all_in(self.study_dir)
+        return runs_in(self.study_dir)
 
     def start(self, output: IO[bytes], *words: str, **variables: str) -> subprocess.Popen[bytes]:
         """``launch.py run``, with more words and variables; it waits for the runs, as one in a terminal does."""

@@ -82,12 +82,16 @@ def test_the_reports_job_writes_it_before_it_computes_what_may_take_too_long(
     command = f"{sys.executable} {code.path / 'launch.py'} report {tmp_path / 'small'}"
     assert script == [
         "#!/bin/bash",
+        "#SBATCH --dependency=afterany:7",
+        "#SBATCH --job-name=seqlm-small-report",
+        f"#SBATCH --output={tmp_path / 'small/slurm/0001/report.log'}",
+        f"#SBATCH --time={90 if second else 30}",
+        "",
         "unset SLURM_JWT",
         f"{command} --no-behaviour",
         *(f"{command}{flag}" for flag in second),
     ]
-    (call,) = fake.calls("sbatch")
-    assert ("--time=90" if second else "--time=30") in call
+    assert len(fake.calls("sbatch")) == 1
 
 
 def test_a_real_cluster_computes_it_and_cancels_it(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
 from tests.test_launch import epochs_of, read_soon, worker_pid
-from tests.training.studies import write_text
+from tests.training.studies import runs_in, write_text
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
@@ -97,7 +97,7 @@ class Study:
         return commands.run(self.argv(*words), cwd=self.folder, env={**self.cluster.env, "SEQLM_BACKEND": "", **env})
 
     def runs(self) -> list[RunDirectory]:
-        return RunDirectory.all_in(self.folder / "runs" / "small")
+        return runs_in(self.folder / "runs" / "small")
 
     def states(self) -> list[str]:
         data = commands.ask(["status", "small.toml"], folder=self.folder, env={**self.cluster.env, "SEQLM_BACKEND": ""})
@@ -156,7 +156,7 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     assert again.returncode == 0, again.stderr
     assert "0 of 7 runs to do" in again.stderr
     assert [run["state"] for run in json.loads(again.stdout)["data"]["runs"]] == ["done"] * 7
-    assert all(epochs_of(run) == [0] and run.attempts() == [1] for run in RunDirectory.all_in(study_dir))
+    assert all(epochs_of(run) == [0] and run.attempts() == [1] for run in runs_in(study_dir))
     wait_for((study_dir / "report/index.html").exists, "the report")
 
 

@@ -16,13 +16,13 @@ from jobs.attempt.retry import history
 from jobs.cli.progress import Watcher
 from jobs.manifests.policy import Policy
 from jobs.study.squeue import Scheduler
-from seqlm.rundir import RunDirectory
 from slurm.job import JobPlan
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm
 from tests.fake_slurm.room import NODES
 from tests.slurm.real import require_slurm
+from tests.training.studies import runs_in
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("fake-slurm")]  # its fixtures take long to make
@@ -198,7 +198,7 @@ def test_retry_goes_by_the_policy_of_the_manifest_and_by_what_the_run_needed(fak
     )
     more = ["--backend", "slurm", "--no-wait", "--live-code", "--runs-dir", str(tmp_path)]
     assert launch.main(["run", str(manifest), *more, "--set", "policy.timeout=2"]) == 0
-    (run,) = RunDirectory.all_in(tmp_path / "s")
+    (run,) = runs_in(tmp_path / "s")
     run.attempt_dir(1).mkdir(parents=True)
     run.write_failure_once({"kind": "oom", "message": "no memory", "attempt": 1, "stands": True})
     assert launch.main(["run", str(manifest), *more]) == 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.manifests.backends import BACKENDS
-from jobs.manifests.fields import field_names
+from jobs.manifests.fields import full_keys
 from jobs.manifests.load import load_manifest
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS, WITH_VALUE
 from jobs.spec import Resources
@@ -50,7 +50,7 @@ def problems(folder: Path, site: str | None = None, **table: Any) -> list[str]:
 
 
 def test_the_settings_are_the_keys_of_the_backend() -> None:
-    assert field_names(SlurmSettings) == field_names(BACKENDS["slurm"])
+    assert full_keys(SlurmSettings) == full_keys(BACKENDS["slurm"])
 
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from jobs.study.folder import submission_of, write_jobs
 from seqlm.errors import BackendError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
-from slurm import requeue, task
+from slurm import control, task
 from slurm.job import JobPlan, Signals, SlurmContext
 from slurm.task import Task
 from tests.slurm.programs import answering, program
@@ -71,7 +71,7 @@ esac
     monkeypatch.setattr(task, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(task, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(task, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(requeue, "TRIES", 1)
+    monkeypatch.setattr(control, "TRIES", 1)
     monkeypatch.setattr(task, "GRACE_SECONDS", 0.05)
     return folder
 
@@ -387,8 +387,8 @@ def test_a_file_that_another_host_replaces_is_looked_at_again(
     tmp_path: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NFS answers ESTALE for a moment: at the start, while the worker trains, and when the run is settled."""
-    monkeypatch.setattr(requeue, "TRIES", 3)
-    monkeypatch.setattr(requeue, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(control, "TRIES", 3)
+    monkeypatch.setattr(control, "AGAIN_SECONDS", 0.01)
     answers: list[str] = []
 
     def submission(run: RunDirectory) -> str | None:

@@ -48,3 +48,8 @@ def make_run(folder: Path, config: RunConfig) -> RunDirectory:
     run = RunDirectory(folder)
     run.create(config, {"name": folder.name})
     return run
+
+
+def runs_in(study_dir: Path) -> list[RunDirectory]:
+    """Every run directory of a study, in the order of its manifest."""
+    return sorted(RunDirectory.unordered_in(study_dir), key=lambda run: run.place(run.read_provenance()))

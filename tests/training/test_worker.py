@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
 from seqlm.files import Guard, read_json
-from seqlm.lease import is_released
+from seqlm.lease import newest_lease
 from seqlm.rundir import RunDirectory
 from seqlm.training import attempt, worker
 from seqlm.training.distributed import Rank, process_group
@@ -198,7 +198,7 @@ def test_on_a_file_system_without_locks_and_links_a_worker_owns_its_run_by_the_l
     monkeypatch.setattr(os, "link", refuse_links)
     ended_by(monkeypatch, second_worker)
     assert worker.main([str(run.path)]) == 0
-    assert is_released(run.lease_dir)
+    assert newest_lease(run.lease_dir)["released"]
     assert run.observe().state == "pending"
 
 

@@ -21,6 +21,7 @@ from slurm.settings import SlurmSettings
 from tests import commands
 from tests.fake_slurm import FakeSlurm
 from tests.test_launch import Study
+from tests.training.studies import runs_in
 
 
 def modes(folder: Path) -> dict[Path, int]:
@@ -95,7 +96,7 @@ def test_links_in_a_runs_folder_are_replaced_and_their_targets_are_not_written(t
 def _planned(study: Study) -> list[RunDirectory]:
     """The run's folder as a launch would call it: taken from a launch in another place."""
     assert study("run", "small.toml", "--runs-dir", "first", "--set", "train.epochs=1").returncode == 0
-    (run,) = RunDirectory.all_in(study.folder / "first" / "small")
+    (run,) = runs_in(study.folder / "first" / "small")
     return [RunDirectory(study.folder / "runs" / "small" / run.id)]
 
 

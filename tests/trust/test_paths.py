@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import launch
-from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
 from tests.test_launch import ROOT, Study
+from tests.training.studies import runs_in
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -76,7 +76,7 @@ def test_a_whole_study_lives_in_a_folder_with_a_name_like_a_program(tmp_path: Pa
     assert all(line.isprintable() for line in done.stderr.splitlines())
     for words in (["status"], ["logs"], ["cancel"], ["retry", "--backend", "local"], ["report", "--no-behaviour"]):
         command(words[0], str(runs / "small"), *words[1:])
-    (run,) = RunDirectory.all_in(runs / "small")
+    (run,) = runs_in(runs / "small")
     assert run.result_file.exists()
     assert json.loads(run.worker_file(1, 1).read_text())["ranks"] == 2
     assert (runs / "small/report/index.html").exists()

@@ -16,8 +16,9 @@ SOURCES = [
 
 WRITES_SHELL = {
     "slurm/submission.py": "the script of a job array, through submitit: paths are quoted, setup and python are shell",
-    "slurm/backend.py": "the script of the report's job: paths are quoted, setup and python are shell",
-    "slurm/probe.py": "the script of the doctor's trial job, the same",
+    "slurm/environment.py": "the options of sbatch in a script: values are quoted, setup is shell",
+    "slurm/backend.py": "the command of the report's job: paths are quoted, python is shell",
+    "slurm/probe.py": "the command of the doctor's trial job, the same",
     "analysis/study/run.py": "the command that a report shows of a run, to copy; it runs nothing",
     "jobs/launch/logout.py": "a command that a warning shows, to copy; it runs nothing",
     "jobs/backends/ray_job.py": "the command line of a Ray job, which Ray takes as one string: every word is quoted",

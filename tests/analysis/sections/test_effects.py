@@ -20,9 +20,9 @@ from analysis.plots.slices import extremes, slices_chart
 from analysis.sections.effects import changes_of, effects_section
 from analysis.study.pairs import single_key_pairs
 from analysis.study.study import Study, load_study
-from seqlm.rundir import RunDirectory
 from tests.analysis.grid import make_grid
 from tests.analysis.synthetic import make_run
+from tests.training.studies import runs_in
 
 COEFFICIENTS: dict[str, dict[Any, float]] = {
     "model.arch": {"rnn": 0.3, "gru": 0.0, "transformer": 0.125},
@@ -88,7 +88,7 @@ def test_the_range_is_that_of_single_pairs(tmp_path: Path) -> None:
 def test_unpaired_means_are_named_so_and_take_in_what_pairs_leave_out(tmp_path: Path) -> None:
     grid = {"optim.lr": [0.1, 1.0], "model.hidden_size": [64, 128]}
     make_grid(tmp_path, grid, lambda v: 5 + (v["optim.lr"] == 1.0) + 0.5 * (v["model.hidden_size"] == 64))
-    for run in RunDirectory.all_in(tmp_path)[:1]:  # lr 0.1 with 64
+    for run in runs_in(tmp_path)[:1]:  # lr 0.1 with 64
         run.result_file.unlink()
     section = effects_section(load_study(tmp_path))
     (table,) = [table for table in section.tables if table.name == "marginal-means"]

@@ -19,7 +19,7 @@ from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch import epochs_of, read_soon, worker_pid
-from tests.training.studies import write_text
+from tests.training.studies import runs_in, write_text
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -96,7 +96,7 @@ class Study:
         return self.lab.start(self.argv(*words), cwd=self.folder)
 
     def runs(self) -> list[RunDirectory]:
-        return RunDirectory.all_in(self.folder / "runs" / "small")
+        return runs_in(self.folder / "runs" / "small")
 
     def epochs(self) -> list[list[int]]:
         """The epochs that each run has finished."""

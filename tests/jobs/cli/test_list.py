@@ -18,14 +18,14 @@ from seqlm.locks import exclusive_lock
 from seqlm.rundir import RunDirectory
 from tests.fake_slurm.control import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
-from tests.training.studies import make_config, make_run
+from tests.training.studies import make_config, make_run, runs_in
 
 DAY = 86400
 NOW = 1_700_000_000.0
 
 
 def change(study_dir: Path, seconds_ago: float) -> None:
-    for run in RunDirectory.all_in(study_dir):
+    for run in runs_in(study_dir):
         os.utime(run.path, (NOW - seconds_ago, NOW - seconds_ago))
 
 
@@ -86,7 +86,7 @@ def test_the_table_says_it_in_words(runs_dir: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_live_worker_is_running(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = next(run for run in RunDirectory.all_in(runs_dir / "new") if run.id.startswith("pending"))
+    run = next(run for run in runs_in(runs_dir / "new") if run.id.startswith("pending"))
     with exclusive_lock(run.worker_lock_file, "busy"):
         assert listed(capsys, runs_dir)["new"]["states"]["running"] == 1
 
@@ -98,23 +98,26 @@ def test_damaged_and_foreign_folders_are_a_line_each_and_hide_no_study(
     (runs_dir / ".hidden").mkdir()
     (runs_dir / "file").write_text("x")
     (runs_dir / "loop").symlink_to("loop")
-    for name in ("jobs", "record", "result"):
+    for name in ("jobs", "record", "result", "config", "provenance"):
         done_run(runs_dir / name, "run", 5.0, seed=0)
     unfinished_run(runs_dir / "jobs", "other", 1)
     (runs_dir / "jobs" / "slurm").mkdir()
     (runs_dir / "jobs" / "slurm" / "jobs.json").write_text("{")
     (runs_dir / "record" / "study.json").write_text("{")
-    RunDirectory.all_in(runs_dir / "result")[0].result_file.write_text("{")
+    runs_in(runs_dir / "result")[0].result_file.write_text("{")
+    runs_in(runs_dir / "config")[0].config_file.write_text("{")
+    runs_in(runs_dir / "provenance")[0].provenance_file.write_text("{")
     studies = listed(capsys, runs_dir)
-    assert set(studies) == {"new", "old", "foreign", "jobs", "record", "result"}
+    assert set(studies) == {"new", "old", "foreign", "jobs", "record", "result", "config", "provenance"}
     assert list(studies)[-1] == "foreign"
     assert studies["foreign"]["problem"] == "holds no runs"
     for name, file in (("jobs", "slurm/jobs.json"), ("record", "study.json")):
         assert studies[name]["problem"].startswith(f"{runs_dir / name / file} is damaged (not JSON: ")
     assert studies["record"]["states"] == {"done": 1}
-    assert (studies["result"]["states"], studies["result"]["problem"]) == ({"failed": 1}, None)
+    for name in ("result", "config", "provenance"):
+        assert (studies[name]["states"], studies[name]["problem"]) == ({"failed": 1}, None), "as status says"
     assert launch.main(["list", "--runs-dir", str(runs_dir)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 6
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 8
 
 
 def test_a_folder_that_cannot_be_read_is_a_line(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

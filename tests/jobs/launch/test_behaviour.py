@@ -19,7 +19,7 @@ from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory, study_record_file
-from tests.training.studies import make_config, make_run
+from tests.training.studies import make_config, make_run, runs_in
 
 
 def done_run(
@@ -287,7 +287,7 @@ def test_nothing_takes_behaviour_jobs_for_runs(grid: Path) -> None:
     speeds = earlier_throughput(grid.parent)
     pretend_computed(grid)
     folder = jobs_dir(grid)
-    for job in RunDirectory.all_in(folder):
+    for job in runs_in(folder):
         write_json_lines(job.metrics_file, [{"epoch": 0, "val_ppl": 1.0, "train_tokens_per_second": 1e9}])
     assert [run.run.id for run in observe_study(grid)] == before
     assert sorted(RunDirectory.folders(grid)) == sorted(name.rpartition("-")[2] for name in before)

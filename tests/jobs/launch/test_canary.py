@@ -27,7 +27,7 @@ from seqlm.errors import BackendError, CanaryError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend
-from tests.training.studies import make_config, write_text
+from tests.training.studies import make_config, runs_in, write_text
 
 FACTS = CorpusFacts(vocab_size=20, tokens={"train": 1000, "valid": 100, "test": 100}, sha256="")
 GIB = 2**30
@@ -387,7 +387,7 @@ def test_an_interrupt_during_the_canaries_starts_nothing(tmp_path: Path) -> None
 def test_a_run_cancelled_during_the_canaries_does_not_start(tmp_path: Path) -> None:
     def cancel_one(submission: Submission) -> int:
         if submission.run_dir.parent.name == "canary":
-            (run,) = [found for found in RunDirectory.all_in(tmp_path / "runs" / "study") if "rnn3" in found.id]
+            (run,) = [found for found in runs_in(tmp_path / "runs" / "study") if "rnn3" in found.id]
             run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
         return passes(submission)
 

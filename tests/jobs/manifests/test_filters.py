@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.manifests.filters import asks_for_identity, choose, facts_of, meets, parse, select, whole_id
+from jobs.manifests.filters import asks_for_identity, facts_of, facts_of_spec, meets, parse, select, whole_id
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
@@ -31,7 +31,7 @@ SPECS = [
 
 
 def chosen(*only: str, exclude: tuple[str, ...] = ()) -> list[str]:
-    return [spec.name for spec in select(SPECS, only, exclude)[0]]
+    return [spec.name for spec in select(SPECS, only, exclude, facts_of_spec)[0]]
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_state_and_kind_can_be_asked_of_runs_that_have_them() -> None:
 
 def test_a_run_whose_configuration_is_lost_can_be_asked_for_its_name() -> None:
     facts = facts_of("a", "a-01", None, Resources())
-    assert choose([facts], ["name=a"], [])[0] == [True]
-    assert choose([facts], ["arch=gru"], [])[0] == [False]
+    assert select([facts], ["name=a"], [], dict)[0] == [facts]
+    assert select([facts], ["arch=gru"], [], dict)[0] == []
 
 
 def test_facts_are_flat_and_dotted() -> None:
@@ -117,7 +117,7 @@ FORM = "expected conditions KEY=VALUE (or != > >= < <=) with spaces between, for
 def test_a_filter_without_sense_gets_one_line(text: str, line: str) -> None:
     for only, exclude in (([text], []), ([], ["arch=gru", text]), (["arch=gru", text], [])):
         with pytest.raises(UsageError) as caught:
-            select(SPECS, only, exclude)
+            select(SPECS, only, exclude, facts_of_spec)
         assert str(caught.value) == line
 
 
@@ -148,7 +148,9 @@ def test_an_id_that_begins_another_one_is_itself() -> None:
 
 def test_a_run_that_was_launched_under_another_name_keeps_its_id() -> None:
     folders = {SPECS[3].fingerprint[:8]: Path("runs/study/old-name-1234")}
-    assert [spec.name for spec in select(SPECS, ["id=old"], [], folders)[0]] == ["gru-fast"]
+    assert [spec.name for spec in select(SPECS, ["id=old"], [], lambda spec: facts_of_spec(spec, folders))[0]] == [
+        "gru-fast"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -185,18 +187,18 @@ def test_a_run_that_was_launched_under_another_name_keeps_its_id() -> None:
 def test_filters_that_no_run_passes_are_told_with_the_values_that_there_are(
     only: list[str], exclude: list[str], why: str
 ) -> None:
-    assert select(SPECS, only, exclude) == ([], why)
+    assert select(SPECS, only, exclude, facts_of_spec) == ([], why)
 
 
 def test_filters_that_some_run_passes_need_no_explanation() -> None:
-    assert select(SPECS, ["seed=7", "arch=gru"], ["name=gru-slow"]) == ([SPECS[3]], None)
-    assert choose([], ["arch=gru"], []) == ([], None)
+    assert select(SPECS, ["seed=7", "arch=gru"], ["name=gru-slow"], facts_of_spec) == ([SPECS[3]], None)
+    assert select([], ["arch=gru"], [], facts_of_spec) == ([], None)
 
 
 def test_a_long_list_of_values_is_cut() -> None:
     specs = [RunSpec(name=f"run{seed}", config=config("rnn", 0.1, seed=seed)) for seed in range(1, 12)]
     why = 'no run passes --only "seed=99": the runs have seed 1, 2, 3, 4, 5, 6, 7, 8, ...'
-    assert select(specs, ["seed=99"], []) == ([], why)
+    assert select(specs, ["seed=99"], [], facts_of_spec) == ([], why)
 
 
 @pytest.mark.parametrize(

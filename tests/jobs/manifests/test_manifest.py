@@ -13,7 +13,7 @@ import pytest
 from jobs.manifests.backends import BACKENDS
 from jobs.manifests.claims import METRICS, Claim, Report
 from jobs.manifests.entries import PUBLISHED_KEYS, RESOURCE_KEYS, StudyTable
-from jobs.manifests.fields import field_names, full_keys
+from jobs.manifests.fields import full_keys
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from seqlm.config import SgdScheduleConfig, valid_keys
@@ -855,7 +855,7 @@ def test_the_reference_mentions_every_valid_key() -> None:
     report = [*PUBLISHED_KEYS, *full_keys(Report, "report."), *METRICS]
     keys = [*valid_keys(), *RESOURCE_KEYS, *study, *backends, *tables, *report]
     assert [key for key in keys if f"`{key}`" not in text] == []
-    settings = {*field_names(Claim), *(key for table in BACKENDS.values() for key in field_names(table))}
+    settings = {*full_keys(Claim), *(key for table in BACKENDS.values() for key in full_keys(table))}
     assert [key for key in settings if f"\n| `{key}` |" not in text] == []
 
 

@@ -44,7 +44,7 @@ def test_published_results_belong_to_their_run_and_change_nothing_about_it(tmp_p
     plain = load(tmp_path, BASE + RNN + GRU)
     text = BASE + RNN + "published.train_ppl = 120\npublished.val_ppl = 156.5\npublished.replications = [150, 157.5]\n"
     manifest = load(tmp_path, text + GRU)
-    assert manifest.published == {"rnn": Published(train_ppl=120, val_ppl=156.5, replications=(150, 157.5))}
+    assert manifest.published == {"rnn": Published(train_ppl=120, val_ppl=156.5, replications=[150, 157.5])}
     assert [run.fingerprint for run in manifest.runs] == [run.fingerprint for run in plain.runs]
     assert plain.published == {}
 
@@ -325,7 +325,7 @@ def test_the_paper_manifest_has_the_published_results() -> None:
     for row in rows:
         train, valid, *others = row.split()
         low, _, high = others[0].partition("-") if others else ("", "", "")
-        replications = (float(low), float(high)) if others else None
+        replications = [float(low), float(high)] if others else None
         expected.append(Published(train_ppl=float(train), val_ppl=float(valid), replications=replications))
     assert [manifest.published[run.name] for run in manifest.runs[:18]] == expected
     assert manifest.runs[18].name not in manifest.published

@@ -27,6 +27,7 @@ from tests import commands
 from tests.fake_slurm.control import FakeSlurm
 from tests.jobs.launch.test_behaviour import done_run
 from tests.test_launch import ROOT
+from tests.training.studies import runs_in
 
 HEX = "0123456789abcdef"
 
@@ -75,7 +76,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def run_of(study_dir: Path, name: str) -> RunDirectory:
-    return next(run for run in RunDirectory.all_in(study_dir) if run.id.startswith(name))
+    return next(run for run in runs_in(study_dir) if run.id.startswith(name))
 
 
 def found(study_dir: Path) -> dict[str, list[str]]:

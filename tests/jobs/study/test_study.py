@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs.manifests.filters import select
 from jobs.spec import Resources, RunSpec
 from jobs.study.folder import (
+    ObservedRun,
     find_study,
     launch_lock_file,
     launcher_of,
     launching,
     observe_study,
-    select_runs,
     write_queue,
 )
 from jobs.study.kept_code import Code
@@ -104,12 +105,12 @@ def test_runs_are_chosen_by_state_and_kind(tmp_path: Path) -> None:
     write_json(done.result_file, {})
     diverged.write_failure_once({"kind": "diverged", "message": "nan"})
     runs = observe_study(tmp_path / "s")
-    assert [run.name for run in select_runs(runs, ["state=done"], [])[0]] == ["run1"]
-    assert [run.name for run in select_runs(runs, [], ["kind=diverged"])[0]] == ["run1", "run3"]
+    assert [run.name for run in select(runs, ["state=done"], [], ObservedRun.facts)[0]] == ["run1"]
+    assert [run.name for run in select(runs, [], ["kind=diverged"], ObservedRun.facts)[0]] == ["run1", "run3"]
     why = 'no run passes --only "state=running": the runs have state done, failed, pending'
-    assert select_runs(runs, ["state=running"], []) == ([], why)
+    assert select(runs, ["state=running"], [], ObservedRun.facts) == ([], why)
     with pytest.raises(UsageError, match=r'state: expected one of pending, .*, got "fialed"; did you mean "failed"\?'):
-        select_runs(runs, ["state=fialed"], [])
+        select(runs, ["state=fialed"], [], ObservedRun.facts)
 
 
 def test_a_run_comes_back_from_its_folder_as_it_was_launched(tmp_path: Path) -> None:
