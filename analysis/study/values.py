@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,3 +33,8 @@ def whole(column: pd.Series[Any]) -> pd.Series[Any]:
     """Return whole numbers below 2^53 with room for missing ones; anything else is missing."""
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
     return numbers.where((numbers % 1 == 0) & (numbers.abs() < 2**53)).astype("Int64")
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """Return the rows of a frame as tuples with the columns as attributes, those whose names are identifiers."""
+    return frame.itertuples(index=False)
