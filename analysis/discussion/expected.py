@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import TEXT_KEYS
+from analysis.blocks.texts import text_names
 from analysis.blocks.words import device_sentences, distinct, first_few, interval_phrase
 from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
@@ -120,7 +120,7 @@ def _doubt(study: Study, expectation: Expectation, lower: Side | None, higher: S
         states = _states(study.runs[study.runs["id"].isin([run for name in missing for run in sides[name][1]])])
         return f"no finished run on {where} has this number ({states})"
     runs = finished(study.runs[study.runs["id"].isin([*expectation.lower, *expectation.higher])])
-    if expectation.metric not in TIMES and len(runs[TEXT_KEYS].drop_duplicates()) > 1:
+    if expectation.metric not in TIMES and text_names(study).loc[runs.index].nunique() > 1:
         return "the runs predict different texts, whose perplexities do not compare"
     if lower.best and higher.best and (doubt := lower.best.interval.doubt_against(higher.best.interval)):
         return doubt
