@@ -14,8 +14,9 @@ from analysis.blocks.table import Column, Table, number
 from analysis.blocks.words import described, device_sentences, median
 from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
+from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.settings import Setting, best_of, best_settings, finished
-from analysis.study.study import HYPERPARAMETERS, Study
+from analysis.study.study import Study
 from analysis.study.values import rows_of
 
 OTHER_KEYS = [key for key in HYPERPARAMETERS if not key.startswith("optim.")]

@@ -9,8 +9,8 @@ from analysis.blocks.table import Column, Table, number
 from analysis.blocks.words import described, device_sentences, distinct, times
 from analysis.plots.scatter import time_chart
 from analysis.study import units
-from analysis.study.settings import WITHIN, Setting, best_of
-from analysis.study.study import Study
+from analysis.study.settings import Setting, best_of
+from analysis.study.study import WITHIN, Study
 
 
 def picks_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:

@@ -13,6 +13,7 @@ from analysis.blocks.table import Column, Table, csv_text, number, run_columns
 from analysis.blocks.texts import finished_by_text, text_names, text_sentences
 from analysis.blocks.words import first_few
 from analysis.study import units
+from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.settings import (
     CONFIDENCE,
     Setting,
@@ -23,7 +24,7 @@ from analysis.study.settings import (
     repeats_seeds,
     settings_of,
 )
-from analysis.study.study import HYPERPARAMETERS, Study
+from analysis.study.study import Study
 from analysis.study.values import rows_of
 
 ALWAYS_SHOWN = {
