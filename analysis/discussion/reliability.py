@@ -111,14 +111,14 @@ def _order(judged: pd.DataFrame, lowest: float) -> str:
     limit = f"within {factor:g} times the study's lowest perplexity, {units.rounded(lowest)}"
     if len(most) == len(judged):
         text = (
-            f"The architectures are equally reliable: {_percent(near.iloc[0])} of the settings of each are within "
+            f"The architectures are equally reliable: {units.percent(near.iloc[0])} of the settings of each are within "
             f"{NEAR:g} times the study's lowest perplexity, {units.rounded(lowest)}."
         )
     else:
         text = (
             f"{units.listing(list(most['architecture']))} {'is' if len(most) == 1 else 'are'} the most reliable "
-            f"({_percent(high)} of settings {limit}) and {units.listing(list(least['architecture']))} the least "
-            f"({_percent(low)})."
+            f"({units.percent(high)} of settings {limit}) and {units.listing(list(least['architecture']))} the least "
+            f"({units.percent(low)})."
         )
         if factor == FAIR:
             text += f" Within {NEAR:g} times, their shares are equal."
@@ -134,10 +134,6 @@ def _order(judged: pd.DataFrame, lowest: float) -> str:
             text += f", but around {times(narrow.median_val_ppl / lowest)} the study's lowest perplexity"
         text += "."
     return f"{text} The settings are those that were tried, which need not be alike for each architecture."
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _sentence(spread: Any) -> str:
@@ -171,8 +167,8 @@ def _table(spreads: pd.DataFrame) -> Table:
     columns = [
         Column("architecture", "Architecture"),
         number("settings", "Settings"),
-        number("share_within_1_2", f"Within {NEAR:g} ×", _percent),
-        number("share_within_1_5", f"Within {FAIR:g} ×", _percent),
+        number("share_within_1_2", f"Within {NEAR:g} ×", units.percent),
+        number("share_within_1_5", f"Within {FAIR:g} ×", units.percent),
         number("min_val_ppl", "Lowest", units.perplexity),
         number("median_val_ppl", "Median", units.perplexity),
         number("max_val_ppl", "Highest", units.perplexity),

@@ -113,6 +113,11 @@ def decimals(digits: str) -> Callable[[Any], str]:
     return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
 
 
+def percent(share: Any) -> str:
+    """A share: ``12 %``."""
+    return f"{100 * share:.0f} %" if is_number(share) else MISSING
+
+
 def text(value: Any) -> str:
     """A text that may be missing."""
     return str(value) if value else MISSING
