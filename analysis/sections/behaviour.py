@@ -25,6 +25,11 @@ COMMAND = "launch.py behaviour STUDY"
 
 TWO_DECIMALS = units.decimals(".2f")
 
+MEASURES = [
+    *("perplexity_own", "perplexity_other", "entropy", "distinct_2", "repetition", "unk_share", "longest_copy"),
+]
+"""Columns of the samples of which a table gives the means."""
+
 RUN_COLUMNS = [
     number("number", "No."),
     Column("name", "Run"),
@@ -167,13 +172,13 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
     for run in runs:
         if run.behaviour.samples:
             samples = pd.DataFrame(_sample_records(run))
-            losses = ["perplexity_other", "perplexity_own"]
+            losses = MEASURES[:2]
             samples[losses] = np.log(samples[losses].astype(float).where(samples[losses] > 0))
-            mean = samples.groupby("length").mean(numeric_only=True, skipna=False)
+            mean = samples.groupby("length")[MEASURES].agg(lambda values: values.mean(skipna=False))
             mean[losses] = np.exp(mean[losses])
             mean["samples"] = samples.groupby("length").size()
-            mean[["number", "name", "architecture"]] = [run.number, run.name, run.arch]
-            means.append(mean.reset_index(names="tokens"))
+            run_facts: dict[str, Any] = {"number": run.number, "name": run.name, "architecture": run.arch}
+            means.append(mean.assign(**run_facts).reset_index(names="tokens"))
     columns = [
         *RUN_COLUMNS,
         number("tokens", "Tokens", units.decimals(",")),

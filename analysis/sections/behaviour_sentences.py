@@ -28,15 +28,12 @@ FEWEST = 3
 def sentences(runs: Sequence[Behaved]) -> list[str]:
     """Each about all runs of which something can be said."""
     recurrent = [run for run in runs if carries_state(run.arch)]
-    settles = (
-        f"The mean over {STRETCH} successive steps first comes within 2 % of its lowest in the stretch that begins"
-    )
+    settles = f"The mean over {STRETCH} successive steps first comes within 2 % of its lowest in the stretch beginning"
+    carries = "Carrying the state on instead of setting it to zero, the validation perplexity is"
     return [
         *_about(runs, f"From the first step to the mean of the last {STRETCH}, the loss goes", _context),
         *_about(runs, settles, _settling),
-        *_about(
-            recurrent, "Carrying the state on instead of setting it to zero, the validation perplexity is", _carried
-        ),
+        *_about(recurrent, carries, _carried),
         *_past_training(runs),
         *_about(runs, "Walking back from the last step, the norm of the mean gradient", _vanishing),
     ]
