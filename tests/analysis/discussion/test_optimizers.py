@@ -72,8 +72,8 @@ def test_pairs_agree_in_all_but_the_optimizer_section_and_their_best_runs_meet(t
         "it. Expected median difference at equal numbers of runs: SGD against Adam +0.526 nats."
     ) in said(compared(tmp_path))
     assert (
-        "2 pairs of runs agree in model, data, training and seed: Adam and SGD each have the lower validation perplexity "
-        "in 1 of 2."
+        "2 pairs of runs agree in model, data, training and seed: Adam and SGD each have the lower validation "
+        "perplexity in 1 of 2."
     ) in said(compared(tmp_path))
 
 
