@@ -8,17 +8,19 @@ Study 'optimizers': 5 of 7 runs done, 1 failed, 1 pending
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from analysis.discussion.picks import pareto_front
 from analysis.plots import behaviour as behaviour_figures
@@ -31,7 +33,7 @@ from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
-from analysis.study.behaved import Behaved, behaved_runs, shown_runs
+from analysis.study.behaved import behaved_runs, shown_runs
 from analysis.study.pairs import chains_of
 from analysis.study.settings import finished, interval, timed_settings
 from seqlm.errors import UsageError, nearest
@@ -39,7 +41,9 @@ from seqlm.errors import UsageError, nearest
 REPR_ROWS = 60
 """Runs that a notebook shows of a study."""
 
-REPR_COLUMNS = ["number", "name", "arch", "optimizer", "state", "epochs_done", "train_ppl", "val_ppl", "test_ppl"]
+REPR_TEXTS = ["name", "arch", "optimizer", "state"]
+REPR_PERPLEXITIES = ["train_ppl", "val_ppl", "test_ppl"]
+REPR_COLUMNS = ["number", *REPR_TEXTS, "epochs_done", *REPR_PERPLEXITIES]
 
 
 def open_study(paths: str | Path | Iterable[str | Path]) -> Study:
@@ -160,21 +164,17 @@ class Study(files.Study):
         Raises:
             UsageError: no run is called so, or several are.
         """
-        runs = self.runs.to_dict("records")
-        matches = ([run for run in runs if str(run[key]) == str(which)] for key in ("id", "number", "name"))
-        found = next(filter(None, matches), [])
-        if not found:
-            hint = nearest(str(which), [run[key] for run in runs for key in ("name", "id")])
+        runs = self.runs
+        matches = (runs[runs[key].astype(str) == str(which)] for key in ("id", "number", "name"))
+        found = next((rows for rows in matches if len(rows)), None)
+        if found is None:
+            hint = nearest(str(which), [*runs["name"], *runs["id"]])
             raise UsageError(f"run: expected the name, id or number of a run of {self.name}, got {which!r}{hint}")
         if len(found) > 1:
-            ids = ", ".join(run["id"] for run in found)
-            raise UsageError(f"run: {which!r} is the name of several runs; use an id: {ids}")
-        (row,) = found
+            raise UsageError(f"run: {which!r} is the name of several runs; use an id: {', '.join(found['id'])}")
+        row = found.iloc[0]
         return Run(
-            number=row["number"],
-            id=row["id"],
-            name=row["name"],
-            state=row["state"],
+            **{key: row[key] for key in ("number", "id", "name", "state")},
             directory=self.directory_of(row["id"]).path,
             metrics=self.epochs_of(row["id"]).drop(columns=["id", "number"]).reset_index(drop=True),
         )
@@ -290,7 +290,7 @@ class Study(files.Study):
         with _look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
-            axes = _behaviour_axes(ax, runs)
+            axes = _axes(ax, behaviour_figures.run_handles(runs))
             states = [run.behaviour.carried_state if carried else run.behaviour.zero_state for run in runs]
             behaviour_figures.draw_losses(axes, runs, states)
             axes.set_ylabel("Mean validation loss (nats)")
@@ -307,7 +307,8 @@ class Study(files.Study):
         with _look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
-            axes = _behaviour_axes(ax, runs)
+            pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
+            axes = _axes(ax, [*behaviour_figures.run_handles(runs), pale])
             behaviour_figures.draw_gradient_norms(axes, runs)
         return axes
 
@@ -317,14 +318,15 @@ class Study(files.Study):
         return f"Study {self.name!r}: {self._progress()}"
 
     def _repr_html_(self) -> str:
-        table = self.runs[REPR_COLUMNS].to_html(
-            index=False, border=0, max_rows=REPR_ROWS, na_rep=units.MISSING, float_format=units.perplexity
-        )
+        shown = self.runs[REPR_COLUMNS].head(REPR_ROWS).style.hide(axis="index").set_uuid("study")
+        shown.format(dict.fromkeys(REPR_PERPLEXITIES, units.perplexity), na_rep=units.MISSING, escape="html")
+        left: Any = [{"selector": "", "props": "text-align: left"}]
+        table = shown.set_table_styles(dict.fromkeys(REPR_TEXTS, left)).to_html()
+        more = f"<p>… and {len(self.runs) - REPR_ROWS:,} more</p>" if len(self.runs) > REPR_ROWS else ""
         warnings = "".join(f"<li>{escape(line)}</li>" for line in self.warnings)
-        folded = (
-            f"<details><summary>{units.count(len(self.warnings), 'warning')}</summary><ul>{warnings}</ul></details>"
-        )
-        return f"<h4>Study {escape(self.name)}</h4><p>{self._progress()}</p>{table}{folded if warnings else ''}"
+        count = units.count(len(self.warnings), "warning")
+        folded = f"<details><summary>{count}</summary><ul>{warnings}</ul></details>" if warnings else ""
+        return f"<h4>Study {escape(self.name)}</h4><p>{self._progress()}</p>{table}{more}{folded}"
 
     def _progress(self) -> str:
         counts = self.runs["state"].value_counts().to_dict() | ({"absent": len(self.absent)} if self.absent else {})
@@ -352,9 +354,16 @@ def _look(ax: Axes | None) -> AbstractContextManager[None]:
 
 
 def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.9) -> Axes:
-    """Return ``ax``, or the Axes of a new figure, with a legend on its right and in its final size."""
+    """Return ``ax``, or the Axes of a new figure, with a legend on its right and in its final size.
+
+    ``ax`` was made with other settings, so it is given the report's grid and open frame.
+    """
     if ax is None:
         ax = pyplot.subplots(figsize=(look.WIDTH_INCHES + 1.4, height), layout="constrained")[1]
+    else:
+        ax.set_axisbelow(True)
+        ax.grid(visible=True, color=look.GRID, linewidth=0.7)
+        ax.spines[["top", "right"]].set_visible(False)
     entries = list(handles)
     if entries:
         ax.legend(handles=entries, loc="upper left", bbox_to_anchor=(1.04, 1.0), fontsize=8, handlelength=3.0)
@@ -362,10 +371,6 @@ def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.
     assert figure is not None, "axes belong to a figure"
     figure.draw_without_rendering()
     return ax
-
-
-def _behaviour_axes(ax: Axes | None, runs: Sequence[Behaved]) -> Axes:
-    return _axes(ax, behaviour_figures.run_handles(runs))
 
 
 def _empty(ax: Axes | None, text: str) -> Axes:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -49,8 +50,8 @@ class Page:
     sections: list[Section]
     labels: dict[str, str]
     """``Table 3`` or ``Figure 1`` of each table and figure."""
-    data: dict[str, str]
-    """The files of the report's folder that hold the data behind it, with their content."""
+    data: dict[str, pd.DataFrame]
+    """The tables behind the report by the name of their files."""
 
     @property
     def tables(self) -> list[Table]:
@@ -61,7 +62,7 @@ class Page:
         return [chart for section in self.sections for chart in section.charts]
 
 
-def page_of(study: Study, sections: Sequence[Section], data: dict[str, str]) -> Page:
+def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFrame]) -> Page:
     """Put the page together; sections without a block are left out."""
     runs = study.runs.to_dict("records")
     states = [(run["number"], run["name"], run["state"]) for run in runs]

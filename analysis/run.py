@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from analysis.study import units
+from analysis.study.run import dotted
 from seqlm.config import RunConfig
 from seqlm.errors import CheckpointError
 from seqlm.rundir import RunDirectory
@@ -93,17 +94,10 @@ class Run:
         return load_checkpoint(path, self.config.fingerprint(), mmap=True).vocabulary
 
     def _repr_html_(self) -> str:
-        keys = pd.Series(_flat(self.config.to_dict()), name="value").rename_axis("key").reset_index()
+        keys = pd.Series(dotted(self.config.to_dict()), name="value").rename_axis("key").reset_index()
         best = f", best validation perplexity {units.perplexity(self.metrics['val_ppl'].min())}"
         text = f"{units.count(len(self.metrics), 'epoch')}{best if len(self.metrics) else ''}"
         return (
             f"<h4>Run {self.number}, {escape(self.name)}: {escape(self.state)}</h4><p>{text}</p>"
             f"<details><summary>Configuration</summary>{keys.to_html(index=False, border=0)}</details>"
         )
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return found

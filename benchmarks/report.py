@@ -97,20 +97,21 @@ def _bytes(usage: resource.struct_rusage) -> int:
 
 
 def parts(study_dir: Path) -> dict[str, float]:
-    """Seconds of each part."""
+    """Seconds of each part. One process and several must give the same bytes."""
     marks = [("start", time.perf_counter())]
-    from analysis.report import draw_figures, page_files, report_page
+    from analysis.report import report_files, report_page
     from analysis.study.study import load_study
 
     marks.append(("import", time.perf_counter()))
     study = load_study(study_dir)
     marks.append(("load", time.perf_counter()))
-    page = report_page(study)
+    report_page(study)
     marks.append(("sections", time.perf_counter()))
-    figures = draw_figures(page, cpu_count())
-    marks.append(("figures", time.perf_counter()))
-    page_files(page, figures)
-    marks.append(("pages and tables", time.perf_counter()))
+    files = report_files(study, processes=cpu_count())
+    marks.append(("sections and files", time.perf_counter()))
+    alone = report_files(study)
+    marks.append(("sections and files by one process", time.perf_counter()))
+    assert files == alone, "the bytes depend on the number of processes"
     return {name: round(at - before, 2) for (_, before), (name, at) in itertools.pairwise(marks)}
 
 

@@ -39,21 +39,35 @@ PAGE_COLOURS = {
 }
 
 
-def figures_bytes(figures: Mapping[str, Figure], wanted: Sequence[tuple[str, str]], processes: int = 1) -> list[bytes]:
-    """The contents of the files of ``wanted``, each the name of a figure and one of ``FORMATS``.
+@contextmanager
+def drawing(
+    figures: Mapping[str, Figure], wanted: Sequence[tuple[str, str]], processes: int = 1
+) -> Iterator[Iterator[bytes]]:
+    """Draw while the block runs. Yields the contents of the files of ``wanted``: names of figures and ``FORMATS``.
 
     With more than one process, forks of this one draw: they have the figures without copying them. If the system kills
-    one because memory is short, this process draws all figures. A process with threads is not forked, nor any on macOS,
+    one because memory is short, this process draws the rest. A process with threads is not forked, nor any on macOS,
     where the fork may hang or crash.
     """
     if processes > 1 and sys.platform == "linux" and threading.active_count() == 1:
         context = multiprocessing.get_context("fork")
-        with (
-            suppress(BrokenProcessPool),
-            ProcessPoolExecutor(processes, mp_context=context, initializer=_keep, initargs=(figures,)) as pool,
-        ):
-            return list(pool.map(_draw_kept, wanted))
-    return [figure_bytes(figures[name], kind) for name, kind in wanted]
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_keep, initargs=(figures,)) as pool:
+            yield _drawn(figures, wanted, pool.map(_draw_kept, wanted))
+    else:
+        yield _drawn(figures, wanted, iter(()))
+
+
+def _drawn(
+    figures: Mapping[str, Figure], wanted: Sequence[tuple[str, str]], by_others: Iterator[bytes]
+) -> Iterator[bytes]:
+    """Yield the contents from other processes, then those of files that they have not drawn."""
+    left = iter(wanted)
+    with suppress(BrokenProcessPool):
+        for content in by_others:
+            next(left)
+            yield content
+    for name, kind in left:
+        yield figure_bytes(figures[name], kind)
 
 
 _kept: dict[str, Figure] = {}

@@ -64,6 +64,7 @@ RC_PARAMS: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 9,
+    "axes.titley": 1.0,  # otherwise each drawing measures all tick labels to find the place of the title
     "figure.facecolor": PAPER,
     "grid.color": GRID,
     "grid.linewidth": 0.7,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from analysis.study import units
@@ -38,33 +39,24 @@ class Behaved:
 
 def behaved_runs(study: Study) -> list[Behaved]:
     """All of them, in the report's order."""
-    if not study.behaviours:
-        return []
-    places = places_of(study.runs)
-    best = set(best_runs(study.runs)["id"])
+    places, best = places_of(study.runs), set(best_runs(study.runs)["id"])
+    known = study.runs[study.runs["id"].isin(study.behaviours)]
     return [
         Behaved(
-            number=run["number"],
-            id=run["id"],
-            name=run["name"],
-            arch=run["arch"],
+            **{str(key): value for key, value in run.items()},
             best_of_architecture=run["id"] in best,
-            val_ppl=run["val_ppl"],
-            optimizer=run["optimizer"],
             place=places[run["id"]],
             behaviour=study.behaviours[run["id"]],
         )
-        for run in in_report_order(study.runs).to_dict("records")
-        if run["id"] in study.behaviours
+        for run in in_report_order(known)[["number", "id", "name", "arch", "val_ppl", "optimizer"]].to_dict("records")
     ]
 
 
 def shown_runs(runs: list[Behaved]) -> list[Behaved]:
     """The runs that figures and samples show: the best of each architecture, then those of lowest perplexity."""
 
-    def place(run: Behaved) -> tuple[bool, bool, float]:
-        known = units.is_number(run.val_ppl)
-        return (not run.best_of_architecture, not known, run.val_ppl if known else 0.0)
+    def place(run: Behaved) -> tuple[bool, float]:
+        return not run.best_of_architecture, run.val_ppl if units.is_number(run.val_ppl) else math.inf
 
     kept = {run.id for run in sorted(runs, key=place)[:MOST_RUNS]}
     return [run for run in runs if run.id in kept]

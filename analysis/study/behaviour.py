@@ -1,227 +1,180 @@
-"""What a run's ``behaviour.json`` and ``samples.jsonl`` hold. Damage becomes a warning, and the run is left out."""
+"""What a run's ``behaviour.json`` and ``samples.jsonl`` hold. What cannot be used is left out, with a warning."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import (
+    AfterValidator,
+    AliasPath,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
 
-from analysis.study.values import Values, clean
-from seqlm.errors import FileError
+from analysis.study.values import Values, clean, tolerated
 from seqlm.files import file_sha256, read_json
 from seqlm.reading import parse_json, read_bytes
 from seqlm.rundir import RunDirectory
 
 VERSION = 2
 
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
-T = TypeVar("T")
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""NaN for null."""
+Line = Annotated[str, AfterValidator(clean)]
+_NUMBERS = TypeAdapter(list[Number], config=ConfigDict(strict=True))
+Numbers = Annotated[Values, PlainValidator(lambda value: np.array(_NUMBERS.validate_python(value), dtype=np.float64))]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+def _in(*path: str) -> Any:
+    """A field at a place further inside the file."""
+    return Field(validation_alias=AliasPath(*path))
+
+
+def _require_length(length: int, *lists: Values) -> None:
+    for values in lists:
+        if len(values) != length:
+            raise ValueError(f"found {len(values)} values in place of {length}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
 class Sample:
     """A text that a model has written."""
 
-    index: int
+    index: Whole
     """Its place in ``samples.jsonl``, from 0."""
     prompt: list[str]
     """The tokens that the model was given."""
-    tokens: list[str]
+    tokens: Annotated[list[str], Field(min_length=1)]
     """The tokens that it drew."""
-    entropy: Values
+    entropy: Numbers
     """Of the distribution that each was drawn from, in nats."""
-    log_prob: Values
+    log_prob: Numbers
     """Natural logarithm of each one's probability, at temperature 1."""
-    perplexity_own: float
-    perplexity_other: float
+    perplexity_own: Number = _in("measures", "perplexity_own")
+    perplexity_other: Number = _in("measures", "perplexity_other")
     """Under the judge; NaN without one."""
-    repetition: float
+    repetition: Number = _in("measures", "repetition")
     """Share of the tokens that occur among the 16 before them."""
-    distinct: tuple[float, float, float]
-    """Distinct n-grams divided by n-grams, for n = 1, 2 and 3."""
-    unk_share: float
-    copied: list[str]
+    distinct_1: Number = _in("measures", "distinct_1")
+    distinct_2: Number = _in("measures", "distinct_2")
+    distinct_3: Number = _in("measures", "distinct_3")
+    unk_share: Number = _in("measures", "unk_share")
+    copied: list[str] = _in("measures", "copied")
     """The longest run of tokens that stands in the training text as it is."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Sample:
+        _require_length(self.length, self.entropy, self.log_prob)
+        return self
 
     @property
     def length(self) -> int:
         return len(self.tokens)
 
+    @property
+    def distinct(self) -> tuple[float, float, float]:
+        """Distinct n-grams divided by n-grams, for n = 1, 2 and 3."""
+        return self.distinct_1, self.distinct_2, self.distinct_3
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
 class Behaviour:
     """How one run's model behaves."""
 
-    best_epoch: int
+    best_epoch: Whole
     """Epoch of the parameters, from 0."""
-    judge: str | None
+    judge: Line | None = Field(default=None, validation_alias=AliasPath("judge", "name"))
     """Name of the run that rates the samples."""
-    temperature: float
-    seed: int
-    device: str
-    seconds: float
-    seq_len: int
+    temperature: Number = _in("settings", "temperature")
+    seed: Whole = _in("settings", "seed")
+    device: Line
+    seconds: Number
+    seq_len: Count
     """Tokens of a window in training."""
     level: str
     """``word`` or ``char``."""
     corpus: str
-    windows: int
+    window: Count = _in("loss_per_step", "window")
+    windows: Count = _in("loss_per_step", "windows")
     """Windows of each column of the validation text."""
-    columns: int
-    zero_state: Values
+    columns: Count = _in("loss_per_step", "columns")
+    zero_state: Numbers = _in("loss_per_step", "zero_state")
     """Mean loss in nats at each step of a window, the state zero at its start."""
-    carried_state: Values
+    carried_state: Numbers = _in("loss_per_step", "carried_state")
     """The same with the state that the window before has left."""
-    gradient_columns: int
+    gradient_window: Count = _in("gradient_norms", "window")
+    gradient_columns: Count = _in("gradient_norms", "columns")
     """Sequences in the minibatch of training data that the gradients are of."""
-    gradient: Values
+    gradient: Numbers = _in("gradient_norms", "overall")
     """Norm of the last step's gradient with respect to the hidden state at each step, averaged over the sequences."""
-    gradient_mean_of_norms: Values
+    gradient_mean_of_norms: Numbers = _in("gradient_norms", "mean_of_norms")
     """Mean over the sequences of the norm of each one's own gradient."""
-    layer_gradients: list[Values]
+    layer_gradients: list[Numbers] = _in("gradient_norms", "layers")
     """As ``gradient``, for each layer, the lowest first."""
     samples: list[Sample]
-    is_stale: bool = False
+    is_stale: bool
     """Whether ``checkpoints/best.pt`` is another file by now."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Behaviour:
+        _require_length(self.window, self.zero_state, self.carried_state)
+        _require_length(self.gradient_window, self.gradient, self.gradient_mean_of_norms, *self.layer_gradients)
+        return self
 
 
 def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
-    """The behaviour of a run, none where it has none, and a warning for everything that cannot be used."""
-    path = run.path / "behaviour.json"
-    try:
-        raw = read_json(path)
-        if raw is None:
-            return None, []
-        samples, warnings = _read_samples(run.path / "samples.jsonl")
-        digest = file_sha256(run.best_checkpoint)
-    except FileError as error:
-        return None, [str(error)]
+    """Return the behaviour of a run, ``None`` if it has none, and a warning for each file that cannot be used.
+
+    If only the samples or the checkpoint cannot be read, the behaviour has no samples, or counts as up to date.
+    """
+    warnings: list[str] = []
+    path = run.behaviour_file
+    raw = tolerated(lambda: read_json(path), None, warnings)
+    if raw is None:
+        return None, warnings
+    no_samples: list[Sample] = []
+    samples = tolerated(lambda: _read_samples(run.samples_file, warnings), no_samples, warnings)
+    digest = tolerated(lambda: file_sha256(run.best_checkpoint), None, warnings)
     stale = digest not in (None, raw.get("checkpoint_sha256"))
     if stale:
         warnings.append(
             f"{path} was computed from an earlier checkpoint than checkpoints/best.pt; compute the behaviour again"
         )
-    try:
-        return _behaviour(raw, samples, is_stale=stale), warnings
-    except (KeyError, TypeError, ValueError) as error:
-        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-        return None, [f"{path} is damaged ({problem}); the run's behaviour was left out"]
-
-
-def _behaviour(raw: Mapping[str, Any], samples: list[Sample], *, is_stale: bool) -> Behaviour:
-    if raw["version"] != VERSION:
-        raise ValueError(f"version: expected {VERSION}, got {raw['version']!r}; compute the behaviour again")
-    losses, norms, settings = raw["loss_per_step"], raw["gradient_norms"], raw["settings"]
-    judge = raw["judge"]
-    steps, window = _whole(losses["window"], least=1), _whole(norms["window"], least=1)
-    return Behaviour(
-        best_epoch=_whole(raw["best_epoch"]),
-        judge=None if judge is None else _line(judge["name"]),
-        temperature=_number(settings["temperature"]),
-        seed=_whole(settings["seed"]),
-        device=_line(raw["device"]),
-        seconds=_number(raw["seconds"]),
-        seq_len=_whole(raw["seq_len"], least=1),
-        level=_text(raw["level"]),
-        corpus=_text(raw["corpus"]),
-        windows=_whole(losses["windows"], least=1),
-        columns=_whole(losses["columns"], least=1),
-        zero_state=_values(losses["zero_state"], steps),
-        carried_state=_values(losses["carried_state"], steps),
-        gradient_columns=_whole(norms["columns"], least=1),
-        gradient=_values(norms["overall"], window),
-        gradient_mean_of_norms=_values(norms["mean_of_norms"], window),
-        layer_gradients=_list(norms["layers"], lambda layer: _values(layer, window)),
-        samples=samples,
-        is_stale=is_stale,
-    )
-
-
-# -- samples -------------------------------------------------------------------------------------------------------
-
-
-def _read_samples(path: Path) -> tuple[list[Sample], list[str]]:
-    """The samples of a file, and a warning for each line that is cut or damaged."""
-    try:
-        text = read_bytes(path).decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return [], []
-    samples: list[Sample] = []
-    warnings = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    problem = f"version: expected {VERSION}, got {raw.get('version')!r}; compute the behaviour again"
+    if raw.get("version") == VERSION:
         try:
-            samples.append(_sample(parse_json(line)))
-        except (KeyError, TypeError, ValueError):
-            warnings.append(f"{path}: line {number} is cut or damaged and was left out")
-    return samples, warnings
+            return Behaviour(**{**raw, "samples": samples, "is_stale": stale}), warnings
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place, found = ".".join(map(str, first["loc"])), first.get("ctx", {}).get("error", first["msg"])
+            problem = f"{place}: {found}" if place else str(found)
+    return None, [f"{path} is damaged ({problem}); the run's behaviour was left out"]
 
 
-def _sample(raw: Any) -> Sample:
-    tokens, measures = _list(raw["tokens"], _text), raw["measures"]
-    if not tokens:
-        raise ValueError("no token")
-    return Sample(
-        index=_whole(raw["index"]),
-        prompt=_list(raw["prompt"], _text),
-        tokens=tokens,
-        entropy=_values(raw["entropy"], len(tokens)),
-        log_prob=_values(raw["log_prob"], len(tokens)),
-        perplexity_own=_number(measures["perplexity_own"]),
-        perplexity_other=_number(measures["perplexity_other"]),
-        repetition=_number(measures["repetition"]),
-        distinct=(
-            _number(measures["distinct_1"]),
-            _number(measures["distinct_2"]),
-            _number(measures["distinct_3"]),
-        ),
-        unk_share=_number(measures["unk_share"]),
-        copied=_list(measures["copied"], _text),
-    )
-
-
-# -- values --------------------------------------------------------------------------------------------------------
-
-
-def _number(value: Any) -> float:
-    """A number; NaN for null."""
-    if value is None:
-        return math.nan
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"found {str(value)[:40]!r} in place of a number")
-    return float(value)
-
-
-def _whole(value: Any, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise TypeError(f"found {str(value)[:40]!r} in place of a whole number of at least {least}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"found {str(value)[:40]!r} in place of a text")
-    return value
-
-
-def _line(value: Any) -> str:
-    """A text on one line, without characters that no table can show."""
-    return clean(_text(value))
-
-
-def _list(value: Any, read: Callable[[Any], T]) -> list[T]:
-    if not isinstance(value, list):
-        raise TypeError(f"found {str(value)[:40]!r} in place of a list")
-    return [read(item) for item in value]
-
-
-def _values(value: Any, length: int) -> Values:
-    numbers = _list(value, _number)
-    if len(numbers) != length:
-        raise ValueError(f"found {len(numbers)} values in place of {length}")
-    return np.array(numbers, dtype=np.float64)
+def _read_samples(path: Path, warnings: list[str]) -> list[Sample]:
+    """Return the samples of a file; add a warning for each line that is cut or damaged."""
+    try:
+        lines = read_bytes(path).decode("utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    samples = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                samples.append(Sample(**parse_json(line)))
+            except (TypeError, ValueError):
+                warnings.append(f"{path}: line {number} is cut or damaged and was left out")
+    return samples

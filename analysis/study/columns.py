@@ -1,12 +1,18 @@
-"""What the columns of a study's tables mean."""
+"""The tables of a study: what their columns mean, and the type of each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
+
+import pandas as pd
 
 from seqlm.config import valid_keys
+
+HYPERPARAMETERS = valid_keys()
+"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,7 @@ def _meanings(*rows: tuple[str, str, str]) -> Mapping[str, Meaning]:
 
 _NUMBER = ("number", "", "number of the run: its place in the manifest, from 1; 3b is a variant of 3")
 _ID = ("id", "", "folder of the run; of several studies with the study's name in front")
-_KEYS = tuple((key, "", "key of the configuration; missing if it does not apply") for key in valid_keys())
+_KEYS = tuple((key, "", "key of the configuration; missing if it does not apply") for key in HYPERPARAMETERS)
 
 RUNS = _meanings(
     _NUMBER,
@@ -165,3 +171,31 @@ TABLES: Mapping[str, Mapping[str, Meaning]] = MappingProxyType(
     }
 )
 """Table -> column -> meaning, in the order of the columns."""
+
+NUMBERS = {
+    *("train_loss", "val_loss", "train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "lr"),
+    *("published_train_ppl", "published_val_ppl", "replications_low", "replications_high", "wall_seconds"),
+    *("epoch_seconds", "elapsed_seconds", "seconds_to_5pct", "estimated_seconds", "train_tokens_per_second"),
+    *("gpus", "cores", "seconds", "lost_seconds"),
+}
+WHOLE_NUMBERS = {
+    *("epoch", "epochs", "epochs_done", "best_epoch", "published_epochs", "parameters", "peak_memory_bytes"),
+    *("attempt", "ranks", "micro_batches"),
+}
+"""Columns of whole numbers below 2^53, any of which may be missing."""
+
+
+def table_of(
+    name: str, rows: Iterable[Mapping[str, Any]], more: Sequence[str] = (), dtype: type | None = None
+) -> pd.DataFrame:
+    """Return rows as one of ``TABLES``, followed by the columns ``more``. A value of another type is missing."""
+    table = pd.DataFrame(list(rows), columns=[*TABLES[name], *more], dtype=dtype)
+    for column in TABLES[name]:
+        if column in NUMBERS:
+            table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
+        elif column in WHOLE_NUMBERS:
+            numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
+            table[column] = numbers.where((numbers % 1 == 0) & (numbers.abs() < 2**53)).astype("Int64")
+        elif column in ("number", "setting"):
+            table[column] = table[column].infer_objects()
+    return table

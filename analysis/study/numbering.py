@@ -17,7 +17,6 @@ from analysis.study import units
 from analysis.study.record import PlannedRun
 from analysis.study.run import LoadedRun
 from analysis.study.values import clean
-from seqlm.config import valid_keys
 
 MOST_DIFFERENCES = 3
 """A variant's name lists at most this many differences from its entry."""
@@ -79,15 +78,21 @@ def number_runs(runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first:
     for place, found in claims.items():
         entry = entries.get(place)
         found.sort(key=lambda run: (*_distance(run, entry), str(run.provenance.get("launched_at")), run.row["id"]))
-        plan = entry.config if entry is not None and entry.config else _config(found[0])
+        plan = entry.config if entry is not None and entry.config else found[0].config
         for index, run in enumerate(found):
-            config = _config(run)
             run.row["number"] = VariantNumber(first + place, index) if index else first + place
-            run.row["variant"] = _difference_text(plan, config) if config else None
+            run.row["variant"] = _difference_text(plan, run.config) if run.config else None
             if run.row["variant"]:
                 run.row["name"] += f", {run.row['variant']}"
-            if entry is not None and entry.published is not None and _replicates(config, plan):
-                run.row |= _published_columns(entry)
+            if entry is not None and entry.published is not None and _replicates(run.config, plan):
+                low, high = entry.published.replications or (None, None)
+                run.row |= {
+                    "published_train_ppl": entry.published.train_ppl,
+                    "published_val_ppl": entry.published.val_ppl,
+                    "published_epochs": entry.config.get("train.epochs"),
+                    "replications_low": low,
+                    "replications_high": high,
+                }
             members.setdefault(run.digits, [run])
         if entry is not None:
             members[entry.digits] = found
@@ -128,12 +133,7 @@ def _distance(run: LoadedRun, entry: PlannedRun | None) -> tuple[bool, bool]:
     """Order the runs of an entry: the planned one, then those that replicate it, then others."""
     if entry is None:
         return False, False
-    return run.digits != entry.digits, not _replicates(_config(run), entry.config)
-
-
-def _config(run: LoadedRun) -> dict[str, Any]:
-    """The dotted keys of a run's configuration; empty if it cannot be read."""
-    return {key: run.row[key] for key in valid_keys() if key in run.row}
+    return run.digits != entry.digits, not _replicates(run.config, entry.config)
 
 
 # -- differences ---------------------------------------------------------------------------------------------------
@@ -170,15 +170,3 @@ def _replicates(config: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a run is the planned one but for what changes no result, the seed, and more epochs."""
     differing = set(_differences(plan, config)) - REPLICABLE
     return not differing or (differing == {"train.epochs"} and config["train.epochs"] >= plan["train.epochs"])
-
-
-def _published_columns(entry: PlannedRun) -> dict[str, Any]:
-    assert entry.published is not None
-    low, high = entry.published.replications or (None, None)
-    return {
-        "published_train_ppl": entry.published.train_ppl,
-        "published_val_ppl": entry.published.val_ppl,
-        "published_epochs": entry.config.get("train.epochs"),
-        "replications_low": low,
-        "replications_high": high,
-    }

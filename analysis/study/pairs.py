@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from analysis.study import units
+from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.settings import Setting, settings_of
-from analysis.study.study import HYPERPARAMETERS
 
 T = TypeVar("T")
+
+_config = operator.attrgetter("config")
 
 CHOICES = {"model.arch": units.ARCHITECTURES, "optim.optimizer": units.OPTIMIZERS}
 """Keys whose value decides which other keys of their section there are, with the report's order of their values."""
@@ -79,22 +82,13 @@ def alike(members: Iterable[T], keys: Sequence[str], config_of: Callable[[T], Ma
 
 def _differing_keys(settings: Sequence[Setting]) -> list[str]:
     """Keys but the seed that differ between settings, or are missing in some."""
-    configs = [setting.config for setting in settings]
-    return [
-        key
-        for key in HYPERPARAMETERS
-        if key != "seed" and len({(key in config, config.get(key)) for config in configs}) > 1
-    ]
+    return [key for key in HYPERPARAMETERS if key != "seed" and len(alike(settings, [key], _config)) > 1]
 
 
 def _chains(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> list[list[Setting]]:
     there = [setting for setting in settings if key in setting.config]
     groups = alike(there, [other for other in keys if other != key], _config)
     return [sorted(group, key=lambda setting: _order(key, setting.config[key])) for group in groups if len(group) > 1]
-
-
-def _config(setting: Setting) -> Mapping[str, Any]:
-    return setting.config
 
 
 def _value_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:

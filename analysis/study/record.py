@@ -1,4 +1,4 @@
-"""What launches left in ``study.json`` for the report: plan, published results, groups, expectations, estimates."""
+"""What launches wrote into ``study.json``: plan, published results, groups, expectations, estimates."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from analysis.study.values import as_mapping, as_number
-from seqlm.errors import FileError
+from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.files import read_json
 from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
 
@@ -50,7 +49,6 @@ class PlannedRun:
 class ExcludedRun:
     """A combination that the manifest leaves out on purpose."""
 
-    name: str
     arch: str | None
     optimizer: str | None
 
@@ -88,91 +86,72 @@ class StudyRecord:
 
 
 def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
-    """The record, and a warning where it is damaged; whatever can be read of it is kept."""
-    try:
-        raw = read_json(study_record_file(study_dir))
-    except FileError as error:
-        return StudyRecord(), [str(error)]
-    if raw is None:
-        return StudyRecord(), []
-    warnings = []
-    entries = [entry for entry in _tables(raw.get("planned")) if isinstance(entry.get("number"), int)]
-    if any(not 1 <= entry["number"] <= MAX_RUNS for entry in entries):
-        entries = [entry for entry in entries if 1 <= entry["number"] <= MAX_RUNS]
-        warnings.append(
-            f"{study_record_file(study_dir)}: planned: expected numbers from 1 to {MAX_RUNS:,}; others were left out"
-        )
-    planned = [
-        PlannedRun(
-            number=entry["number"],
-            name=str(entry.get("name", "")),
-            digits=_digits(entry.get("fingerprint")),
-            arch=_text(entry.get("arch")),
-            optimizer=_text(entry.get("optimizer")),
-            config=as_mapping(entry.get("config")),
-            published=_published(entry.get("published")),
-        )
-        for entry in entries
-    ]
-    excluded = [
-        ExcludedRun(
-            name=str(entry.get("name", "")), arch=_text(entry.get("arch")), optimizer=_text(entry.get("optimizer"))
-        )
-        for entry in _tables(raw.get("excluded"))
-    ]
-    groups = [
-        RunGroup(title=str(entry.get("title", "")), members=tuple(map(_digits, _list(entry.get("runs")))))
-        for entry in _tables(raw.get("groups"))
-    ]
-    expectations = [
-        Expectation(
-            text=str(entry.get("text", "")),
-            metric=entry["metric"],
-            lower=tuple(map(_digits, _list(entry.get("lower")))),
-            higher=tuple(map(_digits, _list(entry.get("higher")))),
-        )
-        for entry in _tables(raw.get("expectations"))
-        if entry.get("metric") in get_args(Metric)
-    ]
+    """Return the record, and a warning if it is damaged; whatever can be read of it is kept."""
+    file = study_record_file(study_dir)
+    warnings: list[str] = []
+    nothing: dict[str, Any] = {}
+    raw = tolerated(lambda: read_json(file) or nothing, nothing, warnings)
+    numbered = [entry for entry in _tables(raw.get("planned")) if isinstance(entry.get("number"), int)]
+    entries = [entry for entry in numbered if 1 <= entry["number"] <= MAX_RUNS]
+    if len(entries) < len(numbered):
+        warnings.append(f"{file}: planned: expected numbers from 1 to {MAX_RUNS:,}; others were left out")
     estimates = {
         _digits(key): as_number(as_mapping(e).get("seconds")) for key, e in as_mapping(raw.get("estimates")).items()
     }
-    return (
-        StudyRecord(
-            planned=planned,
-            excluded=excluded,
-            groups=groups,
-            expectations=expectations,
-            estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
-        ),
-        warnings,
+    record = StudyRecord(
+        planned=[
+            PlannedRun(
+                number=entry["number"],
+                name=str(entry.get("name", "")),
+                digits=_digits(entry.get("fingerprint")),
+                arch=as_text(entry.get("arch")),
+                optimizer=as_text(entry.get("optimizer")),
+                config=as_mapping(entry.get("config")),
+                published=_published(as_mapping(entry.get("published"))),
+            )
+            for entry in entries
+        ],
+        excluded=[
+            ExcludedRun(arch=as_text(entry.get("arch")), optimizer=as_text(entry.get("optimizer")))
+            for entry in _tables(raw.get("excluded"))
+        ],
+        groups=[
+            RunGroup(title=clean(str(entry.get("title", ""))), members=_all_digits(entry.get("runs")))
+            for entry in _tables(raw.get("groups"))
+        ],
+        expectations=[
+            Expectation(
+                text=clean(str(entry.get("text", ""))),
+                metric=entry["metric"],
+                lower=_all_digits(entry.get("lower")),
+                higher=_all_digits(entry.get("higher")),
+            )
+            for entry in _tables(raw.get("expectations"))
+            if entry.get("metric") in get_args(Metric)
+        ],
+        estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
     )
+    return record, warnings
 
 
-def _published(value: Any) -> Published | None:
-    table = as_mapping(value)
+def _published(table: Mapping[str, Any]) -> Published | None:
     if not table:
         return None
-    found = table.get("replications")
-    pair = [as_number(item) for item in found] if isinstance(found, list) else []
+    ends = [as_number(end) for end in as_list(table.get("replications"))]
     return Published(
         train_ppl=as_number(table.get("train_ppl")),
         val_ppl=as_number(table.get("val_ppl")),
-        replications=(pair[0], pair[1]) if len(pair) == 2 and all(map(math.isfinite, pair)) else None,
+        replications=(ends[0], ends[1]) if len(ends) == 2 and all(map(math.isfinite, ends)) else None,
     )
+
+
+def _tables(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in as_list(value) if isinstance(entry, Mapping)]
 
 
 def _digits(fingerprint: Any) -> str:
     return str(fingerprint)[:FINGERPRINT_DIGITS]
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _tables(value: Any) -> list[Mapping[str, Any]]:
-    return [entry for entry in _list(value) if isinstance(entry, Mapping)]
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _all_digits(fingerprints: Any) -> tuple[str, ...]:
+    return tuple(map(_digits, as_list(fingerprints)))

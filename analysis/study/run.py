@@ -10,13 +10,13 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
-from analysis.study.values import as_mapping, as_number, clean
+from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.reading import open_regular
@@ -24,8 +24,6 @@ from seqlm.rundir import MAX_RUNS, Observation, RunDirectory
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,13 @@ class LoadedRun:
     order: int | None
     digits: str
     """The first digits of the run's fingerprint: the end of its folder's name."""
-    setting_key: str | None
-    """The same for runs on the same text that differ only in the seed. ``None``: the configuration cannot be read."""
+    config: dict[str, Any]
+    """The configuration with dotted keys, and the digest of the text; empty if it cannot be read."""
     row: dict[str, Any]
+    """Of the runs table, without what follows from other runs."""
     epochs: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
-    """See ``ATTEMPT_COLUMNS``; without the run's number and id."""
+    """Of the attempts table, without the run's number and id."""
     provenance: dict[str, Any]
     log_tail: LogTail | None
     behaviour: Behaviour | None
@@ -59,32 +58,25 @@ class LoadedRun:
 def read_run(run: RunDirectory) -> LoadedRun:
     """Read every file of a run."""
     warnings: list[str] = []
-
-    def attempt(read: Callable[[], T], otherwise: T) -> T:
-        try:
-            return read()
-        except FileError as error:
-            warnings.append(str(error))
-            return otherwise
-
     nothing: dict[str, Any] = {}
-    no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
-    hyperparameters = attempt(lambda: _dotted(run.read_config().to_dict()), nothing)
-    result = attempt(run.read_result, None)
+    config = tolerated(lambda: dotted(run.read_config().to_dict()), nothing, warnings)
+    recorded_result = tolerated(run.read_result, None, warnings)
     damage = list(warnings)
-    epochs, cut_lines = attempt(run.read_metrics, no_epochs)
+    result: dict[str, Any] = recorded_result or {}
+    no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
+    epochs, cut_lines = tolerated(run.read_metrics, no_epochs, warnings)
     observation = None
     if not damage:
         done = Observation(state="done", epoch=None, best_val_ppl=None, reason=None, kind=None)
-        observation = done if result is not None else attempt(run.observe, None)
+        observation = done if recorded_result is not None else tolerated(run.observe, None, warnings)
     if observation is None:
-        reason = clean(warnings[0].replace(f"{run.path.parent}/", ""))
-        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=reason, kind="code")
-    result = result or {}
-    if hyperparameters:
-        hyperparameters["data.sha256"] = _text_sha256(hyperparameters, result)
-    provenance = attempt(run.read_provenance, nothing)  # from here on, damage costs details and not the run's state
-    failure = attempt(lambda: read_json(run.failure_file), None) or {}
+        damaged = warnings[0].replace(f"{run.path.parent}/", "")
+        observation = Observation(state="failed", epoch=None, best_val_ppl=None, reason=damaged, kind="code")
+    # A configuration that was not resolved by a launch lacks the digest of its text; the result has it.
+    if config and config["data.sha256"] is None and config["data.corpus"] != "ptb":
+        config["data.sha256"] = as_text(result.get("corpus_sha256"))
+    provenance = tolerated(run.read_provenance, nothing, warnings)  # from here on, damage costs details, not the state
+    failure: dict[str, Any] = tolerated(lambda: read_json(run.failure_file) or {}, {}, warnings)
     order = provenance.get("order")
     if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < MAX_RUNS):
         warnings.append(
@@ -92,25 +84,36 @@ def read_run(run: RunDirectory) -> LoadedRun:
             f"{str(order)[:40]!r}; the run is numbered after the others"
         )
         order = None
+    command = as_list(provenance.get("command"))
+    reason = observation.reason and clean(observation.reason)
     row = {
         "name": clean(str(provenance.get("name") or run.id)),
         "id": run.id,
-        "arch": hyperparameters.get("model.arch"),
-        "optimizer": hyperparameters.get("optim.optimizer"),
+        "arch": config.get("model.arch"),
+        "optimizer": config.get("optim.optimizer"),
         "state": observation.state,
-        "reason": observation.reason and clean(observation.reason),
-        **_failure_facts(failure, observation),
+        "reason": reason,
         **_outcome(epochs, result),
-        **hyperparameters,
-        "command": _command_line(provenance.get("command")),
+        **config,
+        "command": shlex.join(map(str, command)) if command else None,
     }
-    tail = attempt(lambda: _log_tail(run), None) if observation.state in ("failed", "cancelled") else None
-    attempts, unread = read_attempts(run, state=observation.state, epochs=epochs, result=result, failure=failure)
+    tail = None
+    if observation.state in ("failed", "cancelled"):
+        tail = tolerated(lambda: _log_tail(run), None, warnings)
+        row |= {
+            "failure_kind": observation.kind,
+            "failure_message": clean(str(failure.get("message") or "")) or reason,
+            "failure_where": clean(str(failure.get("where") or "")) or None,
+        }
+    unread: list[str] = []
+    attempts = read_attempts(
+        run, state=observation.state, epochs=epochs, result=result, failure=failure, warnings=unread
+    )
     behaviour, behaviour_warnings = read_behaviour(run)
     return LoadedRun(
         order=order,
         digits=run.id.rpartition("-")[2],
-        setting_key=repr({**hyperparameters, "seed": None}) if hyperparameters else None,
+        config=config,
         row=row,
         epochs=epochs,
         attempts=attempts,
@@ -121,33 +124,12 @@ def read_run(run: RunDirectory) -> LoadedRun:
     )
 
 
-def _dotted(config: dict[str, Any]) -> dict[str, Any]:
-    values = {}
-    for section, content in config.items():
-        if isinstance(content, dict):
-            values.update({f"{section}.{key}": value for key, value in content.items()})
-        else:
-            values[section] = content
+def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with keys such as ``optim.lr``."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
     return values
-
-
-def _text_sha256(hyperparameters: dict[str, Any], result: dict[str, Any]) -> str | None:
-    """Return the digest of the run's text; ``None`` for the Penn Treebank, whose text is always the same.
-
-    A configuration that was not resolved by a launch lacks the digest; the result has it.
-    """
-    digest: str | None = hyperparameters["data.sha256"]
-    if digest is None and hyperparameters["data.corpus"] != "ptb" and isinstance(result.get("corpus_sha256"), str):
-        return clean(result["corpus_sha256"])
-    return digest
-
-
-def _failure_facts(failure: dict[str, Any], observation: Observation) -> dict[str, Any]:
-    if observation.state not in ("failed", "cancelled"):
-        return {}
-    texts = {key: clean(str(failure[key])) for key in ("message", "where") if failure.get(key)}
-    message = texts.get("message", observation.reason)
-    return {"failure_kind": observation.kind, "failure_message": message, "failure_where": texts.get("where")}
 
 
 def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
@@ -167,12 +149,6 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
         "parameters": result.get("parameters"),
         "wall_seconds": result.get("elapsed_seconds", final.get("elapsed_seconds")),
     }
-
-
-def _command_line(command: Any) -> str | None:
-    if not isinstance(command, list) or not command:
-        return None
-    return shlex.join(str(word) for word in command)
 
 
 def _log_tail(run: RunDirectory) -> LogTail | None:

@@ -8,24 +8,25 @@ losses of seeds are about normal (Student, 1908; Agarwal et al., 2021, on the tr
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from analysis.study import units
+from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.numbering import RunNumber
-from analysis.study.study import HYPERPARAMETERS, Study
+from analysis.study.study import WITHIN, Study
 
 CONFIDENCE = 0.95
-
-WITHIN = 1.05
-"""Near a best perplexity: at most this many times it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,23 +128,47 @@ class Setting:
 
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
-    """The settings that have a finished run with a validation perplexity, by number."""
+    """Return the settings that have a finished run with a validation perplexity, by number."""
     columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "gap", *HYPERPARAMETERS]
-    members: dict[RunNumber, list[dict[Any, Any]]] = {}
-    for row in finished(runs)[columns].sort_values("number").to_dict("records"):
-        members.setdefault(row["setting"], []).append(row)
-    return [
-        Setting(
-            number=number,
-            name=_without_seed(rows[0]["name"]) if len(rows) > 1 else rows[0]["name"],
-            arch=rows[0]["arch"],
-            optimizer=rows[0]["optimizer"],
-            runs=[row["number"] for row in rows],
-            config=config_of(rows[0]),
-            interval=interval([row["val_ppl"] for row in rows]),
-            gap=statistics.fmean(row["gap"] for row in rows),
+    found = finished(runs)[columns].sort_values(["setting", "number"]).to_dict("records")
+    settings = []
+    for number, members in itertools.groupby(found, key=lambda run: run["setting"]):
+        first, *others = rows = list(members)
+        name = first["name"]
+        settings.append(
+            Setting(
+                number=number,
+                name=re.sub(r"-seed\d+$", "", name) or name if others else name,
+                arch=first["arch"],
+                optimizer=first["optimizer"],
+                runs=[run["number"] for run in rows],
+                config=config_of(first),
+                interval=interval([run["val_ppl"] for run in rows]),
+                gap=statistics.fmean(run["gap"] for run in rows),
+            )
         )
-        for number, rows in sorted(members.items())
+    return settings
+
+
+def timed_settings(study: Study) -> list[Setting]:
+    """Return every setting with a finished run, by number, with the times that follow from its epochs."""
+    settings = settings_of(study.runs)
+    if not settings:
+        return []
+    epochs = study.epochs
+    best = dict(zip(study.runs["id"], study.runs["best_epoch"].astype(float), strict=True))
+    at_best = epochs[epochs["epoch"].astype(float) == epochs["id"].map(best).astype(float)]
+    at_study_best = epochs[epochs["val_ppl"] <= WITHIN * best_of(settings).val_ppl].drop_duplicates("id")
+    to_best, to_study_best = (
+        dict(zip(e["number"], e["elapsed_seconds"], strict=True)) for e in (at_best, at_study_best)
+    )
+
+    def mean(seconds: Mapping[RunNumber, float], setting: Setting) -> float:
+        return statistics.fmean(seconds.get(number, math.nan) for number in setting.runs)
+
+    return [
+        replace(setting, seconds_to_best=mean(to_best, setting), seconds_to_study_best=mean(to_study_best, setting))
+        for setting in settings
     ]
 
 
@@ -152,18 +177,9 @@ def config_of(run: Mapping[Any, Any]) -> dict[str, Any]:
     return {key: value for key in HYPERPARAMETERS if not (isinstance(value := run[key], float) and math.isnan(value))}
 
 
-def _without_seed(name: str) -> str:
-    return re.sub(r"-seed\d+$", "", name) or name
-
-
-def finished(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that are done and have a validation perplexity: all that conclusions may rest on."""
-    return runs[(runs["state"] == "done") & runs["val_ppl"].map(units.is_number)]
-
-
-def repeats_seeds(runs: pd.DataFrame) -> bool:
-    """Whether some setting has been finished with more than one seed."""
-    return bool(finished(runs)["setting"].duplicated().any())
+def best_of(settings: Sequence[Setting]) -> Setting:
+    """Return the setting with the lowest validation perplexity; the first of several alike."""
+    return min(settings, key=lambda setting: (setting.val_ppl, setting.number))
 
 
 def best_settings(settings: Sequence[Setting]) -> dict[str | None, Setting]:
@@ -171,20 +187,27 @@ def best_settings(settings: Sequence[Setting]) -> dict[str | None, Setting]:
     return {arch: best_of([s for s in settings if s.arch == arch]) for arch in {s.arch for s in settings}}
 
 
-# -- orders of runs ------------------------------------------------------------------------------------------------
+# -- rows of the runs table ----------------------------------------------------------------------------------------
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are done and have a validation perplexity: all that conclusions may rest on."""
+    done: pd.DataFrame = runs[(runs["state"] == "done") & np.isfinite(runs["val_ppl"])]
+    return done
+
+
+def repeats_seeds(runs: pd.DataFrame) -> bool:
+    """Whether some setting has been finished with more than one seed."""
+    return bool(finished(runs)["setting"].duplicated().any())
 
 
 def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs by architecture (RNN, GRU, Transformer), then optimizer, then number."""
-    keys = pd.DataFrame(
-        {
-            "arch": [units.rank(units.ARCHITECTURES, key) for key in runs["arch"]],
-            "optimizer": [units.rank(units.OPTIMIZERS, key) for key in runs["optimizer"]],
-            "number": runs["number"],
-        },
-        index=runs.index,
+    ranks = {"arch": units.ARCHITECTURES, "optimizer": units.OPTIMIZERS}
+    return runs.sort_values(
+        ["arch", "optimizer", "number"],
+        key=lambda column: column.map(partial(units.rank, ranks[column.name])) if column.name in ranks else column,
     )
-    return runs.loc[keys.sort_values(["arch", "optimizer", "number"]).index]
 
 
 def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -196,52 +219,6 @@ def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 def places_of(runs: pd.DataFrame) -> dict[str, int]:
     """Return for each run, by its id, the place of its setting among those of its architecture and optimizer."""
-    found: dict[tuple[Any, Any], dict[Any, int]] = {}
-    places = {}
-    columns = (runs[name] for name in ("id", "arch", "optimizer", "setting"))
-    for run_id, arch, optimizer, setting in zip(*columns, strict=True):
-        settings = found.setdefault((arch, optimizer), {})
-        places[run_id] = settings.setdefault(setting, len(settings))
-    return places
-
-
-# -- times ---------------------------------------------------------------------------------------------------------
-
-
-def timed_settings(study: Study) -> list[Setting]:
-    """Return every setting with a finished run, by number, with the times that follow from its epochs."""
-    settings = settings_of(study.runs)
-    if not settings:
-        return []
-    ids = dict(zip(study.runs["number"], study.runs["id"], strict=True))
-    to_best = _seconds_to_best(study)
-    to_study_best = _seconds_to(study, WITHIN * min(setting.val_ppl for setting in settings))
-
-    def mean(seconds: Mapping[str, float], setting: Setting) -> float:
-        return statistics.fmean(seconds.get(ids[number], math.nan) for number in setting.runs)
-
-    return [
-        replace(
-            setting,
-            seconds_to_best=mean(to_best, setting),
-            seconds_to_study_best=mean(to_study_best, setting),
-        )
-        for setting in settings
-    ]
-
-
-def best_of(settings: Sequence[Setting]) -> Setting:
-    """Return the setting with the lowest validation perplexity; the first of several alike."""
-    return min(settings, key=lambda setting: (setting.val_ppl, setting.number))
-
-
-def _seconds_to_best(study: Study) -> dict[str, float]:
-    best = dict(zip(study.runs["id"], study.runs["best_epoch"].astype(float), strict=True))
-    epochs = study.epochs
-    there = epochs[epochs["epoch"].astype(float) == epochs["id"].map(best).astype(float)]
-    return dict(zip(there["id"], there["elapsed_seconds"], strict=True))
-
-
-def _seconds_to(study: Study, perplexity: float) -> dict[str, float]:
-    there = study.epochs[study.epochs["val_ppl"] <= perplexity].drop_duplicates("id")
-    return dict(zip(there["id"], there["elapsed_seconds"], strict=True))
+    kinds = runs.groupby(["arch", "optimizer"], dropna=False, sort=False)["setting"]
+    places = kinds.transform(lambda settings: pd.factorize(settings)[0])
+    return dict(zip(runs["id"], places.astype(int).to_list(), strict=True))

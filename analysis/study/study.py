@@ -1,8 +1,8 @@
-"""Studies as their files tell them: a table of runs, one of epochs. Nothing is recomputed that a run has written down.
+"""Read studies as tables of runs, epochs and attempts. Nothing is recomputed that a run has recorded.
 
-A run that is damaged, absent or diverged stays in the table with its reason and with NaN for what it cannot tell;
-it is never shown as zero and never averaged in. Several studies become one: their runs follow each other and are
-numbered through.
+A run that is damaged, absent or diverged stays in the table with its reason, and with NaN for what is not known. It is
+never shown as zero and never averaged in. Several studies become one: their runs follow each other and are numbered
+through.
 """
 
 from __future__ import annotations
@@ -10,54 +10,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.study.attempts import attempts_table
 from analysis.study.behaviour import Behaviour
-from analysis.study.numbering import Numbering, number_runs
-from analysis.study.record import ExcludedRun, Expectation, PlannedRun, StudyRecord, read_study_record
+from analysis.study.columns import EPOCHS, table_of
+from analysis.study.numbering import Numbering, RunNumber, number_runs
+from analysis.study.record import ExcludedRun, Expectation, PlannedRun, read_study_record
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
-from analysis.study.values import as_number, clean, whole
-from seqlm.config import valid_keys
+from analysis.study.values import clean
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory, slugify
 
-HYPERPARAMETERS = valid_keys()
-"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
-
-METRICS = [
-    *("epoch", "train_loss", "val_loss", "train_ppl", "val_ppl", "lr", "epoch_seconds", "elapsed_seconds"),
-    *("train_tokens_per_second", "peak_memory_bytes", "attempt"),
-]
-"""Columns of the epochs table after ``id`` and ``number``; whatever else a run has recorded follows them."""
-
-RUN_COLUMNS = [
-    *("number", "name", "variant", "id", "study", "arch", "optimizer", "setting", "state", "reason", "failure_kind"),
-    *("failure_message", "failure_where", "epochs_done", "best_epoch", "train_ppl", "val_ppl", "final_train_ppl"),
-    *("final_val_ppl", "test_ppl", "gap", "parameters", "wall_seconds", "epoch_seconds", "seconds_to_5pct"),
-    *("estimated_seconds", "published_train_ppl", "published_val_ppl", "published_epochs", "replications_low"),
-    *("replications_high", *HYPERPARAMETERS, "command"),
-]
-"""Columns of the runs table. ``number`` is an integer, or a ``VariantNumber`` for a further run of the same entry of
-the manifest. ``variant`` says in which keys a run differs from its entry, and ends its ``name``; missing if in none.
-``train_ppl`` and ``val_ppl`` are those of the best epoch, counted from 0; ``gap`` is their difference,
-``val_ppl - train_ppl``. ``published_epochs`` is the number of epochs after which ``published_train_ppl`` was measured.
-``setting`` is the number of the first run that differs in nothing but the seed. ``epoch_seconds`` is the median epoch's
-time; ``seconds_to_5pct`` that from the start to the end of the first epoch whose validation perplexity is at most 1.05
-times the run's best."""
-
-NUMBERS = [
-    *("train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds"),
-    *("seconds_to_5pct", "estimated_seconds", "published_train_ppl", "published_val_ppl", "replications_low"),
-    "replications_high",
-]
-WHOLE_NUMBERS = ["epochs_done", "best_epoch", "published_epochs", "parameters"]
+WITHIN = 1.05
+"""Near a best perplexity: at most this many times it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +39,11 @@ class Study:
     directories: dict[str, Path]
     """The folder of each study by its name."""
     runs: pd.DataFrame
-    """One row for each run directory, by number; see ``RUN_COLUMNS``."""
+    """One row for each run directory, by number."""
     epochs: pd.DataFrame
-    """One row for each finished epoch of each run; see ``METRICS``."""
+    """One row for each finished epoch of each run."""
     attempts: pd.DataFrame
-    """One row for each attempt of each run; see ``ATTEMPT_COLUMNS``."""
+    """One row for each attempt of each run."""
     absent: list[PlannedRun]
     """Entries of the manifests that have no run directory."""
     groups: dict[str, list[str]]
@@ -120,129 +90,72 @@ def load_study(*study_dirs: Path) -> Study:
     Raises:
         UsageError: a folder holds neither runs nor the plan of any, or is given twice.
     """
-    parts: list[_Part] = []
+    directories: dict[str, Path] = {}
+    runs: list[LoadedRun] = []
+    absent: list[PlannedRun] = []
+    groups: dict[str, list[str]] = {}
+    excluded: list[ExcludedRun] = []
+    expectations: list[Expectation] = []
+    warnings: list[str] = []
+    size = 0
     for study_dir in study_dirs:
-        part = _read_part(
-            study_dir, taken={part.name for part in parts}, first=sum(part.numbering.size for part in parts)
-        )
-        if any(part.directory.resolve() == other.directory.resolve() for other in parts):
+        found = [read_run(RunDirectory(file.parent)) for file in sorted(study_dir.glob("*/config.json"))]
+        record, damage = read_study_record(study_dir)
+        if not found and not record.planned:
+            raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
+        if study_dir.resolve() in map(Path.resolve, directories.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
-        parts.append(part)
-    several = len(parts) > 1
-    found = [run for part in parts for run in part.runs]
-    if several:
-        for part in parts:
-            for run in part.runs:
-                run.row["id"] = f"{part.name}/{run.row['id']}"
-    runs, epochs = _runs_table(found), _epochs_table(found)
+        found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
+        numbering = number_runs(found, record.planned, first=size)
+        size += numbering.size
+        found.sort(key=lambda run: run.row["number"])
+        name = _free_name(found, study_dir, directories)
+        directories[name] = study_dir
+        for run in found:
+            run.row |= {"study": name, "estimated_seconds": record.estimated_seconds.get(run.digits)}
+            if len(study_dirs) > 1:
+                run.row["id"] = f"{name}/{run.row['id']}"
+        for group in record.groups:
+            title = f"{name}: {group.title}" if len(study_dirs) > 1 else group.title
+            groups[title] = _ids(numbering, group.members)
+        for expectation in record.expectations:
+            lower, higher = (tuple(_ids(numbering, side, most=1)) for side in (expectation.lower, expectation.higher))
+            expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
+        runs += found
+        absent += numbering.absent
+        excluded += record.excluded
+        lines = [*damage, *(line for run in found for line in run.warnings)]
+        warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
+    epochs = _epochs_table(runs)
     return Study(
-        name=" + ".join(part.name for part in parts),
-        directories={part.name: part.directory for part in parts},
-        runs=runs,
+        name=" + ".join(directories),
+        directories=directories,
+        runs=_runs_table(runs, epochs),
         epochs=epochs,
-        attempts=attempts_table({**_named(run), **attempt} for run in found for attempt in run.attempts),
-        absent=[run for part in parts for run in part.numbering.absent],
-        groups={
-            f"{part.name}: {clean(group.title)}" if several else clean(group.title): part.ids(
-                group.members, variants=True
-            )
-            for part in parts
-            for group in part.record.groups
-        },
-        excluded=[run for part in parts for run in part.record.excluded],
-        expectations=[expectation for part in parts for expectation in part.expectations()],
-        log_tails={run.row["id"]: run.log_tail for run in found if run.log_tail},
-        behaviours={run.row["id"]: run.behaviour for run in found if run.behaviour},
-        origin=origin_of([run.provenance for run in found]),
-        warnings=[line for part in parts for line in part.warnings],
+        attempts=table_of(
+            "attempts", ({**_named(run), **attempt} for run in runs for attempt in run.attempts), dtype=object
+        ),
+        absent=absent,
+        groups=groups,
+        excluded=excluded,
+        expectations=expectations,
+        log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
+        behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
+        origin=origin_of([run.provenance for run in runs]),
+        warnings=warnings,
     )
 
 
-# -- one study -----------------------------------------------------------------------------------------------------
+def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:
+    """Return the name of a study, with a number if another study has it."""
+    names = [str(run.provenance["study"]) for run in runs if run.provenance.get("study")]
+    name = clean(names[0] if names else study_dir.resolve().name)
+    return next(n for n in [name, *(f"{name} ({i})" for i in range(2, len(taken) + 3))] if n not in taken)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """One of the studies that are reported together."""
-
-    name: str
-    directory: Path
-    runs: list[LoadedRun]
-    numbering: Numbering
-    record: StudyRecord
-    warnings: list[str]
-
-    def ids(self, digits: Iterable[str], *, variants: bool) -> list[str]:
-        """Ids of the first run of each of some entries; with ``variants`` of all its runs."""
-        members = [self.numbering.members.get(entry, []) for entry in digits]
-        return [run.row["id"] for runs in members for run in (runs if variants else runs[:1])]
-
-    def expectations(self) -> Iterable[Expectation]:
-        """Those of the record, with ids in place of fingerprints."""
-        for expectation in self.record.expectations:
-            lower, higher = (tuple(self.ids(side, variants=False)) for side in (expectation.lower, expectation.higher))
-            yield dataclasses.replace(expectation, text=clean(expectation.text), lower=lower, higher=higher)
-
-
-def _read_part(study_dir: Path, *, taken: set[str], first: int) -> _Part:
-    found = [read_run(RunDirectory(file.parent)) for file in sorted(study_dir.glob("*/config.json"))]
-    record, damage = read_study_record(study_dir)
-    if not found and not record.planned:
-        raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
-    found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
-    numbering = number_runs(found, record.planned, first)
-    found.sort(key=lambda run: run.row["number"])
-    names = [str(run.provenance["study"]) for run in found if run.provenance.get("study")]
-    name = clean(names[0]) if names else clean(study_dir.resolve().name)
-    name = next(n for n in [name, *(f"{name} ({i})" for i in range(2, len(taken) + 3))] if n not in taken)
-    for run in found:
-        run.row["study"] = name
-        run.row["estimated_seconds"] = record.estimated_seconds.get(run.digits)
-    warnings = damage + [line for run in found for line in run.warnings]
-    return _Part(
-        name=name,
-        directory=study_dir,
-        runs=found,
-        numbering=numbering,
-        record=record,
-        warnings=[clean(line.replace(f"{study_dir}/", "")) for line in warnings],
-    )
-
-
-# -- all runs ------------------------------------------------------------------------------------------------------
-
-
-def _runs_table(runs: Sequence[LoadedRun]) -> pd.DataFrame:
-    for run in runs:
-        run.row |= _derived(run)
-    settings: dict[Any, int] = {}
-    for run in runs:
-        key = run.setting_key if run.setting_key is not None else run.row["id"]
-        run.row["setting"] = settings.setdefault(key, run.row["number"])
-    table = pd.DataFrame([run.row for run in runs], columns=RUN_COLUMNS, dtype=object)
-    for column in NUMBERS:
-        table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
-    for column in WHOLE_NUMBERS:
-        table[column] = whole(table[column])
-    for column in ("number", "setting"):
-        table[column] = table[column].infer_objects()
-    return table
-
-
-def _derived(run: LoadedRun) -> dict[str, Any]:
-    """What follows from a run's own records: see ``RUN_COLUMNS``."""
-    epochs = [
-        (as_number(e.get("val_ppl")), as_number(e.get("elapsed_seconds")), as_number(e.get("epoch_seconds")))
-        for e in run.epochs
-    ]
-    times = sorted(seconds for _, _, seconds in epochs if math.isfinite(seconds))
-    best = as_number(run.row.get("val_ppl"))
-    within = next((elapsed for ppl, elapsed, _ in epochs if ppl <= 1.05 * best), None)
-    return {
-        "gap": best - as_number(run.row.get("train_ppl")),
-        "epoch_seconds": statistics.median(times) if times else None,
-        "seconds_to_5pct": within,
-    }
+def _ids(numbering: Numbering, digits: Iterable[str], most: int | None = None) -> list[str]:
+    """Return the ids of the runs of each entry, or of its first ``most`` runs."""
+    return [run.row["id"] for entry in digits for run in numbering.members.get(entry, [])[:most]]
 
 
 def _named(run: LoadedRun) -> dict[str, Any]:
@@ -251,11 +164,18 @@ def _named(run: LoadedRun) -> dict[str, Any]:
 
 def _epochs_table(runs: Iterable[LoadedRun]) -> pd.DataFrame:
     rows = [{**_named(run), **epoch} for run in runs for epoch in run.epochs]
-    more = sorted({key for row in rows for key in row} - {"id", "number", *METRICS})
-    table = pd.DataFrame(rows, columns=["id", "number", *METRICS, *more])
-    for column in METRICS:
-        if column in ("epoch", "attempt", "peak_memory_bytes"):
-            table[column] = whole(table[column])
-        else:
-            table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
+    return table_of("epochs", rows, more=sorted({key for row in rows for key in row} - set(EPOCHS)))
+
+
+def _runs_table(runs: Sequence[LoadedRun], epochs: pd.DataFrame) -> pd.DataFrame:
+    settings: dict[str, RunNumber] = {}
+    for run in runs:
+        key = repr({**run.config, "seed": None}) if run.config else run.row["id"]
+        run.row["setting"] = settings.setdefault(key, run.row["number"])
+    table = table_of("runs", [run.row for run in runs], dtype=object)
+    best = dict(zip(table["id"], table["val_ppl"], strict=True))
+    near = epochs[epochs["val_ppl"] <= WITHIN * epochs["id"].map(best).astype(float)].drop_duplicates("id")
+    table["gap"] = table["val_ppl"] - table["train_ppl"]
+    table["epoch_seconds"] = table["id"].map(epochs.groupby("id")["epoch_seconds"].median()).astype(float)
+    table["seconds_to_5pct"] = table["id"].map(near.set_index("id")["elapsed_seconds"]).astype(float)
     return table

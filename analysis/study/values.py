@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqlm.errors import FileError
+
+T = TypeVar("T")
+
 Values: TypeAlias = NDArray[np.float64]
 """One number for each epoch, time step or token; NaN if it is missing."""
+
+
+def tolerated(read: Callable[[], T], otherwise: T, warnings: list[str]) -> T:
+    """Return what ``read`` returns. If a file cannot be read, add a warning and return ``otherwise``."""
+    try:
+        return read()
+    except FileError as error:
+        warnings.append(str(error))
+        return otherwise
 
 
 def as_number(value: Any) -> float:
@@ -24,12 +37,21 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def as_text(value: Any) -> str | None:
+    """Return a value as one printable line; ``None`` if it is empty, a list or a mapping."""
+    return None if value is None or isinstance(value, dict | list) else clean(str(value)) or None
+
+
 def clean(text: str) -> str:
     """Return a text on one line, without characters that no page, table or figure can show."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def whole(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return whole numbers below 2^53 with room for missing ones; anything else is missing."""
-    numbers = pd.to_numeric(column, errors="coerce").astype(float)
-    return numbers.where((numbers % 1 == 0) & (numbers.abs() < 2**53)).astype("Int64")
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """Return the rows of a frame as tuples with the columns as attributes, those whose names are identifiers."""
+    return frame.itertuples(index=False)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis import Study, open_study
 from analysis.study.columns import TABLES
 from seqlm.errors import CheckpointError, UsageError
-from seqlm.files import write_json
+from seqlm.files import read_json, write_json
 from tests import api_page, commands
 from tests.analysis.example_study import make_examples, make_widths
 from tests.analysis.hand_made import add_run
@@ -90,6 +90,16 @@ def test_a_missing_value_of_one_seed_leaves_the_mean_missing(tmp_path: Path) -> 
     (row,) = open_study(tmp_path).results.to_dict("records")
     assert pd.isna(row["test_ppl"])
     assert row["train_ppl"] == pytest.approx(50.0)
+
+
+def test_seeds_on_different_texts_are_settings_of_their_own(tmp_path: Path) -> None:
+    for seed, text in enumerate(("a" * 64, "a" * 64, "b" * 64)):
+        run = add_run(tmp_path, seed, f"gru-seed{seed}", "gru", "adam", [100.0 + seed], seed=seed)
+        write_json(run.config_file, {**(read_json(run.config_file) or {}), "data": {"corpus": "files"}})
+        write_json(run.result_file, {**(run.read_result() or {}), "corpus_sha256": text})
+    results = open_study(tmp_path).results
+    assert results["runs"].to_list() == [(1, 2), (3,)]
+    assert results["data.sha256"].to_list() == ["a" * 64, "b" * 64]
 
 
 def test_a_table_that_does_not_exist_is_refused_with_the_names_of_those_that_do(study: Study) -> None:

@@ -87,6 +87,17 @@ def test_the_same_files_give_the_same_bytes_wherever_they_lie(study_dir: Path, r
     assert contents(write_report(copy, output=tmp_path / "again").parent) == contents(report)
 
 
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_several_processes_write_the_same_bytes_as_one(
+    study_dir: Path, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threading.active_count", lambda: 1)  # as in the command
+    monkeypatch.setattr("analysis.report.LARGE", 0)
+    write_report(study_dir, output=tmp_path / "again", processes=2)
+    assert contents(tmp_path / "again") == contents(report)
+
+
 def test_the_page_loads_nothing_from_anywhere(report: Path) -> None:
     page = (report / "index.html").read_text("utf-8")
     assert not re.search(r"https?://", page)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis.plots import files, look
-from analysis.plots.files import FORMATS, figures_bytes
+from analysis.plots.files import FORMATS, drawing
 
 WANTED = [(name, kind) for name in ("one", "two") for kind in FORMATS]
 
@@ -17,12 +17,17 @@ WANTED = [(name, kind) for name in ("one", "two") for kind in FORMATS]
 @pytest.fixture
 def figures() -> dict[str, Figure]:
     with look.applied():
-        drawn = {"one": Figure(), "two": Figure()}
-        for place, figure in enumerate(drawn.values()):
+        made = {"one": Figure(), "two": Figure()}
+        for place, figure in enumerate(made.values()):
             axes = figure.add_subplot()
             axes.plot(np.arange(5), np.arange(5) ** (place + 1))
             axes.set_title(f"run {place}")
-    return drawn
+    return made
+
+
+def drawn(figures: dict[str, Figure], processes: int = 1) -> list[bytes]:
+    with drawing(figures, WANTED, processes) as contents:
+        return list(contents)
 
 
 @pytest.fixture
@@ -35,10 +40,10 @@ def _without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_without_threads")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_several_processes_draw_the_same_bytes(figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = figures_bytes(figures, WANTED)
+    alone = drawn(figures)
     with monkeypatch.context() as patch:
         patch.setattr(files, "figure_bytes", _refuse_in(os.getpid()))
-        assert figures_bytes(figures, WANTED, processes=2) == alone
+        assert drawn(figures, processes=2) == alone
 
 
 @pytest.mark.process
@@ -47,14 +52,14 @@ def test_several_processes_draw_the_same_bytes(figures: dict[str, Figure], monke
 def test_figures_of_a_killed_process_are_drawn_all_the_same(
     figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = figures_bytes(figures, WANTED)
+    alone = drawn(figures)
     monkeypatch.setattr(files, "_draw_kept", _die)
-    assert figures_bytes(figures, WANTED, processes=2) == alone
+    assert drawn(figures, processes=2) == alone
 
 
 def test_a_process_with_threads_draws_by_itself(figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threading.active_count", lambda: 2)
-    assert len(figures_bytes(figures, WANTED, processes=2)) == len(WANTED)  # a test without the mark may not fork
+    assert len(drawn(figures, processes=2)) == len(WANTED)  # a test without the mark may not fork
 
 
 def _refuse_in(process: int) -> Callable[[Figure, str], bytes]:

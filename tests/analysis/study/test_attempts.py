@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.study.attempts import ATTEMPT_COLUMNS, moment
+from analysis.study.attempts import moment
+from analysis.study.columns import ATTEMPTS
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
@@ -40,7 +41,7 @@ def resumed_run(study_dir: Path) -> RunDirectory:
 def test_a_resumed_run_has_an_interrupted_attempt_and_one_that_is_done(tmp_path: Path) -> None:
     resumed_run(tmp_path)
     study = load_study(tmp_path)
-    assert list(study.attempts.columns) == ATTEMPT_COLUMNS
+    assert list(study.attempts.columns) == list(ATTEMPTS)
     first, second = attempt_of(study, 1, 1), attempt_of(study, 1, 2)
     assert [first["outcome"], second["outcome"]] == ["interrupted", "done"]
     assert [first["seconds"], second["seconds"]] == [250, 200]

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from analysis.report import report_files
+from analysis.study.behaviour import read_behaviour
+from analysis.study.study import load_study
+from seqlm.rundir import RunDirectory
+from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
+from tests.analysis.synthetic import make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = make_run(tmp_path, 0, epochs=2)
+    add_behaviour(run)
+    add_samples(run, [raw_sample(0, ["a"]), raw_sample(1, ["b"])])
+    return run
+
+
+@pytest.mark.usefixtures("svg_only")
+@pytest.mark.parametrize("damage", ["a folder", "a pipe", "a link", "nothing whole"])
+def test_samples_that_cannot_be_read_cost_the_samples_alone(run: RunDirectory, damage: str) -> None:
+    run.samples_file.unlink()
+    match damage:
+        case "a folder":
+            run.samples_file.mkdir()
+        case "a pipe":
+            os.mkfifo(run.samples_file)
+        case "a link":
+            run.samples_file.symlink_to(run.config_file)
+        case _:
+            run.samples_file.write_text('{"index": 0')
+    behaviour, warnings = read_behaviour(run)
+    assert behaviour is not None
+    assert behaviour.zero_state.tolist() == [6.0, 5.0, 4.5, 4.25]
+    assert behaviour.samples == []
+    (warning,) = warnings
+    assert "samples.jsonl" in warning
+    files = report_files(load_study(run.path.parent))
+    assert "figures/gradient-norms.svg" in files
+    assert "samples.jsonl" in files["index.html"].decode()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_a_warning_and_the_behaviour_stays(run: RunDirectory) -> None:
+    run.best_checkpoint.parent.mkdir(exist_ok=True)
+    run.best_checkpoint.mkdir()
+    behaviour, (warning,) = read_behaviour(run)
+    assert behaviour is not None
+    assert not behaviour.is_stale
+    assert "best.pt: expected a regular file, found a folder" in warning
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("seconds", True, "seconds: Input should be a valid number"),
+        ("best_epoch", 1.0, "best_epoch: Input should be a valid integer"),
+        ("seq_len", 0, "seq_len: Input should be greater than or equal to 1"),
+        ("level", None, "level: Input should be a valid string"),
+        ("loss_per_step", [], "loss_per_step.window: Field required"),
+    ],
+)
+def test_a_value_of_another_type_is_damage_that_names_its_key(
+    run: RunDirectory, key: str, value: object, problem: str
+) -> None:
+    add_behaviour(run, **{key: value})
+    behaviour, (warning,) = read_behaviour(run)
+    assert behaviour is None
+    assert f"behaviour.json is damaged ({problem})" in warning
