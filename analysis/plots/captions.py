@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.blocks.words import first_few
 from analysis.plots.axes import Scale
 from analysis.plots.curves import Curve
 from analysis.plots.lines import Choice, Factor
@@ -66,10 +67,4 @@ def _missing_sentences(
         f"Cut off{at} (▲)": [f"{curve.reference} (up to {units.rounded(np.nanmax(v))})" for curve, v in cut],
         "Without a finished epoch": [f"{number} {name}" for number, name in facts if number not in shown],
     }
-    return [f"{what}: {_some(names)}." for what, names in named.items() if names]
-
-
-def _some(names: list[str]) -> str:
-    if len(names) <= MOST_NAMED:
-        return units.listing(names)
-    return f"{', '.join(names[:MOST_NAMED])} and {len(names) - MOST_NAMED:,} others"
+    return [f"{what}: {first_few(names, MOST_NAMED)}." for what, names in named.items() if names]
