@@ -78,7 +78,7 @@ def effect_sentence(effects: Sequence[Effect]) -> str:
 
 def _size(effect: Effect) -> str:
     number = len(effect.pairs)
-    alone = "in its one pair, which says nothing of other settings"
+    alone = "in its one pair, which says nothing about other settings"
     return f"{effect.mean_nats:.3f} nats {alone if number == 1 else f'on average over {number} pairs'}"
 
 

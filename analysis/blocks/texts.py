@@ -8,12 +8,9 @@ import pandas as pd
 
 from analysis.blocks.words import first_few
 from analysis.study import units
-from analysis.study.columns import HYPERPARAMETERS
+from analysis.study.columns import TEXT_KEYS
 from analysis.study.settings import finished
 from analysis.study.study import Study
-
-TEXT_KEYS = [key for key in HYPERPARAMETERS if key.startswith("data.")]
-"""Columns of the runs table that say what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
 
 ABOUT_FIRST = "This section is about the first text alone."
 

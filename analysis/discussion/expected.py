@@ -25,7 +25,7 @@ METRICS = {
     "val_ppl": "validation perplexity",
     "train_ppl": "training perplexity",
     "test_ppl": "test perplexity",
-    "gap": "gap between validation and training perplexity",
+    "gap": "gap between validation and training perplexity at the best epoch",
     "wall_seconds": "wall-clock time",
     "epoch_seconds": "time per epoch",
     "seconds_to_5pct": "time to within 5 % of a run's own best",
@@ -57,8 +57,8 @@ def expected_blocks(study: Study) -> list[Block]:
     """A sentence and a row for each expectation."""
     if not study.expectations:
         text = (
-            "No expectations were stated. Those that stand in the study's manifest as [[expect]] tables when it is "
-            "launched (docs/manifest.md) are held against the results here."
+            "The manifest states no expectations. Those stated as [[expect]] tables before the launch "
+            "(docs/manifest.md) are compared with the results here."
         )
         return [Prose(text=text)]
     sentences, rows = [], []
@@ -169,7 +169,7 @@ def _values_sentence(metric: str, lower: Side | None, higher: Side | None) -> st
     write = units.duration if metric in TIMES else units.rounded
     values = distinct(sides[0][0].value, sides[-1][0].value, write)
     parts = [
-        f"{value} ({side.reference}{interval_phrase(side.best) if side.best else ''}) where it was expected {word}"
+        f"{value} ({side.reference}{interval_phrase(side.best) if side.best else ''}) on the side expected {word}"
         for (side, word), value in zip(sides, values, strict=False)
     ]
     text = f" Lowest {METRICS[metric]}: {', '.join(parts)}."
@@ -179,8 +179,8 @@ def _values_sentence(metric: str, lower: Side | None, higher: Side | None) -> st
     first, second = distinct(*_at_equal_counts(metric, lower, higher), write)
     fewer = min(len(lower.values), len(higher.values))
     return (
-        f"{text} These are the lowest of {len(lower.values)} and of {of}; of {fewer} each, expected {first} and "
-        f"{second}."
+        f"{text} These are the lowest of {len(lower.values)} and of {of}; with {fewer} each, the "
+        f"expected lowest are {first} and {second}."
     )
 
 

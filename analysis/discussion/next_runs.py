@@ -54,7 +54,7 @@ def next_blocks(study: Study) -> list[Block]:
         (
             "more epochs",
             f"{run.number} {run.name}",
-            f"fell {100 * run.fall:.2f} % an epoch to {units.perplexity(run.val_ppl)} at epoch {run.epochs}",
+            f"fell {100 * run.fall:.2f} % per epoch to {units.perplexity(run.val_ppl)} at epoch {run.epochs}",
             run.number,
         )
         for run in rows_of(falling.head(LISTED))
@@ -72,7 +72,7 @@ def next_blocks(study: Study) -> list[Block]:
 def _table(proposals: pd.DataFrame) -> Table:
     caption = (
         "More epochs: the best epoch is the last, and the perplexity fell by more than "
-        f"{100 * FALL_PER_EPOCH:g} % an epoch at the end. Again: failures of the machine or of memory."
+        f"{100 * FALL_PER_EPOCH:g} % per epoch at the end. Again: failures of the machine or of memory."
     )
     return Table(
         name="discussion-5-next",
@@ -112,12 +112,12 @@ def fall_per_epoch(perplexities: list[float]) -> float:
 
 def _falling_sentence(falling: pd.DataFrame, done: int) -> list[str]:
     if falling.empty:
-        return ["More epochs: no finished run was still falling at its last epoch."]
-    named = [f"{run.number} {run.name} ({100 * run.fall:.2f} % an epoch)" for run in rows_of(falling)]
+        return ["More epochs: no finished run was still improving at its last epoch."]
+    named = [f"{run.number} {run.name} ({100 * run.fall:.2f} % per epoch)" for run in rows_of(falling)]
     was = "was" if len(falling) == 1 else "were"
     return [
-        f"More epochs: {len(falling)} of {units.count(done, 'finished run')} {was} still falling at the last epoch, "
-        f"{first_few(named, NAMED)}. How far they would fall is not extrapolated."
+        f"More epochs: {len(falling)} of {units.count(done, 'finished run')} {was} still improving at the last epoch: "
+        f"{first_few(named, NAMED)}. How far they would improve is not extrapolated."
     ]
 
 
@@ -157,7 +157,7 @@ def _retry_sentence(again: pd.DataFrame) -> list[str]:
     if not parts:
         return []
     return [
-        f"To be tried again, since the failure says nothing of the setting: {units.count(len(again), 'run')} "
+        f"To be tried again, since the failure says nothing about the setting: {units.count(len(again), 'run')} "
         f"({'; '.join(parts)})."
     ]
 

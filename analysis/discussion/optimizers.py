@@ -48,6 +48,7 @@ def optimizers_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
 def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Return a row for each optimizer with a finished run, in the report's order; ``best`` is its best setting."""
     done = finished(study.runs)
+    done = done.assign(final_gap=done["final_val_ppl"] - done["final_train_ppl"])
     diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
     members = {key: [s for s in settings if s.optimizer == key] for key in {s.optimizer for s in settings}}
     fewest = min(map(len, members.values()), default=0)
@@ -67,7 +68,9 @@ def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
             "architectures": sorted(best_settings(found).values(), key=lambda s: (s.val_ppl, s.number)),
             "median_seconds_to_5pct": median(runs["seconds_to_5pct"]),
             "gap": best.gap,
+            "final_gap": best.final_gap,
             "median_gap": median(runs["gap"]),
+            "median_final_gap": median(runs["final_gap"]),
         }
         rows.append(row)
     return rows
@@ -82,7 +85,7 @@ def _sentences(study: Study, rows: Sequence[dict[str, Any]]) -> list[str]:
     lowest = ", ".join(f"{row['optimizer']} {described(row['best'])}" for row in ranked)
     sentences = [f"Lowest validation perplexity: {lowest}."]
     if doubt := ranked[0]["best"].interval.doubt_against(ranked[1]["best"].interval):
-        sentences[0] += f" Which of the first two is lower is not clear ({doubt})."
+        sentences[0] += f" The order of the first two is not clear ({doubt})."
     fewest = min(row["settings"] for row in rows)
     if fewest < max(row["settings"] for row in rows):
         listed = ", ".join(
@@ -104,12 +107,20 @@ def _sentences(study: Study, rows: Sequence[dict[str, Any]]) -> list[str]:
         text = f"Median time to within 5 % of a run's own best validation perplexity: {listed}."
         sentences.append(" ".join([text, *device_sentences(study)]))
     if gaps := _numbers(rows, "median_gap"):
-        listed = ", ".join(
-            f"{units.rounded(row['median_gap'])} with {row['optimizer']} ({units.rounded(row['gap'])} in its best run)"
+        listed = "; ".join(
+            f"{row['optimizer']} {_rounded(row, 'median_gap')} and {_rounded(row, 'median_final_gap')} "
+            f"({_rounded(row, 'gap')} and {_rounded(row, 'final_gap')} in its best run)"
             for row in gaps
         )
-        sentences.append(f"Median generalisation gap (validation less training perplexity): {listed}.")
+        sentences.append(
+            "Median generalisation gap (validation minus training perplexity) at the best epoch and after the last: "
+            f"{listed}."
+        )
     return sentences
+
+
+def _rounded(row: dict[str, Any], key: str) -> str:
+    return units.rounded(row[key])
 
 
 def _numbers(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -128,11 +139,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         Column("architecture", "Architecture"),
         number("median_seconds_to_5pct", "Time to 5 %", units.duration),
         number("gap", "Gap of best", units.perplexity),
+        number("final_gap", "Final gap of best", units.perplexity),
         number("median_gap", "Median gap", units.perplexity),
+        number("median_final_gap", "Median final gap", units.perplexity),
     ]
     caption = (
         "Best valid.: of all finished settings; equal counts: expected of as many as the optimizer with the fewest "
-        "has. Time to 5 %: median. Gap: validation minus training perplexity at the best epoch."
+        "has. Time to 5 %: median. Gap: validation minus training perplexity at the best epoch; final: after the last."
     )
     return Table(
         name="discussion-2-optimizers",
@@ -188,8 +201,8 @@ def _duels(done: pd.DataFrame) -> pd.DataFrame:
 def _duel_sentences(duels: pd.DataFrame) -> str:
     number = int(duels["pairs"].sum())
     text = (
-        f"All else alike (model, data, training and seed), there {'is' if number == 1 else 'are'} "
-        f"{units.count(number, 'pair')} of runs: {'; '.join(map(_duel_phrase, rows_of(duels)))}."
+        f"{units.count(number, 'pair')} of runs {'agrees' if number == 1 else 'agree'} in model, data, training and "
+        f"seed: {'; '.join(map(_duel_phrase, rows_of(duels)))}."
     )
     unequal = duels[duels["unequal"] > 0]
     if unequal.empty:

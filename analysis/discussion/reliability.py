@@ -34,7 +34,7 @@ def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]
     """Return the verdict if there are enough settings, and the numbers of each architecture."""
     spreads = _spreads(study, settings)
     if spreads.empty:
-        return [Prose(text="No run has finished or diverged, so nothing can be said of reliability.")]
+        return [Prose(text="No run has finished or diverged, so nothing can be said about reliability.")]
     lowest = best_of(settings).val_ppl if settings else math.nan
     blocks: list[Block] = [
         Prose(text=_verdict(spreads, lowest)),
@@ -90,13 +90,13 @@ def _verdict(spreads: pd.DataFrame, lowest: float) -> str:
     """Name the most and the least reliable architecture by the share of settings near the study's lowest."""
     judged = spreads[spreads["settings"] >= ENOUGH]
     if len(judged) < 2:
-        text = f"No architecture can be called the most or the least reliable: that takes two with {ENOUGH} settings."
+        text = f"No architecture can be called the most or the least reliable: fewer than two have {ENOUGH} settings."
     elif not units.is_number(lowest):
         text = "No setting has finished, so no architecture is reliable."
     else:
         text = _order(judged, lowest)
     few = [f"{spread.architecture} ({spread.settings})" for spread in rows_of(spreads) if spread.settings < ENOUGH]
-    return f"{text} Fewer than {ENOUGH} settings, so not ranked: {units.listing(few)}." if few else text
+    return f"{text} Not ranked, with fewer than {ENOUGH} settings: {units.listing(few)}." if few else text
 
 
 def _order(judged: pd.DataFrame, lowest: float) -> str:

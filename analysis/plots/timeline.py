@@ -197,7 +197,8 @@ def _caption(study: Study, lanes: list[Lane], shown: list[Lane]) -> str:
     share = utilisation(lanes)
     sentences = ["Bars: attempts; lanes: GPUs or hosts; colour: architecture."]
     if units.is_number(share):
-        sentences.append(f"The {units.count(len(lanes), 'lane')} were busy {100 * share:.0f} % of the time.")
+        busy = "The lane was" if len(lanes) == 1 else f"The {len(lanes)} lanes were"
+        sentences.append(f"{busy} busy {100 * share:.0f} % of the time.")
     if len(shown) < len(lanes):
         sentences.append(f"Shown are the first {len(shown)} of {len(lanes)} lanes.")
     if missing:

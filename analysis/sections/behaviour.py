@@ -41,7 +41,7 @@ def behaviour_section(study: Study) -> Section:
     """Loss at each time step, gradients back in time, and samples."""
     runs = behaved_runs(study)
     shown = shown_runs(runs)
-    text = f"Not computed yet; “{COMMAND}” does it for the best run of each architecture."
+    text = f"Not computed yet. “{COMMAND}” computes it for the best run of each architecture."
     blocks: list[Block] = [Prose(text=text)]
     if runs:
         blocks = [
@@ -75,7 +75,7 @@ def _absence(study: Study, runs: Sequence[Behaved], shown: Sequence[Behaved]) ->
     if missing:
         notes.append(
             f"Of the best runs of each architecture, {units.listing(missing)} {'is' if len(missing) == 1 else 'are'} "
-            f"not here, because the behaviour has not been computed or cannot be read; “{COMMAND}” computes it."
+            f"not here: the behaviour has not been computed or cannot be read. “{COMMAND}” computes it."
         )
     if len(shown) < len(runs):
         notes.append(
@@ -99,14 +99,13 @@ def _samples_blocks(runs: Sequence[Behaved], shown: Sequence[Behaved]) -> list[B
     if not block.runs:
         return [Prose(text="There are no samples.")]
     rules = (
-        "Each sample is drawn token by token from the model's own predictions, every token the next one's input. Best "
-        "and worst: lowest and highest perplexity under the judge (where there is none, under the model itself). A "
-        "text that repeats itself has a low perplexity without being good, so the best are chosen among texts with at "
-        f"most {units.percent(MOST_REPEATED)} of tokens that occur among the 16 before them (texts of words only), at "
-        f"least {units.percent(LEAST_DISTINCT)} distinct three-token sequences and at most "
-        f"{units.percent(MOST_UNKNOWN)} <unk>, as long as there are any. Interesting: among the samples not chosen "
-        "yet, by the measure that each one's reason names. All samples are in the appendix, their measures in "
-        "data/samples.csv."
+        "Each sample is drawn token by token from the model's own predictions; every token is the next one's input. "
+        "Best and worst: lowest and highest perplexity under the judge, or under the model itself without a judge. "
+        "A text that repeats itself has a low perplexity without being good. So the best samples have at most "
+        f"{units.percent(MOST_REPEATED)} of tokens that occur among the 16 before them (words only), at least "
+        f"{units.percent(LEAST_DISTINCT)} distinct three-token sequences and at most {units.percent(MOST_UNKNOWN)} "
+        "<unk>, as long as there are such samples. Interesting: those of the others that stand out by the measure that "
+        "their reason names. The appendix has all samples, data/samples.csv their measures."
     )
     return [Subheading(text="Samples"), Prose(text=rules), measures_table(runs), block]
 
@@ -174,7 +173,7 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
             samples = pd.DataFrame(_sample_records(run))
             losses = MEASURES[:2]
             samples[losses] = np.log(samples[losses].astype(float).where(samples[losses] > 0))
-            mean = samples.groupby("length")[MEASURES].agg(lambda values: values.mean(skipna=False))
+            mean = samples.groupby("length")[MEASURES].agg(_mean)
             mean[losses] = np.exp(mean[losses])
             mean["samples"] = samples.groupby("length").size()
             run_facts: dict[str, Any] = {"number": run.number, "name": run.name, "architecture": run.arch}
@@ -203,6 +202,10 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
         records=pd.concat(means),
         run=lambda row: row["number"],
     )
+
+
+def _mean(values: pd.Series[float]) -> float:
+    return float(values.mean(skipna=False))
 
 
 # -- data files ----------------------------------------------------------------------------------------------------

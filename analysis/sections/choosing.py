@@ -50,7 +50,7 @@ def choose(samples: Sequence[Sample], judge: str | None, level: str) -> list[Cho
         return value if math.isfinite(value) else math.inf
 
     def under(sample: Sample) -> str:
-        whose = "under the model itself, which has no judge" if judge is None else f"under the judge {judge}"
+        whose = "under the model itself (there is no judge)" if judge is None else f"under the judge {judge}"
         return f"perplexity {whose}: {units.rounded(perplexity(sample))}"
 
     chosen = []
@@ -96,7 +96,7 @@ def _interesting(left: list[Sample], level: str) -> list[Chosen]:
 def _copy(sample: Sample, level: str) -> tuple[float, str]:
     quoted = plain_text(sample.copied, level).replace("\n", " ↵ ").strip()
     length = units.count(len(sample.copied), "token")
-    return len(sample.copied), f"longest passage that stands in the training text as it is: {length}, “{quoted}”"
+    return len(sample.copied), f"longest passage copied from the training text: {length}, “{quoted}”"
 
 
 def _repetition(sample: Sample, level: str) -> tuple[float, str]:
@@ -104,7 +104,7 @@ def _repetition(sample: Sample, level: str) -> tuple[float, str]:
     what = (
         "the tokens occur among the 16 before them"
         if level == "word"
-        else "the three-token sequences have occurred before in the text"
+        else "the three-token sequences occurred before in the text"
     )
     return share, f"most repetition: {units.percent(share)} of {what}"
 

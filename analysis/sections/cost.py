@@ -97,7 +97,7 @@ def shortened(table: Table) -> Table:
     for place, column in enumerate(table.columns):
         texts = {row.cells[place].text for row in table.rows}
         if column.key in MAY_BE_SHARED and len(texts) == 1 and len(table.rows) > 1:
-            shared.append(f"{column.title} = {texts.pop()}")
+            shared += [f"{column.title} = {text}" for text in texts if text != units.MISSING]
         elif column.key not in ("gpu_hours", "core_hours") or texts != {units.MISSING}:
             kept.append(column)
     return replace(
@@ -117,7 +117,7 @@ def totals(study: Study, attempts: pd.DataFrame) -> list[str]:
     at_least = "" if unknown.empty else "at least "
     items = [
         f"{units.count(attempts['id'].nunique(), 'run')} in {units.count(len(attempts), 'attempt')}: {at_least}"
-        f"{_hours(attempts['spent'])} run hours (an attempt counts once, whatever its ranks), of which "
+        f"{_hours(attempts['spent'])} run hours (an attempt counts once, however many ranks it has), of which "
         f"{_hours(attempts['epoch_seconds'])} in finished epochs."
     ]
     for key, name, on, what in (("gpu_hours", "GPU", "", "GPUs"), ("core_hours", "core", " on processors", "cores")):
@@ -131,8 +131,7 @@ def totals(study: Study, attempts: pd.DataFrame) -> list[str]:
     if len(unknown):
         items.append(
             f"Not recorded: the start of {units.count(int(attempts['started_at'].isna().sum()), 'attempt')} and the "
-            f"end of {attempts['ended_at'].isna().sum()}. These count with the time of the epochs finished in them, "
-            "which is less than they took."
+            f"end of {attempts['ended_at'].isna().sum()}. Of these attempts only the finished epochs are counted."
         )
     return [item[0].upper() + item[1:] for item in items]
 
@@ -145,9 +144,9 @@ def _failed_sentence(study: Study, attempts: pd.DataFrame) -> str:
     over = study.runs.loc[study.runs["state"].isin(["failed", "cancelled"]), "id"]
     if over.empty:
         return "No run has failed or been cancelled."
-    verb = "run that has" if len(over) == 1 else "runs that have"
     spent = _hours(attempts.loc[attempts["id"].isin(over), "spent"])
-    return f"{spent} failed hours: those of {len(over)} {verb} failed or been cancelled."
+    runs = "1 run that" if len(over) == 1 else f"{len(over)} runs that"
+    return f"{spent} of these run hours went into {runs} failed or {'was' if len(over) == 1 else 'were'} cancelled."
 
 
 def _interrupted_sentence(attempts: pd.DataFrame) -> str:
@@ -155,14 +154,14 @@ def _interrupted_sentence(attempts: pd.DataFrame) -> str:
     failed_before = attempts.duplicated("id", keep="last") & (attempts["outcome"] == "failed")
     cut = attempts[failed_before | (attempts["outcome"] == "interrupted")]
     if cut.empty:
-        return "No attempt was cut off."
+        return "No attempt was interrupted."
     known = cut["lost_seconds"].dropna()
     verb = "was" if len(cut) == 1 else "were"
-    text = f"{units.count(len(cut), 'attempt')} {verb} cut off and had to be repeated or resumed"
+    text = f"{units.count(len(cut), 'attempt')} {verb} interrupted and had to be repeated or resumed"
     if known.empty:
         return f"{text}; the time lost is not recorded."
     of = "" if len(known) == len(cut) else f" (known of {len(known)})"
-    return f"{text}: {_hours(known)} hours lost, in no finished epoch{of}."
+    return f"{text}: {_hours(known)} hours outside finished epochs were lost{of}."
 
 
 def _estimate_sentence(study: Study) -> str:

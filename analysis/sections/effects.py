@@ -40,8 +40,8 @@ def effects_section(study: Study) -> Section:
     study = on_one_text(study)
     done = finished(study.runs)
     if len(done) < 2:
-        found = "No run has" if done.empty else "One run has"
-        blocks.append(Prose(text=f"{found} been finished; effects show only between finished runs that differ."))
+        found = "No run has" if done.empty else "Only one run has"
+        blocks.append(Prose(text=f"{found} finished. An effect is a difference between finished runs."))
         return Section(name="effects", title="Main effects", blocks=blocks)
     effects = effects_of(single_key_pairs(study.runs))
     changes = [change for effect in effects for change in changes_of(effect)]
@@ -138,8 +138,8 @@ def _paired_sentence(effects: Sequence[Effect], changes: Sequence[dict[str, Any]
     return (
         f"{units.count(pairs, 'pair')} of settings {'differs' if pairs == 1 else 'differ'} in one hyperparameter "
         f"alone ({keys}). {effect_sentence(effects)} The largest mean change of {largest['key']}, {ends}, is "
-        f"{largest['mean_change_nats']:+.3f} nats, a perplexity {largest['perplexity_ratio']:.3g} times as high "
-        f"({units.count(largest['pairs'], 'pair')})."
+        f"{largest['mean_change_nats']:+.3f} nats, which multiplies the perplexity by "
+        f"{largest['perplexity_ratio']:.3g} ({units.count(largest['pairs'], 'pair')})."
     )
 
 

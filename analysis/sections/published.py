@@ -53,7 +53,7 @@ def _summary(compared: list[Comparison]) -> str:
             f"{verdicts[ABOVE]}."
         )
     else:
-        text += " Of none of the done runs have replications been published."
+        text += " No replications have been published for the done runs."
     if measured := [c for c in done if units.is_number(c.percent)]:
         median = statistics.median(abs(c.percent) for c in measured)
         most = max(measured, key=lambda c: abs(c.percent))

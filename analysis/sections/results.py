@@ -24,7 +24,7 @@ from analysis.study.settings import (
     repeats_seeds,
     settings_of,
 )
-from analysis.study.study import Study
+from analysis.study.study import OVERFITTED_FROM, Study
 from analysis.study.values import rows_of
 
 ALWAYS_SHOWN = {
@@ -36,16 +36,13 @@ ALWAYS_SHOWN = {
 }
 """Hyperparameters that have a column even where all runs agree, with the column's heading."""
 
-OVERFITTED_FROM = 1.05
-"""A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
-
 MOST_NAMED = 5
 """A sentence names at most this many runs, and counts the others."""
 
 TIE = "\N{ALMOST EQUAL TO}"
 """Marks a setting whose seeds show no difference from the best."""
 
-RANKED_WITHIN = "The tables rank runs on the same text only."
+RANKED_WITHIN = "Each table compares runs on the same text only."
 
 
 def results_blocks(study: Study) -> list[Block]:
@@ -142,39 +139,26 @@ def settings_table(study: Study) -> Table:
     seeds = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
     kinds = {setting.number: (setting.arch, texts[setting.runs[0]]) for setting in settings}
     lowest = {kind: best_of([s for s in settings if kinds[s.number] == kind]) for kind in set(kinds.values())}
-    rows = []
-    for setting in sorted(settings, key=_place):
-        best = lowest[kinds[setting.number]]
-        is_best = setting.val_ppl == best.val_ppl
-        row = {
-            "number": setting.number,
-            "name": setting.name,
-            "architecture": units.architecture(setting.arch),
-            "optimizer": units.optimizer(setting.optimizer),
-            "n": setting.interval.n,
-            "val_ppl": setting.val_ppl,
-            "low": setting.interval.low,
-            "high": setting.interval.high,
-            "best_seed": min(seeds[run] for run in setting.runs),
-            "worst_seed": max(seeds[run] for run in setting.runs),
-            "p_value": None if is_best else setting.interval.p_value(best.interval),
-            "runs": " ".join(map(str, setting.runs)),
-            "is_best": is_best,
-        }
-        rows.append(row)
+
+    def is_best(setting: Setting) -> bool:
+        return setting.val_ppl == lowest[kinds[setting.number]].val_ppl
+
+    def p_value(setting: Setting) -> float | None:
+        return None if is_best(setting) else setting.interval.p_value(lowest[kinds[setting.number]].interval)
+
     columns = [
-        number("number", "No."),
-        Column("name", "Setting", emphasised=True),
-        Column("architecture", "Architecture"),
-        Column("optimizer", "Optimizer"),
-        number("n", "n"),
-        Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
-        number("low", "From", units.perplexity),
-        number("high", "To", units.perplexity),
-        number("best_seed", "Best seed", units.perplexity),
-        number("worst_seed", "Worst seed", units.perplexity),
-        number("p_value", "p", _tie),
-        Column("runs", "Runs"),
+        number("number", "No.", of=lambda setting: setting.number),
+        Column("name", "Setting", of=lambda setting: setting.name, emphasised=True),
+        Column("architecture", "Architecture", units.architecture, lambda setting: setting.arch),
+        Column("optimizer", "Optimizer", units.optimizer, lambda setting: setting.optimizer),
+        number("n", "n", of=lambda setting: setting.interval.n),
+        Column("val_ppl", "Valid.", units.perplexity, lambda s: s.val_ppl, numeric=True, emphasised=True),
+        number("low", "From", units.perplexity, lambda setting: setting.interval.low),
+        number("high", "To", units.perplexity, lambda setting: setting.interval.high),
+        number("best_seed", "Best seed", units.perplexity, lambda s: min(seeds[run] for run in s.runs)),
+        number("worst_seed", "Worst seed", units.perplexity, lambda s: max(seeds[run] for run in s.runs)),
+        number("p_value", "p", _tie, p_value),
+        Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
     ]
     on_text = " on its text" if len(finished_by_text(study)) > 1 else ""
     caption = (
@@ -186,8 +170,8 @@ def settings_table(study: Study) -> Table:
         title="Perplexity of each setting over its seeds",
         caption=caption,
         columns=columns,
-        records=rows,
-        bold=lambda row: row["is_best"],
+        records=sorted(settings, key=_place),
+        bold=is_best,
     )
 
 
@@ -221,7 +205,7 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
 
 def _hyperparameters_table(study: Study, keys: Sequence[str]) -> Table:
     caption = (
-        "Beneath each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping "
+        "Below each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping "
         f"a unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply."
     )
     return Table(

@@ -128,7 +128,7 @@ def test_best_leaves_out_heavy_repetition_and_the_reason_names_the_judge(run: Ru
     reasons = [choice.reason for choice in chosen]
     assert reasons[0] == "lowest perplexity under the judge the judge: 20.0, without heavy repetition"
     assert reasons[6:] == [
-        "longest passage that stands in the training text as it is: 2 tokens, “b c”",
+        "longest passage copied from the training text: 2 tokens, “b c”",
         "most repetition: 90 % of the tokens occur among the 16 before them",
         "largest rise of entropy: by 2.00 nats from its first third to its last",
     ]
@@ -140,7 +140,7 @@ def test_without_a_judge_the_models_own_perplexity_decides_and_that_is_said(run:
     add_samples(run, [raw_sample(i, ["a"], perplexity_own=v, perplexity_other=None) for i, v in values])
     chosen = choose(samples_of(run), None, "word")
     assert [choice.sample.index for choice in chosen] == [1, 0]
-    assert "under the model itself, which has no judge: 5.0" in chosen[0].reason
+    assert "under the model itself (there is no judge): 5.0" in chosen[0].reason
 
 
 def test_words_are_joined_as_one_reads_them() -> None:

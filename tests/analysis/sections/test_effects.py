@@ -125,7 +125,7 @@ def test_several_seeds_count_as_one_setting(tmp_path: Path) -> None:
     assert {row["key"] for row in table_of(section, "marginal-means")} == {"optim.lr"}
 
 
-@pytest.mark.parametrize(("n", "said"), [(0, "No run has been finished"), (1, "One run has been finished")])
+@pytest.mark.parametrize(("n", "said"), [(0, "No run has finished"), (1, "Only one run has finished")])
 def test_too_few_runs_give_a_sentence(tmp_path: Path, n: int, said: str) -> None:
     make_run(tmp_path, 0, epochs=1, done=n > 0)
     (block,) = effects_section(load_study(tmp_path)).blocks
