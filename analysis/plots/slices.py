@@ -84,12 +84,11 @@ def draw_slice(
     axes.set_ylabel("Validation perplexity", fontsize=8)
     _label_values(axes, part)
     _draw_chains(axes, part, chains, tagged=tagged)
-    places = part.places()
     groups: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
     lines = []
     for number, value in part.values.items():
         run = runs[number]
-        x, y = places[value] + part.shift(run["arch"]), float(run["val_ppl"])
+        x, y = part.places[value] + part.shift(run["arch"]), float(run["val_ppl"])
         groups[run["arch"], run["optimizer"]].append((x, y))
         if tagged:
             _draw_points(axes, [(x, y)], run["arch"], run["optimizer"], gid=run_mark(number))
@@ -103,12 +102,12 @@ def draw_slice(
 
 def _label_values(axes: Axes, part: Slice) -> None:
     axes.set_xlabel(part.key, fontsize=8)
-    places = list(part.places().values())
+    places = list(part.places.values())
     if not part.is_categorical:
         scale_for([np.array(places)], logarithmic=part.is_log).widened(0.05).applied_to(axes, "x", 5)
         return
     step = math.ceil(len(places) / FEW_VALUES)
-    names = [units.shortened(printed(part.key, value), 12) for value in part.ordered[::step]]
+    names = [units.shortened(printed(part.key, value), 12) for value in list(part.places)[::step]]
     crowded: dict[str, Any] = {"rotation": 20, "ha": "right"} if sum(map(len, names)) > 26 else {}
     axes.set_xticks(places[::step], names, **crowded)
     axes.set_xlim(-0.5, len(places) - 0.5)
@@ -147,13 +146,10 @@ def extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _draw_chains(axes: Axes, part: Slice, chains: Sequence[Sequence[Setting]], *, tagged: bool) -> None:
     """A line through each group. Each half of a line's piece belongs to the run at its end, and hides with it."""
-    places = part.places()
     together: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
     for chain in chains:
-        ends = [(places[setting.config[part.key]], setting) for setting in chain]
-        arch = ends[0][1].arch
-        colour = look.colour_of(arch)
-        points = [(x + part.shift(arch), setting.val_ppl, setting.runs) for x, setting in ends]
+        colour, shift = look.colour_of(chain[0].arch), part.shift(chain[0].arch)
+        points = [(part.places[end.config[part.key]] + shift, end.val_ppl, end.runs) for end in chain]
         if not tagged or any(len(members) > 1 for _, _, members in points):
             together[colour].append([(x, y) for x, y, _ in points])
             continue
@@ -187,24 +183,10 @@ class Slice:
     key: str
     values: Mapping[int, Any]
     """Of each run that has the key, by its number."""
-    ordered: list[Any]
-    """The values once each, sorted."""
-
-    @property
-    def is_log(self) -> bool:
-        return self._is_numeric and self.ordered[0] > 0 and self.ordered[-1] > 10 * self.ordered[0]
-
-    @property
-    def is_categorical(self) -> bool:
-        return not self.is_log and (not self._is_numeric or len(self.ordered) <= FEW_VALUES)
-
-    @property
-    def _is_numeric(self) -> bool:
-        return all(is_numeric(value) for value in self.ordered)
-
-    def places(self) -> dict[Any, float]:
-        """The place of each value on the axis; categories are counted from 0."""
-        return {value: float(n if self.is_categorical else value) for n, value in enumerate(self.ordered)}
+    places: Mapping[Any, float]
+    """The place of each value on the axis, in order; categories are counted from 0."""
+    is_log: bool
+    is_categorical: bool
 
     def shift(self, arch: Any) -> float:
         """How far beside their place the points of an architecture lie, so that they do not cover one another."""
@@ -217,9 +199,13 @@ def slices_of(study: Study, order: Sequence[str]) -> list[Slice]:
     configs = {run["number"]: config_of(run) for run in finished(study.runs).to_dict("records")}
     varying = varying_keys(configs.values())
     keys = [*(key for key in order if key in varying), *(key for key in varying if key not in order)]
-    values = {key: {number: config[key] for number, config in configs.items() if key in config} for key in keys}
-    return [
-        Slice(key=key, values=values[key], ordered=sorted_values(key, values[key].values()))
-        for key in keys
-        if key not in CHOICES
-    ]
+    slices = []
+    for key in [key for key in keys if key not in CHOICES]:
+        values = {number: config[key] for number, config in configs.items() if key in config}
+        ordered = sorted_values(key, values.values())
+        numeric = all(map(is_numeric, ordered))
+        is_log = numeric and ordered[0] > 0 and ordered[-1] > 10 * ordered[0]
+        is_categorical = not is_log and (not numeric or len(ordered) <= FEW_VALUES)
+        places = {value: float(n if is_categorical else value) for n, value in enumerate(ordered)}
+        slices.append(Slice(key=key, values=values, places=places, is_log=is_log, is_categorical=is_categorical))
+    return slices

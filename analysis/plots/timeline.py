@@ -6,8 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,8 +31,7 @@ HATCHES = {"failed": "/////", "cancelled": "/////", "interrupted": "|||||"}
 KEYS = {"failed": "failed or cancelled", "interrupted": "interrupted"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
+class Bar(NamedTuple):
     """An attempt on one of its places; times in seconds since 1970."""
 
     run: RunNumber
@@ -45,8 +43,7 @@ class Bar:
     end: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lane:
+class Lane(NamedTuple):
     """A GPU, or a part of a machine on which one attempt ran at a time."""
 
     label: str
@@ -59,29 +56,19 @@ def lanes_of(study: Study) -> list[Lane]:
     Attempts of one place that overlap (processors, or shares of a GPU) are packed into as few lanes as hold them,
     each attempt into the first that is free.
     """
-    arch = dict(zip(study.runs["id"], study.runs["arch"], strict=True))
-    name = dict(zip(study.runs["id"], study.runs["name"], strict=True))
+    facts = study.attempts.join(study.runs.set_index("id")[["arch", "name"]], on="id")
+    facts["start"], facts["end"] = facts["started_at"].map(moment), facts["ended_at"].map(moment)
+    facts = facts.dropna(subset=["start", "end"])
     places: dict[str, list[Bar]] = defaultdict(list)
-    for row in study.attempts.to_dict("records"):
-        start, end = moment(row["started_at"]), moment(row["ended_at"])
-        if start is None or end is None:
-            continue
-        bar = Bar(
-            run=row["number"],
-            attempt=int(row["attempt"]),
-            outcome=row["outcome"],
-            arch=arch[row["id"]],
-            name=name[row["id"]],
-            start=start,
-            end=end,
-        )
-        for place in (row["places"] or "unknown place").split(PLACE_JOINT):
+    bars = facts[["number", "attempt", "outcome", "arch", "name", "start", "end"]].itertuples(index=False, name=None)
+    for joined, bar in zip(facts["places"].fillna("unknown place"), map(Bar._make, bars), strict=True):
+        for place in joined.split(PLACE_JOINT):
             places[place].append(bar)
-    lanes = []
+    lanes: list[Lane] = []
     for place in sorted(places, key=_natural):
         packed = pack(places[place])
         labels = [place] if len(packed) == 1 else [f"{place} ({number})" for number in range(1, len(packed) + 1)]
-        lanes += [Lane(label=label, bars=bars) for label, bars in zip(labels, packed, strict=True)]
+        lanes += map(Lane, labels, packed)
     return lanes
 
 
@@ -175,16 +162,10 @@ def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, roo
 def bar_handles(lanes: Sequence[Lane]) -> list[Patch]:
     """Return the legend entries of the architectures and outcomes that the lanes hold."""
     bars = [bar for lane in lanes for bar in lane.bars]
-    there = {bar.arch for bar in bars}
-    handles = [
-        Patch(facecolor=look.ARCHITECTURE_COLOURS[arch], label=name)
-        for arch, name in units.ARCHITECTURES.items()
-        if arch in there
-    ]
-    if there - set(units.ARCHITECTURES):
-        handles.append(Patch(facecolor=look.UNKNOWN_COLOUR, label=units.UNKNOWN))
+    archs = {units.architecture(bar.arch): look.colour_of(bar.arch) for bar in bars}
+    names = [name for name in [*units.ARCHITECTURES.values(), units.UNKNOWN] if name in archs]
     hatches = {HATCHES[bar.outcome] for bar in bars if bar.outcome in HATCHES}
-    return handles + [
+    return [Patch(facecolor=archs[name], label=name) for name in names] + [
         Patch(facecolor=look.MUTED, edgecolor=look.PAPER, linewidth=0, hatch=HATCHES[outcome], label=label)
         for outcome, label in KEYS.items()
         if HATCHES[outcome] in hatches
