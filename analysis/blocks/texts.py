@@ -25,8 +25,8 @@ def text_names(study: Study) -> pd.Series[str]:
     names = texts["data.corpus"]
     for key in TEXT_KEYS[1:]:
         if known[key].nunique() > 1:
-            values = texts[key].str.slice(stop=8) if key == "data.sha256" else texts[key]
-            names = names + f" {key.removeprefix('data.')} " + values
+            part = f" {key.removeprefix('data.')} " + texts[key].str.slice(stop=8)
+            names = names + part.mask((texts[key] == "none") & (key == "data.sha256"), "")
     return names
 
 

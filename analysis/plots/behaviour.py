@@ -55,7 +55,7 @@ def loss_chart(runs: Sequence[Behaved]) -> Chart:
     sentences = [STYLES_CAPTION]
     if lengths := _training_lengths(runs):
         spoken = units.listing([str(length) for length in lengths])
-        sentences.append(f"Dotted upright: the length of a window in training ({spoken} tokens).")
+        sentences.append(f"Dotted vertical line: the length of a window in training ({spoken} tokens).")
     if not all(carries_state(run.arch) for run in runs):
         sentences.append("The Transformer carries no state, so its two curves are the same.")
     return Chart(

@@ -81,11 +81,8 @@ def _absence(study: Study, runs: Sequence[Behaved], shown: Sequence[Behaved]) ->
 
 def _one_layer_note(runs: Sequence[Behaved]) -> list[Prose]:
     single = [run.reference for run in runs if len(run.behaviour.layer_gradients) == 1]
-    if not single:
-        return []
-    of = f"{units.listing(single)} {'has' if len(single) == 1 else 'have'}"
-    of = "Every run here has" if len(single) == len(runs) else of
-    return [Prose(text=f"{of} one layer, so that its gradient norm is the overall one.")]
+    of = "every run here" if len(single) == len(runs) else units.listing(single)
+    return [Prose(text=f"With one layer, the gradient norm of the layer is the overall one: {of}.")] if single else []
 
 
 def _samples_blocks(runs: Sequence[Behaved], shown: Sequence[Behaved]) -> list[Block]:
@@ -109,11 +106,17 @@ def _samples_blocks(runs: Sequence[Behaved], shown: Sequence[Behaved]) -> list[B
 
 def behaviour_table(runs: Sequence[Behaved]) -> Table:
     """What the curves come to, one row for each run."""
+
+    def windows(run: Behaved) -> str:
+        return f"{run.behaviour.windows:,} × {run.behaviour.columns:,} × {len(run.behaviour.zero_state):,}"
+
     columns = [
         number("number", "No.", of=lambda run: run.number),
         Column("name", "Run", of=lambda run: run.name),
         Column("architecture", "Architecture", units.architecture, lambda run: run.arch),
-        Column("windows", "Windows", of=_windows, shown=_shown_windows, numeric=True),
+        Column(
+            "windows", "Windows", of=lambda r: r.behaviour.windows * r.behaviour.columns, shown=windows, numeric=True
+        ),
         number("first_step_loss", "First step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[0])),
         number("last_step_loss", "Last step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[-1])),
         number("zero_state_ppl", "Zero state", units.perplexity, lambda b: mean_perplexity(b.behaviour.zero_state)),
@@ -146,15 +149,6 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
     )
 
 
-def _windows(run: Behaved) -> int:
-    return run.behaviour.windows * run.behaviour.columns
-
-
-def _shown_windows(run: Behaved) -> str:
-    behaviour = run.behaviour
-    return f"{behaviour.windows:,} × {behaviour.columns:,} × {len(behaviour.zero_state):,}"
-
-
 def measures_table(runs: Sequence[Behaved]) -> Table:
     """Means over the samples of each run and length; geometric ones of perplexities, NaN if one is missing."""
     means = []
@@ -163,7 +157,7 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
             samples = pd.DataFrame(_sample_records(run))
             losses = MEASURES[:2]
             samples[losses] = np.log(samples[losses].astype(float).where(samples[losses] > 0))
-            mean = samples.groupby("length")[MEASURES].agg(_mean)
+            mean = samples.groupby("length")[MEASURES].agg(pd.Series.mean, skipna=False)
             mean[losses] = np.exp(mean[losses])
             mean["samples"] = samples.groupby("length").size()
             run_facts: dict[str, Any] = {"number": run.number, "name": run.name, "architecture": run.arch}
@@ -194,10 +188,6 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
         records=pd.concat(means),
         run=lambda row: row["number"],
     )
-
-
-def _mean(values: pd.Series[float]) -> float:
-    return float(values.mean(skipna=False))
 
 
 # -- data files ----------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def sentences(runs: Sequence[Behaved]) -> list[str]:
     settles = f"The mean over {STRETCH} successive steps first comes within 2 % of its lowest in the stretch beginning"
     carries = "Carrying the state on instead of setting it to zero, the validation perplexity is"
     return [
-        *_about(runs, f"From the first step to the mean of the last (up to {STRETCH}), the loss goes", _context),
+        *_about(runs, f"From the first step to the mean of the last steps (up to {STRETCH}), the loss goes", _context),
         *_about(runs, settles, _settling),
         *_about(recurrent, carries, _carried),
         *_past_training(runs),
