@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,13 +156,16 @@ def _duels(done: pd.DataFrame) -> pd.DataFrame:
     numbers of runs differ.
     """
     done = done.sort_values(["val_ppl", "number"])
-    alike = done.groupby(OTHER_KEYS, dropna=False, sort=False)["optimizer"]
+    alike = done.groupby(OTHER_KEYS, dropna=False, sort=False).ngroup()
+    groups: dict[Any, dict[Any, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    columns = (done[key] for key in ("optimizer", "val_ppl", "seconds_to_5pct"))
+    for group, optimizer, ppl, seconds in zip(alike, *columns, strict=True):
+        groups[group][optimizer].append((math.log(ppl), seconds))
     pairs = []
-    for _, group in done[alike.transform("nunique") > 1].groupby(alike.ngroup()):
-        sides = dict(list(group.groupby("optimizer")))
+    for sides in groups.values():
         for first, second in itertools.combinations(sorted(sides, key=_place), 2):
-            losses = [[math.log(ppl) for ppl in sides[key]["val_ppl"]] for key in (first, second)]
-            seconds = [sides[key]["seconds_to_5pct"].iloc[0] for key in (first, second)]
+            losses = [[loss for loss, _ in sides[key]] for key in (first, second)]
+            times = [sides[key][0][1] for key in (first, second)]
             fewer = min(map(len, losses))
             pair = {
                 "first": units.optimizer(first),
@@ -169,7 +173,7 @@ def _duels(done: pd.DataFrame) -> pd.DataFrame:
                 "difference_nats": losses[1][0] - losses[0][0],
                 "equal_counts_nats": expected_minimum(losses[1], fewer) - expected_minimum(losses[0], fewer),
                 "unequal": len(losses[0]) != len(losses[1]),
-                "time_ratio": seconds[1] / seconds[0] if seconds[0] > 0 else math.nan,
+                "time_ratio": times[1] / times[0] if times[0] > 0 else math.nan,
             }
             pairs.append(((_place(first), _place(second)), pair))
     if not pairs:

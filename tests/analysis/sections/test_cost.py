@@ -73,6 +73,14 @@ def test_columns_in_which_all_runs_agree_stand_in_the_caption_and_in_the_csv_fil
     assert dict(zip(header.split(","), first.split(","), strict=True))["device"] == "AMD EPYC"
 
 
+def test_what_no_run_has_recorded_is_no_value_that_all_share(tmp_path: Path) -> None:
+    for order in range(2):
+        write_attempt(make_run(tmp_path, order, epochs=1), 1, start=0, end=100)
+    (table,) = cost_section(load_study(tmp_path)).tables
+    assert "backend" not in [column.key for column in table.columns]
+    assert table.caption.endswith("The same in every run: Device = AMD EPYC, Ranks = 1.")
+
+
 def test_totals_name_failed_and_lost_hours_and_how_estimates_held(tmp_path: Path) -> None:
     said = sentences(cost_section(load_study(make_costs(tmp_path))))
     assert said == [
