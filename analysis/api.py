@@ -215,7 +215,7 @@ class Study(files.Study):
             axes = _axes(ax, map(legend_entry, choice.named))
             siblings = axes.get_shared_y_axes().get_siblings(axes)
             limits = [other.get_ylim() for other in siblings if other.has_data()]
-            draw_choice(axes, choice, scale_for(values, cut_at=shared_cut(values)), self, progress, most_ticks=9)
+            draw_choice(axes, choice, scale_for(values, cut_at=shared_cut(values)), self, progress)
             limits.append(axes.get_ylim())
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         return axes

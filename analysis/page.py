@@ -16,12 +16,14 @@ from markupsafe import Markup
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Section, labels
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
+from analysis.blocks.texts import finished_by_text, text_names
 from analysis.plots import look
 from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
 from analysis.study.numbering import RunNumber, VariantNumber
 from analysis.study.settings import best_runs
 from analysis.study.study import Study
+from analysis.study.values import rows_of
 
 TABLE_FORMATS = {"csv": "CSV", "tex": "LaTeX", "md": "Markdown"}
 
@@ -44,7 +46,7 @@ class Page:
     origin: list[tuple[str, list[str]]]
     """What the header says of where the results come from."""
     best: list[tuple[str, str, RunNumber, str]]
-    """Architecture, perplexity, number and name of each best run."""
+    """Architecture (and text, if there are several), perplexity, number and name of each best run."""
     runs: list[tuple[RunNumber, str, str, str]]
     """Number, name, architecture and optimizer of each run that figures show, for hiding it."""
     sections: list[Section]
@@ -69,7 +71,8 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFr
     states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
     counted = Counter(state for number, _, state in states if isinstance(number, int))
     variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
-    best = best_runs(study.runs).to_dict("records")
+    texts = text_names(study)
+    best = {text: rows_of(best_runs(study.runs[texts == text])) for text in finished_by_text(study).index}
     kept = [section for section in sections if section.blocks]
     drawn = {line.run for section in kept for chart in section.charts for panel in chart.panels for line in panel.lines}
     return Page(
@@ -79,7 +82,16 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFr
         counts=[(state, counted[state]) for state in STATES if counted[state]],
         variants=f"{units.count(len(variants), 'variant')} ({variants.count('done')} done)" if variants else "",
         origin=_origin(study),
-        best=[(units.architecture(r["arch"]), units.perplexity(r["val_ppl"]), r["number"], r["name"]) for r in best],
+        best=[
+            (
+                units.architecture(run.arch) + (f" on {text}" if len(best) > 1 else ""),
+                units.perplexity(run.val_ppl),
+                run.number,
+                run.name,
+            )
+            for text, found in best.items()
+            for run in found
+        ],
         runs=[
             (run["number"], run["name"], units.architecture(run["arch"]), units.optimizer(run["optimizer"]))
             for run in runs

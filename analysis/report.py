@@ -25,7 +25,7 @@ from analysis.sections.coverage import coverage, open_runs
 from analysis.sections.effects import effects_section
 from analysis.sections.groups import groups_section
 from analysis.sections.published import published_section
-from analysis.sections.results import hyperparameter_blocks, overfitting, results_table, settings_table
+from analysis.sections.results import hyperparameter_blocks, results_blocks
 from analysis.study.behaved import behaved_runs
 from analysis.study.study import Study, load_study
 from seqlm.errors import FileError, UsageError
@@ -90,11 +90,7 @@ def report_sections(study: Study) -> list[Section]:
     unfinished = open_runs(study)
     return [
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
-        Section(
-            name="results",
-            title="Results",
-            blocks=[results_table(study), *filter(None, [settings_table(study)]), *overfitting(study)],
-        ),
+        Section(name="results", title="Results", blocks=results_blocks(study)),
         groups_section(study),
         published_section(study),
         Section(name="curves", title="Learning curves", blocks=curve_blocks(study) or [nothing]),

@@ -271,7 +271,9 @@ class RunDirectory(RunLayout):
         if stranger:
             return observed("pending", stranger)
         if self.attempts():
-            after = "before the first epoch ended" if epoch is None else f"after {epoch + 1} epochs"
+            after = (
+                "before the first epoch ended" if epoch is None else f"after {epoch + 1} epoch{'s' if epoch else ''}"
+            )
             return observed("pending", f"interrupted {after}; run again to resume")
         return observed("pending", None)
 

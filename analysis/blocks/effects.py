@@ -29,32 +29,20 @@ class Effect:
         return statistics.fmean(abs(pair.difference_nats) for pair in self.pairs)
 
     @property
-    def numeric(self) -> bool:
-        return all(is_numeric(value) for pair in self.pairs for value in (pair.a_value, pair.b_value))
-
-    @property
-    def higher_better(self) -> int:
-        """Pairs in which the second, of a number the larger, value is better."""
-        return sum(pair.difference_nats < 0 for pair in self.pairs)
-
-    @property
-    def higher_worse(self) -> int:
-        return sum(pair.difference_nats > 0 for pair in self.pairs)
-
-    @property
     def direction(self) -> str:
-        """Which value is better, and in how many pairs."""
-        number = len(self.pairs)
-        if self.numeric:
-            if self.higher_better >= self.higher_worse:
-                return f"the larger value is better in {self.higher_better} of {number}"
-            return f"the smaller value is better in {self.higher_worse} of {number}"
+        """Which value is better, of numbers the larger or the smaller one, and in how many pairs."""
+        n = len(self.pairs)
+        numeric = all(is_numeric(value) for pair in self.pairs for value in (pair.a_value, pair.b_value))
         met, won = Counter[str](), Counter[str]()
         for pair in self.pairs:
-            values = printed(self.key, pair.a_value), printed(self.key, pair.b_value)
+            named = printed(self.key, pair.a_value), printed(self.key, pair.b_value)
+            values = ("smaller", "larger") if numeric else named
             met.update(values)
             if pair.difference_nats:
                 won[values[pair.difference_nats < 0]] += 1
+        if numeric:
+            better = max(("larger", "smaller"), key=lambda side: won[side])
+            return f"the {better} value is better in {won[better]} of {n}"
         ranked = sorted(met, key=lambda name: (-won[name] / met[name], -won[name], name))
         return "better in its pairs: " + first_few([f"{name} in {won[name]} of {met[name]}" for name in ranked], 4)
 
@@ -64,9 +52,8 @@ def effects_of(pairs: Sequence[SettingPair]) -> list[Effect]:
     groups: dict[str, list[SettingPair]] = defaultdict(list)
     for pair in pairs:
         groups[pair.key].append(pair)
-    return sorted(
-        (Effect(key=key, pairs=members) for key, members in groups.items()), key=lambda effect: -effect.mean_nats
-    )
+    effects = [Effect(key=key, pairs=members) for key, members in groups.items()]
+    return sorted(effects, key=lambda effect: -effect.mean_nats)
 
 
 def effect_sentence(effects: Sequence[Effect]) -> str:
@@ -91,26 +78,30 @@ def effect_sentence(effects: Sequence[Effect]) -> str:
 
 def _size(effect: Effect) -> str:
     number = len(effect.pairs)
-    alone = "in its one pair, which says nothing of other settings"
+    alone = "in its one pair, which says nothing about other settings"
     return f"{effect.mean_nats:.3f} nats {alone if number == 1 else f'on average over {number} pairs'}"
 
 
 def effects_table(effects: Sequence[Effect]) -> Table:
     """A row for each key."""
-    columns = [
-        Column("key", "Hyperparameter", of=lambda effect: effect.key),
-        number("pairs", "Pairs", of=lambda effect: len(effect.pairs)),
-        number("mean_nats", "Mean difference (nats)", units.decimals(".3f"), lambda effect: effect.mean_nats),
-        Column("direction", "Direction", of=lambda effect: effect.direction),
-    ]
-    caption = (
-        "Mean difference: mean size of the difference in validation loss between settings that agree in all other "
-        "keys (0.1 nats: about 10 % of perplexity). The values tried differ from key to key."
-    )
     return Table(
         name="discussion-5-effects",
         title="Changes of one hyperparameter",
-        caption=caption,
-        columns=columns,
-        records=effects,
+        caption="Mean difference: mean size of the difference in validation loss between settings that agree in all "
+        "other keys (0.1 nats: about 10 % of perplexity). The values tried differ from key to key.",
+        columns=[
+            Column("key", "Hyperparameter"),
+            number("pairs", "Pairs"),
+            number("mean_nats", "Mean difference (nats)", units.decimals(".3f")),
+            Column("direction", "Direction"),
+        ],
+        records=[
+            {
+                "key": effect.key,
+                "pairs": len(effect.pairs),
+                "mean_nats": effect.mean_nats,
+                "direction": effect.direction,
+            }
+            for effect in effects
+        ],
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import cache
 
 from analysis.blocks.table import Row, Table
@@ -152,72 +153,38 @@ def _filled(widths: list[float], keys: int, limit: float) -> list[list[int]]:
 
 BREAK = r"\allowbreak{}"
 
+_TEXT = r"""
+\ textbackslash  ^ textasciicircum  ~ textasciitilde  < textless  > textgreater  | textbar  – textendash  — textemdash
+‘ textquoteleft  ’ textquoteright  “ textquotedblleft  ” textquotedblright  … dots  • textbullet  · textperiodcentered
+ß ss  æ ae  Æ AE  œ oe  Œ OE  ø o  Ø O  ł l  Ł L  ı i
+"""
+_MATH = """
+× times  ± pm  ≤ leq  ≥ geq  ≈ approx  → rightarrow  µ mu  α alpha  β beta  γ gamma  δ delta  ε epsilon  ζ zeta  η eta
+θ theta  ι iota  κ kappa  λ lambda  μ mu  ν nu  ξ xi  π pi  ρ rho  σ sigma  τ tau  υ upsilon  φ phi  χ chi  ψ psi
+ω omega
+"""
+"""Characters with the commands that print them, in text and in formulas."""
+
+
+def _pairs(table: str) -> Iterator[tuple[str, str]]:
+    words = iter(table.split())
+    return zip(words, words, strict=True)
+
+
 _SYMBOLS = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
+    **{character: rf"\{character}" for character in "{}$&#%_"},
+    **{character: rf"\{command}{{}}" for character, command in _pairs(_TEXT)},
+    **{character: rf"\ensuremath{{\{command}}}" for character, command in _pairs(_MATH)},
+    "−": r"\ensuremath{-}",
+    "\N{NO-BREAK SPACE}": "~",
     '"': r"\texttt{\symbol{34}}",
     "`": r"{\fontencoding{OT1}\fontfamily{cmtt}\selectfont\symbol{18}}",
-    "\N{NO-BREAK SPACE}": "~",
-    "–": r"\textendash{}",
-    "—": r"\textemdash{}",
-    "‘": r"\textquoteleft{}",
-    "’": r"\textquoteright{}",
-    "“": r"\textquotedblleft{}",
-    "”": r"\textquotedblright{}",
-    "…": r"\dots{}",
-    "•": r"\textbullet{}",
-    "·": r"\textperiodcentered{}",
-    "×": r"\ensuremath{\times}",
-    "±": r"\ensuremath{\pm}",
-    "−": r"\ensuremath{-}",
-    "≤": r"\ensuremath{\leq}",
-    "≥": r"\ensuremath{\geq}",
-    "→": r"\ensuremath{\rightarrow}",
-    "µ": r"\ensuremath{\mu}",
-    "ß": r"\ss{}",
-    "æ": r"\ae{}",
-    "Æ": r"\AE{}",
-    "œ": r"\oe{}",
-    "Œ": r"\OE{}",
-    "ø": r"\o{}",
-    "Ø": r"\O{}",
-    "ł": r"\l{}",
-    "Ł": r"\L{}",
-    "ı": r"\i{}",
 }
 
-_ACCENTS = {
-    "\N{COMBINING GRAVE ACCENT}": "`",
-    "\N{COMBINING ACUTE ACCENT}": "'",
-    "\N{COMBINING CIRCUMFLEX ACCENT}": "^",
-    "\N{COMBINING TILDE}": "~",
-    "\N{COMBINING MACRON}": "=",
-    "\N{COMBINING BREVE}": "u",
-    "\N{COMBINING DOT ABOVE}": ".",
-    "\N{COMBINING DIAERESIS}": '"',
-    "\N{COMBINING RING ABOVE}": "r",
-    "\N{COMBINING DOUBLE ACUTE ACCENT}": "H",
-    "\N{COMBINING CARON}": "v",
-    "\N{COMBINING CEDILLA}": "c",
-    "\N{COMBINING DOT BELOW}": "d",
-}
-
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi"
-_SYMBOLS |= {
-    unicodedata.lookup(f"GREEK SMALL LETTER {'LAMDA' if name == 'lambda' else name}"): rf"\ensuremath{{\{name}}}"
-    for name in (*_GREEK.split(), "omega")
-}
+_ACCENTS = dict(
+    zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327\u0323", "`'^~=u.\"rHvcd", strict=True)
+)
+"""Combining accents, from grave to dot below, with their commands."""
 
 _SEPARATORS = "-_=./:,;@+|&?"
 """A line may be broken after these."""

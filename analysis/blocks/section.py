@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias, assert_never
+from typing import ClassVar, TypeAlias
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
@@ -162,18 +163,11 @@ class Section:
 def labels(sections: Iterable[Section]) -> dict[str, str]:
     """``Table 3`` or ``Figure 1`` for each table and figure by its name, counted through the report."""
     found: dict[str, str] = {}
-    counts = {"Table": 0, "Figure": 0}
+    counts = Counter[str]()
     for section in sections:
         for block in section.blocks:
-            match block:
-                case Table() | Coverage():
-                    word = "Table"
-                case Chart():
-                    word = "Figure"
-                case Prose() | Points() | Subheading() | OpenRuns() | Samples():
-                    continue
-                case _:
-                    assert_never(block)
-            counts[word] += 1
-            found[block.name] = f"{word} {counts[word]}"
+            if isinstance(block, Table | Coverage | Chart):
+                word = "Figure" if isinstance(block, Chart) else "Table"
+                counts[word] += 1
+                found[block.name] = f"{word} {counts[word]}"
     return found

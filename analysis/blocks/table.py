@@ -47,7 +47,7 @@ class Column:
         """Return the cell of a record."""
         value = record[self.key] if self.of is None else self.of(record)
         text = self.text(value) if self.shown is None else self.shown(record)
-        return Cell(text=text, value=value, bold=bold and self.emphasised, kind=self.kind)
+        return Cell(text=text, value=value, bold=bold and self.emphasised)
 
 
 def number(key: str, title: str, text: Callable[[Any], str] = str, of: Callable[[Any], Any] | None = None) -> Column:
@@ -72,7 +72,6 @@ class Cell:
     text: str
     value: Any
     bold: bool
-    kind: Literal["text", "state"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,24 +133,22 @@ class Table:
 
     def to_csv(self) -> str:
         """Full precision, empty cells for missing values, no lines of code."""
-        return csv_text(
-            [column.key for column in self.columns], ([cell.value for cell in row.cells] for row in self.rows)
-        )
+        cells = ([cell.value for cell in row.cells] for row in self.rows)
+        return csv_text([column.key for column in self.columns], cells)
 
     def to_markdown(self, label: str = "") -> str:
         """The caption, then the table; lines of code form its last column."""
-        titles = [escape_markdown(column.title) for column in self.columns]
-        rules = ["---:" if column.numeric else "---" for column in self.columns]
-        if self.code_title:
-            titles, rules = [*titles, self.code_title], [*rules, "---"]
-        lines = [f"**{label}{escape_markdown(self.title)}.** {escape_markdown(self.caption)}", ""]
-        lines += [_markdown_row(titles), _markdown_row(rules)]
+        code = [self.code_title] if self.code_title else []
+        rows = [
+            [escape_markdown(title) for title in [*(column.title for column in self.columns), *code]],
+            [*("---:" if column.numeric else "---" for column in self.columns), *("---" for _ in code)],
+        ]
         for row in self.rows:
             cells = [f"**{escape_markdown(c.text)}**" if c.bold else escape_markdown(c.text) for c in row.cells]
-            if self.code_title:
-                cells.append(markdown_code(row.code).replace("|", "\\|") if row.code else "–")
-            lines.append(_markdown_row(cells))
-        return "\n".join(lines) + "\n"
+            shown = markdown_code(row.code).replace("|", "\\|") if row.code else "–"
+            rows.append([*cells, *(shown for _ in code)])
+        caption = f"**{label}{escape_markdown(self.title)}.** {escape_markdown(self.caption)}"
+        return "\n".join([caption, "", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 # -- escaping ------------------------------------------------------------------------------------------------------
@@ -173,10 +170,6 @@ def markdown_code(text: str) -> str:
 def longest_run_of_backticks(text: str) -> int:
     """What a fence around the text must exceed."""
     return max((len(run) for run in re.findall(r"`+", text)), default=0)
-
-
-def _markdown_row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def csv_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import text_of
-from analysis.blocks.words import device_sentences, distinct, first_few
+from analysis.blocks.texts import text_names
+from analysis.blocks.words import device_sentences, distinct, first_few, interval_phrase
 from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
 from analysis.study.record import Expectation
-from analysis.study.settings import Interval, best_of, finished, settings_of
+from analysis.study.settings import Setting, best_of, finished, settings_of
 from analysis.study.study import Study
+from analysis.study.values import rows_of
 
 METRICS = {
     "val_ppl": "validation perplexity",
     "train_ppl": "training perplexity",
     "test_ppl": "test perplexity",
-    "gap": "gap between validation and training perplexity",
+    "gap": "gap between validation and training perplexity at the best epoch",
     "wall_seconds": "wall-clock time",
     "epoch_seconds": "time per epoch",
     "seconds_to_5pct": "time to within 5 % of a run's own best",
@@ -31,6 +34,8 @@ METRICS = {
 
 SHORT = {"gap": "gap", "seconds_to_5pct": "time to 5 %"}
 """Shorter words for some of them in a table."""
+
+TIMES = ("wall_seconds", "epoch_seconds", "seconds_to_5pct")
 
 AS_EXPECTED, NOT_AS_EXPECTED, INCONCLUSIVE = "as expected", "not as expected", "inconclusive"
 
@@ -44,103 +49,48 @@ class Side:
     values: list[float]
     """One of each finished setting (of validation perplexities) or run (of anything else)."""
     reference: str
-    interval: Interval | None = None
-    """Over seeds; of validation perplexities alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One expectation with what was observed."""
-
-    expectation: Expectation
-    lower: Side | None
-    """Of the runs expected to be lower; none where no finished one has the number."""
-    higher: Side | None
-    same_text: bool
-    """Whether all finished runs of both sides predict the same text."""
-    states: str
-    """What has become of the runs of a side without a number."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why nothing can be said, if so."""
-        lower, higher = self.lower, self.higher
-        if lower is None and higher is None:
-            return f"no finished run on either side has this number ({self.states})"
-        if lower is None:
-            return f"no finished run on the side expected lower has this number ({self.states})"
-        if higher is None:
-            return f"no finished run on the side expected higher has this number ({self.states})"
-        if not self.same_text and not self.expectation.metric.endswith(("seconds", "5pct")):
-            return "the runs predict different texts, whose perplexities do not compare"
-        seeds = [side.interval for side in (lower, higher) if side.interval is not None]
-        if len(seeds) == 2 and (doubt := seeds[0].doubt_against(seeds[1])):
-            return doubt
-        if lower.value == higher.value:
-            return "both are equal"
-        first, second = self.equal_counts
-        if (lower.value < higher.value) != (first < second) and not math.isclose(first, second):
-            return "the sides have unequal numbers of runs, and at equal numbers the order would be reversed"
-        return None
-
-    @property
-    def equal_counts(self) -> tuple[float, float]:
-        """Expected lowest values of both sides, of as many runs as the side with fewer has; both sides exist."""
-        assert self.lower is not None
-        assert self.higher is not None
-        expected = expected_lowest_perplexity if self.expectation.metric.endswith("ppl") else expected_minimum
-        fewer = min(len(self.lower.values), len(self.higher.values))
-        return expected(self.lower.values, fewer), expected(self.higher.values, fewer)
-
-    @property
-    def kind(self) -> str:
-        """One of the three verdicts."""
-        if self.reason is not None or self.lower is None or self.higher is None:
-            return INCONCLUSIVE
-        return AS_EXPECTED if self.lower.value < self.higher.value else NOT_AS_EXPECTED
-
-    @property
-    def verdict(self) -> str:
-        return self.kind if self.reason is None else f"{INCONCLUSIVE}: {self.reason}"
+    best: Setting | None = None
+    """The setting with the lowest value; of validation perplexities alone."""
 
 
 def expected_blocks(study: Study) -> list[Block]:
     """A sentence and a row for each expectation."""
     if not study.expectations:
         text = (
-            "No expectations were stated. Those that stand in the study's manifest as [[expect]] tables when it is "
-            "launched (docs/manifest.md) are held against the results here."
+            "The manifest states no expectations. Those stated as [[expect]] tables before the launch "
+            "(docs/manifest.md) are compared with the results here."
         )
         return [Prose(text=text)]
-    outcomes = [outcome_of(study, expectation) for expectation in study.expectations]
-    sentences = [_summary(outcomes)]
-    if any(outcome.expectation.metric.endswith(("seconds", "5pct")) for outcome in outcomes):
-        sentences += device_sentences(study)
-    return [Prose(text=" ".join(sentences)), Points(items=list(map(_sentence, outcomes))), _table(outcomes)]
-
-
-def outcome_of(study: Study, expectation: Expectation) -> Outcome:
-    """Look for the lowest value on each side."""
-    lower, higher = (_side(study, expectation.metric, ids) for ids in (expectation.lower, expectation.higher))
-    sides = ((lower, expectation.lower), (higher, expectation.higher))
-    missing = [run_id for side, ids in sides if side is None for run_id in ids]
-    runs = finished(study.runs[study.runs["id"].isin([*expectation.lower, *expectation.higher])])
-    return Outcome(
-        expectation=expectation,
-        lower=lower,
-        higher=higher,
-        same_text=len(set(map(text_of, runs.to_dict("records")))) < 2,
-        states=_states(study, missing),
-    )
-
-
-def _states(study: Study, ids: Sequence[str]) -> str:
-    runs: list[dict[Any, Any]] = study.runs[study.runs["id"].isin(ids)].sort_values("number").to_dict("records")
-    found = [f"{run['number']} {run['name']}: {units.state_of(run)}" for run in runs]
-    return first_few(found, 3) if found else "no run directory"
+    sentences, rows = [], []
+    for place, expectation in enumerate(study.expectations, start=1):
+        lower, higher = (_side(study, expectation.metric, ids) for ids in (expectation.lower, expectation.higher))
+        reason = _doubt(study, expectation, lower, higher)
+        if reason is not None or lower is None or higher is None:
+            kind, verdict = INCONCLUSIVE, f"{INCONCLUSIVE}: {reason}"
+        else:
+            kind = verdict = AS_EXPECTED if lower.value < higher.value else NOT_AS_EXPECTED
+        sentences.append(f"“{expectation.text}”: {verdict}.{_values_sentence(expectation.metric, lower, higher)}")
+        row = {
+            "number": place,
+            "expectation": expectation.text,
+            "metric": SHORT.get(expectation.metric, METRICS[expectation.metric]),
+            "write": units.duration if expectation.metric in TIMES else units.perplexity,
+            "lower": lower and lower.value,
+            "lower_run": lower and lower.reference,
+            "higher": higher and higher.value,
+            "higher_run": higher and higher.reference,
+            "verdict": verdict,
+            "kind": kind,
+        }
+        rows.append(row)
+    summary = [_summary(rows)]
+    if any(expectation.metric in TIMES for expectation in study.expectations):
+        summary += device_sentences(study)
+    return [Prose(text=" ".join(summary)), Points(items=sentences), _table(rows)]
 
 
 def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
+    """Return the lowest of some runs; ``None`` if no finished one has the number."""
     runs = study.runs[study.runs["id"].isin(ids)]
     if metric == "val_ppl":  # the one metric with intervals over seeds
         settings = settings_of(runs)
@@ -148,108 +98,107 @@ def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
             return None
         best = best_of(settings)
         values = [setting.val_ppl for setting in settings]
-        return Side(value=best.val_ppl, values=values, reference=best.reference, interval=best.interval)
-    rows: list[dict[Any, Any]] = finished(runs).sort_values("number").to_dict("records")
-    rows = [row for row in rows if units.is_number(row[metric])]
-    if not rows:
+        return Side(value=best.val_ppl, values=values, reference=best.reference, best=best)
+    runs = finished(runs).sort_values("number")
+    runs = runs[runs[metric].map(units.is_number)]
+    if runs.empty:
         return None
-    lowest = min(rows, key=lambda row: row[metric])
-    values = [row[metric] for row in rows]
-    return Side(value=lowest[metric], values=values, reference=f"{lowest['number']} {lowest['name']}")
+    lowest = runs.nsmallest(1, metric)
+    return Side(
+        value=lowest[metric].item(),
+        values=runs[metric].to_list(),
+        reference=f"{lowest['number'].item()} {lowest['name'].item()}",
+    )
 
 
-def _summary(outcomes: Sequence[Outcome]) -> str:
-    count = Counter(outcome.kind for outcome in outcomes)
+def _doubt(study: Study, expectation: Expectation, lower: Side | None, higher: Side | None) -> str | None:
+    """Return why nothing can be concluded, if so."""
+    sides = {"lower": (lower, expectation.lower), "higher": (higher, expectation.higher)}
+    missing = [name for name, (side, _) in sides.items() if side is None]
+    if lower is None or higher is None:
+        where = "either side" if len(missing) == 2 else f"the side expected {missing[0]}"
+        states = _states(study.runs[study.runs["id"].isin([run for name in missing for run in sides[name][1]])])
+        return f"no finished run on {where} has this number ({states})"
+    runs = finished(study.runs[study.runs["id"].isin([*expectation.lower, *expectation.higher])])
+    if expectation.metric not in TIMES and text_names(study).loc[runs.index].nunique() > 1:
+        return "the runs predict different texts, whose perplexities do not compare"
+    if lower.best and higher.best and (doubt := lower.best.interval.doubt_against(higher.best.interval)):
+        return doubt
+    if lower.value == higher.value:
+        return "both are equal"
+    first, second = _at_equal_counts(expectation.metric, lower, higher)
+    if (lower.value < higher.value) != (first < second) and not math.isclose(first, second):
+        return "the sides have unequal numbers of runs, and at equal numbers the order would be reversed"
+    return None
+
+
+def _states(runs: pd.DataFrame) -> str:
+    states = [
+        f"{run.number} {run.name}: {units.state_of(run.state, run.failure_kind)}"
+        for run in rows_of(runs.sort_values("number"))
+    ]
+    return first_few(states, 3) if states else "no run directory"
+
+
+def _at_equal_counts(metric: str, lower: Side, higher: Side) -> tuple[float, float]:
+    """Expected lowest values of both sides, of as many runs as the side with fewer has."""
+    expected = expected_lowest_perplexity if metric.endswith("ppl") else expected_minimum
+    fewer = min(len(lower.values), len(higher.values))
+    return expected(lower.values, fewer), expected(higher.values, fewer)
+
+
+# -- sentences -----------------------------------------------------------------------------------------------------
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> str:
+    count = Counter(row["kind"] for row in rows)
     parts = [
         f"{count[AS_EXPECTED]} came out as expected",
         f"{count[NOT_AS_EXPECTED]} did not",
         f"{count[INCONCLUSIVE]} {'is' if count[INCONCLUSIVE] == 1 else 'are'} inconclusive",
     ]
-    stated = "was" if len(outcomes) == 1 else "were"
-    return f"{units.count(len(outcomes), 'expectation')} {stated} stated before the runs: {units.listing(parts)}."
+    stated = "was" if len(rows) == 1 else "were"
+    return f"{units.count(len(rows), 'expectation')} {stated} stated before the runs: {units.listing(parts)}."
 
 
-def _sentence(outcome: Outcome) -> str:
-    metric = outcome.expectation.metric
-    opening = f"“{outcome.expectation.text}”: {outcome.verdict}."
-    found = [
-        (side, f"where it was expected {word}")
-        for side, word in ((outcome.lower, "lower"), (outcome.higher, "higher"))
-        if side is not None
-    ]
-    if not found:
-        return opening
-    values = [side.value for side, _ in found]
-    texts = distinct(values[0], values[-1], writer(metric))
-    parts = [
-        f"{text} ({side.reference}{_seeds(side)}) {where}" for (side, where), text in zip(found, texts, strict=False)
-    ]
-    return f"{opening} Lowest {METRICS[metric]}: {', '.join(parts)}.{_unequal(outcome)}"
-
-
-def _unequal(outcome: Outcome) -> str:
-    """Say what the two minima would be at equal numbers of runs; nothing if the numbers are equal."""
-    lower, higher = outcome.lower, outcome.higher
-    if lower is None or higher is None or len(lower.values) == len(higher.values):
+def _values_sentence(metric: str, lower: Side | None, higher: Side | None) -> str:
+    """Give the lowest value of each side, and if the sides have unequal numbers of runs those at equal numbers."""
+    sides = [(side, word) for side, word in ((lower, "lower"), (higher, "higher")) if side is not None]
+    if not sides:
         return ""
+    write = units.duration if metric in TIMES else units.rounded
+    values = distinct(sides[0][0].value, sides[-1][0].value, write)
+    parts = [
+        f"{value} ({side.reference}{interval_phrase(side.best) if side.best else ''}) on the side expected {word}"
+        for (side, word), value in zip(sides, values, strict=False)
+    ]
+    text = f" Lowest {METRICS[metric]}: {', '.join(parts)}."
+    if lower is None or higher is None or len(lower.values) == len(higher.values):
+        return text
+    of = units.count(len(higher.values), "setting" if metric == "val_ppl" else "run")
+    first, second = distinct(*_at_equal_counts(metric, lower, higher), write)
     fewer = min(len(lower.values), len(higher.values))
-    write = writer(outcome.expectation.metric)
-    of = "setting" if outcome.expectation.metric == "val_ppl" else "run"
-    values = distinct(*outcome.equal_counts, write)
     return (
-        f" These are the lowest of {len(lower.values)} and of {units.count(len(higher.values), of)}; of {fewer} each, "
-        f"expected {values[0]} and {values[1]}."
+        f"{text} These are the lowest of {len(lower.values)} and of {of}; with {fewer} each, the "
+        f"expected lowest are {first} and {second}."
     )
 
 
-def _seeds(side: Side) -> str:
-    if side.interval is None or side.interval.n == 1:
-        return ""
-    low, high = distinct(side.interval.low, side.interval.high)
-    return f", mean of {side.interval.n} seeds, 95 % interval {low} to {high}"
-
-
-def writer(metric: str) -> Callable[[Any], str]:
-    """How values of a metric are written in sentences."""
-    return units.duration if metric.endswith(("seconds", "5pct")) else units.rounded
-
-
-def _table(outcomes: Sequence[Outcome]) -> Table:
-    places = {id(outcome): place for place, outcome in enumerate(outcomes, start=1)}
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [
-        number("number", "No.", of=lambda outcome: places[id(outcome)]),
-        Column("expectation", "Expectation", of=lambda outcome: outcome.expectation.text),
-        Column("metric", "Of", of=lambda outcome: _short(outcome.expectation.metric)),
-        *_side_columns("lower", "Expected lower", lambda outcome: outcome.lower),
-        *_side_columns("higher", "Expected higher", lambda outcome: outcome.higher),
-        Column("verdict", "Verdict", of=lambda outcome: outcome.verdict, shown=lambda outcome: outcome.kind),
+        number("number", "No."),
+        Column("expectation", "Expectation"),
+        Column("metric", "Of"),
+        Column("lower", "Expected lower", shown=lambda row: row["write"](row["lower"]), numeric=True),
+        Column("lower_run", "Run", units.text),
+        Column("higher", "Expected higher", shown=lambda row: row["write"](row["higher"]), numeric=True),
+        Column("higher_run", "Run", units.text),
+        Column("verdict", "Verdict", shown=lambda row: row["kind"]),
     ]
     caption = (
         "Lowest value among the finished runs of each side, and its run. Without a difference by Welch's t test over "
         f"seeds: inconclusive. Gap: validation minus training perplexity. {units.MISSING}: no finished run."
     )
     return Table(
-        name="discussion-1-expected",
-        title="Expected against observed",
-        caption=caption,
-        columns=columns,
-        records=outcomes,
+        name="discussion-1-expected", title="Expected against observed", caption=caption, columns=columns, records=rows
     )
-
-
-def _short(metric: str) -> str:
-    return SHORT.get(metric, METRICS[metric])
-
-
-def _side_columns(key: str, title: str, side_of: Callable[[Outcome], Side | None]) -> list[Column]:
-    """The value of a side and the run that has it; empty where no finished run has the number."""
-
-    def value(outcome: Outcome) -> str:
-        side = side_of(outcome)
-        is_time = writer(outcome.expectation.metric) is units.duration
-        return (units.duration if is_time else units.perplexity)(side and side.value)
-
-    return [
-        Column(key, title, of=lambda outcome: (s := side_of(outcome)) and s.value, shown=value, numeric=True),
-        Column(f"{key}_run", "Run", units.text, lambda outcome: (s := side_of(outcome)) and s.reference),
-    ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from analysis.plots import look
 from analysis.plots.axes import Progress
@@ -72,6 +71,12 @@ class Curve:
         return self.state in ("failed", "cancelled")
 
     @property
+    def early_end(self) -> tuple[float, float] | None:
+        """The last validation perplexity of a run that ended early, after its progress."""
+        there = np.flatnonzero(np.isfinite(self.val_ppl))
+        return (self.progress[there[-1]], self.val_ppl[there[-1]]) if self.ended_early and len(there) else None
+
+    @property
     def best(self) -> float:
         """The lowest validation perplexity, or NaN."""
         return float(np.nanmin(self.val_ppl)) if self.is_validated else math.nan
@@ -94,27 +99,25 @@ def curves_of(study: Study, progress: Progress) -> list[Curve]:
     places = study.epochs.groupby("id", sort=False).indices
     nowhere = np.array([], dtype=np.int64)
     curves = []
-    for run in study.runs.sort_values("number")[_FACTS].to_dict("records"):
-        values = columns[:, places.get(run["id"], nowhere)]
+    facts = ["id", "number", "name", "arch", "optimizer", "state", "setting"]
+    for run in study.runs.sort_values("number")[facts].to_dict("records"):
+        epochs, along, train_ppl, val_ppl = columns[:, places.get(run["id"], nowhere)]
         curve = Curve(
             number=run["number"],
             name=run["name"],
-            arch=_text(run["arch"]),
-            optimizer=_text(run["optimizer"]),
+            arch=run["arch"] if isinstance(run["arch"], str) else None,
+            optimizer=run["optimizer"] if isinstance(run["optimizer"], str) else None,
             state=run["state"],
             setting=run["setting"],
-            epochs=values[0],
-            progress=values[1],
-            train_ppl=values[2],
-            val_ppl=values[3],
+            epochs=epochs,
+            progress=along,
+            train_ppl=train_ppl,
+            val_ppl=val_ppl,
             style=styles[run["id"]],
         )
-        if curve.is_validated or np.isfinite(curve.train_ppl).any():
+        if curve.is_validated or np.isfinite(train_ppl).any():
             curves.append(curve)
     return curves
-
-
-_FACTS = ["id", "number", "name", "arch", "optimizer", "state", "setting"]
 
 
 def _columns(study: Study, progress: Progress) -> Values:
@@ -122,24 +125,25 @@ def _columns(study: Study, progress: Progress) -> Values:
 
     Perplexities are finite and positive at a known progress, and NaN otherwise.
     """
-    epochs, (seconds, _) = study.epochs, time_unit(study)
-    passes = _numbers(epochs["epoch"]) + 1
-    along = passes if progress == "epochs" else _numbers(epochs["elapsed_seconds"]) / seconds
-    ppl = np.stack([_numbers(epochs["train_ppl"]), _numbers(epochs["val_ppl"])])
-    ppl[~(np.isfinite(ppl) & (ppl > 0) & np.isfinite(along))] = math.nan
-    return np.stack([passes, along, *ppl])
+    names = ["epoch", "elapsed_seconds", "train_ppl", "val_ppl"]
+    passes, seconds, *ppl = (study.epochs[name].to_numpy(float, na_value=math.nan) for name in names)
+    passes = passes + 1
+    along = passes if progress == "epochs" else seconds / time_unit(study)[0]
+    positive = [np.where(np.isfinite(v) & (v > 0) & np.isfinite(along), v, math.nan) for v in ppl]
+    return np.stack([passes, along, *positive])
 
 
 def setting_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
     """``curves`` with the finished seeds of a setting as one, by number; all others as they are."""
     done = set(finished(study.runs)["number"])
-    members: dict[RunNumber, list[Curve]] = {}
+    groups: dict[RunNumber, list[Curve]] = defaultdict(list)
     for curve in curves:
-        if curve.number in done:
-            members.setdefault(curve.setting, []).append(curve)
-    several = {setting: group for setting, group in members.items() if len(group) > 1}
-    others = [curve for curve in curves if curve.number not in done or curve.setting not in several]
-    return sorted([*others, *map(_mean, several.values())], key=lambda curve: curve.number)
+        groups[curve.setting].append(curve)
+    found = []
+    for group in groups.values():
+        seeds = [curve for curve in group if curve.number in done]
+        found += group if len(seeds) < 2 else [_mean(seeds), *(curve for curve in group if curve.number not in done)]
+    return sorted(found, key=lambda curve: curve.number)
 
 
 def _mean(group: list[Curve]) -> Curve:
@@ -174,21 +178,3 @@ def unit_for(longest: float) -> tuple[float, str]:
         if units.is_number(longest) and longest > 2 * seconds:
             return seconds, name
     return 1.0, "seconds"
-
-
-def progress_name(study: Study, progress: Progress) -> str:
-    """What stands before a value of the horizontal axis under the pointer."""
-    return "epoch" if progress == "epochs" else time_unit(study)[1]
-
-
-def highest(values: Values) -> float:
-    """The largest value there is, or NaN."""
-    return float(np.nanmax(values)) if np.isfinite(values).any() else math.nan
-
-
-def _numbers(column: pd.Series[float]) -> Values:
-    return np.array(column.to_numpy(float, na_value=math.nan))
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -7,7 +7,6 @@ import multiprocessing
 import re
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +14,8 @@ from contextlib import contextmanager, suppress
 
 from fontTools.subset import Options  # type: ignore[import-untyped]  # it comes with matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from analysis.plots import look
@@ -27,6 +28,7 @@ NO_DATES: dict[str, dict[str, None]] = {
 """Metadata that would change from one writing, or one version, to the next."""
 
 FORMATS = tuple(NO_DATES)
+CANVASES = {"svg": FigureCanvasSVG, "png": FigureCanvasAgg, "pdf": FigureCanvasPdf}
 PNG_DPI = 160
 
 PAGE_COLOURS = {
@@ -82,13 +84,15 @@ def _draw_kept(wanted: tuple[str, str]) -> bytes:
 
 
 def figure_bytes(figure: Figure, file_format: str) -> bytes:
-    """The content of a figure's file in one of ``FORMATS``."""
+    """The content of a figure's file in one of ``FORMATS``.
+
+    The layout is fixed already, so the canvas draws directly: ``savefig`` would draw once more to work it out.
+    """
     buffer = io.BytesIO()
-    with look.applied(), warnings.catch_warnings(), _fonts_without_layout():
-        # A run may be named in a script that the font lacks; the SVG shows it all the same.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        FigureCanvasAgg(figure)
-        figure.savefig(buffer, format=file_format, dpi=PNG_DPI, metadata=NO_DATES[file_format])
+    with look.applied(), _fonts_without_layout():
+        canvas = CANVASES[file_format](figure)
+        figure.set_dpi(PNG_DPI)
+        getattr(canvas, f"print_{file_format}")(buffer, metadata=NO_DATES[file_format])
     return buffer.getvalue()
 
 

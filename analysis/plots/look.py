@@ -5,9 +5,10 @@ Legible for the colour-blind, in grey print and on dark pages.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import warnings
+from collections.abc import Hashable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +82,13 @@ RC_PARAMS: dict[str, Any] = {
 }
 
 
-def applied() -> AbstractContextManager[None]:
-    """Draw in this look whatever the user's own matplotlib settings are."""
-    return matplotlib.style.context(["default", RC_PARAMS])
+@contextmanager
+def applied() -> Iterator[None]:
+    """Draw in this look whatever the user's own matplotlib settings are; also a decorator."""
+    with matplotlib.style.context(["default", RC_PARAMS]), warnings.catch_warnings():
+        # A run may be named in a script that the font lacks; the SVG shows it all the same.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +98,11 @@ class LineStyle:
     colour: str
     dashes: Any
     marker: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Colour and dashes as keywords of matplotlib."""
+        return {"color": self.colour, "linestyle": self.dashes}
 
 
 def line_styles(runs: pd.DataFrame) -> dict[str, LineStyle]:
@@ -159,24 +169,22 @@ def kind_handles(archs: AbstractSet[Hashable], optimizers: AbstractSet[Hashable]
     return [*colours, *markers]
 
 
-def kind_legend(
-    figure: Figure,
-    archs: AbstractSet[Hashable],
-    optimizers: AbstractSet[Hashable],
-    more: Sequence[Artist] = (),
-    *,
-    left: float,
-    top: bool = False,
-) -> None:
-    """Draw one line with those architectures and optimizers that there are, then ``more``.
+def add_legend(figure: Figure, entries: Sequence[Artist], columns: int | None = None, *, top: bool = False) -> None:
+    """Draw a legend beneath or above the axes, in so many columns. ``None``: in one line.
 
-    The line is at the foot of the figure or at its top. ``left`` is where it begins, as a share of the figure's width.
+    An entry without line and marker is a title. The parts of an entry have its ``gid``.
     """
-    handles = [*kind_handles(archs, optimizers), *more]
-    figure.legend(
-        handles=handles,
-        ncols=len(handles),
-        loc="upper left" if top else "lower left",
-        bbox_to_anchor=(left, 1.0 if top else 0.0),
+    legend = figure.legend(
+        handles=list(entries),
+        ncols=columns or len(entries),
+        loc="outside upper left" if top else "outside lower left",
         fontsize=8,
+        handlelength=3.4 if columns else 2.0,
+        labelspacing=0.3,
     )
+    for entry, handle, text in zip(entries, legend.legend_handles, legend.get_texts(), strict=True):
+        assert handle is not None, "matplotlib draws lines and patches"
+        handle.set_gid(entry.get_gid())
+        text.set_gid(entry.get_gid())
+        if isinstance(entry, Line2D) and entry.get_linestyle() == entry.get_marker() == "None":
+            text.set_fontweight("bold")

@@ -6,71 +6,62 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
 from analysis.blocks.words import first_few
 from analysis.plots import look
-from analysis.plots.axes import Scale, label_perplexity, scale_for
+from analysis.plots.axes import label_grid, panel_grid, scale_for
 from analysis.study import units
 from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values, varying_keys
 from analysis.study.settings import Setting, config_of, finished
 from analysis.study.study import Study
 
-PANEL_COLUMNS = 3
-"""At most."""
 MOST_SLICES = 12
 MOST_MARKED_RUNS = 300
 """With more runs the points are drawn together, so that the page cannot hide single ones, and only the lowest, the
 middle and the highest of those alike in value, architecture and optimizer."""
 
 
+@look.applied()
 def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
     """A panel for each key that varies; none where none does."""
     slices = slices_of(study, order)
     if not slices:
         return None
-    with look.applied():
-        return _draw(study, slices)
-
-
-def _draw(study: Study, slices: Sequence[Slice]) -> Chart:
     shown = slices[:MOST_SLICES]
     runs = runs_by_number(study)
-    tagged = len(runs) <= MOST_MARKED_RUNS
-    columns = min(PANEL_COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    height = 2.05 * rows + 0.62
-    figure = Figure(figsize=(look.WIDTH_INCHES, height))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.5 / height, bottom=0.5 / height, wspace=0.26, hspace=0.5)
     chains = chains_of(study.runs)
-    joined = any(chains.get(part.key, []) for part in shown)
-    panels = []
-    for place, axes in enumerate(grid.flat):
-        if place >= len(shown):
-            axes.set_axis_off()
-            continue
-        part = shown[place]
-        lines = draw_slice(axes, part, chains.get(part.key, []), runs)
-        if place % columns:
-            axes.set_ylabel("")
-        panels.append(Panel(axes=axes, lines=lines, x_name=""))
+    figure, grid = panel_grid(len(shown), 2.05, top_inches=0.4)
+    panels = [
+        Panel(axes=axes, lines=draw_slice(axes, part, chains.get(part.key, []), runs), x_name="")
+        for axes, part in zip(grid, shown, strict=True)
+    ]
+    label_grid(grid, "Validation perplexity")
     archs, optimizers = ({run[key] for run in runs.values()} for key in ("arch", "optimizer"))
-    look.kind_legend(figure, archs, optimizers, left=0.06, top=True)
+    look.add_legend(figure, look.kind_handles(archs, optimizers), top=True)
+    tagged = len(runs) <= MOST_MARKED_RUNS
+    sentences = ["Colour: architecture; marker: optimizer."]
+    if not tagged:
+        sentences.append("Of runs alike in these, the lowest, the middle and the highest.")
+    sentences.append(
+        "Lines join runs that agree in every other key."
+        if any(chains.get(part.key) for part in shown)
+        else "No two runs agree in all keys but one, so no points are joined."
+    )
+    if left_out := [part.key for part in slices[MOST_SLICES:]]:
+        sentences.append(f"Left out, of the smallest effects: {first_few(left_out, 2)}.")
     return Chart(
         name="slices",
         title="Best validation perplexity over each hyperparameter",
-        caption=_caption(slices, shown, tagged=tagged, joined=joined),
+        caption=" ".join(sentences),
         figure=figure,
-        panels=[] if not tagged else panels,
+        panels=panels if tagged else [],
     )
 
 
@@ -88,38 +79,53 @@ def draw_slice(
 ) -> list[Line]:
     """Draw one panel. ``runs``: the rows of all finished runs by number, whose range the vertical axis has."""
     tagged = len(runs) <= MOST_MARKED_RUNS
-    _label(axes, part, _scale(runs))
+    scale = scale_for([np.array([run["val_ppl"] for run in runs.values()], float)])
+    scale.widened(0.04).applied_to(axes, "y", 6)  # for whole markers
+    axes.set_ylabel("Validation perplexity", fontsize=8)
+    _label_values(axes, part)
     _draw_chains(axes, part, chains, tagged=tagged)
-    return _draw_points(axes, part, runs, tagged=tagged)
-
-
-def _draw_points(axes: Axes, part: Slice, runs: Mapping[int, Any], *, tagged: bool) -> list[Line]:
-    places = part.places()
     groups: dict[tuple[Any, Any], list[tuple[float, float]]] = defaultdict(list)
     lines = []
     for number, value in part.values.items():
         run = runs[number]
-        x, y = places[value] + part.shift(run["arch"]), float(run["val_ppl"])
+        x, y = part.places[value] + part.shift(run["arch"]), float(run["val_ppl"])
         groups[run["arch"], run["optimizer"]].append((x, y))
         if tagged:
-            axes.plot(x, y, gid=run_mark(number), **_point_style(run["arch"], run["optimizer"]))
+            _draw_points(axes, [(x, y)], run["arch"], run["optimizer"], gid=run_mark(number))
             label = f"{number} {run['name']}, {part.key} {printed(part.key, value)}"
             lines.append(Line(label=label, x=np.array([x]), y=np.array([y]), run=number))
     if not tagged:
         for (arch, optimizer), points in sorted(groups.items(), key=lambda item: str(item[0])):
-            axes.plot(*zip(*extremes(points), strict=True), **_point_style(arch, optimizer))
+            _draw_points(axes, extremes(points), arch, optimizer)
     return lines
 
 
-def _point_style(arch: Any, optimizer: Any) -> dict[str, Any]:
-    return {
-        "color": look.colour_of(arch),
-        "marker": look.marker_of(optimizer),
-        "markersize": 4.5,
-        "linestyle": "",
-        "markeredgecolor": look.PAPER,
-        "markeredgewidth": 0.4,
-    }
+def _label_values(axes: Axes, part: Slice) -> None:
+    axes.set_xlabel(part.key, fontsize=8)
+    places = list(part.places.values())
+    if not part.is_categorical:
+        scale_for([np.array(places)], logarithmic=part.is_log).widened(0.05).applied_to(axes, "x", 5)
+        return
+    step = math.ceil(len(places) / FEW_VALUES)
+    names = [units.shortened(printed(part.key, value), 12) for value in list(part.places)[::step]]
+    crowded: dict[str, Any] = {"rotation": 20, "ha": "right"} if sum(map(len, names)) > 26 else {}
+    axes.set_xticks(places[::step], names, **crowded)
+    axes.set_xlim(-0.5, len(places) - 0.5)
+
+
+def _draw_points(
+    axes: Axes, points: Sequence[tuple[float, float]], arch: Any, optimizer: Any, gid: str | None = None
+) -> None:
+    axes.plot(
+        *zip(*points, strict=True),
+        color=look.colour_of(arch),
+        marker=look.marker_of(optimizer),
+        markersize=4.5,
+        linestyle="",
+        markeredgecolor=look.PAPER,
+        markeredgewidth=0.4,
+        gid=gid,
+    )
 
 
 def extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -138,21 +144,12 @@ def extremes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return kept
 
 
-def _draw_chains(
-    axes: Axes,
-    part: Slice,
-    chains: Sequence[Sequence[Setting]],
-    *,
-    tagged: bool,
-) -> None:
+def _draw_chains(axes: Axes, part: Slice, chains: Sequence[Sequence[Setting]], *, tagged: bool) -> None:
     """A line through each group. Each half of a line's piece belongs to the run at its end, and hides with it."""
-    places = part.places()
     together: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
     for chain in chains:
-        ends = [(places[setting.config[part.key]], setting) for setting in chain]
-        arch = ends[0][1].arch
-        colour = look.colour_of(arch)
-        points = [(x + part.shift(arch), setting.val_ppl, setting.runs) for x, setting in ends]
+        colour, shift = look.colour_of(chain[0].arch), part.shift(chain[0].arch)
+        points = [(part.places[end.config[part.key]] + shift, end.val_ppl, end.runs) for end in chain]
         if not tagged or any(len(members) > 1 for _, _, members in points):
             together[colour].append([(x, y) for x, y, _ in points])
             continue
@@ -173,71 +170,6 @@ def _middle(scale: str, a: float, b: float) -> float:
     return math.sqrt(a * b) if scale == "log" else (a + b) / 2
 
 
-# -- axes, legend, caption -----------------------------------------------------------------------------------------
-
-
-def _label(axes: Axes, part: Slice, scale: Scale) -> None:
-    label_perplexity(axes, scale, "Validation perplexity", most_ticks=6)
-    axes.tick_params(labelsize=7.5)
-    axes.yaxis.label.set_fontsize(8)
-    axes.set_xlabel(part.key, fontsize=8)
-    values, places = part.ordered, list(part.places().values())
-    if part.is_categorical:
-        step = math.ceil(len(values) / FEW_VALUES)
-        names = [units.shortened(printed(part.key, value), 12) for value in values]
-        axes.set_xticks(places[::step], names[::step])
-        if sum(map(len, names[::step])) > 26:
-            for label in axes.get_xticklabels():
-                label.set(rotation=20, ha="right")
-        axes.set_xlim(-0.5, len(values) - 0.5)
-        return
-    low, high = places[0], places[-1]
-    if part.is_log:
-        axes.set_xscale("log")
-        room = (high / low) ** 0.07
-        axes.set_xlim(low / room, high * room)
-        names = [printed(part.key, value) for value in values]
-        if len(values) <= 5 and _are_apart(places, names):
-            axes.set_xticks(places, names)
-        else:
-            axes.xaxis.set_major_locator(LogLocator(numticks=5))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        return
-    room = 0.07 * (high - low)
-    axes.set_xlim(low - room, high + room)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-
-
-def _scale(runs: Mapping[int, Mapping[Any, Any]]) -> Scale:
-    """Return a vertical axis for all runs, with room for whole markers at the ends of a logarithmic one."""
-    scale = scale_for([np.array([run["val_ppl"] for run in runs.values()], float)])
-    room = (scale.high / scale.low) ** 0.04 if scale.logarithmic else 1.0
-    return replace(scale, low=scale.low / room, high=scale.high * room)
-
-
-def _are_apart(places: Sequence[float], names: Sequence[str]) -> bool:
-    """Whether the names of values have room beside each other on a logarithmic axis, at 40 characters to a panel."""
-    span = math.log(places[-1] / places[0])
-    ends = zip(itertools.pairwise(places), itertools.pairwise(map(len, names)), strict=True)
-    return all(math.log(b / a) / span * 40 > (before + after) / 2 + 2 for (a, b), (before, after) in ends)
-
-
-def _caption(slices: Sequence[Slice], shown: Sequence[Slice], *, tagged: bool, joined: bool) -> str:
-    sentences = ["Colour: architecture; marker: optimizer."]
-    if not tagged:
-        sentences.append("Of runs alike in these, the lowest, the middle and the highest.")
-    sentences.append(
-        "Lines join runs that agree in every other key."
-        if joined
-        else "No two runs agree in all keys but one, so no points are joined."
-    )
-    if len(shown) < len(slices):
-        left_out = [part.key for part in slices[len(shown) :]]
-        sentences.append(f"Left out, of the smallest effects: {first_few(left_out, 2)}.")
-    return " ".join(sentences)
-
-
 # -- slices --------------------------------------------------------------------------------------------------------
 
 FEW_VALUES = 8
@@ -251,24 +183,10 @@ class Slice:
     key: str
     values: Mapping[int, Any]
     """Of each run that has the key, by its number."""
-    ordered: list[Any]
-    """The values once each, sorted."""
-
-    @property
-    def is_log(self) -> bool:
-        return self._is_numeric and self.ordered[0] > 0 and self.ordered[-1] > 10 * self.ordered[0]
-
-    @property
-    def is_categorical(self) -> bool:
-        return not self.is_log and (not self._is_numeric or len(self.ordered) <= FEW_VALUES)
-
-    @property
-    def _is_numeric(self) -> bool:
-        return all(is_numeric(value) for value in self.ordered)
-
-    def places(self) -> dict[Any, float]:
-        """The place of each value on the axis; categories are counted from 0."""
-        return {value: float(n if self.is_categorical else value) for n, value in enumerate(self.ordered)}
+    places: Mapping[Any, float]
+    """The place of each value on the axis, in order; categories are counted from 0."""
+    is_log: bool
+    is_categorical: bool
 
     def shift(self, arch: Any) -> float:
         """How far beside their place the points of an architecture lie, so that they do not cover one another."""
@@ -281,9 +199,13 @@ def slices_of(study: Study, order: Sequence[str]) -> list[Slice]:
     configs = {run["number"]: config_of(run) for run in finished(study.runs).to_dict("records")}
     varying = varying_keys(configs.values())
     keys = [*(key for key in order if key in varying), *(key for key in varying if key not in order)]
-    values = {key: {number: config[key] for number, config in configs.items() if key in config} for key in keys}
-    return [
-        Slice(key=key, values=values[key], ordered=sorted_values(key, values[key].values()))
-        for key in keys
-        if key not in CHOICES
-    ]
+    slices = []
+    for key in [key for key in keys if key not in CHOICES]:
+        values = {number: config[key] for number, config in configs.items() if key in config}
+        ordered = sorted_values(key, values.values())
+        numeric = all(map(is_numeric, ordered))
+        is_log = numeric and ordered[0] > 0 and ordered[-1] > 10 * ordered[0]
+        is_categorical = not is_log and (not numeric or len(ordered) <= FEW_VALUES)
+        places = {value: float(n if is_categorical else value) for n, value in enumerate(ordered)}
+        slices.append(Slice(key=key, values=values, places=places, is_log=is_log, is_categorical=is_categorical))
+    return slices

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
 from analysis.plots import look
+from analysis.plots.axes import panels_with_legend
 from analysis.plots.curves import unit_for
 from analysis.study import units
 from analysis.study.attempts import PLACE_JOINT, moment
@@ -32,8 +31,7 @@ HATCHES = {"failed": "/////", "cancelled": "/////", "interrupted": "|||||"}
 KEYS = {"failed": "failed or cancelled", "interrupted": "interrupted"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
+class Bar(NamedTuple):
     """An attempt on one of its places; times in seconds since 1970."""
 
     run: RunNumber
@@ -45,8 +43,7 @@ class Bar:
     end: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lane:
+class Lane(NamedTuple):
     """A GPU, or a part of a machine on which one attempt ran at a time."""
 
     label: str
@@ -59,46 +56,31 @@ def lanes_of(study: Study) -> list[Lane]:
     Attempts of one place that overlap (processors, or shares of a GPU) are packed into as few lanes as hold them,
     each attempt into the first that is free.
     """
-    arch = dict(zip(study.runs["id"], study.runs["arch"], strict=True))
-    name = dict(zip(study.runs["id"], study.runs["name"], strict=True))
+    facts = study.attempts.join(study.runs.set_index("id")[["arch", "name"]], on="id")
+    facts["start"], facts["end"] = facts["started_at"].map(moment), facts["ended_at"].map(moment)
+    facts = facts.dropna(subset=["start", "end"])
     places: dict[str, list[Bar]] = defaultdict(list)
-    for row in study.attempts.to_dict("records"):
-        start, end = moment(row["started_at"]), moment(row["ended_at"])
-        if start is None or end is None:
-            continue
-        bar = Bar(
-            run=row["number"],
-            attempt=int(row["attempt"]),
-            outcome=row["outcome"],
-            arch=arch[row["id"]],
-            name=name[row["id"]],
-            start=start,
-            end=end,
-        )
-        for place in (row["places"] or "unknown place").split(PLACE_JOINT):
+    bars = facts[["number", "attempt", "outcome", "arch", "name", "start", "end"]].itertuples(index=False, name=None)
+    for joined, bar in zip(facts["places"].fillna("unknown place"), map(Bar._make, bars), strict=True):
+        for place in joined.split(PLACE_JOINT):
             places[place].append(bar)
-    lanes = []
+    lanes: list[Lane] = []
     for place in sorted(places, key=_natural):
         packed = pack(places[place])
         labels = [place] if len(packed) == 1 else [f"{place} ({number})" for number in range(1, len(packed) + 1)]
-        lanes += [Lane(label=label, bars=bars) for label, bars in zip(labels, packed, strict=True)]
+        lanes += map(Lane, labels, packed)
     return lanes
 
 
 def pack(bars: Iterable[Bar]) -> list[list[Bar]]:
     """Bars in lanes in which none overlap: each, by its start, into the first lane that is free."""
     lanes: list[list[Bar]] = []
-    free: list[int] = []
-    busy: list[tuple[float, int]] = []
     for bar in sorted(bars, key=lambda bar: (bar.start, bar.end, bar.run, bar.attempt)):
-        while busy and busy[0][0] <= bar.start:
-            heapq.heappush(free, heapq.heappop(busy)[1])
-        if not free:
-            lanes.append([])
-            heapq.heappush(free, len(lanes) - 1)
-        lane = heapq.heappop(free)
-        lanes[lane].append(bar)
-        heapq.heappush(busy, (bar.end, lane))
+        free = next((lane for lane in lanes if lane[-1].end <= bar.start), None)
+        if free is None:
+            lanes.append([bar])
+        else:
+            free.append(bar)
     return lanes
 
 
@@ -112,41 +94,21 @@ def utilisation(lanes: Sequence[Lane]) -> float:
 # -- the figure ----------------------------------------------------------------------------------------------------
 
 
+@look.applied()
 def timeline_chart(study: Study) -> Chart | None:
     """A bar for each attempt, in lanes; none where no attempt has both its times."""
     lanes = lanes_of(study)
     if not lanes:
         return None
-    with look.applied():
-        return _draw(study, lanes)
-
-
-def _draw(study: Study, lanes: list[Lane]) -> Chart:
     shown = lanes[:MOST_LANES]
-    numbered = len(shown) <= NUMBERED_LANES
-    lane_inches = 0.24 if numbered else 0.11
-    plot_inches, top_inches, below_inches = max(lane_inches * len(shown), 0.3), 0.42, 0.5
-    height = plot_inches + top_inches + below_inches
-    labels = _labels(shown)
-    left = min(0.3, 0.03 + 0.0088 * max(map(len, labels)) * (1.0 if numbered else 0.85))
-    figure = Figure(figsize=(look.WIDTH_INCHES, height))
-    axes = figure.add_axes((left, below_inches / height, 0.985 - left, plot_inches / height))
-    panel = draw_lanes(axes, lanes)
-    handles = bar_handles(shown)
-    figure.legend(
-        handles=handles,
-        ncols=len(handles),
-        loc="upper left",
-        bbox_to_anchor=(left - 0.01, 1 - 0.02 / height),
-        fontsize=8,
-        handlelength=1.6,
-    )
+    inches = max((0.24 if len(shown) <= NUMBERED_LANES else 0.11) * len(shown), 0.3)
+    figure, (axes,) = panels_with_legend(inches, bar_handles(shown))
     return Chart(
         name="timeline",
         title="What ran where",
         caption=_caption(study, lanes, shown),
         figure=figure,
-        panels=[panel],
+        panels=[draw_lanes(axes, lanes)],
     )
 
 
@@ -157,15 +119,15 @@ def draw_lanes(axes: Axes, lanes: Sequence[Lane]) -> Panel:
     last = max(bar.end for lane in lanes for bar in lane.bars) - origin
     seconds, unit = unit_for(last)
     numbered = len(shown) <= NUMBERED_LANES
-    axes.set_xlim(0, (last or 1.0) / seconds * 1.01)
-    axes.set_ylim(len(shown) + 0.5, 0.5)
-    axes.set_yticks(range(1, len(shown) + 1), _labels(shown), fontsize=7.5 if numbered else 6)
+    span = (last or 1.0) / seconds * 1.01
+    axes.set(xlim=(0, span), ylim=(len(shown) + 0.5, 0.5), xlabel=f"Time since the first start ({unit})")
+    names = [_shortened(lane.label) for lane in shown]
+    axes.set_yticks(range(1, len(shown) + 1), names, fontsize=7.5 if numbered else 6)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
-    axes.set_xlabel(f"Time since the first start ({unit})")
+    points = axes.get_window_extent().width * 72 / axes.figure.dpi / span
     lines = []
-    points = plot_points(axes)
     for place, lane in enumerate(shown, start=1):
         for bar in lane.bars:
             start, end = (bar.start - origin) / seconds, (bar.end - origin) / seconds
@@ -176,62 +138,34 @@ def draw_lanes(axes: Axes, lanes: Sequence[Lane]) -> Panel:
     return Panel(axes=axes, lines=lines, x_name=unit, y_name="")
 
 
-def _labels(lanes: Sequence[Lane]) -> list[str]:
-    return [_shortened(lane.label) for lane in lanes]
-
-
-def plot_points(axes: Axes) -> float:
-    """Points of the figure to a unit of the horizontal axis."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None, "axes belong to a figure"
-    low, high = axes.get_xlim()
-    return axes.get_position().width * figure.get_figwidth() * 72 / (high - low)
-
-
 def _draw_bar(axes: Axes, bar: Bar, place: int, start: float, end: float, *, room: float) -> None:
-    colour = look.colour_of(bar.arch)
-    hatch = HATCHES.get(bar.outcome)
-    axes.add_patch(
-        Rectangle(
-            (start, place - 0.4),
-            end - start,
-            0.8,
-            facecolor=colour,
-            edgecolor=look.PAPER,
-            linewidth=0.5 if room else 0.2,
-            hatch=hatch,
-            gid=run_mark(bar.run),
-        )
-    )
-    text = str(bar.run)
-    if room >= 5.2 * len(text) + 5:
+    """Draw a bar, and the run's number in it if ``room`` (points) is enough; no room: many thin lanes."""
+    colour, hatch, gid = look.colour_of(bar.arch), HATCHES.get(bar.outcome), run_mark(bar.run)
+    edge: dict[str, Any] = {"facecolor": colour, "edgecolor": look.PAPER, "linewidth": 0.5 if room else 0.2}
+    axes.add_patch(Rectangle((start, place - 0.4), end - start, 0.8, hatch=hatch, gid=gid, **edge))
+    if room >= 5.2 * len(str(bar.run)) + 5:
         axes.text(
             (start + end) / 2,
             place,
-            text,
+            str(bar.run),
             ha="center",
             va="center_baseline",
             fontsize=7.5,
             fontweight="bold",
             color=look.ink_on(colour),
             bbox={"boxstyle": "round,pad=0.15", "facecolor": colour, "edgecolor": "none"} if hatch else None,
-            gid=run_mark(bar.run),
+            gid=gid,
+            in_layout=False,
         )
 
 
 def bar_handles(lanes: Sequence[Lane]) -> list[Patch]:
     """Return the legend entries of the architectures and outcomes that the lanes hold."""
     bars = [bar for lane in lanes for bar in lane.bars]
-    there = {bar.arch for bar in bars}
-    handles = [
-        Patch(facecolor=look.ARCHITECTURE_COLOURS[arch], label=name)
-        for arch, name in units.ARCHITECTURES.items()
-        if arch in there
-    ]
-    if there - set(units.ARCHITECTURES):
-        handles.append(Patch(facecolor=look.UNKNOWN_COLOUR, label=units.UNKNOWN))
+    archs = {units.architecture(bar.arch): look.colour_of(bar.arch) for bar in bars}
+    names = [name for name in [*units.ARCHITECTURES.values(), units.UNKNOWN] if name in archs]
     hatches = {HATCHES[bar.outcome] for bar in bars if bar.outcome in HATCHES}
-    return handles + [
+    return [Patch(facecolor=archs[name], label=name) for name in names] + [
         Patch(facecolor=look.MUTED, edgecolor=look.PAPER, linewidth=0, hatch=HATCHES[outcome], label=label)
         for outcome, label in KEYS.items()
         if HATCHES[outcome] in hatches
@@ -244,7 +178,8 @@ def _caption(study: Study, lanes: list[Lane], shown: list[Lane]) -> str:
     share = utilisation(lanes)
     sentences = ["Bars: attempts; lanes: GPUs or hosts; colour: architecture."]
     if units.is_number(share):
-        sentences.append(f"The {units.count(len(lanes), 'lane')} were busy {100 * share:.0f} % of the time.")
+        busy = "The lane was" if len(lanes) == 1 else f"The {len(lanes)} lanes were"
+        sentences.append(f"{busy} busy {100 * share:.0f} % of the time.")
     if len(shown) < len(lanes):
         sentences.append(f"Shown are the first {len(shown)} of {len(lanes)} lanes.")
     if missing:

@@ -8,11 +8,8 @@ Text Degeneration), so such texts are best only where there are no others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
-
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from analysis.study import units
 from analysis.study.behaviour import Sample
@@ -27,165 +24,106 @@ LEAST_DISTINCT = 0.5
 MOST_UNKNOWN = 0.25
 """Best samples have at most this share of ``<unk>``."""
 
-Group: TypeAlias = Literal["Best", "Worst", "Interesting"]
+ORDINALS = ("", "second ", "third ")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
+class Chosen(NamedTuple):
     """A sample and why it is shown."""
 
-    group: Group
+    group: str
+    """``Best``, ``Worst`` or ``Interesting``."""
     sample: Sample
-    reason: str
+    reason: str | None
 
 
 def choose(samples: Sequence[Sample], judge: str | None, level: str) -> list[Chosen]:
-    """At most three of each group, none twice; ties go to the earlier sample.
+    """Return at most three of each group, none twice; ties go to the earlier sample.
 
     Args:
         samples: of one run.
         judge: the run whose model has rated them.
         level: ``word`` or ``char``.
     """
-    rank = Ranking(judge=judge, level=level)
-    best = sorted(samples, key=lambda sample: (rank.flaw(sample) is not None, rank.perplexity(sample)))[:EACH]
-    left = [sample for sample in samples if sample not in best]
-    worst = sorted(left, key=lambda sample: -rank.perplexity(sample))[:EACH]
-    left = [sample for sample in left if sample not in worst]
-    return [
-        *(Chosen(group="Best", sample=sample, reason=rank.best_reason(sample, n)) for n, sample in enumerate(best)),
-        *(Chosen(group="Worst", sample=sample, reason=rank.worst_reason(sample, n)) for n, sample in enumerate(worst)),
-        *_interesting(left, rank),
-    ]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """What best and worst mean for the samples of a run."""
-
-    judge: str | None
-    level: str
-
-    def perplexity(self, sample: Sample) -> float:
-        """What they are sorted by; infinity where it is not a finite number."""
-        value = sample.perplexity_own if self.judge is None else sample.perplexity_other
+    def perplexity(sample: Sample) -> float:
+        value = sample.perplexity_own if judge is None else sample.perplexity_other
         return value if math.isfinite(value) else math.inf
 
-    def flaw(self, sample: Sample) -> str | None:
-        """Why the sample's perplexity is low for a bad reason, where it is."""
-        if self.level == "word" and sample.repetition > MOST_REPEATED:
-            return f"{percent(sample.repetition)} of its tokens occur among the 16 before them"
-        if sample.distinct[2] < LEAST_DISTINCT:
-            return f"only {percent(sample.distinct[2])} of its three-token sequences are distinct"
-        if sample.unk_share > MOST_UNKNOWN:
-            return f"{percent(sample.unk_share)} of its tokens are <unk>"
-        return None
+    def under(sample: Sample) -> str:
+        whose = "under the model itself (there is no judge)" if judge is None else f"under the judge {judge}"
+        return f"perplexity {whose}: {units.rounded(perplexity(sample))}"
 
-    def best_reason(self, sample: Sample, place: int) -> str:
-        flaw = self.flaw(sample)
-        if flaw is None:
-            return f"{_ordinal(place, 'lowest')} perplexity {self._under(sample)}, without heavy repetition"
-        return f"perplexity {self._under(sample)}; no better one is left, although {flaw}"
-
-    def worst_reason(self, sample: Sample, place: int) -> str:
-        return f"{_ordinal(place, 'highest')} perplexity {self._under(sample)}"
-
-    def _under(self, sample: Sample) -> str:
-        value = units.rounded(sample.perplexity_own if self.judge is None else sample.perplexity_other)
-        return (
-            f"under the model itself, which has no judge: {value}"
-            if self.judge is None
-            else (f"under the judge {self.judge}: {value}")
-        )
+    chosen = []
+    left = sorted(samples, key=lambda sample: (_flaw(sample, level) is not None, perplexity(sample)))
+    for ordinal, sample in zip(ORDINALS, left, strict=False):
+        flaw = _flaw(sample, level)
+        reason = f"{ordinal}lowest {under(sample)}, without heavy repetition"
+        if flaw is not None:
+            reason = f"{under(sample)}; no better one is left, although {flaw}"
+        chosen.append(Chosen("Best", sample, reason))
+    left = [sample for sample in samples if sample not in left[:EACH]]
+    worst = sorted(left, key=lambda sample: -perplexity(sample))[:EACH]
+    chosen += [Chosen("Worst", s, f"{ordinal}highest {under(s)}") for ordinal, s in zip(ORDINALS, worst, strict=False)]
+    return [*chosen, *_interesting([sample for sample in left if sample not in worst], level)]
 
 
-# -- interesting samples -------------------------------------------------------------------------------------------
+def _flaw(sample: Sample, level: str) -> str | None:
+    """Say why the sample's perplexity is low for a bad reason, if it is."""
+    if level == "word" and sample.repetition > MOST_REPEATED:
+        return f"{units.percent(sample.repetition)} of its tokens occur among the 16 before them"
+    if sample.distinct[2] < LEAST_DISTINCT:
+        return f"only {units.percent(sample.distinct[2])} of its three-token sequences are distinct"
+    if sample.unk_share > MOST_UNKNOWN:
+        return f"{units.percent(sample.unk_share)} of its tokens are <unk>"
+    return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """Something by which a sample can stand out: the more, the more interesting; not at all from 0 down."""
-
-    amount: Callable[[Sample, Ranking], float]
-    reason: Callable[[Sample, Ranking], str]
-
-
-def entropy_rise(sample: Sample) -> float:
-    """Mean entropy over the last third of the tokens less that over the first third, in nats; NaN below 3 tokens."""
-    third = sample.length // 3
-    return float(sample.entropy[-third:].mean() - sample.entropy[:third].mean()) if third else math.nan
-
-
-def repeated(sample: Sample, level: str) -> float:
-    """Share of what repeats: of words those among the 16 before them, of characters the three-token sequences."""
-    return sample.repetition if level == "word" else 1 - sample.distinct[2]
-
-
-def disagreement(sample: Sample) -> float:
-    """How many times the model's own perplexity the judge's is, as a logarithm; NaN without a judge."""
-    ratio = sample.perplexity_other / sample.perplexity_own if sample.perplexity_own else math.nan
-    return math.log(ratio) if ratio > 0 and math.isfinite(ratio) else math.nan
-
-
-def _copy_reason(sample: Sample, rank: Ranking) -> str:
-    quoted = plain_text(sample.copied, rank.level).replace("\n", " ↵ ").strip()
-    length = units.count(len(sample.copied), "token")
-    return f"longest passage that stands in the training text as it is: {length}, “{quoted}”"
-
-
-def _repetition_reason(sample: Sample, rank: Ranking) -> str:
-    share = percent(repeated(sample, rank.level))
-    if rank.level == "word":
-        return f"most repetition: {share} of the tokens occur among the 16 before them"
-    return f"most repetition: {share} of the three-token sequences have occurred before in the text"
-
-
-def _entropy_reason(sample: Sample, _: Ranking) -> str:
-    return f"largest rise of entropy: by {entropy_rise(sample):.2f} nats from its first third to its last"
-
-
-def _unknown_reason(sample: Sample, _: Ranking) -> str:
-    return f"most unknown words: {percent(sample.unk_share)} of the tokens are <unk>"
-
-
-def _disagreement_reason(sample: Sample, _: Ranking) -> str:
-    own, other = units.rounded(sample.perplexity_own), units.rounded(sample.perplexity_other)
-    return f"largest disagreement: perplexity {own} under the model itself, {other} under the judge"
-
-
-MEASURES = (
-    Measure(amount=lambda sample, _: len(sample.copied), reason=_copy_reason),
-    Measure(amount=lambda sample, rank: repeated(sample, rank.level), reason=_repetition_reason),
-    Measure(amount=lambda sample, _: entropy_rise(sample), reason=_entropy_reason),
-    Measure(amount=lambda sample, _: sample.unk_share, reason=_unknown_reason),
-    Measure(amount=lambda sample, _: disagreement(sample), reason=_disagreement_reason),
-)
-"""In the order in which they get a sample each; one that no sample shows is passed over."""
-
-
-def _interesting(samples: Iterable[Sample], rank: Ranking) -> list[Chosen]:
-    left = list(samples)
+def _interesting(left: list[Sample], level: str) -> list[Chosen]:
+    """Return the sample that stands out most by each measure in turn; none by a measure that is 0 or less for all."""
     found: list[Chosen] = []
-    for measure in MEASURES:
-        amounts = np.array([measure.amount(sample, rank) for sample in left], dtype=float)
-        amounts[np.isnan(amounts)] = 0.0
-        if len(found) == EACH or not len(left) or not amounts.max() > 0:
-            continue
-        sample = left.pop(int(amounts.argmax()))
-        found.append(Chosen(group="Interesting", sample=sample, reason=measure.reason(sample, rank)))
+    for measure in (_copy, _repetition, _entropy_rise, _unknown_words, _disagreement):
+        amounts = [amount if (amount := measure(sample, level)[0]) > 0 else 0.0 for sample in left]
+        if len(found) < EACH and any(amounts):
+            sample = left[amounts.index(max(amounts))]
+            left = [other for other in left if other is not sample]
+            found.append(Chosen("Interesting", sample, measure(sample, level)[1]))
     return found
 
 
-# -- words ---------------------------------------------------------------------------------------------------------
+# -- measures: an amount, and what is said of the sample with the largest ---------------------------------------------
 
 
-def percent(share: float) -> str:
-    """``12 %``."""
-    return f"{100 * share:.0f} %" if math.isfinite(share) else units.MISSING
+def _copy(sample: Sample, level: str) -> tuple[float, str]:
+    quoted = plain_text(sample.copied, level).replace("\n", " ↵ ").strip()
+    length = units.count(len(sample.copied), "token")
+    return len(sample.copied), f"longest passage copied from the training text: {length}, “{quoted}”"
 
 
-def _ordinal(place: int, word: str) -> str:
-    return word if place == 0 else f"{('second', 'third')[place - 1]} {word}"
+def _repetition(sample: Sample, level: str) -> tuple[float, str]:
+    share = sample.repetition if level == "word" else 1 - sample.distinct[2]
+    what = (
+        "the tokens occur among the 16 before them"
+        if level == "word"
+        else "the three-token sequences occurred before in the text"
+    )
+    return share, f"most repetition: {units.percent(share)} of {what}"
+
+
+def _entropy_rise(sample: Sample, _: str) -> tuple[float, str]:
+    third = sample.length // 3
+    rise = float(sample.entropy[-third:].mean() - sample.entropy[:third].mean()) if third else math.nan
+    return rise, f"largest rise of entropy: by {rise:.2f} nats from its first third to its last"
+
+
+def _unknown_words(sample: Sample, _: str) -> tuple[float, str]:
+    return sample.unk_share, f"most unknown words: {units.percent(sample.unk_share)} of the tokens are <unk>"
+
+
+def _disagreement(sample: Sample, _: str) -> tuple[float, str]:
+    own, other = sample.perplexity_own, sample.perplexity_other
+    ratio = other / own if own else math.nan
+    text = f"perplexity {units.rounded(own)} under the model itself, {units.rounded(other)} under the judge"
+    return math.log(ratio) if 0 < ratio < math.inf else math.nan, f"largest disagreement: {text}"
 
 
 # -- tokens as text ------------------------------------------------------------------------------------------------
@@ -202,46 +140,29 @@ SHOWN = {"``": "“", "''": "”", "-lrb-": "(", "-rrb-": ")"}
 """The Penn Treebank's names of signs, and the signs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A token in a text."""
+def pieces(tokens: Sequence[str], level: str) -> list[tuple[str, str]]:
+    r"""Return what stands before each token (nothing, a space or a line's end), and how the token is shown.
 
-    token: str
-    text: str
-    """How it is shown; empty for a line's end."""
-    gap: str
-    """What stands between it and the piece before: nothing, a space or a line's end."""
-
-
-def pieces(tokens: Sequence[str], level: str) -> list[Piece]:
-    r"""The tokens with what stands between them.
-
-    >>> "".join(piece.gap + piece.text for piece in pieces(["it", "is", "n't", "<eos>", "no"], "word"))
-    "it isn't\nno"
+    >>> pieces(["it", "is", "n't", "<eos>", "no"], "word")
+    [('', 'it'), (' ', 'is'), ('', "n't"), ('', ''), ('\n', 'no')]
     """
-    found: list[Piece] = []
+    found = []
     before = ""
     for token in tokens:
-        gap = ""
-        if before == EOS:
-            gap = "\n"
-        elif level == "word" and before and token != EOS and before not in HOLDS and not _clings(token):
-            gap = " "
+        clings = token == EOS or token in CLINGS or (token != "" and set(token) <= MARKS)
+        is_apart = level == "word" and before != "" and before not in HOLDS and not clings
+        gap = "\n" if before == EOS else " " if is_apart else ""
         text = "" if token == EOS else SHOWN.get(token, token) if level == "word" else token
-        found.append(Piece(token=token, text=text, gap=gap))
+        found.append((gap, text))
         before = token
     return found
 
 
 def plain_text(tokens: Sequence[str], level: str) -> str:
     """The whole as one text."""
-    return "".join(piece.gap + piece.text for piece in pieces(tokens, level))
+    return "".join(gap + text for gap, text in pieces(tokens, level))
 
 
 def raw_text(tokens: Iterable[str]) -> str:
     """The tokens as they are, a space between any two; one that is itself blank shows as ``␣``."""
     return " ".join(token if token.strip() else "␣" for token in tokens)
-
-
-def _clings(token: str) -> bool:
-    return token in CLINGS or (token != "" and set(token) <= MARKS)

@@ -43,13 +43,10 @@ MAY_BE_SHARED = ("backend", "device", "ranks")
 def cost_section(study: Study) -> Section:
     """Time, memory and machines of every run, and of all together."""
     attempts = costs_of(study.attempts)
-    if attempts.empty:
-        nothing = Prose(text="No run has been started yet, so nothing has been spent.")
-        return Section(name="cost", title="Cost", blocks=[nothing])
-    blocks: list[Block] = [Points(items=totals(study, attempts)), shortened(cost_table(study, attempts))]
-    chart = timeline_chart(study)
-    if chart is not None:
-        blocks.append(chart)
+    blocks: list[Block] = [Prose(text="No run has been started yet, so nothing has been spent.")]
+    if len(attempts):
+        table, chart = shortened(cost_table(study, attempts)), timeline_chart(study)
+        blocks = [Points(items=totals(study, attempts)), table, *([chart] if chart else [])]
     return Section(name="cost", title="Cost", blocks=blocks)
 
 
@@ -72,18 +69,16 @@ def costs_of(attempts: pd.DataFrame) -> pd.DataFrame:
 def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
     """A row for each run that has been started. ``attempts`` as :func:`costs_of` gives them."""
     by_run = attempts.groupby("id", sort=False)
-    last = by_run.tail(1).set_index("id")
+    last = attempts.drop_duplicates("id", keep="last").set_index("id")
     measured = study.epochs.groupby("id", sort=False).agg(
         tokens_per_second=("train_tokens_per_second", "median"), peak_memory_bytes=("peak_memory_bytes", "max")
     )
-    runs = in_report_order(study.runs).set_index("id", drop=False)
-    runs = runs[runs.index.isin(last.index)]
-    sums = {key: by_run[key].agg(math.fsum) for key in ("lost_seconds", "gpu_hours", "core_hours")}
+    runs = in_report_order(study.runs[study.runs["id"].isin(attempts["id"])]).set_index("id", drop=False)
     records = runs.assign(
-        **{key: last[key] for key in MAY_BE_SHARED},
+        **last[list(MAY_BE_SHARED)],
         ratio=(runs["wall_seconds"] / runs["estimated_seconds"]).where(runs["state"] == "done"),
         attempts=by_run.size(),
-        **sums,
+        **by_run[["lost_seconds", "gpu_hours", "core_hours"]].agg(math.fsum),
     ).join(measured)
     return Table(
         name="cost",
@@ -102,7 +97,7 @@ def shortened(table: Table) -> Table:
     for place, column in enumerate(table.columns):
         texts = {row.cells[place].text for row in table.rows}
         if column.key in MAY_BE_SHARED and len(texts) == 1 and len(table.rows) > 1:
-            shared.append(f"{column.title} = {texts.pop()}")
+            shared += [f"{column.title} = {text}" for text in texts if text != units.MISSING]
         elif column.key not in ("gpu_hours", "core_hours") or texts != {units.MISSING}:
             kept.append(column)
     return replace(
@@ -118,65 +113,62 @@ def shortened(table: Table) -> Table:
 
 def totals(study: Study, attempts: pd.DataFrame) -> list[str]:
     """What all runs together have cost, in sentences. ``attempts`` as :func:`costs_of` gives them."""
-    unknown = attempts["seconds"].isna()
-    at_least = "at least " if unknown.any() else ""
-    spent = attempts["spent"].sum()
-    started = attempts["id"].nunique()
+    unknown = attempts[attempts["seconds"].isna()]
+    at_least = "" if unknown.empty else "at least "
     items = [
-        f"{units.count(started, 'run')} in {units.count(len(attempts), 'attempt')}: {at_least}"
-        f"{units.hours(spent / 3600)} run hours (an attempt counts once, whatever its ranks), of which "
-        f"{units.hours(attempts['epoch_seconds'].sum() / 3600)} in finished epochs."
+        f"{units.count(attempts['id'].nunique(), 'run')} in {units.count(len(attempts), 'attempt')}: {at_least}"
+        f"{_hours(attempts['spent'])} run hours (an attempt counts once, however many ranks it has), of which "
+        f"{_hours(attempts['epoch_seconds'])} in finished epochs."
     ]
-    for key, name, what in (("gpu_hours", "GPU", "GPUs"), ("core_hours", "core", "cores")):
+    for key, name, on, what in (("gpu_hours", "GPU", "", "GPUs"), ("core_hours", "core", " on processors", "cores")):
         hours = attempts[key].dropna()
         if len(hours):
-            on = " on processors" if key == "core_hours" else ""
             items.append(
                 f"{at_least}{units.hours(hours.sum())} {name} hours, in {units.count(len(hours), 'attempt')}{on} "
                 f"(hours times {what})."
             )
-    items += [_failed_sentence(study, attempts), *_interrupted_sentence(attempts), *_estimate_sentence(study)]
-    if unknown.any():
-        without_start = int(attempts["started_at"].isna().sum())
-        without_end = int(attempts["ended_at"].isna().sum())
+    items += [_failed_sentence(study, attempts), _interrupted_sentence(attempts), _estimate_sentence(study)]
+    if len(unknown):
         items.append(
-            f"Not recorded: the start of {units.count(without_start, 'attempt')} and the end of {without_end}. These "
-            "count with the time of the epochs finished in them, which is less than they took."
+            f"Not recorded: the start of {units.count(int(attempts['started_at'].isna().sum()), 'attempt')} and the "
+            f"end of {attempts['ended_at'].isna().sum()}. Of these attempts only the finished epochs are counted."
         )
     return [item[0].upper() + item[1:] for item in items]
+
+
+def _hours(seconds: pd.Series[float]) -> str:
+    return units.hours(seconds.sum() / 3600)
 
 
 def _failed_sentence(study: Study, attempts: pd.DataFrame) -> str:
     over = study.runs.loc[study.runs["state"].isin(["failed", "cancelled"]), "id"]
     if over.empty:
         return "No run has failed or been cancelled."
-    spent = attempts.loc[attempts["id"].isin(set(over)), "spent"].sum()
-    verb = "run that has" if len(over) == 1 else "runs that have"
-    return f"{units.hours(spent / 3600)} failed hours: those of {len(over)} {verb} failed or been cancelled."
+    spent = _hours(attempts.loc[attempts["id"].isin(over), "spent"])
+    runs = "1 run that" if len(over) == 1 else f"{len(over)} runs that"
+    return f"{spent} of these run hours went into {runs} failed or {'was' if len(over) == 1 else 'were'} cancelled."
 
 
-def _interrupted_sentence(attempts: pd.DataFrame) -> list[str]:
+def _interrupted_sentence(attempts: pd.DataFrame) -> str:
     """Time between the last finished epoch and the end of attempts after which the run went on, or may."""
-    cut = attempts[attempts["outcome"] == "interrupted"]
-    again = attempts.duplicated("id", keep="last") & (attempts["outcome"] == "failed")
-    cut = attempts.loc[cut.index.union(attempts.index[again])]
+    failed_before = attempts.duplicated("id", keep="last") & (attempts["outcome"] == "failed")
+    cut = attempts[failed_before | (attempts["outcome"] == "interrupted")]
     if cut.empty:
-        return ["No attempt was cut off."]
+        return "No attempt was interrupted."
     known = cut["lost_seconds"].dropna()
     verb = "was" if len(cut) == 1 else "were"
-    text = f"{units.count(len(cut), 'attempt')} {verb} cut off and had to be repeated or resumed"
+    text = f"{units.count(len(cut), 'attempt')} {verb} interrupted and had to be repeated or resumed"
     if known.empty:
-        return [f"{text}; the time lost is not recorded."]
+        return f"{text}; the time lost is not recorded."
     of = "" if len(known) == len(cut) else f" (known of {len(known)})"
-    return [f"{text}: {units.hours(known.sum() / 3600)} hours lost, in no finished epoch{of}."]
+    return f"{text}: {_hours(known)} hours outside finished epochs were lost{of}."
 
 
-def _estimate_sentence(study: Study) -> list[str]:
+def _estimate_sentence(study: Study) -> str:
     done = finished(study.runs)
     ratios = (done["wall_seconds"] / done["estimated_seconds"]).dropna()
     if ratios.empty:
-        return ["No finished run has an estimate to compare with."]
-    low, high = ratios.min(), ratios.max()
-    n = len(ratios)
-    spread = f", from {low:.2f} to {high:.2f}" if n > 1 else ""
-    return [f"Actual time over estimate: median {ratios.median():.2f}{spread} (n = {units.count(n, 'finished run')})."]
+        return "No finished run has an estimate to compare with."
+    n = units.count(len(ratios), "finished run")
+    spread = f", from {ratios.min():.2f} to {ratios.max():.2f}" if len(ratios) > 1 else ""
+    return f"Actual time over estimate: median {ratios.median():.2f}{spread} (n = {n})."

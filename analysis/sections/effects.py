@@ -7,9 +7,9 @@ with a value, in which everything else may differ too. The keys have the order o
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from analysis.blocks.effects import Effect, effect_sentence, effects_of
@@ -20,58 +20,18 @@ from analysis.blocks.words import first_few
 from analysis.plots.heat_map import heat_map
 from analysis.plots.slices import slices_chart
 from analysis.study import units
-from analysis.study.pairs import CHOICES, SettingPair, printed, single_key_pairs, sorted_values, varying_keys
+from analysis.study.pairs import CHOICES, printed, single_key_pairs, sorted_values, varying_keys
 from analysis.study.settings import finished, settings_of
 from analysis.study.study import Study
 
 SINGLE_STEPS = 8
 """Most values of a key that has a row for each change from one value to the next. With more, it has one row."""
 
+ANY, ANY_HIGHER = "any", "any higher"
+"""Both ends of the one change of a key with more values."""
+
 NATS = units.decimals("+.3f")
 """Differences of losses."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """What going from one value of a key to another has done, over all pairs that differ in nothing else."""
-
-    key: str
-    lower: Any
-    """None in both for the change from any value to any higher one."""
-    higher: Any
-    differences_nats: list[float]
-    """Loss with the higher value less loss with the lower one, of each pair."""
-
-    @property
-    def mean_nats(self) -> float:
-        return math.fsum(self.differences_nats) / len(self.differences_nats)
-
-    @property
-    def ends(self) -> tuple[Any, Any]:
-        """Both values, or words for any two."""
-        any_two = self.lower is None and self.higher is None
-        return ("any", "any higher") if any_two else (self.lower, self.higher)
-
-    @property
-    def printed_ends(self) -> tuple[str, str]:
-        if self.lower is None and self.higher is None:
-            return "any", "any higher"
-        return printed(self.key, self.lower), printed(self.key, self.higher)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """The settings with one value of a key, whatever else they differ in."""
-
-    key: str
-    value: Any
-    losses_nats: list[float]
-    lowest_nats: float
-    """Mean of the key's best value."""
-
-    @property
-    def mean_nats(self) -> float:
-        return math.fsum(self.losses_nats) / len(self.losses_nats)
 
 
 def effects_section(study: Study) -> Section:
@@ -80,73 +40,75 @@ def effects_section(study: Study) -> Section:
     study = on_one_text(study)
     done = finished(study.runs)
     if len(done) < 2:
-        found = "No run has" if done.empty else "One run has"
-        blocks.append(Prose(text=f"{found} been finished; effects show only between finished runs that differ."))
+        found = "No run has" if done.empty else "Only one run has"
+        blocks.append(Prose(text=f"{found} finished. An effect is a difference between finished runs."))
         return Section(name="effects", title="Main effects", blocks=blocks)
     effects = effects_of(single_key_pairs(study.runs))
-    changes = changes_of(effects)
-    blocks.append(heat_map(study))
+    changes = [change for effect in effects for change in changes_of(effect)]
     slices = slices_chart(study, order=[effect.key for effect in effects])
-    if slices is not None:
-        blocks.append(slices)
-    blocks.append(Prose(text=_paired_sentence(effects, changes)))
-    if changes:
-        blocks.append(paired_table(changes))
     unpaired = unpaired_table(study)
-    if unpaired.rows:
-        blocks.append(unpaired)
+    blocks += [
+        heat_map(study),
+        *([slices] if slices else []),
+        Prose(text=_paired_sentence(effects, changes)),
+        *([paired_table(changes)] if changes else []),
+        *([unpaired] if unpaired.rows else []),
+    ]
     return Section(name="effects", title="Main effects", blocks=blocks)
 
 
 # -- paired --------------------------------------------------------------------------------------------------------
 
 
-def changes_of(effects: Sequence[Effect]) -> list[Change]:
-    """Return the changes between values of each key, in the order of ``effects``.
+def changes_of(effect: Effect) -> list[dict[str, Any]]:
+    """Return a row for each change between values of a key: loss with the higher value minus loss with the lower one.
 
     A key with up to ``SINGLE_STEPS`` values has a change from each value to the next, and with more than two also one
     from the lowest to the highest, where there are such pairs; of architectures and optimizers, every two are compared.
     """
-    return [change for effect in effects for change in _changes(effect.key, effect.pairs)]
-
-
-def _changes(key: str, pairs: Sequence[SettingPair]) -> list[Change]:
-    values = sorted_values(key, [value for pair in pairs for value in (pair.a_value, pair.b_value)])
-    if len(values) > SINGLE_STEPS:
-        differences = [pair.difference_nats for pair in pairs]
-        return [Change(key=key, lower=None, higher=None, differences_nats=differences)]
+    values = sorted_values(effect.key, [value for pair in effect.pairs for value in (pair.a_value, pair.b_value)])
     place = {value: number for number, value in enumerate(values)}
     differences_of: dict[tuple[Any, Any], list[float]] = defaultdict(list)
-    for pair in pairs:
-        differences_of[pair.a_value, pair.b_value].append(pair.difference_nats)
-    kept = {
-        (lower, higher): differences
-        for (lower, higher), differences in differences_of.items()
-        if key in CHOICES or place[higher] - place[lower] in (1, len(values) - 1)
-    }
-    if not kept:  # only values apart from one another have been paired
-        kept = differences_of
-    ordered = sorted(kept, key=lambda ends: (place[ends[1]] - place[ends[0]] > 1, place[ends[0]], place[ends[1]]))
-    return [Change(key=key, lower=low, higher=high, differences_nats=kept[low, high]) for low, high in ordered]
+    for pair in effect.pairs:
+        ends = (pair.a_value, pair.b_value) if len(values) <= SINGLE_STEPS else (ANY, ANY_HIGHER)
+        differences_of[ends].append(pair.difference_nats)
+    if len(values) <= SINGLE_STEPS and effect.key not in CHOICES:
+        steps = {ends for ends in differences_of if place[ends[1]] - place[ends[0]] in (1, len(values) - 1)}
+        # without such pairs, only values apart from one another have been paired, and all are kept
+        differences_of = {ends: differences_of[ends] for ends in steps or differences_of}
+    by_place = {ends: (place.get(ends[0], 0), place.get(ends[1], 0)) for ends in differences_of}
+    return [
+        {
+            "key": effect.key,
+            "lower": ends[0],
+            "higher": ends[1],
+            "pairs": len(differences_of[ends]),
+            "mean_change_nats": (mean := statistics.fmean(differences_of[ends])),
+            "perplexity_ratio": math.exp(mean),
+            "lowest_change_nats": min(differences_of[ends]),
+            "highest_change_nats": max(differences_of[ends]),
+        }
+        for ends in sorted(by_place, key=lambda ends: (by_place[ends][1] - by_place[ends][0] > 1, by_place[ends]))
+    ]
 
 
-def paired_table(changes: Sequence[Change]) -> Table:
+def paired_table(changes: Sequence[dict[str, Any]]) -> Table:
     """A row for each change."""
     caption = (
         "Pairs agree in every other key. Change: mean loss with To minus loss with From; below 0, To is better. "
         "Perplexity ratio: exp(Change). Lowest, Highest: of a single pair."
     )
-    if any(change.lower is None for change in changes):
+    if any(change["lower"] == ANY for change in changes):
         caption += " any: all pairs of a key of many values."
     columns = [
-        Column("key", "Key", of=lambda change: change.key),
-        Column("lower", "From", of=lambda c: c.ends[0], shown=lambda c: c.printed_ends[0], numeric=True),
-        Column("higher", "To", of=lambda c: c.ends[1], shown=lambda c: c.printed_ends[1], numeric=True),
-        number("pairs", "Pairs", of=lambda change: len(change.differences_nats)),
-        number("mean_change_nats", "Change (nats)", NATS, lambda change: change.mean_nats),
-        number("perplexity_ratio", "Perplexity ratio", units.decimals(".3f"), lambda c: math.exp(c.mean_nats)),
-        number("lowest_change_nats", "Lowest", NATS, lambda change: min(change.differences_nats)),
-        number("highest_change_nats", "Highest", NATS, lambda change: max(change.differences_nats)),
+        Column("key", "Key"),
+        Column("lower", "From", shown=lambda change: _end(change, "lower"), numeric=True),
+        Column("higher", "To", shown=lambda change: _end(change, "higher"), numeric=True),
+        number("pairs", "Pairs"),
+        number("mean_change_nats", "Change (nats)", NATS),
+        number("perplexity_ratio", "Perplexity ratio", units.decimals(".3f")),
+        number("lowest_change_nats", "Lowest", NATS),
+        number("highest_change_nats", "Highest", NATS),
     ]
     return Table(
         name="effects",
@@ -157,22 +119,27 @@ def paired_table(changes: Sequence[Change]) -> Table:
     )
 
 
-def _paired_sentence(effects: Sequence[Effect], changes: Sequence[Change]) -> str:
+def _end(change: dict[str, Any], side: str) -> str:
+    return str(change[side]) if change["lower"] == ANY else printed(change["key"], change[side])
+
+
+def _paired_sentence(effects: Sequence[Effect], changes: Sequence[dict[str, Any]]) -> str:
     if not effects:
         return effect_sentence(effects)
-    number = sum(len(effect.pairs) for effect in effects)
+    pairs = sum(len(effect.pairs) for effect in effects)
     keys = units.listing([effect.key for effect in effects])
-    largest = max((c for c in changes if c.key == effects[0].key), key=lambda change: abs(change.mean_nats))
+    of_largest = [change for change in changes if change["key"] == effects[0].key]
+    largest = max(of_largest, key=lambda change: abs(change["mean_change_nats"]))
     ends = (
         "from a lower to a higher value"
-        if largest.lower is None and largest.higher is None
-        else f"from {printed(largest.key, largest.lower)} to {printed(largest.key, largest.higher)}"
+        if largest["lower"] == ANY
+        else f"from {_end(largest, 'lower')} to {_end(largest, 'higher')}"
     )
     return (
-        f"{units.count(number, 'pair')} of settings {'differs' if number == 1 else 'differ'} in one hyperparameter "
-        f"alone ({keys}). {effect_sentence(effects)} The largest mean change of {largest.key}, {ends}, is "
-        f"{largest.mean_nats:+.3f} nats, a perplexity {math.exp(largest.mean_nats):.3g} times as high "
-        f"({units.count(len(largest.differences_nats), 'pair')})."
+        f"{units.count(pairs, 'pair')} of settings {'differs' if pairs == 1 else 'differ'} in one hyperparameter "
+        f"alone ({keys}). {effect_sentence(effects)} The largest mean change of {largest['key']}, {ends}, is "
+        f"{largest['mean_change_nats']:+.3f} nats, which multiplies the perplexity by "
+        f"{largest['perplexity_ratio']:.3g} ({units.count(largest['pairs'], 'pair')})."
     )
 
 
@@ -182,19 +149,29 @@ def _paired_sentence(effects: Sequence[Effect], changes: Sequence[Change]) -> st
 def unpaired_table(study: Study) -> Table:
     """The mean over the settings with each value of each key that varies."""
     settings = settings_of(study.runs)
-    means: list[Mean] = []
+    rows: list[dict[str, Any]] = []
     summed_up: list[str] = []
     for key in varying_keys([setting.config for setting in settings]):
-        of_value: dict[Any, list[float]] = defaultdict(list)
+        losses: dict[Any, list[float]] = defaultdict(list)
         for setting in settings:
             if key in setting.config:
-                of_value[setting.config[key]].append(math.log(setting.val_ppl))
-        values = sorted_values(key, of_value)
+                losses[setting.config[key]].append(math.log(setting.val_ppl))
+        values = sorted_values(key, losses)
         if len(values) > SINGLE_STEPS:
             summed_up.append(key)
             continue
-        lowest = min(math.fsum(found) / len(found) for found in of_value.values())
-        means += [Mean(key=key, value=v, losses_nats=of_value[v], lowest_nats=lowest) for v in values]
+        mean = {value: statistics.fmean(losses[value]) for value in values}
+        rows += [
+            {
+                "key": key,
+                "value": value,
+                "settings": len(losses[value]),
+                "mean_loss_nats": mean[value],
+                "perplexity": math.exp(mean[value]),
+                "above_lowest_nats": mean[value] - min(mean.values()),
+            }
+            for value in values
+        ]
     caption = (
         "For orientation: the settings may differ in everything else, so a difference is not the effect of the key. "
         "Perplexity: exp(Mean loss)."
@@ -202,17 +179,17 @@ def unpaired_table(study: Study) -> Table:
     if summed_up:
         caption += f" Left out, with more than {SINGLE_STEPS} values: {first_few(summed_up, 3)}."
     columns = [
-        Column("key", "Key", of=lambda mean: mean.key),
-        Column("value", "Value", of=lambda m: m.value, shown=lambda m: printed(m.key, m.value), numeric=True),
-        number("settings", "Settings", of=lambda mean: len(mean.losses_nats)),
-        number("mean_loss_nats", "Mean loss (nats)", units.decimals(".3f"), lambda mean: mean.mean_nats),
-        number("perplexity", "Perplexity", units.perplexity, lambda mean: math.exp(mean.mean_nats)),
-        number("above_lowest_nats", "Above lowest (nats)", NATS, lambda mean: mean.mean_nats - mean.lowest_nats),
+        Column("key", "Key"),
+        Column("value", "Value", shown=lambda mean: printed(mean["key"], mean["value"]), numeric=True),
+        number("settings", "Settings"),
+        number("mean_loss_nats", "Mean loss (nats)", units.decimals(".3f")),
+        number("perplexity", "Perplexity", units.perplexity),
+        number("above_lowest_nats", "Above lowest (nats)", NATS),
     ]
     return Table(
         name="marginal-means",
         title="Unpaired: mean of all settings with a value",
         caption=caption,
         columns=columns,
-        records=means,
+        records=rows,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.table import Column, Table, number, run_columns
+from analysis.blocks.words import first_few
 from analysis.plots.published import DRAWN_FROM, published_chart
 from analysis.study import units
 from analysis.study.published import ABOVE, BELOW, NO_REPLICATIONS, WITHIN, Comparison
@@ -24,12 +25,10 @@ MOST_VARIANTS = 3
 
 def published_section(study: Study) -> Section:
     """How close the runs come to what has been published of them; no block where nothing has been."""
-    rows: list[dict[Any, Any]] = in_report_order(study.runs).to_dict("records")
-    compared = [
-        Comparison(run=row)
-        for row in rows
-        if units.is_number(row["published_val_ppl"]) or units.is_number(row["published_train_ppl"])
-    ]
+    runs = in_report_order(study.runs)
+    published = runs[["published_val_ppl", "published_train_ppl"]].map(units.is_number).any(axis=1)
+    rows: list[dict[Any, Any]] = runs[published].to_dict("records")
+    compared = [Comparison(run=run) for run in rows]
     blocks: list[Block] = []
     if compared:
         drawn = [c for c in compared if units.is_number(c.nats)]
@@ -39,40 +38,30 @@ def published_section(study: Study) -> Section:
 
 
 def _summary(compared: list[Comparison]) -> str:
-    count = units.count(len(compared), "run")
     done = [c for c in compared if units.is_number(c.reproduced)]
+    of = "none of them is" if not done else f"{len(done)} of them {'is' if len(done) == 1 else 'are'}"
+    has = "has" if len(compared) == 1 else "have"
+    text = f"{units.count(len(compared), 'run')} of this study {has} published numbers; {of} done."
     if not done:
-        return f"{count} of this study {_has(len(compared))} published numbers; none of them is done."
+        return text
     verdicts = Counter(c.verdict for c in done)
     judged = len(done) - verdicts[NO_REPLICATIONS]
-    sentences = [
-        f"{count} of this study {_has(len(compared))} published numbers; {len(done)} of them {_is(len(done))} done."
-    ]
     if judged:
-        sentences.append(
-            f"Where there are independent replications ({units.count(judged, 'done run')}), the validation perplexity "
+        text += (
+            f" Where there are independent replications ({units.count(judged, 'done run')}), the validation perplexity "
             f"is within their spread in {verdicts[WITHIN]}, below it in {verdicts[BELOW]} and above it in "
             f"{verdicts[ABOVE]}."
         )
     else:
-        sentences.append("Of none of the done runs have replications been published.")
-    measured = [c for c in done if units.is_number(c.percent)]
-    if measured:
+        text += " No replications have been published for the done runs."
+    if measured := [c for c in done if units.is_number(c.percent)]:
         median = statistics.median(abs(c.percent) for c in measured)
         most = max(measured, key=lambda c: abs(c.percent))
-        sentences.append(
-            f"The median absolute difference in validation perplexity from the published is {median:.1f} % over "
+        text += (
+            f" The median absolute difference in validation perplexity from the published is {median:.1f} % over "
             f"{units.count(len(measured), 'done run')}; the largest is {most.percent:+.1f} % ({most.reference})."
         )
-    return " ".join(sentences)
-
-
-def _has(number: int) -> str:
-    return "has" if number == 1 else "have"
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
+    return text
 
 
 def published_table(compared: list[Comparison]) -> Table:
@@ -95,24 +84,18 @@ def published_table(compared: list[Comparison]) -> Table:
     variants = [f"{c.run['number']} ({c.run['variant']})" for c in compared if c.run["variant"]]
     caption = (
         "Train: perplexity after the last epoch. Valid.: at the best epoch. Epoch: of the number before it. Diff.: of "
-        f"validation. {_named_variants(variants)}"
+        "validation."
     )
+    if variants:
+        caption += f" Not run as planned: {first_few(variants, MOST_VARIANTS)}."
     return Table(
         name="published",
         title="Published and reproduced perplexity",
-        caption=caption.strip(),
+        caption=caption,
         columns=columns,
         records=compared,
         run=lambda compared: compared.run["number"],
     )
-
-
-def _named_variants(variants: list[str]) -> str:
-    if not variants:
-        return ""
-    more = len(variants) - MOST_VARIANTS
-    named = [*variants[:MOST_VARIANTS], *([f"{more} more"] if more > 0 else [])]
-    return f"Not run as planned: {units.listing(named)}."
 
 
 def _replications(compared: Comparison) -> str | None:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, csv_text, number, run_columns
+from analysis.blocks.texts import finished_by_text, text_names, text_sentences
+from analysis.blocks.words import first_few
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS
-from analysis.study.numbering import RunNumber
 from analysis.study.settings import (
     CONFIDENCE,
     Setting,
+    best_of,
     best_runs,
-    best_settings,
     finished,
     in_report_order,
     repeats_seeds,
     settings_of,
 )
-from analysis.study.study import Study
+from analysis.study.study import OVERFITTED_FROM, Study
+from analysis.study.values import rows_of
 
 ALWAYS_SHOWN = {
     "optim.lr": "Learning rate",
@@ -34,30 +36,55 @@ ALWAYS_SHOWN = {
 }
 """Hyperparameters that have a column even where all runs agree, with the column's heading."""
 
+MOST_NAMED = 5
+"""A sentence names at most this many runs, and counts the others."""
+
+TIE = "\N{ALMOST EQUAL TO}"
+"""Marks a setting whose seeds show no difference from the best."""
+
+RANKED_WITHIN = "Each table compares runs on the same text only."
+
+
+def results_blocks(study: Study) -> list[Block]:
+    """Tables of the runs and of the settings, and which runs became worse by their end."""
+    return [
+        *(Prose(text=text) for text in text_sentences(study, RANKED_WITHIN)),
+        results_table(study),
+        *([settings_table(study)] if repeats_seeds(study.runs) else []),
+        *(Prose(text=text) for text in overfitting(finished(study.runs))),
+    ]
+
 
 # -- results -------------------------------------------------------------------------------------------------------
-
-RESULT_COLUMNS = [
-    *run_columns(),
-    Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
-    Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
-    number("test_ppl", "Test", units.perplexity),
-    number("epochs_to_best", "Best epoch", units.whole, lambda run: _from_1(run["best_epoch"])),
-    number("final_train_ppl", "Final train", units.perplexity),
-    number("final_val_ppl", "Final valid.", units.perplexity),
-    Column("epochs_done", "Epochs", shown=lambda run: _epochs(run), numeric=True),
-    number("wall_seconds", "Time", units.duration),
-    Column("state", "State", kind="state"),
-]
 
 
 def results_table(study: Study, group: str | None = None) -> Table:
     """Perplexity of every run, or of those of a group, at its best epoch and after its last.
 
-    The lowest validation perplexity of each architecture among the finished runs of the table is bold.
+    The lowest validation perplexity of each architecture among the finished runs of the table is bold; on each text, if
+    the study has several.
     """
-    runs = study.runs if group is None else study.runs[study.runs["id"].isin(study.groups[group])]
-    best = set(best_runs(runs)["id"])
+    texts = list(finished_by_text(study).index)
+    runs = in_report_order(study.runs).assign(text=text_names(study))
+    if group is not None:
+        runs = runs[runs["id"].isin(study.groups[group])]
+    if len(texts) > 1:
+        place = {name: number for number, name in enumerate(texts)}
+        runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
+    best = {run_id for _, on_text in runs.groupby("text") for run_id in best_runs(on_text)["id"]}
+    columns = [
+        *run_columns(),
+        *([Column("text", "Text")] if len(texts) > 1 else []),
+        Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
+        Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
+        number("test_ppl", "Test", units.perplexity),
+        number("epochs_to_best", "Best epoch", units.whole),
+        number("final_train_ppl", "Final train", units.perplexity),
+        number("final_val_ppl", "Final valid.", units.perplexity),
+        Column("epochs_done", "Epochs", shown=_epochs, numeric=True),
+        number("wall_seconds", "Time", units.duration),
+        Column("state", "State", kind="state"),
+    ]
     seeds = (
         "The next table compares settings over seeds."
         if repeats_seeds(study.runs)
@@ -65,79 +92,59 @@ def results_table(study: Study, group: str | None = None) -> Table:
     )
     caption = (
         "Train, valid., test: perplexity at the epoch with the lowest validation perplexity; final: after the last "
-        f"epoch. Bold: lowest of each architecture. {seeds if group is None else ''}"
+        f"epoch. Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}."
     )
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",
         title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
-        caption=caption.strip(),
-        columns=RESULT_COLUMNS,
-        records=in_report_order(runs),
+        caption=f"{caption} {seeds}" if group is None else caption,
+        columns=columns,
+        records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
         run=lambda run: run["number"],
         bold=lambda run: run["id"] in best,
         anchored=group is None,
     )
 
 
-OVERFITTED_FROM = 1.05
-"""A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
-
-MOST_NAMED = 5
-"""A sentence names at most this many runs, and counts the others."""
-
-
-def overfitting(study: Study) -> list[Prose]:
-    """Return a paragraph on the finished runs whose validation perplexity rose again after its best; empty if none."""
-    done = finished(study.runs)
-    worse = done[done["final_val_ppl"] > OVERFITTED_FROM * done["val_ppl"]].copy()
-    worse["rise"] = worse["final_val_ppl"] / worse["val_ppl"]
-    rows: list[dict[Any, Any]] = worse.sort_values(["rise", "number"], ascending=[False, True]).to_dict("records")
-    overfitted = [row for row in rows if row["final_train_ppl"] <= row["train_ppl"]]
-    unstable = [row for row in rows if row["final_train_ppl"] > row["train_ppl"]]
-    texts = [
-        ("Overfitted by the last epoch (training perplexity fell on, validation perplexity rose)", overfitted),
-        ("Worse at the last epoch in training and validation", unstable),
-    ]
-    sentences = [f"{text}: {units.listing(_rises(found))}." for text, found in texts if found]
-    return [Prose(text=" ".join(sentences))] if sentences else []
-
-
-def _rises(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
-    texts = [
-        f"{row['number']} {row['name']} (validation {units.rounded(row['val_ppl'])} at epoch {row['best_epoch'] + 1}, "
-        f"{units.rounded(row['final_val_ppl'])} at epoch {row['epochs_done']}; training "
-        f"{units.rounded(row['train_ppl'])}, then {units.rounded(row['final_train_ppl'])})"
-        for row in rows[:MOST_NAMED]
-    ]
-    return [*texts, *([units.count(len(rows) - MOST_NAMED, "other")] if len(rows) > MOST_NAMED else [])]
-
-
-def _from_1(epoch: Any) -> Any:
-    """An epoch as a reader counts it; the files count from 0."""
-    return epoch + 1 if units.is_number(epoch) else None
-
-
-def _epochs(run: Mapping[Any, Any]) -> str:
+def _epochs(run: Any) -> str:
     return f"{run['epochs_done']} of {units.plain_value(run['train.epochs'])}"
 
 
-def settings_table(study: Study) -> Table | None:
-    """Validation perplexity of each setting over its seeds; none where no setting has been finished with two."""
-    if not repeats_seeds(study.runs):
-        return None
+def overfitting(done: pd.DataFrame) -> list[str]:
+    """Say which of the finished runs ended with a validation perplexity above their best; nothing if none did."""
+    rise = done["final_val_ppl"] / done["val_ppl"]
+    worse = done[rise > OVERFITTED_FROM].assign(rise=rise).sort_values(["rise", "number"], ascending=[False, True])
+    rise = worse["final_train_ppl"] - worse["train_ppl"]
+    texts = {
+        "Overfitted by the last epoch (training perplexity fell on, validation perplexity rose)": worse[rise <= 0],
+        "Worse at the last epoch in training and validation": worse[rise > 0],
+    }
+    sentences = [f"{text}: {first_few(_rises(found), MOST_NAMED)}." for text, found in texts.items() if len(found)]
+    return [" ".join(sentences)] if sentences else []
+
+
+def _rises(runs: pd.DataFrame) -> list[str]:
+    return [
+        f"{run.number} {run.name} (validation {units.rounded(run.val_ppl)} at epoch {run.best_epoch + 1}, "
+        f"{units.rounded(run.final_val_ppl)} at epoch {run.epochs_done}; training "
+        f"{units.rounded(run.train_ppl)}, then {units.rounded(run.final_train_ppl)})"
+        for run in rows_of(runs)
+    ]
+
+
+def settings_table(study: Study) -> Table:
+    """Validation perplexity of each setting over its seeds, against the best setting of its architecture and text."""
     settings = settings_of(study.runs)
-    best = best_settings(settings)
-    values = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
+    texts = dict(zip(study.runs["number"], text_names(study), strict=True))
+    seeds = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
+    kinds = {setting.number: (setting.arch, texts[setting.runs[0]]) for setting in settings}
+    lowest = {kind: best_of([s for s in settings if kinds[s.number] == kind]) for kind in set(kinds.values())}
 
     def is_best(setting: Setting) -> bool:
-        return setting.val_ppl == best[setting.arch].val_ppl
+        return setting.val_ppl == lowest[kinds[setting.number]].val_ppl
 
     def p_value(setting: Setting) -> float | None:
-        return None if is_best(setting) else setting.interval.p_value(best[setting.arch].interval)
-
-    def place(setting: Setting) -> tuple[int, int, RunNumber]:
-        arch = units.rank(units.ARCHITECTURES, setting.arch)
-        return arch, units.rank(units.OPTIMIZERS, setting.optimizer), setting.number
+        return None if is_best(setting) else setting.interval.p_value(lowest[kinds[setting.number]].interval)
 
     columns = [
         number("number", "No.", of=lambda setting: setting.number),
@@ -148,27 +155,29 @@ def settings_table(study: Study) -> Table | None:
         Column("val_ppl", "Valid.", units.perplexity, lambda s: s.val_ppl, numeric=True, emphasised=True),
         number("low", "From", units.perplexity, lambda setting: setting.interval.low),
         number("high", "To", units.perplexity, lambda setting: setting.interval.high),
-        number("best_seed", "Best seed", units.perplexity, lambda setting: min(values[n] for n in setting.runs)),
-        number("worst_seed", "Worst seed", units.perplexity, lambda setting: max(values[n] for n in setting.runs)),
-        Column("p_value", "p", of=p_value, shown=lambda setting: _tie(p_value(setting)), numeric=True),
+        number("best_seed", "Best seed", units.perplexity, lambda s: min(seeds[run] for run in s.runs)),
+        number("worst_seed", "Worst seed", units.perplexity, lambda s: max(seeds[run] for run in s.runs)),
+        number("p_value", "p", _tie, p_value),
         Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
     ]
+    on_text = " on its text" if len(finished_by_text(study)) > 1 else ""
     caption = (
-        "Valid.: geometric mean over n seeds, with its 95 % interval. Bold: lowest of its architecture. p: Welch's t "
-        f"test of the losses against it; {TIE}: no difference at 5 %; n = 1: not testable."
+        f"Valid.: geometric mean over n seeds, with its 95 % interval. Bold: lowest of its architecture{on_text}. p: "
+        f"Welch's t test of the losses against it; {TIE}: no difference at 5 %; n = 1: not testable."
     )
     return Table(
         name="settings",
         title="Perplexity of each setting over its seeds",
         caption=caption,
         columns=columns,
-        records=sorted(settings, key=place),
+        records=sorted(settings, key=_place),
         bold=is_best,
     )
 
 
-TIE = "\N{ALMOST EQUAL TO}"
-"""Marks a setting whose seeds show no difference from the best."""
+def _place(setting: Setting) -> tuple[int, int, Any]:
+    arch, optimizer = units.rank(units.ARCHITECTURES, setting.arch), units.rank(units.OPTIMIZERS, setting.optimizer)
+    return arch, optimizer, setting.number
 
 
 def _tie(p_value: float | None) -> str:
@@ -186,30 +195,24 @@ def _tie(p_value: float | None) -> str:
 
 def hyperparameter_blocks(study: Study) -> list[Block]:
     """Every hyperparameter of every run, and the command that launches it; a sentence names what all runs share."""
-    shared = {key: value for key in HYPERPARAMETERS if (value := _shared_value(study.runs[key])) is not None}
-    hidden = {"model.arch", "optim.optimizer", *(set(shared) - set(ALWAYS_SHOWN))}
-    unused = {key for key in HYPERPARAMETERS if not _applies(study.runs[key]).any()} - set(ALWAYS_SHOWN)
-    varying = [key for key in HYPERPARAMETERS if key not in hidden | unused]
+    values = {key: set(map(units.plain_value, study.runs[key])) - {units.MISSING} for key in HYPERPARAMETERS}
+    varying = [key for key in HYPERPARAMETERS if len(values[key]) > 1 and key not in ("model.arch", "optim.optimizer")]
     keys = [*ALWAYS_SHOWN, *(key for key in varying if key not in ALWAYS_SHOWN)]
-    stated = ", ".join(f"{key} = {value}" for key, value in shared.items() if key not in keys)
-    prose = [Prose(text=f"The same in every run to which it applies: {stated}.")] if stated else []
+    shared = [f"{key} = {min(found)}" for key, found in values.items() if key not in keys and len(found) == 1]
+    prose = [Prose(text=f"The same in every run to which it applies: {', '.join(shared)}.")] if shared else []
     return [*prose, _hyperparameters_table(study, keys)]
 
 
 def _hyperparameters_table(study: Study, keys: Sequence[str]) -> Table:
-    columns = [
-        *run_columns(),
-        *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys),
-    ]
     caption = (
-        "Beneath each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping "
+        "Below each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping "
         f"a unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply."
     )
     return Table(
         name="hyperparameters",
         title="Hyperparameters and commands",
         caption=caption,
-        columns=columns,
+        columns=[*run_columns(), *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys)],
         records=in_report_order(study.runs),
         run=lambda run: run["number"],
         code=lambda run: run["command"] if isinstance(run["command"], str) else None,
@@ -221,15 +224,4 @@ def _hyperparameters_table(study: Study, keys: Sequence[str]) -> Table:
 def hyperparameters_csv(study: Study) -> str:
     """All hyperparameters as columns, the shared ones too, for a program to read."""
     keys = ["number", "name", "id", *HYPERPARAMETERS, "command"]
-    return csv_text(keys, in_report_order(study.runs)[keys].itertuples(index=False))
-
-
-def _applies(column: pd.Series[Any]) -> pd.Series[bool]:
-    """Which runs have the key at all; none is a value, NaN is not."""
-    return column.map(lambda value: not (isinstance(value, float) and pd.isna(value)))
-
-
-def _shared_value(column: pd.Series[Any]) -> str | None:
-    """The value that all runs with this key have in common."""
-    values = {units.plain_value(value) for value in column[_applies(column)]}
-    return values.pop() if len(values) == 1 else None
+    return csv_text(keys, rows_of(in_report_order(study.runs)[keys]))

@@ -3,126 +3,97 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
 
 from analysis.blocks.section import RunSamples, Samples, ShownSample, Token
-from analysis.sections.choosing import choose, percent, pieces, plain_text, raw_text
+from analysis.sections.choosing import Chosen, choose, pieces, plain_text, raw_text
 from analysis.study import units
 from analysis.study.behaved import Behaved
-from analysis.study.behaviour import Sample
+from analysis.study.behaviour import Behaviour, Sample
 
 SHADES = 8
-"""Steps of the scale; the page has a style for each, ``e0`` to ``e7``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """Steps of equal width from entropy 0 on."""
-
-    width: float
-    """Of a step, in nats."""
-
-    def shade(self, entropy: float) -> int:
-        """The step of an entropy, 0 where it is not a finite number."""
-        return min(SHADES - 1, int(entropy / self.width)) if math.isfinite(entropy) and entropy > 0 else 0
-
-    @property
-    def legend(self) -> list[tuple[int, str]]:
-        """Each step with its range."""
-        return [(step, f"{step * self.width:.1f}–{(step + 1) * self.width:.1f}") for step in range(SHADES)]
+"""Steps of the scale of entropies, of equal width from 0 on; the page has a style for each, ``e0`` to ``e7``."""
 
 
 def chosen_samples(runs: Sequence[Behaved]) -> Samples:
     """The best, the worst and some interesting samples of each run that has any."""
-    scale = scale_of(runs)
-    shown = []
-    for run in runs:
-        behaviour = run.behaviour
-        chosen = choose(behaviour.samples, behaviour.judge, behaviour.level)
-        groups = [
-            (str(group), [_shown(run, choice.sample, scale, choice.reason) for choice in choices])
-            for group, choices in groupby(chosen, key=lambda choice: choice.group)
-        ]
-        shown.append(_run_samples(run, groups))
-    return Samples(name="samples", legend=scale.legend, runs=[run for run in shown if run.groups], folded=False)
+    return _samples("samples", runs, lambda b: choose(b.samples, b.judge, b.level), folded=False)
 
 
 def all_samples(runs: Sequence[Behaved]) -> Samples:
     """Every sample of each run, by length."""
-    scale = scale_of(runs)
-    shown = []
-    for run in runs:
-        ordered = sorted(run.behaviour.samples, key=lambda sample: sample.length)
-        groups = [
-            (units.count(length, "token"), [_shown(run, sample, scale, None) for sample in members])
-            for length, members in groupby(ordered, key=lambda sample: sample.length)
-        ]
-        shown.append(_run_samples(run, groups))
-    return Samples(name="all-samples", legend=scale.legend, runs=[run for run in shown if run.groups], folded=True)
+
+    def by_length(behaviour: Behaviour) -> list[Chosen]:
+        ordered = sorted(behaviour.samples, key=lambda sample: sample.length)
+        return [Chosen(units.count(sample.length, "token"), sample, None) for sample in ordered]
+
+    return _samples("all-samples", runs, by_length, folded=True)
 
 
-def scale_of(runs: Iterable[Behaved]) -> Scale:
-    """One scale for all samples: eight steps of a tenth of a nat or a multiple of it, up to the highest entropy."""
+def _samples(
+    name: str, runs: Sequence[Behaved], shown_of: Callable[[Behaviour], Iterable[Chosen]], *, folded: bool
+) -> Samples:
+    """Return what is shown of each run, with one scale for all: steps of a tenth of a nat or a multiple of it."""
     values = [sample.entropy[np.isfinite(sample.entropy)] for run in runs for sample in run.behaviour.samples]
     highest = max((float(v.max()) for v in values if len(v)), default=0.0)
-    return Scale(width=max(1, math.ceil(10 * highest / SHADES - 1e-9)) / 10)
+    width = max(1, math.ceil(10 * highest / SHADES - 1e-9)) / 10
+    found = []
+    for run in runs:
+        behaviour = run.behaviour
+        about = (
+            f"{units.count(len(behaviour.samples), 'sample')}; parameters of epoch {behaviour.best_epoch + 1}, "
+            f"temperature {units.plain_value(behaviour.temperature)}, seed {behaviour.seed}, "
+            f"{'no judge' if behaviour.judge is None else f'judge {behaviour.judge}'}"
+        )
+        groups = [
+            (title, [_shown(behaviour, shown.sample, width, shown.reason) for shown in members])
+            for title, members in groupby(shown_of(behaviour), key=lambda shown: shown.group)
+        ]
+        if groups:
+            found.append(RunSamples(number=run.number, name=run.name, about=about, groups=groups))
+    legend = [(step, f"{step * width:.1f}–{(step + 1) * width:.1f}") for step in range(SHADES)]
+    return Samples(name=name, legend=legend, runs=found, folded=folded)
 
 
-def _run_samples(run: Behaved, groups: list[tuple[str, list[ShownSample]]]) -> RunSamples:
-    behaviour = run.behaviour
-    judge = f"judge {behaviour.judge}" if behaviour.judge is not None else "no judge"
-    about = (
-        f"{units.count(len(behaviour.samples), 'sample')}; parameters of epoch {behaviour.best_epoch + 1}, temperature "
-        f"{units.plain_value(behaviour.temperature)}, seed {behaviour.seed}, {judge}"
-    )
-    return RunSamples(number=run.number, name=run.name, about=about, groups=groups)
+def shade(entropy: float, width: float) -> int:
+    """The step of an entropy on a scale with steps of ``width`` nats; 0 if it is not a finite number."""
+    return min(SHADES - 1, int(entropy / width)) if math.isfinite(entropy) and entropy > 0 else 0
 
 
-def _shown(run: Behaved, sample: Sample, scale: Scale, reason: str | None) -> ShownSample:
-    behaviour, level = run.behaviour, run.behaviour.level
+def _shown(behaviour: Behaviour, sample: Sample, width: float, reason: str | None) -> ShownSample:
     text = [*sample.prompt, *sample.tokens]
-    given = len(sample.prompt)
     tokens = []
-    for place, piece in enumerate(pieces(text, level)):
-        if place < given:
-            title, shade = f"{piece.token} · given to the model", None
-        else:
-            entropy, log_prob = float(sample.entropy[place - given]), float(sample.log_prob[place - given])
-            title = f"{piece.token} · entropy {_nats(entropy)} · p {_probability(log_prob)}"
-            shade = scale.shade(entropy)
-        tokens.append(Token(text=piece.text, gap=piece.gap, title=title, shade=shade))
+    for place, (token, (gap, shown)) in enumerate(zip(text, pieces(text, behaviour.level), strict=True)):
+        drawn = place - len(sample.prompt)
+        if drawn < 0:
+            tokens.append(Token(text=shown, gap=gap, title=f"{token} · given to the model", shade=None))
+            continue
+        entropy, log_prob = float(sample.entropy[drawn]), float(sample.log_prob[drawn])
+        probability = f"{math.exp(min(log_prob, 0.0)):.2g}" if math.isfinite(log_prob) else units.MISSING
+        title = f"{token} · entropy {_nats(entropy)} · p {probability}"
+        tokens.append(Token(text=shown, gap=gap, title=title, shade=shade(entropy, width)))
+    judged = [] if behaviour.judge is None else [f"perplexity {units.rounded(sample.perplexity_other)} under the judge"]
+    facts = [
+        units.count(sample.length, "token"),
+        *judged,
+        f"perplexity {units.rounded(sample.perplexity_own)} under the model itself",
+        f"mean entropy {_nats(float(sample.entropy.mean()))}",
+        f"repetition {units.percent(sample.repetition)}",
+        f"<unk> {units.percent(sample.unk_share)}",
+        f"longest copy {units.count(len(sample.copied), 'token')}",
+    ]
     return ShownSample(
         label=f"Sample {sample.index}",
         reason=reason,
-        facts=_facts(sample, judged=behaviour.judge is not None),
+        facts=facts,
         tokens=tokens,
-        plain=plain_text(text, level),
+        plain=plain_text(text, behaviour.level),
         raw=raw_text(text),
     )
 
 
-def _facts(sample: Sample, *, judged: bool) -> list[str]:
-    perplexities = [f"perplexity {units.rounded(sample.perplexity_own)} under the model itself"]
-    if judged:
-        perplexities.insert(0, f"perplexity {units.rounded(sample.perplexity_other)} under the judge")
-    return [
-        units.count(sample.length, "token"),
-        *perplexities,
-        f"mean entropy {_nats(float(sample.entropy.mean()))}",
-        f"repetition {percent(sample.repetition)}",
-        f"<unk> {percent(sample.unk_share)}",
-        f"longest copy {units.count(len(sample.copied), 'token')}",
-    ]
-
-
 def _nats(value: float) -> str:
     return f"{value:.2f} nats" if math.isfinite(value) else units.MISSING
-
-
-def _probability(log_prob: float) -> str:
-    """``0.012``: two digits that count."""
-    return f"{math.exp(min(log_prob, 0.0)):.2g}" if math.isfinite(log_prob) else units.MISSING

@@ -14,6 +14,9 @@ from seqlm.config import valid_keys
 HYPERPARAMETERS = valid_keys()
 """Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
 
+TEXT_KEYS = [key for key in HYPERPARAMETERS if key.startswith("data.")]
+"""Of these, what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
@@ -128,7 +131,7 @@ RESULTS = _meanings(
     (
         "seconds_to_study_best",
         "s",
-        "the same of the first epoch within 5 % of the study's best",
+        "the same of the first epoch within 5 % of the study's best on the same text",
     ),
     *(row for row in _KEYS if row[0] != "seed"),
 )

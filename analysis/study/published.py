@@ -75,7 +75,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         if not units.is_number(self.reproduced):
-            return units.state_of(self.run)
+            return units.state_of(self.run["state"], self.run["failure_kind"])
         if self.replications is None:
             return NO_REPLICATIONS
         low, high = self.replications

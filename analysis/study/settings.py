@@ -22,7 +22,7 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from analysis.study import units
-from analysis.study.columns import HYPERPARAMETERS
+from analysis.study.columns import HYPERPARAMETERS, TEXT_KEYS
 from analysis.study.numbering import RunNumber
 from analysis.study.study import WITHIN, Study
 
@@ -104,12 +104,16 @@ class Setting:
     interval: Interval
     """Of the best validation perplexity, over seeds."""
     gap: float
-    """Validation less training perplexity at the best epoch; like the times below the mean over seeds, NaN if one of
+    """Validation minus training perplexity at the best epoch; like the numbers below the mean over seeds, NaN if one of
     them lacks it."""
+    final_gap: float
+    """The same after the last epoch."""
+    final_val_ppl: float
+    """Validation perplexity after the last epoch."""
     seconds_to_best: float = math.nan
     """From the start to the end of the epoch with the lowest validation perplexity; see :func:`timed_settings`."""
     seconds_to_study_best: float = math.nan
-    """To the first epoch within 5 % of the study's best; NaN if that is never reached."""
+    """To the first epoch within 5 % of the study's best on the same text; NaN if that is never reached."""
 
     @property
     def val_ppl(self) -> float:
@@ -129,8 +133,8 @@ class Setting:
 
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """Return the settings that have a finished run with a validation perplexity, by number."""
-    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "gap", *HYPERPARAMETERS]
-    found = finished(runs)[columns].sort_values(["setting", "number"]).to_dict("records")
+    columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "gap", "final_val_ppl", "final_train_ppl"]
+    found = finished(runs)[[*columns, *HYPERPARAMETERS]].sort_values(["setting", "number"]).to_dict("records")
     settings = []
     for number, members in itertools.groupby(found, key=lambda run: run["setting"]):
         first, *others = rows = list(members)
@@ -145,6 +149,8 @@ def settings_of(runs: pd.DataFrame) -> list[Setting]:
                 config=config_of(first),
                 interval=interval([run["val_ppl"] for run in rows]),
                 gap=statistics.fmean(run["gap"] for run in rows),
+                final_gap=statistics.fmean(run["final_val_ppl"] - run["final_train_ppl"] for run in rows),
+                final_val_ppl=statistics.fmean(run["final_val_ppl"] for run in rows),
             )
         )
     return settings
@@ -158,7 +164,10 @@ def timed_settings(study: Study) -> list[Setting]:
     epochs = study.epochs
     best = dict(zip(study.runs["id"], study.runs["best_epoch"].astype(float), strict=True))
     at_best = epochs[epochs["epoch"].astype(float) == epochs["id"].map(best).astype(float)]
-    at_study_best = epochs[epochs["val_ppl"] <= WITHIN * best_of(settings).val_ppl].drop_duplicates("id")
+    texts = {setting.number: tuple(setting.config.get(key) for key in TEXT_KEYS) for setting in settings}
+    lowest = {text: min(s.val_ppl for s in settings if texts[s.number] == text) for text in set(texts.values())}
+    limits = {run: WITHIN * lowest[texts[setting.number]] for setting in settings for run in setting.runs}
+    at_study_best = epochs[epochs["val_ppl"] <= epochs["number"].map(limits).astype(float)].drop_duplicates("id")
     to_best, to_study_best = (
         dict(zip(e["number"], e["elapsed_seconds"], strict=True)) for e in (at_best, at_study_best)
     )

@@ -29,6 +29,9 @@ from seqlm.rundir import RunDirectory, slugify
 WITHIN = 1.05
 """Near a best perplexity: at most this many times it."""
 
+OVERFITTED_FROM = 1.05
+"""A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -113,6 +113,11 @@ def decimals(digits: str) -> Callable[[Any], str]:
     return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
 
 
+def percent(share: Any) -> str:
+    """A share: ``12 %``."""
+    return f"{100 * share:.0f} %" if is_number(share) else MISSING
+
+
 def text(value: Any) -> str:
     """A text that may be missing."""
     return str(value) if value else MISSING
@@ -127,10 +132,9 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def state_of(run: Mapping[Any, Any]) -> str:
-    """The state of a run, for a failure with its kind; ``run`` is its row of the runs table."""
-    kind = run["failure_kind"]
-    return f"failed: {kind}" if run["state"] == "failed" and isinstance(kind, str) else str(run["state"])
+def state_of(state: str, failure_kind: Any) -> str:
+    """A run's state in print, for a failure with its kind."""
+    return f"failed: {failure_kind}" if state == "failed" and isinstance(failure_kind, str) else state
 
 
 def count(number: int, noun: str) -> str:

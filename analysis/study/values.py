@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from seqlm.errors import FileError
@@ -49,3 +50,8 @@ def as_text(value: Any) -> str | None:
 def clean(text: str) -> str:
     """Return a text on one line, without characters that no page, table or figure can show."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """Return the rows of a frame as tuples with the columns as attributes, those whose names are identifiers."""
+    return frame.itertuples(index=False)

@@ -148,6 +148,14 @@ def test_on_a_phone_only_tables_and_figures_scroll_sideways(browser: Browser, re
     assert page.script("return window.innerWidth") == PHONE.width
 
 
+@pytest.mark.process
+def test_names_of_runs_are_on_one_line_and_the_table_scrolls(browser: Browser, report: Path) -> None:
+    page = browser.open(report / "index.html", Screen(width=1100, height=900))
+    heights = page.script("return Array.from(document.querySelectorAll(arguments[0]), row => row.offsetHeight)", ROWS)
+    assert max(heights) - min(heights) <= 2
+    assert page.script("const box = document.querySelector('#results .box'); return box.scrollWidth > box.clientWidth")
+
+
 def test_the_page_is_whole_without_scripts(browser: Browser, report: Path) -> None:
     with_scripts = browser.open(report / "index.html")
     assert with_scripts.visible("th button")

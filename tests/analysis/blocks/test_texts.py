@@ -3,14 +3,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from analysis.blocks.table import Table
 from analysis.blocks.texts import on_one_text, text_sentences
 from analysis.discussion import discussion_section
+from analysis.report import report_page
 from analysis.sections.effects import effects_section
-from analysis.study.settings import settings_of
+from analysis.sections.results import results_blocks
+from analysis.study.settings import settings_of, timed_settings
 from analysis.study.study import load_study
 from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
-from tests.analysis.contents import said
+from tests.analysis.contents import said, table
 from tests.analysis.hand_made import add_run, digits
 
 ONE, OTHER = "ab" * 32, "cd" * 32
@@ -42,6 +45,52 @@ def test_seeds_on_different_texts_are_not_pooled_and_the_page_says_so(tmp_path: 
         assert warning in said(section.blocks)
     assert "For generalisation: 105 (1/2 run0, mean of 2 seeds" in said(discussion_section(study).blocks)
     assert "3 run2" not in said(discussion_section(study).blocks)
+
+
+def test_results_are_ranked_within_each_text_and_the_page_says_so(tmp_path: Path) -> None:
+    add_text_run(tmp_path, 0, 20.0, OTHER)
+    for order, (ppl, seed) in enumerate([(100.0, 1), (102.0, 2)], start=1):
+        add_text_run(tmp_path, order, ppl, ONE, seed=seed)
+    for order, (ppl, seed) in enumerate([(200.0, 1), (202.0, 2)], start=3):
+        add_text_run(tmp_path, order, ppl, ONE, seed=seed, lr=2.0)
+    study = load_study(tmp_path)
+    warning, results, settings = results_blocks(study)
+    assert isinstance(results, Table)
+    assert isinstance(settings, Table)
+    assert said([warning]).endswith("Each table compares runs on the same text only.")
+    rows = table([results], "results")
+    assert [(row["number"], row["text"]) for row in rows] == [
+        *((number, "files sha256 abababab") for number in "2345"),
+        ("1", "files sha256 cdcdcdcd"),
+    ]
+    assert [row.run for row in results.rows if row.cells[1].bold] == [2, 1]
+    assert "Bold: lowest of each architecture on its text." in results.caption
+    assert [(row["number"], row["p_value"]) for row in table([settings], "settings")] == [
+        ("1", "best"),
+        ("2", "best"),
+        ("4", "0.002"),
+    ]
+    best = report_page(study).best
+    assert [(arch, number) for arch, _, number, _ in best] == [
+        ("GRU on files sha256 abababab", 2),
+        ("GRU on files sha256 cdcdcdcd", 1),
+    ]
+
+
+def test_a_study_on_one_text_has_no_column_of_texts(tmp_path: Path) -> None:
+    add_text_run(tmp_path, 0, 100.0, ONE)
+    study = load_study(tmp_path)
+    (results,) = results_blocks(study)
+    assert isinstance(results, Table)
+    assert "text" not in [column.key for column in results.columns]
+    assert "on its text" not in results.caption
+    assert [arch for arch, *_ in report_page(study).best] == ["GRU"]
+
+
+def test_times_to_the_best_of_a_study_are_those_to_the_best_on_the_same_text(tmp_path: Path) -> None:
+    add_text_run(tmp_path, 0, 20.0, OTHER)
+    add_text_run(tmp_path, 1, 100.0, ONE, seed=2)
+    assert [s.seconds_to_study_best for s in timed_settings(load_study(tmp_path))] == [10.0, 10.0]
 
 
 def test_a_text_is_no_hyperparameter(tmp_path: Path) -> None:

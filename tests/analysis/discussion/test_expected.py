@@ -51,12 +51,12 @@ def test_the_best_of_each_side_decides(tmp_path: Path) -> None:
     assert verdicts(blocks) == ["as expected", "not as expected"]
     assert said(blocks).splitlines() == [
         "2 expectations were stated before the runs: 1 came out as expected, 1 did not and 0 are inconclusive.",
-        "“GRU beats RNN”: as expected. Lowest validation perplexity: 100 (1 gru-good) where it was expected lower, "
-        "200 (3 rnn) where it was expected higher. These are the lowest of 2 and of 1 setting; of 1 each, expected "
-        "173 and 200.",
-        "“RNN beats GRU”: not as expected. Lowest validation perplexity: 200 (3 rnn) where it was expected lower, "
-        "100 (1 gru-good) where it was expected higher. These are the lowest of 1 and of 2 settings; of 1 each, "
-        "expected 200 and 173.",
+        "“GRU beats RNN”: as expected. Lowest validation perplexity: 100 (1 gru-good) on the side expected lower, "
+        "200 (3 rnn) on the side expected higher. These are the lowest of 2 and of 1 setting; with 1 each, the "
+        "expected lowest are 173 and 200.",
+        "“RNN beats GRU”: not as expected. Lowest validation perplexity: 200 (3 rnn) on the side expected lower, "
+        "100 (1 gru-good) on the side expected higher. These are the lowest of 1 and of 2 settings; with 1 each, the "
+        "expected lowest are 200 and 173.",
     ]
     row = table(blocks, "discussion-1-expected")[0]
     assert (row["lower"], row["lower_run"], row["higher"], row["higher_run"]) == (
@@ -78,7 +78,7 @@ def test_the_lowest_of_more_settings_does_not_win_by_their_number(tmp_path: Path
         "inconclusive: the sides have unequal numbers of runs, and at equal numbers the order would be reversed"
     ]
     # the geometric mean of 99, 150 and 160 is 133.4
-    assert "These are the lowest of 1 and of 3 settings; of 1 each, expected 100 and 133." in said(blocks)
+    assert "of 1 and of 3 settings; with 1 each, the expected lowest are 100 and 133." in said(blocks)
 
 
 def test_a_side_without_a_finished_run_leaves_it_open_and_its_runs_are_named(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_times_are_compared_as_times_with_a_word_on_the_devices(tmp_path: Path) 
     b = add_run(tmp_path, 1, "b", "rnn", "sgd", [200.0, 180.0], seconds=40.0, provenance={"devices": ["B"]})
     blocks = held_against(tmp_path, {"metric": "wall_seconds", "lower": [a], "higher": [b]})
     assert verdicts(blocks) == ["as expected"]
-    assert "Lowest wall-clock time: 40 s (1 a) where it was expected lower, 1 min (2 b)" in said(blocks)
+    assert "Lowest wall-clock time: 40 s (1 a) on the side expected lower, 1 min (2 b)" in said(blocks)
     assert "different devices (A and B)" in said(blocks)
     blocks = held_against(tmp_path, {"metric": "gap", "lower": [a], "higher": [b]})
     assert "different devices" not in said(blocks)

@@ -37,16 +37,17 @@ def test_runs_that_still_fall_are_listed_the_lowest_first(tmp_path: Path) -> Non
     add_run(tmp_path, 1, "low", "gru", "sgd", [200.0, 180.0])
     add_run(tmp_path, 2, "flat", "gru", "adam", [90.0, 89.95])
     add_run(tmp_path, 3, "open", "rnn", "adam", [90.0, 80.0], done=False)
-    assert [(run.name, run.epochs) for run in falling_runs(load_study(tmp_path))] == [("low", 2), ("high", 2)]
+    falling = falling_runs(load_study(tmp_path))
+    assert list(zip(falling["name"], falling["epochs"], strict=True)) == [("low", 2), ("high", 2)]
     assert (
-        "More epochs: 2 of 3 finished runs were still falling at the last epoch, 2 low (10.00 % an epoch) and 1 high "
-        "(25.00 % an epoch). How far they would fall is not extrapolated."
+        "More epochs: 2 of 3 finished runs were still improving at the last epoch: 2 low (10.00 % per epoch) and 1 "
+        "high (25.00 % per epoch). How far they would improve is not extrapolated."
     ) in said(proposed(tmp_path))
     rows = table(proposed(tmp_path), "discussion-5-next")
     assert rows[0] == {
         "proposal": "more epochs",
         "what": "2 low",
-        "why": "fell 10.00 % an epoch to 180.00 at epoch 2",
+        "why": "fell 10.00 % per epoch to 180.00 at epoch 2",
     }
 
 
@@ -115,8 +116,7 @@ def test_combinations_without_a_finished_run_say_why(tmp_path: Path) -> None:
         "excluded": [{"name": "d", "arch": "transformer", "optimizer": "sgd"}],
     }
     (tmp_path / "study.json").write_text(json.dumps(record), encoding="utf-8")
-    found = [(c.reference, c.reason) for c in combinations_never_run(load_study(tmp_path))]
-    assert found == [
+    assert combinations_never_run(load_study(tmp_path)) == [
         ("RNN with SGD", "2 b: failed: diverged"),
         ("GRU with Adam", "3 c: absent"),
         ("GRU with SGD", "in no run of the manifest"),
@@ -140,7 +140,7 @@ def test_failures_of_the_machine_are_to_be_tried_again_and_a_diverged_run_is_not
 def test_a_complete_study_says_so(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "rnn", "adam", [100.0, 110.0])
     assert said(proposed(tmp_path)).splitlines()[0] == (
-        "More epochs: no finished run was still falling at its last epoch."
+        "More epochs: no finished run was still improving at its last epoch."
     )
     assert "Every architecture of the study has a finished run with every optimizer of the study." in said(
         proposed(tmp_path)

@@ -28,21 +28,24 @@ def test_the_pick_for_time_is_the_first_within_5_percent_and_costs_are_ratios(tm
     add_run(tmp_path, 1, "near", "gru", "adam", [104.0, 103.0], seconds=30.0, train=90.0)
     add_run(tmp_path, 2, "quick", "rnn", "adam", [200.0], seconds=5.0)
     blocks = picked(tmp_path)
-    generalisation, time, costs, front = said(blocks).splitlines()
+    generalisation, gaps, time, costs, front = said(blocks).splitlines()
     assert generalisation == (
-        "For generalisation: 100 (1 best), the lowest validation perplexity, reached after 5 min. The smallest gap "
-        "between validation and training perplexity is 13.0 (2 near), at a validation perplexity of 103; the pick's is "
-        "40.0."
+        "For generalisation: 100 (1 best), the lowest validation perplexity, reached after 5 min."
+    )
+    assert gaps == (
+        "Gap between validation and training perplexity of this pick: 40.0 at its best epoch, 40.0 after its last. The "
+        "smallest gap is 13.0 at the best epoch (2 near, validation perplexity 103) and 13.0 after the last (2 near, "
+        "validation perplexity 103)."
     )
     assert time == (
         "For wall-clock time: 2 near, the first of 2 settings to come within 5 % of that perplexity, after 30 s (best "
         "103.00 after 1 min)."
     )
     assert costs == (
-        "The pick for time costs 1.03 times the perplexity (103 against 100); the pick for generalisation takes 5.00 "
-        "times the time to its best epoch (5 min against 1 min)."
+        "The pick for time has 1.03 times the perplexity (103 against 100); the pick for generalisation takes 5.00 "
+        "times as long to its best epoch (5 min against 1 min)."
     )
-    assert front.startswith("3 of 3 settings are worth considering")
+    assert front.startswith("3 of 3 settings are on the Pareto front")
     rows = table(blocks, "discussion-3-picks")
     assert [
         (row["setting"], row["seconds_to_best"], row["seconds_to_study_best"], row["picked_for"]) for row in rows
@@ -53,13 +56,35 @@ def test_the_pick_for_time_is_the_first_within_5_percent_and_costs_are_ratios(tm
     ]
 
 
+def test_a_run_that_overfits_by_its_end_has_a_small_gap_only_at_its_best_epoch(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "steady", "gru", "sgd", [150.0, 120.0, 121.0], train=[140.0, 80.0, 79.0])
+    add_run(tmp_path, 1, "seven", "transformer", "adam", [190.0, 131.0, 5012.0], train=[200.0, 120.0, 3.0])
+    assert said(picked(tmp_path)).splitlines()[:2] == [
+        "For generalisation: 120 (1 steady), the lowest validation perplexity, reached after 20 s.",
+        "Gap between validation and training perplexity of this pick: 40.0 at its best epoch, 42.0 after its last. The "
+        "smallest gap is 11.0 at the best epoch (2 seven, validation perplexity 131).",
+    ]
+    rows = table(picked(tmp_path), "discussion-3-picks")
+    assert [(row["gap"], row["final_gap"]) for row in rows] == [("40.00", "42.00")]
+
+
+def test_a_pick_that_overfits_by_its_end_says_so(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "seven", "transformer", "adam", [190.0, 131.0, 5012.0], train=[200.0, 120.0, 3.0])
+    assert (
+        "the lowest validation perplexity, reached after 20 s. By its last epoch its validation perplexity is 5,012, "
+        "so take the parameters of its best epoch."
+    ) in said(picked(tmp_path))
+
+
 def test_one_run_can_be_both_picks_and_haste_has_its_price(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "best", "gru", "sgd", [101.0, 100.0], seconds=100.0)
     add_run(tmp_path, 1, "quick", "rnn", "adam", [200.0], seconds=50.0)
     sentences = said(picked(tmp_path))
-    assert "the same, after 2 min within 5 % of its best; no other setting comes within 5 %" in sentences
-    assert "is 2 quick, after 50 s; it costs 2.00 times the perplexity (200 against 100)" in sentences
-    assert "the pick takes 4.00 times its time (3 min)" in sentences
+    assert (
+        "the same setting. It comes within 5 % of its best after 2 min; no other setting comes within 5 %" in sentences
+    )
+    assert "is 2 quick: its best epoch ends after 50 s, with 2.00 times the perplexity (200 against 100)" in sentences
+    assert "The pick takes 4.00 times as long (3 min)" in sentences
     add_run(tmp_path, 2, "late", "transformer", "adam", [102.0], seconds=500.0)
     assert "before the 1 other setting that does." in said(picked(tmp_path))
 
@@ -121,9 +146,10 @@ def test_nothing_is_picked_from_nothing(tmp_path: Path) -> None:
 def test_without_recorded_times_only_generalisation_has_a_pick(tmp_path: Path) -> None:
     for order, ppl in enumerate([100.0, 110.0]):
         add_run(tmp_path, order, f"run{order}", "gru", "sgd", [ppl], lr=order + 1.0).metrics_file.unlink()
-    generalisation, time = said(picked(tmp_path)).splitlines()
-    assert generalisation.startswith("For generalisation: 100 (1 run0), the lowest validation perplexity. ")
-    assert time == ("For wall-clock time there is no pick: no times were recorded for the runs that come near it.")
+    generalisation, gaps, time = said(picked(tmp_path)).splitlines()
+    assert generalisation == "For generalisation: 100 (1 run0), the lowest validation perplexity."
+    assert gaps.endswith("50.0 at its best epoch, 50.0 after its last. No other setting has a smaller one.")
+    assert time == "For wall-clock time there is no pick: no times are recorded for the runs near that perplexity."
     assert [(row["setting"], row["seconds_to_best"]) for row in table(picked(tmp_path), "discussion-3-picks")] == [
         ("1 run0", "–")
     ]
@@ -135,8 +161,8 @@ def test_a_pick_for_time_that_is_later_at_its_own_best_is_in_the_table_though_no
     assert front_of(tmp_path) == [1]
     blocks = picked(tmp_path)
     assert (
-        "The pick for time costs 1.03 times the perplexity (103 against 100); yet the pick for generalisation is "
-        "sooner at its own best epoch (30 s against 50 s)."
+        "The pick for time has 1.03 times the perplexity (103 against 100); the pick for generalisation is even "
+        "earlier at its own best epoch (30 s against 50 s)."
     ) in said(blocks)
     assert [(row["setting"], row["picked_for"]) for row in table(blocks, "discussion-3-picks")] == [
         ("1 best", "generalisation"),
@@ -147,13 +173,13 @@ def test_a_pick_for_time_that_is_later_at_its_own_best_is_in_the_table_though_no
 def test_no_time_is_divided_by_zero_seconds(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "best", "gru", "sgd", [100.0], seconds=60.0)
     add_run(tmp_path, 1, "instant", "gru", "adam", [104.0], seconds=0.0)
-    assert "The pick for time costs 1.04 times the perplexity (104 against 100)." in said(picked(tmp_path))
+    assert "The pick for time has 1.04 times the perplexity (104 against 100)." in said(picked(tmp_path))
 
 
 def test_haste_has_no_ratio_where_the_soonest_took_zero_seconds(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "best", "gru", "sgd", [100.0], seconds=60.0)
     add_run(tmp_path, 1, "instant", "rnn", "adam", [200.0], seconds=0.0)
-    assert "it costs 2.00 times the perplexity (200 against 100)." in said(picked(tmp_path))
+    assert "with 2.00 times the perplexity (200 against 100)." in said(picked(tmp_path))
 
 
 def test_haste_has_no_ratio_where_the_time_of_the_picks_best_epoch_is_lost(tmp_path: Path) -> None:
@@ -163,7 +189,7 @@ def test_haste_has_no_ratio_where_the_time_of_the_picks_best_epoch_is_lost(tmp_p
     add_run(tmp_path, 2, "quick", "rnn", "sgd", [200.0], seconds=20.0)
     assert front_of(tmp_path) == [3, 2]
     sentences = said(picked(tmp_path))
-    assert "The soonest at its best epoch of those worth considering is 3 quick, after 20 s; it costs 2.00" in sentences
+    assert "The fastest setting on the Pareto front is 3 quick: its best epoch ends after 20 s, with 2.00" in sentences
     assert "nan" not in sentences
 
 

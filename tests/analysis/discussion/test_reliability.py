@@ -101,7 +101,7 @@ def test_too_few_settings_are_not_ranked(tmp_path: Path) -> None:
     assert "RNN: no finished setting; 2 of 2 runs diverged." in sentences
     assert "100 in its one finished setting; no run diverged." in sentences
     assert "No architecture can be called the most or the least reliable" in sentences
-    assert "Fewer than 3 settings, so not ranked: RNN (2) and GRU (1)." in sentences
+    assert "Not ranked, with fewer than 3 settings: RNN (2) and GRU (1)." in sentences
 
 
 def test_where_everything_diverged_nothing_is_reliable(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_few_points_stand_in_line_and_many_beside_one_another() -> None:
 
 def test_of_nothing_nothing_is_said(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "gru", "sgd", [], done=False)
-    assert said(judged(tmp_path)) == "No run has finished or diverged, so nothing can be said of reliability."
+    assert said(judged(tmp_path)) == "No run has finished or diverged, so nothing can be said about reliability."
 
 
 def test_of_more_than_forty_points_none_carries_its_number(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_study_without_a_finished_run_answers_each_question_in_a_sentence(tmp_
     assert said(discussion_section(study).blocks).splitlines()[1:] == [
         "No run has finished, so the optimizers cannot be compared.",
         "No run has finished, so there is nothing to pick.",
-        "No run has finished or diverged, so nothing can be said of reliability.",
+        "No run has finished or diverged, so nothing can be said about reliability.",
         "Combinations without a finished run: RNN with SGD (1 a: pending).",
         "To be finished: 1 run has not ended (1 a).",
     ]
@@ -54,7 +54,7 @@ def test_one_finished_run_is_no_comparison(tmp_path: Path) -> None:
     sentences = said(discussion_section(study).blocks)
     assert "Only SGD has finished runs" in sentences
     assert "No architecture can be called the most or the least reliable" in sentences
-    assert "For wall-clock time: the same" in sentences
+    assert "For wall-clock time: the same setting" in sentences
     assert discussion_section(study).charts == []
 
 

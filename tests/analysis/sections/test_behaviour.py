@@ -12,7 +12,7 @@ from analysis.report import report_files, write_report
 from analysis.sections.behaviour import behaviour_section, behaviour_table, samples_appendix
 from analysis.sections.behaviour_sentences import beyond, sentences, settles_at, vanishes_after
 from analysis.sections.choosing import choose, plain_text
-from analysis.sections.samples import Scale
+from analysis.sections.samples import shade
 from analysis.study.behaved import behaved_runs
 from analysis.study.behaviour import Sample, read_behaviour
 from analysis.study.study import load_study
@@ -93,9 +93,10 @@ def test_a_gradient_that_never_vanishes_has_no_number_of_steps() -> None:
 
 def test_a_change_past_the_training_length_counts_from_two_standard_errors_on() -> None:
     inside = [4.0, 4.1, 3.9, 4.0, 4.1, 3.9]
-    assert beyond(np.array(inside + [v + 0.5 for v in inside]), 6).verdict == "rises"
-    assert beyond(np.array(inside + [v + 0.01 for v in inside]), 6).verdict == "does not clearly change"
-    assert beyond(np.array(inside), 6).verdict is None
+    rise, same = ([value + by for value in inside] for by in (0.5, 0.01))
+    assert beyond(np.array(inside + rise), 6) == ("rises", "from 4.00 to 4.50 nats, +0.50 ± 0.07")
+    assert beyond(np.array(inside + same), 6) == ("does not clearly change", "from 4.00 to 4.01 nats, +0.01 ± 0.07")
+    assert beyond(np.array(inside), 6) is None
 
 
 def test_a_loss_settles_where_the_mean_of_ten_steps_is_near_its_lowest() -> None:
@@ -126,9 +127,11 @@ def test_best_leaves_out_heavy_repetition_and_the_reason_names_the_judge(run: Ru
     assert groups == {"Best": [2, 3, 1], "Worst": [5, 4, 6], "Interesting": [7, 0, 8]}
     reasons = [choice.reason for choice in chosen]
     assert reasons[0] == "lowest perplexity under the judge the judge: 20.0, without heavy repetition"
-    assert "2 tokens, “b c”" in reasons[6]
-    assert "90 % of the tokens" in reasons[7]
-    assert "by 2.00 nats" in reasons[8]
+    assert reasons[6:] == [
+        "longest passage copied from the training text: 2 tokens, “b c”",
+        "most repetition: 90 % of the tokens occur among the 16 before them",
+        "largest rise of entropy: by 2.00 nats from its first third to its last",
+    ]
 
 
 def test_without_a_judge_the_models_own_perplexity_decides_and_that_is_said(run: RunDirectory) -> None:
@@ -137,7 +140,7 @@ def test_without_a_judge_the_models_own_perplexity_decides_and_that_is_said(run:
     add_samples(run, [raw_sample(i, ["a"], perplexity_own=v, perplexity_other=None) for i, v in values])
     chosen = choose(samples_of(run), None, "word")
     assert [choice.sample.index for choice in chosen] == [1, 0]
-    assert "under the model itself, which has no judge: 5.0" in chosen[0].reason
+    assert "under the model itself (there is no judge): 5.0" in chosen[0].reason
 
 
 def test_words_are_joined_as_one_reads_them() -> None:
@@ -147,8 +150,7 @@ def test_words_are_joined_as_one_reads_them() -> None:
 
 
 def test_shades_are_steps_of_equal_width() -> None:
-    scale = Scale(width=0.5)
-    assert [scale.shade(v) for v in (0.0, 0.49, 0.5, 3.9, 99.0, math.nan)] == [0, 0, 1, 7, 7, 0]
+    assert [shade(v, 0.5) for v in (0.0, 0.49, 0.5, 3.9, 99.0, math.nan)] == [0, 0, 1, 7, 7, 0]
 
 
 @pytest.mark.usefixtures("svg_only")

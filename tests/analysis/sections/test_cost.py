@@ -73,15 +73,23 @@ def test_columns_in_which_all_runs_agree_stand_in_the_caption_and_in_the_csv_fil
     assert dict(zip(header.split(","), first.split(","), strict=True))["device"] == "AMD EPYC"
 
 
+def test_what_no_run_has_recorded_is_no_value_that_all_share(tmp_path: Path) -> None:
+    for order in range(2):
+        write_attempt(make_run(tmp_path, order, epochs=1), 1, start=0, end=100)
+    (table,) = cost_section(load_study(tmp_path)).tables
+    assert "backend" not in [column.key for column in table.columns]
+    assert table.caption.endswith("The same in every run: Device = AMD EPYC, Ranks = 1.")
+
+
 def test_totals_name_failed_and_lost_hours_and_how_estimates_held(tmp_path: Path) -> None:
     said = sentences(cost_section(load_study(make_costs(tmp_path))))
     assert said == [
-        "3 runs in 4 attempts: 0.61 run hours (an attempt counts once, whatever its ranks), of which 0.37 in finished "
-        "epochs.",
+        "3 runs in 4 attempts: 0.61 run hours (an attempt counts once, however many ranks it has), of which 0.37 in "
+        "finished epochs.",
         "0.60 GPU hours, in 2 attempts (hours times GPUs).",
         "0.25 core hours, in 2 attempts on processors (hours times cores).",
-        "0.25 failed hours: those of 1 run that has failed or been cancelled.",
-        "1 attempt was cut off and had to be repeated or resumed: 0.017 hours lost, in no finished epoch.",
+        "0.25 of these run hours went into 1 run that failed or was cancelled.",
+        "1 attempt was interrupted and had to be repeated or resumed: 0.017 hours outside finished epochs were lost.",
         "Actual time over estimate: median 2.00 (n = 1 finished run).",
     ]
 
@@ -92,8 +100,7 @@ def test_an_attempt_without_its_times_counts_with_its_epochs_and_is_counted_up(t
     said = sentences(cost_section(load_study(tmp_path)))
     assert said[0].startswith("4 runs in 5 attempts: at least 0.63 run hours")
     assert said[-1] == (
-        "Not recorded: the start of 1 attempt and the end of 0. These count with the time of the epochs finished in "
-        "them, which is less than they took."
+        "Not recorded: the start of 1 attempt and the end of 0. Of these attempts only the finished epochs are counted."
     )
     chart = timeline_chart(load_study(tmp_path))
     assert chart is not None
@@ -141,6 +148,13 @@ def test_the_timeline_draws_each_attempt_and_hatches_those_that_failed(tmp_path:
         ("run-4", pytest.approx(1000 / 60), pytest.approx(860 / 60), False),
     ]
     assert "The 3 lanes were busy 55 % of the time." in chart.caption
+
+
+def test_one_lane_was_busy_and_several_were(tmp_path: Path) -> None:
+    write_attempt(make_run(tmp_path, 0, epochs=1), 1, start=0, end=60)
+    chart = timeline_chart(load_study(tmp_path))
+    assert chart is not None
+    assert "The lane was busy 100 % of the time." in chart.caption
 
 
 def test_many_lanes_are_cut_and_the_caption_says_so(tmp_path: Path) -> None:

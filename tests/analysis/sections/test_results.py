@@ -12,7 +12,7 @@ from analysis.blocks.latex import code_latex, escape_latex, latex_table
 from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
 from analysis.sections.coverage import coverage
 from analysis.sections.results import hyperparameter_blocks, hyperparameters_csv, overfitting, results_table
-from analysis.study.settings import best_runs
+from analysis.study.settings import best_runs, finished
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json
 from tests.analysis.contents import only_table, said
@@ -44,11 +44,11 @@ def test_a_run_that_ends_far_above_its_best_is_said_to_be_overfitted_and_shows_b
     add_run(tmp_path, 1, "seven", "transformer", "adam", [190.0, 131.0, 5012.0], train=[200.0, 90.2, 3.0])
     add_run(tmp_path, 2, "wild", "rnn", "sgd", [190.0, 180.0, 900.0], train=[200.0, 170.0, 800.0])
     study = load_study(tmp_path)
-    assert said(overfitting(study)) == (
+    assert overfitting(finished(study.runs)) == [
         "Overfitted by the last epoch (training perplexity fell on, validation perplexity rose): 2 seven (validation "
         "131 at epoch 2, 5,012 at epoch 3; training 90.2, then 3.0). Worse at the last epoch in training and "
         "validation: 3 wild (validation 180 at epoch 2, 900 at epoch 3; training 170, then 800)."
-    )
+    ]
     rows = {row["name"]: row for row in read(results_table(study).to_csv())}
     assert [rows["seven"][key] for key in ("train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl")] == [
         "90.2",
@@ -61,7 +61,7 @@ def test_a_run_that_ends_far_above_its_best_is_said_to_be_overfitted_and_shows_b
 def test_without_a_run_that_got_worse_nothing_is_said_of_overfitting(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "good", "gru", "adam", [300.0, 110.0, 112.0], train=[300.0, 90.0, 60.0])
     add_run(tmp_path, 1, "stopped", "gru", "sgd", [110.0, 500.0], train=[90.0, 60.0], done=False)
-    assert overfitting(load_study(tmp_path)) == []
+    assert overfitting(finished(load_study(tmp_path).runs)) == []
 
 
 def test_a_run_without_a_result_is_never_the_best(tmp_path: Path) -> None:
