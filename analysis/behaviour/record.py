@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -56,7 +55,8 @@ def record_behaviour(
     study_dir = job.path.parent.parent
     trained = load_trained(RunDirectory(study_dir / job.id))
     require_text(trained.run.best_checkpoint, trained.checkpoint, corpus.sha256)
-    judge = load_judge(RunDirectory(study_dir / task.judge), trained) if task.judge is not None else None
+    judge_run = None if task.judge is None else RunDirectory(study_dir / task.judge)
+    judge = load_judge(judge_run, trained) if judge_run else None
     config, settings = trained.config, task.settings
     prompt = None if settings.prompt is None else prompt_ids(settings.prompt, corpus, config.data.level)
 
@@ -107,18 +107,13 @@ def record_behaviour(
     write_json(trained.run.behaviour_file, behaviour, guard=guard)
     result = {
         "checkpoint_sha256": trained.sha256,
-        "judge_sha256": judge.sha256 if judge is not None else _unfit_judge_sha256(study_dir, task.judge),
+        # Also of a judge that cannot be used: with the same file it will be of no more use.
+        "judge_sha256": judge.sha256 if judge else judge_run and file_sha256(judge_run.best_checkpoint),
         "settings": dataclasses.asdict(settings),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(job.result_file, result, guard=guard)
     return result
-
-
-def _unfit_judge_sha256(study_dir: Path, judge: str | None) -> str | None:
-    """The digest of a judge's file that could not be used: the same file would be of no more use tomorrow."""
-    path = None if judge is None else RunDirectory(study_dir / judge).best_checkpoint
-    return None if path is None else file_sha256(path)
 
 
 def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,38 +11,31 @@ from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, nearest
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
+from seqlm.schema import show
 
-TASK_FILE = "task.json"
+TASK_KEYS = ("judge", "settings")
 
 _COUNT = "a whole number of at least 1"
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return _is_whole(value) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (_is_whole(value) and abs(value) < 2**63)
+def _is_whole(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "window": (_is_count, _COUNT),
-    "samples": (_is_count, _COUNT),
+    "window": (_is_whole, _COUNT),
+    "samples": (_is_whole, _COUNT),
     "lengths": (
-        lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_count, value)),
+        lambda value: isinstance(value, list | tuple) and bool(value) and all(map(_is_whole, value)),
         f"a list of at least one, each {_COUNT}",
     ),
     "temperature": (
-        lambda value: _is_number(value) and math.isfinite(value) and value > 0,
+        lambda value: (isinstance(value, float) or _is_whole(value)) and 0 < value < math.inf,
         "a positive finite number",
     ),
     "prompt": (lambda value: value is None or isinstance(value, str), "a text or null"),
-    "gradient_columns": (_is_count, _COUNT),
-    "seed": (lambda value: _is_whole(value) and 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
+    "gradient_columns": (_is_whole, _COUNT),
+    "seed": (lambda value: _is_whole(value, 0), "a whole number from 0 to 2^63 - 1"),
 }
 """Key of the settings -> whether a value is valid, and what is."""
 
@@ -74,17 +66,14 @@ class Settings:
         Raises:
             ConfigError: with one line for every unknown key and impossible value.
         """
-        problems = []
-        for key, value in raw.items():
-            if key not in _RULES:
-                problems.append(
-                    f'unknown key "settings.{key}"{nearest(key, _RULES)} (valid in settings: {", ".join(_RULES)})'
-                )
-                continue
-            is_valid, valid = _RULES[key]
-            if not is_valid(value):
-                found = json.dumps(value, default=str, ensure_ascii=False)
-                problems.append(f"settings.{key}: expected {valid}, got {found}")
+        keys = ", ".join(_RULES)
+        problems = [
+            f"settings.{key}: expected {_RULES[key][1]}, got {show(value)}"
+            if key in _RULES
+            else f'unknown key "settings.{key}"{nearest(key, _RULES)} (valid in settings: {keys})'
+            for key, value in raw.items()
+            if key not in _RULES or not _RULES[key][0](value)
+        ]
         if problems:
             raise ConfigError(problems)
         seq_len = config.train.seq_len
@@ -110,20 +99,21 @@ class Task:
             FileError: ``task.json`` is missing or damaged.
             ConfigError: with one line for everything in it that is wrong.
         """
-        path = job.path / TASK_FILE
+        path = job.task_file
         raw = read_json(path)
         if raw is None:
             raise FileError(f"{path} is missing; {job.path} is not the folder of a behaviour job")
-        known = ("judge", "settings")
         problems = [
-            f'unknown key "{key}"{nearest(key, known)} (valid: judge, settings)' for key in raw if key not in known
+            f'unknown key "{key}"{nearest(key, TASK_KEYS)} (valid: {", ".join(TASK_KEYS)})'
+            for key in raw
+            if key not in TASK_KEYS
         ]
         judge, settings = raw.get("judge"), raw.get("settings", {})
-        if judge is not None and not (isinstance(judge, str) and _is_folder_name(judge) and judge != job.id):
-            found = json.dumps(judge, default=str, ensure_ascii=False)
-            problems.append(f"judge: expected the id of another run of the study, or null, got {found}")
+        no_ids = ("", ".", "..", job.id)
+        if judge is not None and (not isinstance(judge, str) or judge in no_ids or set(judge) & set("/\\\0")):
+            problems.append(f"judge: expected the id of another run of the study, or null, got {show(judge)}")
         if not isinstance(settings, Mapping):
-            problems.append(f"settings: expected a table, got {json.dumps(settings, ensure_ascii=False)}")
+            problems.append(f"settings: expected a table, got {show(settings)}")
             settings = {}
         try:
             read = Settings.from_dict(settings, config)
@@ -132,7 +122,3 @@ class Task:
         if problems:
             raise ConfigError([f"{path}: {problem}" for problem in problems])
         return cls(judge=judge, settings=read)
-
-
-def _is_folder_name(text: str) -> bool:
-    return text not in ("", ".", "..") and not set(text) & {"/", "\\", "\0"}

@@ -200,9 +200,5 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         f"seeds: inconclusive. Gap: validation minus training perplexity. {units.MISSING}: no finished run."
     )
     return Table(
-        name="discussion-1-expected",
-        title="Expected against observed",
-        caption=caption,
-        columns=columns,
-        records=rows,
+        name="discussion-1-expected", title="Expected against observed", caption=caption, columns=columns, records=rows
     )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.words import described, device_sentences, median
+from analysis.blocks.words import described, device_sentences
 from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS
@@ -49,31 +49,28 @@ def _rows(study: Study, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Return a row for each optimizer with a finished run, in the report's order; ``best`` is its best setting."""
     done = finished(study.runs)
     done = done.assign(final_gap=done["final_val_ppl"] - done["final_train_ppl"])
+    medians = done.groupby("optimizer")[["seconds_to_5pct", "gap", "final_gap"]].median().add_prefix("median_")
     diverged = study.runs[(study.runs["state"] == "failed") & (study.runs["failure_kind"] == "diverged")]
-    members = {key: [s for s in settings if s.optimizer == key] for key in {s.optimizer for s in settings}}
+    members = {key: [s for s in settings if s.optimizer == key] for key in sorted(medians.index, key=_place)}
     fewest = min(map(len, members.values()), default=0)
-    rows = []
-    for key in sorted(members, key=_place):
-        runs, found, best = done[done["optimizer"] == key], members[key], best_of(members[key])
-        row = {
+    return [
+        {
             "optimizer": units.optimizer(key),
-            "runs": len(runs),
+            "runs": int((done["optimizer"] == key).sum()),
             "diverged": int((diverged["optimizer"] == key).sum()),
             "settings": len(found),
-            "best": best,
+            "best": (best := best_of(found)),
             "val_ppl": best.val_ppl,
             "at_equal_counts_ppl": expected_lowest_perplexity([setting.val_ppl for setting in found], fewest),
             "run": best.reference,
             "architecture": units.architecture(best.arch),
             "architectures": sorted(best_settings(found).values(), key=lambda s: (s.val_ppl, s.number)),
-            "median_seconds_to_5pct": median(runs["seconds_to_5pct"]),
             "gap": best.gap,
             "final_gap": best.final_gap,
-            "median_gap": median(runs["gap"]),
-            "median_final_gap": median(runs["final_gap"]),
+            **medians.loc[key],
         }
-        rows.append(row)
-    return rows
+        for key, found in members.items()
+    ]
 
 
 def _place(optimizer: Any) -> tuple[int, str]:
@@ -98,29 +95,24 @@ def _sentences(study: Study, rows: Sequence[dict[str, Any]]) -> list[str]:
         )
     for row in ranked:
         first, *others = [f"{units.architecture(s.arch)} ({units.rounded(s.val_ppl)})" for s in row["architectures"]]
-        text = (
-            f"does best with {first}, then {units.listing(others)}" if others else f"has finished runs of {first} alone"
+        then = (
+            f"does best with {first}, then {units.listing(others)}" if others else f"has only finished runs of {first}"
         )
-        sentences.append(f"{row['optimizer']} {text}.")
+        sentences.append(f"{row['optimizer']} {then}.")
     if timed := _numbers(rows, "median_seconds_to_5pct"):
         listed = ", ".join(f"{units.duration(row['median_seconds_to_5pct'])} with {row['optimizer']}" for row in timed)
         text = f"Median time to within 5 % of a run's own best validation perplexity: {listed}."
         sentences.append(" ".join([text, *device_sentences(study)]))
     if gaps := _numbers(rows, "median_gap"):
         listed = "; ".join(
-            f"{row['optimizer']} {_rounded(row, 'median_gap')} and {_rounded(row, 'median_final_gap')} "
-            f"({_rounded(row, 'gap')} and {_rounded(row, 'final_gap')} in its best run)"
+            "{optimizer} {median_gap} and {median_final_gap} ({gap} and {final_gap} in its best run)".format_map(
+                {key: units.rounded(value) if key.endswith("gap") else value for key, value in row.items()}
+            )
             for row in gaps
         )
-        sentences.append(
-            "Median generalisation gap (validation minus training perplexity) at the best epoch and after the last: "
-            f"{listed}."
-        )
+        text = "Median generalisation gap (validation minus training perplexity) at the best epoch and after the last"
+        sentences.append(f"{text}: {listed}.")
     return sentences
-
-
-def _rounded(row: dict[str, Any], key: str) -> str:
-    return units.rounded(row[key])
 
 
 def _numbers(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -148,11 +140,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         "has. Time to 5 %: median. Gap: validation minus training perplexity at the best epoch; final: after the last."
     )
     return Table(
-        name="discussion-2-optimizers",
-        title="The optimizers compared",
-        caption=caption,
-        columns=columns,
-        records=rows,
+        name="discussion-2-optimizers", title="The optimizers compared", caption=caption, columns=columns, records=rows
     )
 
 

@@ -30,12 +30,6 @@ MEASURES = [
 ]
 """Columns of the samples of which a table gives the means."""
 
-RUN_COLUMNS = [
-    number("number", "No."),
-    Column("name", "Run"),
-    Column("architecture", "Architecture", units.architecture),
-]
-
 
 def behaviour_section(study: Study) -> Section:
     """Loss at each time step, gradients back in time, and samples."""
@@ -115,38 +109,25 @@ def _samples_blocks(runs: Sequence[Behaved], shown: Sequence[Behaved]) -> list[B
 
 def behaviour_table(runs: Sequence[Behaved]) -> Table:
     """What the curves come to, one row for each run."""
-    rows = []
-    for run in runs:
-        behaviour = run.behaviour
-        row = {
-            "number": run.number,
-            "name": run.name,
-            "architecture": run.arch,
-            "windows": behaviour.windows * behaviour.columns,
-            "shown_windows": f"{behaviour.windows:,} × {behaviour.columns:,} × {len(behaviour.zero_state):,}",
-            "first_step_loss": float(behaviour.zero_state[0]),
-            "last_step_loss": float(behaviour.zero_state[-1]),
-            "zero_state_ppl": mean_perplexity(behaviour.zero_state),
-            "carried_state_ppl": mean_perplexity(behaviour.carried_state),
-            "steps_to_1_percent": vanishes_after(behaviour.gradient),
-            "mean_of_norms_steps_to_1_percent": vanishes_after(behaviour.gradient_mean_of_norms),
-            "seconds": behaviour.seconds,
-            "device": behaviour.device,
-            "judge": behaviour.judge,
-        }
-        rows.append(row)
     columns = [
-        *RUN_COLUMNS,
-        Column("windows", "Windows", shown=lambda row: row["shown_windows"], numeric=True),
-        number("first_step_loss", "First step", TWO_DECIMALS),
-        number("last_step_loss", "Last step", TWO_DECIMALS),
-        number("zero_state_ppl", "Zero state", units.perplexity),
-        number("carried_state_ppl", "Carried", units.perplexity),
-        number("steps_to_1_percent", "Gradient < 1 %", units.whole),
-        number("mean_of_norms_steps_to_1_percent", "Mean of norms < 1 %", units.whole),
-        number("seconds", "Time", units.duration),
-        Column("device", "Device"),
-        Column("judge", "Judge", units.text),
+        number("number", "No.", of=lambda run: run.number),
+        Column("name", "Run", of=lambda run: run.name),
+        Column("architecture", "Architecture", units.architecture, lambda run: run.arch),
+        Column("windows", "Windows", of=_windows, shown=_shown_windows, numeric=True),
+        number("first_step_loss", "First step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[0])),
+        number("last_step_loss", "Last step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[-1])),
+        number("zero_state_ppl", "Zero state", units.perplexity, lambda b: mean_perplexity(b.behaviour.zero_state)),
+        number("carried_state_ppl", "Carried", units.perplexity, lambda b: mean_perplexity(b.behaviour.carried_state)),
+        number("steps_to_1_percent", "Gradient < 1 %", units.whole, lambda run: vanishes_after(run.behaviour.gradient)),
+        number(
+            "mean_of_norms_steps_to_1_percent",
+            "Mean of norms < 1 %",
+            units.whole,
+            lambda run: vanishes_after(run.behaviour.gradient_mean_of_norms),
+        ),
+        number("seconds", "Time", units.duration, lambda run: run.behaviour.seconds),
+        Column("device", "Device", of=lambda run: run.behaviour.device),
+        Column("judge", "Judge", units.text, lambda run: run.behaviour.judge),
     ]
     caption = (
         "Windows: number × columns × tokens. First, last step: mean loss (nats). Zero state, carried: perplexity. "
@@ -160,9 +141,18 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
         title="Behaviour of the trained models",
         caption=caption,
         columns=columns,
-        records=rows,
-        run=lambda row: row["number"],
+        records=runs,
+        run=lambda run: run.number,
     )
+
+
+def _windows(run: Behaved) -> int:
+    return run.behaviour.windows * run.behaviour.columns
+
+
+def _shown_windows(run: Behaved) -> str:
+    behaviour = run.behaviour
+    return f"{behaviour.windows:,} × {behaviour.columns:,} × {len(behaviour.zero_state):,}"
 
 
 def measures_table(runs: Sequence[Behaved]) -> Table:
@@ -179,7 +169,9 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
             run_facts: dict[str, Any] = {"number": run.number, "name": run.name, "architecture": run.arch}
             means.append(mean.assign(**run_facts).reset_index(names="tokens"))
     columns = [
-        *RUN_COLUMNS,
+        number("number", "No."),
+        Column("name", "Run"),
+        Column("architecture", "Architecture", units.architecture),
         number("tokens", "Tokens", units.decimals(",")),
         number("samples", "Samples"),
         number("perplexity_other", "Judge", units.perplexity),
@@ -246,9 +238,7 @@ def _sample_records(run: Behaved) -> list[dict[str, Any]]:
             "perplexity_other": sample.perplexity_other,
             "entropy": float(sample.entropy.mean()),
             "repetition": sample.repetition,
-            "distinct_1": sample.distinct[0],
-            "distinct_2": sample.distinct[1],
-            "distinct_3": sample.distinct[2],
+            **{f"distinct_{n}": share for n, share in enumerate(sample.distinct, start=1)},
             "unk_share": sample.unk_share,
             "longest_copy": len(sample.copied),
             "copied": plain_text(sample.copied, level),

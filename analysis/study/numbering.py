@@ -84,15 +84,8 @@ def number_runs(runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first:
             run.row["variant"] = _difference_text(plan, run.config) if run.config else None
             if run.row["variant"]:
                 run.row["name"] += f", {run.row['variant']}"
-            if entry is not None and entry.published is not None and _replicates(run.config, plan):
-                low, high = entry.published.replications or (None, None)
-                run.row |= {
-                    "published_train_ppl": entry.published.train_ppl,
-                    "published_val_ppl": entry.published.val_ppl,
-                    "published_epochs": entry.config.get("train.epochs"),
-                    "replications_low": low,
-                    "replications_high": high,
-                }
+            if entry is not None and entry.published and _replicates(run.config, plan):
+                run.row |= {**entry.published, "published_epochs": entry.config.get("train.epochs")}
             members.setdefault(run.digits, [run])
         if entry is not None:
             members[entry.digits] = found

@@ -19,18 +19,6 @@ Metric: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """What has been published of a run; NaN if nothing was."""
-
-    train_ppl: float
-    """After the last epoch."""
-    val_ppl: float
-    """Of the best epoch."""
-    replications: tuple[float, float] | None
-    """Lowest and highest best validation perplexity of independent replications."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """An entry of the plan: a run of a manifest, whether it has a directory or not."""
 
@@ -42,7 +30,8 @@ class PlannedRun:
     optimizer: str | None
     config: Mapping[str, Any] = field(default_factory=dict)
     """Dotted key -> value, before ``--set``; empty if it is not recorded."""
-    published: Published | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
+    """Columns of the runs table; empty if nothing has been published of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +54,13 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunGroup:
-    """Runs of the manifest that have curves and a table of their own."""
-
-    title: str
-    members: tuple[str, ...]
-    """Fingerprints' first digits."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """``study.json``, keyed by the first digits of fingerprints; empty for a study that has none."""
 
     planned: list[PlannedRun] = field(default_factory=list)
     excluded: list[ExcludedRun] = field(default_factory=list)
-    groups: list[RunGroup] = field(default_factory=list)
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Title -> runs that have curves and a table of their own."""
     expectations: list[Expectation] = field(default_factory=list)
     estimated_seconds: dict[str, float] = field(default_factory=dict)
     """What ``plan`` would have said of each run when it was first launched."""
@@ -107,7 +88,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
                 arch=as_text(entry.get("arch")),
                 optimizer=as_text(entry.get("optimizer")),
                 config=as_mapping(entry.get("config")),
-                published=_published(as_mapping(entry.get("published"))),
+                published=_published(entry["published"]) if as_mapping(entry.get("published")) else {},
             )
             for entry in entries
         ],
@@ -115,10 +96,9 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
             ExcludedRun(arch=as_text(entry.get("arch")), optimizer=as_text(entry.get("optimizer")))
             for entry in _tables(raw.get("excluded"))
         ],
-        groups=[
-            RunGroup(title=clean(str(entry.get("title", ""))), members=_all_digits(entry.get("runs")))
-            for entry in _tables(raw.get("groups"))
-        ],
+        groups={
+            clean(str(entry.get("title", ""))): _all_digits(entry.get("runs")) for entry in _tables(raw.get("groups"))
+        },
         expectations=[
             Expectation(
                 text=clean(str(entry.get("text", ""))),
@@ -134,15 +114,15 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
     return record, warnings
 
 
-def _published(table: Mapping[str, Any]) -> Published | None:
-    if not table:
-        return None
+def _published(table: Mapping[str, Any]) -> dict[str, float]:
     ends = [as_number(end) for end in as_list(table.get("replications"))]
-    return Published(
-        train_ppl=as_number(table.get("train_ppl")),
-        val_ppl=as_number(table.get("val_ppl")),
-        replications=(ends[0], ends[1]) if len(ends) == 2 and all(map(math.isfinite, ends)) else None,
-    )
+    low, high = ends if len(ends) == 2 and all(map(math.isfinite, ends)) else (math.nan, math.nan)
+    return {
+        "published_train_ppl": as_number(table.get("train_ppl")),
+        "published_val_ppl": as_number(table.get("val_ppl")),
+        "replications_low": low,
+        "replications_high": high,
+    }
 
 
 def _tables(value: Any) -> list[Mapping[str, Any]]:

@@ -118,9 +118,8 @@ def load_study(*study_dirs: Path) -> Study:
             run.row |= {"study": name, "estimated_seconds": record.estimated_seconds.get(run.digits)}
             if len(study_dirs) > 1:
                 run.row["id"] = f"{name}/{run.row['id']}"
-        for group in record.groups:
-            title = f"{name}: {group.title}" if len(study_dirs) > 1 else group.title
-            groups[title] = _ids(numbering, group.members)
+        for title, members in record.groups.items():
+            groups[f"{name}: {title}" if len(study_dirs) > 1 else title] = _ids(numbering, members)
         for expectation in record.expectations:
             lower, higher = (tuple(_ids(numbering, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))

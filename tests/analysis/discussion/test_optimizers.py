@@ -50,7 +50,7 @@ def test_each_optimizer_has_its_best_run_time_and_gap(tmp_path: Path) -> None:
         "alone. Expected lowest perplexity of 1 setting chosen at random: SGD 90.0 (of 1), Adam 141 (of 2)."
     ) in sentences
     assert "Adam does best with GRU (100), then RNN (200)." in sentences
-    assert "SGD has finished runs of RNN (90.0) alone." in sentences
+    assert "SGD has only finished runs of RNN (90.0)." in sentences
     assert "own best validation perplexity: 15 s with Adam, 30 s with SGD." in sentences
     assert "No two finished runs with different optimizers agree in model, data, training and seed." not in sentences
 
