@@ -159,7 +159,7 @@ def kind_handles(archs: AbstractSet[Hashable], optimizers: AbstractSet[Hashable]
 
 
 def add_legend(figure: Figure, entries: Sequence[Artist], columns: int | None = None, *, top: bool = False) -> None:
-    """Draw a legend beneath or above the axes, in so many columns. ``None``: in one line.
+    """Draw a legend beneath or above the axes, in ``columns``. ``None``: in one line.
 
     An entry without line and marker is a title. The parts of an entry have its ``gid``.
     """
