@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from analysis.discussion.picks import pareto_front
@@ -357,7 +358,8 @@ def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.
     ``ax`` was made with other settings, so it is given the report's grid and open frame.
     """
     if ax is None:
-        ax = pyplot.subplots(figsize=(look.WIDTH_INCHES + 1.4, height), layout="constrained")[1]
+        layout = ConstrainedLayoutEngine(h_pad=0.08)  # room for half a number at the top of the axes
+        ax = pyplot.subplots(figsize=(look.WIDTH_INCHES + 1.4, height), layout=layout)[1]
     else:
         ax.set_axisbelow(True)
         ax.grid(visible=True, color=look.GRID, linewidth=0.7)

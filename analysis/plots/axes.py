@@ -46,7 +46,7 @@ PANEL_COLUMNS = 3
 def panels_with_legend(
     plot_inches: float, entries: Sequence[Artist], columns: int | None = None, *, panels: int = 1, share: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """Return a new figure: panels side by side, and beneath them a legend in so many columns. ``None``: in one line.
+    """Return a new figure: panels side by side, and beneath them a legend of ``columns``. ``None``: one line.
 
     ``share``: the panels have one vertical axis. On the right of each is room for numbers.
     """
@@ -59,7 +59,7 @@ def panels_with_legend(
 
 
 def panel_grid(count: int, panel_inches: float, *, top_inches: float) -> tuple[Figure, list[Axes]]:
-    """Return a new figure: so many small panels in rows, with room above for a legend.
+    """Return a new figure of ``count`` small panels in rows, with room above for a legend.
 
     Its margins are fixed: a constrained layout of 48 panels takes longer than drawing them.
     """
@@ -109,7 +109,7 @@ class Scale:
         return bool((values[np.isfinite(values)] > self.high).any())
 
     def applied_to(self, axes: Axes, name: Literal["x", "y"], most_ticks: int) -> None:
-        """Set scale, limits and round ticks of an axis, at most about so many."""
+        """Set scale, limits and round ticks of an axis, at most about ``most_ticks``."""
         axis = axes.xaxis if name == "x" else axes.yaxis
         if self.logarithmic:
             axes.set(**{f"{name}scale": "log"})

@@ -30,7 +30,7 @@ STYLES = {
 
 def curves_caption(runs: pd.DataFrame, choice: Choice, scale: Scale, by: Factor | None) -> str:
     """Return the caption of a figure of some runs, all of one architecture or optimizer if ``by`` says so."""
-    sizes = sorted({len(curve.runs) for curve in choice.all if curve.runs})
+    sizes = sorted({len(curve.runs) for curve in choice.all if len(curve.runs) > 1})
     sentences = [STYLES[by]]
     if choice.crowd:
         sentences.append(
@@ -60,7 +60,7 @@ def _missing_sentences(
     runs: pd.DataFrame, drawn: Sequence[Curve], cut: Sequence[tuple[Curve, Values]], at: str = ""
 ) -> list[str]:
     """Name the runs that ended early, that leave the axis, and those of ``runs`` without a curve."""
-    shown = {number for curve in drawn for number in (curve.runs or (curve.number,))}
+    shown = {number for curve in drawn for number in curve.runs}
     facts = zip(runs["number"], runs["name"], strict=True)
     named = {
         "Ended early (×)": [curve.reference for curve in drawn if curve.ended_early],

@@ -14,7 +14,7 @@ from analysis.plots import look
 from analysis.plots.axes import Progress
 from analysis.study import units
 from analysis.study.numbering import RunNumber
-from analysis.study.settings import finished
+from analysis.study.settings import finished, places_of
 from analysis.study.study import Study
 from analysis.study.values import Values
 
@@ -29,8 +29,8 @@ NUMBERS_SHOWN = 4
 class Curve:
     """The perplexities of a run, or of the seeds of a setting, over their progress; NaN is a gap in the line."""
 
-    number: RunNumber
-    """Number of the run; of seeds, that of the first."""
+    runs: tuple[RunNumber, ...]
+    """Numbers of the run, or of the seeds."""
     name: str
     arch: str | None
     optimizer: str | None
@@ -44,18 +44,20 @@ class Curve:
     val_ppl: Values
     """Of seeds: the geometric mean, where each of them has a value."""
     style: look.LineStyle
-    runs: tuple[RunNumber, ...] = ()
-    """Numbers of the seeds; none for a single run."""
     low: Values | None = None
     """Lowest and highest validation perplexity of the seeds."""
     high: Values | None = None
 
     @property
+    def number(self) -> RunNumber:
+        """The number in the figure: of seeds, that of the first."""
+        return self.runs[0]
+
+    @property
     def numbers(self) -> str:
         """``4``, ``1/4/7`` or, of many seeds, ``1/4/7/10/… (12)``."""
-        if len(self.runs) > NUMBERS_SHOWN:
-            return "/".join(map(str, self.runs[:NUMBERS_SHOWN])) + f"/… ({len(self.runs)})"
-        return "/".join(map(str, self.runs or (self.number,)))
+        more = f"/… ({len(self.runs)})" if len(self.runs) > NUMBERS_SHOWN else ""
+        return "/".join(map(str, self.runs[:NUMBERS_SHOWN])) + more
 
     @property
     def label(self) -> str:
@@ -94,7 +96,7 @@ class Curve:
 
 def curves_of(study: Study, progress: Progress) -> list[Curve]:
     """The curves of the runs that have a finite perplexity to draw, by number."""
-    styles = look.line_styles(study.runs)
+    setting_places = places_of(study.runs)
     columns = _columns(study, progress)
     places = study.epochs.groupby("id", sort=False).indices
     nowhere = np.array([], dtype=np.int64)
@@ -102,18 +104,19 @@ def curves_of(study: Study, progress: Progress) -> list[Curve]:
     facts = ["id", "number", "name", "arch", "optimizer", "state", "setting"]
     for run in study.runs.sort_values("number")[facts].to_dict("records"):
         epochs, along, train_ppl, val_ppl = columns[:, places.get(run["id"], nowhere)]
+        arch, optimizer = (run[key] if isinstance(run[key], str) else None for key in ("arch", "optimizer"))
         curve = Curve(
-            number=run["number"],
+            runs=(run["number"],),
             name=run["name"],
-            arch=run["arch"] if isinstance(run["arch"], str) else None,
-            optimizer=run["optimizer"] if isinstance(run["optimizer"], str) else None,
+            arch=arch,
+            optimizer=optimizer,
             state=run["state"],
             setting=run["setting"],
             epochs=epochs,
             progress=along,
             train_ppl=train_ppl,
             val_ppl=val_ppl,
-            style=styles[run["id"]],
+            style=look.line_style(arch, optimizer, setting_places[run["id"]]),
         )
         if curve.is_validated or np.isfinite(train_ppl).any():
             curves.append(curve)

@@ -125,8 +125,8 @@ def number_mark(curve: Curve, scale: Scale) -> Mark:
 
 def pointer_line(curve: Curve) -> Line:
     """What the page shows of a curve under the pointer."""
-    label = f"{curve.reference}, mean of {len(curve.runs)} seeds" if curve.runs else curve.reference
-    return Line(label=label, x=curve.progress, y=curve.val_ppl, run=curve.number)
+    seeds = f", mean of {len(curve.runs)} seeds" if len(curve.runs) > 1 else ""
+    return Line(label=f"{curve.reference}{seeds}", x=curve.progress, y=curve.val_ppl, run=curve.number)
 
 
 def shown_values(curves: Sequence[Curve]) -> list[Values]:

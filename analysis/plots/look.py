@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.style
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.study import units
-from analysis.study.settings import places_of
 
 WIDTH_INCHES = 7.6
 """Width of every figure."""
@@ -105,15 +103,6 @@ class LineStyle:
         return {"color": self.colour, "linestyle": self.dashes}
 
 
-def line_styles(runs: pd.DataFrame) -> dict[str, LineStyle]:
-    """Return the style of each run by its id: the same in every figure of the study, and for all seeds of a setting."""
-    places = places_of(runs)
-    columns = (runs[name] for name in ("id", "arch", "optimizer"))
-    return {
-        run_id: line_style(arch, optimizer, places[run_id]) for run_id, arch, optimizer in zip(*columns, strict=True)
-    }
-
-
 def colour_of(arch: str | None) -> str:
     """Return the colour of an architecture, or of an unknown one."""
     return ARCHITECTURE_COLOURS.get(arch or "", UNKNOWN_COLOUR)
@@ -170,7 +159,7 @@ def kind_handles(archs: AbstractSet[Hashable], optimizers: AbstractSet[Hashable]
 
 
 def add_legend(figure: Figure, entries: Sequence[Artist], columns: int | None = None, *, top: bool = False) -> None:
-    """Draw a legend beneath or above the axes, in so many columns. ``None``: in one line.
+    """Draw a legend beneath or above the axes, in ``columns``. ``None``: in one line.
 
     An entry without line and marker is a title. The parts of an entry have its ``gid``.
     """

@@ -145,7 +145,7 @@ def cut_sentence(settings: Sequence[Setting]) -> str:
 
 
 def _point(axes: Axes, x: float, setting: Setting, scale: Scale, of: int) -> Mark:
-    """Draw one of so many points, at most at the top of the axis; return its number, of several seeds the first's."""
+    """Draw one of ``of`` points, cut at the top of the axis; return its number, of several seeds the first's."""
     y, colour = min(setting.val_ppl, scale.high), look.colour_of(setting.arch)
     axes.plot(
         [x],
