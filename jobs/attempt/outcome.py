@@ -38,45 +38,35 @@ def ended(
     out_of_memory: Collection[int] = (),
     host: str | None = None,
 ) -> Ended:
-    """Return how an attempt of ``ranks`` ranks ended, from exit codes by rank.
+    """Return how an attempt of ``ranks`` ranks ended, from the exit codes of all ranks, or of those on this node.
+
+    A rank that a signal killed explains the others best, then one whose exit code names a cause. A rank with exit code
+    1 may only have lost another rank; on a full disk the one that met it first could not write ``failure.json``.
 
     Args:
-        codes: of all ranks, or of those on this node.
+        codes: by rank.
         ranks: of the run.
         lost: why a rank has no exit code of its own, such as a lost node; the first entry was lost first.
         out_of_memory: ranks that the system killed because it was out of memory. They explain all others.
         host: the node to name in the message. ``None``: name none.
     """
-    failed = [(code, rank) for rank, code in codes.items() if code]
+    failed = [rank for rank, code in codes.items() if code]
     if not failed:
         return Ended(exit_code=0, message="ended")
     if lost and not out_of_memory:
         rank, message = next(iter(lost.items()))
         return Ended(exit_code=codes[rank], message=message)
-    rank = min(out_of_memory) if out_of_memory else min(failed, key=_explains)[1]
+    by_cause = sorted(failed, key=lambda rank: (codes[rank] >= 0, codes[rank] not in EXPLAINING_EXITS, rank))
+    rank = min(out_of_memory) if out_of_memory else by_cause[0]
+    code = codes[rank]
+    how = f"ended with exit code {code}"
+    if code < 0:
+        how = f"was killed by signal {-code}"
+        with contextlib.suppress(ValueError):
+            how = f"was killed by {signal.Signals(-code).name}"
     who = f"rank {rank}" if ranks > 1 else "the worker"
     where = f" on {host}" if host else ""
-    message = f"{who} {describe_exit(codes[rank])}{where}"
-    return Ended(exit_code=codes[rank], message=message, out_of_memory=bool(out_of_memory))
-
-
-def _explains(failed: tuple[int, int]) -> tuple[int, int]:
-    """Sort key of failed ranks, given as (exit code, rank): the best explanation first.
-
-    A rank that a signal killed comes first, then one whose exit code names a cause. A rank with exit code 1 may only
-    have lost another rank; on a full disk the one that met it first could not write ``failure.json``.
-    """
-    code, rank = failed
-    return (0 if code < 0 else 1 if code in EXPLAINING_EXITS else 2, rank)
-
-
-def describe_exit(code: int) -> str:
-    """Describe an exit code; a negative one is a signal: ``was killed by SIGKILL``."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"was killed by signal {-code}"
+    return Ended(exit_code=code, message=f"{who} {how}{where}", out_of_memory=bool(out_of_memory))
 
 
 def failure_record(kind: str, message: str, *, where: str, **more: Any) -> dict[str, Any]:
@@ -86,7 +76,9 @@ def failure_record(kind: str, message: str, *, where: str, **more: Any) -> dict[
 
 def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:
     """Return the kind of a failure and its message."""
-    last_line = _last_line(stderr_log)
+    last_line = ""
+    with contextlib.suppress(OSError):
+        last_line = "".join(stderr_log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]).strip()
     if ended.exit_code in STOPPED_EXITS:
         return "preempted", f"{ended.message}; another process stopped it (is the node being drained?)"
     if ended.out_of_memory:
@@ -97,11 +89,3 @@ def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:
         hint = " (by a person, or by the system when memory ran out)" if ended.message.endswith("SIGKILL") else ""
         return "node", f"{ended.message}{hint}"
     return "code", f"{ended.message}: {last_line}" if last_line else ended.message
-
-
-def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text("utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return lines[-1].strip() if lines else ""

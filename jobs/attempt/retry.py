@@ -108,14 +108,13 @@ def _number(count: int, one: str, many: str) -> str:
 
 def _sick_nodes(failures: Sequence[Failed]) -> tuple[str, ...]:
     """Return the nodes that failed twice in a row since the last use of the command ``retry``."""
-    by_hand = [number for number, failed in enumerate(failures) if failed.by_hand]
-    recent = failures[by_hand[-1] + 1 :] if by_hand else failures
-    found = [
-        second.node
-        for first, second in itertools.pairwise(recent)
-        if first.kind == second.kind == "node" and first.node == second.node and second.node is not None
-    ]
-    return tuple(dict.fromkeys(found))
+    found: dict[str, None] = {}
+    for first, second in itertools.pairwise(failures):
+        if first.by_hand:
+            found.clear()
+        elif first.kind == second.kind == "node" and first.node == second.node and second.node is not None:
+            found[second.node] = None
+    return tuple(found)
 
 
 # -- the files of a run --------------------------------------------------------------------------------------------
@@ -163,10 +162,10 @@ def failed_of(record: Mapping[str, Any], progress: Progress | None = None) -> Fa
 
 def may_go_on(run: RunDirectory) -> bool:
     """Return whether a run's failure may be retried and no launcher has decided about it, since it was gone."""
-    failure = None
     with contextlib.suppress(FileError):
-        failure = run.read_failure()
-    return failure is not None and failure.get("kind") in RETRIED and not failure.get("stands")
+        failure = run.read_failure() or {}
+        return failure.get("kind") in RETRIED and not failure.get("stands")
+    return False
 
 
 def let_stand(run: RunDirectory, decision: Decision) -> None:
@@ -184,14 +183,10 @@ def put_failure_aside(
     node: str | None = None,
     seen: Observation | None = None,
 ) -> None:
-    """Move the failure of the previous attempt into that attempt's folder, and add what was saved by then.
+    """Put the failure of the previous attempt, if there is one, into that attempt's folder; add what was saved by then.
 
-    Args:
-        run: the run; nothing happens if it has no failure.
-        by_hand: whether the command ``retry`` does this.
-        micro_batches: of the attempt. ``None``: as the record says.
-        node: the node that failed. ``None``: as the record says.
-        seen: the run's state, for a failure that only its scheduler knows. ``None``: only the files count.
+    ``by_hand``: the command ``retry`` does this. ``micro_batches`` and ``node`` override the record. ``seen`` is the
+    run's state, for a failure that only its scheduler knows.
 
     Raises:
         FileError: it cannot be read or moved.

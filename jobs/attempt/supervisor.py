@@ -70,13 +70,11 @@ def rank_variables(
     first_host: str = "127.0.0.1",
     interface: str | None = None,
 ) -> dict[str, str]:
-    """Return the variables of one rank.
+    """Return the variables of one rank, counted from 0.
 
     Those of the submission override ours, except for what says which rank this is and where it meets the others. So a
-    manifest may set ``SEQLM_DEVICE`` or ``GLOO_SOCKET_IFNAME``.
-
-    The first rank listens on a free port of ``first_host`` and writes it into a file of the attempt
-    (:mod:`seqlm.training.distributed`).
+    manifest may set ``SEQLM_DEVICE`` or ``GLOO_SOCKET_IFNAME``. The first rank listens on a free port of
+    ``first_host`` and writes it into a file of the attempt (:mod:`seqlm.training.distributed`).
 
     Args:
         submission: the attempt.
@@ -121,11 +119,10 @@ def interface_of(host: str) -> str | None:
     return None
 
 
+# -- processes -----------------------------------------------------------------------------------------------------
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-# -- processes -----------------------------------------------------------------------------------------------------
 
 
 @final
@@ -156,12 +153,9 @@ class Supervisor:
     ) -> None:
         """Start nothing yet.
 
-        Args:
-            submission: the attempt.
-            memory_kills: kills of this node, shared by all attempts on it. ``None``: the caller counts them.
-            host: this node's name, for messages. ``None``: messages name no node.
-            outlives_parent: whether ranks go on if this process is killed. They are then in one process group, which
-                ``cancel`` signals. Otherwise they end with this process.
+        ``memory_kills`` are the kills of this node, shared by all attempts on it; ``None``: the caller counts them.
+        ``host`` is this node's name, for messages. If ``outlives_parent``, ranks go on if this process is killed, and
+        are in one process group, which ``cancel`` signals. Otherwise they end with this process.
         """
         self._submission = submission
         self._memory_kills = memory_kills
@@ -207,25 +201,22 @@ class Supervisor:
 
     def poll(self) -> Ended | None:
         """Return how the ranks here ended; ``None`` while one lives. Ranks that outlive a failed one are killed."""
-        codes = {rank: process.poll() for rank, process in self._processes.items()}
-        if self._grace.is_over(has_failed=self._peer_failed or any(codes.values())):
+        polled = {rank: process.poll() for rank, process in self._processes.items()}
+        if self._grace.is_over(has_failed=self._peer_failed or any(polled.values())):
             self.signal(signal.SIGKILL)
-        ended_with = {rank: code for rank, code in codes.items() if code is not None}
-        return self._ended(ended_with) if len(ended_with) == len(codes) else None
+        codes = {rank: code for rank, code in polled.items() if code is not None}
+        if len(codes) < len(polled):
+            return None
+        killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
+        kills, host, before = self._memory_kills, self._host, self._kills_before
+        for_memory = bool(killed) and kills is not None and kills.explain_one(host or "", before, own_kill_count())
+        ranks = self._submission.resources.ranks
+        return ended(codes, ranks, out_of_memory=killed[:1] if for_memory else (), host=host)
 
     def wait(self) -> int:
         """Wait for the only rank here; returns its exit code."""
         (process,) = self._processes.values()
         return process.wait()
-
-    def _ended(self, codes: Mapping[int, int]) -> Ended:
-        killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
-        kills, node = self._memory_kills, self._host or ""
-        for_memory = (
-            bool(killed) and kills is not None and kills.explain_one(node, self._kills_before, own_kill_count())
-        )
-        ranks = self._submission.resources.ranks
-        return ended(codes, ranks, out_of_memory=killed[:1] if for_memory else (), host=self._host)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every rank that lives."""

@@ -10,10 +10,11 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
+from jobs import terminal
 from jobs.study.folder import launcher_of, launching
 from jobs.study.kept_code import keep_code
 from seqlm.errors import BackendError
@@ -49,19 +50,18 @@ class RayJob:
         *,
         code_dir: Path | None = None,
         untracked: Sequence[str] = (),
-        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start ``launch.py WORDS`` there and wait until it has locked the study.
 
         ``manifest``, which ``words`` call by its file name, is sent along with the code that is kept with the study, or
-        in ``code_dir``; ``untracked`` and ``tell`` are those of :func:`jobs.study.kept_code.keep_code`.
+        in ``code_dir``; ``untracked`` is that of :func:`jobs.study.kept_code.keep_code`.
 
         Raises:
             RunBusyError: another launcher is at work on this study.
             BackendError: it ended at once (its last line says why), or it does not see the study's folder.
         """
         with launching(study_dir):
-            code = keep_code(code_dir or study_dir, untracked=untracked, tell=tell)
+            code = keep_code(code_dir or study_dir, untracked=untracked, tell=terminal.tell)
         with tempfile.TemporaryDirectory() as folder:
             sent = Path(folder) / "code"
             shutil.copytree(code.path, sent)

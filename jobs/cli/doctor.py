@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.backends.base import Finding, Level
-from jobs.backends.choice import BackendChoice, default_backend
 from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import DoctorArguments, RunArguments, read
+from jobs.cli.choice import BackendChoice, default_backend
 from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
 from jobs.terminal import memory, say_table, table
@@ -76,7 +76,7 @@ def calibrate(arguments: DoctorArguments) -> int:
     command = ["python", "launch.py", "doctor", "--calibrate"]
     specs = [replace(spec, command=command) for spec in manifest.runs]
     options = LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None))
-    return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1), None)[1]
+    return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1))[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.choice import BackendChoice
 from jobs.cli.arguments import (
     EXIT_RUN_FAILED,
     BehaviourArguments,
@@ -22,26 +21,20 @@ from jobs.cli.arguments import (
     RunArguments,
     StudyArguments,
 )
+from jobs.cli.choice import BackendChoice, choose, choose_again
 from jobs.cli.report import behaviour_line, compute_missing_behaviour, write_report
-from jobs.cli.request import carry_out, choose, choose_again, where
+from jobs.cli.request import carry_out
 from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
-from jobs.launch.behaviour import SETTINGS, BehaviourLaunch
+from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.options import LaunchOptions
-from jobs.launch.prepare import (
-    check_data,
-    estimated,
-    find_data,
-    plan_runs,
-    resolve_resources,
-    resolve_specs,
-)
+from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
 from jobs.manifests.filters import NO_FOLDERS, asks_for_identity, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import PlannedRun
 from jobs.plan.record import kept_policy, kept_untracked, record_of
-from jobs.plan.totals import Totals, totals
+from jobs.plan.totals import totals
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from seqlm.data.corpus import corpus_facts
@@ -61,66 +54,56 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         BackendError: the backend cannot be reached, or can never run this.
     """
     manifest, specs, study_dir = _open_manifest(arguments)
-    choice, slurm = choose(arguments, manifest)
-    target, limit = slurm or choice.make(), choice.max_parallel
-    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir)
-    planned = resolve_resources(planned, target, limit)
-    terminal.say_table(_plan_table(planned))
+    choice = choose(arguments, manifest)
+    target, limit = choice.slurm or choice.make(), choice.max_parallel
+    facts = functools.cache(corpus_facts)
+    planned = [
+        replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in plan_runs(specs, study_dir)
+    ]
+    planned = resolve_resources(estimated(planned, earlier_throughput(arguments.runs_dir)), target, limit)
+    records = [_plan_record(item) for item in planned]
+    header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
+    rows = [
+        [
+            record["name"],
+            record["id"],
+            record["action"],
+            terminal.short_number(record["parameters"]),
+            terminal.short_number(record["flops_per_token"]),
+            terminal.memory(record["measured_memory_bytes"] or record["memory_bytes"]),
+            terminal.duration(record["seconds"]),
+            record["reason"] or "",
+        ]
+        for record in records
+    ]
+    terminal.say_table(terminal.table(header, rows, right=(3, 4, 5, 6)))
     counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
     summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
     terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
-    summed = totals(planned, target.capacity, max_parallel=limit)
-    terminal.say(_totals_text(summed, where(target, choice)))
+    costs = totals(planned, target.capacity, max_parallel=limit)
+    disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
+    if costs.gpu_hours is None:
+        terminal.say(f"{disk}; GPU hours and time are not known: {costs.unknown}")
+    else:
+        wall = f"{terminal.duration(costs.wall_seconds)} on {choice.where(target)}"
+        terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
     scripts: list[str] = []
-    if slurm is not None and any(item.action != "skip" for item in planned):
+    if choice.slurm is not None and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())
-        scripts = slurm_backend.scripts(planned, study_dir, slurm.settings)
+        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings)
         for script in scripts:
             terminal.say(f"\nwould submit:\n{script}")
-    records = [_plan_record(item) for item in planned]
-    refused = _refusal(planned)
-    if refused is not None:
-        terminal.tell(f"error: run would refuse this: {refused}")
-    costs = {"backend": target.name, "max_parallel": limit, **summed.to_dict()}
-    data = {"study": manifest.study, "runs": records, "totals": costs, "refused": refused}
-    return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
-
-
-def _plan_table(planned: Sequence[PlannedRun]) -> str:
-    rows = [
-        [
-            item.spec.name,
-            item.run.id,
-            item.action,
-            terminal.short_number(found.parameters),
-            terminal.short_number(found.flops_per_token),
-            terminal.memory(found.measured_memory_bytes or found.memory_bytes),
-            terminal.duration(found.seconds),
-            item.reason or "",
-        ]
-        for item in planned
-        if (found := item.estimate) is not None
-    ]
-    header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
-    return terminal.table(header, rows, right=(3, 4, 5, 6))
-
-
-def _refusal(planned: Sequence[PlannedRun]) -> str | None:
-    """Return why ``run`` would refuse the text: ``plan`` knows the size of a corpus that ``run`` has to read."""
+    refused = None
     try:
-        check_data(planned)
+        check_data(planned)  # plan knows the size of a corpus that run has to read
     except DataError as error:
-        return str(error)
-    return None
-
-
-def _totals_text(found: Totals, where: str) -> str:
-    disk = f"disk {terminal.memory(found.disk_bytes)} for checkpoints"
-    if found.gpu_hours is None:
-        return f"{disk}; GPU hours and time are not known: {found.unknown}"
-    return f"{terminal.duration(found.wall_seconds)} on {where}; {found.gpu_hours:.3g} GPU hours; {disk}"
+        refused = str(error)
+        terminal.tell(f"error: run would refuse this: {refused}")
+    total = {"backend": target.name, "max_parallel": limit, **costs.to_dict()}
+    data = {"study": manifest.study, "runs": records, "totals": total, "refused": refused}
+    return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 
 def _plan_record(item: PlannedRun) -> dict[str, Any]:
@@ -141,12 +124,6 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
         "measured_memory_bytes": found.measured_memory_bytes,
         "seconds": found.seconds,
     }
-
-
-def _estimated(planned: Sequence[PlannedRun], runs_dir: Path) -> list[PlannedRun]:
-    facts = functools.cache(corpus_facts)
-    known = [replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in planned]
-    return estimated(known, earlier_throughput(runs_dir))
 
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
@@ -174,7 +151,7 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
         untracked=manifest.untracked,
     )
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
-    return train(arguments, specs, options, *choose(arguments, manifest))
+    return train(arguments, specs, options, choose(arguments, manifest))
 
 
 def retry(arguments: RetryArguments) -> tuple[Any, int]:
@@ -198,13 +175,9 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
-    options = LaunchOptions(
-        study_dir=study_dir,
-        retry=True,
-        policy=kept_policy(study_dir, terminal.tell),
-        untracked=kept_untracked(study_dir),
-    )
-    return train(arguments, specs, options, *choose_again(study_dir, chosen, arguments))
+    policy, untracked = kept_policy(study_dir, terminal.tell), kept_untracked(study_dir)
+    options = LaunchOptions(study_dir=study_dir, retry=True, policy=policy, untracked=untracked)
+    return train(arguments, specs, options, choose_again(study_dir, chosen, arguments))
 
 
 def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
@@ -215,12 +188,11 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
         KeyboardInterrupt: as in :func:`run`.
     """
     study_dir = _find_trained(arguments)
-    given = {key: value for key in SETTINGS if (value := getattr(arguments, key)) is not None}
-    wanted = BehaviourLaunch.of(
+    wanted = BehaviourLaunch(
         study_dir,
         only=arguments.only,
         exclude=arguments.exclude,
-        given=given,
+        given={key: value for key in SETTINGS if (value := getattr(arguments, key)) is not None},
         force=arguments.force,
         data=arguments.data,
     )
@@ -229,32 +201,26 @@ def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
         return {"study": study_dir.name, "runs": []}, 0
     left = None
     if wanted.specs:
-        chosen = choose_again(study_dir, [job.run for job in wanted.jobs], arguments)
-        left, _ = carry_out(arguments, wanted.specs, wanted.options(terminal.tell), *chosen)
+        choice = choose_again(study_dir, [job.run for job in wanted.jobs], arguments)
+        left, _ = carry_out(arguments, wanted.specs, wanted.options(), choice)
     outcomes = wanted.outcomes()
     if left is not None:
-        missing = [found for found in outcomes if found.state == "missing"]
+        missing = [found for found in outcomes if found["state"] == "missing"]
         for found in missing:  # these will have none, however the jobs end
             terminal.tell(behaviour_line(found))
         return left, EXIT_RUN_FAILED if missing else 0
-    rows = [[found.name, found.id, found.state, found.reason or ""] for found in outcomes]
+    rows = [[found["name"], found["id"], found["state"], found["reason"] or ""] for found in outcomes]
     terminal.say_table(terminal.table(["run", "id", "state", "reason"], rows, colors={2: terminal.STATE_COLORS}))
-    failed = [found for found in outcomes if found.is_failure]
-    _tell_failures([(found.name, found.state, found.reason) for found in failed])
-    data = {"study": study_dir.name, "runs": [found.to_dict() for found in outcomes]}
-    return data, EXIT_RUN_FAILED if failed else 0
+    data = {"study": study_dir.name, "runs": outcomes}
+    return data, _exit_code([found for found in outcomes if found["state"] in FAILURES])
 
 
 def train(
-    arguments: LaunchArguments,
-    specs: Sequence[RunSpec],
-    options: LaunchOptions,
-    choice: BackendChoice,
-    slurm: slurm_backend.SlurmTarget | None,
+    arguments: LaunchArguments, specs: Sequence[RunSpec], options: LaunchOptions, choice: BackendChoice
 ) -> tuple[Any, int]:
     """Launch runs as :func:`jobs.cli.request.carry_out` does, print how they ended, and write a report if wanted."""
     study_dir = options.study_dir
-    left, ids = carry_out(arguments, specs, options, choice, slurm)
+    left, ids = carry_out(arguments, specs, options, choice)
     if left is not None:
         return left, 0
     runs = [one for one in observe_study(study_dir) if ids is None or one.run.id in ids]
@@ -264,17 +230,17 @@ def train(
             compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
         terminal.say(f"report: {write_report([study_dir], None)}")
     bad = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
-    failed = [one for one in runs if one.observation.state in bad]
-    _tell_failures([(one.name, one.observation.state, one.observation.reason) for one in failed])
-    data = {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}
-    return data, EXIT_RUN_FAILED if failed else 0
+    records = [one.to_dict() for one in runs]
+    data = {"study": study_dir.name, "runs": records}
+    return data, _exit_code([record for record in records if record["state"] in bad])
 
 
-def _tell_failures(failed: Sequence[tuple[str, str, str | None]]) -> None:
-    """Name the runs that failed if ``--quiet`` hides the table that does."""
+def _exit_code(failed: Sequence[dict[str, Any]]) -> int:
+    """Return the exit code, and name the runs that failed if ``--quiet`` hides the table that does."""
     if terminal.is_quiet():
-        for name, state, reason in failed:
-            terminal.tell(f"error: {name}: {state}{f': {reason}' if reason else ''}")
+        for one in failed:
+            terminal.tell(": ".join(filter(None, ("error", one["name"], one["state"], one["reason"]))))
+    return EXIT_RUN_FAILED if failed else 0
 
 
 # -- which runs ---------------------------------------------------------------------------------------------------

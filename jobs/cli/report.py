@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.backends.choice import BackendChoice
 from jobs.cli.arguments import ReportArguments
+from jobs.cli.choice import BackendChoice
 from jobs.cli.request import attend
-from jobs.launch.behaviour import BehaviourLaunch, Outcome
+from jobs.launch.behaviour import FAILURES, BehaviourLaunch
 from jobs.plan.record import kept_untracked
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from jobs.study.kept_code import distrust
@@ -79,7 +78,8 @@ def write_report(
 def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:
     """Compute on this machine the behaviour that a report lacks. Problems go to stderr and do not stop the report.
 
-    Unless ``asked`` for by a flag, nothing is computed where that might run another user's code.
+    Unless ``asked`` for by a flag, nothing is computed where that might run another user's code. A result is kept as
+    long as its checkpoints are unchanged, whatever its settings. If nothing is missing, only checkpoints are read.
     """
     if is_behaviour_study(study_dir):
         return []
@@ -88,35 +88,21 @@ def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str,
         if problem is not None:
             terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
             return []
-        outcomes = compute_behaviour(study_dir)
+        wanted = BehaviourLaunch(study_dir)
+        if wanted.specs:
+            attend(wanted.specs, wanted.options(), BackendChoice(name="local"))
+        outcomes = wanted.outcomes()
     except SeqlmError as error:
         terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
         return []
     if not outcomes:
         terminal.tell("no run is done, so there is no behaviour to compute")
     for found in outcomes:
-        if found.is_failure or found.state == "kept":
+        if found["state"] in (*FAILURES, "kept"):
             terminal.tell(behaviour_line(found))
-    return [found.to_dict() for found in outcomes]
+    return outcomes
 
 
-def compute_behaviour(study_dir: Path) -> list[Outcome]:
-    """Compute the missing behaviour of a study on this machine and wait for it. Progress goes to stderr.
-
-    A result is kept as long as its checkpoints are unchanged, whatever its settings. If nothing is missing, only
-    checkpoints are read.
-
-    Raises:
-        RunBusyError: another launcher is computing it.
-        BackendError, DataError, FileError: nothing has been started.
-        KeyboardInterrupt: interrupted; the workers have stopped.
-    """
-    wanted = BehaviourLaunch.of(study_dir)
-    if wanted.specs:
-        attend(wanted.specs, replace(wanted.options(), tell=terminal.tell), BackendChoice(name="local"))
-    return wanted.outcomes()
-
-
-def behaviour_line(found: Outcome) -> str:
+def behaviour_line(found: Mapping[str, Any]) -> str:
     """Return one line about the behaviour of a run."""
-    return f"behaviour of {found.name}: {found.state}: {found.reason or 'no reason is known'}"
+    return f"behaviour of {found['name']}: {found['state']}: {found['reason'] or 'no reason is known'}"

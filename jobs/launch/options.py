@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,5 +38,3 @@ class LaunchOptions:
     """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
     record: Mapping[str, Any] | None = None
     """What to write about the manifest in ``study.json``. ``None`` means that no manifest is known."""
-    tell: Callable[[str], None] = lambda line: None
-    """Called with each line to print: progress of canaries, stopping of runs, a damaged ``study.json``."""

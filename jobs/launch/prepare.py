@@ -7,11 +7,12 @@ import functools
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs import terminal
 from jobs.attempt.retry import may_go_on, put_failure_aside
 from jobs.backends.base import Backend, Target
 from jobs.launch import canary
@@ -181,7 +182,7 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     if options.live_code:
         code = live_code()
     else:
-        code = keep_code(options.code_dir or options.study_dir, untracked=options.untracked, tell=options.tell)
+        code = keep_code(options.code_dir or options.study_dir, untracked=options.untracked, tell=terminal.tell)
     record = launch_record(study_name(options.study_dir), code)
     requested = {spec.fingerprint: spec for spec in specs}
     for item in todo:
@@ -194,7 +195,7 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
 
 def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:
     if options.record is not None:
-        write_record(options.study_dir, options.record, todo, options.tell)
+        write_record(options.study_dir, options.record, todo, terminal.tell)
 
 
 def write_task(run: RunDirectory, task: Mapping[str, Any]) -> None:
@@ -204,14 +205,11 @@ def write_task(run: RunDirectory, task: Mapping[str, Any]) -> None:
     write_json(run.task_file, task)
 
 
-def launch(
-    specs: Sequence[RunSpec],
-    backend: Backend,
-    options: LaunchOptions,
-    *,
-    progress: Callable[[list[PlannedRun]], Callable[[Event], None]],
-) -> list[PlannedRun]:
-    """Launch the runs and wait for them. ``progress`` receives the plan and returns the handler of events.
+@contextlib.contextmanager
+def launched(
+    specs: Sequence[RunSpec], backend: Backend, options: LaunchOptions
+) -> Iterator[tuple[list[PlannedRun], Iterator[Event]]]:
+    """Prepare a launch and run its canaries. Yields the plan, and the events of its runs, which go on as they are read.
 
     Raises:
         RunBusyError: another launcher is running on this study.
@@ -222,28 +220,22 @@ def launch(
     with preparing(specs, backend, options) as prepared:
         todo = prepared.todo
         if prepared.code is None:
-            progress(prepared.planned)
-            return prepared.planned
+            yield prepared.planned, iter(())
+            return
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
             backend.open(prepared.code)
             if canary.wanted(options.canary, todo):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
                 canary.check(todo, backend, prepared.code, options)
-                left = [item for item in todo if not _cancelled_meanwhile(item)]
+                # A run that was cancelled before is being retried.
+                left = [i for i in todo if i.observation.state == "cancelled" or not i.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 _write_record(options, todo)
-            tell_queue = functools.partial(write_queue, options.study_dir)
-            handler = progress(prepared.planned)
-            Dispatcher(backend, prepared.code, options, on_event=handler, tell_queue=tell_queue).dispatch(todo)
+            with contextlib.closing(Dispatcher(backend, prepared.code, options).dispatch(todo)) as events:
+                yield prepared.planned, events
         finally:
             backend.close()
-        return prepared.planned
-
-
-def _cancelled_meanwhile(item: PlannedRun) -> bool:
-    """Return whether a run was cancelled after it was planned. One cancelled before is being retried."""
-    return item.observation.state != "cancelled" and item.run.is_cancelled()
 
 
 def detach(argv: Sequence[str], study_dir: Path) -> int:
