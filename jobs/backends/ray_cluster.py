@@ -173,9 +173,6 @@ def _private() -> Iterator[Path]:
 
     Ray makes its folders writable for everybody, so their parent is one that only this user can enter. Its servers
     listen on loopback alone and ask for a token, which is in the environment of this user's processes and in no file.
-
-    Raises:
-        BackendError: this Ray has servers that ask for no token.
     """
     if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_PRIVATE:
         oldest = ".".join(map(str, OLDEST_PRIVATE))

@@ -69,7 +69,19 @@ class RayJob:
                 shutil.copy(manifest, sent / manifest.name)
             entrypoint = shlex.join(["python", "launch.py", *words])
             self.id = self._client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(sent)})
-        self._wait_until_it_launches(study_dir)
+        deadline = time.monotonic() + START_SECONDS
+        while launcher_of(study_dir) is None:
+            if self.is_over():
+                if self._status() == "SUCCEEDED":  # it ended before its lock was seen
+                    return
+                raise BackendError(f"the launcher on the cluster ended at once: {self.last_line()}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise BackendError(
+                    f"the launcher on the cluster has not appeared in {study_dir} within {START_SECONDS:.0f} s; put "
+                    "--runs-dir on a file system that the cluster shares with this machine"
+                )
+            time.sleep(POLL_SECONDS)
 
     def is_over(self) -> bool:
         """Return whether the driver has ended."""
@@ -86,21 +98,6 @@ class RayJob:
     def last_line(self) -> str:
         """Return the last line that the driver printed."""
         return str((self._client.get_job_logs(self.id).strip().splitlines() or ["no output"])[-1])
-
-    def _wait_until_it_launches(self, study_dir: Path) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while launcher_of(study_dir) is None:
-            if self.is_over():
-                if self._status() == "SUCCEEDED":  # it ended before its lock was seen
-                    return
-                raise BackendError(f"the launcher on the cluster ended at once: {self.last_line()}")
-            if time.monotonic() > deadline:
-                self.stop()
-                raise BackendError(
-                    f"the launcher on the cluster has not appeared in {study_dir} within {START_SECONDS:.0f} s; put "
-                    "--runs-dir on a file system that the cluster shares with this machine"
-                )
-            time.sleep(POLL_SECONDS)
 
     def _status(self) -> str:
         return str(self._client.get_job_status(self.id).value)

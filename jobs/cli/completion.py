@@ -38,11 +38,7 @@ _seqlm_studies() {
 
 
 def completion(arguments: CompletionArguments) -> tuple[Any, int]:
-    """Print the completion script of a shell, or the names of the studies.
-
-    Raises:
-        UsageError: shtab, which writes the scripts, is not installed.
-    """
+    """Print the completion script of a shell, or the names of the studies."""
     if arguments.shell == "studies":
         names = sorted(path.name for path in arguments.runs_dir.glob("[!.]*") if path.is_dir())
         for name in names:

@@ -37,11 +37,7 @@ LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
-    """Print findings about this machine, and about the cluster with ``--backend slurm``. Exit code 3: runs would fail.
-
-    Raises:
-        ManifestError: SLURM's site file is wrong.
-    """
+    """Print findings about this machine, and the cluster with ``--backend slurm``. Exit code 3: runs would fail."""
     findings = examine(arguments.runs_dir, find_data(arguments.data, None))
     if arguments.calibrate:
         findings += check_devices()

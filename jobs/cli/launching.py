@@ -47,12 +47,7 @@ from slurm.submission import require_plain_path
 
 
 def plan(arguments: PlanArguments) -> tuple[Any, int]:
-    """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data.
-
-    Raises:
-        ManifestError, UsageError, DataError: the manifest, a filter or the data is wrong.
-        BackendError: the backend cannot be reached, or can never run this.
-    """
+    """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data."""
     manifest, specs, study_dir = _open_manifest(arguments)
     choice = choose(arguments, manifest)
     target, limit = choice.slurm or choice.make(), choice.max_parallel
@@ -130,12 +125,7 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
 
 
 def run(arguments: RunArguments) -> tuple[Any, int]:
-    """Launch what is not done yet and print how it ended. Exit code 1 if a run failed.
-
-    Raises:
-        SeqlmError: nothing has been started.
-        KeyboardInterrupt: interrupted; the workers have stopped, or the jobs of SLURM go on.
-    """
+    """Launch what is not done yet and print how it ended. Exit code 1 if a run failed."""
     if arguments.dry_run:
         return plan(arguments)
     manifest, specs, study_dir = _open_manifest(arguments)
@@ -155,12 +145,7 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
 
 
 def retry(arguments: RetryArguments) -> tuple[Any, int]:
-    """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed.
-
-    Raises:
-        SeqlmError: nothing has been started.
-        KeyboardInterrupt: as in :func:`run`.
-    """
+    """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed."""
     study_dir = _find_trained(arguments)
     runs = chosen_runs(arguments, study_dir)
     chosen = [
@@ -181,12 +166,7 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
 
 
 def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:
-    """Compute what trained models do and print what became of each. Exit code 1 if one failed or has no checkpoint.
-
-    Raises:
-        SeqlmError: nothing has been started.
-        KeyboardInterrupt: as in :func:`run`.
-    """
+    """Compute what trained models do and print what became of each. Exit code 1 if one failed or has no checkpoint."""
     study_dir = _find_trained(arguments)
     wanted = BehaviourLaunch(
         study_dir,
@@ -266,11 +246,7 @@ def _open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], P
 
 
 def _find_trained(arguments: StudyArguments) -> Path:
-    """Return the folder of a study of runs that train.
-
-    Raises:
-        UsageError: there is no such study, or its jobs compute behaviour.
-    """
+    """Return the folder of a study of runs that train."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     if is_behaviour_study(study_dir):
         hint = f"{terminal.program()} behaviour {study_dir.parent}"

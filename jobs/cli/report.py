@@ -26,12 +26,7 @@ MOST_PROCESSES = 8
 
 
 def report(arguments: ReportArguments) -> tuple[Any, int]:
-    """Write the report, with the behaviour of trained models that is missing.
-
-    Raises:
-        UsageError: there is no such study, or two options exclude each other.
-        FileError: the report cannot be written.
-    """
+    """Write the report, with the behaviour of trained models that is missing."""
     if arguments.watch and arguments.json:
         raise UsageError("--watch writes the report at each change, --json prints one document; use one of them")
     study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]

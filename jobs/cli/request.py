@@ -170,11 +170,7 @@ def _attended(arguments: LaunchArguments) -> list[str]:
 
 
 def _with_argument(words: Sequence[str], name: str, value: str) -> list[str]:
-    """Return a command line with ``value`` for its argument ``name``. Equal words with another meaning stay.
-
-    Raises:
-        UsageError: ``value`` cannot stand in that place of a command line.
-    """
+    """Return a command line with ``value`` for its argument ``name``. Equal words with another meaning stay."""
     before = read(words)
     assert before is not None, "it has a command"
     change: dict[str, Any] = {name: value}

@@ -21,11 +21,7 @@ KEPT_LINES = 10
 
 
 def show_studies(arguments: ListArguments) -> tuple[dict[str, Any], int]:
-    """Show the studies.
-
-    Raises:
-        FileError: the runs folder cannot be read.
-    """
+    """Show the studies."""
     studies = list_studies(arguments.runs_dir, with_sizes=not arguments.no_sizes)
     now = time.time()
     rows = [
@@ -78,13 +74,7 @@ def _record(study: StudySummary) -> dict[str, Any]:
 
 
 def clean_study(arguments: CleanArguments) -> tuple[dict[str, Any], int]:
-    """Show what may be deleted, ask, and delete it.
-
-    Raises:
-        UsageError: there is no such study, it belongs to another user, or the answer is not yes.
-        RunBusyError: the study is being launched.
-        FileError: a file of the study cannot be read.
-    """
+    """Show what may be deleted, ask, and delete it."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     if is_behaviour_study(study_dir):
         raise UsageError(f"{study_dir} holds behaviour jobs; expected their study: clean {study_dir.parent}")

@@ -150,9 +150,6 @@ def _require_room(todo: Iterable[PlannedRun], passed: Iterable[dict[str, Any]]) 
     """Check that runs which share a GPU fit together, so that none runs out of memory hours later.
 
     What a run needs is what the largest passed canary of its pair held, scaled by the estimates.
-
-    Raises:
-        BackendError: a run needs more memory than its share of the GPU. The message names the run that lacks most.
     """
     largest = {canary["pair"]: canary for canary in passed}
     lacking: list[tuple[float, float, PlannedRun, dict[str, Any]]] = []  # bytes that it lacks, and that it needs

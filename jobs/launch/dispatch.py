@@ -287,11 +287,7 @@ class Dispatcher:
             self._warn(f"{item.spec.name}: {error}")
 
     def _put_aside(self, item: PlannedRun) -> None:
-        """Put the failure of the previous attempt aside, unless that is done or the run was cancelled meanwhile.
-
-        Raises:
-            FileError, OSError: it cannot be read or moved.
-        """
+        """Put the failure of the previous attempt aside, unless that is done or the run was cancelled meanwhile."""
         how = self._to_put_aside.get(item.run.id)
         if how is None:
             return
