@@ -85,25 +85,23 @@ def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_mic
             in_a_row = used[attempt.kind] = 0
     limit = policy.retries(kind)
     if limit is not None and used[kind] >= limit:
-        cause = " with ever smaller micro-batches" if kind == "oom" else " of this kind"
-        return Decision(why=f", after {_number(limit, 'retry', 'retries')}{cause}" if limit else _never(str(kind)))
+        cause = "with ever smaller micro-batches" if kind == "oom" else "of this kind"
+        return _after(limit, cause, str(kind))
     if kind == "oom" and 2 * failed.micro_batches > most_micro_batches:
-        parts = _number(failed.micro_batches, "micro-batch", "micro-batches")
+        parts = f"{failed.micro_batches} micro-batch{'' if failed.micro_batches == 1 else 'es'}"
         return Decision(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
     if in_a_row >= policy.max_stalled_retries:
-        tries = _number(in_a_row, "retry", "retries")
-        return Decision(why=f", after {tries} in a row without progress" if in_a_row else _never("max_stalled_retries"))
+        return _after(in_a_row, "in a row without progress", "max_stalled_retries")
     grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
     waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)
     return Decision(delay=waits, sick_nodes=_sick_nodes([*before, failed]))
 
 
-def _never(key: str) -> str:
-    return f"; not tried again, since policy.{key} is 0"
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+def _after(retries: int, cause: str, key: str) -> Decision:
+    """Return that a failure is final, after these retries. ``key``: the one of the policy that allows no more."""
+    if not retries:
+        return Decision(why=f"; not tried again, since policy.{key} is 0")
+    return Decision(why=f", after {retries} {'retry' if retries == 1 else 'retries'} {cause}")
 
 
 def _sick_nodes(failures: Sequence[Failed]) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ def interface_of(host: str) -> str | None:
 
 # -- processes -----------------------------------------------------------------------------------------------------
 
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -278,5 +278,5 @@ def _die_with_the_parent() -> None:
     processes, so the signal mask is reset as well.
     """
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -52,9 +52,8 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     choice = choose(arguments, manifest)
     target, limit = choice.slurm or choice.make(), choice.max_parallel
     facts = functools.cache(corpus_facts)
-    planned = [
-        replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in plan_runs(specs, study_dir)
-    ]
+    planned = plan_runs(specs, study_dir)
+    planned = [replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in planned]
     planned = resolve_resources(estimated(planned, earlier_throughput(arguments.runs_dir)), target, limit)
     records = [_plan_record(item) for item in planned]
     header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]

@@ -25,8 +25,7 @@ from jobs.spec import RunSpec
 from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, observe_run, study_name, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
-from seqlm.config import DataConfig
-from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
+from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DataError
@@ -45,11 +44,9 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
     Raises:
         DataError: the text of a ``files`` corpus is missing, or its digest differs from the configuration's.
     """
-    resolved: dict[DataConfig, DataConfig] = {}
-    for data in dict.fromkeys(spec.config.data for spec in specs):
-        resolved[data] = resolve_data(data, data_path)
+    resolve = functools.cache(resolve_data)
     return [
-        replace(spec, config=replace(spec.config, data=resolved[spec.config.data]), data_path=data_path)
+        replace(spec, config=replace(spec.config, data=resolve(spec.config.data, data_path)), data_path=data_path)
         for spec in specs
     ]
 
@@ -93,19 +90,17 @@ def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     Raises:
         DataError: a corpus is missing, damaged, or too small for a run's batch and window.
     """
-    found: dict[tuple[DataConfig, Path | None], CorpusFacts] = {}
+    facts_of = functools.cache(lambda data, path: load_corpus(data, path).facts)  # not the text itself
     checked = []
     for item in planned:
         if item.action != "skip":
-            config, key = item.spec.config, (item.spec.config.data, item.spec.data_path)
-            if key not in found:
-                found[key] = load_corpus(*key).facts
-            for split, tokens in found[key].tokens.items():
+            train, facts = item.spec.config.train, facts_of(item.spec.config.data, item.spec.data_path)
+            for split, tokens in facts.tokens.items():
                 try:
-                    require_windows(split, tokens, config.train.batch_size, config.train.seq_len)
+                    require_windows(split, tokens, train.batch_size, train.seq_len)
                 except DataError as error:
                     raise DataError(f"{item.spec.name}: {error}") from None
-            item = replace(item, facts=found[key])
+            item = replace(item, facts=facts)
         checked.append(item)
     return checked
 
@@ -118,27 +113,24 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_paralle
     """
     number = sum(item.action != "skip" for item in planned)
     at_most = min(number, max_parallel or number)
-    return [
-        item
-        if item.action == "skip"
-        else replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
-        for item in planned
-    ]
+    resolved = []
+    for item in planned:
+        if item.action != "skip":
+            item = replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
+        resolved.append(item)
+    return resolved
 
 
 def estimated(planned: Iterable[PlannedRun], throughput: Throughput) -> list[PlannedRun]:
     """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are."""
-    return [
-        item
-        if item.facts is None
-        else replace(
-            item,
-            estimate=estimate(
-                item.spec.config, item.facts, throughput, item.spec.resources.ranks, epochs_done=item.epochs_done
-            ),
-        )
-        for item in planned
-    ]
+    made = []
+    for item in planned:
+        if item.facts is not None:
+            config, ranks = item.spec.config, item.spec.resources.ranks
+            found = estimate(config, item.facts, throughput, ranks, epochs_done=item.epochs_done)
+            item = replace(item, estimate=found)
+        made.append(item)
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
