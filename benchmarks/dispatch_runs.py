@@ -17,7 +17,7 @@ from benchmarks.stand_ins import WORKER, StandIn, make_study, spans
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.study.kept_code import live_code
 
 SAMPLE_SECONDS = 0.25

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt.supervisor import progress_variables, worker_variables
-from jobs.launch.job import job_record, next_submission
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions, job_record, next_submission
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.folder import study_name

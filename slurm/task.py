@@ -22,9 +22,8 @@ from typing import Any, final
 
 from jobs.attempt.attempt import Attempt, prepare
 from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.outcome import Ended
 from jobs.attempt.retry import let_stand, may_go_on, put_failure_aside
-from jobs.attempt.supervisor import Supervisor, interface_of, rank_variables
+from jobs.attempt.supervisor import Ended, Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure

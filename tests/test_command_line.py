@@ -18,7 +18,7 @@ import pytest
 import launch
 from jobs import terminal
 from jobs.cli import arguments, launching
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.manifests import backends
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError

@@ -17,7 +17,7 @@ import launch
 from jobs.backends.base import Finding
 from jobs.cli import doctor, request
 from jobs.cli.progress import Watcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from jobs.study.folder import write_jobs
 from seqlm import machine

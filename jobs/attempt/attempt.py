@@ -5,7 +5,7 @@ A launcher (with the local backend or Ray) and the task of a SLURM job take the 
     submission              what starts the workers: command line, variables, code (:class:`jobs.spec.Submission`)
     Supervisor              the processes on a node (:mod:`jobs.attempt.supervisor`)
     is_hung, record_hang    a live worker that makes no progress (:mod:`jobs.attempt.heartbeat`)
-    record_exit             ``failure.json`` for a worker that wrote none (:mod:`jobs.attempt.outcome`)
+    record_exit             ``failure.json`` for a worker that wrote none (:mod:`jobs.attempt.supervisor`)
     decide                  whether the run is tried again, and when (:mod:`jobs.attempt.retry`)
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, final
 
 from jobs.attempt.heartbeat import Heartbeat, hung_seconds
-from jobs.attempt.outcome import Ended, cause, failure_record
 from jobs.attempt.retry import (
     RETRIED,
     Decision,
@@ -31,6 +30,7 @@ from jobs.attempt.retry import (
     most_micro_batches,
     progress_of,
 )
+from jobs.attempt.supervisor import Ended, cause, failure_record
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from seqlm.environment import ATTEMPT, MICRO_BATCHES

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import final
 
 from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.outcome import Ended
-from jobs.attempt.supervisor import INTERFACE_VARIABLE, Supervisor, rank_variables
+from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, Supervisor, rank_variables
 from jobs.backends.base import Backend
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, RunSpec, Submission

@@ -22,8 +22,7 @@ from typing import Any, final
 import ray
 
 from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.outcome import Ended, ended
-from jobs.attempt.supervisor import PeerGrace, rank_variables
+from jobs.attempt.supervisor import Ended, PeerGrace, ended, rank_variables
 from jobs.backends.base import Backend
 from jobs.backends.local import require_precision
 from jobs.backends.ray_actor import RankLocation

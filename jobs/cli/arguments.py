@@ -218,7 +218,7 @@ class BehaviourArguments(LaunchArguments, StudyArguments):
     force: bool = option("--force", help="compute it again, even if nothing has changed")
 
 
-@command("results", "jobs.cli.report.report", "report first second")
+@command("results", "jobs.cli.launching.report", "report first second")
 class ReportArguments(Arguments):
     """Write the report of one study, or of several together."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from jobs.backends.base import Finding
 from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import DoctorArguments, RunArguments, read
-from jobs.cli.choice import BackendChoice, default_backend
+from jobs.cli.request import BackendChoice, default_backend
 from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
 from jobs.terminal import memory, say_table, table
@@ -61,7 +61,7 @@ def calibrate(arguments: DoctorArguments) -> int:
     Returns the exit code.
     """
     from jobs.cli.launching import train  # only this option launches
-    from jobs.launch.options import LaunchOptions
+    from jobs.launch.job import LaunchOptions
     from jobs.manifests.load import load_manifest
     from jobs.plan.record import record_of
 

@@ -1,4 +1,4 @@
-"""The commands that launch: plan, run, retry, behaviour.
+"""The commands that launch: plan, run, retry, behaviour; and report, which computes missing behaviour.
 
 Each finds its runs and where they go. :func:`jobs.cli.request.carry_out` launches them.
 """
@@ -6,7 +6,8 @@ Each finds its runs and where they go. :func:`jobs.cli.request.carry_out` launch
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,16 @@ from jobs.cli.arguments import (
     BehaviourArguments,
     LaunchArguments,
     PlanArguments,
+    ReportArguments,
     RetryArguments,
     RunArguments,
     StudyArguments,
 )
-from jobs.cli.choice import BackendChoice, choose, choose_again
-from jobs.cli.report import behaviour_line, compute_missing_behaviour, write_report
-from jobs.cli.request import carry_out
+from jobs.cli.request import BackendChoice, attend, carry_out, choose, choose_again
 from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
 from jobs.manifests.filters import NO_FOLDERS, asks_for_identity, select
 from jobs.manifests.load import Manifest, load_manifest
@@ -37,11 +37,19 @@ from jobs.plan.record import kept_policy, kept_untracked, record_of
 from jobs.plan.totals import totals
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
+from jobs.study.kept_code import distrust
 from seqlm.data.corpus import corpus_facts
-from seqlm.errors import DataError, UsageError, printable
+from seqlm.errors import DataError, SeqlmError, UsageError, printable
+from seqlm.machine import cpu_count
 from seqlm.rundir import RunDirectory
 from slurm import backend as slurm_backend
 from slurm.submission import require_plain_path
+
+REPORT_SECONDS = 10
+"""How often ``report --watch`` checks for changes, and its page reloads."""
+
+MOST_PROCESSES = 8
+"""How many processes draw the figures of a large study, however many cores there are."""
 
 # -- plan ----------------------------------------------------------------------------------------------------------
 
@@ -220,6 +228,87 @@ def _exit_code(failed: Sequence[dict[str, Any]]) -> int:
         for one in failed:
             terminal.tell(": ".join(filter(None, ("error", one["name"], one["state"], one["reason"]))))
     return EXIT_RUN_FAILED if failed else 0
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+def report(arguments: ReportArguments) -> tuple[Any, int]:
+    """Write the report, with the behaviour of trained models that is missing."""
+    if arguments.watch and arguments.json:
+        raise UsageError("--watch writes the report at each change, --json prints one document; use one of them")
+    study_dirs = [find_study(name, arguments.runs_dir) for name in arguments.studies]
+    if arguments.watch:
+        _watch_report(study_dirs, arguments.output)
+    behaviour = []
+    if arguments.behaviour is not False:
+        asked = arguments.behaviour is True
+        behaviour = [found for study_dir in study_dirs for found in compute_missing_behaviour(study_dir, asked=asked)]
+    page = write_report(study_dirs, arguments.output, processes=min(cpu_count(), MOST_PROCESSES))
+    terminal.say(str(page))
+    names = [study_dir.name for study_dir in study_dirs]
+    return {"study": names[0], "studies": names, "report": str(page), "behaviour": behaviour}, 0
+
+
+def _watch_report(study_dirs: Sequence[Path], output: Path | None) -> None:
+    """Write the report now and at each finished epoch or changed state, until every run is over."""
+    written = None
+    while True:
+        runs = [run for study_dir in study_dirs for run in observe_study(study_dir)]
+        seen = [(run.run.path, run.observation.state, run.observation.epoch) for run in runs]
+        if not any(run.observation.state in ("queued", "running") for run in runs):
+            return
+        if seen != written:
+            page = write_report(study_dirs, output, refresh_seconds=REPORT_SECONDS)
+            done = sum(run.observation.state == "done" for run in runs)
+            terminal.tell(f"{page}: {done} of {len(runs)} runs done")
+            written = seen
+        time.sleep(REPORT_SECONDS)
+
+
+def write_report(
+    study_dirs: Sequence[Path], output: Path | None, *, refresh_seconds: int | None = None, processes: int = 1
+) -> Path:
+    """Write the report of these studies and return its page.
+
+    ``refresh_seconds``: how often the page reloads. ``processes``: how many draw the figures of a large study.
+    """
+    from analysis.report import write_report as write  # pandas and matplotlib: a second that only the report needs
+
+    return write(*study_dirs, output=output, refresh_seconds=refresh_seconds, processes=processes)
+
+
+def compute_missing_behaviour(study_dir: Path, *, asked: bool) -> list[dict[str, Any]]:
+    """Compute on this machine the behaviour that a report lacks. Problems go to stderr and do not stop the report.
+
+    Unless ``asked`` for by a flag, nothing is computed where that might run another user's code. A result is kept as
+    long as its checkpoints are unchanged, whatever its settings. If nothing is missing, only checkpoints are read.
+    """
+    if is_behaviour_study(study_dir):
+        return []
+    try:
+        problem = None if asked else distrust(study_dir, untracked=kept_untracked(study_dir))
+        if problem is not None:
+            terminal.tell(f"behaviour is left as it is: {problem}; --behaviour computes what is missing")
+            return []
+        wanted = BehaviourLaunch(study_dir)
+        if wanted.specs:
+            attend(wanted.specs, wanted.options(), BackendChoice(name="local"))
+        outcomes = wanted.outcomes()
+    except SeqlmError as error:
+        terminal.tell(f"behaviour is left as it is: {'; '.join(str(error).splitlines())}")
+        return []
+    if not outcomes:
+        terminal.tell("no run is done, so there is no behaviour to compute")
+    for found in outcomes:
+        if found["state"] in (*FAILURES, "kept"):
+            terminal.tell(behaviour_line(found))
+    return outcomes
+
+
+def behaviour_line(found: Mapping[str, Any]) -> str:
+    """Return one line about the behaviour of a run."""
+    return f"behaviour of {found['name']}: {found['state']}: {found['reason'] or 'no reason is known'}"
 
 
 # -- which runs ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec

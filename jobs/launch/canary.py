@@ -12,7 +12,7 @@ from typing import Any
 from jobs import terminal
 from jobs.backends.base import Backend
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources

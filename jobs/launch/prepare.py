@@ -17,7 +17,7 @@ from jobs.attempt.retry import may_go_on, put_failure_aside
 from jobs.backends.base import Backend, Target
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record

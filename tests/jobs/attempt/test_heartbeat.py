@@ -17,7 +17,7 @@ from jobs.attempt.heartbeat import Heartbeat, hung_seconds
 from jobs.backends.local import LocalBackend
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import UsageError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.attempt.attempt import Attempt
-from jobs.attempt.outcome import Ended, ended
+from jobs.attempt.supervisor import Ended, ended
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from seqlm.rundir import FailureKind

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import choice
+from jobs.cli import request
 from jobs.cli.arguments import RunArguments, read
-from jobs.cli.choice import BackendChoice, default_backend
+from jobs.cli.request import BackendChoice, default_backend
 from jobs.manifests.load import Manifest, load_manifest
 from seqlm.errors import BackendError, UsageError
 
@@ -33,7 +33,7 @@ def choose(
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     found = read(["run", "m.toml", *words])
     assert isinstance(found, RunArguments)
-    return choice.choose(found, given, last=last, kept=kept)
+    return request.choose(found, given, last=last, kept=kept)
 
 
 def test_ray_is_the_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

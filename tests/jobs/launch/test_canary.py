@@ -15,7 +15,7 @@ from analysis.study.study import load_study
 from jobs.attempt import retry
 from jobs.launch import canary, dispatch
 from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import estimated, launched
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import Throughput, training_tokens_per_epoch
@@ -416,7 +416,7 @@ def test_the_speeds_of_the_canaries_order_the_queue(tmp_path: Path) -> None:
         slow = submission.run_dir.name.startswith("rnn")
         return passes(submission, train_tokens_per_second=1.0 if slow else 1000.0)
 
-    assert [name[:3] for name in launched(tmp_path, FakeBackend(work, slots=1))[2:]] == ["rnn"] * 6 + ["gru"] * 6
+    assert [name[:3] for name in submitted(tmp_path, FakeBackend(work, slots=1))[2:]] == ["rnn"] * 6 + ["gru"] * 6
     by_operations = submitted(tmp_path / "b", FakeBackend(passes, slots=1), canaries=False)
     assert [name[:3] for name in by_operations] == ["gru"] * 6 + ["rnn"] * 6, "a GRU has more to compute"
 

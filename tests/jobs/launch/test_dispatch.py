@@ -13,7 +13,7 @@ import pytest
 from jobs.attempt import retry
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher, Event
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan

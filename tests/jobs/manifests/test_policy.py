@@ -8,7 +8,7 @@ import pytest
 from jobs.attempt.retry import history
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import plan
