@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def handler(command: str) -> Callable[[Any], tuple[Any, int]]:
-    """Import and return the function that runs a command. It returns the data of ``--json`` and the exit code."""
+    """Import and return the function that runs a command. It returns the data of ``--json`` and the exit code.
+
+    Every such function raises SeqlmError with a message that says what to do, and KeyboardInterrupt.
+    """
     module, _, function = COMMANDS[command].handler.rpartition(".")
     found: Callable[[Any], tuple[Any, int]] = getattr(importlib.import_module(module), function)
     return found

@@ -17,7 +17,7 @@ from benchmarks.stand_ins import WORKER, StandIn, make_study, spans
 from jobs.backends.base import Backend
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.study.kept_code import live_code
 
 SAMPLE_SECONDS = 0.25
@@ -36,14 +36,15 @@ def dispatch(study: Path, wanted: Sequence[StandIn], name: str, address: str | N
     code = live_code()
     backend = _backend(name, address)
     options = LaunchOptions(study_dir=study, worker=WORKER[1:])
-    dispatcher = Dispatcher(backend, code, options, on_event=lambda event: None)
+    dispatcher = Dispatcher(backend, code, options, writes_queue=False)
     start = time.time()
     backend.open(code)
     opened = time.time()
     memory = _MemorySamples()
     processor = time.process_time()
     try:
-        dispatcher.dispatch(planned)
+        for _ in dispatcher.dispatch(planned):
+            pass
         end = time.time()
         processor = time.process_time() - processor
     finally:

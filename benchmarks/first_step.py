@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.turns import ROOT
 from jobs.attempt.supervisor import KEEP_MEMORY, rank_variables
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import resolve_specs
 from jobs.manifests.load import load_manifest
 from jobs.spec import Resources, Submission

@@ -25,7 +25,7 @@ def main() -> int:
 
 
 def seqlm(manifest: Path, study_dir: Path) -> float:
-    from jobs.launch.options import LaunchOptions
+    from jobs.launch.job import LaunchOptions
     from jobs.launch.prepare import preparing, resolve_specs
     from jobs.manifests.load import load_manifest
     from slurm.backend import SlurmTarget, submit

@@ -21,7 +21,7 @@ from typing import final
 
 from jobs.attempt.retry import put_failure_aside
 from jobs.backends.base import Target
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places

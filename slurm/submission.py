@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt.supervisor import progress_variables, worker_variables
-from jobs.launch.job import job_record, next_attempt
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions, job_record, next_submission
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
 from jobs.study.folder import study_name
@@ -148,11 +147,11 @@ class Submitter:
         """
         settings, policy = self.settings, self.options.policy
         env = {**plain_env(settings), **worker_variables(policy), **progress_variables(settings.progress_s)}
-        prepare = functools.partial(next_attempt, policy=policy, argv=self.options.worker, code=self.code, env=env)
+        prepare = functools.partial(next_submission, argv=self.options.worker, code=self.code, env=env)
         return [
             JobPlan(
                 submission=submission,
-                runs=tuple(prepare(item)[1] for item in runs),
+                runs=tuple(prepare(item) for item in runs),
                 policy=policy,
                 timeout_min=settings.timeout_min,
                 signal_before_s=settings.signal_before_s,

@@ -16,15 +16,14 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from jobs.attempt.attempt import Attempt
+from jobs.attempt.attempt import Attempt, prepare
 from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.outcome import Ended
 from jobs.attempt.retry import Decision, let_stand, may_go_on, put_failure_aside
-from jobs.attempt.supervisor import Supervisor, interface_of, rank_variables
+from jobs.attempt.supervisor import Ended, Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
@@ -69,7 +68,7 @@ class _Worker:
 
     attempt: Attempt
     first: Submission
-    """Its attempt at the first start of the job."""
+    """Its attempt at this start of the job, as the job's plan has it."""
     rank: Supervisor | None = None
     ended: Ended | None = None
     again_at: float = 0.0
@@ -106,9 +105,8 @@ class Task:
         self._where = f"job {context.job} on {context.host}"
         self._workers = []
         for first in plan.runs:
-            number, run = first.attempt + context.restarts, RunDirectory(first.run_dir)
-            attempt = Attempt(run, number, policy=plan.policy, resources=first.resources)
-            self._workers.append(_Worker(attempt=attempt, first=first))
+            first = replace(first, attempt=first.attempt + context.restarts)
+            self._workers.append(_Worker(attempt=Attempt(first, plan.policy), first=first))
 
     def run(self) -> bool:
         """Work until every run has ended or the job is requeued; return whether all is well.
@@ -188,7 +186,16 @@ class Task:
 
     def _start(self, worker: _Worker) -> None:
         context, first = self._context, worker.first
-        submission = worker.attempt.prepare((sys.executable, *first.argv[:-1]), env=first.env, code=first.cwd)
+        submission = prepare(
+            worker.run,
+            first.attempt,
+            argv=(sys.executable, *first.argv[:-1]),
+            env=first.env,
+            code=first.cwd,
+            batch_size=worker.run.read_config().train.batch_size,
+            resources=first.resources,
+        )
+        worker.attempt = Attempt(submission, self._plan.policy)
         variables = rank_variables(
             submission,
             context.rank,

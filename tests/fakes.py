@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
-from jobs.attempt.outcome import Ended
+from jobs.attempt.supervisor import Ended
 from jobs.backends.base import Backend
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.plan.estimate import Estimate

@@ -70,7 +70,7 @@ ALLOWED = {
         "analysis.behaviour",
     ),
     "benchmarks": (*BOTTOM, "seqlm.data", "seqlm.models", "seqlm.training", "jobs", "slurm", "analysis", "benchmarks"),
-    "jobs.cli.report": (*BOTTOM, *TEXT, "seqlm", *FLOORS, "analysis.report"),
+    "jobs.cli.launching": (*BOTTOM, *TEXT, "seqlm", *FLOORS, "analysis.report"),
     "launch": ("seqlm.errors", "jobs.terminal", "jobs.cli"),
 }
 """Part -> the parts it may import from. ``seqlm`` alone means its version and place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 import launch
 from jobs import terminal
 from jobs.cli import arguments, launching
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.manifests import backends
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError
@@ -290,16 +291,16 @@ def test_color_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quiet_leaves_warnings_errors_and_the_answer_of_a_query(
     study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def train_badly(specs: Any, backend: Any, settings: LaunchOptions, *, progress: Any, **rest: Any) -> list[Any]:
+    @contextlib.contextmanager
+    def train_badly(specs: Any, backend: Any, settings: LaunchOptions) -> Any:
         planned = launching.plan_runs(specs, settings.study_dir)
-        progress(planned)
         terminal.tell("warning: low on disk")
         for item in planned:
             item.run.create(item.spec.config, {"name": item.spec.name})
             item.run.write_failure_once({"kind": "diverged", "message": "nan"})
-        return planned
+        yield planned, ()
 
-    monkeypatch.setattr("jobs.cli.request.launch", train_badly)
+    monkeypatch.setattr("jobs.cli.request.launched", train_badly)
     words = ["run", "small.toml", "--backend", "local"]
     assert launch.main([*words, "-q"]) == 1
     out, err = capsys.readouterr()
@@ -438,7 +439,7 @@ def test_two_failed_runs_of_one_name_keep_their_own_command_and_data(
             given[spec.fingerprint[:8]] = (spec.command, spec.data_path)
         raise UsageError("no further")
 
-    monkeypatch.setattr("jobs.cli.request.launch", stop)
+    monkeypatch.setattr("jobs.cli.request.launched", stop)
     assert launch.main(["retry", "small", "--backend", "local"]) == 2
     runs = runs_in(study.folder / "runs" / "small")
     wanted = {run.read_config().fingerprint()[:8]: (["made", run.id], Path(f"/text/{run.id}")) for run in runs}

@@ -17,7 +17,7 @@ import launch
 from jobs.backends.base import Finding
 from jobs.cli import doctor, request
 from jobs.cli.progress import Watcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.spec import RunSpec
 from jobs.study.folder import write_jobs
 from seqlm import machine
@@ -654,7 +654,7 @@ def test_workers_here_write_as_often_as_the_manifest_says(study: Study, monkeypa
         given.append(settings.env.get("SEQLM_PROGRESS_SECONDS"))
         raise UsageError("no further")
 
-    monkeypatch.setattr(request, "launch", stop)
+    monkeypatch.setattr(request, "launched", stop)
     assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
     with (study.folder / "small.toml").open("a") as manifest:
         manifest.write("[backend.local]\nprogress_s = 2.5\n")
@@ -670,7 +670,7 @@ def test_run_says_which_card_an_index_means_and_refuses_one_that_is_not_there(
 
     cards = [machine.Card(index=n, whole=machine.Gpu(f"GPU-{n}{n}", name)) for n, name in enumerate(("Small", "Big"))]
     monkeypatch.setattr(machine, "cards", lambda: cards)
-    monkeypatch.setattr(request, "launch", stop)
+    monkeypatch.setattr(request, "launched", stop)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert launch.main(["run", "small.toml", "--backend", "local"]) == 2
     told = "warning: CUDA_VISIBLE_DEVICES=1 is taken by nvidia-smi's numbers: 0 is Small, 1 is Big; CUDA's own may"

@@ -288,7 +288,7 @@ def test_a_report_runs_no_kept_code_that_was_changed(study: Study) -> None:
 
 
 def test_a_report_without_behaviour_reads_no_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.cli.report.compute_behaviour", lambda study_dir: pytest.fail("asked for"))
+    monkeypatch.setattr("jobs.cli.launching.BehaviourLaunch", lambda study_dir: pytest.fail("asked for"))
     code, _, err = study("report", "small", "--no-behaviour")
     assert (code, err) == (0, "")
     assert not (study.path / "behaviour").exists()

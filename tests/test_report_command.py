@@ -42,7 +42,7 @@ def test_a_watched_report_is_written_at_each_change_and_is_quiet_at_the_end(
             elif len(seen) == 1:
                 make_run(tmp_path / "study", 3, epochs=2, done=False)
 
-        monkeypatch.setattr("jobs.cli.report.time.sleep", time_passes)
+        monkeypatch.setattr("jobs.cli.launching.time.sleep", time_passes)
         assert launch.main(["report", str(tmp_path / "study"), "--watch"]) == 0
     assert [refreshing for refreshing, _ in seen] == [True, True, True]
     times = [written for _, written in seen]

@@ -52,8 +52,8 @@ class Heartbeat:
         self._every = min(hung_seconds / LOOKS, MOST_SECONDS)
         self._clock = clock
         self._is_behaviour = run.task_file.exists()
-        self._logs = (run.stdout_log(attempt), run.stderr_log(attempt))
-        self._files = (run.progress_file(attempt), run.metrics_file, run.last_checkpoint.parent, *self._logs)
+        logs = (run.stdout_log(attempt), run.stderr_log(attempt))
+        self._files = (run.progress_file(attempt), run.metrics_file, run.last_checkpoint.parent, *logs)
         self._seen = [_state(path) for path in self._files]
         self._looked_at = clock()
         self._silent = 0.0
@@ -67,17 +67,14 @@ class Heartbeat:
         """
         now = self._clock()
         if now - self._looked_at >= self._every:
-            self._look(now)
+            seen = [_state(path) for path in self._files]
+            self._has_begun = self._has_begun or seen[-2:] != [MISSING, MISSING]  # the logs
+            if seen == self._seen and self._has_begun:
+                self._silent += min(now - self._looked_at, 2 * self._every)
+            else:
+                self._seen, self._silent = seen, 0.0
+            self._looked_at = now
         return self._silent >= self._hung_seconds and not self._is_behaviour
-
-    def _look(self, now: float) -> None:
-        seen = [_state(path) for path in self._files]
-        self._has_begun = self._has_begun or any(log != MISSING for log in seen[-len(self._logs) :])
-        if seen == self._seen and self._has_begun:
-            self._silent += min(now - self._looked_at, 2 * self._every)
-        else:
-            self._seen, self._silent = seen, 0.0
-        self._looked_at = now
 
     @property
     def message(self) -> str:

@@ -19,8 +19,7 @@ def groups_files(membership: str, root: Path = Path("/sys/fs/cgroup")) -> list[P
     """
     files = []
     for line in membership.splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+        _, controllers, path = line.split(":", 2)
         inside = path.lstrip("/")
         if not controllers:
             files += [root / inside / "memory.events", root / "memory.events"]

@@ -85,37 +85,34 @@ def decide(policy: Policy, before: Sequence[Failed], failed: Failed, *, most_mic
             in_a_row = used[attempt.kind] = 0
     limit = policy.retries(kind)
     if limit is not None and used[kind] >= limit:
-        cause = " with ever smaller micro-batches" if kind == "oom" else " of this kind"
-        return Decision(why=f", after {_number(limit, 'retry', 'retries')}{cause}" if limit else _never(str(kind)))
+        cause = "with ever smaller micro-batches" if kind == "oom" else "of this kind"
+        return _after(limit, cause, str(kind))
     if kind == "oom" and 2 * failed.micro_batches > most_micro_batches:
-        parts = _number(failed.micro_batches, "micro-batch", "micro-batches")
+        parts = f"{failed.micro_batches} micro-batch{'' if failed.micro_batches == 1 else 'es'}"
         return Decision(why=f", with {parts} a step; its ranks have too few columns for smaller ones")
     if in_a_row >= policy.max_stalled_retries:
-        tries = _number(in_a_row, "retry", "retries")
-        return Decision(why=f", after {tries} in a row without progress" if in_a_row else _never("max_stalled_retries"))
+        return _after(in_a_row, "in a row without progress", "max_stalled_retries")
     grown = FIRST_DELAY_SECONDS * DELAY_FACTOR ** min(in_a_row, 10)  # beyond any limit, and far from overflow
     waits = FIRST_DELAY_SECONDS if kind == "oom" else min(grown, LONGEST_DELAY_SECONDS)
     return Decision(delay=waits, sick_nodes=_sick_nodes([*before, failed]))
 
 
-def _never(key: str) -> str:
-    return f"; not tried again, since policy.{key} is 0"
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+def _after(retries: int, cause: str, key: str) -> Decision:
+    """Return that a failure is final, after these retries. ``key``: the one of the policy that allows no more."""
+    if not retries:
+        return Decision(why=f"; not tried again, since policy.{key} is 0")
+    return Decision(why=f", after {retries} {'retry' if retries == 1 else 'retries'} {cause}")
 
 
 def _sick_nodes(failures: Sequence[Failed]) -> tuple[str, ...]:
     """Return the nodes that failed twice in a row since the last use of the command ``retry``."""
-    by_hand = [number for number, failed in enumerate(failures) if failed.by_hand]
-    recent = failures[by_hand[-1] + 1 :] if by_hand else failures
-    found = [
-        second.node
-        for first, second in itertools.pairwise(recent)
-        if first.kind == second.kind == "node" and first.node == second.node and second.node is not None
-    ]
-    return tuple(dict.fromkeys(found))
+    found: dict[str, None] = {}
+    for first, second in itertools.pairwise(failures):
+        if first.by_hand:
+            found.clear()
+        elif first.kind == second.kind == "node" and first.node == second.node and second.node is not None:
+            found[second.node] = None
+    return tuple(found)
 
 
 # -- the files of a run --------------------------------------------------------------------------------------------
@@ -163,10 +160,10 @@ def failed_of(record: Mapping[str, Any], progress: Progress | None = None) -> Fa
 
 def may_go_on(run: RunDirectory) -> bool:
     """Return whether a run's failure may be retried and no launcher has decided about it, since it was gone."""
-    failure = None
     with contextlib.suppress(FileError):
-        failure = run.read_failure()
-    return failure is not None and failure.get("kind") in RETRIED and not failure.get("stands")
+        failure = run.read_failure() or {}
+        return failure.get("kind") in RETRIED and not failure.get("stands")
+    return False
 
 
 def let_stand(run: RunDirectory, decision: Decision) -> None:
@@ -184,14 +181,10 @@ def put_failure_aside(
     node: str | None = None,
     seen: Observation | None = None,
 ) -> None:
-    """Move the failure of the previous attempt into that attempt's folder, and add what was saved by then.
+    """Put the failure of the previous attempt, if there is one, into that attempt's folder; add what was saved by then.
 
-    Args:
-        run: the run; nothing happens if it has no failure.
-        by_hand: whether the command ``retry`` does this.
-        micro_batches: of the attempt. ``None``: as the record says.
-        node: the node that failed. ``None``: as the record says.
-        seen: the run's state, for a failure that only its scheduler knows. ``None``: only the files count.
+    ``by_hand``: the command ``retry`` does this. ``micro_batches`` and ``node`` override the record. ``seen`` is the
+    run's state, for a failure that only its scheduler knows.
 
     Raises:
         FileError: it cannot be read or moved.

@@ -6,7 +6,7 @@ The local backend supervises all ranks of a run, the actor of the Ray backend an
     start            one process for each rank, in the code that the attempt runs
     signal, end      SIGTERM: stop between two steps. SIGKILL: stop now
     poll             ``None`` while a rank lives; kill ranks that outlive a failed one
-    Ended            the rank that explains the others (:mod:`jobs.attempt.outcome`)
+    Ended            the rank that explains the others
 
 :mod:`jobs.attempt.attempt` follows the files of the attempt: hangs, the record of its end, and retries.
 """
@@ -21,17 +21,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, final
+from typing import IO, Any, final
 
 from jobs.attempt.memory_kills import MemoryKills, own_kill_count
-from jobs.attempt.outcome import Ended, ended
+from jobs.attempt.retry import timestamp
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import environment, machine
+from seqlm.errors import EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS
 from seqlm.files import append_to, make_directory
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import FailureKind, RunDirectory
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed, before they are killed."""
@@ -70,13 +72,11 @@ def rank_variables(
     first_host: str = "127.0.0.1",
     interface: str | None = None,
 ) -> dict[str, str]:
-    """Return the variables of one rank.
+    """Return the variables of one rank, counted from 0.
 
     Those of the submission override ours, except for what says which rank this is and where it meets the others. So a
-    manifest may set ``SEQLM_DEVICE`` or ``GLOO_SOCKET_IFNAME``.
-
-    The first rank listens on a free port of ``first_host`` and writes it into a file of the attempt
-    (:mod:`seqlm.training.distributed`).
+    manifest may set ``SEQLM_DEVICE`` or ``GLOO_SOCKET_IFNAME``. The first rank listens on a free port of
+    ``first_host`` and writes it into a file of the attempt (:mod:`seqlm.training.distributed`).
 
     Args:
         submission: the attempt.
@@ -121,11 +121,10 @@ def interface_of(host: str) -> str | None:
     return None
 
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
 # -- processes -----------------------------------------------------------------------------------------------------
+
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @final
@@ -156,12 +155,9 @@ class Supervisor:
     ) -> None:
         """Start nothing yet.
 
-        Args:
-            submission: the attempt.
-            memory_kills: kills of this node, shared by all attempts on it. ``None``: the caller counts them.
-            host: this node's name, for messages. ``None``: messages name no node.
-            outlives_parent: whether ranks go on if this process is killed. They are then in one process group, which
-                ``cancel`` signals. Otherwise they end with this process.
+        ``memory_kills`` are the kills of this node, shared by all attempts on it; ``None``: the caller counts them.
+        ``host`` is this node's name, for messages. If ``outlives_parent``, ranks go on if this process is killed, and
+        are in one process group, which ``cancel`` signals. Otherwise they end with this process.
         """
         self._submission = submission
         self._memory_kills = memory_kills
@@ -207,25 +203,22 @@ class Supervisor:
 
     def poll(self) -> Ended | None:
         """Return how the ranks here ended; ``None`` while one lives. Ranks that outlive a failed one are killed."""
-        codes = {rank: process.poll() for rank, process in self._processes.items()}
-        if self._grace.is_over(has_failed=self._peer_failed or any(codes.values())):
+        polled = {rank: process.poll() for rank, process in self._processes.items()}
+        if self._grace.is_over(has_failed=self._peer_failed or any(polled.values())):
             self.signal(signal.SIGKILL)
-        ended_with = {rank: code for rank, code in codes.items() if code is not None}
-        return self._ended(ended_with) if len(ended_with) == len(codes) else None
+        codes = {rank: code for rank, code in polled.items() if code is not None}
+        if len(codes) < len(polled):
+            return None
+        killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
+        kills, host, before = self._memory_kills, self._host, self._kills_before
+        for_memory = bool(killed) and kills is not None and kills.explain_one(host or "", before, own_kill_count())
+        ranks = self._submission.resources.ranks
+        return ended(codes, ranks, out_of_memory=killed[:1] if for_memory else (), host=host)
 
     def wait(self) -> int:
         """Wait for the only rank here; returns its exit code."""
         (process,) = self._processes.values()
         return process.wait()
-
-    def _ended(self, codes: Mapping[int, int]) -> Ended:
-        killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
-        kills, node = self._memory_kills, self._host or ""
-        for_memory = (
-            bool(killed) and kills is not None and kills.explain_one(node, self._kills_before, own_kill_count())
-        )
-        ranks = self._submission.resources.ranks
-        return ended(codes, ranks, out_of_memory=killed[:1] if for_memory else (), host=self._host)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every rank that lives."""
@@ -287,5 +280,81 @@ def _die_with_the_parent() -> None:
     processes, so the signal mask is reset as well.
     """
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+# -- how an attempt ended --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the ranks of an attempt ended. What the attempt achieved is read from the run directory."""
+
+    exit_code: int
+    """Exit code of the rank that explains the others. Negative: the signal that killed it, or its node is gone."""
+    message: str
+    """The same for a person, such as ``rank 1 was killed by SIGKILL``."""
+    out_of_memory: bool = False
+    """Whether the system killed a rank because it was out of memory, as counted on the machine of that rank."""
+
+
+def ended(
+    codes: Mapping[int, int],
+    ranks: int,
+    *,
+    lost: Mapping[int, str] | None = None,
+    out_of_memory: Collection[int] = (),
+    host: str | None = None,
+) -> Ended:
+    """Return how an attempt of ``ranks`` ranks ended, from the exit codes of all ranks, or of those on this node.
+
+    A rank that a signal killed explains the others best, then one whose exit code names a cause. A rank with exit code
+    1 may only have lost another rank; on a full disk the one that met it first could not write ``failure.json``.
+
+    Args:
+        codes: by rank.
+        ranks: of the run.
+        lost: why a rank has no exit code of its own, such as a lost node; the first entry was lost first.
+        out_of_memory: ranks that the system killed because it was out of memory. They explain all others.
+        host: the node to name in the message. ``None``: name none.
+    """
+    failed = [rank for rank, code in codes.items() if code]
+    if not failed:
+        return Ended(exit_code=0, message="ended")
+    if lost and not out_of_memory:
+        rank, message = next(iter(lost.items()))
+        return Ended(exit_code=codes[rank], message=message)
+    by_cause = sorted(failed, key=lambda rank: (codes[rank] >= 0, codes[rank] not in EXPLAINING_EXITS, rank))
+    rank = min(out_of_memory) if out_of_memory else by_cause[0]
+    code = codes[rank]
+    how = f"ended with exit code {code}"
+    if code < 0:
+        how = f"was killed by signal {-code}"
+        with contextlib.suppress(ValueError):
+            how = f"was killed by {signal.Signals(-code).name}"
+    who = f"rank {rank}" if ranks > 1 else "the worker"
+    where = f" on {host}" if host else ""
+    return Ended(exit_code=code, message=f"{who} {how}{where}", out_of_memory=bool(out_of_memory))
+
+
+def failure_record(kind: str, message: str, *, where: str, **more: Any) -> dict[str, Any]:
+    """Return the content of a ``failure.json`` that is not the worker's own. ``where``: its author."""
+    return {"kind": kind, "message": message, "where": where, **more, "failed_at": timestamp()}
+
+
+def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:
+    """Return the kind of a failure and its message."""
+    last_line = ""
+    with contextlib.suppress(OSError):
+        last_line = "".join(stderr_log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]).strip()
+    if ended.exit_code in STOPPED_EXITS:
+        return "preempted", f"{ended.message}; another process stopped it (is the node being drained?)"
+    if ended.out_of_memory:
+        return "oom", f"{ended.message}, by the system, which was out of memory"
+    if ended.exit_code in STORAGE_EXITS:
+        return "node", last_line or "its files could not be written (is the disk full, or a quota used up?)"
+    if ended.exit_code < 0:
+        hint = " (by a person, or by the system when memory ran out)" if ended.message.endswith("SIGKILL") else ""
+        return "node", f"{ended.message}{hint}"
+    return "code", f"{ended.message}: {last_line}" if last_line else ended.message

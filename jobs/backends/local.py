@@ -7,24 +7,16 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import final
 
 from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.outcome import Ended
-from jobs.attempt.supervisor import INTERFACE_VARIABLE, Supervisor, rank_variables
+from jobs.attempt.supervisor import INTERFACE_VARIABLE, Ended, Supervisor, rank_variables
 from jobs.backends.base import Backend
 from jobs.plan.capacity import Allocation, Capacity, Node
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
 from seqlm import machine
 from seqlm.errors import BackendError, FileError
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    ranks: Supervisor
-    allocations: list[Allocation]
 
 
 @final
@@ -36,7 +28,8 @@ class LocalBackend(Backend):
     def __init__(self) -> None:
         self._capacity = this_machine()
         self._free = self._capacity.copy()
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, tuple[Supervisor, list[Allocation]]] = {}
+        """Job id -> its ranks and what they hold."""
         self._memory_kills = MemoryKills()
 
     def describe(self) -> str:
@@ -54,14 +47,14 @@ class LocalBackend(Backend):
         """Do nothing: a process needs no preparation."""
 
     def close(self) -> None:
-        for job in self._jobs.values():
-            job.ranks.end()
+        for ranks, _ in self._jobs.values():
+            ranks.end()
 
     def free(self) -> Capacity:
         return self._free.copy()
 
     def held(self, job_id: str) -> Sequence[Allocation]:
-        return self._jobs[job_id].allocations
+        return self._jobs[job_id][1]
 
     def submit(self, submission: Submission) -> str:
         resources = submission.resources
@@ -69,45 +62,39 @@ class LocalBackend(Backend):
         allocations = self._free.place(resources)
         assert allocations is not None, "asked whether there is room before"
         ranks = Supervisor(submission, memory_kills=self._memory_kills, outlives_parent=True)
+        interface = os.environ.get(INTERFACE_VARIABLE, "lo0" if sys.platform == "darwin" else "lo")
         try:
             for rank, allocation in enumerate(allocations):
-                ranks.start(rank, self._variables(submission, rank, allocation.device))
+                variables = rank_variables(submission, rank, allocation.device, interface=interface)
+                if allocation.device is not None:
+                    variables[machine.ORDER] = machine.PCI_ORDER  # a GPU without a UUID has nvidia-smi's number
+                ranks.start(rank, variables)
         except OSError as error:
             ranks.end()
             raise FileError.from_os_error("start a worker in", submission.run_dir, error) from None
         job_id = str(ranks.pid)
-        self._jobs[job_id] = _Job(ranks=ranks, allocations=allocations)
+        self._jobs[job_id] = (ranks, allocations)
         self._free.take(allocations)
         return job_id
 
     def poll(self, job_id: str) -> Ended | None:
-        job = self._jobs[job_id]
-        ended = job.ranks.poll()
+        ranks, allocations = self._jobs[job_id]
+        ended = ranks.poll()
         if ended is not None:
             del self._jobs[job_id]
-            self._free.give_back(job.allocations)
+            self._free.give_back(allocations)
         return ended
 
     def stop(self, job_id: str, *, force: bool) -> None:
-        if job_id not in self._jobs:
-            return
-        ranks = self._jobs[job_id].ranks
-        if force:
-            ranks.end()
-        else:
-            ranks.signal(signal.SIGTERM)
+        if job_id in self._jobs:
+            ranks, _ = self._jobs[job_id]
+            if force:
+                ranks.end()
+            else:
+                ranks.signal(signal.SIGTERM)
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
-
-    @staticmethod
-    def _variables(submission: Submission, rank: int, device: str | None) -> dict[str, str]:
-        loopback = "lo0" if sys.platform == "darwin" else "lo"
-        interface = os.environ.get(INTERFACE_VARIABLE, loopback)
-        variables = rank_variables(submission, rank, device, interface=interface)
-        if device is not None:
-            variables[machine.ORDER] = machine.PCI_ORDER  # a GPU without a UUID has nvidia-smi's number
-        return variables
 
 
 def this_machine() -> Capacity:

@@ -22,13 +22,12 @@ from typing import Any, final
 import ray
 
 from jobs.attempt.memory_kills import MemoryKills
-from jobs.attempt.outcome import Ended, ended
-from jobs.attempt.supervisor import PeerGrace, rank_variables
+from jobs.attempt.supervisor import Ended, PeerGrace, ended, rank_variables
 from jobs.backends.base import Backend
 from jobs.backends.local import require_precision
 from jobs.backends.ray_actor import RankLocation
 from jobs.backends.ray_cluster import RayCluster, node_address
-from jobs.backends.ray_groups import Group, IdleGroups, new_group
+from jobs.backends.ray_groups import IDLE_SECONDS, Group, choose_idle, new_group, release
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
@@ -68,10 +67,6 @@ class _Job:
         """The actors of the ranks."""
         return [host for group in self.groups for host in group.hosts]
 
-    def seat(self, rank: int) -> tuple[Group, int]:
-        """Return the group of a rank and the index of its bundle there."""
-        return [(group, index) for group in self.groups for index in range(len(group.hosts))][rank]
-
     @property
     def allocations(self) -> list[Allocation]:
         """The resources that the ranks hold."""
@@ -94,7 +89,8 @@ class RayBackend(Backend):
         self._cards: defaultdict[str, dict[str, str]] = defaultdict(dict)
         """Node -> Ray's name of a GPU -> its name in the capacity, which counts the node's GPUs from 0."""
         self._jobs: dict[str, _Job] = {}
-        self._idle = IdleGroups()
+        self._idle: list[Group] = []
+        """Groups that no run holds."""
         self._numbers = itertools.count(1)
         self._memory_kills = MemoryKills()
 
@@ -121,7 +117,7 @@ class RayBackend(Backend):
 
     def close(self) -> None:
         self._jobs.clear()
-        self._idle.groups.clear()
+        self._idle.clear()
         self._cluster.close()
 
     # -- what is free ----------------------------------------------------------------------------------------------
@@ -148,7 +144,7 @@ class RayBackend(Backend):
         self._refreshed_at = time.monotonic()
         self._total = total = self._cluster.capacity()
         others = total.copy()
-        for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle.groups):
+        for group in (*(group for job in self._jobs.values() for group in job.groups), *self._idle):
             others.take(group.allocations)
         free = self._cluster.free(total)
         foreign = {
@@ -163,7 +159,7 @@ class RayBackend(Backend):
             if name in before
         }
         self._foreign_before = foreign
-        self._idle.release(*filter(self._is_lost, self._idle.groups))
+        self._release(*filter(self._is_lost, self._idle))
         for job in self._jobs.values():
             if job.runs or not job.pending:
                 continue
@@ -185,7 +181,7 @@ class RayBackend(Backend):
         allocations = free.place(job.submission.resources)
         if allocations is not None:
             free.take(allocations)
-            self._idle.release(*job.groups)
+            self._release(*job.groups)
             job.groups = [new_group(job.submission.resources, allocations)]
             self._look_around(job)
 
@@ -198,9 +194,16 @@ class RayBackend(Backend):
     def submit(self, submission: Submission) -> str:
         run = RunDirectory(submission.run_dir)
         make_directory(run.attempt_dir(submission.attempt))
-        allocations = self.free().place(submission.resources)
+        resources = submission.resources
+        allocations = self.free().place(resources)
         assert allocations is not None, "asked whether there is room before"
-        groups = self._idle.take(submission.resources, allocations)
+        most_nodes = len({allocation.node for allocation in allocations})
+        groups = choose_idle(self._idle, resources, most_nodes=most_nodes)
+        if groups:
+            self._idle = [group for group in self._idle if group not in groups]
+        else:
+            self._release(*self._idle)
+            groups = [new_group(resources, allocations)]
         job = _Job(submission=submission, groups=groups, pending={}, since=0.0)
         self._look_around(job)
         job_id = f"{run.id}/{submission.attempt}-{next(self._numbers)}"
@@ -221,9 +224,11 @@ class RayBackend(Backend):
             return None
         del self._jobs[job_id]
         if job.lost:
-            self._idle.release(*job.groups)
+            self._release(*job.groups)
         else:
-            self._idle.keep(job.groups)
+            for group in job.groups:
+                group.idle_since = time.monotonic()
+            self._idle += job.groups
         return ended(job.codes, len(job.hosts), lost=job.lost, out_of_memory=job.out_of_memory)
 
     def stop(self, job_id: str, *, force: bool) -> None:
@@ -231,11 +236,17 @@ class RayBackend(Backend):
         if job is None:
             return
         if not job.runs:  # perhaps not even placed
-            self._idle.release(*job.groups)
+            self._release(*job.groups)
             self._abandon(job, EXIT_STOPPED, "stopped before it had started")
             return
         for host in job.hosts:
             host.stop.remote(int(signal.SIGKILL if force else signal.SIGTERM))
+
+    def _release(self, *groups: Group) -> None:
+        """Release groups, idle or not."""
+        self._idle = [group for group in self._idle if group not in groups]
+        for group in groups:
+            release(group)
 
     @staticmethod
     def _abandon(job: _Job, code: int, why: str) -> None:
@@ -247,7 +258,7 @@ class RayBackend(Backend):
     def wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._refresh_if_due()
-        self._idle.release_expired()
+        self._release(*(group for group in self._idle if time.monotonic() - group.idle_since > IDLE_SECONDS))
         while (left := deadline - time.monotonic()) > 0:
             if self._advance(left):
                 return
@@ -292,7 +303,7 @@ class RayBackend(Backend):
 
     def _arrived(self, job: _Job, rank: int, location: RankLocation) -> None:
         job.locations[rank] = location
-        group, index = job.seat(rank)
+        group, index = [(group, index) for group in job.groups for index in range(len(group.hosts))][rank]
         allocation = group.allocations[index]
         device = allocation.device if location.device is None else self._card(location.node, location.device)
         group.allocations[index] = Allocation(

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -117,10 +117,11 @@ class RayCluster:
 
     def _connect(self, runtime_env: dict[str, Any] | None) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "seqlm"}
-        folder, devices = None, []
+        folder, names = None, {}
         if self.is_embedded:
             here = this_machine()
             devices = [device for node in here.nodes.values() for device in node.gpus]
+            names = {machine.VISIBLE: ",".join(devices), machine.ORDER: machine.PCI_ORDER}  # Ray books GPUs by these
             folder = self._private.enter_context(_private())
             options.update(
                 address="local",
@@ -134,7 +135,7 @@ class RayCluster:
             options.update(address=self._address, runtime_env=runtime_env)
         try:
             _knock(self._address)
-            with _ray_sees(devices) if self.is_embedded else contextlib.nullcontext():
+            with _variables(names):
                 _init(options)
         except Exception as error:  # Ray raises what its layers raise: ConnectionError, RuntimeError, ValueError, ...
             self._private.close()
@@ -153,11 +154,10 @@ def _init(options: dict[str, Any]) -> None:
         try:
             with _quiet():
                 ray.init(**options)
+            return
         except ConnectionError:
             if not tries_left:
                 raise
-        else:
-            return
 
 
 def _knock(address: str | None) -> None:
@@ -173,48 +173,42 @@ def _private() -> Iterator[Path]:
 
     Ray makes its folders writable for everybody, so their parent is one that only this user can enter. Its servers
     listen on loopback alone and ask for a token, which is in the environment of this user's processes and in no file.
-
-    Raises:
-        BackendError: this Ray has servers that ask for no token.
     """
     if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST_PRIVATE:
         oldest = ".".join(map(str, OLDEST_PRIVATE))
         raise BackendError(
             f"Ray {ray.__version__} lets other users of this machine in; install ray>={oldest}, or use --backend local"
         )
-    before = {name: os.environ.pop(name, None) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")}
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    _read_environment_again()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_AUTH_TOKEN_PATH": None}
     is_cluster = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray does on macOS and Windows: every address is 127.0.0.1
     folder = Path(tempfile.mkdtemp(prefix="seqlm-ray-", dir=os.environ.get("RAY_TMPDIR")))
     try:
-        yield folder
+        with _variables(token):
+            _read_environment_again()
+            yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
-        _restore(before)
         _read_environment_again()
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _ray_sees(devices: Sequence[str]) -> Iterator[None]:
-    """Name ``devices`` in the environment of a Ray that the block starts, which books GPUs by these names."""
-    names = {machine.VISIBLE: ",".join(devices), machine.ORDER: machine.PCI_ORDER}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
+def _variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables while the block runs. ``None``: unset."""
+
+    def put(these: Mapping[str, str | None]) -> None:
+        for name, value in these.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    before = {name: os.environ.get(name) for name in values}
+    put(values)
     try:
         yield
     finally:
-        _restore(before)
-
-
-def _restore(before: Mapping[str, str | None]) -> None:
-    """Restore variables. ``None``: unset."""
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+        put(before)
 
 
 def _read_environment_again() -> None:

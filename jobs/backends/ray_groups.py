@@ -7,11 +7,10 @@ few seconds for another run. Groups of one rank also join for a run of several r
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -66,44 +65,13 @@ def new_group(resources: Resources, allocations: list[Allocation]) -> Group:
     return Group(group=group, hosts=hosts, resources=resources, allocations=allocations)
 
 
-@final
-class IdleGroups:
-    """The groups that no run holds."""
-
-    def __init__(self) -> None:
-        self.groups: list[Group] = []
-
-    def take(self, resources: Resources, allocations: list[Allocation]) -> list[Group]:
-        """Return groups for a run: idle ones, or else a new one on ``allocations``, after releasing all idle ones."""
-        most_nodes = len({allocation.node for allocation in allocations})
-        chosen = choose_idle(self.groups, resources, most_nodes=most_nodes)
-        if chosen:
-            self.groups = [group for group in self.groups if group not in chosen]
-            return chosen
-        self.release(*self.groups)
-        return [new_group(resources, allocations)]
-
-    def keep(self, groups: Iterable[Group]) -> None:
-        """Keep the groups of a run that has ended for the next run."""
-        for group in groups:
-            group.idle_since = time.monotonic()
-            self.groups.append(group)
-
-    def release_expired(self) -> None:
-        """Release the groups that no run has taken for ``IDLE_SECONDS``."""
-        now = time.monotonic()
-        self.release(*(group for group in self.groups if now - group.idle_since > IDLE_SECONDS))
-
-    def release(self, *groups: Group) -> None:
-        """Kill the actors of groups, idle or not, and give their resources back to Ray."""
-        for group in groups:
-            if group in self.groups:
-                self.groups.remove(group)
-            for host in group.hosts:
-                with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                    ray.kill(host)
-            with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                remove_placement_group(group.group)
+def release(group: Group) -> None:
+    """Kill the actors of a group and give its resources back to Ray."""
+    for host in group.hosts:
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(host)
+    with contextlib.suppress(ray.exceptions.RayError, ValueError):
+        remove_placement_group(group.group)
 
 
 def choose_idle(idle: Sequence[Group], resources: Resources, *, most_nodes: int) -> list[Group]:

@@ -10,10 +10,11 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
+from jobs import terminal
 from jobs.study.folder import launcher_of, launching
 from jobs.study.kept_code import keep_code
 from seqlm.errors import BackendError
@@ -49,19 +50,18 @@ class RayJob:
         *,
         code_dir: Path | None = None,
         untracked: Sequence[str] = (),
-        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start ``launch.py WORDS`` there and wait until it has locked the study.
 
         ``manifest``, which ``words`` call by its file name, is sent along with the code that is kept with the study, or
-        in ``code_dir``; ``untracked`` and ``tell`` are those of :func:`jobs.study.kept_code.keep_code`.
+        in ``code_dir``; ``untracked`` is that of :func:`jobs.study.kept_code.keep_code`.
 
         Raises:
             RunBusyError: another launcher is at work on this study.
             BackendError: it ended at once (its last line says why), or it does not see the study's folder.
         """
         with launching(study_dir):
-            code = keep_code(code_dir or study_dir, untracked=untracked, tell=tell)
+            code = keep_code(code_dir or study_dir, untracked=untracked, tell=terminal.tell)
         with tempfile.TemporaryDirectory() as folder:
             sent = Path(folder) / "code"
             shutil.copytree(code.path, sent)
@@ -69,7 +69,19 @@ class RayJob:
                 shutil.copy(manifest, sent / manifest.name)
             entrypoint = shlex.join(["python", "launch.py", *words])
             self.id = self._client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(sent)})
-        self._wait_until_it_launches(study_dir)
+        deadline = time.monotonic() + START_SECONDS
+        while launcher_of(study_dir) is None:
+            if self.is_over():
+                if self._status() == "SUCCEEDED":  # it ended before its lock was seen
+                    return
+                raise BackendError(f"the launcher on the cluster ended at once: {self.last_line()}")
+            if time.monotonic() > deadline:
+                self.stop()
+                raise BackendError(
+                    f"the launcher on the cluster has not appeared in {study_dir} within {START_SECONDS:.0f} s; put "
+                    "--runs-dir on a file system that the cluster shares with this machine"
+                )
+            time.sleep(POLL_SECONDS)
 
     def is_over(self) -> bool:
         """Return whether the driver has ended."""
@@ -86,21 +98,6 @@ class RayJob:
     def last_line(self) -> str:
         """Return the last line that the driver printed."""
         return str((self._client.get_job_logs(self.id).strip().splitlines() or ["no output"])[-1])
-
-    def _wait_until_it_launches(self, study_dir: Path) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while launcher_of(study_dir) is None:
-            if self.is_over():
-                if self._status() == "SUCCEEDED":  # it ended before its lock was seen
-                    return
-                raise BackendError(f"the launcher on the cluster ended at once: {self.last_line()}")
-            if time.monotonic() > deadline:
-                self.stop()
-                raise BackendError(
-                    f"the launcher on the cluster has not appeared in {study_dir} within {START_SECONDS:.0f} s; put "
-                    "--runs-dir on a file system that the cluster shares with this machine"
-                )
-            time.sleep(POLL_SECONDS)
 
     def _status(self) -> str:
         return str(self._client.get_job_status(self.id).value)

@@ -1,14 +1,14 @@
 """The commands and their arguments: a frozen record for each command, of which the parser is built.
 
-To add a command, write its record and its line in :data:`COMMANDS`. Importing this imports little, so that ``--help``
-is quick.
+To add a command, write its record below :func:`command`. Importing this imports little, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, dataclass_transform
 
 from jobs import terminal
 from jobs.cli.parser import Command, Parser, above_zero, option, positive, whole
@@ -25,6 +25,23 @@ MISSING_BEHAVIOUR = (
     "compute missing behaviour of the trained models before the report, also in another user's study "
     "(default: only in your own)"
 )
+
+
+COMMANDS: dict[str, Command] = {}
+"""The commands, by name, in the order of the help."""
+RecordT = TypeVar("RecordT")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def command(group: str, handler: str, example: str) -> Callable[[type[RecordT]], type[RecordT]]:
+    """Make a class the record of a command: ``PlanArguments`` for ``plan``. The arguments are fields of ``Command``."""
+
+    def register(record: type[RecordT]) -> type[RecordT]:
+        made = dataclass(frozen=True, kw_only=True)(record)
+        COMMANDS[made.__name__.removesuffix("Arguments").lower()] = Command(group, made, handler, example)
+        return made
+
+    return register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,78 +65,10 @@ class Arguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListArguments(Arguments):
-    """Show the studies in the runs folder."""
-
-    no_sizes: bool = option("--no-sizes", help="leave out sizes, which take longest on a slow disk")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CleanArguments(Arguments):
-    """Delete from a study what no report and no run needs any more."""
-
-    study: str = option(help=STUDY)
-    dry_run: bool = option("-n", "--dry-run", help="show what would be deleted, and delete nothing")
-    yes: bool = option("--yes", help="delete without asking")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompletionArguments(Arguments):
-    """Print the completion script of a shell."""
-
-    shell: str = option(
-        choices=(*SHELLS, "studies"), help="a shell; studies: print the names of the studies, for the scripts"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataArguments(Arguments):
-    """Download a corpus."""
-
-    corpus: str = option(choices=("ptb",), help="ptb: Penn Treebank")
-    to: Path | None = option("--to", metavar="DIR", help="default: the folder in which runs look for it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchemaArguments(Arguments):
-    """Print the JSON Schema of manifests, with which editors complete and check them."""
-
-    output: Path | None = option("--output", metavar="FILE", help="write it to this file instead")
-
-
-@dataclass(frozen=True, kw_only=True)
 class CorpusArguments(Arguments):
     """Where the corpus is."""
 
     data: Path | None = option("--data", metavar="PATH", help="folder or zip of the corpus (default: SEQLM_DATA)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorArguments(CorpusArguments):
-    """Check this machine, or a cluster."""
-
-    backend: str | None = option("--backend", choices=BACKENDS, help="slurm: also check the cluster, with a trial job")
-    wait_s: int = option(
-        "--wait-s", type=positive, default=120, metavar="S", help="longest wait for the trial job (default: 120)"
-    )
-    calibrate: bool = option(
-        "--calibrate",
-        help="check fused operations on this device, then measure training speed, for the times of plan",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportArguments(Arguments):
-    """Write the report of one study, or of several together."""
-
-    studies: tuple[str, ...] = option(nargs="+", metavar="study", help=STUDY)
-    behaviour: bool | None = option("--behaviour", help=MISSING_BEHAVIOUR)
-    output: Path | None = option(
-        "--output",
-        metavar="DIR",
-        help="where to write (default: report in the study's folder; of several studies: next to their folders)",
-    )
-    watch: bool = option("--watch", help="write the report at each change until every run is over")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,30 +95,6 @@ class StudyArguments(Filters):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusArguments(StudyArguments):
-    """Show the state of each run."""
-
-    watch: bool = option("--watch", exclusive="form", help="show changes until every run is over")
-    svg: Path | None = option("--svg", exclusive="form", metavar="FILE", help="write the table of --watch as a picture")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogsArguments(StudyArguments):
-    """Print the logs of the latest attempts."""
-
-    run: str | None = option(nargs="?", help="one run: its name, its id, or a unique beginning of its id")
-    follow: bool = option("-f", "--follow", help="print new lines until the run is over")
-    lines: int = option("-n", "--lines", type=positive, default=20, help="last lines of each log (default: 20)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CancelArguments(StudyArguments):
-    """Stop runs that are not over."""
-
-    all: bool = option("--all", help="stop every run, without a question")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Placement(CorpusArguments):
     """Where runs go. ``None`` in each field: the environment, the manifest or the default decides."""
 
@@ -181,14 +106,6 @@ class Placement(CorpusArguments):
     )
     max_parallel: int | None = option("--max-parallel", type=positive, metavar="N", help="run at most N runs at once")
     max_stalled_retries: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanArguments(Placement, Filters):
-    """Show what run would do, and its costs."""
-
-    manifest: str = option(help="the study: a TOML, YAML or JSON file")
-    changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,21 +139,69 @@ class TrainArguments(LaunchArguments):
     report: bool = option("--report", help="write the report at the end")
 
 
-@dataclass(frozen=True, kw_only=True)
+@command("launch", "jobs.cli.launching.plan", "plan first.toml")
+class PlanArguments(Placement, Filters):
+    """Show what run would do, and its costs."""
+
+    manifest: str = option(help="the study: a TOML, YAML or JSON file")
+    changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
+
+
+@command("launch", "jobs.cli.launching.run", "run first.toml --report")
 class RunArguments(TrainArguments, PlanArguments):
     """Launch every run that is not done yet, and wait."""
 
     dry_run: bool = option("-n", "--dry-run", help="do what plan does, and start nothing")
 
 
-@dataclass(frozen=True, kw_only=True)
+@command("follow a study", "jobs.cli.studying.status", "status first --watch")
+class StatusArguments(StudyArguments):
+    """Show the state of each run."""
+
+    watch: bool = option("--watch", exclusive="form", help="show changes until every run is over")
+    svg: Path | None = option("--svg", exclusive="form", metavar="FILE", help="write the table of --watch as a picture")
+
+
+@command("follow a study", "jobs.cli.studies.show_studies", "list --no-sizes")
+class ListArguments(Arguments):
+    """Show the studies in the runs folder."""
+
+    no_sizes: bool = option("--no-sizes", help="leave out sizes, which take longest on a slow disk")
+
+
+@command("follow a study", "jobs.cli.studying.logs", "logs first rnn-adam-lr0.001 -f")
+class LogsArguments(StudyArguments):
+    """Print the logs of the latest attempts."""
+
+    run: str | None = option(nargs="?", help="one run: its name, its id, or a unique beginning of its id")
+    follow: bool = option("-f", "--follow", help="print new lines until the run is over")
+    lines: int = option("-n", "--lines", type=positive, default=20, help="last lines of each log (default: 20)")
+
+
+@command("follow a study", "jobs.cli.studying.cancel", "cancel first --only 'arch=gru lr>0.001'")
+class CancelArguments(StudyArguments):
+    """Stop runs that are not over."""
+
+    all: bool = option("--all", help="stop every run, without a question")
+
+
+@command("launch", "jobs.cli.launching.retry", "retry first --kind oom")
 class RetryArguments(TrainArguments, StudyArguments):
     """Launch failed and cancelled runs again."""
 
     kind: tuple[str, ...] = option("--kind", choices=KINDS, help="only failures of this kind; repeat for more kinds")
 
 
-@dataclass(frozen=True, kw_only=True)
+@command("follow a study", "jobs.cli.studies.clean_study", "clean first --dry-run")
+class CleanArguments(Arguments):
+    """Delete from a study what no report and no run needs any more."""
+
+    study: str = option(help=STUDY)
+    dry_run: bool = option("-n", "--dry-run", help="show what would be deleted, and delete nothing")
+    yes: bool = option("--yes", help="delete without asking")
+
+
+@command("results", "jobs.cli.launching.behaviour", "behaviour first --prompt 'the'")
 class BehaviourArguments(LaunchArguments, StudyArguments):
     """Compute what trained models do.
 
@@ -253,34 +218,60 @@ class BehaviourArguments(LaunchArguments, StudyArguments):
     force: bool = option("--force", help="compute it again, even if nothing has changed")
 
 
-COMMANDS = {
-    "plan": Command("launch", PlanArguments, "jobs.cli.launching.plan", "plan first.toml"),
-    "run": Command("launch", RunArguments, "jobs.cli.launching.run", "run first.toml --report"),
-    "status": Command("follow a study", StatusArguments, "jobs.cli.studying.status", "status first --watch"),
-    "list": Command("follow a study", ListArguments, "jobs.cli.studies.show_studies", "list --no-sizes"),
-    "logs": Command("follow a study", LogsArguments, "jobs.cli.studying.logs", "logs first rnn-adam-lr0.001 -f"),
-    "cancel": Command(
-        "follow a study", CancelArguments, "jobs.cli.studying.cancel", "cancel first --only 'arch=gru lr>0.001'"
-    ),
-    "retry": Command("launch", RetryArguments, "jobs.cli.launching.retry", "retry first --kind oom"),
-    "clean": Command("follow a study", CleanArguments, "jobs.cli.studies.clean_study", "clean first --dry-run"),
-    "behaviour": Command(
-        "results", BehaviourArguments, "jobs.cli.launching.behaviour", "behaviour first --prompt 'the'"
-    ),
-    "report": Command("results", ReportArguments, "jobs.cli.report.report", "report first second"),
-    "doctor": Command("this machine", DoctorArguments, "jobs.cli.doctor.doctor", "doctor --calibrate"),
-    "schema": Command(
-        "this machine", SchemaArguments, "jobs.cli.studying.schema", "schema --output manifest.schema.json"
-    ),
-    "data": Command("this machine", DataArguments, "jobs.cli.studying.data", "data ptb"),
-    "completion": Command(
-        "this machine",
-        CompletionArguments,
-        "jobs.cli.completion.completion",
-        "completion bash > ~/.local/share/bash-completion/completions/seqlm",
-    ),
-}
-"""The commands, by name, in the order of the help."""
+@command("results", "jobs.cli.launching.report", "report first second")
+class ReportArguments(Arguments):
+    """Write the report of one study, or of several together."""
+
+    studies: tuple[str, ...] = option(nargs="+", metavar="study", help=STUDY)
+    behaviour: bool | None = option("--behaviour", help=MISSING_BEHAVIOUR)
+    output: Path | None = option(
+        "--output",
+        metavar="DIR",
+        help="where to write (default: report in the study's folder; of several studies: next to their folders)",
+    )
+    watch: bool = option("--watch", help="write the report at each change until every run is over")
+
+
+@command("this machine", "jobs.cli.doctor.doctor", "doctor --calibrate")
+class DoctorArguments(CorpusArguments):
+    """Check this machine, or a cluster."""
+
+    backend: str | None = option("--backend", choices=BACKENDS, help="slurm: also check the cluster, with a trial job")
+    wait_s: int = option(
+        "--wait-s", type=positive, default=120, metavar="S", help="longest wait for the trial job (default: 120)"
+    )
+    calibrate: bool = option(
+        "--calibrate",
+        help="check fused operations on this device, then measure training speed, for the times of plan",
+    )
+
+
+@command("this machine", "jobs.cli.studying.schema", "schema --output manifest.schema.json")
+class SchemaArguments(Arguments):
+    """Print the JSON Schema of manifests, with which editors complete and check them."""
+
+    output: Path | None = option("--output", metavar="FILE", help="write it to this file instead")
+
+
+@command("this machine", "jobs.cli.studying.data", "data ptb")
+class DataArguments(Arguments):
+    """Download a corpus."""
+
+    corpus: str = option(choices=("ptb",), help="ptb: Penn Treebank")
+    to: Path | None = option("--to", metavar="DIR", help="default: the folder in which runs look for it")
+
+
+@command(
+    "this machine",
+    "jobs.cli.completion.completion",
+    "completion bash > ~/.local/share/bash-completion/completions/seqlm",
+)
+class CompletionArguments(Arguments):
+    """Print the completion script of a shell."""
+
+    shell: str = option(
+        choices=(*SHELLS, "studies"), help="a shell; studies: print the names of the studies, for the scripts"
+    )
 
 
 def parser(prog: str | None = None) -> Parser:

@@ -38,14 +38,9 @@ _seqlm_studies() {
 
 
 def completion(arguments: CompletionArguments) -> tuple[Any, int]:
-    """Print the completion script of a shell, or the names of the studies.
-
-    Raises:
-        UsageError: shtab, which writes the scripts, is not installed.
-    """
+    """Print the completion script of a shell, or the names of the studies."""
     if arguments.shell == "studies":
-        folders = arguments.runs_dir.iterdir() if arguments.runs_dir.is_dir() else iter(())
-        names = sorted(folder.name for folder in folders if folder.is_dir() and not folder.name.startswith("."))
+        names = sorted(path.name for path in arguments.runs_dir.glob("[!.]*") if path.is_dir())
         for name in names:
             terminal.say(name)
         return {"studies": names}, 0
@@ -54,7 +49,11 @@ def completion(arguments: CompletionArguments) -> tuple[Any, int]:
     except ImportError:
         raise UsageError('completion: the package shtab is not installed; use: pip install "shtab>=1.10,<2"') from None
     top = parser("seqlm")
-    for action in _actions(top):
+    found = list(top._actions)
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [inner for command in action.choices.values() for inner in command._actions]
+    for action in found:
         if action.dest in ("study", "studies"):
             action.complete = STUDIES  # type: ignore[attr-defined]
         elif action.dest == "manifest":
@@ -66,11 +65,3 @@ def completion(arguments: CompletionArguments) -> tuple[Any, int]:
     script = shtab.complete(top, arguments.shell, None, PREAMBLE.get(arguments.shell, ""))
     print(script, file=terminal.results())
     return {"shell": arguments.shell, "script": script}, 0
-
-
-def _actions(made: argparse.ArgumentParser) -> list[argparse.Action]:
-    found = list(made._actions)
-    for action in made._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            found += [inner for command in action.choices.values() for inner in command._actions]
-    return found

@@ -9,15 +9,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.backends.base import Finding, Level
-from jobs.backends.choice import BackendChoice, default_backend
+from jobs.backends.base import Finding
 from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import DoctorArguments, RunArguments, read
+from jobs.cli.request import BackendChoice, default_backend
 from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
 from jobs.terminal import memory, say_table, table
@@ -27,7 +27,8 @@ from seqlm.data.cache import cache_folder
 from seqlm.data.corpus import load_corpus
 from seqlm.errors import BackendError, SeqlmError, UsageError
 
-CALIBRATION = Path(__file__).resolve().parents[1] / "manifests" / "calibration.toml"
+ROOT = Path(__file__).resolve().parents[2]
+CALIBRATION = ROOT / "jobs" / "manifests" / "calibration.toml"
 LOW_DISK_BYTES = 2 * 1024**3
 SELF_CHECK_SECONDS = 600
 LOW_INODES = 10_000
@@ -36,11 +37,7 @@ LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 def doctor(arguments: DoctorArguments) -> tuple[Any, int]:
-    """Print findings about this machine, and about the cluster with ``--backend slurm``. Exit code 3: runs would fail.
-
-    Raises:
-        ManifestError: SLURM's site file is wrong.
-    """
+    """Print findings about this machine, and the cluster with ``--backend slurm``. Exit code 3: runs would fail."""
     findings = examine(arguments.runs_dir, find_data(arguments.data, None))
     if arguments.calibrate:
         findings += check_devices()
@@ -64,38 +61,41 @@ def calibrate(arguments: DoctorArguments) -> int:
     Returns the exit code.
     """
     from jobs.cli.launching import train  # only this option launches
-    from jobs.launch.options import LaunchOptions
+    from jobs.launch.job import LaunchOptions
     from jobs.manifests.load import load_manifest
     from jobs.plan.record import record_of
 
     manifest = load_manifest(CALIBRATION)
-    study_dir = arguments.runs_dir / manifest.study
     words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
     arguments_of_run = read(words)
     assert isinstance(arguments_of_run, RunArguments)
-    command = ["python", "launch.py", "doctor", "--calibrate"]
-    specs = [replace(spec, command=command) for spec in manifest.runs]
-    options = LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None))
-    return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1), None)[1]
+    specs = [replace(spec, command=["python", "launch.py", "doctor", "--calibrate"]) for spec in manifest.runs]
+    record = record_of(manifest, manifest.runs, None)
+    options = LaunchOptions(study_dir=arguments.runs_dir / manifest.study, record=record)
+    return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1))[1]
 
 
 def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     """Check everything that a launch on this machine needs."""
     try:
         gpus = machine.gpus()
-        devices = _devices(gpus)
+        devices = list(_devices(gpus))
     except UsageError as error:
-        gpus, devices = [], [Finding(level="bad", subject="GPU", text=str(error))]
-    findings = [_python(), _torch(gpus), _processor(), *devices]
-    findings += [_folder("runs", runs_dir), *_file_system(runs_dir)]
-    findings.append(_folder("cache", cache_folder()))
-    return [*findings, _git(), *_ray(), *_slurm(), _penn_treebank(data_path)]
-
-
-def _python() -> Finding:
-    found = versions()
-    text = ", ".join(f"{name} {version}" for name, version in found.items())
-    return Finding(level="ok", subject="versions", text=text)
+        gpus, devices = [], [Finding("bad", "GPU", str(error))]
+    bf16 = "bf16" if machine.has_bf16() else "no bf16"
+    return [
+        Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
+        _torch(gpus),
+        Finding("ok", "processor", f"{machine.cpu_model()}, {machine.cpu_count()} cores, {bf16}"),
+        *devices,
+        _folder("runs", runs_dir),
+        *_file_system(runs_dir),
+        _folder("cache", cache_folder()),
+        _git(),
+        _ray(),
+        *_slurm(),
+        _penn_treebank(data_path),
+    ]
 
 
 def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
@@ -106,42 +106,36 @@ def _torch(gpus: Sequence[machine.Gpu]) -> Finding:
         )
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no output"])[-1]
-        return Finding(level="bad", subject="torch", text=f"cannot be imported ({last}); install seqlm's requirements")
+        return Finding("bad", "torch", f"cannot be imported ({last}); install seqlm's requirements")
     except subprocess.TimeoutExpired:
-        return Finding(level="bad", subject="torch", text="importing it took more than two minutes")
+        return Finding("bad", "torch", "importing it took more than two minutes")
     version, cuda_devices = json.loads(answer.stdout)
     if gpus and not cuda_devices:
         text = f"{version} sees no CUDA device, yet the machine has {len(gpus)}; install a CUDA build of torch"
-        return Finding(level="bad", subject="torch", text=text)
-    return Finding(level="ok", subject="torch", text=f"{version}, {cuda_devices} CUDA devices")
+        return Finding("bad", "torch", text)
+    return Finding("ok", "torch", f"{version}, {cuda_devices} CUDA devices")
 
 
-def _processor() -> Finding:
-    bf16 = "bf16" if machine.has_bf16() else "no bf16"
-    return Finding(level="ok", subject="processor", text=f"{machine.cpu_model()}, {machine.cpu_count()} cores, {bf16}")
-
-
-def _devices(gpus: Sequence[machine.Gpu]) -> list[Finding]:
-    """Return the GPUs for runs, what an index means, and whether runs that share a GPU compute at the same time."""
-    found = [Finding(level="ok", subject=machine.short_name(gpu.id), text=gpu.name) for gpu in gpus]
+def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
+    """Yield the GPUs for runs, what an index means, and whether runs that share a GPU compute at the same time."""
+    for gpu in gpus:
+        yield Finding("ok", machine.short_name(gpu.id), gpu.name)
     for card in machine.cards():
         if card.has_mig and not card.instances:
             text = f"{card.whole.name} has MIG on and no instance; `nvidia-smi mig -cgi PROFILE -C` makes one"
-            found.append(Finding(level="note", subject=f"GPU {card.index}", text=text))
+            yield Finding("note", f"GPU {card.index}", text)
     if not gpus:
-        return [*found, Finding(level="note", subject="GPU", text="none; runs will train on the CPU")]
+        yield Finding("note", "GPU", "none; runs will train on the CPU")
+        return
     if note := machine.order_note():
-        found.append(Finding(level="note", subject="GPU", text=note))
-    return [*found, _mps()]
-
-
-def _mps() -> Finding:
+        yield Finding("note", "GPU", note)
     folder = machine.mps_directory(os.environ)
     if folder is None:
         text = "no MPS daemon: runs that share a GPU take turns; docs/ray.md says how to start one"
-        return Finding(level="note", subject="shares of a GPU", text=text)
-    text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"
-    return Finding(level="ok", subject="shares of a GPU", text=text)
+        yield Finding("note", "shares of a GPU", text)
+    else:
+        text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"
+        yield Finding("ok", "shares of a GPU", text)
 
 
 def _folder(subject: str, path: Path) -> Finding:
@@ -151,10 +145,9 @@ def _folder(subject: str, path: Path) -> Finding:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        return Finding(level="bad", subject=subject, text=f"cannot write in {existing}: {error.strerror or error}")
+        return Finding("bad", subject, f"cannot write in {existing}: {error.strerror or error}")
     free = shutil.disk_usage(existing).free
-    level: Level = "note" if free < LOW_DISK_BYTES else "ok"
-    return Finding(level=level, subject=subject, text=f"{path} is writable, {memory(free)} free")
+    return Finding("note" if free < LOW_DISK_BYTES else "ok", subject, f"{path} is writable, {memory(free)} free")
 
 
 def _existing(path: Path) -> Path:
@@ -167,62 +160,57 @@ def _file_system(runs_dir: Path) -> list[Finding]:
         lines = unprotected(_existing(runs_dir))
     except OSError:  # _folder has reported it
         return []
-    if not lines:
-        text = "locks, links, renaming and flushing of folders work on this host"
-        return [Finding(level="ok", subject="file system", text=text)]
-    return [Finding(level="note", subject="file system", text=line) for line in lines]
+    works = Finding("ok", "file system", "locks, links, renaming and flushing of folders work on this host")
+    return [Finding("note", "file system", line) for line in lines] or [works]
 
 
 def _git() -> Finding:
     if shutil.which("git") is None:
-        return Finding(level="note", subject="git", text="not found; runs will record no commit")
-    return Finding(level="ok", subject="git", text="found; runs record their commit")
+        return Finding("note", "git", "not found; runs will record no commit")
+    return Finding("ok", "git", "found; runs record their commit")
 
 
-def _ray() -> list[Finding]:
+def _ray() -> Finding:
     """Check that backend ray is installed, and that the cluster of ``RAY_ADDRESS`` answers."""
     if default_backend() != "ray":
-        return [Finding(level="note", subject="Ray", text="not installed; runs go to backend local")]
+        return Finding("note", "Ray", "not installed; runs go to backend local")
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        return [Finding(level="ok", subject="Ray", text="installed; one is started on this machine for each launch")]
-    choice = BackendChoice(name="ray", ray_address=address)
+        return Finding("ok", "Ray", "installed; one is started on this machine for each launch")
     try:
         if is_remote(address):
             RayJob(address)
-            return [Finding(level="ok", subject="Ray", text=f"a job server answers at {address}")]
-        return [Finding(level="ok", subject="Ray", text=choice.make().describe())]
+            return Finding("ok", "Ray", f"a job server answers at {address}")
+        return Finding("ok", "Ray", BackendChoice(name="ray", ray_address=address).make().describe())
     except BackendError as error:
-        return [Finding(level="bad", subject="Ray", text=str(error))]
+        return Finding("bad", "Ray", str(error))
 
 
 def _slurm() -> list[Finding]:
     """Return nothing without SLURM. The cluster itself is checked only on request, since that takes a job."""
     if shutil.which("sbatch") is None:
         return []
-    return [Finding(level="ok", subject="SLURM", text="sbatch found; `doctor --backend slurm` looks at the cluster")]
+    return [Finding("ok", "SLURM", "sbatch found; `doctor --backend slurm` looks at the cluster")]
 
 
 def _penn_treebank(data_path: Path | None) -> Finding:
     try:
         tokens = load_corpus(DataConfig(corpus="ptb"), data_path).tokens
     except SeqlmError as error:
-        return Finding(level="note", subject="Penn Treebank", text=str(error).splitlines()[0])
-    return Finding(level="ok", subject="Penn Treebank", text=f"found, {sum(tokens.values()):,} tokens, verified")
+        return Finding("note", "Penn Treebank", str(error).splitlines()[0])
+    return Finding("ok", "Penn Treebank", f"found, {sum(tokens.values()):,} tokens, verified")
 
 
 def check_devices() -> list[Finding]:
     """Compare fused operations with their equations on this machine's devices; takes half a minute on a CPU."""
-    here = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "seqlm.training.self_check"]
     try:
-        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=SELF_CHECK_SECONDS)
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SELF_CHECK_SECONDS)
     except subprocess.TimeoutExpired:
-        text = f"took more than {SELF_CHECK_SECONDS // 60} minutes"
-        return [Finding(level="bad", subject="self-check", text=text)]
+        return [Finding("bad", "self-check", f"took more than {SELF_CHECK_SECONDS // 60} minutes")]
     if answer.returncode:
         last = (answer.stderr.strip().splitlines() or ["no output"])[-1]
-        return [Finding(level="bad", subject="self-check", text=f"cannot be computed ({last})")]
+        return [Finding("bad", "self-check", f"cannot be computed ({last})")]
     return [Finding(**finding) for finding in json.loads(answer.stdout)]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TextIO, final
 
@@ -27,34 +29,8 @@ LEAST_DEVICE_WIDTH = 14
 LEAST_NAME_WIDTH = 8
 MOST_NAME_WIDTH = 36
 
-# rich's own template loads a font from the network; this template uses fonts of the reader's machine.
-SVG_FORMAT = """\
-<svg class="{unique_id}" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
-<style>
-.{unique_id}-matrix {{
-    font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace;
-    font-size: {char_height}px;
-    line-height: {line_height}px;
-    font-variant-east-asian: full-width;
-}}
-.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
-{styles}
-</style>
-<defs>
-<clipPath id="{unique_id}-clip-terminal">
-<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
-</clipPath>
-{lines}
-</defs>
-{chrome}
-<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
-{backgrounds}
-<g class="{unique_id}-matrix">
-{matrix}
-</g>
-</g>
-</svg>
-"""
+FONTS = '"DejaVu Sans Mono", Menlo, Consolas, monospace'
+"""Fonts of the picture, which the reader's machine has."""
 
 
 @final
@@ -99,7 +75,9 @@ def table_lines(
         lines += [layout.row(run) for run in runs[:number]]
         if number < len(runs):
             ellipsis = "..." if ascii_only else "…"
-            lines.append(Text(f"{ellipsis} and {_counted(runs[number:])}", style="dim"))
+            hidden = Counter(run.state for run in runs[number:])
+            counts = ", ".join(f"{count} {state}" for state, count in hidden.items())
+            lines.append(Text(f"{ellipsis} and {counts}", style="dim"))
     lines += below
     for line in lines:
         line.truncate(width, overflow="crop" if ascii_only else "ellipsis")
@@ -122,11 +100,6 @@ def allot(sizes: Sequence[int], lines: int, *, first_goes_before: bool = False) 
         if grown[group] <= sizes[group] and needed <= lines:
             shown = grown
     return shown
-
-
-def _counted(runs: Sequence[RunView]) -> str:
-    states = dict.fromkeys(run.state for run in runs)
-    return ", ".join(f"{sum(run.state == state for run in runs)} {state}" for state in states)
 
 
 def _summary(study: StudyView) -> Text:
@@ -199,23 +172,21 @@ class _Layout:
     def row(self, run: RunView) -> Text:
         line = Text(shortened(printable(run.name), self._name).ljust(self._name))
         line.append(self._gap).append(run.state.ljust(self._state), style=STYLES[run.state])
-        line.append(self._gap).append_text(self._drawn_bar(run))
+        part = (run.epochs_done + (run.share or 0.0)) / run.epochs if run.epochs else 0.0
+        full = min(self._bar, int(part * self._bar))
+        line.append(self._gap).append(self._full * full, style=STYLES[run.state])
+        line.append(self._empty * (self._bar - full), style="dim default")
         line.append(self._gap).append(_fraction(run).rjust(self._fraction) + _within(run).ljust(self._within))
         if run.state not in ("running", "done"):
             best = f"best {terminal.perplexity(run.best_val_ppl)}  " if run.best_val_ppl is not None else ""
-            line.append(f"{self._gap}{best}{_one_line(run.reason)}", style="red" if run.state == "failed" else "dim")
+            reason = printable(" ".join((run.reason or "").split()))
+            line.append(f"{self._gap}{best}{reason}", style="red" if run.state == "failed" else "dim")
             return line
         for title, width in self._numbers.items():
             line.append(self._gap).append(COLUMNS[title](run).rjust(width))
         if self._has_device_column:
             line.append(self._gap).append(printable(run.device or ""), style="dim")
         return line
-
-    def _drawn_bar(self, run: RunView) -> Text:
-        part = (run.epochs_done + (run.share or 0.0)) / run.epochs if run.epochs else 0.0
-        full = min(self._bar, int(part * self._bar))
-        bar = Text(self._full * full, style=STYLES[run.state])
-        return bar.append(self._empty * (self._bar - full), style="dim default")
 
     def devices_below(self) -> list[Text]:
         if self._has_device_column or not self._running_on:
@@ -252,10 +223,6 @@ def shortened(name: str, width: int) -> str:
     return f"{name[: width - 1 - tail]}~{name[-tail:]}"
 
 
-def _one_line(text: str | None) -> str:
-    return printable(" ".join((text or "").split()))
-
-
 def live(stream: TextIO, latest: Callable[[], StudyView | None] | None = None) -> Live:
     """Return a place on a terminal for the table. The last table stays.
 
@@ -273,7 +240,9 @@ def live(stream: TextIO, latest: Callable[[], StudyView | None] | None = None) -
 
 
 def svg(study: StudyView, width: int = 112) -> str:
-    """Return the whole table as an SVG that loads nothing from the network."""
+    """Return the whole table as an SVG that loads nothing from the network, as rich's own does."""
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(StudyTable(study, whole=True))
-    return console.export_svg(title=f"seqlm: {study.name}", code_format=SVG_FORMAT)
+    text = console.export_svg(title=f"seqlm: {study.name}")
+    text = re.sub(r"<!--.*?-->\n?|@font-face \{.*?\}\n?", "", text, flags=re.DOTALL)
+    return text.replace("Fira Code, monospace", FONTS)

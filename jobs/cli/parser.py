@@ -131,27 +131,18 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
 
-def whole(text: str) -> int:
-    """Read a whole number, 0 or more.
+def _number(kind: Callable[[str], float], is_valid: Callable[[float], bool], valid: str) -> Callable[[str], float]:
+    """Return a reader of the numbers that meet a condition, for the ``type`` of an option."""
 
-    Raises:
-        ArgumentTypeError: it is none. So do the other readers of a number.
-    """
-    return int(_checked(text, int, lambda number: number >= 0, "a whole number, 0 or more"))
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if is_valid(number := kind(text)):
+                return number
+        raise argparse.ArgumentTypeError(f"expected {valid}, got {text}")
 
-
-def positive(text: str) -> int:
-    """Read a whole number, 1 or more."""
-    return int(_checked(text, int, lambda number: number >= 1, "a whole number, 1 or more"))
+    return read
 
 
-def above_zero(text: str) -> float:
-    """Read a finite number above 0."""
-    return _checked(text, float, lambda number: 0 < number < math.inf, "a number above 0")
-
-
-def _checked(text: str, kind: Callable[[str], float], is_valid: Callable[[float], bool], valid: str) -> float:
-    with contextlib.suppress(ValueError):
-        if is_valid(number := kind(text)):
-            return number
-    raise argparse.ArgumentTypeError(f"expected {valid}, got {text}")
+whole = _number(int, lambda number: number >= 0, "a whole number, 0 or more")
+positive = _number(int, lambda number: number >= 1, "a whole number, 1 or more")
+above_zero = _number(float, lambda number: 0 < number < math.inf, "a number above 0")

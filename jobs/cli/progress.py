@@ -24,7 +24,7 @@ from jobs.study.squeue import Scheduler
 from seqlm import machine
 from seqlm.errors import SeqlmError, printable
 from seqlm.files import read_json
-from seqlm.rundir import Observation, RunDirectory
+from seqlm.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -57,10 +57,12 @@ class Watcher:
 
     def look(self) -> StudyView:
         """Return the study as it is now."""
-        ids = self._listed() if self._ids is None else self._ids
-        views = [view for run_id in ids if (view := self._still_over(run_id)) is not None]
-        over = {view.id for view in views}
-        rest = [run for run_id in ids if run_id not in over and self._is_run(run := self._run(run_id))]
+        views, rest = [], []
+        for run in map(RunDirectory, self._folders()):
+            if (view := self._still_over(run)) is not None:
+                views.append(view)
+            elif (self._ids is None and run.id in self._known) or run.config_file.is_file():
+                rest.append(run)
         work = at_work(self._study_dir, self._scheduler, {run.id for run in rest})
         views += [self._read(run, work) for run in rest]
         views.sort(key=lambda view: view.order)
@@ -92,27 +94,22 @@ class Watcher:
         """Return the seconds to wait before the next poll, after one that took ``took_seconds``."""
         return max(self._every_seconds or LOOK_SECONDS, took_seconds / LOOK_SHARE)
 
-    def _run(self, run_id: str) -> RunDirectory:
-        return RunDirectory(self._study_dir / run_id)
-
-    def _listed(self) -> list[str]:
+    def _folders(self) -> list[Path]:
+        if self._ids is not None:
+            return [self._study_dir / run_id for run_id in self._ids]
         try:
-            return [folder.name for folder in self._study_dir.iterdir()]
+            return list(self._study_dir.iterdir())
         except OSError:
             return []
 
-    def _is_run(self, run: RunDirectory) -> bool:
-        """Whether the folder is that of a run. A known run of a listed folder is not checked again."""
-        return (self._ids is None and run.id in self._known) or run.config_file.is_file()
-
-    def _still_over(self, run_id: str) -> RunView | None:
+    def _still_over(self, run: RunDirectory) -> RunView | None:
         """Return the kept view of a run that was over at the last poll; ``None`` if its outcome has changed."""
-        if run_id not in self._over:
+        if run.id not in self._over:
             return None
-        file, written, view = self._over[run_id]
+        file, written, view = self._over[run.id]
         if _written(file) == written:
             return view
-        del self._over[run_id]
+        del self._over[run.id]
         return None
 
     def _read(self, run: RunDirectory, work: AtWork) -> RunView:
@@ -125,16 +122,13 @@ class Watcher:
         return view
 
     def _observe(self, run: RunDirectory, work: AtWork) -> ObservedRun:
-        known = self._known.get(run.id)
-        if known is None:
-            observed = look_at(run, work)
-            if observed.config is not None:
-                self._known[run.id] = observed
-            return observed
-        try:
-            return replace(known, observation=observe_run(run, work))
-        except SeqlmError:
-            return look_at(run, work)  # a file was damaged meanwhile; the reason names it
+        if run.id in self._known:
+            with contextlib.suppress(SeqlmError):  # a file was damaged meanwhile; the reason below names it
+                return replace(self._known[run.id], observation=observe_run(run, work))
+        observed = look_at(run, work)
+        if observed.config is not None:
+            self._known[run.id] = observed
+        return observed
 
 
 def _written(path: Path) -> float:
@@ -150,15 +144,13 @@ def _view(observed: ObservedRun, *, is_over: bool) -> RunView:
     epochs: Sequence[Mapping[str, Any]] = []
     progress: dict[str, Any] = {}
     worker: dict[str, Any] = {}
-    try:
+    with contextlib.suppress(SeqlmError):  # the observation's reason names the file if it matters
         epochs, _ = run.read_metrics()
         attempt = run.last_attempt() if observed.observation.state not in ("queued", "pending") else 0
         if attempt:
             worker = read_json(run.attempt_dir(attempt) / "worker.json") or {}
         if attempt and observed.observation.state == "running":
             progress = read_json(run.progress_file(attempt)) or {}
-    except SeqlmError:
-        pass  # the observation's reason names the file if it matters
     if progress.get("epoch") != observed.epochs_done:
         progress = {}  # of an epoch that is over
     last = epochs[-1] if epochs else {}
@@ -166,15 +158,13 @@ def _view(observed: ObservedRun, *, is_over: bool) -> RunView:
     rate = _number(progress.get("train_tokens_per_second"))
     durations = [number for epoch in epochs if (number := _number(epoch.get("epoch_seconds"))) is not None]
     shape: Hashable = None
-    seconds: float | None = None
+    seconds = statistics.median(durations) if durations and config else None
     if config is not None:
         train = config.train
         shape = (config.model, config.data, train.batch_size, train.seq_len, train.precision)
-        if durations:
-            seconds = statistics.median(durations)
-        elif rate and steps:
+        if seconds is None and rate and steps:
             seconds = steps * train.batch_size * train.seq_len / rate
-    gpu = [machine.short_name(str(worker["gpu"]))] if worker.get("gpu") else []
+    gpu = machine.short_name(str(worker["gpu"])) if worker.get("gpu") else None
     return RunView.of(
         observed,
         share=min(1.0, step / steps) if step is not None and steps else None,
@@ -183,7 +173,7 @@ def _view(observed: ObservedRun, *, is_over: bool) -> RunView:
         val_ppl=_number(last.get("val_ppl")),
         tokens_per_second=rate or _number(last.get("train_tokens_per_second")),
         host=str(worker["host"]) if worker.get("host") else None,
-        device=" ".join([*gpu, *([str(worker["device"])] if worker.get("device") else [])]) or None,
+        device=" ".join(str(part) for part in (gpu, worker.get("device")) if part) or None,
         shape=shape,
         seconds_per_epoch=seconds,
         is_over=is_over,
@@ -213,16 +203,16 @@ def compared(runs: Sequence[RunView], places: Mapping[str, int], host: str) -> l
 
 def expected_seconds_per_epoch(runs: Sequence[RunView]) -> list[float | None]:
     """Return the time of each run's epoch: its own, else the median of its shape, of its architecture, or ``None``."""
-    by_shape: defaultdict[Hashable, list[float]] = defaultdict(list)
-    by_arch: defaultdict[str, list[float]] = defaultdict(list)
+    measured: defaultdict[Hashable, list[float]] = defaultdict(list)
     for run in runs:
         if run.seconds_per_epoch is not None:
-            by_shape[run.shape].append(run.seconds_per_epoch)
-            by_arch[run.arch].append(run.seconds_per_epoch)
-    shapes = {shape: statistics.median(seconds) for shape, seconds in by_shape.items()}
-    archs = {arch: statistics.median(seconds) for arch, seconds in by_arch.items()}
+            measured["shape", run.shape].append(run.seconds_per_epoch)
+            measured["arch", run.arch].append(run.seconds_per_epoch)
+    typical = {key: statistics.median(seconds) for key, seconds in measured.items()}
     return [
-        shapes.get(run.shape, archs.get(run.arch)) if run.seconds_per_epoch is None else run.seconds_per_epoch
+        typical.get(("shape", run.shape), typical.get(("arch", run.arch)))
+        if run.seconds_per_epoch is None
+        else run.seconds_per_epoch
         for run in runs
     ]
 
@@ -263,83 +253,64 @@ def tell_skipped(planned: Sequence[PlannedRun]) -> None:
             tell(f"skipped {item.spec.name}: {item.reason}")
 
 
+CAUSES = {
+    "oom": "was short of memory (smaller micro-batches)",
+    "preempted": "was preempted",
+    "timeout": "ran out of time",
+    "node": "lost its node",
+}
+"""Kind of failure -> why a run is tried again."""
+
+
 @final
 class LaunchProgress:
-    """Shows the events of a launch on stderr: a line for each, and on a terminal the table of the study below them."""
+    """Shows a launch on stderr: a line for each event, and on a terminal the table of the study below them."""
 
-    def __init__(self, study_dir: Path, where: str) -> None:
-        """``where`` says where the runs go."""
-        self._study_dir = study_dir
-        self._where = where
-        self._total = 0
-        self._ended = 0
-        self._width = 0
-        self._table: Live | None = None
-
-    def start(self, planned: Sequence[PlannedRun]) -> LaunchProgress:
-        """Print what is to be done, show the table if there is one, and return this object."""
+    def __init__(self, study_dir: Path, where: str, planned: Sequence[PlannedRun]) -> None:
+        """Print what is to be done and where, and show the table if there is one."""
         todo = [item for item in planned if item.action != "skip"]
-        terminal.tell(f"{study_name(self._study_dir)}: {len(todo)} of {len(planned)} runs to do on {self._where}")
+        terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do on {where}")
         tell_skipped(planned)
         self._total = len(todo)
+        self._ended = 0
         self._width = max((len(item.spec.name) for item in todo), default=0)
+        self._table: Live | None = None
         if todo and not terminal.is_quiet() and terminal.can_redraw(sys.stderr):
             from jobs.cli.live_table import live  # rich: only where the table is shown
 
-            self._table = live(sys.stderr, Watcher(self._study_dir, [item.run.id for item in planned]).latest)
+            self._table = live(sys.stderr, Watcher(study_dir, [item.run.id for item in planned]).latest)
             self._table.start()
-        return self
 
-    def __call__(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
         """Show an event."""
-        name = event.planned.spec.name.ljust(self._width)
-        observation = event.observation
-        match event.kind:
+        kind, item, seen = event
+        best = f"best val ppl {terminal.perplexity(seen.best_val_ppl)}"
+        match kind:
             case "started":
-                verb = "resumes" if event.planned.action == "resume" else "starts"
-                self._say(f"{name}  {verb}{f' {event.planned.reason}' if event.planned.reason else ''}")
+                verb = "resumes" if item.action == "resume" else "starts"
+                words = [f"{verb} {item.reason or ''}".rstrip()]
             case "epoch":
-                done = 0 if observation.epoch is None else observation.epoch + 1
-                epochs = event.planned.spec.config.train.epochs
-                if self._table is None:  # the table shows epochs, which would fill the screen
-                    self._say(f"{name}  epoch {done}/{epochs}  {_best(observation)}")
+                if self._table is not None:  # it shows epochs, which would fill the screen
+                    return
+                done = 0 if seen.epoch is None else seen.epoch + 1
+                words = [f"epoch {done}/{item.spec.config.train.epochs}", best]
             case "retried":
-                reason = f": {observation.reason}" if observation.reason else ""
-                self._say(f"{name}  {_cause(observation)}, tried again{reason}")
+                # Without a kind, the worker exited with EXIT_BUSY and wrote no failure.
+                reason = f": {seen.reason}" if seen.reason else ""
+                words = [f"{CAUSES.get(str(seen.kind), 'had another worker at it')}, tried again{reason}"]
             case "ended":
                 self._ended += 1
-                trains = observation.best_val_ppl is not None
-                detail = observation.reason or (_best(observation) if trains else "")
-                words = [name, observation.state, detail, f"({self._ended}/{self._total})"]
-                self._say("  ".join(word for word in words if word))
+                detail = seen.reason or (best if seen.best_val_ppl is not None else "")
+                words = [seen.state, detail, f"({self._ended}/{self._total})"]
             case _:
-                assert_never(event.kind)
-
-    def close(self) -> None:
-        """Remove the table from the terminal; printed lines stay. May be called more than once."""
-        if self._table is not None:
-            self._table.stop()
-
-    def _say(self, line: str) -> None:
+                assert_never(kind)
+        line = "  ".join(filter(None, [item.spec.name.ljust(self._width), *words]))
         if self._table is None:
             terminal.tell(line)
         else:
             self._table.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
-
-def _best(observation: Observation) -> str:
-    return f"best val ppl {terminal.perplexity(observation.best_val_ppl)}"
-
-
-def _cause(observation: Observation) -> str:
-    match observation.kind:
-        case "oom":
-            return "was short of memory (smaller micro-batches)"
-        case "preempted":
-            return "was preempted"
-        case "timeout":
-            return "ran out of time"
-        case "node":
-            return "lost its node"
-        case _:  # the worker exited with EXIT_BUSY and wrote no failure
-            return "had another worker at it"
+    def close(self) -> None:
+        """Remove the table from the terminal; printed lines stay. May be called more than once."""
+        if self._table is not None:
+            self._table.stop()

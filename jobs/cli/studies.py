@@ -21,22 +21,12 @@ KEPT_LINES = 10
 
 
 def show_studies(arguments: ListArguments) -> tuple[dict[str, Any], int]:
-    """Show the studies.
-
-    Raises:
-        FileError: the runs folder cannot be read.
-    """
+    """Show the studies."""
     studies = list_studies(arguments.runs_dir, with_sizes=not arguments.no_sizes)
     now = time.time()
     rows = [
-        [
-            study.name,
-            state_text(study),
-            age(study.changed_at, now),
-            perplexity(study.best_val_ppl),
-            memory(study.size_bytes),
-        ]
-        for study in studies
+        [one.name, state_text(one), age(one.changed_at, now), perplexity(one.best_val_ppl), memory(one.size_bytes)]
+        for one in studies
     ]
     say_table(table(["study", "state", "changed", "best val ppl", "size"], rows, right=(3, 4)))
     if not studies:
@@ -48,7 +38,7 @@ def state_text(study: StudySummary) -> str:
     """Such as ``5 of 12 done, 1 running, 2 failed``; what is wrong with the folder, if anything is."""
     others = [f"{study.states[state]} {state}" for state in STATES if state != "done" and study.states.get(state)]
     counts = [f"{study.states.get('done', 0)} of {study.runs} done", *others] if study.runs else []
-    return "; ".join([*([", ".join(counts)] if counts else []), *([study.problem] if study.problem else [])])
+    return "; ".join(filter(None, (", ".join(counts), study.problem)))
 
 
 def age(changed_at: float | None, now: float) -> str:
@@ -84,13 +74,7 @@ def _record(study: StudySummary) -> dict[str, Any]:
 
 
 def clean_study(arguments: CleanArguments) -> tuple[dict[str, Any], int]:
-    """Show what may be deleted, ask, and delete it.
-
-    Raises:
-        UsageError: there is no such study, it belongs to another user, or the answer is not yes.
-        RunBusyError: the study is being launched.
-        FileError: a file of the study cannot be read.
-    """
+    """Show what may be deleted, ask, and delete it."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     if is_behaviour_study(study_dir):
         raise UsageError(f"{study_dir} holds behaviour jobs; expected their study: clean {study_dir.parent}")
@@ -117,11 +101,8 @@ def clean_study(arguments: CleanArguments) -> tuple[dict[str, Any], int]:
 
 
 def _show(study_dir: Path, found: Found) -> None:
-    rows = []
-    for kind, note in KINDS.items():
-        items = [item for item in found.leftovers if item.kind == kind]
-        if items:
-            rows.append([kind, str(len(items)), memory(sum(item.size_bytes for item in items)), note])
+    by_kind = {kind: [item.size_bytes for item in found.leftovers if item.kind == kind] for kind in KINDS}
+    rows = [[kind, str(len(sizes)), memory(sum(sizes)), KINDS[kind]] for kind, sizes in by_kind.items() if sizes]
     if rows:
         say_table(table(["kind", "number", "size", ""], rows, right=(1, 2)))
     else:

@@ -50,12 +50,7 @@ def chosen_runs(arguments: StudyArguments, study_dir: Path) -> list[ObservedRun]
 
 
 def status(arguments: StatusArguments) -> tuple[Any, int]:
-    """Print the state of each run, once or at each change.
-
-    Raises:
-        UsageError: there is no such study, or two options exclude each other.
-        FileError: the picture cannot be written.
-    """
+    """Print the state of each run, once or at each change."""
     if arguments.watch and arguments.json:
         raise UsageError("--watch shows changes as they come, --json prints one document; use one of them")
     study_dir = find_study(arguments.study, arguments.runs_dir)
@@ -97,11 +92,7 @@ def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:
 
 
 def logs(arguments: LogsArguments) -> tuple[Any, int]:
-    """Print the last lines of each run's latest attempt, or follow one run.
-
-    Raises:
-        UsageError: there is no such study or run, or two options exclude each other.
-    """
+    """Print the last lines of each run's latest attempt, or follow one run."""
     from jobs.study.logs import follow_logs, print_log
 
     study_dir = find_study(arguments.study, arguments.runs_dir)
@@ -137,16 +128,22 @@ def _named(runs: Sequence[ObservedRun], text: str, study_dir: Path) -> list[Obse
 
 
 def cancel(arguments: CancelArguments) -> tuple[Any, int]:
-    """Stop runs that are not over, and wait until they have stopped. Exit code 1 if one has not.
-
-    Raises:
-        UsageError: there is no such study, or all runs would stop and nobody has confirmed that.
-    """
+    """Stop runs that are not over, and wait until they have stopped. Exit code 1 if one has not."""
     from jobs.study.cancel import mark, wait_for_locks, wait_until_stopped
 
     study_dir = find_study(arguments.study, arguments.runs_dir)
     runs = chosen_runs(arguments, study_dir)
-    _confirm_cancel(arguments, study_dir, runs)
+    if arguments.all and arguments.only:
+        raise UsageError("--all cancels every run, --only some of them; use one of them")
+    number = sum(run.observation.state in ("pending", "queued", "running") for run in runs)
+    if number and not arguments.all and not arguments.only:
+        what = f"all {number} runs" if number > 1 else "the one run"
+        what = f"{what} of {printable(study_name(study_dir))} that {'are' if number > 1 else 'is'} not over"
+        terminal.confirm(
+            f"cancel {what}",
+            without_terminal=f"cancel would stop {what}; add --all, or choose some with --only",
+            refused="nothing is cancelled; choose runs with --only, or answer y",
+        )
     jobs = read_jobs(study_dir)
     marked = mark(runs)
     with_job = [one for one in marked if one.run.id in jobs]
@@ -176,35 +173,11 @@ def cancel(arguments: CancelArguments) -> tuple[Any, int]:
     return {"study": study_dir.name, "runs": records}, EXIT_RUN_FAILED if any(problems.values()) else 0
 
 
-def _confirm_cancel(arguments: CancelArguments, study_dir: Path, runs: Sequence[ObservedRun]) -> None:
-    """Make sure that all runs are meant if no ``--only`` chooses some.
-
-    Raises:
-        UsageError: they are not, or there is no terminal to ask on.
-    """
-    if arguments.all and arguments.only:
-        raise UsageError("--all cancels every run, --only some of them; use one of them")
-    number = sum(run.observation.state in ("pending", "queued", "running") for run in runs)
-    if arguments.all or arguments.only or not number:
-        return
-    what = f"all {number} runs" if number > 1 else "the one run"
-    what = f"{what} of {printable(study_name(study_dir))} that {'are' if number > 1 else 'is'} not over"
-    terminal.confirm(
-        f"cancel {what}",
-        without_terminal=f"cancel would stop {what}; add --all, or choose some with --only",
-        refused="nothing is cancelled; choose runs with --only, or answer y",
-    )
-
-
 # -- schema, data -------------------------------------------------------------------------------------------------
 
 
 def schema(arguments: SchemaArguments) -> tuple[Any, int]:
-    """Print the JSON Schema of manifests, or write it to a file.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
+    """Print the JSON Schema of manifests, or write it to a file."""
     from jobs.manifests.json_schema import manifest_schema
 
     found = manifest_schema()
@@ -218,11 +191,7 @@ def schema(arguments: SchemaArguments) -> tuple[Any, int]:
 
 
 def data(arguments: DataArguments) -> tuple[Any, int]:
-    """Download a corpus and verify it.
-
-    Raises:
-        DownloadError: a file cannot be fetched or is not the right one.
-    """
+    """Download a corpus and verify it."""
     from seqlm.data.corpus import downloaded_ptb
     from seqlm.data.ptb_download import download_ptb
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.launch.options import LaunchOptions
+from jobs import terminal
+from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import find_data
 from jobs.manifests.filters import select
 from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
-from jobs.study.folder import AtWork, ObservedRun, at_work, observe_run, observe_study
+from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study
 from seqlm.config import RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
@@ -29,24 +29,13 @@ from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
 """Settings that flags can set."""
-
-
-def jobs_dir(study_dir: Path) -> Path:
-    """Return the folder of a study's behaviour jobs."""
-    return study_dir / BEHAVIOUR_FOLDER
+WORKER = "analysis.behaviour"
+"""The module that computes the behaviour of one model: ``python -m analysis.behaviour JOB_DIR``."""
+FAILURES = ("failed", "cancelled", "missing")
+"""States of a job without which the behaviour of its run is not available."""
 
 
 # -- which runs ----------------------------------------------------------------------------------------------------
-
-
-def listed_fingerprints(study_dir: Path) -> list[str]:
-    """Return the fingerprints listed under ``behaviour`` in ``study.json``; empty if there is no such file.
-
-    Raises:
-        FileError: the file is damaged.
-    """
-    listed = (read_json(study_record_file(study_dir)) or {}).get("behaviour")
-    return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
 
 
 def choose(
@@ -70,7 +59,7 @@ def choose(
     if listed:
         return [run for run in done if _config(run).fingerprint() in listed]
     best: dict[str, str] = {}
-    for run in sorted(filter(_has_perplexity, done), key=_perplexity):
+    for run in _best_first(done):
         best.setdefault(_config(run).model.arch, run.run.id)
     return [run for run in done if run.run.id in best.values()]
 
@@ -86,7 +75,7 @@ def judge_of(run: ObservedRun, runs: Sequence[ObservedRun]) -> ObservedRun | Non
         and other.config.data == _config(run).data
         and other.run.best_checkpoint.is_file()
     ]
-    return min(filter(_has_perplexity, judges), key=_perplexity, default=None)
+    return next(iter(_best_first(judges)), None)
 
 
 def _config(run: ObservedRun) -> RunConfig:
@@ -94,13 +83,10 @@ def _config(run: ObservedRun) -> RunConfig:
     return run.config
 
 
-def _has_perplexity(run: ObservedRun) -> bool:
-    return run.observation.best_val_ppl is not None
-
-
-def _perplexity(run: ObservedRun) -> float:
-    found = run.observation.best_val_ppl
-    return math.inf if found is None else found
+def _best_first(runs: Iterable[ObservedRun]) -> list[ObservedRun]:
+    """Return the runs that have a validation perplexity, by it."""
+    found = [(run.observation.best_val_ppl, run) for run in runs if run.observation.best_val_ppl is not None]
+    return [run for _, run in sorted(found, key=lambda pair: pair[0])]
 
 
 # -- whether a result still holds ----------------------------------------------------------------------------------
@@ -138,9 +124,7 @@ def is_current(
         return False
     settings = result.get("settings")
     expected = {**default_settings(config), **given}
-    return isinstance(settings, Mapping) and all(
-        key in settings and settings[key] == value for key, value in expected.items()
-    )
+    return isinstance(settings, Mapping) and expected == {key: settings[key] for key in expected if key in settings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,28 +144,19 @@ class BehaviourJob:
         return self.run.name
 
     def is_current(self, given: Mapping[str, Any]) -> bool:
-        """Return whether the stored result equals what would be computed now."""
-        run = self.run.run
-        if not (run.behaviour_file.is_file() and run.samples_file.is_file()):
-            return False
-        result: dict[str, Any] | None = None
-        with contextlib.suppress(FileError):  # a damaged result counts as no result
-            result = self.folder.read_result()
-        return is_current(
-            result,
-            _config(self.run),
-            given,
-            checkpoint_sha256=self.checkpoint_sha256,
-            judge_sha256=self.judge_sha256,
-        )
+        """Return whether the stored result equals what would be computed now. A damaged result counts as none."""
+        run, digests = self.run.run, {"checkpoint_sha256": self.checkpoint_sha256, "judge_sha256": self.judge_sha256}
+        with contextlib.suppress(FileError):
+            has_files = run.behaviour_file.is_file() and run.samples_file.is_file()
+            return has_files and is_current(self.folder.read_result(), _config(self.run), given, **digests)
+        return False
 
     def last_settings(self) -> dict[str, Any]:
         """Return the settings that flags set at the job's last launch; empty if it was never launched."""
-        task: dict[str, Any] = {}
         with contextlib.suppress(FileError):
-            task = read_json(self.folder.task_file) or {}
-        settings = task.get("settings")
-        return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
+            settings = (read_json(self.folder.task_file) or {}).get("settings")
+            return {key: settings[key] for key in SETTINGS if key in settings} if isinstance(settings, dict) else {}
+        return {}
 
     def task(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of the job's task file."""
@@ -196,64 +171,31 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
         FileError: ``study.json`` is damaged, or a checkpoint cannot be read.
     """
     runs = observe_study(study_dir)
-    chosen = choose(runs, listed=listed_fingerprints(study_dir), only=only, exclude=exclude)
+    listed = (read_json(study_record_file(study_dir)) or {}).get("behaviour")
+    listed = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
     checksum = functools.cache(file_sha256)  # a judge of several runs is read once
     jobs = []
-    for run in chosen:
+    for run in choose(runs, listed=listed, only=only, exclude=exclude):
         judge = judge_of(run, runs)
-        jobs.append(
-            BehaviourJob(
-                run=run,
-                judge=judge,
-                folder=RunDirectory(jobs_dir(study_dir) / run.run.id),
-                checkpoint_sha256=checksum(run.run.best_checkpoint),
-                judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
-            )
+        job = BehaviourJob(
+            run=run,
+            judge=judge,
+            folder=RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.run.id),
+            checkpoint_sha256=checksum(run.run.best_checkpoint),
+            judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
         )
+        jobs.append(job)
     return jobs
 
 
-WORKER = "analysis.behaviour"
-"""The module that computes the behaviour of one model: ``python -m analysis.behaviour JOB_DIR``."""
+# -- as a launch ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The result of one behaviour job, for the command line."""
-
-    name: str
-    id: str
-    state: str
-    """The state of a run, or ``missing`` (no checkpoint, nothing computed), or ``kept`` (no checkpoint any more, but an
-    earlier result)."""
-    reason: str | None
-    judge: str | None
-    """Id of the run that judges its samples."""
-
-    @property
-    def is_failure(self) -> bool:
-        """Whether the run's behaviour is not available."""
-        return self.state in ("failed", "cancelled", "missing")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "id": self.id, "state": self.state, "reason": self.reason, "judge": self.judge}
-
-
-@dataclass(frozen=True, kw_only=True)
 class BehaviourLaunch:
     """The behaviour jobs of a study, with the settings to compute them with."""
 
-    study_dir: Path
-    jobs: tuple[BehaviourJob, ...]
-    """Every chosen job, whether or not it needs computing."""
-    specs: list[RunSpec]
-    """The runs to launch: the configuration of each run whose job needs computing, on one rank."""
-    tasks: Mapping[str, Mapping[str, Any]]
-    """Run id of each job that needs computing -> content of its task file."""
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         study_dir: Path,
         *,
         only: Sequence[str] = (),
@@ -261,66 +203,65 @@ class BehaviourLaunch:
         given: Mapping[str, Any] | None = None,
         force: bool = False,
         data: Path | None = None,
-    ) -> BehaviourLaunch:
-        """Find the jobs of a study and those that need computing. Reads checkpoints, writes nothing.
+    ) -> None:
+        """Find the jobs and those that need computing. Reads checkpoints, writes nothing.
 
-        Args:
-            study_dir: the study's folder.
-            only: filters of ``--only``.
-            exclude: filters of ``--exclude``.
-            given: settings set by flags. ``None`` means that each job keeps the settings of its last launch.
-            force: recompute every job, even those that are up to date.
-            data: path of the corpus. ``None``: ``SEQLM_DATA``, else the path that the run trained with.
+        ``given`` are the settings set by flags; ``None`` means that each job keeps the settings of its last launch.
+        With ``force``, jobs that are up to date are computed too. ``data`` is the path of the corpus; ``None``:
+        ``SEQLM_DATA``, else the path that the run trained with.
 
         Raises:
             UsageError: a filter is wrong, or no run passes.
             FileError: a file cannot be read.
         """
-        jobs = tuple(find_jobs(study_dir, only=only, exclude=exclude))
-        specs, tasks = [], {}
-        for job in jobs:
+        self.study_dir = study_dir
+        self.jobs = find_jobs(study_dir, only=only, exclude=exclude)
+        """Every chosen job, whether or not it needs computing."""
+        self.specs: list[RunSpec] = []
+        """The runs to launch: the configuration of each run whose job needs computing, on one rank."""
+        self.tasks: dict[str, dict[str, Any]] = {}
+        """Run id of each job that needs computing -> content of its task file."""
+        for job in self.jobs:
             settings = job.last_settings() if given is None else given
             if job.checkpoint_sha256 is None or (job.is_current(settings) and not force):
                 continue
             spec, run_id = job.run.to_spec(), job.run.run.id
             flags = [f"--{key}={value}" for key, value in settings.items()]
             command = ["python", "launch.py", "behaviour", str(study_dir), "--only", f"id={run_id}", *flags]
-            resources = replace(spec.resources, ranks=1)
-            path = find_data(data, spec.data_path)
-            specs.append(replace(spec, resources=resources, data_path=path, command=command))
-            tasks[run_id] = job.task(settings)
-        return cls(study_dir=study_dir, jobs=jobs, specs=specs, tasks=tasks)
+            resources, path = replace(spec.resources, ranks=1), find_data(data, spec.data_path)
+            self.specs.append(replace(spec, resources=resources, data_path=path, command=command))
+            self.tasks[run_id] = job.task(settings)
 
-    def options(self, tell: Callable[[str], None] = lambda line: None) -> LaunchOptions:
+    def options(self) -> LaunchOptions:
         """Return the options by which a launch of these jobs differs from a launch of runs."""
         return LaunchOptions(
-            study_dir=jobs_dir(self.study_dir),
+            study_dir=self.study_dir / BEHAVIOUR_FOLDER,
             worker=("-m", WORKER),
             code_dir=self.study_dir,
             untracked=kept_untracked(self.study_dir),
             tasks=self.tasks,
             canary=False,
-            policy=replace(kept_policy(self.study_dir, tell), oom=0),  # it has no micro-batches to make smaller
-            tell=tell,
+            policy=replace(kept_policy(self.study_dir, terminal.tell), oom=0),  # it has no micro-batches
         )
 
-    def outcomes(self) -> list[Outcome]:
-        """Return the state of each job, read from its folder."""
-        work = at_work(jobs_dir(self.study_dir))
+    def outcomes(self) -> list[dict[str, Any]]:
+        """Return each job as ``behaviour --json`` shows it: ``name``, ``id``, ``state``, ``reason``, and its judge.
+
+        The state is that of a run, or ``missing`` (no checkpoint, nothing computed), or ``kept`` (no checkpoint any
+        more, but an earlier result).
+        """
+        work = at_work(self.study_dir / BEHAVIOUR_FOLDER)
         found = []
         for job in self.jobs:
-            state, reason = self._state(job, work)
             judge = None if job.judge is None else job.judge.run.id
-            found.append(Outcome(name=job.name, id=job.folder.id, state=state, reason=reason, judge=judge))
+            if job.checkpoint_sha256 is not None:
+                seen = observe_run(job.folder, work)
+                state, reason = str(seen.state), seen.reason
+                if state == "done":
+                    reason = "computed" if job.folder.id in self.tasks else "up to date"
+            elif job.run.run.behaviour_file.is_file():
+                state, reason = "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
+            else:
+                state, reason = "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
+            found.append({"name": job.name, "id": job.folder.id, "state": state, "reason": reason, "judge": judge})
         return found
-
-    def _state(self, job: BehaviourJob, work: AtWork) -> tuple[str, str | None]:
-        """Return the state of a job and its reason, as in :class:`Outcome`."""
-        if job.checkpoint_sha256 is None:
-            if job.run.run.behaviour_file.is_file():
-                return "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
-            return "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
-        seen = observe_run(job.folder, work)
-        if seen.state == "done":
-            return seen.state, "computed" if job.folder.id in self.tasks else "up to date"
-        return seen.state, seen.reason

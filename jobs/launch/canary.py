@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs import terminal
 from jobs.backends.base import Backend
-from jobs.launch.dispatch import Dispatcher, Event
-from jobs.launch.options import LaunchOptions
+from jobs.launch.dispatch import Dispatcher
+from jobs.launch.job import LaunchOptions
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
@@ -22,7 +22,7 @@ from seqlm.environment import CANARY
 from seqlm.errors import BackendError, CanaryError, FileError
 from seqlm.machine import CUDA_BYTES
 from seqlm.run_layout import CANARY_FOLDER
-from seqlm.rundir import FailureKind, RunDirectory
+from seqlm.rundir import RunDirectory
 
 CANARY_ABOVE = 10
 """Up to this many runs start without canaries. A user watches a few runs; a large grid fails overnight."""
@@ -30,12 +30,6 @@ STEPS = 8
 """Steps of a canary: three to warm up, one captured on a GPU (``seqlm.training.step``), and four that are timed."""
 POLICY = Policy(oom=0, max_stalled_retries=1)
 """Retry once after a lost node. Never shrink micro-batches: a canary that runs out of memory must be reported."""
-
-
-def _memory(item: PlannedRun) -> int:
-    """Return the estimated bytes of one rank of a run."""
-    assert item.estimate is not None, "prepared runs have an estimate"
-    return item.estimate.memory_bytes
 
 
 def wanted(choice: bool | None, todo: Iterable[PlannedRun]) -> bool:
@@ -49,16 +43,25 @@ def wanted(choice: bool | None, todo: Iterable[PlannedRun]) -> bool:
 def check(todo: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:
     """Run a canary for each architecture-optimizer pair that has no passed canary yet, and return if all pass.
 
-    A canary that failed in an earlier launch runs again. ``todo`` are the runs about to start or resume, as prepared,
-    and ``backend`` is open.
+    A canary that failed in an earlier launch runs again. A canary that passed stands for runs of its pair that have
+    the same resources and need no more memory. ``todo`` are the runs about to start or resume, as prepared, and
+    ``backend`` is open.
 
     Raises:
         CanaryError: a canary failed.
         BackendError: a run needs more memory than its share of a GPU has, as measured by the canaries.
     """
     passed = _passed(options.study_dir, backend.name)
-    starting = choose(item for item in todo if item.action == "start")
-    chosen = [item for item in starting if not any(canary.stands_for(item) for canary in passed)]
+    chosen = [
+        item
+        for item in choose(item for item in todo if item.action == "start")
+        if not any(
+            canary["pair"] == _pair(item.spec.config)
+            and canary["resources"] == replace(item.spec.resources, priority=0)
+            and canary["estimate"] >= _memory(item)
+            for canary in passed
+        )
+    ]
     if chosen:
         _run(chosen, backend, code, options)
         passed = _passed(options.study_dir, backend.name)
@@ -76,83 +79,10 @@ def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
     return [max(runs, key=lambda item: (_memory(item), -item.spec.config.optim.lr)) for runs in pairs.values()]
 
 
-def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:
-    tell = options.tell
-    pairs = ", ".join(_pair(item.spec.config) for item in chosen)
-    tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
-    failed: dict[str, str] = {}
-    kinds: set[FailureKind | None] = set()
-
-    def on_event(event: Event) -> None:
-        run, spec = event.planned.run, event.planned.spec
-        if event.kind != "ended":
-            return
-        pair, record = _pair(spec.config), run.read_canary()
-        if record is not None:
-            figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
-            tell(f"canary {pair} passes: {figures}")
-        else:
-            tell(f"canary {pair} fails")
-            kinds.add(event.observation.kind)
-            log = run.stderr_log(max(1, run.last_attempt()))
-            failed[run.id] = f"canary {pair} ({spec.name}): {event.observation.reason}; see {log}"
-
-    canaries = [_prepare(item, options.study_dir) for item in chosen]
-    options = replace(options, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
-    Dispatcher(backend, code, options, on_event=on_event).dispatch(canaries)
-    if failed:
-        # A failure of kind `code`, such as a wrong device, would fail every run.
-        hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"
-        raise CanaryError("\n".join([*failed.values(), f"no run of the grid was started{hint}"]))
-
-
-def _prepare(item: PlannedRun, study_dir: Path) -> PlannedRun:
-    """Create the folder of a run's canary and delete the measurements of an earlier canary in it."""
-    run = RunDirectory.canary(study_dir, item.run.id)
-    run.create(item.spec.config, {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)})
-    run.canary_file.unlink(missing_ok=True)
-    # by_hand: failures of an earlier launch do not count.
-    return PlannedRun(spec=item.spec, run=run, observation=run.observe(), action="start", reason=None, by_hand=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Passed:
-    """A canary that passed, in this launch or an earlier one."""
-
-    pair: str
-    resources: Resources
-    """Without the priority, which does not affect whether a run fits."""
-    memory_bytes: int
-    """Estimated bytes of one rank of its run."""
-    record: dict[str, Any]
-    """Contents of its ``canary.json``."""
-
-    def stands_for(self, item: PlannedRun) -> bool:
-        """Return whether this canary shows that a run fits and trains."""
-        return (
-            self.pair == _pair(item.spec.config)
-            and self.resources == replace(item.spec.resources, priority=0)
-            and self.memory_bytes >= _memory(item)
-        )
-
-
-def _passed(study_dir: Path, backend: str) -> list[_Passed]:
-    """Return the canaries of a study that passed on a backend. An unreadable one counts as not passed."""
-    found = []
-    for file in sorted(study_dir.glob(f"{CANARY_FOLDER}/*/canary.json")):
-        run = RunDirectory(file.parent)
-        with contextlib.suppress(FileError):
-            record, job, provenance = run.read_canary(), run.read_job(), run.read_provenance()
-            if record and job and job["backend"] == backend and "memory_estimate_bytes" in provenance:
-                found.append(
-                    _Passed(
-                        pair=_pair(run.read_config()),
-                        resources=replace(Resources.from_dict(job["resources"]), priority=0),
-                        memory_bytes=provenance["memory_estimate_bytes"],
-                        record=record,
-                    )
-                )
-    return found
+def _memory(item: PlannedRun) -> int:
+    """Return the estimated bytes of one rank of a run."""
+    assert item.estimate is not None, "prepared runs have an estimate"
+    return item.estimate.memory_bytes
 
 
 def _pair(config: RunConfig) -> str:
@@ -160,32 +90,85 @@ def _pair(config: RunConfig) -> str:
     return f"{config.model.arch}-{config.optim.optimizer}"
 
 
-def _require_room(todo: Iterable[PlannedRun], passed: Iterable[_Passed]) -> None:
+def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:
+    pairs = ", ".join(_pair(item.spec.config) for item in chosen)
+    terminal.tell(f"canaries first, {STEPS} steps each: {pairs} (--no-canary starts without them)")
+    canaries = []
+    for item in chosen:
+        run = RunDirectory.canary(options.study_dir, item.run.id)
+        run.create(item.spec.config, {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)})
+        run.canary_file.unlink(missing_ok=True)  # of an earlier canary
+        # by_hand: failures of an earlier launch do not count.
+        canary = PlannedRun(
+            spec=item.spec, run=run, observation=run.observe(), action="start", reason=None, by_hand=True
+        )
+        canaries.append(canary)
+    options = replace(options, policy=POLICY, env={**options.env, CANARY.name: str(STEPS)})
+    failed: list[str] = []
+    kinds = set()
+    with contextlib.closing(Dispatcher(backend, code, options, writes_queue=False).dispatch(canaries)) as events:
+        for kind, item, seen in events:
+            if kind != "ended":
+                continue
+            pair, record = _pair(item.spec.config), item.run.read_canary()
+            if record is not None:
+                figures = f"{record['step_seconds']:.2g} s a step, {terminal.memory(record['peak_memory_bytes'])}"
+                terminal.tell(f"canary {pair} passes: {figures}")
+            else:
+                terminal.tell(f"canary {pair} fails")
+                kinds.add(seen.kind)
+                log = item.run.stderr_log(max(1, item.run.last_attempt()))
+                failed.append(f"canary {pair} ({item.spec.name}): {seen.reason}; see {log}")
+    if failed:
+        # A failure of kind `code`, such as a wrong device, would fail every run.
+        hint = "" if kinds == {"code"} else "; --no-canary starts it without canaries"
+        raise CanaryError("\n".join([*failed, f"no run of the grid was started{hint}"]))
+
+
+def _passed(study_dir: Path, backend: str) -> list[dict[str, Any]]:
+    """Return the canaries of a study that passed on a backend, the smallest first. An unreadable one has not passed.
+
+    Each is its ``canary.json`` with its pair, its resources without the priority, which does not affect whether a run
+    fits, and the estimated bytes of one rank of its run.
+    """
+    found = []
+    for file in sorted(study_dir.glob(f"{CANARY_FOLDER}/*/canary.json")):
+        run = RunDirectory(file.parent)
+        with contextlib.suppress(FileError):
+            record, job, estimate = (
+                run.read_canary(),
+                run.read_job(),
+                run.read_provenance().get("memory_estimate_bytes"),
+            )
+            if record and job and job["backend"] == backend and estimate is not None:
+                resources = replace(Resources.from_dict(job["resources"]), priority=0)
+                found.append({**record, "pair": _pair(run.read_config()), "resources": resources, "estimate": estimate})
+    return sorted(found, key=lambda canary: canary["estimate"])
+
+
+def _require_room(todo: Iterable[PlannedRun], passed: Iterable[dict[str, Any]]) -> None:
     """Check that runs which share a GPU fit together, so that none runs out of memory hours later.
 
     What a run needs is what the largest passed canary of its pair held, scaled by the estimates.
-
-    Raises:
-        BackendError: a run needs more memory than its share of the GPU. The message names the run that lacks most.
     """
-    largest = {canary.pair: canary for canary in sorted(passed, key=lambda canary: canary.memory_bytes)}
+    largest = {canary["pair"]: canary for canary in passed}
     lacking: list[tuple[float, float, PlannedRun, dict[str, Any]]] = []  # bytes that it lacks, and that it needs
     for item in todo:
-        canary, gpus = largest.get(_pair(item.spec.config)), item.spec.resources.gpus
-        card = canary.record.get("device_memory_bytes") if canary else None
-        if canary is None or card is None or not gpus or gpus == 1:
+        canary, gpus = largest.get(_pair(item.spec.config), {}), item.spec.resources.gpus
+        card = canary.get("device_memory_bytes")
+        if card is None or not gpus or gpus == 1:
             continue
-        held = canary.record.get("reserved_memory_bytes") or canary.record["peak_memory_bytes"]
-        needs = held * (_memory(item) / canary.memory_bytes) + CUDA_BYTES
+        held = canary.get("reserved_memory_bytes") or canary["peak_memory_bytes"]
+        needs = held * (_memory(item) / canary["estimate"]) + CUDA_BYTES
         if needs > gpus * card:
-            lacking.append((needs - gpus * card, needs, item, canary.record))
+            lacking.append((needs - gpus * card, needs, item, canary))
     if not lacking:
         return
-    _, needs, item, record = max(lacking, key=lambda found: found[0])
-    gpus, card = item.spec.resources.gpus or 0, record["device_memory_bytes"]
+    _, needs, item, canary = max(lacking, key=lambda found: found[0])
+    gpus, card = item.spec.resources.gpus or 0, canary["device_memory_bytes"]
     share = math.ceil(100 * needs / card) / 100
     others = f"; {len(lacking) - 1} more need more than their share" if len(lacking) > 1 else ""
     raise BackendError(
-        f"{item.spec.name} needs {terminal.memory(needs)}, but its share of {record['device']} is {gpus:g}, "
+        f"{item.spec.name} needs {terminal.memory(needs)}, but its share of {canary['device']} is {gpus:g}, "
         f"{terminal.memory(gpus * card)}; use resources.gpus = {min(share, 1):g} or more{others}"
     )

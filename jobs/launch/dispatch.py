@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
 import os
 import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from types import FrameType
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
+from jobs import terminal
+from jobs.attempt.attempt import Attempt
 from jobs.attempt.heartbeat import hung_seconds
-from jobs.attempt.outcome import failure_record
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
-from jobs.attempt.supervisor import worker_variables
+from jobs.attempt.supervisor import failure_record, worker_variables
 from jobs.backends.base import Backend
-from jobs.launch.job import Job, job_record, next_attempt, put_aside_unless_cancelled
-from jobs.launch.options import LaunchOptions
-from jobs.launch.reports import QueueReports, Warnings, files_of
+from jobs.launch.job import Job, LaunchOptions, files_of, job_record, next_submission
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
+from jobs.study.folder import write_queue
 from jobs.study.kept_code import Code
 from seqlm.errors import EXIT_BUSY, FileError
 from seqlm.rundir import Observation
@@ -36,12 +35,13 @@ LOOKS = 3
 """Number of looks at the files of an ended run before an error in reading them becomes its failure."""
 STOP_SECONDS = 60.0
 """Time that workers have to stop before they are killed. A step at the published sizes takes seconds on a CPU."""
+QUEUE_SECONDS = 1.0
+"""Least time between two writings of the queue for ``status``."""
 
 EventKind: TypeAlias = Literal["started", "epoch", "retried", "ended"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened to a run, for progress displays."""
 
     kind: EventKind
@@ -57,36 +57,25 @@ class Dispatcher:
     ``node``.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        code: Code,
-        options: LaunchOptions,
-        *,
-        on_event: Callable[[Event], None],
-        tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
-    ) -> None:
+    def __init__(self, backend: Backend, code: Code, options: LaunchOptions, *, writes_queue: bool = True) -> None:
         """Start nothing yet.
 
         Args:
             backend: an open backend.
             code: what workers run.
             options: of the launch. Variables that seqlm sets override those in ``env``.
-            on_event: called with each event.
-            tell_queue: called with the runs that wait and why (run id -> reason), whenever that changes.
+            writes_queue: whether to record for ``status`` which runs wait and why, whenever that changes.
 
         Raises:
             UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
         """
         self._backend = backend
         self._code = code
+        self._options = options
         self._argv = (sys.executable, *options.worker)
-        self._on_event = on_event
-        self._max_parallel = options.max_parallel
-        self._policy = options.policy
         self._env = {**options.env, **worker_variables(options.policy)}
         hung_seconds({**os.environ, **self._env})  # a wrong value is an error before anything starts
-        self._tell = options.tell
+        self._events: list[Event] = []
         self._queue = Queue(())
         self._live: list[Job] = []
         self._ended: list[Job] = []
@@ -97,14 +86,17 @@ class Dispatcher:
         """By run id, the attempts that found another worker at the run."""
         self._troubles: defaultdict[str, list[Failed]] = defaultdict(list)
         """By run id, the times in a row that its files could not be read or written."""
-        self._to_put_aside: dict[str, Callable[[], None]] = {}
+        self._to_put_aside: dict[str, dict[str, Any]] = {}
+        """By run id, how to put the failure of the previous attempt aside, until that is done."""
         self._unwritten: list[tuple[PlannedRun, dict[str, Any]]] = []
         """Final failures that could not be written yet."""
-        self._warnings = Warnings(options.tell)
-        self._queue_reports = QueueReports(tell_queue, self._warnings)
+        self._warnings: set[str] = set()
+        self._writes_queue = writes_queue
+        self._queue_written: dict[str, str] | None = None
+        self._queue_tried_at = -math.inf
 
-    def dispatch(self, planned: Sequence[PlannedRun]) -> None:
-        """Run everything that is to start or resume, and return when all of it has ended.
+    def dispatch(self, planned: Sequence[PlannedRun]) -> Generator[Event, None, None]:
+        """Run everything that is to start or resume, until all of it has ended. Close the iterator to stop the workers.
 
         Resources are resolved. A run with an estimate takes its place in the queue by that.
 
@@ -113,63 +105,62 @@ class Dispatcher:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have stopped and can be resumed.
         """
         todo = [item for item in planned if item.action != "skip"]
-        self._queue = Queue(todo, max_parallel=self._max_parallel)
+        self._queue = Queue(todo, max_parallel=self._options.max_parallel)
         for item in todo:
-            aside = functools.partial(put_failure_aside, item.run, by_hand=item.by_hand, seen=item.observation)
-            self._to_put_aside[item.run.id] = aside
-            with self._warnings.instead_of_errors(item):
+            self._epochs[item.run.id] = item.observation.epoch
+            self._to_put_aside[item.run.id] = {"by_hand": item.by_hand, "seen": item.observation}
+            with self._warnings_for(item):
                 self._put_aside(item)
         with _interruptible():
             try:
                 while self._queue or self._live or self._ended:
                     self._start_what_fits()
-                    self._queue_reports.update(self._queue)
+                    yield from self._new_events()
+                    self._write_queue()
                     self._backend.wait(POLL_SECONDS)
                     self._collect()
+                    yield from self._new_events()
             except BaseException:
                 self._stop_all()
                 raise
-        self._queue_reports.update(self._queue, at_once=True)
+        self._write_queue(at_once=True)
         self._write_failures()
         if self._unwritten:
             names = ", ".join(item.spec.name for item, _ in self._unwritten)
             raise FileError(f"{names}: failed, but failure.json cannot be written; the warnings above say why")
 
+    def _new_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _start_what_fits(self) -> None:
-        while (item := self._next()) is not None:
+        while True:
+            live = [(job.expected_end, self._backend.held(job.id)) for job in self._live]
+            item = self._queue.take(self._backend.free(), live, time.monotonic())
+            if item is None:
+                return
             try:
                 with files_of(item.run):
                     self._put_aside(item)
                     observation = item.run.observe()
-                    attempt, submission = next_attempt(
-                        item, policy=self._policy, argv=self._argv, code=self._code, env=self._env
-                    )
+                    submission = next_submission(item, argv=self._argv, env=self._env, code=self._code)
                 if observation.state == "cancelled":  # from another terminal while it waited
-                    self._on_event(Event(kind="ended", planned=item, observation=observation))
+                    self._events.append(Event("ended", item, observation))
                     continue
                 job_id = self._backend.submit(submission)
             except FileError as error:
                 self._have_trouble(item, error)
                 continue
             # Kept before anything else can fail, so that an error stops this worker too.
-            job = Job(
-                id=job_id,
-                planned=item,
-                attempt=attempt,
-                started=time.monotonic(),
-                record=job_record(self._backend.name, job_id, submission),
-            )
+            attempt = Attempt(submission, self._options.policy)
+            record = job_record(self._backend.name, job_id, submission)
+            job = Job(id=job_id, planned=item, attempt=attempt, record=record)
             self._live.append(job)
-            self._epochs.setdefault(item.run.id, item.observation.epoch)
-            self._write_record(job)
-            self._on_event(Event(kind="started", planned=item, observation=item.observation))
-
-    def _next(self) -> PlannedRun | None:
-        """Take the next run that can start now out of the queue."""
-        live = [(job.expected_end, self._backend.held(job.id)) for job in self._live]
-        return self._queue.take(self._backend.free(), live, time.monotonic())
+            with self._warnings_for(item):
+                job.write_record()
+            self._events.append(Event("started", item, item.observation))
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS
@@ -180,51 +171,40 @@ class Dispatcher:
                 self._ended.append(job)
             elif look:
                 self._look_at(job)
-                self._stop_if_cancelled(job)
-                self._end_if_hung(job)
-        if look:
-            self._looked_at = time.monotonic()
         now = time.monotonic()
+        if look:
+            self._looked_at = now
         due = [job for job in self._ended if job.look_at <= now]
         self._ended = [job for job in self._ended if job.look_at > now]
         for job in due:
             self._has_ended(job)
 
     def _look_at(self, job: Job) -> None:
-        observation: Observation | None = None
-        with self._warnings.instead_of_errors(job.planned):
-            observation = job.run.observe(queued=True)
-        if observation is not None:
-            self._tell_of_epochs(job.planned, observation)
-        self._write_record(job)
-
-    def _write_record(self, job: Job) -> None:
-        with self._warnings.instead_of_errors(job.planned):
+        """Note the progress of a live run, and stop it if it was cancelled or hangs."""
+        item = job.planned
+        with self._warnings_for(item):
+            self._note_epoch(item, item.run.observe(queued=True))
+        with self._warnings_for(item):
             job.write_record()
-
-    def _tell_of_epochs(self, item: PlannedRun, observation: Observation) -> None:
-        if observation.epoch != self._epochs[item.run.id]:
-            self._epochs[item.run.id] = observation.epoch
-            self._on_event(Event(kind="epoch", planned=item, observation=observation))
-
-    def _stop_if_cancelled(self, job: Job) -> None:
-        if not job.run.is_cancelled():
-            return
         now = time.monotonic()
-        if job.stop_asked is None or now - job.stop_asked > STOP_SECONDS:
+        if item.run.is_cancelled() and (job.stop_asked is None or now - job.stop_asked > STOP_SECONDS):
             self._backend.stop(job.id, force=job.stop_asked is not None)
             job.stop_asked = now
-
-    def _end_if_hung(self, job: Job) -> None:
         if job.attempt.is_hung():
-            with self._warnings.instead_of_errors(job.planned):
+            with self._warnings_for(item):
                 job.attempt.record_hang("the launcher, which watches its files")
             self._backend.stop(job.id, force=True)
 
+    def _note_epoch(self, item: PlannedRun, observation: Observation) -> None:
+        if observation.epoch != self._epochs[item.run.id]:
+            self._epochs[item.run.id] = observation.epoch
+            self._events.append(Event("epoch", item, observation))
+
     def _has_ended(self, job: Job) -> None:
         """Read how the run of an ended job is, and queue it again if the policy retries its failure."""
-        item, run = job.planned, job.run
-        self._write_record(job)
+        item, run = job.planned, job.planned.run
+        with self._warnings_for(item):
+            job.write_record()
         try:
             with files_of(run):
                 observation = job.observe_end()
@@ -239,28 +219,16 @@ class Dispatcher:
             self._ended.append(job)
             return
         self._troubles.pop(run.id, None)
-        self._tell_of_epochs(item, observation)
+        self._note_epoch(item, observation)
         if decision.delay is not None:
-            aside = functools.partial(put_failure_aside, run, micro_batches=job.attempt.micro_batches)
-            self._to_put_aside[run.id] = aside
+            self._to_put_aside[run.id] = {"micro_batches": job.attempt.micro_batches}
             self._put_back(item, observation, decision.delay)
             return
         if decision.why:
-            with self._warnings.instead_of_errors(item):
+            with self._warnings_for(item):
                 let_stand(run, decision)
                 observation = run.observe()
-        self._on_event(Event(kind="ended", planned=item, observation=observation))
-
-    def _put_back(self, item: PlannedRun, observation: Observation, delay: float) -> None:
-        """Queue a failed run for its next attempt, in ``delay`` seconds."""
-        action = item.action
-        with self._warnings.instead_of_errors(item):
-            self._put_aside(item)
-            action = "resume" if item.run.has_checkpoint() else "start"
-        again = replace(item, action=action, reason=None, observation=observation)
-        self._queue.put_back(again, not_before=time.monotonic() + delay)
-        self._queue_reports.update(self._queue, at_once=True)
-        self._on_event(Event(kind="retried", planned=item, observation=observation))
+        self._events.append(Event("ended", item, observation))
 
     def _decide(self, job: Job, observation: Observation) -> Decision:
         """Decide whether the run of an ended job is tried again.
@@ -269,48 +237,85 @@ class Dispatcher:
         counts it, as a failure of kind ``node``.
         """
         is_busy = job.ended is not None and job.ended.exit_code == EXIT_BUSY
-        busy = self._busy[job.run.id]
+        busy = self._busy[job.planned.run.id]
         decision = job.attempt.decide({"kind": "node" if is_busy else observation.kind}, busy)
         if is_busy:
-            busy.append(Failed(kind="node", progress=progress_of(job.run)))
+            busy.append(Failed(kind="node", progress=progress_of(job.planned.run)))
         return decision
+
+    def _put_back(self, item: PlannedRun, observation: Observation, delay: float) -> None:
+        """Queue a failed run for its next attempt, in ``delay`` seconds."""
+        action = item.action
+        with self._warnings_for(item):
+            self._put_aside(item)
+            action = "resume" if item.run.has_checkpoint() else "start"
+        again = replace(item, action=action, reason=None, observation=observation)
+        self._queue.put_back(again, not_before=time.monotonic() + delay)
+        self._write_queue(at_once=True)
+        self._events.append(Event("retried", item, observation))
+
+    def _write_queue(self, *, at_once: bool = False) -> None:
+        """Record which runs wait if that has changed. ``at_once``: even if the last record was a moment ago."""
+        reasons, now = dict(self._queue.reasons), time.monotonic()
+        is_due = at_once or not self._queue or now - self._queue_tried_at >= QUEUE_SECONDS
+        if not self._writes_queue or not is_due or reasons == self._queue_written:
+            return
+        self._queue_tried_at = now
+        try:
+            write_queue(self._options.study_dir, reasons)
+            self._queue_written = reasons
+        except FileError as error:
+            self._warn(f"{error}; status shows an older queue")
 
     # -- files of one run that cannot be read or written -----------------------------------------------------------
 
-    def _put_aside(self, item: PlannedRun) -> None:
-        """Put the failure of the previous attempt aside, unless that is done.
+    def _warn(self, line: str) -> None:
+        """Print a warning, once."""
+        if line not in self._warnings:
+            self._warnings.add(line)
+            terminal.tell(f"warning: {line}")
 
-        Raises:
-            FileError, OSError: it cannot be read or moved.
-        """
-        if item.run.id in self._to_put_aside:
-            self._to_put_aside[item.run.id]()
-            del self._to_put_aside[item.run.id]
+    @contextlib.contextmanager
+    def _warnings_for(self, item: PlannedRun) -> Iterator[None]:
+        """Warn of an error in reading or writing the files of a run, and go on. The caller does the block again."""
+        try:
+            with files_of(item.run):
+                yield
+        except FileError as error:
+            self._warn(f"{item.spec.name}: {error}")
+
+    def _put_aside(self, item: PlannedRun) -> None:
+        """Put the failure of the previous attempt aside, unless that is done or the run was cancelled meanwhile."""
+        how = self._to_put_aside.get(item.run.id)
+        if how is None:
+            return
+        if how.get("by_hand") or (item.run.read_failure() or {}).get("kind") != "cancelled":
+            put_failure_aside(item.run, **how)
+        del self._to_put_aside[item.run.id]
 
     def _have_trouble(self, item: PlannedRun, error: FileError) -> None:
         """Count an error in the files of a run as a failure of kind ``node``, which only this launcher knows.
 
         What the worker has written meanwhile stays in place until it can be read.
         """
-        run, epoch = item.run, self._epochs.get(item.run.id)
+        run, epoch = item.run, self._epochs[item.run.id]
         failed = Failed(kind="node", progress=(0 if epoch is None else epoch + 1, 0))
-        decision = decide(self._policy, self._troubles[run.id], failed, most_micro_batches=1)
+        decision = decide(self._options.policy, self._troubles[run.id], failed, most_micro_batches=1)
         self._troubles[run.id].append(failed)
         message = f"{error}{decision.why}"
         observation = replace(item.observation, state="failed", reason=f"node: {message}", kind="node")
         if decision.delay is not None:
-            self._to_put_aside.setdefault(run.id, functools.partial(put_aside_unless_cancelled, run))
+            self._to_put_aside.setdefault(run.id, {})
             self._put_back(item, observation, decision.delay)
             return
-        failure = failure_record("node", message, where="its launcher", stands=True)
-        self._unwritten.append((item, failure))
+        self._unwritten.append((item, failure_record("node", message, where="its launcher", stands=True)))
         self._write_failures()
-        self._on_event(Event(kind="ended", planned=item, observation=observation))
+        self._events.append(Event("ended", item, observation))
 
     def _write_failures(self) -> None:
         """Write the final failures that could not be written before; keep those that still cannot."""
         for item, failure in list(self._unwritten):
-            with self._warnings.instead_of_errors(item):
+            with self._warnings_for(item):
                 item.run.write_failure_once(failure)
                 self._unwritten.remove((item, failure))
 
@@ -322,7 +327,7 @@ class Dispatcher:
         try:
             if self._live:
                 workers = f"{len(self._live)} run{'s' if len(self._live) > 1 else ''}"
-                self._tell(f"stopping {workers} between two steps; once more ends them at once")
+                terminal.tell(f"stopping {workers} between two steps; once more ends them at once")
             for job in self._live:
                 self._backend.stop(job.id, force=False)
             while self._live and time.monotonic() < deadline:
@@ -337,7 +342,7 @@ class Dispatcher:
         self._live = [job for job in self._live if self._backend.poll(job.id) is None]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Treat SIGTERM and SIGHUP as Ctrl-C while the block runs."""
 

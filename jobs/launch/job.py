@@ -1,23 +1,57 @@
-"""An attempt as its launcher follows it: the submission, the record of it, and how it ended."""
+"""The options of a launch, and an attempt as its launcher follows it: submission, record, and how it ended."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from jobs.attempt.attempt import Attempt
-from jobs.attempt.outcome import Ended
-from jobs.attempt.retry import put_failure_aside, timestamp
+from jobs.attempt.attempt import Attempt, prepare
+from jobs.attempt.retry import timestamp
+from jobs.attempt.supervisor import Ended
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Submission
 from jobs.study.folder import this_launcher
 from jobs.study.kept_code import Code
 from seqlm.environment import DATA, MICRO_BATCHES
+from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.rundir import Observation, RunDirectory, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """The options of a launch, apart from its runs."""
+
+    study_dir: Path
+    """The folder that holds the job folders."""
+    worker: tuple[str, ...] = ("-m", "seqlm.training.worker")
+    """The worker's command line, without the interpreter and the job's folder."""
+    code_dir: Path | None = None
+    """The study folder that keeps the code. ``None`` means ``study_dir``."""
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Run id -> content of ``task.json``, for jobs that do not train. They run again, however they ended before."""
+    live_code: bool = False
+    """Run workers from the working tree instead of the copy kept with the study."""
+    untracked: Sequence[str] = ()
+    """Files to keep with the code although git does not track them."""
+    retry: bool = False
+    """Also launch runs that failed or were cancelled."""
+    max_parallel: int | None = None
+    """Maximum number of runs at once. ``None`` means as many as the backend has room for."""
+    policy: Policy = field(default_factory=Policy)
+    """How often failed runs are retried automatically, and how often runs save checkpoints."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables for the workers."""
+    canary: bool | None = None
+    """Whether canaries run before the grid. ``None`` means that the number of runs decides."""
+    record: Mapping[str, Any] | None = None
+    """What to write about the manifest in ``study.json``. ``None`` means that no manifest is known."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -28,26 +62,22 @@ class Job:
     """The backend's id."""
     planned: PlannedRun
     attempt: Attempt
-    started: float
-    """When it was submitted, on the monotonic clock."""
     record: dict[str, Any] | None
     """The content of ``job.json`` until it is written."""
+    started: float = field(default_factory=time.monotonic)
+    """When it was submitted. This and the other times are on the monotonic clock."""
     stop_asked: float | None = None
-    """When it was asked to stop because the run was cancelled, on the monotonic clock."""
+    """When it was asked to stop because the run was cancelled."""
     ended: Ended | None = None
     """``None``: it is queued or running."""
     looks: int = 0
     """How often reading or writing the run's files has failed since the job ended."""
     look_at: float = -math.inf
-    """When to look at the files of the ended job, on the monotonic clock."""
-
-    @property
-    def run(self) -> RunDirectory:
-        return self.planned.run
+    """When to look at the files of the ended job."""
 
     @property
     def expected_end(self) -> float | None:
-        """Expected end, on the monotonic clock. ``None``: unknown."""
+        """Expected end. ``None``: unknown."""
         seconds = self.planned.seconds
         return None if seconds is None else self.started + seconds
 
@@ -58,7 +88,7 @@ class Job:
             FileError, OSError: it cannot be written; the next call tries again.
         """
         if self.record is not None:
-            write_json(self.run.job_file, self.record)
+            write_json(self.planned.run.job_file, self.record)
             self.record = None
 
     def observe_end(self) -> Observation:
@@ -71,10 +101,10 @@ class Job:
             FileError, OSError: the run's files cannot be read or written.
         """
         assert self.ended is not None, "asked of ended jobs only"
-        was_asked = self.stop_asked is not None
+        run, was_asked = self.planned.run, self.stop_asked is not None
         self.attempt.record_exit(self.ended, was_asked=was_asked, where="outside the worker's own code")
-        observation = self.run.observe()
-        failure = self.run.read_failure() if observation.state == "running" else None
+        observation = run.observe()
+        failure = run.read_failure() if observation.state == "running" else None
         if failure is None:
             return observation
         kind = failure.get("kind", "code")
@@ -82,36 +112,39 @@ class Job:
         return replace(observation, state=state, reason=f"{kind}: {failure.get('message')}", kind=kind)
 
 
-def put_aside_unless_cancelled(run: RunDirectory) -> None:
-    """Put a failure aside that could not be read before, unless it is a cancellation that was written meanwhile.
+@contextlib.contextmanager
+def files_of(run: RunDirectory) -> Iterator[None]:
+    """Turn an ``OSError`` in the block into one line about the run.
 
     Raises:
-        FileError: it cannot be read or moved.
+        FileError: the block raised an ``OSError``.
     """
-    if (run.read_failure() or {}).get("kind") != "cancelled":
-        put_failure_aside(run)
+    try:
+        yield
+    except OSError as error:
+        raise FileError.from_os_error("read or write", error.filename or run.path, error) from None
 
 
-def next_attempt(
-    item: PlannedRun, *, policy: Policy, argv: Sequence[str], code: Code, env: Mapping[str, str]
-) -> tuple[Attempt, Submission]:
-    """Return the next attempt of a run, and what starts it.
+def next_submission(item: PlannedRun, *, argv: Sequence[str], env: Mapping[str, str], code: Code) -> Submission:
+    """Return what starts the next attempt of a run.
 
-    Args:
-        item: the run.
-        policy: decides whether the run is tried again after it.
-        argv: the worker's command without the folder.
-        code: what the worker runs.
-        env: variables of every worker of this launch.
+    ``argv`` is the worker's command without the folder, and ``env`` holds the variables of every worker of this launch.
 
     Raises:
-        FileError: the run's configuration or its earlier failures cannot be read.
+        FileError: the earlier failures of the run cannot be read.
         UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
     """
     spec = item.spec
-    attempt = Attempt(item.run, item.run.last_attempt() + 1, policy=policy, resources=spec.resources)
     data = {} if spec.data_path is None else {DATA.name: str(spec.data_path.absolute())}
-    return attempt, attempt.prepare(argv, env={**env, "PYTHONUNBUFFERED": "1", **data}, code=code.path)
+    return prepare(
+        item.run,
+        item.run.last_attempt() + 1,
+        argv=argv,
+        env={**env, "PYTHONUNBUFFERED": "1", **data},
+        code=code.path,
+        batch_size=spec.config.train.batch_size,
+        resources=spec.resources,
+    )
 
 
 def job_record(backend: str, job_id: str, submission: Submission, *, has_launcher: bool = True) -> dict[str, Any]:

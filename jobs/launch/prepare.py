@@ -7,16 +7,17 @@ import functools
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs import terminal
 from jobs.attempt.retry import may_go_on, put_failure_aside
 from jobs.backends.base import Backend, Target
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
@@ -24,8 +25,7 @@ from jobs.spec import RunSpec
 from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, observe_run, study_name, write_queue
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
-from seqlm.config import DataConfig
-from seqlm.data.corpus import CorpusFacts, load_corpus, resolve_data
+from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
 from seqlm.errors import BackendError, DataError
@@ -44,11 +44,9 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
     Raises:
         DataError: the text of a ``files`` corpus is missing, or its digest differs from the configuration's.
     """
-    resolved: dict[DataConfig, DataConfig] = {}
-    for data in dict.fromkeys(spec.config.data for spec in specs):
-        resolved[data] = resolve_data(data, data_path)
+    resolve = functools.cache(resolve_data)
     return [
-        replace(spec, config=replace(spec.config, data=resolved[spec.config.data]), data_path=data_path)
+        replace(spec, config=replace(spec.config, data=resolve(spec.config.data, data_path)), data_path=data_path)
         for spec in specs
     ]
 
@@ -92,19 +90,17 @@ def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     Raises:
         DataError: a corpus is missing, damaged, or too small for a run's batch and window.
     """
-    found: dict[tuple[DataConfig, Path | None], CorpusFacts] = {}
+    facts_of = functools.cache(lambda data, path: load_corpus(data, path).facts)  # not the text itself
     checked = []
     for item in planned:
         if item.action != "skip":
-            config, key = item.spec.config, (item.spec.config.data, item.spec.data_path)
-            if key not in found:
-                found[key] = load_corpus(*key).facts
-            for split, tokens in found[key].tokens.items():
+            train, facts = item.spec.config.train, facts_of(item.spec.config.data, item.spec.data_path)
+            for split, tokens in facts.tokens.items():
                 try:
-                    require_windows(split, tokens, config.train.batch_size, config.train.seq_len)
+                    require_windows(split, tokens, train.batch_size, train.seq_len)
                 except DataError as error:
                     raise DataError(f"{item.spec.name}: {error}") from None
-            item = replace(item, facts=found[key])
+            item = replace(item, facts=facts)
         checked.append(item)
     return checked
 
@@ -117,12 +113,12 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_paralle
     """
     number = sum(item.action != "skip" for item in planned)
     at_most = min(number, max_parallel or number)
-    return [
-        item
-        if item.action == "skip"
-        else replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
-        for item in planned
-    ]
+    resolved = []
+    for item in planned:
+        if item.action != "skip":
+            item = replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
+        resolved.append(item)
+    return resolved
 
 
 def estimated(planned: Iterable[PlannedRun], throughput: Throughput, *, keep_last: bool = True) -> list[PlannedRun]:
@@ -181,7 +177,7 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     if options.live_code:
         code = live_code()
     else:
-        code = keep_code(options.code_dir or options.study_dir, untracked=options.untracked, tell=options.tell)
+        code = keep_code(options.code_dir or options.study_dir, untracked=options.untracked, tell=terminal.tell)
     record = launch_record(study_name(options.study_dir), code)
     requested = {spec.fingerprint: spec for spec in specs}
     for item in todo:
@@ -194,7 +190,7 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
 
 def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:
     if options.record is not None:
-        write_record(options.study_dir, options.record, todo, options.tell)
+        write_record(options.study_dir, options.record, todo, terminal.tell)
 
 
 def write_task(run: RunDirectory, task: Mapping[str, Any]) -> None:
@@ -204,14 +200,11 @@ def write_task(run: RunDirectory, task: Mapping[str, Any]) -> None:
     write_json(run.task_file, task)
 
 
-def launch(
-    specs: Sequence[RunSpec],
-    backend: Backend,
-    options: LaunchOptions,
-    *,
-    progress: Callable[[list[PlannedRun]], Callable[[Event], None]],
-) -> list[PlannedRun]:
-    """Launch the runs and wait for them. ``progress`` receives the plan and returns the handler of events.
+@contextlib.contextmanager
+def launched(
+    specs: Sequence[RunSpec], backend: Backend, options: LaunchOptions
+) -> Iterator[tuple[list[PlannedRun], Iterator[Event]]]:
+    """Prepare a launch and run its canaries. Yields the plan, and the events of its runs, which go on as they are read.
 
     Raises:
         RunBusyError: another launcher is running on this study.
@@ -222,28 +215,22 @@ def launch(
     with preparing(specs, backend, options) as prepared:
         todo = prepared.todo
         if prepared.code is None:
-            progress(prepared.planned)
-            return prepared.planned
+            yield prepared.planned, iter(())
+            return
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
             backend.open(prepared.code)
             if canary.wanted(options.canary, todo):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
                 canary.check(todo, backend, prepared.code, options)
-                left = [item for item in todo if not _cancelled_meanwhile(item)]
+                # A run that was cancelled before is being retried.
+                left = [i for i in todo if i.observation.state == "cancelled" or not i.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 _write_record(options, todo)
-            tell_queue = functools.partial(write_queue, options.study_dir)
-            handler = progress(prepared.planned)
-            Dispatcher(backend, prepared.code, options, on_event=handler, tell_queue=tell_queue).dispatch(todo)
+            with contextlib.closing(Dispatcher(backend, prepared.code, options).dispatch(todo)) as events:
+                yield prepared.planned, events
         finally:
             backend.close()
-        return prepared.planned
-
-
-def _cancelled_meanwhile(item: PlannedRun) -> bool:
-    """Return whether a run was cancelled after it was planned. One cancelled before is being retried."""
-    return item.observation.state != "cancelled" and item.run.is_cancelled()
 
 
 def detach(argv: Sequence[str], study_dir: Path) -> int:

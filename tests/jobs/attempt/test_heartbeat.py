@@ -17,14 +17,14 @@ from jobs.attempt.heartbeat import Heartbeat, hung_seconds
 from jobs.backends.local import LocalBackend
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.spec import Submission
 from jobs.study.kept_code import Code
 from seqlm.errors import UsageError
 from seqlm.files import read_json, write_json
 from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend
-from tests.jobs.launch.test_dispatch import dispatcher, finish, todo
+from tests.jobs.launch.test_dispatch import finish, run_all, todo
 from tests.training.studies import make_config, make_run, write_text
 
 MINUTE = 60.0
@@ -152,7 +152,7 @@ def test_a_launcher_kills_a_run_that_hangs_and_tries_it_again(tmp_path: Path) ->
 
     backend.submit = begin  # type: ignore[method-assign]
     (item,) = todo(tmp_path, 1)
-    dispatcher(backend, env={"SEQLM_HUNG_MINUTES": "0.002"}).dispatch([item])
+    run_all(backend, [item], env={"SEQLM_HUNG_MINUTES": "0.002"})
     assert ("1", True) in backend.stopped
     failure = read_json(item.run.attempt_dir(1) / "failure.json")
     assert failure is not None
@@ -196,7 +196,8 @@ def test_a_stopped_rank_and_its_peer_are_killed_and_the_run_ends_well(
         env={"SEQLM_HUNG_MINUTES": "10", "OMP_NUM_THREADS": "1"},
     )
     code = Code(path=Path(__file__).parents[3], commit=None, dirty=False, live=True)
-    Dispatcher(LocalBackend(), code, options, on_event=stop_a_rank).dispatch([item])
+    for event in Dispatcher(LocalBackend(), code, options).dispatch([item]):
+        stop_a_rank(event)
     assert ranks, "one was stopped"
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     failures = [read_json(run.attempt_dir(attempt) / "failure.json") or {} for attempt in run.attempts()]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from jobs.attempt.attempt import Attempt
-from jobs.attempt.outcome import Ended, ended
+from jobs.attempt.supervisor import Ended, ended
 from jobs.manifests.policy import Policy
-from jobs.spec import Resources
+from jobs.spec import Resources, Submission
 from seqlm.rundir import FailureKind
 from tests.training.studies import make_config, make_run
 
@@ -65,6 +65,6 @@ def test_an_exit_without_a_failure_is_recorded_unless_it_was_asked_for(
 ) -> None:
     run = make_run(tmp_path / "run", make_config())
     end = Ended(exit_code=code, message="ended")
-    attempt = Attempt(run, 1, policy=Policy(), resources=Resources())
-    attempt.record_exit(end, was_asked=was_asked, where="here")
+    submission = Submission(run_dir=run.path, attempt=1, argv=(), env={}, cwd=tmp_path, resources=Resources())
+    Attempt(submission, Policy()).record_exit(end, was_asked=was_asked, where="here")
     assert (run.read_failure() or {}).get("kind") == kind

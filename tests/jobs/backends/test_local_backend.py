@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempt.outcome import Ended
+from jobs.attempt.supervisor import Ended
 from jobs.backends.local import LocalBackend
 from jobs.spec import Resources, RunSpec, Submission
 from seqlm import machine

@@ -11,7 +11,7 @@ import ray
 
 from jobs.backends.ray_actor import RankEnd, RankHost, RankLocation
 from jobs.backends.ray_backend import RayBackend, _Job
-from jobs.backends.ray_groups import Group, IdleGroups
+from jobs.backends.ray_groups import Group
 from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
 
@@ -76,6 +76,6 @@ def test_a_rank_is_short_of_memory_where_its_own_node_has_counted_a_kill(monkeyp
 
 
 def test_a_rank_whose_host_ray_has_killed_for_memory_is_short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(IdleGroups, "release", lambda self, *groups: None)
+    monkeypatch.setattr(RayBackend, "_release", lambda self, *groups: None)
     assert end(monkeypatch, RayBackend(address="x"), ray.exceptions.OutOfMemoryError("low on memory"))
     assert not end(monkeypatch, RayBackend(address="x"), ray.exceptions.ActorDiedError())

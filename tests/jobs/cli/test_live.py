@@ -232,8 +232,8 @@ def test_a_retry_is_told_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], observation: Observation, line: str
 ) -> None:
     item = planned_in(tmp_path / "s")
-    progress = LaunchProgress(tmp_path / "s", "this machine").start([item])
-    progress(Event(kind="retried", planned=item, observation=observation))
+    progress = LaunchProgress(tmp_path / "s", "this machine", [item])
+    progress.show(Event(kind="retried", planned=item, observation=observation))
     assert capsys.readouterr().err == f"s: 1 of 1 runs to do on this machine\n{line}\n"
 
 
@@ -243,9 +243,9 @@ def test_on_a_terminal_events_stand_above_the_table(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", stream)
     item = planned_in(tmp_path / "s")
-    progress = LaunchProgress(tmp_path / "s", "this machine").start([item])
-    progress(Event(kind="retried", planned=item, observation=LOST))
-    progress(Event(kind="epoch", planned=item, observation=LOST))
+    progress = LaunchProgress(tmp_path / "s", "this machine", [item])
+    progress.show(Event(kind="retried", planned=item, observation=LOST))
+    progress.show(Event(kind="epoch", planned=item, observation=LOST))
     progress.close()
     progress.close()
     text = stream.getvalue()
@@ -259,9 +259,9 @@ def test_elsewhere_events_are_plain_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     item = planned_in(tmp_path / "s")
-    progress = LaunchProgress(tmp_path / "s", "this machine").start([item])
+    progress = LaunchProgress(tmp_path / "s", "this machine", [item])
     for kind in ("started", "epoch", "ended"):
-        progress(Event(kind=kind, planned=item, observation=replace(LOST, state="done", reason=None)))
+        progress.show(Event(kind=kind, planned=item, observation=replace(LOST, state="done", reason=None)))
     progress.close()
     assert capsys.readouterr().err.splitlines() == [
         "s: 1 of 1 runs to do on this machine",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.launch.behaviour import BehaviourLaunch, choose, default_settings, find_jobs, is_current, jobs_dir, judge_of
+from jobs.launch.behaviour import BehaviourLaunch, choose, default_settings, find_jobs, is_current, judge_of
 from jobs.launch.prepare import plan_runs, write_task
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import earlier_throughput
@@ -185,7 +185,7 @@ def test_nothing_holds_without_a_result_or_without_a_checkpoint() -> None:
 
 def pretend_computed(study_dir: Path, given: Mapping[str, Any] | None = None) -> None:
     """Leave for each job what its worker would."""
-    for job in BehaviourLaunch.of(study_dir, given=given or {}).jobs:
+    for job in BehaviourLaunch(study_dir, given=given or {}).jobs:
         assert job.run.config is not None
         job.folder.create(job.run.config, {"name": job.name})
         write_task(job.folder, job.task(given or {}))
@@ -200,7 +200,7 @@ def pretend_computed(study_dir: Path, given: Mapping[str, Any] | None = None) ->
 
 
 def todo(study_dir: Path, **asked: Any) -> list[str]:
-    return [spec.name for spec in BehaviourLaunch.of(study_dir, **asked).specs]
+    return [spec.name for spec in BehaviourLaunch(study_dir, **asked).specs]
 
 
 def test_it_is_computed_anew_only_when_a_checkpoint_has_changed(grid: Path) -> None:
@@ -224,7 +224,7 @@ def test_it_is_computed_anew_when_its_files_are_gone_or_its_result_is_damaged(gr
     (observed(grid, "gru-a").run.path / lost).unlink()
     assert todo(grid) == ["gru-a"]
     pretend_computed(grid)
-    (jobs_dir(grid) / observed(grid, "rnn-b").run.id / "result.json").write_text("{")
+    (grid / "behaviour" / observed(grid, "rnn-b").run.id / "result.json").write_text("{")
     assert todo(grid) == ["rnn-b"]
 
 
@@ -234,7 +234,7 @@ def test_other_flags_compute_it_anew_and_without_any_word_it_stays_as_it_was_ask
     assert todo(grid, given={}) == ["rnn-b", "gru-a"], "the default window is another one"
     assert todo(grid, given=None) == [], "a report takes what is there"
     observed(grid, "rnn-b").run.best_checkpoint.write_bytes(b"others")
-    launch = BehaviourLaunch.of(grid)
+    launch = BehaviourLaunch(grid)
     assert [spec.name for spec in launch.specs] == ["rnn-b"]
     assert launch.specs[0].command[-1] == "--window=4", "with the settings it had"
 
@@ -246,25 +246,25 @@ def test_a_job_is_its_run_on_one_rank_whatever_the_run_had(tmp_path: Path) -> No
     run = done_run(tmp_path, "rnn-a", 30.0)
     wanted = Resources(ranks=4, cpus=2, priority=3)
     write_json(run.provenance_file, {"name": "rnn-a", "resources": wanted.to_dict(), "data": "/text"})
-    launch = BehaviourLaunch.of(tmp_path)
+    launch = BehaviourLaunch(tmp_path)
     (spec,) = launch.specs
     assert spec.resources == Resources(ranks=1, cpus=2, priority=3)
     assert spec.fingerprint == run.read_config().fingerprint()
     assert spec.data_path == Path("/text")
-    assert BehaviourLaunch.of(tmp_path, data=Path("/other")).specs[0].data_path == Path("/other")
+    assert BehaviourLaunch(tmp_path, data=Path("/other")).specs[0].data_path == Path("/other")
 
 
 def test_a_job_goes_by_the_policy_of_its_study_but_takes_no_micro_batches(tmp_path: Path) -> None:
     done_run(tmp_path, "rnn-a", 30.0)
     write_json(study_record_file(tmp_path), {"policy": {"oom": 5, "timeout": 7}})
-    assert BehaviourLaunch.of(tmp_path).options().policy == Policy(oom=0, timeout=7)
+    assert BehaviourLaunch(tmp_path).options().policy == Policy(oom=0, timeout=7)
 
 
 def test_a_renamed_run_keeps_its_folders_name(tmp_path: Path) -> None:
     run = done_run(tmp_path, "rnn-a", 30.0)
     write_json(run.provenance_file, {"name": "renamed"})
-    launch = BehaviourLaunch.of(tmp_path)
-    (planned,) = plan_runs(launch.specs, jobs_dir(tmp_path), tasks=launch.tasks)
+    launch = BehaviourLaunch(tmp_path)
+    (planned,) = plan_runs(launch.specs, tmp_path / "behaviour", tasks=launch.tasks)
     assert planned.run.path == tmp_path / "behaviour" / run.id
 
 
@@ -272,7 +272,7 @@ def test_what_an_earlier_job_has_said_is_put_away(tmp_path: Path) -> None:
     done_run(tmp_path, "rnn-a", 30.0)
     done_run(tmp_path, "rnn-b", 40.0, seed=1)
     pretend_computed(tmp_path)
-    (job,) = BehaviourLaunch.of(tmp_path).jobs
+    (job,) = BehaviourLaunch(tmp_path).jobs
     write_json(job.folder.failure_file, {"kind": "code"})
     write_task(job.folder, job.task({"samples": 3}))
     assert not job.folder.result_file.exists()
@@ -286,7 +286,7 @@ def test_nothing_takes_behaviour_jobs_for_runs(grid: Path) -> None:
     before = [run.run.id for run in observe_study(grid)]
     speeds = earlier_throughput(grid.parent)
     pretend_computed(grid)
-    folder = jobs_dir(grid)
+    folder = grid / "behaviour"
     for job in runs_in(folder):
         write_json_lines(job.metrics_file, [{"epoch": 0, "val_ppl": 1.0, "train_tokens_per_second": 1e9}])
     assert [run.run.id for run in observe_study(grid)] == before

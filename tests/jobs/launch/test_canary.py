@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -13,8 +15,8 @@ from analysis.study.study import load_study
 from jobs.attempt import retry
 from jobs.launch import canary, dispatch
 from jobs.launch.canary import CANARY_ABOVE, STEPS, choose, wanted
-from jobs.launch.options import LaunchOptions
-from jobs.launch.prepare import estimated, launch
+from jobs.launch.job import LaunchOptions
+from jobs.launch.prepare import estimated, launched
 from jobs.manifests.policy import Policy
 from jobs.plan.estimate import Throughput, training_tokens_per_epoch
 from jobs.plan.planned import PlannedRun, plan
@@ -78,12 +80,11 @@ def trial(study_dir: Path, config: RunConfig, *, name: str = "run", **resources:
 
 def check(trials: Sequence[PlannedRun], study_dir: Path, backend: FakeBackend) -> list[str]:
     """Run the canaries that are needed; returns what a person is told."""
-    lines: list[str] = []
-
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
-    options = LaunchOptions(study_dir=study_dir, worker=("worker",), env={"MINE": "1"}, tell=lines.append)
-    canary.check(trials, backend, code, options)
-    return lines
+    options = LaunchOptions(study_dir=study_dir, worker=("worker",), env={"MINE": "1"})
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        canary.check(trials, backend, code, options)
+    return told.getvalue().splitlines()
 
 
 # -- whether, and which --------------------------------------------------------------------------------------------
@@ -297,13 +298,12 @@ def test_whole_gpus_and_processors_are_not_shared_out(tmp_path: Path) -> None:
 # -- in a launch ---------------------------------------------------------------------------------------------------
 
 
-def launched(
+def submitted(
     tmp_path: Path,
     backend: FakeBackend,
     *,
     count: int = 6,
     canaries: bool | None = None,
-    tell: Any = None,
     record: dict[str, Any] | None = None,
 ) -> list[str]:
     """Launch ``count`` runs of two pairs; returns the folders submitted, canaries as ``canary/...``."""
@@ -319,11 +319,11 @@ def launched(
         live_code=True,
         canary=canaries,
         record=record,
-        tell=tell or (lambda line: None),
         policy=Policy(max_stalled_retries=0),
     )
     try:
-        launch(specs, backend, options, progress=lambda planned: lambda event: None)
+        with launched(specs, backend, options) as (_, events):
+            list(events)
     finally:
         names = [str(submission.run_dir.relative_to(study_dir)) for submission in backend.submissions]
     return [name.rpartition("-")[0] for name in names]
@@ -331,7 +331,7 @@ def launched(
 
 @pytest.mark.process
 def test_the_grid_starts_once_its_canaries_have_passed(tmp_path: Path) -> None:
-    names = launched(tmp_path, FakeBackend(passes))
+    names = submitted(tmp_path, FakeBackend(passes))
     assert names[:2] == ["canary/rnn0", "canary/gru0"]
     assert len(names) == 14
 
@@ -345,7 +345,7 @@ def test_canaries_tell_the_times_that_the_study_keeps_as_estimates(tmp_path: Pat
         before.append(json.loads((study_dir / "study.json").read_text())["estimates"])
         return passes(submission)
 
-    launched(tmp_path, FakeBackend(work), record={"version": 1})
+    submitted(tmp_path, FakeBackend(work), record={"version": 1})
     assert [found["seconds"] for found in before[0].values()] == [None] * 12
     after = json.loads((study_dir / "study.json").read_text())["estimates"]
     facts = load_corpus(make_config().data, tmp_path / "text").facts
@@ -358,14 +358,14 @@ def test_canaries_tell_the_times_that_the_study_keeps_as_estimates(tmp_path: Pat
 def test_small_grids_start_at_once_and_a_choice_goes_before(
     tmp_path: Path, count: int, canaries: bool | None, expected: int
 ) -> None:
-    assert len(launched(tmp_path, FakeBackend(passes), count=count, canaries=canaries)) == expected
+    assert len(submitted(tmp_path, FakeBackend(passes), count=count, canaries=canaries)) == expected
 
 
 @pytest.mark.process
 def test_nothing_of_the_grid_starts_when_a_canary_fails(tmp_path: Path) -> None:
     backend = FakeBackend(diverges)
     with pytest.raises(CanaryError):
-        launched(tmp_path, backend)
+        submitted(tmp_path, backend)
     assert {submission.run_dir.parent.name for submission in backend.submissions} == {"canary"}
     assert {run.observation.state for run in observe_study(tmp_path / "runs" / "study")} == {"pending"}
     assert not backend.is_open
@@ -378,7 +378,7 @@ def test_an_interrupt_during_the_canaries_starts_nothing(tmp_path: Path) -> None
 
     backend = FakeBackend(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        launched(tmp_path, backend)
+        submitted(tmp_path, backend)
     assert {submission.run_dir.parent.name for submission in backend.submissions} == {"canary"}
     assert [force for _, force in backend.stopped] != []
 
@@ -391,7 +391,7 @@ def test_a_run_cancelled_during_the_canaries_does_not_start(tmp_path: Path) -> N
             run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
         return passes(submission)
 
-    names = launched(tmp_path, FakeBackend(cancel_one))
+    names = submitted(tmp_path, FakeBackend(cancel_one))
     assert "rnn3" not in names
     assert len(names) == 13
 
@@ -406,7 +406,7 @@ def test_status_says_that_runs_wait_for_the_canaries(tmp_path: Path) -> None:
             seen.update(queue["waiting"].values())
         return passes(submission)
 
-    launched(tmp_path, FakeBackend(look))
+    submitted(tmp_path, FakeBackend(look))
     assert seen == {"waits for the canaries"}
 
 
@@ -416,8 +416,8 @@ def test_the_speeds_of_the_canaries_order_the_queue(tmp_path: Path) -> None:
         slow = submission.run_dir.name.startswith("rnn")
         return passes(submission, train_tokens_per_second=1.0 if slow else 1000.0)
 
-    assert [name[:3] for name in launched(tmp_path, FakeBackend(work, slots=1))[2:]] == ["rnn"] * 6 + ["gru"] * 6
-    by_operations = launched(tmp_path / "b", FakeBackend(passes, slots=1), canaries=False)
+    assert [name[:3] for name in submitted(tmp_path, FakeBackend(work, slots=1))[2:]] == ["rnn"] * 6 + ["gru"] * 6
+    by_operations = submitted(tmp_path / "b", FakeBackend(passes, slots=1), canaries=False)
     assert [name[:3] for name in by_operations] == ["gru"] * 6 + ["rnn"] * 6, "a GRU has more to compute"
 
 
@@ -432,5 +432,5 @@ def test_the_canary_has_the_cores_that_its_run_gets_in_the_whole_grid(
         return resolve(spec, at_most) if spec.resources.cpus else Resources(cpus=at_most)
 
     monkeypatch.setattr(backend, "resolve", share)
-    assert len(launched(tmp_path, backend, count=3, canaries=True)) == 8
+    assert len(submitted(tmp_path, backend, count=3, canaries=True)) == 8
     assert {submission.resources.cpus for submission in backend.submissions} == {6}

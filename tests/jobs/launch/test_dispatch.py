@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from jobs.attempt import retry
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher, Event
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import plan_runs, resolve_resources
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun, plan
@@ -87,22 +87,28 @@ def todo(folder: Path, count: int, *, ranks: int = 1) -> list[PlannedRun]:
     return items
 
 
-def dispatcher(
+def run_all(
     backend: FakeBackend,
+    items: Sequence[PlannedRun],
     on_event: Callable[[Event], None] = lambda event: None,
-    tell_queue: Callable[[Mapping[str, str]], None] = lambda waiting: None,
+    *,
+    writes_queue: bool = False,
     **options: Any,
-) -> Dispatcher:
+) -> None:
+    """Dispatch ``items`` to their end, and hand each event to ``on_event``."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
     settings = LaunchOptions(study_dir=Path(), worker=("worker",), **options)
-    return Dispatcher(backend, code, settings, on_event=on_event, tell_queue=tell_queue)
+    dispatcher = Dispatcher(backend, code, settings, writes_queue=writes_queue)
+    with contextlib.closing(dispatcher.dispatch(items)) as events:
+        for event in events:
+            on_event(event)
 
 
 def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_time(tmp_path: Path) -> None:
     backend = FakeBackend(finish, slots=2)
     items = todo(tmp_path, 5)
     events: list[Event] = []
-    dispatcher(backend, events.append).dispatch(items)
+    run_all(backend, items, events.append)
     assert [s.run_dir.name for s in backend.submissions] == [item.run.id for item in items]
     assert backend.most_at_once == 2
     assert [event.kind for event in events].count("ended") == 5
@@ -112,7 +118,7 @@ def test_every_run_is_submitted_once_in_order_and_no_more_than_the_slots_at_a_ti
 def test_the_command_line_is_the_worker_and_one_path(tmp_path: Path) -> None:
     backend = FakeBackend(finish)
     (item,) = todo(tmp_path, 1)
-    dispatcher(backend).dispatch([item])
+    run_all(backend, [item])
     (submission,) = backend.submissions
     assert submission.argv == (sys.executable, "worker", str(item.run.path))
     assert submission.env["SEQLM_ATTEMPT"] == "1"
@@ -143,7 +149,7 @@ def test_a_run_whose_lost_worker_still_has_its_lock_is_tried_again(tmp_path: Pat
 
     backend = FakeBackend(work)
     events: list[Event] = []
-    dispatcher(backend, events.append).dispatch([item])
+    run_all(backend, [item], events.append)
     assert [event.kind for event in events] == ["started", "retried", "started", "ended"]
     assert item.run.observe().state == "done"
     assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
@@ -155,7 +161,7 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
         return 3
 
     (item,) = todo(tmp_path, 1)
-    dispatcher(FakeBackend(crash)).dispatch([item])
+    run_all(FakeBackend(crash), [item])
     failure = item.run.read_failure()
     assert failure is not None
     assert failure["kind"] == "code"
@@ -165,7 +171,7 @@ def test_a_worker_that_dies_without_a_word_gets_its_failure_written(tmp_path: Pa
 def test_a_worker_killed_by_a_signal_is_a_node_failure_that_the_next_launch_resumes(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: -9)
-    dispatcher(backend, policy=Policy(max_stalled_retries=0)).dispatch([item])
+    run_all(backend, [item], policy=Policy(max_stalled_retries=0))
     observation = item.run.observe()
     assert (observation.state, observation.kind) == ("failed", "node")
     assert len(backend.submissions) == 1
@@ -178,15 +184,15 @@ def test_the_workers_own_word_about_its_failure_stands(tmp_path: Path) -> None:
         return 1
 
     (item,) = todo(tmp_path, 1)
-    dispatcher(FakeBackend(diverge)).dispatch([item])
+    run_all(FakeBackend(diverge), [item])
     assert item.run.observe().reason == "diverged: the loss is nan"
 
 
 def test_the_failure_of_the_attempt_before_stays_on_record(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
-    dispatcher(FakeBackend(lambda submission: 3)).dispatch([item])
+    run_all(FakeBackend(lambda submission: 3), [item])
     backend = FakeBackend(finish)
-    dispatcher(backend).dispatch([item])
+    run_all(backend, [item])
     assert item.run.observe().state == "done"
     assert backend.submissions[0].attempt == 2
     assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "code"
@@ -201,7 +207,7 @@ def test_a_run_cancelled_while_it_waits_is_passed_over(tmp_path: Path) -> None:
         return finish(submission)
 
     backend = FakeBackend(cancel_the_second, slots=1)
-    dispatcher(backend).dispatch([first, second, third])
+    run_all(backend, [first, second, third])
     assert [s.run_dir for s in backend.submissions] == [first.run.path, third.run.path]
     assert second.run.observe().state == "cancelled"
 
@@ -215,16 +221,17 @@ def test_an_interrupt_asks_the_workers_to_stop_and_ends_those_that_do_not(tmp_pa
     backend.obeys = obeys
     (item,) = todo(tmp_path, 1)
     with pytest.raises(KeyboardInterrupt):
-        dispatcher(backend, interrupt).dispatch([item])
+        run_all(backend, [item], interrupt)
     assert backend.stopped == ([("1", False)] if obeys else [("1", False), ("1", True)])
     observation = item.run.observe()
     assert observation.state == "pending"
     assert observation.reason == "interrupted before the first epoch ended; run again to resume"
 
 
-def test_a_second_interrupt_ends_the_workers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_ends_the_workers_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(dispatch, "STOP_SECONDS", 3600.0)
-    told: list[str] = []
     backend = FakeBackend(finish, ends=False)
     backend.obeys = False
 
@@ -233,16 +240,16 @@ def test_a_second_interrupt_ends_the_workers_at_once(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(backend, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        dispatcher(backend, tell=told.append).dispatch(todo(tmp_path, 2))
+        run_all(backend, todo(tmp_path, 2))
     assert backend.stopped == [("1", False), ("2", False), ("1", True), ("2", True)]
-    assert told == ["stopping 2 runs between two steps; once more ends them at once"]
+    assert capsys.readouterr().err == "stopping 2 runs between two steps; once more ends them at once\n"
 
 
 def test_a_run_that_lost_its_node_is_tried_again_by_itself_and_the_failure_stays_on_record(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     events: list[Event] = []
     backend = FakeBackend(lambda submission: -9 if submission.attempt == 1 else finish(submission))
-    dispatcher(backend, events.append).dispatch([item])
+    run_all(backend, [item], events.append)
     assert [event.kind for event in events] == ["started", "retried", "started", "ended"]
     assert events[1].observation.kind == "node"
     assert item.run.observe().state == "done"
@@ -252,7 +259,7 @@ def test_a_run_that_lost_its_node_is_tried_again_by_itself_and_the_failure_stays
 def test_retries_without_an_epoch_in_between_come_to_an_end(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: -9)
-    dispatcher(backend, policy=Policy(max_stalled_retries=2)).dispatch([item])
+    run_all(backend, [item], policy=Policy(max_stalled_retries=2))
     assert [submission.attempt for submission in backend.submissions] == [1, 2, 3]
     assert item.run.observe().state == "failed"
 
@@ -268,7 +275,7 @@ def test_an_epoch_in_between_counts_as_progress(tmp_path: Path) -> None:
         return -9
 
     backend = FakeBackend(one_more_epoch)
-    dispatcher(backend, policy=Policy(max_stalled_retries=1)).dispatch([item])
+    run_all(backend, [item], policy=Policy(max_stalled_retries=1))
     assert len(backend.submissions) == 8
     assert item.run.observe().state == "done"
 
@@ -281,7 +288,7 @@ def test_a_failure_of_the_runs_own_is_not_tried_again(tmp_path: Path, kind: str)
 
     backend = FakeBackend(fail)
     (item,) = todo(tmp_path, 1)
-    dispatcher(backend).dispatch([item])
+    run_all(backend, [item])
     assert len(backend.submissions) == 1
     assert item.run.observe().kind == kind
 
@@ -294,22 +301,25 @@ def test_a_run_cancelled_while_it_runs_is_stopped_by_its_launcher(tmp_path: Path
             item.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
 
     backend = FakeBackend(finish, ends=False)
-    dispatcher(backend, cancel_it).dispatch([item])
+    run_all(backend, [item], cancel_it)
     assert backend.stopped == [("1", False)]
     assert item.run.observe().state == "cancelled"
 
 
-def test_the_queue_is_told_with_the_reason_of_each_run_and_empty_at_the_end(tmp_path: Path) -> None:
+def test_the_queue_is_told_with_the_reason_of_each_run_and_empty_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[Mapping[str, str]] = []
+    monkeypatch.setattr(dispatch, "write_queue", lambda study_dir, waiting: told.append(waiting))
     items = todo(tmp_path, 3)
-    dispatcher(FakeBackend(finish, slots=1), tell_queue=told.append, max_parallel=2).dispatch(items)
+    run_all(FakeBackend(finish, slots=1), items, writes_queue=True, max_parallel=2)
     assert told[0] == {item.run.id: "needs 1 core, 0 free" for item in items[1:]}
     assert told[-1] == {}
 
 
 def test_no_more_than_max_parallel_go_at_once(tmp_path: Path) -> None:
     backend = FakeBackend(finish, slots=4)
-    dispatcher(backend, max_parallel=2).dispatch(todo(tmp_path, 5))
+    run_all(backend, todo(tmp_path, 5), max_parallel=2)
     assert backend.most_at_once == 2
 
 
@@ -318,14 +328,14 @@ def test_the_longest_goes_first_and_a_higher_priority_before_it(tmp_path: Path) 
     urgent = replace(urgent, spec=replace(urgent.spec, resources=Resources(cpus=1, gpus=0, priority=1)))
     backend = FakeBackend(finish, slots=1)
     seconds = ((short, 1.0), (long, 9.0), (urgent, 0.5))
-    dispatcher(backend).dispatch([replace(item, estimate=make_estimate(time)) for item, time in seconds])
+    run_all(backend, [replace(item, estimate=make_estimate(time)) for item, time in seconds])
     assert [s.run_dir for s in backend.submissions] == [urgent.run.path, long.run.path, short.run.path]
 
 
 def test_the_variables_of_the_manifest_reach_the_worker_and_hide_none_of_ours(tmp_path: Path) -> None:
     backend = FakeBackend(finish)
     env = {"NCCL_DEBUG": "INFO", "SEQLM_ATTEMPT": "7", "PYTHONPATH": "/of/the/user"}
-    dispatcher(backend, env=env).dispatch(todo(tmp_path, 1))
+    run_all(backend, todo(tmp_path, 1), env=env)
     assert backend.submissions[0].env["NCCL_DEBUG"] == "INFO"
     assert backend.submissions[0].env["SEQLM_ATTEMPT"] == "1"
     assert backend.submissions[0].env["PYTHONPATH"] == "/of/the/user", "a backend searches the code first"
@@ -335,7 +345,7 @@ def test_the_variables_of_the_manifest_reach_the_worker_and_hide_none_of_ours(tm
 def test_a_worker_that_somebody_else_has_stopped_was_preempted_and_goes_on(tmp_path: Path, code: int) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: code if submission.attempt == 1 else finish(submission))
-    dispatcher(backend).dispatch([item])
+    run_all(backend, [item])
     assert item.run.observe().state == "done"
     failure = json.loads((item.run.attempt_dir(1) / "failure.json").read_text())
     assert failure["kind"] == "preempted"
@@ -357,7 +367,7 @@ def test_a_worker_that_the_system_has_killed_for_its_memory_is_short_of_memory(
 
     backend = FakeBackend(be_killed)
     backend.out_of_memory = True
-    dispatcher(backend).dispatch([item])
+    run_all(backend, [item])
     assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "oom"
     assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "2"
 
@@ -375,7 +385,7 @@ def test_a_kill_in_the_launchers_own_group_explains_no_death_on_another_node(
         return -9 if submission.attempt == 1 else finish(submission)
 
     backend = FakeBackend(be_killed)
-    dispatcher(backend).dispatch([item])
+    run_all(backend, [item])
     assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
     assert backend.submissions[1].env["SEQLM_MICRO_BATCHES"] == "1"
 
@@ -384,7 +394,7 @@ def test_a_worker_that_could_not_write_out_what_it_printed_is_tried_again(tmp_pa
     """On a full disk Python ends with 120 in place of the worker's own word."""
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: 120 if submission.attempt == 1 else finish(submission))
-    dispatcher(backend).dispatch([item])
+    run_all(backend, [item])
     assert json.loads((item.run.attempt_dir(1) / "failure.json").read_text())["kind"] == "node"
     assert item.run.result_file.exists()
 
@@ -401,7 +411,7 @@ def test_counts_go_on_in_the_next_launch_until_a_person_has_it_tried_again(tmp_p
     def launch(*, retry: bool) -> int:
         backend = FakeBackend(run_out_of_time)
         again = plan(item.spec, item.run, item.run.observe(), has_checkpoint=False, retry=retry)
-        dispatcher(backend, policy=policy).dispatch([again])
+        run_all(backend, [again], policy=policy)
         assert item.run.observe().reason == "timeout: time, after 1 retry of this kind"
         return len(backend.submissions)
 
@@ -429,13 +439,13 @@ def test_a_study_with_a_damaged_failure_is_launched_and_its_run_goes_on(tmp_path
     backend = FakeBackend(finish)
     planned = resolve_resources(plan_runs(specs, tmp_path), backend, None)
     assert [item.action for item in planned] == ["start", "start"]
-    dispatcher(backend).dispatch(planned)
+    run_all(backend, planned)
     assert [item.run.observe().state for item in planned] == ["done", "done"]
 
 
 def test_a_run_that_another_worker_has_is_tried_later_and_nothing_is_written_for_it(tmp_path: Path) -> None:
     (item,) = todo(tmp_path, 1)
     backend = FakeBackend(lambda submission: 75)
-    dispatcher(backend, policy=Policy(max_stalled_retries=3)).dispatch([item])
+    run_all(backend, [item], policy=Policy(max_stalled_retries=3))
     assert len(backend.submissions) == 4
     assert not item.run.failure_file.exists()

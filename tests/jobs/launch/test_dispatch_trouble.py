@@ -12,7 +12,7 @@ import pytest
 
 from jobs.attempt import retry
 from jobs.attempt.attempt import Attempt
-from jobs.launch import dispatch, job, reports
+from jobs.launch import dispatch, job
 from jobs.launch.dispatch import Event
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
@@ -21,7 +21,7 @@ from seqlm.errors import FileError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend
-from tests.jobs.launch.test_dispatch import dispatcher, finish, todo
+from tests.jobs.launch.test_dispatch import finish, run_all, todo
 
 METRICS = [{"epoch": 0, "val_ppl": 9.0}]
 
@@ -30,7 +30,7 @@ METRICS = [{"epoch": 0, "val_ppl": 9.0}]
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(reports, "QUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "QUEUE_SECONDS", 0.0)
     monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
 
 
@@ -77,7 +77,7 @@ def test_a_run_whose_metrics_cannot_be_read_for_a_while_is_looked_at_again(
     write_json_lines(first.run.metrics_file, METRICS)
     disk.refuse("read", lambda path: path == first.run.metrics_file, number, times=times)
     backend = FakeBackend(epoch_then_finish, slots=2)
-    dispatcher(backend).dispatch([first, second])
+    run_all(backend, [first, second])
     assert disk.refused == times
     assert not backend.stopped
     assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
@@ -100,7 +100,7 @@ def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Pa
         return 3
 
     backend = FakeBackend(work, slots=1)
-    dispatcher(backend, hear, policy=Policy(max_stalled_retries=2)).dispatch([first, second, third])
+    run_all(backend, [first, second, third], hear, policy=Policy(max_stalled_retries=2))
     seen = ended[first.run.id].observation
     assert (seen.state, seen.kind) == ("failed", "node")
     line = f"cannot read {first.run.metrics_file}: Input/output error, after 2 retries in a row without progress"
@@ -110,10 +110,9 @@ def test_a_run_that_stays_unreadable_fails_alone_with_the_kind_node(tmp_path: Pa
 
 
 def test_a_failure_that_nothing_can_be_written_about_is_told_once_the_others_are_done(
-    tmp_path: Path, disk: Disk
+    tmp_path: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = todo(tmp_path, 2)
-    lines: list[str] = []
     disk.refuse("read", lambda path: path.parent == first.run.path, errno.EIO, times=float("inf"))
 
     def refuse(run: RunDirectory, failure: Mapping[str, Any], **options: Any) -> None:
@@ -123,18 +122,19 @@ def test_a_failure_that_nothing_can_be_written_about_is_told_once_the_others_are
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "write_failure_once", refuse)
         with pytest.raises(FileError, match=r"^run0: failed, but failure.json cannot be written"):
-            dispatcher(backend, policy=Policy(max_stalled_retries=0), tell=lines.append).dispatch([first, second])
-    assert "warning: run0: cannot write failure.json: No space left on device" in lines
+            run_all(backend, [first, second], policy=Policy(max_stalled_retries=0))
+    assert "warning: run0: cannot write failure.json: No space left on device\n" in capsys.readouterr().err
     assert second.run.observe().state == "done"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_queue_that_cannot_be_written_ends_nothing_and_is_written_later(tmp_path: Path, number: int) -> None:
+def test_a_queue_that_cannot_be_written_ends_nothing_and_is_written_later(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     told: list[Mapping[str, str]] = []
-    lines: list[str] = []
     refused = []
 
-    def tell_queue(waiting: Mapping[str, str]) -> None:
+    def write_queue(study_dir: Path, waiting: Mapping[str, str]) -> None:
         if len(refused) < 2:
             refused.append(waiting)
             raise FileError.from_os_error("write", "queue.json", OSError(number, os.strerror(number)))
@@ -142,12 +142,14 @@ def test_a_queue_that_cannot_be_written_ends_nothing_and_is_written_later(tmp_pa
 
     items = todo(tmp_path, 4)
     backend = FakeBackend(finish, slots=1)
-    dispatcher(backend, tell_queue=tell_queue, tell=lines.append).dispatch(items)
+    monkeypatch.setattr(dispatch, "write_queue", write_queue)
+    run_all(backend, items, writes_queue=True)
     assert not backend.stopped
     assert all(item.run.observe().state == "done" for item in items)
     assert len(refused) == 2
     assert told[-1] == {}
-    assert lines == [f"warning: cannot write queue.json: {os.strerror(number)}; status shows an older queue"]
+    line = f"warning: cannot write queue.json: {os.strerror(number)}; status shows an older queue\n"
+    assert capsys.readouterr().err == line
 
 
 def test_a_run_that_gets_no_folder_for_its_attempt_is_tried_again_and_others_go_on(
@@ -170,7 +172,7 @@ def test_a_run_that_gets_no_folder_for_its_attempt_is_tried_again_and_others_go_
     def hear(event: Event) -> None:
         events.append((event.planned.spec.name, event.kind))
 
-    dispatcher(backend, hear).dispatch([first, second])
+    run_all(backend, [first, second], hear)
     assert refused == [1, 1]
     assert not backend.stopped
     assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
@@ -190,7 +192,7 @@ def test_a_run_that_never_gets_a_folder_fails_with_the_kind_node(
         return submit(submission)
 
     monkeypatch.setattr(backend, "submit", full)
-    dispatcher(backend, policy=Policy(max_stalled_retries=1)).dispatch([first, second])
+    run_all(backend, [first, second], policy=Policy(max_stalled_retries=1))
     seen = first.run.observe()
     assert (seen.state, seen.kind) == ("failed", "node")
     assert seen.reason is not None
@@ -212,7 +214,7 @@ def test_a_worker_whose_job_file_cannot_be_written_goes_on_and_it_is_written_lat
         write_json(path, data)
 
     monkeypatch.setattr(job, "write_json", full)
-    dispatcher(backend).dispatch([item])
+    run_all(backend, [item])
     assert refused
     assert not backend.stopped
     assert item.run.observe().state == "done"
@@ -224,7 +226,7 @@ def test_a_failure_that_cannot_be_put_aside_holds_up_its_own_run_alone(tmp_path:
     first.run.write_failure_once({"kind": "node", "message": "lost", "attempt": 1})
     disk.refuse("unlink", lambda path: path == first.run.failure_file, errno.EIO, times=3)
     backend = FakeBackend(finish)
-    dispatcher(backend).dispatch([first, second])
+    run_all(backend, [first, second])
     assert disk.refused == 3
     assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
     assert not first.run.failure_file.exists()
@@ -241,7 +243,7 @@ def test_a_worker_is_ended_as_hung_though_its_failure_cannot_be_written(
 
     monkeypatch.setattr(RunDirectory, "write_failure_once", full)
     backend = FakeBackend(finish)
-    dispatcher(backend).dispatch([first, second])
+    run_all(backend, [first, second])
     assert backend.stopped == [("1", True), ("2", True)]
     assert [item.run.observe().state for item in (first, second)] == ["done", "done"]
 
@@ -270,7 +272,7 @@ def test_a_run_cancelled_while_its_files_give_trouble_does_not_start(
         return submit(submission)
 
     monkeypatch.setattr(backend, "submit", full)
-    dispatcher(backend).dispatch([first, second])
+    run_all(backend, [first, second])
     assert [item.run.observe().state for item in (first, second)] == ["cancelled", "done"]
     assert [submission.run_dir for submission in backend.submissions] == [second.run.path]
 
@@ -285,5 +287,5 @@ def test_troubles_count_in_a_row_and_not_over_the_life_of_a_run(tmp_path: Path, 
 
     disk.refuse("read", lambda path: path == item.run.metrics_file, errno.EIO, times=0)
     backend = FakeBackend(work)
-    dispatcher(backend, policy=Policy(max_stalled_retries=2)).dispatch([item])
+    run_all(backend, [item], policy=Policy(max_stalled_retries=2))
     assert item.run.observe().state == "done"

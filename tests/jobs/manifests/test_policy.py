@@ -8,7 +8,7 @@ import pytest
 from jobs.attempt.retry import history
 from jobs.backends.local import LocalBackend
 from jobs.launch.dispatch import Dispatcher
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import plan
@@ -148,9 +148,9 @@ def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: in
     backend.open(code)
     try:
         options = LaunchOptions(study_dir=folder, worker=("-c", program), policy=policy)
-        Dispatcher(backend, code, options, on_event=lambda event: None).dispatch(
-            [plan(spec, run, run.observe(), has_checkpoint=False, retry=True)]
-        )
+        planned = plan(spec, run, run.observe(), has_checkpoint=False, retry=True)
+        for _ in Dispatcher(backend, code, options, writes_queue=False).dispatch([planned]):
+            pass
     finally:
         backend.close()
     return run

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.launch.options import LaunchOptions
+from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import preparing, resolve_specs
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.backends.choice import BackendChoice, choose_backend, default_backend
+from jobs.cli import request
+from jobs.cli.arguments import RunArguments, read
+from jobs.cli.request import BackendChoice, default_backend
 from jobs.manifests.load import Manifest, load_manifest
 from seqlm.errors import BackendError, UsageError
 
@@ -24,9 +27,13 @@ def manifest(folder: Path, text: str) -> Manifest:
     return load_manifest(folder / "m.toml")
 
 
-def choose(given: Manifest | None = None, **flags: Any) -> BackendChoice:
-    none = dict.fromkeys(("name", "max_parallel", "retries", "ray_address"))
-    return choose_backend(given, **{**none, **flags})
+def choose(
+    given: Manifest | None = None, *, last: str | None = None, kept: Mapping[str, Any] | None = None, **flags: Any
+) -> BackendChoice:
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    found = read(["run", "m.toml", *words])
+    assert isinstance(found, RunArguments)
+    return request.choose(found, given, last=last, kept=kept)
 
 
 def test_ray_is_the_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,26 +56,27 @@ def test_flag_goes_over_variable_over_manifest(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_ADDRESS", "mine:2")
     assert choose(given).ray_address == "mine:2"
     assert choose(given, ray_address="flag:3").ray_address == "flag:3"
-    flags = choose(given, name="local", max_parallel=1, retries=0)
+    flags = choose(given, backend="local", max_parallel=1, retries=0)
     assert (flags.name, flags.max_parallel, flags.retries, flags.ray_address) == ("local", 1, 0, None)
 
 
 def test_without_a_manifest_runs_go_where_they_went_before() -> None:
     assert choose(last="slurm").name == "slurm"
-    assert choose(last="slurm", name="local").name == "local"
+    assert choose(last="slurm", backend="local").name == "local"
 
 
 def test_without_a_manifest_the_tables_that_were_kept_hold() -> None:
     kept = {"ray": {"address": "theirs:1", "env": {"A": "b"}, "env_pass": ["PIN"]}, "local": {"max_parallel": 3}}
     ray = choose(last="ray", kept=kept)
     assert (ray.ray_address, ray.env, ray.env_pass, ray.max_parallel) == ("theirs:1", {"A": "b"}, ("PIN",), None)
-    assert choose(last="ray", kept=kept, name="local").max_parallel == 3
-    assert choose(last="slurm", kept=kept).table == {}
+    assert choose(last="ray", kept=kept, backend="local").max_parallel == 3
+    slurm = choose(last="slurm", kept=kept)
+    assert (slurm.env, slurm.max_parallel) == ({}, None)
 
 
 def test_an_address_without_its_backend_is_an_error() -> None:
     with pytest.raises(UsageError, match="the backend is local; add --backend ray"):
-        choose(name="local", ray_address="auto")
+        choose(backend="local", ray_address="auto")
 
 
 def test_a_variable_that_names_no_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,4 +87,4 @@ def test_a_variable_that_names_no_backend_is_an_error(monkeypatch: pytest.Monkey
 
 def test_a_backend_that_is_not_there_is_an_error_of_the_backend() -> None:
     with pytest.raises(BackendError, match="slurm"):
-        choose(name="slurm").make()
+        choose(backend="slurm").make()
