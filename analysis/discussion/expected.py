@@ -109,7 +109,7 @@ def expected_blocks(study: Study) -> list[Block]:
     if not study.expectations:
         text = (
             "No expectations were stated. Those that stand in the study's manifest as [[expect]] tables when it is "
-            "launched (docs/manifest.md) are held against the results here."
+            "launched (docs/reference/manifest.md) are held against the results here."
         )
         return [Prose(text=text)]
     outcomes = [outcome_of(study, expectation) for expectation in study.expectations]

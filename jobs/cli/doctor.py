@@ -138,7 +138,7 @@ def _devices(gpus: Sequence[machine.Gpu]) -> list[Finding]:
 def _mps() -> Finding:
     folder = machine.mps_directory(os.environ)
     if folder is None:
-        text = "no MPS daemon: runs that share a GPU take turns; docs/ray.md says how to start one"
+        text = "no MPS daemon: runs that share a GPU take turns; docs/guides/ray.md says how to start one"
         return Finding(level="note", subject="shares of a GPU", text=text)
     text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"
     return Finding(level="ok", subject="shares of a GPU", text=text)

@@ -1,4 +1,4 @@
-"""Every command of docs/slurm.md runs, in its order, on a real SLURM."""
+"""Every command of docs/guides/slurm.md runs, in its order, on a real SLURM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent.parent
-TEXT = (ROOT / "docs" / "slurm.md").read_text("utf-8")
+TEXT = (ROOT / "docs" / "guides" / "slurm.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines() if line]
 SITE, MANIFEST = (block for language, block in BLOCKS if language == "toml")
@@ -28,7 +28,7 @@ def test_every_command_from_login_to_report_runs(tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text(f"progress_s = 0.5\n{SITE}")
     (tmp_path / "cluster.toml").write_text(MANIFEST)
     written = [shlex.split(line, comments=True) for line in COMMANDS]
-    launches = [words[2:] for words in written if words[1] == "launch.py"]
+    launches = [words[1:] for words in written if words[0] == "seqlm"]
     assert [words[0] for words in launches] == [
         "doctor", "plan", "run", "status", "status", "logs", "cancel", "retry", "report",
     ]  # fmt: skip

@@ -1,0 +1,31 @@
+"""Configuration of the documentation site, which `make docs` builds with Sphinx. Nothing here uses a network."""
+
+from __future__ import annotations
+
+from seqlm import __version__
+
+project = "seqlm"
+version = release = __version__
+html_title = f"seqlm {__version__}"
+language = "en"
+
+extensions = ["myst_parser", "sphinx_copybutton"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+nitpicky = True
+suppress_warnings = ["myst.strikethrough"]
+
+myst_enable_extensions = ["alert", "colon_fence", "deflist"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["seqlm.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": False}
+highlight_language = "text"
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+copybutton_prompt_text = "$ "
