@@ -20,7 +20,7 @@ from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import DoctorArguments, RunArguments, read
 from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
-from jobs.terminal import memory, say_table, table
+from jobs.terminal import memory, program, say_table, table
 from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
@@ -73,7 +73,7 @@ def calibrate(arguments: DoctorArguments) -> int:
     words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
     arguments_of_run = read(words)
     assert isinstance(arguments_of_run, RunArguments)
-    command = ["python", "launch.py", "doctor", "--calibrate"]
+    command = [*program().split(), "doctor", "--calibrate"]
     specs = [replace(spec, command=command) for spec in manifest.runs]
     options = LaunchOptions(study_dir=study_dir, record=record_of(manifest, manifest.runs, None))
     return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1), None)[1]
