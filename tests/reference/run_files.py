@@ -57,7 +57,7 @@ STUDY_FILES = [
     (Path("canary"), "The canaries, each a folder like that of a run."),
     (Path("behaviour"), "The behaviour jobs, each a folder like that of a run."),
     (Path("slurm"), "On SLURM: plans, scripts and logs of the jobs."),
-    (Path("report"), "The report. `report` writes it anew."),
+    (Path("report"), "The report. `seqlm report` replaces it."),
 ]
 
 PROCESS: Meanings = {
@@ -222,7 +222,7 @@ def _run_files() -> list[list[str]]:
     """Return a row for each file of a run.
 
     Raises:
-        ValueError: ``RunLayout`` names a file that is not described, or the other way round.
+        ValueError: ``RunLayout`` names a file that is not described, or reversely.
     """
     members = {name for name in vars(RunLayout) if not name.startswith("_")} - NO_FILES - {"path"}
     if members ^ RUN_FILES.keys():
