@@ -40,6 +40,7 @@ def records() -> list[Decision]:
 def parts() -> dict[str, str]:
     """Return the table of the records."""
     rows = [
-        [each.date, f"[{each.title}]({each.file})", each.status.partition(" ")[0].rstrip(";")] for each in records()
+        [f"`{each.date}`", f"[{each.title}]({each.file})", each.status.partition(" ")[0].rstrip(";")]
+        for each in records()
     ]
     return {"decisions": table(["date", "decision", "status"], rows)}
