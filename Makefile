@@ -3,6 +3,7 @@
 #   make test         install into .venv, run all tests; FAST=1 only those that start no process (a minute, while editing)
 #   make coverage     report the branch coverage of config, manifest, queue, discussion, ... by tests that start no process
 #   make docs         build the documentation into docs/_build/html; broken links, missing anchors and stale references are errors
+#   make package      build wheel and source archive into dist, install each into an empty environment, and run the quickstart from there
 #   make soak         run all tests N=10 times, quiet and under load, in random orders, and show what failed
 #                     (RENAME=0.05: with a planted race, every renaming waits so many seconds)
 #   make versions     quickstart and fast tests with Python 3.13, and with the lowest versions that pyproject.toml allows
@@ -23,7 +24,7 @@ CONSTRAINTS := tests/constraints.txt
 INSTALL := $(if $(LOWEST),$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct,\
   $(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint $(CONSTRAINTS)))
 
-.PHONY: quickstart test coverage docs soak versions lock chaos lint types check install clean
+.PHONY: quickstart test coverage docs package soak versions lock chaos lint types check install clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report $(RUN)
@@ -37,6 +38,12 @@ coverage: $(VENV)/installed-test
 
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going -b html docs docs/_build/html
+
+package: $(VENV)/installed-docs
+	rm -rf dist
+	$(BIN)/python -m build
+	for archive in dist/*; do rm -rf build/try && $(PYTHON) -m venv build/try/venv && build/try/venv/bin/pip install --quiet $$archive \
+	  && (cd build/try && venv/bin/seqlm run quickstart --set train.epochs=1 --report) || exit 1; done
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n $(TEST_PROCESSES) --dist loadgroup
