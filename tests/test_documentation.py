@@ -40,6 +40,8 @@ def test_a_document_whose_fields_are_not_those_described_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"without a description: runs\[\]\.id"):
         markdown.fields_table(meanings, {"runs": [{"name": "a", "id": 1}]})
+    with pytest.raises(ValueError, match=r"reason: described as text or null, and a sample has number"):
+        markdown.fields_table(meanings, {"runs": [{"name": "a"}], "reason": 1})
     with pytest.raises(ValueError, match=r"no sample has the field runs\[\]\.name"):
         markdown.fields_table(meanings, {"reason": None})
 

@@ -31,7 +31,7 @@ def fields_table(meanings: Meanings, *samples: Any) -> str:
     """Return the table of a document's fields, with the types that the samples show.
 
     Raises:
-        ValueError: a sample has a field that is not described, or no sample has one that is.
+        ValueError: a sample has a field that is not described or of another type, or no sample has one that is.
     """
     seen: dict[str, set[str]] = {}
     for sample in samples:
@@ -43,6 +43,8 @@ def fields_table(meanings: Meanings, *samples: Any) -> str:
         kinds = seen.get(path, set())
         if isinstance(meaning, tuple):
             kind, text = meaning
+            if kinds - set(kind.split(" or ")):
+                raise ValueError(f"{path}: described as {kind}, and a sample has {', '.join(sorted(kinds))}")
         elif kinds - {"null"}:
             kind, text = " or ".join(sorted(kinds, key=lambda name: (name == "null", name))), meaning
         else:
@@ -69,7 +71,7 @@ def _kind(value: Any) -> str:
         case None:
             return "null"
         case bool():
-            return "true or false"
+            return "boolean"
         case int() | float():
             return "number"
         case str():

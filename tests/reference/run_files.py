@@ -145,7 +145,7 @@ FIELDS: dict[str, Meanings] = {
         "micro_batches": ("number", "parts of a step in that attempt"),
         "node": ("text", "node that failed, if that is known"),
         "failed_at": ("text", "time of the failure, ISO 8601"),
-        "stands": ("true or false", "true: the run is not retried by itself"),
+        "stands": ("boolean", "true: the run is not retried by itself"),
         "retried": ("text", "in `attempts/N/failure.json`: how the run was retried"),
         "progress": ("list", "in `attempts/N/failure.json`: epoch and step that the run had reached"),
     },
