@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
 from seqlm import __version__
 
 project = "seqlm"
@@ -29,3 +35,20 @@ highlight_language = "text"
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_prompt_text = "$ "
+
+
+def setup(app: Sphinx) -> None:
+    """Fail the build if a page would ask a network for anything."""
+    app.connect("build-finished", _refuse_network)
+
+
+REMOTE = re.compile(
+    r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//|(?:url\(|@import)\s*["']?https?:"""
+)
+
+
+def _refuse_network(app: Sphinx, error: Exception | None) -> None:
+    files = [file for kind in ("*.html", "*.css") for file in Path(app.outdir).rglob(kind)] if error is None else []
+    asking = [str(file) for file in files if REMOTE.search(file.read_text("utf-8"))]
+    if asking:
+        raise ExtensionError(f"pages load something from a network: {', '.join(asking)}")
