@@ -101,7 +101,9 @@ DATA: dict[str, Meanings] = {
     },
     "run --no-wait": {
         "study": ("text", "name of the study"),
-        "launcher_pid": ("number", "process of the launcher; not on SLURM, where jobs need none"),
+        "launcher_pid": ("number", "process of the launcher; on this machine and on a Ray cluster that it belongs to"),
+        "ray_job": ("text", "Ray job of the launcher; on a Ray cluster that this machine does not belong to"),
+        "jobs": ("list", "job arrays; on SLURM"),
     },
     "behaviour": {
         "study": ("text", "name of the study"),
