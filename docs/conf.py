@@ -29,6 +29,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["seqlm.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_show_search_summary = False  # a browser refuses the summaries of pages that are opened as files
 html_theme_options = {"navigation_with_keys": False}

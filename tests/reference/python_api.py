@@ -94,4 +94,7 @@ def _text(doc: str | None) -> str:
 
 
 def _code(text: str) -> str:
+    text = re.sub(
+        r"docs/reference/((\w)(\w+))\.md", lambda found: f"[{found[2].upper()}{found[3]}]({found[1]}.md)", text
+    )
     return re.sub(r":func:`(\w+)`", r"`\1`", text.replace("``", "`"))
