@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,17 +10,32 @@ from pathlib import Path
 import pytest
 
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests.analysis.example_study import make_examples
+from tests.analysis.example_study import make_examples, make_widths
 from tests.crawl import light_env
 from tests.docs_blocks import ROOT, Session, pages, place_of
+from tests.latex import require_latex
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
 
 pytestmark = pytest.mark.process
 
+
+def _table(values: Mapping[str, str]) -> str:
+    return "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items()) + " }"
+
+
 PAGES = {str(page.relative_to(ROOT)): place_of(page) for page in pages()}
-EDITS: Mapping[str, Mapping[str, str]] = {}
-"""Page -> texts of its blocks that tests replace, to train for less time."""
+RAY_ON_CPUS = f"[backend.ray]\nenv = {_table({'SEQLM_DEVICE': 'cpu', **light_env()})}\n\n[resources]"
+SMALL = {
+    "model.hidden_size = 256": "model.hidden_size = 16",
+    "data.vocab_size = 2000": "data.vocab_size = 300",
+    "train.epochs = 10": "train.epochs = 2",
+}
+EDITS: Mapping[str, Mapping[str, str]] = {
+    "docs/guides/slurm.md": {**SMALL, "cpus = 4 ": "cpus = 1 ", "timeout_min": "progress_s = 0.5\ntimeout_min"},
+    "docs/guides/ray.md": {**SMALL, "model.hidden_size = 512": "model.hidden_size = 24", "[resources]": RAY_ON_CPUS},
+}
+"""Page -> texts of its blocks that tests replace, to train for less time and without GPUs."""
 
 
 def pages_on(*places: str) -> list[str]:
@@ -30,6 +46,9 @@ def pages_on(*places: str) -> list[str]:
 def test_on_this_machine(page: str, tmp_path: Path) -> None:
     if PAGES[page] == "study":
         make_examples(tmp_path / "runs", "first")
+        make_widths(tmp_path / "runs")
+    if "pdflatex" in (ROOT / page).read_text("utf-8"):
+        require_latex()
     Session(tmp_path, os.environ, edits=EDITS.get(page)).run_page(ROOT / page)
 
 
@@ -43,5 +62,4 @@ def test_on_slurm(page: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", pages_on("ray"))
 def test_on_ray(page: str, tmp_path: Path, ray_cluster: RayLab) -> None:
-    env = {**ray_cluster.env, **light_env()}
-    Session(tmp_path, env, enter=ray_cluster.command, edits=EDITS.get(page)).run_page(ROOT / page)
+    Session(tmp_path, ray_cluster.env, enter=ray_cluster.command, edits=EDITS.get(page)).run_page(ROOT / page)
