@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import launch
+from jobs import terminal
 from tests.reference.markdown import Meanings, fields_table
 from tests.reference.run_files import STORED
 from tests.training.studies import write_text
@@ -154,7 +155,9 @@ def answers() -> dict[str, Any]:
         with zipfile.ZipFile(STORED) as stored:
             stored.extractall()
         write_text(Path("text"), train_lines=220)
-        return {command: _answer(words) for command, words in COMMANDS.items()}
+        found = {command: _answer(words) for command, words in COMMANDS.items()}
+    terminal.configure(terminal.Output())
+    return found
 
 
 def _data(command: str) -> list[Any]:
