@@ -26,13 +26,14 @@ def _table(values: Mapping[str, str]) -> str:
 
 PAGES = {str(page.relative_to(ROOT)): place_of(page) for page in pages()}
 RAY_ON_CPUS = f"[backend.ray]\nenv = {_table({'SEQLM_DEVICE': 'cpu', **light_env()})}\n\n[resources]"
+SLURM_ON_CPUS = 'env.SEQLM_DEVICE = "cpu"\nprogress_s = 0.5\ntimeout_min'
 SMALL = {
     "model.hidden_size = 256": "model.hidden_size = 16",
     "data.vocab_size = 2000": "data.vocab_size = 300",
     "train.epochs = 10": "train.epochs = 2",
 }
 EDITS: Mapping[str, Mapping[str, str]] = {
-    "docs/guides/slurm.md": {**SMALL, "cpus = 4 ": "cpus = 1 ", "timeout_min": "progress_s = 0.5\ntimeout_min"},
+    "docs/guides/slurm.md": {**SMALL, "cpus = 4 ": "cpus = 1 ", "timeout_min": SLURM_ON_CPUS},
     "docs/guides/ray.md": {**SMALL, "model.hidden_size = 512": "model.hidden_size = 24", "[resources]": RAY_ON_CPUS},
 }
 """Page -> texts of its blocks that tests replace, to train for less time and without GPUs."""
@@ -56,7 +57,7 @@ def test_on_this_machine(page: str, tmp_path: Path) -> None:
 def test_on_slurm(page: str, tmp_path: Path) -> None:
     require_slurm()
     with LoopbackCluster(ClusterOptions(nodes=2, gpus=2)) as cluster:
-        env = {**cluster.env, "SEQLM_BACKEND": "", "SEQLM_DEVICE": "cpu"}
+        env = {**cluster.env, "SEQLM_BACKEND": ""}
         Session(tmp_path, env, edits=EDITS.get(page)).run_page(ROOT / page)
 
 
