@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +13,7 @@ import pytest
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests.analysis.example_study import make_examples, make_widths
 from tests.crawl import light_env
-from tests.docs_blocks import ROOT, Session, pages, place_of
-from tests.latex import require_latex
+from tests.docs_blocks import ROOT, Session, command_words, pages, place_of, read_blocks
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
 
@@ -43,13 +43,24 @@ def pages_on(*places: str) -> list[str]:
     return [page for page, place in PAGES.items() if place in places]
 
 
+def _require_programs(page: str) -> None:
+    """Skip where a program that the page uses is not installed; fail instead with CI=true."""
+    used = {
+        words[0] for block in read_blocks(ROOT / page) if block.kind == "run" for words in command_words(block.text)
+    }
+    missing = [program for program in ("pdflatex", "jq") if program in used and shutil.which(program) is None]
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"not installed: {missing}")
+    elif missing:
+        pytest.skip(f"not installed: {missing}")
+
+
 @pytest.mark.parametrize("page", pages_on("local", "study"))
 def test_on_this_machine(page: str, tmp_path: Path) -> None:
     if PAGES[page] == "study":
         make_examples(tmp_path / "runs", "first")
         make_widths(tmp_path / "runs")
-    if "pdflatex" in (ROOT / page).read_text("utf-8"):
-        require_latex()
+    _require_programs(page)
     Session(tmp_path, os.environ, edits=EDITS.get(page)).run_page(ROOT / page)
 
 
