@@ -205,6 +205,9 @@ class Session:
         expected = re.fullmatch(r"exit (\d+)", block.argument)
         code = 130 if after else int(expected[1]) if expected else 0
         self._printed = ""
+        exported = self.folder.parent / f"{self.folder.name}.exported"
+        if "export " in text:
+            text += f"env -0 >{shlex.quote(str(exported))}"
         lines = _command_lines(text)
         for number, argv in enumerate(lines, start=1):
             options: dict[str, Any] = {"stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "process_group": 0}
@@ -215,6 +218,8 @@ class Session:
             self._printed += commands.finish(process)[0]
             wanted = code if number == len(lines) else 0
             assert process.returncode == wanted, f"{block.place}: {argv}: {process.returncode}\n{self._printed}"
+        if exported.exists():  # for the blocks below, as in one terminal
+            self._env |= dict(line.split("=", 1) for line in exported.read_text("utf-8").split("\0") if line)
 
 
 def _command_lines(text: str) -> list[list[str]]:
