@@ -26,7 +26,7 @@ def test_the_make_targets_exist() -> None:
 
 def test_the_first_study_has_ten_lines_and_is_that_of_the_tutorial() -> None:
     (short,) = [block.text for block in read_blocks(PAGE) if block.language == "toml"]
-    (long,) = [block.text for block in read_blocks(TUTORIAL) if block.language == "toml"]
+    long = next(block.text for block in read_blocks(TUTORIAL) if block.language == "toml")
     assert len(short.splitlines()) == 10
     assert tomllib.loads(short) == tomllib.loads(long)
 
