@@ -33,7 +33,7 @@ SMALL = {
     "train.epochs = 10": "train.epochs = 2",
 }
 EDITS: Mapping[str, Mapping[str, str]] = {
-    "docs/guides/slurm.md": {**SMALL, "cpus = 4 ": "cpus = 1 ", "timeout_min": SLURM_ON_CPUS},
+    "docs/guides/slurm.md": {**SMALL, "cpus = 4": "cpus = 1", "timeout_min": SLURM_ON_CPUS},
     "docs/guides/ray.md": {**SMALL, "model.hidden_size = 512": "model.hidden_size = 24", "[resources]": RAY_ON_CPUS},
 }
 """Page -> texts of its blocks that tests replace, to train for less time and without GPUs."""
@@ -45,9 +45,8 @@ def pages_on(*places: str) -> list[str]:
 
 def _require_programs(page: str) -> None:
     """Skip where a program that the page uses is not installed; fail instead with CI=true."""
-    used = {
-        words[0] for block in read_blocks(ROOT / page) if block.kind == "run" for words in command_words(block.text)
-    }
+    commands = [block for block in read_blocks(ROOT / page) if block.kind == "run" and block.language == "bash"]
+    used = {words[0] for block in commands for words in command_words(block.text)}
     missing = [program for program in ("pdflatex", "jq") if program in used and shutil.which(program) is None]
     if missing and os.environ.get("CI"):
         pytest.fail(f"not installed: {missing}")
