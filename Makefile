@@ -2,11 +2,13 @@
 #   make quickstart   install into .venv, train nine small models, write their report
 #   make test         install into .venv, run all tests; FAST=1 only those that start no process (a minute, while editing)
 #   make coverage     report the branch coverage of config, manifest, queue, discussion, ... by tests that start no process
+#   make docs         build the documentation into docs/_build/html; broken links, missing anchors and stale references are errors
+#   make package      build wheel and source archive into dist, install each into an empty environment, and run the quickstart from there
 #   make soak         run all tests N=10 times, quiet and under load, in random orders, and show what failed
 #                     (RENAME=0.05: with a planted race, every renaming waits so many seconds)
 #   make versions     quickstart and fast tests with Python 3.13, and with the lowest versions that pyproject.toml allows
 #   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
-#   make chaos        break things on purpose for ten minutes; CHAOS="--seed N" the same once more (docs/reliability.md)
+#   make chaos        break things on purpose for ten minutes; CHAOS="--seed N" the same once more (docs/project/chaos.md)
 PYTHON ?= python3
 PYTHON_3_13 ?= python3.13
 VENV ?= .venv
@@ -22,7 +24,7 @@ CONSTRAINTS := tests/constraints.txt
 INSTALL := $(if $(LOWEST),$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct,\
   $(BIN)/pip install --disable-pip-version-check --quiet $(if $(LOCKED),--constraint $(CONSTRAINTS)))
 
-.PHONY: quickstart test coverage soak versions lock chaos lint types check install clean
+.PHONY: quickstart test coverage docs package soak versions lock chaos lint types check install clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python launch.py run jobs/manifests/quickstart.toml --report $(RUN)
@@ -33,6 +35,15 @@ test: $(VENV)/installed-test
 coverage: $(VENV)/installed-test
 	$(BIN)/coverage run -m pytest $(FAST_TESTS)
 	$(BIN)/coverage report
+
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx --quiet --fresh-env --write-all --fail-on-warning --keep-going -b html docs docs/_build/html
+
+package: $(VENV)/installed-docs
+	rm -rf dist
+	$(BIN)/python -m build
+	for archive in dist/*; do rm -rf build/try && $(PYTHON) -m venv build/try/venv && build/try/venv/bin/pip install --quiet $$archive \
+	  && (cd build/try && venv/bin/seqlm run quickstart --set train.epochs=1 --report) || exit 1; done
 
 soak: $(VENV)/installed-test
 	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n $(TEST_PROCESSES) --dist loadgroup
@@ -55,7 +66,7 @@ lint: $(VENV)/installed-test
 types: $(VENV)/installed-test
 	$(BIN)/mypy
 
-check: test lint types
+check: test lint types docs
 
 install: $(VENV)/installed
 
@@ -73,5 +84,9 @@ $(VENV)/installed-test: pyproject.toml | $(BIN)/pip
 	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: pyproject.toml | $(BIN)/pip
+	$(INSTALL) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-3.13 .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf docs/_build .venv .venv-3.13 .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 """From the files of a study's runs to its tables, curves and report. Reads; never trains, never launches.
 
-``open_study`` is where notebooks and scripts begin; docs/api.md describes what it returns.
+``open_study`` is where notebooks and scripts begin; docs/reference/python.md describes what it returns.
 """
 
 from __future__ import annotations

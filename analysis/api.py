@@ -76,7 +76,7 @@ class Study(files.Study):
     """What the files of a study hold. Get one from :func:`open_study`.
 
     ``runs``, ``epochs`` and ``attempts`` are DataFrames, as are the properties below; the columns of each are
-    documented under Tables.
+    listed in docs/reference/columns.md.
 
     >>> done = study.runs[study.runs["state"] == "done"]
     >>> done.nsmallest(3, "val_ppl")[["number", "name", "val_ppl"]].set_index("number")

@@ -1,3 +1,3 @@
 """seqlm: a language-model study from one manifest."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

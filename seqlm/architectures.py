@@ -34,8 +34,8 @@ class RecurrentConfig(Section):
     keep: Probability = 0.35
     """Probability of keeping a unit, on the embedding and on each layer's output."""
     implementation: Literal["fused", "reference"] = "fused"
-    """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
-    autograd, to check it."""
+    """``fused``: hand-written gradients, fast (docs/explanation/performance.md). ``reference``: the same function by
+    plain autograd, to check it."""
 
     @property
     def _gates(self) -> int:
@@ -116,8 +116,8 @@ class TransformerConfig(Section):
     attention: Literal["own", "sdpa"] = "own"
     """``own``: the equations. ``sdpa``: ``F.scaled_dot_product_attention``, the same function, other dropout draws."""
     implementation: Literal["fused", "reference"] = "fused"
-    """``fused``: hand-written gradients, fast (docs/performance.md). ``reference``: the same function by plain
-    autograd, to check it."""
+    """``fused``: hand-written gradients, fast (docs/explanation/performance.md). ``reference``: the same function by
+    plain autograd, to check it."""
 
     def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:

@@ -132,7 +132,7 @@ class TrainConfig(Section):
     """Largest gradient norm over all parameters."""
     precision: Precision = "fp32"
     """Precision of the operands of matrix products; the rest is fp32. ``tf32`` needs an NVIDIA GPU, ``bf16`` a GPU or
-    processor that has it; other devices refuse the run. See "Precision" in docs/manifest.md."""
+    processor that has it; other devices refuse the run. See "Precision" in docs/reference/manifest.md."""
 
 
 OptimConfig: TypeAlias = AdamConfig | SgdConfig | SgdScheduleConfig

@@ -1,7 +1,7 @@
 """Every environment variable of seqlm: name, type, default and meaning. Standard library alone.
 
-No other module reads a variable whose name begins with ``SEQLM_``. The tables of docs/environment.md are made from this
-list (``python -m tests.variable_tables``).
+No other module reads a variable whose name begins with ``SEQLM_``. The tables of
+docs/reference/environment.md are made from this list (``python -m tests.reference``).
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts"
 """Fixtures that take long to make -> the group of their tests, which one process of the test run does."""
 LONG = (
     "tests/slurm/test_cluster.py",
-    "tests/slurm/test_docs.py",
+    "tests/test_pages_run.py",
     "tests/chaos/",
     "tests/jobs/backends/test_ray",
     "tests/jobs/attempt/test_heartbeat.py",

@@ -1,4 +1,4 @@
-"""What docs/architecture.md says of the code is true, and its picture shows today's imports."""
+"""What docs/explanation/architecture.md says of the code is true, and its picture has every folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import folder_picture
+from tests.reference import folders
 from tests.test_architecture import FLOORS, modules, tree_of
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")
 STEPS = re.findall(r"^\| (\d+) \| .* \| `([\w.]+)` \| `([\w/.]+)` \|$", PAGE, flags=re.MULTILINE)
 NAMED = re.findall(r"`(\w+)` in `([\w/.]+\.py)`", PAGE)
 
@@ -34,7 +34,7 @@ def test_the_path_of_a_run_has_ten_steps() -> None:
 
 @pytest.mark.parametrize(("name", "file"), [(name, file) for _, name, file in STEPS] + NAMED)
 def test_every_function_that_the_page_names_is_there(name: str, file: str) -> None:
-    assert name in definitions(ROOT / file), f"docs/architecture.md: expected {name} in {file}"
+    assert name in definitions(ROOT / file), f"docs/explanation/architecture.md: expected {name} in {file}"
 
 
 def test_every_file_and_folder_that_the_page_names_is_there() -> None:
@@ -48,27 +48,22 @@ def test_the_questions_are_answered() -> None:
         assert len(re.findall(rf"^\| .*{question}.*\| `.*` \| .*`\w+` in `", PAGE, flags=re.MULTILINE)) == 1
 
 
-def test_the_picture_shows_the_imports_of_today() -> None:
-    picture = folder_picture.PICTURE.read_text("utf-8")
-    assert picture == folder_picture.draw(), "docs/architecture.svg is stale; run: python -m tests.folder_picture"
-
-
 def test_the_picture_has_every_folder_of_the_launcher_the_trainer_and_the_report() -> None:
     packages = {
         name
         for name, path in modules()
         if path.name == "__init__.py" and name.startswith(("seqlm", "jobs", "analysis"))
     }
-    assert packages | set(FLOORS) - {"jobs.spec", "jobs.terminal"} <= set(folder_picture.FOLDERS)
+    assert packages | set(FLOORS) - {"jobs.spec", "jobs.terminal"} <= set(folders.FOLDERS)
 
 
 def test_every_arrow_points_down_and_none_is_implied_by_others() -> None:
-    graph = folder_picture.folder_imports()
-    floor = folder_picture.floors(graph)
-    edges = folder_picture.direct(graph)
+    graph = folders.folder_imports()
+    floor = folders.floors(graph)
+    edges = folders.direct(graph)
     for folder, below in edges.items():
         assert below <= graph[folder]
         assert all(floor[other] < floor[folder] for other in below)
     diamond = {"a": {"b", "c", "d"}, "b": {"d"}, "c": {"d"}, "d": set[str]()}
-    assert folder_picture.floors(diamond) == {"a": 2, "b": 1, "c": 1, "d": 0}
-    assert folder_picture.direct(diamond) == {"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}
+    assert folders.floors(diamond) == {"a": 2, "b": 1, "c": 1, "d": 0}
+    assert folders.direct(diamond) == {"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}

@@ -58,7 +58,7 @@ def expected_blocks(study: Study) -> list[Block]:
     if not study.expectations:
         text = (
             "The manifest states no expectations. Those stated as [[expect]] tables before the launch "
-            "(docs/manifest.md) are compared with the results here."
+            "(docs/reference/manifest.md) are compared with the results here."
         )
         return [Prose(text=text)]
     sentences, rows = [], []

@@ -1,6 +1,6 @@
 """The captions of the learning curves: what the legend does not say, and what the figure does not show.
 
-How to read every figure of curves is in docs/report.md.
+How to read every figure of curves is in docs/explanation/report.md.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 """Variables of glibc. Logits are allocated and freed in every step, and returning their pages to the system each time
-cost a quarter of a small run's processor time (docs/decisions.md). Other C libraries ignore them."""
+cost a quarter of a small run's processor time (docs/project/decisions/2026-11-24-freed-memory.md).
+Other C libraries ignore them."""
 
 
 # -- variables -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from jobs.cli.arguments import DoctorArguments, RunArguments, read
 from jobs.cli.request import BackendChoice, default_backend
 from jobs.launch.prepare import find_data
 from jobs.study.provenance import versions
-from jobs.terminal import memory, say_table, table
+from jobs.terminal import memory, program, say_table, table
 from seqlm import machine
 from seqlm.config import DataConfig
 from seqlm.data.cache import cache_folder
@@ -69,7 +69,7 @@ def calibrate(arguments: DoctorArguments) -> int:
     words = ["run", str(CALIBRATION), "--runs-dir", str(arguments.runs_dir), *(["--json"] if arguments.json else [])]
     arguments_of_run = read(words)
     assert isinstance(arguments_of_run, RunArguments)
-    specs = [replace(spec, command=["python", "launch.py", "doctor", "--calibrate"]) for spec in manifest.runs]
+    specs = [replace(spec, command=[*program().split(), "doctor", "--calibrate"]) for spec in manifest.runs]
     record = record_of(manifest, manifest.runs, None)
     options = LaunchOptions(study_dir=arguments.runs_dir / manifest.study, record=record)
     return train(arguments_of_run, specs, options, BackendChoice(name="local", max_parallel=1))[1]
@@ -131,7 +131,7 @@ def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
         yield Finding("note", "GPU", note)
     folder = machine.mps_directory(os.environ)
     if folder is None:
-        text = "no MPS daemon: runs that share a GPU take turns; docs/ray.md says how to start one"
+        text = "no MPS daemon: runs that share a GPU take turns; docs/guides/ray.md says how to start one"
         yield Finding("note", "shares of a GPU", text)
     else:
         text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"

@@ -31,6 +31,7 @@ from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.reader import find_manifest
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import PlannedRun
 from jobs.plan.record import kept_policy, kept_untracked, record_of
@@ -144,7 +145,7 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
     terminal.detail(f"data: {data or 'the default place'}")
     changes = [word for text in arguments.changes for word in ("--set", text)]
     paths = ["--data", str(arguments.data)] if arguments.data else []
-    alone = ["python", "launch.py", "run", arguments.manifest, "--only"]
+    alone = [*terminal.program().split(), "run", arguments.manifest, "--only"]
     options = LaunchOptions(
         study_dir=study_dir,
         record=record_of(manifest, specs, data),
@@ -320,7 +321,7 @@ def behaviour_line(found: Mapping[str, Any]) -> str:
 
 def _open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Path]:
     """Return the manifest, its runs that pass the filters with the identity of their text, and the study's folder."""
-    manifest = load_manifest(Path(arguments.manifest), arguments.changes)
+    manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
     data = find_data(arguments.data, manifest.data_path)
     study_dir = arguments.runs_dir / manifest.study
     known: Sequence[RunSpec] = manifest.runs

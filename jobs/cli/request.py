@@ -27,6 +27,7 @@ from jobs.launch.job import LaunchOptions
 from jobs.launch.prepare import detach, find_data, launched, preparing
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.reader import find_manifest
 from jobs.plan.record import kept_tables
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, observe_study, study_name
@@ -203,7 +204,7 @@ def _send(arguments: LaunchArguments, options: LaunchOptions, address: str) -> d
     jobs_dir, study_dir = options.study_dir, options.code_dir or options.study_dir
     manifest, recorded = None, None
     if isinstance(arguments, PlanArguments):
-        manifest = Path(arguments.manifest).absolute()
+        manifest = find_manifest(arguments.manifest).absolute()
         recorded = load_manifest(manifest).data_path
         words = _with_argument(_attended(arguments), "manifest", manifest.name)
     else:

@@ -8,7 +8,7 @@
       _check_distinct      no name and no configuration twice                     (here)
       expectations         what the report is to check, and on which runs         (jobs.manifests.claims)
 
-Each problem is one line, and all lines are raised together. ``docs/manifest.md`` is the reference for users.
+Each problem is one line, and all lines are raised together. ``docs/reference/manifest.md`` is the reference for users.
 """
 
 from __future__ import annotations

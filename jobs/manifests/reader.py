@@ -20,6 +20,12 @@ MAX_WHOLE_NUMBER = 10**300
 MAX_BYTES = 16 * 2**20
 
 
+def find_manifest(argument: str) -> Path:
+    """Return the path of a manifest given by its path, or by the name of one that comes with seqlm: ``quickstart``."""
+    own = Path(__file__).with_name(f"{argument}.toml")
+    return own if argument.isidentifier() and own.is_file() and not Path(argument).exists() else Path(argument)
+
+
 def read_manifest_file(path: Path) -> dict[str, Any]:
     """Return the manifest's top-level table as plain data.
 

@@ -1,4 +1,4 @@
-"""The training protocol of the study, for every architecture alike (docs/study.md has it in prose)."""
+"""The training protocol of the study, for every architecture alike (docs/explanation/study.md has it in prose)."""
 
 from __future__ import annotations
 

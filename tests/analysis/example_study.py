@@ -1,4 +1,4 @@
-"""The studies of docs/api.md's examples and of the notebook, made up; one run has a checkpoint of a small model."""
+"""The made-up studies of the examples in docs/reference/python.md and of the notebook. One run has a small model."""
 
 from __future__ import annotations
 

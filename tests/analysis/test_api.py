@@ -17,12 +17,13 @@ from analysis import Study, open_study
 from analysis.study.columns import TABLES
 from seqlm.errors import CheckpointError, UsageError
 from seqlm.files import read_json, write_json
-from tests import api_page, commands
+from tests import commands
 from tests.analysis.example_study import make_examples, make_widths
 from tests.analysis.hand_made import add_run
 from tests.analysis.synthetic import make_study
 
-ROOT = api_page.PAGE.parent.parent
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reference" / "python.md"
 FIGURES = {
     "plot_curves": {},
     "plot_pareto": {},
@@ -252,18 +253,12 @@ def test_a_study_opens_and_draws_without_torch(runs_dir: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     environment = {**os.environ, "MPLBACKEND": "agg"}
-    commands.run(
-        [sys.executable, "-c", program], cold=True, env=environment, cwd=api_page.PAGE.parent.parent, check=True
-    )
-
-
-def test_the_page_of_the_api_is_up_to_date() -> None:
-    assert api_page.main(["--check"]) == 0
+    commands.run([sys.executable, "-c", program], cold=True, env=environment, cwd=ROOT, check=True)
 
 
 def test_every_example_of_the_page_of_the_api_is_true(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs_dir.parent)
-    test = doctest.DocTestParser().get_doctest(_examples(), {}, "docs/api.md", "docs/api.md", 0)
+    test = doctest.DocTestParser().get_doctest(_examples(), {}, PAGE.name, str(PAGE), 0)
     assert len(test.examples) >= 25
     report: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=report.append)
@@ -271,5 +266,5 @@ def test_every_example_of_the_page_of_the_api_is_true(runs_dir: Path, monkeypatc
 
 
 def _examples() -> str:
-    text = api_page.PAGE.read_text("utf-8")
+    text = PAGE.read_text("utf-8")
     return "\n".join(part.split("```")[0] for part in text.split("```python\n")[1:])

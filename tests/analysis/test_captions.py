@@ -1,4 +1,4 @@
-"""Captions are two lines at most: about 200 characters. Longer explanations are in docs/report.md."""
+"""Captions are two lines at most: about 200 characters. Longer explanations are in docs/explanation/report.md."""
 
 from __future__ import annotations
 

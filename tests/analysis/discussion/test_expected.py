@@ -151,7 +151,7 @@ def test_without_expectations_it_says_how_to_state_them(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "a", "gru", "sgd", [100.0])
     (block,) = expected_blocks(load_study(tmp_path))
     assert "[[expect]]" in said([block])
-    assert "docs/manifest.md" in said([block])
+    assert "docs/reference/manifest.md" in said([block])
 
 
 def test_a_time_is_compared_among_finished_runs_alone(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""The columns of DataFrames and of the report's CSV files, for docs/reference/columns.md."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+from analysis.blocks.table import Table
+from analysis.report import report_page
+from analysis.study.columns import TABLES
+from analysis.study.study import load_study
+from seqlm.config import valid_keys
+from seqlm.files import write_json
+from seqlm.rundir import RunDirectory
+from tests.analysis.example_study import make_examples
+from tests.reference.markdown import table
+
+
+def parts() -> dict[str, str]:
+    """Return the columns of the DataFrames, and those of the tables of a report."""
+    return {"columns-dataframes": _dataframes(), "columns-report": _report()}
+
+
+def _dataframes() -> str:
+    sections = []
+    for name, columns in TABLES.items():
+        rows = [[f"`{column}`", meaning.unit, meaning.text] for column, meaning in columns.items()]
+        sections.append(f"### `{name}`\n\n{table(['column', 'unit', 'meaning'], rows)}")
+    return "\n\n".join(sections)
+
+
+def _report() -> str:
+    sections = []
+    for found in tables():
+        titles = {column.key: column.title for column in found.columns}
+        keys = found.csv_file().partition("\n")[0].strip().split(",")
+        rows = [[f"`{key}`", titles.get(key, "")] for key in keys if key not in valid_keys()]
+        if len(rows) < len(keys):
+            rows.append(["one for each key of the configuration that varies", ""])
+        text = f"{found.title}. {found.caption}".replace("<", "&lt;")
+        name = "group-NUMBER-TITLE" if found.name.startswith("group-") else found.name
+        sections.append(f"### `{name}.csv`\n\n{text}\n\n{table(['column', 'heading on the page'], rows)}")
+    return "\n\n".join(sections)
+
+
+@functools.cache
+def tables() -> list[Table]:
+    """Return the tables of the report of a made-up study that has something for each of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        study_dir = make_examples(Path(folder))
+        write_json(study_dir / "study.json", _record(study_dir))
+        return list(report_page(load_study(study_dir)).tables)
+
+
+def _record(study_dir: Path) -> dict[str, object]:
+    runs = RunDirectory.all_in(study_dir)
+    prints = [run.read_config().fingerprint() for run in runs]
+    published = {"train_ppl": 100.0, "val_ppl": 150.0, "replications": [149.0, 151.0]}
+    planned = [
+        {"number": number, "fingerprint": fingerprint, "published": published}
+        for number, fingerprint in enumerate(prints, start=1)
+    ]
+    expectation = {"text": "the GRU beats the RNN", "metric": "val_ppl", "lower": [prints[3]], "higher": [prints[0]]}
+    return {
+        "planned": planned,
+        "expectations": [expectation],
+        "groups": [{"title": "All", "runs": prints}],
+    }

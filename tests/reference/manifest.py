@@ -1,0 +1,126 @@
+"""The key tables of docs/reference/manifest.md, and the JSON Schema of manifests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from jobs.manifests.backends import LocalTable, RayTable, SlurmTable
+from jobs.manifests.claims import Claim, Published, Report
+from jobs.manifests.entries import EntryTable, StudyTable
+from jobs.manifests.fields import full_keys
+from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, policy_keys, table_keys
+from jobs.manifests.policy import Policy
+from jobs.spec import Resources
+from seqlm.config import VARIANTS, RunConfig
+from tests.reference.markdown import table
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "manifest.schema.json"
+
+
+def schema_text() -> str:
+    """Return what `seqlm schema --output` writes."""
+    return f"{json.dumps(manifest_schema(), indent=1)}\n"
+
+
+def parts() -> dict[str, str]:
+    """Return the tables of keys."""
+    return {f"keys-{name}": text for name, text in _tables().items()}
+
+
+def _tables() -> dict[str, str]:
+    common = {name: schema for name, schema in table_keys(LocalTable).items() if name != "progress_s"}
+    own = [name for name in full_keys(SlurmTable) if name not in common]
+    return {
+        "config": _table(config_keys(), _config_defaults()),
+        "study": _table(_prefixed("study", table_keys(StudyTable)), _prefixed("study", _defaults(StudyTable))),
+        "entry": _table(
+            {
+                **table_keys(EntryTable),
+                **_prefixed("resources", table_keys(Resources)),
+                **_prefixed("published", table_keys(Published)),
+            },
+            {
+                **_defaults(EntryTable),
+                **_prefixed("resources", _defaults(Resources)),
+                **_prefixed("published", _defaults(Published)),
+            },
+        ),
+        "expect": _table(table_keys(Claim), _defaults(Claim)),
+        "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
+        "policy": _table(_prefixed("policy", policy_keys()), _prefixed("policy", Policy().to_dict())),
+        "backend": _table(table_keys(LocalTable), _defaults(LocalTable)),
+        "ray": _table({"address": table_keys(RayTable)["address"]}, _defaults(RayTable)),
+        "slurm": _table({name: table_keys(SlurmTable)[name] for name in own}, _defaults(SlurmTable)),
+    }
+
+
+def _table(keys: Mapping[str, Schema], defaults: Mapping[str, Any]) -> str:
+    rows = [
+        [f"`{key}`", kind_of(schema), _default(defaults[key]), schema["description"]] for key, schema in keys.items()
+    ]
+    return table(["key", "type", "default", "meaning"], rows)
+
+
+def _prefixed(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for key, value in keys.items()}
+
+
+def kind_of(schema: Schema) -> str:
+    """The JSON Schema of one value in a few words."""
+    if "anyOf" in schema:
+        return ", or ".join(kind_of(part) for part in schema["anyOf"] if part != {"type": "null"})
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{json.dumps(choice)}`" for choice in schema.get("enum", [schema.get("const")]))
+    match schema["type"]:
+        case "array":
+            items = {key: value for key, value in schema["items"].items() if key not in ("minimum", "maximum")}
+            number = {(2, 2): "two "}.get((schema.get("minItems"), schema.get("maxItems")), "list of ")
+            plural = kind_of(items).replace("number", "numbers").replace("text", "texts")
+            return f"{number}{plural}" + (", at least one" if schema.get("minItems") == 1 else "")
+        case "object":
+            return "table of texts" if schema.get("additionalProperties") == {"type": "string"} else "table"
+        case "boolean":
+            return "`true` or `false`"
+        case "string":
+            most = f", at most {schema['maxLength']} characters" if "maxLength" in schema else ""
+            return f"text{most}"
+    least, above, most = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
+    parts = ["whole number" if schema["type"] == "integer" else "number"]
+    parts += [f"at least {least:g}"] if least is not None else []
+    parts += [f"above {above:g}"] if above is not None else []
+    parts += [f"at most {'2^63 - 1' if most == 2**63 - 1 else most}"] if most is not None else []
+    return ", ".join(parts)
+
+
+def _default(value: Any) -> str:
+    if value is MISSING:
+        return "-"
+    if isinstance(value, dict) and all(isinstance(names, list) for names in value.values()) and value:
+        return "; ".join(f"{default} ({', '.join(names)})" for default, names in value.items())
+    if value in (None, (), [], {}):
+        return "none"
+    return f"`{json.dumps(value)}`" if isinstance(value, str | bool) else f"{value:g}"
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(kind)
+    }
+
+
+def _config_defaults() -> dict[str, Any]:
+    """The default of each dotted key; if variants differ, default -> the architectures or optimizers with it."""
+    found: dict[str, Any] = {"seed": _defaults(RunConfig)["seed"]}
+    for section, (selector, variants) in VARIANTS.items():
+        for name in dict.fromkeys(name for variant in variants for name in full_keys(variant)):
+            by_default: dict[Any, list[str]] = {}
+            for variant in variants:
+                if name in full_keys(variant):
+                    by_default.setdefault(_defaults(variant)[name], []).extend(choices(variant, selector))
+            found[f"{section}.{name}"] = by_default if len(by_default) > 1 else next(iter(by_default))
+    return found

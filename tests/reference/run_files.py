@@ -1,0 +1,256 @@
+"""The files of a study and of a run, and the fields of the JSON files, for docs/reference/files.md.
+
+The types of the fields are those of ``tests/stored_study.zip``, a study that was really run.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from analysis.study.columns import EPOCHS
+from jobs.cli.arguments import KINDS
+from jobs.study.folder import jobs_file, launch_lock_file, queue_file
+from seqlm.run_layout import RunLayout
+from seqlm.rundir import study_record_file
+from tests.reference.markdown import Meanings, fields_table, table
+
+STORED = Path(__file__).parents[1] / "stored_study.zip"
+RUN = RunLayout(Path("RUN"))
+
+RUN_FILES = {
+    "config_file": ("launcher", "The resolved configuration. It never changes, and decides the run's identity."),
+    "provenance_file": ("launcher", "Commit, versions, host, devices, and the command that launches this run."),
+    "job_file": ("launcher", "Backend, job and command line of the latest attempt."),
+    "metrics_file": ("worker", "One object for each finished epoch."),
+    "result_file": ("worker", "The numbers of a finished run. A run with this file is done."),
+    "failure_file": ("worker or launcher", "How the run failed: kind and message."),
+    "canary_file": ("worker", "What a canary has measured. Only folders in `canary/` have it."),
+    "task_file": ("launcher", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
+    "behaviour_file": ("behaviour job", "What the trained model does: loss at each time step, gradient norms."),
+    "samples_file": ("behaviour job", "Texts that the trained model has written, one object a line."),
+    "last_checkpoint": ("worker", "All that is needed to resume. `clean` deletes that of a finished run."),
+    "previous_checkpoint": ("worker", "The checkpoint before `last.pt`. Deleted once the run is done."),
+    "position_file": ("worker", "Epoch and step of `last.pt`, readable without PyTorch."),
+    "best_checkpoint": ("worker", "The parameters of the epoch with the lowest validation loss."),
+    "worker_lock_file": ("worker", "Locked while a worker trains the run. It names the process."),
+    "lease_dir": ("worker", "One file for each worker that owned the run; the highest number is the owner."),
+    "attempt_dir": ("worker", "Folder of an attempt, numbered from 1."),
+    "stdout_log": ("worker", "What the ranks of the attempt print. `logs` shows it."),
+    "stderr_log": ("worker", "What they print on stderr."),
+    "worker_file": ("worker", "Host, devices and versions of a rank; `worker-1.json` is that of the second."),
+    "progress_file": ("worker", "How far the attempt is within its epoch, written about once a second."),
+}  # fmt: skip
+"""Name in :class:`RunLayout` -> who writes the file, and what it holds."""
+NO_FILES = {"id", "is_canary", "attempts", "last_attempt"}
+
+STUDY_FILES = [
+    (study_record_file(Path()), "What the report needs of the manifest, and the estimates of the first launch."),
+    (queue_file(Path()), "The runs that wait for the launcher, with reasons."),
+    (launch_lock_file(Path()), "Locked while a launcher works on the study. It names the process."),
+    (jobs_file(Path()), "On SLURM: the job of each run."),
+    (Path("code"), "The code that the workers run, a folder for each version, with its commit in `code-origin.json`."),
+    (Path("canary"), "The canaries, each a folder like that of a run."),
+    (Path("behaviour"), "The behaviour jobs, each a folder like that of a run."),
+    (Path("slurm"), "On SLURM: plans, scripts and logs of the jobs."),
+    (Path("report"), "The report. `seqlm report` replaces it."),
+]
+
+PROCESS: Meanings = {
+    "pid": "process id",
+    "process_group": "process group",
+    "host": "host name",
+    "machine_id": "`/etc/machine-id`",
+    "boot_id": "id of the boot, which is new after each start of the machine",
+    "pid_namespace": "numbering of processes, which containers have of their own",
+    "process_start": "start of the process, in clock ticks after the boot",
+}
+POLICY = "[`[policy]`](manifest.md#policy) of the manifest"
+FIELDS: dict[str, Meanings] = {
+    "study.json": {
+        "version": "version of this file's format",
+        "study": "name of the study",
+        "manifest": "name of the manifest's file",
+        "planned": "the runs as written: number, name, fingerprint, configuration, published results",
+        "excluded": "what an `[[exclude]]` dropped",
+        "published": "kept by versions before 0.2.0; now part of `planned`",
+        "expectations": "the `[[expect]]` tables, with fingerprints in place of conditions",
+        "groups": ("list", "the groups of `[report.groups]`, with fingerprints in place of names"),
+        "behaviour": "fingerprints of the runs that `[report] behaviour` names",
+        "untracked": "`study.untracked` of the manifest",
+        "policy": POLICY,
+        "backend": "the `[backend.*]` tables, without values that look like secrets",
+        "estimates": "fingerprint of each run -> estimate at its first launch: seconds, parameters, FLOPs, memory",
+    },
+    "provenance.json": {
+        "study": "name of the study",
+        "launched_at": "time of the latest launch, ISO 8601",
+        "host": "host of the launcher",
+        "user": "user of the launcher",
+        "devices": "GPUs, or the processor, of that host",
+        "git": "commit of the code, and whether tracked files differed from it",
+        "code": "folder of the code that workers run, and whether it is the working tree (`--live-code`)",
+        "versions": "versions of Python and of the packages",
+        "environment": "four variables that change results, as they were set",
+        "name": "name of the run in the manifest",
+        "order": "place in the manifest, from 0",
+        "entry": ("text", "the entry of the manifest that the run belongs to"),
+        "command": "command that launches this run alone",
+        "resources": "the run's `[resources]`",
+        "data": "path of the text",
+    },
+    "job.json": {
+        "backend": "`local`, `ray` or `slurm`",
+        "job_id": "process, Ray placement group, or SLURM job",
+        "launcher": "process and host of the launcher",
+        "resources": "what the attempt was given: ranks, cores, GPUs",
+        "attempt": "number of the attempt, from 1",
+        "micro_batches": "parts of a step, more than 1 after the run was short of memory",
+        "argv": "command line of the worker",
+        "code": "folder of its code",
+        "submitted_at": "time of the start or submission",
+    },
+    "metrics.jsonl": {
+        name: meaning.text + (f" ({meaning.unit})" if meaning.unit else "")
+        for name, meaning in EPOCHS.items()
+        if name not in ("id", "number")
+    },
+    "result.json": {
+        "best_epoch": "epoch with the lowest validation loss, from 0",
+        "best_train_ppl": "training perplexity of that epoch",
+        "best_val_loss": "its validation loss (nats/token)",
+        "best_val_ppl": "its validation perplexity",
+        "final_epoch": "last epoch",
+        "final_train_ppl": "training perplexity of the last epoch",
+        "final_val_ppl": "validation perplexity of the last epoch",
+        "test_loss": "test loss with the parameters of the best epoch (nats/token)",
+        "test_ppl": "test perplexity",
+        "parameters": "trainable parameters",
+        "elapsed_seconds": "time of all epochs",
+        "attempt": "attempt that finished the run",
+        "micro_batches": "parts of a step in that attempt",
+        "corpus_sha256": "digest of the text",
+        "finished_at": "end of the run, ISO 8601",
+    },
+    "failure.json": {
+        "kind": ("text", f"one of {', '.join(f'`{kind}`' for kind in KINDS)} ([failures](../explanation/failures.md))"),
+        "message": ("text", "one line for a person"),
+        "where": ("text", "place in the code, or who wrote the record"),
+        "rank": ("number", "rank that failed; in a worker's own record"),
+        "attempt": ("number", "attempt that failed"),
+        "micro_batches": ("number", "parts of a step in that attempt"),
+        "node": ("text", "node that failed, if that is known"),
+        "failed_at": ("text", "time of the failure, ISO 8601"),
+        "stands": ("boolean", "true: the run is not retried by itself"),
+        "retried": ("text", "in `attempts/N/failure.json`: how the run was retried"),
+        "progress": ("list", "in `attempts/N/failure.json`: epoch and step that the run had reached"),
+    },
+    "canary.json": {
+        "steps": ("number", "training steps"),
+        "step_seconds": ("number", "median time of a step"),
+        "train_tokens_per_second": ("number", "training speed"),
+        "peak_memory_bytes": ("number", "peak memory of the rank that needs most"),
+        "reserved_memory_bytes": ("number or null", "on a GPU, what the process held for tensors"),
+        "device": ("text", "GPU or processor"),
+        "device_memory_bytes": ("number or null", "memory of the GPU"),
+        "ranks": ("number", "processes that trained together"),
+        "threads": ("number", "threads of each"),
+        "attempt": ("number", "attempt of the canary"),
+        "finished_at": ("text", "end, ISO 8601"),
+    },
+    "checkpoints/position.json": {
+        "epoch": "epoch in which training goes on, from 0",
+        "step": "steps of that epoch that are done",
+        "attempt": "attempt that saved it",
+        "saved_at": "time, ISO 8601",
+    },
+    "attempts/0001/progress.json": {
+        "epoch": "running epoch, from 0",
+        "step": "training steps of it that are done",
+        "steps": "training steps of an epoch",
+        "train_loss": "mean training loss of the epoch so far (nats/token)",
+        "train_ppl": "exp(train_loss)",
+        "train_tokens_per_second": "training speed",
+        "phase": "`train` or `valid`",
+        "updated_at": "time, ISO 8601",
+    },
+    "attempts/0001/worker.json": {
+        "host": "host of the rank",
+        "node": ("text or null", "node, as the cluster names it"),
+        "pid": "process id",
+        "rank": "number of the rank, from 0",
+        "ranks": "processes that train together",
+        "device": "GPU or processor",
+        "gpu": ("text or null", "UUID or index of the GPU"),
+        "threads": "threads of the rank",
+        "micro_batches": "parts of a step",
+        "code": "folder of the code",
+        "python": "version of Python",
+        "torch": "version of PyTorch",
+        "started_at": "start, ISO 8601",
+        "ended_at": "end, ISO 8601; missing if the attempt was cut off",
+    },
+    "lease/000001.json": {
+        "generation": "number of the owner; the highest owns the run",
+        "owner": "random name of the owner",
+        **PROCESS,
+        "attempt": "attempt of the owner",
+        "heartbeat_seconds": "seconds between two heartbeats, which set the time of this file",
+        "taken_at": "time at which the run was taken",
+        "released": "true: the worker has ended",
+    },
+    "worker.lock": PROCESS,
+}  # fmt: skip
+
+
+def parts() -> dict[str, str]:
+    """Return the table of a study's files, that of a run's files, and the fields of each JSON file."""
+    study = [[f"`{path}{'' if path.suffix else '/'}`", meaning] for path, meaning in STUDY_FILES]
+    fields = [f"### `{name}`\n\n{fields_table(meanings, *_samples(name))}" for name, meanings in FIELDS.items()]
+    return {
+        "study-files": table(["file", "what it holds"], study),
+        "run-files": table(["file", "written by", "what it holds"], _run_files()),
+        "file-fields": "\n\n".join(fields),
+    }
+
+
+def _run_files() -> list[list[str]]:
+    """Return a row for each file of a run.
+
+    Raises:
+        ValueError: ``RunLayout`` names a file that is not described, or reversely.
+    """
+    members = {name for name in vars(RunLayout) if not name.startswith("_")} - NO_FILES - {"path"}
+    if members ^ RUN_FILES.keys():
+        raise ValueError(f"described and existing files of a run differ: {sorted(members ^ RUN_FILES.keys())}")
+    rows = []
+    for name, (writer, meaning) in RUN_FILES.items():
+        static = inspect.getattr_static(RunLayout, name)
+        path: Path = getattr(RUN, name) if isinstance(static, property) else getattr(RUN, name)(1)
+        shown = path.relative_to("RUN").as_posix()
+        rows.append([f"`{shown}{'' if '.' in path.name else '/'}`", writer, meaning])
+    return rows
+
+
+@functools.cache
+def _stored() -> dict[str, list[Any]]:
+    """Return the JSON documents of the stored study by the name of their file within a run or the study."""
+    found: dict[str, list[Any]] = {}
+    with zipfile.ZipFile(STORED) as stored:
+        for name in stored.namelist():
+            if not name.endswith((".json", ".jsonl", ".lock")):
+                continue
+            below = Path(name).relative_to("runs/stored").parts
+            place = "/".join(below[1:] if len(below) > 1 else below)
+            text = stored.read(name).decode()
+            documents = text.splitlines() if name.endswith(".jsonl") else [text]
+            found.setdefault(place, []).extend(json.loads(document) for document in documents)
+    return found
+
+
+def _samples(name: str) -> list[Any]:
+    return _stored().get(name, [])

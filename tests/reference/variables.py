@@ -1,0 +1,20 @@
+"""The tables of docs/reference/environment.md."""
+
+from __future__ import annotations
+
+from seqlm.environment import VARIABLES
+from tests.reference.markdown import table
+
+
+def parts() -> dict[str, str]:
+    """Return the table for users and the table of what launchers set for workers."""
+    return {f"variables-{name}": _table(is_internal=name == "internal") for name in ("public", "internal")}
+
+
+def _table(*, is_internal: bool) -> str:
+    rows = [
+        [f"`{variable.name}`", variable.expected, variable.default_words, variable.meaning]
+        for variable in VARIABLES
+        if variable.is_internal == is_internal
+    ]
+    return table(["variable", "value", "default", "meaning"], rows)

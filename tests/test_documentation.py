@@ -1,0 +1,77 @@
+"""The generated parts of docs/ are those of the code, and what the code says of docs/ is there.
+
+``make docs`` checks the links and anchors between the pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.reference import decisions, markdown, pages
+
+ROOT = pages.ROOT
+OUTSIDE = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+"""Pages in Markdown that are not part of the site."""
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[Path, str]:
+    return pages.wanted()
+
+
+def test_nothing_generated_is_stale(wanted: dict[Path, str]) -> None:
+    stale = [file for file, text in wanted.items() if file.read_text("utf-8") != text]
+    assert not stale, "run: python -m tests.reference"
+
+
+def test_every_part_that_is_made_is_on_a_page(wanted: dict[Path, str]) -> None:
+    used = {found[2] for text in wanted.values() for found in pages.PART.finditer(text)}
+    assert used == pages.parts().keys()
+
+
+def test_a_document_whose_fields_are_not_those_described_is_refused() -> None:
+    meanings: markdown.Meanings = {"runs[].name": "name", "reason": ("text or null", "why")}
+    assert "| `runs[].name` | text or null |" in markdown.fields_table(
+        meanings, {"runs": [{"name": "a"}, {"name": None}]}
+    )
+    with pytest.raises(ValueError, match=r"without a description: runs\[\]\.id"):
+        markdown.fields_table(meanings, {"runs": [{"name": "a", "id": 1}]})
+    with pytest.raises(ValueError, match=r"reason: described as text or null, and a sample has number"):
+        markdown.fields_table(meanings, {"runs": [{"name": "a"}], "reason": 1})
+    with pytest.raises(ValueError, match=r"no sample has the field runs\[\]\.name"):
+        markdown.fields_table(meanings, {"reason": None})
+
+
+def test_a_superseded_decision_names_the_later_one() -> None:
+    by_file = {record.file: record for record in decisions.records()}
+    assert by_file
+    for record in by_file.values():
+        assert record.status.startswith(("accepted", "superseded by [")), record.file
+        for title, file in re.findall(r"\[([^\]]+)\]\(([^)]+)\)", record.status):
+            assert title == by_file[file].title, record.file
+            assert record.date <= by_file[file].date, record.file
+
+
+@pytest.mark.parametrize("page", OUTSIDE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_page_that_the_code_names_is_there() -> None:
+    missing = [(str(file), name) for file, name in _named() if not (ROOT / name).exists()]
+    assert not missing
+
+
+def _named() -> Iterator[tuple[Path, str]]:
+    """Return the files of docs/ that are named outside of it, with the file that names each."""
+    sources = [ROOT / "launch.py", ROOT / "Makefile", ROOT / "README.md", ROOT / "slurm" / "cluster.example.toml"]
+    for package in ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "examples", "tests"):
+        sources += [file for kind in ("*.py", "*.toml", "*.ipynb", "*.html") for file in (ROOT / package).rglob(kind)]
+    for file in sources:
+        for name in re.findall(r"\bdocs/[\w/.-]*\.(?:md|svg|png|json)\b", file.read_text("utf-8")):
+            yield file.relative_to(ROOT), name
