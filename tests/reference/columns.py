@@ -12,9 +12,9 @@ from analysis.study.columns import TABLES
 from analysis.study.study import load_study
 from seqlm.config import valid_keys
 from seqlm.files import write_json
-from seqlm.rundir import RunDirectory
 from tests.analysis.example_study import make_examples
 from tests.reference.markdown import table
+from tests.training.studies import runs_in
 
 
 def parts() -> dict[str, str]:
@@ -54,7 +54,7 @@ def tables() -> list[Table]:
 
 
 def _record(study_dir: Path) -> dict[str, object]:
-    runs = RunDirectory.all_in(study_dir)
+    runs = runs_in(study_dir)
     prints = [run.read_config().fingerprint() for run in runs]
     published = {"train_ppl": 100.0, "val_ppl": 150.0, "replications": [149.0, 151.0]}
     planned = [
