@@ -261,7 +261,7 @@ def main() -> None:
     page = Path(sys.argv[1]).resolve()
     folder = Path(tempfile.mkdtemp(prefix="docs-blocks-"))
     print(f"running the blocks of {page} in {folder}")
-    Session(folder, os.environ, gpu=True).run_page(page)
+    Session(folder, {**os.environ, "SEQLM_TEST_COLD": "1"}, gpu=True).run_page(page)
     print("all blocks did what the page says")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from jobs.cli.arguments import read
 from jobs.manifests.json_schema import manifest_schema
 from jobs.manifests.load import load_manifest
 from jobs.manifests.reader import read_manifest_file
+from jobs.spec import Resources
 from slurm.settings import read_settings
 from tests.docs_blocks import PLACES, ROOT, Block, command_words, is_output, pages, place_of, read_blocks
 
@@ -78,6 +81,16 @@ def test_a_manifest_is_accepted_by_loader_and_schema(block: Block, tmp_path: Pat
         file.write_text(json.dumps(data), "utf-8")
     assert load_manifest(file).runs
     assert [error.message for error in VALIDATOR.iter_errors(json.loads(json.dumps(data)))] == []
+
+
+def test_the_table_for_users_of_sbatch_names_keys_that_exist() -> None:
+    text = (ROOT / "docs" / "guides" / "slurm.md").read_text("utf-8")
+    rows = re.findall(r"^\| .* \| (.*) \| (?:site file|`\[resources\]`|manifest) \|$", text, re.M)
+    keys = [tomllib.loads(code) for row in rows for code in re.findall(r"`([^`]+ = [^`]+)`", row)]
+    assert len(keys) > 15
+    for key in keys:
+        if not key.keys() <= {field.name for field in fields(Resources)}:
+            assert read_settings(key, where="the table", environ={})
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import launch
+from analysis.behaviour.step_losses import step_losses
 from analysis.report import write_report
 from jobs.attempt.retry import Failed, decide
 from jobs.attempt.supervisor import cause, ended
@@ -49,6 +50,7 @@ from slurm import site
 from slurm.job import SlurmContext
 from slurm.settings import SlurmSettings
 from slurm.submission import batches
+from tests.analysis.behaviour.literal import make_model
 from tests.docs_blocks import ROOT
 from tests.fakes import FakeBackend
 from tests.jobs.launch.test_canary import check, diverges, trial
@@ -295,6 +297,13 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     scene.manifest("batch_size = 8, seq_len = 5", "batch_size = 20, seq_len = 35")
     return scene.command("run", "first.toml", "--data", "text")
+
+
+@provokes("The text is too short for the behaviour")
+def _(scene: Scene) -> str:
+    with pytest.raises(SeqlmError) as caught:
+        step_losses(make_model("rnn"), torch.zeros(67, 10, dtype=torch.int64), 70)
+    return reason(scene, caught.value)
 
 
 @provokes("Python makes another pydoc text")

@@ -53,7 +53,7 @@ def step_losses(
     if not count:
         raise DataError(
             f"valid in {batch:,} columns of {length:,} tokens is too short for one window of {window:,}, which needs "
-            f"{window + 1:,}; lower settings.window"
+            f"{window + 1:,}; lower the window, as with `behaviour --window {max(1, length - 1)}`"
         )
     zero = torch.zeros(window, dtype=torch.float64, device=columns.device)
     for inputs, targets in _side_by_side(columns, window, count):
