@@ -32,7 +32,7 @@ SMALL = {
     "model.hidden_size = 256": "model.hidden_size = 16",
     "train.epochs = 10": "train.epochs = 2",
 }
-TINY_TEXT = {'data.corpus = "pydoc"': 'data.corpus = "files"'}
+TINY_TEXT = {'data.corpus = "pydoc"': 'data.corpus = "files"\ntrain.batch_size = 4\ntrain.seq_len = 10'}
 EDITS: Mapping[str, Mapping[str, str]] = {
     "docs/guides/slurm.md": {**TINY_TEXT, **SMALL, "cpus = 4": "cpus = 1", "timeout_min": SLURM_ON_CPUS},
     "docs/guides/ray.md": {
