@@ -49,7 +49,7 @@ def test_a_block_is_run_or_says_why_not(block: Block) -> None:
     if block.kind == "elsewhere":
         assert (ROOT / block.argument).is_file()
     if block.kind == "not run" or block.argument == "GPU":
-        assert "Not tested here" in block.section, "expected a visible note in this section"
+        assert re.search("Not tested here|No test runs", block.section), "expected a visible note in this section"
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=place)
