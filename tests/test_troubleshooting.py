@@ -415,9 +415,9 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     backend = RayBackend()
     scene.patch.setattr(backend, "_abandon", lambda *words: None)
-    group = SimpleNamespace(allocations=[Allocation(node="a", cpus=1, device=None, gpus=0)])
+    group = SimpleNamespace(hosts=["a"], allocations=[Allocation(node="a", cpus=1, device=None, gpus=0)])
     submission = SimpleNamespace(run_dir=scene.folder / "run")
-    job = SimpleNamespace(locations={}, pending={}, codes={}, submission=submission, seat=lambda rank: (group, rank))
+    job = SimpleNamespace(locations={}, pending={}, codes={}, submission=submission, groups=[group])
     blind = RankLocation(node="a", address="10.0.0.2", interface=None, device=None, sees_run=False)
     backend._arrived(job, 0, blind)  # type: ignore[arg-type]
     return "started"

@@ -138,7 +138,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     ]
     caption = (
         "Best valid.: of all finished settings; equal counts: expected of as many as the optimizer with the fewest "
-        "has. Time to 5 %: median. Gap: validation minus training perplexity at the best epoch; final: after the last."
+        "has. Time to 5 %: median. Gap: validation minus training perplexity; final: after the last epoch."
     )
     return Table(
         name="discussion-2-optimizers", title="The optimizers compared", caption=caption, columns=columns, records=rows

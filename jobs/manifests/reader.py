@@ -22,8 +22,11 @@ MAX_BYTES = 16 * 2**20
 
 def find_manifest(argument: str) -> Path:
     """Return the path of a manifest given by its path, or by the name of one that comes with seqlm: ``quickstart``."""
-    own = Path(__file__).with_name(f"{argument}.toml")
-    return own if argument.isidentifier() and own.is_file() and not Path(argument).exists() else Path(argument)
+    if argument.isidentifier() and not Path(argument).exists():
+        own = Path(__file__).with_name(f"{argument}.toml")
+        if own.is_file():
+            return own
+    return Path(argument)
 
 
 def read_manifest_file(path: Path) -> dict[str, Any]:
