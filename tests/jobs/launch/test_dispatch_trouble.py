@@ -263,9 +263,10 @@ def test_a_run_cancelled_while_its_files_give_trouble_does_not_start(
 ) -> None:
     first, second = todo(tmp_path, 2)
     backend = FakeBackend(finish, slots=2)
-    submit = backend.submit
+    submit, tried = backend.submit, []
 
     def full(submission: Submission) -> str:
+        tried.append(submission.run_dir)
         if submission.run_dir == first.run.path:
             first.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
             raise FileError("cannot make folder attempts/0001: No space left on device")
@@ -275,6 +276,7 @@ def test_a_run_cancelled_while_its_files_give_trouble_does_not_start(
     run_all(backend, [first, second])
     assert [item.run.observe().state for item in (first, second)] == ["cancelled", "done"]
     assert [submission.run_dir for submission in backend.submissions] == [second.run.path]
+    assert tried.count(first.run.path) == 1, "its cancellation was put aside"
 
 
 def test_troubles_count_in_a_row_and_not_over_the_life_of_a_run(tmp_path: Path, disk: Disk) -> None:
