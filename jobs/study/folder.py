@@ -89,7 +89,8 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
     for folder in folders:
-        if RunDirectory.any_in(folder) or study_record_file(folder).is_file():
+        # A launcher that has just started has locked the study, and makes these files in a moment.
+        if RunDirectory.any_in(folder) or study_record_file(folder).is_file() or launcher_of(folder) is not None:
             return folder
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
         folder = runs_dir / load_manifest(path).study
@@ -191,6 +192,8 @@ class Launcher:
     host: str
     waiting: Mapping[str, str]
     """Run id -> why the run has not started, for the runs in its queue."""
+    has_listed: bool = True
+    """Whether it has written its queue, which it does before it makes the folder of a run."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -211,8 +214,8 @@ def launcher_of(study_dir: Path) -> Launcher | None:
         return None
     identity = {"pid": holder["pid"], "host": holder["host"]}
     queue = read_json(queue_file(study_dir)) or {}
-    waiting = queue.get("waiting", {}) if queue.get("launcher") == identity else {}
-    return Launcher(**identity, waiting=waiting)
+    has_listed = queue.get("launcher") == identity
+    return Launcher(**identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
 
 
 @dataclass(frozen=True, kw_only=True)
