@@ -22,6 +22,8 @@ from typing import final
 from jobs.attempt.retry import put_failure_aside
 from jobs.backends.base import Target
 from jobs.launch.job import LaunchOptions
+from jobs.launch.prepare import waiting_for_budget
+from jobs.manifests.policy import Policy
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
@@ -117,13 +119,17 @@ def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSe
     return ids
 
 
-def scripts(planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSettings) -> list[str]:
+def scripts(planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSettings, policy: Policy) -> list[str]:
     """Return the sbatch scripts that :func:`submit` would submit, one for each array.
 
     In an array that waits for another, ``ARRAY_N`` stands for the id of the N-th array.
     """
-    found = batches([item for item in planned if item.action != "skip"], settings, controller_config().max_array_size)
-    submitter = Submitter(options=LaunchOptions(study_dir=study_dir), settings=settings, code=live_code())
+    options = LaunchOptions(study_dir=study_dir, policy=policy)
+    todo = [item for item in planned if item.action != "skip"]
+    waits = waiting_for_budget(todo, options)
+    todo = [item for item in todo if item.run.id not in waits]
+    found = batches(todo, settings, controller_config().max_array_size)
+    submitter = Submitter(options=options, settings=settings, code=live_code())
     folder = study_dir.absolute() / "slurm" / "0000"
     return [
         submitter.script(batch, folder, after=None if batch.after is None else f"ARRAY_{batch.after + 1}")
