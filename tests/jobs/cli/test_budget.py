@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import launch
+from jobs.attempt.retry import progress_of
+from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
 from seqlm.rundir import RunDirectory
+from tests import commands
 from tests.analysis.attempt_files import write_attempt
-from tests.test_launch import Study, epochs_of
+from tests.test_launch import Study
 
 SIZES = 'model.hidden_size = [16, 32, 64]\nmodel.arch = ["rnn"]'
 
@@ -45,7 +49,7 @@ def test_plan_says_whether_the_study_fits_its_budget(study: Study, capsys: pytes
 
     # One run has trained an epoch, for half an hour on two threads.
     first = RunDirectory(Path(data["runs"][0]["directory"]))
-    first.create(_config(data["runs"][0]["config"]), {"name": "first"})
+    first.create(RunConfig.from_dict(data["runs"][0]["config"]), {"name": "first"})
     write_json_lines(first.metrics_file, [{"epoch": 0, "val_ppl": 9.0, "train_tokens_per_second": 1.0}])
     first.last_checkpoint.touch()
     write_attempt(first, 1, start=0, end=1800)
@@ -69,30 +73,25 @@ def test_plan_says_whether_the_study_fits_its_budget(study: Study, capsys: pytes
     assert "3 of 3 runs wait" in spent
 
 
-def _config(raw: dict[str, Any]) -> Any:
-    from seqlm.config import RunConfig
-
-    return RunConfig.from_dict(raw)
-
-
 @pytest.mark.process
 def test_a_launch_stops_when_the_budget_is_spent_and_goes_on_when_it_is_raised(tmp_path: Path) -> None:
-    study = Study(tmp_path, epochs=3000, archs=("rnn", "gru"))
-    words = ("run", "small.toml", "--max-parallel", "1", "--set")
-    done = study(*words, "policy.core_hours=0.0008")  # about three seconds
+    study = Study(tmp_path, archs=("rnn", "gru"), lines=30_000)  # no epoch ends, so that no time is expected
+    words = ("run", "small.toml", "--max-parallel", "1", "--set", "resources.cpus=1", "--set")
+    done = study(*words, "policy.core_hours=0.0003")  # about a second
     assert done.returncode == 1, done.stderr
-    assert "budget of 0.0008 core hours is spent; 1 run stops at a checkpoint" in done.stderr
-    assert "waits: budget of 0.0008 core hours is spent" in done.stdout, "in the table at the end"
-    first, second = study.runs()
-    assert first.last_checkpoint.exists()
-    assert not first.failure_file.exists()
-    assert second.attempts() == [], "the other run has not started"
-    gone = len(epochs_of(first))
-    status = study("status", "small")
-    assert status.stdout.count("waits: budget of 0.0008 core hours is spent") == 2
-    assert "budget: 0.00" in status.stdout
+    assert "budget of 0.0003 core hours is spent; 1 run stops at a checkpoint" in done.stderr
+    assert done.stdout.count("waits: budget of 0.0003 core hours is spent") == 2, "in the table at the end"
+    started = next(run for run in study.runs() if run.attempts())
+    assert not any(run.failure_file.exists() for run in study.runs())
+    assert [run.attempts() for run in study.runs()].count([]) == 1, "the other run has not started"
+    saved = progress_of(started)
+    assert saved > (0, 0)
+    data = commands.ask(["status", "small"], folder=tmp_path, env=os.environ)
+    assert {run["state"] for run in data["runs"]} == {"pending"}
+    spent = data["budget"]["core_hours"]["spent"]
+    assert spent >= 0.0003
 
-    done = study(*words, "policy.core_hours=0.0016", "--set", "train.epochs=3000", "--only", "arch=rnn")
+    done = study(*words, f"policy.core_hours={spent + 0.0003}", "--only", f"id={started.id}")
     assert done.returncode == 1
-    assert len(epochs_of(first)) > gone, "a higher budget lets it go on"
-    assert first.attempts() == [1, 2]
+    assert started.attempts() == [1, 2]
+    assert progress_of(started) > saved, "a higher budget lets it go on"

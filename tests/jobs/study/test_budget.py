@@ -159,20 +159,22 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
 
 
 def test_the_attempts_are_read_more_often_the_less_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(tmp_path / "a-1", make_config())
-    now, reads, read = [0.0], list[float](), Ledger.spent
+    now, reads = [0.0], list[float]()
 
-    def counted(self: Ledger) -> Hours:
+    def two_cores(self: Ledger) -> Hours:
         reads.append(now[0])
-        return read(self)
+        self.rate = Hours(core_hours=2)
+        return self.rate * (now[0] / HOUR)
 
-    monkeypatch.setattr(Ledger, "spent", counted)
+    monkeypatch.setattr(Ledger, "spent", two_cores)
     watch = BudgetWatch(tmp_path, Budget.of(Policy(core_hours=4)), clock=lambda: now[0])
     while watch.look() is None:
-        now[0] += 5
-        write_attempt(run, 1, start=0, alive=now[0])
-    assert 7200 <= now[0] <= 7210, "two cores use 4 core hours in two hours"
-    assert len(reads) < 150
-    unlimited = BudgetWatch(tmp_path, Budget.of(Policy()))
-    assert unlimited.look(at_once=True) is None
-    assert len(reads) < 150, "without a budget nothing is read"
+        now[0] += 1
+    assert 2 * HOUR <= now[0] <= 2 * HOUR + 2
+    assert len(reads) < 2 * HOUR / 60 + 20, "every minute, and closer together at the start and the end"
+    watch.started()
+    before = len(reads)
+    watch.look()
+    assert len(reads) == before + 1, "a run that has just started is looked at soon"
+    assert BudgetWatch(tmp_path, Budget.of(Policy())).look(at_once=True) is None
+    assert len(reads) == before + 1, "without a budget nothing is read"
