@@ -189,7 +189,11 @@ class CancelArguments(StudyArguments):
 class RetryArguments(TrainArguments, StudyArguments):
     """Launch failed and cancelled runs again."""
 
-    kind: tuple[str, ...] = option("--kind", choices=KINDS, help="only failures of this kind; repeat for more kinds")
+    kind: tuple[str, ...] = option(
+        "--kind",
+        choices=(*KINDS, "stopped"),
+        help="only failures of this kind, or runs that a search stopped; repeat for more kinds",
+    )
 
 
 @command("follow a study", "jobs.cli.studies.clean_study", "clean first --dry-run")

@@ -19,6 +19,7 @@ from jobs.manifests.expand import Entry, EntryKind, problems_of
 from jobs.manifests.fields import Matches, Problems, Valid, as_table, full_keys, read_table
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
+from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
 from seqlm.config import RunConfig, Seed, valid_keys
 
@@ -62,7 +63,7 @@ class EntryTable:
 
 TOP_KEYS = (
     *("study", "defaults", "run", "grid", "zip", "exclude", "expect", "report", "seeds"),
-    *("resources", "policy", "backend"),
+    *("resources", "policy", "search", "backend"),
 )
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
 ENTRY_KEYS = full_keys(EntryTable)
@@ -91,6 +92,8 @@ class ManifestFile:
         """Dotted key -> value; likewise ``resources``."""
         self.resources = self._flatten({"resources": raw.get("resources", {})}, RESOURCE_KEYS, name)
         self.policy = self._table(raw, Policy, "policy")
+        self.search = self._table(raw, SearchTable, "search") if "search" in raw else {}
+        """Empty: the study is no search."""
         top = {key: value for key, value in raw.items() if key == "seeds"}
         seeds = read_table(EntryTable, top, name, problems).get("seeds", ())
         if top and "seed" in self.defaults:
@@ -193,7 +196,13 @@ class ManifestFile:
         key, equals, value_text = text.partition("=")
         key, where, value = key.strip(), f"--set {text}", _parse_value(value_text.strip())
         section, _, name = key.partition(".")
-        valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *full_keys(Policy, "policy."), "study.name")
+        valid = (
+            *CONFIG_KEYS,
+            *RESOURCE_KEYS,
+            *full_keys(Policy, "policy."),
+            *full_keys(SearchTable, "search."),
+            "study.name",
+        )
         try:
             check_plain(value)
         except ValueError as error:
@@ -203,6 +212,9 @@ class ManifestFile:
             problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif section == "policy":
             self.policy |= read_table(Policy, {name: value}, where, problems, prefix="policy.")
+        elif section == "search":
+            table = {**self.search, name: value}
+            self.search |= read_table(SearchTable, table, where, problems, prefix="search.")
         elif key not in valid:
             problems.unknown(where, key, valid)
         elif key == "study.name":

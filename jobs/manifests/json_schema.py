@@ -22,8 +22,9 @@ from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, StudyTable
 from jobs.manifests.fields import model_of
 from jobs.manifests.policy import Policy
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
+from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
-from seqlm.config import VARIANTS, RunConfig, choices_of
+from seqlm.config import VARIANTS, RunConfig, choices_of, valid_keys
 from seqlm.schema import fields_of
 
 Schema: TypeAlias = dict[str, Any]
@@ -47,6 +48,9 @@ def manifest_schema() -> Schema:
         "seeds": table_keys(EntryTable)["seeds"],
         "resources": _table(table_keys(Resources)),
         "policy": _table({**policy_keys(), **_old_policy_keys()}),
+        "search": _table(
+            {**search_keys(), "rungs": {**search_keys()["rungs"], "uniqueItems": True}}, required=["rungs"]
+        ),
         "backend": _table({name: _table(backend_keys(name)) for name in BACKENDS}),
     }
     return {
@@ -96,6 +100,13 @@ def _old_policy_keys() -> dict[str, Schema]:
         old: {**keys[name], "description": f"Earlier name of `{name}`.", "deprecated": True}
         for old, name in Policy.OLD_NAMES.items()
     }
+
+
+def search_keys() -> dict[str, Schema]:
+    """Return the schema of each key of ``[search]``."""
+    keys = dict(table_keys(SearchTable))
+    items = {**keys["within"]["items"], "enum": valid_keys()}
+    return {**keys, "within": {**keys["within"], "items": items}}
 
 
 def backend_keys(backend: str) -> dict[str, Schema]:

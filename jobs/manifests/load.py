@@ -27,10 +27,12 @@ from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
 from jobs.manifests.filters import listing
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
+from jobs.manifests.search import check_epochs
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, applicable_keys
 from seqlm.errors import ConfigError, ManifestError, nearest
 from seqlm.rundir import MAX_RUNS
+from seqlm.search import Search
 
 __all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
 
@@ -68,6 +70,8 @@ class Manifest:
     """Backend name -> its table, as written."""
     policy: Policy
     """What is done about failures (``[policy]`` and ``--set policy.KEY``)."""
+    search: Search | None
+    """When the runs are compared and stopped (``[search]`` and ``--set search.KEY``). ``None``: no run is stopped."""
     runs: tuple[RunSpec, ...]
     excluded: tuple[Excluded, ...]
     """The runs that an ``[[exclude]]`` dropped."""
@@ -113,6 +117,8 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
             problems.add(where, what)
+    if file.search.get("rungs"):
+        check_epochs(file.search, zip(written, specs, strict=True), file.name, problems)
     if not problems.lines and not specs:
         reason = "every run is excluded" if excluded else "no runs; add a [[run]], [[grid]] or [[zip]]"
         problems.add(file.name, reason)
@@ -128,6 +134,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         backend_name=file.study.get("backend"),
         backend=file.backend,
         policy=Policy.from_dict(file.policy),
+        search=Search.from_dict(file.search) if file.search else None,
         runs=tuple(replace(spec, entry=plan.name) for spec, plan in zip(specs, written, strict=True)),
         excluded=tuple(excluded),
         written=tuple(written),
