@@ -51,6 +51,7 @@ ALLOWED = {
     "seqlm.schema": ("seqlm.errors",),
     "seqlm.architectures": ("seqlm.schema",),
     "seqlm.rundir": BOTTOM,
+    "seqlm.search": BOTTOM,
     "seqlm.errors": (),
     "seqlm.processes": (),
     "seqlm.run_layout": (),

@@ -85,7 +85,7 @@ def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(
             curves[run.id] = curves[run.id][:8]
         groups[run.id], runs[run.id] = arch, run
     arrivals = draw.sample(sorted(runs), len(runs))
-    ends = {name: 8 for name in runs}
+    ends = dict.fromkeys(runs, 8)
     for rung in search.rungs:
         for name in arrivals:
             if ends[name] < rung:

@@ -203,10 +203,11 @@ def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping
     """Return ``policy``, ``search`` or ``backend`` of the record; empty if it was not kept or is damaged."""
     path = study_record_file(study_dir)
     problems = Problems()
+    without = "no run is stopped" if section == "search" else f"the defaults of [{section}] apply"
     try:
         kept = (read_json(path) or {}).get(section) or {}
     except FileError as error:
-        tell(f"warning: {error}; the defaults of [{section}] apply")
+        tell(f"warning: {error}; {without}")
         return {}
     tables = {"policy": Policy, "search": SearchTable}
     if section in tables and kept:
@@ -214,7 +215,7 @@ def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping
     elif kept:
         check_tables(kept, str(path), problems)
     if problems.lines:
-        tell(f"warning: {problems.lines[0]}; the defaults of [{section}] apply")
+        tell(f"warning: {problems.lines[0]}; {without}")
         return {}
     found: Mapping[str, Any] = kept
     return found
