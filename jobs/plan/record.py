@@ -31,7 +31,7 @@ from seqlm.search import Search
 
 VERSION = 1
 
-PLAN = ("planned", "excluded", "expectations", "groups")
+PLAN = ("planned", "excluded", "expectations", "groups", "samples")
 """Sections whose entries belong to a manifest each."""
 
 
@@ -93,6 +93,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             {"title": title, "runs": [prints[name] for name in names], **named}
             for title, names in manifest.groups.items()
         ],
+        "samples": [{**sample, **named} for sample in manifest.samples],
         "behaviour": list(dict.fromkeys(known[name] for name in manifest.behaviour for known in (prints, launched))),
         "untracked": list(manifest.untracked),
         "policy": manifest.policy.to_dict(),
