@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from jobs.attempt.retry import FREE
 from jobs.plan.estimate import Estimate
+from jobs.search import ALL_EPOCHS, Shares, epochs_left
 from jobs.spec import RunSpec
 from jobs.study.budget import Hours, hours_of
 from seqlm.data.corpus import CorpusFacts
@@ -27,11 +28,13 @@ class PlannedRun:
     reason: str | None
     """Why the run is skipped, or after which epoch it resumes."""
     by_hand: bool = False
-    """Whether a user retries a run that failed or was cancelled."""
+    """Whether a user retries a run that failed or was cancelled, or lets a run go on that a search stopped."""
     facts: CorpusFacts | None = None
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
     """``None``: nothing has been estimated, as for a canary."""
+    shares: Shares = ALL_EPOCHS
+    """The share of its epochs that the run is expected to reach. A search stops some runs earlier."""
 
     @property
     def epochs_done(self) -> int:
@@ -51,14 +54,19 @@ class PlannedRun:
 
     @property
     def hours(self) -> Hours | None:
-        """What the remaining epochs are expected to use. ``None``: unknown."""
-        return None if self.seconds is None else hours_of(self.spec.resources, self.seconds)
+        """What the epochs are expected to use that the run is expected to train. ``None``: unknown."""
+        return self.hours_after(self.epochs_done)
+
+    def hours_after(self, done: int) -> Hours | None:
+        """Return the same for the run when it has finished ``done`` epochs. ``None``: unknown."""
+        left = epochs_left(self.spec.config.train.epochs, done, self.shares)
+        return None if self.epoch_hours is None else self.epoch_hours * left
 
     @property
     def epoch_hours(self) -> Hours | None:
-        """The same for one epoch."""
+        """What one epoch is expected to use. ``None``: unknown, or none is left."""
         left = self.spec.config.train.epochs - self.epochs_done
-        return None if self.hours is None or left <= 0 else self.hours * (1 / left)
+        return None if self.seconds is None or left <= 0 else hours_of(self.spec.resources, self.seconds / left)
 
 
 def plan(
@@ -72,7 +80,8 @@ def plan(
 ) -> PlannedRun:
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
-    A run that is done, running or queued is skipped. A run that was cancelled or failed is skipped, unless ``retry`` or
+    A run that is done, running or queued is skipped. A run that a search stopped is skipped, unless ``retry`` is set. A
+    run that was cancelled or failed is skipped, unless ``retry`` or
     ``undecided`` is set or the failure was not the run's own fault (``FREE``). Every other run resumes from its
     checkpoint, or starts if it has none. ``undecided`` means that the failure may be retried but the launcher exited
     before it did so.
@@ -80,14 +89,17 @@ def plan(
     action: Action = "skip"
     reason: str | None = None
     has_failed = observation.state in ("failed", "cancelled")
+    was_stopped = observation.state == "stopped"
     if observation.state in ("done", "running", "queued"):
         reason = observation.state
     elif has_failed and not (retry or undecided) and observation.kind not in FREE:
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
+    elif was_stopped and not retry:
+        reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
     elif not has_checkpoint:
         action = "start"
     else:
         action = "resume"
         reason = None if observation.epoch is None else f"after {observation.epoch + 1} epochs"
-    by_hand = retry and has_failed
+    by_hand = retry and (has_failed or was_stopped)
     return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)

@@ -18,6 +18,7 @@ from jobs.manifests.backends import check_tables
 from jobs.manifests.fields import Problems, read_table
 from jobs.manifests.load import Manifest
 from jobs.manifests.policy import Policy
+from jobs.manifests.search import SearchTable
 from jobs.manifests.secrets import looks_secret
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
@@ -26,10 +27,11 @@ from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json, write_json
 from seqlm.rundir import study_record_file
+from seqlm.search import Search
 
 VERSION = 1
 
-PLAN = ("planned", "excluded", "expectations", "groups")
+PLAN = ("planned", "excluded", "expectations", "groups", "samples")
 """Sections whose entries belong to a manifest each."""
 
 
@@ -91,9 +93,11 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             {"title": title, "runs": [prints[name] for name in names], **named}
             for title, names in manifest.groups.items()
         ],
+        "samples": [{**sample, **named} for sample in manifest.samples],
         "behaviour": list(dict.fromkeys(known[name] for name in manifest.behaviour for known in (prints, launched))),
         "untracked": list(manifest.untracked),
         "policy": manifest.policy.to_dict(),
+        "search": None if manifest.search is None else manifest.search.to_dict(),
         "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
     }
 
@@ -137,7 +141,7 @@ def write_record(
 ) -> None:
     """Write ``study.json`` with the estimate of each run in ``todo``, if anything has changed.
 
-    ``epoch_hours`` is what an epoch is expected to use, by the last launch: it may now be on other resources.
+    ``expected`` is that of the last launch, since a later one may be on other resources.
 
     The caller holds the study's lock. Problems with the file are reported through ``tell`` and never stop a launch,
     since only the report needs it.
@@ -162,10 +166,7 @@ def write_record(
             continue
         keys = ("seconds", "parameters", "flops_per_token", "memory_bytes")
         estimates[item.spec.fingerprint] = {**{key: getattr(made, key) for key in keys}, "at": now}
-    kept = before.get("epoch_hours")
-    epoch_hours = dict(kept) if isinstance(kept, dict) else {}
-    epoch_hours |= {item.spec.fingerprint: asdict(item.epoch_hours) for item in todo if item.epoch_hours is not None}
-    after = {**_with_other_manifests(record, before), "estimates": estimates, "epoch_hours": epoch_hours}
+    after = {**_with_other_manifests(record, before), "estimates": estimates, "expected": _expected(before, todo)}
     if after == before:
         return
     try:
@@ -174,9 +175,26 @@ def write_record(
         tell(f"warning: {error}; the report will lack the facts of the manifest")
 
 
+def _expected(before: Mapping[str, Any], todo: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Return what the epochs of runs are expected to use, for the study's budget: ``before`` with those of ``todo``."""
+    kept = before.get("expected")
+    expected = dict(kept) if isinstance(kept, dict) else {}
+    hours = expected.get("epoch_hours")
+    epoch_hours = dict(hours) if isinstance(hours, dict) else {}
+    epoch_hours |= {item.spec.fingerprint: asdict(item.epoch_hours) for item in todo if item.epoch_hours is not None}
+    shares = {"shares": [list(pair) for pair in todo[0].shares]} if todo else {}
+    return {**expected, "epoch_hours": epoch_hours, **shares}
+
+
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
     """Return the policy of a study's last launch from a manifest; the defaults if none was kept."""
     return Policy.from_dict(_kept(study_dir, "policy", tell))
+
+
+def kept_search(study_dir: Path, tell: Callable[[str], None]) -> Search | None:
+    """Return the search of a study's last launch from a manifest; ``None`` if it is no search."""
+    kept = _kept(study_dir, "search", tell)
+    return Search.from_dict(kept) if kept else None
 
 
 def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
@@ -196,20 +214,22 @@ def kept_untracked(study_dir: Path) -> tuple[str, ...]:
 
 
 def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping[str, Any]:
-    """Return ``policy`` or ``backend`` of the record; empty if it was not kept or is damaged."""
+    """Return ``policy``, ``search`` or ``backend`` of the record; empty if it was not kept or is damaged."""
     path = study_record_file(study_dir)
     problems = Problems()
+    without = "no run is stopped" if section == "search" else f"the defaults of [{section}] apply"
     try:
-        kept = (read_json(path) or {}).get(section, {})
+        kept = (read_json(path) or {}).get(section) or {}
     except FileError as error:
-        tell(f"warning: {error}; the defaults of [{section}] apply")
+        tell(f"warning: {error}; {without}")
         return {}
-    if section == "policy":
-        read_table(Policy, kept, str(path), problems, prefix="policy.")
-    else:
+    tables = {"policy": Policy, "search": SearchTable}
+    if section in tables and kept:
+        read_table(tables[section], kept, str(path), problems, prefix=f"{section}.")
+    elif kept:
         check_tables(kept, str(path), problems)
     if problems.lines:
-        tell(f"warning: {problems.lines[0]}; the defaults of [{section}] apply")
+        tell(f"warning: {problems.lines[0]}; {without}")
         return {}
     found: Mapping[str, Any] = kept
     return found

@@ -126,8 +126,9 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     other = RunDirectory(study / "b-2")
     write_attempt(other, 1, start=0, end=3 * HOUR)  # 6 core hours, of a run that is gone
 
-    def record(hours: object, epoch_hours: object = None) -> None:
-        found = {"policy": {"core_hours": hours}, "epoch_hours": epoch_hours or {}}
+    def record(hours: object, epoch_hours: object = None, shares: object = ()) -> None:
+        expected = {"epoch_hours": epoch_hours or {}, "shares": shares}
+        found = {"policy": {"core_hours": hours}, "expected": expected}
         write_json(study_record_file(study), found)
 
     record(6)
@@ -139,6 +140,9 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     assert observed(study).observation.reason == "waits: needs about 2 core hours; 1 of the budget of 7 are left"
     write_json_lines(run.metrics_file, [{"epoch": 2, "val_ppl": 1.0}])
     assert observed(study).observation.reason is None, "one epoch is left"
+    run.metrics_file.unlink()
+    record(7, {config.fingerprint(): {"core_hours": 0.5}}, [[0, 0.25], [1, 1.0]])
+    assert observed(study).observation.reason is None, "the search is expected to stop it after one epoch"
     record(6)
     write_jobs(study, {run.id: "12"}, {run.id: "0001"})
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|COMPLETED||n1")
