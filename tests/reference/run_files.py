@@ -86,6 +86,11 @@ FIELDS: dict[str, Meanings] = {
         "policy": POLICY,
         "backend": "the `[backend.*]` tables, without values that look like secrets",
         "estimates": "fingerprint of each run -> estimate at its first launch: seconds, parameters, FLOPs, memory",
+        "expected": (
+            "object",
+            "for the budget, as of the last launch: `epoch_hours`, fingerprint -> hours of an epoch; `shares`, rung of a "
+            "search -> share of its epochs that a run is expected to reach which passes it",
+        ),
     },
     "provenance.json": {
         "study": "name of the study",
