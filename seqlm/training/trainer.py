@@ -151,7 +151,9 @@ class Trainer:
         torch.manual_seed(mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
-        """Train from the last checkpoint, or from the start, to the end. Return the content of ``result.json``.
+        """Train from the last checkpoint, or from the start, to ``train.epochs``. Return what ``result.json`` holds.
+
+        A run that has gone further already ends where it is.
 
         Raises:
             CheckpointError: the run's own checkpoint cannot be used.
@@ -373,6 +375,7 @@ class Trainer:
         return self._files.load_last()
 
     def _finish(self) -> dict[str, Any]:
+        self._step = 0  # steps of a further epoch stay in last.pt: below, the model gets the parameters of best.pt
         if self.rank.is_first:
             self._background.wait()
         self.rank.wait_for_all()  # nobody reads best.pt before it is on disk
