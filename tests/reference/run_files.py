@@ -86,7 +86,7 @@ STOPPED: Meanings = {
     "keep": ("number", "share that goes on"),
     "goes_on": ("number", "places that go on: `of` times `keep`, rounded up"),
     "cut": ("number or null", "highest value that goes on"),
-    "min_runs": ("number", "nobody is stopped before so many have reached the rung"),
+    "min_runs": ("number", "no run is stopped before this number of runs has reached the rung"),
     "at": ("text", "time of the decision, ISO 8601"),
 }
 POLICY = "[`[policy]`](manifest.md#policy) of the manifest"
