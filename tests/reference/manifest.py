@@ -12,7 +12,15 @@ from jobs.manifests.backends import LocalTable, RayTable, SlurmTable
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import full_keys
-from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, policy_keys, table_keys
+from jobs.manifests.json_schema import (
+    Schema,
+    choices,
+    config_keys,
+    manifest_schema,
+    policy_keys,
+    search_keys,
+    table_keys,
+)
 from jobs.manifests.policy import Policy
 from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
