@@ -195,7 +195,8 @@ def _last_line(outcome: Outcome) -> str:
 
 
 def _torch(outcome: Outcome, gpu: Gpu, wait_s: float) -> Finding:
-    subject, torch = "torch on node", (outcome.answer or {})["torch"]
+    assert outcome.answer is not None, "a node without an answer is reported elsewhere"
+    subject, torch = "torch on node", outcome.answer["torch"]
     if torch is None and outcome.state == "over":
         return Finding("bad", subject, f"the trial job ended while importing it: {_last_line(outcome)}")
     if torch is None:
