@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
 from seqlm.environment import CHECKPOINT_MINUTES, PROGRESS_SECONDS
-from seqlm.errors import CheckpointError, DivergedError
+from seqlm.errors import CheckpointError
 from seqlm.files import Guard, unguarded, write_json
 from seqlm.models import LanguageModel, build_model
 from seqlm.rundir import RunDirectory
@@ -37,7 +36,7 @@ from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile
 from seqlm.training.records import epoch_record, result_record
-from seqlm.training.results import GPU_STEPS, StepResults, require_finite
+from seqlm.training.results import GPU_STEPS, StepResults, require_finite, require_perplexity
 from seqlm.training.resume import (
     agreed_checkpoint,
     changes,
@@ -198,8 +197,7 @@ class Trainer:
             seconds.append(time.perf_counter() - started)
         columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
         valid = self._evaluate(columns, self._initial_state("valid"))
-        if not math.isfinite(valid.mean):
-            raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
+        require_perplexity(valid, f"after {steps} steps")
         return seconds
 
     # -- one epoch ---------------------------------------------------------------------------------------------
@@ -213,6 +211,7 @@ class Trainer:
         self.progress.validation_begins()
         started = time.perf_counter()
         valid = self.evaluate("valid")
+        require_perplexity(valid, f"after epoch {epoch + 1}")
         record = epoch_record(
             self.history,
             train=self._total,

@@ -166,6 +166,13 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step_and_keeps_the_last_go
         assert unmoved, "no parameter moved in the step that diverged"
 
 
+def test_a_validation_loss_without_a_perplexity_is_diverged(tmp_path: Path, corpus: Corpus) -> None:
+    trainer = trainer_for(tmp_path / "run", make_config(optimizer="sgd", lr=1e30, epochs=2), corpus)
+    with pytest.raises(DivergedError, match=r"after epoch 1 the validation loss is .* too large for a perplexity"):
+        trainer.train()
+    assert not trainer.run.result_file.exists()
+
+
 def test_checkpoints_of_another_text_are_refused(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config(epochs=1)
     trainer_for(tmp_path / "run", config, corpus).train()
