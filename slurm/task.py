@@ -133,7 +133,7 @@ class Task:
         again = [found for worker in todo if (found := look_again(self._settle, worker)) is not None]
         if again and self._requeue(again, todo):
             return True
-        return all(worker.run.result_file.exists() for worker in self._workers)
+        return all(look_again(worker.run.is_done) for worker in self._workers)
 
     def give_up(self, error: Exception) -> bool:
         """Stop after an error of the job itself: its runs fail with it, and run again if the policy retries them.
@@ -162,7 +162,10 @@ class Task:
     def _is_settled(self, worker: _Worker) -> bool:
         """Whether nothing is left to do in a run: it is done, or has failed for good."""
         run = worker.run
-        return run.result_file.exists() or (run.failure_file.exists() and not self._is_of_earlier_start(worker))
+        with contextlib.suppress(FileError):  # a worker that starts says what is damaged
+            if run.is_done():
+                return True
+        return run.failure_file.exists() and not self._is_of_earlier_start(worker)
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
         """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""
@@ -254,7 +257,7 @@ class Task:
             FileError, OSError: the run's files cannot be read or written.
         """
         run = worker.run
-        if run.result_file.exists() or (run.failure_file.exists() and not may_go_on(run)):
+        if run.is_done() or (run.failure_file.exists() and not may_go_on(run)):
             return None
         if not self._is_ours(run):
             return None
@@ -312,7 +315,7 @@ class Task:
             return True
         message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
         for worker in todo:
-            if not worker.run.result_file.exists():
+            if not worker.run.is_done():
                 self._write_failure(worker, reason.partition(":")[0], message)
         return False
 

@@ -115,7 +115,7 @@ class Attempt:
             FileError, OSError: the run's files cannot be read or written.
         """
         run = self.run
-        if ended.exit_code in (0, EXIT_BUSY) or run.result_file.exists():
+        if ended.exit_code in (0, EXIT_BUSY) or run.is_done():
             return
         earlier = run.read_failure()
         for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")

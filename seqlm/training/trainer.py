@@ -150,7 +150,7 @@ class Trainer:
         torch.manual_seed(mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
-        """Train from the last checkpoint, or from the start, to the end. Return the content of ``result.json``.
+        """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the content of the result.
 
         Raises:
             CheckpointError: the run's own checkpoint cannot be used.
@@ -372,8 +372,8 @@ class Trainer:
         return self._files.load_last()
 
     def _finish(self) -> dict[str, Any]:
-        if self.rank.is_first:
-            self._background.wait()
+        self._step = 0  # steps of a further epoch stay in last.pt: below, the model gets the parameters of best.pt
+        self._background.wait()
         self.rank.wait_for_all()  # nobody reads best.pt before it is on disk
         best = agreed_checkpoint(self.rank, self._files, functools.partial(self._files.load_best, self.history))
         assert best is not None, "load_best finds it or raises"
