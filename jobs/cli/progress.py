@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, assert_never, final
 
 from jobs import terminal
-from jobs.cli.view import RunView, StudyView, changes, summary
+from jobs.cli.view import RunView, StudyView, changes, outcome, summary
 from jobs.launch.dispatch import Event
 from jobs.plan.planned import PlannedRun
 from jobs.study.finality import FinalityTracker
@@ -115,7 +115,7 @@ class Watcher:
 
     def _read(self, run: RunDirectory, work: AtWork) -> RunView:
         written = _written(run.path)
-        has_outcome = _written(run.result_file) > 0 or _written(run.failure_file) > 0
+        has_outcome = any(_written(file) > 0 for file in (run.result_file, run.failure_file, run.stopped_file))
         observed = self._observe(run, work)
         view = _view(observed, is_over=self._settling.is_over(run.id, observed.observation, work))
         if view.is_over and has_outcome:
@@ -296,6 +296,8 @@ class LaunchProgress:
                     return
                 done = 0 if seen.epoch is None else seen.epoch + 1
                 words = [f"epoch {done}/{item.spec.config.train.epochs}", best]
+            case "waits":
+                words = [seen.reason or "waits"]
             case "retried":
                 # Without a kind, the worker exited with EXIT_BUSY and wrote no failure.
                 reason = f": {seen.reason}" if seen.reason else ""
@@ -303,7 +305,7 @@ class LaunchProgress:
             case "ended":
                 self._ended += 1
                 detail = seen.reason or (best if seen.best_val_ppl is not None else "")
-                words = [seen.state, detail, f"({self._ended}/{self._total})"]
+                words = [*outcome(seen.state, detail), f"({self._ended}/{self._total})"]
             case _:
                 assert_never(kind)
         line = "  ".join(filter(None, [item.spec.name.ljust(self._width), *words]))

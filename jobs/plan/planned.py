@@ -27,7 +27,7 @@ class PlannedRun:
     reason: str | None
     """Why the run is skipped, after which epoch it resumes, or ``40 -> 60`` for the epochs of a run to extend."""
     by_hand: bool = False
-    """Whether a user retries a run that failed or was cancelled."""
+    """Whether a user retries a run that failed or was cancelled, or lets a run go on that a search stopped."""
     facts: CorpusFacts | None = None
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
@@ -62,9 +62,10 @@ def plan(
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
     A run that is running or queued is skipped. A run that is done is extended if more epochs are requested, else
-    skipped. A run that was cancelled or failed is skipped, unless ``retry`` or ``undecided`` is set or the failure was
-    not the run's own fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none.
-    ``undecided`` means that the failure may be retried but the launcher exited before it did so.
+    skipped. A run that a search stopped is skipped, unless ``retry`` is set or more epochs are requested. A run that
+    was cancelled or failed is skipped, unless ``retry`` or ``undecided`` is set or the failure was not the run's own
+    fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none. ``undecided`` means that
+    the failure may be retried but the launcher exited before it did so.
 
     ``before`` is the number of epochs that the latest launch requested; ``None``: there was none. This launch replaces
     it, so a run may also end earlier than planned. A run that has trained more epochs than requested ends where it is.
@@ -74,6 +75,7 @@ def plan(
     action: Action = "skip"
     reason: str | None = None
     has_failed = observation.state in ("failed", "cancelled")
+    was_stopped = observation.state == "stopped"
     ends_here = has_checkpoint and epochs <= gone and epochs < before
     if observation.state in ("running", "queued"):
         reason = observation.state
@@ -91,6 +93,8 @@ def plan(
             reason += f"; move {run.path} away to train it again"
     elif has_failed and not (retry or undecided or ends_here) and observation.kind not in FREE:
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
+    elif was_stopped and not (retry or epochs > before):
+        reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
     elif not has_checkpoint:
         action = "start"
     else:
@@ -101,5 +105,5 @@ def plan(
             spec = replace(spec, config=spec.config.with_epochs(max(epochs, gone)))
         elif epochs != before:
             reason = f"{reason or 'in the first epoch'}, for {epochs} epochs instead of {before}"
-    by_hand = retry and has_failed
+    by_hand = (retry and has_failed) or (was_stopped and action != "skip")
     return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)
