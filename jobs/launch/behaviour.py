@@ -243,7 +243,8 @@ class BehaviourLaunch:
             untracked=kept_untracked(self.study_dir),
             tasks=self.tasks,
             canary=False,
-            policy=replace(kept_policy(self.study_dir, terminal.tell), oom=0),  # it has no micro-batches
+            # It has no micro-batches, and the budget is for training.
+            policy=replace(kept_policy(self.study_dir, terminal.tell), oom=0, gpu_hours=None, core_hours=None),
         )
 
     def outcomes(self) -> list[dict[str, Any]]:

@@ -18,10 +18,12 @@ from jobs.backends.base import Backend, Target
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
+from jobs.plan.affordable import waiting
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
+from jobs.study.budget import Budget, Ledger
 from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, observe_run, study_name, write_queue
 from jobs.study.identity import require_identity
 from jobs.study.kept_code import Code, keep_code, live_code
@@ -199,6 +201,12 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     return code
 
 
+def waiting_for_budget(todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, str]:
+    """Return the runs that the study's budget does not allow by their estimates: run id -> why it waits."""
+    budget = Budget.of(options.policy)
+    return waiting(todo, budget, Ledger(options.study_dir).spent()) if budget else {}
+
+
 def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:
     if options.record is not None:
         write_record(options.study_dir, options.record, todo, terminal.tell)
@@ -231,9 +239,11 @@ def launched(
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
             backend.open(prepared.code)
-            if canary.wanted(options.canary, todo):
+            waits = waiting_for_budget(todo, options)
+            tried = [item for item in todo if item.run.id not in waits]
+            if canary.wanted(options.canary, tried):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
-                canary.check(todo, backend, prepared.code, options)
+                canary.check(tried, backend, prepared.code, options)
                 # A run that was cancelled before is being retried.
                 left = [i for i in todo if i.observation.state == "cancelled" or not i.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from jobs.attempt.retry import FREE
 from jobs.plan.estimate import Estimate
 from jobs.spec import RunSpec
+from jobs.study.budget import Hours, hours_of
 from seqlm.data.corpus import CorpusFacts
 from seqlm.rundir import Observation, RunDirectory
 
@@ -47,6 +48,17 @@ class PlannedRun:
     def seconds(self) -> float | None:
         """Expected time of the remaining epochs. ``None``: unknown."""
         return self.estimate.seconds if self.estimate else None
+
+    @property
+    def hours(self) -> Hours | None:
+        """What the remaining epochs are expected to use. ``None``: unknown."""
+        return None if self.seconds is None else hours_of(self.spec.resources, self.seconds)
+
+    @property
+    def epoch_hours(self) -> Hours | None:
+        """The same for one epoch."""
+        left = self.spec.config.train.epochs - self.epochs_done
+        return None if self.hours is None or left <= 0 else self.hours * (1 / left)
 
 
 def plan(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,8 @@ def write_record(
 ) -> None:
     """Write ``study.json`` with the estimate of each run in ``todo``, if anything has changed.
 
+    ``epoch_hours`` is what an epoch is expected to use, by the last launch: it may now be on other resources.
+
     The caller holds the study's lock. Problems with the file are reported through ``tell`` and never stop a launch,
     since only the report needs it.
     """
@@ -170,7 +172,10 @@ def write_record(
         keys = ("seconds", "parameters", "flops_per_token", "memory_bytes")
         found = {key: getattr(made, key) for key in keys}
         estimates[item.spec.fingerprint] = {**found, "epochs": item.spec.config.train.epochs, "at": now}
-    after = {**_with_other_manifests(record, before), "estimates": estimates}
+    kept = before.get("epoch_hours")
+    epoch_hours = dict(kept) if isinstance(kept, dict) else {}
+    epoch_hours |= {item.spec.fingerprint: asdict(item.epoch_hours) for item in todo if item.epoch_hours is not None}
+    after = {**_with_other_manifests(record, before), "estimates": estimates, "epoch_hours": epoch_hours}
     if after == before:
         return
     try:

@@ -188,6 +188,7 @@ FIELDS: dict[str, Meanings] = {
         "ranks": "processes that train together",
         "device": "GPU or processor",
         "gpu": ("text or null", "UUID or index of the GPU"),
+        "gpus": ("number", "GPUs of the rank, or its share of one"),
         "threads": "threads of the rank",
         "micro_batches": "parts of a step",
         "code": "folder of the code",

@@ -17,6 +17,7 @@ from seqlm.rundir import RunDirectory
 from slurm.job import JobPlan
 from slurm.settings import SlurmSettings
 from slurm.submission import UNLIMITED, Batch, Submitter, batches, record, take_turns
+from tests.analysis.attempt_files import write_attempt
 from tests.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
@@ -187,6 +188,26 @@ def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> N
     assert "--gpus-per-node=1" in text
     assert "--cpus-per-task=8" in text
     assert "--array" not in text, "one job is no array"
+
+
+@pytest.mark.usefixtures("srun")
+def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> None:
+    items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
+    write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
+
+    def minutes(settings: SlurmSettings, **policy: float) -> int:
+        by = submitter(tmp_path, settings, Policy(**policy))
+        (plan,) = by.plans(batch, "0001")
+        assert f"--time={plan.timeout_min}\n" in by.script(batch, tmp_path / "s")
+        return plan.timeout_min
+
+    settings = SlurmSettings(timeout_min=600, signal_before_s=60)
+    assert minutes(settings) == 600
+    assert minutes(settings, gpu_hours=3) == 122, "two hours for four runs on one GPU, and a minute to save"
+    assert minutes(settings, gpu_hours=100) == 600
+    assert minutes(settings, core_hours=10) == 62, "8 hours are left for 8 cores"
+    assert minutes(settings, gpu_hours=1) == 2, "nothing is left; the job ends by itself"
 
 
 @pytest.mark.usefixtures("srun")
