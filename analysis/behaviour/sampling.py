@@ -12,6 +12,7 @@ from torch import Tensor
 
 from analysis.behaviour.task import Settings
 from seqlm.data.corpus import UNK, Corpus
+from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import Level, tokens_of
 from seqlm.errors import DataError, DivergedError
 from seqlm.models import LanguageModel
@@ -35,14 +36,21 @@ class Sample:
     """Natural logarithm of each one's probability, at temperature 1."""
 
 
-def prompt_ids(text: str, corpus: Corpus, level: Level) -> list[int]:
+def prompt_ids(text: str, corpus: Corpus, level: Level, tokenizer: Tokenizer | None = None) -> list[int]:
     """The ids of a prompt, cut into tokens like the corpus: each line end is ``<eos>``, an unknown token ``<unk>``.
 
-    A last line without an end gets none: the model goes on with it.
+    A last line without an end gets none: the model goes on with it. A ``tokenizer`` is given the prompt as it is.
 
     Raises:
         DataError: no token is in it, or an unknown one and the corpus has no ``<unk>``.
     """
+    if tokenizer is not None:
+        found = tokenizer.ids_of(text)
+        if not found:
+            raise DataError(
+                "settings.prompt: expected a text with a token, or null; the tokenizer makes none of this one"
+            )
+        return found
     tokens = list(tokens_of(text, level))
     if not text.endswith("\n"):
         del tokens[-1]
