@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -36,7 +37,9 @@ class Sample:
     """Natural logarithm of each one's probability, at temperature 1."""
 
 
-def prompt_ids(text: str, corpus: Corpus, level: Level, tokenizer: Tokenizer | None = None) -> list[int]:
+def prompt_ids(
+    text: str, corpus: Corpus, level: Level | Literal["token"], tokenizer: Tokenizer | None = None
+) -> list[int]:
     """The ids of a prompt, cut into tokens like the corpus: each line end is ``<eos>``, an unknown token ``<unk>``.
 
     A last line without an end gets none: the model goes on with it. A ``tokenizer`` is given the prompt as it is.
@@ -51,6 +54,7 @@ def prompt_ids(text: str, corpus: Corpus, level: Level, tokenizer: Tokenizer | N
                 "settings.prompt: expected a text with a token, or null; the tokenizer makes none of this one"
             )
         return found
+    assert level != "token", "such a corpus has a tokenizer"
     tokens = list(tokens_of(text, level))
     if not text.endswith("\n"):
         del tokens[-1]

@@ -46,7 +46,8 @@ def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunS
             configuration's, or two runs differ in nothing but the name of a tokenizer file.
     """
     resolve = functools.cache(resolve_data)
-    found, names = [], {}
+    found: list[RunSpec] = []
+    names: dict[str, str] = {}
     for spec in specs:
         data = resolve(spec.config.data, data_path, spec.tokenizer)
         spec = replace(spec, config=replace(spec.config, data=data), data_path=data_path)
