@@ -42,7 +42,7 @@ def prompt_ids(
 ) -> list[int]:
     """The ids of a prompt, cut into tokens like the corpus: each line end is ``<eos>``, an unknown token ``<unk>``.
 
-    A last line without an end gets none: the model goes on with it. A ``tokenizer`` is given the prompt as it is.
+    A last line without an end gets no ``<eos>``: the model continues it. A ``tokenizer`` gets the whole prompt.
 
     Raises:
         DataError: no token is in it, or an unknown one and the corpus has no ``<unk>``.
