@@ -100,10 +100,12 @@ class Study(files.Study):
         """
         runs = self.runs.set_index("number")
         perplexities = ["train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl"]
+        bits = ["val_bits_per_byte", "test_bits_per_byte"]
         rows = [
             {
                 **vars(setting),
                 **{key: _mean(runs.loc[setting.runs][key]) for key in perplexities},
+                **{key: runs.loc[setting.runs][key].mean(skipna=False) for key in bits},
                 "runs": tuple(setting.runs),
                 "seeds": len(setting.runs),
                 "val_ppl": setting.val_ppl,

@@ -57,6 +57,8 @@ class RunSpec:
     """Position in the manifest, from 0."""
     data_path: Path | None = None
     """Where its corpus is. ``None``: the default place."""
+    tokenizer: Path | None = None
+    """Where its tokenizer file is. ``None``: it has no tokenizer."""
     command: Sequence[str] = ()
     """The command line that launches this run alone."""
     entry: str = ""

@@ -23,10 +23,13 @@ def text_names(study: Study) -> pd.Series[str]:
     texts = study.runs[TEXT_KEYS].map(units.plain_value)
     known = texts[texts["data.corpus"] != units.MISSING]
     names = texts["data.corpus"]
-    for key in TEXT_KEYS[1:]:
-        if known[key].nunique() > 1:
-            part = f" {key.removeprefix('data.')} " + texts[key].str.slice(stop=8)
-            names = names + part.mask((texts[key] == "none") & (key == "data.sha256"), "")
+    keys = [key for key in TEXT_KEYS[1:] if known[key].nunique() > 1]
+    if known["data.tokenizer_sha256"].nunique() == known["data.tokenizer"].nunique():
+        keys = [key for key in keys if key != "data.tokenizer_sha256"]  # the name of the file says as much
+    for key in keys:
+        value = texts[key].str.slice(stop=8) if key.endswith("sha256") else texts[key]
+        part = f" {key.removeprefix('data.')} " + value
+        names = names + part.mask((texts[key] == "none") & (key not in ("data.level", "data.vocab_size")), "")
     return names
 
 

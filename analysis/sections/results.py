@@ -12,6 +12,7 @@ from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, csv_text, number, run_columns
 from analysis.blocks.texts import finished_by_text, text_names, text_sentences
 from analysis.blocks.words import first_few
+from analysis.sections.bits import BITS, bits_blocks
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.settings import (
@@ -50,6 +51,7 @@ def results_blocks(study: Study) -> list[Block]:
     return [
         *(Prose(text=text) for text in text_sentences(study, RANKED_WITHIN)),
         results_table(study),
+        *bits_blocks(study),
         *([settings_table(study)] if repeats_seeds(study.runs) else []),
         *(Prose(text=text) for text in overfitting(finished(study.runs))),
     ]
@@ -72,12 +74,14 @@ def results_table(study: Study, group: str | None = None) -> Table:
         place = {name: number for number, name in enumerate(texts)}
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
     best = {run_id for _, on_text in runs.groupby("text") for run_id in best_runs(on_text)["id"]}
+    bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
     columns = [
         *run_columns(),
         *([Column("text", "Text")] if len(texts) > 1 else []),
         Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
         Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
         number("test_ppl", "Test", units.perplexity),
+        *bits,
         number("epochs_to_best", "Best epoch", units.whole),
         number("final_train_ppl", "Final train", units.perplexity),
         number("final_val_ppl", "Final valid.", units.perplexity),
@@ -92,7 +96,8 @@ def results_table(study: Study, group: str | None = None) -> Table:
     )
     caption = (
         "Train, valid., test: perplexity at the epoch with the lowest validation perplexity; final: after the last "
-        f"epoch. Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}."
+        f"epoch. {'Bits/byte: validation loss per byte of the text. ' if bits else ''}"
+        f"Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}."
     )
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",

@@ -220,9 +220,9 @@ def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished run with the lowest validation perplexity of each architecture; all of them where they tie."""
+    """The finished run with the lowest validation perplexity of each architecture and text; all of them if they tie."""
     done = finished(runs)
-    lowest = done.groupby("arch")["val_ppl"].transform("min")
+    lowest = done.groupby(["arch", *TEXT_KEYS], dropna=False)["val_ppl"].transform("min")
     return in_report_order(done[done["val_ppl"] == lowest])
 
 

@@ -42,16 +42,24 @@ def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
 
 
 def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunSpec]:
-    """Return the runs with the path and the digest of their corpus filled in.
+    """Return the runs with the path and the digest of their corpus filled in, and the digest of their tokenizer.
 
     Raises:
-        DataError: the text of a ``files`` corpus is missing, or its digest differs from the configuration's.
+        DataError: the text of a ``files`` corpus or a tokenizer file is missing, its digest differs from the
+            configuration's, or two runs differ in nothing but the name of a tokenizer file.
     """
     resolve = functools.cache(resolve_data)
-    return [
-        replace(spec, config=replace(spec.config, data=resolve(spec.config.data, data_path)), data_path=data_path)
-        for spec in specs
-    ]
+    found: list[RunSpec] = []
+    names: dict[str, str] = {}
+    for spec in specs:
+        data = resolve(spec.config.data, data_path, spec.tokenizer)
+        spec = replace(spec, config=replace(spec.config, data=data), data_path=data_path)
+        if data.tokenizer and (other := names.setdefault(spec.fingerprint, spec.name)) != spec.name:
+            raise DataError(
+                f"data.tokenizer: {other} and {spec.name} are the same run, since their tokenizer files are equal"
+            )
+        found.append(spec)
+    return found
 
 
 def plan_runs(
@@ -103,11 +111,12 @@ def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     Raises:
         DataError: a corpus is missing, damaged, or too small for a run's batch and window.
     """
-    facts_of = functools.cache(lambda data, path: load_corpus(data, path).facts)  # not the text itself
+    facts_of = functools.cache(lambda *corpus: load_corpus(*corpus).facts)  # not the text itself
     checked = []
     for item in planned:
         if item.action != "skip":
-            train, facts = item.spec.config.train, facts_of(item.spec.config.data, item.spec.data_path)
+            train, spec = item.spec.config.train, item.spec
+            facts = facts_of(spec.config.data, spec.data_path, spec.tokenizer)
             for split, tokens in facts.tokens.items():
                 try:
                     require_windows(split, tokens, train.batch_size, train.seq_len)
@@ -195,7 +204,8 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     requested = {spec.fingerprint: spec for spec in specs}
     for item in todo:
         item.run.sweep_launch()
-        item.run.create(item.spec.config, {**record, **run_record(requested[item.spec.fingerprint])})
+        provenance = {**record, **run_record(requested[item.spec.fingerprint])}
+        item.run.create(item.spec.config, provenance, item.spec.tokenizer)
         if item.run.id in options.tasks:
             write_task(item.run, options.tasks[item.run.id])
     return code

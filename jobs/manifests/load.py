@@ -110,8 +110,8 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         problems.add(f"{file.name}: {largest.label}", what)
     kept, excluded, unmatched = _exclude(runs, file)
     resolved = _resolve_all(kept, file)
-    specs = [spec for _, _, spec in resolved]
-    as_written = [_as_written(run, file) for run in resolved]
+    specs = [_with_files(spec, path.parent) for _, _, spec in resolved]
+    as_written = [found and _with_files(found, path.parent) for found in (_as_written(run, file) for run in resolved)]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
     expected, unfounded = expectations(file.claims, written, file.name, problems)
     groups, empty = groups_of(file.groups, written)
@@ -312,6 +312,14 @@ def _resolve(entry: Entry, values: _Values, order: int) -> RunSpec:
         most = f"at most train.batch_size = {columns}, a column for each rank"
         raise ConfigError([f"resources.ranks: expected {most}, got {ranks}"])
     return spec
+
+
+def _with_files(spec: RunSpec, folder: Path) -> RunSpec:
+    """Return a run with the places of its files, which are named relative to the manifest's folder."""
+    tokenizer = spec.config.data.tokenizer
+    if tokenizer is None:
+        return spec
+    return replace(spec, tokenizer=(folder / Path(tokenizer).expanduser()).resolve())
 
 
 def _place(key: str, entry: Entry, own: _Values, file: ManifestFile) -> str:

@@ -75,6 +75,7 @@ class ObservedRun:
             resources=Resources.from_dict(recorded.get("resources", {})),
             order=recorded.get("order", 0),
             data_path=Path(data) if data else None,
+            tokenizer=None if self.config.data.tokenizer is None else self.run.tokenizer_file,
             command=recorded.get("command", []),
             entry=recorded.get("entry", ""),
         )

@@ -154,7 +154,7 @@ class Trainer:
         torch.manual_seed(mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
-        """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the content of the result.
+        """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result's content.
 
         Raises:
             CheckpointError: the run's own checkpoint cannot be used.
@@ -180,8 +180,7 @@ class Trainer:
     def try_steps(self, steps: int, valid_windows: int) -> list[float]:
         """Take the first ``steps`` steps of the training, then look at some windows of ``valid``; no file is written.
 
-        Returns the seconds of each step, from its window until the device has done it. A text that is too short is
-        begun again.
+        Return the seconds of each step until the device has done it. A text that is too short starts again.
 
         Raises:
             DivergedError, StopRequested: as :meth:`train`.
@@ -228,6 +227,7 @@ class Trainer:
             valid_seconds=time.perf_counter() - started,
             peak_memory_bytes=self.rank.peak_memory_bytes(),
             attempt=self.attempt,
+            corpus=self.corpus,
         )
         self.history.append(record)
         is_best = best_epoch(self.history) == epoch
@@ -392,7 +392,7 @@ class Trainer:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             attempt=self.attempt,
             micro_batches=self.micro_batches,
-            corpus_sha256=self.corpus.sha256,
+            corpus=self.corpus,
         )
         if self.rank.is_first:
             write_json(self.run.result_file, result, guard=self.guard)

@@ -91,8 +91,8 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
     epochs, warnings = trainer.run.read_metrics()
     assert warnings == []
     assert [e["epoch"] for e in epochs] == [0, 1, 2]
-    keys = "epoch train_loss val_loss train_ppl val_ppl lr epoch_seconds elapsed_seconds train_tokens_per_second"
-    assert list(epochs[0]) == [*keys.split(), "peak_memory_bytes", "attempt"]
+    keys = "epoch train_loss val_loss train_ppl val_ppl val_bits_per_byte lr epoch_seconds elapsed_seconds"
+    assert list(epochs[0]) == [*keys.split(), "train_tokens_per_second", "peak_memory_bytes", "attempt"]
     assert epochs[2]["elapsed_seconds"] == pytest.approx(sum(e["epoch_seconds"] for e in epochs))
     assert trainer.run.read_result() == json.loads(json.dumps(result))
     best = min(epochs, key=lambda e: e["val_loss"])
