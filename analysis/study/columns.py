@@ -42,7 +42,11 @@ RUNS = _meanings(
     _ID,
     ("study", "", "study that the run belongs to"),
     ("arch", "", "architecture: rnn, gru or transformer"),
-    ("optimizer", "", "optimizer: adam, sgd or sgd_schedule"),
+    (
+        "optimizer",
+        "",
+        "optimizer: adam, sgd, sgd_schedule or adamw; with momentum such as sgd_momentum or sgd_nesterov",
+    ),
     ("setting", "", "number of the first run that differs in nothing but the seed"),
     ("state", "", "done, running, queued, pending, cancelled or failed"),
     ("reason", "", "why the run is in that state"),

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqlm.config import SgdConfig
 from seqlm.errors import UsageError
 from seqlm.models import build_model
+from seqlm.optimizers import SgdConfig
 from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import micro_batches_from, split_columns
 from seqlm.training.optimizers import build_optimizer

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqlm.config import AdamConfig, OptimConfig, SgdConfig
 from seqlm.models import LanguageModel, build_model
+from seqlm.optimizers import AdamConfig, OptimConfig, SgdConfig
 from seqlm.training.distributed import Rank
 from seqlm.training.optimizers import build_optimizer, set_learning_rate
 from seqlm.training.results import GPU_STEPS, StepResults

@@ -16,8 +16,9 @@ from jobs.manifests.entries import PUBLISHED_KEYS, RESOURCE_KEYS, StudyTable
 from jobs.manifests.fields import full_keys
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
-from seqlm.config import SgdScheduleConfig, valid_keys
+from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
+from seqlm.optimizers import SgdConfig
 from tests import commands
 
 ROOT = Path(__file__).parents[3]
@@ -71,7 +72,7 @@ def test_the_quickstart_has_each_architecture_with_each_optimizer() -> None:
     assert len(runs) == len(pairs) == 9
     assert all(run.config.data.corpus == "pydoc" for run in runs)
     assert all(run.config.train.epochs >= 8 for run in runs), "its figures show learning curves, not two points each"
-    schedules = [run.config.optim for run in runs if isinstance(run.config.optim, SgdScheduleConfig)]
+    schedules = [run.config.optim for run in runs if isinstance(run.config.optim, SgdConfig)]
     assert all(optim.flat_epochs is not None and optim.flat_epochs < 8 for optim in schedules), "the rate falls"
 
 
