@@ -14,7 +14,7 @@ import pytest
 
 from seqlm.locks import is_locked
 from seqlm.rundir import RunDirectory
-from tests import commands
+from tests import commands, searches
 from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
@@ -152,6 +152,27 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     disturbed = {run.id: outcome(run) for run in again}
     quiet = quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", again)
     assert differences(disturbed, quiet) == []
+
+
+def test_a_search_of_mode_sync_has_the_survivors_of_successive_halving_although_a_worker_is_killed(
+    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(ray_cluster, tmp_path, {"rates": searches.RATES, "gpus": 0}, epochs=searches.EPOCHS, env=crawl.env)
+    with (tmp_path / "small.toml").open("a") as manifest:
+        manifest.write(searches.TABLE.format(mode="sync"))
+    launcher = study.start("run", "small.toml", "--json")
+    victim = searches.kill_between_rungs(study.runs)
+    crawl.end()
+    stdout, stderr = commands.finish(launcher)
+    assert launcher.returncode == 0, stderr
+    assert sorted(run["state"] for run in json.loads(stdout)["data"]["runs"]) == ["done", *["stopped"] * 3]
+    runs = study.runs()
+    assert len(victim.attempts()) > 2
+    expected = searches.alone(runs, tmp_path / "text", tmp_path / "alone", monkeypatch)
+    assert searches.ends_of(runs) == searches.halved(expected)
+    (done,) = [run for run in runs if run.result_file.exists()]
+    assert outcome(done) == expected[done.id]
 
 
 def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: RayLab, tmp_path: Path) -> None:
