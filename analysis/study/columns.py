@@ -83,7 +83,7 @@ EPOCHS = _meanings(
     ("val_loss", "nats/token", "validation loss after the epoch"),
     ("train_ppl", "", "exp(train_loss)"),
     ("val_ppl", "", "exp(val_loss)"),
-    ("lr", "", "learning rate"),
+    ("lr", "", "learning rate of the last step of the epoch"),
     ("epoch_seconds", "s", "time of the epoch, validation included"),
     ("elapsed_seconds", "s", "time of the epochs so far"),
     ("train_tokens_per_second", "tokens/s", "training speed"),
