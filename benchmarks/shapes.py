@@ -11,8 +11,9 @@ from typing import assert_never
 import jobs
 from jobs.manifests.load import load_manifest
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
-from seqlm.config import AdamConfig, DataConfig, RunConfig, TrainConfig
+from seqlm.config import DataConfig, RunConfig, TrainConfig
 from seqlm.errors import UsageError, nearest
+from seqlm.optimizers import AdamConfig
 
 PUBLISHED_MANIFEST = Path(jobs.__file__).parent / "manifests" / "paper.toml"
 

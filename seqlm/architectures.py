@@ -33,9 +33,30 @@ class RecurrentConfig(Section):
     """Width of the token embedding."""
     keep: Probability = 0.35
     """Probability of keeping a unit, on the embedding and on each layer's output."""
+    embedding_keep: Probability = 1.0
+    """Probability of keeping a word type in a step. All occurrences of a dropped one are zero vectors (Gal and
+    Ghahramani, 2016; Merity et al., 2018)."""
+    weight_keep: Probability = 1.0
+    """Probability of keeping a recurrent weight (of W_h, or of U_r, U_z, U_h) in a step (Wan et al., 2013; Merity et
+    al., 2018)."""
+    tied: bool = False
+    """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017). Needs
+    ``embedding_size`` = ``hidden_size``."""
     implementation: Literal["fused", "reference"] = "fused"
     """``fused``: hand-written gradients, fast (docs/explanation/performance.md). ``reference``: the same function by
     plain autograd, to check it."""
+
+    def _conditions(self) -> Iterator[str]:
+        if self.tied and self.embedding_size != self.hidden_size:
+            yield (
+                f"model.embedding_size: expected model.hidden_size = {self.hidden_size} with tied = true, got "
+                f"{self.embedding_size}"
+            )
+
+    @property
+    def shares_masks(self) -> bool:
+        """Whether some dropout has one mask for all columns of a step."""
+        return min(self.embedding_keep, self.weight_keep) < 1
 
     @property
     def _gates(self) -> int:
@@ -48,14 +69,15 @@ class RecurrentConfig(Section):
         return self.embedding_size * h + (layers - 1) * h * h + layers * h * h
 
     def parameter_count(self, vocab_size: int) -> int:
-        """Return the exact number of trained parameters. Embedding and output layer are not tied.
+        """Return the exact number of trained parameters.
 
         With g = 1 for the RNN and 3 for the GRU, D_1 = E and D_l = H above::
 
-            V E + sum over layers of g (D_l H + H^2 + H) + H V + V
+            V E + sum over layers of g (D_l H + H^2 + H) + H V + V        tied: without H V
         """
         v, h = vocab_size, self.hidden_size
-        return v * self.embedding_size + self._gates * (self._weights + self.num_layers * h) + h * v + v
+        output = v if self.tied else h * v + v
+        return v * self.embedding_size + self._gates * (self._weights + self.num_layers * h) + output
 
     def multiply_adds(self, seq_len: int) -> int:
         """Return the multiply-adds of the forward pass per token, without the output layer.
@@ -71,15 +93,27 @@ class RecurrentConfig(Section):
 
             RNN     I (2 E + 3 L H + 4 H) + H^2
             GRU     I (2 E + 7 L H + 7 H) + 3 H^2
+
+        and what masks of a whole step add (:meth:`_shared`).
         """
         h = self.hidden_size
         kept, passing = {"rnn": (3, 4), "gru": (7, 7)}[self.arch]
-        return tokens * (2 * self.embedding_size + kept * self.num_layers * h + passing * h) + self._gates * h * h
+        values = tokens * (2 * self.embedding_size + kept * self.num_layers * h + passing * h) + self._gates * h * h
+        return values + self._shared(tokens)
 
     def reference_activations(self, tokens: int, seq_len: int) -> int:
-        """Return the values that autograd keeps: I (2 E + n L H), with n = 4 for the RNN and 10 for the GRU."""
+        """Return the values that autograd keeps: I (2 E + n L H), with n = 4 for the RNN and 10 for the GRU.
+
+        Masks of a whole step add to them (:meth:`_shared`).
+        """
         kept = {"rnn": 4, "gru": 10}[self.arch]
-        return tokens * (2 * self.embedding_size + self.num_layers * self.hidden_size * kept)
+        return tokens * (2 * self.embedding_size + self.num_layers * self.hidden_size * kept) + self._shared(tokens)
+
+    def _shared(self, tokens: int) -> int:
+        """Return the values that masks of a whole step add: I (E + 1) with dropped words, 2 g L H^2 with weights."""
+        words = tokens * (self.embedding_size + 1) if self.embedding_keep < 1 else 0
+        weights = 2 * self._gates * self.num_layers * self.hidden_size**2 if self.weight_keep < 1 else 0
+        return words + weights
 
     def products_in_a_row(self, seq_len: int) -> int:
         """Return the number of products in one layer each of which depends on the one before."""
@@ -113,11 +147,21 @@ class TransformerConfig(Section):
     """Probability of keeping a unit, everywhere except on the attention weights."""
     attention_keep: Probability = 0.9
     """Probability of keeping an attention weight; the published runs always used 0.9."""
+    embedding_keep: Probability = 1.0
+    """Probability of keeping a word type in a step. All occurrences of a dropped one are zero vectors, to which the
+    positions are added (Gal and Ghahramani, 2016; Merity et al., 2018)."""
+    tied: bool = False
+    """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017)."""
     attention: Literal["own", "sdpa"] = "own"
     """``own``: the equations. ``sdpa``: ``F.scaled_dot_product_attention``, the same function, other dropout draws."""
     implementation: Literal["fused", "reference"] = "fused"
     """``fused``: hand-written gradients, fast (docs/explanation/performance.md). ``reference``: the same function by
     plain autograd, to check it."""
+
+    @property
+    def shares_masks(self) -> bool:
+        """Whether some dropout has one mask for all columns of a step."""
+        return self.embedding_keep < 1
 
     def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:
@@ -127,13 +171,13 @@ class TransformerConfig(Section):
             yield f"model.hidden_size: expected a multiple of model.num_heads = {heads}, got {self.hidden_size}"
 
     def parameter_count(self, vocab_size: int) -> int:
-        """Return the exact number of trained parameters. Embedding and output layer are not tied.
+        """Return the exact number of trained parameters.
 
-        V H + L (4 (H^2 + H) + 2 H M + M + H + 4 H) + 2 H + H V + V
+        V H + L (4 (H^2 + H) + 2 H M + M + H + 4 H) + 2 H + H V + V, without H V if tied.
         """
         v, h, m = vocab_size, self.hidden_size, self.mlp_size
         block = 4 * (h * h + h) + 2 * h * m + m + h + 4 * h
-        return v * h + self.num_layers * block + 2 * h + h * v + v
+        return v * h + self.num_layers * block + 2 * h + (v if self.tied else h * v + v)
 
     def multiply_adds(self, seq_len: int) -> int:
         """Return the multiply-adds of the forward pass per token, without the output layer.
@@ -145,14 +189,22 @@ class TransformerConfig(Section):
         return self.num_layers * (4 * h * h + 2 * h * self.mlp_size + 2 * seq_len * h)
 
     def fused_activations(self, tokens: int, seq_len: int) -> int:
-        """Return the values that the fused operations keep: I (4 H + L (8 H + M + 2 A T) + 3 M) for I = ``tokens``."""
+        """Return the values that the fused operations keep: I (4 H + L (8 H + M + 2 A T) + 3 M) for I = ``tokens``.
+
+        I (H + 1) more with dropped words.
+        """
         h, m = self.hidden_size, self.mlp_size
-        return tokens * (4 * h + self.num_layers * (8 * h + m + 2 * self.num_heads * seq_len) + 3 * m)
+        values = tokens * (4 * h + self.num_layers * (8 * h + m + 2 * self.num_heads * seq_len) + 3 * m)
+        return values + self._shared(tokens)
 
     def reference_activations(self, tokens: int, seq_len: int) -> int:
-        """Return the values that autograd keeps: I (2 H + L (14 H + 3 M + 3 A T))."""
+        """Return the values that autograd keeps: I (2 H + L (14 H + 3 M + 3 A T)), and I (H + 1) with dropped words."""
         h = self.hidden_size
-        return tokens * (2 * h + self.num_layers * (14 * h + 3 * self.mlp_size + 3 * self.num_heads * seq_len))
+        values = tokens * (2 * h + self.num_layers * (14 * h + 3 * self.mlp_size + 3 * self.num_heads * seq_len))
+        return values + self._shared(tokens)
+
+    def _shared(self, tokens: int) -> int:
+        return tokens * (self.hidden_size + 1) if self.embedding_keep < 1 else 0
 
     def products_in_a_row(self, seq_len: int) -> int:
         """Return 6, for queries, scores, the weighted sum, W_o, W_1 and W_2 of a block."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from seqlm.architectures import ARCHITECTURES, ModelConfig
 from seqlm.errors import ConfigError, nearest
+from seqlm.optimizers import OPTIMIZERS, OptimConfig
 from seqlm.schema import (
     Bound,
     Count,
@@ -83,61 +84,6 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamConfig(Section):
-    """Adam with PyTorch's default betas and epsilon (Kingma and Ba, 2015)."""
-
-    NAME = "optim"
-    LABELS: ClassVar[Mapping[str, str]] = {"adam": "Adam"}
-    MOMENTS: ClassVar[int] = 2
-    """Values per parameter that the optimizer keeps from step to step."""
-
-    optimizer: Literal["adam"]
-    """Optimizer."""
-    lr: Positive
-    """Learning rate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SgdConfig(Section):
-    """Plain stochastic gradient descent, no momentum, constant learning rate."""
-
-    NAME = "optim"
-    LABELS: ClassVar[Mapping[str, str]] = {"sgd": "SGD"}
-    MOMENTS: ClassVar[int] = 0
-
-    optimizer: Literal["sgd"]
-    """Optimizer."""
-    lr: Positive
-    """Learning rate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SgdScheduleConfig(Section):
-    """SGD whose learning rate falls by epoch."""
-
-    NAME = "optim"
-    LABELS: ClassVar[Mapping[str, str]] = {"sgd_schedule": "SGD schedule"}
-    MOMENTS: ClassVar[int] = 0
-
-    optimizer: Literal["sgd_schedule"]
-    """Optimizer."""
-    lr: Positive
-    """Learning rate of the first epochs."""
-    schedule: Literal["compounding", "per_epoch"] = "compounding"
-    """``compounding`` (the published runs): in epoch e the *current* rate is multiplied by decay^-(e - flat + 1).
-    ``per_epoch`` (the published text): the rate is divided by ``decay`` after each epoch."""
-    decay: Annotated[float, Bound("a number greater than 1", above=1)] = 1.15
-    """Divisor of the learning rate."""
-    flat_epochs: Count | None = None
-    """Epochs at the given rate before it falls; without it, 15 for ``compounding`` and 1 for ``per_epoch``."""
-
-    def __post_init__(self) -> None:
-        if self.flat_epochs is None:
-            object.__setattr__(self, "flat_epochs", 15 if self.schedule == "compounding" else 1)
-        super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     """The training protocol. The batch is the global one; a rank's share follows from the number of ranks."""
 
@@ -157,9 +103,6 @@ class TrainConfig(Section):
     processor that has it; other devices refuse the run. See "Precision" in docs/reference/manifest.md."""
 
 
-OptimConfig: TypeAlias = AdamConfig | SgdConfig | SgdScheduleConfig
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Table):
     """Everything that decides the result of one run, fully resolved."""
@@ -177,13 +120,20 @@ class RunConfig(Table):
         """The same run, to go on to ``epochs``."""
         return replace(self, train=replace(self.train, epochs=epochs))
 
+    def _conditions(self) -> Iterator[str]:
+        if (most := self.optim.decay_epochs) is not None and self.train.epochs > most:
+            yield (
+                f"train.epochs: expected at most optim.decay_epochs = {most}, after which the learning rate is 0, got "
+                f"{self.train.epochs}"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data; ``from_dict`` reads it back to an equal object."""
-        return {**{section: dict(vars(getattr(self, section))) for section in self.SECTIONS}, "seed": self.seed}
+        return {**{section: getattr(self, section).values() for section in self.SECTIONS}, "seed": self.seed}
 
     def by_key(self) -> dict[str, Any]:
         """The configuration by dotted key, such as ``optim.lr``, and ``seed``."""
-        keys = {f"{section}.{key}": v for section in self.SECTIONS for key, v in vars(getattr(self, section)).items()}
+        keys = {f"{section}.{k}": v for section in self.SECTIONS for k, v in getattr(self, section).values().items()}
         return {**keys, "seed": self.seed}
 
     @classmethod
@@ -238,7 +188,7 @@ class RunConfig(Table):
     @staticmethod
     def _digest(identity: dict[str, Any]) -> str:
         for section, key, neutral in LATER_KEYS:
-            if identity[section].get(key) == neutral:
+            if key in identity[section] and identity[section][key] == neutral:
                 del identity[section][key]
         if identity["data"].get("tokenizer_sha256"):  # a renamed file is the same tokenizer
             del identity["data"]["tokenizer"]
@@ -249,6 +199,16 @@ class RunConfig(Table):
 LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
     ("model", "implementation", "fused"),
     ("model", "attention", "own"),
+    ("model", "tied", False),
+    ("model", "embedding_keep", 1.0),
+    ("model", "weight_keep", 1.0),
+    ("optim", "schedule", "constant"),
+    ("optim", "warmup_steps", 0),
+    ("optim", "weight_decay", 0.0),
+    ("optim", "momentum", 0.0),
+    ("optim", "nesterov", False),
+    ("optim", "beta1", 0.9),
+    ("optim", "beta2", 0.999),
     ("train", "precision", "fp32"),
     ("data", "column", None),
     ("data", "tokenizer", None),
@@ -259,7 +219,7 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
 VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "model": ("arch", ARCHITECTURES),
     "data": ("", (DataConfig,)),
-    "optim": ("optimizer", (AdamConfig, SgdConfig, SgdScheduleConfig)),
+    "optim": ("optimizer", OPTIMIZERS),
     "train": ("", (TrainConfig,)),
 }
 """Section -> (the key that chooses the variant, the variants)."""
@@ -286,9 +246,8 @@ def choices_of(key: str) -> tuple[str, ...]:
     """The only values that a dotted key can have, over all variants of its section; none for any other key."""
     section, _, name = key.rpartition(".")
     _, variants = VARIANTS.get(section, ("", ()))
-    return tuple(
-        choice for variant in variants if name in fields_of(variant) for choice in fields_of(variant)[name].choices
-    )
+    having = [fields_of(variant)[name] for variant in variants if name in fields_of(variant)]
+    return tuple(dict.fromkeys(choice for field in having for choice in field.choices))
 
 
 def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:

@@ -185,7 +185,7 @@ def _is_harmless(character: str) -> bool:
 
 _OTHER_METHODS = frozenset(
     (
-        *("adadelta", "adagrad", "adamax", "adamw", "asgd", "nadam", "radam", "sgdm", "sgdr", "sparse_adam"),
+        *("adadelta", "adagrad", "adamax", "asgd", "nadam", "radam", "sgdm", "sgdr", "sparse_adam"),
         *("bigru", "birnn", "lstm", "mgu", "qrnn", "transformer_xl", "transformer-xl"),
         *("fp8", "fp16", "fp64"),
     )

@@ -34,6 +34,8 @@ class Bound:
     """Smallest valid number."""
     most: float | None = None
     """Largest valid number."""
+    below: float | None = None
+    """The number must be below this."""
 
     def holds(self, value: float) -> bool:
         """Whether a number is finite and within the range."""
@@ -42,10 +44,16 @@ class Bound:
             and (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        found = {"exclusiveMinimum": self.above, "minimum": self.least, "maximum": self.most}
+        found = {
+            "exclusiveMinimum": self.above,
+            "minimum": self.least,
+            "maximum": self.most,
+            "exclusiveMaximum": self.below,
+        }
         return {**handler(schema), **{key: value for key, value in found.items() if value is not None}}
 
 
@@ -154,13 +162,18 @@ class Section(Table):
     """A table of the configuration. ``1`` becomes ``1.0`` in fields that are numbers: both are one run."""
 
     LABELS: ClassVar[Mapping[str, str]] = {}
-    """Name in print of each choice of the key that selects this table. Empty: no key does."""
+    """Name in print of each choice of the key that selects this table, and of each kind within one that reports keep
+    apart. Empty: no key does."""
 
     def __post_init__(self) -> None:
         for name, field in fields_of(type(self)).items():
-            if field.kind is float:
-                object.__setattr__(self, name, float(getattr(self, name)))
+            if field.kind is float and (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
         super().__post_init__()
+
+    def values(self) -> dict[str, Any]:
+        """Return the keys that apply with their values."""
+        return dict(vars(self))
 
 
 def read(kind: type[TableT], raw: Mapping[str, Any], unknown: Callable[[str], str] | None = None) -> TableT:

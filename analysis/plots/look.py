@@ -34,8 +34,11 @@ ARCHITECTURE_COLOURS = dict(zip(units.ARCHITECTURES, PALETTE, strict=False))
 
 UNKNOWN_COLOUR = "#7a7f85"
 
-STYLES: tuple[tuple[Any, str], ...] = (("-", "o"), ((0, (5, 2)), "s"), ((0, (1.2, 1.4)), "^"), ("-.", "D"))
-"""Dashes and markers."""
+STYLES: tuple[tuple[Any, str], ...] = (
+    *(("-", "o"), ((0, (5, 2)), "s"), ((0, (1.2, 1.4)), "^"), ("-.", "D"), ((0, (8, 2)), "v")),
+    *(((0, (3, 1, 1, 1, 1, 1)), "P"), ((0, (2, 2)), "X"), ((0, (6, 1, 2, 1)), "*")),
+)
+"""Dashes and markers, at least one for each kind of optimizer."""
 
 OPTIMIZER_STYLES = dict(zip(units.OPTIMIZERS, STYLES, strict=False))
 """Optimizer -> its dashes and marker."""

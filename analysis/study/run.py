@@ -59,7 +59,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
     """Read every file of a run."""
     warnings: list[str] = []
     nothing: dict[str, Any] = {}
-    config = tolerated(lambda: dotted(run.read_config().to_dict()), nothing, warnings)
+    read = tolerated(run.read_config, None, warnings)
+    config = dotted(read.to_dict()) if read else nothing
     recorded_result = tolerated(run.read_result, None, warnings)
     damage = list(warnings)
     result: dict[str, Any] = recorded_result or {}
@@ -89,7 +90,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "name": clean(str(provenance.get("name") or run.id)),
         "id": run.id,
         "arch": config.get("model.arch"),
-        "optimizer": config.get("optim.optimizer"),
+        "optimizer": read.optim.kind if read else None,
         "state": state,
         "reason": reason,
         **_outcome(epochs, result),

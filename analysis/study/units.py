@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from seqlm.config import labels
+from seqlm.config import choices_of, labels
 
 MISSING = "–"
 """Stands for a number that does not exist: not computed, not finite, or not applicable."""
@@ -20,7 +20,10 @@ ARCHITECTURES = labels("model")
 """Architectures in the order of the report, with their names in print."""
 
 OPTIMIZERS = labels("optim")
-"""Optimizers in the order of the report, with their names in print."""
+"""Kinds of optimizers in the order of the report, with their names in print. SGD with momentum is a kind of its own."""
+
+SCHEDULES = {name: name for name in choices_of("optim.schedule")}
+"""Learning-rate schedules in the order of the report, with their names in print."""
 
 
 def architecture(key: Any) -> str:
@@ -96,6 +99,8 @@ def plain_value(value: Any) -> str:
     """A hyperparameter as one would type it: ``0.0001``, ``1500``, ``ptb``; ``none`` where it is set to none."""
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         if math.isnan(value):
             return MISSING

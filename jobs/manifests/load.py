@@ -33,6 +33,7 @@ from jobs.manifests.search import check_epochs
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, applicable_keys
 from seqlm.errors import ConfigError, ManifestError, nearest
+from seqlm.optimizers import foreign_keys
 from seqlm.rundir import MAX_RUNS
 from seqlm.search import Search
 
@@ -211,7 +212,7 @@ def _why_no_match(exclude: _Values, facts: Sequence[_Values]) -> str:
 def _merge(file: ManifestFile, own: _Values, setting: _Values | None = None) -> dict[str, Any]:
     """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest.
 
-    Defaults and overrides that do not apply to the run's architecture or optimizer are left out. Keys of the
+    Defaults and overrides that do not apply to the run's architecture, optimizer or schedule are left out. Keys of the
     entry itself stay, so that :class:`RunConfig` reports them.
     """
     return _applying({**file.defaults, **file.resources, **own, **(setting or {})}, own, setting or {})
@@ -224,6 +225,13 @@ def _applying(values: dict[str, Any], own: _Values, setting: _Values) -> dict[st
     for key in foreign:
         if key not in own or key in setting:
             del values[key]
+    shared = {key: value for key, value in values.items() if key not in own or key in setting}
+    optimizer = _text(values.get("optim.optimizer"))
+    for name in foreign_keys(optimizer, _nested(own)[0]["optim"], _nested(shared)[0]["optim"]):
+        key = f"optim.{name}"
+        values.pop(key)
+        if key in own:
+            values[key] = own[key]
     return values
 
 

@@ -134,7 +134,7 @@ def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int:
     """
     model, train = config.model, config.train
     tokens = train.seq_len * math.ceil(train.batch_size / ranks)
-    values = (2 + config.optim.MOMENTS + (1 if ranks > 1 else 0)) * model.parameter_count(vocab_size)
+    values = (2 + config.optim.moments + (1 if ranks > 1 else 0)) * model.parameter_count(vocab_size)
     if model.implementation == "fused":
         values += 2 * min(tokens, CHUNK_TOKENS) * vocab_size + model.fused_activations(tokens, train.seq_len)
     else:
@@ -148,7 +148,7 @@ def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> 
     ``last.pt`` also holds the optimizer's moments. The epoch history and the archive's headers, some hundred bytes
     each, are ignored.
     """
-    copies = 1 + (config.optim.MOMENTS if to_resume else 0)
+    copies = 1 + (config.optim.moments if to_resume else 0)
     return FLOAT_BYTES * copies * config.model.parameter_count(vocab_size) + CHECKPOINT_BYTES_PER_WORD * vocab_size
 
 

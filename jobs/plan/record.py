@@ -74,7 +74,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
                 "name": spec.name,
                 "fingerprint": prints[spec.name],
                 "arch": spec.config.model.arch,
-                "optimizer": spec.config.optim.optimizer,
+                "optimizer": spec.config.optim.kind,
                 "config": written[spec.name].by_key(),
                 "published": published.get(spec.name, {}),
                 **named,

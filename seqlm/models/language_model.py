@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from seqlm.models.dropout import step_masks
 from seqlm.models.output_loss import fused_output_loss, reference_output_loss
-from seqlm.models.products import linear
+from seqlm.models.products import LinearMap, linear
 
 Predictor: TypeAlias = Callable[[Int[Tensor, " B"]], Float[Tensor, "B V"]]
 """Takes the next token of each sequence, remembers it, and gives the logits of the token after it."""
@@ -28,14 +29,26 @@ class LanguageModel(nn.Module, ABC):
     the equations, which can also be differentiated several times. A model has one of them, by its configuration.
     """
 
-    output: nn.Linear
+    output: LinearMap
     """The output layer, H -> V."""
+    mask_key: Tensor | None = None
+    """Decides which word types and weights are dropped (:func:`seqlm.models.dropout.step_masks`), () int64 on the
+    device of the parameters. ``None``: each forward pass draws its own from the device's generator."""
 
     def __init__(self, implementation: Literal["fused", "reference"], dtype: torch.dtype | None) -> None:
         super().__init__()
         self.fused = implementation == "fused"
         self.dtype = dtype
         """Type in which products are computed; none: that of the parameters."""
+
+    def _step_masks(self, wanted: Sequence[tuple[Sequence[int], float]]) -> list[Tensor | None]:
+        """Return a mask for each (shape, keep) of what a whole step shares; ``None``: nothing is dropped."""
+        if not self.training or all(keep == 1 for _, keep in wanted):
+            return [None] * len(wanted)
+        weight, key = self.output.weight, self.mask_key
+        if key is None:
+            key = torch.empty((), dtype=torch.int64, device=weight.device).random_(-(2**63), None)
+        return step_masks(key, wanted, weight)
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:

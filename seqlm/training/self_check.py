@@ -210,14 +210,15 @@ def _compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, T
 def _errors(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
     """The error of each tensor.
 
-    The gradient of a bias is compared with the weight's too. That of the keys' bias is zero: it shifts all scores of a
-    query by the same amount.
+    The gradient of a bias is compared with the weight's too, if the layer has a weight of its own. That of the keys'
+    bias is zero: it shifts all scores of a query by the same amount.
     """
     errors = []
     for name, wanted in exact.items():
         largest = wanted.abs().max()
-        if name.endswith(".bias"):
-            largest = torch.maximum(largest, exact[name.removesuffix("bias") + "weight"].abs().max())
+        weight = exact.get(f"{name.removesuffix('bias')}weight")
+        if name.endswith(".bias") and weight is not None:
+            largest = torch.maximum(largest, weight.abs().max())
         errors.append((found[name].double() - wanted).abs().max() / largest)
     return dict(zip(exact, torch.stack(errors).tolist(), strict=True))
 

@@ -30,7 +30,7 @@ from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles, best_epoch
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import WindowLoss, evaluate
-from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from seqlm.training.optimizers import StepNumber, build_optimizer, restore_optimizer
 from seqlm.training.perplexity import TokenLoss
 from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
@@ -114,6 +114,7 @@ class Trainer:
         self.model: LanguageModel = build_model(config.model, len(corpus.vocabulary), train.seq_len, dtype)
         self.model.to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
+        self._number = StepNumber(config, self.model, self.optimizer, self._steps)
         self._is_alone = rank.world_size == 1
         capture = is_captured(rank)
         self.step = TrainingStep(
@@ -186,16 +187,16 @@ class Trainer:
             DivergedError, StopRequested: as :meth:`train`.
         """
         train = self.config.train
-        set_learning_rate(self.optimizer, learning_rate(self.config.optim, 0))
         self._begin_epoch(0)
         self.model.train()
         state, results = self._state, StepResults(self.rank)
         texts = (windows(self._columns["train"], train.seq_len) for _ in itertools.count())
         seconds = []
-        for inputs, targets in itertools.islice(itertools.chain.from_iterable(texts), steps):
+        for number, (inputs, targets) in enumerate(itertools.islice(itertools.chain.from_iterable(texts), steps)):
             if self.rank.any(self.stop.received):
                 raise StopRequested
             started = time.perf_counter()
+            self._number.set(0, number)
             result = self.step(inputs, targets, state)
             state = result.state
             results.add(result)
@@ -210,9 +211,7 @@ class Trainer:
 
     def _one_epoch(self) -> None:
         epoch = self._epoch
-        lr = learning_rate(self.config.optim, epoch)
-        set_learning_rate(self.optimizer, lr)
-        self.progress.epoch_begins(epoch, lr, steps=self._step, seconds=self._seconds)
+        self.progress.epoch_begins(epoch, self._number.set(epoch, self._step), steps=self._step, seconds=self._seconds)
         self._train_epoch()
         self.progress.validation_begins()
         started = time.perf_counter()
@@ -222,7 +221,7 @@ class Trainer:
             self.history,
             train=self._total,
             valid=valid,
-            lr=lr,
+            lr=self._number.lr,
             train_seconds=self._seconds,
             valid_seconds=time.perf_counter() - started,
             peak_memory_bytes=self.rank.peak_memory_bytes(),
@@ -245,6 +244,7 @@ class Trainer:
         seq_len = self.config.train.seq_len
         for inputs, targets in windows(self._columns["train"][self._step * seq_len :], seq_len):
             self._background.check()
+            self._number.set(self._epoch, self._step)
             result = self._take_step(inputs, targets)
             self._state = result.state
             self._step += 1
