@@ -155,7 +155,7 @@ class Trainer:
         torch.manual_seed(mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
-        """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result's content.
+        """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result.
 
         Raises:
             CheckpointError: the run's own checkpoint cannot be used.
