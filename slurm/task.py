@@ -188,15 +188,18 @@ class Task:
     def _is_settled(self, worker: _Worker) -> bool:
         """Whether nothing is left to do in a run: it has ended well, or has failed for good."""
         run = worker.run
-        return self._has_ended_well(run) or (run.failure_file.exists() and not self._is_of_earlier_start(worker))
+        with contextlib.suppress(FileError):  # a worker that starts says what is damaged
+            if self._has_ended_well(run):
+                return True
+        return run.failure_file.exists() and not self._is_of_earlier_start(worker)
 
     def _has_ended_well(self, run: RunDirectory) -> bool:
-        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it."""
-        if run.stopped_file.exists():
-            return True
-        with contextlib.suppress(FileError):  # a worker that starts says what is damaged
-            return run.is_done() or rung_of_waiting(run, self._plan.search) is not None
-        return False
+        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it.
+
+        Raises:
+            FileError: the run's files are damaged or cannot be read.
+        """
+        return run.stopped_file.exists() or run.is_done() or rung_of_waiting(run, self._plan.search) is not None
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
         """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""
