@@ -135,7 +135,7 @@ DATA: dict[str, Meanings] = {
             "object",
             "trained run with the nearest setting: `name`, `value` (null: diverged) and `distance`, from 0 to 1",
         ),
-        "proposals[].predicted": ("number or null", "predicted value; null if only diverged runs are known"),
+        "proposals[].predicted": ("number", "predicted value"),
         "proposals[].predicted_by": ("text", "how it is predicted"),
     },
     "doctor": {
