@@ -162,6 +162,8 @@ def scripts(
     todo = [item for item in planned if item.action != "skip"]
     waits = waiting_for_budget(todo, options)
     todo = [item for item in todo if item.run.id not in waits]
+    if not todo:
+        return []
     found = batches(todo, settings, controller_config().max_array_size)
     submitter = Submitter(options=options, settings=settings, code=live_code())
     folder = study_dir.absolute() / "slurm" / "0000"

@@ -28,7 +28,15 @@ from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
+from jobs.launch.prepare import (
+    check_data,
+    estimated,
+    find_data,
+    in_search,
+    plan_runs,
+    resolve_resources,
+    resolve_specs,
+)
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
@@ -65,9 +73,9 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     choice = choose(arguments, manifest)
     target, limit = choice.slurm or choice.make(), choice.max_parallel
     planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, keep_last=manifest.policy.keep_last)
-    planned = resolve_resources(planned, target, limit)
+    planned = in_search(resolve_resources(planned, target, limit), manifest.search)
     todo, budget = [item for item in planned if item.action != "skip"], Budget.of(manifest.policy)
-    allowed = BudgetPlan.of(todo, budget, Ledger(study_dir).spent()) if budget else None
+    allowed = BudgetPlan.of(todo, budget, Ledger(study_dir).spent(), manifest.search) if budget else None
     if allowed is not None:
         planned = [replace(item, reason=allowed.waits.get(item.run.id, item.reason)) for item in planned]
     records = [_plan_record(item) for item in planned]
@@ -104,7 +112,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         wall = f"{terminal.duration(costs.wall_seconds)} on {choice.where(target)}"
         terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
     if allowed is not None:
-        terminal.say(allowed.line(len(todo)))
+        terminal.say(allowed.line())
     scripts: list[str] = []
     if choice.slurm is not None and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())

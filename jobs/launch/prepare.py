@@ -22,6 +22,7 @@ from jobs.plan.affordable import waiting
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
+from jobs.search import expected_shares
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger
 from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, observe_run, study_name, write_queue
@@ -34,6 +35,7 @@ from seqlm.environment import DATA
 from seqlm.errors import BackendError, DataError
 from seqlm.files import append_to, make_directory, write_json
 from seqlm.rundir import RunDirectory
+from seqlm.search import Search
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -158,6 +160,14 @@ def estimated(planned: Iterable[PlannedRun], throughput: Throughput, *, keep_las
     return found
 
 
+def in_search(planned: Sequence[PlannedRun], search: Search | None) -> list[PlannedRun]:
+    """Return the runs of a launch with the share of their epochs that they are expected to reach in its search."""
+    if search is None or not planned:
+        return list(planned)
+    shares = expected_shares(search, [item.spec for item in planned])
+    return [replace(item, shares=shares) for item in planned]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A launch after its checks: every run has its folder, and the study's lock is held."""
@@ -187,7 +197,7 @@ def preparing(specs: Sequence[RunSpec], target: Target, options: LaunchOptions) 
             for before, now in zip(checked, look(), strict=True)
         ]
         if any(item.action != "skip" for item in planned):
-            planned = estimated(planned, earlier_throughput(options.study_dir.parent))
+            planned = in_search(estimated(planned, earlier_throughput(options.study_dir.parent)), options.search)
         todo = [item for item in planned if item.action != "skip"]
         _write_record(options, todo)
         yield Prepared(planned=planned, todo=todo, code=_create(todo, specs, options) if todo else None)

@@ -18,13 +18,14 @@ class Spending:
 
     def __init__(self, study_dir: Path, policy: Policy) -> None:
         self._watch = BudgetWatch(study_dir, Budget.of(policy))
-        self._epoch_hours: dict[str, Hours | None] = {}
+        self._planned: dict[str, PlannedRun] = {}
+        """By run id, as planned: a later attempt has fewer epochs left than its estimate."""
         self.is_over: str | None = None
         """Why no run goes on, as of the last :meth:`look`: the budget is spent. ``None``: it is not."""
 
     def plan(self, todo: Iterable[PlannedRun]) -> None:
         """Note the estimates of the runs of the launch, and read what is spent."""
-        self._epoch_hours = {item.run.id: item.epoch_hours for item in todo}
+        self._planned = {item.run.id: item for item in todo}
         self.look(at_once=True)
 
     def look(self, *, at_once: bool = False, live: int = 0) -> None:
@@ -48,9 +49,8 @@ class Spending:
         """
 
         def needs(item: PlannedRun) -> Hours | None:
-            hours, epoch = self._epoch_hours.get(item.run.id), epochs[item.run.id]
-            left = item.spec.config.train.epochs - (0 if epoch is None else epoch + 1)
-            return None if hours is None else hours * max(0, left)
+            epoch = epochs[item.run.id]
+            return self._planned[item.run.id].hours_after(0 if epoch is None else epoch + 1)
 
         reserved = total(filter(None, map(needs, live)))
         return lambda item: self._watch.refuses(reserved, needs(item))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
+from jobs.search import rungs_within
 from jobs.study.budget import UNITS, Budget, Hours, total
+from seqlm.search import Search
 
 
 def waiting(todo: Sequence[PlannedRun], budget: Budget, spent: Hours) -> dict[str, str]:
@@ -34,24 +37,32 @@ class BudgetPlan:
 
     budget: Budget
     spent: Hours
+    todo: int
+    """Number of runs to do."""
     needs: Hours | None
-    """What is left to do is expected to use. ``None``: unknown for a run."""
-    waits: dict[str, str]
+    """What they are expected to use. ``None``: unknown."""
+    waits: Mapping[str, str]
     """Run id -> why it waits."""
+    rungs: tuple[int, ...] | None = None
+    """Rungs with which the search is expected to fit if it does not with its own. ``None``: there are none."""
 
     @classmethod
-    def of(cls, todo: Sequence[PlannedRun], budget: Budget, spent: Hours) -> BudgetPlan:
+    def of(cls, todo: Sequence[PlannedRun], budget: Budget, spent: Hours, search: Search | None = None) -> BudgetPlan:
         """Return that of the runs to do."""
         known = [item.hours for item in todo if item.hours is not None]
         needs = total(known) if len(known) == len(todo) else None
-        return cls(budget=budget, spent=spent, needs=needs, waits=waiting(todo, budget, spent))
+        made = cls(budget=budget, spent=spent, todo=len(todo), needs=needs, waits=waiting(todo, budget, spent))
+        if search is None or made.fits is not False or needs is None:
+            return made
+        share = _share_left(todo, budget, spent)
+        return replace(made, rungs=rungs_within(search, [item.spec for item in todo], share))
 
     @property
     def fits(self) -> bool | None:
         """Whether everything that is left to do fits. ``None``: unknown."""
         if self.needs is None:
             return False if self.waits else None
-        return self.budget.refuses(self.spent, Hours(), self.needs) is None or self.needs == Hours()
+        return not self.todo or self.budget.refuses(self.spent, Hours(), self.needs) is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of ``plan --json``. ``needs`` and ``fits`` are ``None`` if unknown."""
@@ -60,15 +71,28 @@ class BudgetPlan:
             key: {"limit": limit, "spent": getattr(self.spent, key), "needs": needs.get(key)}
             for key, limit in self.budget.limits.items()
         }
-        return {**limits, "fits": self.fits, "waiting": list(self.waits)}
+        rungs = None if self.rungs is None else list(self.rungs)
+        return {**limits, "fits": self.fits, "waiting": list(self.waits), "rungs": rungs}
 
-    def line(self, number: int) -> str:
-        """Return what ``plan`` prints. ``number``: of the runs to do."""
-        spent = f"budget: {self.budget.words(self.spent)} spent"
-        if self.needs is None:
-            what = "what is left to do needs is not known"
-        else:
+    def line(self) -> str:
+        """Return what ``plan`` prints."""
+        what = "it is not known what the rest needs"
+        if self.needs is not None:
             amounts = [f"{getattr(self.needs, key):.3g} {UNITS[key]}" for key in self.budget.limits]
-            what = f"what is left to do needs about {', '.join(amounts)}"
-        end = {True: "and fits", None: "", False: f"; {len(self.waits)} of {number} runs wait"}[self.fits]
-        return f"{spent}; {what} {end}".replace(" ;", ";").rstrip()
+            what = f"the rest needs about {' and '.join(amounts)}"
+        if self.fits is not None:
+            what += ", and fits" if self.fits else f": {len(self.waits)} of {self.todo} runs wait"
+        if self.rungs is not None:
+            what += f"; it would fit with search.rungs = {list(self.rungs)}"
+        return f"budget: {self.budget.words(self.spent)} spent; {what}"
+
+
+def _share_left(todo: Sequence[PlannedRun], budget: Budget, spent: Hours) -> float:
+    """Return what is left of the budget as a share of what all epochs of the runs would use."""
+    everything = total(item.epoch_hours * item.spec.config.train.epochs for item in todo if item.epoch_hours)
+    shares = [
+        (limit - getattr(spent, key)) / used
+        for key, limit in budget.limits.items()
+        if (used := getattr(everything, key)) > 0
+    ]
+    return min(shares, default=math.inf)

@@ -143,7 +143,7 @@ def write_record(
 ) -> None:
     """Write ``study.json`` with the estimate of each run in ``todo``, if anything has changed.
 
-    ``epoch_hours`` is what an epoch is expected to use, by the last launch: it may now be on other resources.
+    ``expected`` is that of the last launch, since a later one may be on other resources.
 
     The caller holds the study's lock. Problems with the file are reported through ``tell`` and never stop a launch,
     since only the report needs it.
@@ -172,10 +172,7 @@ def write_record(
         keys = ("seconds", "parameters", "flops_per_token", "memory_bytes")
         found = {key: getattr(made, key) for key in keys}
         estimates[item.spec.fingerprint] = {**found, "epochs": item.spec.config.train.epochs, "at": now}
-    kept = before.get("epoch_hours")
-    epoch_hours = dict(kept) if isinstance(kept, dict) else {}
-    epoch_hours |= {item.spec.fingerprint: asdict(item.epoch_hours) for item in todo if item.epoch_hours is not None}
-    after = {**_with_other_manifests(record, before), "estimates": estimates, "epoch_hours": epoch_hours}
+    after = {**_with_other_manifests(record, before), "estimates": estimates, "expected": _expected(before, todo)}
     if after == before:
         return
     try:
@@ -198,6 +195,17 @@ def _for_its_epochs(earlier: Mapping[str, Any], item: PlannedRun) -> Mapping[str
         left = max(1, epochs - item.epochs_done)  # which the estimate of now is about
         seconds = None if item.seconds is None else seconds + item.seconds * (epochs - covered) / left
     return {**earlier, "seconds": seconds, "epochs": epochs}
+
+
+def _expected(before: Mapping[str, Any], todo: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Return what the epochs of runs are expected to use, for the study's budget: ``before`` with those of ``todo``."""
+    kept = before.get("expected")
+    expected = dict(kept) if isinstance(kept, dict) else {}
+    hours = expected.get("epoch_hours")
+    epoch_hours = dict(hours) if isinstance(hours, dict) else {}
+    epoch_hours |= {item.spec.fingerprint: asdict(item.epoch_hours) for item in todo if item.epoch_hours is not None}
+    shares = {"shares": [list(pair) for pair in todo[0].shares]} if todo else {}
+    return {**expected, "epoch_hours": epoch_hours, **shares}
 
 
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:

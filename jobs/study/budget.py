@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, final
 
 from jobs.manifests.policy import Policy
+from jobs.search import ALL_EPOCHS, Shares, epochs_left
 from jobs.spec import Resources
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
@@ -213,19 +214,26 @@ class KeptBudget:
         return Ledger(self._study_dir).spent()
 
     @functools.cached_property
-    def _epoch_hours(self) -> Mapping[str, Mapping[str, Any]]:
-        found = _record(study_record_file(self._study_dir)).get("epoch_hours")
-        return {key[:FINGERPRINT_DIGITS]: amount for key, amount in found.items()} if isinstance(found, dict) else {}
+    def _expected(self) -> tuple[Mapping[str, Any], Shares]:
+        """The hours of an epoch by the digits of the run's fingerprint, and the shares of a search."""
+        found = _record(study_record_file(self._study_dir)).get("expected")
+        known = found if isinstance(found, dict) else {}
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            hours = {key[:FINGERPRINT_DIGITS]: amount for key, amount in known.get("epoch_hours", {}).items()}
+            shares = {int(rung): float(share) for rung, share in known.get("shares", ())}
+            return hours, tuple(sorted({**dict(ALL_EPOCHS), **shares}.items()))
+        return {}, ALL_EPOCHS
 
     def needs(self, run: RunDirectory) -> Hours | None:
         """Return what the epochs that a run has left are expected to use. ``None``: unknown."""
-        amount = self._epoch_hours.get(run.id.rpartition("-")[2])
+        epoch_hours, shares = self._expected
+        amount = epoch_hours.get(run.id.rpartition("-")[2])
         if not isinstance(amount, dict):
             return None
         with contextlib.suppress(SeqlmError):  # a damaged run is reported by whoever starts it
             epochs, _ = run.read_metrics()
             done = epochs[-1]["epoch"] + 1 if epochs else 0
-            left = max(0, run.read_config().train.epochs - done)
+            left = epochs_left(run.read_config().train.epochs, done, shares)
             return Hours(**{key: _number(amount.get(key)) for key in UNITS}) * left
         return None
 

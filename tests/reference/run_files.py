@@ -108,6 +108,11 @@ FIELDS: dict[str, Meanings] = {
         "search": ("object or null", "[`[search]`](manifest.md#search) of the manifest"),
         "backend": "the `[backend.*]` tables, without values that look like secrets",
         "estimates": "fingerprint of each run -> estimate: seconds for its epochs, parameters, FLOPs, memory",
+        "expected": (
+            "object",
+            "for the budget, as of the last launch: `epoch_hours`, fingerprint -> hours of an epoch; `shares`, rung of a "
+            "search -> share of its epochs that a run is expected to reach which passes it",
+        ),
     },
     "provenance.json": {
         "study": "name of the study",

@@ -45,7 +45,7 @@ def test_plan_says_whether_the_study_fits_its_budget(study: Study, capsys: pytes
     data = ask(capsys, "plan", "small.toml")
     assert data["budget"] is None
     unknown = says(capsys, "plan", "small.toml", "--set", "policy.core_hours=2")
-    assert "budget: 0 of 2 core hours spent; what is left to do needs is not known" in unknown
+    assert "budget: 0 of 2 core hours spent; it is not known what the rest needs" in unknown
 
     # One run has trained an epoch, for half an hour on two threads.
     first = RunDirectory(Path(data["runs"][0]["directory"]))

@@ -126,8 +126,9 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     other = RunDirectory(study / "b-2")
     write_attempt(other, 1, start=0, end=3 * HOUR)  # 6 core hours, of a run that is gone
 
-    def record(hours: object, epoch_hours: object = None) -> None:
-        found = {"policy": {"core_hours": hours}, "epoch_hours": epoch_hours or {}}
+    def record(hours: object, epoch_hours: object = None, shares: object = ()) -> None:
+        expected = {"epoch_hours": epoch_hours or {}, "shares": shares}
+        found = {"policy": {"core_hours": hours}, "expected": expected}
         write_json(study_record_file(study), found)
 
     record(6)
@@ -139,20 +140,27 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     assert observed(study).observation.reason == "waits: needs about 2 core hours; 1 of the budget of 7 are left"
     write_json_lines(run.metrics_file, [{"epoch": 2, "val_ppl": 1.0}])
     assert observed(study).observation.reason is None, "one epoch is left"
+    run.metrics_file.unlink()
+    record(7, {config.fingerprint(): {"core_hours": 0.5}}, [[0, 0.25], [1, 1.0]])
+    assert observed(study).observation.reason is None, "the search is expected to stop it after one epoch"
     record(6)
     write_jobs(study, {run.id: "12"}, {run.id: "0001"})
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|COMPLETED||n1")
     assert observed(study).observation.state == "pending", "its job of SLURM has seen that and has ended"
     record("unlimited")
     assert observed(study).observation.state == "failed", "its job has ended, and no budget is the reason"
-    for damaged in (
-        [],
-        {"policy": 3},
-        {"policy": {"core_hours": "x"}, "epoch_hours": 3},
-        {"policy": {"core_hours": -1}},
-    ):
-        study_record_file(study).write_text(json.dumps(damaged))
+    for policy in (3, {"core_hours": "x"}, {"core_hours": -1}):
+        study_record_file(study).write_text(json.dumps({"policy": policy, "expected": 3}))
         assert observed(study).observation.state == "failed"
+    for expected in (
+        3,
+        {"epoch_hours": 3},
+        {"epoch_hours": {config.fingerprint(): 3}},
+        {"shares": [3], "epoch_hours": {}},
+    ):
+        found = {"policy": {"core_hours": 7}, "expected": expected}
+        study_record_file(study).write_text(json.dumps(found))
+        assert observed(study).observation.state == "failed", "nothing is known of it"
     record(6)
     run.write_failure_once({"kind": "diverged", "message": "nan"})
     assert observed(study).observation.state == "failed", "the run itself has failed"
