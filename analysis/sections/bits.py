@@ -48,9 +48,8 @@ def _compared(study: Study) -> pd.DataFrame:
 
 def _table(ranked: pd.DataFrame) -> Table:
     caption = (
-        "Valid., test: loss in bits per byte of the text. Perplexity is per token of the run's own vocabulary. Exact: "
-        "whether the tokens determine the text; a run that predicts <unk> is not charged for the word behind it, so it "
-        "is not ranked. Bold: lowest of the exact runs of each text."
+        "Valid., test: loss in bits per byte of the text. Exact: the tokens determine the text; runs that predict <unk> "
+        "in place of words are not exact and not ranked. Bold: lowest of each text."
     )
     columns = [
         *run_columns(),
