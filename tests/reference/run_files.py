@@ -23,11 +23,11 @@ STORED = Path(__file__).parents[1] / "stored_study.zip"
 RUN = RunLayout(Path("RUN"))
 
 RUN_FILES = {
-    "config_file": ("launcher", "The resolved configuration. It never changes, and decides the run's identity."),
+    "config_file": ("launcher", "The resolved configuration. Only `train.epochs` may change; the rest is the run's identity."),
     "provenance_file": ("launcher", "Commit, versions, host, devices, and the command that launches this run."),
     "job_file": ("launcher", "Backend, job and command line of the latest attempt."),
     "metrics_file": ("worker", "One object for each finished epoch."),
-    "result_file": ("worker", "The numbers of a finished run. A run with this file is done."),
+    "result_file": ("worker", "The numbers of a finished run. It is done if they are of as many epochs as `config.json` asks for."),
     "failure_file": ("worker or launcher", "How the run failed: kind and message."),
     "canary_file": ("worker", "What a canary has measured. Only folders in `canary/` have it."),
     "task_file": ("launcher", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
@@ -85,7 +85,7 @@ FIELDS: dict[str, Meanings] = {
         "untracked": "`study.untracked` of the manifest",
         "policy": POLICY,
         "backend": "the `[backend.*]` tables, without values that look like secrets",
-        "estimates": "fingerprint of each run -> estimate at its first launch: seconds, parameters, FLOPs, memory",
+        "estimates": "fingerprint of each run -> estimate at its first launch: seconds for its epochs, parameters, FLOPs, memory",
     },
     "provenance.json": {
         "study": "name of the study",
@@ -121,6 +121,7 @@ FIELDS: dict[str, Meanings] = {
         if name not in ("id", "number")
     },
     "result.json": {
+        "epochs": ("number", "epochs that the run has gone"),
         "best_epoch": "epoch with the lowest validation loss, from 0",
         "best_train_ppl": "training perplexity of that epoch",
         "best_val_loss": "its validation loss (nats/token)",

@@ -125,15 +125,21 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02]}, {"rates": [0.1], "ranks": 2})
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
     study = Study(ray_cluster, tmp_path, *grids, epochs=4, env=crawl.env)
-    launcher = study.start("run", "small.toml")
-    wait_for(study.epochs, "an epoch of two runs", until=lambda epochs: sum(map(bool, epochs)) >= 2)
-    victim = next(run for run in study.runs() if is_locked(run.worker_lock_file) and epochs_of(run))
+    trial = study("run", "small.toml", "--set", "train.epochs=1")
+    assert trial.returncode == 0, trial.stderr
+    assert study.epochs() == [[0]] * 5
+    launcher = study.start("run", "small.toml")  # extends them
+    (victim, *_) = wait_for(
+        lambda: [run for run in study.runs() if is_locked(run.worker_lock_file)],
+        "two runs to train",
+        until=lambda training: len(training) >= 2,
+    )
     ray_cluster.tell_cluster(f"kill {worker_of(victim)['node']}")
     # Its ranks live on for a moment, and without the crawl they would be done in it.
     wait_for(
         lambda: (is_locked(victim.worker_lock_file), victim.attempts()),
         "the victim's worker to end",
-        until=lambda seen: not seen[0] or len(seen[1]) > 1,
+        until=lambda seen: not seen[0] or len(seen[1]) > 2,
     )
     crawl.end()
     _, stderr = commands.finish(launcher)
@@ -141,9 +147,9 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     runs = study.runs()
     assert len(runs) == 5
     assert all(epochs_of(run) == [0, 1, 2, 3] for run in runs)
-    again = [run for run in runs if len(run.attempts()) > 1]
+    again = [run for run in runs if len(run.attempts()) > 2]
     assert again, "the killed node had no run"
-    assert {json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] for run in again} == {"node"}
+    assert {json.loads((run.attempt_dir(2) / "failure.json").read_text())["kind"] for run in again} == {"node"}
     workers = [worker_of(run) for run in runs]
     assert sorted(worker["ranks"] for worker in workers) == [1] * 4 + [2]
     assert {worker["threads"] for worker in workers} == {1}, (
