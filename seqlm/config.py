@@ -116,16 +116,16 @@ class RunConfig(Table):
 
     SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train")
 
-    def with_epochs(self, epochs: int) -> RunConfig:
-        """The same run, to go on to ``epochs``."""
-        return replace(self, train=replace(self.train, epochs=epochs))
-
     def _conditions(self) -> Iterator[str]:
         if (most := self.optim.decay_epochs) is not None and self.train.epochs > most:
             yield (
                 f"train.epochs: expected at most optim.decay_epochs = {most}, after which the learning rate is 0, got "
                 f"{self.train.epochs}"
             )
+
+    def with_epochs(self, epochs: int) -> RunConfig:
+        """The same run, to go on to ``epochs``."""
+        return replace(self, train=replace(self.train, epochs=epochs))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data; ``from_dict`` reads it back to an equal object."""

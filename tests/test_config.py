@@ -338,10 +338,12 @@ def test_a_later_key_changes_the_fingerprint_unless_it_has_its_neutral_value(
 
 @pytest.mark.parametrize("line", (Path(__file__).parent / "old_identities.jsonl").read_text("utf-8").splitlines())
 def test_configurations_of_the_first_versions_keep_what_their_fingerprints_are_made_of(line: str) -> None:
-    """Each line has a configuration, and what version 0.1 hashed of it; since 0.3 without ``train.epochs``."""
+    """Each line has a configuration, and what versions up to 0.2 hashed of it."""
     old = json.loads(line)
+    config = RunConfig.from_dict(old["raw"])
+    assert config.fingerprint_with_epochs() == fingerprint_of(old["identity"])
     del old["identity"]["train"]["epochs"]
-    assert RunConfig.from_dict(old["raw"]).fingerprint() == fingerprint_of(old["identity"])
+    assert config.fingerprint() == fingerprint_of(old["identity"])
 
 
 def fingerprint_of(identity: dict[str, Any]) -> str:
