@@ -71,7 +71,8 @@ class Run:
 
         path = RunDirectory(self.directory).best_checkpoint
         checkpoint = load_checkpoint(path, self.config.fingerprint())
-        model = build_model(self.config.model, len(checkpoint.vocabulary), self.config.train.seq_len)
+        vocab_size, folder = len(checkpoint.vocabulary), RunDirectory(self.directory).model_dir
+        model = build_model(self.config.model, vocab_size, self.config.train.seq_len, folder=folder)
         try:
             model.load_state_dict(checkpoint.model)
         except RuntimeError:

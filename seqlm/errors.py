@@ -4,6 +4,7 @@
     ├── UsageError                  what the user gave is wrong (exit code 2)
     │   ├── ConfigError             a configuration: unknown key, wrong type, impossible value
     │   ├── ManifestError           a manifest: the file itself, or any entry in it
+    │   ├── ModelError              a model of one's own: its file, its class, or what the class does
     │   └── DataError               a corpus: missing, empty, damaged, too small, unknown word
     │       └── DownloadError       a corpus that cannot be fetched
     ├── RunError                    one run cannot go on (exit code 1)
@@ -82,6 +83,10 @@ class ConfigError(ProblemsError):
 
 class ManifestError(ProblemsError):
     """A manifest cannot be read, or entries of it are wrong."""
+
+
+class ModelError(UsageError):
+    """A model of the user's own cannot be used. Its ``__cause__`` is the error of the user's code, if there is one."""
 
 
 class DataError(UsageError):

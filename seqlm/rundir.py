@@ -41,6 +41,7 @@ from seqlm.files import (
 )
 from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
+from seqlm.model_files import ModelFiles
 from seqlm.run_layout import CANARY_FOLDER, RunLayout
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
@@ -114,13 +115,20 @@ class RunDirectory(RunLayout):
         order = provenance.get("order")
         return (order if isinstance(order, int) else math.inf, self.id)
 
-    def create(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
-        """Make the folder, ``config.json`` (never changed once written) and ``provenance.json``.
+    def create(
+        self, config: RunConfig, provenance: Mapping[str, Any], model_files: ModelFiles | None = None
+    ) -> None:
+        """Make the folder, the files of the user's own model, ``config.json`` and ``provenance.json``.
+
+        All but the last never change once they are written.
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
+            ModelError: the folder holds other files of the model.
         """
         make_directory(self.path / "checkpoints")
+        if model_files is not None:
+            model_files.keep(self.model_dir)
         if self.config_file.exists():
             if self.read_config() != config:
                 raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")

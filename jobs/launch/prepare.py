@@ -182,7 +182,8 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     requested = {spec.fingerprint: spec for spec in specs}
     for item in todo:
         item.run.sweep_launch()
-        item.run.create(item.spec.config, {**record, **run_record(requested[item.spec.fingerprint])})
+        provenance = {**record, **run_record(requested[item.spec.fingerprint])}
+        item.run.create(item.spec.config, provenance, item.spec.model_files)
         if item.run.id in options.tasks:
             write_task(item.run, options.tasks[item.run.id])
     return code

@@ -20,7 +20,7 @@ from jobs.manifests.fields import Matches, Problems, Valid, as_table, full_keys,
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
 from jobs.spec import Resources
-from seqlm.config import RunConfig, Seed, valid_keys
+from seqlm.config import OPEN_TABLES, RunConfig, Seed, base_key, valid_keys
 
 _Name = Annotated[
     str,
@@ -177,8 +177,8 @@ class ManifestFile:
             if key in (*SECTIONS, "published"):
                 inner = as_table(value, f"{where}: {key}", self.problems)
                 found = {f"{key}.{name}": one for name, one in inner.items()}
-            for dotted, one in found.items():
-                if dotted not in valid:
+            for dotted, one in self._opened(found, where):
+                if base_key(dotted) not in valid:
                     sections = dict.fromkeys(name.partition(".")[0] for name in valid)
                     self.problems.unknown(where, dotted, (*also, *sections, *valid))
                 elif dotted in flat:
@@ -186,6 +186,15 @@ class ManifestFile:
                 else:
                     flat[dotted] = one
         return flat
+
+    def _opened(self, found: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+        """Yield dotted keys, with those inside an open table in place of the table."""
+        for key, value in found.items():
+            if key in OPEN_TABLES:
+                for name, one in as_table(value, f"{where}: {key}", self.problems).items():
+                    yield f"{key}.{name}", one
+            else:
+                yield key, value
 
     def _override(self, text: str) -> None:
         """Read the text of a ``--set``."""
@@ -203,12 +212,14 @@ class ManifestFile:
             problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif section == "policy":
             self.policy |= read_table(Policy, {name: value}, where, problems, prefix="policy.")
-        elif key not in valid:
+        elif base_key(key) not in valid:
             problems.unknown(where, key, valid)
         elif key == "study.name":
             self.study |= read_table(StudyTable, {name: value}, where, problems, prefix="study.")
-        elif len(problems.lines) == before:
-            self.setting[key], self.options[key] = value, where
+        else:
+            for one, single in self._opened({key: value}, where):
+                if len(problems.lines) == before:
+                    self.setting[one], self.options[one] = single, where
 
 
 def _parse_value(text: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from jobs.manifests.claims import Published
 from jobs.manifests.reader import show
+from seqlm.config import LIST_KEYS
 
 EntryKind: TypeAlias = Literal["run", "grid", "zip"]
 
@@ -47,13 +48,18 @@ class Entry:
         """The keys whose values multiply or advance together. A ``[[run]]`` has none."""
         if self.kind == "run":
             return {}
-        return {key: value for key, value in self.values.items() if isinstance(value, list)}
+        return {key: value for key, value in self.values.items() if _has_several(key, value)}
 
     @functools.cached_property
     def varying(self) -> list[str]:
         """Keys that distinguish the runs of the entry, in the order of the entry."""
         several = {**self.lists, "seed": self.seeds} if self.seeds else self.lists
         return [key for key, values in several.items() if any(value != values[0] for value in values)]
+
+
+def _has_several(key: str, value: Any) -> bool:
+    """Whether a key of a grid or zip has a list of values. One value of some keys is a list itself."""
+    return isinstance(value, list) and (key not in LIST_KEYS or all(isinstance(item, list) for item in value))
 
 
 def problems_of(entry: Entry) -> list[str]:

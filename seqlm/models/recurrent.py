@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from seqlm.architectures import RecurrentConfig
 from seqlm.models.dropout import Dropout, drop
 from seqlm.models.fused_recurrent import fused_gru, fused_rnn
-from seqlm.models.language_model import LanguageModel, Predictor
+from seqlm.models.language_model import OutputLayerModel
 from seqlm.models.products import PACKED_SIZE, linear
 
 
@@ -98,7 +98,7 @@ _LAYERS: dict[str, type[RNNLayer | GRULayer]] = {"rnn": RNNLayer, "gru": GRULaye
 
 
 @final
-class RecurrentModel(LanguageModel):
+class RecurrentModel(OutputLayerModel):
     """L recurrent layers between an embedding and a linear output layer.
 
     From the tokens of a window to the logits at each time step::
@@ -116,7 +116,9 @@ class RecurrentModel(LanguageModel):
     [-1/sqrt(H), 1/sqrt(H)].
     """
 
-    def __init__(self, config: RecurrentConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, config: RecurrentConfig, vocab_size: int, seq_len: int = 35, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(config.implementation, dtype)
         layer_type = _LAYERS[config.arch]
         widths = [config.embedding_size] + [config.hidden_size] * (config.num_layers - 1)
@@ -150,7 +152,7 @@ class RecurrentModel(LanguageModel):
             yield replace(narrow, hidden_size=PACKED_SIZE + remainder, num_layers=1), 9, 4
 
     @property
-    def stack(self) -> nn.ModuleList:
+    def hidden_states(self) -> nn.ModuleList:
         return self.layers
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
@@ -172,13 +174,3 @@ class RecurrentModel(LanguageModel):
             x = drop(outputs, mask)
             last.append(outputs[-1])
         return x, torch.stack(last)
-
-    def predictor(self, state: Float[Tensor, "L B H"]) -> Predictor:
-        """One window of one token at a time, continuing from ``state``."""
-
-        def predict(tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-            nonlocal state
-            logits, state = self.forward(tokens.unsqueeze(0), state)
-            return logits.squeeze(0)
-
-        return predict

@@ -14,7 +14,7 @@ from seqlm.architectures import TransformerConfig
 from seqlm.models.attention import KeyValueCache, MultiHeadAttention
 from seqlm.models.dropout import Dropout
 from seqlm.models.fused_transformer import NORM_EPSILON, ReluDropout, linear_residual, norm_linear
-from seqlm.models.language_model import LanguageModel, Predictor
+from seqlm.models.language_model import OutputLayerModel, Predictor
 from seqlm.models.products import linear
 
 
@@ -119,7 +119,7 @@ class Block(nn.Module):
 
 
 @final
-class Transformer(LanguageModel):
+class Transformer(OutputLayerModel):
     """L blocks between an embedding with positions and a linear output layer.
 
     From the tokens of a window to the logits at each position::
@@ -166,7 +166,7 @@ class Transformer(LanguageModel):
         yield small, 12, 100
 
     @property
-    def stack(self) -> nn.ModuleList:
+    def hidden_states(self) -> nn.ModuleList:
         return self.blocks
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "0 B H"]:
