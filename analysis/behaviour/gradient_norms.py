@@ -47,9 +47,10 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
         tokens: a window.
         targets: their successors; the last row alone is used.
     """
-    if model.hidden_states is None or model.training:
-        raise ValueError("gradient norms need hidden states and evaluation mode")
-    with _outputs_of(model.hidden_states) as outputs, torch.enable_grad():
+    layers = model.hidden_states
+    if layers is None or getattr(model, "fused", False) or model.training:
+        raise ValueError("gradient norms need hidden states, the reference implementation and evaluation mode")
+    with _outputs_of(layers) as outputs, torch.enable_grad():
         loss = F.cross_entropy(_last_logits(model, tokens), targets[-1], reduction="sum")
         states = [state for layer in outputs for state in layer]
         # A sequence's loss depends on its own states alone: row b of a gradient of the sum is dC_b / dh_b. States
