@@ -197,3 +197,8 @@ class Adapter(LanguageModel):
         """That of the user's module."""
         logits, state = self.module(tokens, state)
         return logits, state
+
+    def flops_per_token(self, seq_len: int) -> int | None:
+        """What the user's module says, if it does."""
+        own = getattr(self.module, "flops_per_token", None)
+        return own(seq_len) if callable(own) else own

@@ -98,6 +98,10 @@ class LanguageModel(nn.Module, ABC):
 
         return predict
 
+    def flops_per_token(self, seq_len: int) -> int | None:
+        """Floating-point operations of training per predicted token. ``None``: seqlm counts the matrix products."""
+        return None
+
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
