@@ -168,7 +168,7 @@ def error_text(error: SeqlmError) -> str:
 
     So a path with a line end in its name cannot make a line of its own.
     """
-    several = isinstance(error, ProblemsError | CanaryError | DownloadError)
+    several = isinstance(error, ProblemsError | CanaryError | DownloadError | ModelError)
     return "\n".join(printable(line) for line in (str(error).split("\n") if several else [str(error)]))
 
 

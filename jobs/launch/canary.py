@@ -80,14 +80,14 @@ def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 
 def _memory(item: PlannedRun) -> int:
-    """Return the estimated bytes of one rank of a run."""
+    """Return the estimated bytes of one rank of a run. 1 if they are unknown: runs of own models then count alike."""
     assert item.estimate is not None, "prepared runs have an estimate"
-    return item.estimate.memory_bytes
+    return item.estimate.memory_bytes or 1
 
 
 def _pair(config: RunConfig) -> str:
     """Return architecture and optimizer, such as ``gru-adam``."""
-    return f"{config.model.arch}-{config.optim.optimizer}"
+    return f"{config.model.kind}-{config.optim.optimizer}"
 
 
 def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:

@@ -14,7 +14,11 @@ from typing import Any, Literal, TypeAlias
 
 from jobs.manifests.claims import Published
 from jobs.manifests.reader import show
+from seqlm.architectures import CLASS_SEPARATOR
 from seqlm.config import LIST_KEYS
+
+IN_DEFAULT_NAME = ("model.arch", "model.source", "optim.optimizer")
+"""Keys that the name of a run without a name has already."""
 
 EntryKind: TypeAlias = Literal["run", "grid", "zip"]
 
@@ -55,6 +59,11 @@ class Entry:
         """Keys that distinguish the runs of the entry, in the order of the entry."""
         several = {**self.lists, "seed": self.seeds} if self.seeds else self.lists
         return [key for key, values in several.items() if any(value != values[0] for value in values)]
+
+
+def _class_name(source: Any) -> str:
+    """Return the class of ``lstm.py:LSTM``; any other text as it is."""
+    return str(source).rpartition(CLASS_SEPARATOR)[2]
 
 
 def _has_several(key: str, value: Any) -> bool:
@@ -110,13 +119,14 @@ def run_name(entry: Entry, values: Mapping[str, Any]) -> str:
     ``values`` are those of the run with defaults and ``--set``. A suffix is a text, or a number in its shortest unique
     form after the short form of its key: ``hidden512``, ``lr1e-5``.
     """
-    parts = [entry.name or f"{values.get('model.arch', '?')}-{values.get('optim.optimizer', '?')}"]
+    architecture = values.get("model.source", values.get("model.arch", "?"))
+    parts = [entry.name or f"{_class_name(architecture)}-{values.get('optim.optimizer', '?')}"]
     for key in entry.varying:
-        if key.startswith("resources.") or (not entry.name and key in ("model.arch", "optim.optimizer")):
+        if key.startswith("resources.") or (not entry.name and key in IN_DEFAULT_NAME):
             continue
         value = values.get(key)  # --set leaves out what does not apply to the run
         if isinstance(value, str):
-            parts.append(value)
+            parts.append(_class_name(value) if key == "model.source" else value)
         elif key in values:
             number = str(value)
             if isinstance(value, float):

@@ -173,7 +173,8 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Exc
         hits = {number for number, cut in file.excludes.items() if all(_fits(known, *item) for item in cut.items())}
         hit |= hits
         if hits:
-            arch, optimizer = _text(known.get("model.arch")), _text(known.get("optim.optimizer"))
+            arch = _text(known.get("model.source")) or _text(known.get("model.arch"))
+            optimizer = _text(known.get("optim.optimizer"))
             dropped.append(Excluded(name=known["name"], arch=arch, optimizer=optimizer))
         else:
             kept.append(run)

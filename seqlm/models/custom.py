@@ -165,9 +165,10 @@ def described(error: BaseException, file: str) -> str:
     text = (str(error).strip().splitlines() or [""])[0][:200]
     name = Path(file).name
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == name]
+    hint = "; model.files names the files that it imports" if isinstance(error, ModuleNotFoundError) else ""
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
     place = f" ({name} line {line})" if line else ""
-    return f"{type(error).__name__}{f': {text}' if text else ''}{place}"
+    return f"{type(error).__name__}{f': {text}' if text else ''}{place}{hint}"
 
 
 def _shown(arguments: dict[str, Any]) -> str:
