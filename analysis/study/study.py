@@ -17,9 +17,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.study import units
 from analysis.study.behaviour import Behaviour
 from analysis.study.columns import EPOCHS, table_of
 from analysis.study.numbering import Numbering, RunNumber, number_runs
+from analysis.study.own_models import names_in_print
 from analysis.study.record import ExcludedRun, Expectation, PlannedRun, read_study_record
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
 from analysis.study.values import clean
@@ -128,6 +130,9 @@ def load_study(*study_dirs: Path) -> Study:
         excluded += record.excluded
         lines = [*damage, *(line for run in found for line in run.warnings)]
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
+    archs = [*(run.row["arch"] for run in runs), *(plan.arch for plan in [*absent, *excluded])]
+    own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
+    units.set_own_models(names_in_print(archs, own))
     epochs = _epochs_table(runs)
     return Study(
         name=" + ".join(directories),
