@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from seqlm.schema import Arguments, Count, Names, Probability, Section, show
 
@@ -206,8 +206,8 @@ class CustomConfig(Section):
     source: str
     """File and class of your own model, such as ``lstm.py:LSTM``, relative to the manifest's folder."""
     arguments: Arguments = field(default_factory=Arguments)
-    """Keyword arguments of the class, such as ``{ hidden_size = 512 }``. Lists in it multiply in a ``[[grid]]``. Its keys
-    are ``model.arguments.hidden_size`` and so on in ``--set``, in filters and in names of runs."""
+    """Keyword arguments of the class, such as ``{ hidden_size = 512 }``. Lists in it multiply in a ``[[grid]]``. In
+    ``--set`` and in filters its keys are ``model.arguments.hidden_size`` and so on."""
     files: Names = field(default_factory=Names)
     """Further files that ``source`` imports, such as ``["cells.py"]``, relative to the manifest's folder."""
     sha256: str | None = None

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from seqlm.architectures import ARCHITECTURES, ModelConfig
+from seqlm.architectures import ARCHITECTURES, BuiltInConfig, CustomConfig, ModelConfig
 from seqlm.errors import ConfigError, nearest
 from seqlm.schema import (
     Arguments,
@@ -190,6 +190,12 @@ class RunConfig(Table):
         if problems:
             raise ConfigError(problems)
         return cls(**parts)
+
+    @property
+    def built_in(self) -> BuiltInConfig:
+        """The model, of a run whose architecture comes with seqlm."""
+        assert not isinstance(self.model, CustomConfig), "the caller knows that the architecture is seqlm's"
+        return self.model
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over the canonical JSON of the configuration: the identity of the run.

@@ -68,7 +68,9 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
         path = folder / name
         try:
             if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
-                raise ModelError(f"model.{key}: expected a file of at most {MOST_BYTES:,} bytes, got {name} of {size:,}")
+                raise ModelError(
+                    f"model.{key}: expected a file of at most {MOST_BYTES:,} bytes, got {name} of {size:,}"
+                )
             contents[name] = read_bytes(path.resolve(strict=True))
         except FileNotFoundError:
             raise ModelError(f"model.{key}: {path} does not exist") from None

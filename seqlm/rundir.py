@@ -115,9 +115,7 @@ class RunDirectory(RunLayout):
         order = provenance.get("order")
         return (order if isinstance(order, int) else math.inf, self.id)
 
-    def create(
-        self, config: RunConfig, provenance: Mapping[str, Any], model_files: ModelFiles | None = None
-    ) -> None:
+    def create(self, config: RunConfig, provenance: Mapping[str, Any], model_files: ModelFiles | None = None) -> None:
         """Make the folder, the files of the user's own model, ``config.json`` and ``provenance.json``.
 
         All but the last never change once they are written.

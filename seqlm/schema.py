@@ -71,13 +71,13 @@ class Arguments(dict[str, Any]):
         plain = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(items).items()}
         super().__init__(plain)
 
-    def __hash__(self) -> int:  # type: ignore[override] # a table without a way to change it
+    def __hash__(self) -> int:  # type: ignore[override] # a table that cannot change
         return hash(frozenset(self.items()))
 
     def _refuse(self, *arguments: Any, **named: Any) -> NoReturn:
         raise TypeError("the arguments of a configuration cannot be changed")
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> Any:
         return type(self), (dict(self),)

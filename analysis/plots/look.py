@@ -102,7 +102,7 @@ class LineStyle:
 
 def architecture_colours() -> dict[str, str]:
     """Return the colour of each architecture; of more own models than the palette has colours, one for the rest."""
-    return {arch: UNKNOWN_COLOUR for arch in units.ARCHITECTURES} | dict(zip(units.ARCHITECTURES, PALETTE, strict=False))
+    return dict.fromkeys(units.ARCHITECTURES, UNKNOWN_COLOUR) | dict(zip(units.ARCHITECTURES, PALETTE, strict=False))
 
 
 def colour_of(arch: str | None) -> str:

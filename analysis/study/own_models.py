@@ -43,6 +43,17 @@ def as_columns(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **columns}
 
 
+def forget_single_digests(configs: Iterable[dict[str, Any]]) -> None:
+    """Remove the digest of each model of which there is one version only: it says no more than the model's name."""
+    configs = list(configs)
+    versions: dict[Any, set[Any]] = {}
+    for config in configs:
+        versions.setdefault(config.get("model.arch"), set()).add(config.get("model.sha256"))
+    for config in configs:
+        if len(versions[config.get("model.arch")]) == 1:
+            config.pop("model.sha256", None)
+
+
 def names_in_print(archs: Iterable[str | None], labels: Mapping[str, str]) -> dict[str, str]:
     """Return the name of each own model among ``archs``, in their order: its label, else its class.
 

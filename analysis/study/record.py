@@ -29,7 +29,7 @@ class PlannedRun:
     """The first digits of its fingerprint, which end its folder's name."""
     arch: str | None
     optimizer: str | None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value, before ``--set``; empty if it is not recorded."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Columns of the runs table; empty if nothing has been published of the run."""

@@ -1,4 +1,4 @@
-"""The minimal gated unit minGRU (Feng et al., 2024, "Were RNNs All We Needed?"), a linear recurrence, with convolutions.
+"""The minimal gated unit minGRU (Feng et al., 2024, "Were RNNs All We Needed?"), with convolutions.
 
 Gate and candidate depend on the input alone, so that h_t is linear in h_{t-1}::
 
@@ -12,9 +12,10 @@ In front of each layer, u is a causal convolution over the last ``width`` inputs
 from __future__ import annotations
 
 import torch
+from causal import CausalConvolution  # a file of its own: model.files names it
 from torch import Tensor, nn
 
-from causal import CausalConvolution  # a file of its own: model.files names it
+State = tuple[tuple[Tensor, Tensor], ...]
 
 
 class MinGRULayer(nn.Module):
@@ -54,13 +55,13 @@ class MinGRU(nn.Module):
     def hidden_states(self) -> nn.ModuleList:
         return self.layers
 
-    def initial_state(self, batch_size: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    def initial_state(self, batch_size: int) -> State:
         """Zeros, with the type and device of the parameters."""
         weight, hidden = self.embedding.weight, self.embedding.embedding_dim
         shapes = (batch_size, hidden), (batch_size, self.width - 1, hidden)
         return tuple((weight.new_zeros(shapes[0]), weight.new_zeros(shapes[1])) for _ in self.layers)
 
-    def forward(self, tokens: Tensor, state: tuple[tuple[Tensor, Tensor], ...]) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
+    def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (T, B, V) of tokens (T, B), and the state after the window."""
         x, after = self.embedding(tokens), []
         for norm, layer, (h, past) in zip(self.norms, self.layers, state, strict=True):

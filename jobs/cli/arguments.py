@@ -35,7 +35,7 @@ RecordT = TypeVar("RecordT")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def command(group: str, handler: str, example: str) -> Callable[[type[RecordT]], type[RecordT]]:
-    """Make a class the record of a command: ``PlanArguments`` for ``plan``, ``CheckModelArguments`` for ``check-model``.
+    """Make a class the record of a command: ``PlanArguments`` for ``plan``, ``CheckModelArguments``: ``check-model``.
 
     The arguments are fields of ``Command``.
     """

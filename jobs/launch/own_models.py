@@ -100,9 +100,7 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks:
         for number, (config, files, vocab_size, seq_len) in enumerate(requests):
             place = folder / str(number)
             files.keep(place)
-            models.append(
-                {"folder": str(place), "config": vars(config), "vocab_size": vocab_size, "seq_len": seq_len}
-            )
+            models.append({"folder": str(place), "config": vars(config), "vocab_size": vocab_size, "seq_len": seq_len})
         request, answer = folder / "request.json", folder / "answer.json"
         request.write_text(json.dumps({"ranks": ranks, "models": models}), "utf-8")
         command = [sys.executable, "-m", PROGRAM, str(request), str(answer)]
@@ -140,6 +138,6 @@ def tell_changes(planned: Iterable[PlannedRun], study_dir: Path) -> None:
     for source, number in sorted(changed.items()):
         runs = "1 run of this study was" if number == 1 else f"{number} runs of this study were"
         terminal.tell(
-            f"warning: {source} has changed since {runs} launched; they keep the file that they began with, and new runs "
-            "start with the changed one"
+            f"warning: {source} has changed since {runs} launched; they keep the file that they began with, and new "
+            "runs start with the changed one"
         )

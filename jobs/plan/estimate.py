@@ -122,7 +122,7 @@ def parameter_count(config: RunConfig, vocab_size: int) -> int | None:
     """Return the exact number of trained parameters. ``None``: the user's own model has not been measured here."""
     if isinstance(config.model, CustomConfig):
         sizes = model_sizes(config, vocab_size)
-        return sizes and sizes.parameters
+        return None if sizes is None else sizes.parameters
     return config.model.parameter_count(vocab_size)
 
 
@@ -135,7 +135,7 @@ def flops_per_token(config: RunConfig, vocab_size: int) -> int | None:
     model = config.model
     if isinstance(model, CustomConfig):
         sizes = model_sizes(config, vocab_size)
-        return sizes and sizes.flops_per_token
+        return None if sizes is None else sizes.flops_per_token
     return 6 * (model.multiply_adds(config.train.seq_len) + model.hidden_size * vocab_size)
 
 

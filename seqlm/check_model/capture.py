@@ -16,7 +16,12 @@ READS = (
     *("tolist", "data-dependent", "numpy", "masked_select", "unique"),
 )
 """Signs in PyTorch's message that a value of a tensor was asked for, or a shape that depends on values."""
-ELSEWHERE = ("expected all tensors to be on the same device", "expected device", "on different devices", "found at least")
+ELSEWHERE = (
+    "expected all tensors to be on the same device",
+    "expected device",
+    "on different devices",
+    "found at least",
+)
 
 
 def check_capture(subject: Subject) -> str:
@@ -49,8 +54,8 @@ def _words(subject: Subject, error: Exception) -> str:
     text, line = str(error).lower(), subject.line(error)
     if any(sign in text for sign in ELSEWHERE):
         return (
-            f"a tensor stays on the CPU when the model moves to a GPU{line}; register it as a buffer, or make it on the "
-            "device of its neighbours"
+            f"a tensor stays on the CPU when the model moves to a GPU{line}; register it as a buffer, or make it on "
+            "the device of its neighbours"
         )
     if any(sign in text for sign in READS) or isinstance(error, NotImplementedError):
         return (

@@ -46,7 +46,9 @@ def check_shapes(subject: Subject) -> str:
         forms = [[(tensor.shape, tensor.dtype) for tensor in tensors_of(one)] for one in (state, after)]
         if forms[0] != forms[1]:
             listed = [", ".join(map(shape, tensors_of(one))) or "None" for one in (state, after)]
-            raise BrokenContractError(f"forward turns a state of {listed[0]} into one of {listed[1]}; expected the same")
+            raise BrokenContractError(
+                f"forward turns a state of {listed[0]} into one of {listed[1]}; expected the same"
+            )
     listed = [shape(tensor) for tensor in tensors_of(model.initial_state(COLUMNS))]
     form = f"a state of {', '.join(listed)}" if listed else "no state"
     return f"{form} for {COLUMNS} columns; logits (T, B, V)"
@@ -87,7 +89,8 @@ def check_causality(subject: Subject) -> str:
     if leaks:
         first = min(leaks)
         raise BrokenContractError(
-            f"the model sees the future: token {leaks[first] + 1} of a window changes the logits at position {first + 1}"
+            f"the model sees the future: token {leaks[first] + 1} of a window changes the logits at position "
+            f"{first + 1}"
         )
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % VOCAB
@@ -230,7 +233,7 @@ def gradients_of(subject: Subject, model: LanguageModel, *, parts: int = 1, **op
 
 
 def _is_deterministic(subject: Subject) -> bool:
-    """Whether training steps draw nothing once PyTorch's dropout keeps every unit. Else steps are compared untrained."""
+    """Whether training steps draw nothing once PyTorch's dropout keeps every unit. Else the model is in ``eval``."""
     model = subject.build().train()
     losses = []
     with without_dropout(), torch.no_grad():

@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 from seqlm.architectures import CustomConfig
 from seqlm.check_model.checks import gradients_of
 from seqlm.check_model.subject import COLUMNS, TOLERANCE, BrokenContractError, Subject, difference
@@ -42,14 +44,18 @@ def check_ranks(subject: Subject) -> str:
         finally:
             other.kill()
     if other.returncode:
-        raise BrokenContractError(f"the second rank fails: {(errors.strip().splitlines() or ['without a message'])[-1]}")
+        raise BrokenContractError(
+            f"the second rank fails: {(errors.strip().splitlines() or ['without a message'])[-1]}"
+        )
     wrong = [what for what, tensor in whole.items() if what in found and difference(found[what], tensor) > TOLERANCE]
     if wrong:
-        raise BrokenContractError(f"two ranks are not one: {wrong[0]} differs; the model may use statistics over the batch")
+        raise BrokenContractError(
+            f"two ranks are not one: {wrong[0]} differs; the model may use statistics over the batch"
+        )
     return "two ranks take the step of one"
 
 
-def _steps(subject: Subject, rank: Rank) -> dict[str, object]:
+def _steps(subject: Subject, rank: Rank) -> dict[str, Tensor]:
     """The gradients of a step on this rank's columns, after the reduction over ranks."""
     own = own_columns(COLUMNS, rank.index, rank.world_size)
     with process_group(rank):

@@ -83,13 +83,13 @@ def without_dropout() -> Iterator[None]:
 
 
 def difference(found: State, wanted: State) -> float:
-    """The largest deviation of any entry, relative to the largest entry wanted of its tensor; infinite if not finite."""
+    """The largest deviation of any entry, relative to the largest entry wanted of its tensor; infinite for NaN."""
     worst = 0.0
     for one, other in zip(tensors_of(found), tensors_of(wanted), strict=True):
         if one.numel():
             scale = max(float(other.detach().abs().max()), 1e-12)
             error = float((one.detach() - other.detach()).abs().max()) / scale
-            worst = max(worst, error if error == error else float("inf"))  # noqa: PLR0124 -- NaN
+            worst = max(worst, error if error == error else float("inf"))
     return worst
 
 

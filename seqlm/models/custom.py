@@ -49,7 +49,7 @@ def build_custom(
     if product_dtype is not None:
         if "product_dtype" not in inspect.signature(found).parameters:
             raise ModelError(
-                f'train.precision: {config.source} takes no argument product_dtype, so its products are fp32; use "fp32"'
+                f"train.precision: {config.source} takes no argument product_dtype, so its products are in fp32; use it"
             )
         arguments["product_dtype"] = product_dtype
     with _reported(config, f"model.arguments: {config.class_name} cannot be made with {_shown(arguments)}"):
@@ -60,7 +60,7 @@ def build_custom(
     if not any(True for _ in model.parameters()):
         raise ModelError(f"model.source: {config.class_name} has no parameters, so there is nothing to train")
     if not isinstance(model, LanguageModel):
-        model = Adapter(model)
+        return Adapter(model)
     return model
 
 
@@ -90,9 +90,9 @@ def _import(config: CustomConfig, path: Path) -> Any:
     sys.modules[name] = module
     printed = io.StringIO()
     try:
-        with _reported(config, f"model.source: {config.file} does not import"), _watched(config):
-            with contextlib.redirect_stdout(printed):
-                spec.loader.exec_module(module)
+        problem = f"model.source: {config.file} does not import"
+        with _reported(config, problem), _watched(), contextlib.redirect_stdout(printed):
+            spec.loader.exec_module(module)
     except ModelError:
         sys.modules.pop(name, None)
         raise
@@ -116,9 +116,9 @@ def _forget_others(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _watched(config: CustomConfig) -> Iterator[None]:
+def _watched() -> Iterator[None]:
     """Refuse to start processes while the block runs."""
-    global _is_importing  # noqa: PLW0603 -- an audit hook cannot be removed
+    global _is_importing
     _add_hook()
     _is_importing = True
     try:
@@ -131,7 +131,7 @@ _has_hook = False
 
 
 def _add_hook() -> None:
-    global _has_hook  # noqa: PLW0603
+    global _has_hook
     if not _has_hook:
         _has_hook = True
         sys.addaudithook(_refuse_processes)
@@ -191,8 +191,7 @@ class Adapter(LanguageModel):
 
     def initial_state(self, batch_size: int) -> State:
         """That of the user's module."""
-        state: State = self.module.initial_state(batch_size)  # type: ignore[operator]
-        return state
+        return self.module.initial_state(batch_size)  # type: ignore[operator]
 
     def forward(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B V"], State]:
         """That of the user's module."""

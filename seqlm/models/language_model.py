@@ -107,9 +107,7 @@ class LanguageModel(nn.Module, ABC):
         """The device of the parameters."""
         return next(self.parameters()).device
 
-    def sample(
-        self, prompt: Int[Tensor, "P B"], state: State, length: int, draw: Draw
-    ) -> Int[Tensor, "length B"]:
+    def sample(self, prompt: Int[Tensor, "P B"], state: State, length: int, draw: Draw) -> Int[Tensor, "length B"]:
         """Extend ``prompt`` token by token: ``draw`` sees the logits, and what it chooses is the next input.
 
         Dropout is off and no graph is kept; the training flag is as before afterwards.

@@ -7,12 +7,13 @@ a model (``LanguageModel.batch_axis``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-State: TypeAlias = "Tensor | tuple[State, ...] | None"
+State: TypeAlias = Any
+"""``Tensor | tuple[State, ...] | None``. A model takes the form that it returns, which types cannot express."""
 
 
 def tensors_of(state: State) -> list[Tensor]:

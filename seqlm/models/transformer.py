@@ -16,6 +16,7 @@ from seqlm.models.dropout import Dropout
 from seqlm.models.fused_transformer import NORM_EPSILON, ReluDropout, linear_residual, norm_linear
 from seqlm.models.language_model import OutputLayerModel, Predictor
 from seqlm.models.products import linear
+from seqlm.models.state import State
 
 
 def sinusoids(positions: Float[Tensor, " T"], width: int) -> Float[Tensor, "T H"]:
@@ -196,7 +197,7 @@ class Transformer(OutputLayerModel):
         positions = torch.arange(first, first + count, dtype=precise, device=weight.device)
         return sinusoids(positions, self.hidden_size).to(weight.dtype)
 
-    def predictor(self, state: Float[Tensor, "0 B H"]) -> Predictor:
+    def predictor(self, state: State) -> Predictor:
         """One position per token while all tokens so far fit into ``seq_len``, then the last ``seq_len`` anew.
 
         The recomputation is needed: once the window slides, each token in it stands at another position, so none of

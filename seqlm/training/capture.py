@@ -46,7 +46,7 @@ class _Recording(Generic[Result]):
 
 @final
 class Captured(Generic[Result]):
-    """A function of tensors and states on a GPU, recorded once for each set of shapes as a CUDA graph, and replayed in each call.
+    """A function of tensors and states on a GPU, recorded once for each set of shapes and replayed in each call.
 
     The result is in the same memory in every call with these shapes: the next call overwrites it.
 

@@ -294,9 +294,7 @@ def _code_digest() -> str:
 
 
 ALL: tuple[BuiltInConfig, ...] = tuple(
-    variant(arch=arch, hidden_size=PACKED_SIZE)  # type: ignore[arg-type] # one of its own
-    for variant in get_args(BuiltInConfig)
-    for arch in variant.LABELS
+    variant(arch=arch, hidden_size=PACKED_SIZE) for variant in get_args(BuiltInConfig) for arch in variant.LABELS
 )
 
 
