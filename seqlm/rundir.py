@@ -44,6 +44,7 @@ from seqlm.files import (
 )
 from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
+from seqlm.model_files import ModelFiles
 from seqlm.reading import read_bytes
 from seqlm.run_layout import CANARY_FOLDER, RunLayout
 
@@ -125,21 +126,28 @@ class RunDirectory(RunLayout):
         order = provenance.get("order")
         return (order if isinstance(order, int) else math.inf, self.id)
 
-    def create(self, config: RunConfig, provenance: Mapping[str, Any], tokenizer: Path | None = None) -> None:
-        """Make the folder, ``config.json`` and ``provenance.json``.
+    def create(
+        self,
+        config: RunConfig,
+        provenance: Mapping[str, Any],
+        tokenizer: Path | None = None,
+        model_files: ModelFiles | None = None,
+    ) -> None:
+        """Make the folder, ``config.json`` and ``provenance.json``, and copy the files of the user that the run needs.
 
         Of a ``config.json`` that exists only ``train.epochs`` changes: the latest launch says how far the run is to go.
-        The caller holds the launch lock, and no worker is at the run.
-
-        ``tokenizer`` is the file to keep with the run, so that later edits do not affect it.
+        The copies never change. The caller holds the launch lock, and no worker is at the run.
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
             UsageError: the tokenizer file is not the one whose digest the configuration has.
+            ModelError: the folder holds other files of the model.
         """
         make_directory(self.path / "checkpoints")
         if tokenizer is not None and config.data.tokenizer is not None:
             self._keep_tokenizer(tokenizer, config.data.tokenizer_sha256)
+        if model_files is not None:
+            model_files.keep(self.model_dir)
         before = self.read_config() if self.config_file.exists() else None
         if before is not None and before.fingerprint() != config.fingerprint():
             raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")

@@ -11,8 +11,11 @@ import pandas as pd
 
 from seqlm.config import valid_keys
 
-HYPERPARAMETERS = valid_keys()
-"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
+HYPERPARAMETERS = [key for key in valid_keys() if key not in ("model.source", "model.files")]
+"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply.
+
+``model.arch`` of a user's own model is its source, such as ``lstm.py:LSTM``.
+"""
 
 TEXT_KEYS = [key for key in HYPERPARAMETERS if key.startswith("data.")]
 """Of these, what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
@@ -41,7 +44,7 @@ RUNS = _meanings(
     ("variant", "", "what a further run of an entry varies; missing for the first"),
     _ID,
     ("study", "", "study that the run belongs to"),
-    ("arch", "", "architecture: rnn, gru or transformer"),
+    ("arch", "", "architecture: rnn, gru, transformer, or file and class of an own model, such as lstm.py:LSTM"),
     (
         "optimizer",
         "",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 
+from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.config import choices_of, labels
 
 MISSING = "–"
@@ -16,8 +17,11 @@ MISSING = "–"
 UNKNOWN = "unknown"
 """Architecture and optimizer of a run whose configuration cannot be read."""
 
-ARCHITECTURES = labels("model")
-"""Architectures in the order of the report, with their names in print."""
+BUILT_IN = {arch: label for arch, label in labels("model").items() if arch not in CustomConfig.LABELS}
+"""The architectures of seqlm, with their names in print."""
+
+ARCHITECTURES = dict(BUILT_IN)
+"""Architectures in the order of the report, with their names in print: seqlm's, then the own models of the study."""
 
 OPTIMIZERS = labels("optim")
 """Kinds of optimizers in the order of the report, with their names in print. SGD with momentum is a kind of its own."""
@@ -26,8 +30,17 @@ SCHEDULES = {name: name for name in choices_of("optim.schedule")}
 """Learning-rate schedules in the order of the report, with their names in print."""
 
 
+def set_own_models(names: Mapping[str, str]) -> None:
+    """Name the own models of the study that is being read, such as ``lstm.py:LSTM``; they replace earlier ones."""
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(BUILT_IN)
+    ARCHITECTURES.update(names)
+
+
 def architecture(key: Any) -> str:
-    """An architecture's name in print."""
+    """An architecture's name in print. Of an own model of another study, that of its class."""
+    if key not in ARCHITECTURES and isinstance(key, str) and CLASS_SEPARATOR in key:
+        return key.rpartition(CLASS_SEPARATOR)[2]
     return ARCHITECTURES.get(key, UNKNOWN)
 
 

@@ -28,6 +28,7 @@ from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
+from jobs.launch.own_models import check_models
 from jobs.launch.prepare import (
     check_data,
     estimated,
@@ -168,6 +169,7 @@ def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, *, keep_last: bool
     specs = [item.spec for item in planned]
     known = [facts(spec.config.data, spec.data_path, spec.tokenizer) for spec in specs]
     planned = [replace(item, facts=found) for item, found in zip(planned, known, strict=True)]
+    check_models(planned)
     return estimated(planned, earlier_throughput(runs_dir), keep_last=keep_last)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from seqlm.config import RunConfig
 from seqlm.models import LanguageModel
+from seqlm.models.language_model import OutputLayerModel
 from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
 
 
@@ -83,6 +84,7 @@ class StepNumber:
         """Learning rate of the step."""
         self._key: torch.Tensor | None = None
         if config.model.shares_masks:
+            assert isinstance(model, OutputLayerModel), "models of the user draw their own masks"
             self._key = model.mask_key = torch.zeros((), dtype=torch.int64, device=model.output.weight.device)
 
     def set(self, epoch: int, step: int) -> float:
