@@ -67,7 +67,7 @@ DATA: dict[str, Meanings] = {
         "budget": (
             "object or null",
             "`gpu_hours` and `core_hours` of `[policy]`, each with `limit`, `spent` and `needs` of the runs to do; "
-            "`fits`; `waiting`, ids of runs that would wait; `rungs` with which a search would fit. What is not known is "
+            "`fits`; `waiting`, ids of runs that would wait; `rungs` with which a search would fit. Unknown is "
             "null",
         ),
         "refused": ("text or null", "why `run` would refuse the text; the exit code is 2"),
