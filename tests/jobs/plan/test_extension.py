@@ -82,6 +82,17 @@ def test_the_latest_launch_says_how_far_a_run_goes_and_nothing_is_repeated(
     assert planned(seen, before=before, epochs=epochs) == expected
 
 
+@pytest.mark.parametrize(("state", "kind"), [("failed", "code"), ("cancelled", "cancelled")])
+def test_a_run_that_ends_where_it_is_leaves_its_failure_behind(state: State, kind: FailureKind) -> None:
+    def by_hand(epochs: int) -> bool:
+        spec = RunSpec(name="a", config=make_config(epochs=epochs))
+        seen = observed(state, 45, 40, kind)
+        return plan(spec, RunDirectory(Path("a")), seen, has_checkpoint=True, retry=False, before=60).by_hand
+
+    assert by_hand(40)
+    assert not by_hand(60), "this one is skipped"
+
+
 def test_a_done_run_without_its_last_checkpoint_is_skipped_with_the_reason() -> None:
     action, reason, _ = planned(observed("done", 40, 40), before=40, epochs=60, has_checkpoint=False)
     assert action == "skip"
