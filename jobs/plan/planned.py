@@ -113,7 +113,7 @@ def plan(
             reason += f"; move {run.path} away to train it again"
     elif has_failed and not (retry or undecided or ends_here) and observation.kind not in FREE:
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
-    elif was_stopped and not (retry or epochs > before):
+    elif was_stopped and not retry and epochs <= before:
         reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
     elif not has_checkpoint:
         action = "start"
@@ -125,5 +125,5 @@ def plan(
             spec = replace(spec, config=spec.config.with_epochs(max(epochs, gone)))
         elif epochs != before:
             reason = f"{reason or 'in the first epoch'}, for {epochs} epochs instead of {before}"
-    by_hand = (has_failed and (retry or ends_here)) or (was_stopped and action != "skip")
+    by_hand = was_stopped or (has_failed and (retry or ends_here))
     return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)
