@@ -230,7 +230,7 @@ class KeptBudget:
         amount = epoch_hours.get(run.id.rpartition("-")[2])
         if not isinstance(amount, dict):
             return None
-        with contextlib.suppress(SeqlmError):  # a damaged run is reported by whoever starts it
+        with contextlib.suppress(SeqlmError):  # a damaged run is reported when it is started
             epochs, _ = run.read_metrics()
             done = epochs[-1]["epoch"] + 1 if epochs else 0
             left = epochs_left(run.read_config().train.epochs, done, shares)

@@ -243,8 +243,8 @@ class AtWork:
     launcher: Launcher | None = None
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     """Run id -> its job, for the runs that have a job and neither a result nor a failure."""
-    budget: KeptBudget | None = None
-    """The study's budget. ``None``: not asked for."""
+    budget: KeptBudget | None = field(default=None, compare=False)
+    """The study's budget, read when it is needed. ``None``: no run waits for it."""
 
     def may_change(self, run_id: str) -> bool:
         """Return whether a launcher or a scheduler may still start or retry a run."""

@@ -67,8 +67,7 @@ DATA: dict[str, Meanings] = {
         "budget": (
             "object or null",
             "`gpu_hours` and `core_hours` of `[policy]`, each with `limit`, `spent` and `needs` of the runs to do; "
-            "`fits`; `waiting`, ids of runs that would wait; `rungs` with which a search would fit. Unknown is "
-            "null",
+            "`fits`; `waiting`, ids of the runs that would wait; `rungs` with which a search would fit. null: unknown",
         ),
         "refused": ("text or null", "why `run` would refuse the text; the exit code is 2"),
         "scripts": ("list", "on SLURM: the scripts that would be submitted"),

@@ -110,8 +110,8 @@ FIELDS: dict[str, Meanings] = {
         "estimates": "fingerprint of each run -> estimate: seconds for its epochs, parameters, FLOPs, memory",
         "expected": (
             "object",
-            "for the budget, as of the last launch: `epoch_hours`, fingerprint -> hours of an epoch; `shares`, rung of "
-            "a search -> share of its epochs that a run is expected to reach which passes it",
+            "for the budget: `epoch_hours`, fingerprint -> expected hours of an epoch; `shares`, rung of a search -> "
+            "expected share of the epochs of a run that passes it",
         ),
     },
     "provenance.json": {

@@ -41,7 +41,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runs(study: Path, *hours: float | None, epochs: int = 4) -> list[PlannedRun]:
-    """Fresh runs on one core, each expected to take so many hours."""
+    """Fresh runs on one core, each with this estimate in hours."""
     items = []
     for number, expected in enumerate(hours):
         config = make_config(seed=number, epochs=epochs)
@@ -54,7 +54,7 @@ def runs(study: Path, *hours: float | None, epochs: int = 4) -> list[PlannedRun]
 
 
 def uses(hours: float) -> Callable[[Submission], int]:
-    """A job that ends well after so many hours on one core (the records have two threads)."""
+    """A job that ends well after this number of core hours (the records have two threads)."""
 
     def work(submission: Submission) -> int:
         run = RunDirectory(submission.run_dir)
