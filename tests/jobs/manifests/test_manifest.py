@@ -117,7 +117,8 @@ def test_the_paper_manifest_is_the_published_table_in_its_order() -> None:
         if optimizer == "sgd_schedule":
             optim |= {"schedule": "compounding", "decay": 1.15, "flat_epochs": 15}
         train = {"epochs": 40, "batch_size": batch, "seq_len": 35, "clip_norm": 0.25, "precision": "fp32"}
-        data = {"corpus": "ptb", "level": "word", "vocab_size": None, "sha256": None}
+        data = {"corpus": "ptb", "level": "word", "vocab_size": None, "sha256": None, "column": None}
+        data |= {"tokenizer": None, "tokenizer_sha256": None}
         assert raw == {"model": model, "optim": optim, "train": train, "data": data, "seed": 1111}, run.name
 
 
