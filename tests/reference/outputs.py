@@ -24,12 +24,12 @@ STUDY = {"study": "name of the study"}
 RUN_STATE: Meanings = {
     "runs[].name": "name of the run",
     "runs[].id": "its folder",
-    "runs[].state": "`pending`, `queued`, `running`, `done`, `failed` or `cancelled`",
+    "runs[].state": "`pending`, `queued`, `running`, `done`, `stopped`, `failed` or `cancelled`",
     "runs[].epoch": ("number or null", "last finished epoch, from 0"),
     "runs[].epochs_done": ("number or null", "finished epochs"),
     "runs[].epochs_total": ("number or null", "epochs to train in all"),
     "runs[].best_val_ppl": ("number or null", "lowest validation perplexity so far"),
-    "runs[].reason": ("text or null", "why it waits, was interrupted, or has failed"),
+    "runs[].reason": ("text or null", "why it waits, was interrupted or stopped, or has failed"),
 }
 DOCUMENT: Meanings = {
     "schema_version": "version of this form; it rises when a field changes its meaning or disappears",
@@ -57,6 +57,7 @@ DATA: dict[str, Meanings] = {
             "memory that a run or canary of the same configuration has measured",
         ),
         "runs[].seconds": ("number or null", "estimated time; null if no speed is known"),
+        "search": ("object or null", "the `[search]` table, and `expected_share`: that of all epochs"),
         "totals.backend": "where the runs would go",
         "totals.max_parallel": ("number or null", "most runs at once"),
         "totals.gpu_hours": ("number or null", "sum of hours times GPUs over the runs to do"),
