@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.study import units
-from analysis.study.run import dotted
 from seqlm.config import RunConfig
 from seqlm.errors import CheckpointError
 from seqlm.rundir import RunDirectory
@@ -71,7 +70,8 @@ class Run:
 
         path = RunDirectory(self.directory).best_checkpoint
         checkpoint = load_checkpoint(path, self.config.fingerprint())
-        model = build_model(self.config.model, len(checkpoint.vocabulary), self.config.train.seq_len)
+        vocab_size, folder = len(checkpoint.vocabulary), RunDirectory(self.directory).model_dir
+        model = build_model(self.config.model, vocab_size, self.config.train.seq_len, folder=folder)
         try:
             model.load_state_dict(checkpoint.model)
         except RuntimeError:
@@ -94,7 +94,7 @@ class Run:
         return load_checkpoint(path, self.config.fingerprint(), mmap=True).vocabulary
 
     def _repr_html_(self) -> str:
-        keys = pd.Series(dotted(self.config.to_dict()), name="value").rename_axis("key").reset_index()
+        keys = pd.Series(self.config.by_key(), name="value").rename_axis("key").reset_index()
         best = f", best validation perplexity {units.perplexity(self.metrics['val_ppl'].min())}"
         text = f"{units.count(len(self.metrics), 'epoch')}{best if len(self.metrics) else ''}"
         return (

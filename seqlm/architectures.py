@@ -1,17 +1,23 @@
 """The architectures: their configurations, and what follows from one without a model. Standard library alone.
 
-A new architecture is a class here, listed in :data:`ARCHITECTURES`, and a model in :mod:`seqlm.models`.
+A new architecture touches two files: a class here, listed in :data:`ModelConfig` and :data:`ARCHITECTURES`, and a
+module in :mod:`seqlm.models` with the class that ``MODEL`` names. docs/project/contributing.md says what both need.
 
 Symbols: V vocabulary, T window (``seq_len``), E embedding, H hidden, M inner width of the MLP, A heads, L layers.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import ClassVar, Literal, TypeAlias
 
-from seqlm.schema import Count, Probability, Section
+from seqlm.schema import Arguments, Count, Names, Probability, Section, show
+
+CLASS_SEPARATOR = ":"
+"""Between file and class of a model of one's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,8 @@ class RecurrentConfig(Section):
 
     NAME = "model"
     LABELS: ClassVar[Mapping[str, str]] = {"rnn": "RNN", "gru": "GRU"}
+    MODEL: ClassVar[str] = "seqlm.models.recurrent:RecurrentModel"
+    """Module and class of the model."""
     CARRIES_STATE: ClassVar[bool] = True
     """Whether the state at the end of a window is the start of the next one."""
 
@@ -57,6 +65,16 @@ class RecurrentConfig(Section):
     def shares_masks(self) -> bool:
         """Whether some dropout has one mask for all columns of a step."""
         return min(self.embedding_keep, self.weight_keep) < 1
+
+    @property
+    def kind(self) -> str:
+        """The architecture's key in tables and figures."""
+        return self.arch
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether training uses hand-written operations, which a device has to be checked for."""
+        return self.implementation == "fused"
 
     @property
     def _gates(self) -> int:
@@ -130,6 +148,7 @@ class TransformerConfig(Section):
 
     NAME = "model"
     LABELS: ClassVar[Mapping[str, str]] = {"transformer": "Transformer"}
+    MODEL: ClassVar[str] = "seqlm.models.transformer:Transformer"
     CARRIES_STATE: ClassVar[bool] = False
     """Each window is seen alone."""
 
@@ -162,6 +181,16 @@ class TransformerConfig(Section):
     def shares_masks(self) -> bool:
         """Whether some dropout has one mask for all columns of a step."""
         return self.embedding_keep < 1
+
+    @property
+    def kind(self) -> str:
+        """The architecture's key in tables and figures."""
+        return self.arch
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether training uses hand-written operations, which a device has to be checked for."""
+        return self.implementation == "fused"
 
     def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:
@@ -215,9 +244,75 @@ class TransformerConfig(Section):
         return replace(self, implementation="reference", attention="own")
 
 
-ModelConfig: TypeAlias = RecurrentConfig | TransformerConfig
+@dataclass(frozen=True, kw_only=True)
+class CustomConfig(Section):
+    """Your own model: a class in a Python file. docs/guides/own-model.md says what it has to provide."""
 
-ARCHITECTURES = (RecurrentConfig, TransformerConfig)
+    NAME = "model"
+    LABELS: ClassVar[Mapping[str, str]] = {"custom": "Own model"}
+    MODEL: ClassVar[str] = ""
+    CARRIES_STATE: ClassVar[bool] = True
+
+    arch: Literal["custom"]
+    """Architecture."""
+    source: str
+    """File and class of your own model, such as ``lstm.py:LSTM``, relative to the manifest's folder."""
+    arguments: Arguments = field(default_factory=Arguments)
+    """Keyword arguments of the class, such as ``{ hidden_size = 512 }``. Lists in it multiply in a ``[[grid]]``. In
+    ``--set`` and in filters its keys are ``model.arguments.hidden_size`` and so on."""
+    files: Names = field(default_factory=Names)
+    """Further files that ``source`` imports, such as ``["cells.py"]``, relative to the manifest's folder."""
+    sha256: str | None = None
+    """Digest of the files of your own model; filled in when the manifest is read."""
+
+    def _conditions(self) -> Iterator[str]:
+        if not re.fullmatch(r"[^:\0]+\.py:[^\W\d]\w*", self.source):
+            yield f'model.source: expected FILE.py:CLASS, such as "lstm.py:LSTM", got {show(self.source)}'
+        elif problem := _outside(self.file):
+            yield f"model.source: {problem}"
+        for name in self.files:
+            if problem := _outside(name):
+                yield f"model.files: {problem}"
+
+    @property
+    def file(self) -> str:
+        """The file of the class, relative to the manifest's folder."""
+        return self.source.rpartition(CLASS_SEPARATOR)[0]
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class."""
+        return self.source.rpartition(CLASS_SEPARATOR)[2]
+
+    @property
+    def kind(self) -> str:
+        """The architecture's key in tables and figures: each file and class is an architecture of its own."""
+        return self.source
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether training uses hand-written operations of seqlm's: never."""
+        return False
+
+    def reference(self) -> CustomConfig:
+        """Return this configuration: the model has one implementation."""
+        return self
+
+
+def _outside(name: str) -> str | None:
+    """Return what is wrong with a path that has to stay below the manifest's folder; ``None``: nothing."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
+        return f"expected a file below the manifest's folder, got {show(name)}"
+    return None
+
+
+BuiltInConfig: TypeAlias = RecurrentConfig | TransformerConfig
+"""Architectures that come with seqlm: their sizes follow from their configuration."""
+
+ModelConfig: TypeAlias = BuiltInConfig | CustomConfig
+
+ARCHITECTURES = (RecurrentConfig, TransformerConfig, CustomConfig)
 """All of them, in the order of reports."""
 
 

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from seqlm.architectures import ARCHITECTURES, ModelConfig
+from seqlm.architectures import ARCHITECTURES, BuiltInConfig, CustomConfig, ModelConfig
 from seqlm.errors import ConfigError, nearest
 from seqlm.optimizers import OPTIMIZERS, OptimConfig
 from seqlm.schema import (
+    Arguments,
     Bound,
     Count,
+    Names,
     Positive,
     Section,
     Table,
@@ -111,9 +113,8 @@ class RunConfig(Table):
         return {**{section: getattr(self, section).values() for section in self.SECTIONS}, "seed": self.seed}
 
     def by_key(self) -> dict[str, Any]:
-        """The configuration by dotted key, such as ``optim.lr``, and ``seed``."""
-        keys = {f"{section}.{k}": v for section in self.SECTIONS for k, v in getattr(self, section).values().items()}
-        return {**keys, "seed": self.seed}
+        """The configuration by dotted key, such as ``optim.lr``, ``model.arguments.depth``, and ``seed``."""
+        return flat(self.to_dict())
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
@@ -144,6 +145,12 @@ class RunConfig(Table):
         if problems:
             raise ConfigError(problems)
         return cls(**parts)
+
+    @property
+    def built_in(self) -> BuiltInConfig:
+        """The model, of a run whose architecture comes with seqlm."""
+        assert not isinstance(self.model, CustomConfig), "the caller knows that the architecture is seqlm's"
+        return self.model
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over the canonical JSON of the configuration: the identity of the run.
@@ -197,6 +204,58 @@ VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "train": ("", (TrainConfig,)),
 }
 """Section -> (the key that chooses the variant, the variants)."""
+
+
+def _keys_of_kind(kind: type) -> tuple[str, ...]:
+    return tuple(
+        f"{section}.{name}"
+        for section, (_, variants) in VARIANTS.items()
+        for variant in variants
+        for name, found in fields_of(variant).items()
+        if found.kind is kind
+    )
+
+
+LIST_KEYS = _keys_of_kind(Names)
+"""Keys whose value is a list: ``model.files``."""
+
+OPEN_TABLES = _keys_of_kind(Arguments)
+"""Keys whose value is a table with names of the user's: ``model.arguments``."""
+
+
+def base_key(key: str) -> str:
+    """Return the key of the open table that a dotted key is in: ``model.arguments`` for ``model.arguments.depth``.
+
+    Any other key is returned as it is.
+    """
+    return next((table for table in OPEN_TABLES if key.startswith(f"{table}.")), key)
+
+
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables by dotted key. An open table without a key has none."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        inner = value if isinstance(value, Mapping) else None
+        for name, one in ((key, value),) if inner is None else ((f"{key}.{name}", one) for name, one in inner.items()):
+            if name in OPEN_TABLES and isinstance(one, Mapping):
+                found |= {f"{name}.{argument}": item for argument, item in one.items()}
+            else:
+                found[name] = one
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys as nested tables: the inverse of :func:`flat`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        table, base = found, base_key(key)
+        section, _, name = base.rpartition(".")
+        if section:
+            table = table.setdefault(section, {})
+        if base != key:
+            table, name = table.setdefault(name, {}), key.removeprefix(f"{base}.")
+        table[name] = value
+    return found
 
 
 def labels(section: str) -> dict[str, str]:

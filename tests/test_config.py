@@ -128,7 +128,10 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
         (changed(optim={"lr": "1e-3"}), 'optim.lr: expected a number, got "1e-3"; remove the quotes'),
         (changed(train={"epochs": "20"}), 'train.epochs: expected a whole number, got "20"; remove the quotes'),
         (changed(train={"epochs": "2.5"}), 'train.epochs: expected a whole number, got "2.5"'),
-        (changed(model={"arch": "lstm"}), 'model.arch: expected one of "rnn", "gru", "transformer", got "lstm"'),
+        (
+            changed(model={"arch": "lstm"}),
+            'model.arch: expected one of "rnn", "gru", "transformer", "custom", got "lstm"',
+        ),
         (
             changed(optim={"optimizer": "nadam"}),
             'optim.optimizer: expected one of "adam", "sgd", "sgd_schedule", "adamw", got "nadam"',
@@ -209,7 +212,10 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
         ),
         ({**RNN, "model": 3}, "model: expected a table, got 3"),
         ({**RNN, "seed": -1}, "seed: expected a whole number from 0 to 2^63 - 1, got -1"),
-        ({**RNN, "model": {"hidden_size": 3}}, 'model.arch: missing, expected one of "rnn", "gru", "transformer"'),
+        (
+            {**RNN, "model": {"hidden_size": 3}},
+            'model.arch: missing, expected one of "rnn", "gru", "transformer", "custom"',
+        ),
         ({**RNN, "optim": {"optimizer": "adam"}}, "optim.lr: missing, expected a number"),
         (
             {**RNN, "model": {"arch": "transformer", "hidden_size": 100, "num_heads": 3}},

@@ -155,6 +155,8 @@ def _written(key: str, value: Any) -> str:
             return units.count(value, "epoch")
         case "data.sha256":
             return "another text"
+        case "model.sha256":
+            return "another version of its file"
         case _:
             return f"{key.rpartition('.')[2].replace('_', ' ')} {units.plain_value(value)}"
 

@@ -32,6 +32,9 @@ CHOICES = {
 }
 """Keys whose value decides which other keys of their section there are, with the report's order of their values."""
 
+FOLLOWS = ("model.sha256",)
+"""Keys that differ whenever the architecture does: the digest of an own model's files."""
+
 MOST_VALUES = 20
 """Up to this many values of a key, each is compared with each other; of more, each with the next larger one only."""
 
@@ -109,7 +112,7 @@ def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) ->
             chosen[setting.config[key]].append(setting)
     known = {value: {name for setting in group for name in setting.config} for value, group in chosen.items()}
     for first, second in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
-        shared = [other for other in keys if other != key and other in known[first] & known[second]]
+        shared = [other for other in keys if other not in (key, *FOLLOWS) and other in known[first] & known[second]]
         if key == "optim.optimizer":
             own = {f"optim.{name}" for value in (first, second) for name in own_keys(value)}
             shared = [other for other in shared if other not in own]

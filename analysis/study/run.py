@@ -16,6 +16,7 @@ from typing import Any
 
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
+from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.errors import FileError
 from seqlm.files import read_json
@@ -60,7 +61,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
     warnings: list[str] = []
     nothing: dict[str, Any] = {}
     read = tolerated(run.read_config, None, warnings)
-    config = dotted(read.to_dict()) if read else nothing
+    config = as_columns(read.by_key()) if read else nothing
     recorded_result = tolerated(run.read_result, None, warnings)
     damage = list(warnings)
     result: dict[str, Any] = recorded_result or {}
@@ -119,14 +120,6 @@ def read_run(run: RunDirectory) -> LoadedRun:
         behaviour=behaviour,
         warnings=list(dict.fromkeys(warnings + behaviour_warnings)),
     )
-
-
-def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with keys such as ``optim.lr``."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        values |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return values
 
 
 def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:

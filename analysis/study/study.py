@@ -17,8 +17,9 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.study import units
 from analysis.study.behaviour import Behaviour
-from analysis.study.columns import EPOCHS, table_of
+from analysis.study.columns import EPOCHS, forget_single_digests, table_of
 from analysis.study.numbering import Numbering, RunNumber, number_runs
 from analysis.study.record import ExcludedRun, Expectation, PlannedRun, read_study_record
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
@@ -109,6 +110,9 @@ def load_study(*study_dirs: Path) -> Study:
         if study_dir.resolve() in map(Path.resolve, directories.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
+        forget_single_digests(
+            [one for run in found for one in (run.config, run.row)] + [e.config for e in record.planned]
+        )
         numbering = number_runs(found, record.planned, first=size)
         size += numbering.size
         found.sort(key=lambda run: run.row["number"])
@@ -128,6 +132,9 @@ def load_study(*study_dirs: Path) -> Study:
         excluded += record.excluded
         lines = [*damage, *(line for run in found for line in run.warnings)]
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
+    archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(one.arch for one in excluded)]
+    own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
+    units.set_own_models(units.names_in_print(archs, own))
     epochs = _epochs_table(runs)
     return Study(
         name=" + ".join(directories),

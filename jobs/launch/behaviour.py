@@ -61,7 +61,7 @@ def choose(
         return [run for run in done if _config(run).fingerprint() in listed]
     best: dict[str, str] = {}
     for run in _best_first(done):
-        best.setdefault(_config(run).model.arch, run.run.id)
+        best.setdefault(_config(run).model.kind, run.run.id)
     return [run for run in done if run.run.id in best.values()]
 
 

@@ -73,7 +73,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
                 "number": spec.order + 1,
                 "name": spec.name,
                 "fingerprint": prints[spec.name],
-                "arch": spec.config.model.arch,
+                "arch": spec.config.model.kind,
                 "optimizer": spec.config.optim.kind,
                 "config": written[spec.name].by_key(),
                 "published": published.get(spec.name, {}),

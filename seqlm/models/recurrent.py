@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from seqlm.architectures import RecurrentConfig
 from seqlm.models.dropout import Dropout, drop, drop_words
 from seqlm.models.fused_recurrent import fused_gru, fused_rnn
-from seqlm.models.language_model import LanguageModel, Predictor
+from seqlm.models.language_model import OutputLayerModel
 from seqlm.models.products import PACKED_SIZE, TiedOutput, linear, rounded_product
 
 
@@ -114,7 +114,7 @@ _LAYERS: dict[str, type[RNNLayer | GRULayer]] = {"rnn": RNNLayer, "gru": GRULaye
 
 
 @final
-class RecurrentModel(LanguageModel):
+class RecurrentModel(OutputLayerModel):
     """L recurrent layers between an embedding and a linear output layer.
 
     From the tokens of a window to the logits at each time step::
@@ -137,7 +137,9 @@ class RecurrentModel(LanguageModel):
     [-1/sqrt(H), 1/sqrt(H)].
     """
 
-    def __init__(self, config: RecurrentConfig, vocab_size: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, config: RecurrentConfig, vocab_size: int, seq_len: int = 35, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(config.implementation, dtype)
         layer_type = _LAYERS[config.arch]
         widths = [config.embedding_size] + [config.hidden_size] * (config.num_layers - 1)
@@ -176,7 +178,7 @@ class RecurrentModel(LanguageModel):
             yield small(PACKED_SIZE + remainder, 1), 9, 4
 
     @property
-    def stack(self) -> nn.ModuleList:
+    def hidden_states(self) -> nn.ModuleList:
         return self.layers
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
@@ -203,13 +205,3 @@ class RecurrentModel(LanguageModel):
             x = drop(outputs, mask)
             last.append(outputs[-1])
         return x, torch.stack(last)
-
-    def predictor(self, state: Float[Tensor, "L B H"]) -> Predictor:
-        """One window of one token at a time, continuing from ``state``."""
-
-        def predict(tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-            nonlocal state
-            logits, state = self.forward(tokens.unsqueeze(0), state)
-            return logits.squeeze(0)
-
-        return predict

@@ -14,8 +14,9 @@ from seqlm.architectures import TransformerConfig
 from seqlm.models.attention import KeyValueCache, MultiHeadAttention
 from seqlm.models.dropout import Dropout, drop_words
 from seqlm.models.fused_transformer import NORM_EPSILON, ReluDropout, linear_residual, norm_linear
-from seqlm.models.language_model import LanguageModel, Predictor
+from seqlm.models.language_model import OutputLayerModel, Predictor
 from seqlm.models.products import TiedOutput, linear
+from seqlm.models.state import State
 
 
 def sinusoids(positions: Float[Tensor, " T"], width: int) -> Float[Tensor, "T H"]:
@@ -119,7 +120,7 @@ class Block(nn.Module):
 
 
 @final
-class Transformer(LanguageModel):
+class Transformer(OutputLayerModel):
     """L blocks between an embedding with positions and a linear output layer.
 
     From the tokens of a window to the logits at each position::
@@ -170,7 +171,7 @@ class Transformer(LanguageModel):
         yield small, 12, 100
 
     @property
-    def stack(self) -> nn.ModuleList:
+    def hidden_states(self) -> nn.ModuleList:
         return self.blocks
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "0 B H"]:
@@ -201,7 +202,7 @@ class Transformer(LanguageModel):
         positions = torch.arange(first, first + count, dtype=precise, device=weight.device)
         return sinusoids(positions, self.hidden_size).to(weight.dtype)
 
-    def predictor(self, state: Float[Tensor, "0 B H"]) -> Predictor:
+    def predictor(self, state: State) -> Predictor:
         """One position per token while all tokens so far fit into ``seq_len``, then the last ``seq_len`` anew.
 
         The recomputation is needed: once the window slides, each token in it stands at another position, so none of

@@ -18,6 +18,7 @@ import torch
 
 from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.files import Guard, replacing, unguarded
+from seqlm.models.state import State
 
 FORMAT = "seqlm checkpoint 2"
 
@@ -36,8 +37,8 @@ class Position:
     """Tokens that they predicted."""
     seconds: float = 0.0
     """Time that they took, over all attempts."""
-    states: list[torch.Tensor] = field(default_factory=list)
-    """The recurrent state of each rank's columns, (L, B, H); none at an epoch's start, where it is zero."""
+    states: list[State] = field(default_factory=list)
+    """The state of each rank's columns; none at an epoch's start, where it is that of the model's initial state."""
     generators: list[torch.Tensor] = field(default_factory=list)
     """The state of each rank's generator; none at an epoch's start, where the seed decides."""
     ranks: int = 0

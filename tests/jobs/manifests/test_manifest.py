@@ -425,7 +425,8 @@ WRONG = {
     ),
     "wrong architecture": (
         BASE + '[[grid]]\noptim.optimizer = "sgd"\nmodel.arch = ["gru", "grru"]',
-        'study.toml: grid 1: model.arch: expected one of "rnn", "gru", "transformer", got "grru"; did you mean "gru"?',
+        'study.toml: grid 1: model.arch: expected one of "rnn", "gru", "transformer", "custom", got "grru"; '
+        'did you mean "gru"?',
     ),
     "missing key": (
         HEAD + RUN + 'data.corpus = "ptb"\noptim.lr = 1',
