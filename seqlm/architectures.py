@@ -290,11 +290,6 @@ class CustomConfig(Section):
         return self.source
 
     @property
-    def shares_masks(self) -> bool:
-        """Whether some dropout has one mask for all columns of a step. A model of the user draws its own masks."""
-        return False
-
-    @property
     def is_fused(self) -> bool:
         """Whether training uses hand-written operations of seqlm's: never."""
         return False

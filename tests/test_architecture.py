@@ -21,7 +21,7 @@ PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 BOTTOM = (
     *("seqlm.config", "seqlm.schema", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
     *("seqlm.environment", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.run_layout"),
-    *("seqlm.architectures", "seqlm.optimizers", "seqlm.search"),
+    *("seqlm.architectures", "seqlm.model_files", "seqlm.optimizers", "seqlm.search"),
 )
 """What everybody may import; these import nothing but each other and the standard library."""
 
@@ -53,6 +53,7 @@ ALLOWED = {
     "seqlm.optimizers": ("seqlm.schema",),
     "seqlm.rundir": BOTTOM,
     "seqlm.search": BOTTOM,
+    "seqlm.model_files": ("seqlm.architectures", "seqlm.errors", "seqlm.files", "seqlm.reading"),
     "seqlm.errors": (),
     "seqlm.processes": (),
     "seqlm.run_layout": (),
@@ -65,6 +66,7 @@ ALLOWED = {
     "seqlm.data": (*BOTTOM, "seqlm.data"),
     "seqlm.models": (*BOTTOM, "seqlm.models"),
     "seqlm.training": (*BOTTOM, "seqlm.models", "seqlm.data", "seqlm.training"),
+    "seqlm.check_model": (*BOTTOM, "seqlm.models", "seqlm.data", "seqlm.training", "seqlm.check_model"),
     **{floor: (*BOTTOM, *TEXT, "seqlm", *FLOORS[: number + 1]) for number, floor in enumerate(FLOORS)},
     **{floor: (*BOTTOM, *REPORT_FLOORS[: number + 1]) for number, floor in enumerate(REPORT_FLOORS)},
     "analysis.discussion": (*BOTTOM, *REPORT_FLOORS[:-1], "analysis.discussion"),

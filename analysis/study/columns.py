@@ -9,13 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from seqlm.config import valid_keys
+from analysis.study import units
+from seqlm.architectures import CustomConfig
+from seqlm.config import OPEN_TABLES, base_key, valid_keys
 
 HYPERPARAMETERS = [key for key in valid_keys() if key not in ("model.source", "model.files")]
 """Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply.
 
 ``model.arch`` of a user's own model is its source, such as ``lstm.py:LSTM``.
 """
+
+_OF_OWN_MODELS = {f"model.{name}" for name in CustomConfig.__dataclass_fields__}
 
 TEXT_KEYS = [key for key in HYPERPARAMETERS if key.startswith("data.")]
 """Of these, what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
@@ -199,6 +203,46 @@ WHOLE_NUMBERS = {
     *("attempt", "ranks", "micro_batches"),
 }
 """Columns of whole numbers below 2^53, any of which may be missing."""
+
+
+def as_columns(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, by dotted key, as the columns of the runs table.
+
+    Of a user's own model, the architecture is its file and class. An argument with the name of a key of seqlm's
+    architectures, such as ``hidden_size``, is in the column of that key. The others are in ``model.arguments``.
+
+    >>> as_columns({"model.arch": "custom", "model.source": "a.py:A", "model.arguments.hidden_size": 8})
+    {'model.arch': 'a.py:A', 'model.hidden_size': 8}
+    """
+    if "model.source" not in config:
+        return dict(config)
+    columns = {key: value for key, value in config.items() if base_key(key) not in (*OPEN_TABLES, *_OF_OWN_MODELS)}
+    known, others = valid_keys(), []
+    found: dict[str, Any] = {"model.arch": config["model.source"]}
+    for key, value in config.items():
+        name = key.removeprefix(f"{base_key(key)}.")
+        if base_key(key) not in OPEN_TABLES or name == key:
+            continue
+        if f"model.{name}" in known and f"model.{name}" not in _OF_OWN_MODELS:
+            found[f"model.{name}"] = value
+        else:
+            others.append(f"{name} = {units.plain_value(value)}")
+    if others:
+        found["model.arguments"] = ", ".join(sorted(others))
+    if config.get("model.sha256") is not None:
+        found["model.sha256"] = config["model.sha256"]
+    return {**found, **columns}
+
+
+def forget_single_digests(configs: Iterable[dict[str, Any]]) -> None:
+    """Remove the digest of each model of which there is one version only: it says no more than the model's name."""
+    configs = list(configs)
+    versions: dict[Any, set[Any]] = {}
+    for config in configs:
+        versions.setdefault(config.get("model.arch"), set()).add(config.get("model.sha256"))
+    for config in configs:
+        if len(versions[config.get("model.arch")]) == 1:
+            config.pop("model.sha256", None)
 
 
 def table_of(

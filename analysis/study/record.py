@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from analysis.study.own_models import as_columns
+from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.files import read_json
 from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file

@@ -16,7 +16,7 @@ from typing import Any
 
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
-from analysis.study.own_models import as_columns
+from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.errors import FileError
 from seqlm.files import read_json

@@ -19,9 +19,8 @@ import pandas as pd
 
 from analysis.study import units
 from analysis.study.behaviour import Behaviour
-from analysis.study.columns import EPOCHS, table_of
+from analysis.study.columns import EPOCHS, forget_single_digests, table_of
 from analysis.study.numbering import Numbering, RunNumber, number_runs
-from analysis.study.own_models import forget_single_digests, names_in_print
 from analysis.study.record import ExcludedRun, Expectation, PlannedRun, read_study_record
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
 from analysis.study.values import clean
@@ -135,7 +134,7 @@ def load_study(*study_dirs: Path) -> Study:
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
     archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(one.arch for one in excluded)]
     own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
-    units.set_own_models(names_in_print(archs, own))
+    units.set_own_models(units.names_in_print(archs, own))
     epochs = _epochs_table(runs)
     return Study(
         name=" + ".join(directories),

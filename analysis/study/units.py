@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.config import choices_of, labels
+
+MOST_LETTERS = 30
+"""Of the name in print of a user's own model."""
 
 MISSING = "–"
 """Stands for a number that does not exist: not computed, not finite, or not applicable."""
@@ -35,6 +38,17 @@ def set_own_models(names: Mapping[str, str]) -> None:
     ARCHITECTURES.clear()
     ARCHITECTURES.update(BUILT_IN)
     ARCHITECTURES.update(names)
+
+
+def names_in_print(archs: Iterable[str | None], labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the name of each own model among ``archs``, in their order: its label, else its class.
+
+    ``labels`` are those that models give themselves. Models of one name are told apart by their files.
+    """
+    keys = dict.fromkeys(arch for arch in archs if arch is not None and CLASS_SEPARATOR in arch)
+    names = {key: (labels.get(key) or key.rpartition(CLASS_SEPARATOR)[2])[:MOST_LETTERS] for key in keys}
+    taken = [*BUILT_IN.values(), *names.values()]
+    return {key: name if taken.count(name) == 1 else f"{name} ({key})" for key, name in names.items()}
 
 
 def architecture(key: Any) -> str:

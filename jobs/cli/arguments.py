@@ -148,7 +148,9 @@ class TrainArguments(LaunchArguments):
 class PlanArguments(Placement, Filters):
     """Show what run would do, and its costs."""
 
-    manifest: str = option(help="the study: a TOML, YAML or JSON file; quickstart, search and paper come with seqlm")
+    manifest: str = option(
+        help="the study: a TOML, YAML or JSON file; quickstart, search, ablation, strong and paper come with seqlm"
+    )
     changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
 
 

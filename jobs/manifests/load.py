@@ -237,8 +237,7 @@ def _applying(values: dict[str, Any], own: _Values, setting: _Values) -> dict[st
     shared = {key: value for key, value in values.items() if key not in own or key in setting}
     optimizer = _text(values.get("optim.optimizer"))
     for name in foreign_keys(optimizer, _nested(own)[0]["optim"], _nested(shared)[0]["optim"]):
-        key = f"optim.{name}"
-        values.pop(key)
+        del values[(key := f"optim.{name}")]
         if key in own:
             values[key] = own[key]
     return values

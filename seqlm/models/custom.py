@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from seqlm.architectures import CustomConfig
@@ -162,7 +162,8 @@ def _reported(config: CustomConfig, problem: str) -> Iterator[None]:
 
 def described(error: BaseException, file: str) -> str:
     """An error in one line, with the last line of the user's code that it passed through."""
-    text = (str(error).strip().splitlines() or [""])[0][:200]
+    words = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = (words.strip().splitlines() or [""])[0][:200]
     name = Path(file).name
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == name]
     hint = "; model.files names the files that it imports" if isinstance(error, ModuleNotFoundError) else ""
@@ -193,10 +194,9 @@ class Adapter(LanguageModel):
         """That of the user's module."""
         return self.module.initial_state(batch_size)  # type: ignore[operator]
 
-    def forward(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B V"], State]:
+    def forward(self, tokens: Int[Tensor, "T B"], state: State) -> Any:
         """That of the user's module."""
-        logits, state = self.module(tokens, state)
-        return logits, state
+        return self.module(tokens, state)
 
     def flops_per_token(self, seq_len: int) -> int | None:
         """What the user's module says, if it does."""

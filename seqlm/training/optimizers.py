@@ -83,8 +83,7 @@ class StepNumber:
         self.lr = config.optim.lr
         """Learning rate of the step."""
         self._key: torch.Tensor | None = None
-        if config.model.shares_masks:
-            assert isinstance(model, OutputLayerModel), "models of the user draw their own masks"
+        if isinstance(model, OutputLayerModel) and config.built_in.shares_masks:
             self._key = model.mask_key = torch.zeros((), dtype=torch.int64, device=model.output.weight.device)
 
     def set(self, epoch: int, step: int) -> float:
