@@ -22,9 +22,9 @@ from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
-from seqlm.models import LanguageModel, build_model
+from seqlm.models import LanguageModel
 from seqlm.rundir import RunDirectory
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text
+from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.perplexity import perplexity
 
 VERSION = 2
@@ -203,12 +203,8 @@ class Trained:
             CheckpointError: the checkpoint's parameters are not those of this model.
         """
         config = dataclasses.replace(self.config.model, implementation=implementation)
-        model = build_model(config, len(self.checkpoint.vocabulary), self.config.train.seq_len)
-        try:
-            model.load_state_dict(self.checkpoint.model)
-        except RuntimeError:
-            raise CheckpointError(f"{self.run.best_checkpoint} does not hold the parameters of its model") from None
-        return model.to(device).eval()
+        model = trained_model(self.run.best_checkpoint, self.checkpoint, config, self.config.train.seq_len)
+        return model.to(device)
 
 
 def load_trained(run: RunDirectory) -> Trained:

@@ -63,7 +63,8 @@ def _missing_sentences(
     shown = {number for curve in drawn for number in curve.runs}
     facts = zip(runs["number"], runs["name"], strict=True)
     named = {
-        "Ended early (×)": [curve.reference for curve in drawn if curve.ended_early],
+        "Stopped by the search (×)": [curve.reference for curve in drawn if curve.state == "stopped"],
+        "Ended early (×)": [c.reference for c in drawn if c.ended_early and c.state != "stopped"],
         f"Cut off{at} (▲)": [f"{curve.reference} (up to {units.rounded(np.nanmax(v))})" for curve, v in cut],
         "Without a finished epoch": [f"{number} {name}" for number, name in facts if number not in shown],
     }

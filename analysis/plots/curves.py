@@ -14,7 +14,8 @@ from analysis.plots import look
 from analysis.plots.axes import Progress
 from analysis.study import units
 from analysis.study.numbering import RunNumber
-from analysis.study.settings import finished, places_of
+from analysis.study.comparison import finished
+from analysis.study.settings import places_of
 from analysis.study.study import Study
 from analysis.study.values import Values
 
@@ -70,7 +71,7 @@ class Curve:
 
     @property
     def ended_early(self) -> bool:
-        return self.state in ("failed", "cancelled")
+        return self.state in ("failed", "cancelled", "stopped")
 
     @property
     def early_end(self) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ from analysis.blocks.figure import Chart
 from analysis.plots import look
 from analysis.plots.axes import Scale, log_ticks
 from analysis.study import units
-from analysis.study.settings import finished
+from analysis.study.comparison import finished
 from analysis.study.study import Study
 
 COLOURS = "cividis"

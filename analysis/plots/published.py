@@ -58,7 +58,7 @@ def published_chart(compared: list[Comparison]) -> Chart:
         axes.set_xlabel("Difference from the published validation perplexity (%)")
         unit = "in per cent of the published one"
     caption = (
-        f"Validation perplexity of each done run, {unit}; on the vertical line both are equal. Colour: architecture; "
+        f"Validation perplexity of each run that has gone as far, {unit}; on the vertical line both are equal. Colour: architecture; "
         "marker: optimizer. Grey bar: replications."
     )
     if len(shown) < len(compared):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.study import units
+from analysis.study.values import as_number
 
 WITHIN, BELOW, ABOVE, NO_REPLICATIONS = (
     "within the replications' spread",
@@ -21,7 +22,17 @@ class Comparison:
     """One run with what has been published of it."""
 
     run: dict[str, Any]
-    """Its row of the runs table."""
+    """Its row of the runs table, as it was after the first ``published_epochs`` (see :meth:`Study.after`)."""
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether the run has a result and has gone as many epochs as the published one."""
+        return self.run["state"] == "done" and not self._is_short
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether the run has gone fewer epochs than the published one; nothing is if those are not recorded."""
+        return as_number(self.run["epochs_done"]) < as_number(self.run["published_epochs"])
 
     @property
     def published(self) -> float:
@@ -29,24 +40,19 @@ class Comparison:
 
     @property
     def reproduced(self) -> float:
-        """Validation perplexity of the best epoch; NaN while the run is not done."""
-        return float(self.run["val_ppl"]) if self.run["state"] == "done" else math.nan
+        """Validation perplexity of the best epoch; NaN if the run is not comparable."""
+        return float(self.run["val_ppl"]) if self.is_comparable else math.nan
 
     @property
     def train_reproduced(self) -> float:
-        """Training perplexity of the last epoch, as published ones are; NaN while the run is not done."""
-        return float(self.run["final_train_ppl"]) if self.run["state"] == "done" else math.nan
+        """Training perplexity of the last epoch, as published ones are; NaN if the run is not comparable."""
+        return float(self.run["final_train_ppl"]) if self.is_comparable else math.nan
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch of ``reproduced``, counted from 1."""
         epoch = self.run["best_epoch"]
         return int(epoch) + 1 if units.is_number(self.reproduced) and units.is_number(epoch) else None
-
-    @property
-    def last_epoch(self) -> int | None:
-        """The epoch of ``train_reproduced``, counted from 1."""
-        return int(self.run["epochs_done"]) if units.is_number(self.train_reproduced) else None
 
     @property
     def difference(self) -> float:
@@ -74,6 +80,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
+        if self.run["state"] == "done" and self._is_short:
+            return f"{units.epochs(self.run['epochs_done'], self.run['published_epochs'])} epochs"
         if not units.is_number(self.reproduced):
             return units.state_of(self.run["state"], self.run["failure_kind"])
         if self.replications is None:

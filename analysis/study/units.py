@@ -108,6 +108,14 @@ def whole(value: Any) -> str:
     return str(int(value)) if is_number(value) else MISSING
 
 
+def ordinal(number: Any) -> str:
+    """A place: ``1st``, ``12th``."""
+    if not is_number(number):
+        return MISSING
+    is_teen = number % 100 in (11, 12, 13)
+    return f"{int(number)}{'th' if is_teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
 def decimals(digits: str) -> Callable[[Any], str]:
     """How to write numbers by a format such as ``.3f``."""
     return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
@@ -116,6 +124,11 @@ def decimals(digits: str) -> Callable[[Any], str]:
 def percent(share: Any) -> str:
     """A share: ``12 %``."""
     return f"{100 * share:.0f} %" if is_number(share) else MISSING
+
+
+def signed_percent(share: Any) -> str:
+    """A change as a share: ``-1.5 %``."""
+    return f"{100 * share:+.1f} %" if is_number(share) else MISSING
 
 
 def text(value: Any) -> str:
@@ -135,6 +148,11 @@ def shortened(text: str, most: int) -> str:
 def state_of(state: str, failure_kind: Any) -> str:
     """A run's state in print, for a failure with its kind."""
     return f"failed: {failure_kind}" if state == "failed" and isinstance(failure_kind, str) else state
+
+
+def epochs(gone: Any, asked: Any) -> str:
+    """Epochs gone and asked for: ``40``, or ``9 of 40`` for a run that has not gone as far as it was asked."""
+    return whole(gone) if is_number(asked) and gone >= asked else f"{whole(gone)} of {whole(asked)}"
 
 
 def count(number: int, noun: str) -> str:
