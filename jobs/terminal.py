@@ -15,7 +15,7 @@ Color: TypeAlias = Literal["auto", "always", "never"]
 COLORS: tuple[Color, ...] = ("auto", "always", "never")
 CODES = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
 """Color -> its ANSI code."""
-STATE_COLORS = {"running": "cyan", "failed": "red", "cancelled": "yellow", "done": "green"}
+STATE_COLORS = {"running": "cyan", "failed": "red", "cancelled": "yellow", "done": "green", "stopped": "blue"}
 """State of a run -> color; the other states have none."""
 LEVELS = {"error:": "red", "warning:": "yellow"}
 """What a line begins with that ``--quiet`` does not hide -> color of that word."""

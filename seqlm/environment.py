@@ -259,6 +259,15 @@ KEEP_LAST = _flag(
     default=True,
     is_internal=True,
 )
+SEARCH = Variable(
+    name="SEQLM_SEARCH",
+    meaning="The table `[search]` of the manifest as JSON: at its rungs the worker may stop the run.",
+    default="",
+    expected="the table as JSON",
+    parse=str,
+    default_words="no search",
+    is_internal=True,
+)
 GPU_SHARE = _number(
     "SEQLM_GPU_SHARE",
     1.0,

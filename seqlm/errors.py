@@ -41,6 +41,8 @@ EXIT_STORAGE = 74
 """A file of the run cannot be written or read (EX_IOERR of sysexits.h)."""
 EXIT_BUSY = 75
 """Another worker owns the run (EX_TEMPFAIL of sysexits.h)."""
+EXIT_RUNG = 79
+"""The run has left at a rung of its study's search: it is stopped, or waits for others. Its files say which."""
 EXIT_UNPRINTED = 120
 """Python could not flush stdout or stderr; it replaces the worker's own code (documentation of ``sys.exit``)."""
 EXIT_STOPPED = 128 + signal.SIGTERM
@@ -52,7 +54,7 @@ STORAGE_EXITS = (EXIT_STORAGE, EXIT_UNPRINTED)
 """Codes of a worker that could not write its files or its log."""
 STOPPED_EXITS = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT)
 """Codes of a worker that was asked to stop. The signals end one that is still importing."""
-EXPLAINING_EXITS = (EXIT_STORAGE, EXIT_BUSY, EXIT_STOPPED)
+EXPLAINING_EXITS = (EXIT_STORAGE, EXIT_BUSY, EXIT_STOPPED, EXIT_RUNG)
 """Codes that name a cause. ``EXIT_FAILED`` may only mean that a rank lost another one."""
 
 

@@ -61,6 +61,16 @@ class RunLayout:
         return self.path / "failure.json"
 
     @property
+    def rungs_file(self) -> Path:
+        """What has been decided about the run at the rungs of its study's search (:mod:`seqlm.search`)."""
+        return self.path / "rungs.json"
+
+    @property
+    def stopped_file(self) -> Path:
+        """Why the search stopped the run. It is removed if a user lets the run go on."""
+        return self.path / "stopped.json"
+
+    @property
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
 

@@ -43,7 +43,7 @@ from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.run_layout import CANARY_FOLDER, RunLayout
 
-State: TypeAlias = Literal["pending", "queued", "running", "done", "failed", "cancelled"]
+State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
 
 FINGERPRINT_DIGITS = 8
@@ -135,7 +135,9 @@ class RunDirectory(RunLayout):
         in place after this.
         """
         begun = [*self.path.glob("checkpoints/.*.tmp"), *self.lease_dir.glob(".*.tmp")]
-        begun += temporaries_of(self.metrics_file, self.result_file, self.canary_file)
+        begun += temporaries_of(
+            self.metrics_file, self.result_file, self.canary_file, self.rungs_file, self.stopped_file
+        )
         for earlier in self.attempts():
             if earlier != attempt:
                 begun += [path for kind in ("worker", "progress") for path in self._begun_in(earlier, kind)]
@@ -181,8 +183,8 @@ class RunDirectory(RunLayout):
         return read_json(self.canary_file)
 
     def has_ended(self) -> bool:
-        """Whether there is a result, or a failure that may yet be retried."""
-        return self.result_file.exists() or self.failure_file.exists()
+        """Whether there is a result, a failure that may yet be retried, or the decision of a search to stop."""
+        return any(file.exists() for file in (self.result_file, self.failure_file, self.stopped_file))
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
@@ -215,6 +217,26 @@ class RunDirectory(RunLayout):
         except DamagedFileError:
             message = f"{self.failure_file.name} is damaged: the machine may have crashed while it was written"
             return {"kind": "node", "message": message}
+
+    def read_stopped(self) -> dict[str, Any] | None:
+        """Return why the search stopped the run; ``None``: it has not.
+
+        Raises:
+            FileError: the record cannot be read.
+        """
+        return read_json(self.stopped_file)
+
+    def read_rungs(self) -> dict[str, dict[str, Any]]:
+        """Return the decisions of the search, by rung. Those of a damaged record are made again.
+
+        Raises:
+            FileError: the record cannot be read.
+        """
+        try:
+            found = read_json(self.rungs_file) or {}
+        except DamagedFileError:
+            return {}
+        return {rung: entry for rung, entry in found.items() if rung.isdecimal() and isinstance(entry, dict)}
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
@@ -258,6 +280,9 @@ class RunDirectory(RunLayout):
             if has_live_worker(self.worker_lock_file, self.lease_dir, stale_seconds):
                 return observed("running", None)
             stranger = held_by_a_stranger(self.worker_lock_file)
+        stopped = self.read_stopped()
+        if stopped is not None:
+            return observed("stopped", stopped_reason(stopped))
         failure = self.read_failure()
         if failure is not None:
             kind = failure.get("kind", "code")
@@ -274,6 +299,8 @@ class RunDirectory(RunLayout):
             after = (
                 "before the first epoch ended" if epoch is None else f"after {epoch + 1} epoch{'s' if epoch else ''}"
             )
+            if any(entry.get("decision") == "waits" for entry in self.read_rungs().values()):
+                return observed("pending", f"waits {after} for the runs that it is compared with; run again to go on")
             return observed("pending", f"interrupted {after}; run again to resume")
         return observed("pending", None)
 
@@ -281,6 +308,23 @@ class RunDirectory(RunLayout):
 def study_record_file(study_dir: Path) -> Path:
     """``study.json``: what the report needs of the manifest. Written by launchers, which hold the study's lock."""
     return study_dir / "study.json"
+
+
+def stopped_reason(stopped: Mapping[str, Any]) -> str:
+    """Return the content of ``stopped.json`` in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
+    rank = stopped.get("rank")
+    place = ordinal(rank) if isinstance(rank, int) else "?"
+    return f"stopped at epoch {stopped.get('rung')}: {place} of {stopped.get('of')}, keeps {stopped.get('goes_on')}"
+
+
+def ordinal(number: int) -> str:
+    """Return a place as text.
+
+    >>> [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)]
+    ['1st', '2nd', '3rd', '4th', '11th', '12th', '13th', '21st', '102nd', '111th']
+    """
+    teens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def slugify(name: str) -> str:

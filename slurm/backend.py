@@ -15,7 +15,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import final
 
@@ -26,16 +26,17 @@ from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources, RunSpec
-from jobs.study.folder import ObservedRun, read_jobs, write_jobs
+from jobs.study.folder import ObservedRun, read_all_jobs, write_jobs
 from jobs.study.kept_code import Code, live_code
 from jobs.study.squeue import ask, parents
 from seqlm.errors import BackendError
 from seqlm.files import make_directory
 from seqlm.rundir import RunDirectory
+from seqlm.search import Search
 from slurm.environment import batch_script, sbatch_environment, submit_script
 from slurm.settings import SlurmSettings
 from slurm.site import PartitionFacts, controller_config, partition_facts
-from slurm.submission import Submitter, batches, record, require_plain_path
+from slurm.submission import Batch, Submitter, batches, record, require_plain_path
 
 REPORT_MINUTES = 30
 
@@ -98,37 +99,68 @@ def submit(todo: Sequence[PlannedRun], options: LaunchOptions, settings: SlurmSe
     make_directory(study_dir / "slurm")
     highest = max(batch.resources.priority for batch in found)
     ids: list[str] = []
-    for batch in found:
+    submissions: list[str] = []
+    for number, (rung, index, batch) in enumerate(_in_stages(found, options.search, todo)):
         items = [item for runs in batch.jobs for item in runs]
-        for item in items:
-            # Before the job can start, since it would take an old failure as the run's final state.
-            put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
         folder = _new_folder(study_dir)
-        plans = submitter.plans(batch, folder.name)
-        # Before the jobs can start, since each job checks that its runs belong to its submission.
-        write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
+        if rung is None:
+            for item in items:
+                # Before the job can start, since it would take an old failure as the run's final state.
+                put_failure_aside(item.run, by_hand=item.by_hand, seen=item.observation)
+            # Before the jobs can start, since each job checks that its runs belong to its submission.
+            write_jobs(study_dir, {}, dict.fromkeys((item.run.id for item in items), folder.name))
+            submissions.append(folder.name)
+        plans = submitter.plans(batch, submissions[index], rung=rung)
         nice = min(highest - batch.resources.priority, 10_000)
-        after = None if batch.after is None else ids[batch.after]
-        submitted = submitter.submit(batch, plans, folder, nice=nice, after=after)
+        after = ":".join(ids[before] for before in _waits_for(number, batch, len(found)))
+        submitted = submitter.submit(batch, plans, folder, nice=nice, after=after or None)
         jobs = {item.run.id: job for job, runs in zip(submitted, batch.jobs, strict=True) for item in runs}
         write_jobs(study_dir, jobs, {})
-        record(submitted, plans)
+        if rung is None:
+            record(submitted, plans)
         ids += parents(submitted)
     return ids
 
 
-def scripts(planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSettings) -> list[str]:
+def _in_stages(
+    found: Sequence[Batch], search: Search | None, todo: Sequence[PlannedRun]
+) -> Iterator[tuple[int | None, int, Batch]]:
+    """Yield the arrays to submit: the rung from which an array takes its runs on, its index in ``found``, and itself.
+
+    In a search of mode ``sync`` each array of ``found`` is submitted once more for each rung that a run may reach.
+    """
+    most = max(item.spec.config.train.epochs for item in todo)
+    rungs = search.rungs if search is not None and search.mode == "sync" else ()
+    for rung in (None, *(rung for rung in rungs if rung < most)):
+        yield from ((rung, index, batch) for index, batch in enumerate(found))
+
+
+def _waits_for(number: int, batch: Batch, arrays: int) -> list[int]:
+    """Return the indices of the arrays that array ``number`` of :func:`_in_stages` waits for.
+
+    ``arrays`` of them make a stage, which waits for all arrays of the stage before.
+    """
+    stage = number // arrays
+    before = list(range((stage - 1) * arrays, stage * arrays)) if stage else []
+    return before if batch.after is None else [*before, stage * arrays + batch.after]
+
+
+def scripts(
+    planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSettings, search: Search | None = None
+) -> list[str]:
     """Return the sbatch scripts that :func:`submit` would submit, one for each array.
 
-    In an array that waits for another, ``ARRAY_N`` stands for the id of the N-th array.
+    In an array that waits for others, ``ARRAY_N`` stands for the id of the N-th array.
     """
-    found = batches([item for item in planned if item.action != "skip"], settings, controller_config().max_array_size)
+    todo = [item for item in planned if item.action != "skip"]
+    found = batches(todo, settings, controller_config().max_array_size)
     submitter = Submitter(options=LaunchOptions(study_dir=study_dir), settings=settings, code=live_code())
     folder = study_dir.absolute() / "slurm" / "0000"
-    return [
-        submitter.script(batch, folder, after=None if batch.after is None else f"ARRAY_{batch.after + 1}")
-        for batch in found
-    ]
+    made = []
+    for number, (_, _, batch) in enumerate(_in_stages(found, search, todo)):
+        after = ":".join(f"ARRAY_{index + 1}" for index in _waits_for(number, batch, len(found)))
+        made.append(submitter.script(batch, folder, after=after or None))
+    return made
 
 
 def submit_report(
@@ -162,12 +194,14 @@ def cancel_jobs(study_dir: Path, runs: Sequence[ObservedRun]) -> None:
     Raises:
         BackendError: the controller does not answer. Jobs that start later still see the marks.
     """
-    jobs = read_jobs(study_dir)
-    wanted = {jobs[run.run.id] for run in runs if run.run.id in jobs}
+    jobs = read_all_jobs(study_dir)
+    wanted = {job for run in runs for job in jobs.get(run.run.id, ())}
     live = {
-        run_id for run_id, job in jobs.items() if job in wanted and not RunDirectory(study_dir / run_id).has_ended()
+        run_id
+        for run_id, own in jobs.items()
+        if not wanted.isdisjoint(own) and not RunDirectory(study_dir / run_id).has_ended()
     }
-    if over := sorted(wanted - {jobs[run_id] for run_id in live}):
+    if over := sorted(wanted - {job for run_id in live for job in jobs[run_id]}):
         ask("scancel", "--quiet", *over)
 
 

@@ -139,14 +139,21 @@ class Submitter:
     settings: SlurmSettings
     code: Code
 
-    def plans(self, batch: Batch, submission: str) -> list[JobPlan]:
-        """Return the plan of each job of an array. ``submission``: the name of the folder of this array.
+    def plans(self, batch: Batch, submission: str, *, rung: int | None = None) -> list[JobPlan]:
+        """Return the plan of each job of an array.
+
+        ``submission`` is the name of the folder of this array, or of the first array of these runs if this one takes
+        them on from ``rung``, a rung of a search.
 
         Raises:
             FileError: the earlier failures of a run cannot be read.
         """
         settings, policy = self.settings, self.options.policy
-        env = {**plain_env(settings), **worker_variables(policy), **progress_variables(settings.progress_s)}
+        env = {
+            **plain_env(settings),
+            **worker_variables(policy, self.options.search),
+            **progress_variables(settings.progress_s),
+        }
         prepare = functools.partial(next_submission, argv=self.options.worker, code=self.code, env=env)
         return [
             JobPlan(
@@ -157,6 +164,8 @@ class Submitter:
                 signal_before_s=settings.signal_before_s,
                 exclude=settings.exclude,
                 must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
+                search=self.options.search,
+                rung=rung,
             )
             for runs in batch.jobs
         ]
@@ -171,7 +180,7 @@ class Submitter:
             plans: of its jobs.
             folder: a new folder for this array.
             nice: how much lower its priority is.
-            after: the array that must end first. ``None`` means that this one may start at once.
+            after: the arrays that must end first, with colons between. ``None`` means that this one may start at once.
 
         Raises:
             BackendError: sbatch rejected the array. The message quotes sbatch's error.

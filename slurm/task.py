@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -28,8 +29,10 @@ from jobs.spec import Submission
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
+from seqlm.search import rung_of_waiting
 from slurm.control import clock_ahead_s, job_words, look_again, requeue
 from slurm.job import JobPlan, Signals, SlurmContext
+from slurm.rungs import attempts_from_rung
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 2.0
@@ -55,6 +58,8 @@ def run_task(path: str) -> None:
     context = SlurmContext.from_environment(os.environ, JobEnvironment().hostnames[0])
     task = Task(plan, context, signals, started=started)
     try:
+        if plan.rung is not None:
+            task.choose(attempts_from_rung(plan, Path(path).parent, context, signals))
         if not task.run():
             sys.exit(1)
     except Exception as error:
@@ -108,6 +113,15 @@ class Task:
             first = replace(first, attempt=first.attempt + context.restarts)
             self._workers.append(_Worker(attempt=Attempt(first, plan.policy), first=first))
 
+    def choose(self, attempts: Mapping[str, int]) -> None:
+        """Keep only these runs (run id -> number of the attempt that follows)."""
+        kept = [
+            replace(worker.first, attempt=attempts[worker.run.id])
+            for worker in self._workers
+            if worker.run.id in attempts
+        ]
+        self._workers = [_Worker(attempt=Attempt(first, self._plan.policy), first=first) for first in kept]
+
     def run(self) -> bool:
         """Work until every run has ended or the job is requeued; return whether all is well.
 
@@ -133,7 +147,7 @@ class Task:
         again = [found for worker in todo if (found := look_again(self._settle, worker)) is not None]
         if again and self._requeue(again, todo):
             return True
-        return all(worker.run.result_file.exists() for worker in self._workers)
+        return all(self._has_ended_well(worker.run) for worker in self._workers)
 
     def give_up(self, error: Exception) -> bool:
         """Stop after an error of the job itself: its runs fail with it, and run again if the policy retries them.
@@ -160,9 +174,17 @@ class Task:
         return submission_of(run) == self._plan.submission
 
     def _is_settled(self, worker: _Worker) -> bool:
-        """Whether nothing is left to do in a run: it is done, or has failed for good."""
+        """Whether nothing is left to do in a run: it has ended well, or has failed for good."""
         run = worker.run
-        return run.result_file.exists() or (run.failure_file.exists() and not self._is_of_earlier_start(worker))
+        return self._has_ended_well(run) or (run.failure_file.exists() and not self._is_of_earlier_start(worker))
+
+    def _has_ended_well(self, run: RunDirectory) -> bool:
+        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it."""
+        if run.result_file.exists() or run.stopped_file.exists():
+            return True
+        with contextlib.suppress(FileError):
+            return rung_of_waiting(run, self._plan.search) is not None
+        return False
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
         """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""
@@ -254,7 +276,7 @@ class Task:
             FileError, OSError: the run's files cannot be read or written.
         """
         run = worker.run
-        if run.result_file.exists() or (run.failure_file.exists() and not may_go_on(run)):
+        if self._has_ended_well(run) or (run.failure_file.exists() and not may_go_on(run)):
             return None
         if not self._is_ours(run):
             return None
@@ -312,7 +334,7 @@ class Task:
             return True
         message = f"{reason}; the job could not be requeued ({problem}); run again to resume"
         for worker in todo:
-            if not worker.run.result_file.exists():
+            if not self._has_ended_well(worker.run):
                 self._write_failure(worker, reason.partition(":")[0], message)
         return False
 

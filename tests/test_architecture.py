@@ -21,7 +21,7 @@ PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 BOTTOM = (
     *("seqlm.config", "seqlm.schema", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
     *("seqlm.environment", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.run_layout"),
-    "seqlm.architectures",
+    *("seqlm.architectures", "seqlm.search"),
 )
 """What everybody may import; these import nothing but each other and the standard library."""
 
@@ -29,7 +29,16 @@ TEXT = ("seqlm.data.corpus", "seqlm.data.layout", "seqlm.data.cache", "seqlm.dat
 """The part of seqlm.data without torch, for planning."""
 
 FLOORS = (
-    *("jobs.spec", "jobs.terminal", "jobs.manifests", "jobs.attempt", "jobs.study", "jobs.plan", "jobs.backends"),
+    *(
+        "jobs.spec",
+        "jobs.terminal",
+        "jobs.search",
+        "jobs.manifests",
+        "jobs.attempt",
+        "jobs.study",
+        "jobs.plan",
+        "jobs.backends",
+    ),
     *("jobs.launch", "slurm", "jobs.cli"),
 )
 """The launcher from the bottom up: each floor may import itself and those before it."""
@@ -42,6 +51,7 @@ ALLOWED = {
     "seqlm.schema": ("seqlm.errors",),
     "seqlm.architectures": ("seqlm.schema",),
     "seqlm.rundir": BOTTOM,
+    "seqlm.search": BOTTOM,
     "seqlm.errors": (),
     "seqlm.processes": (),
     "seqlm.run_layout": (),

@@ -34,7 +34,7 @@ from jobs.attempt.supervisor import Ended, cause, failure_record
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
 from seqlm.environment import ATTEMPT, MICRO_BATCHES
-from seqlm.errors import EXIT_BUSY, EXIT_UNPRINTED, STOPPED_EXITS
+from seqlm.errors import EXIT_BUSY, EXIT_RUNG, EXIT_UNPRINTED, STOPPED_EXITS
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 
@@ -106,16 +106,16 @@ class Attempt:
     def record_exit(self, ended: Ended, *, was_asked: bool, where: str, node: str | None = None) -> None:
         """Write ``failure.json`` for a worker that failed without writing one.
 
-        Nothing is written for an attempt that ended well, that this launcher or job asked to stop (``was_asked``), or
-        that found another worker at the run. An existing failure stays, with one exception: if the system killed a rank
-        for its memory, the other ranks may have recorded only that they lost it. ``node`` is that of the ranks; it is
-        recorded as the one that failed if a signal killed a rank.
+        Nothing is written for an attempt that ended well, that left at a rung of a search, that this launcher or job
+        asked to stop (``was_asked``), or that found another worker at the run. An existing failure stays, with one
+        exception: if the system killed a rank for its memory, the other ranks may have recorded only that they lost it.
+        ``node`` is that of the ranks; it is recorded as the one that failed if a signal killed a rank.
 
         Raises:
             FileError, OSError: the run's files cannot be read or written.
         """
         run = self.run
-        if ended.exit_code in (0, EXIT_BUSY) or run.result_file.exists():
+        if ended.exit_code in (0, EXIT_BUSY, EXIT_RUNG) or run.result_file.exists() or run.stopped_file.exists():
             return
         earlier = run.read_failure()
         for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")

@@ -20,6 +20,7 @@ from seqlm.data.layout import own_columns
 from seqlm.errors import FileError
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.rundir import FailureKind, Observation, RunDirectory
+from seqlm.search import let_go_on
 
 FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
 """Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""
@@ -183,12 +184,14 @@ def put_failure_aside(
 ) -> None:
     """Put the failure of the previous attempt, if there is one, into that attempt's folder; add what was saved by then.
 
-    ``by_hand``: the command ``retry`` does this. ``micro_batches`` and ``node`` override the record. ``seen`` is the
-    run's state, for a failure that only its scheduler knows.
+    ``by_hand``: the command ``retry`` does this, and a run that a search stopped goes on. ``micro_batches`` and
+    ``node`` override the record. ``seen`` is the run's state, for a failure that only its scheduler knows.
 
     Raises:
         FileError: it cannot be read or moved.
     """
+    if by_hand:
+        let_go_on(run)
     failure = run.read_failure()
     if failure is None and seen is not None and seen.state == "failed" and run.attempts():
         failure = {"kind": seen.kind, "message": seen.reason, "failed_at": timestamp()}

@@ -34,6 +34,7 @@ from seqlm import environment, machine
 from seqlm.errors import EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS
 from seqlm.files import append_to, make_directory
 from seqlm.rundir import FailureKind, RunDirectory
+from seqlm.search import Search
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed, before they are killed."""
@@ -50,12 +51,13 @@ Other C libraries ignore them."""
 # -- variables -----------------------------------------------------------------------------------------------------
 
 
-def worker_variables(policy: Policy) -> dict[str, str]:
+def worker_variables(policy: Policy, search: Search | None = None) -> dict[str, str]:
     """Return the variables that every worker of a study gets, on every backend."""
     return {
         **KEEP_MEMORY,
         environment.CHECKPOINT_MINUTES.name: f"{policy.checkpoint_min:g}",
         environment.KEEP_LAST.name: "1" if policy.keep_last else "0",
+        **({} if search is None else {environment.SEARCH.name: search.to_text()}),
     }
 
 

@@ -143,7 +143,7 @@ class TrainArguments(LaunchArguments):
 class PlanArguments(Placement, Filters):
     """Show what run would do, and its costs."""
 
-    manifest: str = option(help="the study: a TOML, YAML or JSON file; quickstart and paper come with seqlm")
+    manifest: str = option(help="the study: a TOML, YAML or JSON file; quickstart, search and paper come with seqlm")
     changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
 
 
@@ -189,7 +189,11 @@ class CancelArguments(StudyArguments):
 class RetryArguments(TrainArguments, StudyArguments):
     """Launch failed and cancelled runs again."""
 
-    kind: tuple[str, ...] = option("--kind", choices=KINDS, help="only failures of this kind; repeat for more kinds")
+    kind: tuple[str, ...] = option(
+        "--kind",
+        choices=(*KINDS, "stopped"),
+        help="only failures of this kind, or runs that a search stopped; repeat for more kinds",
+    )
 
 
 @command("follow a study", "jobs.cli.studies.clean_study", "clean first --dry-run")
@@ -230,6 +234,15 @@ class ReportArguments(Arguments):
         help="where to write (default: report in the study's folder; of several studies: next to their folders)",
     )
     watch: bool = option("--watch", help="write the report at each change until every run is over")
+
+
+@command("results", "jobs.cli.proposing.propose_runs", "propose first --count 9")
+class ProposeArguments(Arguments):
+    """Propose settings for the next runs of a study."""
+
+    study: str = option(help=STUDY)
+    count: int = option("--count", type=positive, default=9, metavar="N", help="how many (default: 9)")
+    seed: int = option("--seed", type=whole, default=0, metavar="N", help="seed of the sampler (default: 0)")
 
 
 @command("this machine", "jobs.cli.doctor.doctor", "doctor --calibrate")

@@ -34,15 +34,17 @@ from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import PlannedRun
-from jobs.plan.record import kept_policy, kept_untracked, record_of
+from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
 from jobs.plan.totals import totals
+from jobs.search import expected_share
 from jobs.spec import RunSpec
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from jobs.study.kept_code import distrust
 from seqlm.data.corpus import corpus_facts
 from seqlm.errors import DataError, SeqlmError, UsageError, printable
 from seqlm.machine import cpu_count
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import Observation, RunDirectory
+from seqlm.search import Search
 from slurm import backend as slurm_backend
 from slurm.submission import require_plain_path
 
@@ -83,6 +85,11 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
         terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
+    search = None
+    if manifest.search is not None:
+        share = expected_share(manifest.search, specs)
+        search = {**manifest.search.to_dict(), "expected_share": share}
+        terminal.say(search_line(manifest.search, share))
     costs = totals(planned, target.capacity, max_parallel=limit)
     disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
     if costs.gpu_hours is None:
@@ -93,7 +100,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     scripts: list[str] = []
     if choice.slurm is not None and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())
-        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings)
+        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings, manifest.search)
         for script in scripts:
             terminal.say(f"\nwould submit:\n{script}")
     refused = None
@@ -103,8 +110,18 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         refused = str(error)
         terminal.tell(f"error: run would refuse this: {refused}")
     total = {"backend": target.name, "max_parallel": limit, **costs.to_dict()}
-    data = {"study": manifest.study, "runs": records, "totals": total, "refused": refused}
+    data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "refused": refused}
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
+
+
+def search_line(search: Search, share: float) -> str:
+    """Return one line about a search: its rungs, what it compares, and the share of all epochs that it takes."""
+    rungs = ", ".join(map(str, search.rungs))
+    among = f" among runs of equal {', '.join(search.within)}" if search.within else ""
+    return (
+        f"search ({search.mode}): {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}; "
+        f"about {share:.0%} of the epochs of all runs"
+    )
 
 
 def _plan_record(item: PlannedRun) -> dict[str, Any]:
@@ -150,6 +167,7 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
         study_dir=study_dir,
         record=record_of(manifest, specs, data),
         policy=manifest.policy,
+        search=manifest.search,
         untracked=manifest.untracked,
     )
     specs = [replace(spec, command=[*alone, f"name={spec.name}", *changes, *paths]) for spec in specs]
@@ -157,24 +175,33 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
 
 
 def retry(arguments: RetryArguments) -> tuple[Any, int]:
-    """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed."""
+    """Launch failed and cancelled runs again and print how they ended. Exit code 1 if a run failed.
+
+    Runs that a search stopped go on only with ``--kind stopped``.
+    """
     study_dir = _find_trained(arguments)
     runs = chosen_runs(arguments, study_dir)
-    chosen = [
-        one
-        for one in runs
-        if one.observation.state in ("failed", "cancelled")
-        and one.config is not None
-        and (not arguments.kind or one.observation.kind in arguments.kind)
-    ]
+    chosen = [one for one in runs if one.config is not None and _is_to_retry(one.observation, arguments.kind)]
     if not chosen:
-        terminal.say("nothing to retry: no such run has failed or was cancelled")
+        what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
+        terminal.say(f"nothing to retry: no such run {what}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]
-    policy, untracked = kept_policy(study_dir, terminal.tell), kept_untracked(study_dir)
-    options = LaunchOptions(study_dir=study_dir, retry=True, policy=policy, untracked=untracked)
+    options = LaunchOptions(
+        study_dir=study_dir,
+        retry=True,
+        policy=kept_policy(study_dir, terminal.tell),
+        search=kept_search(study_dir, terminal.tell),
+        untracked=kept_untracked(study_dir),
+    )
     return train(arguments, specs, options, choose_again(study_dir, chosen, arguments))
+
+
+def _is_to_retry(seen: Observation, kinds: Sequence[str]) -> bool:
+    if seen.state == "stopped":
+        return "stopped" in kinds
+    return seen.state in ("failed", "cancelled") and (not kinds or seen.kind in kinds)
 
 
 def behaviour(arguments: BehaviourArguments) -> tuple[Any, int]:

@@ -20,7 +20,7 @@ from seqlm.errors import printable
 STYLES = {"queued": "default", "pending": "default", **terminal.STATE_COLORS}
 NUMBERS = ("train ppl", "val ppl", "best val ppl", "tok/s", "ETA")
 """Columns of runs that run or are done."""
-GROUPS = (("running",), ("failed", "cancelled"), ("queued",), ("done",), ("pending",))
+GROUPS = (("running",), ("failed", "cancelled"), ("queued",), ("done",), ("stopped",), ("pending",))
 """In the order of the screen. Running runs are never hidden by others."""
 LEAST_ROWS = 8
 """With fewer rows of runs than this, the matrix is left out."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, assert_never, final
 
 from jobs import terminal
-from jobs.cli.view import RunView, StudyView, changes, summary
+from jobs.cli.view import RunView, StudyView, changes, outcome, summary
 from jobs.launch.dispatch import Event
 from jobs.plan.planned import PlannedRun
 from jobs.study.finality import FinalityTracker
@@ -113,7 +113,7 @@ class Watcher:
         return None
 
     def _read(self, run: RunDirectory, work: AtWork) -> RunView:
-        ends = [(file, _written(file)) for file in (run.result_file, run.failure_file)]
+        ends = [(file, _written(file)) for file in (run.result_file, run.failure_file, run.stopped_file)]
         observed = self._observe(run, work)
         view = _view(observed, is_over=self._settling.is_over(run.id, observed.observation, work))
         file, written = next((end for end in ends if end[1] > 0), (run.path, 0.0))
@@ -294,6 +294,8 @@ class LaunchProgress:
                     return
                 done = 0 if seen.epoch is None else seen.epoch + 1
                 words = [f"epoch {done}/{item.spec.config.train.epochs}", best]
+            case "waits":
+                words = [seen.reason or "waits"]
             case "retried":
                 # Without a kind, the worker exited with EXIT_BUSY and wrote no failure.
                 reason = f": {seen.reason}" if seen.reason else ""
@@ -301,7 +303,7 @@ class LaunchProgress:
             case "ended":
                 self._ended += 1
                 detail = seen.reason or (best if seen.best_val_ppl is not None else "")
-                words = [seen.state, detail, f"({self._ended}/{self._total})"]
+                words = [*outcome(seen.state, detail), f"({self._ended}/{self._total})"]
             case _:
                 assert_never(kind)
         line = "  ".join(filter(None, [item.spec.name.ljust(self._width), *words]))

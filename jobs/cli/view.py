@@ -13,7 +13,7 @@ from jobs import terminal
 from jobs.study.folder import ObservedRun
 from seqlm.rundir import State
 
-STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "pending")
+STATES: tuple[State, ...] = ("running", "failed", "cancelled", "queued", "done", "stopped", "pending")
 """Most urgent first, the order of display."""
 
 
@@ -25,7 +25,7 @@ class RunView:
     id: str
     state: State
     reason: str | None = None
-    """Why the run waits or has failed."""
+    """Why the run waits, has failed, or was stopped."""
     arch: str
     optimizer: str
     epochs: int
@@ -164,7 +164,14 @@ def changes(before: StudyView | None, after: StudyView) -> Iterable[str]:
             ppl = "  ".join(f"{title} {COLUMNS[title](run)}" for title in ("train ppl", "val ppl"))
             yield f"{name}  epoch {run.epochs_done}/{run.epochs}  {ppl}  {best}"
         if was is None or run.state != was.state:
-            yield "  ".join(filter(None, (name, run.state, run.reason, best if run.state == "done" else None)))
+            yield "  ".join(
+                filter(None, (name, *outcome(run.state, run.reason), best if run.state == "done" else None))
+            )
+
+
+def outcome(state: State, reason: str | None) -> tuple[str, ...]:
+    """Return a state and its reason as the words of a line. The reason of a stopped run begins with its state."""
+    return tuple(filter(None, (None if state == "stopped" else state, reason)))
 
 
 def summary(study: StudyView) -> str:

@@ -22,6 +22,7 @@ from seqlm.environment import DATA, MICRO_BATCHES
 from seqlm.errors import FileError
 from seqlm.files import write_json
 from seqlm.rundir import Observation, RunDirectory, State
+from seqlm.search import Search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,13 @@ class LaunchOptions:
     untracked: Sequence[str] = ()
     """Files to keep with the code although git does not track them."""
     retry: bool = False
-    """Also launch runs that failed or were cancelled."""
+    """Also launch runs that failed, were cancelled, or were stopped by a search."""
     max_parallel: int | None = None
     """Maximum number of runs at once. ``None`` means as many as the backend has room for."""
     policy: Policy = field(default_factory=Policy)
     """How often failed runs are retried automatically, and how often runs save checkpoints."""
+    search: Search | None = None
+    """When runs are compared and stopped. ``None`` means never."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables for the workers."""
     canary: bool | None = None

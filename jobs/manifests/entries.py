@@ -11,16 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, final
 
-from annotated_types import MinLen, Predicate
+from annotated_types import Ge, Le, MinLen, Predicate
 
 from jobs.manifests.backends import BACKENDS, check_tables
 from jobs.manifests.claims import Claim, Published, Report
+from jobs.manifests.draws import Distribution, draw, number_of_settings, read_distribution
 from jobs.manifests.expand import Entry, EntryKind, problems_of
 from jobs.manifests.fields import Matches, Problems, Valid, as_table, full_keys, read_table
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
+from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
 from seqlm.config import RunConfig, Seed, valid_keys
+from seqlm.rundir import MAX_RUNS
 
 _Name = Annotated[
     str,
@@ -54,17 +57,27 @@ class EntryTable:
     """The keys of an entry that belong to no section."""
 
     name: Annotated[_Name | None, Valid(_Name.__metadata__[-1].words)] = None
-    """Name of the run; without it, `{arch}-{optimizer}`. Runs of a grid or zip get a suffix for each key that varies,
-    as in `gru-lr0.1-hidden512-seed2`."""
+    """Name of the run; without it, `{arch}-{optimizer}`. Runs of a grid, zip or sample get a suffix for each key that
+    varies, as in `gru-lr0.1-hidden512-seed2`."""
     seeds: Annotated[Annotated[list[Seed], MinLen(1)] | None, Valid("a list of whole numbers, at least one")] = None
     """A copy of every run for each seed. `seed` or `seeds` of an entry override the `seeds` at the top of the file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleTable(EntryTable):
+    """The keys of a ``[[sample]]`` that belong to no section."""
+
+    count: Annotated[int, Ge(1), Le(MAX_RUNS), Valid(f"a whole number from 1 to {MAX_RUNS:,}")]
+    """Number of settings to draw, all different. The first n of a larger count are the same n."""
+    seed: Annotated[Seed, Valid("a whole number from 0 to 2^63 - 1")] = 0
+    """Seed of the draws. It is not the seed of the runs, which `seeds` or `[defaults]` set."""
+
+
 TOP_KEYS = (
-    *("study", "defaults", "run", "grid", "zip", "exclude", "expect", "report", "seeds"),
-    *("resources", "policy", "backend"),
+    *("study", "defaults", "run", "grid", "zip", "sample", "exclude", "expect", "report", "seeds"),
+    *("resources", "policy", "search", "backend"),
 )
-ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip")
+ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip", "sample")
 ENTRY_KEYS = full_keys(EntryTable)
 CONFIG_KEYS = tuple(valid_keys())
 RESOURCE_KEYS = full_keys(Resources, "resources.")
@@ -91,12 +104,16 @@ class ManifestFile:
         """Dotted key -> value; likewise ``resources``."""
         self.resources = self._flatten({"resources": raw.get("resources", {})}, RESOURCE_KEYS, name)
         self.policy = self._table(raw, Policy, "policy")
+        self.search = self._table(raw, SearchTable, "search") if "search" in raw else {}
+        """Empty: the study is no search."""
         top = {key: value for key, value in raw.items() if key == "seeds"}
         seeds = read_table(EntryTable, top, name, problems).get("seeds", ())
         if top and "seed" in self.defaults:
             what = 'expected one of "seed" here and "seeds" at the top of the file, got both'
             problems.add(f"{name}: defaults", what)
         self.backend = check_tables(raw.get("backend", {}), name, problems)
+        self.samples: list[Mapping[str, Any]] = []
+        """Each ``[[sample]]`` before anything is drawn: ``name``, ``seeds``, and ``values`` by dotted key."""
         kinds = [key for key in raw if key in ENTRY_KINDS]
         self.entries = [self._entry(kind, *item, seeds) for kind in kinds for item in self._numbered(raw, kind)]
         self.excludes: dict[int, Mapping[str, Any]] = {}
@@ -132,29 +149,67 @@ class ManifestFile:
 
     def _entry(self, kind: EntryKind, number: int, table: Mapping[str, Any], seeds: Sequence[Any]) -> Entry:
         """Read an entry. Its ``seeds`` or ``seed`` override ``seeds``, those at the top of the file."""
-        own = {key: value for key, value in table.items() if key in ENTRY_KEYS}
+        kind_of_table = SampleTable if kind == "sample" else EntryTable
+        own_keys = full_keys(kind_of_table)
+        own = {key: value for key, value in table.items() if key in own_keys}
         rest = {key: value for key, value in table.items() if key not in own}
-        name = read_table(EntryTable, own, self.name, Problems()).get("name")
+        name = read_table(kind_of_table, own, self.name, Problems()).get("name")
         entry = Entry(kind=kind, number=number, name=name, values={})
         where = f"{self.name}: {entry.label}"
-        own = read_table(EntryTable, own, where, self.problems)
-        if "seeds" in table and "seed" in table:
-            self.problems.add(where, 'expected one of "seed" and "seeds", got both')
+        own = read_table(kind_of_table, own, where, self.problems)
         valid = (*CONFIG_KEYS, *RESOURCE_KEYS)
+        if kind == "sample":
+            valid = tuple(key for key in valid if key != "seed")
+        elif "seeds" in table and "seed" in table:
+            self.problems.add(where, 'expected one of "seed" and "seeds", got both')
         if kind == "run":
             valid += PUBLISHED_KEYS
         elif any(key.partition(".")[0] == "published" for key in rest):
             what = "published: published results belong to [[run]], an entry for each run that has them"
             self.problems.add(where, what)
             rest = {key: value for key, value in rest.items() if key.partition(".")[0] != "published"}
-        values = self._flatten(rest, valid, where, also=ENTRY_KEYS)
+        values = self._flatten(rest, valid, where, also=own_keys)
         results = {key.rpartition(".")[2]: values.pop(key) for key in PUBLISHED_KEYS if key in values}
         found = read_table(Published, results, where, self.problems, prefix="published.")
         seeds = own.get("seeds", () if "seed" in values else seeds)
-        entry = replace(entry, values=values, seeds=seeds, published=Published(**found) if found else None)
+        space: dict[str, Distribution] = {}
+        if kind == "sample":
+            self.samples.append({"name": name, "seeds": own.get("seeds", []), "values": values})
+            values, space = self._draw(values, own.get("count"), own.get("seed", 0), where)
+        published = Published(**found) if found else None
+        entry = replace(entry, values=values, seeds=seeds, published=published, space=space)
         for problem in problems_of(entry):
             self.problems.add(where, problem)
         return entry
+
+    def _draw(
+        self, values: Mapping[str, Any], count: int | None, seed: int, where: str
+    ) -> tuple[dict[str, Any], dict[str, Distribution]]:
+        """Return the values of a ``[[sample]]`` with drawn values for each distribution, and the distributions.
+
+        A wrong distribution is replaced by an empty list. ``count`` is ``None`` if it is wrong.
+        """
+        written = {key: value for key, value in values.items() if isinstance(value, list | Mapping)}
+        space: dict[str, Distribution] = {}
+        before = len(self.problems.lines)
+        for key, value in written.items():
+            try:
+                if key in RESOURCE_KEYS:
+                    raise ValueError(f"{key}: expected one value, got {show(value)} (resources make no other run)")
+                space[key] = read_distribution(key, value)
+            except ValueError as error:
+                self.problems.add(where, str(error))
+        if not written:
+            self.problems.add(where, "expected at least one key with a list or a distribution, got none")
+        size = number_of_settings(space)
+        if len(self.problems.lines) == before and count is not None and size is not None and size < count:
+            what = f"count: expected at most {size:,}, the number of different settings, got {count:,}"
+            self.problems.add(where, what)
+        drawn: list[dict[str, Any]] = draw(space, count or 1, seed) if space else []
+        if len(self.problems.lines) == before and count is not None and len(drawn) < count:
+            self.problems.add(where, f"count: only {len(drawn):,} different settings were found, got {count:,}")
+        columns = {key: [setting[key] for setting in drawn] if key in space else [] for key in written}
+        return {**values, **columns}, space
 
     def _numbered(self, raw: Mapping[str, Any], key: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Yield the tables of a list with their numbers, from 1."""
@@ -193,7 +248,13 @@ class ManifestFile:
         key, equals, value_text = text.partition("=")
         key, where, value = key.strip(), f"--set {text}", _parse_value(value_text.strip())
         section, _, name = key.partition(".")
-        valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *full_keys(Policy, "policy."), "study.name")
+        valid = (
+            *CONFIG_KEYS,
+            *RESOURCE_KEYS,
+            *full_keys(Policy, "policy."),
+            *full_keys(SearchTable, "search."),
+            "study.name",
+        )
         try:
             check_plain(value)
         except ValueError as error:
@@ -203,6 +264,9 @@ class ManifestFile:
             problems.add(where, "expected KEY=VALUE, for example --set train.epochs=2")
         elif section == "policy":
             self.policy |= read_table(Policy, {name: value}, where, problems, prefix="policy.")
+        elif section == "search":
+            table = {**self.search, name: value}
+            self.search |= read_table(SearchTable, table, where, problems, prefix="search.")
         elif key not in valid:
             problems.unknown(where, key, valid)
         elif key == "study.name":

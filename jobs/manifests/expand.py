@@ -1,4 +1,6 @@
-"""Expand the entries of a manifest to single runs with their names. Lists multiply (grid) or advance together (zip).
+"""Expand the entries of a manifest to single runs with their names.
+
+Lists multiply (grid) or advance together (zip). The settings that a sample has drawn are lists that advance together.
 
 Pure functions of plain data. Keys are dotted (``optim.lr``), as everywhere in a manifest.
 """
@@ -9,29 +11,32 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from jobs.manifests.claims import Published
+from jobs.manifests.draws import Distribution
 from jobs.manifests.reader import show
 
-EntryKind: TypeAlias = Literal["run", "grid", "zip"]
+EntryKind: TypeAlias = Literal["run", "grid", "zip", "sample"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One ``[[run]]``, ``[[grid]]`` or ``[[zip]]`` of a manifest."""
+    """One ``[[run]]``, ``[[grid]]``, ``[[zip]]`` or ``[[sample]]`` of a manifest."""
 
     kind: EntryKind
     number: int
     """Place among the entries of its kind, from 1."""
     name: str | None
     values: Mapping[str, Any]
-    """Dotted key -> value, or a list of values in a grid or zip."""
+    """Dotted key -> value, or a list of values in a grid, zip or sample."""
     seeds: Sequence[Any] = ()
     """A copy of every run for each seed, from the entry or from the top of the file. Empty: one copy."""
     published: Published | None = None
     """Published results; only a ``[[run]]`` has them."""
+    space: Mapping[str, Distribution] = field(default_factory=dict)
+    """Dotted key -> its distribution. Only a ``[[sample]]`` has them; its ``values`` hold what was drawn."""
 
     @property
     def position(self) -> str:
@@ -51,13 +56,19 @@ class Entry:
 
     @functools.cached_property
     def varying(self) -> list[str]:
-        """Keys that distinguish the runs of the entry, in the order of the entry."""
+        """Keys that distinguish the runs of the entry, in the order of the entry.
+
+        A key that a sample draws is one of them even if all draws are equal: more draws leave the names as they are.
+        """
         several = {**self.lists, "seed": self.seeds} if self.seeds else self.lists
-        return [key for key, values in several.items() if any(value != values[0] for value in values)]
+        drawn = {key for key, distribution in self.space.items() if distribution.size != 1}
+        return [k for k, values in several.items() if k in drawn or any(value != values[0] for value in values)]
 
 
 def problems_of(entry: Entry) -> list[str]:
     """Return a line for each problem with the lists of an entry."""
+    if entry.kind == "sample":
+        return []  # its lists are drawn
     problems = [f"{key}: expected at least one value, got an empty list" for key, v in entry.lists.items() if not v]
     if entry.kind == "zip" and len({len(values) for values in entry.lists.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.lists.items())
@@ -87,7 +98,7 @@ def expand(entry: Entry) -> Iterator[dict[str, Any]]:
     lists = {key: values for key, values in entry.lists.items() if values}
     longest = max(map(len, lists.values()), default=1)
     rows: Iterable[tuple[Any, ...]] = itertools.product(*lists.values())
-    if entry.kind == "zip":
+    if entry.kind != "grid":
         rows = (tuple(values[i % len(values)] for values in lists.values()) for i in range(longest))
     scalars = {key: value for key, value in entry.values.items() if key not in entry.lists}
     for row in rows:

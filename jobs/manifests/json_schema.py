@@ -18,12 +18,13 @@ from typing import Any, TypeAlias
 
 from jobs.manifests.backends import BACKENDS, VARIABLE
 from jobs.manifests.claims import Claim, Published, Report
-from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, StudyTable
+from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import model_of
 from jobs.manifests.policy import Policy
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
+from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
-from seqlm.config import VARIANTS, RunConfig, choices_of
+from seqlm.config import VARIANTS, RunConfig, choices_of, valid_keys
 from seqlm.schema import fields_of
 
 Schema: TypeAlias = dict[str, Any]
@@ -35,7 +36,8 @@ def manifest_schema() -> Schema:
     tables: dict[str, Schema] = {
         "study": _table(table_keys(StudyTable), required=["name"]),
         "defaults": _table(_both_ways(config_keys())),
-        **{kind: {"type": "array", "items": _entry(kind)} for kind in ENTRY_KINDS},
+        **{kind: {"type": "array", "items": _entry(kind)} for kind in ENTRY_KINDS if kind != "sample"},
+        "sample": {"type": "array", "items": _sample()},
         "exclude": {"type": "array", "items": _exclude()},
         "expect": {"type": "array", "items": _table(table_keys(Claim), required=["text", "lower", "higher"])},
         "report": _table(
@@ -47,6 +49,9 @@ def manifest_schema() -> Schema:
         "seeds": table_keys(EntryTable)["seeds"],
         "resources": _table(table_keys(Resources)),
         "policy": _table({**policy_keys(), **_old_policy_keys()}),
+        "search": _table(
+            {**search_keys(), "rungs": {**search_keys()["rungs"], "uniqueItems": True}}, required=["rungs"]
+        ),
         "backend": _table({name: _table(backend_keys(name)) for name in BACKENDS}),
     }
     return {
@@ -56,6 +61,7 @@ def manifest_schema() -> Schema:
         **_table({key: tables[key] for key in TOP_KEYS}, required=["study"]),
         "anyOf": [{"required": [kind], "properties": {kind: {"minItems": 1}}} for kind in ENTRY_KINDS],
         "not": {"required": ["seeds", "defaults"], "properties": {"defaults": {"required": ["seed"]}}},
+        "$defs": _distributions(),
     }
 
 
@@ -96,6 +102,13 @@ def _old_policy_keys() -> dict[str, Schema]:
         old: {**keys[name], "description": f"Earlier name of `{name}`.", "deprecated": True}
         for old, name in Policy.OLD_NAMES.items()
     }
+
+
+def search_keys() -> dict[str, Schema]:
+    """Return the schema of each key of ``[search]``."""
+    keys = dict(table_keys(SearchTable))
+    items = {**keys["within"]["items"], "enum": valid_keys()}
+    return {**keys, "within": {**keys["within"], "items": items}}
 
 
 def backend_keys(backend: str) -> dict[str, Schema]:
@@ -187,6 +200,41 @@ def _entry(kind: str) -> Schema:
         **_table({**table_keys(EntryTable), **_both_ways({**keys, **resources})}),
         "not": {"required": ["seed", "seeds"]},
         "allOf": _applicability(),
+    }
+
+
+def _sample() -> Schema:
+    keys = _or_lists({key: schema for key, schema in config_keys().items() if key != "seed"})
+    for schema in keys.values():
+        kinds = {kind.get("type") for kind in (schema["anyOf"][0], *schema["anyOf"][0].get("anyOf", ()))}
+        references = {"integer": ["int"], "number": ["int", "uniform", "log_uniform"]}
+        names = {name for kind in kinds for name in references.get(str(kind), ())}
+        schema["anyOf"] += [{"$ref": f"#/$defs/{name}"} for name in sorted(names)]
+    resources = _dotted("resources", table_keys(Resources))
+    table = _table({**table_keys(SampleTable), **_both_ways({**keys, **resources})}, required=["count"])
+    return {**table, "allOf": _applicability()}
+
+
+def _distributions() -> dict[str, Schema]:
+    """Return the schema of each distribution that is a table."""
+
+    def bounds(**number: Any) -> Schema:
+        return {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
+
+    def one(name: str, description: str, bound: Schema, **more: Schema) -> Schema:
+        return {**_table({name: bound, **more}, required=[name]), "description": description}
+
+    return {
+        "uniform": one("uniform", "A number between two bounds.", bounds(type="number")),
+        "log_uniform": one(
+            "log_uniform", "A number whose logarithm is uniform.", bounds(type="number", exclusiveMinimum=0)
+        ),
+        "int": one(
+            "int",
+            "A whole number; both bounds included.",
+            bounds(type="integer"),
+            step={"type": "integer", "minimum": 1},
+        ),
     }
 
 

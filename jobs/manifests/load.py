@@ -3,6 +3,7 @@
     load_manifest(path, overrides)
       read_manifest_file   text -> plain data                                     (jobs.manifests.reader)
       ManifestFile         plain data -> tables and entries, unknown keys         (jobs.manifests.entries)
+      draw                 [[sample]] -> settings                                 (jobs.manifests.draws)
       expand               [[grid]], [[zip]], seeds -> one set of values a run    (jobs.manifests.expand)
       _exclude, _resolve   defaults < entry < --set, then RunConfig.from_dict     (here)
       _check_distinct      no name and no configuration twice                     (here)
@@ -22,15 +23,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from jobs.manifests.claims import Expectation, Published, absent, expectations, groups_of
+from jobs.manifests.draws import Real, is_distribution
 from jobs.manifests.entries import SECTIONS, ManifestFile
 from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
 from jobs.manifests.filters import listing
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
+from jobs.manifests.search import check_epochs
 from jobs.spec import Resources, RunSpec
 from seqlm.config import RunConfig, applicable_keys
 from seqlm.errors import ConfigError, ManifestError, nearest
 from seqlm.rundir import MAX_RUNS
+from seqlm.search import Search
 
 __all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
 
@@ -68,6 +72,8 @@ class Manifest:
     """Backend name -> its table, as written."""
     policy: Policy
     """What is done about failures (``[policy]`` and ``--set policy.KEY``)."""
+    search: Search | None
+    """When the runs are compared and stopped (``[search]`` and ``--set search.KEY``). ``None``: no run is stopped."""
     runs: tuple[RunSpec, ...]
     excluded: tuple[Excluded, ...]
     """The runs that an ``[[exclude]]`` dropped."""
@@ -82,6 +88,8 @@ class Manifest:
     """Names, as in ``written``, of the runs whose trained models the report examines."""
     groups: Mapping[str, tuple[str, ...]]
     """Title of a group of the report -> names of its runs, as in ``written``."""
+    samples: tuple[Mapping[str, Any], ...]
+    """Each ``[[sample]]`` as written: ``name``, ``seeds``, ``values`` by dotted key; and ``defaults`` of the file."""
 
 
 def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
@@ -113,8 +121,10 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     if not problems.lines:  # another problem may be the reason that nothing matches
         for where, what in unmatched:
             problems.add(where, what)
+    if file.search.get("rungs"):
+        check_epochs(file.search, zip(written, specs, strict=True), file.name, problems)
     if not problems.lines and not specs:
-        reason = "every run is excluded" if excluded else "no runs; add a [[run]], [[grid]] or [[zip]]"
+        reason = "every run is excluded" if excluded else "no runs; add a [[run]], [[grid]], [[zip]] or [[sample]]"
         problems.add(file.name, reason)
     if problems.lines:
         raise ManifestError(problems.lines)
@@ -128,6 +138,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         backend_name=file.study.get("backend"),
         backend=file.backend,
         policy=Policy.from_dict(file.policy),
+        search=Search.from_dict(file.search) if file.search else None,
         runs=tuple(replace(spec, entry=plan.name) for spec, plan in zip(specs, written, strict=True)),
         excluded=tuple(excluded),
         written=tuple(written),
@@ -139,6 +150,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         expectations=tuple(expected),
         behaviour=tuple(name for name in file.behaviour if name in names),
         groups=groups,
+        samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),
     )
 
 
@@ -202,8 +214,10 @@ def _merge(file: ManifestFile, own: _Values, setting: _Values | None = None) -> 
     Defaults and overrides that do not apply to the run's architecture or optimizer are left out. Keys of the
     entry itself stay, so that :class:`RunConfig` reports them.
     """
-    setting = setting or {}
-    values = {**file.defaults, **file.resources, **own, **setting}
+    return _applying({**file.defaults, **file.resources, **own, **(setting or {})}, own, setting or {})
+
+
+def _applying(values: dict[str, Any], own: _Values, setting: _Values) -> dict[str, Any]:
     fitting = _applicable("model", "arch", _text(values.get("model.arch")))
     fitting |= _applicable("optim", "optimizer", _text(values.get("optim.optimizer")))
     foreign = [key for key in values if key.startswith(("model.", "optim.")) and key not in fitting]
@@ -222,6 +236,15 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def config_of(own: _Values, defaults: _Values) -> RunConfig:
+    """Return the configuration of a run with the values ``own`` in its entry, in a manifest with these defaults.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    return RunConfig.from_dict(_nested(_applying({**defaults, **own}, own, {}))[0])
+
+
 def _nested(values: _Values) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return dotted keys as the nested tables of a configuration, and the table of resources."""
     nested: dict[str, Any] = {section: {} for section in SECTIONS}
@@ -234,6 +257,7 @@ def _nested(values: _Values) -> tuple[dict[str, Any], dict[str, Any]]:
 def _resolve_all(runs: Sequence[_Run], file: ManifestFile) -> list[_Resolved]:
     problems = file.problems
     used: set[str] = set()
+    refused: set[tuple[str, str]] = set()
     resolved: list[_Resolved] = []
     for entry, own in runs:
         values = _merge(file, own, file.setting)
@@ -247,6 +271,14 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile) -> list[_Resolved]:
                     continue  # missing because its list is empty, which is reported already
                 if entry.kind == "run" and isinstance(own.get(key), list):
                     line += "; lists multiply in [[grid]] and advance together in [[zip]]"
+                if is_distribution(values.get(key)):
+                    line += "; a distribution belongs in [[sample]]"
+                if entry.kind == "sample":
+                    if (entry.position, key) in refused:
+                        continue  # draws are many, and each has another value
+                    refused.add((entry.position, key))
+                    if isinstance(entry.space.get(key), Real) and type(values.get(key)) is float and "whole" in line:
+                        line += "; int = [LOW, HIGH] draws whole numbers"
                 problems.add(_place(key, entry, own, file), line)
         else:
             if not problems.about(f"{file.name}: {entry.label}"):

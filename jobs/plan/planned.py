@@ -26,7 +26,7 @@ class PlannedRun:
     reason: str | None
     """Why the run is skipped, or after which epoch it resumes."""
     by_hand: bool = False
-    """Whether a user retries a run that failed or was cancelled."""
+    """Whether a user retries a run that failed or was cancelled, or lets a run go on that a search stopped."""
     facts: CorpusFacts | None = None
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
@@ -60,7 +60,8 @@ def plan(
 ) -> PlannedRun:
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
-    A run that is done, running or queued is skipped. A run that was cancelled or failed is skipped, unless ``retry`` or
+    A run that is done, running or queued is skipped. A run that a search stopped is skipped, unless ``retry`` is set. A
+    run that was cancelled or failed is skipped, unless ``retry`` or
     ``undecided`` is set or the failure was not the run's own fault (``FREE``). Every other run resumes from its
     checkpoint, or starts if it has none. ``undecided`` means that the failure may be retried but the launcher exited
     before it did so.
@@ -68,14 +69,17 @@ def plan(
     action: Action = "skip"
     reason: str | None = None
     has_failed = observation.state in ("failed", "cancelled")
+    was_stopped = observation.state == "stopped"
     if observation.state in ("done", "running", "queued"):
         reason = observation.state
     elif has_failed and not (retry or undecided) and observation.kind not in FREE:
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
+    elif was_stopped and not retry:
+        reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
     elif not has_checkpoint:
         action = "start"
     else:
         action = "resume"
         reason = None if observation.epoch is None else f"after {observation.epoch + 1} epochs"
-    by_hand = retry and has_failed
+    by_hand = retry and (has_failed or was_stopped)
     return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)

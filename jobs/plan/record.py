@@ -18,6 +18,7 @@ from jobs.manifests.backends import check_tables
 from jobs.manifests.fields import Problems, read_table
 from jobs.manifests.load import Manifest
 from jobs.manifests.policy import Policy
+from jobs.manifests.search import SearchTable
 from jobs.manifests.secrets import looks_secret
 from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
@@ -26,10 +27,11 @@ from seqlm.data.corpus import resolve_data
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json, write_json
 from seqlm.rundir import study_record_file
+from seqlm.search import Search
 
 VERSION = 1
 
-PLAN = ("planned", "excluded", "expectations", "groups")
+PLAN = ("planned", "excluded", "expectations", "groups", "samples")
 """Sections whose entries belong to a manifest each."""
 
 
@@ -91,9 +93,11 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
             {"title": title, "runs": [prints[name] for name in names], **named}
             for title, names in manifest.groups.items()
         ],
+        "samples": [{**sample, **named} for sample in manifest.samples],
         "behaviour": list(dict.fromkeys(known[name] for name in manifest.behaviour for known in (prints, launched))),
         "untracked": list(manifest.untracked),
         "policy": manifest.policy.to_dict(),
+        "search": None if manifest.search is None else manifest.search.to_dict(),
         "backend": {name: _without_secrets(table) for name, table in manifest.backend.items()},
     }
 
@@ -174,6 +178,12 @@ def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
     return Policy.from_dict(_kept(study_dir, "policy", tell))
 
 
+def kept_search(study_dir: Path, tell: Callable[[str], None]) -> Search | None:
+    """Return the search of a study's last launch from a manifest; ``None`` if it is no search."""
+    kept = _kept(study_dir, "search", tell)
+    return Search.from_dict(kept) if kept else None
+
+
 def kept_tables(study_dir: Path, tell: Callable[[str], None]) -> Mapping[str, Mapping[str, Any]]:
     """Return the ``[backend.*]`` tables of a study's last launch from a manifest, by backend; empty if none."""
     return _kept(study_dir, "backend", tell)
@@ -191,20 +201,22 @@ def kept_untracked(study_dir: Path) -> tuple[str, ...]:
 
 
 def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping[str, Any]:
-    """Return ``policy`` or ``backend`` of the record; empty if it was not kept or is damaged."""
+    """Return ``policy``, ``search`` or ``backend`` of the record; empty if it was not kept or is damaged."""
     path = study_record_file(study_dir)
     problems = Problems()
+    without = "no run is stopped" if section == "search" else f"the defaults of [{section}] apply"
     try:
-        kept = (read_json(path) or {}).get(section, {})
+        kept = (read_json(path) or {}).get(section) or {}
     except FileError as error:
-        tell(f"warning: {error}; the defaults of [{section}] apply")
+        tell(f"warning: {error}; {without}")
         return {}
-    if section == "policy":
-        read_table(Policy, kept, str(path), problems, prefix="policy.")
-    else:
+    tables = {"policy": Policy, "search": SearchTable}
+    if section in tables and kept:
+        read_table(tables[section], kept, str(path), problems, prefix=f"{section}.")
+    elif kept:
         check_tables(kept, str(path), problems)
     if problems.lines:
-        tell(f"warning: {problems.lines[0]}; the defaults of [{section}] apply")
+        tell(f"warning: {problems.lines[0]}; {without}")
         return {}
     found: Mapping[str, Any] = kept
     return found

@@ -251,8 +251,14 @@ def jobs_file(study_dir: Path) -> Path:
 
 
 def read_jobs(study_dir: Path) -> dict[str, str]:
-    """Return the job id of each run whose last launch was on a scheduler, by run id."""
+    """Return the job id of each run whose last launch was on a scheduler, by run id: the last one if it has several."""
     return _read_tables(study_dir)["jobs"]
+
+
+def read_all_jobs(study_dir: Path) -> dict[str, list[str]]:
+    """Return the ids of all jobs of each such run: one, or in a search of mode ``sync`` one for each rung as well."""
+    tables = _read_tables(study_dir)
+    return {run_id: tables["stages"].get(run_id, [job]) for run_id, job in tables["jobs"].items()}
 
 
 def submission_of(run: RunDirectory) -> str | None:
@@ -260,20 +266,30 @@ def submission_of(run: RunDirectory) -> str | None:
     return _read_tables(run.path.parent)["submissions"].get(run.id)
 
 
-def _read_tables(study_dir: Path) -> dict[str, dict[str, str]]:
-    """Return the record of a study's jobs: ``jobs`` (run id -> job id) and ``submissions`` (run id -> submission)."""
-    return {"jobs": {}, "submissions": {}, **(read_json(jobs_file(study_dir)) or {})}
+def _read_tables(study_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return the record of a study's jobs, three tables by run id.
+
+    ``jobs``: its last job. ``stages``: all of its jobs, which run one after another. ``submissions``: its submission.
+    """
+    return {"jobs": {}, "stages": {}, "submissions": {}, **(read_json(jobs_file(study_dir)) or {})}
 
 
 def write_jobs(study_dir: Path, jobs: Mapping[str, str], submissions: Mapping[str, str]) -> None:
     """Add to the record of a study's jobs: run id -> job id, and run id -> submission.
 
-    The old job of a run that gets a new submission is dropped; the new job is added once its id is known.
+    The old jobs of a run that gets a new submission are dropped; a new job is added once its id is known.
     """
     before = _read_tables(study_dir)
-    kept = {run_id: job for run_id, job in before["jobs"].items() if run_id not in submissions}
+    kept, stages = (
+        {run_id: found for run_id, found in before[table].items() if run_id not in submissions}
+        for table in ("jobs", "stages")
+    )
     make_directory(jobs_file(study_dir).parent)
-    record = {"jobs": {**kept, **jobs}, "submissions": {**before["submissions"], **submissions}}
+    record = {
+        "jobs": {**kept, **jobs},
+        "stages": {**stages, **{run_id: [*stages.get(run_id, []), job] for run_id, job in jobs.items()}},
+        "submissions": {**before["submissions"], **submissions},
+    }
     write_json(jobs_file(study_dir), record)
 
 

@@ -24,6 +24,7 @@ from seqlm.environment import ATTEMPT, MICRO_BATCHES, NODE
 from seqlm.errors import (
     EXIT_BUSY,
     EXIT_FAILED,
+    EXIT_RUNG,
     EXIT_STOPPED,
     EXIT_STORAGE,
     FileError,
@@ -35,7 +36,7 @@ from seqlm.errors import (
 from seqlm.files import Guard, make_directory, unguarded, write_json
 from seqlm.lease import Terms, claim, kept, require_attempt
 from seqlm.locks import exclusive_lock
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.training.distributed import Rank, abort_group, leave_group
 from seqlm.training.failure import describe_failure, failure_text, tell
 
@@ -44,6 +45,10 @@ STOPPED = "stopped; run again to resume"
 
 class StopRequested(Exception):  # noqa: N818 -- not an error: somebody asked this run to stop
     """A signal asked the worker to stop; the run goes on from its last checkpoint when launched again."""
+
+
+class LeftAtRungError(Exception):
+    """The search of the study stops the run at a rung, or has it wait for others there. The run's files say which."""
 
 
 @final
@@ -133,6 +138,9 @@ def _make_attempt(
             if run.result_file.exists():
                 print("this run is done; nothing to do")
                 return 0
+            if (stopped := run.read_stopped()) is not None:
+                print(stopped_reason(stopped))
+                return EXIT_RUNG
             with recorded(run, rank, attempt, guard):
                 work(guard)
     except (RunBusyError, LeaseLostError) as error:
@@ -142,6 +150,10 @@ def _make_attempt(
         _leave(leave_group)  # all ranks stop after the same step; an abort could break the last gathering of another
         tell(STOPPED)
         return EXIT_STOPPED
+    except LeftAtRungError as left:
+        _leave(leave_group)  # all ranks leave after the same collective operation
+        print(left)
+        return EXIT_RUNG
     except Exception as error:
         if stop.received and not is_storage_failure(
             error

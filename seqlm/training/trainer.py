@@ -46,6 +46,7 @@ from seqlm.training.resume import (
     mask_seed,
     restore_within_epoch,
 )
+from seqlm.training.rungs import BeforeEpoch, always_goes_on
 from seqlm.training.snapshot import Snapshot
 from seqlm.training.step import TrainingStep
 
@@ -70,6 +71,7 @@ class Trainer:
         checkpoint_minutes: time between two checkpoints within an epoch.
         progress_seconds: least time between two writes of ``progress.json``.
         keep_last: whether ``last.pt`` stays when the run is done.
+        before_epoch: may end the training between two epochs.
         guard: called before a file of the run is put in place. Raises if this process no longer owns the run.
 
     Raises:
@@ -89,6 +91,7 @@ class Trainer:
         checkpoint_minutes: float = CHECKPOINT_MINUTES.default,
         progress_seconds: float = PROGRESS_SECONDS.default,
         keep_last: bool = True,
+        before_epoch: BeforeEpoch = always_goes_on,
         guard: Guard = unguarded,
     ) -> None:
         self.config = config
@@ -134,6 +137,7 @@ class Trainer:
         self._save_every_seconds = 60 * checkpoint_minutes
         self._saved_at = time.monotonic()
         self._keep_last = keep_last
+        self._before_epoch = before_epoch
         self._begin_epoch(0)
         self.progress = Progress(
             epochs=train.epochs,
@@ -155,6 +159,7 @@ class Trainer:
 
         Raises:
             CheckpointError: the run's own checkpoint cannot be used.
+            LeftAtRungError: a search ends the training here. The state has been saved.
             DivergedError: a loss or gradient norm is not finite. Nothing of that step is saved.
             StopRequested: ``stop`` was set. The state has been saved.
             FileError: a file of the run cannot be written.
@@ -162,6 +167,8 @@ class Trainer:
         try:
             self._resume()
             while self._epoch < self.config.train.epochs:
+                if self._step == 0:
+                    self._before_epoch(self._epoch, self._background.wait)
                 self._one_epoch()
             return self._finish()
         except StopRequested:

@@ -17,14 +17,16 @@ import torch
 import torch.utils.deterministic
 
 from seqlm.data.corpus import load_corpus
-from seqlm.environment import CHECKPOINT_MINUTES, DATA, DETERMINISTIC, KEEP_LAST, PROGRESS_SECONDS
+from seqlm.environment import CHECKPOINT_MINUTES, DATA, DETERMINISTIC, KEEP_LAST, PROGRESS_SECONDS, SEARCH
 from seqlm.errors import EXIT_STORAGE, EXIT_USAGE, SeqlmError
 from seqlm.files import Guard
 from seqlm.rundir import RunDirectory
+from seqlm.search import Search
 from seqlm.training.attempt import StopSignal, attempt_number, make_attempt
 from seqlm.training.canary import canary_steps, run_canary
 from seqlm.training.distributed import gpu_share, process_group, rank_from_environment
 from seqlm.training.micro_batches import micro_batches_from
+from seqlm.training.rungs import at_rungs
 from seqlm.training.self_check import check_device
 from seqlm.training.trainer import Trainer
 
@@ -46,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         progress = PROGRESS_SECONDS.read()
         parts = micro_batches_from(os.environ, config.train.batch_size, rank.world_size)
         keep_last, is_deterministic = KEEP_LAST.read(), DETERMINISTIC.read()
+        search = Search.from_text(SEARCH.read())
         attempt = attempt_number(run, os.environ)
     except SeqlmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
                 checkpoint_minutes=minutes,
                 progress_seconds=progress,
                 keep_last=keep_last,
+                before_epoch=at_rungs(search, run, rank, guard),
                 guard=guard,
             )
             if steps is None:

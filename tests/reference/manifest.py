@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.manifests.backends import LocalTable, RayTable, SlurmTable
 from jobs.manifests.claims import Claim, Published, Report
-from jobs.manifests.entries import EntryTable, StudyTable
+from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import full_keys
 from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, policy_keys, table_keys
 from jobs.manifests.policy import Policy
@@ -49,6 +49,7 @@ def _tables() -> dict[str, str]:
                 **_prefixed("published", _defaults(Published)),
             },
         ),
+        "sample": _table({name: table_keys(SampleTable)[name] for name in ("count", "seed")}, _defaults(SampleTable)),
         "expect": _table(table_keys(Claim), _defaults(Claim)),
         "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
         "policy": _table(_prefixed("policy", policy_keys()), _prefixed("policy", Policy().to_dict())),

@@ -120,6 +120,22 @@ DATA: dict[str, Meanings] = {
         "report": ("text", "path of the page"),
         "behaviour": ("list", "what became of each behaviour job, as in `behaviour`"),
     },
+    "propose": {
+        "study": ("text", "name of the study"),
+        "metric": ("text", "what is predicted; lower is better"),
+        "sampler": ("text", "what proposes"),
+        "finished": ("number", "runs that have finished and count"),
+        "stopped": ("number", "runs that were stopped and count"),
+        "diverged": ("number", "runs that have diverged and count"),
+        "proposals[].name": ("text", "name of the run"),
+        "proposals[].values": ("object", "its keys, as in a `[[run]]`"),
+        "proposals[].nearest": (
+            "object",
+            "trained run with the nearest setting: `name`, `value` (null: diverged) and `distance`, from 0 to 1",
+        ),
+        "proposals[].predicted": ("number or null", "predicted value; null if only diverged runs are known"),
+        "proposals[].predicted_by": ("text", "how it is predicted"),
+    },
     "doctor": {
         "findings[].level": ("text", "`ok`, `note` or `bad`; with one `bad` the exit code is 3"),
         "findings[].subject": ("text", "what was checked"),

@@ -80,6 +80,7 @@ FIELDS: dict[str, Meanings] = {
         "published": "kept by versions before 0.2.0; now part of `planned`",
         "expectations": "the `[[expect]]` tables, with fingerprints in place of conditions",
         "groups": ("list", "the groups of `[report.groups]`, with fingerprints in place of names"),
+        "samples": ("list", "the `[[sample]]` entries as written, and the `[defaults]`, for `seqlm propose`"),
         "behaviour": "fingerprints of the runs that `[report] behaviour` names",
         "untracked": "`study.untracked` of the manifest",
         "policy": POLICY,

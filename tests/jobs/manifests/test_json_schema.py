@@ -23,7 +23,7 @@ from jobs.manifests.reader import read_manifest_file
 from seqlm.config import valid_keys
 from seqlm.errors import ManifestError
 from tests import commands
-from tests.jobs.manifests import test_manifest, test_manifest_report
+from tests.jobs.manifests import test_draws, test_manifest, test_manifest_report
 
 ROOT = Path(__file__).parents[3]
 VALIDATOR = Draft202012Validator(manifest_schema())
@@ -73,7 +73,11 @@ def test_the_manifests_of_the_project_are_valid(path: Path) -> None:
 
 def good_texts() -> list[tuple[str, str]]:
     texts = [(test_manifest.GOOD, "toml"), (test_manifest.TOML, "toml"), (test_manifest.YAML, "yaml")]
-    texts += [(test_manifest.JSON, "json"), (test_manifest_report.BASE + test_manifest_report.RNN, "toml")]
+    texts += [
+        (test_draws.GOOD, "toml"),
+        (test_manifest.JSON, "json"),
+        (test_manifest_report.BASE + test_manifest_report.RNN, "toml"),
+    ]
     base = test_manifest_report.BASE + test_manifest_report.RNN + test_manifest_report.GRU
     texts += [(base + test_manifest_report.EXPECT, "toml")]
     return texts + [(text, language) for language in ("toml", "yaml") for text in test_manifest.examples(language)]
@@ -179,12 +183,15 @@ BEYOND_A_SCHEMA = {
         "run on both sides",
         "side without runs",
     ),
+    *("bounds that descend", "equal bounds", "step beyond the range", "nothing drawn", "count above what there is"),
+    "key both drawn and fixed",
+    *("draws that a run refuses", "a condition on two keys"),
     *("side that is no condition", "side that compares a text", "replications that descend"),
 }
 """What a schema cannot tell: conditions across tables, on the expanded runs, and on the text of filters."""
 NOT_PLAIN = {"not a number", "infinite", "published perplexity without end"}
 """JSON has no NaN and no infinity."""
-WRONG = {**test_manifest.WRONG, **test_manifest_report.WRONG}
+WRONG = {**test_manifest.WRONG, **test_manifest_report.WRONG, **test_draws.WRONG}
 
 
 @pytest.mark.parametrize("name", [name for name in WRONG if name not in NOT_PLAIN])

@@ -331,7 +331,9 @@ def test_a_grid_of_the_largest_size_is_accepted(tmp_path: Path, monkeypatch: pyt
 VALID_NAME = "up to 80 letters, digits, dots, hyphens and underscores, not starting with a dot or a hyphen"
 IN_OPTIM = "valid in optim: decay, flat_epochs, lr, optimizer, schedule"
 IN_TRAIN = "valid in train: batch_size, clip_norm, epochs, precision, seq_len"
-TOP = "valid: study, defaults, run, grid, zip, exclude, expect, report, seeds, resources, policy, backend"
+TOP = (
+    "valid: study, defaults, run, grid, zip, sample, exclude, expect, report, seeds, resources, policy, search, backend"
+)
 GRID = '[[grid]]\nmodel.arch = ["rnn", "gru", "transformer"]\noptim.optimizer = ["sgd", "adam"]\n'
 
 WRONG = {
@@ -495,7 +497,7 @@ WRONG = {
         'defaults = "x"\n' + HEAD + RUN + 'model.hidden_size = 1\ndata.corpus = "ptb"\noptim.lr = 1',
         'study.toml: defaults: expected a table, got "x"',
     ),
-    "no runs at all": (BASE, "study.toml: no runs; add a [[run]], [[grid]] or [[zip]]"),
+    "no runs at all": (BASE, "study.toml: no runs; add a [[run]], [[grid]], [[zip]] or [[sample]]"),
     "no name": (DEFAULTS + RUN, f"study.toml: study.name: missing, expected {VALID_NAME}"),
     "name that leaves the folder": (
         GOOD.replace('"s"', '"../../x"'),
@@ -813,7 +815,7 @@ def test_excludes_hold_as_written_whatever_is_set(tmp_path: Path) -> None:
 WRONG_SETS = {
     "train.epcohs=2": f'unknown key "train.epcohs"; did you mean "train.epochs"? ({IN_TRAIN})',
     "lr=2": 'unknown key "lr"; did you mean "optim.lr"? '
-    "(valid: model, data, optim, train, seed, resources, policy, study)",
+    "(valid: model, data, optim, train, seed, resources, policy, search, study)",
     "train.epochs": "expected KEY=VALUE, for example --set train.epochs=2",
     "=2": "expected KEY=VALUE, for example --set train.epochs=2",
     "train.epochs=": 'train.epochs: expected a whole number, got ""',

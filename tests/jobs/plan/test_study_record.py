@@ -109,6 +109,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
         "behaviour": [prints["known"]],
         "untracked": [],
         "policy": Policy().to_dict(),
+        "search": None,
         "backend": {},
     }
     for chosen in (specs, specs[1:2]):

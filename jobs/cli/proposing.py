@@ -1,0 +1,130 @@
+"""``propose``: settings for the next runs of a study, as tables to add to its manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs import terminal
+from jobs.cli.arguments import ProposeArguments
+from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
+from jobs.plan.proposals import NEIGHBOURS, Proposal, Space, Trained, propose, setting_of, spaces_of_runs
+from jobs.study.folder import ObservedRun, find_study, observe_study
+from seqlm.errors import UsageError
+from seqlm.files import read_json
+from seqlm.rundir import study_record_file
+
+SAMPLER = "Optuna's TPE"
+PREDICTED_BY = f"mean of the {NEIGHBOURS} nearest runs, weighted by 1/distance"
+
+
+def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
+    """Print a ``[[run]]`` for each proposal, with its reason as a comment."""
+    study_dir = find_study(arguments.study, arguments.runs_dir)
+    record: Mapping[str, Any] = read_json(study_record_file(study_dir)) or {}
+    metric = (record.get("search") or {}).get("metric", "val_ppl")
+    observed = [run for run in observe_study(study_dir) if run.config is not None]
+    trained = [found for run in observed if (found := trained_run(run, metric)) is not None]
+    if not any(run.finished for run in trained):
+        raise UsageError(f"{study_dir.name}: expected at least one finished run to learn from, found none")
+    path = Path(arguments.study)
+    manifest = load_manifest(path) if path.is_file() and path.suffix in MANIFEST_SUFFIXES else None
+    samples = record.get("samples", []) if manifest is None else manifest.samples
+    spaces = [Space.of_sample(sample) for sample in samples] or spaces_of_runs(trained)
+    if not spaces:
+        raise UsageError(
+            f"{study_dir.name}: no [[sample]], and its trained runs of one architecture and optimizer differ in no "
+            "number; add a [[sample]] with ranges to the manifest"
+        )
+    has = [(run.name, run.config.by_key()) for run in observed if run.config is not None]
+    has += [(one["name"], one["config"]) for one in record.get("planned", []) if "config" in one]
+    has += [(spec.name, spec.config.by_key()) for spec in manifest.runs] if manifest else []
+    proposals = propose(
+        spaces,
+        trained,
+        arguments.count,
+        arguments.seed,
+        taken={setting_of(values) for _, values in has},
+        names={name for name, _ in has},
+    )
+    if not proposals:
+        raise UsageError(f"{study_dir.name}: every setting in its ranges is in the study already; widen a range")
+    if len(proposals) < arguments.count:
+        terminal.tell(f"found only {len(proposals)} of {arguments.count} settings that the study does not have")
+    counts = counts_of(trained)
+    basis = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    terminal.say(f"# {len(proposals)} proposals of {SAMPLER}, fitted to {basis} runs of {study_dir.name}")
+    terminal.say(f"# predicted: {PREDICTED_BY}; distance: share of the ranges, from 0 to 1")
+    for number, proposal in enumerate(proposals, start=1):
+        terminal.say(f"\n# {number}: {reason(proposal, metric)}\n{run_table(proposal)}")
+    document = {
+        "study": study_dir.name,
+        "metric": metric,
+        "sampler": SAMPLER,
+        **counts,
+        "proposals": [_record(proposal) for proposal in proposals],
+    }
+    return document, 0
+
+
+def trained_run(run: ObservedRun, metric: str) -> Trained | None:
+    """Return what a run shows of its settings: its best value, or its last one if it was stopped.
+
+    ``None``: it has neither finished nor been stopped nor diverged.
+    """
+    assert run.config is not None
+    epochs, _ = run.run.read_metrics()
+    values = [one[metric] for one in epochs if isinstance(one.get(metric), int | float) and math.isfinite(one[metric])]
+    state, kind = run.observation.state, run.observation.kind
+    value: float | None
+    if state == "done" and values:
+        value = min(values)
+    elif state == "stopped" and values:
+        value = values[-1]
+    elif kind == "diverged":
+        value = None
+    else:
+        return None
+    return Trained(name=run.name, config=run.config, value=value, epochs=len(epochs), finished=state == "done")
+
+
+def counts_of(trained: Sequence[Trained]) -> dict[str, int]:
+    """Return how many runs have finished, were stopped, and have diverged."""
+    return {
+        "finished": sum(run.finished for run in trained),
+        "stopped": sum(not run.finished and run.value is not None for run in trained),
+        "diverged": sum(run.value is None for run in trained),
+    }
+
+
+def reason(proposal: Proposal, metric: str) -> str:
+    """Return why a setting is proposed: the nearest trained run, and the predicted value."""
+    nearest = proposal.nearest
+    state = "finished" if nearest.finished else "stopped" if nearest.value is not None else "diverged"
+    value = "" if nearest.value is None else f" with {metric} {nearest.value:.5g}"
+    predicted = "unknown" if proposal.predicted is None else f"{proposal.predicted:.5g}"
+    return (
+        f"predicted {metric} {predicted}; nearest run {nearest.name} ({state}{value}, distance {proposal.distance:.2f})"
+    )
+
+
+def run_table(proposal: Proposal) -> str:
+    """Return a proposal as a ``[[run]]`` in TOML."""
+    values = {"name": proposal.name, **proposal.values}
+    return "\n".join(
+        ["[[run]]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())]
+    )
+
+
+def _record(proposal: Proposal) -> dict[str, Any]:
+    nearest = proposal.nearest
+    return {
+        "name": proposal.name,
+        "values": dict(proposal.values),
+        "nearest": {"name": nearest.name, "value": nearest.value, "distance": proposal.distance},
+        "predicted": proposal.predicted,
+        "predicted_by": PREDICTED_BY,
+    }

@@ -1,0 +1,267 @@
+"""Decide at a rung of a search which runs go on, from the files of the study alone. Standard library alone.
+
+A rung is a number of finished epochs at which runs are compared. The worker of a run decides for it (mode ``async``:
+asynchronous successive halving in its stopping form, as in Li et al., A System for Massively Parallel Hyperparameter
+Tuning, MLSys 2020, and in Klein et al., Model-based Asynchronous Hyperparameter and Neural Architecture Search, 2020).
+In mode ``sync`` the worker leaves at the rung, and the launcher or a job of SLURM decides once all runs of the group
+have come there or cannot any more (successive halving: Jamieson and Talwalkar, AISTATS 2016).
+
+Each decision is made once and kept in the run's folder: in ``rungs.json``, or in ``stopped.json`` if the run stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeAlias, get_args
+
+from seqlm.errors import FileError, UsageError
+from seqlm.files import Guard, unguarded, write_json
+from seqlm.rundir import RunDirectory
+
+Metric: TypeAlias = Literal["val_ppl", "train_ppl", "val_loss"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+Mode: TypeAlias = Literal["async", "sync"]
+Decision: TypeAlias = Literal["goes on", "stopped", "waits"]
+
+
+def goes_on(value: float, reached: Collection[float], *, keep: float, min_runs: int) -> bool:
+    """Return whether a run goes on from a rung.
+
+    It goes on while its value is among the lowest ceil(len(reached) * keep), or if fewer than ``min_runs`` runs have
+    reached the rung. Equal values share a place: either all of them go on or none, so the order of arrival of equal
+    runs does not matter. NaN and infinite values are the worst, and equal to each other.
+
+    Args:
+        value: of the run at this rung; lower is better.
+        reached: the values at this rung of all runs that have reached it so far, this run among them.
+        keep: share that goes on, above 0 and below 1.
+        min_runs: nobody is stopped before so many runs have reached the rung.
+    """
+    return len(reached) < min_runs or _rank(value, reached) <= _places(len(reached), keep)
+
+
+def _places(number: int, keep: float) -> int:
+    """Return how many of ``number`` runs go on."""
+    return math.ceil(number * keep)
+
+
+def _rank(value: float, reached: Collection[float]) -> int:
+    """Return the place of a value, from 1: one more than the number of lower values."""
+    own = _ordered(value)
+    return 1 + sum(_ordered(other) < own for other in reached)
+
+
+def _ordered(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The rule of a study's search: the table ``[search]`` of its manifest (:mod:`jobs.manifests.search`)."""
+
+    rungs: tuple[int, ...]
+    """Finished epochs after which runs are compared, ascending."""
+    metric: Metric = "val_ppl"
+    keep: float = 0.34
+    min_runs: int = 3
+    within: tuple[str, ...] = ()
+    """Keys of the configuration: runs are compared with those that have the same values. Empty: with all."""
+    mode: Mode = "async"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Search:
+        """Read the result of :meth:`to_dict`, or a table in which ``read_table`` found no problem."""
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in raw.items()}
+        return cls(**values)
+
+    @classmethod
+    def from_text(cls, text: str) -> Search | None:
+        """Read the text of ``SEQLM_SEARCH``. ``None``: there is no search.
+
+        Raises:
+            UsageError: it is not the JSON of a search.
+        """
+        if not text:
+            return None
+        try:
+            return cls.from_dict(json.loads(text))
+        except (ValueError, TypeError, AttributeError):
+            raise UsageError(f"SEQLM_SEARCH: expected the [search] table as JSON, got {text}") from None
+
+    def to_text(self) -> str:
+        """Return the text that :meth:`from_text` reads."""
+        return json.dumps(self.to_dict())
+
+    def group_of(self, run: RunDirectory) -> tuple[Any, ...]:
+        """Return the values of ``within`` in a run's configuration; runs with equal values are compared.
+
+        Raises:
+            FileError: the configuration cannot be read.
+        """
+        if not self.within:
+            return ()
+        found = run.read_config().by_key()
+        return tuple(found.get(key) for key in self.within)
+
+
+# -- the files of a study ------------------------------------------------------------------------------------------
+
+
+def values_at(run: RunDirectory, search: Search, rung: int) -> dict[str, float]:
+    """Return the value of each run of the study that has reached the rung and is compared with ``run``, by run id.
+
+    Files that are damaged, half copied, or of something else are as good as missing, except for those of ``run``.
+
+    Raises:
+        FileError: the configuration or the metrics of ``run`` cannot be read, or it has not reached the rung.
+    """
+    group = search.group_of(run)
+    own = _value_at(run, search.metric, rung)
+    if own is None:
+        raise FileError(f"{run.metrics_file}: expected {search.metric} of epoch {rung}, found none")
+    found = {run.id: own}
+    for other in RunDirectory.unordered_in(run.path.parent):
+        with contextlib.suppress(FileError, OSError):
+            value = None if other.id == run.id else _value_at(other, search.metric, rung)
+            if value is not None and search.group_of(other) == group:
+                found[other.id] = value
+    return found
+
+
+def _value_at(run: RunDirectory, metric: str, rung: int) -> float | None:
+    """Return a run's value after ``rung`` epochs; infinity for NaN, which files have as null. ``None``: none."""
+    records, _ = run.read_metrics()
+    for record in reversed(records):
+        if record["epoch"] == rung - 1:
+            value = record.get(metric, "")
+            if value is None:
+                return math.inf
+            with contextlib.suppress(OverflowError):  # a whole number of more than 308 digits
+                return _ordered(float(value)) if type(value) in (int, float) else None
+    return None
+
+
+# -- decisions -----------------------------------------------------------------------------------------------------
+
+
+def decision_at(run: RunDirectory, rung: int) -> Decision | None:
+    """Return what has been decided about a run at a rung; ``None``: nothing, and it does not wait either.
+
+    Raises:
+        FileError: the record cannot be read.
+    """
+    if (run.read_stopped() or {}).get("rung") == rung:
+        return "stopped"
+    entry = run.read_rungs().get(str(rung))
+    if entry is None:
+        return None
+    return "waits" if entry.get("decision") == "waits" else "goes on"
+
+
+def decide(run: RunDirectory, search: Search, rung: int, *, guard: Guard = unguarded) -> Decision:
+    """Return the decision about a run that has finished ``rung`` epochs. Make and record it unless that is done.
+
+    Raises:
+        FileError: the run's files cannot be read or written.
+        LeaseLostError: ``guard`` says that the run belongs to another worker by now.
+    """
+    earlier = decision_at(run, rung)
+    if earlier in ("goes on", "stopped"):
+        return earlier
+    values = values_at(run, search, rung)
+    return record_decision(run, search, rung, values, guard=guard)
+
+
+def record_decision(
+    run: RunDirectory, search: Search, rung: int, values: Mapping[str, float], *, guard: Guard = unguarded
+) -> Decision:
+    """Decide about a run from the values of the runs at the rung (run id -> value), and record it with its evidence.
+
+    Raises:
+        FileError, LeaseLostError: as :func:`decide`.
+    """
+    value, reached = values[run.id], list(values.values())
+    places = _places(len(reached), search.keep)
+    evidence = {
+        "metric": search.metric,
+        "rung": rung,
+        "value": value,
+        "rank": _rank(value, reached),
+        "of": len(reached),
+        "keep": search.keep,
+        "goes_on": places,
+        "cut": sorted(reached)[places - 1],
+        "min_runs": search.min_runs,
+        "at": _now(),
+    }
+    if goes_on(value, reached, keep=search.keep, min_runs=search.min_runs):
+        _write_entry(run, rung, {"decision": "goes on", **evidence}, guard)
+        return "goes on"
+    write_json(run.stopped_file, evidence, guard=guard)
+    return "stopped"
+
+
+def wait_at(run: RunDirectory, rung: int, *, guard: Guard = unguarded) -> None:
+    """Record that a run waits at a rung for the others.
+
+    Raises:
+        FileError, LeaseLostError: as :func:`decide`.
+    """
+    if decision_at(run, rung) is None:
+        _write_entry(run, rung, {"decision": "waits", "at": _now()}, guard)
+
+
+def rung_of_waiting(run: RunDirectory, search: Search | None) -> int | None:
+    """Return the rung at which a run waits for a decision that its worker does not make. ``None``: it does not wait.
+
+    Raises:
+        FileError: the run's files cannot be read.
+    """
+    if search is None or search.mode != "sync":
+        return None
+    finished = epochs_finished(run)
+    return finished if finished in search.rungs and decision_at(run, finished) == "waits" else None
+
+
+def epochs_finished(run: RunDirectory) -> int:
+    """Return the number of epochs in a run's metrics.
+
+    Raises:
+        FileError: they cannot be read.
+    """
+    records, _ = run.read_metrics()
+    return int(records[-1]["epoch"]) + 1 if records else 0
+
+
+def let_go_on(run: RunDirectory) -> None:
+    """Let a stopped run go on because a user wants it: it is not stopped again at the rung where it stopped.
+
+    Raises:
+        FileError: the record cannot be read, written or removed.
+    """
+    stopped = run.read_stopped()
+    if stopped is None:
+        return
+    _write_entry(run, int(stopped["rung"]), {"decision": "by hand", **stopped}, unguarded)
+    try:
+        run.stopped_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError.from_os_error("remove", run.stopped_file, error) from None
+
+
+def _write_entry(run: RunDirectory, rung: int, entry: Mapping[str, Any], guard: Guard) -> None:
+    entries = {**run.read_rungs(), str(rung): entry}
+    write_json(run.rungs_file, dict(sorted(entries.items(), key=lambda item: int(item[0]))), guard=guard)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

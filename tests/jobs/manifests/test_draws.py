@@ -1,0 +1,310 @@
+"""``[[sample]]``: what is drawn, what it is called, and the line that each wrong entry gets."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.manifests.draws import Choice, Distribution, Real, Whole, draw, number_of_settings
+from jobs.manifests.load import Manifest
+from tests import commands
+from tests.jobs.manifests.test_manifest import BASE, HEAD, RUN, load, names, names_of_excluded, problems
+
+SAMPLE = """
+[[sample]]
+count = 7
+model.arch = ["rnn", "gru"]
+optim.optimizer = "adam"
+optim.lr = { log_uniform = [1e-5, 1e-2] }
+model.keep = { uniform = [0.2, 0.9] }
+model.hidden_size = { int = [256, 2048], step = 256 }
+"""
+GOOD = BASE + SAMPLE
+SPACE: dict[str, Distribution] = {
+    "arch": Choice(("rnn", "gru", "transformer")),
+    "lr": Real(low=1e-5, high=1e-2, log=True),
+    "keep": Real(low=0.2, high=0.9, log=False),
+    "hidden": Whole(low=256, high=2048, step=256),
+}
+
+
+def with_count(count: int) -> str:
+    return GOOD.replace("count = 7", f"count = {count}")
+
+
+# -- what is drawn -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7, 27, 100])
+def test_the_first_n_of_2n_draws_are_the_same_n(count: int) -> None:
+    drawn = draw(SPACE, count, seed=3)
+    assert len(drawn) == count
+    assert draw(SPACE, 2 * count, seed=3)[:count] == drawn
+    assert draw(SPACE, 2 * count, seed=4)[:count] != drawn
+
+
+def test_draws_are_those_of_every_version_of_scipy() -> None:
+    """Other draws would be other runs: a study would begin again after an update."""
+    assert draw(SPACE, 3, seed=0) == [
+        {"arch": "gru", "lr": 0.0009801, "keep": 0.8004, "hidden": 2048},
+        {"arch": "gru", "lr": 0.0001105, "keep": 0.5402, "hidden": 768},
+        {"arch": "transformer", "lr": 0.004133, "keep": 0.6673, "hidden": 1536},
+    ]
+
+
+def test_values_cover_the_space_and_stay_within_its_bounds() -> None:
+    drawn = draw(SPACE, 64, seed=0)
+    for number in range(4):  # a Sobol sequence has as many points in each quarter of each range
+        quarter = [d for d in drawn if number <= 4 * (d["keep"] - 0.2) / 0.7 < number + 1]
+        assert len(quarter) == 16
+        assert len([d for d in drawn if number <= 4 * math.log10(d["lr"] / 1e-5) / 3 < number + 1]) == 16
+    assert {d["hidden"] for d in drawn} == set(range(256, 2049, 256))
+    assert {d["arch"] for d in drawn} == {"rnn", "gru", "transformer"}
+    assert all(0.2 <= d["keep"] <= 0.9 and 1e-5 <= d["lr"] <= 1e-2 for d in drawn)
+
+
+def test_numbers_have_four_significant_digits_of_the_number_or_of_the_range() -> None:
+    assert all(
+        float(f"{d['keep']:.4g}") == d["keep"] and float(f"{d['lr']:.4g}") == d["lr"] for d in draw(SPACE, 50, 0)
+    )
+    narrow = [d["x"] for d in draw({"x": Real(low=0.99999, high=1.0, log=False)}, 20, seed=0)]
+    assert len(set(narrow)) == 20
+    assert all(0.99999 <= value <= 1 for value in narrow)
+    assert Real(low=0.0, high=1.0, log=False).at(0.0) == 0
+    assert Real(low=-1e308, high=1e308, log=False).at(0.5) == 0
+
+
+def test_the_highest_whole_number_is_the_last_that_the_step_reaches() -> None:
+    assert {Whole(low=1, high=10, step=4).at(x / 64) for x in range(64)} == {1, 5, 9}
+
+
+def test_a_draw_that_repeats_an_earlier_one_is_left_out_and_the_sequence_goes_on() -> None:
+    space: dict[str, Distribution] = {"a": Choice((1, 2, 3)), "b": Whole(low=1, high=3, step=1), "c": Choice("xyz")}
+    assert number_of_settings(space) == 27
+    every = draw(space, 27, seed=5)
+    assert len({tuple(one.values()) for one in every}) == 27
+    assert draw(space, 10, seed=5) == every[:10]
+    assert len(draw(space, 28, seed=5)) == 27
+
+
+def test_the_order_of_the_keys_does_not_matter() -> None:
+    assert draw(dict(reversed(SPACE.items())), 5, seed=0) == draw(SPACE, 5, seed=0)
+
+
+# -- the runs of an entry ------------------------------------------------------------------------------------------
+
+
+def keys_of(manifest: Manifest) -> list[tuple[object, ...]]:
+    keys = ("model.arch", "optim.lr", "model.keep", "model.hidden_size")
+    return [tuple(run.config.by_key()[key] for key in keys) for run in manifest.runs]
+
+
+def test_a_sample_makes_its_count_of_runs_named_after_what_is_drawn(tmp_path: Path) -> None:
+    manifest = load(tmp_path, GOOD)
+    for run, (arch, lr, keep, hidden) in zip(manifest.runs, keys_of(manifest), strict=True):
+        assert run.name.startswith(f"{arch}-adam-keep{keep}-hidden{hidden}-lr")
+        assert float(run.name.split("-lr")[1]) == lr
+    assert len(set(names(manifest))) == 7
+
+
+def test_a_larger_count_and_other_entries_leave_the_runs_as_they_are(tmp_path: Path) -> None:
+    few, many = load(tmp_path, with_count(3)), load(tmp_path, with_count(6) + RUN + "model.keep = 1.0")
+    assert [(run.name, run.fingerprint) for run in many.runs][:3] == [(run.name, run.fingerprint) for run in few.runs]
+    assert names(load(tmp_path, with_count(1))) == names(few)[:1]
+
+
+def test_a_name_and_a_choice_of_one_leave_no_suffix_for_them(tmp_path: Path) -> None:
+    text = BASE + '[[sample]]\nname = "s"\ncount = 2\nmodel.arch = ["gru"]\noptim.optimizer = "sgd"\n'
+    assert all(
+        name.startswith("s-keep") for name in names(load(tmp_path, text + "model.keep = { uniform = [0.1, 1] }"))
+    )
+
+
+def test_yaml_and_json_draw_the_same_runs(tmp_path: Path) -> None:
+    yaml = """
+study: {name: s}
+defaults:
+  model: {hidden_size: 8, num_heads: 2}
+  data.corpus: pydoc
+sample:
+  - count: 7
+    model:
+      hidden_size: {int: [256, 2048], step: 256}
+      arch: [rnn, gru]
+      keep: {uniform: [0.2, 0.9]}
+    optim: {optimizer: adam, lr: {log_uniform: [1e-5, 1e-2]}}
+"""
+    json = (
+        '{"study": {"name": "s"}, "defaults": {"model.num_heads": 2, "data": {"corpus": "pydoc"}}, "sample": '
+        '[{"count": 7, "model.arch": ["rnn", "gru"], "model": {"keep": {"uniform": [0.2, 0.9]}, '
+        '"hidden_size": {"step": 256, "int": [256, 2048]}}, "optim.optimizer": "adam", '
+        '"optim.lr": {"log_uniform": [1e-5, 1e-2]}}]}'
+    )
+    prints = [run.fingerprint for run in load(tmp_path, GOOD).runs]
+    assert [run.fingerprint for run in load(tmp_path, yaml, name="study.yaml").runs] == prints
+    assert [run.fingerprint for run in load(tmp_path, json, name="study.json").runs] == prints
+
+
+def test_seeds_copy_every_draw_and_the_seed_of_the_entry_is_that_of_the_draws(tmp_path: Path) -> None:
+    manifest = load(tmp_path, GOOD + "seed = 5\nseeds = [1, 2]")
+    assert [run.config.seed for run in manifest.runs] == [1, 2] * 7
+    assert names(manifest)[1].endswith("-seed2")
+    assert keys_of(manifest)[::2] == keys_of(load(tmp_path, GOOD + "seed = 5"))
+    assert keys_of(manifest)[::2] != keys_of(load(tmp_path, GOOD))
+    assert {run.config.seed for run in load(tmp_path, GOOD + "seed = 5").runs} == {1111}
+    top = load(tmp_path, "seeds = [3, 4]\n" + GOOD)
+    assert {run.config.seed for run in top.runs} == {3, 4}
+
+
+def test_an_exclude_drops_draws(tmp_path: Path) -> None:
+    manifest = load(tmp_path, GOOD + '[[exclude]]\nmodel.arch = "rnn"')
+    assert {run.config.model.arch for run in manifest.runs} == {"gru"}
+    assert len(manifest.runs) + len(names_of_excluded(manifest)) == 7
+
+
+def test_set_overrides_a_key_that_is_drawn(tmp_path: Path) -> None:
+    before, after = keys_of(load(tmp_path, GOOD)), keys_of(load(tmp_path, GOOD, "optim.lr=0.5"))
+    assert after == [(arch, 0.5, keep, hidden) for arch, _, keep, hidden in before]
+    assert all(name.endswith("-lr0.5") for name in names(load(tmp_path, GOOD, "optim.lr=0.5")))
+
+
+# -- the lines for wrong entries -----------------------------------------------------------------------------------
+
+
+def sample(line: str, count: str = "count = 3") -> str:
+    return f'{BASE}[[sample]]\n{count}\nmodel.arch = "rnn"\noptim.optimizer = "sgd"\n{line}\n'
+
+
+KEEP = "model.keep = { uniform = [0.1, 1] }"
+WRONG = {
+    "bounds that descend": (
+        sample("model.keep = { uniform = [0.9, 0.2] }"),
+        "model.keep.uniform: expected two numbers, the lower one first, got [0.9, 0.2]",
+    ),
+    "equal bounds": (
+        sample("model.keep = { uniform = [0.9, 0.9] }"),
+        "model.keep.uniform: expected two numbers, the lower one first, got [0.9, 0.9]",
+    ),
+    "one bound": (
+        sample("model.keep = { uniform = 0.9 }"),
+        "model.keep.uniform: expected two numbers, the lower one first, got 0.9",
+    ),
+    "logarithm of nothing": (
+        sample("optim.lr = { log_uniform = [0, 0.1] }"),
+        "optim.lr.log_uniform: expected two numbers above 0, the lower one first, got [0, 0.1]",
+    ),
+    "whole numbers with a fraction": (
+        sample("model.hidden_size = { int = [8, 16.5] }"),
+        "model.hidden_size.int: expected two whole numbers, the lower one first, got [8, 16.5]",
+    ),
+    "no step": (
+        sample("model.hidden_size = { int = [8, 16], step = 0 }"),
+        "model.hidden_size.step: expected a whole number from 1 to 8, the range, got 0",
+    ),
+    "step beyond the range": (
+        sample("model.hidden_size = { int = [8, 16], step = 9 }"),
+        "model.hidden_size.step: expected a whole number from 1 to 8, the range, got 9",
+    ),
+    "step of a real number": (
+        sample("model.keep = { uniform = [0.1, 0.9], step = 0.1 }"),
+        "model.keep.step: applies to int only, got uniform",
+    ),
+    "unknown distribution": (
+        sample("optim.lr = { loguniform = [0.1, 1] }"),
+        'optim.lr: unknown distribution "loguniform"; did you mean "log_uniform"? '
+        "(valid: uniform, log_uniform, int, or a list)",
+    ),
+    "two distributions of a key": (
+        sample("optim.lr = { uniform = [0.1, 1], log_uniform = [0.1, 1] }"),
+        "optim.lr: expected one of uniform, log_uniform, int, got uniform and log_uniform",
+    ),
+    "table without a distribution": (
+        sample("optim.lr = {}"),
+        "optim.lr: expected one of uniform, log_uniform, int, got {}",
+    ),
+    "empty choice": (sample("optim.lr = []"), "optim.lr: expected at least one value, got an empty list"),
+    "lists to choose from": (
+        sample("optim.lr = [[1, 2]]"),
+        "optim.lr: expected single values in the list, got [[1, 2]]",
+    ),
+    "key both drawn and fixed": (sample(f'{KEEP}\n"model.keep" = 0.5'), 'key "model.keep" is given twice'),
+    "no count": (sample(KEEP, ""), "count: missing, expected a whole number from 1 to 10,000"),
+    "count of none": (sample(KEEP, "count = 0"), "count: expected a whole number from 1 to 10,000, got 0"),
+    "absurd count": (
+        sample(KEEP, "count = 1_000_000_000"),
+        "count: expected a whole number from 1 to 10,000, got 1000000000",
+    ),
+    "count above what there is": (
+        sample("optim.lr = [1, 2]\nmodel.num_layers = { int = [1, 2] }", "count = 5"),
+        "count: expected at most 4, the number of different settings, got 5",
+    ),
+    "nothing drawn": (
+        sample("optim.lr = 1"),
+        "expected at least one key with a list or a distribution, got none",
+    ),
+    "seed that is no number": (
+        sample(KEEP + '\nseed = "x"'),
+        'seed: expected a whole number from 0 to 2^63 - 1, got "x"',
+    ),
+    "unknown key of a sample": (
+        sample(KEEP + "\nnumber = 3"),
+        'unknown key "number"; did you mean "name"? '
+        "(valid: name, seeds, count, seed, model, data, optim, train, resources)",
+    ),
+    "drawn resources": (
+        sample(KEEP + "\nresources.ranks = [1, 2]"),
+        "resources.ranks: expected one value, got [1, 2] (resources make no other run)",
+    ),
+    "draws that a run refuses": (
+        sample("optim.lr = { uniform = [-1, -0.5] }"),
+        "optim.lr: expected a positive finite number, got -0.795",
+    ),
+    "real numbers for a whole one": (
+        sample("model.hidden_size = { uniform = [8, 9] }"),
+        "model.hidden_size: expected a whole number, got 8.41; int = [LOW, HIGH] draws whole numbers",
+    ),
+    "draws of another architecture's key": (
+        sample("model.mlp_size = { int = [8, 16] }"),
+        'model.mlp_size: applies to transformer only, got arch = "rnn"',
+    ),
+    "a condition on two keys": (
+        HEAD + '[[sample]]\ncount = 3\nmodel.arch = "transformer"\noptim = { optimizer = "sgd", lr = 1 }\n'
+        "model.hidden_size = 8\nmodel.num_heads = { int = [5, 7] }",
+        "model.hidden_size: expected a multiple of model.num_heads = 6, got 8",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_sample_gets_one_line(tmp_path: Path, text: str, line: str) -> None:
+    """Also if all its draws are wrong: the first one stands for them."""
+    assert problems(tmp_path, text) == [f"study.toml: sample 1: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (BASE + RUN + "model.keep = { uniform = [0.1, 1] }", "run 1"),
+        (BASE + RUN.replace("[[run]]", "[[grid]]") + "model.keep = [0.5, { unifrom = [0.1, 1] }]", "grid 1"),
+        (BASE + "model.keep = { uniform = [0.1, 1] }\n" + RUN, "defaults"),
+    ],
+    ids=["run", "grid", "defaults"],
+)
+def test_a_distribution_elsewhere_is_said_to_belong_in_a_sample(tmp_path: Path, text: str, where: str) -> None:
+    (line,) = problems(tmp_path, text)
+    assert line.startswith(f"study.toml: {where}: model.keep: expected a number, got {{")
+    assert line.endswith("; a distribution belongs in [[sample]]")
+
+
+@pytest.mark.process
+def test_a_manifest_without_a_sample_is_loaded_without_scipy(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(BASE + RUN, "utf-8")
+    program = (
+        "import sys; from pathlib import Path; from jobs.manifests.load import load_manifest\n"
+        "load_manifest(Path(sys.argv[1]))\nassert not {'scipy', 'numpy', 'optuna'} & set(sys.modules)"
+    )
+    argv = [sys.executable, "-c", program, str(tmp_path / "study.toml")]
+    commands.run(argv, cold=True, cwd=Path(__file__).parents[3], check=True)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli.launching import search_line
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.plan.record import kept_search, record_of, write_record
+from seqlm.errors import ManifestError
+from seqlm.search import Search
+
+GOOD = """
+[study]
+name = "s"
+[defaults.train]
+epochs = 30
+[[grid]]
+model.arch = ["rnn", "gru"]
+model.hidden_size = 8
+data.corpus = "pydoc"
+optim.optimizer = "sgd"
+optim.lr = 1.0
+"""
+SEARCH = '[search]\nrungs = [3, 9]\nkeep = 0.5\nwithin = ["model.arch", "seed"]\nmode = "sync"\n'
+
+
+def load(folder: Path, search: str, *overrides: str) -> Manifest:
+    path = folder / "study.toml"
+    path.write_text(GOOD + search, "utf-8")
+    return load_manifest(path, overrides)
+
+
+def test_a_study_is_a_search_if_its_manifest_says_so(tmp_path: Path) -> None:
+    assert load(tmp_path, "").search is None
+    assert load(tmp_path, "[search]\nrungs = [3]\n").search == Search(
+        rungs=(3,), metric="val_ppl", keep=0.34, min_runs=3, within=(), mode="async"
+    )
+    whole = Search(rungs=(3, 9), keep=0.5, within=("model.arch", "seed"), mode="sync")
+    assert load(tmp_path, SEARCH).search == whole
+    changed = load(tmp_path, SEARCH, "search.keep=0.25", "search.rungs=[1, 2]", "search.mode=async").search
+    assert changed == Search(rungs=(1, 2), keep=0.25, within=("model.arch", "seed"))
+    assert load(tmp_path, "", "search.rungs=[1]").search == Search(rungs=(1,))
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("", "search.rungs: missing, expected a list of epochs above 0 in ascending order, such as [3, 9, 27]"),
+        (
+            "rungs = []",
+            "search.rungs: expected a list of epochs above 0 in ascending order, such as [3, 9, 27], got []",
+        ),
+        ("rungs = [0, 3]", "search.rungs: expected a list of epochs above 0 in ascending order"),
+        ("rungs = [3.0]", "search.rungs: expected a list of epochs above 0 in ascending order"),
+        ("rungs = [9, 3]", "search.rungs: expected a list of epochs above 0 in ascending order, got [9, 3]"),
+        ("rungs = [3, 3]", "search.rungs: expected a list of epochs above 0 in ascending order, got [3, 3]"),
+        ("rungs = [3, 30]", "search.rungs: expected epochs below train.epochs of every run, got 30; rnn-sgd has 30"),
+        ("rungs = [3]\nkeep = 1", "search.keep: expected a share above 0 and below 1, got 1"),
+        ("rungs = [3]\nkeep = 0.0", "search.keep: expected a share above 0 and below 1, got 0.0"),
+        ("rungs = [3]\nkeep = nan", "search.keep: expected a share above 0 and below 1, got NaN"),
+        ("rungs = [3]\nmin_runs = 0", "search.min_runs: expected a whole number of at least 1, got 0"),
+        (
+            'rungs = [3]\nmetric = "val_pll"',
+            'search.metric: expected one of val_ppl, train_ppl, val_loss, got "val_pll"; did you mean "val_ppl"?',
+        ),
+        (
+            'rungs = [3]\nwithin = ["model.arhc"]',
+            'search.within: expected keys of a run\'s configuration, got "model.arhc"; did you mean "model.arch"?',
+        ),
+        ('rungs = [3]\nwithin = "model.arch"', 'search.within: expected a list of keys, such as ["model.arch"], got "'),
+        ('rungs = [3]\nmode = "sink"', 'search.mode: expected "async" or "sync", got "sink"; did you mean "sync"?'),
+        ("rungs = [3]\nkeeps = 0.5", 'unknown key "search.keeps"; did you mean "search.keep"? (valid in search: '),
+    ],
+)
+def test_a_wrong_search_gets_one_line(tmp_path: Path, table: str, line: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        load(tmp_path, f"[search]\n{table}\n")
+    (found,) = caught.value.problems
+    assert found.startswith(f"study.toml: {line}")
+
+
+def test_a_wrong_search_on_the_command_line_gets_one_line(tmp_path: Path) -> None:
+    for override, line in [
+        ("search.keep=2", "search.keep: expected a share above 0 and below 1, got 2"),
+        ("search.rungs=[4, 2]", "search.rungs: expected a list of epochs above 0 in ascending order, got [4, 2]"),
+        ("search.rung=[4]", 'unknown key "search.rung"; did you mean "search.rungs"?'),
+    ]:
+        with pytest.raises(ManifestError) as caught:
+            load(tmp_path, SEARCH, override)
+        (found,) = caught.value.problems
+        assert found.startswith(f"--set {override}: {line}")
+
+
+def test_a_trial_with_fewer_epochs_than_the_rungs_is_no_mistake(tmp_path: Path) -> None:
+    assert load(tmp_path, SEARCH, "train.epochs=2").search is not None
+    assert load(tmp_path, SEARCH.replace("9", "29")).search is not None
+    with pytest.raises(ManifestError, match="got 30"):
+        load(tmp_path, SEARCH.replace("9", "30"), "train.epochs=2")
+    assert load(tmp_path, SEARCH.replace("9", "30"), "train.epochs=60").search is not None
+
+
+def test_a_study_keeps_its_search_for_launches_without_the_manifest(tmp_path: Path) -> None:
+    lines: list[str] = []
+    for text, expected in (
+        ("", None),
+        (SEARCH, Search(rungs=(3, 9), keep=0.5, within=("model.arch", "seed"), mode="sync")),
+    ):
+        manifest = load(tmp_path, text)
+        write_record(tmp_path, record_of(manifest, manifest.runs, None), [], lines.append)
+        assert kept_search(tmp_path, lines.append) == expected
+    record = tmp_path / "study.json"
+    record.write_text(record.read_text().replace('"sync"', '"sink"'))
+    assert kept_search(tmp_path, lines.append) is None
+    (warning,) = lines
+    assert 'search.mode: expected "async" or "sync", got "sink"' in warning
+    assert warning.endswith("; no run is stopped")
+
+
+def test_the_plan_says_what_a_search_takes(tmp_path: Path) -> None:
+    search = load(tmp_path, SEARCH).search
+    assert search is not None
+    assert search_line(search, 0.237) == (
+        "search (sync): 0.5 of the runs go on after epochs 3, 9 by val_ppl among runs of equal model.arch, seed; "
+        "about 24% of the epochs of all runs"
+    )
