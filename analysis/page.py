@@ -74,7 +74,7 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFr
     counted = Counter(state for number, _, state in states if isinstance(number, int))
     variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
     compared = study.compared.runs
-    best = {text: rows_of(best_runs(compared[compared["text"] == text])) for text in study.texts.index}
+    best = best_runs(compared)
     kept = [section for section in sections if section.blocks]
     drawn = {line.run for section in kept for chart in section.charts for panel in chart.panels for line in panel.lines}
     return Page(
@@ -86,13 +86,13 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFr
         origin=_origin(study),
         best=[
             (
-                units.architecture(run.arch) + (f" on {text}" if len(best) > 1 else ""),
+                units.architecture(run.arch) + (f" on {text}" if len(study.texts) > 1 else ""),
                 units.perplexity(run.val_ppl),
                 run.number,
                 run.name,
             )
-            for text, found in best.items()
-            for run in found
+            for text in study.texts.index
+            for run in rows_of(best[best["text"] == text])
         ],
         scope=scope_of(compared, len(study.absent)).strip(),
         runs=[

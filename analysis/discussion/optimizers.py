@@ -140,7 +140,7 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
     ]
     caption = (
         "Best valid.: of all finished settings; equal counts: expected of as many as the optimizer with the fewest "
-        "has. Time to 5 %: median. Gap: validation minus training perplexity; final: after the last epoch."
+        "has. Time to 5 %: median. Gap: validation minus training; final: after the last epoch."
     )
     return Table(
         name="discussion-2-optimizers", title="The optimizers compared", caption=caption + of, columns=columns, records=rows

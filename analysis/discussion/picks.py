@@ -30,7 +30,7 @@ def picks_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
         *(device_sentences(study) if fastest is not None else []),
     ]
     timed = [setting for setting in settings if units.is_number(setting.seconds_to_best)]
-    chart = [time_chart(timed, front)] if len(timed) > 1 else []
+    chart = [time_chart(timed, front, scope(study))] if len(timed) > 1 else []
     return [Points(items=sentences), _table(best, fastest, front, scope(study)), *chart]
 
 

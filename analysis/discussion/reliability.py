@@ -45,7 +45,7 @@ def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]
     ]
     if len(settings) >= ENOUGH:
         groups = [(_label(spread), spread.members) for spread in rows_of(spreads) if spread.members]
-        blocks.append(spread_chart(groups))
+        blocks.append(spread_chart(groups, scope(study)))
     return blocks
 
 

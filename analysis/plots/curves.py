@@ -19,7 +19,7 @@ from analysis.study.settings import places_of
 from analysis.study.study import Study
 from analysis.study.values import Values
 
-LABEL_LENGTH = 25
+LABEL_LENGTH = 28
 """Characters of numbers and name together, in a legend or above a panel."""
 
 NUMBERS_SHOWN = 4
@@ -36,6 +36,8 @@ class Curve:
     arch: str | None
     optimizer: str | None
     state: str
+    text: str
+    """What it predicts; perplexities of different texts do not compare."""
     setting: RunNumber
     epochs: Values
     """Passes finished."""
@@ -62,7 +64,8 @@ class Curve:
 
     @property
     def label(self) -> str:
-        return units.shortened(f"{self.numbers}  {self.name}", LABEL_LENGTH)
+        numbers = f"{self.numbers}  "
+        return numbers + units.short_name(self.name, LABEL_LENGTH - len(numbers), self.arch, self.optimizer)
 
     @property
     def reference(self) -> str:
@@ -102,7 +105,7 @@ def curves_of(study: Study, progress: Progress) -> list[Curve]:
     places = study.epochs.groupby("id", sort=False).indices
     nowhere = np.array([], dtype=np.int64)
     curves = []
-    facts = ["id", "number", "name", "arch", "optimizer", "state", "setting"]
+    facts = ["id", "number", "name", "arch", "optimizer", "state", "text", "setting"]
     for run in study.runs.sort_values("number")[facts].to_dict("records"):
         epochs, along, train_ppl, val_ppl = columns[:, places.get(run["id"], nowhere)]
         arch, optimizer = (run[key] if isinstance(run[key], str) else None for key in ("arch", "optimizer"))
@@ -112,6 +115,7 @@ def curves_of(study: Study, progress: Progress) -> list[Curve]:
             arch=arch,
             optimizer=optimizer,
             state=run["state"],
+            text=run["text"],
             setting=run["setting"],
             epochs=epochs,
             progress=along,

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.blocks.figure import Chart
+from analysis.blocks.texts import scope
 from analysis.plots import look
 from analysis.plots.axes import Scale, log_ticks
 from analysis.study import units
@@ -51,6 +52,7 @@ def heat_map(study: Study) -> Chart:
     )
     if len(cells) < len(rows) * len(columns):
         caption += f" {units.MISSING}: no finished run."
+    caption += scope(study)
     return Chart(
         name="optimizer-architecture",
         title="Best validation perplexity of each optimizer with each architecture",

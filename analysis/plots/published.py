@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ DRAWN_FROM, MOST_DRAWN = 3, 60
 
 LINEAR_UP_TO = 50.0
 """Differences beyond so many per cent are drawn as ratios on a logarithmic axis."""
+
+
+def _label(run: Mapping[str, Any]) -> str:
+    return f"{run['number']} {units.short_name(run['name'], 29, run['arch'], run['optimizer'])}"
 
 
 @look.applied()
@@ -43,7 +48,7 @@ def published_chart(compared: list[Comparison]) -> Chart:
             axes.plot(ends, [row, row], solid_capstyle="butt", gid=gid, zorder=2, **grey)
         style: dict[str, Any] = {"color": look.colour_of(c.run["arch"]), "marker": look.marker_of(c.run["optimizer"])}
         axes.plot([ours], [row], markersize=6.5, markeredgecolor=look.PAPER, gid=gid, zorder=3, **style)
-    axes.set_yticks(range(len(shown)), [units.shortened(c.reference, 32) for c in shown])
+    axes.set_yticks(range(len(shown)), [_label(c.run) for c in shown])
     axes.tick_params(axis="y", length=0, labelcolor=look.INK)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)

@@ -28,8 +28,11 @@ GOLDEN = 0.618034
 
 
 @look.applied()
-def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
-    """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time."""
+def time_chart(settings: Sequence[Setting], front: Sequence[Setting], of: str = "") -> Chart:
+    """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time.
+
+    ``of``: what the numbers are of (see :func:`analysis.blocks.texts.scope`).
+    """
     entries = look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
     figure, (axes,) = panels_with_legend(3.8, [*entries, *([front_handle()] if len(front) > 1 else [])])
     panel = draw_times(axes, settings, front)
@@ -42,7 +45,7 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
     return Chart(
         name="time-and-perplexity",
         title="Best validation perplexity against the time to it",
-        caption=caption + cut_sentence(settings),
+        caption=caption + of + cut_sentence(settings),
         figure=figure,
         panels=[panel],
     )
@@ -82,7 +85,7 @@ def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]
 
 
 @look.applied()
-def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]]) -> Chart:
+def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]], of: str = "") -> Chart:
     """Best validation perplexity of every setting, a column for each architecture: label beneath it, settings."""
     everything = [setting for _, members in groups for setting in members]
     figure, (axes,) = panels_with_legend(3.6, look.kind_handles(set(), {setting.optimizer for setting in everything}))
@@ -112,7 +115,7 @@ def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]]) -> Chart:
     return Chart(
         name="reliability",
         title="Spread over settings for each architecture",
-        caption=caption + cut_sentence(everything),
+        caption=caption + of + cut_sentence(everything),
         figure=figure,
     )
 

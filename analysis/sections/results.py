@@ -69,7 +69,7 @@ def results_table(study: Study, group: str | None = None) -> Table:
     if len(texts) > 1:
         place = {name: number for number, name in enumerate(texts)}
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
-    best = {run_id for _, on_text in runs.groupby("text") for run_id in best_runs(on_text)["id"]}
+    best = set(best_runs(runs)["id"])
     columns = [
         *run_columns(),
         *([Column("text", "Text")] if len(texts) > 1 else []),
@@ -83,19 +83,15 @@ def results_table(study: Study, group: str | None = None) -> Table:
         number("wall_seconds", "Time", units.duration),
         Column("state", "State", of=lambda run: states[run["id"]], kind="state"),
     ]
-    seeds = (
-        "The next table compares settings over seeds."
-        if repeats_seeds(study.runs)
-        else "One seed per setting (n = 1): small differences may be chance."
-    )
+    seeds = "The next table compares seeds" if repeats_seeds(study.runs) else "One seed each: small differences may be chance"
     caption = (
-        "Train, valid., test: perplexity at the epoch with the lowest validation perplexity; final: after the last "
+        "Train, valid., test: perplexity at the epoch of the lowest validation perplexity; final: after the last "
         f"epoch. Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
     )
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",
         title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
-        caption=f"{caption} {seeds}" if group is None else caption,
+        caption=f"{caption} {seeds}." if group is None else caption,
         columns=columns,
         records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
         run=lambda run: run["number"],

@@ -215,9 +215,9 @@ def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished run with the lowest validation perplexity of each architecture; all of them where they tie."""
+    """Return the finished run with the lowest validation perplexity of each architecture on each text, and its ties."""
     done = finished(runs)
-    lowest = done.groupby("arch")["val_ppl"].transform("min")
+    lowest = done.groupby(["text", "arch"])["val_ppl"].transform("min")
     return in_report_order(done[done["val_ppl"] == lowest])
 
 

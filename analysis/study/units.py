@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -143,6 +144,19 @@ def shortened(text: str, most: int) -> str:
     'trans…'
     """
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def short_name(name: str, most: int, *known: str | None) -> str:
+    """A run's name for a label of at most ``most`` characters: without the parts in ``known``, and words cut to initials.
+
+    >>> short_name("gru-adam-hidden1024-keep0.8004-lr0.009801", 25, "gru", "adam")
+    'h1024-k0.8004-lr0.009801'
+    """
+    if len(name) > most:
+        name = "-".join(part for part in name.split("-") if part not in known) or name
+    if len(name) > most:
+        name = re.sub(r"\b([a-z])[a-z_]{2,}(?=\d)", r"\1", name)
+    return shortened(name, most)
 
 
 def state_of(state: str, failure_kind: Any) -> str:

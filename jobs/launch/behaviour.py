@@ -58,9 +58,9 @@ def choose(
         return [run for run in done if run.run.id in passing]
     if listed:
         return [run for run in done if _config(run).fingerprint() in listed]
-    best: dict[str, str] = {}
-    for run in _best_first(done):
-        best.setdefault(_config(run).model.arch, run.run.id)
+    best: dict[Any, str] = {}
+    for run in _best_first(done):  # perplexities of different texts do not compare
+        best.setdefault((_config(run).model.arch, _config(run).data), run.run.id)
     return [run for run in done if run.run.id in best.values()]
 
 
