@@ -107,6 +107,7 @@ class Study(files.Study):
                 **{key: _mean(runs.loc[setting.runs][key]) for key in perplexities},
                 "runs": tuple(setting.runs),
                 "seeds": len(setting.runs),
+                "epochs": runs.loc[setting.runs[0], "compared_epochs"],
                 "val_ppl": setting.val_ppl,
                 "val_ppl_low": setting.interval.low,
                 "val_ppl_high": setting.interval.high,

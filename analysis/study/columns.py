@@ -135,6 +135,7 @@ RESULTS = _meanings(
     ("optimizer", "", "optimizer"),
     ("runs", "", "numbers of its finished runs, a tuple"),
     ("seeds", "", "finished runs"),
+    ("epochs", "epochs", "first epochs that the row is about: compared_epochs of its runs"),
     ("val_ppl", "", "best validation perplexity; like all perplexities here the geometric mean over seeds"),
     ("val_ppl_low", "", "lower end of the 95 % interval of val_ppl (Student's t of the losses); needs two seeds"),
     ("val_ppl_high", "", "upper end of it"),

@@ -237,6 +237,9 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
     except StopRequested:
         outcome = "interrupted"
         raise
+    except LeftAtRungError:
+        outcome = "rung"
+        raise
     finally:
         # A full disk has been told by whoever met it first; a worker that has lost its run writes nothing.
         with contextlib.suppress(FileError, LeaseLostError):
