@@ -47,12 +47,13 @@ def scope_of(runs: pd.DataFrame, absent: int = 0) -> str:
     parts = []
     if longer.any():
         limits = sorted(set(done["compared_epochs"].dropna().astype(int)))
-        parts.append(f"First {units.listing([str(limit) for limit in limits])} epochs of each run.")
+        parts.append(f"first {units.listing([str(limit) for limit in limits])} epochs")
     of = len(runs) + absent
     if len(done) < of:
         stopped = int((runs["state"] == "stopped").sum())
-        parts.append(f"{len(done)} of {units.count(of, 'run')}{f', {stopped} stopped' if stopped else ''}.")
-    return "".join(f" {part}" for part in parts)
+        parts.append(f"{len(done)} of {units.count(of, 'run')}{f' ({stopped} stopped)' if stopped else ''}")
+    text = "; ".join(parts)
+    return f" {text[0].upper()}{text[1:]}." if text else ""
 
 
 def scope_sentences(study: Study) -> list[str]:

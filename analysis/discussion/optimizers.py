@@ -139,8 +139,8 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
         number("median_final_gap", "Median final gap", units.perplexity),
     ]
     caption = (
-        "Best valid.: of all finished settings; equal counts: expected of as many as the optimizer with the fewest "
-        "has. Time to 5 %: median. Gap: validation minus training; final: after the last epoch."
+        "Best valid.: of all settings; equal counts: expected of as many as the fewest. Time to 5 %: median. "
+        "Gap: validation minus training; final: after the last epoch."
     )
     return Table(
         name="discussion-2-optimizers", title="The optimizers compared", caption=caption + of, columns=columns, records=rows

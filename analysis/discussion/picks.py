@@ -165,7 +165,7 @@ def _table(best: Setting, fastest: Setting | None, front: Sequence[Setting], of:
         Column("picked_for", "Picked for", of=lambda setting: picked.get(setting.number, units.MISSING)),
     ]
     caption = (
-        "The Pareto front of perplexity and time to the best epoch, the fastest first, and the picks. Gap: at the best "
+        "The Pareto front of perplexity and time to best, and the picks. Gap: at the best "
         f"epoch; final: after the last. Time to 5 %: to {WITHIN:g} times the lowest. {units.MISSING}: not reached."
     )
     return Table(

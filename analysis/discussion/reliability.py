@@ -178,8 +178,8 @@ def _table(spreads: pd.DataFrame, of: str) -> Table:
         number("diverged", "Diverged"),
     ]
     caption = (
-        f"Within {NEAR:g} ×: share of settings at most {NEAR:g} times the study's lowest validation perplexity; one "
-        "with a diverged run is never within. IQR: interquartile range of the losses. Diverged: runs."
+        f"Within {NEAR:g} ×: share of settings at most {NEAR:g} times the study's lowest perplexity; with a diverged "
+        "run never. IQR: interquartile range of the losses. Diverged: runs."
     )
     return Table(
         name="discussion-4-reliability",

@@ -76,10 +76,11 @@ def _missing_sentences(
     """Name the runs that ended early, that leave the axis, and those of ``runs`` without a curve."""
     shown = {number for curve in drawn for number in curve.runs}
     facts = zip(runs["number"], runs["name"], strict=True)
+    stopped = sum(curve.state == "stopped" for curve in drawn)
     named = {
-        "Stopped by the search (×)": [curve.reference for curve in drawn if curve.state == "stopped"],
         "Ended early (×)": [c.reference for c in drawn if c.ended_early and c.state != "stopped"],
         f"Cut off{at} (▲)": [f"{curve.reference} (up to {units.rounded(np.nanmax(v))})" for curve, v in cut],
         "Without a finished epoch": [f"{number} {name}" for number, name in facts if number not in shown],
     }
-    return [f"{what}: {first_few(names, MOST_NAMED)}." for what, names in named.items() if names]
+    sentences = [f"Stopped by the search (×): {units.count(stopped, 'run')}."] if stopped else []
+    return sentences + [f"{what}: {first_few(names, MOST_NAMED)}." for what, names in named.items() if names]

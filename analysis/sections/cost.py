@@ -32,7 +32,7 @@ COLUMNS = [
 ]
 
 CAPTION = (
-    "Estimate: at the first launch. Tokens/s: training, median over epochs. Memory: peak of one rank. Outside "
+    "Estimate: at the first launch. Tokens/s: median. Memory: peak of one rank. Outside "
     "epochs: start-up, checkpoints, test."
 )
 

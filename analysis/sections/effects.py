@@ -174,11 +174,10 @@ def unpaired_table(study: Study) -> Table:
             for value in values
         ]
     caption = (
-        "For orientation: the settings may differ in everything else, so a difference is not the effect of the key. "
-        "Perplexity: exp(Mean loss)."
+        "For orientation: the settings may differ in everything else. Perplexity: exp(Mean loss)."
     )
     if summed_up:
-        caption += f" Left out, with more than {SINGLE_STEPS} values: {first_few(summed_up, 3)}."
+        caption += f" Left out, with more than {SINGLE_STEPS} values: {first_few(summed_up, 2)}."
     columns = [
         Column("key", "Key"),
         Column("value", "Value", shown=lambda mean: printed(mean["key"], mean["value"]), numeric=True),

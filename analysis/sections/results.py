@@ -83,10 +83,10 @@ def results_table(study: Study, group: str | None = None) -> Table:
         number("wall_seconds", "Time", units.duration),
         Column("state", "State", of=lambda run: states[run["id"]], kind="state"),
     ]
-    seeds = "The next table compares seeds" if repeats_seeds(study.runs) else "One seed each: small differences may be chance"
+    seeds = "Seeds: next table" if repeats_seeds(study.runs) else "One seed each: n = 1"
     caption = (
-        "Train, valid., test: perplexity at the epoch of the lowest validation perplexity; final: after the last "
-        f"epoch. Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
+        "Train, valid., test: at the epoch of the lowest validation perplexity; final: after the last. "
+        f"Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
     )
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",
@@ -126,8 +126,8 @@ def longer_table(longer: pd.DataFrame) -> Table:
         number("test_ppl", "Test", units.perplexity),
     ]
     caption = (
-        "Compared by: first epochs by which the tables above and the discussion compare. Of all: lowest of all epochs. "
-        "Test: with the parameters of that epoch; the tables above have no test perplexity of these runs if it is later."
+        "Compared by: first epochs, as in the tables above and in the discussion. Of all: lowest of all epochs. Test: with "
+        "the parameters of that epoch; above, it is missing if that epoch is a later one."
     )
     return Table(
         name="more-epochs",

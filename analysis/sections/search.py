@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Section
 from analysis.blocks.table import Column, Table, number, run_columns
 from analysis.blocks.texts import on_one_text, text_sentences
 from analysis.blocks.words import first_few
 from analysis.plots.frontier import frontier_chart
+from analysis.plots.slices import slices_chart
 from analysis.study import units
 from analysis.study.record import SearchRule
 from analysis.study.search import Rung, epochs_spent, rung_of, rungs_of, spent_hours, whole_hours
@@ -19,8 +22,8 @@ from analysis.study.study import Study
 METRICS = {"val_ppl": "validation perplexity", "train_ppl": "training perplexity", "val_loss": "validation loss"}
 
 MODES = {
-    "async": "each run by itself when it came to a rung, against those that had come there by then",
-    "sync": "at a rung, for all runs that came there together",
+    "async": "Each run decided for itself when it came to a rung, against those that had come there by then.",
+    "sync": "All runs that came to a rung were decided about together.",
 }
 
 
@@ -38,8 +41,24 @@ def search_section(study: Study) -> Section:
             *(_stopped_blocks(study)),
             *(Prose(text=text) for text in text_sentences(study, "The figure is about the first text alone.") if drawn),
             *([frontier_chart(one, epochs, hours)] if drawn else []),
+            *filter(None, [rung_slices(one, rungs[0].epochs)] if rungs else []),
         ]
     return Section(name="search", title="Search", blocks=blocks)
+
+
+def rung_slices(study: Study, epochs: int) -> Chart | None:
+    """Every run that has reached a rung as it was there, over each hyperparameter; none if no hyperparameter varies.
+
+    These are the only equal epochs that stopped runs have.
+    """
+    runs = study.runs[study.runs["epochs_done"] >= epochs]
+    there = replace(study, runs=runs.assign(state="done", finished_epochs=runs["epochs_done"])).after(epochs)
+    chart = slices_chart(there, order=[])
+    if chart is None:
+        return None
+    title = f"Best validation perplexity of the first {units.count(epochs, 'epoch')} over each hyperparameter"
+    caption = f"All {units.count(len(runs), 'run')} that came there, also those that were stopped then or later."
+    return replace(chart, name="slices-rung", title=title, caption=f"{caption} {chart.caption}")
 
 
 # -- sentences -----------------------------------------------------------------------------------------------------
@@ -56,7 +75,7 @@ def _rule(rule: SearchRule) -> str:
     return (
         f"Runs{within} were compared by {METRICS[rule.metric]} after {rungs} epochs. Of those that had reached a rung, "
         f"the lowest {units.percent(rule.keep)} went on; none was stopped before {units.whole(rule.min_runs)} had. "
-        f"Decided {MODES.get(rule.mode, rule.mode)}."
+        f"{MODES.get(rule.mode, '')}"
     )
 
 

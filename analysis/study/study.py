@@ -89,9 +89,10 @@ class Study:
         """The study at equal epochs: each run after its first ``compared_epochs``."""
         return self.after(self.runs["compared_epochs"])
 
-    def after(self, epochs: pd.Series[Any]) -> Self:
+    def after(self, epochs: int | pd.Series[Any]) -> Self:
         """Return the study as it was after so many epochs of each run; a run with fewer stays as it is."""
-        runs, kept = cut(self.runs, self.epochs, epochs)
+        limits = pd.Series(epochs, index=self.runs.index) if isinstance(epochs, int) else epochs
+        runs, kept = cut(self.runs, self.epochs, limits)
         return self if runs is self.runs else dataclasses.replace(self, runs=runs, epochs=kept)
 
     def epochs_of(self, run_id: str) -> pd.DataFrame:

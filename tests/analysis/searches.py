@@ -30,7 +30,8 @@ def make_search(study_dir: Path, *, each: int = 9, epochs: int = 12, rule: dict[
     clock = 0.0
     for order in range(3 * each):
         arch = list(ARCHS)[order % 3]
-        keys = {"lr": 10 ** draw.uniform(-4, -1), "hidden_size": 16 * draw.randint(4, 64), "keep": draw.uniform(0.2, 0.9)}
+        keys = {"lr": float(f"{10 ** draw.uniform(-4, -1):.4g}"), "hidden_size": 16 * draw.randint(4, 64), "keep": round(draw.uniform(0.2, 0.9), 4)}
+        name = f"{arch}-adam-hidden{keys['hidden_size']}-keep{keys['keep']}-lr{keys['lr']}"
         floor = ARCHS[arch] * (1 + 0.08 * (math.log10(keys["lr"]) + 2.5) ** 2 + 40 / keys["hidden_size"])
         val = [floor * (1 + 3 * math.exp(-0.45 * epoch * (1.3 - keys["keep"]))) for epoch in range(epochs)]
         gone, stopped = epochs, None
@@ -45,7 +46,7 @@ def make_search(study_dir: Path, *, each: int = 9, epochs: int = 12, rule: dict[
         run = add_run(
             study_dir,
             order,
-            f"{arch}-sample{order // 3 + 1}",
+            name,
             arch,
             "adam",
             val[:gone],

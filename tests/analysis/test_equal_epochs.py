@@ -90,7 +90,7 @@ def test_the_results_say_by_which_epochs_and_what_more_epochs_brought(mixed: Stu
     (more,) = table(blocks, "more-epochs")
     assert list(more.values())[4:] == ["4", "2", "115.00", "80.00", "4", "-30.4 %", "80.00"]
     (caption,) = [block.caption for block in blocks if getattr(block, "name", "") == "results"]
-    assert "First 2 epochs of each run. 2 of 4 runs, 1 stopped." in caption
+    assert "First 2 epochs; 2 of 4 runs (1 stopped)." in caption
     assert said(blocks).startswith(
         "Runs are compared by their first 2 epochs, the fewest of a finished run (1 short); 1 run went further, up to 4."
     )
@@ -120,7 +120,7 @@ def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -
     assert (pair.key, pair.a.val_ppl, pair.b.val_ppl) == ("model.hidden_size", 110.0, 115.0)
     captions = {block.name: block.caption for block in effects_section(study).blocks if hasattr(block, "caption")}
     assert set(captions) >= {"optimizer-architecture", "slices", "effects"}
-    assert all("First 2 epochs of each run." in caption for caption in captions.values()), captions
+    assert all("First 2 epochs." in caption for caption in captions.values()), captions
     lines = next(block for block in curve_blocks(study) if getattr(block, "name", "") == "validation-epochs")
     assert "Dotted line: runs are compared by 2 epochs." in lines.caption  # type: ignore[union-attr]
     assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more epochs would help is asked of all epochs"
