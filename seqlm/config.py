@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from seqlm.architectures import ARCHITECTURES, ModelConfig
@@ -123,7 +123,8 @@ class TrainConfig(Section):
     NAME = "train"
 
     epochs: Count = 40
-    """Passes over the training split."""
+    """Passes over the training split: how far the run is to go. Not part of its identity: a run that has gone fewer
+    trains the missing ones."""
     batch_size: Count = 20
     """Columns of the global batch, B, whatever the number of devices that share it."""
     seq_len: Count = 35
@@ -150,6 +151,10 @@ class RunConfig(Table):
     """Seed of the initial values and of the dropout masks."""
 
     SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train")
+
+    def with_epochs(self, epochs: int) -> RunConfig:
+        """The same run, to go on to ``epochs``."""
+        return replace(self, train=replace(self.train, epochs=epochs))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data; ``from_dict`` reads it back to an equal object."""
@@ -193,7 +198,8 @@ class RunConfig(Table):
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over the canonical JSON of the configuration: the identity of the run.
 
-        Keys in :data:`LATER_KEYS` are left out where they have their neutral value.
+        ``train.epochs`` is left out: a run is a trajectory, and its epochs say how far it is to go. Keys in
+        :data:`LATER_KEYS` are left out where they have their neutral value.
         """
         return self._fingerprint
 
@@ -201,6 +207,15 @@ class RunConfig(Table):
     def _fingerprint(self) -> str:
         """Computed once: a launch asks for it seven times, of each of perhaps a thousand runs."""
         identity = self.to_dict()
+        del identity["train"]["epochs"]
+        return self._digest(identity)
+
+    def fingerprint_with_epochs(self) -> str:
+        """The identity that versions up to 0.2 gave to the run: another one for each number of epochs."""
+        return self._digest(self.to_dict())
+
+    @staticmethod
+    def _digest(identity: dict[str, Any]) -> str:
         for section, key, neutral in LATER_KEYS:
             if identity[section].get(key) == neutral:
                 del identity[section][key]

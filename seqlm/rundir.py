@@ -67,6 +67,13 @@ class Observation:
     """Why the run is in this state, for a person."""
     kind: FailureKind | None = None
     """Kind of failure. ``None``: the run has not failed."""
+    result_epochs: int = 0
+    """Epochs that ``result.json`` is about. 0: there is none, or it does not say."""
+
+    @property
+    def epochs_done(self) -> int:
+        """Number of finished epochs."""
+        return max(0 if self.epoch is None else self.epoch + 1, self.result_epochs)
 
 
 @dataclass(frozen=True)
@@ -115,16 +122,19 @@ class RunDirectory(RunLayout):
         return (order if isinstance(order, int) else math.inf, self.id)
 
     def create(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
-        """Make the folder, ``config.json`` (never changed once written) and ``provenance.json``.
+        """Make the folder, ``config.json`` and ``provenance.json``.
+
+        Of a ``config.json`` that exists only ``train.epochs`` changes: the latest launch says how far the run is to go.
+        The caller holds the launch lock, and no worker is at the run.
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
         """
         make_directory(self.path / "checkpoints")
-        if self.config_file.exists():
-            if self.read_config() != config:
-                raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")
-        else:
+        before = self.read_config() if self.config_file.exists() else None
+        if before is not None and before.with_epochs(config.train.epochs) != config:
+            raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")
+        if before != config:
             write_json(self.config_file, config.to_dict())
         write_json(self.provenance_file, provenance)
 
@@ -182,9 +192,23 @@ class RunDirectory(RunLayout):
     def read_canary(self) -> dict[str, Any] | None:
         return read_json(self.canary_file)
 
+    def is_done(self) -> bool:
+        """Whether the run has a result, for as many epochs as ``config.json`` asks for.
+
+        Raises:
+            FileError: one of the two files is damaged or cannot be read.
+        """
+        result = self.read_result()
+        return result is not None and reaches(result, self.read_config())
+
     def has_ended(self) -> bool:
-        """Whether there is a result, a failure that may yet be retried, or the decision of a search to stop."""
-        return any(file.exists() for file in (self.result_file, self.failure_file, self.stopped_file))
+        """Whether the run is done, has failed, which may be retried, was stopped by a search, or has damaged files."""
+        if self.failure_file.exists() or self.stopped_file.exists():
+            return True
+        try:
+            return self.is_done()
+        except FileError:
+            return self.result_file.exists()
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
@@ -200,7 +224,8 @@ class RunDirectory(RunLayout):
         position: Mapping[str, Any] = {}
         with contextlib.suppress(FileError, OSError):  # a run without a readable record starts from its first epoch
             position = read_json(self.position_file) or {}
-        if (position.get("epoch"), position.get("step")) != (epochs, 0):
+        at_end = (position.get("epoch"), position.get("step")) == (epochs, 0)
+        if not (at_end or (position and self.result_file.exists())):
             return None
         return f"its last.pt was deleted after the training had ended; move {self.path} away to train it again"
 
@@ -269,10 +294,15 @@ class RunDirectory(RunLayout):
         finite = [e["val_ppl"] for e in epochs if isinstance(e["val_ppl"], int | float) and math.isfinite(e["val_ppl"])]
         best = min(finite, default=None)
 
-        def observed(state: State, reason: str | None, kind: FailureKind | None = None) -> Observation:
-            return Observation(state=state, epoch=epoch, best_val_ppl=best, reason=reason, kind=kind)
+        result = self.read_result()
+        of_result = epochs_of(result or {}) or 0
 
-        if self.read_result() is not None or self.read_canary() is not None:
+        def observed(state: State, reason: str | None, kind: FailureKind | None = None) -> Observation:
+            return Observation(
+                state=state, epoch=epoch, best_val_ppl=best, reason=reason, kind=kind, result_epochs=of_result
+            )
+
+        if (result is not None and reaches(result, self.read_config())) or self.read_canary() is not None:
             return observed("done", None)
         stranger = None
         stale_seconds = Terms.from_environment(os.environ).stale_seconds
@@ -303,6 +333,21 @@ class RunDirectory(RunLayout):
                 return observed("pending", f"waits {after} for the runs that it is compared with; run again to go on")
             return observed("pending", f"interrupted {after}; run again to resume")
         return observed("pending", None)
+
+
+def epochs_of(result: Mapping[str, Any]) -> int | None:
+    """Return the epochs that a result is about. ``None``: it does not say, as in a behaviour job or before 0.3."""
+    epochs = result.get("epochs")
+    return epochs if isinstance(epochs, int) else None
+
+
+def reaches(result: Mapping[str, Any], config: RunConfig) -> bool:
+    """Return whether a result is about at least as many epochs as ``config`` asks for, or does not say about how many.
+
+    If it is about fewer, the run has been asked for more since and is not done.
+    """
+    epochs = epochs_of(result)
+    return epochs is None or epochs >= config.train.epochs
 
 
 def study_record_file(study_dir: Path) -> Path:

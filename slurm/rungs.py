@@ -58,7 +58,7 @@ def _attempt_from(run: RunDirectory, plan: JobPlan, rung: int) -> int | None:
     After a restart of the job the decision is made already, and a run that goes on may wait at a later rung.
     """
     failed = run.failure_file.exists() and not may_go_on(run)
-    if submission_of(run) != plan.submission or run.result_file.exists() or run.stopped_file.exists() or failed:
+    if submission_of(run) != plan.submission or run.is_done() or run.stopped_file.exists() or failed:
         return None
     assert plan.search is not None, "its study is a search"
     if rung_of_waiting(run, plan.search) == rung:

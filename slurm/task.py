@@ -147,7 +147,7 @@ class Task:
         again = [found for worker in todo if (found := look_again(self._settle, worker)) is not None]
         if again and self._requeue(again, todo):
             return True
-        return all(self._has_ended_well(worker.run) for worker in self._workers)
+        return all(look_again(self._has_ended_well, worker.run) for worker in self._workers)
 
     def give_up(self, error: Exception) -> bool:
         """Stop after an error of the job itself: its runs fail with it, and run again if the policy retries them.
@@ -176,15 +176,18 @@ class Task:
     def _is_settled(self, worker: _Worker) -> bool:
         """Whether nothing is left to do in a run: it has ended well, or has failed for good."""
         run = worker.run
-        return self._has_ended_well(run) or (run.failure_file.exists() and not self._is_of_earlier_start(worker))
+        with contextlib.suppress(FileError):  # a worker that starts says what is damaged
+            if self._has_ended_well(run):
+                return True
+        return run.failure_file.exists() and not self._is_of_earlier_start(worker)
 
     def _has_ended_well(self, run: RunDirectory) -> bool:
-        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it."""
-        if run.result_file.exists() or run.stopped_file.exists():
-            return True
-        with contextlib.suppress(FileError):
-            return rung_of_waiting(run, self._plan.search) is not None
-        return False
+        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it.
+
+        Raises:
+            FileError: the run's files are damaged or cannot be read.
+        """
+        return run.stopped_file.exists() or run.is_done() or rung_of_waiting(run, self._plan.search) is not None
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
         """Whether a run's failure is that of an earlier start of this job, which ended before it could settle it."""

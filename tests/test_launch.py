@@ -26,6 +26,7 @@ from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.crawl import Crawl
+from tests.outcome import differences, outcome, quiet_outcomes
 from tests.training.studies import make_config, runs_in, write_text
 from tests.waiting import wait_for
 
@@ -179,15 +180,22 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp
 
 
 @pytest.mark.process
-def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_path: Path, crawl: Crawl) -> None:
+def test_a_run_killed_while_it_is_extended_and_launched_again_ends_as_if_asked_for_all_at_once(
+    tmp_path: Path, crawl: Crawl
+) -> None:
     study = Study(tmp_path, epochs=12)
+    trial = study("run", "small.toml", "--set", "train.epochs=1")
+    assert trial.returncode == 0, trial.stderr
+    (run,) = study.runs()
+    assert (epochs_of(run), study.states()) == ([0], {"rnn-adam": "done"})
+    assert re.search(r"extend 1 -> 12 .*\n\nsmall: 1 runs \(1 extend\)", study("plan", "small.toml").stdout)
     launcher = study.start("run", "small.toml", "--retries", "0")
     wait_for(study.epochs, "two epochs of the run", until=lambda epochs: epochs and len(epochs[0]) >= 2)
-    (run,) = study.runs()
     os.kill(worker_pid(run), signal.SIGKILL)
     crawl.end()
     _, stderr = commands.finish(launcher)
     assert launcher.returncode == 1
+    assert "extends 1 -> 12" in stderr
     assert "killed by SIGKILL" in stderr
     seen = epochs_of(run)
     assert len(seen) < 12
@@ -197,7 +205,12 @@ def test_a_run_killed_in_the_middle_and_launched_again_has_each_epoch_once(tmp_p
     assert again.returncode == 0, again.stderr
     assert "resumes" in again.stderr
     assert epochs_of(run) == list(range(12))
-    assert run.attempts() == [1, 2]
+    assert run.attempts() == [1, 2, 3]
+    assert not differences({run.id: outcome(run)}, quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", [run]))
+
+    fewer = study("run", "small.toml", "--set", "train.epochs=3")
+    assert (fewer.returncode, run.attempts()) == (0, [1, 2, 3]), fewer.stderr
+    assert "skipped rnn-adam: done; it has gone 12 epochs, and 3 are asked for\n" in fewer.stderr
 
 
 @pytest.mark.process
@@ -534,6 +547,13 @@ def test_a_finished_run_without_its_last_checkpoint_is_done_and_cannot_go_on(tmp
     assert study.states() == {"rnn-adam": "done"}
     again = study("run", "small.toml")
     assert (again.returncode, run.attempts()) == (0, [1])
+    more = study("run", "small.toml", "--set", "train.epochs=2")
+    assert (more.returncode, run.attempts()) == (0, [1])
+    (line,) = [line for line in more.stderr.splitlines() if "skipped" in line]
+    folder = run.path.relative_to(tmp_path)
+    reason = f"done after 1 epochs; it cannot go on to 2, because its last.pt was deleted; move {folder} away"
+    assert line == f"skipped rnn-adam: {reason} to train it again"
+    assert study.states() == {"rnn-adam": "done"}
     run.result_file.unlink()
     answer = study("run", "small.toml")
     assert (answer.returncode, run.attempts()) == (1, [1])

@@ -33,7 +33,7 @@ WHOLE: dict[str, Any] = {
 }
 """What a part of a manifest leaves out."""
 RUNS = [{"name": arch, "model": {"arch": arch}} for arch in ("rnn", "gru", "transformer")]
-ENTRIES = {"run", "grid", "zip"}
+ENTRIES = {"run", "grid", "zip", "sample"}
 
 
 def place(block: Block) -> str:

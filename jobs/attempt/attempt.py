@@ -115,7 +115,7 @@ class Attempt:
             FileError, OSError: the run's files cannot be read or written.
         """
         run = self.run
-        if ended.exit_code in (0, EXIT_BUSY, EXIT_RUNG) or run.result_file.exists() or run.stopped_file.exists():
+        if ended.exit_code in (0, EXIT_BUSY, EXIT_RUNG) or run.is_done() or run.stopped_file.exists():
             return
         earlier = run.read_failure()
         for_memory = ended.out_of_memory and (earlier is None or earlier.get("kind") == "node")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jobs import terminal
 from jobs.cli.arguments import (
@@ -33,7 +33,7 @@ from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
 from jobs.plan.estimate import earlier_throughput
-from jobs.plan.planned import PlannedRun
+from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
 from jobs.plan.totals import totals
 from jobs.search import expected_share
@@ -70,17 +70,17 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         [
             record["name"],
             record["id"],
-            record["action"],
+            f"extend {record['reason']}" if record["action"] == "extend" else record["action"],
             terminal.short_number(record["parameters"]),
             terminal.short_number(record["flops_per_token"]),
             terminal.memory(record["measured_memory_bytes"] or record["memory_bytes"]),
             terminal.duration(record["seconds"]),
-            record["reason"] or "",
+            "" if record["action"] == "extend" else record["reason"] or "",
         ]
         for record in records
     ]
     terminal.say_table(terminal.table(header, rows, right=(3, 4, 5, 6)))
-    counts = {action: sum(item.action == action for item in planned) for action in ("start", "resume", "skip")}
+    counts = {action: sum(item.action == action for item in planned) for action in get_args(Action)}
     summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
     terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
     if manifest.excluded:
@@ -134,6 +134,7 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
         "directory": str(item.run.path),
         "action": item.action,
         "reason": item.reason,
+        "epochs_done": item.observation.epochs_done,
         "config": item.spec.config.to_dict(),
         "resources": item.spec.resources.to_dict(),
         "parameters": found.parameters,

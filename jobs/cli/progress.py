@@ -48,9 +48,10 @@ class Watcher:
         self._ids = None if ids is None else frozenset(ids)
         self._settling = FinalityTracker()
         self._scheduler = Scheduler()
-        self._over: dict[str, tuple[Path, float, RunView]] = {}
-        """Run id -> the file with its outcome, the time of its last change, and the run's view."""
-        self._known: dict[str, ObservedRun] = {}
+        self._over: dict[str, tuple[float, RunView]] = {}
+        """Run id -> the time at which a file was last put into its folder, and the run's view."""
+        self._known: dict[str, tuple[float, ObservedRun]] = {}
+        """Run id -> the time at which its configuration had been written, and the run."""
         self._host = socket.gethostname()
         self._latest: StudyView | None = None
         self._next = 0.0
@@ -106,28 +107,29 @@ class Watcher:
         """Return the kept view of a run that was over at the last poll; ``None`` if its outcome has changed."""
         if run.id not in self._over:
             return None
-        file, written, view = self._over[run.id]
-        if _written(file) == written:
+        written, view = self._over[run.id]
+        if _written(run.path) == written:
             return view
         del self._over[run.id]
         return None
 
     def _read(self, run: RunDirectory, work: AtWork) -> RunView:
-        ends = [(file, _written(file)) for file in (run.result_file, run.failure_file, run.stopped_file)]
+        written = _written(run.path)
+        has_outcome = any(_written(file) > 0 for file in (run.result_file, run.failure_file, run.stopped_file))
         observed = self._observe(run, work)
         view = _view(observed, is_over=self._settling.is_over(run.id, observed.observation, work))
-        file, written = next((end for end in ends if end[1] > 0), (run.path, 0.0))
-        if view.is_over and written > 0:
-            self._over[run.id] = (file, written, view)
+        if view.is_over and has_outcome:
+            self._over[run.id] = (written, view)
         return view
 
     def _observe(self, run: RunDirectory, work: AtWork) -> ObservedRun:
-        if run.id in self._known:
+        written = _written(run.config_file)
+        if run.id in self._known and self._known[run.id][0] == written:
             with contextlib.suppress(SeqlmError):  # a file was damaged meanwhile; the reason below names it
-                return replace(self._known[run.id], observation=observe_run(run, work))
+                return replace(self._known[run.id][1], observation=observe_run(run, work))
         observed = look_at(run, work)
         if observed.config is not None:
-            self._known[run.id] = observed
+            self._known[run.id] = (written, observed)
         return observed
 
 
@@ -287,7 +289,7 @@ class LaunchProgress:
         best = f"best val ppl {terminal.perplexity(seen.best_val_ppl)}"
         match kind:
             case "started":
-                verb = "resumes" if item.action == "resume" else "starts"
+                verb = {"resume": "resumes", "extend": "extends"}.get(item.action, "starts")
                 words = [f"{verb} {item.reason or ''}".rstrip()]
             case "epoch":
                 if self._table is not None:  # it shows epochs, which would fill the screen

@@ -12,10 +12,12 @@ from jobs import terminal
 from jobs.cli.arguments import ProposeArguments
 from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
 from jobs.plan.proposals import NEIGHBOURS, Proposal, Space, Trained, propose, setting_of, spaces_of_runs
+from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from seqlm.errors import UsageError
 from seqlm.files import read_json
 from seqlm.rundir import study_record_file
+from seqlm.search import Search
 
 SAMPLER = "Optuna's TPE"
 PREDICTED_BY = f"mean of the {NEIGHBOURS} nearest runs, weighted by 1/distance"
@@ -25,13 +27,14 @@ def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
     """Print a ``[[run]]`` for each proposal, with its reason as a comment."""
     study_dir = find_study(arguments.study, arguments.runs_dir)
     record: Mapping[str, Any] = read_json(study_record_file(study_dir)) or {}
-    metric = (record.get("search") or {}).get("metric", "val_ppl")
+    path = Path(arguments.study)
+    manifest = load_manifest(path) if path.is_file() and path.suffix in MANIFEST_SUFFIXES else None
+    search = kept_search(study_dir, terminal.tell) if manifest is None else manifest.search
+    metric = Search.metric if search is None else search.metric
     observed = [run for run in observe_study(study_dir) if run.config is not None]
     trained = [found for run in observed if (found := trained_run(run, metric)) is not None]
     if not any(run.finished for run in trained):
         raise UsageError(f"{study_dir.name}: expected at least one finished run to learn from, found none")
-    path = Path(arguments.study)
-    manifest = load_manifest(path) if path.is_file() and path.suffix in MANIFEST_SUFFIXES else None
     samples = record.get("samples", []) if manifest is None else manifest.samples
     spaces = [Space.of_sample(sample) for sample in samples] or spaces_of_runs(trained)
     if not spaces:

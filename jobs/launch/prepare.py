@@ -23,6 +23,7 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, observe_run, study_name, write_queue
+from jobs.study.identity import require_identity
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
 from seqlm.data.corpus import load_corpus, resolve_data
@@ -61,7 +62,12 @@ def plan_runs(
     """Return what a launch would do with each run. Reads the folders, writes nothing.
 
     ``retry`` and ``tasks`` are as in :class:`LaunchOptions`.
+
+    Raises:
+        UsageError: the study was launched by a version with other run ids.
+        FileError: a file of a run is damaged.
     """
+    require_identity(study_dir)
     work, tasks = at_work(study_dir), tasks or {}
     # The folder of a task has the name of its run's folder, which may be older than the name of the run.
     of_tasks = {run_id.rpartition("-")[2]: study_dir / run_id for run_id in tasks}
@@ -75,8 +81,13 @@ def plan_runs(
         # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
         undecided = observation.kind == "oom" and (may_go_on(run) or not run.failure_file.exists())
         has_checkpoint = run.has_checkpoint()
-        item = plan(spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided)
-        if item.action == "start" and (reason := run.cannot_go_on(spec.config.train.epochs)):
+        asked = spec.config.train.epochs
+        if run.id not in tasks and run.config_file.exists():
+            asked = run.read_config().train.epochs
+        item = plan(
+            spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided, asked=asked
+        )
+        if item.action == "start" and (reason := run.cannot_go_on(asked)):
             item = replace(item, action="skip", reason=reason)
         planned.append(item)
     return planned

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Gt, Len, MaxLen, MinLen
+from annotated_types import Ge, Gt, Len, MaxLen, MinLen
 
 from jobs.manifests.fields import Check, Line, Problems, Valid
 from jobs.manifests.filters import facts_of_spec, meets, parse
@@ -63,6 +63,9 @@ class Published:
     """Published best validation perplexity of this run."""
     replications: Annotated[Annotated[list[_Ppl], Len(2, 2)] | None, Check(_ascending), Valid(_RANGE)] = None
     """Lowest and highest best validation perplexity of independent replications, such as `[156.4, 157.5]`."""
+    epochs: Annotated[Annotated[int, Ge(1)] | None, Valid("a whole number of at least 1")] = None
+    """Epochs after which these results were published; without it, `train.epochs` of the run as written. A run that has
+    gone further is compared as it was after so many."""
 
 
 @dataclass(frozen=True, kw_only=True)

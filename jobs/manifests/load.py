@@ -358,6 +358,10 @@ def _check_distinct(resolved: Iterable[_Resolved], file: ManifestFile) -> None:
             what = f"{describe(run)} is the same configuration as {describe(first)}"
             differing = [file.options[key] for key in file.setting if own.get(key) != first[1].get(key)]
             what += f"; they differ only in what {' '.join(differing)} sets" if differing else ""
+            epochs, others = spec.config.train.epochs, first[2].config.train.epochs
+            if epochs != others:
+                what = f"{describe(run)} and {describe(first)} differ in train.epochs alone ({epochs} and {others})"
+                what += ", which makes them one run; keep the one with more epochs: its metrics hold the others"
         else:
             what = f'{first[0].position} and {entry.position} both make a run called "{spec.name}"'
             what += "; give them different names" if entry.name else "; add a name to either"

@@ -1,8 +1,8 @@
-"""Decide what each run needs: start, resume or nothing."""
+"""Decide what each run needs: start, resume, extend or nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from jobs.attempt.retry import FREE
@@ -11,7 +11,8 @@ from jobs.spec import RunSpec
 from seqlm.data.corpus import CorpusFacts
 from seqlm.rundir import Observation, RunDirectory
 
-Action: TypeAlias = Literal["start", "resume", "skip"]
+Action: TypeAlias = Literal["start", "resume", "extend", "skip"]
+"""``extend``: the run is done, and is asked for more epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class PlannedRun:
     observation: Observation
     action: Action
     reason: str | None
-    """Why the run is skipped, or after which epoch it resumes."""
+    """Why the run is skipped, after which epoch it resumes, or ``40 -> 60`` for the epochs of a run to extend."""
     by_hand: bool = False
     """Whether a user retries a run that failed or was cancelled, or lets a run go on that a search stopped."""
     facts: CorpusFacts | None = None
@@ -35,8 +36,7 @@ class PlannedRun:
     @property
     def epochs_done(self) -> int:
         """Finished epochs that the run does not repeat."""
-        epoch = self.observation.epoch
-        return epoch + 1 if self.action == "resume" and epoch is not None else 0
+        return self.observation.epochs_done if self.action in ("resume", "extend") else 0
 
     @property
     def flops(self) -> float:
@@ -57,29 +57,53 @@ def plan(
     has_checkpoint: bool,
     retry: bool,
     undecided: bool = False,
+    asked: int | None = None,
 ) -> PlannedRun:
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
-    A run that is done, running or queued is skipped. A run that a search stopped is skipped, unless ``retry`` is set. A
-    run that was cancelled or failed is skipped, unless ``retry`` or
-    ``undecided`` is set or the failure was not the run's own fault (``FREE``). Every other run resumes from its
-    checkpoint, or starts if it has none. ``undecided`` means that the failure may be retried but the launcher exited
-    before it did so.
+    A run that is running or queued is skipped. A run that is done is extended if it is asked for more epochs, else
+    skipped. A run that a search stopped is skipped, unless ``retry`` is set or it is asked for more epochs. A run that
+    was cancelled or failed is skipped, unless ``retry`` or ``undecided`` is set or the failure was not the run's own
+    fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none. ``undecided`` means that
+    the failure may be retried but the launcher exited before it did so.
+
+    ``asked`` is how many epochs the latest launch asked for; ``None``: there was none. This launch takes its place, so
+    a run may also end earlier than planned. A run that has gone further than this launch asks for ends where it is.
     """
+    epochs, gone = spec.config.train.epochs, observation.epochs_done
+    asked = epochs if asked is None else asked
     action: Action = "skip"
     reason: str | None = None
     has_failed = observation.state in ("failed", "cancelled")
     was_stopped = observation.state == "stopped"
-    if observation.state in ("done", "running", "queued"):
+    ends_here = has_checkpoint and epochs < asked and epochs <= gone
+    if observation.state in ("running", "queued"):
         reason = observation.state
-    elif has_failed and not (retry or undecided) and observation.kind not in FREE:
+        if epochs != asked:
+            reason += f", for {asked} epochs; run this again once it has ended, for {epochs}"
+    elif observation.state == "done":
+        gone = gone or asked
+        reason = "done"
+        if epochs < gone:
+            reason += f"; it has gone {gone} epochs, and {epochs} are asked for"
+        elif epochs > gone and has_checkpoint:
+            action, reason = "extend", f"{gone} -> {epochs}"
+        elif epochs > gone:
+            reason += f" after {gone} epochs; it cannot go on to {epochs}, because its last.pt was deleted"
+            reason += f"; move {run.path} away to train it again"
+    elif has_failed and not (retry or undecided or ends_here) and observation.kind not in FREE:
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
-    elif was_stopped and not retry:
+    elif was_stopped and not retry and epochs <= asked:
         reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
     elif not has_checkpoint:
         action = "start"
     else:
         action = "resume"
-        reason = None if observation.epoch is None else f"after {observation.epoch + 1} epochs"
-    by_hand = retry and (has_failed or was_stopped)
+        reason = f"after {gone} epochs" if gone else None
+        if ends_here:
+            reason = f"after {gone} epochs, and ends there, since {epochs} are asked for"
+            spec = replace(spec, config=spec.config.with_epochs(max(epochs, gone)))
+        elif epochs != asked:
+            reason = f"{reason or 'in the first epoch'}, for {epochs} epochs instead of {asked}"
+    by_hand = was_stopped or (retry and has_failed)
     return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)

@@ -271,11 +271,11 @@ class _Sampler:
         import optuna
 
         done = run.finished and run.value is not None
-        stopped = not done and run.value is not None
+        reached = {} if done or run.value is None else {run.epochs: run.value}
         return optuna.trial.create_trial(
             state=optuna.trial.TrialState.COMPLETE if done else optuna.trial.TrialState.PRUNED,
             value=run.value if done else None,
-            intermediate_values={run.epochs: run.value} if stopped else {},
+            intermediate_values=reached,
             params={"space": number, **{_parameter(number, key): value for key, value in settings.items()}},
             distributions={"space": self._which, **self._distributions[number]},
         )
@@ -283,8 +283,8 @@ class _Sampler:
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Return the number of a space and settings in it. They count as bad until the end: the next ones differ."""
         trial = self._study.ask()
-        number: int = trial.suggest_categorical("space", self._which.choices)
-        settings = {}
+        number = int(trial.suggest_categorical("space", sorted(self._distributions)))
+        settings: dict[str, Any] = {}
         for key, distribution in self._spaces[number].keys.items():
             name = _parameter(number, key)
             match distribution:

@@ -2,7 +2,8 @@
 
 Every launch records the whole manifest as written, whatever ``--only`` selects and ``--set`` changes, so that the
 report can list runs that were never launched. What other manifests planned for the study is kept. The estimate of a
-run is kept from its first launch, since a later one would cover only the epochs left.
+run is kept from its first launch, since a later one would cover only the epochs left. Epochs that are asked for later
+are added.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
     launched = {
         plan.name: resolve(run).fingerprint() for plan, run in zip(manifest.written, manifest.runs, strict=True)
     }
+    epochs = {spec.name: {"epochs": spec.config.train.epochs} for spec in manifest.written}
     published = {
-        name: {key: value for key, value in vars(found).items() if value is not None}
+        name: epochs[name] | {key: value for key, value in vars(found).items() if value is not None}
         for name, found in manifest.published.items()
     }
     named = {"manifest": manifest.path.name}
@@ -160,10 +162,14 @@ def write_record(
         # runs may have measured the speed since.
         earlier, made = estimates.get(item.spec.fingerprint), item.estimate
         timeless = isinstance(earlier, dict) and earlier.get("seconds") is None and item.action == "start"
-        if made is None or (isinstance(earlier, dict) and not (timeless and made.seconds is not None)):
+        if made is None:
+            continue
+        if isinstance(earlier, dict) and not (timeless and made.seconds is not None):
+            estimates[item.spec.fingerprint] = _for_its_epochs(earlier, item)
             continue
         keys = ("seconds", "parameters", "flops_per_token", "memory_bytes")
-        estimates[item.spec.fingerprint] = {**{key: getattr(made, key) for key in keys}, "at": now}
+        found = {key: getattr(made, key) for key in keys}
+        estimates[item.spec.fingerprint] = {**found, "epochs": item.spec.config.train.epochs, "at": now}
     after = {**_with_other_manifests(record, before), "estimates": estimates}
     if after == before:
         return
@@ -171,6 +177,22 @@ def write_record(
         write_json(path, after)
     except FileError as error:
         tell(f"warning: {error}; the report will lack the facts of the manifest")
+
+
+def _for_its_epochs(earlier: Mapping[str, Any], item: PlannedRun) -> Mapping[str, Any]:
+    """Return the estimate of a run from an earlier launch, for the epochs that this launch asks for.
+
+    What it lacks for more epochs is estimated now.
+    """
+    epochs, covered, seconds = item.spec.config.train.epochs, earlier.get("epochs"), earlier.get("seconds")
+    if not isinstance(covered, int) or covered == epochs:
+        return earlier
+    if seconds is not None and epochs < covered:
+        seconds *= epochs / covered
+    elif seconds is not None:
+        left = max(1, epochs - item.epochs_done)  # which the estimate of now is about
+        seconds = None if item.seconds is None else seconds + item.seconds * (epochs - covered) / left
+    return {**earlier, "seconds": seconds, "epochs": epochs}
 
 
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:

@@ -63,7 +63,7 @@ def mark(runs: Iterable[ObservedRun]) -> list[Cancelled]:
         }
         try:
             one.run.write_failure_once(failure)
-            if not one.run.is_cancelled() and not one.run.result_file.exists():
+            if not one.run.is_cancelled() and not one.run.is_done():
                 one.problem = "not marked as cancelled: it has just failed and may be retried; cancel it again"
         except (FileError, OSError) as error:
             one.problem = f"not marked as cancelled: {error}"

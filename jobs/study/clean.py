@@ -29,7 +29,7 @@ from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
 Kind: TypeAlias = Literal["last checkpoint", "unused code", "damaged copy", "canary", "temporary file", "compiled code"]
 
 KINDS: dict[Kind, str] = {
-    "last checkpoint": "of runs that are done; their best.pt stays",
+    "last checkpoint": "of runs that are done; their best.pt stays, and they cannot go on to more epochs",
     "unused code": "copies that no run and no job refers to",
     "damaged copy": "copies of the code that were moved aside",
     "canary": "trial runs; the next launch of more than ten runs repeats them",

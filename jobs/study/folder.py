@@ -41,15 +41,14 @@ class ObservedRun:
 
     @property
     def epochs_total(self) -> int | None:
-        """Number of epochs to train in all. ``None`` for a damaged configuration and for a behaviour job."""
+        """Number of epochs that the run is asked for. ``None`` for a damaged configuration and for a behaviour job."""
         is_behaviour = self.run.path.parent.name == BEHAVIOUR_FOLDER and is_behaviour_study(self.run.path.parent)
         return None if self.config is None or is_behaviour else self.config.train.epochs
 
     @property
     def epochs_done(self) -> int:
         """Number of finished epochs."""
-        epoch = self.observation.epoch
-        return 0 if epoch is None else epoch + 1
+        return self.observation.epochs_done
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run's entry in ``status --json``. ``epoch`` is the last finished epoch, counted from 0."""

@@ -17,7 +17,7 @@ from jobs.study.folder import at_work, look_at, read_jobs
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
-from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, slugify, study_record_file
+from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, reaches, slugify, study_record_file
 
 THREADS = 8
 """Folders whose sizes are read at the same time: on a network file system each call waits for an answer."""
@@ -75,7 +75,7 @@ def list_studies(runs_dir: Path, *, with_sizes: bool = True) -> list[StudySummar
 def _open_jobs(study_dir: Path) -> Iterable[str]:
     with contextlib.suppress(SeqlmError, OSError):  # the summary of this study says what is wrong
         for run_id, job in read_jobs(study_dir).items():
-            if not RunDirectory(study_dir / run_id).result_file.exists():
+            if not RunDirectory(study_dir / run_id).is_done():
                 yield job
 
 
@@ -114,8 +114,7 @@ def _result_of(run: RunDirectory) -> float | None:
     """Return the best perplexity of a run that is done, NaN if it has none. ``None``: another state, or damaged."""
     with contextlib.suppress(FileError, OSError):  # the observation of the run says what is wrong
         result = run.read_result()
-        if result is not None:
-            run.read_config()
+        if result is not None and reaches(result, run.read_config()):
             run.read_provenance()
             ppl = result.get("best_val_ppl")
             return ppl if isinstance(ppl, int | float) else math.nan

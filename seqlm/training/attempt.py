@@ -110,8 +110,8 @@ def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:
 def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]) -> int:
     """Own the folder, record where this runs, do ``work``; returns the exit code and raises nothing.
 
-    ``work`` is given a guard, to be asked before each file that it puts in place. A folder with a ``result.json`` is
-    done: no work, code 0. What goes wrong is told on stderr and in ``failure.json``, except for a signal, for a
+    ``work`` is given a guard, to be asked before each file that it puts in place. In a folder that is done there is no
+    work, code 0. What goes wrong is told on stderr and in ``failure.json``, except for a signal, for a
     cancellation, and for a folder that another worker owns. Only then is a process group left that ``work`` has
     joined: other ranks that notice it find the failure written.
     """
@@ -135,7 +135,7 @@ def _make_attempt(
     guard = unguarded
     try:
         with _ownership(run, rank, attempt, stop) as guard:
-            if run.result_file.exists():
+            if run.is_done():
                 print("this run is done; nothing to do")
                 return 0
             if (stopped := run.read_stopped()) is not None:

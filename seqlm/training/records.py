@@ -50,6 +50,7 @@ def result_record(
     """Return the result of a run with these epochs. ``test`` is the loss of the best epoch's parameters."""
     best, final = history[best_epoch(history)], history[-1]
     return {
+        "epochs": len(history),
         "best_epoch": best["epoch"],
         "best_train_ppl": best["train_ppl"],
         "best_val_loss": best["val_loss"],

@@ -22,8 +22,9 @@ from seqlm.data.layout import number_of_windows, require_windows
 from seqlm.environment import CHECKPOINT_MINUTES, PROGRESS_SECONDS
 from seqlm.errors import CheckpointError, DivergedError
 from seqlm.files import Guard, unguarded, write_json
-from seqlm.models import LanguageModel, build_model
+from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
+from seqlm.training import resume
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.background import Background
 from seqlm.training.capture import Captured, is_captured
@@ -38,14 +39,6 @@ from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile
 from seqlm.training.records import epoch_record, result_record
 from seqlm.training.results import GPU_STEPS, StepResults, require_finite
-from seqlm.training.resume import (
-    agreed_checkpoint,
-    changes,
-    circumstances,
-    generator_state,
-    mask_seed,
-    restore_within_epoch,
-)
 from seqlm.training.rungs import BeforeEpoch, always_goes_on
 from seqlm.training.snapshot import Snapshot
 from seqlm.training.step import TrainingStep
@@ -112,8 +105,7 @@ class Trainer:
         self._tokens_per_step = train.seq_len * train.batch_size  # of the whole global batch
         torch.manual_seed(config.seed)
         dtype = use_precision(train.precision, rank.device)
-        self.model: LanguageModel = build_model(config.model, len(corpus.vocabulary), train.seq_len, dtype)
-        self.model.to(rank.device)
+        self.model = build_model(config.model, len(corpus.vocabulary), train.seq_len, dtype).to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
         self._is_alone = rank.world_size == 1
         capture = is_captured(rank)
@@ -152,10 +144,12 @@ class Trainer:
         self._total = TokenLoss()
         self._seconds = 0.0
         self._state = self._initial_state("train")
-        torch.manual_seed(mask_seed(self.config.seed, epoch, self.rank.index))
+        torch.manual_seed(resume.mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
-        """Train from the last checkpoint, or from the start, to the end. Return the content of ``result.json``.
+        """Train from the last checkpoint, or from the start, to ``train.epochs``. Return what ``result.json`` holds.
+
+        A run that has gone further already ends where it is.
 
         Raises:
             CheckpointError: the run's own checkpoint cannot be used.
@@ -338,21 +332,21 @@ class Trainer:
         """Where the training stands, between two steps; every rank gives its part."""
         within = self._step > 0
         return replace(
-            circumstances(self.rank, self.micro_batches),
+            resume.circumstances(self.rank, self.micro_batches),
             epoch=self._epoch,
             step=self._step,
             loss_nats=self._total.loss_nats,
             tokens=self._total.tokens,
             seconds=self._seconds,
             states=self.rank.gather(self._state) if within else [],
-            generators=self.rank.gather(generator_state(self.rank.device)) if within else [],
+            generators=self.rank.gather(resume.generator_state(self.rank.device)) if within else [],
         )
 
     # -- resuming ----------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         """Restore the checkpoint that the first rank finds, if there is one."""
-        checkpoint = agreed_checkpoint(self.rank, self._files, self._load_last)
+        checkpoint = resume.agreed_checkpoint(self.rank, self._files, self._load_last)
         if checkpoint is None:
             self._begin_epoch(0)  # whatever has drawn from the generator since this object was made
             return
@@ -366,12 +360,12 @@ class Trainer:
             self._step = position.step
             self._total = TokenLoss(position.loss_nats, position.tokens)
             self._seconds = position.seconds
-            self._state = restore_within_epoch(position, self.rank, self.config)
+            self._state = resume.restore_within_epoch(position, self.rank, self.config)
         if self.rank.is_first:
             self._files.write_metrics(self.history)  # the file may have been cut or lost
         steps = f" and {position.step} of {self._steps} steps" if position.step else ""
         self.progress.say(f"resumed after {position.epoch} of {self.config.train.epochs} epochs{steps}")
-        if differences := changes(position, circumstances(self.rank, self.micro_batches)):
+        if differences := resume.changes(position, resume.circumstances(self.rank, self.micro_batches)):
             self.progress.say(differences)
 
     def _load_last(self) -> tuple[Path, Checkpoint] | None:
@@ -380,10 +374,11 @@ class Trainer:
         return self._files.load_last()
 
     def _finish(self) -> dict[str, Any]:
+        self._step = 0  # steps of a further epoch stay in last.pt: below, the model gets the parameters of best.pt
         if self.rank.is_first:
             self._background.wait()
         self.rank.wait_for_all()  # nobody reads best.pt before it is on disk
-        best = agreed_checkpoint(self.rank, self._files, functools.partial(self._files.load_best, self.history))
+        best = resume.agreed_checkpoint(self.rank, self._files, functools.partial(self._files.load_best, self.history))
         assert best is not None, "load_best finds it or raises"
         self.model.load_state_dict(best.model)
         test = self.evaluate("test")
@@ -400,8 +395,6 @@ class Trainer:
             self._files.drop_previous()
             if not self._keep_last:
                 self._files.drop_last()
-        self.progress.say(
-            f"done  best val ppl {result['best_val_ppl']:.2f} in epoch {result['best_epoch'] + 1}  "
-            f"test ppl {result['test_ppl']:.2f}"
-        )
+        reached = f"best val ppl {result['best_val_ppl']:.2f} in epoch {result['best_epoch'] + 1}"
+        self.progress.say(f"done  {reached}  test ppl {result['test_ppl']:.2f}")
         return result

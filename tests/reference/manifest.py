@@ -14,6 +14,7 @@ from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import full_keys
 from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, policy_keys, table_keys
 from jobs.manifests.policy import Policy
+from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
 from seqlm.config import VARIANTS, RunConfig
 from tests.reference.markdown import table
@@ -53,6 +54,7 @@ def _tables() -> dict[str, str]:
         "expect": _table(table_keys(Claim), _defaults(Claim)),
         "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
         "policy": _table(_prefixed("policy", policy_keys()), _prefixed("policy", Policy().to_dict())),
+        "search": _table(_prefixed("search", search_keys()), _prefixed("search", _defaults(SearchTable))),
         "backend": _table(table_keys(LocalTable), _defaults(LocalTable)),
         "ray": _table({"address": table_keys(RayTable)["address"]}, _defaults(RayTable)),
         "slurm": _table({name: table_keys(SlurmTable)[name] for name in own}, _defaults(SlurmTable)),

@@ -23,12 +23,20 @@ STORED = Path(__file__).parents[1] / "stored_study.zip"
 RUN = RunLayout(Path("RUN"))
 
 RUN_FILES = {
-    "config_file": ("launcher", "The resolved configuration. It never changes, and decides the run's identity."),
+    "config_file": ("launcher", "The resolved configuration. Only `train.epochs` may change; the rest is the run's identity."),
     "provenance_file": ("launcher", "Commit, versions, host, devices, and the command that launches this run."),
     "job_file": ("launcher", "Backend, job and command line of the latest attempt."),
     "metrics_file": ("worker", "One object for each finished epoch."),
-    "result_file": ("worker", "The numbers of a finished run. A run with this file is done."),
+    "result_file": ("worker", "The numbers of a finished run. It is done if they are of as many epochs as `config.json` asks for."),
     "failure_file": ("worker or launcher", "How the run failed: kind and message."),
+    "rungs_file": (
+        "worker, launcher or job",
+        "What a search has decided about the run at each rung, with the evidence.",
+    ),
+    "stopped_file": (
+        "worker, launcher or job",
+        "Why a search stopped the run. `retry --kind stopped` moves its content to `rungs.json`.",
+    ),
     "canary_file": ("worker", "What a canary has measured. Only folders in `canary/` have it."),
     "task_file": ("launcher", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
     "behaviour_file": ("behaviour job", "What the trained model does: loss at each time step, gradient norms."),
@@ -69,6 +77,18 @@ PROCESS: Meanings = {
     "pid_namespace": "numbering of processes, which containers have of their own",
     "process_start": "start of the process, in clock ticks after the boot",
 }
+STOPPED: Meanings = {
+    "metric": ("text", "what was compared"),
+    "rung": ("number", "finished epochs"),
+    "value": ("number or null", "value of this run; null is the worst"),
+    "rank": ("number", "its place, from 1 for the lowest value"),
+    "of": ("number", "runs that had reached the rung, this one included"),
+    "keep": ("number", "share that goes on"),
+    "goes_on": ("number", "places that go on: `of` times `keep`, rounded up"),
+    "cut": ("number or null", "highest value that goes on"),
+    "min_runs": ("number", "nobody is stopped before so many have reached the rung"),
+    "at": ("text", "time of the decision, ISO 8601"),
+}
 POLICY = "[`[policy]`](manifest.md#policy) of the manifest"
 FIELDS: dict[str, Meanings] = {
     "study.json": {
@@ -84,8 +104,9 @@ FIELDS: dict[str, Meanings] = {
         "behaviour": "fingerprints of the runs that `[report] behaviour` names",
         "untracked": "`study.untracked` of the manifest",
         "policy": POLICY,
+        "search": ("object or null", "[`[search]`](manifest.md#search) of the manifest"),
         "backend": "the `[backend.*]` tables, without values that look like secrets",
-        "estimates": "fingerprint of each run -> estimate at its first launch: seconds, parameters, FLOPs, memory",
+        "estimates": "fingerprint of each run -> estimate at its first launch: seconds for its epochs, parameters, FLOPs, memory",
     },
     "provenance.json": {
         "study": "name of the study",
@@ -121,6 +142,7 @@ FIELDS: dict[str, Meanings] = {
         if name not in ("id", "number")
     },
     "result.json": {
+        "epochs": ("number", "epochs that the run has gone"),
         "best_epoch": "epoch with the lowest validation loss, from 0",
         "best_train_ppl": "training perplexity of that epoch",
         "best_val_loss": "its validation loss (nats/token)",
@@ -149,6 +171,11 @@ FIELDS: dict[str, Meanings] = {
         "stands": ("boolean", "true: the run is not retried by itself"),
         "retried": ("text", "in `attempts/N/failure.json`: how the run was retried"),
         "progress": ("list", "in `attempts/N/failure.json`: epoch and step that the run had reached"),
+    },
+    "stopped.json": STOPPED,
+    "rungs.json": {
+        "*.decision": ("text", "the keys are rungs: `goes on`, `waits`, or `by hand` for a run that a user let go on"),
+        **{f"*.{name}": meaning for name, meaning in STOPPED.items()},
     },
     "canary.json": {
         "steps": ("number", "training steps"),

@@ -17,7 +17,7 @@ import pytest
 from seqlm.files import read_json
 from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands
+from tests import commands, searches
 from tests.chaos.study import processes
 from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
@@ -195,15 +195,22 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
 ) -> None:
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
     study = Study(cluster, tmp_path, archs=["rnn", "gru"], rates=[0.01, 0.02], epochs=12, env=crawl.env)
-    assert study("run", "small.toml", "--no-wait").returncode == 0
-    study.until_they_train()
+    trial = study("run", "small.toml", "--set", "train.epochs=1")
+    assert trial.returncode == 0, trial.stderr
+    assert [epochs_of(run) for run in study.runs()] == [[0]] * 4
+    assert study("run", "small.toml", "--no-wait").returncode == 0  # extends them
+    wait_for(
+        lambda: [read_json(run.worker_file(2)) for run in study.runs()],
+        "the runs to train on",
+        until=lambda seen: all(seen),
+    )
     requeued, cancelled, lost, untouched = study.runs()
     nodes = {run.id: worker_of(run)["node"] for run in study.runs()}
     cluster.run("scontrol", "requeue", study.jobs()[requeued.id])
     cluster.run("scancel", study.jobs()[cancelled.id])
     wait_for(study.states, "the run to be cancelled", until=lambda states: states[1] == "cancelled")
     wait_for(
-        lambda: read_json(requeued.worker_file(1)) or {},
+        lambda: read_json(requeued.worker_file(2)) or {},
         "the first worker of the requeued run to end",
         until=lambda worker: "ended_at" in worker,
     )
@@ -216,7 +223,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     wait_for(
         lambda: (study.states(), lost.attempts()),
         "the controller to miss the node",
-        until=lambda seen: "running" not in seen[0] or len(seen[1]) > 1,
+        until=lambda seen: "running" not in seen[0] or len(seen[1]) > 2,
     )
     cluster.start_node(index)
     cluster.wait_for_nodes()
@@ -226,8 +233,8 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     assert set(states.values()) == {"done"}, study("status", "small.toml").stdout
     for run in (requeued, lost, untouched):
         assert epochs_of(run) == list(range(12))
-    assert len(requeued.attempts()) >= 2
-    assert len(lost.attempts()) >= 2
+    assert len(requeued.attempts()) >= 3
+    assert len(lost.attempts()) >= 3
     assert epochs_of(cancelled) == list(range(len(epochs_of(cancelled))))
     assert worker_of(lost)["threads"] == 1, "as many as in the quiet study, else sums are rounded apart"
     disturbed = {run.id: outcome(run) for run in (requeued, lost)}
@@ -238,6 +245,36 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     assert again.returncode == 0, again.stderr
     assert epochs_of(cancelled) == list(range(12))
     assert (cancelled.read_job() or {})["backend"] == "slurm", "where it was before, without a manifest"
+
+
+def test_a_search_of_mode_sync_ends_with_nobody_waiting_as_successive_halving_does_although_a_worker_is_killed(
+    cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(cluster, tmp_path, rates=searches.RATES, epochs=searches.EPOCHS, gpus=0, env=crawl.env)
+    with (tmp_path / "small.toml").open("a") as manifest:
+        manifest.write(searches.TABLE.format(mode="sync"))
+    answer = study("run", "small.toml", "--no-wait", "--json")
+    assert answer.returncode == 0, answer.stderr
+    arrays = json.loads(answer.stdout)["data"]["jobs"]
+    assert len(arrays) == 3, "one, and one more for each rung"
+    queue = commands.run(["squeue", "-h", "-o", "%F %E"], env=cluster.env, check=True).stdout
+    assert f"{arrays[2]} afterany:{arrays[1]}_*" in queue, queue
+    victim = searches.kill_between_rungs(study.runs)
+    crawl.end()
+    states = wait_for(study.states, "all runs to end", until=lambda states: not {"queued", "running"} & set(states))
+    assert sorted(states) == ["done", *["stopped"] * 3]
+    wait_for(
+        lambda: commands.run(["squeue", "-h", "-o", "%F"], env=cluster.env, check=True).stdout.split(),
+        "the jobs of the runs that are out to end",
+        until=lambda left: not set(left) & set(arrays),
+    )
+    runs = study.runs()
+    assert len(victim.attempts()) > 2
+    expected = searches.alone(runs, tmp_path / "text", tmp_path / "alone", monkeypatch)
+    assert searches.ends_of(runs) == searches.halved(expected)
+    (done,) = [run for run in runs if run.result_file.exists()]
+    assert outcome(done) == expected[done.id]
 
 
 def test_a_node_that_lost_only_its_daemon_leaves_no_second_copy_writing(

@@ -14,7 +14,7 @@ import pytest
 
 from seqlm.locks import is_locked
 from seqlm.rundir import RunDirectory
-from tests import commands
+from tests import commands, searches
 from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
@@ -125,15 +125,21 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     grids = ({"archs": ["rnn", "gru"], "rates": [0.01, 0.02]}, {"rates": [0.1], "ranks": 2})
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
     study = Study(ray_cluster, tmp_path, *grids, epochs=4, env=crawl.env)
-    launcher = study.start("run", "small.toml")
-    wait_for(study.epochs, "an epoch of two runs", until=lambda epochs: sum(map(bool, epochs)) >= 2)
-    victim = next(run for run in study.runs() if is_locked(run.worker_lock_file) and epochs_of(run))
+    trial = study("run", "small.toml", "--set", "train.epochs=1")
+    assert trial.returncode == 0, trial.stderr
+    assert study.epochs() == [[0]] * 5
+    launcher = study.start("run", "small.toml")  # extends them
+    (victim, *_) = wait_for(
+        lambda: [run for run in study.runs() if is_locked(run.worker_lock_file)],
+        "two runs to train",
+        until=lambda training: len(training) >= 2,
+    )
     ray_cluster.tell_cluster(f"kill {worker_of(victim)['node']}")
     # Its ranks live on for a moment, and without the crawl they would be done in it.
     wait_for(
         lambda: (is_locked(victim.worker_lock_file), victim.attempts()),
         "the victim's worker to end",
-        until=lambda seen: not seen[0] or len(seen[1]) > 1,
+        until=lambda seen: not seen[0] or len(seen[1]) > 2,
     )
     crawl.end()
     _, stderr = commands.finish(launcher)
@@ -141,9 +147,9 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     runs = study.runs()
     assert len(runs) == 5
     assert all(epochs_of(run) == [0, 1, 2, 3] for run in runs)
-    again = [run for run in runs if len(run.attempts()) > 1]
+    again = [run for run in runs if len(run.attempts()) > 2]
     assert again, "the killed node had no run"
-    assert {json.loads((run.attempt_dir(1) / "failure.json").read_text())["kind"] for run in again} == {"node"}
+    assert {json.loads((run.attempt_dir(2) / "failure.json").read_text())["kind"] for run in again} == {"node"}
     workers = [worker_of(run) for run in runs]
     assert sorted(worker["ranks"] for worker in workers) == [1] * 4 + [2]
     assert {worker["threads"] for worker in workers} == {1}, (
@@ -152,6 +158,27 @@ def test_a_grid_on_three_nodes_of_which_one_is_killed_ends_as_it_would_have_undi
     disturbed = {run.id: outcome(run) for run in again}
     quiet = quiet_outcomes(tmp_path / "small.toml", tmp_path / "quiet", again)
     assert differences(disturbed, quiet) == []
+
+
+def test_a_search_of_mode_sync_has_the_survivors_of_successive_halving_although_a_worker_is_killed(
+    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crawl = Crawl(tmp_path, epochs=1)
+    study = Study(ray_cluster, tmp_path, {"rates": searches.RATES, "gpus": 0}, epochs=searches.EPOCHS, env=crawl.env)
+    with (tmp_path / "small.toml").open("a") as manifest:
+        manifest.write(searches.TABLE.format(mode="sync"))
+    launcher = study.start("run", "small.toml", "--json")
+    victim = searches.kill_between_rungs(study.runs)
+    crawl.end()
+    stdout, stderr = commands.finish(launcher)
+    assert launcher.returncode == 0, stderr
+    assert sorted(run["state"] for run in json.loads(stdout)["data"]["runs"]) == ["done", *["stopped"] * 3]
+    runs = study.runs()
+    assert len(victim.attempts()) > 2
+    expected = searches.alone(runs, tmp_path / "text", tmp_path / "alone", monkeypatch)
+    assert searches.ends_of(runs) == searches.halved(expected)
+    (done,) = [run for run in runs if run.result_file.exists()]
+    assert outcome(done) == expected[done.id]
 
 
 def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: RayLab, tmp_path: Path) -> None:

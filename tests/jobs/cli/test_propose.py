@@ -96,6 +96,8 @@ class Study:
         write_json_lines(run.metrics_file, records)
         if ended == "done":
             write_json(run.result_file, make_result([{**one, "elapsed_seconds": 1.0} for one in records]))
+        elif ended == "stopped":
+            write_json(run.stopped_file, {"metric": "val_ppl", "rung": 3, "value": best + 6, "rank": 9, "of": 9})
         elif ended == "diverged":
             write_json(run.failure_file, {"kind": "diverged", "message": "bad"})
         return run
@@ -217,12 +219,30 @@ def test_runs_that_are_not_over_do_not_count(study: Study, capsys: pytest.Captur
     assert document(capsys, study)["finished"] == 15
 
 
-def test_the_metric_is_that_of_the_search(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    path = study.folder / "study.json"
-    write_json(path, {**json.loads(path.read_text("utf-8")), "search": {"metric": "train_ppl"}})
-    found = document(capsys, study, "--count", "1")
-    assert found["metric"] == "train_ppl"
-    assert found["proposals"][0]["nearest"]["value"] < 100
+def test_stopped_runs_count_with_their_last_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study(tmp_path)
+    first, second = study.specs[:2]
+    study.train(first)
+    study.train(second, "stopped")
+    found = document(capsys, study, "--count", "30")
+    assert (found["finished"], found["stopped"], found["diverged"]) == (1, 1, 0)
+    nearest = {one["nearest"]["name"]: one["nearest"]["value"] for one in found["proposals"]}
+    values = [ppl_of(first.config.by_key()) + 1, ppl_of(second.config.by_key()) + 6]
+    assert nearest == pytest.approx(dict(zip([first.name, second.name], values, strict=True)))
+    assert all(min(values) < one["predicted"] < max(values) for one in found["proposals"])
+    assert study.propose("--count", "30") == 0
+    assert f"nearest run {second.name} (stopped with val_ppl {values[1]:.5g}, distance" in capsys.readouterr().out
+
+
+def test_the_metric_is_that_of_the_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study(tmp_path, MANIFEST + '[search]\nrungs = [3]\nmetric = "train_ppl"\n').train_all()
+    for given in (study.folder, study.manifest):
+        capsys.readouterr()
+        words = ["propose", str(given), "--runs-dir", str(study.folder.parent), "--count", "1", "--json"]
+        assert launch.main(words) == 0
+        found = json.loads(capsys.readouterr().out)["data"]
+        assert found["metric"] == "train_ppl"
+        assert found["proposals"][0]["nearest"]["value"] < 100
 
 
 # -- what cannot be proposed ---------------------------------------------------------------------------------------
@@ -249,15 +269,15 @@ def test_finished_runs_outside_the_ranges_get_one_line(tmp_path: Path, capsys: p
 def test_a_study_that_has_every_setting_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = MANIFEST.replace("count = 20", "count = 8").replace("{ log_uniform = [1e-5, 1e-1] }", "1e-3")
     study = Study(tmp_path, text).train_all()
-    assert "every setting in its ranges is in the study already" in refusal(capsys, study)
+    assert "every setting in its ranges is in the study already" in refusal(capsys, study, "--count", "2")
 
 
 def test_fewer_settings_than_asked_for_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = MANIFEST.replace("count = 20", "count = 6").replace("{ log_uniform = [1e-5, 1e-1] }", "1e-3")
     study = Study(tmp_path, text).train_all()
-    assert study.propose("--count", "5") == 0
+    assert study.propose("--count", "3") == 0
     printed = capsys.readouterr()
-    assert printed.err == "found only 2 of 5 settings that the study does not have\n"
+    assert printed.err == "found only 2 of 3 settings that the study does not have\n"
     assert len(tomllib.loads(printed.out)["run"]) == 2
 
 

@@ -228,8 +228,20 @@ def test_a_run_that_is_done_costs_one_call_at_each_look(tmp_path: Path, monkeypa
     before = [run.state for run in watcher.look().runs]
     touched = Touched(monkeypatch)
     assert [run.state for run in watcher.look().runs] == before == ["done", "failed", "running"]
-    assert touched.below(done.path) == [done.result_file]
-    assert touched.below(failed.path) == [failed.failure_file]
+    assert touched.below(done.path) == [done.path]
+    assert touched.below(failed.path) == [failed.path]
+
+
+def test_a_run_that_is_asked_for_more_epochs_is_not_over(tmp_path: Path) -> None:
+    run = add(tmp_path / "s", "one")
+    epochs = run.read_config().train.epochs
+    write_json(run.result_file, {"epochs": epochs})
+    watcher = Watcher(tmp_path / "s")
+    assert watcher.look().is_over
+    run.create(run.read_config().with_epochs(epochs + 3), run.read_provenance())
+    with running(run):
+        (seen,) = watcher.look().runs
+    assert (seen.state, seen.epochs_done, seen.epochs) == ("running", epochs, epochs + 3)
 
 
 def test_a_run_that_is_submitted_again_is_not_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

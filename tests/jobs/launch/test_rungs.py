@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,19 @@ def test_a_stopped_run_is_left_alone_by_run_and_goes_on_with_retry(tmp_path: Pat
     run_all(FakeBackend(climb), by_hand, search=search)
     assert set(ends_of(items).values()) == {("done", EPOCHS)}
     assert all(item.run.read_rungs()["2"]["decision"] == "by hand" for item in stopped)
+
+
+def test_a_stopped_run_goes_on_if_it_is_asked_for_more_epochs(tmp_path: Path) -> None:
+    items = make_items(tmp_path, 4)
+    search = Search(rungs=(2,), keep=0.25, min_runs=1)
+    run_all(FakeBackend(climb, slots=1), items, search=search)
+    stopped = [item for item in items if item.run.stopped_file.exists()]
+    for item in stopped:  # what a launch plans from
+        item.run.last_checkpoint.write_bytes(b"")
+    fewer = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS - 1)) for item in stopped]
+    assert {item.action for item in plan_runs(fewer, tmp_path)} == {"skip"}
+    more = [replace(item.spec, config=item.spec.config.with_epochs(EPOCHS + 2)) for item in stopped]
+    planned = plan_runs(more, tmp_path)
+    assert {(item.action, item.reason, item.by_hand) for item in planned} == {
+        ("resume", f"after 2 epochs, for {EPOCHS + 2} epochs instead of {EPOCHS}", True)
+    }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, draw, number_of_settings
+from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest
 from tests import commands
 from tests.jobs.manifests.test_manifest import BASE, HEAD, RUN, load, names, names_of_excluded, problems
@@ -163,6 +164,14 @@ def test_an_exclude_drops_draws(tmp_path: Path) -> None:
     manifest = load(tmp_path, GOOD + '[[exclude]]\nmodel.arch = "rnn"')
     assert {run.config.model.arch for run in manifest.runs} == {"gru"}
     assert len(manifest.runs) + len(names_of_excluded(manifest)) == 7
+
+
+def test_filters_choose_among_draws(tmp_path: Path) -> None:
+    manifest = load(tmp_path, GOOD)
+    chosen, why = select(manifest.runs, ["arch=gru lr<1e-3"], ["keep>0.8"], facts_of_spec)
+    wanted = [key[0] == "gru" and key[1] < 1e-3 and key[2] <= 0.8 for key in keys_of(manifest)]
+    assert why is None
+    assert [run.order for run in chosen] == [order for order, is_wanted in enumerate(wanted) if is_wanted]
 
 
 def test_set_overrides_a_key_that_is_drawn(tmp_path: Path) -> None:

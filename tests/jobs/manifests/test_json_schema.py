@@ -174,6 +174,7 @@ BEYOND_A_SCHEMA = {
     *("zip of unequal lists", "absurd grid", "more ranks than columns", "missing key"),
     *("exclude whose keys match different runs", "exclude of a key that no run has"),
     *("every run excluded", "one name for two entries", "one made-up name for two entries"),
+    *("entries that differ in epochs alone", "a grid over epochs"),
     *("one configuration in two entries", "share of a GPU for two ranks", "key twice, dotted and quoted"),
     *("control character in a key",),
     *(

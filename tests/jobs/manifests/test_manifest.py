@@ -562,6 +562,16 @@ WRONG = {
         GOOD + RUN + "seed = 3",
         'study.toml: run 1 and run 2 both make a run called "rnn-sgd"; add a name to either',
     ),
+    "entries that differ in epochs alone": (
+        GOOD + "train.epochs = 60" + RUN + 'name = "short"',
+        'study.toml: run 2 ("short") and run 1 ("rnn-sgd") differ in train.epochs alone (40 and 60), which makes them '
+        "one run; keep the one with more epochs: its metrics hold the others",
+    ),
+    "a grid over epochs": (
+        BASE + GRID + "train.epochs = [10, 20]",
+        'study.toml: grid 1 ("rnn-sgd-epochs20") and grid 1 ("rnn-sgd-epochs10") differ in train.epochs alone (20 and '
+        "10), which makes them one run; keep the one with more epochs: its metrics hold the others",
+    ),
     "one configuration in two entries": (
         BASE + GRID + RUN + 'name = "again"\ntrain.epochs = 40',
         'study.toml: run 1 ("again") is the same configuration as grid 1 ("rnn-sgd")',

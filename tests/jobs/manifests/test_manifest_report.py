@@ -77,7 +77,7 @@ def test_a_run_that_is_none_without_set_has_no_published_results(tmp_path: Path)
 
 
 def test_an_expectation_names_the_runs_of_both_its_sides(tmp_path: Path) -> None:
-    third = '[[run]]\nname = "long"\nmodel.arch = "gru"\ntrain.epochs = 50\n'
+    third = '[[run]]\nname = "long"\nmodel.arch = "gru"\nseed = 2\ntrain.epochs = 50\n'
     manifest = load(tmp_path, BASE + GRU + third + RNN + EXPECT)
     expected = Expectation(text="gates help", metric="val_ppl", lower=("gru", "long"), higher=("rnn",))
     assert manifest.expectations == (expected,)
@@ -136,6 +136,10 @@ WRONG = {
         BASE + RNN + "published.val_ppl = 0",
         f'study.toml: run "rnn": published.val_ppl: {PPL}, got 0',
     ),
+    "published epochs of zero": (
+        BASE + RNN + "published.epochs = 0",
+        'study.toml: run "rnn": published.epochs: expected a whole number of at least 1, got 0',
+    ),
     "published perplexity that is true": (
         BASE + RNN + "published.train_ppl = true",
         f'study.toml: run "rnn": published.train_ppl: {PPL}, got true',
@@ -157,7 +161,7 @@ WRONG = {
     "unknown published result": (
         BASE + RNN + "published.val_pl = 9",
         'study.toml: run "rnn": unknown key "published.val_pl"; did you mean "published.val_ppl"? '
-        "(valid in published: replications, train_ppl, val_ppl)",
+        "(valid in published: epochs, replications, train_ppl, val_ppl)",
     ),
     "published results that are no table": (
         BASE + RNN + "published = 9",
@@ -283,8 +287,8 @@ def test_published_results_are_not_set_on_the_command_line(tmp_path: Path) -> No
 # -- the manifests of the project --------------------------------------------------------------------------------------
 
 PAPER_FINGERPRINTS = """
-6cca7aad d2ca9570 7719a028 d8437eaa a5fba208 300147a7 81e09729 8eb8c517 b78e4edf 2f163de0
-eb57e675 68b11a52 88c159e0 e6a54514 f393e28b 2cf0babc a2d11272 6e8da02c fe445515
+2693b049 3c604fa5 d131736a c48fa381 5dc09b19 905298ca 5898cba1 00a9c3ac 626362bc 0e9db9c9
+775e72e8 88cd2b1b 4caae230 e5565e1d e04101d5 0c8fe01e 09a10507 c4b372d0 3f9f3ce0
 """
 """As they were before manifests said anything for the report."""
 

@@ -82,7 +82,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
                 "arch": arch,
                 "optimizer": optimizer,
                 "config": specs[number - 1].config.by_key(),
-                "published": {"val_ppl": 9.5, "replications": [9, 10]} if name == "known" else {},
+                "published": {"val_ppl": 9.5, "replications": [9, 10], "epochs": 4} if name == "known" else {},
                 "manifest": "my.toml",
             }
             for number, (name, arch, optimizer) in enumerate(
@@ -172,7 +172,7 @@ def written(folder: Path, todo: Sequence[PlannedRun], seconds: float | None) -> 
     return estimates
 
 
-NUMBERS = {"parameters": 7, "flops_per_token": 6, "memory_bytes": 5}
+NUMBERS = {"parameters": 7, "flops_per_token": 6, "memory_bytes": 5, "epochs": 4}
 
 
 def test_the_estimate_of_a_runs_first_launch_stands(tmp_path: Path) -> None:
@@ -262,6 +262,7 @@ def test_a_launch_writes_what_plan_would_have_said_of_its_runs(tmp_path: Path) -
         assert found.pop("at")
         assert found == {
             "seconds": None,
+            "epochs": 4,
             "parameters": expected.parameters,
             "flops_per_token": expected.flops_per_token,
             "memory_bytes": expected.memory_bytes,

@@ -1,0 +1,203 @@
+"""What a launch does with runs that have gone other epochs than it asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.launch.prepare import plan_runs
+from jobs.plan.planned import Action, plan
+from jobs.plan.record import write_record
+from jobs.spec import RunSpec
+from jobs.study.folder import observe_study
+from jobs.study.identity import require_identity
+from jobs.study.studies import summarize
+from jobs.study.squeue import Scheduler
+from seqlm.errors import FileError, UsageError
+from seqlm.files import read_json, write_json, write_json_lines
+from seqlm.rundir import FailureKind, Observation, RunDirectory, State
+from tests.fakes import make_planned
+from tests.training.studies import make_config, make_run
+
+
+def observed(state: State, gone: int, result: int = 0, kind: FailureKind | None = None) -> Observation:
+    epoch = gone - 1 if gone else None
+    reason = f"{kind}: why" if kind else None
+    return Observation(state=state, epoch=epoch, best_val_ppl=None, reason=reason, kind=kind, result_epochs=result)
+
+
+def planned(seen: Observation, *, asked: int, epochs: int, has_checkpoint: bool = True) -> tuple[str, str | None, int]:
+    """The action for a run that an earlier launch ``asked`` for, and this one asks for ``epochs``; and to which epoch."""
+    spec = RunSpec(name="a", config=make_config(epochs=epochs))
+    item = plan(spec, RunDirectory(Path("a")), seen, has_checkpoint=has_checkpoint, retry=False, asked=asked)
+    return item.action, item.reason, item.spec.config.train.epochs
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "epochs", "expected"),
+    [
+        (observed("done", 40, 40), 40, 60, ("extend", "40 -> 60", 60)),
+        (observed("done", 40, 40), 40, 40, ("skip", "done", 40)),
+        (observed("done", 40, 40), 40, 20, ("skip", "done; it has gone 40 epochs, and 20 are asked for", 20)),
+        (observed("done", 0, 40), 40, 60, ("extend", "40 -> 60", 60)),  # its metrics.jsonl is lost
+        (observed("pending", 40, 40), 60, 60, ("resume", "after 40 epochs", 60)),
+        (observed("pending", 10), 40, 60, ("resume", "after 10 epochs, for 60 epochs instead of 40", 60)),
+        (observed("pending", 10), 40, 20, ("resume", "after 10 epochs, for 20 epochs instead of 40", 20)),
+        (observed("pending", 0), 40, 20, ("resume", "in the first epoch, for 20 epochs instead of 40", 20)),
+        (
+            observed("pending", 45, 40),
+            60,
+            40,
+            ("resume", "after 45 epochs, and ends there, since 40 are asked for", 45),
+        ),
+        (
+            observed("failed", 45, 40, "diverged"),
+            60,
+            40,
+            ("resume", "after 45 epochs, and ends there, since 40 are asked for", 45),
+        ),
+        (observed("failed", 45, 40, "diverged"), 60, 60, ("skip", "diverged: why; `retry` starts it again", 60)),
+        (observed("failed", 10, 0, "diverged"), 40, 60, ("skip", "diverged: why; `retry` starts it again", 60)),
+        (
+            observed("running", 10),
+            40,
+            60,
+            ("skip", "running, for 40 epochs; run this again once it has ended, for 60", 60),
+        ),
+        (
+            observed("queued", 10),
+            40,
+            20,
+            ("skip", "queued, for 40 epochs; run this again once it has ended, for 20", 20),
+        ),
+        (observed("running", 10), 40, 40, ("skip", "running", 40)),
+    ],
+)
+def test_the_latest_launch_says_how_far_a_run_goes_and_nothing_is_repeated(
+    seen: Observation, asked: int, epochs: int, expected: tuple[str, str, int]
+) -> None:
+    assert planned(seen, asked=asked, epochs=epochs) == expected
+
+
+def test_a_done_run_without_its_last_checkpoint_is_skipped_with_the_reason() -> None:
+    action, reason, _ = planned(observed("done", 40, 40), asked=40, epochs=60, has_checkpoint=False)
+    assert action == "skip"
+    assert reason == (
+        "done after 40 epochs; it cannot go on to 60, because its last.pt was deleted; move a away to train it again"
+    )
+    assert planned(observed("done", 40, 40), asked=40, epochs=40, has_checkpoint=False)[1] == "done"
+
+
+# -- on a folder ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spec() -> RunSpec:
+    return RunSpec(name="a", config=make_config(epochs=2))
+
+
+@pytest.fixture
+def run(tmp_path: Path, spec: RunSpec) -> RunDirectory:
+    """A run that has gone two epochs."""
+    run = RunDirectory.locate(tmp_path / "s", spec.name, spec.fingerprint)
+    run.create(spec.config, {"name": spec.name})
+    write_json_lines(run.metrics_file, [{"epoch": number, "val_ppl": 9.0 - number} for number in range(2)])
+    write_json(run.result_file, {"epochs": 2, "best_val_ppl": 8.0})
+    run.last_checkpoint.touch()
+    return run
+
+
+def longer(spec: RunSpec, epochs: int) -> RunSpec:
+    return replace(spec, config=spec.config.with_epochs(epochs))
+
+
+def test_a_done_run_that_is_asked_for_more_is_not_done(tmp_path: Path, run: RunDirectory, spec: RunSpec) -> None:
+    assert run.is_done()
+    assert run.has_ended()
+    (item,) = plan_runs([longer(spec, 3)], tmp_path / "s")
+    assert (item.run, item.action, item.reason, item.epochs_done) == (run, "extend", "2 -> 3", 2)
+    assert run.is_done(), "a plan writes nothing"
+    run.create(item.spec.config, {"name": "a"})
+    assert not run.is_done()
+    assert not run.has_ended()
+    (seen,) = observe_study(tmp_path / "s")
+    assert (seen.observation.state, seen.epochs_done, seen.epochs_total) == ("pending", 2, 3)
+    assert (seen.to_dict()["epochs_done"], seen.to_dict()["epochs_total"]) == (2, 3)
+    assert summarize(tmp_path / "s", Scheduler()).states["pending"] == 1
+    (item,) = plan_runs([longer(spec, 3)], tmp_path / "s")
+    assert (item.action, item.reason) == ("resume", "after 2 epochs")
+
+
+def test_nothing_but_the_epochs_of_a_configuration_changes(run: RunDirectory, spec: RunSpec) -> None:
+    before = run.config_file.read_bytes()
+    run.create(spec.config, {"name": "a"})
+    assert run.config_file.read_bytes() == before
+    with pytest.raises(FileError, match="holds another configuration"):
+        run.create(make_config(epochs=2, lr=0.25), {"name": "a"})
+    assert run.config_file.read_bytes() == before
+
+
+def test_a_result_that_does_not_say_its_epochs_is_one_of_all(run: RunDirectory) -> None:
+    write_json(run.result_file, {"best_val_ppl": 8.0})
+    assert run.is_done()
+    assert run.observe().state == "done"
+
+
+def test_a_run_with_damaged_files_has_ended_and_hides_no_other(run: RunDirectory) -> None:
+    run.config_file.write_text("{")
+    with pytest.raises(FileError):
+        run.is_done()
+    assert run.has_ended()
+
+
+def test_a_run_that_is_freed_before_a_result_of_fewer_epochs_cannot_go_on(run: RunDirectory) -> None:
+    run.last_checkpoint.unlink()
+    assert run.cannot_go_on(3) is None, "its checkpoints were moved away as a whole"
+    write_json(run.position_file, {"epoch": 2, "step": 0})
+    assert "its last.pt was deleted" in (run.cannot_go_on(3) or "")
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------
+
+
+def test_the_estimate_of_a_run_grows_by_the_epochs_that_are_asked_for_later(
+    tmp_path: Path, run: RunDirectory, spec: RunSpec
+) -> None:
+    def estimated(epochs: int, gone: int, seconds: float) -> float:
+        seen = observed("done", gone, gone)
+        action: Action = "extend" if gone else "start"
+        made = make_planned(longer(spec, epochs), seconds)
+        item = replace(made, run=run, observation=seen, action=action)
+        for _ in range(2):  # a launch with canaries writes twice
+            write_record(tmp_path, {}, [item], lambda line: pytest.fail(line))
+        record = (read_json(tmp_path / "study.json") or {})["estimates"][spec.fingerprint]
+        assert record["epochs"] == epochs
+        return float(record["seconds"])
+
+    assert estimated(2, 0, 20.0) == 20.0
+    assert estimated(5, 2, 60.0) == 80.0, "three more, 20 s each"
+    assert estimated(4, 2, 1.0) == 64.0, "fewer than at the launch before"
+
+
+# -- studies of an earlier version ---------------------------------------------------------------------------------
+
+
+def test_a_study_with_the_ids_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path, spec: RunSpec) -> None:
+    study_dir = tmp_path / "s"
+    make_run(study_dir / f"rnn-sgd-{spec.config.fingerprint_with_epochs()[:8]}", spec.config)
+    before = sorted(study_dir.rglob("*"))
+    expected = re.escape(f"{study_dir}: its run ids are those of seqlm 0.2, which made another run of each number of")
+    with pytest.raises(UsageError, match=f"^{expected}[^\n]*--set study.name=[^\n]*$"):
+        plan_runs([spec], study_dir)
+    assert sorted(study_dir.rglob("*")) == before
+
+
+def test_only_ids_of_an_earlier_version_are_refused(tmp_path: Path, spec: RunSpec) -> None:
+    make_run(tmp_path / "one-00000001", spec.config)
+    make_run(tmp_path / "renamed", spec.config)
+    make_run(tmp_path / "damaged-00000002", spec.config).config_file.write_text("{")
+    require_identity(tmp_path)
+    require_identity(tmp_path / "absent")

@@ -1,0 +1,81 @@
+"""A small search for the tests of each backend: what it adds to a manifest, and what is to become of its runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from seqlm.environment import SEARCH
+from seqlm.files import read_json
+from seqlm.rundir import RunDirectory
+from seqlm.training import attempt, worker
+from tests.outcome import Outcome, outcome
+from tests.test_launch import epochs_of, read_soon
+from tests.training.studies import make_run
+from tests.waiting import wait_for
+
+EPOCHS = 3
+RATES = [0.02, 0.01, 1e-3, 1e-5]
+TABLE = '\n[search]\nrungs = [1, 2]\nkeep = 0.5\nmin_runs = 2\nmode = "{mode}"\n'
+
+
+def alone(
+    runs: Sequence[RunDirectory], text: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Outcome]:
+    """What each of these runs comes to if it is trained alone, in this process, and never stopped."""
+    with monkeypatch.context() as patch:
+        patch.setenv("SEQLM_DATA", str(text))
+        patch.setenv("SEQLM_DEVICE", "cpu")
+        patch.delenv(SEARCH.name, raising=False)
+        patch.setattr(attempt.StopSignal, "install", lambda self: None)  # the handlers of this process stay
+        found = {}
+        for run in runs:
+            own = make_run(folder / run.id, run.read_config())
+            assert worker.main([str(own.path)]) == 0
+            found[run.id] = outcome(own)
+    return found
+
+
+def halved(expected: Mapping[str, Outcome]) -> dict[str, int]:
+    """Run id -> epochs of each run in mode ``sync``: two of four go on from the first rung, and one from the next."""
+    ends = dict.fromkeys(expected, EPOCHS)
+    left = list(expected)
+    for rung, number in ((1, 2), (2, 1)):
+        left.sort(key=lambda run_id: expected[run_id].metrics[rung - 1]["val_ppl"])
+        ends |= dict.fromkeys(left[number:], rung)
+        left = left[:number]
+    return ends
+
+
+def kill_between_rungs(runs: Callable[[], Sequence[RunDirectory]]) -> RunDirectory:
+    """Kill the worker of a run that goes on from the first rung, in the epoch after it; return the run.
+
+    Its steps must be slow from its second epoch on (:mod:`tests.crawl`).
+    """
+
+    def training() -> list[tuple[RunDirectory, int]]:
+        found = []
+        for run in runs():
+            if run.read_rungs().get("1", {}).get("decision") == "goes on":
+                progress = read_json(run.progress_file(run.last_attempt())) or {}
+                if progress.get("epoch") == 1:
+                    found.append((run, read_soon(run.worker_file(run.last_attempt()))["pid"]))
+        return found
+
+    victim, pid = wait_for(training, "a run to train on from the first rung")[0]
+    os.kill(pid, signal.SIGKILL)
+    return victim
+
+
+def ends_of(runs: Sequence[RunDirectory]) -> dict[str, int]:
+    """Run id -> its epochs, each of which it has done once, if its state is the one that follows from them."""
+    for run in runs:
+        done = epochs_of(run)
+        assert done == list(range(len(done)))
+        assert run.observe().state == ("done" if len(done) == EPOCHS else "stopped")
+        assert run.read_failure() is None
+    return {run.id: len(epochs_of(run)) for run in runs}

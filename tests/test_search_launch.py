@@ -1,0 +1,60 @@
+"""A search on this machine, with real workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import commands, searches
+from tests.crawl import Crawl
+from tests.outcome import outcome
+from tests.test_launch import Study
+
+pytestmark = pytest.mark.process
+
+
+def make_study(folder: Path, mode: str) -> Study:
+    study = Study(folder, epochs=searches.EPOCHS)
+    manifest = folder / "small.toml"
+    text = manifest.read_text().replace(
+        "optim.lr = 0.01", f"optim.lr = {json.dumps(searches.RATES)}\nresources.cpus = 1"
+    )
+    manifest.write_text(text + searches.TABLE.format(mode=mode))
+    return study
+
+
+def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes_on_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crawl = Crawl(tmp_path, epochs=1)
+    for name, value in crawl.env.items():
+        monkeypatch.setenv(name, value)
+    study = make_study(tmp_path, "async")
+    launcher = study.start("run", "small.toml")
+    victim = searches.kill_between_rungs(study.runs)
+    before = victim.rungs_file.read_text()
+    crawl.end()
+    _, stderr = commands.finish(launcher)
+    assert launcher.returncode == 0, stderr
+    assert victim.attempts() == [1, 2]
+    runs = study.runs()
+    ends = searches.ends_of(runs)
+    stopped = [run for run in runs if ends[run.id] < searches.EPOCHS]
+    assert stopped
+    assert json.loads(victim.rungs_file.read_text())["1"] == json.loads(before)["1"], "decided once"
+    for run in stopped:
+        found = run.read_stopped() or {}
+        assert (found["value"], found["rank"] > found["goes_on"]) == (run.read_metrics()[0][-1]["val_ppl"], True)
+    status = study("status", "small.toml")
+    assert all(str(run.observe().reason) in status.stdout for run in stopped)
+
+    expected = searches.alone(runs, tmp_path / "text", tmp_path / "alone", monkeypatch)
+    assert all(outcome(run) == expected[run.id] for run in runs if run not in stopped)
+    assert "0 of 4 runs to do" in study("run", "small.toml").stderr
+    again = study("retry", "small.toml", "--kind", "stopped", "--json")
+    while any(run["state"] == "stopped" for run in json.loads(again.stdout)["data"]["runs"]):  # at the next rung
+        again = study("retry", "small.toml", "--kind", "stopped", "--json")
+    assert again.returncode == 0
+    assert {run.id: outcome(run) for run in runs} == expected
