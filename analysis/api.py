@@ -35,8 +35,8 @@ from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
 from analysis.study.behaved import behaved_runs, shown_runs
-from analysis.study.pairs import chains_of
 from analysis.study.comparison import finished
+from analysis.study.pairs import chains_of
 from analysis.study.settings import interval, timed_settings
 from seqlm.errors import UsageError, nearest
 
@@ -261,7 +261,9 @@ class Study(files.Study):
         done = finished(self.compared.runs)
         with _look(ax):
             axes = _axes(ax, look.kind_handles(set(done["arch"]), set(done["optimizer"])))
-            slices.draw_slice(axes, found[key], chains_of(self.compared.runs).get(key, []), slices.runs_by_number(self.compared))
+            slices.draw_slice(
+                axes, found[key], chains_of(self.compared.runs).get(key, []), slices.runs_by_number(self.compared)
+            )
         return axes
 
     def plot_timeline(self, ax: Axes | None = None) -> Axes:

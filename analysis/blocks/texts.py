@@ -71,8 +71,6 @@ def scope_sentences(study: Study) -> list[str]:
         went = f"{units.count(len(longer), 'run')} went further, up to {int(longer['epochs_done'].max())}"
         limit = units.count(int(runs["compared_epochs"].iloc[0]), "epoch")
         on = f" on {text}" if len(study.texts) > 1 else ""
-        sentences.append(
-            f"Runs{on} are compared by their first {limit}, the fewest of a finished run{f' ({named})' if named else ''}; "
-            f"{went}."
-        )
+        of = f" ({named})" if named else ""
+        sentences.append(f"Runs{on} are compared by their first {limit}, the fewest of a finished run{of}; {went}.")
     return sentences

@@ -16,8 +16,8 @@ from analysis.blocks.texts import scope
 from analysis.blocks.words import device_sentences, distinct, first_few, interval_phrase
 from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
-from analysis.study.record import Expectation
 from analysis.study.comparison import finished
+from analysis.study.record import Expectation
 from analysis.study.settings import Setting, best_of, settings_of
 from analysis.study.study import Study
 from analysis.study.values import rows_of
@@ -201,5 +201,9 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
         f"seeds: inconclusive. Gap: validation minus training perplexity. {units.MISSING}: no finished run."
     )
     return Table(
-        name="discussion-1-expected", title="Expected against observed", caption=caption + of, columns=columns, records=rows
+        name="discussion-1-expected",
+        title="Expected against observed",
+        caption=caption + of,
+        columns=columns,
+        records=rows,
     )

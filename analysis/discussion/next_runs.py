@@ -15,8 +15,8 @@ from analysis.blocks.table import Column, Table
 from analysis.blocks.texts import on_one_text, scope
 from analysis.blocks.words import first_few
 from analysis.study import units
-from analysis.study.pairs import single_key_pairs
 from analysis.study.comparison import finished
+from analysis.study.pairs import single_key_pairs
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -175,8 +175,8 @@ def _stopped_sentence(runs: pd.DataFrame) -> list[str]:
     if not stopped:
         return []
     return [
-        f"Stopped by the search: {units.count(len(stopped), 'run')} ({first_few(stopped, NAMED)}). `retry --kind stopped` "
-        "lets them go on."
+        f"Stopped by the search: {units.count(len(stopped), 'run')} ({first_few(stopped, NAMED)}). "
+        "`retry --kind stopped` lets them go on."
     ]
 
 

@@ -143,7 +143,11 @@ def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
         "Gap: validation minus training; final: after the last epoch."
     )
     return Table(
-        name="discussion-2-optimizers", title="The optimizers compared", caption=caption + of, columns=columns, records=rows
+        name="discussion-2-optimizers",
+        title="The optimizers compared",
+        caption=caption + of,
+        columns=columns,
+        records=rows,
     )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from analysis.plots import look
 from analysis.plots.axes import Progress
 from analysis.study import units
-from analysis.study.numbering import RunNumber
 from analysis.study.comparison import finished
+from analysis.study.numbering import RunNumber
 from analysis.study.settings import places_of
 from analysis.study.study import Study
 from analysis.study.values import Values

@@ -19,8 +19,8 @@ from analysis.blocks.words import first_few
 from analysis.plots import look
 from analysis.plots.axes import label_grid, panel_grid, scale_for
 from analysis.study import units
-from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values, varying_keys
 from analysis.study.comparison import finished
+from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values, varying_keys
 from analysis.study.settings import Setting, config_of
 from analysis.study.study import Study
 

@@ -20,8 +20,8 @@ from analysis.blocks.words import first_few
 from analysis.plots.heat_map import heat_map
 from analysis.plots.slices import slices_chart
 from analysis.study import units
-from analysis.study.pairs import CHOICES, printed, single_key_pairs, sorted_values, varying_keys
 from analysis.study.comparison import finished
+from analysis.study.pairs import CHOICES, printed, single_key_pairs, sorted_values, varying_keys
 from analysis.study.settings import settings_of
 from analysis.study.study import Study
 
@@ -173,9 +173,7 @@ def unpaired_table(study: Study) -> Table:
             }
             for value in values
         ]
-    caption = (
-        "For orientation: the settings may differ in everything else. Perplexity: exp(Mean loss)."
-    )
+    caption = "For orientation: the settings may differ in everything else. Perplexity: exp(Mean loss)."
     if summed_up:
         caption += f" Left out, with more than {SINGLE_STEPS} values: {first_few(summed_up, 2)}."
     columns = [

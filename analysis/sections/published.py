@@ -10,9 +10,16 @@ from typing import Any
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.table import Column, Table, number, run_columns
 from analysis.blocks.words import first_few
-from analysis.plots.published import DRAWN_FROM, published_chart
+from analysis.plots.published import (
+    ABOVE,
+    BELOW,
+    DRAWN_FROM,
+    NO_REPLICATIONS,
+    WITHIN,
+    Comparison,
+    published_chart,
+)
 from analysis.study import units
-from analysis.study.published import ABOVE, BELOW, NO_REPLICATIONS, WITHIN, Comparison
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
 
@@ -41,7 +48,8 @@ def _summary(compared: list[Comparison]) -> str:
     done = [c for c in compared if units.is_number(c.reproduced)]
     of = "none of them has" if not done else f"{len(done)} of them {'has' if len(done) == 1 else 'have'}"
     has = "has" if len(compared) == 1 else "have"
-    text = f"{units.count(len(compared), 'run')} of this study {has} published numbers; {of} a result after as many epochs."
+    runs = units.count(len(compared), "run")
+    text = f"{runs} of this study {has} published numbers; {of} a result after as many epochs."
     if not done:
         return text
     verdicts = Counter(c.verdict for c in done)
@@ -82,8 +90,8 @@ def published_table(compared: list[Comparison]) -> Table:
     ]
     variants = [f"{c.run['number']} ({c.run['variant']})" for c in compared if c.run["variant"]]
     caption = (
-        "Train: perplexity after the published number of epochs. Valid.: at the best of them. Later epochs do not count. "
-        "Diff.: of validation."
+        "Train: perplexity after the published number of epochs. Valid.: at the best of them. Later epochs do not "
+        "count. Diff.: of validation."
     )
     if variants:
         caption += f" Not run as planned: {first_few(variants, MOST_VARIANTS)}."

@@ -79,7 +79,7 @@ def results_table(study: Study, group: str | None = None) -> Table:
         number("epochs_to_best", "Best epoch", units.whole),
         number("final_train_ppl", "Final train", units.perplexity),
         number("final_val_ppl", "Final valid.", units.perplexity),
-        Column("epochs_done", "Epochs", shown=_epochs, numeric=True),
+        Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
         number("wall_seconds", "Time", units.duration),
         Column("state", "State", of=lambda run: states[run["id"]], kind="state"),
     ]
@@ -100,7 +100,8 @@ def results_table(study: Study, group: str | None = None) -> Table:
     )
 
 
-def _epochs(run: Any) -> str:
+def epochs_of_run(run: Any) -> str:
+    """Return the epochs of a run, gone and asked for."""
     return units.epochs(run["epochs_done"], run["epochs_asked"])
 
 
@@ -117,7 +118,7 @@ def longer_table(longer: pd.DataFrame) -> Table:
     """The best epoch of all that a run has gone, against that by which it is compared."""
     columns = [
         *run_columns(),
-        Column("epochs_done", "Epochs", shown=_epochs, numeric=True),
+        Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
         number("compared_epochs", "Compared by", units.whole),
         number("compared_val_ppl", "Valid. compared", units.perplexity),
         number("val_ppl", "Valid. of all", units.perplexity),
@@ -126,8 +127,8 @@ def longer_table(longer: pd.DataFrame) -> Table:
         number("test_ppl", "Test", units.perplexity),
     ]
     caption = (
-        "Compared by: first epochs, as in the tables above and in the discussion. Of all: lowest of all epochs. Test: with "
-        "the parameters of that epoch; above, it is missing if that epoch is a later one."
+        "Compared by: first epochs, as in the tables above and in the discussion. Of all: lowest of all epochs. Test: "
+        "with the parameters of that epoch; above, it is missing if that epoch is a later one."
     )
     return Table(
         name="more-epochs",

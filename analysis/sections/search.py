@@ -12,11 +12,12 @@ from analysis.blocks.section import Block, Points, Prose, Section
 from analysis.blocks.table import Column, Table, number, run_columns
 from analysis.blocks.texts import on_one_text, text_sentences
 from analysis.blocks.words import first_few
-from analysis.plots.frontier import frontier_chart
+from analysis.plots.scatter import frontier_chart
 from analysis.plots.slices import slices_chart
+from analysis.sections.results import epochs_of_run
+from analysis.sections.rungs import Rung, epochs_spent, rung_of, rungs_of, spent_hours, whole_hours
 from analysis.study import units
 from analysis.study.record import SearchRule
-from analysis.study.search import Rung, epochs_spent, rung_of, rungs_of, spent_hours, whole_hours
 from analysis.study.study import Study
 
 METRICS = {"val_ppl": "validation perplexity", "train_ppl": "training perplexity", "val_loss": "validation loss"}
@@ -98,8 +99,9 @@ def _spent_sentences(study: Study) -> list[str]:
     if len(epochs):
         spent, whole = float(epochs["hours"].iloc[-1]), whole_hours(study, epochs)
         sentences.append(
-            f"{hours[0].upper()}{hours[1:]} of finished epochs: {units.hours(spent)}. The started runs would have taken "
-            f"{units.hours(whole)} for all their epochs, at the hours per epoch of each ({units.percent(spent / whole)})."
+            f"{hours[0].upper()}{hours[1:]} of finished epochs: {units.hours(spent)} "
+            f"({units.percent(spent / whole)} of the {units.hours(whole)} that the started runs would have taken for "
+            "all their epochs, at the hours per epoch of each)."
         )
     return sentences
 
@@ -113,8 +115,8 @@ def _order_sentences(rungs: Sequence[Rung]) -> list[str]:
     if not parts:
         return ["Fewer than two runs that were compared with each other have finished, so the rungs cannot be judged."]
     return [
-        f"The order at the rungs was that at the end in {units.listing(parts)}. This is known of finished runs alone: how "
-        "the stopped ones would have ended is not."
+        f"The order at the rungs was that at the end in {units.listing(parts)}. This is known of finished runs alone: "
+        "how the stopped ones would have ended is not."
     ]
 
 
@@ -161,7 +163,7 @@ def stopped_table(study: Study, stopped: Sequence[dict[Any, Any]]) -> Table:
         number("rung_goes_on", "Goes on", units.whole),
         number("rung_cut", "Cut", units.perplexity),
         number("val_ppl", "Best valid.", units.perplexity),
-        Column("epochs_done", "Epochs", shown=lambda r: units.epochs(r["epochs_done"], r["epochs_asked"]), numeric=True),
+        Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
     ]
     value = units.listing(sorted(metrics)) if metrics else "what was compared"
     caption = (

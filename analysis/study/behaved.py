@@ -11,6 +11,8 @@ from analysis.study.numbering import RunNumber
 from analysis.study.settings import best_runs, in_report_order, places_of
 from analysis.study.study import Study
 
+FACTS = ["number", "id", "name", "arch", "place_on_text", "optimizer"]
+
 MOST_RUNS = 12
 """Runs in the figures, sentences and samples; more would make a page that nobody reads."""
 
@@ -51,7 +53,7 @@ def behaved_runs(study: Study) -> list[Behaved]:
             place=places[run["id"]],
             behaviour=study.behaviours[run["id"]],
         )
-        for run in in_report_order(known)[["number", "id", "name", "arch", "place_on_text", "optimizer"]].to_dict("records")
+        for run in in_report_order(known)[FACTS].to_dict("records")
     ]
 
 

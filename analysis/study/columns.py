@@ -65,7 +65,7 @@ RUNS = _meanings(
     ("epochs_done", "epochs", "finished epochs"),
     ("epochs_asked", "epochs", "epochs that the run is to go; a run with fewer is not done"),
     ("finished_epochs", "epochs", "epochs of its result: fewer than epochs_asked if it was asked for more since"),
-    ("compared_epochs", "epochs", "first epochs by which the report compares the run: the fewest of a done run on its text"),
+    ("compared_epochs", "epochs", "first epochs by which the run is compared: the fewest of a done run on its text"),
     ("best_epoch", "", "epoch with the lowest validation perplexity, from 0"),
     ("train_ppl", "", "training perplexity of the best epoch"),
     ("val_ppl", "", "validation perplexity of the best epoch"),
@@ -121,7 +121,11 @@ ATTEMPTS = _meanings(
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at"),
-    ("outcome", "", "done, rung (it left at a rung of a search), failed, cancelled, interrupted, running or not started"),
+    (
+        "outcome",
+        "",
+        "done, rung (left at a rung of a search), failed, cancelled, interrupted, running or not started",
+    ),
     ("failure_kind", "", "kind of a failure"),
     ("epochs", "epochs", "epochs that the attempt finished and kept"),
     ("epoch_seconds", "s", "time of those epochs"),
@@ -199,7 +203,8 @@ NUMBERS = {
     *("gpus", "cores", "seconds", "lost_seconds", "rung_value", "rung_cut"),
 }
 WHOLE_NUMBERS = {
-    *("epoch", "epochs", "epochs_done", "epochs_asked", "finished_epochs", "compared_epochs", "best_epoch", "published_epochs", "parameters", "peak_memory_bytes"),
+    *("epoch", "epochs", "epochs_done", "epochs_asked", "finished_epochs", "compared_epochs", "best_epoch"),
+    *("published_epochs", "parameters", "peak_memory_bytes"),
     *("attempt", "ranks", "micro_batches", "rung", "rung_rank", "rung_of", "rung_goes_on"),
 }
 """Columns of whole numbers below 2^53, any of which may be missing."""

@@ -1,9 +1,10 @@
 """Which runs compare: those on the same text, at equal epochs.
 
 Perplexities of different texts, or of different tokens of one text, do not compare. A longer run has a head start, so
-each run is compared by what it had reached after its first N epochs. A run is a trajectory, and its first N epochs never change. N is the fewest epochs of a run that is done, on each text
-for itself. A run that was stopped, failed or is still at work does not lower N. It takes part if it has a result and N
-epochs: it had finished them before it was asked for more.
+each run is compared by what it had reached after its first N epochs: a run is a trajectory, and those never change.
+
+N is the fewest epochs of a run that is done, on each text for itself. A run that was stopped, failed or is still at
+work does not lower N. It takes part if it has a result and N epochs: it had finished before it was asked for more.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def short_name(name: str, most: int, *known: str | None) -> str:
-    """A run's name for a label of at most ``most`` characters: without the parts in ``known``, and words cut to initials.
+    """Return a name for a label of at most ``most`` characters: without the parts in ``known``, and with initials.
 
     >>> short_name("gru-adam-hidden1024-keep0.8004-lr0.009801", 25, "gru", "adam")
     'h1024-k0.8004-lr0.009801'

@@ -30,8 +30,14 @@ def make_search(study_dir: Path, *, each: int = 9, epochs: int = 12, rule: dict[
     clock = 0.0
     for order in range(3 * each):
         arch = list(ARCHS)[order % 3]
-        keys = {"lr": float(f"{10 ** draw.uniform(-4, -1):.4g}"), "hidden_size": 16 * draw.randint(4, 64), "keep": round(draw.uniform(0.2, 0.9), 4)}
+        keys: dict[str, Any] = {
+            "lr": float(f"{10 ** draw.uniform(-4, -1):.4g}"),
+            "hidden_size": 16 * draw.randint(4, 64),
+            "keep": round(draw.uniform(0.2, 0.9), 4),
+        }
         name = f"{arch}-adam-hidden{keys['hidden_size']}-keep{keys['keep']}-lr{keys['lr']}"
+        if arch == "transformer":
+            keys["num_heads"] = 2
         floor = ARCHS[arch] * (1 + 0.08 * (math.log10(keys["lr"]) + 2.5) ** 2 + 40 / keys["hidden_size"])
         val = [floor * (1 + 3 * math.exp(-0.45 * epoch * (1.3 - keys["keep"]))) for epoch in range(epochs)]
         gone, stopped = epochs, None
@@ -54,7 +60,6 @@ def make_search(study_dir: Path, *, each: int = 9, epochs: int = 12, rule: dict[
             seconds=seconds,
             done=stopped is None,
             epochs=epochs,
-            **({"num_heads": 2} if arch == "transformer" else {}),
             provenance={"study": study_dir.name},
             **keys,
         )

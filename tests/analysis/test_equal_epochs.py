@@ -92,7 +92,8 @@ def test_the_results_say_by_which_epochs_and_what_more_epochs_brought(mixed: Stu
     (caption,) = [block.caption for block in blocks if getattr(block, "name", "") == "results"]
     assert "First 2 epochs; 2 of 4 runs (1 stopped)." in caption
     assert said(blocks).startswith(
-        "Runs are compared by their first 2 epochs, the fewest of a finished run (1 short); 1 run went further, up to 4."
+        "Runs are compared by their first 2 epochs, the fewest of a finished run (1 short); 1 run went further, up to "
+        "4."
     )
 
 
@@ -181,7 +182,9 @@ def test_published_results_are_compared_after_as_many_epochs(
 ) -> None:
     run = add_run(tmp_path, 0, "long", "rnn", "sgd", LONG, train=[110.0, 100.0, 80.0, 70.0])
     published = {"val_ppl": 100, "train_ppl": 90, "replications": [95.0, 105.0], "epochs": epochs}
-    write_json(tmp_path / "study.json", {"planned": [{"number": 1, "fingerprint": digits(run), "published": published}]})
+    write_json(
+        tmp_path / "study.json", {"planned": [{"number": 1, "fingerprint": digits(run), "published": published}]}
+    )
     (row,) = table(published_section(load_study(tmp_path)).blocks, "published")
     assert (row["val_ppl"], row["train_ppl"], row["verdict"]) == expected
     assert row["published_epochs"] == str(epochs)

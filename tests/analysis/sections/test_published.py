@@ -69,9 +69,9 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
     assert by_name["alone"]["difference"] == "0.00"
     assert said(blocks) == (
         "6 runs of this study have published numbers; 4 of them have a result after as many epochs. Where there are "
-        "independent replications (3 runs), the validation perplexity is within their spread in 1, below it in 1 and above it in 1. The "
-        "median absolute difference in validation perplexity from the published is 6.0 % over 4 runs; the "
-        "largest is +30.0 % (3 high)."
+        "independent replications (3 runs), the validation perplexity is within their spread in 1, below it in 1 and "
+        "above it in 1. The median absolute difference in validation perplexity from the published is 6.0 % over 4 "
+        "runs; the largest is +30.0 % (3 high)."
     )
 
 
