@@ -126,6 +126,7 @@ def load_study(*study_dirs: Path) -> Study:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
         if study_dir.resolve() in map(Path.resolve, directories.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
+        found, repeated = _each_once(found)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
         numbering = number_runs(found, record.planned, first=size)
         size += numbering.size
@@ -146,7 +147,7 @@ def load_study(*study_dirs: Path) -> Study:
         runs += found
         absent += numbering.absent
         excluded += record.excluded
-        lines = [*damage, *(line for run in found for line in run.warnings)]
+        lines = [*damage, *repeated, *(line for run in found for line in run.warnings)]
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
     epochs = _epochs_table(runs)
     return Study(
@@ -167,6 +168,21 @@ def load_study(*study_dirs: Path) -> Study:
         origin=origin_of([run.provenance for run in runs]),
         warnings=warnings,
     )
+
+
+def _each_once(runs: Sequence[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
+    """Return the runs, of those that differ in the number of epochs alone the one that went furthest, and warnings.
+
+    Versions up to 0.2 gave each number of epochs a folder of its own. They are one run, and no seeds of a setting.
+    """
+    furthest: dict[str, LoadedRun] = {}
+    warnings = []
+    for run in sorted(runs, key=lambda run: (run.row["state"] == "done", run.row["epochs_done"]), reverse=True):
+        key = repr({**run.config, "train.epochs": None}) if run.config else run.row["id"]
+        kept = furthest.setdefault(key, run)
+        if kept is not run:
+            warnings.append(f"{run.row['id']} is left out: it is {kept.row['id']} with fewer epochs")
+    return list(furthest.values()), warnings
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:
