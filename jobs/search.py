@@ -27,7 +27,7 @@ def expected_share(search: Search, runs: Sequence[RunSpec]) -> float:
 
 
 def _epochs(search: Search, epochs: Sequence[int]) -> float:
-    """Return the expected epochs of a group of runs, each of which has so many."""
+    """Return the expected epochs of a group of runs. ``epochs`` are those of each run."""
     left = float(len(epochs))
     total = float(_between(0, search.rungs[0], epochs))
     for rung, following in itertools.pairwise([*search.rungs, math.inf]):

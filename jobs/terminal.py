@@ -13,7 +13,7 @@ from seqlm.errors import UsageError, printable
 
 Color: TypeAlias = Literal["auto", "always", "never"]
 COLORS: tuple[Color, ...] = ("auto", "always", "never")
-CODES = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
+CODES = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
 """Color -> its ANSI code."""
 STATE_COLORS = {"running": "cyan", "failed": "red", "cancelled": "yellow", "done": "green", "stopped": "blue"}
 """State of a run -> color; the other states have none."""

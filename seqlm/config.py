@@ -123,8 +123,8 @@ class TrainConfig(Section):
     NAME = "train"
 
     epochs: Count = 40
-    """Passes over the training split: how far the run is to go. Not part of its identity: a run that has gone fewer
-    trains the missing ones."""
+    """Passes over the training split: how far the run is to go. Not part of its identity: a run that has trained
+    fewer trains the missing ones."""
     batch_size: Count = 20
     """Columns of the global batch, B, whatever the number of devices that share it."""
     seq_len: Count = 35

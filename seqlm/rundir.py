@@ -193,7 +193,7 @@ class RunDirectory(RunLayout):
         return read_json(self.canary_file)
 
     def is_done(self) -> bool:
-        """Whether the run has a result, for as many epochs as ``config.json`` asks for.
+        """Whether the run has a result, for as many epochs as ``config.json`` requests.
 
         Raises:
             FileError: one of the two files is damaged or cannot be read.
@@ -342,9 +342,9 @@ def epochs_of(result: Mapping[str, Any]) -> int | None:
 
 
 def reaches(result: Mapping[str, Any], config: RunConfig) -> bool:
-    """Return whether a result is about at least as many epochs as ``config`` asks for, or does not say about how many.
+    """Return whether a result is about at least as many epochs as ``config`` requests, or does not say about how many.
 
-    If it is about fewer, the run has been asked for more since and is not done.
+    If it is about fewer, more have been requested since, and the run is not done.
     """
     epochs = epochs_of(result)
     return epochs is None or epochs >= config.train.epochs

@@ -40,7 +40,7 @@ def goes_on(value: float, reached: Collection[float], *, keep: float, min_runs: 
         value: of the run at this rung; lower is better.
         reached: the values at this rung of all runs that have reached it so far, this run among them.
         keep: share that goes on, above 0 and below 1.
-        min_runs: nobody is stopped before so many runs have reached the rung.
+        min_runs: no run is stopped before this number of runs has reached the rung.
     """
     return len(reached) < min_runs or _rank(value, reached) <= _places(len(reached), keep)
 

@@ -180,7 +180,7 @@ def test_a_run_whose_worker_is_killed_goes_on_by_itself_with_each_epoch_once(tmp
 
 
 @pytest.mark.process
-def test_a_run_killed_while_it_is_extended_and_launched_again_ends_as_if_asked_for_all_at_once(
+def test_a_run_killed_while_it_is_extended_and_launched_again_ends_as_if_trained_at_once(
     tmp_path: Path, crawl: Crawl
 ) -> None:
     study = Study(tmp_path, epochs=12)
@@ -210,7 +210,7 @@ def test_a_run_killed_while_it_is_extended_and_launched_again_ends_as_if_asked_f
 
     fewer = study("run", "small.toml", "--set", "train.epochs=3")
     assert (fewer.returncode, run.attempts()) == (0, [1, 2, 3]), fewer.stderr
-    assert "skipped rnn-adam: done; it has gone 12 epochs, and 3 are asked for\n" in fewer.stderr
+    assert "skipped rnn-adam: done; it has trained 12 epochs, and 3 are requested\n" in fewer.stderr
 
 
 @pytest.mark.process

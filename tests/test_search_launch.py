@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from seqlm.files import write_json_lines
 from tests import commands, searches
 from tests.crawl import Crawl
 from tests.outcome import outcome
-from tests.test_launch import Study
+from tests.test_launch import Study, read_soon
+from tests.training.studies import make_config, make_run
 
 pytestmark = pytest.mark.process
 
@@ -58,3 +60,24 @@ def test_a_search_stops_what_is_behind_although_a_worker_is_killed_and_what_goes
         again = study("retry", "small.toml", "--kind", "stopped", "--json")
     assert again.returncode == 0
     assert {run.id: outcome(run) for run in runs} == expected
+
+
+def test_all_ranks_of_a_run_leave_at_its_rung_and_go_on_together(tmp_path: Path) -> None:
+    study = Study(tmp_path, epochs=2)
+    with (tmp_path / "small.toml").open("a") as manifest:
+        manifest.write("resources.ranks = 2\nresources.cpus = 1\n[search]\nrungs = [1]\nmin_runs = 1\nkeep = 0.5\n")
+    for number in (1, 2):
+        better = make_run(tmp_path / f"runs/small/better-{number:08x}", make_config(seed=number))
+        write_json_lines(better.metrics_file, [{"epoch": 0, "val_ppl": 1.5}])
+    first = study("run", "small.toml")
+    assert first.returncode == 0, first.stderr
+    assert "stopped at epoch 1: 3rd of 3, keeps 2  (1/1)" in first.stderr
+    (run,) = [run for run in study.runs() if run.id.startswith("rnn")]
+    assert all("ended_at" in read_soon(run.worker_file(1, rank)) for rank in (0, 1))
+    assert not run.failure_file.exists()
+    skipped = study("run", "small.toml")
+    assert "`retry --kind stopped` lets it go on" in skipped.stderr
+    assert "nothing to retry" in study("retry", "small.toml").stdout
+    again = study("retry", "small.toml", "--kind", "stopped")
+    assert again.returncode == 0, again.stderr
+    assert (run.observe().state, run.attempts()) == ("done", [1, 2])

@@ -1,7 +1,8 @@
-"""A study of version 0.1.0 is read by the code of today, and a launch leaves it alone.
+"""What the code of today does with studies of earlier versions.
 
-``stored_study.zip`` holds two runs, of which one is done and the other was interrupted in its second epoch. Their ids
-depend on the number of epochs, which no longer is part of a run's identity.
+Each zip file holds two runs, of which one is done and the other was interrupted in its second epoch. Their text is that
+of :func:`tests.training.studies.write_text` with 220 lines. ``stored_study.zip`` is the first with the ids of today.
+The ids of ``stored_study_0.1.zip`` depend on the number of epochs.
 """
 
 from __future__ import annotations
@@ -12,25 +13,27 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seqlm.files import file_sha256
+from seqlm.rundir import RunDirectory
 from tests import commands
 from tests.training.studies import write_text
 
 ROOT = Path(__file__).parent.parent
-DONE, BEGUN = "rnn-adam-6c811f13", "gru-adam-29a165c5"
+DONE, BEGUN = "rnn-adam-62c3f298", "gru-adam-564fcc06"
+OLD_DONE, OLD_BEGUN = "rnn-adam-6c811f13", "gru-adam-29a165c5"
 
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    with zipfile.ZipFile(ROOT / "tests" / "stored_study.zip") as stored:
-        stored.extractall(tmp_path)
-    write_text(tmp_path / "text", train_lines=220)
-    return tmp_path
+def unpack(folder: Path, name: str) -> Path:
+    with zipfile.ZipFile(ROOT / "tests" / name) as stored:
+        stored.extractall(folder)
+    write_text(folder / "text", train_lines=220)
+    return folder
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -38,17 +41,43 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return commands.run([sys.executable, str(ROOT / "launch.py"), *words], cwd=folder, env=env)
 
 
-def test_a_study_of_an_earlier_version_is_read_and_a_launch_refuses_it_in_one_line(folder: Path) -> None:
+def launch(folder: Path, *words: str) -> Any:
+    answer = command(folder, *words, "--json")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return json.loads(answer.stdout)["data"]
+
+
+def test_what_is_done_stays_done_and_what_is_begun_resumes_under_the_same_ids(tmp_path: Path) -> None:
+    folder = unpack(tmp_path, "stored_study.zip")
+    planned = launch(folder, "plan", "stored.toml")["runs"]
+    assert {run["id"]: run["action"] for run in planned} == {DONE: "skip", BEGUN: "resume"}
+    done, begun = (RunDirectory(folder / "runs" / "stored" / name) for name in (DONE, BEGUN))
+    result, first_epochs = done.result_file.read_bytes(), begun.metrics_file.read_bytes()
+    assert first_epochs
+    launch(folder, "run", "stored.toml")
+    assert {run["id"]: run["state"] for run in launch(folder, "status", "stored")["runs"]} == {
+        DONE: "done",
+        BEGUN: "done",
+    }
+    assert done.result_file.read_bytes() == result
+    assert begun.metrics_file.read_bytes().startswith(first_epochs)
+    assert [record["epoch"] for record in begun.read_metrics()[0]] == list(range(6))
+    assert begun.attempts() == [1, 2]
+    launch(folder, "report", "stored", "--no-behaviour")
+    assert "gru-adam" in (folder / "runs" / "stored" / "report" / "report.md").read_text()
+
+
+def test_a_study_whose_ids_depend_on_epochs_is_read_and_a_launch_refuses_it_in_one_line(tmp_path: Path) -> None:
+    folder = unpack(tmp_path, "stored_study_0.1.zip")
     before = {path: file_sha256(path) for path in folder.rglob("*") if path.is_file()}
     for words in (["plan", "stored.toml"], ["run", "stored.toml"], ["behaviour", "stored"]):
         answer = command(folder, *words)
         assert answer.returncode == 2, answer.stderr
         (line,) = answer.stderr.splitlines()
-        assert line.startswith("error: ")
-        assert "its run ids are those of seqlm 0.2" in line
+        assert line.startswith("error: runs/stored: its run ids are those of seqlm 0.2")
     assert {path: file_sha256(path) for path in folder.rglob("*") if path.is_file()} == before, "nothing is touched"
-    states = json.loads(command(folder, "status", "stored", "--json").stdout)["data"]["runs"]
-    assert {run["id"]: run["state"] for run in states} == {DONE: "done", BEGUN: "pending"}
+    states = {run["id"]: run["state"] for run in launch(folder, "status", "stored")["runs"]}
+    assert states == {OLD_DONE: "done", OLD_BEGUN: "pending"}
     answer = command(folder, "report", "stored")
     assert answer.returncode == 0, answer.stderr
     assert "behaviour is left as it is: " in answer.stderr

@@ -185,7 +185,9 @@ def retry(arguments: RetryArguments) -> tuple[Any, int]:
     chosen = [one for one in runs if one.config is not None and _is_to_retry(one.observation, arguments.kind)]
     if not chosen:
         what = "was stopped" if arguments.kind == ("stopped",) else "has failed or was cancelled"
-        terminal.say(f"nothing to retry: no such run {what}")
+        stopped = "stopped" not in arguments.kind and any(one.observation.state == "stopped" for one in runs)
+        hint = "; --kind stopped lets runs go on that a search stopped" if stopped else ""
+        terminal.say(f"nothing to retry: no such run {what}{hint}")
         return {"study": study_dir.name, "runs": [one.to_dict() for one in runs]}, 0
     specs = [one.to_spec() for one in chosen]
     specs = [replace(spec, data_path=find_data(arguments.data, spec.data_path)) for spec in specs]

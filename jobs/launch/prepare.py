@@ -81,13 +81,13 @@ def plan_runs(
         # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
         undecided = observation.kind == "oom" and (may_go_on(run) or not run.failure_file.exists())
         has_checkpoint = run.has_checkpoint()
-        asked = spec.config.train.epochs
+        before = spec.config.train.epochs
         if run.id not in tasks and run.config_file.exists():
-            asked = run.read_config().train.epochs
+            before = run.read_config().train.epochs
         item = plan(
-            spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided, asked=asked
+            spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided, before=before
         )
-        if item.action == "start" and (reason := run.cannot_go_on(asked)):
+        if item.action == "start" and (reason := run.cannot_go_on(before)):
             item = replace(item, action="skip", reason=reason)
         planned.append(item)
     return planned

@@ -65,7 +65,7 @@ class Published:
     """Lowest and highest best validation perplexity of independent replications, such as `[156.4, 157.5]`."""
     epochs: Annotated[Annotated[int, Ge(1)] | None, Valid("a whole number of at least 1")] = None
     """Epochs after which these results were published; without it, `train.epochs` of the run as written. A run that has
-    gone further is compared as it was after so many."""
+    trained more is compared as it was then."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class SearchTable:
     """Share of the runs that goes on from a rung, rounded up. Runs with equal values go on together or stop
     together."""
     min_runs: Annotated[int, Ge(1), Valid("a whole number of at least 1")] = Search.min_runs
-    """No run is stopped before so many have reached the rung."""
+    """No run is stopped before this number of runs has reached the rung."""
     within: Annotated[list[str], Check(_keys), Valid('a list of keys, such as ["model.arch"]')] = field(
         default_factory=list
     )

@@ -12,7 +12,7 @@ from seqlm.data.corpus import CorpusFacts
 from seqlm.rundir import Observation, RunDirectory
 
 Action: TypeAlias = Literal["start", "resume", "extend", "skip"]
-"""``extend``: the run is done, and is asked for more epochs."""
+"""``extend``: the run is done, and this launch requests more epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +57,35 @@ def plan(
     has_checkpoint: bool,
     retry: bool,
     undecided: bool = False,
-    asked: int | None = None,
+    before: int | None = None,
 ) -> PlannedRun:
     """Decide what to do with one run, from its observed state. Pure: nothing is read or written.
 
-    A run that is running or queued is skipped. A run that is done is extended if it is asked for more epochs, else
-    skipped. A run that a search stopped is skipped, unless ``retry`` is set or it is asked for more epochs. A run that
+    A run that is running or queued is skipped. A run that is done is extended if more epochs are requested, else
+    skipped. A run that a search stopped is skipped, unless ``retry`` is set or more epochs are requested. A run that
     was cancelled or failed is skipped, unless ``retry`` or ``undecided`` is set or the failure was not the run's own
     fault (``FREE``). Every other run resumes from its checkpoint, or starts if it has none. ``undecided`` means that
     the failure may be retried but the launcher exited before it did so.
 
-    ``asked`` is how many epochs the latest launch asked for; ``None``: there was none. This launch takes its place, so
-    a run may also end earlier than planned. A run that has gone further than this launch asks for ends where it is.
+    ``before`` is the number of epochs that the latest launch requested; ``None``: there was none. This launch replaces
+    it, so a run may also end earlier than planned. A run that has trained more epochs than requested ends where it is.
     """
     epochs, gone = spec.config.train.epochs, observation.epochs_done
-    asked = epochs if asked is None else asked
+    before = epochs if before is None else before
     action: Action = "skip"
     reason: str | None = None
     has_failed = observation.state in ("failed", "cancelled")
     was_stopped = observation.state == "stopped"
-    ends_here = has_checkpoint and epochs < asked and epochs <= gone
+    ends_here = has_checkpoint and epochs <= gone and epochs < before
     if observation.state in ("running", "queued"):
         reason = observation.state
-        if epochs != asked:
-            reason += f", for {asked} epochs; run this again once it has ended, for {epochs}"
+        if epochs != before:
+            reason += f", for {before} epochs; run this again once it has ended, for {epochs}"
     elif observation.state == "done":
-        gone = gone or asked
+        gone = gone or before
         reason = "done"
         if epochs < gone:
-            reason += f"; it has gone {gone} epochs, and {epochs} are asked for"
+            reason += f"; it has trained {gone} epochs, and {epochs} are requested"
         elif epochs > gone and has_checkpoint:
             action, reason = "extend", f"{gone} -> {epochs}"
         elif epochs > gone:
@@ -93,7 +93,7 @@ def plan(
             reason += f"; move {run.path} away to train it again"
     elif has_failed and not (retry or undecided or ends_here) and observation.kind not in FREE:
         reason = f"{observation.reason or observation.state}; `retry` starts it again"
-    elif was_stopped and not retry and epochs <= asked:
+    elif was_stopped and not retry and epochs <= before:
         reason = f"{observation.reason}; `retry --kind stopped` lets it go on"
     elif not has_checkpoint:
         action = "start"
@@ -101,9 +101,9 @@ def plan(
         action = "resume"
         reason = f"after {gone} epochs" if gone else None
         if ends_here:
-            reason = f"after {gone} epochs, and ends there, since {epochs} are asked for"
+            reason = f"after {gone} epochs, and ends there, since {epochs} are requested"
             spec = replace(spec, config=spec.config.with_epochs(max(epochs, gone)))
-        elif epochs != asked:
-            reason = f"{reason or 'in the first epoch'}, for {epochs} epochs instead of {asked}"
+        elif epochs != before:
+            reason = f"{reason or 'in the first epoch'}, for {epochs} epochs instead of {before}"
     by_hand = was_stopped or (retry and has_failed)
     return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)

@@ -2,7 +2,7 @@
 
 Every launch records the whole manifest as written, whatever ``--only`` selects and ``--set`` changes, so that the
 report can list runs that were never launched. What other manifests planned for the study is kept. The estimate of a
-run is kept from its first launch, since a later one would cover only the epochs left. Epochs that are asked for later
+run is kept from its first launch, since a later one would cover only the epochs left. Epochs that are requested later
 are added.
 """
 
@@ -180,7 +180,7 @@ def write_record(
 
 
 def _for_its_epochs(earlier: Mapping[str, Any], item: PlannedRun) -> Mapping[str, Any]:
-    """Return the estimate of a run from an earlier launch, for the epochs that this launch asks for.
+    """Return the estimate of a run from an earlier launch, for the epochs that this launch requests.
 
     What it lacks for more epochs is estimated now.
     """

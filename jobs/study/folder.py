@@ -41,7 +41,7 @@ class ObservedRun:
 
     @property
     def epochs_total(self) -> int | None:
-        """Number of epochs that the run is asked for. ``None`` for a damaged configuration and for a behaviour job."""
+        """Number of epochs requested. ``None`` for a damaged configuration and for a behaviour job."""
         is_behaviour = self.run.path.parent.name == BEHAVIOUR_FOLDER and is_behaviour_study(self.run.path.parent)
         return None if self.config is None or is_behaviour else self.config.train.epochs
 

@@ -26,6 +26,6 @@ def require_identity(study_dir: Path) -> None:
             if digits == config.fingerprint_with_epochs()[:FINGERPRINT_DIGITS]:
                 raise UsageError(
                     f"{printable(str(study_dir))}: its run ids are those of seqlm 0.2, which made another run of each "
-                    "number of epochs; status, logs and report read it, and to train, launch the manifest under another "
-                    "name (--set study.name=...) or move the folder away"
+                    "number of epochs; status, logs and report still read it; to train, launch the manifest under "
+                    "another name (--set study.name=...) or move the folder away"
                 )

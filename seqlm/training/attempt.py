@@ -111,7 +111,7 @@ def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, 
     """Own the folder, record where this runs, do ``work``; returns the exit code and raises nothing.
 
     ``work`` is given a guard, to be asked before each file that it puts in place. In a folder that is done there is no
-    work, code 0. What goes wrong is told on stderr and in ``failure.json``, except for a signal, for a
+    work, code 0. Errors are reported on stderr and in ``failure.json``, except for a signal, for a
     cancellation, and for a folder that another worker owns. Only then is a process group left that ``work`` has
     joined: other ranks that notice it find the failure written.
     """

@@ -147,9 +147,7 @@ class Trainer:
         torch.manual_seed(resume.mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
-        """Train from the last checkpoint, or from the start, to ``train.epochs``. Return what ``result.json`` holds.
-
-        A run that has gone further already ends where it is.
+        """Train to ``train.epochs``, or end at the last checkpoint if that is further. Return the result.
 
         Raises:
             CheckpointError: the run's own checkpoint cannot be used.
@@ -375,8 +373,7 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         self._step = 0  # steps of a further epoch stay in last.pt: below, the model gets the parameters of best.pt
-        if self.rank.is_first:
-            self._background.wait()
+        self._background.wait()
         self.rank.wait_for_all()  # nobody reads best.pt before it is on disk
         best = resume.agreed_checkpoint(self.rank, self._files, functools.partial(self._files.load_best, self.history))
         assert best is not None, "load_best finds it or raises"

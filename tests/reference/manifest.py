@@ -12,7 +12,14 @@ from jobs.manifests.backends import LocalTable, RayTable, SlurmTable
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.entries import EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import full_keys
-from jobs.manifests.json_schema import Schema, choices, config_keys, manifest_schema, policy_keys, table_keys
+from jobs.manifests.json_schema import (
+    Schema,
+    choices,
+    config_keys,
+    manifest_schema,
+    policy_keys,
+    table_keys,
+)
 from jobs.manifests.policy import Policy
 from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
@@ -54,7 +61,7 @@ def _tables() -> dict[str, str]:
         "expect": _table(table_keys(Claim), _defaults(Claim)),
         "report": _table(_prefixed("report", table_keys(Report)), _prefixed("report", _defaults(Report))),
         "policy": _table(_prefixed("policy", policy_keys()), _prefixed("policy", Policy().to_dict())),
-        "search": _table(_prefixed("search", search_keys()), _prefixed("search", _defaults(SearchTable))),
+        "search": _table(_prefixed("search", table_keys(SearchTable)), _prefixed("search", _defaults(SearchTable))),
         "backend": _table(table_keys(LocalTable), _defaults(LocalTable)),
         "ray": _table({"address": table_keys(RayTable)["address"]}, _defaults(RayTable)),
         "slurm": _table({name: table_keys(SlurmTable)[name] for name in own}, _defaults(SlurmTable)),
@@ -91,10 +98,13 @@ def kind_of(schema: Schema) -> str:
         case "string":
             most = f", at most {schema['maxLength']} characters" if "maxLength" in schema else ""
             return f"text{most}"
-    least, above, most = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
+    least, above, most, below = (
+        schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+    )
     parts = ["whole number" if schema["type"] == "integer" else "number"]
     parts += [f"at least {least:g}"] if least is not None else []
     parts += [f"above {above:g}"] if above is not None else []
+    parts += [f"below {below:g}"] if below is not None else []
     parts += [f"at most {'2^63 - 1' if most == 2**63 - 1 else most}"] if most is not None else []
     return ", ".join(parts)
 

@@ -23,11 +23,11 @@ STORED = Path(__file__).parents[1] / "stored_study.zip"
 RUN = RunLayout(Path("RUN"))
 
 RUN_FILES = {
-    "config_file": ("launcher", "The resolved configuration. Only `train.epochs` may change; the rest is the run's identity."),
+    "config_file": ("launcher", "The resolved configuration: the run's identity, and how far it is to go."),
     "provenance_file": ("launcher", "Commit, versions, host, devices, and the command that launches this run."),
     "job_file": ("launcher", "Backend, job and command line of the latest attempt."),
     "metrics_file": ("worker", "One object for each finished epoch."),
-    "result_file": ("worker", "The numbers of a finished run. It is done if they are of as many epochs as `config.json` asks for."),
+    "result_file": ("worker", "The numbers of a run that has gone as far as it was asked to."),
     "failure_file": ("worker or launcher", "How the run failed: kind and message."),
     "rungs_file": (
         "worker, launcher or job",
@@ -86,7 +86,7 @@ STOPPED: Meanings = {
     "keep": ("number", "share that goes on"),
     "goes_on": ("number", "places that go on: `of` times `keep`, rounded up"),
     "cut": ("number or null", "highest value that goes on"),
-    "min_runs": ("number", "nobody is stopped before so many have reached the rung"),
+    "min_runs": ("number", "no run is stopped before this number of runs has reached the rung"),
     "at": ("text", "time of the decision, ISO 8601"),
 }
 POLICY = "[`[policy]`](manifest.md#policy) of the manifest"
@@ -97,7 +97,7 @@ FIELDS: dict[str, Meanings] = {
         "manifest": "name of the manifest's file",
         "planned": "the runs as written: number, name, fingerprint, configuration, published results",
         "excluded": "what an `[[exclude]]` dropped",
-        "published": "kept by versions before 0.2.0; now part of `planned`",
+        "published": ("object", "kept by versions before 0.2.0; now part of `planned`"),
         "expectations": "the `[[expect]]` tables, with fingerprints in place of conditions",
         "groups": ("list", "the groups of `[report.groups]`, with fingerprints in place of names"),
         "samples": ("list", "the `[[sample]]` entries as written, and the `[defaults]`, for `seqlm propose`"),
@@ -106,7 +106,7 @@ FIELDS: dict[str, Meanings] = {
         "policy": POLICY,
         "search": ("object or null", "[`[search]`](manifest.md#search) of the manifest"),
         "backend": "the `[backend.*]` tables, without values that look like secrets",
-        "estimates": "fingerprint of each run -> estimate at its first launch: seconds for its epochs, parameters, FLOPs, memory",
+        "estimates": "fingerprint of each run -> estimate: seconds for its epochs, parameters, FLOPs, memory",
     },
     "provenance.json": {
         "study": "name of the study",

@@ -1,4 +1,4 @@
-"""A run that is asked for more epochs ends in the bits of one that was asked for them at once."""
+"""A run that gets more epochs later ends in the bits of one that trained them all at once."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def corpus(text: Path) -> Corpus:
 def train(
     folder: Path, config: RunConfig, corpus: Corpus, *epochs: int, stop: StopSignal | None = None
 ) -> RunDirectory:
-    """One attempt after another at a run, each asked for so many epochs."""
-    for asked in epochs:
-        run = make_run(folder, config.with_epochs(asked))
+    """One attempt after another at a run, each up to one of ``epochs``."""
+    for last in epochs:
+        run = make_run(folder, config.with_epochs(last))
         Trainer(run.read_config(), corpus, run, rank=Rank(), attempt=run.last_attempt() + 1, stop=stop).train()
     return RunDirectory(folder)
 
@@ -60,7 +60,7 @@ def test_a_run_that_is_extended_equals_one_that_went_so_far_at_once(
     assert best_epoch(extended.metrics) >= SHORT, "the best checkpoint is one of the extension"
 
 
-def test_steps_and_falls_of_a_schedule_are_those_of_the_epoch_whatever_was_asked_for(
+def test_steps_and_falls_of_a_schedule_are_those_of_the_epoch_whatever_was_requested(
     tmp_path: Path, corpus: Corpus
 ) -> None:
     config = make_config("rnn", optimizer="sgd_schedule", lr=1.0)
@@ -83,7 +83,7 @@ def test_a_best_epoch_of_before_stays_the_best_checkpoint(tmp_path: Path, corpus
     assert not extended.differences(outcome(train(tmp_path / "at once", config, corpus, 3)))
 
 
-def test_a_run_that_has_gone_further_than_it_is_asked_for_ends_where_it_is(tmp_path: Path, corpus: Corpus) -> None:
+def test_a_run_that_has_gone_further_than_requested_ends_where_it_is(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config("gru", optimizer="adam", lr=0.01, keep=0.7)
     stopped_in_the_third_epoch(tmp_path / "run", config, corpus)
     run = train(tmp_path / "run", config, corpus, SHORT)
@@ -134,12 +134,12 @@ def test_a_run_whose_last_checkpoint_was_freed_cannot_be_extended(tmp_path: Path
     run = train(tmp_path / "run", config, corpus, SHORT)
     run.last_checkpoint.unlink()
     metrics = run.metrics_file.read_bytes()
-    with pytest.raises(CheckpointError, match="this run cannot go on: its last.pt was deleted"):
+    with pytest.raises(CheckpointError, match=r"this run cannot go on: its last\.pt was deleted"):
         train(tmp_path / "run", config, corpus, LONG)
     assert run.metrics_file.read_bytes() == metrics
 
 
-def test_a_worker_has_nothing_to_do_until_the_run_is_asked_for_more(
+def test_a_worker_has_nothing_to_do_until_more_is_requested(
     tmp_path: Path, corpus: Corpus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(tmp_path / "run", make_config(), corpus, SHORT)

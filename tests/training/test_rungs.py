@@ -51,7 +51,7 @@ def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_
     assert "stopped at epoch 1: 3rd of 3, keeps 2" in capsys.readouterr().out
     assert (epochs_of(run), run.observe().state, run.has_checkpoint()) == ([0], "stopped", True)
     assert not run.failure_file.exists()
-    assert train(run, search, monkeypatch) == EXIT_RUNG, "it stays stopped, whoever starts it"
+    assert train(run, search, monkeypatch) == EXIT_RUNG, "it stays stopped if its worker is started again"
     assert epochs_of(run) == [0]
     let_go_on(run)
     assert train(run, search, monkeypatch) == EXIT_RUNG

@@ -77,7 +77,7 @@ def ends_of(items: Sequence[PlannedRun]) -> dict[str, tuple[State, int]]:
 
 
 def halved(items: Sequence[PlannedRun], search: Search) -> dict[str, tuple[State, int]]:
-    """The same by successive halving of each architecture, written down anew."""
+    """The same by successive halving of each architecture, in another implementation."""
     ends: dict[str, tuple[State, int]] = {item.spec.name: ("done", EPOCHS) for item in items}
     for arch in {item.spec.config.model.arch for item in items}:
         left = [item for item in items if item.spec.config.model.arch == arch]

@@ -1,4 +1,4 @@
-"""What a launch does with runs that have gone other epochs than it asks for."""
+"""What a launch does with runs that have trained other epochs than it requests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jobs.plan.record import write_record
 from jobs.spec import RunSpec
 from jobs.study.folder import observe_study
 from jobs.study.identity import require_identity
-from jobs.study.studies import summarize
 from jobs.study.squeue import Scheduler
+from jobs.study.studies import summarize
 from seqlm.errors import FileError, UsageError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State
@@ -29,19 +29,19 @@ def observed(state: State, gone: int, result: int = 0, kind: FailureKind | None 
     return Observation(state=state, epoch=epoch, best_val_ppl=None, reason=reason, kind=kind, result_epochs=result)
 
 
-def planned(seen: Observation, *, asked: int, epochs: int, has_checkpoint: bool = True) -> tuple[str, str | None, int]:
-    """The action for a run that an earlier launch ``asked`` for, and this one asks for ``epochs``; and to which epoch."""
+def planned(seen: Observation, *, before: int, epochs: int, has_checkpoint: bool = True) -> tuple[str, str | None, int]:
+    """Action, reason and last epoch if a launch requests ``epochs``, and the one before requested ``before``."""
     spec = RunSpec(name="a", config=make_config(epochs=epochs))
-    item = plan(spec, RunDirectory(Path("a")), seen, has_checkpoint=has_checkpoint, retry=False, asked=asked)
+    item = plan(spec, RunDirectory(Path("a")), seen, has_checkpoint=has_checkpoint, retry=False, before=before)
     return item.action, item.reason, item.spec.config.train.epochs
 
 
 @pytest.mark.parametrize(
-    ("seen", "asked", "epochs", "expected"),
+    ("seen", "before", "epochs", "expected"),
     [
         (observed("done", 40, 40), 40, 60, ("extend", "40 -> 60", 60)),
         (observed("done", 40, 40), 40, 40, ("skip", "done", 40)),
-        (observed("done", 40, 40), 40, 20, ("skip", "done; it has gone 40 epochs, and 20 are asked for", 20)),
+        (observed("done", 40, 40), 40, 20, ("skip", "done; it has trained 40 epochs, and 20 are requested", 20)),
         (observed("done", 0, 40), 40, 60, ("extend", "40 -> 60", 60)),  # its metrics.jsonl is lost
         (observed("pending", 40, 40), 60, 60, ("resume", "after 40 epochs", 60)),
         (observed("pending", 10), 40, 60, ("resume", "after 10 epochs, for 60 epochs instead of 40", 60)),
@@ -51,13 +51,13 @@ def planned(seen: Observation, *, asked: int, epochs: int, has_checkpoint: bool 
             observed("pending", 45, 40),
             60,
             40,
-            ("resume", "after 45 epochs, and ends there, since 40 are asked for", 45),
+            ("resume", "after 45 epochs, and ends there, since 40 are requested", 45),
         ),
         (
             observed("failed", 45, 40, "diverged"),
             60,
             40,
-            ("resume", "after 45 epochs, and ends there, since 40 are asked for", 45),
+            ("resume", "after 45 epochs, and ends there, since 40 are requested", 45),
         ),
         (observed("failed", 45, 40, "diverged"), 60, 60, ("skip", "diverged: why; `retry` starts it again", 60)),
         (observed("failed", 10, 0, "diverged"), 40, 60, ("skip", "diverged: why; `retry` starts it again", 60)),
@@ -77,18 +77,18 @@ def planned(seen: Observation, *, asked: int, epochs: int, has_checkpoint: bool 
     ],
 )
 def test_the_latest_launch_says_how_far_a_run_goes_and_nothing_is_repeated(
-    seen: Observation, asked: int, epochs: int, expected: tuple[str, str, int]
+    seen: Observation, before: int, epochs: int, expected: tuple[str, str, int]
 ) -> None:
-    assert planned(seen, asked=asked, epochs=epochs) == expected
+    assert planned(seen, before=before, epochs=epochs) == expected
 
 
 def test_a_done_run_without_its_last_checkpoint_is_skipped_with_the_reason() -> None:
-    action, reason, _ = planned(observed("done", 40, 40), asked=40, epochs=60, has_checkpoint=False)
+    action, reason, _ = planned(observed("done", 40, 40), before=40, epochs=60, has_checkpoint=False)
     assert action == "skip"
     assert reason == (
         "done after 40 epochs; it cannot go on to 60, because its last.pt was deleted; move a away to train it again"
     )
-    assert planned(observed("done", 40, 40), asked=40, epochs=40, has_checkpoint=False)[1] == "done"
+    assert planned(observed("done", 40, 40), before=40, epochs=40, has_checkpoint=False)[1] == "done"
 
 
 # -- on a folder ---------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def spec() -> RunSpec:
 
 @pytest.fixture
 def run(tmp_path: Path, spec: RunSpec) -> RunDirectory:
-    """A run that has gone two epochs."""
+    """A run that has trained two epochs."""
     run = RunDirectory.locate(tmp_path / "s", spec.name, spec.fingerprint)
     run.create(spec.config, {"name": spec.name})
     write_json_lines(run.metrics_file, [{"epoch": number, "val_ppl": 9.0 - number} for number in range(2)])
@@ -114,7 +114,7 @@ def longer(spec: RunSpec, epochs: int) -> RunSpec:
     return replace(spec, config=spec.config.with_epochs(epochs))
 
 
-def test_a_done_run_that_is_asked_for_more_is_not_done(tmp_path: Path, run: RunDirectory, spec: RunSpec) -> None:
+def test_a_done_run_is_not_done_once_more_is_requested(tmp_path: Path, run: RunDirectory, spec: RunSpec) -> None:
     assert run.is_done()
     assert run.has_ended()
     (item,) = plan_runs([longer(spec, 3)], tmp_path / "s")
@@ -163,7 +163,7 @@ def test_a_run_that_is_freed_before_a_result_of_fewer_epochs_cannot_go_on(run: R
 # -- estimates -----------------------------------------------------------------------------------------------------
 
 
-def test_the_estimate_of_a_run_grows_by_the_epochs_that_are_asked_for_later(
+def test_the_estimate_of_a_run_grows_by_the_epochs_that_are_requested_later(
     tmp_path: Path, run: RunDirectory, spec: RunSpec
 ) -> None:
     def estimated(epochs: int, gone: int, seconds: float) -> float:

@@ -1,0 +1,71 @@
+"""A run that a search stopped, as each view of a study shows it."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+import pytest
+
+from jobs import terminal
+from jobs.cli.progress import LaunchProgress, Watcher
+from jobs.cli.view import STATES, RunView, changes, status_table
+from jobs.launch.dispatch import Event
+from jobs.spec import RunSpec
+from jobs.study.folder import observe_study
+from jobs.study.studies import list_studies
+from seqlm.files import write_json
+from seqlm.rundir import Observation, RunDirectory, State
+from tests.commands import ask
+from tests.fakes import make_planned
+from tests.jobs.cli.test_live import shown
+from tests.jobs.cli.test_watch import add, trained
+
+REASON = "stopped at epoch 2: 5th of 12, keeps 4"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> RunDirectory:
+    run = add(tmp_path / "s", "one")
+    trained(run, 2)
+    write_json(run.stopped_file, {"rung": 2, "rank": 5, "of": 12, "goes_on": 4})
+    return run
+
+
+def test_every_state_has_its_place_and_its_color() -> None:
+    assert set(STATES) == set(typing.get_args(State))
+    assert set(terminal.STATE_COLORS.values()) <= set(terminal.CODES)
+
+
+@pytest.mark.usefixtures("stopped")
+def test_status_watcher_list_and_live_table_show_it_as_over(tmp_path: Path) -> None:
+    table = status_table(observe_study(tmp_path / "s"))
+    assert table.splitlines()[1].split("  ")[-1] == REASON
+    (run,) = ask(["status", "s", "--runs-dir", "."], folder=tmp_path, env={})["runs"]
+    assert (run["state"], run["epochs_done"], run["epochs_total"], run["reason"]) == ("stopped", 2, 4, REASON)
+    watcher = Watcher(tmp_path / "s")
+    study = watcher.look()
+    assert study.is_over
+    assert watcher.look() == study, "from what it knows"
+    assert study.counts() == {"stopped": 1}
+    assert list_studies(tmp_path)[0].states == {"stopped": 1, "pending": 0}
+    assert any("stopped" in line and "180.00" in line for line in shown(study, 120))
+    before = study.runs[0].__class__(**{**vars(study.runs[0]), "state": "running", "reason": None})
+    assert list(changes(type(study)(name="s", runs=(before,)), study)) == [f"one  {REASON}"]
+
+
+def test_a_run_that_goes_on_after_all_is_read_again(tmp_path: Path, stopped: RunDirectory) -> None:
+    watcher = Watcher(tmp_path / "s")
+    assert watcher.look().counts() == {"stopped": 1}
+    stopped.stopped_file.unlink()
+    assert watcher.look().counts() == {"pending": 1}
+
+
+def test_the_lines_of_a_launch_say_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    item = make_planned(RunSpec(name="one", config=add(tmp_path / "s", "one").read_config()))
+    progress = LaunchProgress(tmp_path / "s", "here", [item])
+    for kind, state, reason in (("waits", "pending", "waits at epoch 2"), ("ended", "stopped", REASON)):
+        seen = Observation(state=state, epoch=1, best_val_ppl=180.0, reason=reason)  # type: ignore[arg-type]
+        progress.show(Event(kind, item, seen))  # type: ignore[arg-type]
+    assert capsys.readouterr().err.splitlines()[1:] == ["one  waits at epoch 2", f"one  {REASON}  (1/1)"]
+    assert RunView.of(observe_study(tmp_path / "s")[0]).state == "pending"
