@@ -12,7 +12,6 @@ import pandas as pd
 
 from analysis.study import units
 from seqlm.config import RunConfig
-from seqlm.errors import CheckpointError
 from seqlm.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Run:
     name: str
     """Its name in the manifest."""
     state: str
-    """``done``, ``running``, ``queued``, ``pending``, ``cancelled`` or ``failed``."""
+    """``done``, ``running``, ``queued``, ``pending``, ``stopped``, ``cancelled`` or ``failed``."""
     directory: Path
     """Its folder."""
     metrics: pd.DataFrame
@@ -65,18 +64,12 @@ class Run:
             CheckpointError: the checkpoint is missing, damaged, or of another run.
             FileError: a file of the run cannot be read.
         """
-        from seqlm.models import build_model
-        from seqlm.training.checkpoint import load_checkpoint
+        from seqlm.training.checkpoint import load_checkpoint, trained_model
 
         path = RunDirectory(self.directory).best_checkpoint
         checkpoint = load_checkpoint(path, self.config.fingerprint())
-        vocab_size, folder = len(checkpoint.vocabulary), RunDirectory(self.directory).model_dir
-        model = build_model(self.config.model, vocab_size, self.config.train.seq_len, folder=folder)
-        try:
-            model.load_state_dict(checkpoint.model)
-        except RuntimeError:
-            raise CheckpointError(f"{path} does not hold the parameters of its model") from None
-        return model.eval()
+        folder = RunDirectory(self.directory).model_dir
+        return trained_model(path, checkpoint, self.config.model, self.config.train.seq_len, folder)
 
     def load_vocabulary(self) -> list[str]:
         """Load the token of each id from the checkpoint. Imports torch.

@@ -23,9 +23,9 @@ from seqlm.data.corpus import UNK, Corpus
 from seqlm.data.tokenizer import Tokenizer
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
-from seqlm.models import LanguageModel, build_model
+from seqlm.models import LanguageModel
 from seqlm.rundir import RunDirectory
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text
+from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.perplexity import perplexity
 
 VERSION = 2
@@ -222,14 +222,8 @@ class Trained:
             CheckpointError: the checkpoint's parameters are not those of this model.
         """
         config = self.config.model if implementation == "fused" else self.config.model.reference()
-        model = build_model(
-            config, len(self.checkpoint.vocabulary), self.config.train.seq_len, folder=self.run.model_dir
-        )
-        try:
-            model.load_state_dict(self.checkpoint.model)
-        except RuntimeError:
-            raise CheckpointError(f"{self.run.best_checkpoint} does not hold the parameters of its model") from None
-        return model.to(device).eval()
+        path, seq_len = self.run.best_checkpoint, self.config.train.seq_len
+        return trained_model(path, self.checkpoint, config, seq_len, self.run.model_dir).to(device)
 
 
 def load_trained(run: RunDirectory) -> Trained:

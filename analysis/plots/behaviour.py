@@ -197,7 +197,7 @@ def _style(run: Behaved) -> look.LineStyle:
 
 
 def _label(run: Behaved) -> str:
-    return f"{run.number}  {units.shortened(run.name, LABEL_LENGTH)}"
+    return f"{run.number}  {units.short_name(run.name, LABEL_LENGTH, run.arch, run.optimizer)}"
 
 
 def _draw_curves(axes: Axes, runs: Sequence[Behaved], curves: Sequence[Values], y_name: str) -> Panel:

@@ -30,7 +30,7 @@ from analysis.plots.axes import (
     scale_for,
     shared_cut,
 )
-from analysis.plots.captions import curves_caption, panels_caption
+from analysis.plots.captions import compared_before_end, curves_caption, panels_caption
 from analysis.plots.curves import Curve, curves_of, setting_curves, time_unit
 from analysis.plots.lines import (
     Choice,
@@ -150,10 +150,13 @@ def _curves_chart(
     ]
     for place in axes[1:]:
         place.set_ylabel("")
+    limits = compared_before_end(runs)
+    for limit in limits if "epochs" in curves else []:
+        axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
     return Chart(
         name=name,
         title=f"{title} over {' and '.join(SPOKEN[kind] for kind in curves)}",
-        caption=curves_caption(runs, chosen, scale, by),
+        caption=curves_caption(runs, chosen, scale, by, limits if "epochs" in curves else []),
         figure=figure,
         panels=panels,
     )

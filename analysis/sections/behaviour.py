@@ -75,7 +75,7 @@ def _absence(study: Study, runs: Sequence[Behaved], shown: Sequence[Behaved]) ->
     if len(shown) < len(runs):
         notes.append(
             f"Figures, sentences and samples are about {len(shown)} of {len(runs)} runs: the best of each architecture "
-            "and those of the lowest validation perplexity. The tables and data/behaviour.csv hold all of them."
+            "and those of the lowest validation perplexity on their text. The tables and data/behaviour.csv hold all."
         )
     return notes
 

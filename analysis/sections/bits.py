@@ -6,9 +6,8 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, number, run_columns
-from analysis.blocks.texts import text_names
 from analysis.study import units
-from analysis.study.settings import finished
+from analysis.study.comparison import finished
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -36,7 +35,7 @@ def bits_blocks(study: Study) -> list[Block]:
 
 def _compared(study: Study) -> pd.DataFrame:
     """Return the finished runs whose text is also predicted with another vocabulary, best first on each text."""
-    runs = finished(study.runs).assign(text=text_names(study))
+    runs = finished(study.runs)
     several = runs.groupby(SAME_TEXT, dropna=False)["text"].transform("nunique") > 1
     ranked = runs[several].sort_values(["val_bits_per_byte", "number"], na_position="last")
     places = ranked.groupby(SAME_TEXT, dropna=False, sort=False).ngroup()

@@ -21,8 +21,14 @@ HYPERPARAMETERS = [key for key in valid_keys() if key not in ("model.source", "m
 
 _OF_OWN_MODELS = {f"model.{name}" for name in CustomConfig.__dataclass_fields__}
 
+FREE_KEYS = ("seed", "train.epochs")
+"""Of these, the ones in which runs of one setting may differ: its seeds, and how far each run is to go."""
+
+SETTING_KEYS = [key for key in HYPERPARAMETERS if key not in FREE_KEYS]
+"""The others."""
+
 TEXT_KEYS = [key for key in HYPERPARAMETERS if key.startswith("data.")]
-"""Of these, what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
+"""Of the hyperparameters, what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +60,23 @@ RUNS = _meanings(
         "",
         "optimizer: adam, sgd, sgd_schedule or adamw; with momentum such as sgd_momentum or sgd_nesterov",
     ),
-    ("setting", "", "number of the first run that differs in nothing but the seed"),
-    ("state", "", "done, running, queued, pending, cancelled or failed"),
+    ("text", "", "what the run predicts: the corpus, and the other values in which the texts of the study differ"),
+    ("setting", "", "number of the first run that differs in nothing but the seed and the number of epochs"),
+    ("state", "", "done, running, queued, pending, stopped, cancelled or failed"),
     ("reason", "", "why the run is in that state"),
+    ("rung", "epochs", "epochs after which a search stopped the run; like the next columns missing for other runs"),
+    ("rung_value", "", "what the search compared there: validation or training perplexity, or validation loss"),
+    ("rung_rank", "", "place of the run there, from 1, the lowest value first"),
+    ("rung_of", "", "runs that had reached the rung by then"),
+    ("rung_goes_on", "", "how many of them went on"),
+    ("rung_cut", "", "highest value that went on"),
     ("failure_kind", "", "kind of a failure, such as oom or diverged"),
     ("failure_message", "", "message of a failure"),
     ("failure_where", "", "place in the code of a failure"),
     ("epochs_done", "epochs", "finished epochs"),
+    ("epochs_asked", "epochs", "epochs that the run is to go; a run with fewer is not done"),
+    ("finished_epochs", "epochs", "epochs of its result: fewer than epochs_asked if it was asked for more since"),
+    ("compared_epochs", "epochs", "first epochs by which the run is compared: the fewest of a done run on its text"),
     ("best_epoch", "", "epoch with the lowest validation perplexity, from 0"),
     ("train_ppl", "", "training perplexity of the best epoch"),
     ("val_ppl", "", "validation perplexity of the best epoch"),
@@ -120,7 +136,11 @@ ATTEMPTS = _meanings(
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at"),
-    ("outcome", "", "done, failed, cancelled, interrupted, running or not started"),
+    (
+        "outcome",
+        "",
+        "done, rung (left at a rung of a search), failed, cancelled, interrupted, running or not started",
+    ),
     ("failure_kind", "", "kind of a failure"),
     ("epochs", "epochs", "epochs that the attempt finished and kept"),
     ("epoch_seconds", "s", "time of those epochs"),
@@ -134,6 +154,7 @@ RESULTS = _meanings(
     ("optimizer", "", "optimizer"),
     ("runs", "", "numbers of its finished runs, a tuple"),
     ("seeds", "", "finished runs"),
+    ("epochs", "epochs", "first epochs that the row is about: compared_epochs of its runs"),
     ("val_ppl", "", "best validation perplexity; like all perplexities here the geometric mean over seeds"),
     ("val_ppl_low", "", "lower end of the 95 % interval of val_ppl (Student's t of the losses); needs two seeds"),
     ("val_ppl_high", "", "upper end of it"),
@@ -150,7 +171,7 @@ RESULTS = _meanings(
         "s",
         "the same of the first epoch within 5 % of the study's best on the same text",
     ),
-    *(row for row in _KEYS if row[0] != "seed"),
+    *(row for row in _KEYS if row[0] in SETTING_KEYS),
 )
 
 BEHAVIOUR = _meanings(
@@ -196,11 +217,13 @@ NUMBERS = {
     *("train_loss", "val_loss", "train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "lr"),
     *("published_train_ppl", "published_val_ppl", "replications_low", "replications_high", "wall_seconds"),
     *("epoch_seconds", "elapsed_seconds", "seconds_to_5pct", "estimated_seconds", "train_tokens_per_second"),
-    *("gpus", "cores", "seconds", "lost_seconds", "val_bits_per_byte", "test_bits_per_byte"),
+    *("gpus", "cores", "seconds", "lost_seconds", "rung_value", "rung_cut"),
+    *("val_bits_per_byte", "test_bits_per_byte"),
 }
 WHOLE_NUMBERS = {
-    *("epoch", "epochs", "epochs_done", "best_epoch", "published_epochs", "parameters", "peak_memory_bytes"),
-    *("attempt", "ranks", "micro_batches"),
+    *("epoch", "epochs", "epochs_done", "epochs_asked", "finished_epochs", "compared_epochs", "best_epoch"),
+    *("published_epochs", "parameters", "peak_memory_bytes"),
+    *("attempt", "ranks", "micro_batches", "rung", "rung_rank", "rung_of", "rung_goes_on"),
 }
 """Columns of whole numbers below 2^53, any of which may be missing."""
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from analysis.study import units
-from analysis.study.columns import HYPERPARAMETERS
+from analysis.study.columns import SETTING_KEYS
 from analysis.study.settings import Setting, settings_of
 from seqlm.optimizers import own_keys
 
@@ -90,8 +90,8 @@ def alike(members: Iterable[T], keys: Sequence[str], config_of: Callable[[T], Ma
 
 
 def _differing_keys(settings: Sequence[Setting]) -> list[str]:
-    """Keys but the seed that differ between settings, or are missing in some."""
-    return [key for key in HYPERPARAMETERS if key != "seed" and len(alike(settings, [key], _config)) > 1]
+    """Return the keys that differ between settings, or are missing in some."""
+    return [key for key in SETTING_KEYS if len(alike(settings, [key], _config)) > 1]
 
 
 def _chains(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> list[list[Setting]]:
@@ -108,8 +108,7 @@ def _value_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> 
 def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:
     chosen: dict[Any, list[Setting]] = defaultdict(list)
     for setting in settings:
-        if key in setting.config:
-            chosen[setting.config[key]].append(setting)
+        chosen[setting.config[key]].append(setting)
     known = {value: {name for setting in group for name in setting.config} for value, group in chosen.items()}
     for first, second in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
         shared = [other for other in keys if other not in (key, *FOLLOWS) and other in known[first] & known[second]]
@@ -126,12 +125,8 @@ def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) ->
 
 
 def varying_keys(configs: Collection[Mapping[str, Any]]) -> list[str]:
-    """Keys but the seed with more than one value, in the order of the configuration."""
-    return [
-        key
-        for key in HYPERPARAMETERS
-        if key != "seed" and len({config[key] for config in configs if key in config}) > 1
-    ]
+    """Return the keys with more than one value, in the order of the configuration."""
+    return [key for key in SETTING_KEYS if len({config[key] for config in configs if key in config}) > 1]
 
 
 def is_numeric(value: Any) -> bool:

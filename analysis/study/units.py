@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -140,6 +141,14 @@ def whole(value: Any) -> str:
     return str(int(value)) if is_number(value) else MISSING
 
 
+def ordinal(number: Any) -> str:
+    """A place: ``1st``, ``12th``."""
+    if not is_number(number):
+        return MISSING
+    is_teen = number % 100 in (11, 12, 13)
+    return f"{int(number)}{'th' if is_teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
 def decimals(digits: str) -> Callable[[Any], str]:
     """How to write numbers by a format such as ``.3f``."""
     return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
@@ -148,6 +157,11 @@ def decimals(digits: str) -> Callable[[Any], str]:
 def percent(share: Any) -> str:
     """A share: ``12 %``."""
     return f"{100 * share:.0f} %" if is_number(share) else MISSING
+
+
+def signed_percent(share: Any) -> str:
+    """A change as a share: ``-1.5 %``."""
+    return f"{100 * share:+.1f} %" if is_number(share) else MISSING
 
 
 def text(value: Any) -> str:
@@ -164,9 +178,27 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def short_name(name: str, most: int, *known: str | None) -> str:
+    """Return a name for a label of at most ``most`` characters: without the parts in ``known``, and with initials.
+
+    >>> short_name("gru-adam-hidden1024-keep0.8004-lr0.009801", 25, "gru", "adam")
+    'h1024-k0.8004-lr0.009801'
+    """
+    if len(name) > most:
+        name = "-".join(part for part in name.split("-") if part not in known) or name
+    if len(name) > most:
+        name = re.sub(r"\b([a-z])[a-z_]{2,}(?=\d)", r"\1", name)
+    return shortened(name, most)
+
+
 def state_of(state: str, failure_kind: Any) -> str:
     """A run's state in print, for a failure with its kind."""
     return f"failed: {failure_kind}" if state == "failed" and isinstance(failure_kind, str) else state
+
+
+def epochs(gone: Any, asked: Any) -> str:
+    """Epochs gone and asked for: ``40``, or ``9 of 40`` for a run that has not gone as far as it was asked."""
+    return whole(gone) if is_number(asked) and gone >= asked else f"{whole(gone)} of {whole(asked)}"
 
 
 def count(number: int, noun: str) -> str:

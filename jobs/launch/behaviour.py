@@ -60,7 +60,7 @@ def choose(
     if listed:
         return [run for run in done if _config(run).fingerprint() in listed]
     best: dict[tuple[str, DataConfig], str] = {}
-    for run in _best_first(done):
+    for run in _best_first(done):  # perplexities of different texts do not compare
         best.setdefault((_config(run).model.kind, _config(run).data), run.run.id)
     return [run for run in done if run.run.id in best.values()]
 

@@ -81,7 +81,7 @@ def result_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     """A result whose test perplexity is the best validation perplexity."""
     result = make_result(records)
     best = result["best_val_ppl"]
-    return {**result, "test_loss": math.log(best), "test_ppl": best, "parameters": 1000}
+    return {**result, "epochs": len(records), "test_loss": math.log(best), "test_ppl": best, "parameters": 1000}
 
 
 def _part(values: dict[str, Any], names: str) -> dict[str, Any]:

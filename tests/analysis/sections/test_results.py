@@ -12,7 +12,8 @@ from analysis.blocks.latex import code_latex, escape_latex, latex_table
 from analysis.blocks.table import Column, Table, escape_markdown, markdown_code, number
 from analysis.sections.coverage import coverage
 from analysis.sections.results import hyperparameter_blocks, hyperparameters_csv, overfitting, results_table
-from analysis.study.settings import best_runs, finished
+from analysis.study.comparison import finished
+from analysis.study.settings import best_runs
 from analysis.study.study import Study, load_study
 from seqlm.config import LATER_KEYS
 from seqlm.files import write_json
