@@ -137,7 +137,7 @@ def spaces_of_runs(runs: Sequence[Trained]) -> list[Space]:
     """
     groups: dict[tuple[tuple[str, Any], ...], list[dict[str, Any]]] = {}
     seeds = {run.config.seed for run in runs}
-    ignored = _NOT_A_SETTING[1:] if len(seeds) == 1 else _NOT_A_SETTING
+    ignored = {*_NOT_A_SETTING} - ({"seed"} if len(seeds) == 1 else set())
     for run in runs:
         values = {key: v for key, v in run.config.by_key().items() if v is not None and key not in ignored}
         texts = tuple((key, value) for key, value in values.items() if isinstance(value, str | bool))
@@ -260,8 +260,10 @@ class _Sampler:
     ) -> None:
         try:
             import optuna
-        except ImportError as error:
-            raise UsageError(f'propose needs Optuna: pip install "optuna>=4.1,<6" ({error})') from None
+        except ImportError:
+            raise UsageError(
+                'propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"'
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._spaces = spaces
         self._which = optuna.distributions.CategoricalDistribution(sorted(known))

@@ -286,4 +286,5 @@ def test_without_optuna_one_line_says_what_to_install(
     study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert 'propose needs Optuna: pip install "optuna' in refusal(capsys, study)
+    line = 'error: propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"\n'
+    assert refusal(capsys, study) == line
