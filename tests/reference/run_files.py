@@ -29,6 +29,7 @@ RUN_FILES = {
     "metrics_file": ("worker", "One object for each finished epoch."),
     "result_file": ("worker", "The numbers of a finished run. A run with this file is done."),
     "failure_file": ("worker or launcher", "How the run failed: kind and message."),
+    "model_dir": ("launcher", "The files of the user's own model, as they were at the launch. Other runs have none."),
     "canary_file": ("worker", "What a canary has measured. Only folders in `canary/` have it."),
     "task_file": ("launcher", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
     "behaviour_file": ("behaviour job", "What the trained model does: loss at each time step, gradient norms."),
