@@ -38,6 +38,7 @@ RUN_FILES = {
         "worker, launcher or job",
         "Why a search stopped the run. `retry --kind stopped` moves its content to `rungs.json`.",
     ),
+    "model_dir": ("launcher", "The files of the user's own model, as they were at the launch. Other runs have none."),
     "canary_file": ("worker", "What a canary has measured. Only folders in `canary/` have it."),
     "task_file": ("launcher", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
     "behaviour_file": ("behaviour job", "What the trained model does: loss at each time step, gradient norms."),
