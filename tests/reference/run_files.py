@@ -233,7 +233,7 @@ FIELDS: dict[str, Meanings] = {
         "torch": "version of PyTorch",
         "started_at": "start, ISO 8601",
         "ended_at": "end, ISO 8601; missing if the attempt was cut off",
-        "outcome": "`done`, `rung` (left at a rung of a search), `interrupted` (asked to stop) or `failed`",
+        "outcome": ("text", "`done`, `rung` (left at a rung of a search), `interrupted` (asked to stop) or `failed`"),
     },
     "lease/000001.json": {
         "generation": "number of the owner; the highest owns the run",
