@@ -15,6 +15,7 @@ from typing import Any
 from analysis.study.values import as_mapping, as_number, as_text, tolerated
 from seqlm.files import read_json
 from seqlm.machine import short_name
+from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 
 PLACE_JOINT = " + "
@@ -55,8 +56,11 @@ def read_attempts(
         kept, alive_at = seconds_of[attempt], progress.get("updated_at")
         ended: Any = alive_at
         kind = None
-        if is_of_it(result):
+        first = workers[0] if workers else {}
+        if is_of_it(result) and (state == "done" or "attempt" in result):
             outcome, ended = "done", result.get("finished_at")
+        elif first.get("outcome") in ("done", "rung"):  # the result is of a later attempt, which went further, or none
+            outcome = first["outcome"]
         elif is_last and state == "running":
             outcome = "running"
         elif own_failure or is_of_it(failure):
@@ -68,7 +72,6 @@ def read_attempts(
             ended = recorded if own_failure or "attempt" in found else alive_at or recorded
         else:
             outcome = "interrupted" if workers or progress or kept else "not started"
-        first = workers[0] if workers else {}
         started_at, ended_at = moment(first.get("started_at")), moment(first.get("ended_at")) or moment(ended)
         seconds = ended_at - started_at if started_at is not None and ended_at is not None else math.nan
         if seconds < 0:  # two clocks that disagree
@@ -88,17 +91,6 @@ def read_attempts(
         }
 
     return [row(attempt) for attempt in attempts]
-
-
-def moment(text: Any) -> float | None:
-    """An ISO 8601 time as seconds since 1970, without a zone taken as UTC; ``None`` for anything else."""
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    if not 1970 < time.year < 9999:  # no clock shows this, and time zones cannot be applied at the calendar's ends
-        return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any, final
 
 import torch
 
-from seqlm.environment import ATTEMPT, MICRO_BATCHES, NODE
+from seqlm.environment import ATTEMPT, GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import (
     EXIT_BUSY,
     EXIT_FAILED,
@@ -206,7 +206,7 @@ def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) ->
 
 @contextlib.contextmanager
 def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguarded) -> Iterator[None]:
-    """Keep the record of this rank while the block runs; at the end, however that came, it gets ``ended_at``.
+    """Keep the record of this rank while the block runs; at the end it gets ``ended_at``, and ``outcome``.
 
     It says where and with what the rank runs: ``worker.json`` in the attempt's folder, of other ranks
     ``worker-N.json``. A worker that is killed leaves no ``ended_at``: its launcher then writes ``failure.json``, which
@@ -221,6 +221,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         "ranks": rank.world_size,
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
+        "gpus": GPU_SHARE.read() if rank.device.type == "cuda" else 0,
         "threads": torch.get_num_threads(),
         "micro_batches": MICRO_BATCHES.read(),
         "code": str(Path(__file__).parents[2]),
@@ -230,12 +231,20 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
     }
     file = run.worker_file(attempt, rank.index)
     write_json(file, record, guard=guard)
+    outcome = "failed"
     try:
         yield
+        outcome = "done"
+    except StopRequested:
+        outcome = "interrupted"
+        raise
+    except LeftAtRungError:
+        outcome = "rung"
+        raise
     finally:
         # A full disk has been told by whoever met it first; a worker that has lost its run writes nothing.
         with contextlib.suppress(FileError, LeaseLostError):
-            write_json(file, {**record, "ended_at": _now()}, sync=False, guard=guard)
+            write_json(file, {**record, "ended_at": _now(), "outcome": outcome}, sync=False, guard=guard)
 
 
 def _now() -> str:
