@@ -35,8 +35,9 @@ from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
 from analysis.study.behaved import behaved_runs, shown_runs
+from analysis.study.comparison import finished
 from analysis.study.pairs import chains_of
-from analysis.study.settings import finished, interval, timed_settings
+from analysis.study.settings import interval, timed_settings
 from seqlm.errors import UsageError, nearest
 
 REPR_ROWS = 60
@@ -98,20 +99,23 @@ class Study(files.Study):
         2       gru-adam      1    110.0          NaN           NaN
         3    transformer      2    122.0         99.0         150.2
         """
-        runs = self.runs.set_index("number")
+        runs = self.compared.runs.set_index("number")
         perplexities = ["train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl"]
+        bits = ["val_bits_per_byte", "test_bits_per_byte"]
         rows = [
             {
                 **vars(setting),
                 **{key: _mean(runs.loc[setting.runs][key]) for key in perplexities},
+                **{key: runs.loc[list(setting.runs)][key].mean(skipna=False) for key in bits},
                 "runs": tuple(setting.runs),
                 "seeds": len(setting.runs),
+                "epochs": runs.loc[setting.runs]["compared_epochs"].iloc[0],
                 "val_ppl": setting.val_ppl,
                 "val_ppl_low": setting.interval.low,
                 "val_ppl_high": setting.interval.high,
                 **setting.config,
             }
-            for setting in timed_settings(self)
+            for setting in timed_settings(self.compared)
         ]
         return pd.DataFrame(rows, columns=list(columns.RESULTS))
 
@@ -226,7 +230,7 @@ class Study(files.Study):
 
         >>> axes = study.plot_pareto()
         """
-        settings = [setting for setting in timed_settings(self) if units.is_number(setting.seconds_to_best)]
+        settings = [setting for setting in timed_settings(self.compared) if units.is_number(setting.seconds_to_best)]
         with _look(ax):
             if not settings:
                 return _empty(ax, "No run has finished")
@@ -252,14 +256,16 @@ class Study(files.Study):
         Raises:
             UsageError: the key does not vary between finished runs.
         """
-        found = {part.key: part for part in slices.slices_of(self, [])}
+        found = {part.key: part for part in slices.slices_of(self.compared, [])}
         if key not in found:
             varying = ", ".join(found) or "here none does"
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
-        done = finished(self.runs)
+        done = finished(self.compared.runs)
         with _look(ax):
             axes = _axes(ax, look.kind_handles(set(done["arch"]), set(done["optimizer"])))
-            slices.draw_slice(axes, found[key], chains_of(self.runs).get(key, []), slices.runs_by_number(self))
+            slices.draw_slice(
+                axes, found[key], chains_of(self.compared.runs).get(key, []), slices.runs_by_number(self.compared)
+            )
         return axes
 
     def plot_timeline(self, ax: Axes | None = None) -> Axes:
@@ -308,7 +314,8 @@ class Study(files.Study):
                 return _empty(ax, "No behaviour has been computed")
             pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
             axes = _axes(ax, [*behaviour_figures.run_handles(runs), pale])
-            behaviour_figures.draw_gradient_norms(axes, runs)
+            with_gradients = [run for run in runs if run.behaviour.gradient_columns is not None]
+            behaviour_figures.draw_gradient_norms(axes, with_gradients)
         return axes
 
     # -- in a notebook -------------------------------------------------------------------------------------------------

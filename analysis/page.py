@@ -16,7 +16,7 @@ from markupsafe import Markup
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Section, labels
 from analysis.blocks.table import Table, escape_markdown, longest_run_of_backticks, markdown_code
-from analysis.blocks.texts import finished_by_text, text_names
+from analysis.blocks.texts import scope_of
 from analysis.plots import look
 from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
@@ -27,7 +27,7 @@ from analysis.study.values import rows_of
 
 TABLE_FORMATS = {"csv": "CSV", "tex": "LaTeX", "md": "Markdown"}
 
-STATES = ("done", "running", "queued", "pending", "cancelled", "failed", "absent")
+STATES = ("done", "running", "queued", "pending", "stopped", "cancelled", "failed", "absent")
 """States in the order in which they are counted up; ``absent`` is a run of the manifest without a directory."""
 
 
@@ -47,6 +47,8 @@ class Page:
     """What the header says of where the results come from."""
     best: list[tuple[str, str, RunNumber, str]]
     """Architecture (and text, if there are several), perplexity, number and name of each best run."""
+    scope: str
+    """What they are the best of: epochs and runs; empty if all runs have finished with the same epochs."""
     runs: list[tuple[RunNumber, str, str, str]]
     """Number, name, architecture and optimizer of each run that figures show, for hiding it."""
     sections: list[Section]
@@ -71,8 +73,8 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFr
     states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
     counted = Counter(state for number, _, state in states if isinstance(number, int))
     variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
-    texts = text_names(study)
-    best = {text: rows_of(best_runs(study.runs[texts == text])) for text in finished_by_text(study).index}
+    compared = study.compared.runs
+    best = best_runs(compared)
     kept = [section for section in sections if section.blocks]
     drawn = {line.run for section in kept for chart in section.charts for panel in chart.panels for line in panel.lines}
     return Page(
@@ -84,14 +86,15 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFr
         origin=_origin(study),
         best=[
             (
-                units.architecture(run.arch) + (f" on {text}" if len(best) > 1 else ""),
+                units.architecture(run.arch) + (f" on {text}" if len(study.texts) > 1 else ""),
                 units.perplexity(run.val_ppl),
                 run.number,
                 run.name,
             )
-            for text, found in best.items()
-            for run in found
+            for text in study.texts.index
+            for run in rows_of(best[best["text"] == text])
         ],
+        scope=scope_of(compared, len(study.absent)).strip(),
         runs=[
             (run["number"], run["name"], units.architecture(run["arch"]), units.optimizer(run["optimizer"]))
             for run in runs

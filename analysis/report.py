@@ -26,6 +26,7 @@ from analysis.sections.effects import effects_section
 from analysis.sections.groups import groups_section
 from analysis.sections.published import published_section
 from analysis.sections.results import hyperparameter_blocks, results_blocks
+from analysis.sections.search import search_section
 from analysis.study.behaved import behaved_runs
 from analysis.study.study import Study, load_study
 from seqlm.errors import FileError, UsageError
@@ -91,6 +92,7 @@ def report_sections(study: Study) -> list[Section]:
     return [
         Section(name="coverage", title="Coverage", blocks=[coverage(study)]),
         Section(name="results", title="Results", blocks=results_blocks(study)),
+        search_section(study),
         groups_section(study),
         published_section(study),
         Section(name="curves", title="Learning curves", blocks=curve_blocks(study) or [nothing]),

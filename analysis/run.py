@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.study import units
-from analysis.study.run import dotted
 from seqlm.config import RunConfig
-from seqlm.errors import CheckpointError
 from seqlm.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ class Run:
     name: str
     """Its name in the manifest."""
     state: str
-    """``done``, ``running``, ``queued``, ``pending``, ``cancelled`` or ``failed``."""
+    """``done``, ``running``, ``queued``, ``pending``, ``stopped``, ``cancelled`` or ``failed``."""
     directory: Path
     """Its folder."""
     metrics: pd.DataFrame
@@ -66,17 +64,12 @@ class Run:
             CheckpointError: the checkpoint is missing, damaged, or of another run.
             FileError: a file of the run cannot be read.
         """
-        from seqlm.models import build_model
-        from seqlm.training.checkpoint import load_checkpoint
+        from seqlm.training.checkpoint import load_checkpoint, trained_model
 
         path = RunDirectory(self.directory).best_checkpoint
         checkpoint = load_checkpoint(path, self.config.fingerprint())
-        model = build_model(self.config.model, len(checkpoint.vocabulary), self.config.train.seq_len)
-        try:
-            model.load_state_dict(checkpoint.model)
-        except RuntimeError:
-            raise CheckpointError(f"{path} does not hold the parameters of its model") from None
-        return model.eval()
+        folder = RunDirectory(self.directory).model_dir
+        return trained_model(path, checkpoint, self.config.model, self.config.train.seq_len, folder)
 
     def load_vocabulary(self) -> list[str]:
         """Load the token of each id from the checkpoint. Imports torch.
@@ -94,7 +87,7 @@ class Run:
         return load_checkpoint(path, self.config.fingerprint(), mmap=True).vocabulary
 
     def _repr_html_(self) -> str:
-        keys = pd.Series(dotted(self.config.to_dict()), name="value").rename_axis("key").reset_index()
+        keys = pd.Series(self.config.by_key(), name="value").rename_axis("key").reset_index()
         best = f", best validation perplexity {units.perplexity(self.metrics['val_ppl'].min())}"
         text = f"{units.count(len(self.metrics), 'epoch')}{best if len(self.metrics) else ''}"
         return (

@@ -26,6 +26,11 @@ class RunLayout:
         return self.path / "config.json"
 
     @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer that the run was launched with; only runs with ``data.tokenizer`` have one."""
+        return self.path / "tokenizer.json"
+
+    @property
     def provenance_file(self) -> Path:
         return self.path / "provenance.json"
 
@@ -40,6 +45,11 @@ class RunLayout:
     @property
     def result_file(self) -> Path:
         return self.path / "result.json"
+
+    @property
+    def model_dir(self) -> Path:
+        """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
+        return self.path / "model"
 
     @property
     def canary_file(self) -> Path:

@@ -131,7 +131,7 @@ def _in_stages(
 
     In a search of mode ``sync`` each array of ``found`` is submitted once more for each rung that a run may reach.
     """
-    most = max(item.spec.config.train.epochs for item in todo)
+    most = max((item.spec.config.train.epochs for item in todo), default=0)
     rungs = search.rungs if search is not None and search.mode == "sync" else ()
     for rung in (None, *(rung for rung in rungs if rung < most)):
         yield from ((rung, index, batch) for index, batch in enumerate(found))

@@ -20,11 +20,12 @@ from analysis.behaviour.task import Task
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
+from seqlm.data.tokenizer import Tokenizer
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
-from seqlm.models import LanguageModel, build_model
+from seqlm.models import LanguageModel
 from seqlm.rundir import RunDirectory
-from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text
+from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.perplexity import perplexity
 
 VERSION = 2
@@ -58,7 +59,12 @@ def record_behaviour(
     judge_run = None if task.judge is None else RunDirectory(study_dir / task.judge)
     judge = load_judge(judge_run, trained) if judge_run else None
     config, settings = trained.config, task.settings
-    prompt = None if settings.prompt is None else prompt_ids(settings.prompt, corpus, config.data.level)
+    tokenizer = None
+    if config.data.tokenizer is not None:
+        tokenizer = Tokenizer(job.tokenizer_file, config.data.tokenizer_sha256)
+    level = config.data.level
+    assert level is not None, "DataConfig fills it in"
+    prompt = None if settings.prompt is None else prompt_ids(settings.prompt, corpus, level, tokenizer)
 
     model = trained.model("fused", device)
     valid = columns(corpus.splits["valid"], config.train.batch_size, device=device)
@@ -73,15 +79,18 @@ def record_behaviour(
         ratings = rate_samples(judge.model("fused", device), samples, between)
         _say(f"judged by {judge.name}", started)
     between()
-    records = sample_records(samples, ratings, corpus)
+    records = sample_records(samples, ratings, corpus, tokenizer)
     _say("compared with the training text", started)
 
     between()
     seq_len, text = config.train.seq_len, corpus.splits["train"]
     sequences = min(settings.gradient_columns, len(text) // (seq_len + 1))  # a short text has fewer
     train = columns(text, sequences, device=device)
-    norms = gradient_norms(trained.model("reference", device), *next(windows(train, seq_len)))
-    _say("gradient norms", started)
+    by_equations = trained.model("reference", device)
+    norms = None
+    if by_equations.hidden_states is not None:
+        norms = gradient_norms(by_equations, *next(windows(train, seq_len)))
+        _say("gradient norms", started)
 
     between()
     write_json_lines(trained.run.samples_file, records, guard=guard)
@@ -94,10 +103,11 @@ def record_behaviour(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "seconds": time.perf_counter() - started,
         "seq_len": config.train.seq_len,
-        "level": config.data.level,
+        "level": level,
         "corpus": corpus.name,
         "loss_per_step": {"split": "valid", "window": settings.window, **dataclasses.asdict(losses)},
-        "gradient_norms": {
+        "gradient_norms": norms
+        and {
             "split": "train",
             "window": config.train.seq_len,
             "columns": sequences,
@@ -130,24 +140,33 @@ def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:
     return None
 
 
-def sample_records(samples: list[Sample], ratings: list[list[float]] | None, corpus: Corpus) -> list[dict[str, Any]]:
+def sample_records(
+    samples: list[Sample], ratings: list[list[float]] | None, corpus: Corpus, tokenizer: Tokenizer | None = None
+) -> list[dict[str, Any]]:
     """One record of ``samples.jsonl`` for each sample.
 
-    ``ratings`` are the judge's log-probabilities of the tokens of each; none: there is no judge.
+    ``ratings`` are the judge's log-probabilities of the tokens of each. ``None``: there is no judge. The tokens of a
+    ``tokenizer`` are recorded as the pieces of text that they stand for.
     """
-    word = corpus.vocabulary.__getitem__
+
+    def words(ids: list[int]) -> list[str]:
+        return tokenizer.pieces(ids) if tokenizer else [corpus.vocabulary[number] for number in ids]
+
+    unknown = tokenizer.unknown_id if tokenizer else UNK
     copies = longest_copies([sample.tokens for sample in samples], corpus.splits["train"])
     records = []
     for index, (sample, (first, length)) in enumerate(zip(samples, copies, strict=True)):
-        tokens = list(map(word, sample.tokens))
+        text = words([*sample.prompt, *sample.tokens])
+        prompt, tokens = text[: len(sample.prompt)], text[len(sample.prompt) :]
+        counted = sample.tokens if tokenizer else tokens
         measures = {
             "perplexity_own": _perplexity(sample.log_prob),
             "perplexity_other": None if ratings is None else _perplexity(ratings[index]),
-            "repetition": repetition(tokens),
-            "distinct_1": distinct(tokens, 1),
-            "distinct_2": distinct(tokens, 2),
-            "distinct_3": distinct(tokens, 3),
-            "unk_share": share(tokens, UNK),
+            "repetition": repetition(counted),
+            "distinct_1": distinct(counted, 1),
+            "distinct_2": distinct(counted, 2),
+            "distinct_3": distinct(counted, 3),
+            "unk_share": share(counted, unknown),
             "longest_copy": length,
             "copied": tokens[first : first + length],
         }
@@ -155,7 +174,7 @@ def sample_records(samples: list[Sample], ratings: list[list[float]] | None, cor
             {
                 "index": index,
                 "length": len(tokens),
-                "prompt": list(map(word, sample.prompt)),
+                "prompt": prompt,
                 "tokens": tokens,
                 "entropy": sample.entropy,
                 "log_prob": sample.log_prob,
@@ -202,13 +221,9 @@ class Trained:
         Raises:
             CheckpointError: the checkpoint's parameters are not those of this model.
         """
-        config = dataclasses.replace(self.config.model, implementation=implementation)
-        model = build_model(config, len(self.checkpoint.vocabulary), self.config.train.seq_len)
-        try:
-            model.load_state_dict(self.checkpoint.model)
-        except RuntimeError:
-            raise CheckpointError(f"{self.run.best_checkpoint} does not hold the parameters of its model") from None
-        return model.to(device).eval()
+        config = self.config.model if implementation == "fused" else self.config.model.reference()
+        path, seq_len = self.run.best_checkpoint, self.config.train.seq_len
+        return trained_model(path, self.checkpoint, config, seq_len, self.run.model_dir).to(device)
 
 
 def load_trained(run: RunDirectory) -> Trained:

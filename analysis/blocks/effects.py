@@ -82,13 +82,13 @@ def _size(effect: Effect) -> str:
     return f"{effect.mean_nats:.3f} nats {alone if number == 1 else f'on average over {number} pairs'}"
 
 
-def effects_table(effects: Sequence[Effect]) -> Table:
-    """A row for each key."""
+def effects_table(effects: Sequence[Effect], of: str) -> Table:
+    """A row for each key. ``of``: what they are of (see :func:`analysis.blocks.texts.scope`)."""
     return Table(
         name="discussion-5-effects",
         title="Changes of one hyperparameter",
         caption="Mean difference: mean size of the difference in validation loss between settings that agree in all "
-        "other keys (0.1 nats: about 10 % of perplexity). The values tried differ from key to key.",
+        f"other keys (0.1 nats: about 10 % of perplexity). The values tried differ from key to key.{of}",
         columns=[
             Column("key", "Hyperparameter"),
             number("pairs", "Pairs"),

@@ -1,4 +1,4 @@
-"""The texts of a study. Perplexities of different texts, or of different tokens of one text, do not compare."""
+"""What the numbers of a section are about: one text or several, how many runs, and how many epochs of each."""
 
 from __future__ import annotations
 
@@ -8,49 +8,69 @@ import pandas as pd
 
 from analysis.blocks.words import first_few
 from analysis.study import units
-from analysis.study.columns import TEXT_KEYS
-from analysis.study.settings import finished
+from analysis.study.comparison import finished
 from analysis.study.study import Study
 
 ABOUT_FIRST = "This section is about the first text alone."
 
 
-def text_names(study: Study) -> pd.Series[str]:
-    """Return a name for what each run predicts, by the index of the runs table; runs with equal names compare.
-
-    The name is the corpus, followed by the other values in which the texts of the study differ.
-    """
-    texts = study.runs[TEXT_KEYS].map(units.plain_value)
-    known = texts[texts["data.corpus"] != units.MISSING]
-    names = texts["data.corpus"]
-    for key in TEXT_KEYS[1:]:
-        if known[key].nunique() > 1:
-            part = f" {key.removeprefix('data.')} " + texts[key].str.slice(stop=8)
-            names = names + part.mask((texts[key] == "none") & (key == "data.sha256"), "")
-    return names
-
-
-def finished_by_text(study: Study) -> pd.Series[int]:
-    """Return the number of finished runs on each text by its name, the commonest text first."""
-    names = text_names(study).loc[finished(study.runs).sort_values("number").index]
-    return names.groupby(names, sort=False).size().sort_values(ascending=False, kind="stable")
-
-
 def on_one_text(study: Study) -> Study:
     """Return the study with the runs alone that predict the text of the most finished runs."""
-    counts = finished_by_text(study)
-    if len(counts) < 2:
+    if len(study.texts) < 2:
         return study
-    return dataclasses.replace(study, runs=study.runs[text_names(study) == counts.index[0]])
+    return dataclasses.replace(study, runs=study.runs[study.runs["text"] == study.texts.index[0]])
 
 
 def text_sentences(study: Study, closing: str = ABOUT_FIRST) -> list[str]:
     """Return a warning, which ends with ``closing``, if the finished runs predict different texts; nothing else."""
-    counts = finished_by_text(study)
-    if len(counts) < 2:
+    if len(study.texts) < 2:
         return []
-    named = first_few([f"{name} ({units.count(number, 'run')})" for name, number in counts.items()], 4)
+    named = first_few([f"{name} ({units.count(number, 'run')})" for name, number in study.texts.items()], 4)
     return [
-        f"The finished runs predict {len(counts)} different texts: {named}. Perplexities of different texts do not "
-        f"compare, and runs on different texts are not seeds of one setting. {closing}"
+        f"The finished runs predict {len(study.texts)} different texts: {named}. Perplexities of different texts do "
+        f"not compare, and runs on different texts are not seeds of one setting. {closing}"
     ]
+
+
+def scope(study: Study) -> str:
+    """Return what the numbers of a table or figure are of, with a space in front: epochs, and runs of how many.
+
+    Empty if every run has finished, all with the same epochs. ``study`` is one at equal epochs.
+    """
+    return scope_of(study.runs, len(study.absent))
+
+
+def scope_of(runs: pd.DataFrame, absent: int = 0) -> str:
+    """Return the same of some runs and of ``absent`` ones, which have no directory."""
+    done = finished(runs)
+    longer = done["epochs_done"] > done["compared_epochs"]
+    parts = []
+    if longer.any():
+        limits = sorted(set(done["compared_epochs"].dropna().astype(int)))
+        parts.append(f"first {units.listing([str(limit) for limit in limits])} epochs")
+    of = len(runs) + absent
+    if len(done) < of:
+        stopped = int((runs["state"] == "stopped").sum())
+        parts.append(f"{len(done)} of {units.count(of, 'run')}{f' ({stopped} stopped)' if stopped else ''}")
+    text = "; ".join(parts)
+    return f" {text[0].upper()}{text[1:]}." if text else ""
+
+
+def scope_sentences(study: Study) -> list[str]:
+    """Say by which epochs the runs are compared, and which run decides that, if runs differ in them."""
+    done = finished(study.runs)
+    if not (done["epochs_done"] > done["compared_epochs"]).any():
+        return []
+    sentences = []
+    for text, runs in done.groupby("text", sort=False):
+        shortest = runs[runs["epochs_done"] == runs["compared_epochs"]].sort_values("number")
+        longer = runs[runs["epochs_done"] > runs["compared_epochs"]]
+        if longer.empty:
+            continue
+        named = first_few([f"{number} {name}" for number, name in shortest[["number", "name"]].to_numpy()], 3)
+        went = f"{units.count(len(longer), 'run')} went further, up to {int(longer['epochs_done'].max())}"
+        limit = units.count(int(runs["compared_epochs"].iloc[0]), "epoch")
+        on = f" on {text}" if len(study.texts) > 1 else ""
+        of = f" ({named})" if named else ""
+        sentences.append(f"Runs{on} are compared by their first {limit}, the fewest of a finished run{of}; {went}.")
+    return sentences

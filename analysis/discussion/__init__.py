@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.blocks.section import Block, Prose, Section, Subheading
-from analysis.blocks.texts import on_one_text, text_sentences
+from analysis.blocks.texts import on_one_text, scope_sentences, text_sentences
 from analysis.discussion.expected import expected_blocks
 from analysis.discussion.next_runs import next_blocks
 from analysis.discussion.optimizers import optimizers_blocks
@@ -15,15 +15,16 @@ from analysis.study.study import Study
 
 def discussion_section(study: Study) -> Section:
     """Return five parts; a question that the data cannot answer yet is answered by a sentence that says so."""
-    one = on_one_text(study)
+    compared = study.compared
+    one = on_one_text(compared)
     settings = timed_settings(one)
     parts: list[tuple[str, list[Block]]] = [
-        ("Expected against observed", expected_blocks(study)),
+        ("Expected against observed", expected_blocks(compared)),
         ("The optimizers compared", optimizers_blocks(one, settings)),
         ("The pick for time and the pick for generalisation", picks_blocks(one, settings)),
         ("Reliability of the architectures", reliability_blocks(one, settings)),
         ("What to run next", next_blocks(study)),
     ]
-    warning: list[Block] = [Prose(text=text) for text in text_sentences(study)]
+    warning: list[Block] = [Prose(text=text) for text in [*text_sentences(study), *scope_sentences(compared)]]
     blocks = [block for title, answer in parts for block in [Subheading(text=title), *answer]]
     return Section(name="discussion", title="Discussion", blocks=[*warning, *blocks])

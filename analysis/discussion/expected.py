@@ -12,12 +12,13 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import text_names
+from analysis.blocks.texts import scope
 from analysis.blocks.words import device_sentences, distinct, first_few, interval_phrase
 from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
+from analysis.study.comparison import finished
 from analysis.study.record import Expectation
-from analysis.study.settings import Setting, best_of, finished, settings_of
+from analysis.study.settings import Setting, best_of, settings_of
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -86,7 +87,7 @@ def expected_blocks(study: Study) -> list[Block]:
     summary = [_summary(rows)]
     if any(expectation.metric in TIMES for expectation in study.expectations):
         summary += device_sentences(study)
-    return [Prose(text=" ".join(summary)), Points(items=sentences), _table(rows)]
+    return [Prose(text=" ".join(summary)), Points(items=sentences), _table(rows, scope(study))]
 
 
 def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
@@ -120,7 +121,7 @@ def _doubt(study: Study, expectation: Expectation, lower: Side | None, higher: S
         states = _states(study.runs[study.runs["id"].isin([run for name in missing for run in sides[name][1]])])
         return f"no finished run on {where} has this number ({states})"
     runs = finished(study.runs[study.runs["id"].isin([*expectation.lower, *expectation.higher])])
-    if expectation.metric not in TIMES and text_names(study).loc[runs.index].nunique() > 1:
+    if expectation.metric not in TIMES and runs["text"].nunique() > 1:
         return "the runs predict different texts, whose perplexities do not compare"
     if lower.best and higher.best and (doubt := lower.best.interval.doubt_against(higher.best.interval)):
         return doubt
@@ -184,7 +185,7 @@ def _values_sentence(metric: str, lower: Side | None, higher: Side | None) -> st
     )
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
     columns = [
         number("number", "No."),
         Column("expectation", "Expectation"),
@@ -200,5 +201,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         f"seeds: inconclusive. Gap: validation minus training perplexity. {units.MISSING}: no finished run."
     )
     return Table(
-        name="discussion-1-expected", title="Expected against observed", caption=caption, columns=columns, records=rows
+        name="discussion-1-expected",
+        title="Expected against observed",
+        caption=caption + of,
+        columns=columns,
+        records=rows,
     )

@@ -12,11 +12,11 @@ import pandas as pd
 from analysis.blocks.effects import effect_sentence, effects_of, effects_table
 from analysis.blocks.section import Block, Points
 from analysis.blocks.table import Column, Table
-from analysis.blocks.texts import on_one_text
+from analysis.blocks.texts import on_one_text, scope
 from analysis.blocks.words import first_few
 from analysis.study import units
+from analysis.study.comparison import finished
 from analysis.study.pairs import single_key_pairs
-from analysis.study.settings import finished
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -40,7 +40,8 @@ def next_blocks(study: Study) -> list[Block]:
     done, falling = finished(runs), falling_runs(study)
     missing = combinations_never_run(study)
     again = runs[(runs["state"] == "failed") & runs["failure_kind"].isin(RETRIED_KINDS)]
-    effects = effects_of(single_key_pairs(on_one_text(study).runs))
+    one = on_one_text(study).compared
+    effects = effects_of(single_key_pairs(one.runs))
     sentences = [
         *(_falling_sentence(falling, len(done)) if len(done) else []),
         *([effect_sentence(effects)] if len(done) else []),
@@ -49,6 +50,7 @@ def next_blocks(study: Study) -> list[Block]:
         else "Every architecture of the study has a finished run with every optimizer of the study.",
         *_retry_sentence(again),
         *_unfinished_sentence(study, runs),
+        *_stopped_sentence(runs),
     ]
     longer = [
         (
@@ -65,7 +67,7 @@ def next_blocks(study: Study) -> list[Block]:
     return [
         Points(items=sentences),
         *([] if proposals.empty else [_table(proposals)]),
-        *([effects_table(effects)] if effects else []),
+        *([effects_table(effects, scope(one))] if effects else []),
     ]
 
 
@@ -166,6 +168,16 @@ def _failure(run: Any) -> str:
     message = run.failure_message
     text = f"{run.failure_kind}: {message}" if isinstance(message, str) and message else str(run.failure_kind)
     return units.shortened(text, 100)
+
+
+def _stopped_sentence(runs: pd.DataFrame) -> list[str]:
+    stopped = runs.loc[runs["state"] == "stopped", "reference"].to_list()
+    if not stopped:
+        return []
+    return [
+        f"Stopped by the search: {units.count(len(stopped), 'run')} ({first_few(stopped, NAMED)}). "
+        "`retry --kind stopped` lets them go on."
+    ]
 
 
 def _unfinished_sentence(study: Study, runs: pd.DataFrame) -> list[str]:

@@ -12,15 +12,17 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
+from analysis.blocks.texts import scope
 from analysis.blocks.words import described, device_sentences
 from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
 from analysis.study import units
-from analysis.study.columns import HYPERPARAMETERS
-from analysis.study.settings import Setting, best_of, best_settings, finished
+from analysis.study.columns import SETTING_KEYS
+from analysis.study.comparison import finished
+from analysis.study.settings import Setting, best_of, best_settings
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
-OTHER_KEYS = [key for key in HYPERPARAMETERS if not key.startswith("optim.")]
+OTHER_KEYS = ["seed", *(key for key in SETTING_KEYS if not key.startswith("optim."))]
 """What a pair agrees in: model, data, training and seed."""
 
 
@@ -31,8 +33,8 @@ def optimizers_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
         return [Prose(text="No run has finished, so the optimizers cannot be compared.")]
     if len(rows) == 1:
         text = f"Only {rows[0]['optimizer']} has finished runs, so there is nothing to compare it with."
-        return [Prose(text=text), _table(rows)]
-    blocks: list[Block] = [Points(items=_sentences(study, rows)), _table(rows)]
+        return [Prose(text=text), _table(rows, scope(study))]
+    blocks: list[Block] = [Points(items=_sentences(study, rows)), _table(rows, scope(study))]
     duels = _duels(finished(study.runs))
     if duels.empty:
         text = (
@@ -40,7 +42,7 @@ def optimizers_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
             "differ in other ways too, and the numbers above are not the effect of the optimizer alone."
         )
         return [*blocks, Prose(text=text)]
-    return [*blocks, Prose(text=_duel_sentences(duels)), _duel_table(duels)]
+    return [*blocks, Prose(text=_duel_sentences(duels)), _duel_table(duels, scope(study))]
 
 
 # -- over all runs -------------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ def _numbers(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     return sorted((row for row in rows if units.is_number(row[key])), key=lambda row: row[key])
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
     columns = [
         Column("optimizer", "Optimizer"),
         number("runs", "Runs"),
@@ -137,11 +139,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         number("median_final_gap", "Median final gap", units.perplexity),
     ]
     caption = (
-        "Best valid.: of all finished settings; equal counts: expected of as many as the optimizer with the fewest "
-        "has. Time to 5 %: median. Gap: validation minus training perplexity; final: after the last epoch."
+        "Best valid.: of all settings; equal counts: expected of as many as the fewest. Time to 5 %: median. "
+        "Gap: validation minus training; final: after the last epoch."
     )
     return Table(
-        name="discussion-2-optimizers", title="The optimizers compared", caption=caption, columns=columns, records=rows
+        name="discussion-2-optimizers",
+        title="The optimizers compared",
+        caption=caption + of,
+        columns=columns,
+        records=rows,
     )
 
 
@@ -220,7 +226,7 @@ def _duel_phrase(duel: Any) -> str:
     return f"{winner} has a lower validation perplexity than {loser} in {wins} of {duel.pairs} ({size})"
 
 
-def _duel_table(duels: pd.DataFrame) -> Table:
+def _duel_table(duels: pd.DataFrame, of: str) -> Table:
     columns = [
         Column("first", "First"),
         Column("second", "Second"),
@@ -238,7 +244,7 @@ def _duel_table(duels: pd.DataFrame) -> Table:
     return Table(
         name="discussion-2-pairs",
         title="Optimizers where all else is alike",
-        caption=caption,
+        caption=caption + of,
         columns=columns,
         records=duels,
     )

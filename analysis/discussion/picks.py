@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
+from analysis.blocks.texts import scope
 from analysis.blocks.words import described, device_sentences, distinct, times
 from analysis.plots.scatter import time_chart
 from analysis.study import units
+from analysis.study.comparison import WITHIN
 from analysis.study.settings import Setting, best_of
-from analysis.study.study import OVERFITTED_FROM, WITHIN, Study
+from analysis.study.study import OVERFITTED_FROM, Study
 
 
 def picks_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
@@ -28,8 +30,8 @@ def picks_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]:
         *(device_sentences(study) if fastest is not None else []),
     ]
     timed = [setting for setting in settings if units.is_number(setting.seconds_to_best)]
-    chart = [time_chart(timed, front)] if len(timed) > 1 else []
-    return [Points(items=sentences), _table(best, fastest, front), *chart]
+    chart = [time_chart(timed, front, scope(study))] if len(timed) > 1 else []
+    return [Points(items=sentences), _table(best, fastest, front, scope(study)), *chart]
 
 
 def pareto_front(settings: Sequence[Setting]) -> list[Setting]:
@@ -146,7 +148,7 @@ def _cost(setting: Setting, best: Setting) -> str:
 # -- table ---------------------------------------------------------------------------------------------------------
 
 
-def _table(best: Setting, fastest: Setting | None, front: Sequence[Setting]) -> Table:
+def _table(best: Setting, fastest: Setting | None, front: Sequence[Setting], of: str) -> Table:
     picked = {best.number: "generalisation"}
     if fastest is not None:
         picked[fastest.number] = "generalisation and time" if fastest is best else "time"
@@ -163,13 +165,13 @@ def _table(best: Setting, fastest: Setting | None, front: Sequence[Setting]) -> 
         Column("picked_for", "Picked for", of=lambda setting: picked.get(setting.number, units.MISSING)),
     ]
     caption = (
-        "The Pareto front of perplexity and time to the best epoch, the fastest first, and the picks. Gap: at the best "
+        "The Pareto front of perplexity and time to best, and the picks. Gap: at the best "
         f"epoch; final: after the last. Time to 5 %: to {WITHIN:g} times the lowest. {units.MISSING}: not reached."
     )
     return Table(
         name="discussion-3-picks",
         title="Perplexity against time",
-        caption=caption,
+        caption=caption + of,
         columns=columns,
         records=list(shown.values()),
         run=lambda setting: setting.only_run,

@@ -15,10 +15,12 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
+from analysis.blocks.texts import scope
 from analysis.blocks.words import times
 from analysis.plots.scatter import spread_chart
 from analysis.study import units
-from analysis.study.settings import Setting, best_of, finished
+from analysis.study.comparison import finished
+from analysis.study.settings import Setting, best_of
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -39,11 +41,11 @@ def reliability_blocks(study: Study, settings: Sequence[Setting]) -> list[Block]
     blocks: list[Block] = [
         Prose(text=_verdict(spreads, lowest)),
         Points(items=[_sentence(spread) for spread in rows_of(spreads)]),
-        _table(spreads),
+        _table(spreads, scope(study)),
     ]
     if len(settings) >= ENOUGH:
         groups = [(_label(spread), spread.members) for spread in rows_of(spreads) if spread.members]
-        blocks.append(spread_chart(groups))
+        blocks.append(spread_chart(groups, scope(study)))
     return blocks
 
 
@@ -163,7 +165,7 @@ def _label(spread: Any) -> str:
     return f"{spread.architecture}\n{units.count(len(spread.members), 'setting')}{diverged}"
 
 
-def _table(spreads: pd.DataFrame) -> Table:
+def _table(spreads: pd.DataFrame, of: str) -> Table:
     columns = [
         Column("architecture", "Architecture"),
         number("settings", "Settings"),
@@ -176,13 +178,13 @@ def _table(spreads: pd.DataFrame) -> Table:
         number("diverged", "Diverged"),
     ]
     caption = (
-        f"Within {NEAR:g} ×: share of settings at most {NEAR:g} times the study's lowest validation perplexity; one "
-        "with a diverged run is never within. IQR: interquartile range of the losses. Diverged: runs."
+        f"Within {NEAR:g} ×: share of settings at most {NEAR:g} times the study's lowest perplexity; with a diverged "
+        "run never. IQR: interquartile range of the losses. Diverged: runs."
     )
     return Table(
         name="discussion-4-reliability",
         title="Reliability of the architectures",
-        caption=caption,
+        caption=caption + of,
         columns=columns,
         records=spreads,
     )

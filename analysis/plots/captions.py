@@ -15,6 +15,7 @@ from analysis.plots.axes import Scale
 from analysis.plots.curves import Curve
 from analysis.plots.lines import Choice, Factor
 from analysis.study import units
+from analysis.study.comparison import finished
 from analysis.study.values import Values
 
 MOST_NAMED = 3
@@ -28,10 +29,23 @@ STYLES = {
 """What colours and lines say in a figure of all runs, of one optimizer, of one architecture."""
 
 
-def curves_caption(runs: pd.DataFrame, choice: Choice, scale: Scale, by: Factor | None) -> str:
-    """Return the caption of a figure of some runs, all of one architecture or optimizer if ``by`` says so."""
+def compared_before_end(runs: pd.DataFrame) -> list[int]:
+    """Return the epochs after which runs are compared that have gone further."""
+    done = finished(runs)
+    return sorted(set(done.loc[done["epochs_done"] > done["compared_epochs"], "compared_epochs"].astype(int)))
+
+
+def curves_caption(
+    runs: pd.DataFrame, choice: Choice, scale: Scale, by: Factor | None, limits: Sequence[int] = ()
+) -> str:
+    """Return the caption of a figure of some runs, all of one architecture or optimizer if ``by`` says so.
+
+    ``limits``: epochs at which the figure has a vertical line.
+    """
     sizes = sorted({len(curve.runs) for curve in choice.all if len(curve.runs) > 1})
     sentences = [STYLES[by]]
+    if limits:
+        sentences.append(f"Dotted line: runs are compared by {units.listing([str(limit) for limit in limits])} epochs.")
     if choice.crowd:
         sentences.append(
             f"Coloured: the {len(choice.named)} best of {len(choice.all):,} {'lines' if sizes else 'runs'}. "
@@ -62,9 +76,11 @@ def _missing_sentences(
     """Name the runs that ended early, that leave the axis, and those of ``runs`` without a curve."""
     shown = {number for curve in drawn for number in curve.runs}
     facts = zip(runs["number"], runs["name"], strict=True)
+    stopped = sum(curve.state == "stopped" for curve in drawn)
     named = {
-        "Ended early (×)": [curve.reference for curve in drawn if curve.ended_early],
+        "Ended early (×)": [c.reference for c in drawn if c.ended_early and c.state != "stopped"],
         f"Cut off{at} (▲)": [f"{curve.reference} (up to {units.rounded(np.nanmax(v))})" for curve, v in cut],
         "Without a finished epoch": [f"{number} {name}" for number, name in facts if number not in shown],
     }
-    return [f"{what}: {first_few(names, MOST_NAMED)}." for what, names in named.items() if names]
+    sentences = [f"Stopped by the search (×): {units.count(stopped, 'run')}."] if stopped else []
+    return sentences + [f"{what}: {first_few(names, MOST_NAMED)}." for what, names in named.items() if names]

@@ -30,7 +30,7 @@ from analysis.plots.axes import (
     scale_for,
     shared_cut,
 )
-from analysis.plots.captions import curves_caption, panels_caption
+from analysis.plots.captions import compared_before_end, curves_caption, panels_caption
 from analysis.plots.curves import Curve, curves_of, setting_curves, time_unit
 from analysis.plots.lines import (
     Choice,
@@ -47,6 +47,7 @@ from analysis.plots.lines import (
 from analysis.study import units
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
+from seqlm.rundir import slugify
 
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
 """What the horizontal axis counts, in words."""
@@ -85,10 +86,15 @@ def _factor_charts(study: Study, curves: Mapping[Progress, Sequence[Curve]], by:
     """A figure for each optimizer, or for each architecture, that has a curve."""
     word, titles = ("optimizer", units.OPTIMIZERS) if by == "optimizer" else ("architecture", units.ARCHITECTURES)
     charts = [
-        _group_chart(study, study.runs[study.runs[by] == key], curves, f"{word}-{key.replace('_', '-')}", title, by)
+        _group_chart(study, study.runs[study.runs[by] == key], curves, f"{word}-{_in_names(key)}", title, by)
         for key, title in titles.items()
     ]
     return [chart for chart in charts if chart is not None]
+
+
+def _in_names(key: str) -> str:
+    """Return an optimizer or architecture in the name of a file."""
+    return slugify(key).replace("_", "-")
 
 
 @look.applied()
@@ -144,10 +150,13 @@ def _curves_chart(
     ]
     for place in axes[1:]:
         place.set_ylabel("")
+    limits = compared_before_end(runs)
+    for limit in limits if "epochs" in curves else []:
+        axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
     return Chart(
         name=name,
         title=f"{title} over {' and '.join(SPOKEN[kind] for kind in curves)}",
-        caption=curves_caption(runs, chosen, scale, by),
+        caption=curves_caption(runs, chosen, scale, by, limits if "epochs" in curves else []),
         figure=figure,
         panels=panels,
     )

@@ -13,12 +13,13 @@ import numpy as np
 from analysis.plots import look
 from analysis.plots.axes import Progress
 from analysis.study import units
+from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
-from analysis.study.settings import finished, places_of
+from analysis.study.settings import places_of
 from analysis.study.study import Study
 from analysis.study.values import Values
 
-LABEL_LENGTH = 25
+LABEL_LENGTH = 28
 """Characters of numbers and name together, in a legend or above a panel."""
 
 NUMBERS_SHOWN = 4
@@ -35,6 +36,8 @@ class Curve:
     arch: str | None
     optimizer: str | None
     state: str
+    text: str
+    """What it predicts; perplexities of different texts do not compare."""
     setting: RunNumber
     epochs: Values
     """Passes finished."""
@@ -61,7 +64,8 @@ class Curve:
 
     @property
     def label(self) -> str:
-        return units.shortened(f"{self.numbers}  {self.name}", LABEL_LENGTH)
+        numbers = f"{self.numbers}  "
+        return numbers + units.short_name(self.name, LABEL_LENGTH - len(numbers), self.arch, self.optimizer)
 
     @property
     def reference(self) -> str:
@@ -70,7 +74,7 @@ class Curve:
 
     @property
     def ended_early(self) -> bool:
-        return self.state in ("failed", "cancelled")
+        return self.state in ("failed", "cancelled", "stopped")
 
     @property
     def early_end(self) -> tuple[float, float] | None:
@@ -101,7 +105,7 @@ def curves_of(study: Study, progress: Progress) -> list[Curve]:
     places = study.epochs.groupby("id", sort=False).indices
     nowhere = np.array([], dtype=np.int64)
     curves = []
-    facts = ["id", "number", "name", "arch", "optimizer", "state", "setting"]
+    facts = ["id", "number", "name", "arch", "optimizer", "state", "text", "setting"]
     for run in study.runs.sort_values("number")[facts].to_dict("records"):
         epochs, along, train_ppl, val_ppl = columns[:, places.get(run["id"], nowhere)]
         arch, optimizer = (run[key] if isinstance(run[key], str) else None for key in ("arch", "optimizer"))
@@ -111,6 +115,7 @@ def curves_of(study: Study, progress: Progress) -> list[Curve]:
             arch=arch,
             optimizer=optimizer,
             state=run["state"],
+            text=run["text"],
             setting=run["setting"],
             epochs=epochs,
             progress=along,

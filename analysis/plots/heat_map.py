@@ -15,10 +15,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.blocks.figure import Chart
+from analysis.blocks.texts import scope
 from analysis.plots import look
 from analysis.plots.axes import Scale, log_ticks
 from analysis.study import units
-from analysis.study.settings import finished
+from analysis.study.comparison import finished
 from analysis.study.study import Study
 
 COLOURS = "cividis"
@@ -51,6 +52,7 @@ def heat_map(study: Study) -> Chart:
     )
     if len(cells) < len(rows) * len(columns):
         caption += f" {units.MISSING}: no finished run."
+    caption += scope(study)
     return Chart(
         name="optimizer-architecture",
         title="Best validation perplexity of each optimizer with each architecture",

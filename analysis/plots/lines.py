@@ -55,7 +55,7 @@ class Choice:
 
 
 def choose(curves: Sequence[Curve]) -> Choice:
-    """All curves where they are few; else, in turn, the best of each architecture with each optimizer."""
+    """All curves where they are few; else, in turn, the best of each architecture with each optimizer on each text."""
     if len(curves) <= MOST_LINES:
         return Choice(named=list(curves), crowd=[])
     ordered = sorted(curves, key=lambda curve: (curve.best, curve.number))
@@ -70,12 +70,13 @@ def choose(curves: Sequence[Curve]) -> Choice:
 
 
 def _places(curves: Sequence[Curve]) -> list[int]:
-    """The place of each curve among those of its architecture with its optimizer."""
-    counts = Counter[tuple[str | None, str | None]]()
+    """The place of each curve among those of its architecture with its optimizer on its text."""
+    counts = Counter[tuple[str | None, ...]]()
     places = []
     for curve in curves:
-        places.append(counts[curve.arch, curve.optimizer])
-        counts[curve.arch, curve.optimizer] += 1
+        kind = curve.arch, curve.optimizer, curve.text
+        places.append(counts[kind])
+        counts[kind] += 1
     return places
 
 

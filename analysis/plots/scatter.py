@@ -1,4 +1,4 @@
-"""Settings as points: perplexity against time, and the spread of each architecture."""
+"""Settings as points: perplexity against time, the spread of each architecture, and the frontier of a search."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -15,7 +16,9 @@ from analysis.plots import look
 from analysis.plots.axes import Mark, Scale, panels_with_legend, place_numbers, scale_for, shared_cut
 from analysis.plots.curves import unit_for
 from analysis.study import units
+from analysis.study.comparison import finished
 from analysis.study.settings import Setting
+from analysis.study.study import Study
 
 MOST_NUMBERS = 40
 """Of more points, only those on the front carry their numbers, and all are smaller."""
@@ -28,8 +31,11 @@ GOLDEN = 0.618034
 
 
 @look.applied()
-def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
-    """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time."""
+def time_chart(settings: Sequence[Setting], front: Sequence[Setting], of: str = "") -> Chart:
+    """Best validation perplexity against the time to it, with the Pareto front. Each has a finite time.
+
+    ``of``: what the numbers are of (see :func:`analysis.blocks.texts.scope`).
+    """
     entries = look.kind_handles({s.arch for s in settings}, {s.optimizer for s in settings})
     figure, (axes,) = panels_with_legend(3.8, [*entries, *([front_handle()] if len(front) > 1 else [])])
     panel = draw_times(axes, settings, front)
@@ -42,7 +48,7 @@ def time_chart(settings: Sequence[Setting], front: Sequence[Setting]) -> Chart:
     return Chart(
         name="time-and-perplexity",
         title="Best validation perplexity against the time to it",
-        caption=caption + cut_sentence(settings),
+        caption=caption + of + cut_sentence(settings),
         figure=figure,
         panels=[panel],
     )
@@ -82,7 +88,7 @@ def draw_times(axes: Axes, settings: Sequence[Setting], front: Sequence[Setting]
 
 
 @look.applied()
-def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]]) -> Chart:
+def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]], of: str = "") -> Chart:
     """Best validation perplexity of every setting, a column for each architecture: label beneath it, settings."""
     everything = [setting for _, members in groups for setting in members]
     figure, (axes,) = panels_with_legend(3.6, look.kind_handles(set(), {setting.optimizer for setting in everything}))
@@ -112,7 +118,7 @@ def spread_chart(groups: Sequence[tuple[str, Sequence[Setting]]]) -> Chart:
     return Chart(
         name="reliability",
         title="Spread over settings for each architecture",
-        caption=caption + cut_sentence(everything),
+        caption=caption + of + cut_sentence(everything),
         figure=figure,
     )
 
@@ -124,6 +130,70 @@ def swarm(values: Sequence[float]) -> list[float]:
     for rank, place in enumerate(order if len(values) > FEW else []):
         offsets[place] = 0.48 * (rank * GOLDEN % 1.0) - 0.24
     return offsets
+
+
+# -- the frontier of a search ---------------------------------------------------------------------------------------
+
+STOPPED: dict[str, Any] = {"marker": "x", "markersize": 5, "markeredgewidth": 1.2, "linestyle": ""}
+"""Of the last epoch of a run that was stopped."""
+
+
+@look.applied()
+def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
+    """Draw a line for each architecture. ``epochs`` and ``hours``: see :func:`analysis.sections.rungs.spent_hours`."""
+    done = set(finished(study.runs)["id"])
+    found = epochs[np.isfinite(epochs["val_ppl"])]
+    archs = [arch for arch in look.architecture_colours() if (found["arch"] == arch).any()]
+    stopped = found[found["state"] == "stopped"].drop_duplicates("id", keep="last")
+    bests = found[found["id"].isin(done)].sort_values("val_ppl", kind="stable").drop_duplicates("id")
+    handles = look.kind_handles(set(archs), set(bests["optimizer"]))
+    crosses = [Line2D([], [], color=look.MUTED, label="stopped", **STOPPED)] if len(stopped) else []
+    figure, (axes,) = panels_with_legend(3.8, [*handles, *crosses])
+    ends = [np.array([value]) for value in [*stopped["val_ppl"], *bests["val_ppl"]]]
+    values = [*ends, *(found.loc[found["arch"] == arch, "best"].to_numpy(float) for arch in archs)]
+    scale = scale_for(values, cut_at=shared_cut(values)).widened(0.02)
+    lines = []
+    for arch in archs:
+        own = found[found["arch"] == arch]
+        x, y = np.append(own["hours"], found["hours"].max()), np.append(own["best"], own["best"].min())
+        axes.step(x, y, where="post", color=look.colour_of(arch), linewidth=1.4, zorder=2)
+        lines.append(Line(label=units.architecture(arch), x=x, y=y))
+    marks = []
+    for rows, style in ((stopped, STOPPED), (bests, {"markersize": 6.0, "markeredgecolor": look.PAPER})):
+        for run in rows.to_dict("records"):
+            colour, gid = look.colour_of(run["arch"]), run_mark(run["number"])
+            kind = {"marker": look.marker_of(run["optimizer"]), **style}
+            height = min(float(run["val_ppl"]), scale.high)
+            axes.plot([run["hours"]], [height], color=colour, gid=gid, zorder=3, clip_on=False, **kind)
+            lines.append(
+                Line(
+                    label=f"{run['number']} {run['name']}",
+                    x=np.array([run["hours"]]),
+                    y=np.array([run["val_ppl"]]),
+                    run=run["number"],
+                )
+            )
+            if style is not STOPPED:
+                marks.append(Mark(x=run["hours"], y=height, text=str(run["number"]), colour=colour, run=run["number"]))
+    axes.set_xlabel(f"{hours[0].upper()}{hours[1:]} spent by all runs")
+    axes.set_ylabel("Best validation perplexity so far")
+    axes.set_xlim(0, float(found["hours"].max()) * 1.015)
+    scale.applied_to(axes, "y", 9)
+    place_numbers(axes, marks)
+    caption = (
+        "Line: lowest by then of each architecture. Points with numbers: best epochs of finished runs, when they "
+        "ended. Hours of finished epochs."
+    )
+    left_out = int(study.runs["epochs_done"].sum()) - len(epochs)
+    if left_out:
+        caption += f" Left out, without a recorded time: {units.count(left_out, 'epoch')}."
+    return Chart(
+        name="search-frontier",
+        title=f"Best validation perplexity against {hours}",
+        caption=caption,
+        figure=figure,
+        panels=[Panel(axes=axes, lines=lines, x_name=hours)],
+    )
 
 
 # -- shared --------------------------------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
+from analysis.blocks.texts import scope
 from analysis.blocks.words import first_few
 from analysis.plots import look
 from analysis.plots.axes import label_grid, panel_grid, scale_for
 from analysis.study import units
+from analysis.study.comparison import finished
 from analysis.study.pairs import CHOICES, chains_of, is_numeric, printed, sorted_values, varying_keys
-from analysis.study.settings import Setting, config_of, finished
+from analysis.study.settings import Setting, config_of
 from analysis.study.study import Study
 
 MOST_SLICES = 12
@@ -59,7 +61,7 @@ def slices_chart(study: Study, *, order: Sequence[str]) -> Chart | None:
     return Chart(
         name="slices",
         title="Best validation perplexity over each hyperparameter",
-        caption=" ".join(sentences),
+        caption=" ".join(sentences) + scope(study),
         figure=figure,
         panels=panels if tagged else [],
     )

@@ -35,12 +35,13 @@ def behaviour_section(study: Study) -> Section:
     """Loss at each time step, gradients back in time, and samples."""
     runs = behaved_runs(study)
     shown = shown_runs(runs)
-    text = f"Not computed yet. “{COMMAND}” computes it for the best run of each architecture."
+    text = f"Not computed yet. “{COMMAND}” computes it for the best run of each architecture on each text."
     blocks: list[Block] = [Prose(text=text)]
     if runs:
         blocks = [
             *(Prose(text=note) for note in _absence(study, runs, shown)),
             *behaviour_charts(shown),
+            *_no_gradients_note(shown),
             *_one_layer_note(shown),
             Points(items=sentences(shown)),
             behaviour_table(runs),
@@ -74,7 +75,7 @@ def _absence(study: Study, runs: Sequence[Behaved], shown: Sequence[Behaved]) ->
     if len(shown) < len(runs):
         notes.append(
             f"Figures, sentences and samples are about {len(shown)} of {len(runs)} runs: the best of each architecture "
-            "and those of the lowest validation perplexity. The tables and data/behaviour.csv hold all of them."
+            "and those of the lowest validation perplexity on their text. The tables and data/behaviour.csv hold all."
         )
     return notes
 
@@ -83,6 +84,15 @@ def _one_layer_note(runs: Sequence[Behaved]) -> list[Prose]:
     single = [run.reference for run in runs if len(run.behaviour.layer_gradients) == 1]
     of = "every run here" if len(single) == len(runs) else units.listing(single)
     return [Prose(text=f"With one layer, the gradient norm of the layer is the overall one: {of}.")] if single else []
+
+
+def _no_gradients_note(runs: Sequence[Behaved]) -> list[Prose]:
+    without = [run.reference for run in runs if run.behaviour.gradient_columns is None]
+    return (
+        [Prose(text=f"No gradient norms: the model names no hidden_states ({first_few(without, 2)}).")]
+        if without
+        else []
+    )
 
 
 def _samples_blocks(runs: Sequence[Behaved], shown: Sequence[Behaved]) -> list[Block]:

@@ -11,7 +11,8 @@ from analysis.blocks.section import Block, Points, Prose, Section
 from analysis.blocks.table import Column, Table, number, run_columns
 from analysis.plots.timeline import timeline_chart
 from analysis.study import units
-from analysis.study.settings import finished, in_report_order
+from analysis.study.comparison import finished
+from analysis.study.settings import in_report_order
 from analysis.study.study import Study
 
 COLUMNS = [
@@ -31,7 +32,7 @@ COLUMNS = [
 ]
 
 CAPTION = (
-    "Estimate: at the first launch. Tokens/s: training, median over epochs. Memory: peak of one rank. Outside "
+    "Estimate: at the first launch. Tokens/s: median. Memory: peak of one rank. Outside "
     "epochs: start-up, checkpoints, test."
 )
 

@@ -42,18 +42,21 @@ def coverage(study: Study) -> Coverage:
 
 
 def open_runs(study: Study) -> OpenRuns:
-    """The runs without a result, by number, those of the manifest without a directory too."""
+    """The runs that are not done, by number, those of the manifest without a directory too.
+
+    Those that a search has stopped are in its section.
+    """
     found = [
         OpenRun(
             number=run.number,
             name=run.name,
             state=run.state,
             reason=_reason(run),
-            facts=_facts(run, epochs),
+            facts=_facts(run),
             log_tail=study.log_tails.get(run.id),
         )
-        for run, epochs in zip(rows_of(study.runs), study.runs["train.epochs"], strict=True)
-        if run.state != "done"
+        for run in rows_of(study.runs)
+        if run.state not in ("done", "stopped")
     ]
     reason = "The manifest has a run at this place, but there is no run directory for it here."
     absent = [
@@ -69,8 +72,8 @@ def _reason(run: Any) -> str:
     return REASONS.get(run.state, "Not started yet." if run.epochs_done == 0 else "No reason recorded.")
 
 
-def _facts(run: Any, epochs: Any) -> list[tuple[str, str]]:
-    facts = [("Epochs finished", f"{run.epochs_done} of {units.plain_value(epochs)}")]
+def _facts(run: Any) -> list[tuple[str, str]]:
+    facts = [("Epochs finished", units.epochs(run.epochs_done, run.epochs_asked))]
     if units.is_number(run.val_ppl):
         best = f"{units.perplexity(run.val_ppl)} (epoch {run.best_epoch + 1})"
         facts.append(("Best validation perplexity so far", best))

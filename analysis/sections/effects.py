@@ -15,13 +15,14 @@ from typing import Any
 from analysis.blocks.effects import Effect, effect_sentence, effects_of
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import on_one_text, text_sentences
+from analysis.blocks.texts import on_one_text, scope, text_sentences
 from analysis.blocks.words import first_few
 from analysis.plots.heat_map import heat_map
 from analysis.plots.slices import slices_chart
 from analysis.study import units
+from analysis.study.comparison import finished
 from analysis.study.pairs import CHOICES, printed, single_key_pairs, sorted_values, varying_keys
-from analysis.study.settings import finished, settings_of
+from analysis.study.settings import settings_of
 from analysis.study.study import Study
 
 SINGLE_STEPS = 8
@@ -37,7 +38,7 @@ NATS = units.decimals("+.3f")
 def effects_section(study: Study) -> Section:
     """Heat map of architectures and optimizers, slices along each hyperparameter, and the size of their effects."""
     blocks: list[Block] = [Prose(text=text) for text in text_sentences(study)]
-    study = on_one_text(study)
+    study = on_one_text(study).compared
     done = finished(study.runs)
     if len(done) < 2:
         found = "No run has" if done.empty else "Only one run has"
@@ -51,7 +52,7 @@ def effects_section(study: Study) -> Section:
         heat_map(study),
         *([slices] if slices else []),
         Prose(text=_paired_sentence(effects, changes)),
-        *([paired_table(changes)] if changes else []),
+        *([paired_table(changes, scope(study))] if changes else []),
         *([unpaired] if unpaired.rows else []),
     ]
     return Section(name="effects", title="Main effects", blocks=blocks)
@@ -92,8 +93,8 @@ def changes_of(effect: Effect) -> list[dict[str, Any]]:
     ]
 
 
-def paired_table(changes: Sequence[dict[str, Any]]) -> Table:
-    """A row for each change."""
+def paired_table(changes: Sequence[dict[str, Any]], of: str = "") -> Table:
+    """A row for each change. ``of``: what they are of (see :func:`scope`)."""
     caption = (
         "Pairs agree in every other key. Change: mean loss with To minus loss with From; below 0, To is better. "
         "Perplexity ratio: exp(Change). Lowest, Highest: of a single pair."
@@ -113,7 +114,7 @@ def paired_table(changes: Sequence[dict[str, Any]]) -> Table:
     return Table(
         name="effects",
         title="Effect of changing one hyperparameter alone",
-        caption=caption,
+        caption=caption + of,
         columns=columns,
         records=changes,
     )
@@ -172,12 +173,9 @@ def unpaired_table(study: Study) -> Table:
             }
             for value in values
         ]
-    caption = (
-        "For orientation: the settings may differ in everything else, so a difference is not the effect of the key. "
-        "Perplexity: exp(Mean loss)."
-    )
+    caption = "For orientation: the settings may differ in everything else. Perplexity: exp(Mean loss)."
     if summed_up:
-        caption += f" Left out, with more than {SINGLE_STEPS} values: {first_few(summed_up, 3)}."
+        caption += f" Left out, with more than {SINGLE_STEPS} values: {first_few(summed_up, 2)}."
     columns = [
         Column("key", "Key"),
         Column("value", "Value", shown=lambda mean: printed(mean["key"], mean["value"]), numeric=True),
@@ -189,7 +187,7 @@ def unpaired_table(study: Study) -> Table:
     return Table(
         name="marginal-means",
         title="Unpaired: mean of all settings with a value",
-        caption=caption,
+        caption=caption + scope(study),
         columns=columns,
         records=rows,
     )

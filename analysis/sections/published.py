@@ -10,9 +10,16 @@ from typing import Any
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.table import Column, Table, number, run_columns
 from analysis.blocks.words import first_few
-from analysis.plots.published import DRAWN_FROM, published_chart
+from analysis.plots.published import (
+    ABOVE,
+    BELOW,
+    DRAWN_FROM,
+    NO_REPLICATIONS,
+    WITHIN,
+    Comparison,
+    published_chart,
+)
 from analysis.study import units
-from analysis.study.published import ABOVE, BELOW, NO_REPLICATIONS, WITHIN, Comparison
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
 
@@ -25,7 +32,7 @@ MOST_VARIANTS = 3
 
 def published_section(study: Study) -> Section:
     """How close the runs come to what has been published of them; no block where nothing has been."""
-    runs = in_report_order(study.runs)
+    runs = in_report_order(study.after(study.runs["published_epochs"]).runs)
     published = runs[["published_val_ppl", "published_train_ppl"]].map(units.is_number).any(axis=1)
     rows: list[dict[Any, Any]] = runs[published].to_dict("records")
     compared = [Comparison(run=run) for run in rows]
@@ -39,27 +46,28 @@ def published_section(study: Study) -> Section:
 
 def _summary(compared: list[Comparison]) -> str:
     done = [c for c in compared if units.is_number(c.reproduced)]
-    of = "none of them is" if not done else f"{len(done)} of them {'is' if len(done) == 1 else 'are'}"
+    of = "none of them has" if not done else f"{len(done)} of them {'has' if len(done) == 1 else 'have'}"
     has = "has" if len(compared) == 1 else "have"
-    text = f"{units.count(len(compared), 'run')} of this study {has} published numbers; {of} done."
+    runs = units.count(len(compared), "run")
+    text = f"{runs} of this study {has} published numbers; {of} a result after as many epochs."
     if not done:
         return text
     verdicts = Counter(c.verdict for c in done)
     judged = len(done) - verdicts[NO_REPLICATIONS]
     if judged:
         text += (
-            f" Where there are independent replications ({units.count(judged, 'done run')}), the validation perplexity "
+            f" Where there are independent replications ({units.count(judged, 'run')}), the validation perplexity "
             f"is within their spread in {verdicts[WITHIN]}, below it in {verdicts[BELOW]} and above it in "
             f"{verdicts[ABOVE]}."
         )
     else:
-        text += " No replications have been published for the done runs."
+        text += " No replications have been published for them."
     if measured := [c for c in done if units.is_number(c.percent)]:
         median = statistics.median(abs(c.percent) for c in measured)
         most = max(measured, key=lambda c: abs(c.percent))
         text += (
             f" The median absolute difference in validation perplexity from the published is {median:.1f} % over "
-            f"{units.count(len(measured), 'done run')}; the largest is {most.percent:+.1f} % ({most.reference})."
+            f"{units.count(len(measured), 'run')}; the largest is {most.percent:+.1f} % ({most.reference})."
         )
     return text
 
@@ -69,12 +77,11 @@ def published_table(compared: list[Comparison]) -> Table:
     columns = [
         *run_columns(lambda compared: compared.run),
         number("published_train_ppl", "Train publ.", _published, lambda c: c.run["published_train_ppl"]),
-        number("published_epochs", "Epoch", units.whole, lambda c: c.run["published_epochs"]),
         number("train_ppl", "Train repr.", units.perplexity, lambda c: c.train_reproduced),
-        number("last_epoch", "Epoch", units.whole, lambda c: c.last_epoch),
+        number("published_epochs", "Epochs", units.whole, lambda c: c.run["published_epochs"]),
         number("published_val_ppl", "Valid. publ.", _published, lambda c: c.run["published_val_ppl"]),
         number("val_ppl", "Valid. repr.", units.perplexity, lambda c: c.reproduced),
-        number("best_epoch", "Epoch", units.whole, lambda c: c.best_epoch),
+        number("best_epoch", "Best epoch", units.whole, lambda c: c.best_epoch),
         number("difference", "Diff.", _signed(",.2f"), lambda c: c.difference),
         number("difference_percent", "%", _signed(",.1f"), lambda c: c.percent),
         number("difference_nats", "nats", _signed(".3f"), lambda c: c.nats),
@@ -83,8 +90,8 @@ def published_table(compared: list[Comparison]) -> Table:
     ]
     variants = [f"{c.run['number']} ({c.run['variant']})" for c in compared if c.run["variant"]]
     caption = (
-        "Train: perplexity after the last epoch. Valid.: at the best epoch. Epoch: of the number before it. Diff.: of "
-        "validation."
+        "Train: perplexity after the published number of epochs. Valid.: at the best of them. Later epochs do not "
+        "count. Diff.: of validation."
     )
     if variants:
         caption += f" Not run as planned: {first_few(variants, MOST_VARIANTS)}."

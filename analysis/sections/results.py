@@ -10,22 +10,16 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, csv_text, number, run_columns
-from analysis.blocks.texts import finished_by_text, text_names, text_sentences
+from analysis.blocks.texts import scope, scope_of, scope_sentences, text_sentences
 from analysis.blocks.words import first_few
+from analysis.sections.bits import BITS, bits_blocks
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS
-from analysis.study.settings import (
-    CONFIDENCE,
-    Setting,
-    best_of,
-    best_runs,
-    finished,
-    in_report_order,
-    repeats_seeds,
-    settings_of,
-)
+from analysis.study.comparison import finished
+from analysis.study.settings import CONFIDENCE, Setting, best_of, best_runs, in_report_order, repeats_seeds, settings_of
 from analysis.study.study import OVERFITTED_FROM, Study
 from analysis.study.values import rows_of
+from seqlm.config import LATER_KEYS
 
 ALWAYS_SHOWN = {
     "optim.lr": "Learning rate",
@@ -35,6 +29,9 @@ ALWAYS_SHOWN = {
     "model.keep": "Keep",
 }
 """Hyperparameters that have a column even where all runs agree, with the column's heading."""
+
+SWITCHED_OFF = [later for later in LATER_KEYS if not isinstance(later[2], str)]
+"""Keys of techniques that a study may use, with the values that mean it does not: those are not mentioned."""
 
 MOST_NAMED = 5
 """A sentence names at most this many runs, and counts the others."""
@@ -47,11 +44,16 @@ RANKED_WITHIN = "Each table compares runs on the same text only."
 
 def results_blocks(study: Study) -> list[Block]:
     """Tables of the runs and of the settings, and which runs became worse by their end."""
+    compared = study.compared
+    longer = longer_runs(study)
     return [
         *(Prose(text=text) for text in text_sentences(study, RANKED_WITHIN)),
+        *(Prose(text=text) for text in scope_sentences(compared)),
         results_table(study),
-        *([settings_table(study)] if repeats_seeds(study.runs) else []),
-        *(Prose(text=text) for text in overfitting(finished(study.runs))),
+        *bits_blocks(compared),
+        *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
+        *([] if longer.empty else [longer_table(longer)]),
+        *(Prose(text=text) for text in overfitting(finished(compared.runs))),
     ]
 
 
@@ -59,45 +61,46 @@ def results_blocks(study: Study) -> list[Block]:
 
 
 def results_table(study: Study, group: str | None = None) -> Table:
-    """Perplexity of every run, or of those of a group, at its best epoch and after its last.
+    """Perplexity of every run, or of those of a group, at its best epoch and after its last, at equal epochs.
 
     The lowest validation perplexity of each architecture among the finished runs of the table is bold; on each text, if
     the study has several.
     """
-    texts = list(finished_by_text(study).index)
-    runs = in_report_order(study.runs).assign(text=text_names(study))
+    states = dict(zip(study.runs["id"], study.runs["state"], strict=True))
+    study, absent = study.compared, len(study.absent) if group is None else 0
+    texts = list(study.texts.index)
+    runs = in_report_order(study.runs)
     if group is not None:
         runs = runs[runs["id"].isin(study.groups[group])]
     if len(texts) > 1:
         place = {name: number for number, name in enumerate(texts)}
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
-    best = {run_id for _, on_text in runs.groupby("text") for run_id in best_runs(on_text)["id"]}
+    best = set(best_runs(runs)["id"])
+    bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
     columns = [
         *run_columns(),
         *([Column("text", "Text")] if len(texts) > 1 else []),
         Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
         Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
         number("test_ppl", "Test", units.perplexity),
+        *bits,
         number("epochs_to_best", "Best epoch", units.whole),
         number("final_train_ppl", "Final train", units.perplexity),
         number("final_val_ppl", "Final valid.", units.perplexity),
-        Column("epochs_done", "Epochs", shown=_epochs, numeric=True),
+        Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
         number("wall_seconds", "Time", units.duration),
-        Column("state", "State", kind="state"),
+        Column("state", "State", of=lambda run: states[run["id"]], kind="state"),
     ]
-    seeds = (
-        "The next table compares settings over seeds."
-        if repeats_seeds(study.runs)
-        else "One seed per setting (n = 1): small differences may be chance."
-    )
+    seeds = "Seeds: next table" if repeats_seeds(study.runs) else "One seed each: n = 1"
     caption = (
-        "Train, valid., test: perplexity at the epoch with the lowest validation perplexity; final: after the last "
-        f"epoch. Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}."
+        "Train, valid., test: at the epoch of the lowest validation perplexity; final: after the last. "
+        f"{'Bits/byte: validation loss per byte of the text. ' if bits else ''}"
+        f"Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
     )
     return Table(
         name="results" if group is None else f"group-{study.group_name(group)}",
         title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
-        caption=f"{caption} {seeds}" if group is None else caption,
+        caption=f"{caption} {seeds}." if group is None else caption,
         columns=columns,
         records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
         run=lambda run: run["number"],
@@ -106,8 +109,44 @@ def results_table(study: Study, group: str | None = None) -> Table:
     )
 
 
-def _epochs(run: Any) -> str:
-    return f"{run['epochs_done']} of {units.plain_value(run['train.epochs'])}"
+def epochs_of_run(run: Any) -> str:
+    """Return the epochs of a run, gone and asked for."""
+    return units.epochs(run["epochs_done"], run["epochs_asked"])
+
+
+def longer_runs(study: Study) -> pd.DataFrame:
+    """Return the runs that went further than the epochs by which they are compared, with what more epochs brought."""
+    before = finished(study.compared.runs).set_index("id")
+    runs = study.runs[study.runs["id"].isin(before.index) & (study.runs["epochs_done"] > study.runs["compared_epochs"])]
+    found = in_report_order(runs)
+    compared = found["id"].map(before["val_ppl"])
+    return found.assign(compared_val_ppl=compared, change=found["val_ppl"] / compared - 1, at=found["best_epoch"] + 1)
+
+
+def longer_table(longer: pd.DataFrame) -> Table:
+    """The best epoch of all that a run has gone, against that by which it is compared."""
+    columns = [
+        *run_columns(),
+        Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
+        number("compared_epochs", "Compared by", units.whole),
+        number("compared_val_ppl", "Valid. compared", units.perplexity),
+        number("val_ppl", "Valid. of all", units.perplexity),
+        number("at", "Best epoch", units.whole),
+        number("change", "Change", units.signed_percent),
+        number("test_ppl", "Test", units.perplexity),
+    ]
+    caption = (
+        "Compared by: first epochs, as in the tables above and in the discussion. Of all: lowest of all epochs. Test: "
+        "with the parameters of that epoch; above, it is missing if that epoch is a later one."
+    )
+    return Table(
+        name="more-epochs",
+        title="What more epochs have brought",
+        caption=caption,
+        columns=columns,
+        records=longer,
+        run=lambda run: run["number"],
+    )
 
 
 def overfitting(done: pd.DataFrame) -> list[str]:
@@ -126,7 +165,7 @@ def overfitting(done: pd.DataFrame) -> list[str]:
 def _rises(runs: pd.DataFrame) -> list[str]:
     return [
         f"{run.number} {run.name} (validation {units.rounded(run.val_ppl)} at epoch {run.best_epoch + 1}, "
-        f"{units.rounded(run.final_val_ppl)} at epoch {run.epochs_done}; training "
+        f"{units.rounded(run.final_val_ppl)} at epoch {min(run.epochs_done, run.compared_epochs)}; training "
         f"{units.rounded(run.train_ppl)}, then {units.rounded(run.final_train_ppl)})"
         for run in rows_of(runs)
     ]
@@ -135,7 +174,7 @@ def _rises(runs: pd.DataFrame) -> list[str]:
 def settings_table(study: Study) -> Table:
     """Validation perplexity of each setting over its seeds, against the best setting of its architecture and text."""
     settings = settings_of(study.runs)
-    texts = dict(zip(study.runs["number"], text_names(study), strict=True))
+    texts = dict(zip(study.runs["number"], study.runs["text"], strict=True))
     seeds = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
     kinds = {setting.number: (setting.arch, texts[setting.runs[0]]) for setting in settings}
     lowest = {kind: best_of([s for s in settings if kinds[s.number] == kind]) for kind in set(kinds.values())}
@@ -160,10 +199,10 @@ def settings_table(study: Study) -> Table:
         number("p_value", "p", _tie, p_value),
         Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
     ]
-    on_text = " on its text" if len(finished_by_text(study)) > 1 else ""
+    on_text = " on its text" if len(study.texts) > 1 else ""
     caption = (
         f"Valid.: geometric mean over n seeds, with its 95 % interval. Bold: lowest of its architecture{on_text}. p: "
-        f"Welch's t test of the losses against it; {TIE}: no difference at 5 %; n = 1: not testable."
+        f"Welch's t test of the losses against it; {TIE}: no difference at 5 %; n = 1: not testable.{scope(study)}"
     )
     return Table(
         name="settings",
@@ -198,7 +237,9 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
     values = {key: set(map(units.plain_value, study.runs[key])) - {units.MISSING} for key in HYPERPARAMETERS}
     varying = [key for key in HYPERPARAMETERS if len(values[key]) > 1 and key not in ("model.arch", "optim.optimizer")]
     keys = [*ALWAYS_SHOWN, *(key for key in varying if key not in ALWAYS_SHOWN)]
-    shared = [f"{key} = {min(found)}" for key, found in values.items() if key not in keys and len(found) == 1]
+    off = {(f"{section}.{key}", units.plain_value(neutral)) for section, key, neutral in SWITCHED_OFF}
+    one = [(key, min(found)) for key, found in values.items() if key not in keys and len(found) == 1]
+    shared = [f"{key} = {value}" for key, value in one if (key, value) not in off]
     prose = [Prose(text=f"The same in every run to which it applies: {', '.join(shared)}.")] if shared else []
     return [*prose, _hyperparameters_table(study, keys)]
 

@@ -56,8 +56,11 @@ def read_attempts(
         kept, alive_at = seconds_of[attempt], progress.get("updated_at")
         ended: Any = alive_at
         kind = None
-        if is_of_it(result):
+        first = workers[0] if workers else {}
+        if is_of_it(result) and (state == "done" or "attempt" in result):
             outcome, ended = "done", result.get("finished_at")
+        elif first.get("outcome") in ("done", "rung"):  # the result is of a later attempt, which went further, or none
+            outcome = first["outcome"]
         elif is_last and state == "running":
             outcome = "running"
         elif own_failure or is_of_it(failure):
@@ -69,7 +72,6 @@ def read_attempts(
             ended = recorded if own_failure or "attempt" in found else alive_at or recorded
         else:
             outcome = "interrupted" if workers or progress or kept else "not started"
-        first = workers[0] if workers else {}
         started_at, ended_at = moment(first.get("started_at")), moment(first.get("ended_at")) or moment(ended)
         seconds = ended_at - started_at if started_at is not None and ended_at is not None else math.nan
         if seconds < 0:  # two clocks that disagree

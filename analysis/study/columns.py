@@ -9,13 +9,26 @@ from typing import Any
 
 import pandas as pd
 
-from seqlm.config import valid_keys
+from analysis.study import units
+from seqlm.architectures import CustomConfig
+from seqlm.config import OPEN_TABLES, base_key, valid_keys
 
-HYPERPARAMETERS = valid_keys()
-"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
+HYPERPARAMETERS = [key for key in valid_keys() if key not in ("model.source", "model.files")]
+"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply.
+
+``model.arch`` of a user's own model is its source, such as ``lstm.py:LSTM``.
+"""
+
+_OF_OWN_MODELS = {f"model.{name}" for name in CustomConfig.__dataclass_fields__}
+
+FREE_KEYS = ("seed", "train.epochs")
+"""Of these, the ones in which runs of one setting may differ: its seeds, and how far each run is to go."""
+
+SETTING_KEYS = [key for key in HYPERPARAMETERS if key not in FREE_KEYS]
+"""The others."""
 
 TEXT_KEYS = [key for key in HYPERPARAMETERS if key.startswith("data.")]
-"""Of these, what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
+"""Of the hyperparameters, what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +54,38 @@ RUNS = _meanings(
     ("variant", "", "what a further run of an entry varies; missing for the first"),
     _ID,
     ("study", "", "study that the run belongs to"),
-    ("arch", "", "architecture: rnn, gru or transformer"),
-    ("optimizer", "", "optimizer: adam, sgd or sgd_schedule"),
-    ("setting", "", "number of the first run that differs in nothing but the seed"),
-    ("state", "", "done, running, queued, pending, cancelled or failed"),
+    ("arch", "", "architecture: rnn, gru, transformer, or file and class of an own model, such as lstm.py:LSTM"),
+    (
+        "optimizer",
+        "",
+        "optimizer: adam, sgd, sgd_schedule or adamw; with momentum such as sgd_momentum or sgd_nesterov",
+    ),
+    ("text", "", "what the run predicts: the corpus, and the other values in which the texts of the study differ"),
+    ("setting", "", "number of the first run that differs in nothing but the seed and the number of epochs"),
+    ("state", "", "done, running, queued, pending, stopped, cancelled or failed"),
     ("reason", "", "why the run is in that state"),
+    ("rung", "epochs", "epochs after which a search stopped the run; like the next columns missing for other runs"),
+    ("rung_value", "", "what the search compared there: validation or training perplexity, or validation loss"),
+    ("rung_rank", "", "place of the run there, from 1, the lowest value first"),
+    ("rung_of", "", "runs that had reached the rung by then"),
+    ("rung_goes_on", "", "how many of them went on"),
+    ("rung_cut", "", "highest value that went on"),
     ("failure_kind", "", "kind of a failure, such as oom or diverged"),
     ("failure_message", "", "message of a failure"),
     ("failure_where", "", "place in the code of a failure"),
     ("epochs_done", "epochs", "finished epochs"),
+    ("epochs_asked", "epochs", "epochs that the run is to go; a run with fewer is not done"),
+    ("finished_epochs", "epochs", "epochs of its result: fewer than epochs_asked if it was asked for more since"),
+    ("compared_epochs", "epochs", "first epochs by which the run is compared: the fewest of a done run on its text"),
     ("best_epoch", "", "epoch with the lowest validation perplexity, from 0"),
     ("train_ppl", "", "training perplexity of the best epoch"),
     ("val_ppl", "", "validation perplexity of the best epoch"),
     ("final_train_ppl", "", "training perplexity of the last epoch"),
     ("final_val_ppl", "", "validation perplexity of the last epoch"),
     ("test_ppl", "", "test perplexity with the parameters of the best epoch; of finished runs"),
+    ("val_bits_per_byte", "bits/byte", "validation loss of the best epoch per byte of the text; missing for old runs"),
+    ("test_bits_per_byte", "bits/byte", "test loss per byte of the text; of finished runs"),
+    ("lossless", "", "whether tokens determine the text but for white space: none became <unk>; of finished runs"),
     ("gap", "", "val_ppl less train_ppl"),
     ("parameters", "", "trainable parameters of the model"),
     ("wall_seconds", "s", "time of all finished epochs, validation included"),
@@ -79,7 +109,8 @@ EPOCHS = _meanings(
     ("val_loss", "nats/token", "validation loss after the epoch"),
     ("train_ppl", "", "exp(train_loss)"),
     ("val_ppl", "", "exp(val_loss)"),
-    ("lr", "", "learning rate"),
+    ("val_bits_per_byte", "bits/byte", "val_loss in bits, per byte of the validation text in place of tokens"),
+    ("lr", "", "learning rate of the last step of the epoch"),
     ("epoch_seconds", "s", "time of the epoch, validation included"),
     ("elapsed_seconds", "s", "time of the epochs so far"),
     ("train_tokens_per_second", "tokens/s", "training speed"),
@@ -105,7 +136,11 @@ ATTEMPTS = _meanings(
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at"),
-    ("outcome", "", "done, failed, cancelled, interrupted, running or not started"),
+    (
+        "outcome",
+        "",
+        "done, rung (left at a rung of a search), failed, cancelled, interrupted, running or not started",
+    ),
     ("failure_kind", "", "kind of a failure"),
     ("epochs", "epochs", "epochs that the attempt finished and kept"),
     ("epoch_seconds", "s", "time of those epochs"),
@@ -119,11 +154,14 @@ RESULTS = _meanings(
     ("optimizer", "", "optimizer"),
     ("runs", "", "numbers of its finished runs, a tuple"),
     ("seeds", "", "finished runs"),
+    ("epochs", "epochs", "first epochs that the row is about: compared_epochs of its runs"),
     ("val_ppl", "", "best validation perplexity; like all perplexities here the geometric mean over seeds"),
     ("val_ppl_low", "", "lower end of the 95 % interval of val_ppl (Student's t of the losses); needs two seeds"),
     ("val_ppl_high", "", "upper end of it"),
     ("train_ppl", "", "training perplexity of the best epoch"),
     ("test_ppl", "", "test perplexity with the parameters of the best epoch"),
+    ("val_bits_per_byte", "bits/byte", "validation loss of the best epoch per byte of the text, mean over seeds"),
+    ("test_bits_per_byte", "bits/byte", "test loss per byte of the text, mean over seeds"),
     ("final_train_ppl", "", "training perplexity of the last epoch"),
     ("final_val_ppl", "", "validation perplexity of the last epoch"),
     ("gap", "", "val_ppl less train_ppl, mean over seeds"),
@@ -133,7 +171,7 @@ RESULTS = _meanings(
         "s",
         "the same of the first epoch within 5 % of the study's best on the same text",
     ),
-    *(row for row in _KEYS if row[0] != "seed"),
+    *(row for row in _KEYS if row[0] in SETTING_KEYS),
 )
 
 BEHAVIOUR = _meanings(
@@ -179,13 +217,55 @@ NUMBERS = {
     *("train_loss", "val_loss", "train_ppl", "val_ppl", "final_train_ppl", "final_val_ppl", "test_ppl", "gap", "lr"),
     *("published_train_ppl", "published_val_ppl", "replications_low", "replications_high", "wall_seconds"),
     *("epoch_seconds", "elapsed_seconds", "seconds_to_5pct", "estimated_seconds", "train_tokens_per_second"),
-    *("gpus", "cores", "seconds", "lost_seconds"),
+    *("gpus", "cores", "seconds", "lost_seconds", "rung_value", "rung_cut"),
+    *("val_bits_per_byte", "test_bits_per_byte"),
 }
 WHOLE_NUMBERS = {
-    *("epoch", "epochs", "epochs_done", "best_epoch", "published_epochs", "parameters", "peak_memory_bytes"),
-    *("attempt", "ranks", "micro_batches"),
+    *("epoch", "epochs", "epochs_done", "epochs_asked", "finished_epochs", "compared_epochs", "best_epoch"),
+    *("published_epochs", "parameters", "peak_memory_bytes"),
+    *("attempt", "ranks", "micro_batches", "rung", "rung_rank", "rung_of", "rung_goes_on"),
 }
 """Columns of whole numbers below 2^53, any of which may be missing."""
+
+
+def as_columns(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, by dotted key, as the columns of the runs table.
+
+    Of a user's own model, the architecture is its file and class. An argument with the name of a key of seqlm's
+    architectures, such as ``hidden_size``, is in the column of that key. The others are in ``model.arguments``.
+
+    >>> as_columns({"model.arch": "custom", "model.source": "a.py:A", "model.arguments.hidden_size": 8})
+    {'model.arch': 'a.py:A', 'model.hidden_size': 8}
+    """
+    if "model.source" not in config:
+        return dict(config)
+    columns = {key: value for key, value in config.items() if base_key(key) not in (*OPEN_TABLES, *_OF_OWN_MODELS)}
+    known, others = valid_keys(), []
+    found: dict[str, Any] = {"model.arch": config["model.source"]}
+    for key, value in config.items():
+        name = key.removeprefix(f"{base_key(key)}.")
+        if base_key(key) not in OPEN_TABLES or name == key:
+            continue
+        if f"model.{name}" in known and f"model.{name}" not in _OF_OWN_MODELS:
+            found[f"model.{name}"] = value
+        else:
+            others.append(f"{name} = {units.plain_value(value)}")
+    if others:
+        found["model.arguments"] = ", ".join(sorted(others))
+    if config.get("model.sha256") is not None:
+        found["model.sha256"] = config["model.sha256"]
+    return {**found, **columns}
+
+
+def forget_single_digests(configs: Iterable[dict[str, Any]]) -> None:
+    """Remove the digest of each model of which there is one version only: it says no more than the model's name."""
+    configs = list(configs)
+    versions: dict[Any, set[Any]] = {}
+    for config in configs:
+        versions.setdefault(config.get("model.arch"), set()).add(config.get("model.sha256"))
+    for config in configs:
+        if len(versions[config.get("model.arch")]) == 1:
+            config.pop("model.sha256", None)
 
 
 def table_of(

@@ -85,7 +85,7 @@ def number_runs(runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first:
             if run.row["variant"]:
                 run.row["name"] += f", {run.row['variant']}"
             if entry is not None and entry.published and _replicates(run.config, plan):
-                run.row |= {**entry.published, "published_epochs": entry.config.get("train.epochs")}
+                run.row |= entry.published
             members.setdefault(run.digits, [run])
         if entry is not None:
             members[entry.digits] = found
@@ -133,13 +133,18 @@ def _distance(run: LoadedRun, entry: PlannedRun | None) -> tuple[bool, bool]:
 
 
 def _differences(plan: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Keys of ``config`` with another value in ``plan``. A corpus whose digest one of them lacks counts as the same."""
-    unknown = {"data.sha256"} if None in (plan.get("data.sha256"), config.get("data.sha256")) else set()
-    return [key for key, value in config.items() if key not in unknown and plan.get(key, value) != value]
+    """Return the keys of ``config`` with another value in ``plan``; how far a run is to go makes no other run.
+
+    A corpus whose digest one of them lacks counts as the same.
+    """
+    same = {"train.epochs"}
+    if None in (plan.get("data.sha256"), config.get("data.sha256")):
+        same.add("data.sha256")
+    return [key for key, value in config.items() if key not in same and plan.get(key, value) != value]
 
 
 def _difference_text(plan: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """What a run varies, such as ``bf16, 2 epochs``; ``None`` if nothing."""
+    """What a run varies, such as ``bf16, lr 0.1``; ``None`` if nothing."""
     keys = _differences(plan, config)
     texts = [_written(key, config[key]) for key in keys[:MOST_DIFFERENCES]]
     if len(keys) > MOST_DIFFERENCES:
@@ -151,15 +156,14 @@ def _written(key: str, value: Any) -> str:
     match key:
         case "train.precision":
             return str(value)
-        case "train.epochs":
-            return units.count(value, "epoch")
         case "data.sha256":
             return "another text"
+        case "model.sha256":
+            return "another version of its file"
         case _:
             return f"{key.rpartition('.')[2].replace('_', ' ')} {units.plain_value(value)}"
 
 
 def _replicates(config: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
-    """Whether a run is the planned one but for what changes no result, the seed, and more epochs."""
-    differing = set(_differences(plan, config)) - REPLICABLE
-    return not differing or (differing == {"train.epochs"} and config["train.epochs"] >= plan["train.epochs"])
+    """Whether a run is the planned one but for what changes no result, and the seed."""
+    return REPLICABLE.issuperset(_differences(plan, config))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.files import read_json
 from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
@@ -16,6 +17,10 @@ Metric: TypeAlias = Literal[
     "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
 ]
 """What an expectation compares: columns of the runs table."""
+
+
+SearchMetric: TypeAlias = Literal["val_ppl", "train_ppl", "val_loss"]
+"""What a search compares: columns of the epochs table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class PlannedRun:
     """The first digits of its fingerprint, which end its folder's name."""
     arch: str | None
     optimizer: str | None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value, before ``--set``; empty if it is not recorded."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Columns of the runs table; empty if nothing has been published of the run."""
@@ -54,6 +59,23 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchRule:
+    """The ``[search]`` of a manifest: when runs are compared and stopped."""
+
+    metric: str
+    """Column of the epochs table; lower is better."""
+    rungs: tuple[int, ...]
+    """Epochs after which runs are compared, ascending."""
+    keep: float
+    """Share that goes on; NaN if it is not recorded, like ``min_runs``."""
+    min_runs: float
+    """Nobody is stopped before so many runs have reached the rung."""
+    within: tuple[str, ...]
+    """Keys of the configuration: runs are compared with those that have the same values."""
+    mode: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """``study.json``, keyed by the first digits of fingerprints; empty for a study that has none."""
 
@@ -62,6 +84,7 @@ class StudyRecord:
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Title -> runs that have curves and a table of their own."""
     expectations: list[Expectation] = field(default_factory=list)
+    search: SearchRule | None = None
     estimated_seconds: dict[str, float] = field(default_factory=dict)
     """What ``plan`` would have said of each run when it was first launched."""
 
@@ -87,8 +110,8 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
                 digits=_digits(entry.get("fingerprint")),
                 arch=as_text(entry.get("arch")),
                 optimizer=as_text(entry.get("optimizer")),
-                config=as_mapping(entry.get("config")),
-                published=_published(entry["published"]) if as_mapping(entry.get("published")) else {},
+                config=as_columns(as_mapping(entry.get("config"))),
+                published=_published(entry.get("published"), as_mapping(entry.get("config"))),
             )
             for entry in entries
         ],
@@ -109,20 +132,42 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
             for entry in _tables(raw.get("expectations"))
             if entry.get("metric") in get_args(Metric)
         ],
+        search=_search(as_mapping(raw.get("search"))),
         estimated_seconds={key: seconds for key, seconds in estimates.items() if math.isfinite(seconds)},
     )
     return record, warnings
 
 
-def _published(table: Mapping[str, Any]) -> dict[str, float]:
+def _published(raw: Any, config: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is published of a run; records of earlier versions have its epochs in the plan alone."""
+    table = as_mapping(raw)
+    if not table:
+        return {}
     ends = [as_number(end) for end in as_list(table.get("replications"))]
     low, high = ends if len(ends) == 2 and all(map(math.isfinite, ends)) else (math.nan, math.nan)
     return {
+        "published_epochs": as_number(table.get("epochs", config.get("train.epochs"))),
         "published_train_ppl": as_number(table.get("train_ppl")),
         "published_val_ppl": as_number(table.get("val_ppl")),
         "replications_low": low,
         "replications_high": high,
     }
+
+
+def _search(table: Mapping[str, Any]) -> SearchRule | None:
+    """Return the rule of a search; ``None`` without one, or without a rung."""
+    rungs = sorted(rung for rung in as_list(table.get("rungs")) if type(rung) is int and rung >= 1)
+    metric = as_text(table.get("metric")) or "val_ppl"
+    if not rungs or metric not in get_args(SearchMetric):
+        return None
+    return SearchRule(
+        metric=metric,
+        rungs=tuple(rungs),
+        keep=as_number(table.get("keep")),
+        min_runs=as_number(table.get("min_runs")),
+        within=tuple(filter(None, map(as_text, as_list(table.get("within"))))),
+        mode=as_text(table.get("mode")) or "async",
+    )
 
 
 def _tables(value: Any) -> list[Mapping[str, Any]]:

@@ -16,14 +16,19 @@ from typing import Any
 
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
+from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.errors import FileError
 from seqlm.files import read_json
 from seqlm.reading import open_regular
-from seqlm.rundir import MAX_RUNS, RunDirectory
+from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
+
+
+RUNG_KEYS = ("value", "rank", "of", "goes_on", "cut")
+"""What ``stopped.json`` says of a rung, besides its epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +64,20 @@ def read_run(run: RunDirectory) -> LoadedRun:
     """Read every file of a run."""
     warnings: list[str] = []
     nothing: dict[str, Any] = {}
-    config = tolerated(lambda: dotted(run.read_config().to_dict()), nothing, warnings)
+    read = tolerated(run.read_config, None, warnings)
+    config = as_columns(read.by_key()) if read else nothing
     recorded_result = tolerated(run.read_result, None, warnings)
     damage = list(warnings)
     result: dict[str, Any] = recorded_result or {}
     no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
     epochs, cut_lines = tolerated(run.read_metrics, no_epochs, warnings)
-    observed = None if damage or recorded_result is not None else tolerated(run.observe, None, warnings)
+    finished = math.nan if damage else finished_epochs(result)
+    is_done = not damage and recorded_result is not None and (epochs_of(result) or math.inf) >= config["train.epochs"]
+    observed = None if damage or is_done else tolerated(run.observe, None, warnings)
     state, reason, kind = "done", None, None
     if observed is not None:
         state, reason, kind = observed.state, observed.reason and clean(observed.reason), observed.kind
-    elif damage or recorded_result is None:
+    elif not is_done:
         state, reason, kind = "failed", clean(warnings[0].replace(f"{run.path.parent}/", "")), "code"
     warnings += cut_lines
     # A configuration that was not resolved by a launch lacks the digest of its text; the result has it.
@@ -89,13 +97,18 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "name": clean(str(provenance.get("name") or run.id)),
         "id": run.id,
         "arch": config.get("model.arch"),
-        "optimizer": config.get("optim.optimizer"),
+        "optimizer": read.optim.kind if read else None,
         "state": state,
         "reason": reason,
+        "epochs_asked": config.get("train.epochs"),
+        "finished_epochs": finished,
         **_outcome(epochs, result),
         **config,
         "command": shlex.join(map(str, command)) if command else None,
     }
+    if state == "stopped":
+        stop = as_mapping(tolerated(run.read_stopped, None, warnings))
+        row |= {"rung": stop.get("rung")} | {f"rung_{key}": stop.get(key) for key in RUNG_KEYS}
     tail = None
     if state in ("failed", "cancelled"):
         tail = tolerated(lambda: _log_tail(run), None, warnings)
@@ -120,30 +133,33 @@ def read_run(run: RunDirectory) -> LoadedRun:
     )
 
 
-def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with keys such as ``optim.lr``."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        values |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return values
+def finished_epochs(result: Mapping[str, Any]) -> float:
+    """Return the epochs of a result; NaN without one. A result of an earlier version names its last epoch alone."""
+    return as_number(epochs_of(result)) if epochs_of(result) else as_number(result.get("final_epoch")) + 1
 
 
 def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
-    """Best and final figures: what ``result.json`` says, and for a run without one what its epochs say."""
+    """Best and final figures: what ``result.json`` says, or what the epochs say of a run that has gone further."""
     finite = [epoch for epoch in epochs if math.isfinite(as_number(epoch["val_ppl"]))]
     best = min(finite, key=lambda epoch: as_number(epoch["val_ppl"]), default={})
     final = epochs[-1] if epochs else {}
-    final_epoch = result.get("final_epoch")
+    gone, finished = final.get("epoch", -1) + 1, finished_epochs(result)
+    facts = {key: result.get(key) for key in ("test_ppl", "test_bits_per_byte", "parameters")}
+    facts["lossless"] = lossless if isinstance(lossless := result.get("lossless"), bool) else None
+    if gone > finished:
+        if best.get("epoch") != result.get("best_epoch"):
+            facts |= {"test_ppl": None, "test_bits_per_byte": None}
+        result = {}
     return {
-        "epochs_done": final_epoch + 1 if isinstance(final_epoch, int) else len(epochs),
+        "epochs_done": gone if gone > finished or math.isnan(finished) else finished,
         "best_epoch": result.get("best_epoch", best.get("epoch")),
         "train_ppl": result.get("best_train_ppl", best.get("train_ppl")),
         "val_ppl": result.get("best_val_ppl", best.get("val_ppl")),
         "final_train_ppl": result.get("final_train_ppl", final.get("train_ppl")),
         "final_val_ppl": result.get("final_val_ppl", final.get("val_ppl")),
-        "test_ppl": result.get("test_ppl"),
-        "parameters": result.get("parameters"),
+        "val_bits_per_byte": result.get("best_val_bits_per_byte", best.get("val_bits_per_byte")),
         "wall_seconds": result.get("elapsed_seconds", final.get("elapsed_seconds")),
+        **facts,
     }
 
 

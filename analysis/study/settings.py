@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from analysis.study import units
-from analysis.study.columns import HYPERPARAMETERS, TEXT_KEYS
+from analysis.study.columns import SETTING_KEYS, TEXT_KEYS
+from analysis.study.comparison import WITHIN, finished
 from analysis.study.numbering import RunNumber
-from analysis.study.study import WITHIN, Study
+from analysis.study.study import Study
 
 CONFIDENCE = 0.95
 
@@ -89,7 +89,7 @@ def interval(perplexities: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One configuration but for the seed, with the finished runs of it."""
+    """One configuration but for the seed and the number of epochs, with the finished runs of it."""
 
     number: RunNumber
     """Number of its first run."""
@@ -134,7 +134,7 @@ class Setting:
 def settings_of(runs: pd.DataFrame) -> list[Setting]:
     """Return the settings that have a finished run with a validation perplexity, by number."""
     columns = ["setting", "number", "name", "arch", "optimizer", "val_ppl", "gap", "final_val_ppl", "final_train_ppl"]
-    found = finished(runs)[[*columns, *HYPERPARAMETERS]].sort_values(["setting", "number"]).to_dict("records")
+    found = finished(runs)[[*columns, *SETTING_KEYS]].sort_values(["setting", "number"]).to_dict("records")
     settings = []
     for number, members in itertools.groupby(found, key=lambda run: run["setting"]):
         first, *others = rows = list(members)
@@ -182,8 +182,8 @@ def timed_settings(study: Study) -> list[Setting]:
 
 
 def config_of(run: Mapping[Any, Any]) -> dict[str, Any]:
-    """The keys that apply to a run, with their values. None is a value; NaN means that the key does not apply."""
-    return {key: value for key in HYPERPARAMETERS if not (isinstance(value := run[key], float) and math.isnan(value))}
+    """Return the keys of a setting that apply to a run, with their values. None is a value; NaN: it does not apply."""
+    return {key: value for key in SETTING_KEYS if not (isinstance(value := run[key], float) and math.isnan(value))}
 
 
 def best_of(settings: Sequence[Setting]) -> Setting:
@@ -197,12 +197,6 @@ def best_settings(settings: Sequence[Setting]) -> dict[str | None, Setting]:
 
 
 # -- rows of the runs table ----------------------------------------------------------------------------------------
-
-
-def finished(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that are done and have a validation perplexity: all that conclusions may rest on."""
-    done: pd.DataFrame = runs[(runs["state"] == "done") & np.isfinite(runs["val_ppl"])]
-    return done
 
 
 def repeats_seeds(runs: pd.DataFrame) -> bool:
@@ -220,9 +214,9 @@ def in_report_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished run with the lowest validation perplexity of each architecture; all of them where they tie."""
+    """Return the finished run with the lowest validation perplexity of each architecture on each text, and its ties."""
     done = finished(runs)
-    lowest = done.groupby("arch")["val_ppl"].transform("min")
+    lowest = done.groupby(["text", "arch"])["val_ppl"].transform("min")
     return in_report_order(done[done["val_ppl"] == lowest])
 
 

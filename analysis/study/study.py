@@ -13,21 +13,20 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
+from analysis.study import units
 from analysis.study.behaviour import Behaviour
-from analysis.study.columns import EPOCHS, table_of
+from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of
+from analysis.study.comparison import compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import Numbering, RunNumber, number_runs
-from analysis.study.record import ExcludedRun, Expectation, PlannedRun, read_study_record
+from analysis.study.record import ExcludedRun, Expectation, PlannedRun, SearchRule, read_study_record
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
 from analysis.study.values import clean
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory, slugify
-
-WITHIN = 1.05
-"""Near a best perplexity: at most this many times it."""
 
 OVERFITTED_FROM = 1.05
 """A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
@@ -55,6 +54,8 @@ class Study:
     """Combinations that the manifest leaves out."""
     expectations: list[Expectation]
     """With the ids of runs in place of fingerprints; an entry that has no run directory is left out."""
+    searches: dict[str, SearchRule]
+    """The rule of each search by the name of its study; without the studies that are none."""
     log_tails: dict[str, LogTail]
     """The end of the newest log of each failed or cancelled run that has one, by run id."""
     behaviours: dict[str, Behaviour]
@@ -78,6 +79,23 @@ class Study:
         row = self.runs.loc[self.runs["id"] == run_id].iloc[0]
         return RunDirectory(self.directories[row["study"]] / run_id.rpartition("/")[2])
 
+    @functools.cached_property
+    def texts(self) -> pd.Series[int]:
+        """The number of finished runs on each text by its name, the commonest text first."""
+        names = finished(self.runs).sort_values("number")["text"]
+        return names.groupby(names, sort=False).size().sort_values(ascending=False, kind="stable")
+
+    @functools.cached_property
+    def compared(self) -> Self:
+        """The study at equal epochs: each run after its first ``compared_epochs``."""
+        return self.after(self.runs["compared_epochs"])
+
+    def after(self, epochs: int | pd.Series[Any]) -> Self:
+        """Return the study as it was after so many epochs of each run; a run with fewer stays as it is."""
+        limits = pd.Series(epochs, index=self.runs.index) if isinstance(epochs, int) else epochs
+        runs, kept = cut(self.runs, self.epochs, limits)
+        return self if runs is self.runs else dataclasses.replace(self, runs=runs, epochs=kept)
+
     def epochs_of(self, run_id: str) -> pd.DataFrame:
         """The epochs of one run; empty where none has been finished."""
         return self._epochs_by_run.get(run_id, self.epochs.iloc[:0])
@@ -99,6 +117,7 @@ def load_study(*study_dirs: Path) -> Study:
     groups: dict[str, list[str]] = {}
     excluded: list[ExcludedRun] = []
     expectations: list[Expectation] = []
+    searches: dict[str, SearchRule] = {}
     warnings: list[str] = []
     size = 0
     for study_dir in study_dirs:
@@ -108,7 +127,11 @@ def load_study(*study_dirs: Path) -> Study:
             raise UsageError(f"{study_dir} holds no runs, so there is nothing to report; `run` a manifest first")
         if study_dir.resolve() in map(Path.resolve, directories.values()):
             raise UsageError(f"{study_dir} is given twice; name each study once")
+        found, repeated = _each_once(found)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
+        forget_single_digests(
+            [one for run in found for one in (run.config, run.row)] + [e.config for e in record.planned]
+        )
         numbering = number_runs(found, record.planned, first=size)
         size += numbering.size
         found.sort(key=lambda run: run.row["number"])
@@ -123,11 +146,16 @@ def load_study(*study_dirs: Path) -> Study:
         for expectation in record.expectations:
             lower, higher = (tuple(_ids(numbering, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
+        if record.search is not None:
+            searches[name] = record.search
         runs += found
         absent += numbering.absent
         excluded += record.excluded
-        lines = [*damage, *(line for run in found for line in run.warnings)]
+        lines = [*damage, *repeated, *(line for run in found for line in run.warnings)]
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
+    archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(one.arch for one in excluded)]
+    own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
+    units.set_own_models(units.names_in_print(archs, own))
     epochs = _epochs_table(runs)
     return Study(
         name=" + ".join(directories),
@@ -141,11 +169,27 @@ def load_study(*study_dirs: Path) -> Study:
         groups=groups,
         excluded=excluded,
         expectations=expectations,
+        searches=searches,
         log_tails={run.row["id"]: run.log_tail for run in runs if run.log_tail},
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
         origin=origin_of([run.provenance for run in runs]),
         warnings=warnings,
     )
+
+
+def _each_once(runs: Sequence[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:
+    """Return the runs, of those that differ in the number of epochs alone the one that went furthest, and warnings.
+
+    Versions up to 0.2 gave each number of epochs a folder of its own. They are one run, and no seeds of a setting.
+    """
+    furthest: dict[str, LoadedRun] = {}
+    warnings = []
+    for run in sorted(runs, key=lambda run: (run.row["state"] == "done", run.row["epochs_done"]), reverse=True):
+        key = repr({**run.config, "train.epochs": None}) if run.config else run.row["id"]
+        kept = furthest.setdefault(key, run)
+        if kept is not run:
+            warnings.append(f"{run.row['id']} is left out: it is {kept.row['id']} with fewer epochs")
+    return list(furthest.values()), warnings
 
 
 def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str]) -> str:
@@ -172,12 +216,8 @@ def _epochs_table(runs: Iterable[LoadedRun]) -> pd.DataFrame:
 def _runs_table(runs: Sequence[LoadedRun], epochs: pd.DataFrame) -> pd.DataFrame:
     settings: dict[str, RunNumber] = {}
     for run in runs:
-        key = repr({**run.config, "seed": None}) if run.config else run.row["id"]
+        key = repr({**run.config, **dict.fromkeys(FREE_KEYS)}) if run.config else run.row["id"]
         run.row["setting"] = settings.setdefault(key, run.row["number"])
-    table = table_of("runs", [run.row for run in runs], dtype=object)
-    best = dict(zip(table["id"], table["val_ppl"], strict=True))
-    near = epochs[epochs["val_ppl"] <= WITHIN * epochs["id"].map(best).astype(float)].drop_duplicates("id")
-    table["gap"] = table["val_ppl"] - table["train_ppl"]
-    table["epoch_seconds"] = table["id"].map(epochs.groupby("id")["epoch_seconds"].median()).astype(float)
-    table["seconds_to_5pct"] = table["id"].map(near.set_index("id")["elapsed_seconds"]).astype(float)
-    return table
+    table = with_times(table_of("runs", [run.row for run in runs], dtype=object), epochs)
+    table["text"] = text_names(table)
+    return table.assign(compared_epochs=compared_epochs(table))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from seqlm.config import labels
+from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
+from seqlm.config import choices_of, labels
+
+MOST_LETTERS = 30
+"""Of the name in print of a user's own model."""
 
 MISSING = "–"
 """Stands for a number that does not exist: not computed, not finite, or not applicable."""
@@ -16,15 +21,41 @@ MISSING = "–"
 UNKNOWN = "unknown"
 """Architecture and optimizer of a run whose configuration cannot be read."""
 
-ARCHITECTURES = labels("model")
-"""Architectures in the order of the report, with their names in print."""
+BUILT_IN = {arch: label for arch, label in labels("model").items() if arch not in CustomConfig.LABELS}
+"""The architectures of seqlm, with their names in print."""
+
+ARCHITECTURES = dict(BUILT_IN)
+"""Architectures in the order of the report, with their names in print: seqlm's, then the own models of the study."""
 
 OPTIMIZERS = labels("optim")
-"""Optimizers in the order of the report, with their names in print."""
+"""Kinds of optimizers in the order of the report, with their names in print. SGD with momentum is a kind of its own."""
+
+SCHEDULES = {name: name for name in choices_of("optim.schedule")}
+"""Learning-rate schedules in the order of the report, with their names in print."""
+
+
+def set_own_models(names: Mapping[str, str]) -> None:
+    """Name the own models of the study that is being read, such as ``lstm.py:LSTM``; they replace earlier ones."""
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(BUILT_IN)
+    ARCHITECTURES.update(names)
+
+
+def names_in_print(archs: Iterable[str | None], labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the name of each own model among ``archs``, in their order: its label, else its class.
+
+    ``labels`` are those that models give themselves. Models of one name are told apart by their files.
+    """
+    keys = dict.fromkeys(arch for arch in archs if arch is not None and CLASS_SEPARATOR in arch)
+    names = {key: (labels.get(key) or key.rpartition(CLASS_SEPARATOR)[2])[:MOST_LETTERS] for key in keys}
+    taken = [*BUILT_IN.values(), *names.values()]
+    return {key: name if taken.count(name) == 1 else f"{name} ({key})" for key, name in names.items()}
 
 
 def architecture(key: Any) -> str:
-    """An architecture's name in print."""
+    """An architecture's name in print. Of an own model of another study, that of its class."""
+    if key not in ARCHITECTURES and isinstance(key, str) and CLASS_SEPARATOR in key:
+        return key.rpartition(CLASS_SEPARATOR)[2]
     return ARCHITECTURES.get(key, UNKNOWN)
 
 
@@ -96,6 +127,8 @@ def plain_value(value: Any) -> str:
     """A hyperparameter as one would type it: ``0.0001``, ``1500``, ``ptb``; ``none`` where it is set to none."""
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         if math.isnan(value):
             return MISSING
@@ -108,6 +141,14 @@ def whole(value: Any) -> str:
     return str(int(value)) if is_number(value) else MISSING
 
 
+def ordinal(number: Any) -> str:
+    """A place: ``1st``, ``12th``."""
+    if not is_number(number):
+        return MISSING
+    is_teen = number % 100 in (11, 12, 13)
+    return f"{int(number)}{'th' if is_teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
 def decimals(digits: str) -> Callable[[Any], str]:
     """How to write numbers by a format such as ``.3f``."""
     return lambda value: f"{value:{digits}}" if is_number(value) else MISSING
@@ -116,6 +157,11 @@ def decimals(digits: str) -> Callable[[Any], str]:
 def percent(share: Any) -> str:
     """A share: ``12 %``."""
     return f"{100 * share:.0f} %" if is_number(share) else MISSING
+
+
+def signed_percent(share: Any) -> str:
+    """A change as a share: ``-1.5 %``."""
+    return f"{100 * share:+.1f} %" if is_number(share) else MISSING
 
 
 def text(value: Any) -> str:
@@ -132,9 +178,27 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def short_name(name: str, most: int, *known: str | None) -> str:
+    """Return a name for a label of at most ``most`` characters: without the parts in ``known``, and with initials.
+
+    >>> short_name("gru-adam-hidden1024-keep0.8004-lr0.009801", 25, "gru", "adam")
+    'h1024-k0.8004-lr0.009801'
+    """
+    if len(name) > most:
+        name = "-".join(part for part in name.split("-") if part not in known) or name
+    if len(name) > most:
+        name = re.sub(r"\b([a-z])[a-z_]{2,}(?=\d)", r"\1", name)
+    return shortened(name, most)
+
+
 def state_of(state: str, failure_kind: Any) -> str:
     """A run's state in print, for a failure with its kind."""
     return f"failed: {failure_kind}" if state == "failed" and isinstance(failure_kind, str) else state
+
+
+def epochs(gone: Any, asked: Any) -> str:
+    """Epochs gone and asked for: ``40``, or ``9 of 40`` for a run that has not gone as far as it was asked."""
+    return whole(gone) if is_number(asked) and gone >= asked else f"{whole(gone)} of {whole(asked)}"
 
 
 def count(number: int, noun: str) -> str:

@@ -28,6 +28,7 @@ from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
+from jobs.launch.own_models import check_models
 from jobs.launch.prepare import (
     check_data,
     estimated,
@@ -43,7 +44,7 @@ from jobs.manifests.reader import find_manifest
 from jobs.plan.affordable import BudgetPlan
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
-from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
+from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of, require_same_tokenizers
 from jobs.plan.totals import totals
 from jobs.search import expected_share
 from jobs.spec import RunSpec
@@ -165,8 +166,11 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
 
 def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, *, keep_last: bool) -> list[PlannedRun]:
     facts = functools.cache(corpus_facts)
-    known = [replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in planned]
-    return estimated(known, earlier_throughput(runs_dir), keep_last=keep_last)
+    specs = [item.spec for item in planned]
+    known = [facts(spec.config.data, spec.data_path, spec.tokenizer) for spec in specs]
+    planned = [replace(item, facts=found) for item, found in zip(planned, known, strict=True)]
+    check_models(planned)
+    return estimated(planned, earlier_throughput(runs_dir), keep_last=keep_last)
 
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
@@ -386,7 +390,9 @@ def _open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], P
         raise UsageError(
             '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
         )
-    return manifest, resolve_specs(chosen, data), study_dir
+    specs = resolve_specs(chosen, data)
+    require_same_tokenizers(study_dir, manifest.path.name, specs)
+    return manifest, specs, study_dir
 
 
 def _find_trained(arguments: StudyArguments) -> Path:

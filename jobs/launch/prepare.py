@@ -18,8 +18,10 @@ from jobs.backends.base import Backend, Target
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
+from jobs.launch.own_models import check_models, tell_changes
 from jobs.plan.affordable import waiting
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
+from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.search import expected_shares
@@ -29,6 +31,7 @@ from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, obse
 from jobs.study.identity import require_identity
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
+from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
@@ -44,16 +47,24 @@ def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
 
 
 def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunSpec]:
-    """Return the runs with the path and the digest of their corpus filled in.
+    """Return the runs with the path and the digest of their corpus filled in, and the digest of their tokenizer.
 
     Raises:
-        DataError: the text of a ``files`` corpus is missing, or its digest differs from the configuration's.
+        DataError: the text of a ``files`` corpus or a tokenizer file is missing, its digest differs from the
+            configuration's, or two runs differ in nothing but the name of a tokenizer file.
     """
     resolve = functools.cache(resolve_data)
-    return [
-        replace(spec, config=replace(spec.config, data=resolve(spec.config.data, data_path)), data_path=data_path)
-        for spec in specs
-    ]
+    found: list[RunSpec] = []
+    names: dict[str, str] = {}
+    for spec in specs:
+        data = resolve(spec.config.data, data_path, spec.tokenizer)
+        spec = replace(spec, config=replace(spec.config, data=data), data_path=data_path)
+        if data.tokenizer and (other := names.setdefault(spec.fingerprint, spec.name)) != spec.name:
+            raise DataError(
+                f"data.tokenizer: {other} and {spec.name} are the same run, since their tokenizer files are equal"
+            )
+        found.append(spec)
+    return found
 
 
 def plan_runs(
@@ -105,11 +116,12 @@ def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     Raises:
         DataError: a corpus is missing, damaged, or too small for a run's batch and window.
     """
-    facts_of = functools.cache(lambda data, path: load_corpus(data, path).facts)  # not the text itself
+    facts_of = functools.cache(lambda *corpus: load_corpus(*corpus).facts)  # not the text itself
     checked = []
     for item in planned:
         if item.action != "skip":
-            train, facts = item.spec.config.train, facts_of(item.spec.config.data, item.spec.data_path)
+            train, spec = item.spec.config.train, item.spec
+            facts = facts_of(spec.config.data, spec.data_path, spec.tokenizer)
             for split, tokens in facts.tokens.items():
                 try:
                     require_windows(split, tokens, train.batch_size, train.seq_len)
@@ -177,10 +189,12 @@ def preparing(specs: Sequence[RunSpec], target: Target, options: LaunchOptions) 
 
     Raises:
         RunBusyError: another launcher is running on this study.
-        BackendError, DataError, FileError: nothing has been started.
+        BackendError, DataError, FileError, ModelError: nothing has been started.
     """
     look = functools.partial(plan_runs, specs, options.study_dir, retry=options.retry, tasks=options.tasks)
     checked = resolve_resources(check_data(look()), target, options.max_parallel)
+    check_models(checked, options.study_dir)
+    tell_changes(checked, options.study_dir)
     with launching(options.study_dir):
         # Only another launcher can have changed what is to be done; a run that it had at the first look is left to it.
         planned = [
@@ -205,7 +219,8 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     requested = {spec.fingerprint: spec for spec in specs}
     for item in todo:
         item.run.sweep_launch()
-        item.run.create(item.spec.config, {**record, **run_record(requested[item.spec.fingerprint])})
+        provenance = {**record, **run_record(requested[item.spec.fingerprint]), **_label(item)}
+        item.run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
         if item.run.id in options.tasks:
             write_task(item.run, options.tasks[item.run.id])
     return code
@@ -215,6 +230,15 @@ def waiting_for_budget(todo: Sequence[PlannedRun], options: LaunchOptions) -> di
     """Return the runs that the study's budget does not allow by their estimates: run id -> why it waits."""
     budget = Budget.of(options.policy)
     return waiting(todo, budget, Ledger(options.study_dir).spent()) if budget else {}
+
+
+def _label(item: PlannedRun) -> dict[str, str]:
+    """Return what a report calls the user's own model, if it says so itself."""
+    config = item.spec.config
+    if item.facts is None or not isinstance(config.model, CustomConfig):
+        return {}
+    sizes = model_sizes(config, item.facts.vocab_size)
+    return {"label": sizes.label} if sizes is not None and sizes.label else {}
 
 
 def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:

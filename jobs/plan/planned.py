@@ -29,7 +29,7 @@ class PlannedRun:
     reason: str | None
     """Why the run is skipped, after which epoch it resumes, or ``40 -> 60`` for the epochs of a run to extend."""
     by_hand: bool = False
-    """Whether a user retries a run that failed or was cancelled, or lets a run go on that a search stopped."""
+    """Whether a user takes up a run that failed, was cancelled, or was stopped by a search."""
     facts: CorpusFacts | None = None
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
@@ -125,5 +125,5 @@ def plan(
             spec = replace(spec, config=spec.config.with_epochs(max(epochs, gone)))
         elif epochs != before:
             reason = f"{reason or 'in the first epoch'}, for {epochs} epochs instead of {before}"
-    by_hand = was_stopped or (retry and has_failed)
+    by_hand = was_stopped or (has_failed and (retry or ends_here))
     return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)

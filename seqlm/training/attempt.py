@@ -206,7 +206,7 @@ def _ownership(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal) ->
 
 @contextlib.contextmanager
 def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguarded) -> Iterator[None]:
-    """Keep the record of this rank while the block runs; at the end, however that came, it gets ``ended_at``.
+    """Keep the record of this rank while the block runs; at the end it gets ``ended_at``, and ``outcome``.
 
     It says where and with what the rank runs: ``worker.json`` in the attempt's folder, of other ranks
     ``worker-N.json``. A worker that is killed leaves no ``ended_at``: its launcher then writes ``failure.json``, which
@@ -232,12 +232,20 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
     }
     file = run.worker_file(attempt, rank.index)
     write_json(file, record, guard=guard)
+    outcome = "failed"
     try:
         yield
+        outcome = "done"
+    except StopRequested:
+        outcome = "interrupted"
+        raise
+    except LeftAtRungError:
+        outcome = "rung"
+        raise
     finally:
         # A full disk has been told by whoever met it first; a worker that has lost its run writes nothing.
         with contextlib.suppress(FileError, LeaseLostError):
-            write_json(file, {**record, "ended_at": _now()}, sync=False, guard=guard)
+            write_json(file, {**record, "ended_at": _now(), "outcome": outcome}, sync=False, guard=guard)
 
 
 def _now() -> str:

@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 
+from seqlm.architectures import ModelConfig
 from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.files import Guard, replacing, unguarded
+from seqlm.models import LanguageModel, build_model
+from seqlm.models.state import State
 
 FORMAT = "seqlm checkpoint 2"
 
@@ -36,8 +39,8 @@ class Position:
     """Tokens that they predicted."""
     seconds: float = 0.0
     """Time that they took, over all attempts."""
-    states: list[torch.Tensor] = field(default_factory=list)
-    """The recurrent state of each rank's columns, (L, B, H); none at an epoch's start, where it is zero."""
+    states: list[State] = field(default_factory=list)
+    """The state of each rank's columns; none at an epoch's start, where it is that of the model's initial state."""
     generators: list[torch.Tensor] = field(default_factory=list)
     """The state of each rank's generator; none at an epoch's start, where the seed decides."""
     ranks: int = 0
@@ -174,6 +177,22 @@ def _feed(sha: Any, value: Any) -> None:
     else:
         text = json.dumps(value).encode()
         sha.update(f"value {len(text)} ".encode() + text)
+
+
+def trained_model(path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_len: int, folder: Path) -> LanguageModel:
+    """Return the model of a checkpoint on the CPU, dropout off and products in float32. ``path`` is for messages.
+
+    ``folder`` has the files of the user's own model.
+
+    Raises:
+        CheckpointError: the checkpoint's parameters are not those of this model.
+    """
+    trained = build_model(model, len(checkpoint.vocabulary), seq_len, folder=folder)
+    try:
+        trained.load_state_dict(checkpoint.model)
+    except RuntimeError:
+        raise CheckpointError(f"{path} does not hold the parameters of its model") from None
+    return trained.eval()
 
 
 def require_text(path: Path, checkpoint: Checkpoint, corpus_sha256: str) -> None:

@@ -27,6 +27,7 @@ def write_attempt(
     gpus: tuple[str | None, ...] = (None,),
     device: str = "AMD EPYC",
     micro_batches: int = 1,
+    outcome: str | None = None,
 ) -> None:
     """A record for each rank, and ``progress.json`` where ``alive``; times in seconds after ``ORIGIN``."""
     run.attempt_dir(attempt).mkdir(parents=True, exist_ok=True)
@@ -37,6 +38,8 @@ def write_attempt(
             record["started_at"] = at(start)
         if end is not None:
             record["ended_at"] = at(end)
+        if outcome is not None:
+            record["outcome"] = outcome
         write_json(run.worker_file(attempt, rank), record)
     if alive is not None:
         write_json(run.progress_file(attempt), {"epoch": 0, "updated_at": at(alive)})

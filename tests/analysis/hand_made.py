@@ -12,6 +12,8 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.synthetic import make_provenance, make_result
 
+OPTIM_KEYS = "lr schedule decay flat_epochs decay_epochs warmup_steps weight_decay momentum nesterov"
+
 
 def add_run(
     study_dir: Path,
@@ -27,6 +29,8 @@ def add_run(
     done: bool = True,
     seed: int = 1111,
     provenance: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    result: dict[str, Any] | None = None,
     **keys: Any,
 ) -> RunDirectory:
     """A run with these validation perplexities, epoch by epoch; ``keys`` such as ``lr`` or ``hidden_size`` are set."""
@@ -34,8 +38,8 @@ def add_run(
     config = RunConfig.from_dict(
         {
             "model": {"arch": arch, **_part(values, "hidden_size num_layers keep embedding_size num_heads mlp_size")},
-            "data": {"corpus": "ptb"},
-            "optim": {"optimizer": optimizer, **_part(values, "lr schedule decay flat_epochs")},
+            "data": {"corpus": "ptb", **(data or {})},
+            "optim": {"optimizer": optimizer, **_part(values, OPTIM_KEYS)},
             "train": _part(values, "epochs batch_size seq_len clip_norm"),
             "seed": seed,
         }
@@ -64,7 +68,7 @@ def add_run(
     if failure is not None:
         write_json(run.failure_file, {"kind": failure, "message": f"it ended by {failure}", "where": "worker.py:1"})
     elif done:
-        write_json(run.result_file, result_of(records))
+        write_json(run.result_file, {**result_of(records), **(result or {})})
     return run
 
 
@@ -77,7 +81,7 @@ def result_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     """A result whose test perplexity is the best validation perplexity."""
     result = make_result(records)
     best = result["best_val_ppl"]
-    return {**result, "test_loss": math.log(best), "test_ppl": best, "parameters": 1000}
+    return {**result, "epochs": len(records), "test_loss": math.log(best), "test_ppl": best, "parameters": 1000}
 
 
 def _part(values: dict[str, Any], names: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from analysis.study.study import load_study
 from seqlm.config import valid_keys
 from seqlm.files import write_json
 from tests.analysis.example_study import make_examples
+from tests.analysis.hand_made import add_run
 from tests.reference.markdown import table
 from tests.training.studies import runs_in
 
@@ -49,6 +50,8 @@ def tables() -> list[Table]:
     """Return the tables of the report of a made-up study that has something for each of them."""
     with tempfile.TemporaryDirectory() as folder:
         study_dir = make_examples(Path(folder))
+        bits = {"best_val_bits_per_byte": 1.8, "test_bits_per_byte": 1.7, "lossless": True}
+        add_run(study_dir, 7, "gru-char", "gru", "adam", [4.0, 3.5], data={"level": "char"}, result=bits)
         write_json(study_dir / "study.json", _record(study_dir))
         return list(report_page(load_study(study_dir)).tables)
 

@@ -185,6 +185,18 @@ def test_runs_that_have_spoken_or_belong_to_another_job_are_left_alone(tmp_path:
     assert [run.id for run in (done, failed, taken, own) if (run.path / "told").exists()] == ["d"]
 
 
+def test_a_run_with_the_result_of_fewer_epochs_is_worked_at_until_it_has_one_of_all(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    epochs = run.read_config().train.epochs
+    write_json(run.result_file, {"epochs": epochs - 1})
+    assert not work(plan(run, program="import sys; sys.exit(1)", policy=Policy(max_stalled_retries=0)))
+    assert (run.read_failure() or {})["kind"] == "code", "its earlier result does not hide that"
+    run.failure_file.unlink()
+    result = f"""'{{"epochs": {epochs}}}'"""
+    assert work(plan(run, program=f"import sys; open(sys.argv[1] + '/result.json', 'w').write({result})"))
+    assert run.is_done()
+
+
 def test_before_a_time_limit_the_run_is_saved_and_the_job_put_back(tmp_path: Path, room: Path) -> None:
     run, signals = make(tmp_path), Signals()
     thread = stop_when_ready(run, signals, warn=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
+from seqlm.errors import EXIT_BUSY, EXIT_FAILED, EXIT_RUNG, EXIT_STOPPED, EXIT_STORAGE, DivergedError, FileError
 from seqlm.files import Guard, read_json
 from seqlm.lease import newest_lease
 from seqlm.rundir import RunDirectory
@@ -54,6 +54,10 @@ def stop() -> None:
     raise attempt.StopRequested
 
 
+def leave_at_a_rung() -> None:
+    raise attempt.LeftAtRungError("stopped at epoch 1: 3rd of 3, keeps 2")
+
+
 def fill_the_disk() -> None:
     raise FileError("cannot write last.pt: no space left on device")
 
@@ -63,15 +67,22 @@ def nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "code"),
-    [(nothing, 0), (diverge, 1), (stop, EXIT_STOPPED), (fill_the_disk, EXIT_STORAGE)],
+    ("end", "code", "outcome"),
+    [
+        (nothing, 0, "done"),
+        (diverge, 1, "failed"),
+        (stop, EXIT_STOPPED, "interrupted"),
+        (leave_at_a_rung, EXIT_RUNG, "rung"),
+        (fill_the_disk, EXIT_STORAGE, "failed"),
+    ],
 )
 def test_however_an_attempt_ends_its_worker_leaves_when_it_began_and_when_that_was(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], code: int
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None], code: int, outcome: str
 ) -> None:
     ended_by(monkeypatch, end)
     assert worker.main([str(run.path)]) == code
     record = record_of(run)
+    assert record["outcome"] == outcome
     assert TIME.fullmatch(record["started_at"])
     assert TIME.fullmatch(record["ended_at"])
     assert record["started_at"] <= record["ended_at"]

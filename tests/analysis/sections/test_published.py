@@ -53,9 +53,8 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
     first = dict(list(rows[0].items())[4:])
     assert first == {
         "published_train_ppl": "50",
-        "published_epochs": "–",
         "train_ppl": "51.00",
-        "last_epoch": "3",
+        "published_epochs": "–",
         "published_val_ppl": "100",
         "val_ppl": "102.00",
         "best_epoch": "2",
@@ -69,10 +68,10 @@ def test_each_run_stands_beside_its_published_numbers_with_a_verdict(tmp_path: P
     assert by_name["open"]["val_ppl"] == by_name["open"]["difference"] == by_name["gone"]["train_ppl"] == "–"
     assert by_name["alone"]["difference"] == "0.00"
     assert said(blocks) == (
-        "6 runs of this study have published numbers; 4 of them are done. Where there are independent replications "
-        "(3 done runs), the validation perplexity is within their spread in 1, below it in 1 and above it in 1. The "
-        "median absolute difference in validation perplexity from the published is 6.0 % over 4 done runs; the "
-        "largest is +30.0 % (3 high)."
+        "6 runs of this study have published numbers; 4 of them have a result after as many epochs. Where there are "
+        "independent replications (3 runs), the validation perplexity is within their spread in 1, below it in 1 and "
+        "above it in 1. The median absolute difference in validation perplexity from the published is 6.0 % over 4 "
+        "runs; the largest is +30.0 % (3 high)."
     )
 
 
@@ -84,7 +83,7 @@ def test_without_published_numbers_there_is_no_section(tmp_path: Path) -> None:
 def test_a_published_study_of_which_nothing_is_done_says_so(tmp_path: Path) -> None:
     run = add_run(tmp_path, 0, "a", "rnn", "sgd", [], done=False)
     blocks = compared(tmp_path, {run: {"train_ppl": 50, "val_ppl": 100}})
-    assert said(blocks) == "1 run of this study has published numbers; none of them is done."
+    assert said(blocks) == "1 run of this study has published numbers; none of them has a result after as many epochs."
     assert [block.kind for block in blocks] == ["prose", "table"]
 
 

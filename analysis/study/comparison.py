@@ -1,0 +1,103 @@
+"""Which runs compare: those on the same text, at equal epochs.
+
+Perplexities of different texts, or of different tokens of one text, do not compare. A longer run has a head start, so
+each run is compared by what it had reached after its first N epochs: a run is a trajectory, and those never change.
+
+N is the fewest epochs of a run that is done, on each text for itself. A run that was stopped, failed or is still at
+work does not lower N. It takes part if it has a result and N epochs: it had finished before it was asked for more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.study import units
+from analysis.study.columns import TEXT_KEYS
+
+WITHIN = 1.05
+"""Near a best perplexity: at most this many times it."""
+
+AT_BEST = {key: key for key in ("train_ppl", "val_ppl", "val_bits_per_byte")} | {"best_epoch": "epoch"}
+AT_END = {"final_train_ppl": "train_ppl", "final_val_ppl": "val_ppl", "wall_seconds": "elapsed_seconds"}
+"""Columns of the runs table, and of the epochs table from whose row of the best or the last epoch they come."""
+
+
+def text_names(runs: pd.DataFrame) -> pd.Series[str]:
+    """Return a name for what each run predicts; runs with equal names compare.
+
+    The name is the corpus, followed by the other values in which the texts of the study differ.
+    """
+    texts = runs[TEXT_KEYS].map(units.plain_value)
+    known = texts[texts["data.corpus"] != units.MISSING]
+    names = texts["data.corpus"]
+    keys = [key for key in TEXT_KEYS[1:] if known[key].nunique() > 1]
+    if known["data.tokenizer_sha256"].nunique() == known["data.tokenizer"].nunique():
+        keys = [key for key in keys if key != "data.tokenizer_sha256"]  # the name of the file says as much
+    for key in keys:
+        value = texts[key].str.slice(stop=8) if key.endswith("sha256") else texts[key]
+        part = f" {key.removeprefix('data.')} " + value
+        names = names + part.mask((texts[key] == "none") & (key not in ("data.level", "data.vocab_size")), "")
+    return names
+
+
+def compared_epochs(runs: pd.DataFrame) -> pd.Series[Any]:
+    """Return N for each run: the fewest epochs of a done run on its text.
+
+    While no run on a text is done, the fewest epochs of a result count. Missing if there is no result either.
+    """
+    finished = runs["finished_epochs"].where(np.isfinite(runs["val_ppl"]))
+    candidates = finished.where(is_done(runs)), finished
+    fewest, of_any = (found.groupby(runs["text"]).transform("min") for found in candidates)
+    return fewest.fillna(of_any)
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that are done and have a validation perplexity: all that conclusions may rest on."""
+    done: pd.DataFrame = runs[is_done(runs) & np.isfinite(runs["val_ppl"])]
+    return done
+
+
+def is_done(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Whether each run is done."""
+    return runs["state"] == "done"
+
+
+def cut(runs: pd.DataFrame, epochs: pd.DataFrame, limits: pd.Series[Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of runs and epochs as they were after ``limits`` epochs: one limit for each run, or missing.
+
+    A run that has a result and has reached its limit is "done". The best and the final figures of one that went
+    further are those of its first epochs. Its test perplexity is missing unless its best epoch is one of them, since
+    the checkpoint that was tested is of that epoch. ``epochs_done`` keeps the epochs gone.
+    """
+    gone, limit = runs["epochs_done"].astype(float), limits.astype(float)
+    reached, longer = (gone >= limit) & runs["finished_epochs"].notna(), gone > limit
+    if not longer.any() and is_done(runs)[reached].all():
+        return runs, epochs
+    left = epochs["id"].map(dict(zip(runs["id"], limit, strict=True))) - epochs["epoch"].astype(float)
+    first, last = epochs[~(left <= 0)], epochs[left == 1]
+    finite = first[np.isfinite(first["val_ppl"])]
+    runs, best_before = runs.copy(), runs["best_epoch"]
+    for rows, columns in ((finite.sort_values("val_ppl", kind="stable"), AT_BEST), (last, AT_END)):
+        found = rows.drop_duplicates("id").set_index("id")
+        for name, of in columns.items():
+            runs.loc[longer, name] = runs.loc[longer, "id"].map(found[of])
+    is_of_checkpoint = (runs["best_epoch"] == best_before).fillna(value=False).astype(bool)
+    for name in ("test_ppl", "test_bits_per_byte"):
+        runs[name] = runs[name].where(~longer | is_of_checkpoint)
+    runs.loc[reached, ["reason", "failure_kind", "failure_message", "failure_where"]] = None
+    runs.loc[reached, "state"] = "done"
+    return with_times(runs, first), first
+
+
+def with_times(runs: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs table with the columns that follow from others and from the epochs of each run."""
+    best = epochs["id"].map(dict(zip(runs["id"], runs["val_ppl"], strict=True))).astype(float)
+    near = epochs[epochs["val_ppl"] <= WITHIN * best].drop_duplicates("id")
+    return runs.assign(
+        gap=runs["val_ppl"] - runs["train_ppl"],
+        epoch_seconds=runs["id"].map(epochs.groupby("id")["epoch_seconds"].median()).astype(float),
+        seconds_to_5pct=runs["id"].map(near.set_index("id")["elapsed_seconds"]).astype(float),
+    )

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.blocks.figure import Chart
+from analysis.report import report_page, report_sections
+from analysis.sections.coverage import coverage, open_runs
+from analysis.sections.search import search_section
+from analysis.study.settings import settings_of
+from analysis.study.study import Study, load_study
+from seqlm.files import write_json
+from tests.analysis.attempt_files import write_attempt, write_job
+from tests.analysis.contents import said, table
+from tests.analysis.hand_made import add_run
+from tests.analysis.searches import RULE, make_search, stop
+from tests.analysis.test_captions import too_long
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> Study:
+    """Three runs went all their epochs, two were stopped; of 10 s an epoch on one core, one after another."""
+    runs = [
+        add_run(tmp_path, 0, "a", "gru", "adam", [100.0, 80.0, 60.0], lr=0.1),
+        add_run(tmp_path, 1, "b", "gru", "adam", [110.0, 90.0, 70.0], lr=0.2),
+        add_run(tmp_path, 2, "c", "gru", "adam", [105.0, 95.0, 50.0], lr=0.3),
+        add_run(tmp_path, 3, "d", "gru", "adam", [200.0], lr=0.4, epochs=3, done=False),
+        add_run(tmp_path, 4, "e", "gru", "adam", [107.0, 99.0], lr=0.5, epochs=3, done=False),
+    ]
+    stop(runs[3], 1, 200.0, rank=4, of=4, cut=105.0)
+    stop(runs[4], 2, 99.0, rank=4, of=4, cut=90.0)
+    for place, run in enumerate(runs):
+        write_attempt(run, 1, start=100.0 * place, end=100.0 * place + 40)
+        write_job(run, 1, cpus=1)
+    write_json(tmp_path / "study.json", {"search": {**RULE, "rungs": [1, 2], "within": []}})
+    return load_study(tmp_path)
+
+
+def test_stopped_runs_are_in_no_conclusion_and_no_list_of_troubles(searched: Study) -> None:
+    assert searched.runs["state"].tolist() == ["done", "done", "done", "stopped", "stopped"]
+    assert searched.runs["reason"].tolist()[3] == "stopped at epoch 1: 4th of 4, keeps 2"
+    assert [setting.name for setting in settings_of(searched.compared.runs)] == ["a", "b", "c"]
+    assert open_runs(searched).runs == []
+    (line,) = coverage(searched).lines
+    assert [(group.state, group.number) for group in line[1][0]] == [("done", 3), ("stopped", 2)]
+    assert searched.runs["compared_epochs"].tolist() == [3] * 5
+
+
+def test_each_stopped_run_has_what_it_was_compared_by(searched: Study) -> None:
+    rows = table(search_section(searched).blocks, "search-stopped")
+    assert [list(row.values())[4:] for row in rows] == [
+        ["1", "200.00", "4th of 4", "2", "105.00", "200.00", "1 of 3"],
+        ["2", "99.00", "4th of 4", "2", "90.00", "99.00", "2 of 3"],
+    ]
+    assert searched.runs[["rung", "rung_rank", "rung_of", "rung_goes_on"]].iloc[3].tolist() == [1, 4, 4, 2]
+    assert searched.runs["rung"].isna().tolist() == [True, True, True, False, False]
+
+
+def test_the_rungs_are_held_against_the_end(searched: Study) -> None:
+    blocks = search_section(searched).blocks
+    assert [list(row.values()) for row in table(blocks, "search-rungs")] == [
+        ["1", "5", "1", "4", "3", "2", "67 %", "3: 2nd of 5"],
+        ["2", "4", "1", "3", "3", "1", "33 %", "3: 3rd of 4"],
+    ]
+    assert said(blocks).splitlines() == [
+        "Runs were compared by validation perplexity after 1 and 2 epochs. Of those that had reached a rung, the "
+        "lowest 34 % went on; none was stopped before 3 had. Each run decided for itself when it came to a rung, "
+        "against those that had come there by then.",
+        "Of 5 runs: 3 done, 2 stopped (1 at epoch 1 and 1 at epoch 2).",
+        "Epochs: 12 of the 15 of the whole grid (80 %).",
+        "Core hours of finished epochs: 0.033 (80 % of the 0.042 that the started runs would have taken for all their "
+        "epochs, at the hours per epoch of each).",
+        "The order at the rungs was that at the end in 2 of 3 pairs at epoch 1 (67 %) and 1 of 3 pairs at epoch 2 "
+        "(33 %). This is known of finished runs alone: how the stopped ones would have ended is not.",
+    ]
+
+
+def test_the_frontier_is_the_best_so_far_over_the_hours_of_all_runs(searched: Study) -> None:
+    chart = next(block for block in search_section(searched).blocks if isinstance(block, Chart))
+    line, *points = chart.panels[0].lines
+    assert [round(3600 * x) for x in line.x] == [*range(10, 130, 10), 120]
+    assert line.y.tolist() == [100, 80, 60, 60, 60, 60, 60, 60, 50, 50, 50, 50, 50]
+    assert {point.run: float(point.y[0]) for point in points} == {1: 60, 2: 70, 3: 50, 4: 200, 5: 99}
+    assert chart.figure.axes[0].get_xlabel() == "Core hours spent by all runs"
+
+
+def test_runs_that_the_search_does_not_compare_make_no_pair(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "gru", "adam", [100.0, 60.0])
+    add_run(tmp_path, 1, "b", "rnn", "adam", [90.0, 70.0])
+    write_json(tmp_path / "study.json", {"search": {**RULE, "rungs": [1]}})
+    blocks = search_section(load_study(tmp_path)).blocks
+    (row,) = table(blocks, "search-rungs")
+    assert (row["pairs"], row["share"], row["winners"]) == ("0", "–", "1: 1st of 1 and 2: 1st of 1")
+    assert "so the rungs cannot be judged" in said(blocks)
+
+
+def test_a_study_that_is_no_search_has_no_section_of_it(tmp_path: Path) -> None:
+    run = add_run(tmp_path, 0, "a", "gru", "adam", [100.0, 60.0], done=False, epochs=3)
+    assert search_section(load_study(tmp_path)).blocks == []
+    stop(run, 2, 60.0, rank=4, of=4, cut=50.0)
+    blocks = search_section(load_study(tmp_path)).blocks
+    assert len(table(blocks, "search-stopped")) == 1, "without its rule a stopped run is shown all the same"
+
+
+def test_sampled_runs_have_short_labels_and_captions(tmp_path: Path) -> None:
+    folder = make_search(tmp_path / "search", each=4)
+    add_run(folder, 12, "longer", "gru", "adam", [200.0 - epoch for epoch in range(14)], lr=0.07, hidden_size=96)
+    study = load_study(folder)
+    assert set(study.runs["compared_epochs"]) == {12}
+    titles = [section.title for section in report_sections(study) if section.blocks]
+    assert titles[:3] == ["Coverage", "Results", "Search"]
+    assert too_long(study) == {}
+    page = report_page(study)
+    panels = next(chart for chart in page.charts if chart.name == "runs-epochs")
+    labels = [panel.axes.get_title(loc="left") for panel in panels.panels[:-1]]
+    assert all("lr" in label and "…" not in label for label in labels), labels
+    slices = {chart.name: chart for chart in page.charts if chart.name.startswith("slices")}
+    assert {panel.axes.get_xlabel() for panel in slices["slices-rung"].panels} == {
+        *("model.hidden_size", "model.keep", "optim.lr"),
+    }
+    assert len(slices["slices-rung"].panels[0].lines) == 13, "every run has reached the first rung"
+    assert len(slices["slices"].panels[0].lines) == int((study.runs["state"] == "done").sum())

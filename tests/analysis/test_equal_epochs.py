@@ -1,0 +1,204 @@
+"""Runs that went different numbers of epochs are compared by their first ones, in every part of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis import open_study
+from analysis.discussion.expected import expected_blocks
+from analysis.discussion.next_runs import falling_runs
+from analysis.plots.curve_figures import curve_blocks
+from analysis.sections.coverage import open_runs
+from analysis.sections.effects import effects_section
+from analysis.sections.published import published_section
+from analysis.sections.results import results_blocks
+from analysis.study.pairs import single_key_pairs
+from analysis.study.settings import settings_of
+from analysis.study.study import Study, load_study
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
+from tests.analysis.attempt_files import at, write_attempt
+from tests.analysis.contents import said, table
+from tests.analysis.hand_made import add_run, digits, result_of
+from tests.analysis.searches import stop
+
+LONG = [130.0, 115.0, 90.0, 80.0]
+
+
+def extend(run: RunDirectory, epochs: int) -> None:
+    """Give a run the result that it had after its first epochs, before it was asked for more."""
+    records, _ = run.read_metrics()
+    write_json(run.result_file, result_of(records[:epochs]))
+
+
+def compared(study: Study) -> dict[str, float]:
+    """Name -> perplexity of each setting that comparisons rest on."""
+    return {setting.name: setting.val_ppl for setting in settings_of(study.compared.runs)}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Study:
+    """One run of two epochs, one of four; one that was stopped and one that waits do not count."""
+    add_run(tmp_path, 0, "short", "gru", "sgd", [120.0, 110.0], train=[100.0, 90.0])
+    add_run(tmp_path, 1, "long", "rnn", "sgd", LONG, train=[110.0, 100.0, 80.0, 70.0])
+    behind = add_run(tmp_path, 2, "behind", "rnn", "adam", [500.0], done=False, epochs=4)
+    stop(behind, 1, 500.0, rank=3, of=3, cut=130.0)
+    add_run(tmp_path, 3, "waits", "gru", "adam", [90.0], done=False, epochs=4)
+    return load_study(tmp_path)
+
+
+def test_the_fewest_epochs_of_a_done_run_are_those_by_which_all_are_compared(mixed: Study) -> None:
+    assert mixed.runs["compared_epochs"].tolist() == [2, 2, 2, 2]
+    assert mixed.runs["state"].tolist() == ["done", "done", "stopped", "pending"]
+    assert compared(mixed) == {"short": 110.0, "long": 115.0}
+    first = mixed.compared.runs.iloc[1]
+    assert (first["best_epoch"], first["final_val_ppl"], first["wall_seconds"]) == (1, 115.0, 20.0)
+    assert (first["train_ppl"], first["gap"], first["epochs_done"]) == (100.0, 15.0, 4)
+    assert pd.isna(first["test_ppl"]), "the checkpoint that was tested is that of a later epoch"
+    assert mixed.compared.runs.iloc[0]["test_ppl"] == 110.0
+    assert mixed.runs.iloc[1]["val_ppl"] == 80.0, "the data are of all epochs"
+
+
+def test_a_test_perplexity_stays_if_its_checkpoint_is_of_the_first_epochs(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "short", "gru", "sgd", [120.0, 110.0])
+    add_run(tmp_path, 1, "worse", "rnn", "sgd", [100.0, 95.0, 99.0])
+    assert load_study(tmp_path).compared.runs["test_ppl"].tolist() == [110.0, 95.0]
+
+
+def test_the_results_say_by_which_epochs_and_what_more_epochs_brought(mixed: Study) -> None:
+    blocks = results_blocks(mixed)
+    rows = {row["name"]: row for row in table(blocks, "results")}
+    assert {name: row["val_ppl"] for name, row in rows.items()} == {
+        "short": "110.00",
+        "long": "115.00",
+        "behind": "500.00",
+        "waits": "90.00",
+    }
+    assert {name: row["epochs_done"] for name, row in rows.items()} == {
+        "short": "2",
+        "long": "4",
+        "behind": "1 of 4",
+        "waits": "1 of 4",
+    }
+    assert [rows[name]["state"] for name in rows] == ["stopped", "done", "pending", "done"]
+    assert rows["long"]["test_ppl"] == "–"
+    (more,) = table(blocks, "more-epochs")
+    assert list(more.values())[4:] == ["4", "2", "115.00", "80.00", "4", "-30.4 %", "80.00"]
+    (caption,) = [block.caption for block in blocks if getattr(block, "name", "") == "results"]
+    assert "First 2 epochs; 2 of 4 runs (1 stopped)." in caption
+    assert said(blocks).startswith(
+        "Runs are compared by their first 2 epochs, the fewest of a finished run (1 short); 1 run went further, up to "
+        "4."
+    )
+
+
+def test_runs_of_the_same_epochs_are_compared_by_all_of_them(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a", "gru", "sgd", LONG)
+    add_run(tmp_path, 1, "b", "rnn", "sgd", LONG)
+    study = load_study(tmp_path)
+    assert study.compared is study
+    blocks = results_blocks(study)
+    assert "more-epochs" not in [getattr(block, "name", None) for block in blocks]
+    assert "First" not in "".join(getattr(block, "caption", "") for block in blocks)
+
+
+def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -> None:
+    runs = [
+        add_run(tmp_path, 0, "short", "gru", "sgd", [120.0, 110.0]),
+        add_run(tmp_path, 1, "long", "gru", "sgd", LONG, hidden_size=128),
+    ]
+    claim = {"text": "wider is better", "metric": "val_ppl", "lower": [digits(runs[1])], "higher": [digits(runs[0])]}
+    write_json(tmp_path / "study.json", {"expectations": [claim]})
+    study = load_study(tmp_path)
+    (row,) = table(expected_blocks(study.compared), "discussion-1-expected")
+    assert (row["lower"], row["higher"], row["verdict"]) == ("115.00", "110.00", "not as expected")
+    (pair,) = single_key_pairs(study.compared.runs)
+    assert (pair.key, pair.a.val_ppl, pair.b.val_ppl) == ("model.hidden_size", 110.0, 115.0)
+    captions = {block.name: block.caption for block in effects_section(study).blocks if hasattr(block, "caption")}
+    assert set(captions) >= {"optimizer-architecture", "slices", "effects"}
+    assert all("First 2 epochs." in caption for caption in captions.values()), captions
+    lines = next(block for block in curve_blocks(study) if getattr(block, "name", "") == "validation-epochs")
+    assert "Dotted line: runs are compared by 2 epochs." in lines.caption  # type: ignore[union-attr]
+    assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more epochs would help is asked of all epochs"
+
+
+def test_a_run_that_is_asked_for_more_takes_part_by_what_it_had_finished(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "done", "gru", "sgd", [120.0, 110.0])
+    run = add_run(tmp_path, 1, "extended", "rnn", "sgd", LONG[:3], epochs=4, done=False)
+    extend(run, 2)
+    study = load_study(tmp_path)
+    row = study.runs.iloc[1]
+    assert (row["state"], row["epochs_done"], row["epochs_asked"], row["finished_epochs"]) == ("pending", 3, 4, 2)
+    assert (row["val_ppl"], row["best_epoch"]) == (90.0, 2), "of what it has"
+    assert pd.isna(row["test_ppl"]), "the best checkpoint is newer than the one that was tested"
+    assert compared(study) == {"done": 110.0, "extended": 115.0}
+    (open_run,) = open_runs(study).runs
+    assert open_run.facts[0] == ("Epochs finished", "3 of 4")
+
+
+def test_a_trial_that_is_asked_for_more_lowers_nothing(tmp_path: Path) -> None:
+    trial = add_run(tmp_path, 0, "trial", "gru", "sgd", [50.0], epochs=3, done=False)
+    extend(trial, 1)
+    assert load_study(tmp_path).runs["compared_epochs"].tolist() == [1], "nothing else is there"
+    add_run(tmp_path, 1, "whole", "rnn", "sgd", [120.0, 110.0, 100.0])
+    study = load_study(tmp_path)
+    assert study.runs["compared_epochs"].tolist() == [3, 3]
+    assert compared(study) == {"whole": 100.0}
+
+
+def test_seeds_that_went_differently_far_are_one_setting(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "a-seed1", "gru", "sgd", [120.0, 110.0], seed=1)
+    add_run(tmp_path, 1, "a-seed2", "gru", "sgd", LONG, seed=2)
+    study = load_study(tmp_path)
+    assert study.runs["setting"].tolist() == [1, 1]
+    (setting,) = settings_of(study.compared.runs)
+    assert setting.runs == [1, 2]
+    assert "train.epochs" not in setting.config
+    row = open_study(tmp_path).results.iloc[0]
+    assert row["val_ppl"] == pytest.approx((110.0 * 115.0) ** 0.5)
+    assert row["epochs"] == 2
+
+
+def test_each_text_has_its_own_fewest_epochs(tmp_path: Path) -> None:
+    def on_characters(run: RunDirectory) -> None:
+        config = json.loads(run.config_file.read_text())
+        write_json(run.config_file, {**config, "data": {**config["data"], "level": "char"}})
+
+    add_run(tmp_path, 0, "words", "gru", "sgd", LONG)
+    on_characters(add_run(tmp_path, 1, "characters", "gru", "sgd", [5.0, 4.0], lr=0.2))
+    study = load_study(tmp_path)
+    assert study.runs["compared_epochs"].tolist() == [4, 2]
+    assert study.compared is study
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(2, ("115.00", "100.00", "above")), (5, ("–", "–", "4 of 5 epochs"))])
+def test_published_results_are_compared_after_as_many_epochs(
+    tmp_path: Path, epochs: int, expected: tuple[Any, ...]
+) -> None:
+    run = add_run(tmp_path, 0, "long", "rnn", "sgd", LONG, train=[110.0, 100.0, 80.0, 70.0])
+    published = {"val_ppl": 100, "train_ppl": 90, "replications": [95.0, 105.0], "epochs": epochs}
+    write_json(
+        tmp_path / "study.json", {"planned": [{"number": 1, "fingerprint": digits(run), "published": published}]}
+    )
+    (row,) = table(published_section(load_study(tmp_path)).blocks, "published")
+    assert (row["val_ppl"], row["train_ppl"], row["verdict"]) == expected
+    assert row["published_epochs"] == str(epochs)
+
+
+def test_each_end_of_an_extended_run_is_an_attempt_that_is_done(tmp_path: Path) -> None:
+    run = add_run(tmp_path, 0, "long", "rnn", "sgd", LONG)
+    records, _ = run.read_metrics()
+    write_json_lines(run.metrics_file, [{**record, "attempt": 1 + record["epoch"] // 2} for record in records])
+    write_json(run.result_file, {**result_of(records), "attempt": 2, "finished_at": at(100)})
+    write_attempt(run, 1, start=0, end=30, outcome="done")
+    write_attempt(run, 2, start=60, end=100, outcome="done")
+    rows = load_study(tmp_path).attempts
+    assert rows["outcome"].tolist() == ["done", "done"]
+    assert rows["epochs"].tolist() == [2, 2]
+    write_attempt(run, 1, start=0, end=30)  # of an earlier version, whose records do not say
+    assert load_study(tmp_path).attempts["outcome"].tolist() == ["interrupted", "done"]
