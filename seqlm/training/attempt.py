@@ -221,7 +221,8 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         "ranks": rank.world_size,
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
-        "gpus": GPU_SHARE.read() if rank.device.type == "cuda" else 0,
+        # What the rank holds: a launcher sets the variable even if the rank computes on the processor.
+        "gpus": GPU_SHARE.read() if GPU_SHARE.is_set() or rank.device.type == "cuda" else 0,
         "threads": torch.get_num_threads(),
         "micro_batches": MICRO_BATCHES.read(),
         "code": str(Path(__file__).parents[2]),
