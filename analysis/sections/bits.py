@@ -48,8 +48,8 @@ def _compared(study: Study) -> pd.DataFrame:
 
 def _table(ranked: pd.DataFrame) -> Table:
     caption = (
-        "Valid., test: loss in bits per byte of the text. Exact: the tokens determine the text; runs that predict <unk> "
-        "in place of words are not exact and not ranked. Bold: lowest of each text."
+        "Valid., test: loss in bits per byte of the text. Exact: the tokens determine the text; runs that predict "
+        "<unk> in place of words are not exact and not ranked. Bold: lowest of each text."
     )
     columns = [
         *run_columns(),
