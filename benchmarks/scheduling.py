@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--grid", type=int, default=999, help="runs of the large launch; %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds; %(default)s")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the JSON document to FILE, with a table next to it"
+        "--out", type=Path, metavar="FILE", help="write the JSON document to FILE, and a table too"
     )
     options = parser.parse_args(arguments)
     try:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=64, help="slurmd processes; %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="counted rounds; %(default)s")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the JSON document to FILE, with a table next to it"
+        "--out", type=Path, metavar="FILE", help="write the JSON document to FILE, and a table too"
     )
     options = parser.parse_args(arguments)
     try:
