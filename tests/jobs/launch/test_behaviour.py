@@ -1,4 +1,4 @@
-"""Which models are looked at, by which judge, and when that is done anew."""
+"""Which models are examined, by which judge, and when a result is computed again."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ RUN = '[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sg
 
 
 def keep(folder: Path, text: str) -> Manifest:
-    """The manifest whose record now lies in the folder."""
+    """The manifest whose record is in the folder now."""
     path = folder / "m.toml"
     path.write_text(f'[study]\nname = "m"\n{text}\n{RUN}')
     manifest = load_manifest(path)

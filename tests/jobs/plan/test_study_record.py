@@ -1,4 +1,4 @@
-"""``study.json``: what a launch writes for who reads the study's folder alone."""
+"""``study.json``: what a launch writes for readers of the study's folder alone."""
 
 from __future__ import annotations
 
