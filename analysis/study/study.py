@@ -88,7 +88,7 @@ class Study:
     def compared(self) -> Self:
         """The study at equal epochs: each run as it was after ``compared_epochs``. The report ranks by it.
 
-        A run with a result and so many epochs is "done" here, also if it has been asked for more since. Best and final
+        A run with a result that has gone as far is "done" here, also if it was to go further since. Best and final
         perplexities and times are those of its first epochs. The test perplexity is missing if the best epoch of all is
         a later one. ``epochs_done`` keeps the epochs gone.
 

@@ -124,7 +124,7 @@ def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -
     assert all("First 2 epochs." in caption for caption in captions.values()), captions
     lines = next(block for block in curve_blocks(study) if getattr(block, "name", "") == "validation-epochs")
     assert "Dotted line: runs are compared by 2 epochs." in lines.caption  # type: ignore[union-attr]
-    assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more epochs would help is asked of all epochs"
+    assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more would help shows at the end of all epochs"
 
 
 def test_a_run_that_is_asked_for_more_takes_part_by_what_it_had_finished(tmp_path: Path) -> None:
