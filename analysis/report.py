@@ -100,7 +100,7 @@ def report_sections(study: Study) -> list[Section]:
         cost_section(study),
         effects_section(study),
         behaviour_section(study),
-        Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
+        Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
         samples_appendix(study),
     ]

@@ -69,7 +69,7 @@ class SearchRule:
     keep: float
     """Share that goes on; NaN if it is not recorded, like ``min_runs``."""
     min_runs: float
-    """Nobody is stopped before so many runs have reached the rung."""
+    """Least number of runs that have reached a rung before one of them is stopped."""
     within: tuple[str, ...]
     """Keys of the configuration: runs are compared with those that have the same values."""
     mode: str
