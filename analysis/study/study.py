@@ -26,7 +26,8 @@ from analysis.study.record import ExcludedRun, Expectation, PlannedRun, SearchRu
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
 from analysis.study.values import clean
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, slugify
+from seqlm.run_layout import slugify
+from seqlm.rundir import RunDirectory
 
 OVERFITTED_FROM = 1.05
 """A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
