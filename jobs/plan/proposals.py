@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.manifests.applying import config_of
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
 from jobs.manifests.expand import Entry, run_name
-from jobs.manifests.load import config_of
 from seqlm.config import RunConfig, valid_keys
 from seqlm.errors import ConfigError, UsageError
 
