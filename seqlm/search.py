@@ -251,7 +251,9 @@ def let_go_on(run: RunDirectory) -> None:
     stopped = run.read_stopped()
     if stopped is None:
         return
-    _write_entry(run, int(stopped["rung"]), {"decision": "by hand", **stopped}, unguarded)
+    rung = stopped.get("rung")
+    if isinstance(rung, int):  # else somebody has edited the file, and there is no rung to pass
+        _write_entry(run, rung, {"decision": "by hand", **stopped}, unguarded)
     try:
         run.stopped_file.unlink(missing_ok=True)
     except OSError as error:

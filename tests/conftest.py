@@ -68,6 +68,7 @@ SHARED = {"ray_cluster": "ray", "report": "report", "browser": "report", "texts"
 LONG = (
     "tests/slurm/test_cluster.py",
     "tests/test_pages_run.py",
+    "tests/test_search_launch.py",
     "tests/chaos/",
     "tests/jobs/backends/test_ray",
     "tests/jobs/attempt/test_heartbeat.py",

@@ -13,7 +13,7 @@ import pytest
 from jobs.search import expected_share, goes_on
 from jobs.spec import RunSpec
 from seqlm.errors import FileError, UsageError
-from seqlm.files import write_json_lines
+from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search, decide, decision_at, let_go_on, rung_of_waiting, values_at, wait_at
 from tests.training.studies import make_config, make_run
@@ -193,6 +193,10 @@ def test_a_run_that_a_user_lets_go_on_is_not_stopped_there_again(tmp_path: Path)
     runs = study(tmp_path, [5.0, 6.0, 7.0, 8.0])
     bad = runs[3]
     let_go_on(bad)  # it was not stopped: nothing happens
+    write_json(bad.stopped_file, {"by": "hand"})
+    assert bad.observe().reason == "stopped at epoch None: ? of None, keeps None"
+    let_go_on(bad)
+    assert (bad.observe().state, bad.read_rungs()) == ("pending", {})
     assert decide(bad, search, 3) == "stopped"
     let_go_on(bad)
     assert (bad.observe().state, decide(bad, search, 3)) == ("pending", "goes on")

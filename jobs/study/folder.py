@@ -139,6 +139,8 @@ def observe_run(run: RunDirectory, work: AtWork) -> Observation:
         return replace(seen, state="running", reason=None)
     if job.stage == "ended" and job.kind == "cancelled":
         return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
+    if job.stage in ("ended", "gone") and run.waits_at_rung():
+        return seen  # its job ended well, and the job that would take it on was not submitted or is lost
     if job.stage == "ended":
         return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
     return replace(seen, reason=job.reason)

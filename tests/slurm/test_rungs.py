@@ -12,9 +12,10 @@ import pytest
 from jobs.spec import Resources
 from jobs.study.folder import AtWork, read_all_jobs, read_jobs, write_jobs
 from jobs.study.folder import look_at as look_at_run
+from jobs.study.squeue import JobState, Stage
 from seqlm.errors import EXIT_RUNG
 from seqlm.files import read_json, write_json, write_json_lines
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import FailureKind, RunDirectory
 from seqlm.search import Search, decision_at, wait_at
 from slurm import backend
 from slurm.job import JobPlan, Signals
@@ -125,6 +126,20 @@ def test_a_job_whose_runs_leave_at_a_rung_has_done_its_work(tmp_path: Path) -> N
     task = Task(job(stops), place(), Signals(), started=time.time())
     task.choose(attempts_from_rung(job(stops), tmp_path, place(), Signals()))
     assert task.run()
+
+
+def test_a_run_whose_next_job_was_never_submitted_still_waits(tmp_path: Path) -> None:
+    (run,) = at_rung(tmp_path, 5.0)
+
+    def seen(stage: Stage, kind: FailureKind | None = None) -> tuple[str, str | None]:
+        work = AtWork(jobs={run.id: JobState(stage=stage, reason="waiting for another job", kind=kind)})
+        found = look_at_run(run, work).observation
+        return found.state, found.reason
+
+    waits = "waits after 2 epochs for the runs that it is compared with; run again to go on"
+    assert seen("queued") == ("queued", "waiting for another job")
+    assert seen("ended", "code") == seen("gone") == ("pending", waits)
+    assert seen("ended", "cancelled")[0] == "cancelled"
 
 
 def test_all_jobs_of_a_run_are_cancelled_and_its_last_one_says_why_it_waits(
