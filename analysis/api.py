@@ -312,7 +312,8 @@ class Study(files.Study):
                 return _empty(ax, "No behaviour has been computed")
             pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
             axes = _axes(ax, [*behaviour_figures.run_handles(runs), pale])
-            behaviour_figures.draw_gradient_norms(axes, runs)
+            with_gradients = [run for run in runs if run.behaviour.gradient_columns is not None]
+            behaviour_figures.draw_gradient_norms(axes, with_gradients)
         return axes
 
     # -- in a notebook -------------------------------------------------------------------------------------------------

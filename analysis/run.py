@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.study import units
-from analysis.study.run import dotted
 from seqlm.config import RunConfig
 from seqlm.rundir import RunDirectory
 
@@ -69,7 +68,8 @@ class Run:
 
         path = RunDirectory(self.directory).best_checkpoint
         checkpoint = load_checkpoint(path, self.config.fingerprint())
-        return trained_model(path, checkpoint, self.config.model, self.config.train.seq_len)
+        folder = RunDirectory(self.directory).model_dir
+        return trained_model(path, checkpoint, self.config.model, self.config.train.seq_len, folder=folder)
 
     def load_vocabulary(self) -> list[str]:
         """Load the token of each id from the checkpoint. Imports torch.
@@ -87,7 +87,7 @@ class Run:
         return load_checkpoint(path, self.config.fingerprint(), mmap=True).vocabulary
 
     def _repr_html_(self) -> str:
-        keys = pd.Series(dotted(self.config.to_dict()), name="value").rename_axis("key").reset_index()
+        keys = pd.Series(self.config.by_key(), name="value").rename_axis("key").reset_index()
         best = f", best validation perplexity {units.perplexity(self.metrics['val_ppl'].min())}"
         text = f"{units.count(len(self.metrics), 'epoch')}{best if len(self.metrics) else ''}"
         return (

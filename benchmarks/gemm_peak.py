@@ -56,7 +56,7 @@ class GemmPeak:
             drawn = torch.randn(rows, columns, generator=generator, device=device)
             return drawn.bfloat16() if precision == "bf16" else drawn
 
-        n, h, v, c = shape.tokens, shape.config.model.hidden_size, shape.vocab_size, shape.cube
+        n, h, v, c = shape.tokens, shape.config.built_in.hidden_size, shape.vocab_size, shape.cube
         hidden, weight, logits, d_logits = matrix(n, h), matrix(v, h), matrix(n, v), matrix(n, v)
         self.products = (
             Product(hidden, weight.t(), logits),

@@ -54,7 +54,7 @@ def build_step(name: str, shape: Shape, device: torch.device, compiler: str | No
         return InPrecision(OurStep(shape, dtype, device), precision)
     config = shape.config
     make, loss = (literal_model, literal_loss) if name == LITERAL else (builtin_model, builtin_loss)
-    model = make(config.model, shape.vocab_size, config.train.seq_len).to(device)
+    model = make(config.built_in, shape.vocab_size, config.train.seq_len).to(device)
     step = BaselineStep(
         model,
         loss,
@@ -77,6 +77,6 @@ def draw_windows(shape: Shape, device: torch.device, count: int) -> list[tuple[T
 
 
 def _zero_state(shape: Shape, device: torch.device) -> Tensor:
-    model = shape.config.model
+    model = shape.config.built_in
     layers = model.num_layers if isinstance(model, RecurrentConfig) else 0
     return torch.zeros(layers, shape.config.train.batch_size, model.hidden_size, device=device)

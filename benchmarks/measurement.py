@@ -90,7 +90,7 @@ def measure_shape(shape: Shape, settings: Settings, say: Callable[[str], None]) 
 
 
 def _facts(shape: Shape) -> dict[str, Any]:
-    model, train = shape.config.model, shape.config.train
+    model, train = shape.config.built_in, shape.config.train
     return {
         "name": shape.name,
         "runs": list(shape.runs),
@@ -102,7 +102,7 @@ def _facts(shape: Shape) -> dict[str, Any]:
         "seq_len": train.seq_len,
         "vocab_size": shape.vocab_size,
         "optimizer": shape.config.optim.optimizer,
-        "parameters": shape.config.model.parameter_count(shape.vocab_size),
+        "parameters": model.parameter_count(shape.vocab_size),
         "flops_per_token": flops_per_token(shape.config, shape.vocab_size),
     }
 
@@ -156,7 +156,7 @@ def gemm(precision: Precision) -> str:
 def times_record(rounds: Rounds, precisions: Sequence[Precision], shape: Shape) -> dict[str, Any]:
     """What the rounds say about each implementation in these precisions; what was not measured is null."""
     measured = rounds.values.keys()
-    gflop = flops_per_token(shape.config, shape.vocab_size) * shape.tokens / 1e9
+    gflop = (flops_per_token(shape.config, shape.vocab_size) or 0) * shape.tokens / 1e9
     speedup: dict[str, Any] = {}
     peak: dict[str, Any] = {}
     share: dict[str, Any] = {}

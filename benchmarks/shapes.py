@@ -10,9 +10,10 @@ from typing import assert_never
 
 import jobs
 from jobs.manifests.load import load_manifest
-from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
-from seqlm.config import AdamConfig, DataConfig, RunConfig, TrainConfig
+from seqlm.architectures import BuiltInConfig, RecurrentConfig, TransformerConfig
+from seqlm.config import DataConfig, RunConfig, TrainConfig
 from seqlm.errors import UsageError, nearest
+from seqlm.optimizers import AdamConfig
 
 PUBLISHED_MANIFEST = Path(jobs.__file__).parent / "manifests" / "paper.toml"
 
@@ -38,7 +39,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        model = self.config.model
+        model = self.config.built_in
         return f"{model.arch}-{model.num_layers}x{model.hidden_size}-b{self.config.train.batch_size}"
 
     @property
@@ -48,14 +49,14 @@ class Shape:
 
     def shrunk(self) -> Shape:
         """A copy of next to no size, with the same architecture and optimizer."""
-        model: ModelConfig
-        match self.config.model:
+        model: BuiltInConfig
+        match self.config.built_in:
             case RecurrentConfig() as recurrent:
                 model = replace(recurrent, hidden_size=16, embedding_size=16)
             case TransformerConfig() as transformer:
                 model = replace(transformer, hidden_size=2 * transformer.num_heads, mlp_size=16)
             case _:
-                assert_never(self.config.model)
+                assert_never(self.config.built_in)
         train = replace(self.config.train, batch_size=2, seq_len=2)
         return replace(self, config=replace(self.config, model=model, train=train), vocab_size=16)
 
@@ -73,7 +74,7 @@ def published() -> tuple[Shape, ...]:
 
 def small() -> tuple[Shape, ...]:
     """Sizes at which overheads weigh more than arithmetic."""
-    models: list[ModelConfig] = [
+    models: list[BuiltInConfig] = [
         RecurrentConfig(arch="rnn", hidden_size=200),
         RecurrentConfig(arch="gru", hidden_size=200),
         RecurrentConfig(arch="rnn", hidden_size=256),
@@ -85,7 +86,7 @@ def small() -> tuple[Shape, ...]:
 
 def tiny() -> tuple[Shape, ...]:
     """Sizes for a trial of the benchmark itself."""
-    models: list[ModelConfig] = [
+    models: list[BuiltInConfig] = [
         RecurrentConfig(arch="rnn", hidden_size=16, embedding_size=8),
         RecurrentConfig(arch="gru", hidden_size=16, embedding_size=8),
         TransformerConfig(arch="transformer", hidden_size=16, num_heads=2, mlp_size=32),
@@ -94,7 +95,7 @@ def tiny() -> tuple[Shape, ...]:
     return tuple(Shape(config=_with_adam(model, train), vocab_size=50, cube=32) for model in models)
 
 
-def _with_adam(model: ModelConfig, train: TrainConfig) -> RunConfig:
+def _with_adam(model: BuiltInConfig, train: TrainConfig) -> RunConfig:
     optim = AdamConfig(optimizer="adam", lr=1e-4)
     return RunConfig(model=model, data=DataConfig(corpus="ptb"), optim=optim, train=train)
 

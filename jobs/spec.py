@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from seqlm.config import RunConfig
+from seqlm.model_files import ModelFiles
 from seqlm.schema import Bound, Table, read
 
 _Count = Annotated[int, Bound("a positive whole number", least=1)]
@@ -57,6 +58,8 @@ class RunSpec:
     """Position in the manifest, from 0."""
     data_path: Path | None = None
     """Where its corpus is. ``None``: the default place."""
+    model_files: ModelFiles | None = None
+    """The files of the user's own model. ``None``: an architecture of seqlm's."""
     command: Sequence[str] = ()
     """The command line that launches this run alone."""
     entry: str = ""

@@ -1,17 +1,23 @@
 """The architectures: their configurations, and what follows from one without a model. Standard library alone.
 
-A new architecture is a class here, listed in :data:`ARCHITECTURES`, and a model in :mod:`seqlm.models`.
+A new architecture touches two files: a class here, listed in :data:`ModelConfig` and :data:`ARCHITECTURES`, and a
+module in :mod:`seqlm.models` with the class that ``MODEL`` names. docs/project/contributing.md says what both need.
 
 Symbols: V vocabulary, T window (``seq_len``), E embedding, H hidden, M inner width of the MLP, A heads, L layers.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import ClassVar, Literal, TypeAlias
 
-from seqlm.schema import Count, Probability, Section
+from seqlm.schema import Arguments, Count, Names, Probability, Section, show
+
+CLASS_SEPARATOR = ":"
+"""Between file and class of a model of one's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,8 @@ class RecurrentConfig(Section):
 
     NAME = "model"
     LABELS: ClassVar[Mapping[str, str]] = {"rnn": "RNN", "gru": "GRU"}
+    MODEL: ClassVar[str] = "seqlm.models.recurrent:RecurrentModel"
+    """Module and class of the model."""
     CARRIES_STATE: ClassVar[bool] = True
     """Whether the state at the end of a window is the start of the next one."""
 
@@ -33,9 +41,40 @@ class RecurrentConfig(Section):
     """Width of the token embedding."""
     keep: Probability = 0.35
     """Probability of keeping a unit, on the embedding and on each layer's output."""
+    embedding_keep: Probability = 1.0
+    """Probability of keeping a word type in a step. All occurrences of a dropped one are zero vectors (Gal and
+    Ghahramani, 2016; Merity et al., 2018)."""
+    weight_keep: Probability = 1.0
+    """Probability of keeping a recurrent weight (of W_h, or of U_r, U_z, U_h) in a step (Wan et al., 2013; Merity et
+    al., 2018)."""
+    tied: bool = False
+    """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017). Needs
+    ``embedding_size`` = ``hidden_size``."""
     implementation: Literal["fused", "reference"] = "fused"
     """``fused``: hand-written gradients, fast (docs/explanation/performance.md). ``reference``: the same function by
     plain autograd, to check it."""
+
+    def _conditions(self) -> Iterator[str]:
+        if self.tied and self.embedding_size != self.hidden_size:
+            yield (
+                f"model.embedding_size: expected model.hidden_size = {self.hidden_size} with tied = true, got "
+                f"{self.embedding_size}"
+            )
+
+    @property
+    def shares_masks(self) -> bool:
+        """Whether some dropout has one mask for all columns of a step."""
+        return min(self.embedding_keep, self.weight_keep) < 1
+
+    @property
+    def kind(self) -> str:
+        """The architecture's key in tables and figures."""
+        return self.arch
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether training uses hand-written operations, which a device has to be checked for."""
+        return self.implementation == "fused"
 
     @property
     def _gates(self) -> int:
@@ -48,14 +87,15 @@ class RecurrentConfig(Section):
         return self.embedding_size * h + (layers - 1) * h * h + layers * h * h
 
     def parameter_count(self, vocab_size: int) -> int:
-        """Return the exact number of trained parameters. Embedding and output layer are not tied.
+        """Return the exact number of trained parameters.
 
         With g = 1 for the RNN and 3 for the GRU, D_1 = E and D_l = H above::
 
-            V E + sum over layers of g (D_l H + H^2 + H) + H V + V
+            V E + sum over layers of g (D_l H + H^2 + H) + H V + V        tied: without H V
         """
         v, h = vocab_size, self.hidden_size
-        return v * self.embedding_size + self._gates * (self._weights + self.num_layers * h) + h * v + v
+        output = v if self.tied else h * v + v
+        return v * self.embedding_size + self._gates * (self._weights + self.num_layers * h) + output
 
     def multiply_adds(self, seq_len: int) -> int:
         """Return the multiply-adds of the forward pass per token, without the output layer.
@@ -71,15 +111,27 @@ class RecurrentConfig(Section):
 
             RNN     I (2 E + 3 L H + 4 H) + H^2
             GRU     I (2 E + 7 L H + 7 H) + 3 H^2
+
+        and what masks of a whole step add (:meth:`_shared`).
         """
         h = self.hidden_size
         kept, passing = {"rnn": (3, 4), "gru": (7, 7)}[self.arch]
-        return tokens * (2 * self.embedding_size + kept * self.num_layers * h + passing * h) + self._gates * h * h
+        values = tokens * (2 * self.embedding_size + kept * self.num_layers * h + passing * h) + self._gates * h * h
+        return values + self._shared(tokens)
 
     def reference_activations(self, tokens: int, seq_len: int) -> int:
-        """Return the values that autograd keeps: I (2 E + n L H), with n = 4 for the RNN and 10 for the GRU."""
+        """Return the values that autograd keeps: I (2 E + n L H), with n = 4 for the RNN and 10 for the GRU.
+
+        Masks of a whole step add to them (:meth:`_shared`).
+        """
         kept = {"rnn": 4, "gru": 10}[self.arch]
-        return tokens * (2 * self.embedding_size + self.num_layers * self.hidden_size * kept)
+        return tokens * (2 * self.embedding_size + self.num_layers * self.hidden_size * kept) + self._shared(tokens)
+
+    def _shared(self, tokens: int) -> int:
+        """Return the values that masks of a whole step add: I (E + 1) with dropped words, 2 g L H^2 with weights."""
+        words = tokens * (self.embedding_size + 1) if self.embedding_keep < 1 else 0
+        weights = 2 * self._gates * self.num_layers * self.hidden_size**2 if self.weight_keep < 1 else 0
+        return words + weights
 
     def products_in_a_row(self, seq_len: int) -> int:
         """Return the number of products in one layer each of which depends on the one before."""
@@ -96,6 +148,7 @@ class TransformerConfig(Section):
 
     NAME = "model"
     LABELS: ClassVar[Mapping[str, str]] = {"transformer": "Transformer"}
+    MODEL: ClassVar[str] = "seqlm.models.transformer:Transformer"
     CARRIES_STATE: ClassVar[bool] = False
     """Each window is seen alone."""
 
@@ -113,11 +166,31 @@ class TransformerConfig(Section):
     """Probability of keeping a unit, everywhere except on the attention weights."""
     attention_keep: Probability = 0.9
     """Probability of keeping an attention weight; the published runs always used 0.9."""
+    embedding_keep: Probability = 1.0
+    """Probability of keeping a word type in a step. All occurrences of a dropped one are zero vectors, to which the
+    positions are added (Gal and Ghahramani, 2016; Merity et al., 2018)."""
+    tied: bool = False
+    """Whether the output layer has the embedding's matrix (Press and Wolf, 2017; Inan et al., 2017)."""
     attention: Literal["own", "sdpa"] = "own"
     """``own``: the equations. ``sdpa``: ``F.scaled_dot_product_attention``, the same function, other dropout draws."""
     implementation: Literal["fused", "reference"] = "fused"
     """``fused``: hand-written gradients, fast (docs/explanation/performance.md). ``reference``: the same function by
     plain autograd, to check it."""
+
+    @property
+    def shares_masks(self) -> bool:
+        """Whether some dropout has one mask for all columns of a step."""
+        return self.embedding_keep < 1
+
+    @property
+    def kind(self) -> str:
+        """The architecture's key in tables and figures."""
+        return self.arch
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether training uses hand-written operations, which a device has to be checked for."""
+        return self.implementation == "fused"
 
     def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:
@@ -127,13 +200,13 @@ class TransformerConfig(Section):
             yield f"model.hidden_size: expected a multiple of model.num_heads = {heads}, got {self.hidden_size}"
 
     def parameter_count(self, vocab_size: int) -> int:
-        """Return the exact number of trained parameters. Embedding and output layer are not tied.
+        """Return the exact number of trained parameters.
 
-        V H + L (4 (H^2 + H) + 2 H M + M + H + 4 H) + 2 H + H V + V
+        V H + L (4 (H^2 + H) + 2 H M + M + H + 4 H) + 2 H + H V + V, without H V if tied.
         """
         v, h, m = vocab_size, self.hidden_size, self.mlp_size
         block = 4 * (h * h + h) + 2 * h * m + m + h + 4 * h
-        return v * h + self.num_layers * block + 2 * h + h * v + v
+        return v * h + self.num_layers * block + 2 * h + (v if self.tied else h * v + v)
 
     def multiply_adds(self, seq_len: int) -> int:
         """Return the multiply-adds of the forward pass per token, without the output layer.
@@ -145,14 +218,22 @@ class TransformerConfig(Section):
         return self.num_layers * (4 * h * h + 2 * h * self.mlp_size + 2 * seq_len * h)
 
     def fused_activations(self, tokens: int, seq_len: int) -> int:
-        """Return the values that the fused operations keep: I (4 H + L (8 H + M + 2 A T) + 3 M) for I = ``tokens``."""
+        """Return the values that the fused operations keep: I (4 H + L (8 H + M + 2 A T) + 3 M) for I = ``tokens``.
+
+        I (H + 1) more with dropped words.
+        """
         h, m = self.hidden_size, self.mlp_size
-        return tokens * (4 * h + self.num_layers * (8 * h + m + 2 * self.num_heads * seq_len) + 3 * m)
+        values = tokens * (4 * h + self.num_layers * (8 * h + m + 2 * self.num_heads * seq_len) + 3 * m)
+        return values + self._shared(tokens)
 
     def reference_activations(self, tokens: int, seq_len: int) -> int:
-        """Return the values that autograd keeps: I (2 H + L (14 H + 3 M + 3 A T))."""
+        """Return the values that autograd keeps: I (2 H + L (14 H + 3 M + 3 A T)), and I (H + 1) with dropped words."""
         h = self.hidden_size
-        return tokens * (2 * h + self.num_layers * (14 * h + 3 * self.mlp_size + 3 * self.num_heads * seq_len))
+        values = tokens * (2 * h + self.num_layers * (14 * h + 3 * self.mlp_size + 3 * self.num_heads * seq_len))
+        return values + self._shared(tokens)
+
+    def _shared(self, tokens: int) -> int:
+        return tokens * (self.hidden_size + 1) if self.embedding_keep < 1 else 0
 
     def products_in_a_row(self, seq_len: int) -> int:
         """Return 6, for queries, scores, the weighted sum, W_o, W_1 and W_2 of a block."""
@@ -163,9 +244,75 @@ class TransformerConfig(Section):
         return replace(self, implementation="reference", attention="own")
 
 
-ModelConfig: TypeAlias = RecurrentConfig | TransformerConfig
+@dataclass(frozen=True, kw_only=True)
+class CustomConfig(Section):
+    """Your own model: a class in a Python file. docs/guides/own-model.md says what it has to provide."""
 
-ARCHITECTURES = (RecurrentConfig, TransformerConfig)
+    NAME = "model"
+    LABELS: ClassVar[Mapping[str, str]] = {"custom": "Own model"}
+    MODEL: ClassVar[str] = ""
+    CARRIES_STATE: ClassVar[bool] = True
+
+    arch: Literal["custom"]
+    """Architecture."""
+    source: str
+    """File and class of your own model, such as ``lstm.py:LSTM``, relative to the manifest's folder."""
+    arguments: Arguments = field(default_factory=Arguments)
+    """Keyword arguments of the class, such as ``{ hidden_size = 512 }``. Lists in it multiply in a ``[[grid]]``. In
+    ``--set`` and in filters its keys are ``model.arguments.hidden_size`` and so on."""
+    files: Names = field(default_factory=Names)
+    """Further files that ``source`` imports, such as ``["cells.py"]``, relative to the manifest's folder."""
+    sha256: str | None = None
+    """Digest of the files of your own model; filled in when the manifest is read."""
+
+    def _conditions(self) -> Iterator[str]:
+        if not re.fullmatch(r"[^:\0]+\.py:[^\W\d]\w*", self.source):
+            yield f'model.source: expected FILE.py:CLASS, such as "lstm.py:LSTM", got {show(self.source)}'
+        elif problem := _outside(self.file):
+            yield f"model.source: {problem}"
+        for name in self.files:
+            if problem := _outside(name):
+                yield f"model.files: {problem}"
+
+    @property
+    def file(self) -> str:
+        """The file of the class, relative to the manifest's folder."""
+        return self.source.rpartition(CLASS_SEPARATOR)[0]
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class."""
+        return self.source.rpartition(CLASS_SEPARATOR)[2]
+
+    @property
+    def kind(self) -> str:
+        """The architecture's key in tables and figures: each file and class is an architecture of its own."""
+        return self.source
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether training uses hand-written operations of seqlm's: never."""
+        return False
+
+    def reference(self) -> CustomConfig:
+        """Return this configuration: the model has one implementation."""
+        return self
+
+
+def _outside(name: str) -> str | None:
+    """Return what is wrong with a path that has to stay below the manifest's folder; ``None``: nothing."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
+        return f"expected a file below the manifest's folder, got {show(name)}"
+    return None
+
+
+BuiltInConfig: TypeAlias = RecurrentConfig | TransformerConfig
+"""Architectures that come with seqlm: their sizes follow from their configuration."""
+
+ModelConfig: TypeAlias = BuiltInConfig | CustomConfig
+
+ARCHITECTURES = (RecurrentConfig, TransformerConfig, CustomConfig)
 """All of them, in the order of reports."""
 
 

@@ -13,11 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from seqlm.architectures import ARCHITECTURES, ModelConfig
+from seqlm.architectures import ARCHITECTURES, BuiltInConfig, CustomConfig, ModelConfig
 from seqlm.errors import ConfigError, nearest
+from seqlm.optimizers import OPTIMIZERS, OptimConfig
 from seqlm.schema import (
+    Arguments,
     Bound,
     Count,
+    Names,
     Positive,
     Section,
     Table,
@@ -62,61 +65,6 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamConfig(Section):
-    """Adam with PyTorch's default betas and epsilon (Kingma and Ba, 2015)."""
-
-    NAME = "optim"
-    LABELS: ClassVar[Mapping[str, str]] = {"adam": "Adam"}
-    MOMENTS: ClassVar[int] = 2
-    """Values per parameter that the optimizer keeps from step to step."""
-
-    optimizer: Literal["adam"]
-    """Optimizer."""
-    lr: Positive
-    """Learning rate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SgdConfig(Section):
-    """Plain stochastic gradient descent, no momentum, constant learning rate."""
-
-    NAME = "optim"
-    LABELS: ClassVar[Mapping[str, str]] = {"sgd": "SGD"}
-    MOMENTS: ClassVar[int] = 0
-
-    optimizer: Literal["sgd"]
-    """Optimizer."""
-    lr: Positive
-    """Learning rate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SgdScheduleConfig(Section):
-    """SGD whose learning rate falls by epoch."""
-
-    NAME = "optim"
-    LABELS: ClassVar[Mapping[str, str]] = {"sgd_schedule": "SGD schedule"}
-    MOMENTS: ClassVar[int] = 0
-
-    optimizer: Literal["sgd_schedule"]
-    """Optimizer."""
-    lr: Positive
-    """Learning rate of the first epochs."""
-    schedule: Literal["compounding", "per_epoch"] = "compounding"
-    """``compounding`` (the published runs): in epoch e the *current* rate is multiplied by decay^-(e - flat + 1).
-    ``per_epoch`` (the published text): the rate is divided by ``decay`` after each epoch."""
-    decay: Annotated[float, Bound("a number greater than 1", above=1)] = 1.15
-    """Divisor of the learning rate."""
-    flat_epochs: Count | None = None
-    """Epochs at the given rate before it falls; without it, 15 for ``compounding`` and 1 for ``per_epoch``."""
-
-    def __post_init__(self) -> None:
-        if self.flat_epochs is None:
-            object.__setattr__(self, "flat_epochs", 15 if self.schedule == "compounding" else 1)
-        super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     """The training protocol. The batch is the global one; a rank's share follows from the number of ranks."""
 
@@ -136,9 +84,6 @@ class TrainConfig(Section):
     processor that has it; other devices refuse the run. See "Precision" in docs/reference/manifest.md."""
 
 
-OptimConfig: TypeAlias = AdamConfig | SgdConfig | SgdScheduleConfig
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Table):
     """Everything that decides the result of one run, fully resolved."""
@@ -152,18 +97,24 @@ class RunConfig(Table):
 
     SECTIONS: ClassVar[tuple[str, ...]] = ("model", "data", "optim", "train")
 
+    def _conditions(self) -> Iterator[str]:
+        if (most := self.optim.decay_epochs) is not None and self.train.epochs > most:
+            yield (
+                f"train.epochs: expected at most optim.decay_epochs = {most}, after which the learning rate is 0, got "
+                f"{self.train.epochs}"
+            )
+
     def with_epochs(self, epochs: int) -> RunConfig:
         """The same run, to go on to ``epochs``."""
         return replace(self, train=replace(self.train, epochs=epochs))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data; ``from_dict`` reads it back to an equal object."""
-        return {**{section: dict(vars(getattr(self, section))) for section in self.SECTIONS}, "seed": self.seed}
+        return {**{section: getattr(self, section).values() for section in self.SECTIONS}, "seed": self.seed}
 
     def by_key(self) -> dict[str, Any]:
-        """The configuration by dotted key, such as ``optim.lr``, and ``seed``."""
-        keys = {f"{section}.{key}": v for section in self.SECTIONS for key, v in vars(getattr(self, section)).items()}
-        return {**keys, "seed": self.seed}
+        """The configuration by dotted key, such as ``optim.lr``, ``model.arguments.depth``, and ``seed``."""
+        return flat(self.to_dict())
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RunConfig:
@@ -195,6 +146,12 @@ class RunConfig(Table):
             raise ConfigError(problems)
         return cls(**parts)
 
+    @property
+    def built_in(self) -> BuiltInConfig:
+        """The model, of a run whose architecture comes with seqlm."""
+        assert not isinstance(self.model, CustomConfig), "the caller knows that the architecture is seqlm's"
+        return self.model
+
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over the canonical JSON of the configuration: the identity of the run.
 
@@ -217,7 +174,7 @@ class RunConfig(Table):
     @staticmethod
     def _digest(identity: dict[str, Any]) -> str:
         for section, key, neutral in LATER_KEYS:
-            if identity[section].get(key) == neutral:
+            if key in identity[section] and identity[section][key] == neutral:
                 del identity[section][key]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -226,6 +183,16 @@ class RunConfig(Table):
 LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
     ("model", "implementation", "fused"),
     ("model", "attention", "own"),
+    ("model", "tied", False),
+    ("model", "embedding_keep", 1.0),
+    ("model", "weight_keep", 1.0),
+    ("optim", "schedule", "constant"),
+    ("optim", "warmup_steps", 0),
+    ("optim", "weight_decay", 0.0),
+    ("optim", "momentum", 0.0),
+    ("optim", "nesterov", False),
+    ("optim", "beta1", 0.9),
+    ("optim", "beta2", 0.999),
     ("train", "precision", "fp32"),
 )
 """Section, key and neutral value of what was added after the first runs: their fingerprints must stay as they were."""
@@ -233,10 +200,62 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
 VARIANTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "model": ("arch", ARCHITECTURES),
     "data": ("", (DataConfig,)),
-    "optim": ("optimizer", (AdamConfig, SgdConfig, SgdScheduleConfig)),
+    "optim": ("optimizer", OPTIMIZERS),
     "train": ("", (TrainConfig,)),
 }
 """Section -> (the key that chooses the variant, the variants)."""
+
+
+def _keys_of_kind(kind: type) -> tuple[str, ...]:
+    return tuple(
+        f"{section}.{name}"
+        for section, (_, variants) in VARIANTS.items()
+        for variant in variants
+        for name, found in fields_of(variant).items()
+        if found.kind is kind
+    )
+
+
+LIST_KEYS = _keys_of_kind(Names)
+"""Keys whose value is a list: ``model.files``."""
+
+OPEN_TABLES = _keys_of_kind(Arguments)
+"""Keys whose value is a table with names of the user's: ``model.arguments``."""
+
+
+def base_key(key: str) -> str:
+    """Return the key of the open table that a dotted key is in: ``model.arguments`` for ``model.arguments.depth``.
+
+    Any other key is returned as it is.
+    """
+    return next((table for table in OPEN_TABLES if key.startswith(f"{table}.")), key)
+
+
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables by dotted key. An open table without a key has none."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        inner = value if isinstance(value, Mapping) else None
+        for name, one in ((key, value),) if inner is None else ((f"{key}.{name}", one) for name, one in inner.items()):
+            if name in OPEN_TABLES and isinstance(one, Mapping):
+                found |= {f"{name}.{argument}": item for argument, item in one.items()}
+            else:
+                found[name] = one
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys as nested tables: the inverse of :func:`flat`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        table, base = found, base_key(key)
+        section, _, name = base.rpartition(".")
+        if section:
+            table = table.setdefault(section, {})
+        if base != key:
+            table, name = table.setdefault(name, {}), key.removeprefix(f"{base}.")
+        table[name] = value
+    return found
 
 
 def labels(section: str) -> dict[str, str]:
@@ -260,9 +279,8 @@ def choices_of(key: str) -> tuple[str, ...]:
     """The only values that a dotted key can have, over all variants of its section; none for any other key."""
     section, _, name = key.rpartition(".")
     _, variants = VARIANTS.get(section, ("", ()))
-    return tuple(
-        choice for variant in variants if name in fields_of(variant) for choice in fields_of(variant)[name].choices
-    )
+    having = [fields_of(variant)[name] for variant in variants if name in fields_of(variant)]
+    return tuple(dict.fromkeys(choice for field in having for choice in field.choices))
 
 
 def applicable_keys(section: str, values: Mapping[str, Any]) -> set[str]:

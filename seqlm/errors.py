@@ -4,6 +4,7 @@
     ├── UsageError                  what the user gave is wrong (exit code 2)
     │   ├── ConfigError             a configuration: unknown key, wrong type, impossible value
     │   ├── ManifestError           a manifest: the file itself, or any entry in it
+    │   ├── ModelError              a model of one's own: its file, its class, or what the class does
     │   └── DataError               a corpus: missing, empty, damaged, too small, unknown word
     │       └── DownloadError       a corpus that cannot be fetched
     ├── RunError                    one run cannot go on (exit code 1)
@@ -86,6 +87,10 @@ class ManifestError(ProblemsError):
     """A manifest cannot be read, or entries of it are wrong."""
 
 
+class ModelError(UsageError):
+    """A model of the user's own cannot be used. Its ``__cause__`` is the error of the user's code, if there is one."""
+
+
 class DataError(UsageError):
     """A corpus is missing, empty, damaged, too small, or uses a word outside its vocabulary."""
 
@@ -165,7 +170,7 @@ def error_text(error: SeqlmError) -> str:
 
     So a path with a line end in its name cannot make a line of its own.
     """
-    several = isinstance(error, ProblemsError | CanaryError | DownloadError)
+    several = isinstance(error, ProblemsError | CanaryError | DownloadError | ModelError)
     return "\n".join(printable(line) for line in (str(error).split("\n") if several else [str(error)]))
 
 
@@ -185,7 +190,7 @@ def _is_harmless(character: str) -> bool:
 
 _OTHER_METHODS = frozenset(
     (
-        *("adadelta", "adagrad", "adamax", "adamw", "asgd", "nadam", "radam", "sgdm", "sgdr", "sparse_adam"),
+        *("adadelta", "adagrad", "adamax", "asgd", "nadam", "radam", "sgdm", "sgdr", "sparse_adam"),
         *("bigru", "birnn", "lstm", "mgu", "qrnn", "transformer_xl", "transformer-xl"),
         *("fp8", "fp16", "fp64"),
     )

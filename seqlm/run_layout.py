@@ -42,6 +42,11 @@ class RunLayout:
         return self.path / "result.json"
 
     @property
+    def model_dir(self) -> Path:
+        """The files of the user's own model, kept when the run was launched. Other runs have no such folder."""
+        return self.path / "model"
+
+    @property
     def canary_file(self) -> Path:
         """What a canary has measured; no other run has one."""
         return self.path / "canary.json"

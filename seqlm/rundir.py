@@ -41,6 +41,7 @@ from seqlm.files import (
 )
 from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
+from seqlm.model_files import ModelFiles
 from seqlm.run_layout import CANARY_FOLDER, RunLayout
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
@@ -121,16 +122,19 @@ class RunDirectory(RunLayout):
         order = provenance.get("order")
         return (order if isinstance(order, int) else math.inf, self.id)
 
-    def create(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
-        """Make the folder, ``config.json`` and ``provenance.json``.
+    def create(self, config: RunConfig, provenance: Mapping[str, Any], model_files: ModelFiles | None = None) -> None:
+        """Make the folder, the files of the user's own model, ``config.json`` and ``provenance.json``.
 
         Of a ``config.json`` that exists only ``train.epochs`` changes: the latest launch says how far the run is to go.
-        The caller holds the launch lock, and no worker is at the run.
+        The files of the model never change. The caller holds the launch lock, and no worker is at the run.
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
+            ModelError: the folder holds other files of the model.
         """
         make_directory(self.path / "checkpoints")
+        if model_files is not None:
+            model_files.keep(self.model_dir)
         before = self.read_config() if self.config_file.exists() else None
         if before is not None and before.with_epochs(config.train.epochs) != config:
             raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")

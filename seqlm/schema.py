@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar
 
 from seqlm.errors import ConfigError, nearest
 
@@ -34,6 +34,8 @@ class Bound:
     """Smallest valid number."""
     most: float | None = None
     """Largest valid number."""
+    below: float | None = None
+    """The number must be below this."""
 
     def holds(self, value: float) -> bool:
         """Whether a number is finite and within the range."""
@@ -42,10 +44,16 @@ class Bound:
             and (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        found = {"exclusiveMinimum": self.above, "minimum": self.least, "maximum": self.most}
+        found = {
+            "exclusiveMinimum": self.above,
+            "minimum": self.least,
+            "maximum": self.most,
+            "exclusiveMaximum": self.below,
+        }
         return {**handler(schema), **{key: value for key, value in found.items() if value is not None}}
 
 
@@ -54,12 +62,77 @@ Positive = Annotated[float, Bound("a positive finite number", above=0)]
 Probability = Annotated[float, Bound("a number above 0 and at most 1", above=0, most=1)]
 
 
+Value: TypeAlias = bool | int | float | str
+"""What an argument may be, alone or in a list."""
+
+
+class Arguments(dict[str, Any]):
+    """The arguments of a call as plain data: name -> a value, or a tuple of values. Cannot be changed, and has a hash.
+
+    Lists become tuples, so that the table is equal to itself after a way through JSON.
+    """
+
+    WORDS: ClassVar[str] = "a table of arguments"
+    VALUES: ClassVar[str] = "a number, a text, true or false, or a list of them"
+
+    def __init__(self, items: Any = ()) -> None:
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(items).items()}
+        super().__init__(plain)
+
+    def __hash__(self) -> int:  # type: ignore[override] # a table that cannot change
+        return hash(frozenset(self.items()))
+
+    def _refuse(self, *arguments: Any, **named: Any) -> NoReturn:
+        raise TypeError("the arguments of a configuration cannot be changed")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> Any:
+        return type(self), (dict(self),)
+
+    @classmethod
+    def problems(cls, key: str, value: Any) -> Iterator[str]:
+        """Yield a line for each part of a value that is not valid for the field ``key``."""
+        if not isinstance(value, Mapping):
+            yield f"{key}: expected {cls.WORDS}, got {show(value)}"
+            return
+        for name, argument in value.items():
+            if not name.isidentifier():
+                yield f"{key}.{name}: expected the name of an argument, got {show(name)}"
+            elif not all(_is_value(item) for item in (argument if isinstance(argument, list | tuple) else [argument])):
+                yield f"{key}.{name}: expected {cls.VALUES}, got {show(argument)}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return handler(dict[str, Value | list[Value]])
+
+
+class Names(tuple[str, ...]):
+    """A list of names that cannot be changed."""
+
+    WORDS: ClassVar[str] = "a list of names"
+
+    @classmethod
+    def problems(cls, key: str, value: Any) -> Iterator[str]:
+        """Yield a line if a value is not valid for the field ``key``."""
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+            yield f"{key}: expected {cls.WORDS}, got {show(value)}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return handler(list[str])
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Field:
     """What the annotation of a field says."""
 
     kind: Any
-    """``int``, ``float``, ``str``, ``bool`` or a ``Literal``."""
+    """``int``, ``float``, ``str``, ``bool``, a ``Literal``, :class:`Arguments` or :class:`Names`."""
     optional: bool
     """Whether ``None`` is valid."""
     required: bool
@@ -73,9 +146,16 @@ class Field:
     @property
     def words(self) -> str:
         """The kind in the words that follow "expected" in messages."""
+        if self.has_parts:
+            return str(self.kind.WORDS)
         return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
             self.kind, f"one of {listing(self.choices)}"
         )
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether values are tables or lists, which say themselves what is wrong with them."""
+        return isinstance(self.kind, type) and issubclass(self.kind, Arguments | Names)
 
     def problem(self, value: Any) -> str | None:
         """Return what was expected if a value has another kind, ignoring the range. Whole numbers are numbers too."""
@@ -114,7 +194,7 @@ def _fields_of(kind: type) -> dict[str, Field]:
         found[field.name] = Field(
             kind=hint.__origin__ if typing.get_origin(hint) is Annotated else hint,
             optional=optional,
-            required=field.default is dataclasses.MISSING,
+            required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
             bound=next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Bound)), None),
         )
     return found
@@ -154,13 +234,19 @@ class Section(Table):
     """A table of the configuration. ``1`` becomes ``1.0`` in fields that are numbers: both are one run."""
 
     LABELS: ClassVar[Mapping[str, str]] = {}
-    """Name in print of each choice of the key that selects this table. Empty: no key does."""
+    """Name in print of each choice of the key that selects this table, and of each kind within one that reports keep
+    apart. Empty: no key does."""
 
     def __post_init__(self) -> None:
         for name, field in fields_of(type(self)).items():
-            if field.kind is float:
-                object.__setattr__(self, name, float(getattr(self, name)))
+            value = getattr(self, name)
+            if field.has_parts or (field.kind is float and value is not None):
+                object.__setattr__(self, name, field.kind(value))
         super().__post_init__()
+
+    def values(self) -> dict[str, Any]:
+        """Return the keys that apply with their values."""
+        return dict(vars(self))
 
 
 def read(kind: type[TableT], raw: Mapping[str, Any], unknown: Callable[[str], str] | None = None) -> TableT:
@@ -178,6 +264,11 @@ def read(kind: type[TableT], raw: Mapping[str, Any], unknown: Callable[[str], st
         if key not in fields:
             line = unknown(key) if unknown else unknown_key(kind.key(key), map(kind.key, fields), fields)
             problems.append(line)
+        elif fields[key].has_parts:
+            wrong = list(fields[key].kind.problems(kind.key(key), value))
+            problems += wrong
+            if not wrong:
+                values[key] = value
         elif problem := fields[key].problem(value):
             problems.append(f"{kind.key(key)}: {problem}")
         else:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from seqlm.architectures import TransformerConfig
-from seqlm.config import AdamConfig, RunConfig, SgdScheduleConfig, applicable_keys, valid_keys
+from seqlm.config import RunConfig, applicable_keys, valid_keys
 from seqlm.errors import ConfigError
+from seqlm.optimizers import AdamConfig, SgdConfig
 
 RNN: dict[str, Any] = {
     "model": {"arch": "rnn", "hidden_size": 512},
@@ -32,7 +35,7 @@ def problems_of(raw: dict[str, Any]) -> list[str]:
 def test_defaults_are_the_study_protocol() -> None:
     config = RunConfig.from_dict(RNN)
     assert (config.train.epochs, config.train.seq_len, config.train.clip_norm, config.seed) == (40, 35, 0.25, 1111)
-    assert isinstance(config.optim, SgdScheduleConfig)
+    assert isinstance(config.optim, SgdConfig)
     assert (config.optim.schedule, config.optim.decay, config.optim.flat_epochs) == ("compounding", 1.15, 15)
     transformer = RunConfig.from_dict({**RNN, "model": {"arch": "transformer", "hidden_size": 512}})
     assert isinstance(transformer.model, TransformerConfig)
@@ -99,7 +102,7 @@ def test_the_seed_is_part_of_the_fingerprint() -> None:
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        *(("optimizer", name) for name in ("adamw", "AdamW", "nadam", "adagrad", "asgd")),
+        *(("optimizer", name) for name in ("nadam", "adagrad", "asgd")),
         *(("arch", name) for name in ("lstm", "qrnn", "transformer_xl")),
         ("precision", "fp16"),
     ],
@@ -125,10 +128,13 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
         (changed(optim={"lr": "1e-3"}), 'optim.lr: expected a number, got "1e-3"; remove the quotes'),
         (changed(train={"epochs": "20"}), 'train.epochs: expected a whole number, got "20"; remove the quotes'),
         (changed(train={"epochs": "2.5"}), 'train.epochs: expected a whole number, got "2.5"'),
-        (changed(model={"arch": "lstm"}), 'model.arch: expected one of "rnn", "gru", "transformer", got "lstm"'),
         (
-            changed(optim={"optimizer": "adamw"}),
-            'optim.optimizer: expected one of "adam", "sgd", "sgd_schedule", got "adamw"',
+            changed(model={"arch": "lstm"}),
+            'model.arch: expected one of "rnn", "gru", "transformer", "custom", got "lstm"',
+        ),
+        (
+            changed(optim={"optimizer": "nadam"}),
+            'optim.optimizer: expected one of "adam", "sgd", "sgd_schedule", "adamw", got "nadam"',
         ),
         (changed(model={"hidden_size": 0}), "model.hidden_size: expected a positive whole number, got 0"),
         (changed(model={"hidden_size": 1.5}), "model.hidden_size: expected a whole number, got 1.5"),
@@ -144,9 +150,72 @@ def test_the_name_of_another_method_is_not_taken_for_a_misspelt_one(key: str, na
         ),
         (changed(train={"epochs": 0}), "train.epochs: expected a positive whole number, got 0"),
         (changed(optim={"decay": 1.0}), "optim.decay: expected a number greater than 1, got 1.0"),
+        (
+            changed(optim={"schedule": "cosine"}),
+            'optim.schedule: expected one of "compounding", "per_epoch" with optimizer = "sgd_schedule", got "cosine"',
+        ),
+        *(
+            (
+                {**RNN, "optim": {"optimizer": "sgd", "lr": 1, "schedule": schedule}},
+                "optim.decay_epochs: missing, expected a positive whole number: epochs after which "
+                f'schedule = "{schedule}" has reached 0',
+            )
+            for schedule in ("cosine", "linear")
+        ),
+        (
+            changed(optim={"decay_epochs": 40}),
+            'optim.decay_epochs: applies to schedule = "cosine" and "linear" only, got schedule = "compounding"',
+        ),
+        *(
+            (
+                {**RNN, "optim": {"optimizer": "adam", "lr": 1, key: 2}},
+                f'optim.{key}: applies to schedule = "compounding" and "per_epoch" only, got schedule = "constant"',
+            )
+            for key in ("decay", "flat_epochs")
+        ),
+        (
+            {**RNN, "optim": {"optimizer": "adamw", "lr": 1, "schedule": "linear", "decay_epochs": 39}},
+            "train.epochs: expected at most optim.decay_epochs = 39, after which the learning rate is 0, got 40",
+        ),
+        (changed(optim={"warmup_steps": -1}), "optim.warmup_steps: expected a whole number of at least 0, got -1"),
+        (changed(optim={"warmup_steps": 0.5}), "optim.warmup_steps: expected a whole number, got 0.5"),
+        (
+            changed(optim={"weight_decay": -1e-4}),
+            "optim.weight_decay: expected a finite number of at least 0, got -0.0001",
+        ),
+        (
+            changed(optim={"nesterov": True}),
+            "optim.nesterov: expected optim.momentum above 0 with it, got momentum = 0.0",
+        ),
+        (changed(optim={"nesterov": 1}), "optim.nesterov: expected true or false, got 1"),
+        (changed(optim={"momentum": 1}), "optim.momentum: expected a number of at least 0 and below 1, got 1.0"),
+        (changed(optim={"beta1": 0.9}), 'optim.beta1: applies to adam and adamw only, got optimizer = "sgd_schedule"'),
+        *(
+            (
+                {**RNN, "optim": {"optimizer": "adam", "lr": 1, key: 1}},
+                f"optim.{key}: expected a number of at least 0 and below 1, got 1.0",
+            )
+            for key in ("beta1", "beta2")
+        ),
+        (
+            {**RNN, "optim": {"optimizer": "adam", "lr": 1, "momentum": 0.9}},
+            'optim.momentum: applies to sgd and sgd_schedule only, got optimizer = "adam"',
+        ),
+        (
+            changed(model={"tied": True}),
+            "model.embedding_size: expected model.hidden_size = 512 with tied = true, got 200",
+        ),
+        (changed(model={"weight_keep": 0}), "model.weight_keep: expected a number above 0 and at most 1, got 0.0"),
+        (
+            {**RNN, "model": {"arch": "transformer", "hidden_size": 512, "weight_keep": 0.5}},
+            'model.weight_keep: applies to rnn and gru only, got arch = "transformer"',
+        ),
         ({**RNN, "model": 3}, "model: expected a table, got 3"),
         ({**RNN, "seed": -1}, "seed: expected a whole number from 0 to 2^63 - 1, got -1"),
-        ({**RNN, "model": {"hidden_size": 3}}, 'model.arch: missing, expected one of "rnn", "gru", "transformer"'),
+        (
+            {**RNN, "model": {"hidden_size": 3}},
+            'model.arch: missing, expected one of "rnn", "gru", "transformer", "custom"',
+        ),
         ({**RNN, "optim": {"optimizer": "adam"}}, "optim.lr: missing, expected a number"),
         (
             {**RNN, "model": {"arch": "transformer", "hidden_size": 100, "num_heads": 3}},
@@ -204,7 +273,8 @@ def test_keys_apply_to_the_variant_that_is_chosen() -> None:
     assert "num_heads" not in applicable_keys("model", {"arch": "gru"})
     assert "embedding_size" not in applicable_keys("model", {"arch": "transformer"})
     assert {"num_heads", "embedding_size"} <= applicable_keys("model", {})
-    assert applicable_keys("optim", {"optimizer": "adam"}) == {"optimizer", "lr"}
+    assert "momentum" not in applicable_keys("optim", {"optimizer": "adamw"})
+    assert "beta1" not in applicable_keys("optim", {"optimizer": "sgd"})
     assert {"optim.lr", "model.num_heads", "seed"} <= set(valid_keys())
 
 
@@ -255,6 +325,11 @@ def test_the_fingerprint_of_each_variant_with_its_defaults_does_not_change(
     [
         ("model", {"implementation": "reference"}),
         ("model", {"attention": "sdpa"}),
+        ("model", {"tied": True}),
+        ("model", {"embedding_keep": 0.9}),
+        ("optim", {"warmup_steps": 1}),
+        ("optim", {"weight_decay": 1e-6}),
+        ("optim", {"momentum": 0.9}),
         ("train", {"precision": "tf32"}),
         ("train", {"precision": "bf16"}),
     ],
@@ -265,6 +340,51 @@ def test_a_later_key_changes_the_fingerprint_unless_it_has_its_neutral_value(
     base = {**RNN, "model": TRANSFORMER}
     raw = {**base, section: {**base[section], **change}}
     assert RunConfig.from_dict(raw).fingerprint() != RunConfig.from_dict(base).fingerprint()
+
+
+@pytest.mark.parametrize("line", (Path(__file__).parent / "old_identities.jsonl").read_text("utf-8").splitlines())
+def test_configurations_of_the_first_versions_keep_what_their_fingerprints_are_made_of(line: str) -> None:
+    """Each line has a configuration, and what versions up to 0.2 hashed of it."""
+    old = json.loads(line)
+    config = RunConfig.from_dict(old["raw"])
+    assert config.fingerprint_with_epochs() == fingerprint_of(old["identity"])
+    del old["identity"]["train"]["epochs"]
+    assert config.fingerprint() == fingerprint_of(old["identity"])
+
+
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"model": {"tied": False, "embedding_keep": 1, "weight_keep": 1.0}},
+        {"optim": {"warmup_steps": 0, "weight_decay": 0, "momentum": 0.0, "nesterov": False}},
+        {"optim": {"optimizer": "adam", "schedule": "constant", "beta1": 0.9, "beta2": 0.999}},
+    ],
+)
+def test_keys_at_their_neutral_values_are_no_part_of_the_fingerprint(neutral: dict[str, dict[str, Any]]) -> None:
+    without = {section: {k: v for k, v in table.items() if k == "optimizer"} for section, table in neutral.items()}
+    if "optimizer" in neutral.get("optim", {}):
+        base = {**RNN, "optim": {"lr": 1, "optimizer": "adam"}}
+        found = RunConfig.from_dict({**base, "optim": {"lr": 1, **neutral["optim"]}})
+    else:
+        base, found = changed(**without), RunConfig.from_dict(changed(**neutral))
+    assert found.fingerprint() == RunConfig.from_dict(base).fingerprint()
+
+
+def test_sgd_with_a_published_schedule_is_its_published_form() -> None:
+    general = RunConfig.from_dict({**RNN, "optim": {"optimizer": "sgd", "lr": 1, "schedule": "compounding"}})
+    assert general == RunConfig.from_dict(RNN)
+    assert general.optim.optimizer == "sgd_schedule"
+
+
+def test_keys_of_another_schedule_do_not_apply_to_a_run() -> None:
+    constant = RunConfig.from_dict({**RNN, "optim": {"optimizer": "adam", "lr": 1}})
+    assert not {"decay", "flat_epochs", "decay_epochs"} & constant.to_dict()["optim"].keys()
+    assert "optim.decay" not in constant.by_key()
+    assert RunConfig.from_dict(RNN).by_key()["optim.decay"] == 1.15
 
 
 def test_each_key_of_a_run_but_its_epochs_is_part_of_its_fingerprint() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.models import LanguageModel
+from seqlm.models.state import tensors_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +43,15 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
     on the top block).
 
     Args:
-        model: in the implementation ``reference``, in evaluation mode.
+        model: with hidden states, in evaluation mode; one of seqlm's in the implementation ``reference``.
         tokens: a window.
         targets: their successors; the last row alone is used.
     """
-    if model.fused or model.training:
-        raise ValueError("gradient norms need the reference implementation, in evaluation mode")
-    with _outputs_of(model.stack) as outputs, torch.enable_grad():
-        hidden = _last_features(model, tokens)
-        loss = F.cross_entropy(model.output(hidden), targets[-1], reduction="sum")
+    layers = model.hidden_states
+    if layers is None or getattr(model, "fused", False) or model.training:
+        raise ValueError("gradient norms need hidden states, the reference implementation and evaluation mode")
+    with _outputs_of(layers) as outputs, torch.enable_grad():
+        loss = F.cross_entropy(_last_logits(model, tokens), targets[-1], reduction="sum")
         states = [state for layer in outputs for state in layer]
         # A sequence's loss depends on its own states alone: row b of a gradient of the sum is dC_b / dh_b. States
         # on which nothing depends, such as earlier ones in the Transformer's top block, come back as zeros.
@@ -64,25 +66,31 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
     )
 
 
-def _last_features(model: LanguageModel, tokens: Int[Tensor, "T B"]) -> Float[Tensor, "B H"]:
-    """What the output layer reads at the last time step.
+def _last_logits(model: LanguageModel, tokens: Int[Tensor, "T B"]) -> Float[Tensor, "B V"]:
+    """The logits at the last time step.
 
     A model that carries a state gets one token at a time. What a layer returns is then the tensor that it carries on,
     so that one hook sees both paths.
     """
     state = model.initial_state(tokens.shape[1])
-    pieces = tokens.split(1) if len(state) else [tokens]
+    pieces = tokens.split(1) if any(tensor.numel() for tensor in tensors_of(state)) else [tokens]
     for piece in pieces:
-        hidden, state = model.features(piece, state)
-    return hidden[-1]
+        logits, state = model(piece, state)
+    last: Tensor = logits[-1]
+    return last
 
 
 @contextmanager
-def _outputs_of(layers: nn.ModuleList) -> Iterator[list[list[Tensor]]]:
-    """The tensors that each layer returns while the block runs, in the order of its calls."""
+def _outputs_of(modules: Iterable[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """The hidden states that each layer returns while the block runs, in the order of its calls."""
+    layers = list(modules)
     outputs: list[list[Tensor]] = [[] for _ in layers]
+
+    def keep(output: Any, kept: list[Tensor]) -> None:
+        kept.append(output[0] if isinstance(output, tuple) else output)
+
     hooks = [
-        layer.register_forward_hook(lambda _layer, _inputs, output, kept=kept: kept.append(output))
+        layer.register_forward_hook(lambda _layer, _inputs, output, kept=kept: keep(output, kept))
         for layer, kept in zip(layers, outputs, strict=True)
     ]
     try:

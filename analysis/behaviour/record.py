@@ -80,8 +80,11 @@ def record_behaviour(
     seq_len, text = config.train.seq_len, corpus.splits["train"]
     sequences = min(settings.gradient_columns, len(text) // (seq_len + 1))  # a short text has fewer
     train = columns(text, sequences, device=device)
-    norms = gradient_norms(trained.model("reference", device), *next(windows(train, seq_len)))
-    _say("gradient norms", started)
+    by_equations = trained.model("reference", device)
+    norms = None
+    if by_equations.hidden_states is not None:
+        norms = gradient_norms(by_equations, *next(windows(train, seq_len)))
+        _say("gradient norms", started)
 
     between()
     write_json_lines(trained.run.samples_file, records, guard=guard)
@@ -97,7 +100,8 @@ def record_behaviour(
         "level": config.data.level,
         "corpus": corpus.name,
         "loss_per_step": {"split": "valid", "window": settings.window, **dataclasses.asdict(losses)},
-        "gradient_norms": {
+        "gradient_norms": norms
+        and {
             "split": "train",
             "window": config.train.seq_len,
             "columns": sequences,
@@ -202,9 +206,9 @@ class Trained:
         Raises:
             CheckpointError: the checkpoint's parameters are not those of this model.
         """
-        config = dataclasses.replace(self.config.model, implementation=implementation)
-        model = trained_model(self.run.best_checkpoint, self.checkpoint, config, self.config.train.seq_len)
-        return model.to(device)
+        config = self.config.model if implementation == "fused" else self.config.model.reference()
+        path, folder = self.run.best_checkpoint, self.run.model_dir
+        return trained_model(path, self.checkpoint, config, self.config.train.seq_len, folder=folder).to(device)
 
 
 def load_trained(run: RunDirectory) -> Trained:

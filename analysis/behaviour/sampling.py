@@ -73,14 +73,13 @@ def draw_samples(
         DivergedError: the model's predictions are not finite numbers.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    vocab = model.output.out_features
     samples: list[Sample] = []
     for length in settings.lengths:
         texts = [torch.rand(1 + length, generator=generator, dtype=torch.float64) for _ in range(settings.samples)]
         for batch in torch.stack(texts, dim=1).split(BATCH, dim=1):
             between()
             starts = (
-                (batch[:1] * vocab).long()
+                (batch[:1] * model.vocab_size).long()
                 if prompt is None
                 else torch.tensor(prompt).unsqueeze(1).expand(-1, batch.shape[1])
             )
@@ -91,7 +90,7 @@ def draw_samples(
 def _draw_batch(
     model: LanguageModel, prompt: Int[Tensor, "P B"], chances: Float[Tensor, "T B"], temperature: float
 ) -> list[Sample]:
-    device = model.output.weight.device
+    device = model.device
     steps = iter(chances.to(device))
     entropies: list[Tensor] = []
     log_probs: list[Tensor] = []
@@ -138,7 +137,7 @@ def rate_samples(
 
 
 def _rate_batch(model: LanguageModel, samples: list[Sample]) -> list[list[float]]:
-    device = model.output.weight.device
+    device = model.device
     prompt, tokens = (
         torch.tensor(ids, device=device).t() for ids in ([s.prompt for s in samples], [s.tokens for s in samples])
     )

@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from seqlm.data.batches import number_of_windows, windows
 from seqlm.errors import DataError
 from seqlm.models import LanguageModel
+from seqlm.models.state import tensors_of
 
 PARALLEL_COLUMNS = 128
 """Columns that are read at a time where windows are independent: few rows leave a processor waiting for weights."""
-LOGIT_ROWS = 1024
-"""Tokens whose logits are in memory at a time; 40 MB at 10,000 words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +56,16 @@ def step_losses(
     zero = torch.zeros(window, dtype=torch.float64, device=columns.device)
     for inputs, targets in _side_by_side(columns, window, count):
         between()
-        hidden, _ = model.features(inputs, model.initial_state(inputs.shape[1]))
-        zero += token_losses(model, hidden, targets).sum(dim=1)
+        losses, _ = model.token_losses(inputs, targets, model.initial_state(inputs.shape[1]))
+        zero += losses.sum(dim=1)
     state = model.initial_state(batch)
     carried = zero
-    if state.numel():
+    if any(tensor.numel() for tensor in tensors_of(state)):
         carried = torch.zeros_like(zero)
         for inputs, targets in windows(columns, window):
             between()
-            hidden, state = model.features(inputs, state)
-            carried += token_losses(model, hidden, targets).sum(dim=1)
+            losses, state = model.token_losses(inputs, targets, state)
+            carried += losses.sum(dim=1)
     terms = count * batch
     return StepLosses(
         windows=count,
@@ -88,14 +86,3 @@ def _side_by_side(
             torch.cat([columns[k * window + shift : (k + 1) * window + shift] for k in chosen], dim=1)
             for shift in (0, 1)
         )
-
-
-def token_losses(
-    model: LanguageModel, hidden: Float[Tensor, "T B H"], targets: Int[Tensor, "T B"]
-) -> Float[Tensor, "T B"]:
-    """-log p(target) of each token, in nats, as float64; logits exist for a slice of the tokens at a time."""
-    losses = [
-        F.cross_entropy(model.output(h), target, reduction="none").double()
-        for h, target in zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
-    ]
-    return torch.cat(losses).view(targets.shape)

@@ -34,8 +34,10 @@ def behaviour_charts(runs: Sequence[Behaved]) -> list[Chart]:
     """Every figure that the runs allow."""
     if not runs:
         return []
-    layered = [run for run in runs if len(run.behaviour.layer_gradients) > 1]
-    return [loss_chart(runs), gradient_chart(runs), *([layers_chart(layered)] if layered else [])]
+    with_gradients = [run for run in runs if run.behaviour.gradient_columns is not None]
+    layered = [run for run in with_gradients if len(run.behaviour.layer_gradients) > 1]
+    gradients = [gradient_chart(with_gradients)] if with_gradients else []
+    return [loss_chart(runs), *gradients, *([layers_chart(layered)] if layered else [])]
 
 
 # -- loss ----------------------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ def gradient_chart(runs: Sequence[Behaved]) -> Chart:
     ]
     left.set_ylim(-0.03, 1.05)
     left.set_ylabel("Gradient norm, rescaled")
-    counts = sorted({run.behaviour.gradient_columns for run in runs})
+    counts = sorted({run.behaviour.gradient_columns or 0 for run in runs})
     caption = (
         f"{STYLES_CAPTION} Norm of the mean gradient over {units.listing([f'{count:,}' for count in counts])} "
         "sequences; pale: mean of the norms."

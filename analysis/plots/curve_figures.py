@@ -47,6 +47,7 @@ from analysis.plots.lines import (
 from analysis.study import units
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
+from seqlm.rundir import slugify
 
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
 """What the horizontal axis counts, in words."""
@@ -85,10 +86,15 @@ def _factor_charts(study: Study, curves: Mapping[Progress, Sequence[Curve]], by:
     """A figure for each optimizer, or for each architecture, that has a curve."""
     word, titles = ("optimizer", units.OPTIMIZERS) if by == "optimizer" else ("architecture", units.ARCHITECTURES)
     charts = [
-        _group_chart(study, study.runs[study.runs[by] == key], curves, f"{word}-{key.replace('_', '-')}", title, by)
+        _group_chart(study, study.runs[study.runs[by] == key], curves, f"{word}-{_in_names(key)}", title, by)
         for key, title in titles.items()
     ]
     return [chart for chart in charts if chart is not None]
+
+
+def _in_names(key: str) -> str:
+    """Return an optimizer or architecture in the name of a file."""
+    return slugify(key).replace("_", "-")
 
 
 @look.applied()

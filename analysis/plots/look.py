@@ -29,13 +29,13 @@ INK, MUTED, GRID, PAPER = "#1c2126", "#5c6670", "#dfe3e7", "#fefefe"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442")
 """Okabe and Ito's palette, which people with red-green or blue-yellow blindness can tell apart."""
 
-ARCHITECTURE_COLOURS = dict(zip(units.ARCHITECTURES, PALETTE, strict=False))
-"""Architecture -> its colour."""
-
 UNKNOWN_COLOUR = "#7a7f85"
 
-STYLES: tuple[tuple[Any, str], ...] = (("-", "o"), ((0, (5, 2)), "s"), ((0, (1.2, 1.4)), "^"), ("-.", "D"))
-"""Dashes and markers."""
+STYLES: tuple[tuple[Any, str], ...] = (
+    *(("-", "o"), ((0, (5, 2)), "s"), ((0, (1.2, 1.4)), "^"), ("-.", "D"), ((0, (8, 2)), "v")),
+    *(((0, (3, 1, 1, 1, 1, 1)), "P"), ((0, (2, 2)), "X"), ((0, (6, 1, 2, 1)), "*")),
+)
+"""Dashes and markers, at least one for each kind of optimizer."""
 
 OPTIMIZER_STYLES = dict(zip(units.OPTIMIZERS, STYLES, strict=False))
 """Optimizer -> its dashes and marker."""
@@ -103,9 +103,14 @@ class LineStyle:
         return {"color": self.colour, "linestyle": self.dashes}
 
 
+def architecture_colours() -> dict[str, str]:
+    """Return the colour of each architecture; of more own models than the palette has colours, one for the rest."""
+    return dict.fromkeys(units.ARCHITECTURES, UNKNOWN_COLOUR) | dict(zip(units.ARCHITECTURES, PALETTE, strict=False))
+
+
 def colour_of(arch: str | None) -> str:
     """Return the colour of an architecture, or of an unknown one."""
-    return ARCHITECTURE_COLOURS.get(arch or "", UNKNOWN_COLOUR)
+    return architecture_colours().get(arch or "", UNKNOWN_COLOUR)
 
 
 def marker_of(optimizer: str | None) -> str:
@@ -122,7 +127,7 @@ def line_style(arch: str | None, optimizer: str | None, place: int) -> LineStyle
 
 def line_colours() -> dict[str, str]:
     """Every colour that a line can have, with the colour that takes its place on a dark page."""
-    bases = [*ARCHITECTURE_COLOURS.values(), UNKNOWN_COLOUR]
+    bases = [*architecture_colours().values(), UNKNOWN_COLOUR]
     return {CROWD[0]: CROWD[1]} | {shade(base, light): shade(base, dark) for base in bases for light, dark in SHADES}
 
 
@@ -147,7 +152,7 @@ def kind_handles(archs: AbstractSet[Hashable], optimizers: AbstractSet[Hashable]
     """Return legend entries: a dot for each architecture, then a marker for each optimizer, in the report's order."""
     colours = [
         Line2D([], [], linestyle="", marker="o", color=colour, markersize=6, label=units.architecture(arch))
-        for arch, colour in ARCHITECTURE_COLOURS.items()
+        for arch, colour in architecture_colours().items()
         if arch in archs
     ]
     markers = [

@@ -143,7 +143,7 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
     """Draw a line for each architecture. ``epochs`` and ``hours``: see :func:`analysis.sections.rungs.spent_hours`."""
     done = set(finished(study.runs)["id"])
     found = epochs[np.isfinite(epochs["val_ppl"])]
-    archs = [arch for arch in look.ARCHITECTURE_COLOURS if (found["arch"] == arch).any()]
+    archs = [arch for arch in look.architecture_colours() if (found["arch"] == arch).any()]
     stopped = found[found["state"] == "stopped"].drop_duplicates("id", keep="last")
     bests = found[found["id"].isin(done)].sort_values("val_ppl", kind="stable").drop_duplicates("id")
     handles = look.kind_handles(set(archs), set(bests["optimizer"]))

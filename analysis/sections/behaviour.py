@@ -41,6 +41,7 @@ def behaviour_section(study: Study) -> Section:
         blocks = [
             *(Prose(text=note) for note in _absence(study, runs, shown)),
             *behaviour_charts(shown),
+            *_no_gradients_note(shown),
             *_one_layer_note(shown),
             Points(items=sentences(shown)),
             behaviour_table(runs),
@@ -83,6 +84,15 @@ def _one_layer_note(runs: Sequence[Behaved]) -> list[Prose]:
     single = [run.reference for run in runs if len(run.behaviour.layer_gradients) == 1]
     of = "every run here" if len(single) == len(runs) else units.listing(single)
     return [Prose(text=f"With one layer, the gradient norm of the layer is the overall one: {of}.")] if single else []
+
+
+def _no_gradients_note(runs: Sequence[Behaved]) -> list[Prose]:
+    without = [run.reference for run in runs if run.behaviour.gradient_columns is None]
+    return (
+        [Prose(text=f"No gradient norms: the model names no hidden_states ({first_few(without, 2)}).")]
+        if without
+        else []
+    )
 
 
 def _samples_blocks(runs: Sequence[Behaved], shown: Sequence[Behaved]) -> list[Block]:

@@ -18,6 +18,7 @@ from analysis.study.comparison import finished
 from analysis.study.settings import CONFIDENCE, Setting, best_of, best_runs, in_report_order, repeats_seeds, settings_of
 from analysis.study.study import OVERFITTED_FROM, Study
 from analysis.study.values import rows_of
+from seqlm.config import LATER_KEYS
 
 ALWAYS_SHOWN = {
     "optim.lr": "Learning rate",
@@ -27,6 +28,9 @@ ALWAYS_SHOWN = {
     "model.keep": "Keep",
 }
 """Hyperparameters that have a column even where all runs agree, with the column's heading."""
+
+SWITCHED_OFF = [later for later in LATER_KEYS if not isinstance(later[2], str)]
+"""Keys of techniques that a study may use, with the values that mean it does not: those are not mentioned."""
 
 MOST_NAMED = 5
 """A sentence names at most this many runs, and counts the others."""
@@ -228,7 +232,9 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
     values = {key: set(map(units.plain_value, study.runs[key])) - {units.MISSING} for key in HYPERPARAMETERS}
     varying = [key for key in HYPERPARAMETERS if len(values[key]) > 1 and key not in ("model.arch", "optim.optimizer")]
     keys = [*ALWAYS_SHOWN, *(key for key in varying if key not in ALWAYS_SHOWN)]
-    shared = [f"{key} = {min(found)}" for key, found in values.items() if key not in keys and len(found) == 1]
+    off = {(f"{section}.{key}", units.plain_value(neutral)) for section, key, neutral in SWITCHED_OFF}
+    one = [(key, min(found)) for key, found in values.items() if key not in keys and len(found) == 1]
+    shared = [f"{key} = {value}" for key, value in one if (key, value) not in off]
     prose = [Prose(text=f"The same in every run to which it applies: {', '.join(shared)}.")] if shared else []
     return [*prose, _hyperparameters_table(study, keys)]
 

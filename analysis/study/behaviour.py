@@ -38,9 +38,12 @@ _NUMBERS = TypeAdapter(list[Number], config=ConfigDict(strict=True))
 Numbers = Annotated[Values, PlainValidator(lambda value: np.array(_NUMBERS.validate_python(value), dtype=np.float64))]
 
 
-def _in(*path: str) -> Any:
+_NOTHING: Values = np.empty(0)
+
+
+def _in(*path: str, default: Any = ...) -> Any:
     """A field at a place further inside the file."""
-    return Field(validation_alias=AliasPath(*path))
+    return Field(default=default, validation_alias=AliasPath(*path))
 
 
 def _require_length(length: int, *lists: Values) -> None:
@@ -115,14 +118,15 @@ class Behaviour:
     """Mean loss in nats at each step of a window, the state zero at its start."""
     carried_state: Numbers = _in("loss_per_step", "carried_state")
     """The same with the state that the window before has left."""
-    gradient_window: Count = _in("gradient_norms", "window")
-    gradient_columns: Count = _in("gradient_norms", "columns")
+    gradient_window: Count | None = _in("gradient_norms", "window", default=None)
+    """``None``: the model shows no hidden states, so there are no gradients by them."""
+    gradient_columns: Count | None = _in("gradient_norms", "columns", default=None)
     """Sequences in the minibatch of training data that the gradients are of."""
-    gradient: Numbers = _in("gradient_norms", "overall")
+    gradient: Numbers = _in("gradient_norms", "overall", default=_NOTHING)
     """Norm of the last step's gradient with respect to the hidden state at each step, averaged over the sequences."""
-    gradient_mean_of_norms: Numbers = _in("gradient_norms", "mean_of_norms")
+    gradient_mean_of_norms: Numbers = _in("gradient_norms", "mean_of_norms", default=_NOTHING)
     """Mean over the sequences of the norm of each one's own gradient."""
-    layer_gradients: list[Numbers] = _in("gradient_norms", "layers")
+    layer_gradients: list[Numbers] = _in("gradient_norms", "layers", default=())
     """As ``gradient``, for each layer, the lowest first."""
     samples: list[Sample]
     is_stale: bool
@@ -131,7 +135,8 @@ class Behaviour:
     @model_validator(mode="after")
     def _lengths(self) -> Behaviour:
         _require_length(self.window, self.zero_state, self.carried_state)
-        _require_length(self.gradient_window, self.gradient, self.gradient_mean_of_norms, *self.layer_gradients)
+        length = self.gradient_window or 0
+        _require_length(length, self.gradient, self.gradient_mean_of_norms, *self.layer_gradients)
         return self
 
 

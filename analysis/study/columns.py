@@ -9,10 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from seqlm.config import valid_keys
+from analysis.study import units
+from seqlm.architectures import CustomConfig
+from seqlm.config import OPEN_TABLES, base_key, valid_keys
 
-HYPERPARAMETERS = valid_keys()
-"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply."""
+HYPERPARAMETERS = [key for key in valid_keys() if key not in ("model.source", "model.files")]
+"""Columns of the runs table that hold the configuration, such as ``optim.lr``; NaN where a key does not apply.
+
+``model.arch`` of a user's own model is its source, such as ``lstm.py:LSTM``.
+"""
+
+_OF_OWN_MODELS = {f"model.{name}" for name in CustomConfig.__dataclass_fields__}
 
 FREE_KEYS = ("seed", "train.epochs")
 """Of these, the ones in which runs of one setting may differ: its seeds, and how far each run is to go."""
@@ -47,8 +54,12 @@ RUNS = _meanings(
     ("variant", "", "what a further run of an entry varies; missing for the first"),
     _ID,
     ("study", "", "study that the run belongs to"),
-    ("arch", "", "architecture: rnn, gru or transformer"),
-    ("optimizer", "", "optimizer: adam, sgd or sgd_schedule"),
+    ("arch", "", "architecture: rnn, gru, transformer, or file and class of an own model, such as lstm.py:LSTM"),
+    (
+        "optimizer",
+        "",
+        "optimizer: adam, sgd, sgd_schedule or adamw; with momentum such as sgd_momentum or sgd_nesterov",
+    ),
     ("text", "", "what the run predicts: the corpus, and the other values in which the texts of the study differ"),
     ("setting", "", "number of the first run that differs in nothing but the seed and the number of epochs"),
     ("state", "", "done, running, queued, pending, stopped, cancelled or failed"),
@@ -95,7 +106,7 @@ EPOCHS = _meanings(
     ("val_loss", "nats/token", "validation loss after the epoch"),
     ("train_ppl", "", "exp(train_loss)"),
     ("val_ppl", "", "exp(val_loss)"),
-    ("lr", "", "learning rate"),
+    ("lr", "", "learning rate of the last step of the epoch"),
     ("epoch_seconds", "s", "time of the epoch, validation included"),
     ("elapsed_seconds", "s", "time of the epochs so far"),
     ("train_tokens_per_second", "tokens/s", "training speed"),
@@ -208,6 +219,46 @@ WHOLE_NUMBERS = {
     *("attempt", "ranks", "micro_batches", "rung", "rung_rank", "rung_of", "rung_goes_on"),
 }
 """Columns of whole numbers below 2^53, any of which may be missing."""
+
+
+def as_columns(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, by dotted key, as the columns of the runs table.
+
+    Of a user's own model, the architecture is its file and class. An argument with the name of a key of seqlm's
+    architectures, such as ``hidden_size``, is in the column of that key. The others are in ``model.arguments``.
+
+    >>> as_columns({"model.arch": "custom", "model.source": "a.py:A", "model.arguments.hidden_size": 8})
+    {'model.arch': 'a.py:A', 'model.hidden_size': 8}
+    """
+    if "model.source" not in config:
+        return dict(config)
+    columns = {key: value for key, value in config.items() if base_key(key) not in (*OPEN_TABLES, *_OF_OWN_MODELS)}
+    known, others = valid_keys(), []
+    found: dict[str, Any] = {"model.arch": config["model.source"]}
+    for key, value in config.items():
+        name = key.removeprefix(f"{base_key(key)}.")
+        if base_key(key) not in OPEN_TABLES or name == key:
+            continue
+        if f"model.{name}" in known and f"model.{name}" not in _OF_OWN_MODELS:
+            found[f"model.{name}"] = value
+        else:
+            others.append(f"{name} = {units.plain_value(value)}")
+    if others:
+        found["model.arguments"] = ", ".join(sorted(others))
+    if config.get("model.sha256") is not None:
+        found["model.sha256"] = config["model.sha256"]
+    return {**found, **columns}
+
+
+def forget_single_digests(configs: Iterable[dict[str, Any]]) -> None:
+    """Remove the digest of each model of which there is one version only: it says no more than the model's name."""
+    configs = list(configs)
+    versions: dict[Any, set[Any]] = {}
+    for config in configs:
+        versions.setdefault(config.get("model.arch"), set()).add(config.get("model.sha256"))
+    for config in configs:
+        if len(versions[config.get("model.arch")]) == 1:
+            config.pop("model.sha256", None)
 
 
 def table_of(

@@ -158,6 +158,8 @@ def _written(key: str, value: Any) -> str:
             return str(value)
         case "data.sha256":
             return "another text"
+        case "model.sha256":
+            return "another version of its file"
         case _:
             return f"{key.rpartition('.')[2].replace('_', ' ')} {units.plain_value(value)}"
 

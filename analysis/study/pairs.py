@@ -19,13 +19,21 @@ import pandas as pd
 from analysis.study import units
 from analysis.study.columns import SETTING_KEYS
 from analysis.study.settings import Setting, settings_of
+from seqlm.optimizers import own_keys
 
 T = TypeVar("T")
 
 _config = operator.attrgetter("config")
 
-CHOICES = {"model.arch": units.ARCHITECTURES, "optim.optimizer": units.OPTIMIZERS}
+CHOICES = {
+    "model.arch": units.ARCHITECTURES,
+    "optim.optimizer": units.OPTIMIZERS,
+    "optim.schedule": units.SCHEDULES,
+}
 """Keys whose value decides which other keys of their section there are, with the report's order of their values."""
+
+FOLLOWS = ("model.sha256",)
+"""Keys that differ whenever the architecture does: the digest of an own model's files."""
 
 MOST_VALUES = 20
 """Up to this many values of a key, each is compared with each other; of more, each with the next larger one only."""
@@ -52,8 +60,9 @@ class SettingPair:
 def single_key_pairs(runs: pd.DataFrame) -> list[SettingPair]:
     """Every pair of settings that agree in all keys but one, the seed aside, by key in the order of the configuration.
 
-    A change of architecture or optimizer also changes which keys there are; then the keys that both have must agree.
-    Where such keys of its own give one side more than ``MOST_VALUES`` settings to choose from, nothing is compared.
+    A change of architecture, optimizer or schedule also changes which keys there are; then the keys that both have must
+    agree, except those that belong to an optimizer itself. Where such keys of its own give one side more than
+    ``MOST_VALUES`` settings to choose from, nothing is compared.
     """
     settings = settings_of(runs)
     keys = _differing_keys(settings)
@@ -99,10 +108,14 @@ def _value_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> 
 def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:
     chosen: dict[Any, list[Setting]] = defaultdict(list)
     for setting in settings:
-        chosen[setting.config[key]].append(setting)
+        if key in setting.config:
+            chosen[setting.config[key]].append(setting)
     known = {value: {name for setting in group for name in setting.config} for value, group in chosen.items()}
     for first, second in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
-        shared = [other for other in keys if other != key and other in known[first] & known[second]]
+        shared = [other for other in keys if other not in (key, *FOLLOWS) and other in known[first] & known[second]]
+        if key == "optim.optimizer":
+            own = {f"optim.{name}" for value in (first, second) for name in own_keys(value)}
+            shared = [other for other in shared if other not in own]
         for group in alike([*chosen[first], *chosen[second]], shared, _config):
             sides = [[setting for setting in group if setting.config[key] == value] for value in (first, second)]
             if max(map(len, sides)) <= MOST_VALUES:

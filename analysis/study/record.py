@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.files import read_json
 from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
@@ -32,7 +33,7 @@ class PlannedRun:
     """The first digits of its fingerprint, which end its folder's name."""
     arch: str | None
     optimizer: str | None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value, before ``--set``; empty if it is not recorded."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Columns of the runs table; empty if nothing has been published of the run."""
@@ -109,7 +110,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
                 digits=_digits(entry.get("fingerprint")),
                 arch=as_text(entry.get("arch")),
                 optimizer=as_text(entry.get("optimizer")),
-                config=as_mapping(entry.get("config")),
+                config=as_columns(as_mapping(entry.get("config"))),
                 published=_published(entry.get("published"), as_mapping(entry.get("config"))),
             )
             for entry in entries

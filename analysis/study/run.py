@@ -16,6 +16,7 @@ from typing import Any
 
 from analysis.study.attempts import read_attempts
 from analysis.study.behaviour import Behaviour, read_behaviour
+from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.errors import FileError
 from seqlm.files import read_json
@@ -63,7 +64,8 @@ def read_run(run: RunDirectory) -> LoadedRun:
     """Read every file of a run."""
     warnings: list[str] = []
     nothing: dict[str, Any] = {}
-    config = tolerated(lambda: dotted(run.read_config().to_dict()), nothing, warnings)
+    read = tolerated(run.read_config, None, warnings)
+    config = as_columns(read.by_key()) if read else nothing
     recorded_result = tolerated(run.read_result, None, warnings)
     damage = list(warnings)
     result: dict[str, Any] = recorded_result or {}
@@ -95,7 +97,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "name": clean(str(provenance.get("name") or run.id)),
         "id": run.id,
         "arch": config.get("model.arch"),
-        "optimizer": config.get("optim.optimizer"),
+        "optimizer": read.optim.kind if read else None,
         "state": state,
         "reason": reason,
         "epochs_asked": config.get("train.epochs"),
@@ -129,14 +131,6 @@ def read_run(run: RunDirectory) -> LoadedRun:
         behaviour=behaviour,
         warnings=list(dict.fromkeys(warnings + behaviour_warnings)),
     )
-
-
-def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with keys such as ``optim.lr``."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        values |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return values
 
 
 def finished_epochs(result: Mapping[str, Any]) -> float:

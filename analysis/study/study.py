@@ -17,8 +17,9 @@ from typing import Any, Self
 
 import pandas as pd
 
+from analysis.study import units
 from analysis.study.behaviour import Behaviour
-from analysis.study.columns import EPOCHS, FREE_KEYS, table_of
+from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of
 from analysis.study.comparison import compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import Numbering, RunNumber, number_runs
 from analysis.study.record import ExcludedRun, Expectation, PlannedRun, SearchRule, read_study_record
@@ -143,6 +144,9 @@ def load_study(*study_dirs: Path) -> Study:
             raise UsageError(f"{study_dir} is given twice; name each study once")
         found, repeated = _each_once(found)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
+        forget_single_digests(
+            [one for run in found for one in (run.config, run.row)] + [e.config for e in record.planned]
+        )
         numbering = number_runs(found, record.planned, first=size)
         size += numbering.size
         found.sort(key=lambda run: run.row["number"])
@@ -164,6 +168,9 @@ def load_study(*study_dirs: Path) -> Study:
         excluded += record.excluded
         lines = [*damage, *repeated, *(line for run in found for line in run.warnings)]
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
+    archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(one.arch for one in excluded)]
+    own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
+    units.set_own_models(units.names_in_print(archs, own))
     epochs = _epochs_table(runs)
     return Study(
         name=" + ".join(directories),

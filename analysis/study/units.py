@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from seqlm.config import labels
+from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
+from seqlm.config import choices_of, labels
+
+MOST_LETTERS = 30
+"""Of the name in print of a user's own model."""
 
 MISSING = "–"
 """Stands for a number that does not exist: not computed, not finite, or not applicable."""
@@ -17,15 +21,41 @@ MISSING = "–"
 UNKNOWN = "unknown"
 """Architecture and optimizer of a run whose configuration cannot be read."""
 
-ARCHITECTURES = labels("model")
-"""Architectures in the order of the report, with their names in print."""
+BUILT_IN = {arch: label for arch, label in labels("model").items() if arch not in CustomConfig.LABELS}
+"""The architectures of seqlm, with their names in print."""
+
+ARCHITECTURES = dict(BUILT_IN)
+"""Architectures in the order of the report, with their names in print: seqlm's, then the own models of the study."""
 
 OPTIMIZERS = labels("optim")
-"""Optimizers in the order of the report, with their names in print."""
+"""Kinds of optimizers in the order of the report, with their names in print. SGD with momentum is a kind of its own."""
+
+SCHEDULES = {name: name for name in choices_of("optim.schedule")}
+"""Learning-rate schedules in the order of the report, with their names in print."""
+
+
+def set_own_models(names: Mapping[str, str]) -> None:
+    """Name the own models of the study that is being read, such as ``lstm.py:LSTM``; they replace earlier ones."""
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(BUILT_IN)
+    ARCHITECTURES.update(names)
+
+
+def names_in_print(archs: Iterable[str | None], labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the name of each own model among ``archs``, in their order: its label, else its class.
+
+    ``labels`` are those that models give themselves. Models of one name are told apart by their files.
+    """
+    keys = dict.fromkeys(arch for arch in archs if arch is not None and CLASS_SEPARATOR in arch)
+    names = {key: (labels.get(key) or key.rpartition(CLASS_SEPARATOR)[2])[:MOST_LETTERS] for key in keys}
+    taken = [*BUILT_IN.values(), *names.values()]
+    return {key: name if taken.count(name) == 1 else f"{name} ({key})" for key, name in names.items()}
 
 
 def architecture(key: Any) -> str:
-    """An architecture's name in print."""
+    """An architecture's name in print. Of an own model of another study, that of its class."""
+    if key not in ARCHITECTURES and isinstance(key, str) and CLASS_SEPARATOR in key:
+        return key.rpartition(CLASS_SEPARATOR)[2]
     return ARCHITECTURES.get(key, UNKNOWN)
 
 
@@ -97,6 +127,8 @@ def plain_value(value: Any) -> str:
     """A hyperparameter as one would type it: ``0.0001``, ``1500``, ``ptb``; ``none`` where it is set to none."""
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, float):
         if math.isnan(value):
             return MISSING

@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from benchmarks.baselines.positions import position_table
-from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import BuiltInConfig, RecurrentConfig, TransformerConfig
 
 
-def builtin_model(config: ModelConfig, vocab_size: int, seq_len: int) -> nn.Module:
+def builtin_model(config: BuiltInConfig, vocab_size: int, seq_len: int) -> nn.Module:
     """The model that ``config`` describes, with the initial values of ``torch.nn``."""
     match config:
         case RecurrentConfig():

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqlm.config import AdamConfig, OptimConfig, SgdConfig, SgdScheduleConfig
+from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
 
 
 def default_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -18,7 +18,9 @@ def default_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Opti
     match config:
         case AdamConfig():
             return torch.optim.Adam(model.parameters(), lr=config.lr)
-        case SgdConfig() | SgdScheduleConfig():
+        case AdamWConfig():
+            return torch.optim.AdamW(model.parameters(), lr=config.lr)
+        case SgdConfig():
             return torch.optim.SGD(model.parameters(), lr=config.lr)
         case _:
             assert_never(config)

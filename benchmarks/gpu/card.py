@@ -91,7 +91,7 @@ def least_traffic_bytes(shape: Shape) -> int:
     in the caches.
     """
     copies = 13 if shape.config.optim.optimizer == "adam" else 9
-    return 4 * (copies * shape.config.model.parameter_count(shape.vocab_size) + 5 * shape.tokens * shape.vocab_size)
+    return 4 * (copies * shape.config.built_in.parameter_count(shape.vocab_size) + 5 * shape.tokens * shape.vocab_size)
 
 
 def profile(step: Callable[[], object], device: torch.device) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def _measure(shape: Shape, settings: Settings, peaks: dict[str, Any]) -> dict[st
     for precision in settings.precisions:
         if ours(precision) in measured:
             seconds = record["step_ms"][ours(precision)]["median"] / 1e3
-            gflop = flops_per_token(shape.config, shape.vocab_size) * shape.tokens / 1e9
+            gflop = (flops_per_token(shape.config, shape.vocab_size) or 0) * shape.tokens / 1e9
             traffic = card.least_traffic_bytes(shape) / 1e9
             shares[ours(precision)] = {
                 "gemm": round(gflop / seconds / peaks["gemm_gflops"][precision], 4),

@@ -91,14 +91,15 @@ class Pace:
         record = self.steps.get(Shape(config=config).name, {}).get("step_ms", {}).get(ours(self.precision))
         if record is not None:
             return float(train.epochs * windows * record["median"] / 1e3)
-        return train.epochs * windows * flops_per_token(config, vocab_size) * train.seq_len * train.batch_size / 1e13
+        flops = flops_per_token(config, vocab_size) or 0
+        return train.epochs * windows * flops * train.seq_len * train.batch_size / 1e13
 
     def share(self, config: RunConfig, vocab_size: int) -> float:
         """Return the share of the card that a run gets."""
         if self.card_bytes is None:
             return 0
         measured = self.steps.get(Shape(config=config).name, {}).get("peak_memory_mb", {}).get(ours(self.precision))
-        needed = 1e6 * measured if measured is not None else memory_bytes(config, vocab_size)
+        needed = 1e6 * measured if measured is not None else memory_bytes(config, vocab_size) or 0
         least = (MEMORY_MARGIN * needed + CUDA_BYTES) / self.card_bytes
         return min(1.0, max(1 / self.at_once, math.ceil(100 * least) / 100))
 
@@ -165,7 +166,7 @@ def _tiny_study(folder: Path) -> Path:
         "study": {"name": "rehearsal"},
         "defaults": {
             "data": {"corpus": "files"},
-            "model": {"hidden_size": shape.model.hidden_size, "embedding_size": 8},
+            "model": {"hidden_size": shape.built_in.hidden_size, "embedding_size": 8},
             "optim": {"optimizer": "adam", "lr": 0.01},
             "train": {"epochs": 2, "batch_size": shape.train.batch_size, "seq_len": shape.train.seq_len},
         },

@@ -5,6 +5,7 @@ To add a command, write its record below :func:`command`. Importing this imports
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +35,15 @@ RecordT = TypeVar("RecordT")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def command(group: str, handler: str, example: str) -> Callable[[type[RecordT]], type[RecordT]]:
-    """Make a class the record of a command: ``PlanArguments`` for ``plan``. The arguments are fields of ``Command``."""
+    """Make a class the record of a command: ``PlanArguments`` for ``plan``, ``CheckModelArguments``: ``check-model``.
+
+    The arguments are fields of ``Command``.
+    """
 
     def register(record: type[RecordT]) -> type[RecordT]:
         made = dataclass(frozen=True, kw_only=True)(record)
-        COMMANDS[made.__name__.removesuffix("Arguments").lower()] = Command(group, made, handler, example)
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "-", made.__name__.removesuffix("Arguments")).lower()
+        COMMANDS[name] = Command(group, made, handler, example)
         return made
 
     return register
@@ -143,7 +148,9 @@ class TrainArguments(LaunchArguments):
 class PlanArguments(Placement, Filters):
     """Show what run would do, and its costs."""
 
-    manifest: str = option(help="the study: a TOML, YAML or JSON file; quickstart, search and paper come with seqlm")
+    manifest: str = option(
+        help="the study: a TOML, YAML or JSON file; quickstart, search, ablation, strong and paper come with seqlm"
+    )
     changes: tuple[str, ...] = option("--set", metavar="KEY=VALUE", help="such as train.epochs=2")
 
 
@@ -256,6 +263,19 @@ class DoctorArguments(CorpusArguments):
     calibrate: bool = option(
         "--calibrate",
         help="check fused operations on this device, then measure training speed, for the times of plan",
+    )
+
+
+@command("launch", "jobs.cli.own_model.check_model", "check-model lstm.py:LSTM --arguments 'hidden_size = 64'")
+class CheckModelArguments(Arguments):
+    """Test your own model in seconds."""
+
+    source: str = option(metavar="FILE.py:CLASS", help="the class, as in model.source")
+    arguments: str | None = option(
+        "--arguments", metavar="TABLE", help="its arguments, as in model.arguments: 'hidden_size = 64, keep = 0.5'"
+    )
+    files: tuple[str, ...] = option(
+        "--files", metavar="FILE", help="a further file that it imports, as in model.files; repeat --files for more"
     )
 
 

@@ -28,6 +28,7 @@ from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
+from jobs.launch.own_models import check_models
 from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
@@ -148,6 +149,7 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
 def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, *, keep_last: bool) -> list[PlannedRun]:
     facts = functools.cache(corpus_facts)
     known = [replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in planned]
+    check_models(known)
     return estimated(known, earlier_throughput(runs_dir), keep_last=keep_last)
 
 

@@ -65,7 +65,7 @@ class RunView:
             id=observed.run.id,
             state=seen.state,
             reason=seen.reason,
-            arch=config.model.arch if config else "?",
+            arch=config.model.kind if config else "?",
             optimizer=config.optim.optimizer if config else "?",
             epochs=observed.epochs_total or 0,
             epochs_done=observed.epochs_done,

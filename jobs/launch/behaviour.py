@@ -61,7 +61,7 @@ def choose(
         return [run for run in done if _config(run).fingerprint() in listed]
     best: dict[Any, str] = {}
     for run in _best_first(done):  # perplexities of different texts do not compare
-        best.setdefault((_config(run).model.arch, _config(run).data), run.run.id)
+        best.setdefault((_config(run).model.kind, _config(run).data), run.run.id)
     return [run for run in done if run.run.id in best.values()]
 
 

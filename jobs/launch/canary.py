@@ -80,14 +80,14 @@ def choose(items: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 
 def _memory(item: PlannedRun) -> int:
-    """Return the estimated bytes of one rank of a run."""
+    """Return the estimated bytes of one rank of a run. 1 if they are unknown: runs of own models then count alike."""
     assert item.estimate is not None, "prepared runs have an estimate"
-    return item.estimate.memory_bytes
+    return item.estimate.memory_bytes or 1
 
 
 def _pair(config: RunConfig) -> str:
     """Return architecture and optimizer, such as ``gru-adam``."""
-    return f"{config.model.arch}-{config.optim.optimizer}"
+    return f"{config.model.kind}-{config.optim.optimizer}"
 
 
 def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: LaunchOptions) -> None:
@@ -96,7 +96,8 @@ def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: La
     canaries = []
     for item in chosen:
         run = RunDirectory.canary(options.study_dir, item.run.id)
-        run.create(item.spec.config, {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)})
+        provenance = {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)}
+        run.create(item.spec.config, provenance, item.spec.model_files)
         run.canary_file.unlink(missing_ok=True)  # of an earlier canary
         # by_hand: failures of an earlier launch do not count.
         canary = PlannedRun(

@@ -18,7 +18,9 @@ from jobs.backends.base import Backend, Target
 from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
+from jobs.launch.own_models import check_models, tell_changes
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
+from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
@@ -26,6 +28,7 @@ from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, obse
 from jobs.study.identity import require_identity
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
+from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
@@ -165,10 +168,12 @@ def preparing(specs: Sequence[RunSpec], target: Target, options: LaunchOptions) 
 
     Raises:
         RunBusyError: another launcher is running on this study.
-        BackendError, DataError, FileError: nothing has been started.
+        BackendError, DataError, FileError, ModelError: nothing has been started.
     """
     look = functools.partial(plan_runs, specs, options.study_dir, retry=options.retry, tasks=options.tasks)
     checked = resolve_resources(check_data(look()), target, options.max_parallel)
+    check_models(checked, options.study_dir)
+    tell_changes(checked, options.study_dir)
     with launching(options.study_dir):
         # Only another launcher can have changed what is to be done; a run that it had at the first look is left to it.
         planned = [
@@ -193,10 +198,20 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     requested = {spec.fingerprint: spec for spec in specs}
     for item in todo:
         item.run.sweep_launch()
-        item.run.create(item.spec.config, {**record, **run_record(requested[item.spec.fingerprint])})
+        provenance = {**record, **run_record(requested[item.spec.fingerprint]), **_label(item)}
+        item.run.create(item.spec.config, provenance, item.spec.model_files)
         if item.run.id in options.tasks:
             write_task(item.run, options.tasks[item.run.id])
     return code
+
+
+def _label(item: PlannedRun) -> dict[str, str]:
+    """Return what a report calls the user's own model, if it says so itself."""
+    config = item.spec.config
+    if item.facts is None or not isinstance(config.model, CustomConfig):
+        return {}
+    sizes = model_sizes(config, item.facts.vocab_size)
+    return {"label": sizes.label} if sizes is not None and sizes.label else {}
 
 
 def _write_record(options: LaunchOptions, todo: Sequence[PlannedRun]) -> None:

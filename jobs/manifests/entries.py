@@ -22,7 +22,7 @@ from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
 from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
-from seqlm.config import RunConfig, Seed, valid_keys
+from seqlm.config import OPEN_TABLES, RunConfig, Seed, base_key, valid_keys
 from seqlm.rundir import MAX_RUNS
 
 _Name = Annotated[
@@ -232,8 +232,8 @@ class ManifestFile:
             if key in (*SECTIONS, "published"):
                 inner = as_table(value, f"{where}: {key}", self.problems)
                 found = {f"{key}.{name}": one for name, one in inner.items()}
-            for dotted, one in found.items():
-                if dotted not in valid:
+            for dotted, one in self._opened(found, where):
+                if base_key(dotted) not in valid:
                     sections = dict.fromkeys(name.partition(".")[0] for name in valid)
                     self.problems.unknown(where, dotted, (*also, *sections, *valid))
                 elif dotted in flat:
@@ -241,6 +241,15 @@ class ManifestFile:
                 else:
                     flat[dotted] = one
         return flat
+
+    def _opened(self, found: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+        """Yield dotted keys, with those inside an open table in place of the table."""
+        for key, value in found.items():
+            if key in OPEN_TABLES:
+                for name, one in as_table(value, f"{where}: {key}", self.problems).items():
+                    yield f"{key}.{name}", one
+            else:
+                yield key, value
 
     def _override(self, text: str) -> None:
         """Read the text of a ``--set``."""
@@ -267,12 +276,14 @@ class ManifestFile:
         elif section == "search":
             table = {**self.search, name: value}
             self.search |= read_table(SearchTable, table, where, problems, prefix="search.")
-        elif key not in valid:
+        elif base_key(key) not in valid:
             problems.unknown(where, key, valid)
         elif key == "study.name":
             self.study |= read_table(StudyTable, {name: value}, where, problems, prefix="study.")
-        elif len(problems.lines) == before:
-            self.setting[key], self.options[key] = value, where
+        else:
+            for one, single in self._opened({key: value}, where):
+                if len(problems.lines) == before:
+                    self.setting[one], self.options[one] = single, where
 
 
 def _parse_value(text: str) -> Any:

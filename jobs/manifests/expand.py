@@ -17,6 +17,11 @@ from typing import Any, Literal, TypeAlias
 from jobs.manifests.claims import Published
 from jobs.manifests.draws import Distribution
 from jobs.manifests.reader import show
+from seqlm.architectures import CLASS_SEPARATOR
+from seqlm.config import LIST_KEYS
+
+IN_DEFAULT_NAME = ("model.arch", "model.source", "optim.optimizer")
+"""Keys that the name of a run without a name has already."""
 
 EntryKind: TypeAlias = Literal["run", "grid", "zip", "sample"]
 
@@ -52,7 +57,7 @@ class Entry:
         """The keys whose values multiply or advance together. A ``[[run]]`` has none."""
         if self.kind == "run":
             return {}
-        return {key: value for key, value in self.values.items() if isinstance(value, list)}
+        return {key: value for key, value in self.values.items() if _has_several(key, value)}
 
     @functools.cached_property
     def varying(self) -> list[str]:
@@ -63,6 +68,16 @@ class Entry:
         several = {**self.lists, "seed": self.seeds} if self.seeds else self.lists
         drawn = {key for key, distribution in self.space.items() if distribution.size != 1}
         return [k for k, values in several.items() if k in drawn or any(value != values[0] for value in values)]
+
+
+def _class_name(source: Any) -> str:
+    """Return the class of ``lstm.py:LSTM``; any other text as it is."""
+    return str(source).rpartition(CLASS_SEPARATOR)[2]
+
+
+def _has_several(key: str, value: Any) -> bool:
+    """Whether a key of a grid or zip has a list of values. One value of some keys is a list itself."""
+    return isinstance(value, list) and (key not in LIST_KEYS or all(isinstance(item, list) for item in value))
 
 
 def problems_of(entry: Entry) -> list[str]:
@@ -115,13 +130,14 @@ def run_name(entry: Entry, values: Mapping[str, Any]) -> str:
     ``values`` are those of the run with defaults and ``--set``. A suffix is a text, or a number in its shortest unique
     form after the short form of its key: ``hidden512``, ``lr1e-5``.
     """
-    parts = [entry.name or f"{values.get('model.arch', '?')}-{values.get('optim.optimizer', '?')}"]
+    architecture = values.get("model.source", values.get("model.arch", "?"))
+    parts = [entry.name or f"{_class_name(architecture)}-{values.get('optim.optimizer', '?')}"]
     for key in entry.varying:
-        if key.startswith("resources.") or (not entry.name and key in ("model.arch", "optim.optimizer")):
+        if key.startswith("resources.") or (not entry.name and key in IN_DEFAULT_NAME):
             continue
         value = values.get(key)  # --set leaves out what does not apply to the run
         if isinstance(value, str):
-            parts.append(value)
+            parts.append(_class_name(value) if key == "model.source" else value)
         elif key in values:
             number = str(value)
             if isinstance(value, float):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from jobs.spec import Resources, RunSpec
-from seqlm.config import RunConfig, choices_of, valid_keys
+from seqlm.config import OPEN_TABLES, RunConfig, base_key, choices_of, valid_keys
 from seqlm.errors import UsageError, nearest
 from seqlm.rundir import FailureKind, RunDirectory, State
 
@@ -98,9 +98,11 @@ class Condition:
 
     def _full_key(self, facts: Mapping[str, Any]) -> str:
         known = list(dict.fromkeys([*_KEYS, *facts]))
-        if self.key in known:
+        if self.key in known or base_key(self.key) in OPEN_TABLES:
             return self.key
         candidates = [key for key in known if key.rpartition(".")[2] == self.key]
+        if len(candidates) > 1:  # hidden_size of seqlm's architectures, and an argument of an own model
+            candidates = [key for key in candidates if key in facts] or candidates
         if len(candidates) > 1:
             raise self._mistake(f'"{self.key}" could be {" or ".join(candidates)}; write it in full')
         if not candidates:

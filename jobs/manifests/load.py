@@ -6,6 +6,7 @@
       draw                 [[sample]] -> settings                                 (jobs.manifests.draws)
       expand               [[grid]], [[zip]], seeds -> one set of values a run    (jobs.manifests.expand)
       _exclude, _resolve   defaults < entry < --set, then RunConfig.from_dict     (here)
+      read_model_files     files of own models, and their digest                  (seqlm.model_files)
       _check_distinct      no name and no configuration twice                     (here)
       expectations         what the report is to check, and on which runs         (jobs.manifests.claims)
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,9 +32,13 @@ from jobs.manifests.policy import Policy
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
 from jobs.manifests.search import check_epochs
 from jobs.spec import Resources, RunSpec
-from seqlm.config import RunConfig, applicable_keys
-from seqlm.errors import ConfigError, ManifestError, nearest
+from seqlm.architectures import CustomConfig
+from seqlm.config import RunConfig, applicable_keys, base_key, nested
+from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, nearest
+from seqlm.model_files import ModelFiles, read_model_files
+from seqlm.optimizers import foreign_keys
 from seqlm.rundir import MAX_RUNS
+from seqlm.schema import Arguments
 from seqlm.search import Search
 
 __all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
@@ -43,6 +48,8 @@ _Values: TypeAlias = Mapping[str, Any]
 _Run: TypeAlias = tuple[Entry, _Values]
 """One run as written: its entry, and the value of each key of the entry."""
 _Resolved: TypeAlias = tuple[Entry, _Values, RunSpec]
+_Models: TypeAlias = Callable[[CustomConfig], ModelFiles]
+"""Returns the files of a user's own model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +116,10 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         what = f"makes {max(counts):,} of {sum(counts):,} runs, expected at most {MAX_RUNS:,} in a study"
         problems.add(f"{file.name}: {largest.label}", what)
     kept, excluded, unmatched = _exclude(runs, file)
-    resolved = _resolve_all(kept, file)
+    models = functools.cache(functools.partial(_files_of, path.parent))
+    resolved = _resolve_all(kept, file, models)
     specs = [spec for _, _, spec in resolved]
-    as_written = [_as_written(run, file) for run in resolved]
+    as_written = [_as_written(run, file, models) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
     expected, unfounded = expectations(file.claims, written, file.name, problems)
     groups, empty = groups_of(file.groups, written)
@@ -178,7 +186,8 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Exc
         hits = {number for number, cut in file.excludes.items() if all(_fits(known, *item) for item in cut.items())}
         hit |= hits
         if hits:
-            arch, optimizer = _text(known.get("model.arch")), _text(known.get("optim.optimizer"))
+            arch = _text(known.get("model.source")) or _text(known.get("model.arch"))
+            optimizer = _text(known.get("optim.optimizer"))
             dropped.append(Excluded(name=known["name"], arch=arch, optimizer=optimizer))
         else:
             kept.append(run)
@@ -211,7 +220,7 @@ def _why_no_match(exclude: _Values, facts: Sequence[_Values]) -> str:
 def _merge(file: ManifestFile, own: _Values, setting: _Values | None = None) -> dict[str, Any]:
     """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest.
 
-    Defaults and overrides that do not apply to the run's architecture or optimizer are left out. Keys of the
+    Defaults and overrides that do not apply to the run's architecture, optimizer or schedule are left out. Keys of the
     entry itself stay, so that :class:`RunConfig` reports them.
     """
     return _applying({**file.defaults, **file.resources, **own, **(setting or {})}, own, setting or {})
@@ -220,10 +229,16 @@ def _merge(file: ManifestFile, own: _Values, setting: _Values | None = None) -> 
 def _applying(values: dict[str, Any], own: _Values, setting: _Values) -> dict[str, Any]:
     fitting = _applicable("model", "arch", _text(values.get("model.arch")))
     fitting |= _applicable("optim", "optimizer", _text(values.get("optim.optimizer")))
-    foreign = [key for key in values if key.startswith(("model.", "optim.")) and key not in fitting]
+    foreign = [key for key in values if key.startswith(("model.", "optim.")) and base_key(key) not in fitting]
     for key in foreign:
         if key not in own or key in setting:
             del values[key]
+    shared = {key: value for key, value in values.items() if key not in own or key in setting}
+    optimizer = _text(values.get("optim.optimizer"))
+    for name in foreign_keys(optimizer, _nested(own)[0]["optim"], _nested(shared)[0]["optim"]):
+        del values[(key := f"optim.{name}")]
+        if key in own:
+            values[key] = own[key]
     return values
 
 
@@ -247,14 +262,26 @@ def config_of(own: _Values, defaults: _Values) -> RunConfig:
 
 def _nested(values: _Values) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return dotted keys as the nested tables of a configuration, and the table of resources."""
-    nested: dict[str, Any] = {section: {} for section in SECTIONS}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        (nested[section] if section else nested)[name] = value
-    return nested, nested.pop("resources")
+    tables = {**dict.fromkeys(SECTIONS), **nested(values)}
+    tables = {key: {} if value is None and key in SECTIONS else value for key, value in tables.items()}
+    return tables, tables.pop("resources")
 
 
-def _resolve_all(runs: Sequence[_Run], file: ManifestFile) -> list[_Resolved]:
+def _files_of(folder: Path, config: CustomConfig) -> ModelFiles:
+    """Return the files of a user's own model below the manifest's folder.
+
+    Raises:
+        ConfigError: with the problem of a file.
+    """
+    try:
+        return read_model_files(config, folder)
+    except ModelError as error:
+        raise ConfigError([str(error)]) from None
+    except FileError as error:
+        raise ConfigError([f"model.source: {error}"]) from None
+
+
+def _resolve_all(runs: Sequence[_Run], file: ManifestFile, models: _Models) -> list[_Resolved]:
     problems = file.problems
     used: set[str] = set()
     refused: set[tuple[str, str]] = set()
@@ -263,7 +290,7 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile) -> list[_Resolved]:
         values = _merge(file, own, file.setting)
         used |= values.keys() & file.setting.keys()
         try:
-            spec = _resolve(entry, values, order=len(resolved))
+            spec = _resolve(entry, values, len(resolved), models)
         except ConfigError as error:
             for line in error.problems:
                 key = line.partition(":")[0]
@@ -290,11 +317,11 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile) -> list[_Resolved]:
     return resolved
 
 
-def _resolve(entry: Entry, values: _Values, order: int) -> RunSpec:
-    """Return the run with these values.
+def _resolve(entry: Entry, values: _Values, order: int, models: _Models) -> RunSpec:
+    """Return the run with these values, and with the digest of its model's files if it has any.
 
     Raises:
-        ConfigError: one line for each problem of its configuration and its resources.
+        ConfigError: one line for each problem of its configuration, its resources and its model's files.
     """
     config, resources = _nested(values)
     parts: dict[str, Any] = {}
@@ -311,6 +338,11 @@ def _resolve(entry: Entry, values: _Values, order: int) -> RunSpec:
     if ranks > columns:
         most = f"at most train.batch_size = {columns}, a column for each rank"
         raise ConfigError([f"resources.ranks: expected {most}, got {ranks}"])
+    model = spec.config.model
+    if isinstance(model, CustomConfig):
+        files = models(replace(model, arguments=Arguments()))  # many runs, few files
+        config_with_digest = replace(spec.config, model=replace(model, sha256=files.sha256))
+        spec = replace(spec, config=config_with_digest, model_files=files)
     return spec
 
 
@@ -325,13 +357,13 @@ def _place(key: str, entry: Entry, own: _Values, file: ManifestFile) -> str:
     return f"{file.name}: {entry.label}"
 
 
-def _as_written(run: _Resolved, file: ManifestFile) -> RunSpec | None:
+def _as_written(run: _Resolved, file: ManifestFile, models: _Models) -> RunSpec | None:
     """Return a run before ``--set``; ``None`` if it is incomplete without."""
     entry, own, spec = run
     if not file.setting:
         return spec
     with contextlib.suppress(ConfigError):
-        return _resolve(entry, _merge(file, own), spec.order)
+        return _resolve(entry, _merge(file, own), spec.order, models)
     return None
 
 

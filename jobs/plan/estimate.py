@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.plan.own_models import model_sizes
+from seqlm.architectures import CustomConfig
 from seqlm.config import DataConfig, RunConfig
 from seqlm.data.corpus import CorpusFacts
 from seqlm.data.layout import number_of_windows
@@ -61,6 +63,8 @@ class Throughput:
                 vocab = vocab_size if config.data == data else config.data.vocab_size
                 if vocab is not None:
                     flops = flops_per_token(config, vocab)
+                    if flops is None:
+                        continue
                     work = flops * config.train.batch_size
                     slowest[work] = min(flops * speed, slowest.get(work, math.inf))
             self._relatives[key] = sorted(slowest.items())
@@ -71,16 +75,17 @@ class Throughput:
 class Estimate:
     """The estimates that ``plan`` shows for one run."""
 
-    parameters: int
-    flops_per_token: int
-    memory_bytes: int
+    parameters: int | None
+    """``None``, here and below: the sizes of the user's own model have not been measured."""
+    flops_per_token: int | None
+    memory_bytes: int | None
     """Estimated memory of one rank."""
     measured_memory_bytes: int | None
     """Peak memory of one rank, as measured by an earlier run or canary of this configuration, else ``None``."""
-    disk_bytes: int
+    disk_bytes: int | None
     """Size of the checkpoints of a finished run."""
     flops: float
-    """Floating-point operations of the remaining training."""
+    """Floating-point operations of the remaining training. 0 if they are unknown."""
     seconds: float | None
     """Time of the remaining training. ``None`` means that no earlier run measured the speed."""
 
@@ -101,28 +106,40 @@ def estimate(
     left = train.epochs - epochs_done
     flops = flops_per_token(config, vocab_size)
     seconds = seconds_estimate(config, vocab_size, tokens, throughput)
-    last_bytes = checkpoint_bytes(config, vocab_size, to_resume=True) if keep_last else 0
+    sizes = [checkpoint_bytes(config, vocab_size, to_resume=to_resume) for to_resume in (False, True)[: 1 + keep_last]]
     return Estimate(
-        parameters=config.model.parameter_count(vocab_size),
+        parameters=parameter_count(config, vocab_size),
         flops_per_token=flops,
         memory_bytes=memory_bytes(config, vocab_size, ranks),
         measured_memory_bytes=throughput.peak_memory_bytes.get(config.fingerprint()),
-        disk_bytes=checkpoint_bytes(config, vocab_size, to_resume=False) + last_bytes,
-        flops=float(flops * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) * left),
+        disk_bytes=None if None in sizes else sum(size or 0 for size in sizes),
+        flops=float((flops or 0) * training_tokens_per_epoch(tokens, train.batch_size, train.seq_len) * left),
         seconds=None if seconds is None else seconds * left / train.epochs,
     )
 
 
-def flops_per_token(config: RunConfig, vocab_size: int) -> int:
+def parameter_count(config: RunConfig, vocab_size: int) -> int | None:
+    """Return the exact number of trained parameters. ``None``: the user's own model has not been measured here."""
+    if isinstance(config.model, CustomConfig):
+        sizes = model_sizes(config, vocab_size)
+        return None if sizes is None else sizes.parameters
+    return config.model.parameter_count(vocab_size)
+
+
+def flops_per_token(config: RunConfig, vocab_size: int) -> int | None:
     """Return the floating-point operations of training per predicted token: matrix products, forward and backward.
 
-    A multiply-add counts as 2, the backward pass as twice the forward pass, and an embedding lookup as 0.
+    A multiply-add counts as 2, the backward pass as twice the forward pass, and an embedding lookup as 0. ``None``: as
+    for :func:`parameter_count`.
     """
     model = config.model
+    if isinstance(model, CustomConfig):
+        sizes = model_sizes(config, vocab_size)
+        return None if sizes is None else sizes.flops_per_token
     return 6 * (model.multiply_adds(config.train.seq_len) + model.hidden_size * vocab_size)
 
 
-def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int:
+def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int | None:
     """Estimate the bytes of one rank in training. Allocator rounding and library workspaces are not included.
 
     Counts float32 values for the I = T ceil(B / ranks) tokens of the rank's share of a window::
@@ -131,25 +148,36 @@ def memory_bytes(config: RunConfig, vocab_size: int, ranks: int = 1) -> int:
         optimizer                   its moments, P each; and P for the buckets of several ranks
         logits                      fused: 2 min(I, 1024) V         reference: 3 I V
         activations                 by architecture (:mod:`seqlm.architectures`)
+
+    Of a user's own model, logits and activations are what autograd keeps, as measured, and I V for the gradient of the
+    logits. ``None``: it has not been measured here.
     """
     model, train = config.model, config.train
-    tokens = train.seq_len * math.ceil(train.batch_size / ranks)
-    values = (2 + config.optim.MOMENTS + (1 if ranks > 1 else 0)) * model.parameter_count(vocab_size)
-    if model.implementation == "fused":
+    parameters = parameter_count(config, vocab_size)
+    if parameters is None:
+        return None
+    columns = math.ceil(train.batch_size / ranks)
+    tokens = train.seq_len * columns
+    values = (2 + config.optim.moments + (1 if ranks > 1 else 0)) * parameters
+    if isinstance(model, CustomConfig):
+        sizes = model_sizes(config, vocab_size)
+        assert sizes is not None, "its parameters are known"
+        return FLOAT_BYTES * (values + tokens * vocab_size) + sizes.saved_bytes + sizes.saved_bytes_per_column * columns
+    if model.is_fused:
         values += 2 * min(tokens, CHUNK_TOKENS) * vocab_size + model.fused_activations(tokens, train.seq_len)
     else:
         values += 3 * tokens * vocab_size + model.reference_activations(tokens, train.seq_len)
     return FLOAT_BYTES * values
 
 
-def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> int:
+def checkpoint_bytes(config: RunConfig, vocab_size: int, *, to_resume: bool) -> int | None:
     """Return the bytes of ``best.pt`` (parameters and vocabulary), or with ``to_resume`` of ``last.pt``.
 
     ``last.pt`` also holds the optimizer's moments. The epoch history and the archive's headers, some hundred bytes
-    each, are ignored.
+    each, are ignored. ``None``: as for :func:`parameter_count`.
     """
-    copies = 1 + (config.optim.MOMENTS if to_resume else 0)
-    return FLOAT_BYTES * copies * config.model.parameter_count(vocab_size) + CHECKPOINT_BYTES_PER_WORD * vocab_size
+    copies, parameters = 1 + (config.optim.moments if to_resume else 0), parameter_count(config, vocab_size)
+    return None if parameters is None else FLOAT_BYTES * copies * parameters + CHECKPOINT_BYTES_PER_WORD * vocab_size
 
 
 def training_tokens_per_epoch(tokens: int, batch_size: int, seq_len: int) -> int:
@@ -165,9 +193,9 @@ def seconds_estimate(config: RunConfig, vocab_size: int, tokens: int, throughput
     if there is neither.
     """
     train, speed = config.train, throughput.by_fingerprint.get(config.fingerprint())
-    relatives = [] if speed else throughput.relatives(config.model.arch, config.data, vocab_size)
-    if relatives:
-        flops = flops_per_token(config, vocab_size)
+    relatives = [] if speed else throughput.relatives(config.model.kind, config.data, vocab_size)
+    flops = flops_per_token(config, vocab_size) if relatives else None
+    if flops is not None:
         work = flops * train.batch_size
         place = bisect.bisect_left(relatives, (work, 0.0))
         neighbours = relatives[max(0, place - 1) : place + 1]
@@ -206,7 +234,7 @@ def earlier_throughput(runs_root: Path) -> Throughput:
     medians = {config: statistics.median(found) for config, found in {**canaries, **speeds}.items()}
     by_arch: dict[str, list[tuple[RunConfig, float]]] = {}
     for config, speed in medians.items():
-        by_arch.setdefault(config.model.arch, []).append((config, speed))
+        by_arch.setdefault(config.model.kind, []).append((config, speed))
     return Throughput(
         by_fingerprint={config.fingerprint(): speed for config, speed in medians.items()},
         by_arch={arch: tuple(found) for arch, found in by_arch.items()},

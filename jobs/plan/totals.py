@@ -12,6 +12,7 @@ from jobs.plan.capacity import Allocation, Capacity
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.spec import Resources
+from seqlm.architectures import CustomConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +38,17 @@ def totals(planned: Sequence[PlannedRun], capacity: Callable[[], Capacity], *, m
     unknown = [item.spec for item in todo if item.seconds is None]
     reason = None
     if unknown:
-        archs = " or ".join(dict.fromkeys(spec.config.model.arch for spec in unknown))
-        reason = f"no {archs} has been trained here yet; `doctor --calibrate` measures its speed"
+        archs = " or ".join(dict.fromkeys(spec.config.model.kind for spec in unknown))
+        reason = f"no {archs} has been trained here yet"
+        if not all(isinstance(spec.config.model, CustomConfig) for spec in unknown):
+            reason += "; `doctor --calibrate` measures its speed"
     gpu_seconds = sum(
         (item.seconds or 0.0) * item.spec.resources.ranks * (item.spec.resources.gpus or 0) for item in todo
     )
     return Totals(
         gpu_hours=None if unknown else gpu_seconds / 3600,
         wall_seconds=None if unknown else makespan(todo, capacity(), max_parallel=max_parallel),
-        disk_bytes=sum(item.estimate.disk_bytes for item in planned if item.estimate),
+        disk_bytes=sum(item.estimate.disk_bytes or 0 for item in planned if item.estimate),
         unknown=reason,
     )
 

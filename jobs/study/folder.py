@@ -14,10 +14,12 @@ from jobs.manifests.filters import facts_of
 from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
 from jobs.spec import Resources, RunSpec
 from jobs.study.squeue import JobState, Scheduler
+from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.errors import SeqlmError, UsageError
 from seqlm.files import make_directory, read_json, sweep_beside, write_json
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
+from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
 from seqlm.rundir import BEHAVIOUR_FOLDER, Observation, RunDirectory, study_record_file
 
@@ -65,9 +67,13 @@ class ObservedRun:
         }
 
     def to_spec(self) -> RunSpec:
-        """Return the run as a launcher needs it, from its folder alone."""
+        """Return the run as a launcher needs it, from its folder alone.
+
+        Raises:
+            ModelError: the files of its model have changed.
+        """
         assert self.config is not None, "damaged runs are not launched"
-        recorded, data = self.provenance, self.provenance.get("data")
+        recorded, data, model = self.provenance, self.provenance.get("data"), self.config.model
         return RunSpec(
             name=self.name,
             config=self.config,
@@ -76,6 +82,7 @@ class ObservedRun:
             data_path=Path(data) if data else None,
             command=recorded.get("command", []),
             entry=recorded.get("entry", ""),
+            model_files=read_model_files(model, self.run.model_dir) if isinstance(model, CustomConfig) else None,
         )
 
 

@@ -8,53 +8,68 @@ written for column vectors, W x; ``torch.nn.Linear`` applies the same W to the l
 
 from __future__ import annotations
 
-from typing import assert_never
+import importlib
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
-from seqlm.models.language_model import LanguageModel
-from seqlm.models.recurrent import RecurrentModel
-from seqlm.models.transformer import Transformer
+from seqlm.architectures import BuiltInConfig, CustomConfig, ModelConfig
+from seqlm.models.custom import build_custom
+from seqlm.models.language_model import LanguageModel, OutputLayerModel
 
 __all__ = ["LanguageModel", "build_model", "self_check_shapes"]
 
 
 def build_model(
-    config: ModelConfig, vocab_size: int, seq_len: int = 35, product_dtype: torch.dtype | None = None
+    config: ModelConfig,
+    vocab_size: int,
+    seq_len: int = 35,
+    product_dtype: torch.dtype | None = None,
+    folder: Path | None = None,
 ) -> LanguageModel:
     """The model that ``config`` describes, with fresh initial values from torch's global generator.
 
     Args:
         config: architecture, sizes and dropout.
         vocab_size: V; token ids are 0 .. V - 1.
-        seq_len: tokens of a training window; the Transformer's samples look back no further.
+        seq_len: tokens of a training window; the samples of a model without a state look back no further.
         product_dtype: type in which matrix products are computed; none: that of the parameters.
+        folder: where the files of a user's own model are; of another model nothing is read.
 
     Raises:
         ValueError: if ``vocab_size`` or ``seq_len`` is less than 1.
+        ModelError: the user's own model cannot be used.
     """
     for name, value in (("vocab_size", vocab_size), ("seq_len", seq_len)):
         if value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value}")
-    match config:
-        case RecurrentConfig():
-            return RecurrentModel(config, vocab_size, product_dtype)
-        case TransformerConfig():
-            return Transformer(config, vocab_size, seq_len, product_dtype)
-        case _:
-            assert_never(config)
+    if isinstance(config, CustomConfig):
+        assert folder is not None, "the caller knows where the files are"
+        built = build_custom(config, vocab_size, product_dtype, folder)
+    else:
+        built = _class_of(config)(config, vocab_size, seq_len, product_dtype)
+    built.vocab_size, built.seq_len = vocab_size, seq_len
+    return built
 
 
-def self_check_shapes(config: ModelConfig) -> list[tuple[ModelConfig, int, int]]:
+def build_built_in(
+    config: BuiltInConfig, vocab_size: int, seq_len: int, product_dtype: torch.dtype | None = None
+) -> OutputLayerModel:
+    """As :func:`build_model`, of an architecture that comes with seqlm."""
+    model = build_model(config, vocab_size, seq_len, product_dtype)
+    assert isinstance(model, OutputLayerModel), "all of them are"
+    return model
+
+
+def self_check_shapes(config: BuiltInConfig) -> list[tuple[BuiltInConfig, int, int]]:
     """Return small configurations whose fused operations are like those of ``config``, each with T and B of a window.
 
     Widths leave the same remainder by 8: kernels of products depend on the alignment of rows.
     """
-    match config:
-        case RecurrentConfig():
-            return [*RecurrentModel.self_check_shapes(config)]
-        case TransformerConfig():
-            return [*Transformer.self_check_shapes(config)]
-        case _:
-            assert_never(config)
+    return [*_class_of(config).self_check_shapes(config)]
+
+
+def _class_of(config: BuiltInConfig) -> Any:
+    module, _, name = config.MODEL.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from seqlm.models.dropout import step_masks
 from seqlm.models.output_loss import fused_output_loss, reference_output_loss
-from seqlm.models.products import linear
+from seqlm.models.products import LinearMap, linear
+from seqlm.models.state import State, tensors_of
 
 Predictor: TypeAlias = Callable[[Int[Tensor, " B"]], Float[Tensor, "B V"]]
 """Takes the next token of each sequence, remembers it, and gives the logits of the token after it."""
@@ -22,47 +26,35 @@ Draw: TypeAlias = Callable[[Float[Tensor, "B V"]], Int[Tensor, " B"]]
 
 
 class LanguageModel(nn.Module, ABC):
-    """p(x_{t+1} | x_1 .. x_t) as logits, for every t of a window.
+    """p(x_{t+1} | x_1 .. x_t) as logits, for every t of a window: what seqlm asks of every model, its own ones too.
 
-    Two implementations compute the same function: ``fused``, for training, and ``reference``, plain autograd over
-    the equations, which can also be differentiated several times. A model has one of them, by its configuration.
+    A subclass has :meth:`initial_state` and :meth:`forward`. It may override everything else. docs/guides/own-model.md
+    is the contract in one page.
     """
 
-    output: nn.Linear
-    """The output layer, H -> V."""
-
-    def __init__(self, implementation: Literal["fused", "reference"], dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.fused = implementation == "fused"
-        self.dtype = dtype
-        """Type in which products are computed; none: that of the parameters."""
-
-    @abstractmethod
-    def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
-        """What the model remembers before the first token; type and device are those of the parameters."""
-
-    @abstractmethod
-    def features(
-        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "L B H"]]:
-        """What the output layer reads at each time step, and the state after the window.
-
-        Raises:
-            IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
-        """
+    batch_axis: int = 1
+    """Axis of the batch in each tensor of the state."""
+    label: str | None = None
+    """Name in print. ``None``: that of the class."""
+    vocab_size: int
+    """V. Set when the model has been built; so is ``seq_len``."""
+    seq_len: int
+    """Tokens of a training window. A model without a state sees as many tokens back, at most, when it generates."""
 
     @property
-    @abstractmethod
-    def stack(self) -> nn.ModuleList:
-        """The layers or blocks, the lowest first. Each returns its hidden states."""
+    def hidden_states(self) -> Iterable[nn.Module] | None:
+        """The modules whose outputs are the hidden states, the lowest layer first. ``None``: the model shows none.
+
+        Each returns a tensor (T, B, H), or a tuple that begins with it. All that comes later is computed from it.
+        """
+        return None
 
     @abstractmethod
-    def predictor(self, state: Float[Tensor, "L B H"]) -> Predictor:
-        """The model as a function of one token at a time, starting from ``state``."""
+    def initial_state(self, batch_size: int) -> State:
+        """What the model remembers before the first token. Type and device are those of the parameters."""
 
-    def forward(
-        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, "T B V"], Float[Tensor, "L B H"]]:
+    @abstractmethod
+    def forward(self, tokens: Int[Tensor, "T B"], state: State) -> tuple[Float[Tensor, "T B V"], State]:
         """The logits of each token's successor (natural logarithm), and the state after the window.
 
         The state stays in the graph: detach it to cut the gradient between windows.
@@ -70,24 +62,53 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
         """
-        hidden, state = self.features(tokens, state)
-        return linear(self.output, hidden, self.dtype), state
 
     def loss(
-        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "L B H"]]:
+        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
+    ) -> tuple[Float[Tensor, ""], State]:
         """The sum of -log p(target) over the window, in nats, and the state after the window.
 
         Raises:
             IndexError, RuntimeError: on the CPU, if a token or target is not an id of the vocabulary, 0 .. V - 1.
         """
-        hidden, state = self.features(tokens, state)
-        output_loss = fused_output_loss if self.fused else reference_output_loss
-        return output_loss(self.output, hidden, targets, self.dtype), state
+        logits, state = self(tokens, state)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"), state
 
-    def sample(
-        self, prompt: Int[Tensor, "P B"], state: Float[Tensor, "L B H"], length: int, draw: Draw
-    ) -> Int[Tensor, "length B"]:
+    def token_losses(
+        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
+    ) -> tuple[Float[Tensor, "T B"], State]:
+        """-log p(target) of each token, in nats, as float64, and the state after the window."""
+        logits, state = self(tokens, state)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.double().view(targets.shape), state
+
+    def predictor(self, state: State) -> Predictor:
+        """The model as a function of one token at a time, starting from ``state``.
+
+        A model that carries a state gets windows of one token. Another one gets the last ``seq_len`` tokens each time.
+        """
+        carries_state = any(tensor.numel() for tensor in tensors_of(state))
+        window: deque[Tensor] = deque(maxlen=1 if carries_state else self.seq_len)
+
+        def predict(tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+            nonlocal state
+            window.append(tokens)
+            logits, state = self(torch.stack(tuple(window)), state)
+            last: Tensor = logits[-1]
+            return last
+
+        return predict
+
+    def flops_per_token(self, seq_len: int) -> int | None:
+        """Floating-point operations of training per predicted token. ``None``: seqlm counts the matrix products."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.parameters()).device
+
+    def sample(self, prompt: Int[Tensor, "P B"], state: State, length: int, draw: Draw) -> Int[Tensor, "length B"]:
         """Extend ``prompt`` token by token: ``draw`` sees the logits, and what it chooses is the next input.
 
         Dropout is off and no graph is kept; the training flag is as before afterwards.
@@ -122,7 +143,7 @@ class LanguageModel(nn.Module, ABC):
     def generate(
         self,
         tokens: Int[Tensor, " B"],
-        state: Float[Tensor, "L B H"],
+        state: State,
         length: int,
         generator: torch.Generator | None = None,
         *,
@@ -148,6 +169,77 @@ class LanguageModel(nn.Module, ABC):
             return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
 
         return self.sample(tokens.unsqueeze(0), state, length, draw)
+
+
+LOGIT_ROWS = 1024
+"""Tokens whose logits are in memory at a time when losses are wanted one by one; 40 MB at 10,000 words."""
+
+
+class OutputLayerModel(LanguageModel):
+    """A model whose logits are a linear layer of its features, in two implementations of the same function.
+
+    ``fused`` is for training. ``reference`` is plain autograd over the equations, which can also be differentiated
+    several times. A model has one of them, by its configuration.
+    """
+
+    output: LinearMap
+    """The output layer, H -> V."""
+    mask_key: Tensor | None = None
+    """Decides which word types and weights are dropped (:func:`seqlm.models.dropout.step_masks`), () int64 on the
+    device of the parameters. ``None``: each forward pass draws its own from the device's generator."""
+
+    def __init__(self, implementation: Literal["fused", "reference"], dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.fused = implementation == "fused"
+        self.dtype = dtype
+        """Type in which products are computed; none: that of the parameters."""
+
+    def _step_masks(self, wanted: Sequence[tuple[Sequence[int], float]]) -> list[Tensor | None]:
+        """Return a mask for each (shape, keep) of what a whole step shares; ``None``: nothing is dropped."""
+        if not self.training or all(keep == 1 for _, keep in wanted):
+            return [None] * len(wanted)
+        weight, key = self.output.weight, self.mask_key
+        if key is None:
+            key = torch.empty((), dtype=torch.int64, device=weight.device).random_(-(2**63), None)
+        return step_masks(key, wanted, weight)
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
+        """What the layers remember before the first token."""
+
+    @abstractmethod
+    def features(
+        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
+    ) -> tuple[Float[Tensor, "T B H"], Float[Tensor, "L B H"]]:
+        """What the output layer reads at each time step, and the state after the window.
+
+        Raises:
+            IndexError: on the CPU, if a token is not an id of the vocabulary, 0 .. V - 1.
+        """
+
+    def forward(
+        self, tokens: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
+    ) -> tuple[Float[Tensor, "T B V"], Float[Tensor, "L B H"]]:
+        """The output layer on the features."""
+        hidden, state = self.features(tokens, state)
+        return linear(self.output, hidden, self.dtype), state
+
+    def loss(
+        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "L B H"]]:
+        """The sum of the losses. Fused, without all logits in memory at once."""
+        hidden, state = self.features(tokens, state)
+        output_loss = fused_output_loss if self.fused else reference_output_loss
+        return output_loss(self.output, hidden, targets, self.dtype), state
+
+    def token_losses(
+        self, tokens: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Float[Tensor, "L B H"]
+    ) -> tuple[Float[Tensor, "T B"], Float[Tensor, "L B H"]]:
+        """The loss of each token, with the logits of a slice of the tokens in memory at a time."""
+        hidden, state = self.features(tokens, state)
+        slices = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
+        losses = [F.cross_entropy(self.output(h), target, reduction="none").double() for h, target in slices]
+        return torch.cat(losses).view(targets.shape), state
 
 
 def scaled(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:

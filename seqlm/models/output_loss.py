@@ -7,19 +7,19 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from seqlm.models.function import apply
-from seqlm.models.products import linear, multiply, multiply_add, project
+from seqlm.models.products import LinearMap, linear, multiply, multiply_add, project
 
 CHUNK_TOKENS = 1024
 """Tokens of a chunk. Two matrices of CHUNK_TOKENS x V are the most that the fused loss keeps at a time."""
 
 
 def reference_output_loss(
-    output: nn.Linear, hidden: Float[Tensor, "T B H"], targets: Int[Tensor, "T B"], dtype: torch.dtype | None = None
+    output: LinearMap, hidden: Float[Tensor, "T B H"], targets: Int[Tensor, "T B"], dtype: torch.dtype | None = None
 ) -> Float[Tensor, ""]:
     """Sum over the window of -log softmax(W_y h + b_y)[target], in nats; every logit is kept for the gradient."""
     logits = linear(output, hidden, dtype)
@@ -27,7 +27,7 @@ def reference_output_loss(
 
 
 def fused_output_loss(
-    output: nn.Linear,
+    output: LinearMap,
     hidden: Float[Tensor, "T B H"],
     targets: Int[Tensor, "T B"],
     dtype: torch.dtype | None = None,

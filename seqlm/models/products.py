@@ -15,9 +15,10 @@ product are therefore operations of their own.
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -36,7 +37,31 @@ MANY_ROWS = 128
 """Rows of a result from which the alignment of each pays for a copy."""
 
 
-def linear(layer: nn.Linear, x: Float[Tensor, "*shape D"], dtype: torch.dtype | None = None) -> Tensor:
+@final
+class TiedOutput(nn.Module):
+    """An output layer with the embedding's matrix E: E h + b_y (Press and Wolf, 2017). Only b_y is its own."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
+        self._embedding = (embedding,)  # hidden from torch, so that the matrix has one name, in checkpoints too
+
+    @property
+    def weight(self) -> Tensor:
+        return self._embedding[0].weight
+
+    @property
+    def out_features(self) -> int:
+        return len(self.bias)
+
+    def forward(self, x: Float[Tensor, "*shape H"]) -> Float[Tensor, "*shape V"]:
+        return F.linear(x, self.weight, self.bias)
+
+
+LinearMap: TypeAlias = nn.Linear | TiedOutput
+
+
+def linear(layer: LinearMap, x: Float[Tensor, "*shape D"], dtype: torch.dtype | None = None) -> Tensor:
     """Return W x + b (*shape, H) in the type of ``x``, with the product in ``dtype`` (``None``: that of ``x``)."""
     if dtype is None or dtype == x.dtype:
         result: Tensor = layer(x)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from seqlm.architectures import TransformerConfig
 from seqlm.models.attention import KeyValueCache, MultiHeadAttention
-from seqlm.models.dropout import Dropout
+from seqlm.models.dropout import Dropout, drop_words
 from seqlm.models.fused_transformer import NORM_EPSILON, ReluDropout, linear_residual, norm_linear
-from seqlm.models.language_model import LanguageModel, Predictor
-from seqlm.models.products import linear
+from seqlm.models.language_model import OutputLayerModel, Predictor
+from seqlm.models.products import TiedOutput, linear
+from seqlm.models.state import State
 
 
 def sinusoids(positions: Float[Tensor, " T"], width: int) -> Float[Tensor, "T H"]:
@@ -119,7 +120,7 @@ class Block(nn.Module):
 
 
 @final
-class Transformer(LanguageModel):
+class Transformer(OutputLayerModel):
     """L blocks between an embedding with positions and a linear output layer.
 
     From the tokens of a window to the logits at each position::
@@ -130,6 +131,9 @@ class Transformer(LanguageModel):
 
     Each window is seen alone, so the state is empty: a (0, B, H) tensor, returned as it came. ``seq_len`` is the
     length of the training windows; only :meth:`generate` uses it, :meth:`forward` takes windows of any length.
+
+    Word types can be dropped, so that all occurrences of a word in a step have embedding(token_t) = 0, and the
+    embedding's matrix can be ``tied`` to W_y. Both are off by default.
 
     Initial values: every parameter with more than one axis Xavier-uniform (Glorot and Bengio, 2010); biases as in
     ``MultiHeadAttention``, ``LayerNorm`` and ``torch.nn.Linear``.
@@ -142,10 +146,11 @@ class Transformer(LanguageModel):
         self.hidden_size = config.hidden_size
         self.seq_len = seq_len
         self.embedding = nn.Embedding(vocab_size, config.hidden_size)
+        self.embedding_keep = config.embedding_keep
         self.dropout = Dropout(config.keep)
         self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, vocab_size)
+        self.output = TiedOutput(self.embedding) if config.tied else nn.Linear(config.hidden_size, vocab_size)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -166,7 +171,7 @@ class Transformer(LanguageModel):
         yield small, 12, 100
 
     @property
-    def stack(self) -> nn.ModuleList:
+    def hidden_states(self) -> nn.ModuleList:
         return self.blocks
 
     def initial_state(self, batch_size: int) -> Float[Tensor, "0 B H"]:
@@ -182,7 +187,8 @@ class Transformer(LanguageModel):
     def _features(
         self, tokens: Int[Tensor, "T B"], caches: list[KeyValueCache | None], first_position: int
     ) -> Float[Tensor, "T B H"]:
-        embedded = self.embedding(tokens) * self.hidden_size**0.5
+        (words,) = self._step_masks([((self.embedding.num_embeddings,), self.embedding_keep)])
+        embedded = drop_words(self.embedding(tokens) * self.hidden_size**0.5, tokens, words)
         x = self.dropout(embedded + self._positions(first_position, len(tokens)).unsqueeze(1))
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, cache)
@@ -196,7 +202,7 @@ class Transformer(LanguageModel):
         positions = torch.arange(first, first + count, dtype=precise, device=weight.device)
         return sinusoids(positions, self.hidden_size).to(weight.dtype)
 
-    def predictor(self, state: Float[Tensor, "0 B H"]) -> Predictor:
+    def predictor(self, state: State) -> Predictor:
         """One position per token while all tokens so far fit into ``seq_len``, then the last ``seq_len`` anew.
 
         The recomputation is needed: once the window slides, each token in it stands at another position, so none of

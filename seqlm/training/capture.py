@@ -10,6 +10,7 @@ from typing import Generic, TypeVar, final
 import torch
 from torch import Tensor
 
+from seqlm.models.state import State, map_state, tensors_of
 from seqlm.training.distributed import Rank
 
 WARM_UP_CALLS = 3
@@ -39,13 +40,13 @@ class _Recording(Generic[Result]):
     """A CUDA graph with the memory that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    arguments: tuple[Tensor, ...]
+    arguments: tuple[State, ...]
     result: Result
 
 
 @final
 class Captured(Generic[Result]):
-    """A function of tensors on a GPU, recorded once for each set of shapes as a CUDA graph, and replayed in each call.
+    """A function of tensors and states on a GPU, recorded once for each set of shapes and replayed in each call.
 
     The result is in the same memory in every call with these shapes: the next call overwrites it.
 
@@ -64,24 +65,25 @@ class Captured(Generic[Result]):
         self._warm_up = warm_up or function
         self._recordings: dict[tuple[torch.Size, ...], _Recording[Result]] = {}
 
-    def __call__(self, *arguments: Tensor) -> Result:
-        shapes = tuple(argument.shape for argument in arguments)
+    def __call__(self, *arguments: State) -> Result:
+        tensors = tensors_of(arguments)
+        shapes = tuple(tensor.shape for tensor in tensors)
         if shapes not in self._recordings:
             self._recordings[shapes] = self._record(arguments)
         recording = self._recordings[shapes]
-        for static, argument in zip(recording.arguments, arguments, strict=True):
-            static.copy_(argument)
+        for static, tensor in zip(tensors_of(recording.arguments), tensors, strict=True):
+            static.copy_(tensor)
         recording.graph.replay()
         return recording.result
 
-    def _record(self, arguments: tuple[Tensor, ...]) -> _Recording[Result]:
-        stream = _stream_for(arguments[0].device)
+    def _record(self, arguments: tuple[State, ...]) -> _Recording[Result]:
+        stream = _stream_for(tensors_of(arguments)[0].device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_CALLS):
                 self._warm_up(*arguments)
         torch.cuda.current_stream().wait_stream(stream)
-        static = tuple(argument.clone() for argument in arguments)
+        static = tuple(map_state(Tensor.clone, argument) for argument in arguments)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):  # gives free memory back first; records, computes nothing
             result = self._function(*static)

@@ -20,6 +20,7 @@ from seqlm.architectures import ModelConfig
 from seqlm.errors import CheckpointError, DamagedError, FileError
 from seqlm.files import Guard, replacing, unguarded
 from seqlm.models import LanguageModel, build_model
+from seqlm.models.state import State
 
 FORMAT = "seqlm checkpoint 2"
 
@@ -38,8 +39,8 @@ class Position:
     """Tokens that they predicted."""
     seconds: float = 0.0
     """Time that they took, over all attempts."""
-    states: list[torch.Tensor] = field(default_factory=list)
-    """The recurrent state of each rank's columns, (L, B, H); none at an epoch's start, where it is zero."""
+    states: list[State] = field(default_factory=list)
+    """The state of each rank's columns; none at an epoch's start, where it is that of the model's initial state."""
     generators: list[torch.Tensor] = field(default_factory=list)
     """The state of each rank's generator; none at an epoch's start, where the seed decides."""
     ranks: int = 0
@@ -178,13 +179,17 @@ def _feed(sha: Any, value: Any) -> None:
         sha.update(f"value {len(text)} ".encode() + text)
 
 
-def trained_model(path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_len: int) -> LanguageModel:
+def trained_model(
+    path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_len: int, *, folder: Path | None
+) -> LanguageModel:
     """Return the model of a checkpoint on the CPU, dropout off and products in float32. ``path`` is for messages.
+
+    ``folder`` holds the files of a user's own model.
 
     Raises:
         CheckpointError: the checkpoint's parameters are not those of this model.
     """
-    trained = build_model(model, len(checkpoint.vocabulary), seq_len)
+    trained = build_model(model, len(checkpoint.vocabulary), seq_len, folder=folder)
     try:
         trained.load_state_dict(checkpoint.model)
     except RuntimeError:

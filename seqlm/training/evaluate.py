@@ -12,18 +12,19 @@ from torch import Tensor
 
 from seqlm.data.batches import windows
 from seqlm.models import LanguageModel
+from seqlm.models.state import State, split_state
 from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import split_columns
 from seqlm.training.perplexity import TokenLoss
 
-WindowLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+WindowLoss: TypeAlias = Callable[[Tensor, Tensor, State], tuple[Tensor, State]]
 """Takes inputs, targets and state, and gives what :meth:`LanguageModel.loss` gives."""
 
 
 @torch.no_grad()
 def evaluate(
     model: LanguageModel,
-    state: Tensor,
+    state: State,
     columns: Int[Tensor, "length batch"],
     seq_len: int,
     rank: Rank,
@@ -41,7 +42,8 @@ def evaluate(
     window_loss = window_loss or model.loss
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=columns.device)
-    parts = zip(split_columns(columns, micro_batches), split_columns(state, micro_batches), strict=True)
+    states = split_state(state, micro_batches, model.batch_axis)
+    parts = zip(split_columns(columns, micro_batches), states, strict=True)
     number = itertools.count()
     for part, carried in parts:
         for inputs, targets in windows(part, seq_len):

@@ -1,30 +1,49 @@
-"""The study's optimizers and learning-rate schedules (reference: Kingma and Ba, 2015, for Adam)."""
+"""The optimizers of the study, and what the number of a step decides: the learning rate and the step's masks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never, final
 
 import torch
 
-from seqlm.config import AdamConfig, OptimConfig, SgdConfig, SgdScheduleConfig
+from seqlm.config import RunConfig
+from seqlm.models import LanguageModel
+from seqlm.models.language_model import OutputLayerModel
+from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
 
 
 def build_optimizer(config: OptimConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam with PyTorch's default betas and epsilon, or plain SGD: p <- p - lr g, without momentum.
+    """Return PyTorch's optimizer, in its fused form: one pass over all parameters.
 
-    In PyTorch's fused form: one pass over all parameters. On a GPU the learning rate lives on the device, so that a
-    captured step follows its schedule.
+    On a GPU the learning rate is a tensor on the device, so that a captured step follows its schedule. Velocities exist
+    from the start, as zeros: PyTorch would make them in the first step, and a captured step would repeat that.
     """
     parameters = list(parameters)
     device = parameters[0].device
     on_gpu = device.type == "cuda"
     lr = torch.tensor(config.lr, device=device) if on_gpu else config.lr
+    decay = config.weight_decay
     match config:
         case AdamConfig():
-            return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=on_gpu)
-        case SgdConfig() | SgdScheduleConfig():
-            return torch.optim.SGD(parameters, lr=lr, fused=True)
+            betas = (config.beta1, config.beta2)
+            return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True, capturable=on_gpu)
+        case AdamWConfig():
+            betas = (config.beta1, config.beta2)
+            return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, fused=True, capturable=on_gpu)
+        case SgdConfig():
+            sgd = torch.optim.SGD(
+                parameters,
+                lr=lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                weight_decay=decay,
+                fused=True,
+            )
+            if config.momentum:
+                for parameter in parameters:
+                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return sgd
         case _:
             assert_never(config)
 
@@ -37,36 +56,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def learning_rate(config: OptimConfig, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0: a pure function.
-
-    Adam and SGD keep theirs. With f flat epochs and n = max(0, epoch - (f - 1)), the schedules are
-
-    - ``per_epoch``: lr decay^-n, one division after each epoch past the flat ones;
-    - ``compounding``: in each epoch past the flat ones the *current* rate is multiplied by decay^-n, so that
-      lr decay^-(1 + 2 + ... + n) = lr decay^-(n (n + 1) / 2). This is what produced the published numbers.
-    """
-    match config:
-        case AdamConfig() | SgdConfig():
-            return config.lr
-        case SgdScheduleConfig():
-            assert config.flat_epochs is not None, "SgdScheduleConfig resolves flat_epochs"
-            falls = max(0, epoch - (config.flat_epochs - 1))
-            return float(config.lr * config.decay ** -_exponent(config.schedule, falls))
-        case _:
-            assert_never(config)
-
-
-def _exponent(schedule: Literal["compounding", "per_epoch"], falls: int) -> float:
-    match schedule:
-        case "compounding":
-            return falls * (falls + 1) / 2
-        case "per_epoch":
-            return falls
-        case _:
-            assert_never(schedule)
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Put ``lr`` into every parameter group."""
     for group in optimizer.param_groups:
@@ -74,3 +63,46 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
+
+
+@final
+class StepNumber:
+    """What the number of a step decides, as pure functions of the configuration: the same after a resume.
+
+    Args:
+        config: of the run.
+        model: gets the key of the masks that a step shares over ranks and micro-batches, if it has such masks.
+        optimizer: gets the learning rate.
+        steps: steps of an epoch.
+    """
+
+    def __init__(self, config: RunConfig, model: LanguageModel, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        self._config = config
+        self._optimizer = optimizer
+        self._steps = steps
+        self.lr = config.optim.lr
+        """Learning rate of the step."""
+        self._key: torch.Tensor | None = None
+        if isinstance(model, OutputLayerModel) and config.built_in.shares_masks:
+            self._key = model.mask_key = torch.zeros((), dtype=torch.int64, device=model.output.weight.device)
+
+    def set(self, epoch: int, step: int) -> float:
+        """Prepare the step of an epoch, both counted from 0; returns the learning rate. Nothing waits for a GPU."""
+        lr = self._config.optim.learning_rate(epoch, min(step, self._steps - 1), self._steps)
+        if lr != self.lr:
+            set_learning_rate(self._optimizer, lr)
+            self.lr = lr
+        if self._key is not None:
+            self._key.fill_(step_key(self._config.seed, epoch, step))
+        return lr
+
+
+def step_key(seed: int, epoch: int, step: int) -> int:
+    """Return the key of a step's masks, from -2^63 to 2^63 - 1: SplitMix64 of one number after the other."""
+    key = 0
+    for number in (seed, epoch, step):
+        key = (key ^ number) + 0x9E3779B97F4A7C15 & 2**64 - 1
+        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+        key = (key ^ key >> 27) * 0x94D049BB133111EB & 2**64 - 1
+        key ^= key >> 31
+    return key - 2**64 if key >= 2**63 else key

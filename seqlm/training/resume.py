@@ -14,6 +14,7 @@ from torch import Tensor
 from seqlm.config import RunConfig
 from seqlm.data.layout import own_columns
 from seqlm.errors import CheckpointError, FileError
+from seqlm.models.state import State, join_states, map_state, rebuilt, tensors_of
 from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles
 from seqlm.training.distributed import Rank
@@ -66,8 +67,8 @@ def _summary(found: tuple[Path, Checkpoint] | None, error: CheckpointError | Fil
     return ["checkpoint", str(path), len(checkpoint.history), position.epoch, position.step, position.loss_nats]
 
 
-def restore_within_epoch(position: Position, rank: Rank, config: RunConfig) -> Tensor:
-    """Restore the random generator within an epoch, and return the recurrent state of this rank's columns (L, B, H).
+def restore_within_epoch(position: Position, rank: Rank, config: RunConfig, batch_axis: int) -> State:
+    """Restore the random generator within an epoch, and return the state of this rank's columns.
 
     With another number of ranks or another type of device, the masks of the rest of the epoch differ from those of an
     uninterrupted run.
@@ -77,9 +78,10 @@ def restore_within_epoch(position: Position, rank: Rank, config: RunConfig) -> T
         _set_generator_state(rank.device, position.generators[rank.index])
     else:
         own = own_columns(config.train.batch_size, rank.index, rank.world_size)
-        state = torch.cat(position.states, dim=1)[:, own.start : own.stop]
+        whole = join_states(position.states, batch_axis)
+        state = map_state(lambda tensor: tensor.narrow(batch_axis, own.start, len(own)), whole)
         torch.manual_seed(mask_seed(config.seed, position.epoch, rank.index) ^ position.step)
-    return state.to(rank.device).contiguous()
+    return map_state(lambda tensor: tensor.to(rank.device).contiguous(), state)
 
 
 def circumstances(rank: Rank, micro_batches: int) -> Position:
@@ -116,6 +118,12 @@ def mask_seed(seed: int, epoch: int, rank: int) -> int:
     """Return the seed of the dropout masks of one epoch on one rank."""
     # Odd multipliers keep the seeds of neighbouring (epoch, rank) pairs apart; the generator scrambles the rest.
     return (seed + 0x9E3779B97F4A7C15 * (epoch + 1) + 0xC2B2AE3D27D4EB4F * rank) % 2**63
+
+
+def gather_states(state: State, rank: Rank) -> list[State]:
+    """Return the state of each rank's columns, on the CPU."""
+    gathered = [rank.gather(tensor) for tensor in tensors_of(state)]
+    return [rebuilt(state, iter([tensors[index] for tensors in gathered])) for index in range(rank.world_size)]
 
 
 def generator_state(device: torch.device) -> Tensor:

@@ -34,16 +34,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args
 
 import torch
 from torch import Tensor
 
-from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
+from seqlm.architectures import BuiltInConfig, CustomConfig
 from seqlm.config import Precision, RunConfig
 from seqlm.data.cache import digest_key, find, store
 from seqlm.errors import EXIT_FAILED, BackendError, SelfCheckError, SeqlmError
-from seqlm.models import LanguageModel, build_model, self_check_shapes
+from seqlm.models import build_built_in, self_check_shapes
+from seqlm.models.language_model import OutputLayerModel
 from seqlm.models.products import PACKED_SIZE
 from seqlm.training.capture import is_captured
 from seqlm.training.distributed import Rank, rank_from_environment
@@ -73,7 +74,7 @@ _FORWARD = ("forward, loss", "forward, state after the window")
 class Case:
     """A model with fused operations and a window, both small."""
 
-    model: ModelConfig
+    model: BuiltInConfig
     steps: int
     """T."""
     columns: int
@@ -86,7 +87,7 @@ class Case:
         return HEADROOM * math.sqrt(products) * (ROUNDOFF[precision] + math.sqrt(terms) * ROUNDOFF["fp32"])
 
 
-def cases(config: ModelConfig) -> list[Case]:
+def cases(config: BuiltInConfig) -> list[Case]:
     """Return what is checked for models like ``config``. A window has more tokens than a chunk of the output loss."""
     return [Case(model=small, steps=steps, columns=columns) for small, steps, columns in self_check_shapes(config)]
 
@@ -101,9 +102,10 @@ def check_device(config: RunConfig, rank: Rank) -> None:
         SelfCheckError: a tensor is further off than its bound.
         BackendError: the device does not have the precision of the run.
     """
-    if not rank.is_first or config.model.implementation == "reference":
+    model = config.model
+    if not rank.is_first or isinstance(model, CustomConfig) or not model.is_fused:
         return
-    for case in cases(config.model):
+    for case in cases(model):
         key = digest_key(_identity(case, config.train.precision, rank))
         if find(KIND, key) is None:
             check_case(case, config.train.precision, rank)
@@ -156,9 +158,9 @@ def _way_out(precision: Precision, *, reference_is_sound: bool) -> str:
     return f"the reference implementation is as wrong, use another device{other}"
 
 
-def _draw_model(case: Case, dtype: torch.dtype | None) -> LanguageModel:
+def _draw_model(case: Case, dtype: torch.dtype | None) -> OutputLayerModel:
     """A model with random parameters, none of which is at a neutral value."""
-    model = build_model(case.model, VOCAB, case.steps, dtype)
+    model = build_built_in(case.model, VOCAB, case.steps, dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("mlp.W_1.bias"):
@@ -170,16 +172,16 @@ def _draw_model(case: Case, dtype: torch.dtype | None) -> LanguageModel:
 
 
 def _reference(
-    model: LanguageModel, case: Case, dtype: torch.dtype, product_dtype: torch.dtype | None
-) -> LanguageModel:
+    model: OutputLayerModel, case: Case, dtype: torch.dtype, product_dtype: torch.dtype | None
+) -> OutputLayerModel:
     """The same model by its equations, with parameters of type ``dtype``."""
     with torch.device("meta"):  # draws nothing
-        reference = build_model(case.model.reference(), VOCAB, case.steps, product_dtype)
+        reference = build_built_in(case.model.reference(), VOCAB, case.steps, product_dtype)
     reference.load_state_dict({name: value.to(dtype) for name, value in model.state_dict().items()}, assign=True)
     return reference
 
 
-def _compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
+def _compute(model: OutputLayerModel, case: Case, *, captured: bool) -> dict[str, Tensor]:
     """Loss, state after the window, and gradient of the mean loss by each parameter; captured, by the training step."""
     device, tokens = model.output.weight.device, case.steps * case.columns
     draw = torch.Generator().manual_seed(SEED)
@@ -192,7 +194,9 @@ def _compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, T
         for _ in range(REPLAYS):
             torch.manual_seed(SEED)  # the same dropout masks each time
             result = step(inputs, targets, state)
-        loss, after = result.loss_nats, result.state
+        loss, state = result.loss_nats, result.state
+        assert isinstance(state, Tensor), "that of every architecture of seqlm's"
+        after = state
     else:
         torch.manual_seed(SEED)
         loss, after = model.loss(inputs, targets, state)
@@ -210,14 +214,15 @@ def _compute(model: LanguageModel, case: Case, *, captured: bool) -> dict[str, T
 def _errors(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
     """The error of each tensor.
 
-    The gradient of a bias is compared with the weight's too. That of the keys' bias is zero: it shifts all scores of a
-    query by the same amount.
+    The gradient of a bias is compared with the weight's too, if the layer has a weight of its own. That of the keys'
+    bias is zero: it shifts all scores of a query by the same amount.
     """
     errors = []
     for name, wanted in exact.items():
         largest = wanted.abs().max()
-        if name.endswith(".bias"):
-            largest = torch.maximum(largest, exact[name.removesuffix("bias") + "weight"].abs().max())
+        weight = exact.get(f"{name.removesuffix('bias')}weight")
+        if name.endswith(".bias") and weight is not None:
+            largest = torch.maximum(largest, weight.abs().max())
         errors.append((found[name].double() - wanted).abs().max() / largest)
     return dict(zip(exact, torch.stack(errors).tolist(), strict=True))
 
@@ -289,10 +294,8 @@ def _code_digest() -> str:
 # -- as a program --------------------------------------------------------------------------------------------------
 
 
-ALL: tuple[ModelConfig, ...] = (
-    RecurrentConfig(arch="rnn", hidden_size=PACKED_SIZE),
-    RecurrentConfig(arch="gru", hidden_size=PACKED_SIZE),
-    TransformerConfig(arch="transformer", hidden_size=64),
+ALL: tuple[BuiltInConfig, ...] = tuple(
+    variant(arch=arch, hidden_size=PACKED_SIZE) for variant in get_args(BuiltInConfig) for arch in variant.LABELS
 )
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.models import LanguageModel
+from seqlm.models.state import State, detached, join_states, split_state
 from seqlm.training.capture import Captured
 from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import split_columns
@@ -34,8 +35,8 @@ class StepResult:
     """Summed over this rank's tokens of the window."""
     grad_norm: Float[Tensor, ""]
     """Over all parameters and ranks, before clipping. If it or the loss is not finite, no parameter has moved."""
-    state: Tensor
-    """The recurrent state after the window, cut off from the graph."""
+    state: State
+    """The state after the window, cut off from the graph."""
 
 
 @final
@@ -87,7 +88,7 @@ class TrainingStep:
         self,
         inputs: Int[Tensor, "T B"],
         targets: Int[Tensor, "T B"],
-        state: Tensor,
+        state: State,
         until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> StepResult:
         """Forward, backward, clip, update.
@@ -104,7 +105,7 @@ class TrainingStep:
         self,
         inputs: Int[Tensor, "T B"],
         targets: Int[Tensor, "T B"],
-        state: Tensor,
+        state: State,
         until_update: Callable[[], AbstractContextManager[None]] = nullcontext,
         *,
         moves: bool = True,
@@ -113,22 +114,23 @@ class TrainingStep:
         losses, states = [], []
         with until_update():
             self.optimizer.zero_grad(set_to_none=True)
-            columns = (split_columns(tensor, self.micro_batches) for tensor in (inputs, targets, state))
-            for number, part in enumerate(zip(*columns, strict=True), start=1):
+            windows = (split_columns(tensor, self.micro_batches) for tensor in (inputs, targets))
+            columns = zip(*windows, split_state(state, self.micro_batches, self.model.batch_axis), strict=True)
+            for number, part in enumerate(columns, start=1):
                 with self._reduction(is_last=number == self.micro_batches):
                     loss_nats, state = self._objective(*part)
                     (loss_nats * self.scale).backward()
                 losses.append(loss_nats.detach())
-                states.append(state.detach())
+                states.append(detached(state))
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm, foreach=True)
         loss_nats = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         # Fused optimizers leave all parameters alone where this is 1; GradScaler of torch.amp uses it the same way.
         found_inf = ~torch.isfinite(loss_nats + norm) if moves else torch.ones_like(norm)
         self.optimizer.found_inf = found_inf.float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        return StepResult(loss_nats, norm, torch.cat(states, dim=1) if len(states) > 1 else states[0])
+        return StepResult(loss_nats, norm, join_states(states, self.model.batch_axis))
 
-    def _warm_up(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Tensor) -> None:
+    def _warm_up(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> None:
         """Compute a step that changes nothing: no parameter, no moment, no generator, and no gradient is left."""
         device = inputs.device
         generator = torch.cuda.get_rng_state(device)
@@ -153,6 +155,6 @@ class _Objective(nn.Module):
         self.model = model
 
     def forward(
-        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: Tensor
-    ) -> tuple[Float[Tensor, ""], Tensor]:
+        self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State
+    ) -> tuple[Float[Tensor, ""], State]:
         return self.model.loss(inputs, targets, state)

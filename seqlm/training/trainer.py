@@ -23,6 +23,7 @@ from seqlm.environment import CHECKPOINT_MINUTES, PROGRESS_SECONDS
 from seqlm.errors import CheckpointError, DivergedError
 from seqlm.files import Guard, unguarded, write_json
 from seqlm.models import build_model
+from seqlm.models.state import State
 from seqlm.rundir import RunDirectory
 from seqlm.training import resume
 from seqlm.training.attempt import StopRequested, StopSignal
@@ -32,7 +33,7 @@ from seqlm.training.checkpoint import Checkpoint, Position
 from seqlm.training.checkpoint_files import CheckpointFiles, best_epoch
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import WindowLoss, evaluate
-from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from seqlm.training.optimizers import StepNumber, build_optimizer, restore_optimizer
 from seqlm.training.perplexity import TokenLoss
 from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
@@ -105,8 +106,10 @@ class Trainer:
         self._tokens_per_step = train.seq_len * train.batch_size  # of the whole global batch
         torch.manual_seed(config.seed)
         dtype = use_precision(train.precision, rank.device)
-        self.model = build_model(config.model, len(corpus.vocabulary), train.seq_len, dtype).to(rank.device)
+        self.model = build_model(config.model, len(corpus.vocabulary), train.seq_len, dtype, run.model_dir)
+        self.model.to(rank.device)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
+        self._number = StepNumber(config, self.model, self.optimizer, self._steps)
         self._is_alone = rank.world_size == 1
         capture = is_captured(rank)
         self.step = TrainingStep(
@@ -143,7 +146,7 @@ class Trainer:
         self._epoch, self._step = epoch, 0
         self._total = TokenLoss()
         self._seconds = 0.0
-        self._state = self._initial_state("train")
+        self._state: State = self.model.initial_state(self._columns["train"].shape[1])
         torch.manual_seed(resume.mask_seed(self.config.seed, epoch, self.rank.index))
 
     def train(self) -> dict[str, Any]:
@@ -180,23 +183,23 @@ class Trainer:
             DivergedError, StopRequested: as :meth:`train`.
         """
         train = self.config.train
-        set_learning_rate(self.optimizer, learning_rate(self.config.optim, 0))
         self._begin_epoch(0)
         self.model.train()
         state, results = self._state, StepResults(self.rank)
         texts = (windows(self._columns["train"], train.seq_len) for _ in itertools.count())
         seconds = []
-        for inputs, targets in itertools.islice(itertools.chain.from_iterable(texts), steps):
+        for number, (inputs, targets) in enumerate(itertools.islice(itertools.chain.from_iterable(texts), steps)):
             if self.rank.any(self.stop.received):
                 raise StopRequested
             started = time.perf_counter()
+            self._number.set(0, number)
             result = self.step(inputs, targets, state)
             state = result.state
             results.add(result)
             require_finite(results.read()[0], self._tokens_per_step)  # waits for the device
             seconds.append(time.perf_counter() - started)
         columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
-        valid = self._evaluate(columns, self._initial_state("valid"))
+        valid = self._evaluate(columns)
         if not math.isfinite(valid.mean):
             raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
         return seconds
@@ -205,9 +208,7 @@ class Trainer:
 
     def _one_epoch(self) -> None:
         epoch = self._epoch
-        lr = learning_rate(self.config.optim, epoch)
-        set_learning_rate(self.optimizer, lr)
-        self.progress.epoch_begins(epoch, lr, steps=self._step, seconds=self._seconds)
+        self.progress.epoch_begins(epoch, self._number.set(epoch, self._step), steps=self._step, seconds=self._seconds)
         self._train_epoch()
         self.progress.validation_begins()
         started = time.perf_counter()
@@ -216,7 +217,7 @@ class Trainer:
             self.history,
             train=self._total,
             valid=valid,
-            lr=lr,
+            lr=self._number.lr,
             train_seconds=self._seconds,
             valid_seconds=time.perf_counter() - started,
             peak_memory_bytes=self.rank.peak_memory_bytes(),
@@ -238,6 +239,7 @@ class Trainer:
         seq_len = self.config.train.seq_len
         for inputs, targets in windows(self._columns["train"][self._step * seq_len :], seq_len):
             self._background.check()
+            self._number.set(self._epoch, self._step)
             result = self._take_step(inputs, targets)
             self._state = result.state
             self._step += 1
@@ -272,15 +274,13 @@ class Trainer:
         Raises:
             StopRequested: ``stop`` said so.
         """
-        columns, state = self._columns[split], self._initial_state(split)
         in_the_middle = self._is_alone and self.rank.device.type == "cpu"
         with self.stop.interrupting() if in_the_middle else contextlib.nullcontext():
-            return self._evaluate(columns, state, self._before_window)
+            return self._evaluate(self._columns[split], self._before_window)
 
-    def _evaluate(
-        self, columns: Tensor, state: Tensor, before_window: Callable[[int], None] = lambda number: None
-    ) -> TokenLoss:
+    def _evaluate(self, columns: Tensor, before_window: Callable[[int], None] = lambda number: None) -> TokenLoss:
         seq_len, parts = self.config.train.seq_len, self.micro_batches
+        state = self.model.initial_state(columns.shape[1])
         return evaluate(self.model, state, columns, seq_len, self.rank, parts, before_window, self._window_loss)
 
     def _before_window(self, number: int) -> None:
@@ -288,9 +288,6 @@ class Trainer:
         every = GPU_STEPS if self.rank.device.type == "cuda" and not self._is_alone else 1
         if number % every == 0 and self.rank.any(self.stop.received):
             raise StopRequested
-
-    def _initial_state(self, split: str) -> Tensor:
-        return self.model.initial_state(self._columns[split].shape[1])
 
     # -- saving ------------------------------------------------------------------------------------------------
 
@@ -336,7 +333,7 @@ class Trainer:
             loss_nats=self._total.loss_nats,
             tokens=self._total.tokens,
             seconds=self._seconds,
-            states=self.rank.gather(self._state) if within else [],
+            states=resume.gather_states(self._state, self.rank) if within else [],
             generators=self.rank.gather(resume.generator_state(self.rank.device)) if within else [],
         )
 
@@ -358,7 +355,7 @@ class Trainer:
             self._step = position.step
             self._total = TokenLoss(position.loss_nats, position.tokens)
             self._seconds = position.seconds
-            self._state = resume.restore_within_epoch(position, self.rank, self.config)
+            self._state = resume.restore_within_epoch(position, self.rank, self.config, self.model.batch_axis)
         if self.rank.is_first:
             self._files.write_metrics(self.history)  # the file may have been cut or lost
         steps = f" and {position.step} of {self._steps} steps" if position.step else ""

@@ -12,6 +12,8 @@ from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
 from tests.analysis.synthetic import make_provenance, make_result
 
+OPTIM_KEYS = "lr schedule decay flat_epochs decay_epochs warmup_steps weight_decay momentum nesterov"
+
 
 def add_run(
     study_dir: Path,
@@ -35,7 +37,7 @@ def add_run(
         {
             "model": {"arch": arch, **_part(values, "hidden_size num_layers keep embedding_size num_heads mlp_size")},
             "data": {"corpus": "ptb"},
-            "optim": {"optimizer": optimizer, **_part(values, "lr schedule decay flat_epochs")},
+            "optim": {"optimizer": optimizer, **_part(values, OPTIM_KEYS)},
             "train": _part(values, "epochs batch_size seq_len clip_norm"),
             "seed": seed,
         }

@@ -12,9 +12,9 @@ from benchmarks.baselines.literal import LiteralLayerNorm, literal_loss, literal
 from benchmarks.baselines.positions import position_table
 from benchmarks.baselines.step import BaselineStep, default_optimizer
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
-from seqlm.config import AdamConfig, SgdScheduleConfig
 from seqlm.models import LanguageModel, build_model
 from seqlm.models.transformer import sinusoids
+from seqlm.optimizers import AdamConfig, SgdConfig
 from tests.benchmarks.conftest import BATCH_SIZE, SEQ_LEN, VOCAB_SIZE
 
 Pair = tuple[list[Tensor], list[Tensor]]
@@ -231,6 +231,6 @@ def test_the_optimizers_of_the_baselines_are_torchs_with_default_arguments() -> 
     adam = default_optimizer(AdamConfig(optimizer="adam", lr=0.5), model)
     assert isinstance(adam, torch.optim.Adam)
     assert adam.defaults == {**torch.optim.Adam(model.parameters()).defaults, "lr": 0.5}
-    sgd = default_optimizer(SgdScheduleConfig(optimizer="sgd_schedule", lr=20.0), model)
+    sgd = default_optimizer(SgdConfig(optimizer="sgd_schedule", lr=20.0), model)
     assert isinstance(sgd, torch.optim.SGD)
     assert sgd.defaults == {**torch.optim.SGD(model.parameters()).defaults, "lr": 20.0}

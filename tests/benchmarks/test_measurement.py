@@ -16,8 +16,9 @@ from benchmarks.names import PRECISIONS, implementation_names
 from benchmarks.peak_memory import measure_in_child, measure_peak_memory
 from benchmarks.shapes import Shape, tiny
 from seqlm import machine
-from seqlm.config import AdamConfig, Precision
+from seqlm.config import Precision
 from seqlm.errors import BackendError, RunError, UsageError
+from seqlm.optimizers import AdamConfig
 from seqlm.training.precision import set_switches
 
 CPU = torch.device("cpu")

@@ -25,12 +25,16 @@ Implementation = Literal["fused", "reference"]
 @st.composite
 def recurrent_shapes(draw: st.DrawFn, arch: Literal["rnn", "gru"]) -> dict[str, Any]:
     small = st.integers(1, 7)
+    tied, hidden_size = draw(st.booleans()), draw(small)
     return {
         "arch": arch,
-        "hidden_size": draw(small),
+        "hidden_size": hidden_size,
         "num_layers": draw(st.integers(1, 3)),
-        "embedding_size": draw(small),
+        "embedding_size": hidden_size if tied else draw(small),
         "keep": draw(st.sampled_from([1.0, 0.6])),
+        "embedding_keep": draw(st.sampled_from([1.0, 0.7])),
+        "weight_keep": draw(st.sampled_from([1.0, 0.7])),
+        "tied": tied,
     }
 
 
@@ -45,6 +49,8 @@ def transformer_shapes(draw: st.DrawFn) -> dict[str, Any]:
         "mlp_size": draw(st.integers(1, 9)),
         "keep": draw(st.sampled_from([1.0, 0.6])),
         "attention_keep": draw(st.sampled_from([1.0, 0.7])),
+        "embedding_keep": draw(st.sampled_from([1.0, 0.7])),
+        "tied": draw(st.booleans()),
     }
 
 

@@ -46,10 +46,11 @@ def take_steps(folder: Path, text: Path, rank: Rank, micro_batches: int = 1) -> 
             )
         return clip(parameters, limit, **options)
 
-    state, results = trainer._initial_state("train"), []
+    state, results = trainer.model.initial_state(trainer._columns["train"].shape[1]), []
     reader = StepResults(rank)
     with mock.patch.object(nn.utils, "clip_grad_norm_", record):
-        for _, (inputs, targets) in zip(range(STEPS), windows(trainer._columns["train"], 5), strict=False):
+        for number, (inputs, targets) in zip(range(STEPS), windows(trainer._columns["train"], 5), strict=False):
+            trainer._number.set(0, number)
             result = trainer.step(inputs, targets, state)
             state = result.state
             reader.add(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,18 @@ def write_text(folder: Path, *, train_lines: int = 220, seed: int = 0) -> Path:
     return folder
 
 
-def make_config(arch: str = "rnn", *, optimizer: str = "sgd", lr: float = 0.5, **changes: Any) -> RunConfig:
-    """A tiny run; ``changes`` such as ``keep=1.0`` or ``epochs=3`` go to the section that has the key."""
+def make_config(
+    arch: str = "rnn",
+    *,
+    optimizer: str = "sgd",
+    lr: float = 0.5,
+    optim: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> RunConfig:
+    """A tiny run; ``changes`` such as ``keep=1.0`` or ``epochs=3`` go to the section that has the key.
+
+    ``optim`` has further keys of the optimizer.
+    """
     model: dict[str, Any] = {"arch": arch, "hidden_size": 16, "num_layers": 2, "keep": 1.0}
     if arch == "transformer":
         model.update(num_heads=4, mlp_size=32, attention_keep=1.0)
@@ -37,7 +48,7 @@ def make_config(arch: str = "rnn", *, optimizer: str = "sgd", lr: float = 0.5, *
     sections = {
         "model": model,
         "data": {"corpus": "files"},
-        "optim": {"optimizer": optimizer, "lr": lr},
+        "optim": {"optimizer": optimizer, "lr": lr, **(optim or {})},
         "train": train,
     }
     return RunConfig.from_dict({**sections, **top})

@@ -10,19 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlm.config import OptimConfig, RunConfig
+from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus
+from seqlm.models import build_model
+from seqlm.optimizers import OptimConfig
 from seqlm.training.attempt import StopRequested
 from seqlm.training.capture import WARM_UP_CALLS, Captured, is_captured
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.distributed import Rank
 from seqlm.training.evaluate import evaluate
-from seqlm.training.optimizers import set_learning_rate
+from seqlm.training.optimizers import StepNumber, build_optimizer, set_learning_rate
 from seqlm.training.step import StepResult, TrainingStep
 from seqlm.training.trainer import Trainer
 from tests.training.graphs import Calls
 from tests.training.studies import make_config, make_run, write_text
-from tests.training.test_step import ARCHITECTURES, BATCH, OPTIMIZERS, everything, make_step, windows
+from tests.training.test_step import ARCHITECTURES, BATCH, OPTIMIZERS, VOCAB, everything, make_step, windows
 
 pytestmark = pytest.mark.usefixtures("cuda_graphs")
 
@@ -58,6 +60,35 @@ def test_captured_steps_are_plain_steps_bit_for_bit_from_the_first_one_on(
             result = step(inputs, targets, state)
             state = result.state
             seen += [result.loss_nats.clone(), result.grad_norm.clone(), state.clone(), *state_of(step)]
+        found.append(seen)
+    for plain, captured in zip(*found, strict=True):
+        assert torch.equal(plain, captured)
+
+
+@pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
+def test_replays_follow_the_rate_and_the_masks_of_each_step(arch: str) -> None:
+    """Both are tensors on the device that are written between two replays."""
+    model_keys: dict[str, Any] = {"tied": True, "embedding_keep": 0.7}
+    if arch != "transformer":
+        model_keys |= {"weight_keep": 0.7, "embedding_size": 16}
+    schedule = {"schedule": "cosine", "decay_epochs": 9, "warmup_steps": 4, "momentum": 0.9}
+    config = make_config(arch, optim=schedule, **model_keys)
+    found = []
+    for capture in (False, True):
+        torch.manual_seed(1)
+        model = build_model(config.model, VOCAB, 5)
+        optimizer = build_optimizer(config.optim, model.parameters())
+        optimizer.param_groups[0]["lr"] = torch.tensor(config.optim.lr)  # as on a GPU
+        number = StepNumber(config, model, optimizer, steps=4)
+        step = TrainingStep(model, optimizer, clip_norm=0.1, tokens_per_step=5 * BATCH, capture=capture)
+        state, seen, losses = model.initial_state(BATCH), [], []
+        inputs, targets = windows(1)[0]
+        for taken in range(8):
+            number.set(taken // 4, taken % 4)
+            result = step(inputs, targets, state)
+            losses.append(result.loss_nats.item())
+            seen += [result.loss_nats.clone(), *state_of(step)]
+        assert len(set(losses)) == 8
         found.append(seen)
     for plain, captured in zip(*found, strict=True):
         assert torch.equal(plain, captured)

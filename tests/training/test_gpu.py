@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from seqlm.config import AdamConfig, OptimConfig, RunConfig, SgdConfig
+from seqlm.config import RunConfig
 from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.models import LanguageModel, build_model
+from seqlm.optimizers import AdamConfig, OptimConfig, SgdConfig
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.canary import run_canary

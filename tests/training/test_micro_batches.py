@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqlm.config import SgdConfig
+from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.models import build_model
+from seqlm.optimizers import SgdConfig
 from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import micro_batches_from, split_columns
 from seqlm.training.optimizers import build_optimizer
@@ -38,6 +39,23 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], state: Tensor) ->
     torch.testing.assert_close(state, wanted["state"], rtol=1e-10, atol=1e-14)
 
 
+def dropping(arch: str) -> RunConfig:
+    """A run whose masks are shared by all columns of a step, with an optimizer that has a velocity."""
+    changes: dict[str, Any] = {"tied": True, "embedding_keep": 0.7}
+    if arch != "transformer":
+        changes |= {"embedding_size": 16, "weight_keep": 0.6}
+    return make_config(arch, optim={"momentum": 0.9, "warmup_steps": 5}, **changes)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_parts_of_a_batch_have_the_same_words_and_weights_dropped(tmp_path: Path, arch: str) -> None:
+    text = write_text(tmp_path / "text")
+    run = make_run(tmp_path / arch, dropping(arch))
+    whole = take_steps(run.path, text, Rank())
+    found = take_steps(run.path, text, Rank(), 3)
+    assert_same(found, whole, found["state"])
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
 def test_parts_of_a_batch_give_its_losses_gradients_and_state(tmp_path: Path, arch: str, implementation: str) -> None:
@@ -54,6 +72,7 @@ def test_parts_of_a_batch_give_its_losses_gradients_and_state(tmp_path: Path, ar
 def test_two_ranks_in_parts_give_what_one_rank_gives_at_once(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text")
     runs = [make_run(tmp_path / arch, make_config(arch)) for arch in ARCHITECTURES]
+    runs += [make_run(tmp_path / f"{arch}-dropping", dropping(arch)) for arch in ARCHITECTURES]
     run_ranks([run.path for run in runs], text, 2, micro_batches="1,2,3,4")
     for run in runs:
         whole = take_steps(run.path, text, Rank())

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from seqlm.architectures import ModelConfig, RecurrentConfig, TransformerConfig
-from seqlm.config import SgdConfig
 from seqlm.models import build_model
+from seqlm.optimizers import SgdConfig
 from seqlm.training.optimizers import build_optimizer
 from seqlm.training.precision import set_switches
 from seqlm.training.step import TrainingStep

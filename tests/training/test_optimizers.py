@@ -1,49 +1,51 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
-from seqlm.config import AdamConfig, SgdConfig, SgdScheduleConfig
-from seqlm.training.optimizers import build_optimizer, learning_rate, restore_optimizer, set_learning_rate
+from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
+from seqlm.training.optimizers import build_optimizer, restore_optimizer, set_learning_rate, step_key
 
 
 def test_the_compounding_schedule_is_flat_for_fifteen_epochs_and_has_vanished_by_epoch_24() -> None:
-    config = SgdScheduleConfig(optimizer="sgd_schedule", lr=10.0)
+    config = SgdConfig(optimizer="sgd_schedule", lr=10.0)
     lr = 10.0
     expected = []
     for epoch in range(40):  # the published loop, literally: the current rate is multiplied
         if epoch > 14:
             lr *= (1 / 1.15) ** (epoch - 14)
         expected.append(lr)
-    assert [learning_rate(config, epoch) for epoch in range(40)] == pytest.approx(expected, rel=1e-12)
+    assert [config.learning_rate(epoch) for epoch in range(40)] == pytest.approx(expected, rel=1e-12)
     assert expected[14] == 10.0
     assert expected[15] == pytest.approx(8.695652173913043)
     assert expected[17] == pytest.approx(10 / 1.15**6)
-    assert learning_rate(config, 24) < 10 * 1e-3
+    assert config.learning_rate(24) < 10 * 1e-3
 
 
 def test_the_schedule_of_the_text_divides_by_1_15_after_each_epoch() -> None:
-    config = SgdScheduleConfig(optimizer="sgd_schedule", lr=1.0, schedule="per_epoch")
-    rates = [learning_rate(config, epoch) for epoch in range(4)]
+    config = SgdConfig(optimizer="sgd_schedule", lr=1.0, schedule="per_epoch")
+    rates = [config.learning_rate(epoch) for epoch in range(4)]
     assert rates == pytest.approx([1.0, 0.8695652173913044, 0.7561436672967865, 0.6575162324319883], rel=1e-14)
 
 
 def test_flat_epochs_move_the_start_of_both_schedules() -> None:
-    compounding = SgdScheduleConfig(optimizer="sgd_schedule", lr=1.0, decay=2.0, flat_epochs=2)
-    per_epoch = SgdScheduleConfig(optimizer="sgd_schedule", lr=1.0, decay=2.0, flat_epochs=2, schedule="per_epoch")
-    assert [learning_rate(compounding, e) for e in range(5)] == [1.0, 1.0, 0.5, 0.125, 0.015625]
-    assert [learning_rate(per_epoch, e) for e in range(5)] == [1.0, 1.0, 0.5, 0.25, 0.125]
+    compounding = SgdConfig(optimizer="sgd_schedule", lr=1.0, decay=2.0, flat_epochs=2)
+    per_epoch = SgdConfig(optimizer="sgd_schedule", lr=1.0, decay=2.0, flat_epochs=2, schedule="per_epoch")
+    assert [compounding.learning_rate(e) for e in range(5)] == [1.0, 1.0, 0.5, 0.125, 0.015625]
+    assert [per_epoch.learning_rate(e) for e in range(5)] == [1.0, 1.0, 0.5, 0.25, 0.125]
 
 
 def test_adam_and_sgd_keep_their_rate() -> None:
-    assert learning_rate(AdamConfig(optimizer="adam", lr=1e-4), 39) == 1e-4
-    assert learning_rate(SgdConfig(optimizer="sgd", lr=10.0), 39) == 10.0
+    assert AdamConfig(optimizer="adam", lr=1e-4).learning_rate(39) == 1e-4
+    assert SgdConfig(optimizer="sgd", lr=10.0).learning_rate(39) == 10.0
 
 
-@pytest.mark.parametrize(
-    "config", [SgdConfig(optimizer="sgd", lr=0.5), SgdScheduleConfig(optimizer="sgd_schedule", lr=0.5)]
-)
-def test_sgd_subtracts_the_rate_times_the_gradient_and_has_no_momentum(config: SgdConfig | SgdScheduleConfig) -> None:
+@pytest.mark.parametrize("config", [SgdConfig(optimizer="sgd", lr=0.5), SgdConfig(optimizer="sgd_schedule", lr=0.5)])
+def test_sgd_subtracts_the_rate_times_the_gradient_and_has_no_momentum(config: SgdConfig) -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = build_optimizer(config, [parameter])
     for _ in range(2):
@@ -61,6 +63,93 @@ def test_adam_takes_a_first_step_of_the_learning_rate_with_pytorch_defaults() ->
     assert optimizer.defaults["betas"] == (0.9, 0.999)
     assert optimizer.defaults["eps"] == 1e-8
     assert optimizer.defaults["weight_decay"] == 0
+
+
+def test_cosine_and_linear_fall_to_zero_a_little_with_each_step() -> None:
+    def rates(schedule: str, epochs: int = 3) -> list[float]:
+        config = AdamConfig(optimizer="adam", lr=2.0, schedule=schedule, decay_epochs=2)  # type: ignore[arg-type]
+        return [config.learning_rate(epoch, step, 2) for epoch in range(epochs) for step in range(2)]
+
+    half = math.sqrt(0.5)
+    assert rates("cosine") == pytest.approx([2, 1 + half, 1, 1 - half, 0, 0])
+    assert rates("linear") == pytest.approx([2, 1.5, 1, 0.5, 0, 0])
+
+
+def test_warm_up_multiplies_the_rate_of_any_schedule_by_a_share_that_rises_with_the_steps() -> None:
+    def rates(**schedule: Any) -> list[float]:
+        config = SgdConfig(optimizer="sgd", lr=1.0, warmup_steps=4, **schedule)
+        return [config.learning_rate(epoch, step, 3) for epoch in range(2) for step in range(3)]
+
+    share = [0.25, 0.5, 0.75, 1, 1, 1]
+    assert rates() == share
+    assert rates(schedule="per_epoch", decay=2) == [0.25, 0.5, 0.75, 0.5, 0.5, 0.5]
+    assert rates(schedule="linear", decay_epochs=2) == pytest.approx(
+        [part * (1 - step / 6) for step, part in enumerate(share)]
+    )
+
+
+def gradients() -> Iterator[torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    while True:
+        yield torch.randn(3, dtype=torch.float64, generator=draw)
+
+
+START = (1.0, -2.0, 0.5)
+
+
+def taken(config: OptimConfig, steps: int = 4) -> torch.Tensor:
+    """The parameters after some steps."""
+    parameter = torch.nn.Parameter(torch.tensor(START, dtype=torch.float64))
+    optimizer = build_optimizer(config, [parameter])
+    for _, gradient in zip(range(steps), gradients(), strict=False):
+        parameter.grad = gradient
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_follows_its_equations_with_momentum_and_decay(nesterov: bool) -> None:
+    lr, m, decay = 0.1, 0.9, 0.05
+    p, v = torch.tensor(START, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for _, gradient in zip(range(4), gradients(), strict=False):
+        g = gradient + decay * p
+        v = m * v + g
+        p = p - lr * (g + m * v if nesterov else v)
+    config = SgdConfig(optimizer="sgd", lr=lr, momentum=m, nesterov=nesterov, weight_decay=decay)
+    torch.testing.assert_close(taken(config), p, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_follows_its_equations_with_its_betas_and_either_decay(decoupled: bool) -> None:
+    lr, b1, b2, decay = 0.1, 0.8, 0.95, 0.2
+    p = torch.tensor(START, dtype=torch.float64)
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for step, gradient in zip(range(1, 5), gradients(), strict=False):
+        g = gradient if decoupled else gradient + decay * p
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        moved = (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + 1e-8)
+        p = p - lr * moved - (lr * decay * p if decoupled else 0)
+    settings: dict[str, Any] = {"lr": lr, "beta1": b1, "beta2": b2, "weight_decay": decay}
+    config = AdamWConfig(optimizer="adamw", **settings) if decoupled else AdamConfig(optimizer="adam", **settings)
+    torch.testing.assert_close(taken(config), p, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SgdConfig(optimizer="sgd", lr=1, momentum=0.9), AdamConfig(optimizer="adam", lr=1)]
+)
+def test_the_moments_that_memory_is_estimated_for_are_there(optimizer: OptimConfig) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(7))
+    built = build_optimizer(optimizer, [parameter])
+    parameter.grad = torch.ones(7)
+    built.step()
+    assert sum(v.numel() == 7 for v in built.state[parameter].values()) == optimizer.moments
+
+
+def test_keys_of_steps_are_unlike_whatever_the_seed_and_step() -> None:
+    keys = {step_key(seed, epoch, step) for seed in range(3) for epoch in range(10) for step in range(100)}
+    assert len(keys) == 3000
+    assert all(-(2**63) <= key < 2**63 for key in keys)
+    assert min(keys) < -(2**62) < 2**62 < max(keys)
 
 
 def test_the_learning_rate_reaches_every_group() -> None:

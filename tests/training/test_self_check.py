@@ -93,6 +93,8 @@ EVERY = [
     *(("rnn", size, {}) for size in (64, 500, 1500)),
     *(("gru", size, {}) for size in (64, 501, 1500)),
     *(("transformer", 512, options) for options in ({}, {"attention": "sdpa"}, {"mlp_size": 7})),
+    ("gru", 64, {"tied": True, "embedding_size": 64, "embedding_keep": 0.7, "weight_keep": 0.7}),
+    ("transformer", 64, {"tied": True, "embedding_keep": 0.7}),
 ]
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqlm.config import AdamConfig, OptimConfig, SgdConfig
 from seqlm.models import LanguageModel, build_model
+from seqlm.optimizers import AdamConfig, OptimConfig, SgdConfig
 from seqlm.training.distributed import Rank
 from seqlm.training.optimizers import build_optimizer, set_learning_rate
 from seqlm.training.results import GPU_STEPS, StepResults
@@ -17,7 +17,11 @@ from seqlm.training.step import StepResult, TrainingStep
 from tests.training.studies import make_config
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
-OPTIMIZERS: tuple[OptimConfig, ...] = (AdamConfig(optimizer="adam", lr=0.01), SgdConfig(optimizer="sgd", lr=0.5))
+OPTIMIZERS: tuple[OptimConfig, ...] = (
+    AdamConfig(optimizer="adam", lr=0.01),
+    SgdConfig(optimizer="sgd", lr=0.5),
+    SgdConfig(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+)
 everything = pytest.mark.parametrize(("arch", "optim"), list(itertools.product(ARCHITECTURES, OPTIMIZERS)))
 VOCAB, BATCH = 13, 4
 

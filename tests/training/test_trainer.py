@@ -14,13 +14,14 @@ from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import CheckpointError, DataError, DivergedError, UsageError
 from seqlm.models import build_model
 from seqlm.rundir import RunDirectory
-from seqlm.training.attempt import StopSignal
+from seqlm.training.attempt import StopRequested, StopSignal
 from seqlm.training.checkpoint import load_checkpoint
 from seqlm.training.checkpoint_files import best_epoch
 from seqlm.training.distributed import Rank
 from seqlm.training.perplexity import TokenLoss, perplexity
 from seqlm.training.snapshot import Snapshot
 from seqlm.training.trainer import Trainer
+from tests.outcome import outcome
 from tests.training.studies import make_config, make_run, write_text
 
 ARCHITECTURES = ("rnn", "gru", "transformer")
@@ -130,6 +131,72 @@ def test_metrics_cut_in_the_middle_of_a_line_are_whole_again_after_a_resume(tmp_
     assert "line 2 is cut or damaged" in warnings[0]
     Trainer(config, corpus, run, rank=Rank(), attempt=2).train()
     assert run.metrics_file.read_bytes() == whole
+
+
+EVERYTHING: dict[str, Any] = {"keep": 0.7, "embedding_keep": 0.8, "tied": True}
+RECURRENT: dict[str, Any] = {**EVERYTHING, "weight_keep": 0.7, "embedding_size": 16}
+WAYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (
+        "rnn",
+        RECURRENT,
+        {"optimizer": "sgd", "lr": 0.2, "optim": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}},
+    ),
+    ("gru", RECURRENT, {"optimizer": "adamw", "lr": 0.01, "optim": {"schedule": "cosine", "decay_epochs": 4}}),
+    (
+        "transformer",
+        EVERYTHING,
+        {"optimizer": "adamw", "lr": 0.01, "optim": {"schedule": "linear", "decay_epochs": 3, "warmup_steps": 40}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("arch", "model", "optim"), WAYS, ids=[way[0] for way in WAYS])
+def test_a_run_that_is_stopped_within_an_epoch_ends_as_one_that_is_not(
+    tmp_path: Path, corpus: Corpus, arch: str, model: dict[str, Any], optim: dict[str, Any]
+) -> None:
+    config = make_config(arch, epochs=3, **model, **optim)
+    quiet = trainer_for(tmp_path / "quiet", config, corpus)
+    quiet.train()
+    stopped = trainer_for(tmp_path / "stopped", config, corpus)
+    take, taken = stopped.step, []
+
+    def step(*arguments: Any) -> Any:
+        taken.append(stopped.optimizer.param_groups[0]["lr"])
+        if len(taken) == stopped._steps + 7:
+            raise StopRequested
+        return take(*arguments)
+
+    stopped.step = step  # type: ignore[assignment]
+    with pytest.raises(StopRequested):
+        stopped.train()
+    assert len(set(taken)) > 1 or "schedule" not in optim["optim"]
+    Trainer(config, corpus, stopped.run, rank=Rank(), attempt=2).train()
+    assert outcome(stopped.run) == outcome(quiet.run)
+
+
+def test_the_length_of_a_schedule_is_its_own_so_a_longer_run_begins_as_a_shorter_one(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    optim = {"schedule": "cosine", "decay_epochs": 3, "warmup_steps": 10}
+    histories = []
+    for epochs in (1, 2):
+        config = make_config("gru", epochs=epochs, weight_keep=0.7, optim=optim)
+        trainer = trainer_for(tmp_path / str(epochs), config, corpus)
+        trainer.train()
+        histories.append([(epoch["train_loss"], epoch["val_loss"], epoch["lr"]) for epoch in trainer.history])
+    assert histories[1][:1] == histories[0]
+    assert histories[1][1][2] < histories[1][0][2] < 0.5
+
+
+def test_words_and_weights_that_are_dropped_change_from_step_to_step(tmp_path: Path, corpus: Corpus) -> None:
+    trainer = trainer_for(tmp_path / "run", make_config("gru", weight_keep=0.5, embedding_keep=0.5, lr=1e-12), corpus)
+    trainer.model.train()
+    tokens = trainer._columns["train"][:5]
+    losses = []
+    for number in (0, 1, 0):
+        trainer._number.set(1, number)
+        losses.append(trainer.model.loss(tokens, tokens, trainer.model.initial_state(8))[0].item())
+    assert losses[0] == losses[2] != losses[1]
 
 
 def test_dropout_masks_differ_between_epochs_and_seeds(tmp_path: Path, corpus: Corpus) -> None:

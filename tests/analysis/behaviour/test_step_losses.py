@@ -6,6 +6,7 @@ import torch
 from analysis.behaviour import step_losses as module
 from analysis.behaviour.step_losses import step_losses
 from seqlm.errors import DataError
+from seqlm.models import language_model
 from tests.analysis.behaviour.literal import VOCAB_SIZE, Array, Literal, make_model, nats
 
 ARCHS = ("rnn", "gru", "transformer")
@@ -36,7 +37,7 @@ def test_the_loss_at_each_step_is_the_mean_over_windows_and_columns(
     arch: str, implementation: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PARALLEL_COLUMNS", 6)  # two windows of three columns at a time
-    monkeypatch.setattr(module, "LOGIT_ROWS", 5)
+    monkeypatch.setattr(language_model, "LOGIT_ROWS", 5)
     model = make_model(arch, implementation)
     columns = torch.randint(VOCAB_SIZE, (30, 3), generator=torch.Generator().manual_seed(3))
     found = step_losses(model, columns, window)

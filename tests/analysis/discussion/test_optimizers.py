@@ -4,6 +4,8 @@ from pathlib import Path
 
 from analysis.blocks.section import Block
 from analysis.discussion.optimizers import optimizers_blocks
+from analysis.plots.look import marker_of
+from analysis.study import units
 from analysis.study.settings import timed_settings
 from analysis.study.study import load_study
 from seqlm.files import write_json
@@ -149,3 +151,17 @@ def test_generalisation_gaps_are_those_of_the_best_and_of_the_last_epoch(tmp_pat
         *("20.00", "5,009.00"),
         *("35.00", "2,549.50"),
     )
+
+
+def test_sgd_with_momentum_is_an_optimizer_of_its_own_and_is_never_called_sgd_alone(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "plain", "gru", "sgd", [100.0], lr=2.0)
+    add_run(tmp_path, 1, "heavy", "gru", "sgd", [95.0], lr=2.0, momentum=0.9)
+    add_run(tmp_path, 2, "ahead", "gru", "sgd", [90.0], lr=2.0, momentum=0.9, nesterov=True)
+    add_run(tmp_path, 3, "decoupled", "gru", "adamw", [85.0], lr=0.01)
+    blocks = compared(tmp_path)
+    found = {row["optimizer"]: row["run"] for row in table(blocks, "discussion-2-optimizers")}
+    assert found == {"SGD": "1 plain", "SGD momentum": "2 heavy", "SGD Nesterov": "3 ahead", "AdamW": "4 decoupled"}
+    assert "SGD Nesterov 90.0 (3 ahead), SGD momentum 95.0 (2 heavy), SGD 100 (1 plain)" in said(blocks)
+    runs = load_study(tmp_path).runs
+    assert runs["optimizer"].tolist() == ["sgd", "sgd_momentum", "sgd_nesterov", "adamw"]
+    assert len({marker_of(kind) for kind in units.OPTIMIZERS}) == len(units.OPTIMIZERS)

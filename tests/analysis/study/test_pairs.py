@@ -61,6 +61,25 @@ def test_an_optimizer_is_compared_by_the_keys_that_both_have(tmp_path: Path) -> 
     assert names(pairs_of(tmp_path)) == [("optim.optimizer", "plain", "schedule")]
 
 
+def test_a_schedule_is_compared_by_the_keys_that_both_have(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "constant", "rnn", "adam", [100.0])
+    add_run(tmp_path, 1, "falling", "rnn", "adam", [90.0], schedule="cosine", decay_epochs=9)
+    add_run(tmp_path, 2, "halved", "rnn", "adam", [95.0], schedule="per_epoch", decay=2.0)
+    assert names(pairs_of(tmp_path)) == [
+        ("optim.schedule", "constant", "halved"),
+        ("optim.schedule", "constant", "falling"),
+        ("optim.schedule", "halved", "falling"),
+    ]
+
+
+def test_the_decay_of_adamw_is_its_own_and_momentum_is_a_key_of_sgd(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "adam", "rnn", "adam", [100.0])
+    add_run(tmp_path, 1, "adamw", "rnn", "adamw", [90.0], weight_decay=0.1)
+    add_run(tmp_path, 2, "sgd", "rnn", "sgd", [95.0], lr=2.0)
+    add_run(tmp_path, 3, "heavy", "rnn", "sgd", [95.0], lr=2.0, momentum=0.9)
+    assert names(pairs_of(tmp_path)) == [("optim.optimizer", "adam", "adamw"), ("optim.momentum", "sgd", "heavy")]
+
+
 def test_an_rnn_and_a_gru_must_agree_in_the_embedding_that_a_transformer_does_not_have(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "narrow", "rnn", "sgd", [100.0], embedding_size=100)
     add_run(tmp_path, 1, "broad", "gru", "sgd", [100.0], embedding_size=200)

@@ -204,8 +204,8 @@ def test_a_long_list_of_values_is_cut() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("arch=gur", 'model.arch: expected one of rnn, gru, transformer, got "gur"; did you mean "gru"?'),
-        ("arch=gru,x*", 'model.arch: expected one of rnn, gru, transformer, got "x*"'),
+        ("arch=gur", 'model.arch: expected one of rnn, gru, transformer, custom, got "gur"; did you mean "gru"?'),
+        ("arch=gru,x*", 'model.arch: expected one of rnn, gru, transformer, custom, got "x*"'),
         ("precision!=bf61", 'train.precision: expected one of fp32, tf32, bf16, got "bf61"; did you mean "bf16"?'),
     ],
 )

@@ -118,15 +118,15 @@ json.dump(told, open(os.path.join(folder, "result.json"), "w"))
 TIGHT = """
 import sys
 import torch
-from seqlm.models import LanguageModel
+from seqlm.models.language_model import OutputLayerModel
 from seqlm.training.worker import main
 
-def loss(model, tokens, targets, state, enough=LanguageModel.loss):
+def loss(model, tokens, targets, state, enough=OutputLayerModel.loss):
     if 2 < tokens.shape[1] <= 8:  # the batch; the self-check has more columns
         torch.empty(2**50)  # fails as any allocation does that finds no room
     return enough(model, tokens, targets, state)
 
-LanguageModel.loss = loss
+OutputLayerModel.loss = loss
 sys.exit(main())
 """
 """The real worker on a machine that has room for two columns at once."""

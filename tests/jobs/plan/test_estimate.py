@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -41,6 +42,13 @@ MODELS: list[dict[str, Any]] = [
     {"arch": "transformer", "hidden_size": 6, "num_layers": 1, "num_heads": 2, "mlp_size": 7},
     {"arch": "transformer", "hidden_size": 6, "num_layers": 3, "num_heads": 3, "mlp_size": 7},
 ]
+REGULARISED: list[dict[str, Any]] = [
+    *(
+        {**model, "embedding_size": 6, "tied": True, "embedding_keep": 0.8, "weight_keep": 0.5}
+        for model in (MODELS[0], MODELS[3])
+    ),
+    {**MODELS[5], "tied": True, "embedding_keep": 0.8},
+]
 
 
 def config(
@@ -59,14 +67,14 @@ def label(model: dict[str, Any]) -> str:
     return f"{model['arch']}-{model['num_layers']}"
 
 
-@pytest.mark.parametrize("model", MODELS, ids=label)
+@pytest.mark.parametrize("model", [*MODELS, *REGULARISED], ids=label)
 def test_the_number_of_parameters_is_that_of_the_model(model: dict[str, Any]) -> None:
     run = config(model)
     built = build_model(run.model, VOCAB)
     assert run.model.parameter_count(VOCAB) == sum(parameter.numel() for parameter in built.parameters())
 
 
-@pytest.mark.parametrize("model", MODELS, ids=label)
+@pytest.mark.parametrize("model", [*MODELS, *REGULARISED], ids=label)
 def test_the_operations_per_token_are_those_that_torch_counts(model: dict[str, Any]) -> None:
     run = config(model)
     built = build_model(run.model, VOCAB)
@@ -95,6 +103,25 @@ def test_memory_grows_with_what_has_to_be_kept() -> None:
     large = config(batch_size=1024)
     growth = memory_bytes(large, VOCAB + 1) - memory_bytes(large, VOCAB)
     assert growth == 4 * 4 * (large.model.parameter_count(VOCAB + 1) - parameters) + 4 * 2 * CHUNK_TOKENS
+
+
+@pytest.mark.parametrize("model", REGULARISED, ids=label)
+def test_memory_has_the_masks_of_a_whole_step_and_a_tied_matrix_once(model: dict[str, Any]) -> None:
+    plain = {key: value for key, value in model.items() if not key.endswith("_keep") and key != "tied"}
+    gates = {"rnn": 1, "gru": 3, "transformer": 0}[model["arch"]]
+    values = 5 * 4 * (6 + 1) + 2 * gates * model["num_layers"] * 6 * 6 - 4 * VOCAB * 6
+    for implementation in ("fused", "reference"):
+        runs = [config({**keys, "implementation": implementation}) for keys in (model, plain)]
+        assert memory_bytes(runs[0], VOCAB) - memory_bytes(runs[1], VOCAB) == 4 * values
+
+
+def test_memory_and_checkpoints_have_the_moments_of_the_optimizer() -> None:
+    run = config(optimizer="sgd")
+    heavy = dataclasses.replace(run, optim=dataclasses.replace(run.optim, momentum=0.9))
+    parameters = 4 * run.model.parameter_count(VOCAB)
+    assert memory_bytes(heavy, VOCAB) - memory_bytes(run, VOCAB) == parameters
+    sizes = [checkpoint_bytes(one, VOCAB, to_resume=True) for one in (run, heavy, config(optimizer="adamw"))]
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] == parameters
 
 
 def test_the_estimates_chunk_is_that_of_the_loss() -> None:

@@ -1,0 +1,143 @@
+"""Test the user's own models before a grid starts, in a process of its own, which imports torch and their files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jobs import terminal
+from jobs.plan.own_models import has_passed, keep
+from jobs.plan.planned import PlannedRun
+from jobs.study.kept_code import source_tree
+from seqlm.architectures import CustomConfig
+from seqlm.errors import FileError, ModelError
+from seqlm.files import make_directory, write_text
+from seqlm.model_files import ModelFiles
+from seqlm.rundir import RunDirectory
+
+PROGRAM = "seqlm.check_model"
+LONGEST_SECONDS = 600
+LOG = "model-check.log"
+"""File of a study with the traceback of a model that does not work."""
+
+
+def check_models(planned: Iterable[PlannedRun], study_dir: Path | None = None) -> None:
+    """Test each own model of the runs to do that has not passed here, and measure its sizes.
+
+    Needs the facts of the runs' corpora. With a ``study_dir``, the traceback of an error goes to a log there.
+
+    Raises:
+        ModelError: a model does not keep the contract, one line for each problem.
+    """
+    todo: dict[tuple[CustomConfig, int, int], PlannedRun] = {}
+    for item in planned:
+        model, facts = item.spec.config.model, item.facts
+        if isinstance(model, CustomConfig) and item.action != "skip" and facts is not None:
+            sizes = (facts.vocab_size, item.spec.config.train.seq_len)
+            if not has_passed(model, *sizes):
+                todo.setdefault((model, *sizes), item)
+    if not todo:
+        return
+    terminal.tell(f"testing {', '.join(dict.fromkeys(model.source for model, _, _ in todo))} first")
+    requests = []
+    for (model, vocab_size, seq_len), item in todo.items():
+        assert item.spec.model_files is not None, "a run with an own model has its files"
+        requests.append((model, item.spec.model_files, vocab_size, seq_len))
+    answers = ask(requests, ranks=False)
+    problems: dict[str, list[str]] = {}
+    tracebacks = []
+    for ((model, vocab_size, seq_len), item), answer in zip(todo.items(), answers, strict=True):
+        lines = [f"{finding['subject']}: {finding['text']}" for finding in answer["findings"] if is_bad(finding)]
+        for line in lines:
+            problems.setdefault(line.removeprefix("import: "), []).append(item.spec.name)
+        tracebacks += [answer["traceback"]] if answer["traceback"] else []
+        if not lines:
+            keep(model, vocab_size, seq_len, answer["sizes"])
+    if problems:
+        raise ModelError("\n".join([*map(_line, problems.items()), *_logged(tracebacks, study_dir)]))
+
+
+def is_bad(finding: Mapping[str, str]) -> bool:
+    """Whether a finding says that the model breaks the contract."""
+    return finding["level"] == "bad"
+
+
+def _line(problem: tuple[str, Sequence[str]]) -> str:
+    text, runs = problem
+    return f"{runs[0]}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}: {text}"
+
+
+def _logged(tracebacks: Sequence[str], study_dir: Path | None) -> list[str]:
+    """Write the first traceback to the study's log; returns a line that says where it is."""
+    if not tracebacks:
+        return []
+    if study_dir is None:
+        terminal.detail(tracebacks[0])
+        return []
+    with contextlib.suppress(FileError):
+        make_directory(study_dir)
+        write_text(study_dir / LOG, tracebacks[0])
+        return [f"no run was started; the traceback is in {study_dir / LOG}"]
+    return []
+
+
+def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks: bool) -> list[dict[str, Any]]:
+    """Return the answer of :mod:`seqlm.check_model` about each model: (configuration, files, V, T).
+
+    Raises:
+        ModelError: the process ended without an answer, as a file does that exits when it is imported.
+    """
+    with tempfile.TemporaryDirectory(prefix="seqlm-models-") as name:
+        folder = Path(name)
+        models = []
+        for number, (config, files, vocab_size, seq_len) in enumerate(requests):
+            place = folder / str(number)
+            files.keep(place)
+            models.append({"folder": str(place), "config": vars(config), "vocab_size": vocab_size, "seq_len": seq_len})
+        request, answer = folder / "request.json", folder / "answer.json"
+        request.write_text(json.dumps({"ranks": ranks, "models": models}), "utf-8")
+        command = [sys.executable, "-m", PROGRAM, str(request), str(answer)]
+        try:
+            ended = subprocess.run(
+                command, cwd=source_tree(), capture_output=True, text=True, timeout=LONGEST_SECONDS, errors="replace"
+            )
+        except subprocess.TimeoutExpired:
+            raise ModelError(f"model.source: its test took more than {LONGEST_SECONDS // 60} minutes") from None
+        terminal.detail(ended.stderr.strip() or "the models' own code printed nothing")
+        if not answer.exists():
+            last = (ended.stderr.strip().splitlines() or ["no output"])[-1]
+            raise ModelError(f"model.source: its test ended with exit code {ended.returncode}: {last}")
+        found: list[dict[str, Any]] = json.loads(answer.read_text("utf-8"))
+        return found
+
+
+def tell_changes(planned: Iterable[PlannedRun], study_dir: Path) -> None:
+    """Print a line for each own model whose files have changed since runs of the study were launched with it."""
+    starting = {
+        replace(item.spec.config, model=replace(model, sha256=None)): model.source
+        for item in planned
+        if item.action == "start" and isinstance(model := item.spec.config.model, CustomConfig)
+    }
+    if not starting:
+        return
+    changed: dict[str, int] = {}
+    for run in RunDirectory.unordered_in(study_dir):
+        with contextlib.suppress(FileError):
+            config = run.read_config()
+            if isinstance(config.model, CustomConfig):
+                source = starting.get(replace(config, model=replace(config.model, sha256=None)))
+                if source is not None:
+                    changed[source] = changed.get(source, 0) + 1
+    for source, number in sorted(changed.items()):
+        runs = "1 run of this study was" if number == 1 else f"{number} runs of this study were"
+        terminal.tell(
+            f"warning: {source} has changed since {runs} launched; they keep the file that they began with, and new "
+            "runs start with the changed one"
+        )

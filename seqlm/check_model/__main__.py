@@ -1,0 +1,132 @@
+"""Test user's own models: ``python -m seqlm.check_model REQUEST ANSWER``, two JSON files.
+
+The request has ``ranks`` (whether to test two ranks as well) and ``models``, each with ``folder``, ``config``,
+``vocab_size`` and ``seq_len``. The answer has an object for each model: ``findings``, ``sizes`` (``None`` if they
+cannot be measured) and ``traceback`` (of the first error of the user's code, or ``None``).
+
+A program of its own: a launcher does not import torch, and code of a user's cannot disturb it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from seqlm.architectures import CustomConfig
+from seqlm.check_model.capture import check_capture
+from seqlm.check_model.checks import (
+    check_carried_state,
+    check_causality,
+    check_gradients,
+    check_micro_batches,
+    check_resume,
+    check_shapes,
+)
+from seqlm.check_model.ranks import check_ranks
+from seqlm.check_model.sizes import sizes_of
+from seqlm.check_model.subject import BrokenContractError, Check, Finding, Subject
+from seqlm.errors import SeqlmError
+
+CHECKS: dict[str, Check] = {
+    "shapes": check_shapes,
+    "causality": check_causality,
+    "carried state": check_carried_state,
+    "gradients": check_gradients,
+    "resume": check_resume,
+    "micro-batches": check_micro_batches,
+    "GPU recording": check_capture,
+}
+RANKS = "two ranks"
+LARGEST = 500_000_000
+"""Parameters of a model that is tried on this machine. Of a larger one only the sizes are measured."""
+
+
+@final
+class Examination:
+    """The findings about one model."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.findings: list[Finding] = []
+        self.traceback: str | None = None
+
+    def run(self, *, ranks: bool) -> None:
+        """Test everything. Without a model of the right shapes, nothing else is tested."""
+        if not self._has_passed("import", self._build):
+            return
+        checks = {**CHECKS, **({RANKS: check_ranks} if ranks else {})}
+        for name, check in checks.items():
+            if name == RANKS and any(finding.level == "bad" for finding in self.findings):
+                self.findings.append(Finding(level="note", subject=name, text="not tested, since another check fails"))
+            elif not self._has_passed(name, check) and check is check_shapes:
+                return
+
+    def _build(self, subject: Subject) -> str:
+        subject.build()
+        arguments = ", ".join(f"{name}={value!r}" for name, value in subject.config.arguments.items())
+        return f"{subject.config.class_name}({arguments}) can be made"
+
+    def _has_passed(self, name: str, check: Check) -> bool:
+        try:
+            self.findings.append(Finding(level="ok", subject=name, text=check(self.subject)))
+        except (SeqlmError, BrokenContractError) as error:
+            self._failed(name, str(error), error.__cause__)
+        except Exception as error:  # of the user's code
+            self._failed(name, f"fails: {self.subject.place(error)}", error)
+        return self.findings[-1].level == "ok"
+
+    def _failed(self, name: str, text: str, cause: BaseException | None) -> None:
+        self.findings.append(Finding(level="bad", subject=name, text=text))
+        if cause is not None and self.traceback is None:
+            self.traceback = "".join(traceback.format_exception(cause))
+
+
+def examine(request: dict[str, Any], *, ranks: bool) -> dict[str, Any]:
+    """Return the answer about one model of a request."""
+    config = CustomConfig(**request["config"])
+    subject = Subject(config, Path(request["folder"]))
+    vocab_size, seq_len = request["vocab_size"], request["seq_len"]
+    sizes = _sizes(subject, vocab_size, seq_len)
+    examination = Examination(subject)
+    if sizes is not None and sizes["parameters"] > LARGEST:
+        text = f"{sizes['parameters']:,} parameters are too many to try here"
+        examination.findings.append(Finding(level="note", subject="import", text=text))
+    else:
+        examination.run(ranks=ranks)
+    findings = [asdict(finding) for finding in examination.findings]
+    return {"findings": findings, "sizes": sizes, "traceback": examination.traceback}
+
+
+def _sizes(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any] | None:
+    """The sizes of the model, built without values where it can be."""
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                return sizes_of(subject.build(vocab_size, seq_len), vocab_size, seq_len)
+        except Exception:
+            continue
+    return None
+
+
+def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for model in request["models"]:
+        yield examine(model, ranks=request["ranks"])
+
+
+def main() -> int:
+    """Answer a request; returns the exit code."""
+    request, answer = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)  # small windows
+    answer.write_text(json.dumps([*_answers(json.loads(request.read_text("utf-8")))]), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

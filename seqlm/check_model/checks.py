@@ -1,0 +1,244 @@
+"""The checks of a user's own model on one processor, each on a small window. All sizes are those of ``subject``."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqlm.check_model.subject import (
+    COLUMNS,
+    STEPS,
+    TOLERANCE,
+    VOCAB,
+    BrokenContractError,
+    Subject,
+    difference,
+    shape,
+    without_dropout,
+)
+from seqlm.models import LanguageModel
+from seqlm.models.state import State, map_state, tensors_of
+from seqlm.training.optimizers import restore_optimizer
+from seqlm.training.step import TrainingStep
+
+PARTS = 3
+"""Micro-batches: the columns do not divide evenly."""
+
+
+def check_shapes(subject: Subject) -> str:
+    """State, logits and the state after a window have the right form, for several lengths and numbers of columns."""
+    model = subject.build().eval()
+    for steps, columns in ((STEPS, COLUMNS), (1, COLUMNS), (STEPS, 1)):
+        state = model.initial_state(columns)
+        _require_state(model, state, columns)
+        found = model(subject.tokens[:steps, :columns], state)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)):
+            raise BrokenContractError("forward returns no pair: expected (logits, state)")
+        logits, after = found
+        if logits.shape != (steps, columns, VOCAB):
+            wanted = f"(T, B, V) = ({steps}, {columns}, {VOCAB})"
+            raise BrokenContractError(f"forward returns logits of shape {shape(logits)}, expected {wanted}")
+        if not logits.isfinite().all():
+            raise BrokenContractError("forward returns logits that are not finite numbers")
+        forms = [[(tensor.shape, tensor.dtype) for tensor in tensors_of(one)] for one in (state, after)]
+        if forms[0] != forms[1]:
+            listed = [", ".join(map(shape, tensors_of(one))) or "None" for one in (state, after)]
+            raise BrokenContractError(
+                f"forward turns a state of {listed[0]} into one of {listed[1]}; expected the same"
+            )
+    listed = [shape(tensor) for tensor in tensors_of(model.initial_state(COLUMNS))]
+    form = f"a state of {', '.join(listed)}" if listed else "no state"
+    return f"{form} for {COLUMNS} columns; logits (T, B, V)"
+
+
+def _require_state(model: LanguageModel, state: Any, columns: int) -> None:
+    if not _is_state(state):
+        raise BrokenContractError(
+            f"initial_state returns a {type(state).__name__}; expected a tensor, a tuple of tensors, or None"
+        )
+    for tensor in tensors_of(state):
+        axis = model.batch_axis
+        if not axis < tensor.dim() or tensor.shape[axis] != columns:
+            raise BrokenContractError(
+                f"initial_state({columns}) returns a tensor {shape(tensor)}; expected the batch of {columns} on axis "
+                f"{axis} (batch_axis says which one)"
+            )
+
+
+def _is_state(value: Any) -> bool:
+    return value is None or isinstance(value, Tensor) or (isinstance(value, tuple) and all(map(_is_state, value)))
+
+
+@torch.no_grad()
+def check_causality(subject: Subject) -> str:
+    """A later token changes no earlier logit, and no token changes another column."""
+    model, tokens = subject.build().eval(), subject.tokens[:STEPS]
+    logits, _ = model(tokens, model.initial_state(COLUMNS))
+    scale = float(logits.abs().max())
+    leaks: dict[int, int] = {}
+    for later in range(1, STEPS):
+        changed = tokens.clone()
+        changed[later] = (changed[later] + 1) % VOCAB
+        moved, _ = model(changed, model.initial_state(COLUMNS))
+        off = (moved[:later] - logits[:later]).abs().amax(dim=(1, 2)) > TOLERANCE * scale
+        if off.any():
+            leaks.setdefault(int(off.nonzero()[0]), later)
+    if leaks:
+        first = min(leaks)
+        raise BrokenContractError(
+            f"the model sees the future: token {leaks[first] + 1} of a window changes the logits at position "
+            f"{first + 1}"
+        )
+    changed = tokens.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % VOCAB
+    moved, _ = model(changed, model.initial_state(COLUMNS))
+    if difference(moved[:, 1:], logits[:, 1:]) > TOLERANCE:
+        raise BrokenContractError("columns mix: the tokens of column 1 change the logits of the others")
+    return "no logit depends on a later token or on another column"
+
+
+@torch.no_grad()
+def check_carried_state(subject: Subject) -> str:
+    """Two windows with the state carried are one window of both."""
+    model = subject.build().eval()
+    start = model.initial_state(COLUMNS)
+    if not any(tensor.numel() for tensor in tensors_of(start)):
+        return "no state: each window is seen alone"
+    whole, end = model(subject.tokens, start)
+    first, state = model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
+    second, after = model(subject.tokens[STEPS:], state)
+    if difference(first, whole[:STEPS]) > TOLERANCE:
+        raise BrokenContractError("a longer window changes the logits of its first half")
+    if (off := difference(second, whole[STEPS:])) > TOLERANCE:
+        raise BrokenContractError(
+            f"two windows with the state carried are not one long window: logits of the second differ by {off:.1g}"
+        )
+    if difference(after, end) > TOLERANCE:
+        raise BrokenContractError("two windows with the state carried end in another state than one long window")
+    return "two windows with the state carried are one long window"
+
+
+def check_gradients(subject: Subject) -> str:
+    """The loss of a window has a gradient by every parameter."""
+    model = subject.build().train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():  # a layer that starts at zero passes no gradient on
+        for parameter in trained.values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    state = model.initial_state(COLUMNS)
+    for window in (slice(0, STEPS), slice(STEPS, 2 * STEPS)):
+        loss, state = model.loss(subject.tokens[window], subject.targets[window], map_state(Tensor.detach, state))
+        loss.backward()
+    without = [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
+    if without:
+        names = ", ".join(name.removeprefix("module.") for name in without[:3])
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        raise BrokenContractError(
+            f"no gradient reaches {names}{more}; use every parameter in forward, or set its requires_grad to False"
+        )
+    wrong = [name for name, p in trained.items() if p.grad is not None and not p.grad.isfinite().all()]
+    if wrong:
+        raise BrokenContractError(f"the gradient by {wrong[0].removeprefix('module.')} is not finite")
+    return f"reach all {len(trained)} tensors of parameters"
+
+
+def check_resume(subject: Subject) -> str:
+    """Training that goes on from saved parameters, state and generator equals training without a stop, bit for bit."""
+    quiet = _Training(subject, subject.build())
+    steps = [quiet.step(number) for number in range(2)]
+    saved = io.BytesIO()
+    torch.save(quiet.saved(), saved)
+    steps += [quiet.step(number) for number in range(2, 4)]
+    saved.seek(0)
+    resumed = _Training(subject, subject.build())
+    resumed.restore(torch.load(saved, weights_only=True))
+    again = [resumed.step(number) for number in range(2, 4)]
+    repeated = _Training(subject, subject.build())
+    if [repeated.step(number) for number in range(2)] != steps[:2]:
+        raise BrokenContractError(
+            "the same seed gives another loss; draw all random numbers from torch's generator, not from random or numpy"
+        )
+    if again != steps[2:] or _differ(resumed.model, quiet.model):
+        raise BrokenContractError(
+            "a resumed training is not the one without a stop; keep what changes from step to step in the state, in a "
+            "parameter or in a buffer"
+        )
+    return "four steps with a stop equal four steps without, bit for bit"
+
+
+class _Training:
+    """A few steps of training, as a run takes them."""
+
+    def __init__(self, subject: Subject, model: LanguageModel) -> None:
+        self.subject, self.model = subject, model.train()
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+        options: dict[str, Any] = {"clip_norm": 1.0, "tokens_per_step": STEPS * COLUMNS}
+        self._step = TrainingStep(model, self.optimizer, **options)
+        self.state: State = model.initial_state(COLUMNS)
+        torch.manual_seed(5)
+
+    def step(self, number: int) -> float:
+        window = slice(STEPS * (number % 2), STEPS * (number % 2 + 1))
+        result = self._step(self.subject.tokens[window], self.subject.targets[window], self.state)
+        self.state = result.state
+        return float(result.loss_nats)
+
+    def saved(self) -> dict[str, Any]:
+        generator = torch.get_rng_state()
+        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**tensors, "state": self.state, "generator": generator}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        restore_optimizer(self.optimizer, saved["optimizer"])
+        self.state = saved["state"]
+        torch.set_rng_state(saved["generator"])
+
+
+def _differ(one: LanguageModel, other: LanguageModel) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def check_micro_batches(subject: Subject) -> str:
+    """A step in several parts is the step of the whole batch."""
+    whole, parts = (gradients_of(subject, subject.build(), parts=parts) for parts in (1, PARTS))
+    for what, tensor in whole.items():
+        if difference(parts[what], tensor) > TOLERANCE:
+            raise BrokenContractError(
+                f"a batch in {PARTS} parts is not the whole batch: {what} differs; the model may use statistics over "
+                "the batch"
+            )
+    return f"a batch in {PARTS} parts is the whole batch"
+
+
+def gradients_of(subject: Subject, model: LanguageModel, *, parts: int = 1, **options: Any) -> dict[str, Tensor]:
+    """What a step on the first window gives: loss, state and gradients, without dropout."""
+    columns = options.pop("columns", slice(0, COLUMNS))
+    model.train(mode=_is_deterministic(subject))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
+    step = TrainingStep(
+        model, optimizer, clip_norm=1e9, tokens_per_step=STEPS * COLUMNS, micro_batches=parts, **options
+    )
+    tokens, targets = subject.tokens[:STEPS, columns], subject.targets[:STEPS, columns]
+    with without_dropout():
+        result = step(tokens, targets, model.initial_state(tokens.shape[1]))
+    found = {"the loss": result.loss_nats}
+    found |= {f"the state ({number})": tensor for number, tensor in enumerate(tensors_of(result.state), start=1)}
+    named = ((name.removeprefix("module."), p.grad) for name, p in model.named_parameters())
+    return found | {f"the gradient by {name}": grad.clone() for name, grad in named if grad is not None}
+
+
+def _is_deterministic(subject: Subject) -> bool:
+    """Whether training steps draw nothing once PyTorch's dropout keeps every unit. Else the model is in ``eval``."""
+    model = subject.build().train()
+    losses = []
+    with without_dropout(), torch.no_grad():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            loss, _ = model.loss(subject.tokens[:STEPS], subject.targets[:STEPS], model.initial_state(COLUMNS))
+            losses.append(float(loss))
+    return losses[0] == losses[1]

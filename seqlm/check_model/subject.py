@@ -1,0 +1,102 @@
+"""The model under test, what a check reports, and the small window that all checks use."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+from unittest import mock
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
+from torch import Tensor
+
+from seqlm.architectures import CustomConfig
+from seqlm.models import LanguageModel, build_model
+from seqlm.models.custom import described
+from seqlm.models.state import State, tensors_of
+
+SEED = 1
+STEPS, COLUMNS, VOCAB = 7, 4, 41
+"""T, B and V of the window. All differ, so that an exchanged axis shows."""
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest entry, that counts as rounding in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found."""
+
+    level: Literal["ok", "note", "bad"]
+    """``note``: something could not be tested."""
+    subject: str
+    text: str
+
+
+class BrokenContractError(Exception):
+    """The model breaks the contract. The message is one sentence for its author."""
+
+
+@final
+class Subject:
+    """A model of the user's, built as often as a check needs it, always with the same initial values."""
+
+    def __init__(self, config: CustomConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        draw = torch.Generator().manual_seed(SEED)
+        self.tokens, self.targets = torch.randint(VOCAB, (2, 2 * STEPS, COLUMNS), generator=draw)
+        """Two windows (2 T, B)."""
+
+    def build(self, vocab_size: int = VOCAB, seq_len: int = STEPS) -> LanguageModel:
+        """A new model with the same initial values each time."""
+        torch.manual_seed(SEED)
+        return build_model(self.config, vocab_size, seq_len, folder=self.folder)
+
+    def place(self, error: BaseException) -> str:
+        """An error of the model's code in one line."""
+        return described(error, self.config.file)
+
+    def line(self, error: BaseException) -> str:
+        """Where in the model's own files an error was raised: `` (lstm.py line 12)``, or nothing."""
+        names = {Path(name).name for name in (self.config.file, *self.config.files)}
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name in names]
+        return f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames else ""
+
+
+@contextlib.contextmanager
+def without_dropout() -> Iterator[None]:
+    """Let PyTorch's dropout keep every unit, so that training steps can be compared."""
+
+    def keep_all(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return x
+
+    names = ("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d")
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(F, name, keep_all))
+        stack.enter_context(mock.patch.object(torch, "dropout", keep_all))
+        yield
+
+
+def difference(found: State, wanted: State) -> float:
+    """The largest deviation of any entry, relative to the largest entry wanted of its tensor; infinite for NaN."""
+    worst = 0.0
+    for one, other in zip(tensors_of(found), tensors_of(wanted), strict=True):
+        if one.numel():
+            scale = max(float(other.detach().abs().max()), 1e-12)
+            error = float((one.detach() - other.detach()).abs().max()) / scale
+            worst = max(worst, error if error == error else float("inf"))
+    return worst
+
+
+def shape(tensor: Tensor) -> str:
+    """``(7, 4, 41)``."""
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+Check = Callable[[Subject], str]
+"""Returns what it found to be right. Raises BrokenContractError, or whatever the model's code raises."""

@@ -1,0 +1,85 @@
+"""The files of a user's own model: read next to the manifest, and kept in the folder of each run.
+
+    <manifest's folder>/lstm.py                  what the user edits
+    runs/<study>/<run id>/model/lstm.py          what the run trains, verified by its digest
+
+A run keeps a copy, so an edit while jobs wait changes nothing, and a run explains itself years later. Nothing here
+runs the files. Standard library alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqlm.architectures import CustomConfig
+from seqlm.errors import FileError, ModelError
+from seqlm.files import make_directory, write_new
+from seqlm.reading import read_bytes
+
+MOST_BYTES = 4 * 2**20
+"""Bytes of one file: source, not weights or data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """The content of a model's files."""
+
+    contents: Mapping[str, bytes]
+    """Path as in the configuration -> content."""
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the model: SHA-256 over one line ``<sha256> <path>`` for each file, sorted by path."""
+        lines = (f"{hashlib.sha256(content).hexdigest()} {name}\n" for name, content in sorted(self.contents.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def keep(self, folder: Path) -> None:
+        """Write the files below ``folder``, or check that they are there.
+
+        Raises:
+            ModelError: a file that was kept before has changed.
+            FileError: a file cannot be read or written.
+        """
+        for name, content in self.contents.items():
+            path = folder / name
+            try:
+                if path.exists():
+                    if read_bytes(path) != content:
+                        raise ModelError(f"{path} has changed since its run was launched; move {folder.parent} away")
+                else:
+                    make_directory(path.parent)
+                    write_new(path, content)
+            except OSError as error:
+                raise FileError.from_os_error("keep", path, error) from None
+
+
+def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
+    """Read the files of a model below ``folder``: that of the manifest, or the one that a run keeps.
+
+    Raises:
+        ModelError: a file does not exist, is too large, or the files are not those of ``config.sha256``.
+        FileError: a file cannot be read.
+    """
+    contents = {}
+    for key, name in (("source", config.file), *(("files", name) for name in config.files)):
+        path = folder / name
+        try:
+            if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
+                raise ModelError(
+                    f"model.{key}: expected a file of at most {MOST_BYTES:,} bytes, got {name} of {size:,}"
+                )
+            contents[name] = read_bytes(path.resolve(strict=True))
+        except FileNotFoundError:
+            raise ModelError(f"model.{key}: {path} does not exist") from None
+        except OSError as error:
+            raise FileError.from_os_error("read", path, error) from None
+    files = ModelFiles(contents=contents)
+    if config.sha256 not in (None, files.sha256):
+        names = ", ".join(contents)
+        raise ModelError(
+            f"model.sha256: {names} in {folder} changed: expected sha256 {config.sha256}, found {files.sha256}"
+        )
+    return files

@@ -1,0 +1,204 @@
+"""A user's own model: import its class from a file, build it, and give it the interface of every model.
+
+docs/guides/own-model.md is the contract that the class has to meet. :mod:`seqlm.check_model` tests it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from seqlm.architectures import CustomConfig
+from seqlm.errors import ModelError
+from seqlm.model_files import read_model_files
+from seqlm.models.language_model import LanguageModel
+from seqlm.models.state import State
+
+STARTS = frozenset({"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"})
+"""Audit events of a process that starts another one (docs.python.org, "Audit events table")."""
+MODULE_PREFIX = "seqlm_own_model_"
+"""Of the name under which a file is imported, so that a file called ``random.py`` hides no module of Python's."""
+
+_folders: list[Path] = []
+"""The folders whose files this process has imported."""
+_is_importing = False
+
+
+def build_custom(
+    config: CustomConfig, vocab_size: int, product_dtype: torch.dtype | None, folder: Path
+) -> LanguageModel:
+    """Return the model of ``config`` with fresh initial values; its files are below ``folder``.
+
+    Raises:
+        ModelError: a file is missing, has changed or does not import; the class is missing, does not take the arguments
+            or lacks a method; or the class does not take ``product_dtype`` where the run needs it.
+    """
+    found = load_class(config, folder)
+    arguments = dict(config.arguments)
+    if product_dtype is not None:
+        if "product_dtype" not in inspect.signature(found).parameters:
+            raise ModelError(
+                f"train.precision: {config.source} takes no argument product_dtype, so its products are in fp32; use it"
+            )
+        arguments["product_dtype"] = product_dtype
+    with _reported(config, f"model.arguments: {config.class_name} cannot be made with {_shown(arguments)}"):
+        model = found(vocab_size, **arguments)
+    for method in ("initial_state", "forward"):
+        if not callable(getattr(model, method, None)) or getattr(type(model), method, None) is nn.Module.forward:
+            raise ModelError(f"model.source: {config.class_name} has no method {method}; see docs/guides/own-model.md")
+    if not any(True for _ in model.parameters()):
+        raise ModelError(f"model.source: {config.class_name} has no parameters, so there is nothing to train")
+    if not isinstance(model, LanguageModel):
+        return Adapter(model)
+    return model
+
+
+def load_class(config: CustomConfig, folder: Path) -> Callable[..., Any]:
+    """Import the class of ``config`` from its file below ``folder``.
+
+    Raises:
+        ModelError: a file is missing or has changed, does not import, prints or starts a process while it is imported,
+            or has no such class.
+    """
+    read_model_files(config, folder)
+    path = (folder / config.file).resolve()
+    found = getattr(_import(config, path), config.class_name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        what = "no class" if found is None else "not a subclass of torch.nn.Module:"
+        raise ModelError(f"model.source: {config.file} has {what} {config.class_name}")
+    return found
+
+
+def _import(config: CustomConfig, path: Path) -> Any:
+    name = f"{MODULE_PREFIX}{path.stem}"
+    _forget_others(path.parent)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "its suffix is .py"
+    assert spec.loader is not None, "it is a file"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    printed = io.StringIO()
+    try:
+        problem = f"model.source: {config.file} does not import"
+        with _reported(config, problem), _watched(), contextlib.redirect_stdout(printed):
+            spec.loader.exec_module(module)
+    except ModelError:
+        sys.modules.pop(name, None)
+        raise
+    if text := printed.getvalue().strip():
+        first = text.splitlines()[0][:60]
+        raise ModelError(f'model.source: {config.file} prints "{first}" when it is imported; remove the print')
+    return module
+
+
+def _forget_others(folder: Path) -> None:
+    """Let imports find the files of ``folder``, and none of the model that was imported before."""
+    for other in _folders:
+        sys.path[:] = [place for place in sys.path if place != str(other)]
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file and Path(file).is_relative_to(other):
+                del sys.modules[name]
+    _folders[:] = [folder]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Refuse to start processes while the block runs."""
+    global _is_importing
+    _add_hook()
+    _is_importing = True
+    try:
+        yield
+    finally:
+        _is_importing = False
+
+
+_has_hook = False
+
+
+def _add_hook() -> None:
+    global _has_hook
+    if not _has_hook:
+        _has_hook = True
+        sys.addaudithook(_refuse_processes)
+
+
+def _refuse_processes(event: str, arguments: Any) -> None:
+    if _is_importing and event in STARTS:
+        raise _StartsProcessError(event)
+
+
+class _StartsProcessError(Exception):
+    """A file starts a process while it is imported."""
+
+
+@contextlib.contextmanager
+def _reported(config: CustomConfig, problem: str) -> Iterator[None]:
+    """Turn an error of the user's code in the block into one line, with the error as its cause."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except _StartsProcessError:
+        line = f"model.source: {config.file} starts a process when it is imported; move that into a function"
+        raise ModelError(line) from None
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{problem}: {described(error, config.file)}") from error
+
+
+def described(error: BaseException, file: str) -> str:
+    """An error in one line, with the last line of the user's code that it passed through."""
+    words = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = (words.strip().splitlines() or [""])[0][:200]
+    name = Path(file).name
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == name]
+    hint = "; model.files names the files that it imports" if isinstance(error, ModuleNotFoundError) else ""
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+    place = f" ({name} line {line})" if line else ""
+    return f"{type(error).__name__}{f': {text}' if text else ''}{place}{hint}"
+
+
+def _shown(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {value!r}" for name, value in arguments.items()) or "no arguments"
+
+
+@final
+class Adapter(LanguageModel):
+    """A module of the user's that is no subclass of :class:`LanguageModel`, with the rest of the interface."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.batch_axis = getattr(module, "batch_axis", LanguageModel.batch_axis)
+        self.label = getattr(module, "label", None)
+
+    @property
+    def hidden_states(self) -> Iterable[nn.Module] | None:
+        return getattr(self.module, "hidden_states", None)
+
+    def initial_state(self, batch_size: int) -> State:
+        """That of the user's module."""
+        return self.module.initial_state(batch_size)  # type: ignore[operator]
+
+    def forward(self, tokens: Int[Tensor, "T B"], state: State) -> Any:
+        """That of the user's module."""
+        return self.module(tokens, state)
+
+    def flops_per_token(self, seq_len: int) -> int | None:
+        """What the user's module says, if it does."""
+        own = getattr(self.module, "flops_per_token", None)
+        return own(seq_len) if callable(own) else own

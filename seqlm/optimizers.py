@@ -1,0 +1,250 @@
+"""The optimizers: their configurations, and the learning rate of each step. Standard library alone.
+
+A new optimizer is a class here, listed in :data:`OPTIMIZERS`, and a case in :mod:`seqlm.training.optimizers`.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from seqlm.schema import Bound, Count, Positive, Section, listing, show
+
+Schedule: TypeAlias = Literal["constant", "compounding", "per_epoch", "cosine", "linear"]
+
+PUBLISHED: tuple[Schedule, ...] = ("compounding", "per_epoch")
+"""The schedules of the published study, which divide the rate by ``decay``."""
+ANNEALED: tuple[Schedule, ...] = ("cosine", "linear")
+"""The schedules that reach 0 after ``decay_epochs``."""
+
+_NEEDED_BY = {"decay": PUBLISHED, "flat_epochs": PUBLISHED, "decay_epochs": ANNEALED}
+"""Keys that belong to some schedules only."""
+
+_NotNegative = Annotated[float, Bound("a finite number of at least 0", least=0)]
+_Average = Annotated[float, Bound("a number of at least 0 and below 1", least=0, below=1)]
+"""The factor of a running average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Section, ABC):
+    """What all optimizers have: a learning rate with its schedule, and weight decay."""
+
+    NAME = "optim"
+
+    optimizer: str
+    """Optimizer."""
+    lr: Positive
+    """Learning rate: the largest one of the schedule."""
+    schedule: Schedule | None = None
+    """Learning rate over time. ``constant``. ``compounding`` (the published runs): in epoch e the *current* rate is
+    multiplied by decay^-(e - flat + 1). ``per_epoch`` (the published text): the rate is divided by ``decay`` after each
+    epoch. ``cosine``, ``linear``: the rate falls to 0 over ``decay_epochs``, a little with each step. Without it,
+    ``compounding`` for sgd_schedule and ``constant`` for the others."""
+    decay: Annotated[float, Bound("a number greater than 1", above=1)] | None = None
+    """``compounding``, ``per_epoch``: divisor of the learning rate; without it, 1.15."""
+    flat_epochs: Count | None = None
+    """``compounding``, ``per_epoch``: epochs at the given rate before it falls; without it, 15 for ``compounding`` and
+    1 for ``per_epoch``."""
+    decay_epochs: Count | None = None
+    """``cosine``, ``linear``: epochs after which the rate is 0, at least ``train.epochs``. It does not follow from
+    ``train.epochs``, so a run can be extended up to it."""
+    warmup_steps: Annotated[int, Bound("a whole number of at least 0", least=0)] = 0
+    """Steps in which the rate of the schedule is multiplied by a factor that rises linearly to 1 (Goyal et al.,
+    2017)."""
+    weight_decay: _NotNegative = 0.0
+    """L2 penalty: this times the parameters is added to the clipped gradients, for all parameters."""
+
+    @property
+    def kind(self) -> str:
+        """The optimizer as reports group it, a key of ``LABELS``."""
+        return self.optimizer
+
+    @property
+    @abstractmethod
+    def moments(self) -> int:
+        """Values per parameter that the optimizer keeps from step to step."""
+
+    def __post_init__(self) -> None:
+        if self.schedule is None:
+            object.__setattr__(self, "schedule", "compounding" if _is_published(self.optimizer) else "constant")
+        if self.schedule in PUBLISHED:
+            if self.decay is None:
+                object.__setattr__(self, "decay", 1.15)
+            if self.flat_epochs is None:
+                object.__setattr__(self, "flat_epochs", 15 if self.schedule == "compounding" else 1)
+        super().__post_init__()
+
+    def _conditions(self) -> Iterator[str]:
+        if _is_published(self.optimizer) and self.schedule not in PUBLISHED:
+            yield (
+                f"optim.schedule: expected one of {listing(PUBLISHED)} with optimizer = {show(self.optimizer)}, "
+                f'got {show(self.schedule)}; optimizer = "sgd" has the other schedules'
+            )
+        elif self.schedule in ANNEALED and self.decay_epochs is None:
+            yield (
+                f"optim.decay_epochs: missing, expected a positive whole number: epochs after which schedule = "
+                f"{show(self.schedule)} has reached 0"
+            )
+        for key, schedules in _NEEDED_BY.items():
+            if getattr(self, key) is not None and self.schedule not in schedules:
+                names = " and ".join(map(show, schedules))
+                yield f"optim.{key}: applies to schedule = {names} only, got schedule = {show(self.schedule)}"
+
+    def values(self) -> dict[str, Any]:
+        """Return the keys that apply with their values: those of other schedules are left out."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+    def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
+        """Return the learning rate of a step, a pure function: ``train.epochs`` has no influence.
+
+        With f flat epochs and n = max(0, epoch - (f - 1)), t = (epoch + step / steps) / decay_epochs and at most 1:
+
+        - ``per_epoch``: lr decay^-n, one division after each epoch past the flat ones;
+        - ``compounding``: in each epoch past the flat ones the *current* rate is multiplied by decay^-n, so that
+          lr decay^-(1 + 2 + ... + n) = lr decay^-(n (n + 1) / 2). This is what produced the published numbers;
+        - ``cosine``: lr (1 + cos(pi t)) / 2 (Loshchilov and Hutter, 2017a, without restarts);
+        - ``linear``: lr (1 - t).
+
+        The first ``warmup_steps`` steps, counted over all epochs, have 1/w, 2/w, ... of it.
+
+        Args:
+            epoch: counted from 0.
+            step: of the epoch, counted from 0.
+            steps: steps of an epoch.
+        """
+        rate = self.lr
+        if self.schedule in PUBLISHED:
+            assert self.decay is not None, "resolved when the table was made"
+            assert self.flat_epochs is not None, "likewise"
+            falls = max(0, epoch - (self.flat_epochs - 1))
+            exponent = falls * (falls + 1) / 2 if self.schedule == "compounding" else falls
+            rate = float(rate * self.decay**-exponent)
+        elif self.schedule in ANNEALED:
+            assert self.decay_epochs is not None, "checked when the table was made"
+            t = min(1.0, (epoch + step / steps) / self.decay_epochs)
+            rate *= (1 + math.cos(math.pi * t)) / 2 if self.schedule == "cosine" else 1 - t
+        return rate * min(1.0, (epoch * steps + step + 1) / self.warmup_steps) if self.warmup_steps else rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adam(Optimizer):
+    """What both forms of Adam have (Kingma and Ba, 2015). Epsilon is PyTorch's, 1e-8."""
+
+    beta1: _Average = 0.9
+    """Factor of the running average of the gradients."""
+    beta2: _Average = 0.999
+    """Factor of the running average of the squared gradients."""
+
+    @property
+    def moments(self) -> int:
+        """The two running averages."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig(_Adam):
+    """Adam."""
+
+    LABELS: ClassVar[Mapping[str, str]] = {"adam": "Adam"}
+
+    optimizer: Literal["adam"]
+    """Optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig(_Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    LABELS: ClassVar[Mapping[str, str]] = {"adamw": "AdamW"}
+
+    optimizer: Literal["adamw"]
+    """Optimizer."""
+    weight_decay: _NotNegative = 0.01
+    """Decoupled decay, as PyTorch scales it: each step subtracts this times the learning rate times the parameters, for
+    all parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SgdConfig(Optimizer):
+    """Stochastic gradient descent, plain or with momentum.
+
+    ``sgd_schedule`` is its published form, SGD with one of the published schedules. ``sgd`` with such a schedule is the
+    same run, and is resolved to it.
+    """
+
+    LABELS: ClassVar[Mapping[str, str]] = {
+        "sgd": "SGD",
+        "sgd_schedule": "SGD schedule",
+        "sgd_momentum": "SGD momentum",
+        "sgd_nesterov": "SGD Nesterov",
+        "sgd_schedule_momentum": "SGD schedule momentum",
+        "sgd_schedule_nesterov": "SGD schedule Nesterov",
+    }
+
+    optimizer: Literal["sgd", "sgd_schedule"]
+    """Optimizer."""
+    momentum: _Average = 0.0
+    """Factor m of the velocity: v <- m v + g, p <- p - lr v (Sutskever et al., 2013, in PyTorch's form)."""
+    nesterov: bool = False
+    """Nesterov's momentum: p <- p - lr (g + m v)."""
+
+    @property
+    def kind(self) -> str:
+        """The optimizer; with momentum, its name says so."""
+        return f"{self.optimizer}_{'nesterov' if self.nesterov else 'momentum'}" if self.momentum else self.optimizer
+
+    @property
+    def moments(self) -> int:
+        """The velocity, if there is momentum."""
+        return 1 if self.momentum else 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "sgd" and self.schedule in PUBLISHED:
+            object.__setattr__(self, "optimizer", "sgd_schedule")
+        super().__post_init__()
+
+    def _conditions(self) -> Iterator[str]:
+        yield from super()._conditions()
+        if self.nesterov and not self.momentum:
+            yield f"optim.nesterov: expected optim.momentum above 0 with it, got momentum = {self.momentum}"
+
+
+OptimConfig: TypeAlias = AdamConfig | SgdConfig | AdamWConfig
+
+OPTIMIZERS = (AdamConfig, SgdConfig, AdamWConfig)
+"""All of them, in the order of reports."""
+
+
+def _is_published(optimizer: str | None) -> bool:
+    """Whether an optimizer is the published form of SGD, which has published schedules only."""
+    return optimizer == "sgd_schedule"
+
+
+def own_keys(optimizer: str | None) -> set[str]:
+    """Return the keys whose value belongs to the optimizer itself, so that it differs from that of others.
+
+    The schedule of the published form of SGD; the decoupled decay, which is no penalty.
+    """
+    return {"sgd_schedule": {"schedule"}, "adamw": {"weight_decay"}}.get(optimizer or "", set())
+
+
+def foreign_keys(optimizer: str | None, own: Mapping[str, Any], shared: Mapping[str, Any]) -> set[str]:
+    """Return the keys of ``shared``, values for many runs, that do not apply to one run.
+
+    A published schedule among them is meant for ``sgd_schedule``, any other for the other optimizers. ``decay``,
+    ``flat_epochs`` and ``decay_epochs`` follow the schedule that the run has in the end. ``own`` are the values that
+    the run itself gives, which have no say for keys of ``shared``.
+    """
+    foreign = set()
+    schedule = shared.get("schedule", own.get("schedule"))
+    known = schedule in typing.get_args(Schedule)
+    if known and schedule != own.get("schedule") and (schedule in PUBLISHED) != _is_published(optimizer):
+        foreign.add("schedule")
+        schedule = own.get("schedule")
+    if schedule is None:
+        schedule = "compounding" if _is_published(optimizer) else "constant"
+    return foreign | {key for key, schedules in _NEEDED_BY.items() if key in shared and schedule not in schedules}

@@ -1,0 +1,107 @@
+"""A small model of a user's that keeps the contract, and ten that break it, each in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SOUND = """
+import random
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    batch_axis = 0
+
+    def __init__(self, vocab_size, hidden_size=8):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, hidden_size)
+        self.W = nn.Linear(2 * hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, vocab_size)
+        self.hidden_size = hidden_size
+        # init
+
+    def initial_state(self, batch_size):
+        return self.output.weight.new_zeros(batch_size, self.hidden_size)
+
+    def forward(self, tokens, state):
+        outputs = []
+        for x in self.embedding(tokens):
+            state = torch.tanh(self.W(torch.cat((x, state), dim=-1)))
+            outputs.append(state)
+        h = torch.stack(outputs)
+        # hidden
+        logits = self.output(h)
+        # logits
+        return logits, state
+"""
+
+INIT, HIDDEN, LOGITS = "# init", "# hidden", "# logits"
+FAULTS: dict[str, tuple[tuple[str, str], str, str]] = {
+    "time and batch exchanged": (
+        (LOGITS, "logits = logits.transpose(0, 1)"),
+        "shapes",
+        "forward returns logits of shape (4, 7, 41), expected (T, B, V) = (7, 4, 41)",
+    ),
+    "state without the batch": (
+        ("new_zeros(batch_size, self.hidden_size)", "new_zeros(1, self.hidden_size)"),
+        "shapes",
+        "initial_state(4) returns a tensor (1, 8); expected the batch of 4 on axis 0 (batch_axis says which one)",
+    ),
+    "sees the future": (
+        (HIDDEN, "h = h + h.flip(0)"),
+        "causality",
+        "the model sees the future: token 2 of a window changes the logits at position 1",
+    ),
+    "drops the state": (
+        (LOGITS, "state = torch.zeros_like(state)"),
+        "carried state",
+        "two windows with the state carried are not one long window",
+    ),
+    "unused parameter": (
+        (INIT, "self.unused = nn.Linear(3, 3)"),
+        "gradients",
+        "no gradient reaches unused.weight, unused.bias; use every parameter in forward",
+    ),
+    "random numbers of Python": (
+        (HIDDEN, "h = h * (1 + random.random()) if self.training else h"),
+        "resume",
+        "the same seed gives another loss; draw all random numbers from torch's generator",
+    ),
+    "counts its calls in an attribute": (
+        (HIDDEN, "self.calls = getattr(self, 'calls', 0) + self.training; h = h * 0.9**self.calls"),
+        "resume",
+        "a resumed training is not the one without a stop",
+    ),
+    "statistics over the batch": (
+        (HIDDEN, "h = h - h.mean(dim=1, keepdim=True) if self.training else h"),
+        "micro-batches",
+        "a batch in 3 parts is not the whole batch",
+    ),
+    "reads a number back": (
+        (HIDDEN, "h = h / max(1.0, h.abs().max().item())if self.training else h"),
+        "GPU recording",
+        "the step reads a number back from the device, or has a shape that depends on values (model.py line ",
+    ),
+    "a tensor that stays behind": (
+        (INIT, "self.scale = torch.full((hidden_size,), 2.0)"),
+        "GPU recording",
+        "a tensor stays on the CPU when the model moves to a GPU",
+    ),
+    "a shape that depends on values": (
+        (LOGITS, "logits = logits + 0.0 * logits[logits > 0].sum()"),
+        "GPU recording",
+        "the step reads a number back from the device, or has a shape that depends on values",
+    ),
+}
+"""What is wrong -> (text of the sound model, its replacement), the check that catches it, and how its line begins."""
+
+
+def write_model(folder: Path, *changes: tuple[str, str], name: str = "model.py") -> Path:
+    """Write the sound model with ``changes`` to a file of ``folder``."""
+    text = SOUND
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return path

@@ -1,0 +1,148 @@
+"""The checks of a user's own model: each fault is caught by the check that is about it, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqlm.architectures import CustomConfig
+from seqlm.check_model.__main__ import examine
+from tests.check_model.faulty import FAULTS, write_model
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def answer(folder: Path, source: str = "model.py:Model", *, ranks: bool = False, **config: Any) -> dict[str, Any]:
+    raw = {"arch": "custom", "source": source, **config}
+    return examine({"folder": str(folder), "config": raw, "vocab_size": 50, "seq_len": 9}, ranks=ranks)
+
+
+def lines(found: dict[str, Any], level: str = "bad") -> list[str]:
+    return [f"{one['subject']}: {one['text']}" for one in found["findings"] if one["level"] == level]
+
+
+@pytest.mark.parametrize(("change", "check", "line"), FAULTS.values(), ids=FAULTS.keys())
+def test_each_fault_is_caught_by_its_check(tmp_path: Path, change: tuple[str, str], check: str, line: str) -> None:
+    extra = [("# hidden", "h = h * self.scale")] if "self.scale" in change[1] else []
+    write_model(tmp_path, change, *extra)
+    found = lines(answer(tmp_path))
+    assert found[0].startswith(f"{check}: {line}"), found
+    assert {one.partition(": ")[0] for one in found} <= {check, "carried state"}, found
+
+
+def test_a_model_that_keeps_the_contract_passes_and_is_measured(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    found = answer(tmp_path, arguments={"hidden_size": 6})
+    assert not lines(found)
+    assert not lines(found, "note")
+    parameters = 50 * 6 + (12 * 6 + 6) + (6 * 50 + 50)
+    assert found["sizes"]["parameters"] == parameters
+    assert found["sizes"]["flops_per_token"] == 6 * (12 * 6 + 6 * 50)
+    assert found["sizes"]["saved_bytes_per_column"] > 9 * 50 * 4, "the logits of a column, at least"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("folder", "source", "config"),
+    [
+        ("lstm", "lstm.py:LSTM", {"arguments": {"hidden_size": 12}}),
+        ("min_gru", "min_gru.py:MinGRU", {"arguments": {"hidden_size": 12, "num_layers": 1}, "files": ["causal.py"]}),
+    ],
+)
+def test_the_examples_pass_on_two_ranks_too(folder: str, source: str, config: dict[str, Any]) -> None:
+    found = answer(EXAMPLES / folder, source, ranks=True, **config)
+    assert not lines(found)
+    assert "two ranks: two ranks take the step of one" in lines(found, "ok")
+
+
+BROKEN = {
+    "missing file": (None, {}, "import: model.source: {folder}/model.py does not exist"),
+    "syntax": (
+        "def f(:\n",
+        {},
+        "import: model.source: model.py does not import: SyntaxError: invalid syntax (model.py l",
+    ),
+    "unknown name": (
+        "import torch\nx = torhc\n",
+        {},
+        "import: model.source: model.py does not import: NameError: name 'torhc' is not defined (model.py line 2)",
+    ),
+    "file next to it": (
+        "import cells_of_mine\n",
+        {},
+        "import: model.source: model.py does not import: ModuleNotFoundError: No module named 'cells_of_mine' "
+        "(model.py line 1); model.files names the files that it imports",
+    ),
+    "no such class": ("import torch\n", {}, "import: model.source: model.py has no class Model"),
+    "no module": (
+        "class Model: pass\n",
+        {},
+        "import: model.source: model.py has not a subclass of torch.nn.Module: Model",
+    ),
+    "prints": ("print('hello')\n", {}, 'import: model.source: model.py prints "hello" when it is imported; remove the'),
+    "forks": (
+        "import os\nif not os.fork(): os._exit(0)\n",
+        {},
+        "import: model.source: model.py starts a process when it is imported; move that into a function",
+    ),
+    "starts a program": (
+        "import subprocess\nsubprocess.run(['true'])\n",
+        {},
+        "import: model.source: model.py starts a process when it is imported; move that into a function",
+    ),
+    "exits": (
+        "raise SystemExit(3)\n",
+        {},
+        "import: model.source: model.py does not import: SystemExit: 3 (model.py line 1)",
+    ),
+    "wrong argument": (
+        "sound",
+        {"arguments": {"hidden": 4}},
+        "import: model.arguments: Model cannot be made with hidden = 4: TypeError: Model.__init__() got an unexpected",
+    ),
+    "impossible argument": (
+        "sound",
+        {"arguments": {"hidden_size": -4}},
+        "import: model.arguments: Model cannot be made with hidden_size = -4: RuntimeError: Trying to create tensor with",
+    ),
+    "no initial_state": (
+        "from torch import nn\nclass Model(nn.Linear):\n    def __init__(self, v):\n        super().__init__(v, v)\n",
+        {},
+        "import: model.source: Model has no method initial_state; see docs/guides/own-model.md",
+    ),
+    "raises in forward": (
+        "raises",
+        {},
+        "shapes: fails: ZeroDivisionError: division by zero (model.py line ",
+    ),
+}
+
+
+STARTS_A_PROCESS = ("forks", "starts a program")
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "line"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.process] if name in STARTS_A_PROCESS else [])
+        for name, case in BROKEN.items()
+    ],
+)
+def test_a_model_that_cannot_be_used_gets_one_line(
+    tmp_path: Path, text: str | None, config: dict[str, Any], line: str
+) -> None:
+    if text in ("sound", "raises"):
+        write_model(tmp_path, *([("# hidden", "h = 1 / 0")] if text == "raises" else []))
+    elif text is not None:
+        (tmp_path / "model.py").write_text(text)
+    (found,) = lines(answer(tmp_path, **config))
+    assert found.startswith(line.format(folder=tmp_path)), found
+
+
+def test_a_changed_copy_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    config = CustomConfig(arch="custom", source="model.py:Model", sha256="0" * 64)
+    (found,) = lines(answer(tmp_path, sha256=config.sha256))
+    assert found.startswith(f"import: model.sha256: model.py in {tmp_path} changed: expected sha256 {'0' * 64}, found ")
