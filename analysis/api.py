@@ -101,13 +101,15 @@ class Study(files.Study):
         """
         runs = self.compared.runs.set_index("number")
         perplexities = ["train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl"]
+        bits = ["val_bits_per_byte", "test_bits_per_byte"]
         rows = [
             {
                 **vars(setting),
                 **{key: _mean(runs.loc[setting.runs][key]) for key in perplexities},
+                **{key: runs.loc[list(setting.runs)][key].mean(skipna=False) for key in bits},
                 "runs": tuple(setting.runs),
                 "seeds": len(setting.runs),
-                "epochs": runs.loc[setting.runs[0], "compared_epochs"],
+                "epochs": runs.loc[setting.runs]["compared_epochs"].iloc[0],
                 "val_ppl": setting.val_ppl,
                 "val_ppl_low": setting.interval.low,
                 "val_ppl_high": setting.interval.high,

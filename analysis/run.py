@@ -69,7 +69,7 @@ class Run:
         path = RunDirectory(self.directory).best_checkpoint
         checkpoint = load_checkpoint(path, self.config.fingerprint())
         folder = RunDirectory(self.directory).model_dir
-        return trained_model(path, checkpoint, self.config.model, self.config.train.seq_len, folder=folder)
+        return trained_model(path, checkpoint, self.config.model, self.config.train.seq_len, folder)
 
     def load_vocabulary(self) -> list[str]:
         """Load the token of each id from the checkpoint. Imports torch.

@@ -58,6 +58,8 @@ class RunSpec:
     """Position in the manifest, from 0."""
     data_path: Path | None = None
     """Where its corpus is. ``None``: the default place."""
+    tokenizer: Path | None = None
+    """Where its tokenizer file is. ``None``: it has no tokenizer."""
     model_files: ModelFiles | None = None
     """The files of the user's own model. ``None``: an architecture of seqlm's."""
     command: Sequence[str] = ()

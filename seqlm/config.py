@@ -46,15 +46,24 @@ class DataConfig(Section):
 
     corpus: Literal["ptb", "pydoc", "files"] = "pydoc"
     """``ptb``: Penn Treebank. ``pydoc``: documentation shipped inside Python, no download. ``files``: your own text."""
-    level: Literal["word", "char"] = "word"
-    """Tokens are words or characters."""
+    level: Literal["word", "char", "token"] | None = None
+    """Tokens are words or characters; ``token``: what ``data.tokenizer`` makes. Without it ``token`` if there is a
+    tokenizer, else ``word``."""
     vocab_size: Annotated[int, Bound("a whole number of at least 3", least=3)] | None = None
     """Keep this many most frequent tokens; the rest becomes ``<unk>``. Without it all tokens are kept, and 10,000 words
-    of ``pydoc``."""
+    of ``pydoc``. A tokenizer has its own vocabulary."""
     sha256: str | None = None
     """Digest of the text of a ``files`` or ``pydoc`` corpus; filled in when the text is found."""
+    column: str | None = None
+    """Column with the text of a data set. Without it ``text``, or the only column of texts."""
+    tokenizer: str | None = None
+    """Tokenizer file (``tokenizer.json``) of the ``tokenizers`` library, relative to the manifest."""
+    tokenizer_sha256: str | None = None
+    """Digest of the tokenizer file; filled in when the file is found."""
 
     def __post_init__(self) -> None:
+        if self.level is None:
+            object.__setattr__(self, "level", "word" if self.tokenizer is None else "token")
         if self.corpus == "pydoc" and self.level == "word" and self.vocab_size is None:
             object.__setattr__(self, "vocab_size", 10_000)
         super().__post_init__()
@@ -62,6 +71,18 @@ class DataConfig(Section):
     def _conditions(self) -> Iterator[str]:
         if self.sha256 is not None and self.corpus == "ptb":
             yield 'data.sha256: applies to corpus = "files" and "pydoc" only, got corpus = "ptb"'
+        if self.column is not None and self.corpus != "files":
+            yield f'data.column: applies to corpus = "files" only, got corpus = "{self.corpus}"'
+        if self.tokenizer is None:
+            if self.level == "token":
+                yield 'data.tokenizer: missing, expected a tokenizer file beside level = "token"'
+            if self.tokenizer_sha256 is not None:
+                yield "data.tokenizer_sha256: applies to runs with data.tokenizer only"
+            return
+        if self.level != "token":
+            yield f'data.level: follows from data.tokenizer, got "{self.level}"; remove it'
+        if self.vocab_size is not None:
+            yield f"data.vocab_size: follows from data.tokenizer, got {self.vocab_size}; remove it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +197,8 @@ class RunConfig(Table):
         for section, key, neutral in LATER_KEYS:
             if key in identity[section] and identity[section][key] == neutral:
                 del identity[section][key]
+        if identity["data"].get("tokenizer_sha256"):  # a renamed file is the same tokenizer
+            del identity["data"]["tokenizer"]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -194,6 +217,9 @@ LATER_KEYS: tuple[tuple[str, str, Any], ...] = (
     ("optim", "beta1", 0.9),
     ("optim", "beta2", 0.999),
     ("train", "precision", "fp32"),
+    ("data", "column", None),
+    ("data", "tokenizer", None),
+    ("data", "tokenizer_sha256", None),
 )
 """Section, key and neutral value of what was added after the first runs: their fingerprints must stay as they were."""
 

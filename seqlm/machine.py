@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import platform
@@ -111,14 +112,24 @@ def cards() -> list[Card]:
 
 
 def _nvidia_smi(*options: str) -> str:
-    """What nvidia-smi prints. It also lists the other GPUs if one does not answer, and then exits with an error."""
+    """What nvidia-smi prints. It is asked once for each process, unless it does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
     try:
-        return subprocess.run([program, *options], capture_output=True, text=True, timeout=20, check=False).stdout
+        return _printed(program, *options)
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+@functools.cache
+def _printed(program: str, *options: str) -> str:
+    """What nvidia-smi prints. It also lists the other GPUs if one does not answer, and then exits with an error.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be started, or does not end within 20 s.
+    """
+    return subprocess.run([program, *options], capture_output=True, text=True, timeout=20, check=False).stdout
 
 
 def gpus() -> list[Gpu]:

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,3 +135,14 @@ def _whole(digits: str) -> int:
     if len(digits) > 20 or abs(number := int(digits)) > LARGEST_WHOLE:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return number
+
+
+def moment(text: Any) -> float | None:
+    """An ISO 8601 time as seconds since 1970, without a zone taken as UTC; ``None`` for anything else."""
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    if not 1970 < time.year < 9999:  # no clock shows this, and time zones cannot be applied at the calendar's ends
+        return None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()

@@ -26,6 +26,11 @@ class RunLayout:
         return self.path / "config.json"
 
     @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer that the run was launched with; only runs with ``data.tokenizer`` have one."""
+        return self.path / "tokenizer.json"
+
+    @property
     def provenance_file(self) -> Path:
         return self.path / "provenance.json"
 

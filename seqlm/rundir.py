@@ -17,6 +17,7 @@ of a run, with ``task.json`` as well. It writes ``behaviour.json`` and ``samples
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import re
@@ -26,14 +27,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, DamagedFileError, FileError
+from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError
 from seqlm.files import (
     Guard,
+    file_sha256,
     json_text,
     make_directory,
     read_json,
     read_json_lines,
     remove,
+    replacing,
     temporaries_of,
     unguarded,
     write_json,
@@ -42,6 +45,7 @@ from seqlm.files import (
 from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.model_files import ModelFiles
+from seqlm.reading import read_bytes
 from seqlm.run_layout import CANARY_FOLDER, RunLayout
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
@@ -122,25 +126,43 @@ class RunDirectory(RunLayout):
         order = provenance.get("order")
         return (order if isinstance(order, int) else math.inf, self.id)
 
-    def create(self, config: RunConfig, provenance: Mapping[str, Any], model_files: ModelFiles | None = None) -> None:
-        """Make the folder, the files of the user's own model, ``config.json`` and ``provenance.json``.
+    def create(
+        self,
+        config: RunConfig,
+        provenance: Mapping[str, Any],
+        tokenizer: Path | None = None,
+        model_files: ModelFiles | None = None,
+    ) -> None:
+        """Make the folder, ``config.json`` and ``provenance.json``, and copy the files of the user that the run needs.
 
         Of a ``config.json`` that exists only ``train.epochs`` changes: the latest launch says how far the run is to go.
-        The files of the model never change. The caller holds the launch lock, and no worker is at the run.
+        The copies never change. The caller holds the launch lock, and no worker is at the run.
 
         Raises:
             FileError: the folder cannot be written, or holds another configuration.
+            UsageError: the tokenizer file is not the one whose digest the configuration has.
             ModelError: the folder holds other files of the model.
         """
         make_directory(self.path / "checkpoints")
+        if tokenizer is not None and config.data.tokenizer is not None:
+            self._keep_tokenizer(tokenizer, config.data.tokenizer_sha256)
         if model_files is not None:
             model_files.keep(self.model_dir)
         before = self.read_config() if self.config_file.exists() else None
-        if before is not None and before.with_epochs(config.train.epochs) != config:
+        if before is not None and before.fingerprint() != config.fingerprint():
             raise FileError(f"{self.config_file} holds another configuration than the manifest; move it away")
-        if before != config:
+        if before is None or before.train.epochs != config.train.epochs:
             write_json(self.config_file, config.to_dict())
         write_json(self.provenance_file, provenance)
+
+    def _keep_tokenizer(self, tokenizer: Path, sha256: str | None) -> None:
+        if file_sha256(self.tokenizer_file) == sha256:
+            return
+        content = read_bytes(tokenizer)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UsageError(f"data.tokenizer: {tokenizer} has changed since the launch began; launch again")
+        with replacing(self.tokenizer_file) as temporary:
+            temporary.write_bytes(content)
 
     def sweep(self, attempt: int) -> None:
         """Remove the temporary files of the run's former owners. Called by a new owner.
@@ -162,7 +184,8 @@ class RunDirectory(RunLayout):
 
         The run has no live worker, so the temporary files of ``failure.json``, which workers also write, go too.
         """
-        begun = temporaries_of(self.config_file, self.provenance_file, self.job_file, self.failure_file)
+        files = (self.config_file, self.tokenizer_file, self.provenance_file, self.job_file, self.failure_file)
+        begun = temporaries_of(*files)
         remove([*begun, *self.path.glob("attempts/*/.failure.json.*.tmp")])
 
     def _begun_in(self, attempt: int, kind: str) -> Iterator[Path]:
@@ -206,7 +229,7 @@ class RunDirectory(RunLayout):
         return result is not None and reaches(result, self.read_config())
 
     def has_ended(self) -> bool:
-        """Whether the run is done, has failed, which may be retried, was stopped by a search, or has damaged files."""
+        """Whether the run is done, was stopped by a search, has a failure that may yet be retried, or damaged files."""
         if self.failure_file.exists() or self.stopped_file.exists():
             return True
         try:

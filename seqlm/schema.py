@@ -240,7 +240,7 @@ class Section(Table):
     def __post_init__(self) -> None:
         for name, field in fields_of(type(self)).items():
             value = getattr(self, name)
-            if field.has_parts or (field.kind is float and value is not None):
+            if (field.kind is float and value is not None) or field.has_parts:
                 object.__setattr__(self, name, field.kind(value))
         super().__post_init__()
 

@@ -22,6 +22,8 @@ from typing import final
 from jobs.attempt.retry import put_failure_aside
 from jobs.backends.base import Target
 from jobs.launch.job import LaunchOptions
+from jobs.launch.prepare import waiting_for_budget
+from jobs.manifests.policy import Policy
 from jobs.plan.capacity import Capacity, Node
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
@@ -129,7 +131,7 @@ def _in_stages(
 
     In a search of mode ``sync`` each array of ``found`` is submitted once more for each rung that a run may reach.
     """
-    most = max(item.spec.config.train.epochs for item in todo)
+    most = max((item.spec.config.train.epochs for item in todo), default=0)
     rungs = search.rungs if search is not None and search.mode == "sync" else ()
     for rung in (None, *(rung for rung in rungs if rung < most)):
         yield from ((rung, index, batch) for index, batch in enumerate(found))
@@ -146,15 +148,24 @@ def _waits_for(number: int, batch: Batch, arrays: int) -> list[int]:
 
 
 def scripts(
-    planned: Sequence[PlannedRun], study_dir: Path, settings: SlurmSettings, search: Search | None = None
+    planned: Sequence[PlannedRun],
+    study_dir: Path,
+    settings: SlurmSettings,
+    policy: Policy,
+    search: Search | None = None,
 ) -> list[str]:
     """Return the sbatch scripts that :func:`submit` would submit, one for each array.
 
     In an array that waits for others, ``ARRAY_N`` stands for the id of the N-th array.
     """
+    options = LaunchOptions(study_dir=study_dir, policy=policy)
     todo = [item for item in planned if item.action != "skip"]
+    waits = waiting_for_budget(todo, options)
+    todo = [item for item in todo if item.run.id not in waits]
+    if not todo:
+        return []
     found = batches(todo, settings, controller_config().max_array_size)
-    submitter = Submitter(options=LaunchOptions(study_dir=study_dir), settings=settings, code=live_code())
+    submitter = Submitter(options=options, settings=settings, code=live_code())
     folder = study_dir.absolute() / "slurm" / "0000"
     made = []
     for number, (_, _, batch) in enumerate(_in_stages(found, search, todo)):

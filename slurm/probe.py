@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -67,7 +68,7 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
         own_file_clock_s = node_probe.file_clock_s(folder / "own-clock")
         shutil.copyfile(node_probe.__file__, folder / "node_probe.py")
         submitted_at = time.time()
-        job = submit_script(folder / "probe.sh", script(settings, folder, gpu=gpu), settings)
+        job = submit_script(folder / "probe.sh", script(settings, folder, gpu=gpu, wait_s=wait_s), settings)
         try:
             outcome = _wait(job, folder, submitted_at=submitted_at, wait_s=wait_s)
         except BaseException:
@@ -83,9 +84,14 @@ def probe(settings: SlurmSettings, *, runs_dir: Path, gpu: Gpu, wait_s: float) -
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu) -> str:
-    """Return the batch script of a probe in ``folder``."""
-    options = {"job-name": "seqlm-doctor", "time": 1, "ntasks": 1, "output": str(folder / "log").replace("%", "%%")}
+def script(settings: SlurmSettings, folder: Path, *, gpu: Gpu, wait_s: float) -> str:
+    """Return the batch script of a probe in ``folder``. Its time limit is no shorter than the wait for it."""
+    options = {
+        "job-name": "seqlm-doctor",
+        "time": math.ceil(wait_s / 60),
+        "ntasks": 1,
+        "output": str(folder / "log").replace("%", "%%"),
+    }
     if gpu:
         options["gpus-per-node"] = 1
     python = settings.python or shlex.quote(sys.executable)
@@ -153,7 +159,7 @@ def findings(outcome: Outcome, *, runs_dir: Path, gpu: Gpu, own_file_clock_s: fl
     if abs(skew_s) > SKEW_S:
         text = f"{seconds} {'ahead of' if skew_s > 0 else 'behind'} this machine's"
         clock = Finding("note", "clock of node", f"{text}; times in runs' files will be misleading")
-    return [shared, python, _torch(answer["torch"], gpu), clock]
+    return [shared, python, _torch(outcome, gpu, wait_s), clock]
 
 
 def clock_skew_s(outcome: Outcome, answer: dict[str, Any], own_file_clock_s: float) -> float:
@@ -178,16 +184,26 @@ def _silence(outcome: Outcome, runs_dir: Path, wait_s: float) -> Finding:
     if outcome.log is None and over:
         text = f"a job there wrote no file visible in {runs_dir}; set --runs-dir to a file system that nodes share"
         return Finding("bad", "shared folder", text)
-    last = next((line for line in reversed((outcome.log or "").splitlines()) if line.strip()), "no output")
     if over:
-        return Finding("bad", subject, f"Python did not start there: {last}")
-    return Finding("note", subject, f"a running job gave no answer within {wait_s:g} s: {last}")
+        return Finding("bad", subject, f"Python did not start there: {_last_line(outcome)}")
+    text = f"Python of the running trial job had not answered after {wait_s:g} s: {_last_line(outcome)}"
+    return Finding("note", subject, f"{text}; --wait-s sets a longer wait")
 
 
-def _torch(torch: dict[str, Any] | None, gpu: Gpu) -> Finding:
-    subject = "torch on node"
+def _last_line(outcome: Outcome) -> str:
+    return next((line for line in reversed((outcome.log or "").splitlines()) if line.strip()), "no output")
+
+
+def _torch(outcome: Outcome, gpu: Gpu, wait_s: float) -> Finding:
+    assert outcome.answer is not None, "a node without an answer is reported elsewhere"
+    subject, torch = "torch on node", outcome.answer["torch"]
+    if torch is None and outcome.state == "over":
+        return Finding("bad", subject, f"the trial job ended while importing it: {_last_line(outcome)}")
     if torch is None:
-        return Finding("bad", subject, "importing it took longer than the trial job's time limit")
+        text = (
+            f"still being imported {wait_s:g} s after the trial job was submitted; is the node busy, or its disk slow?"
+        )
+        return Finding("note", subject, f"{text} --wait-s sets a longer wait")
     if "error" in torch:
         return Finding("bad", subject, f"cannot be imported ({torch['error']}); set python or setup")
     version, devices = torch["version"], torch["devices"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ from jobs.attempt.supervisor import progress_variables, worker_variables
 from jobs.launch.job import LaunchOptions, job_record, next_submission
 from jobs.plan.planned import PlannedRun
 from jobs.spec import Resources
+from jobs.study.budget import Budget, Hours, Ledger, hours_of
 from jobs.study.folder import study_name
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError, UsageError
@@ -160,7 +162,7 @@ class Submitter:
                 submission=submission,
                 runs=tuple(prepare(item) for item in runs),
                 policy=policy,
-                timeout_min=settings.timeout_min,
+                timeout_min=self.timeout_min(batch),
                 signal_before_s=settings.signal_before_s,
                 exclude=settings.exclude,
                 must_have_nodes=bool(settings.nodelist or settings.reservation or "nodefile" in settings.sbatch),
@@ -202,6 +204,22 @@ class Submitter:
             raise BackendError(f"sbatch rejected the job: {lines[-1] if lines else type(error).__name__}") from None
         return [str(job.job_id) for job in jobs]
 
+    @functools.cached_property
+    def _spent(self) -> Hours:
+        return Ledger(self.options.study_dir).spent()
+
+    def timeout_min(self, batch: Batch) -> int:
+        """Return the time limit of the jobs of an array in minutes: that of the settings, cut to what is left.
+
+        A job that uses up the study's budget alone still has the time to save before its limit.
+        """
+        budget, limit = Budget.of(self.options.policy), self.settings.timeout_min
+        if not budget:
+            return limit
+        rate = hours_of(batch.resources, 3600) * batch.runs_per_job
+        seconds = budget.seconds_left(self._spent, rate) + self.settings.signal_before_s
+        return limit if math.isinf(seconds) else min(limit, 1 + math.ceil(seconds / 60))
+
     def script(self, batch: Batch, folder: Path, *, after: str | None = None) -> str:
         """Return the sbatch script that :meth:`submit` would submit."""
         executor = self._executor(batch, folder, nice=0, after=after)
@@ -231,7 +249,7 @@ class Submitter:
         same = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "mail_user", "mail_type")
         executor.update_parameters(
             job_name=f"seqlm-{study_name(self.options.study_dir).replace('/', '-')}",
-            time=settings.timeout_min,
+            time=self.timeout_min(batch),
             nodes=nodes,
             ntasks_per_node=ranks_per_node,
             cpus_per_task=(resources.cpus or 1) * batch.runs_per_job,

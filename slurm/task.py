@@ -26,6 +26,7 @@ from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.retry import Decision, let_stand, may_go_on, put_failure_aside
 from jobs.attempt.supervisor import Ended, Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
+from jobs.study.budget import BudgetWatch, Hours, KeptBudget
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
@@ -80,6 +81,8 @@ class _Worker:
     """When to start it again, after it found another worker at the run."""
     asked: bool = False
     """Whether this task has asked it to stop."""
+    waits: bool = False
+    """Whether its run waits for the study's budget: it was not started, or asked to stop."""
 
     @property
     def run(self) -> RunDirectory:
@@ -107,6 +110,9 @@ class Task:
         self._signals = signals
         self._started = started
         self._memory_kills = MemoryKills()
+        study_dir = plan.runs[0].run_dir.parent
+        self._budget = KeptBudget(study_dir, plan.policy)
+        self._spending = BudgetWatch(study_dir, self._budget.budget)
         self._where = f"job {context.job} on {context.host}"
         self._workers = []
         for first in plan.runs:
@@ -129,12 +135,18 @@ class Task:
             SeqlmError, OSError: the job itself has failed; call :meth:`give_up`.
         """
         todo = look_again(self._take_up)
+        if self._context.rank == 0 and self._budget.budget:
+            todo = self._allowed(todo)
+            if not todo and self._plan.resources.ranks > 1:
+                return False  # srun then ends the other ranks, which wait for this one
         for worker in todo:
             self._start(worker)
         looked_at = 0.0
         while running := [worker for worker in todo if worker.ended is None]:
             now = time.time()
             look = now - looked_at >= LOOK_SECONDS
+            if look and self._context.rank == 0:
+                self._look_at_budget(running)
             for worker in running:
                 self._advance(worker, now, look=look)
             if look:
@@ -147,7 +159,7 @@ class Task:
         again = [found for worker in todo if (found := look_again(self._settle, worker)) is not None]
         if again and self._requeue(again, todo):
             return True
-        return all(look_again(self._has_ended_well, worker.run) for worker in self._workers)
+        return all(worker.waits or look_again(self._has_ended_well, worker.run) for worker in self._workers)
 
     def give_up(self, error: Exception) -> bool:
         """Stop after an error of the job itself: its runs fail with it, and run again if the policy retries them.
@@ -207,6 +219,31 @@ class Task:
                 put_failure_aside(worker.run)
         return [worker for worker in self._workers if self._is_ours(worker.run) and not self._is_settled(worker)]
 
+    # -- the study's budget --------------------------------------------------------------------------------------
+
+    def _allowed(self, todo: list[_Worker]) -> list[_Worker]:
+        """Return the workers that the budget allows to start. The first rank decides for all ranks."""
+        allowed, reserved = [], Hours()
+        for worker in todo:
+            needs = self._budget.needs(worker.run)
+            why = self._budget.budget.refuses(self._budget.spent, reserved, needs)
+            if why is None:
+                allowed.append(worker)
+                reserved += needs or Hours()
+            else:
+                worker.waits = True
+                print(f"{worker.run.id} {why}", flush=True)
+        return allowed
+
+    def _look_at_budget(self, running: list[_Worker]) -> None:
+        """Ask all workers to stop once the budget is spent. The other ranks of a run stop with its first."""
+        if (why := self._spending.look()) is not None:
+            for worker in running:
+                if not worker.waits:
+                    worker.waits = True
+                    print(f"{worker.run.id} {why}", flush=True)
+                worker.ask()
+
     # -- workers -------------------------------------------------------------------------------------------------
 
     def _start(self, worker: _Worker) -> None:
@@ -235,7 +272,8 @@ class Task:
     def _advance(self, worker: _Worker, now: float, *, look: bool) -> None:
         """Start a worker, note its end, ask it to stop, or look at its files."""
         if worker.rank is None:
-            if self._signals.stop:
+            if self._signals.stop or worker.waits:
+                worker.asked = True
                 worker.ended = Ended(exit_code=EXIT_STOPPED, message="stopped before it had started")
             elif now >= worker.again_at:
                 self._start(worker)

@@ -49,6 +49,7 @@ FOLLOWING = (
     "jobs.cli.view",
     "jobs.manifests",
     "jobs.spec",
+    "jobs.study.budget",
     "jobs.study.folder",
     "jobs.study.squeue",
 )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from jobs.manifests.load import load_manifest
 from jobs.manifests.reader import find_manifest
 from seqlm import __version__
+from tests import commands
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -36,6 +40,29 @@ def test_a_manifest_that_comes_with_seqlm_is_found_by_its_name_from_any_folder(
     assert find_manifest(f"{name}.toml") == Path(f"{name}.toml")
     (tmp_path / name).write_text("")
     assert find_manifest(name) == Path(name)
+
+
+@pytest.mark.process
+def test_the_source_archive_has_the_packages_and_no_part_of_the_tests(tmp_path: Path) -> None:
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "launch.py",
+        "tests/__init__.py",
+        "tests/test_shapes.py",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    build = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    commands.run([sys.executable, "-c", build], cwd=tmp_path, check=True, cold=True)
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"launch.py", "seqlm/config.py", "jobs/manifests/paper.toml"} <= names
+    assert not [name for name in names if name.startswith("tests")]
 
 
 def test_the_version_has_the_first_dated_section_of_the_changelog() -> None:

@@ -45,7 +45,7 @@ EDITS: Mapping[str, Mapping[str, str]] = {
     "docs/guides/search.md": {
         'data.corpus = "pydoc"': 'data.corpus = "files"\ntrain.seq_len = 10',
         "train.batch_size = 40": "train.batch_size = 4",
-        "train.epochs = 6": "train.epochs = 2",
+        "train.epochs = 6": "train.epochs = 4",
         "count = 12": "count = 4",
     },
 }

@@ -27,7 +27,9 @@ from jobs.backends import ray_cluster
 from jobs.backends.local import LocalBackend
 from jobs.backends.ray_actor import RankLocation
 from jobs.backends.ray_backend import RayBackend
+from jobs.launch.prepare import resolve_specs
 from jobs.manifests import secrets
+from jobs.manifests.load import load_manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, RunSpec
@@ -39,8 +41,10 @@ from seqlm.data import pydoc_corpus
 from seqlm.data.corpus import resolve_data
 from seqlm.data.source import read_texts
 from seqlm.errors import BackendError, SeqlmError
+from seqlm.files import write_json
 from seqlm.locks import exclusive_lock, open_lock
 from seqlm.models import fused_recurrent
+from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import load_checkpoint, require_text
 from seqlm.training.distributed import Rank, gpu_share, rank_from_environment
 from seqlm.training.failure import describe_failure
@@ -172,6 +176,12 @@ def _(scene: Scene) -> str:
     return scene.command("status", "first.toml")
 
 
+@provokes("Two entries differ in epochs alone")
+def _(scene: Scene) -> str:
+    scene.manifest("[[run]]", "[[grid]]\ntrain.epochs = [10, 20]")
+    return scene.command("plan", "first.toml")
+
+
 @provokes("A filter finds no run")
 def _(scene: Scene) -> str:
     return scene.command("plan", "first.toml", "--only", "lr>0.1")
@@ -184,6 +194,23 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     with launching(Path("runs/first")):
         return scene.command("run", "first.toml", "--data", "text")
+
+
+@provokes("The study is of an earlier version")
+def _(scene: Scene) -> str:
+    config = make_config()
+    make_run(scene.folder / "runs" / "first" / f"rnn-{config.fingerprint_with_epochs()[:8]}", config)
+    return scene.command("plan", "first.toml", "--data", "text")
+
+
+@provokes("More epochs are requested, and the checkpoint is gone")
+def _(scene: Scene) -> str:
+    (spec,) = resolve_specs(load_manifest(Path("first.toml")).runs, Path("text"))
+    run = RunDirectory.locate(Path("runs/first"), spec.name, spec.fingerprint)
+    run.create(spec.config, {"name": spec.name})
+    write_json(run.result_file, {"epochs": 1, "best_val_ppl": 9.0})
+    assert launch.main(["run", "first.toml", "--data", "text", "--set", "train.epochs=2"]) == 0
+    return scene.capsys.readouterr().err
 
 
 @provokes("A lock has no live holder")

@@ -299,8 +299,10 @@ def use_huge_pages() -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["pyarrow"] = None  # type: ignore[assignment]  # pandas would import it, and it starts a thread
     for module in IMPORTED:
         __import__(module)
+    del sys.modules["pyarrow"]  # a fork that reads a data set imports it
     gc.freeze()  # forks share these pages
     use_huge_pages()
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USAGE
 
     def work(guard: Guard) -> None:
-        corpus = load_corpus(config.data, DATA.read())
+        corpus = load_corpus(config.data, DATA.read(), job.tokenizer_file)
         stop.check()
         with gpu_share(rank, os.environ):
             record_behaviour(job, task, corpus, rank.device, stop.check, guard)

@@ -20,6 +20,7 @@ from analysis.behaviour.task import Task
 from seqlm.config import RunConfig
 from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import UNK, Corpus
+from seqlm.data.tokenizer import Tokenizer
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
 from seqlm.models import LanguageModel
@@ -58,7 +59,12 @@ def record_behaviour(
     judge_run = None if task.judge is None else RunDirectory(study_dir / task.judge)
     judge = load_judge(judge_run, trained) if judge_run else None
     config, settings = trained.config, task.settings
-    prompt = None if settings.prompt is None else prompt_ids(settings.prompt, corpus, config.data.level)
+    tokenizer = None
+    if config.data.tokenizer is not None:
+        tokenizer = Tokenizer(job.tokenizer_file, config.data.tokenizer_sha256)
+    level = config.data.level
+    assert level is not None, "DataConfig fills it in"
+    prompt = None if settings.prompt is None else prompt_ids(settings.prompt, corpus, level, tokenizer)
 
     model = trained.model("fused", device)
     valid = columns(corpus.splits["valid"], config.train.batch_size, device=device)
@@ -73,7 +79,7 @@ def record_behaviour(
         ratings = rate_samples(judge.model("fused", device), samples, between)
         _say(f"judged by {judge.name}", started)
     between()
-    records = sample_records(samples, ratings, corpus)
+    records = sample_records(samples, ratings, corpus, tokenizer)
     _say("compared with the training text", started)
 
     between()
@@ -97,7 +103,7 @@ def record_behaviour(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "seconds": time.perf_counter() - started,
         "seq_len": config.train.seq_len,
-        "level": config.data.level,
+        "level": level,
         "corpus": corpus.name,
         "loss_per_step": {"split": "valid", "window": settings.window, **dataclasses.asdict(losses)},
         "gradient_norms": norms
@@ -134,24 +140,33 @@ def load_judge(run: RunDirectory, trained: Trained) -> Trained | None:
     return None
 
 
-def sample_records(samples: list[Sample], ratings: list[list[float]] | None, corpus: Corpus) -> list[dict[str, Any]]:
+def sample_records(
+    samples: list[Sample], ratings: list[list[float]] | None, corpus: Corpus, tokenizer: Tokenizer | None = None
+) -> list[dict[str, Any]]:
     """One record of ``samples.jsonl`` for each sample.
 
-    ``ratings`` are the judge's log-probabilities of the tokens of each; none: there is no judge.
+    ``ratings`` are the judge's log-probabilities of the tokens of each. ``None``: there is no judge. The tokens of a
+    ``tokenizer`` are recorded as the pieces of text that they stand for.
     """
-    word = corpus.vocabulary.__getitem__
+
+    def words(ids: list[int]) -> list[str]:
+        return tokenizer.pieces(ids) if tokenizer else [corpus.vocabulary[number] for number in ids]
+
+    unknown = tokenizer.unknown_id if tokenizer else UNK
     copies = longest_copies([sample.tokens for sample in samples], corpus.splits["train"])
     records = []
     for index, (sample, (first, length)) in enumerate(zip(samples, copies, strict=True)):
-        tokens = list(map(word, sample.tokens))
+        text = words([*sample.prompt, *sample.tokens])
+        prompt, tokens = text[: len(sample.prompt)], text[len(sample.prompt) :]
+        counted = sample.tokens if tokenizer else tokens
         measures = {
             "perplexity_own": _perplexity(sample.log_prob),
             "perplexity_other": None if ratings is None else _perplexity(ratings[index]),
-            "repetition": repetition(tokens),
-            "distinct_1": distinct(tokens, 1),
-            "distinct_2": distinct(tokens, 2),
-            "distinct_3": distinct(tokens, 3),
-            "unk_share": share(tokens, UNK),
+            "repetition": repetition(counted),
+            "distinct_1": distinct(counted, 1),
+            "distinct_2": distinct(counted, 2),
+            "distinct_3": distinct(counted, 3),
+            "unk_share": share(counted, unknown),
             "longest_copy": length,
             "copied": tokens[first : first + length],
         }
@@ -159,7 +174,7 @@ def sample_records(samples: list[Sample], ratings: list[list[float]] | None, cor
             {
                 "index": index,
                 "length": len(tokens),
-                "prompt": list(map(word, sample.prompt)),
+                "prompt": prompt,
                 "tokens": tokens,
                 "entropy": sample.entropy,
                 "log_prob": sample.log_prob,
@@ -207,8 +222,8 @@ class Trained:
             CheckpointError: the checkpoint's parameters are not those of this model.
         """
         config = self.config.model if implementation == "fused" else self.config.model.reference()
-        path, folder = self.run.best_checkpoint, self.run.model_dir
-        return trained_model(path, self.checkpoint, config, self.config.train.seq_len, folder=folder).to(device)
+        path, seq_len = self.run.best_checkpoint, self.config.train.seq_len
+        return trained_model(path, self.checkpoint, config, seq_len, self.run.model_dir).to(device)
 
 
 def load_trained(run: RunDirectory) -> Trained:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from analysis.behaviour.task import Settings
 from seqlm.data.corpus import UNK, Corpus
+from seqlm.data.tokenizer import Tokenizer
 from seqlm.data.tokens import Level, tokens_of
 from seqlm.errors import DataError, DivergedError
 from seqlm.models import LanguageModel
@@ -35,14 +37,24 @@ class Sample:
     """Natural logarithm of each one's probability, at temperature 1."""
 
 
-def prompt_ids(text: str, corpus: Corpus, level: Level) -> list[int]:
+def prompt_ids(
+    text: str, corpus: Corpus, level: Level | Literal["token"], tokenizer: Tokenizer | None = None
+) -> list[int]:
     """The ids of a prompt, cut into tokens like the corpus: each line end is ``<eos>``, an unknown token ``<unk>``.
 
-    A last line without an end gets none: the model goes on with it.
+    A last line without an end gets no ``<eos>``: the model continues it. A ``tokenizer`` gets the whole prompt.
 
     Raises:
         DataError: no token is in it, or an unknown one and the corpus has no ``<unk>``.
     """
+    if tokenizer is not None:
+        found = tokenizer.ids_of(text)
+        if not found:
+            raise DataError(
+                "settings.prompt: expected a text with a token, or null; the tokenizer makes none of this one"
+            )
+        return found
+    assert level != "token", "such a corpus has a tokenizer"
     tokens = list(tokens_of(text, level))
     if not text.endswith("\n"):
         del tokens[-1]

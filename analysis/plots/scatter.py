@@ -163,8 +163,8 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
         for run in rows.to_dict("records"):
             colour, gid = look.colour_of(run["arch"]), run_mark(run["number"])
             kind = {"marker": look.marker_of(run["optimizer"]), **style}
-            y = min(float(run["val_ppl"]), scale.high)
-            axes.plot([run["hours"]], [y], color=colour, gid=gid, zorder=3, clip_on=False, **kind)
+            height = min(float(run["val_ppl"]), scale.high)
+            axes.plot([run["hours"]], [height], color=colour, gid=gid, zorder=3, clip_on=False, **kind)
             lines.append(
                 Line(
                     label=f"{run['number']} {run['name']}",
@@ -174,7 +174,7 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
                 )
             )
             if style is not STOPPED:
-                marks.append(Mark(x=run["hours"], y=y, text=str(run["number"]), colour=colour, run=run["number"]))
+                marks.append(Mark(x=run["hours"], y=height, text=str(run["number"]), colour=colour, run=run["number"]))
     axes.set_xlabel(f"{hours[0].upper()}{hours[1:]} spent by all runs")
     axes.set_ylabel("Best validation perplexity so far")
     axes.set_xlim(0, float(found["hours"].max()) * 1.015)

@@ -18,9 +18,10 @@ from analysis.plots import look
 from analysis.plots.axes import panels_with_legend
 from analysis.plots.curves import unit_for
 from analysis.study import units
-from analysis.study.attempts import PLACE_JOINT, moment
+from analysis.study.attempts import PLACE_JOINT
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
+from seqlm.reading import moment
 
 MOST_LANES = 64
 NUMBERED_LANES = 32

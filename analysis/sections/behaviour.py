@@ -35,7 +35,7 @@ def behaviour_section(study: Study) -> Section:
     """Loss at each time step, gradients back in time, and samples."""
     runs = behaved_runs(study)
     shown = shown_runs(runs)
-    text = f"Not computed yet. “{COMMAND}” computes it for the best run of each architecture."
+    text = f"Not computed yet. “{COMMAND}” computes it for the best run of each architecture on each text."
     blocks: list[Block] = [Prose(text=text)]
     if runs:
         blocks = [

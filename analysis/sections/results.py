@@ -12,6 +12,7 @@ from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, csv_text, number, run_columns
 from analysis.blocks.texts import scope, scope_of, scope_sentences, text_sentences
 from analysis.blocks.words import first_few
+from analysis.sections.bits import BITS, bits_blocks
 from analysis.study import units
 from analysis.study.columns import HYPERPARAMETERS
 from analysis.study.comparison import finished
@@ -49,6 +50,7 @@ def results_blocks(study: Study) -> list[Block]:
         *(Prose(text=text) for text in text_sentences(study, RANKED_WITHIN)),
         *(Prose(text=text) for text in scope_sentences(compared)),
         results_table(study),
+        *bits_blocks(compared),
         *([settings_table(compared)] if repeats_seeds(compared.runs) else []),
         *([] if longer.empty else [longer_table(longer)]),
         *(Prose(text=text) for text in overfitting(finished(compared.runs))),
@@ -74,12 +76,14 @@ def results_table(study: Study, group: str | None = None) -> Table:
         place = {name: number for number, name in enumerate(texts)}
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
     best = set(best_runs(runs)["id"])
+    bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
     columns = [
         *run_columns(),
         *([Column("text", "Text")] if len(texts) > 1 else []),
         Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
         Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
         number("test_ppl", "Test", units.perplexity),
+        *bits,
         number("epochs_to_best", "Best epoch", units.whole),
         number("final_train_ppl", "Final train", units.perplexity),
         number("final_val_ppl", "Final valid.", units.perplexity),
@@ -90,6 +94,7 @@ def results_table(study: Study, group: str | None = None) -> Table:
     seeds = "Seeds: next table" if repeats_seeds(study.runs) else "One seed each: n = 1"
     caption = (
         "Train, valid., test: at the epoch of the lowest validation perplexity; final: after the last. "
+        f"{'Bits/byte: validation loss per byte of the text. ' if bits else ''}"
         f"Bold: lowest of each architecture{' on its text' if len(texts) > 1 else ''}.{scope_of(runs, absent)}"
     )
     return Table(

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.study.attempts import moment
 from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
+from seqlm.reading import moment
 
 
 def rungs_of(study: Study) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 from analysis.study.values import as_mapping, as_number, as_text, tolerated
 from seqlm.files import read_json
 from seqlm.machine import short_name
+from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 
 PLACE_JOINT = " + "
@@ -90,17 +91,6 @@ def read_attempts(
         }
 
     return [row(attempt) for attempt in attempts]
-
-
-def moment(text: Any) -> float | None:
-    """An ISO 8601 time as seconds since 1970, without a zone taken as UTC; ``None`` for anything else."""
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    if not 1970 < time.year < 9999:  # no clock shows this, and time zones cannot be applied at the calendar's ends
-        return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -20,7 +20,7 @@ from analysis.study.columns import TEXT_KEYS
 WITHIN = 1.05
 """Near a best perplexity: at most this many times it."""
 
-AT_BEST = {"best_epoch": "epoch", "train_ppl": "train_ppl", "val_ppl": "val_ppl"}
+AT_BEST = {key: key for key in ("train_ppl", "val_ppl", "val_bits_per_byte")} | {"best_epoch": "epoch"}
 AT_END = {"final_train_ppl": "train_ppl", "final_val_ppl": "val_ppl", "wall_seconds": "elapsed_seconds"}
 """Columns of the runs table, and of the epochs table from whose row of the best or the last epoch they come."""
 
@@ -33,10 +33,13 @@ def text_names(runs: pd.DataFrame) -> pd.Series[str]:
     texts = runs[TEXT_KEYS].map(units.plain_value)
     known = texts[texts["data.corpus"] != units.MISSING]
     names = texts["data.corpus"]
-    for key in TEXT_KEYS[1:]:
-        if known[key].nunique() > 1:
-            part = f" {key.removeprefix('data.')} " + texts[key].str.slice(stop=8)
-            names = names + part.mask((texts[key] == "none") & (key == "data.sha256"), "")
+    keys = [key for key in TEXT_KEYS[1:] if known[key].nunique() > 1]
+    if known["data.tokenizer_sha256"].nunique() == known["data.tokenizer"].nunique():
+        keys = [key for key in keys if key != "data.tokenizer_sha256"]  # the name of the file says as much
+    for key in keys:
+        value = texts[key].str.slice(stop=8) if key.endswith("sha256") else texts[key]
+        part = f" {key.removeprefix('data.')} " + value
+        names = names + part.mask((texts[key] == "none") & (key not in ("data.level", "data.vocab_size")), "")
     return names
 
 
@@ -82,7 +85,8 @@ def cut(runs: pd.DataFrame, epochs: pd.DataFrame, limits: pd.Series[Any]) -> tup
         for name, of in columns.items():
             runs.loc[longer, name] = runs.loc[longer, "id"].map(found[of])
     is_of_checkpoint = (runs["best_epoch"] == best_before).fillna(value=False).astype(bool)
-    runs["test_ppl"] = runs["test_ppl"].where(~longer | is_of_checkpoint)
+    for name in ("test_ppl", "test_bits_per_byte"):
+        runs[name] = runs[name].where(~longer | is_of_checkpoint)
     runs.loc[reached, ["reason", "failure_kind", "failure_message", "failure_where"]] = None
     runs.loc[reached, "state"] = "done"
     return with_times(runs, first), first

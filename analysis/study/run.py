@@ -107,7 +107,7 @@ def read_run(run: RunDirectory) -> LoadedRun:
         "command": shlex.join(map(str, command)) if command else None,
     }
     if state == "stopped":
-        stop = as_mapping(tolerated(run.read_stopped, nothing, warnings))
+        stop = as_mapping(tolerated(run.read_stopped, None, warnings))
         row |= {"rung": stop.get("rung")} | {f"rung_{key}": stop.get(key) for key in RUNG_KEYS}
     tail = None
     if state in ("failed", "cancelled"):
@@ -144,9 +144,11 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
     best = min(finite, key=lambda epoch: as_number(epoch["val_ppl"]), default={})
     final = epochs[-1] if epochs else {}
     gone, finished = final.get("epoch", -1) + 1, finished_epochs(result)
-    facts = {key: result.get(key) for key in ("test_ppl", "parameters")}
+    facts = {key: result.get(key) for key in ("test_ppl", "test_bits_per_byte", "parameters")}
+    facts["lossless"] = lossless if isinstance(lossless := result.get("lossless"), bool) else None
     if gone > finished:
-        facts["test_ppl"] = facts["test_ppl"] if best.get("epoch") == result.get("best_epoch") else None
+        if best.get("epoch") != result.get("best_epoch"):
+            facts |= {"test_ppl": None, "test_bits_per_byte": None}
         result = {}
     return {
         "epochs_done": gone if gone > finished or math.isnan(finished) else finished,
@@ -155,6 +157,7 @@ def _outcome(epochs: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, 
         "val_ppl": result.get("best_val_ppl", best.get("val_ppl")),
         "final_train_ppl": result.get("final_train_ppl", final.get("train_ppl")),
         "final_val_ppl": result.get("final_val_ppl", final.get("val_ppl")),
+        "val_bits_per_byte": result.get("best_val_bits_per_byte", best.get("val_bits_per_byte")),
         "wall_seconds": result.get("elapsed_seconds", final.get("elapsed_seconds")),
         **facts,
     }

@@ -29,16 +29,26 @@ from jobs.cli.view import status_table
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models
-from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
+from jobs.launch.prepare import (
+    check_data,
+    estimated,
+    find_data,
+    in_search,
+    plan_runs,
+    resolve_resources,
+    resolve_specs,
+)
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
+from jobs.plan.affordable import BudgetPlan
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
-from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
+from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of, require_same_tokenizers
 from jobs.plan.totals import totals
 from jobs.search import expected_share
 from jobs.spec import RunSpec
+from jobs.study.budget import Budget, KeptBudget, Ledger
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from jobs.study.kept_code import distrust
 from seqlm.data.corpus import corpus_facts
@@ -64,7 +74,11 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     choice = choose(arguments, manifest)
     target, limit = choice.slurm or choice.make(), choice.max_parallel
     planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, keep_last=manifest.policy.keep_last)
-    planned = resolve_resources(planned, target, limit)
+    planned = in_search(resolve_resources(planned, target, limit), manifest.search)
+    todo, budget = [item for item in planned if item.action != "skip"], Budget.of(manifest.policy)
+    allowed = BudgetPlan.of(todo, budget, Ledger(study_dir).spent(), manifest.search) if budget else None
+    if allowed is not None:
+        planned = [replace(item, reason=allowed.waits.get(item.run.id, item.reason)) for item in planned]
     records = [_plan_record(item) for item in planned]
     header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
     rows = [
@@ -98,10 +112,12 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     else:
         wall = f"{terminal.duration(costs.wall_seconds)} on {choice.where(target)}"
         terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
+    if allowed is not None:
+        terminal.say(allowed.line())
     scripts: list[str] = []
     if choice.slurm is not None and any(item.action != "skip" for item in planned):
         require_plain_path(study_dir.absolute())
-        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings, manifest.search)
+        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings, manifest.policy, manifest.search)
         for script in scripts:
             terminal.say(f"\nwould submit:\n{script}")
     refused = None
@@ -111,7 +127,9 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
         refused = str(error)
         terminal.tell(f"error: run would refuse this: {refused}")
     total = {"backend": target.name, "max_parallel": limit, **costs.to_dict()}
-    data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "refused": refused}
+    limits = None if allowed is None else allowed.to_dict()
+    data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "budget": limits}
+    data["refused"] = refused
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
 
 
@@ -148,9 +166,11 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
 
 def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, *, keep_last: bool) -> list[PlannedRun]:
     facts = functools.cache(corpus_facts)
-    known = [replace(item, facts=facts(item.spec.config.data, item.spec.data_path)) for item in planned]
-    check_models(known)
-    return estimated(known, earlier_throughput(runs_dir), keep_last=keep_last)
+    specs = [item.spec for item in planned]
+    known = [facts(spec.config.data, spec.data_path, spec.tokenizer) for spec in specs]
+    planned = [replace(item, facts=found) for item, found in zip(planned, known, strict=True)]
+    check_models(planned)
+    return estimated(planned, earlier_throughput(runs_dir), keep_last=keep_last)
 
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
@@ -249,13 +269,16 @@ def train(
         return left, 0
     runs = [one for one in observe_study(study_dir) if ids is None or one.run.id in ids]
     terminal.say_table(status_table(runs))
+    budget = KeptBudget(study_dir)
+    if (line := budget.line()) is not None:
+        terminal.say(line)
     if arguments.report and ids is not None:
         if arguments.behaviour is not False:
             compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
         terminal.say(f"report: {write_report([study_dir], None)}")
     bad = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
     records = [one.to_dict() for one in runs]
-    data = {"study": study_dir.name, "runs": records}
+    data = {"study": study_dir.name, "runs": records, "budget": budget.to_dict()}
     return data, _exit_code([record for record in records if record["state"] in bad])
 
 
@@ -367,7 +390,9 @@ def _open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], P
         raise UsageError(
             '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
         )
-    return manifest, resolve_specs(chosen, data), study_dir
+    specs = resolve_specs(chosen, data)
+    require_same_tokenizers(study_dir, manifest.path.name, specs)
+    return manifest, specs, study_dir
 
 
 def _find_trained(arguments: StudyArguments) -> Path:

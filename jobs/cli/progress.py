@@ -67,9 +67,12 @@ class Watcher:
         work = at_work(self._study_dir, self._scheduler, {run.id for run in rest})
         views += [self._read(run, work) for run in rest]
         views.sort(key=lambda view: view.order)
-        places = work.launcher.waiting if work.launcher is not None else ()
+        launcher = work.launcher
+        places = launcher.waiting if launcher is not None else ()
         runs = compared(views, {run_id: place for place, run_id in enumerate(places)}, self._host)
-        return StudyView(name=self._study_dir.name, runs=tuple(runs))
+        watched = {run_id for run_id in places if self._ids is None or run_id in self._ids}
+        is_starting = launcher is not None and not (launcher.has_listed and watched <= {run.id for run in runs})
+        return StudyView(name=self._study_dir.name, runs=tuple(runs), is_starting=is_starting)
 
     def looks(self) -> Iterator[StudyView]:
         """Poll the study until every run is over."""
@@ -238,6 +241,8 @@ def watch_in_lines(watcher: Watcher, stream: TextIO) -> None:
     """Print a line for each change until every run is over."""
     before: StudyView | None = None
     for study in watcher.looks():
+        if study.is_starting and before is None:
+            continue
         lines = list(changes(before, study))
         if study.is_over and before is not None:
             lines.append(summary(study))

@@ -20,7 +20,9 @@ from seqlm.rundir import study_record_file
 from seqlm.search import Search
 
 SAMPLER = "Optuna's TPE"
-PREDICTED_BY = f"mean of the {NEIGHBOURS} nearest runs, weighted by 1/distance"
+PREDICTED_BY = (
+    f"mean of the {NEIGHBOURS} nearest runs, weighted by 1/distance; a diverged run has the worst value of all"
+)
 
 
 def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
@@ -54,13 +56,18 @@ def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
         names={name for name, _ in has},
     )
     if not proposals:
-        raise UsageError(f"{study_dir.name}: every setting in its ranges is in the study already; widen a range")
+        raise UsageError(
+            f"{study_dir.name}: every setting in its ranges is in the study already, or nearly; widen a range"
+        )
     if len(proposals) < arguments.count:
-        terminal.tell(f"found only {len(proposals)} of {arguments.count} settings that the study does not have")
+        terminal.tell(
+            f"found only {len(proposals)} of {arguments.count} settings that are not in the study already, or nearly"
+        )
     counts = counts_of(trained)
     basis = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     terminal.say(f"# {len(proposals)} proposals of {SAMPLER}, fitted to {basis} runs of {study_dir.name}")
-    terminal.say(f"# predicted: {PREDICTED_BY}; distance: share of the ranges, from 0 to 1")
+    terminal.say(f"# predicted: {PREDICTED_BY}")
+    terminal.say("# distance: share of the ranges, from 0 to 1")
     for number, proposal in enumerate(proposals, start=1):
         terminal.say(f"\n# {number}: {reason(proposal, metric)}\n{run_table(proposal)}")
     document = {
@@ -108,10 +115,8 @@ def reason(proposal: Proposal, metric: str) -> str:
     nearest = proposal.nearest
     state = "finished" if nearest.finished else "stopped" if nearest.value is not None else "diverged"
     value = "" if nearest.value is None else f" with {metric} {nearest.value:.5g}"
-    predicted = "unknown" if proposal.predicted is None else f"{proposal.predicted:.5g}"
-    return (
-        f"predicted {metric} {predicted}; nearest run {nearest.name} ({state}{value}, distance {proposal.distance:.2f})"
-    )
+    found = f"nearest run {nearest.name} ({state}{value}, distance {proposal.distance:.2f})"
+    return f"predicted {metric} {proposal.predicted:.5g}; {found}"
 
 
 def run_table(proposal: Proposal) -> str:

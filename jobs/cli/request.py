@@ -24,7 +24,7 @@ from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments, read
 from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
 from jobs.launch import logout
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import detach, find_data, launched, preparing
+from jobs.launch.prepare import detach, find_data, launched, preparing, waiting_for_budget
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
@@ -242,16 +242,21 @@ def _submit(
     with preparing(specs, target, options) as prepared:
         tell_skipped(prepared.planned)
         arrays: list[str] = []
-        if prepared.code is not None:
-            arrays = slurm_backend.submit(prepared.todo, options, settings, prepared.code)
+        waits = waiting_for_budget(prepared.todo, options)
+        todo = [item for item in prepared.todo if item.run.id not in waits]
+        for item in prepared.todo:
+            if item.run.id in waits:
+                terminal.tell(f"{item.spec.name} {waits[item.run.id]}")
+        if prepared.code is not None and todo:
+            arrays = slurm_backend.submit(todo, options, settings, prepared.code)
             if arguments.then_report:
                 report = slurm_backend.submit_report(
                     study_dir, arrays, settings, prepared.code, behaviour=arguments.behaviour
                 )
                 terminal.tell(f"the report is written by job {report} after the last run")
     what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
-    todo = f"{len(prepared.todo)} of {len(prepared.planned)} runs to do"
-    terminal.tell(f"{study_name(study_dir)}: {todo}: {what}")
+    to_do = f"{len(prepared.todo)} of {len(prepared.planned)} runs to do"
+    terminal.tell(f"{study_name(study_dir)}: {to_do}: {what}")
     ids = {item.run.id for item in prepared.planned}
     if arguments.no_wait:
         return {"study": study_name(study_dir), "jobs": arrays}, ids

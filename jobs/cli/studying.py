@@ -23,6 +23,7 @@ from jobs.cli.arguments import (
 )
 from jobs.cli.view import status_table
 from jobs.manifests.filters import select
+from jobs.study.budget import KeptBudget
 from jobs.study.folder import (
     ObservedRun,
     find_study,
@@ -62,13 +63,16 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
         watch(_watcher(study_dir, ids))
         return None, 0
     terminal.say_table(status_table(runs))
+    budget = KeptBudget(study_dir)
+    if (line := budget.line()) is not None:
+        terminal.say(line)
     if arguments.svg is not None:
         from jobs.cli.live_table import svg  # rich: only where the view is drawn
         from jobs.cli.progress import Watcher
 
         write_text(arguments.svg, svg(Watcher(study_dir, ids).look()))
         terminal.say(f"picture: {arguments.svg}")
-    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs]}, 0
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs], "budget": budget.to_dict()}, 0
 
 
 def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:

@@ -82,6 +82,8 @@ class StudyView:
     name: str
     runs: tuple[RunView, ...]
     """In manifest order."""
+    is_starting: bool = False
+    """A live launcher has not made the folders of all its runs yet."""
 
     def counts(self) -> dict[State, int]:
         """Return the number of runs in each state that has any."""
@@ -90,8 +92,8 @@ class StudyView:
 
     @property
     def is_over(self) -> bool:
-        """No run can change state without a new launch."""
-        return all(run.is_over for run in self.runs)
+        """No run can change state without a new launch, and none is about to appear."""
+        return not self.is_starting and all(run.is_over for run in self.runs)
 
     @property
     def seconds_left(self) -> float | None:
@@ -176,6 +178,6 @@ def outcome(state: State, reason: str | None) -> tuple[str, ...]:
 
 def summary(study: StudyView) -> str:
     """Return the study in one line."""
-    counts = "  ".join(f"{number} {state}" for state, number in study.counts().items())
+    counts = "  ".join(f"{number} {state}" for state, number in study.counts().items()) or "no runs"
     left = f"  about {terminal.duration(study.seconds_left)} left" if study.seconds_left is not None else ""
     return f"{study.name}: {counts}{left}"

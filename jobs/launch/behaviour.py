@@ -23,7 +23,7 @@ from jobs.plan.record import kept_policy, kept_untracked
 from jobs.spec import RunSpec
 from jobs.study.folder import ObservedRun, at_work, observe_run, observe_study
 from jobs.study.identity import require_identity
-from seqlm.config import RunConfig
+from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
 from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
@@ -45,7 +45,7 @@ def choose(
     """Return the finished runs whose behaviour is to be computed.
 
     If there are filters, these are the runs that pass them. Else, if ``listed`` is not empty, the runs whose
-    fingerprint is listed. Else, for each architecture, the run with the lowest validation perplexity.
+    fingerprint is listed. Else, for each architecture and text, the run with the lowest validation perplexity.
 
     Raises:
         UsageError: a filter is wrong, or no run passes.
@@ -59,7 +59,7 @@ def choose(
         return [run for run in done if run.run.id in passing]
     if listed:
         return [run for run in done if _config(run).fingerprint() in listed]
-    best: dict[Any, str] = {}
+    best: dict[tuple[str, DataConfig], str] = {}
     for run in _best_first(done):  # perplexities of different texts do not compare
         best.setdefault((_config(run).model.kind, _config(run).data), run.run.id)
     return [run for run in done if run.run.id in best.values()]
@@ -243,7 +243,8 @@ class BehaviourLaunch:
             untracked=kept_untracked(self.study_dir),
             tasks=self.tasks,
             canary=False,
-            policy=replace(kept_policy(self.study_dir, terminal.tell), oom=0),  # it has no micro-batches
+            # It has no micro-batches, and the budget is for training.
+            policy=replace(kept_policy(self.study_dir, terminal.tell), oom=0, gpu_hours=None, core_hours=None),
         )
 
     def outcomes(self) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def _run(chosen: Sequence[PlannedRun], backend: Backend, code: Code, options: La
     for item in chosen:
         run = RunDirectory.canary(options.study_dir, item.run.id)
         provenance = {**item.run.read_provenance(), "memory_estimate_bytes": _memory(item)}
-        run.create(item.spec.config, provenance, item.spec.model_files)
+        run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
         run.canary_file.unlink(missing_ok=True)  # of an earlier canary
         # by_hand: failures of an earlier launch do not count.
         canary = PlannedRun(

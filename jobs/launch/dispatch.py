@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from types import FrameType
 from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 from jobs import terminal
@@ -20,8 +18,10 @@ from jobs.attempt.heartbeat import hung_seconds
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
 from jobs.attempt.supervisor import failure_record, worker_variables
 from jobs.backends.base import Backend
+from jobs.launch.interrupts import interruptible
 from jobs.launch.job import Job, LaunchOptions, files_of, job_record, next_submission
 from jobs.launch.rungs import RungQueue
+from jobs.launch.spending import Spending
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.study.folder import write_queue
@@ -95,6 +95,7 @@ class Dispatcher:
         self._unwritten: list[tuple[PlannedRun, dict[str, Any]]] = []
         """Final failures that could not be written yet."""
         self._warnings: set[str] = set()
+        self._spending = Spending(options.study_dir, options.policy)
         self._writes_queue = writes_queue
         self._queue_written: dict[str, str] | None = None
         self._queue_tried_at = -math.inf
@@ -115,7 +116,8 @@ class Dispatcher:
             self._to_put_aside[item.run.id] = {"by_hand": item.by_hand, "seen": item.observation}
             with self._warnings_for(item):
                 self._put_aside(item)
-        with _interruptible():
+        self._spending.plan(todo)
+        with interruptible():
             try:
                 while self._queue or self._live or self._ended or self._rungs:
                     self._pass_rungs()
@@ -143,9 +145,10 @@ class Dispatcher:
     def _start_what_fits(self) -> None:
         while True:
             live = [(job.expected_end, self._backend.held(job.id)) for job in self._live]
-            item = self._queue.take(self._backend.free(), live, time.monotonic())
+            refusal = self._spending.refusal((job.planned for job in self._live), self._epochs)
+            item = self._queue.take(self._backend.free(), live, time.monotonic(), refusal)
             if item is None:
-                return
+                break
             try:
                 with files_of(item.run):
                     self._put_aside(item)
@@ -169,10 +172,18 @@ class Dispatcher:
             self._live.append(job)
             with self._warnings_for(item):
                 job.write_record()
+            self._spending.started()
             self._events.append(Event("started", item, item.observation))
+        if not self._live and not self._ended:
+            reasons = self._queue.reasons
+            for item in self._queue.take_refused():
+                waits = replace(item.observation, state="pending", reason=reasons[item.run.id], kind=None)
+                self._events.append(Event("ended", item, waits))
 
     def _collect(self) -> None:
         look = time.monotonic() - self._looked_at >= LOOK_SECONDS
+        if look:
+            self._spending.look(live=len(self._live))
         for job in list(self._live):
             job.ended = self._backend.poll(job.id)
             if job.ended is not None:
@@ -189,14 +200,15 @@ class Dispatcher:
             self._has_ended(job)
 
     def _look_at(self, job: Job) -> None:
-        """Note the progress of a live run, and stop it if it was cancelled or hangs."""
+        """Note the progress of a live run, and stop it if it was cancelled, the budget is spent, or it hangs."""
         item = job.planned
         with self._warnings_for(item):
             self._note_epoch(item, item.run.observe(queued=True))
         with self._warnings_for(item):
             job.write_record()
         now = time.monotonic()
-        if item.run.is_cancelled() and (job.stop_asked is None or now - job.stop_asked > STOP_SECONDS):
+        must_stop = self._spending.is_over is not None or item.run.is_cancelled()
+        if must_stop and (job.stop_asked is None or now - job.stop_asked > STOP_SECONDS):
             self._backend.stop(job.id, force=job.stop_asked is not None)
             job.stop_asked = now
         if job.attempt.is_hung():
@@ -230,12 +242,16 @@ class Dispatcher:
             return
         self._troubles.pop(run.id, None)
         self._note_epoch(item, observation)
+        self._spending.look(at_once=True, live=len(self._live))
         if is_waiting:
             self._note_waiting(item, observation)
             return
         if decision.delay is not None:
             self._to_put_aside[run.id] = {"micro_batches": job.attempt.micro_batches}
             self._put_back(item, observation, decision.delay)
+            return
+        if observation.state == "pending" and self._spending.is_over is not None:  # stopped for that: waits again
+            self._queue.put_back(self._again(item, observation))
             return
         if decision.why:
             with self._warnings_for(item):
@@ -282,14 +298,17 @@ class Dispatcher:
 
     def _put_back(self, item: PlannedRun, observation: Observation, delay: float) -> None:
         """Queue a failed run for its next attempt, in ``delay`` seconds."""
+        self._queue.put_back(self._again(item, observation), not_before=time.monotonic() + delay)
+        self._write_queue(at_once=True)
+        self._events.append(Event("retried", item, observation))
+
+    def _again(self, item: PlannedRun, observation: Observation) -> PlannedRun:
+        """Return what a run needs after an attempt has ended, whose failure is put aside."""
         action = item.action
         with self._warnings_for(item):
             self._put_aside(item)
             action = "resume" if item.run.has_checkpoint() else "start"
-        again = replace(item, action=action, reason=None, observation=observation)
-        self._queue.put_back(again, not_before=time.monotonic() + delay)
-        self._write_queue(at_once=True)
-        self._events.append(Event("retried", item, observation))
+        return replace(item, action=action, reason=None, observation=observation)
 
     def _write_queue(self, *, at_once: bool = False) -> None:
         """Record which runs wait if that has changed. ``at_once``: even if the last record was a moment ago."""
@@ -377,20 +396,3 @@ class Dispatcher:
 
     def _forget_ended(self) -> None:
         self._live = [job for job in self._live if self._backend.poll(job.id) is None]
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP as Ctrl-C while the block runs."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # A signal that the caller has set to be ignored (nohup) stays ignored.
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -70,7 +70,7 @@ class Job:
     started: float = field(default_factory=time.monotonic)
     """When it was submitted. This and the other times are on the monotonic clock."""
     stop_asked: float | None = None
-    """When it was asked to stop because the run was cancelled."""
+    """When it was asked to stop because the run was cancelled or the budget is spent."""
     ended: Ended | None = None
     """``None``: it is queued or running."""
     looks: int = 0

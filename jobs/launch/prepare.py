@@ -19,11 +19,14 @@ from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models, tell_changes
+from jobs.plan.affordable import waiting
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
+from jobs.search import expected_shares
 from jobs.spec import RunSpec
+from jobs.study.budget import Budget, Ledger
 from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, observe_run, study_name, write_queue
 from jobs.study.identity import require_identity
 from jobs.study.kept_code import Code, keep_code, live_code
@@ -35,6 +38,7 @@ from seqlm.environment import DATA
 from seqlm.errors import BackendError, DataError
 from seqlm.files import append_to, make_directory, write_json
 from seqlm.rundir import RunDirectory
+from seqlm.search import Search
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -43,16 +47,24 @@ def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
 
 
 def resolve_specs(specs: Sequence[RunSpec], data_path: Path | None) -> list[RunSpec]:
-    """Return the runs with the path and the digest of their corpus filled in.
+    """Return the runs with the path and the digest of their corpus filled in, and the digest of their tokenizer.
 
     Raises:
-        DataError: the text of a ``files`` corpus is missing, or its digest differs from the configuration's.
+        DataError: the text of a ``files`` corpus or a tokenizer file is missing, its digest differs from the
+            configuration's, or two runs differ in nothing but the name of a tokenizer file.
     """
     resolve = functools.cache(resolve_data)
-    return [
-        replace(spec, config=replace(spec.config, data=resolve(spec.config.data, data_path)), data_path=data_path)
-        for spec in specs
-    ]
+    found: list[RunSpec] = []
+    names: dict[str, str] = {}
+    for spec in specs:
+        data = resolve(spec.config.data, data_path, spec.tokenizer)
+        spec = replace(spec, config=replace(spec.config, data=data), data_path=data_path)
+        if data.tokenizer and (other := names.setdefault(spec.fingerprint, spec.name)) != spec.name:
+            raise DataError(
+                f"data.tokenizer: {other} and {spec.name} are the same run, since their tokenizer files are equal"
+            )
+        found.append(spec)
+    return found
 
 
 def plan_runs(
@@ -104,11 +116,12 @@ def check_data(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     Raises:
         DataError: a corpus is missing, damaged, or too small for a run's batch and window.
     """
-    facts_of = functools.cache(lambda data, path: load_corpus(data, path).facts)  # not the text itself
+    facts_of = functools.cache(lambda *corpus: load_corpus(*corpus).facts)  # not the text itself
     checked = []
     for item in planned:
         if item.action != "skip":
-            train, facts = item.spec.config.train, facts_of(item.spec.config.data, item.spec.data_path)
+            train, spec = item.spec.config.train, item.spec
+            facts = facts_of(spec.config.data, spec.data_path, spec.tokenizer)
             for split, tokens in facts.tokens.items():
                 try:
                     require_windows(split, tokens, train.batch_size, train.seq_len)
@@ -150,6 +163,14 @@ def estimated(planned: Iterable[PlannedRun], throughput: Throughput, *, keep_las
     return found
 
 
+def in_search(planned: Sequence[PlannedRun], search: Search | None) -> list[PlannedRun]:
+    """Return the runs of a launch with the share of their epochs that they are expected to reach in its search."""
+    if search is None or not planned:
+        return list(planned)
+    shares = expected_shares(search, [item.spec for item in planned])
+    return [replace(item, shares=shares) for item in planned]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A launch after its checks: every run has its folder, and the study's lock is held."""
@@ -181,7 +202,7 @@ def preparing(specs: Sequence[RunSpec], target: Target, options: LaunchOptions) 
             for before, now in zip(checked, look(), strict=True)
         ]
         if any(item.action != "skip" for item in planned):
-            planned = estimated(planned, earlier_throughput(options.study_dir.parent))
+            planned = in_search(estimated(planned, earlier_throughput(options.study_dir.parent)), options.search)
         todo = [item for item in planned if item.action != "skip"]
         _write_record(options, todo)
         yield Prepared(planned=planned, todo=todo, code=_create(todo, specs, options) if todo else None)
@@ -199,10 +220,16 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     for item in todo:
         item.run.sweep_launch()
         provenance = {**record, **run_record(requested[item.spec.fingerprint]), **_label(item)}
-        item.run.create(item.spec.config, provenance, item.spec.model_files)
+        item.run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
         if item.run.id in options.tasks:
             write_task(item.run, options.tasks[item.run.id])
     return code
+
+
+def waiting_for_budget(todo: Sequence[PlannedRun], options: LaunchOptions) -> dict[str, str]:
+    """Return the runs that the study's budget does not allow by their estimates: run id -> why it waits."""
+    budget = Budget.of(options.policy)
+    return waiting(todo, budget, Ledger(options.study_dir).spent()) if budget else {}
 
 
 def _label(item: PlannedRun) -> dict[str, str]:
@@ -246,9 +273,11 @@ def launched(
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
             backend.open(prepared.code)
-            if canary.wanted(options.canary, todo):
+            waits = waiting_for_budget(todo, options)
+            tried = [item for item in todo if item.run.id not in waits]
+            if canary.wanted(options.canary, tried):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
-                canary.check(todo, backend, prepared.code, options)
+                canary.check(tried, backend, prepared.code, options)
                 # A run that was cancelled before is being retried.
                 left = [i for i in todo if i.observation.state == "cancelled" or not i.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))

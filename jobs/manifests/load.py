@@ -118,8 +118,9 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     kept, excluded, unmatched = _exclude(runs, file)
     models = functools.cache(functools.partial(_files_of, path.parent))
     resolved = _resolve_all(kept, file, models)
-    specs = [spec for _, _, spec in resolved]
-    as_written = [_as_written(run, file, models) for run in resolved]
+    specs = [_with_tokenizer(spec, path.parent) for _, _, spec in resolved]
+    written_before = (_as_written(run, file, models) for run in resolved)
+    as_written = [found and _with_tokenizer(found, path.parent) for found in written_before]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
     expected, unfounded = expectations(file.claims, written, file.name, problems)
     groups, empty = groups_of(file.groups, written)
@@ -344,6 +345,14 @@ def _resolve(entry: Entry, values: _Values, order: int, models: _Models) -> RunS
         config_with_digest = replace(spec.config, model=replace(model, sha256=files.sha256))
         spec = replace(spec, config=config_with_digest, model_files=files)
     return spec
+
+
+def _with_tokenizer(spec: RunSpec, folder: Path) -> RunSpec:
+    """Return a run with the place of its tokenizer file, which is named relative to the manifest's folder."""
+    tokenizer = spec.config.data.tokenizer
+    if tokenizer is None:
+        return spec
+    return replace(spec, tokenizer=(folder / Path(tokenizer).expanduser()).resolve())
 
 
 def _place(key: str, entry: Entry, own: _Values, file: ManifestFile) -> str:

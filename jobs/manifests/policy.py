@@ -1,4 +1,4 @@
-"""What is done about the failures of a study's runs, and how often they are saved: the manifest's ``[policy]``.
+"""What is done about the failures of a study's runs, how often they are saved, and what they may use: ``[policy]``.
 
 The policy is no part of a run's identity. It is kept in ``study.json``, for launches without the manifest, and sent
 with each SLURM job.
@@ -21,11 +21,13 @@ _COUNT = "a whole number, 0 or more"
 _Count = Annotated[int, Ge(0)]
 _Limit = Annotated[int | None, Written(_Count | Literal["unlimited"]), Valid(f'{_COUNT}, or "{UNLIMITED}"')]
 """``None`` means no limit; a manifest writes it as ``"unlimited"``."""
+_HOURS = f'a number of hours above 0, or "{UNLIMITED}"'
+_Hours = Annotated[float | None, Written(Annotated[float, Gt(0)] | Literal["unlimited"]), Valid(_HOURS)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """How often a run is retried automatically after each kind of failure, over its whole life, and how often saved."""
+    """How often a run is retried automatically after each kind of failure, how often saved, and the study's budget."""
 
     NO_KEYS: ClassVar[Mapping[str, str]] = {
         kind: f"{{name}}: such a failure is never retried automatically; use `retry --kind {kind}`"
@@ -49,6 +51,11 @@ class Policy:
     `--max-stalled-retries` overrides it. Earlier name: `policy.without_progress`."""
     keep_last: Annotated[bool, Valid("true or false")] = True
     """Whether a finished run keeps ``checkpoints/last.pt``. With ``false`` it is deleted once the run is done."""
+    gpu_hours: _Hours = None
+    """Budget of the whole study: hours times GPUs, over all attempts. When it is spent, runs stop at a checkpoint and
+    the others wait; `run` with a higher budget goes on."""
+    core_hours: _Hours = None
+    """The same for hours times processor cores."""
 
     def retries(self, kind: FailureKind | None) -> int | None:
         """Return the retries allowed after failures of this kind: 0 if never retried, ``None`` if unlimited."""

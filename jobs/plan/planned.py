@@ -7,7 +7,9 @@ from typing import Literal, TypeAlias
 
 from jobs.attempt.retry import FREE
 from jobs.plan.estimate import Estimate
+from jobs.search import ALL_EPOCHS, Shares, epochs_left
 from jobs.spec import RunSpec
+from jobs.study.budget import Hours, hours_of
 from seqlm.data.corpus import CorpusFacts
 from seqlm.rundir import Observation, RunDirectory
 
@@ -27,11 +29,13 @@ class PlannedRun:
     reason: str | None
     """Why the run is skipped, after which epoch it resumes, or ``40 -> 60`` for the epochs of a run to extend."""
     by_hand: bool = False
-    """Whether a user retries a run that failed or was cancelled, or lets a run go on that a search stopped."""
+    """Whether a user takes up a run that failed, was cancelled, or was stopped by a search."""
     facts: CorpusFacts | None = None
     """``None``: its corpus has not been read."""
     estimate: Estimate | None = None
     """``None``: nothing has been estimated, as for a canary."""
+    shares: Shares = ALL_EPOCHS
+    """The share of its epochs that the run is expected to reach. A search stops some runs earlier."""
 
     @property
     def epochs_done(self) -> int:
@@ -47,6 +51,22 @@ class PlannedRun:
     def seconds(self) -> float | None:
         """Expected time of the remaining epochs. ``None``: unknown."""
         return self.estimate.seconds if self.estimate else None
+
+    @property
+    def hours(self) -> Hours | None:
+        """What the epochs are expected to use that the run is expected to train. ``None``: unknown."""
+        return self.hours_after(self.epochs_done)
+
+    def hours_after(self, done: int) -> Hours | None:
+        """Return the same for the run when it has finished ``done`` epochs. ``None``: unknown."""
+        left = epochs_left(self.spec.config.train.epochs, done, self.shares)
+        return None if self.epoch_hours is None else self.epoch_hours * left
+
+    @property
+    def epoch_hours(self) -> Hours | None:
+        """What one epoch is expected to use. ``None``: unknown, or none is left."""
+        left = self.spec.config.train.epochs - self.epochs_done
+        return None if self.seconds is None or left <= 0 else hours_of(self.spec.resources, self.seconds / left)
 
 
 def plan(
@@ -105,5 +125,5 @@ def plan(
             spec = replace(spec, config=spec.config.with_epochs(max(epochs, gone)))
         elif epochs != before:
             reason = f"{reason or 'in the first epoch'}, for {epochs} epochs instead of {before}"
-    by_hand = was_stopped or (retry and has_failed)
+    by_hand = was_stopped or (has_failed and (retry or ends_here))
     return PlannedRun(spec=spec, run=run, observation=observation, action=action, reason=reason, by_hand=by_hand)

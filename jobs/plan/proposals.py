@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
 from jobs.manifests.expand import Entry, run_name
 from jobs.manifests.load import config_of
-from seqlm.config import RunConfig
+from seqlm.config import RunConfig, valid_keys
 from seqlm.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ NEIGHBOURS = 3
 """Runs of which a predicted value is the mean."""
 _NOT_A_SETTING = ("seed", "train.epochs", "data.sha256")
 """Keys in which runs of one setting may differ: seeds copy it, runs go on, and the digest depends on the machine."""
+NEAR = 0.02
+"""Distance from a trained run, or from another proposal, below which a setting is not worth a run."""
+_PATIENCE = 5
+"""Settings in a row that are left out, after which further ones count as bad, so that the sampler looks elsewhere."""
 _TRIES = 20
 """Settings asked of Optuna for each one that is wanted. The others were in the study already or are no valid runs."""
 
@@ -116,8 +120,8 @@ class Proposal:
     """The trained run with the nearest setting."""
     distance: float
     """Distance of that setting (:meth:`Space.distance`)."""
-    predicted: float | None
-    """Mean of the nearest runs, weighted by 1/distance. ``None``: all have diverged."""
+    predicted: float
+    """Mean of the nearest runs, weighted by 1/distance. A diverged run counts with the worst value of all."""
 
 
 def setting_of(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -133,7 +137,7 @@ def spaces_of_runs(runs: Sequence[Trained]) -> list[Space]:
     """
     groups: dict[tuple[tuple[str, Any], ...], list[dict[str, Any]]] = {}
     seeds = {run.config.seed for run in runs}
-    ignored = _NOT_A_SETTING[1:] if len(seeds) == 1 else _NOT_A_SETTING
+    ignored = {*_NOT_A_SETTING} - ({"seed"} if len(seeds) == 1 else set())
     for run in runs:
         values = {key: v for key, v in run.config.by_key().items() if v is not None and key not in ignored}
         texts = tuple((key, value) for key, value in values.items() if isinstance(value, str | bool))
@@ -164,7 +168,9 @@ def propose(
     taken: Collection[tuple[tuple[str, Any], ...]],
     names: Collection[str],
 ) -> list[Proposal]:
-    """Return ``count`` settings that the study does not have, best first as TPE gives them; fewer if none are left.
+    """Return ``count`` settings that the study does not have, in the order of TPE; fewer if none are left.
+
+    A setting nearer than :data:`NEAR` to a trained run or another proposal is left out.
 
     Args:
         spaces: where to look. Only those in which a run was trained count.
@@ -183,41 +189,51 @@ def propose(
             if (settings := space.settings_of(run.config)) is not None:
                 known.setdefault(number, []).append((settings, run))
                 break
-    if not any(run.value is not None for pairs in known.values() for _, run in pairs):
+    worst = max((run.value for pairs in known.values() for _, run in pairs if run.value is not None), default=None)
+    if worst is None:
         raise UsageError("no run with a result has settings within the ranges of [[sample]]; finish some of its runs")
     sampler = _Sampler(spaces, known, seed)
     found: list[Proposal] = []
-    settled, named = set(taken), set(names)
+    proposed: dict[int, list[dict[str, Any]]] = {number: [] for number in known}
+    misses = 0
     for _ in range(_TRIES * count):
         if len(found) == count:
             break
         number, settings = sampler.ask()
         space = spaces[number]
-        try:
-            config = space.config(settings)
-        except ConfigError:
+        ranked = [(space.distance(settings, other), run) for other, run in known[number]]
+        ranked.sort(key=lambda one: one[0])
+        nearest = min([ranked[0][0], *(space.distance(settings, other) for other in proposed[number])])
+        config = _valid(space, settings)
+        if config is None or nearest < NEAR or setting_of(config.by_key()) in taken:
+            misses += 1
+            if config is None or misses > _PATIENCE:
+                sampler.tell(None)
             continue
-        setting = setting_of(config.by_key())
-        if setting in settled:
-            continue
-        settled.add(setting)
-        name = _new_name(space.run_name(settings, config), named)
-        named.add(name)
+        misses = 0
+        proposed[number].append(settings)
+        predicted = _mean_of_nearest([(d, worst if run.value is None else run.value) for d, run in ranked])
+        sampler.tell(predicted)
         values = {**space.values, **settings, **({"seeds": list(space.seeds)} if space.seeds else {})}
-        ranked = sorted(
-            ((space.distance(settings, other), run) for other, run in known[number]), key=lambda one: one[0]
-        )
+        order = [*valid_keys(), *values]
         found.append(
             Proposal(
-                name=name,
-                values=values,
+                name=_new_name(space.run_name(settings, config), {*names, *(one.name for one in found)}),
+                values={key: values[key] for key in sorted(values, key=order.index)},
                 config=config,
                 nearest=ranked[0][1],
                 distance=ranked[0][0],
-                predicted=_mean_of_nearest([(d, run.value) for d, run in ranked if run.value is not None]),
+                predicted=predicted,
             )
         )
     return found
+
+
+def _valid(space: Space, settings: Mapping[str, Any]) -> RunConfig | None:
+    try:
+        return space.config(settings)
+    except ConfigError:
+        return None
 
 
 def _new_name(name: str, names: Collection[str]) -> str:
@@ -229,11 +245,9 @@ def _new_name(name: str, names: Collection[str]) -> str:
     return found
 
 
-def _mean_of_nearest(neighbours: Sequence[tuple[float, float]]) -> float | None:
+def _mean_of_nearest(neighbours: Sequence[tuple[float, float]]) -> float:
     """Return the mean of the values of the nearest, given as (distance, value), each weighted by 1/distance."""
     nearest = neighbours[:NEIGHBOURS]
-    if not nearest:
-        return None
     weights = [1 / max(distance, 1e-6) for distance, _ in nearest]
     return sum(w * value for w, (_, value) in zip(weights, nearest, strict=True)) / sum(weights)
 
@@ -246,8 +260,10 @@ class _Sampler:
     ) -> None:
         try:
             import optuna
-        except ImportError as error:
-            raise UsageError(f'propose needs Optuna: pip install "optuna>=4.1,<6" ({error})') from None
+        except ImportError:
+            raise UsageError(
+                'propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"'
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._spaces = spaces
         self._which = optuna.distributions.CategoricalDistribution(sorted(known))
@@ -258,7 +274,7 @@ class _Sampler:
                 n_startup_trials=1,  # the runs of the study are the start
                 multivariate=True,
                 group=True,  # parameters that only some spaces have
-                constant_liar=True,  # proposals keep away from each other
+                constant_liar=False,  # proposals count with their predicted values instead (kriging believer)
                 seed=seed,
             )
         self._study = optuna.create_study(sampler=sampler)
@@ -281,8 +297,8 @@ class _Sampler:
         )
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """Return the number of a space and settings in it. They count as bad until the end: the next ones differ."""
-        trial = self._study.ask()
+        """Return the number of a space and settings in it."""
+        self._last = trial = self._study.ask()
         number = int(trial.suggest_categorical("space", sorted(self._distributions)))
         settings: dict[str, Any] = {}
         for key, distribution in self._spaces[number].keys.items():
@@ -295,6 +311,13 @@ class _Sampler:
                 case Whole(low, _, step):
                     settings[key] = trial.suggest_int(name, low, distribution.last, step=step)
         return number, settings
+
+    def tell(self, value: float | None) -> None:
+        """Let the settings of the last :meth:`ask` count as a run with this value; ``None``: as the worst of all."""
+        import optuna
+
+        state = optuna.trial.TrialState.PRUNED if value is None else optuna.trial.TrialState.COMPLETE
+        self._study.tell(self._last, value, state=state)
 
 
 def _parameter(number: int, key: str) -> str:

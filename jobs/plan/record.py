@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from jobs.plan.planned import PlannedRun
 from jobs.spec import RunSpec
 from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
-from seqlm.errors import FileError, SeqlmError
+from seqlm.errors import DataError, FileError, SeqlmError
 from seqlm.files import read_json, write_json
 from seqlm.rundir import study_record_file
 from seqlm.search import Search
@@ -50,7 +50,7 @@ def record_of(manifest: Manifest, chosen: Sequence[RunSpec], data_path: Path | N
         if data not in known:
             known[data] = data
             with contextlib.suppress(SeqlmError):  # the corpus of runs that are not launched may be missing
-                known[data] = resolve_data(data, data_path)
+                known[data] = resolve_data(data, data_path, spec.tokenizer)
         return spec.config if known[data] == data else replace(spec.config, data=known[data])
 
     written = {spec.name: resolve(spec) for spec in manifest.written}
@@ -143,6 +143,8 @@ def write_record(
 ) -> None:
     """Write ``study.json`` with the estimate of each run in ``todo``, if anything has changed.
 
+    ``expected`` is that of the last launch, since a later one may be on other resources.
+
     The caller holds the study's lock. Problems with the file are reported through ``tell`` and never stop a launch,
     since only the report needs it.
     """
@@ -170,7 +172,7 @@ def write_record(
         keys = ("seconds", "parameters", "flops_per_token", "memory_bytes")
         found = {key: getattr(made, key) for key in keys}
         estimates[item.spec.fingerprint] = {**found, "epochs": item.spec.config.train.epochs, "at": now}
-    after = {**_with_other_manifests(record, before), "estimates": estimates}
+    after = {**_with_other_manifests(record, before), "estimates": estimates, "expected": _expected(before, todo)}
     if after == before:
         return
     try:
@@ -193,6 +195,17 @@ def _for_its_epochs(earlier: Mapping[str, Any], item: PlannedRun) -> Mapping[str
         left = max(1, epochs - item.epochs_done)  # which the estimate of now is about
         seconds = None if item.seconds is None else seconds + item.seconds * (epochs - covered) / left
     return {**earlier, "seconds": seconds, "epochs": epochs}
+
+
+def _expected(before: Mapping[str, Any], todo: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Return what the epochs of runs are expected to use, for the study's budget: ``before`` with those of ``todo``."""
+    kept = before.get("expected")
+    expected = dict(kept) if isinstance(kept, dict) else {}
+    hours = expected.get("epoch_hours")
+    epoch_hours = dict(hours) if isinstance(hours, dict) else {}
+    epoch_hours |= {item.spec.fingerprint: asdict(item.epoch_hours) for item in todo if item.epoch_hours is not None}
+    shares = {"shares": [list(pair) for pair in todo[0].shares]} if todo else {}
+    return {**expected, "epoch_hours": epoch_hours, **shares}
 
 
 def kept_policy(study_dir: Path, tell: Callable[[str], None]) -> Policy:
@@ -220,6 +233,34 @@ def kept_untracked(study_dir: Path) -> tuple[str, ...]:
     with contextlib.suppress(FileError):
         found = (read_json(study_record_file(study_dir)) or {}).get("untracked")
     return tuple(file for file in found if isinstance(file, str)) if isinstance(found, list) else ()
+
+
+def require_same_tokenizers(study_dir: Path, manifest: str, specs: Sequence[RunSpec]) -> None:
+    """Check that the tokenizer files of a manifest are those that the study was launched with.
+
+    ``specs`` are runs with their digests filled in. A damaged record is left to :func:`write_record`, which warns.
+
+    Raises:
+        DataError: a file has changed. Its runs would be other runs, next to those that wait or have ended.
+    """
+    now = {data.tokenizer: data.tokenizer_sha256 for data in (spec.config.data for spec in specs) if data.tokenizer}
+    if not now:
+        return
+    planned: Any = None
+    with contextlib.suppress(FileError):
+        planned = (read_json(study_record_file(study_dir)) or {}).get("planned")
+    then: dict[str, set[Any]] = {}
+    for entry in planned if isinstance(planned, list) else ():
+        config = entry.get("config") if isinstance(entry, dict) and entry.get("manifest") == manifest else None
+        if isinstance(config, dict) and config.get("data.tokenizer_sha256"):
+            then.setdefault(str(config.get("data.tokenizer")), set()).add(config["data.tokenizer_sha256"])
+    for name, digest in now.items():
+        if digest not in then.get(name, {digest}):
+            found = ", ".join(sorted(str(one)[:12] for one in then[name]))
+            raise DataError(
+                f"data.tokenizer: {name} has changed since {study_dir.name} was launched (sha256 {found} then, "
+                f"{str(digest)[:12]} now); restore the file, or give the new one another name"
+            )
 
 
 def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from jobs.manifests.filters import facts_of
 from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
 from jobs.spec import Resources, RunSpec
+from jobs.study.budget import KeptBudget
 from jobs.study.squeue import JobState, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
@@ -80,6 +81,7 @@ class ObservedRun:
             resources=Resources.from_dict(recorded.get("resources", {})),
             order=recorded.get("order", 0),
             data_path=Path(data) if data else None,
+            tokenizer=None if self.config.data.tokenizer is None else self.run.tokenizer_file,
             command=recorded.get("command", []),
             entry=recorded.get("entry", ""),
             model_files=read_model_files(model, self.run.model_dir) if isinstance(model, CustomConfig) else None,
@@ -95,7 +97,8 @@ def find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
     for folder in folders:
-        if RunDirectory.any_in(folder) or study_record_file(folder).is_file():
+        # A launcher that has just started has locked the study, and makes these files in a moment.
+        if RunDirectory.any_in(folder) or study_record_file(folder).is_file() or launcher_of(folder) is not None:
             return folder
     if path.is_file() and path.suffix in MANIFEST_SUFFIXES:
         folder = runs_dir / load_manifest(path).study
@@ -131,8 +134,18 @@ def observe_study(study_dir: Path) -> list[ObservedRun]:
 def observe_run(run: RunDirectory, work: AtWork) -> Observation:
     """Return the state of one run. ``work`` is the result of :func:`at_work` for its study.
 
-    The state of a run that has a scheduler's job comes from its files if they decide, else from the scheduler.
+    The state of a run that has a scheduler's job comes from its files if they decide, else from the scheduler. A run
+    that has not failed and waits for the study's budget is pending, and says so.
     """
+    seen = _observe_run(run, work)
+    has_ended_waiting = seen.state == "failed" and not run.failure_file.exists()  # its job saw that and has ended
+    if work.budget is not None and (seen.state == "pending" or has_ended_waiting):
+        why = work.budget.why_waits(run)
+        return seen if why is None else replace(seen, state="pending", reason=why, kind=None)
+    return seen
+
+
+def _observe_run(run: RunDirectory, work: AtWork) -> Observation:
     job, launcher = work.jobs.get(run.id), work.launcher
     if job is None:
         if launcher is None:
@@ -199,6 +212,8 @@ class Launcher:
     host: str
     waiting: Mapping[str, str]
     """Run id -> why the run has not started, for the runs in its queue."""
+    has_listed: bool = True
+    """Whether it has written its queue, which it does before it makes the folder of a run."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -219,8 +234,8 @@ def launcher_of(study_dir: Path) -> Launcher | None:
         return None
     identity = {"pid": holder["pid"], "host": holder["host"]}
     queue = read_json(queue_file(study_dir)) or {}
-    waiting = queue.get("waiting", {}) if queue.get("launcher") == identity else {}
-    return Launcher(**identity, waiting=waiting)
+    has_listed = queue.get("launcher") == identity
+    return Launcher(**identity, waiting=queue.get("waiting", {}) if has_listed else {}, has_listed=has_listed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +245,8 @@ class AtWork:
     launcher: Launcher | None = None
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     """Run id -> its job, for the runs that have a job and neither a result nor a failure."""
+    budget: KeptBudget | None = field(default=None, compare=False)
+    """The study's budget, read when it is needed. ``None``: no run waits for it."""
 
     def may_change(self, run_id: str) -> bool:
         """Return whether a launcher or a scheduler may still start or retry a run."""
@@ -247,7 +264,11 @@ def at_work(study_dir: Path, scheduler: Scheduler | None = None, ids: Collection
         if (ids is None or run_id in ids) and not RunDirectory(study_dir / run_id).has_ended()
     }
     states = (scheduler or Scheduler()).states(jobs.values())
-    return AtWork(launcher=launcher_of(study_dir), jobs={run_id: states[job] for run_id, job in jobs.items()})
+    return AtWork(
+        launcher=launcher_of(study_dir),
+        jobs={run_id: states[job] for run_id, job in jobs.items()},
+        budget=KeptBudget(study_dir),
+    )
 
 
 # -- records of launches: each written while its writer holds the study's lock -------------------------------------

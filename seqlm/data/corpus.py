@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import mmap
 import platform
 import sys
@@ -19,7 +20,9 @@ from typing import Any, assert_never
 
 from seqlm.config import DataConfig
 from seqlm.data import cache
+from seqlm.data.dataset import is_dataset, read_dataset
 from seqlm.data.source import SPLITS, WANTED, Texts, combined_sha256, read_texts
+from seqlm.data.tokenizer import Tokenizer, tokenizer_sha256
 from seqlm.data.tokens import EOS, UNK, encode
 from seqlm.errors import DataError
 
@@ -36,7 +39,7 @@ __all__ = [
     "resolve_data",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cached files and of the tokenisation; raise it when either changes."""
 
 PTB_SHA256 = {
@@ -76,6 +79,18 @@ class Corpus:
     """"train", "valid", "test" -> ids: read-only, int32 (format ``i``), one axis; a mapped file where cached."""
     sha256: str
     """Digest of the three texts, as in :class:`CorpusFacts`."""
+    bytes: Mapping[str, int]
+    """Bytes of each split's text in UTF-8: the file's, without a byte order mark."""
+    lossless: bool
+    """Whether the ids of valid and test determine the text, white space aside."""
+
+    def bits_per_byte(self, split: str, mean_loss_nats: float) -> float:
+        """The bits that a model needs for a byte of the text, from its mean loss per token.
+
+        The nats of all tokens of the split at that mean, divided by ln 2 and by the bytes of the split. The few tokens
+        that fill no window count with the mean of the others.
+        """
+        return mean_loss_nats / math.log(2) * len(self.splits[split]) / self.bytes[split]
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -88,39 +103,55 @@ class Corpus:
         return CorpusFacts(vocab_size=len(self.vocabulary), tokens=self.tokens, sha256=self.sha256)
 
 
-def load_corpus(config: DataConfig, path: Path | None) -> Corpus:
+def load_corpus(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> Corpus:
     """Read, check and tokenise a corpus.
 
-    ``path`` is the folder or zip file of its texts; ``pydoc`` needs none and ignores it.
+    ``path`` is the folder or zip file of its texts; ``pydoc`` needs none and ignores it. ``tokenizer`` is the file that
+    ``config.tokenizer`` means; it is not read if the corpus is in the cache.
 
     Raises:
         DataError: no ``path`` where one is needed; a text is missing, empty, damaged, not UTF-8, or not the one that
-            the configuration asks for; an unknown word. One line that says what would be right.
+            the configuration asks for; an unknown word; the tokenizer cannot be used. One line that says what would be
+            right.
         FileError: the file system refuses to let a text be read.
     """
     texts = _read(config, path)
     sha256 = texts.sha256()
+    config = _with_tokenizer(config, tokenizer)
     key = _key(config, sha256)
     corpus = _from_cache(config, key, sha256)
     if corpus is not None:
         return corpus
     with cache.one_at_a_time("corpora", key):  # of the workers that start on a machine together, one tokenises
-        return _from_cache(config, key, sha256) or _tokenise(config, texts, key, sha256)
+        return _from_cache(config, key, sha256) or _tokenise(config, texts, key, sha256, tokenizer)
 
 
-def _tokenise(config: DataConfig, texts: Texts, key: str, sha256: str) -> Corpus:
+def _tokenise(config: DataConfig, texts: Texts, key: str, sha256: str, tokenizer: Path | None) -> Corpus:
     decoded = {split: texts.text(split) for split in SPLITS}
-    vocabulary, vectors = encode(decoded, texts.file_names, config.level, config.vocab_size)
-    splits = {split: memoryview(vector).toreadonly() for split, vector in vectors.items()}
-    corpus = Corpus(name=config.corpus, vocabulary=vocabulary, splits=splits, sha256=sha256)
-    files: dict[str, bytes | memoryview] = {f"{split}.bin": _little_endian(vectors[split]) for split in SPLITS}
-    files["vocabulary.json"] = json.dumps(vocabulary, ensure_ascii=False, indent=0).encode()
-    facts = {"vocab_size": len(vocabulary), "tokens": corpus.tokens, "sha256": sha256}
-    cache.store("corpora", key, files, facts)
+    if tokenizer is not None and config.tokenizer is not None:
+        encoded = Tokenizer(tokenizer, config.tokenizer_sha256).encode_texts(decoded)
+    else:
+        assert config.level in ("word", "char"), "only a tokenizer makes other tokens"
+        encoded = encode(decoded, texts.file_names, config.level, config.vocab_size)
+    corpus = Corpus(
+        name=config.corpus,
+        vocabulary=encoded.vocabulary,
+        splits={split: memoryview(ids).toreadonly() for split, ids in encoded.splits.items()},
+        sha256=sha256,
+        bytes={split: texts.size(split) for split in SPLITS},
+        lossless=encoded.lossless,
+    )
+    files: dict[str, bytes | memoryview] = {f"{split}.bin": _little_endian(encoded.splits[split]) for split in SPLITS}
+    files["vocabulary.json"] = json.dumps(corpus.vocabulary, ensure_ascii=False, indent=0).encode()
+    cache.store("corpora", key, files, _cached_facts(corpus))
     return _from_cache(config, key, sha256) or corpus
 
 
-def corpus_facts(config: DataConfig, path: Path | None) -> CorpusFacts:
+def _cached_facts(corpus: Corpus) -> dict[str, Any]:
+    return {**dataclasses.asdict(corpus.facts), "bytes": dict(corpus.bytes), "lossless": corpus.lossless}
+
+
+def corpus_facts(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> CorpusFacts:
     """The size of a corpus: known by heart for ``ptb`` without ``path``, else from the cache, else by loading it.
 
     With a ``path``, the texts are read and verified like in :func:`load_corpus`.
@@ -128,7 +159,8 @@ def corpus_facts(config: DataConfig, path: Path | None) -> CorpusFacts:
     Raises:
         DataError, FileError: as :func:`load_corpus`.
     """
-    if config.corpus == "ptb" and path is None:
+    if config.corpus == "ptb" and path is None and config.tokenizer is None:
+        assert config.level is not None, "DataConfig fills it in"
         size = _PTB_VOCABULARY[config.level]
         return CorpusFacts(
             vocab_size=min(size, config.vocab_size or size),
@@ -136,23 +168,38 @@ def corpus_facts(config: DataConfig, path: Path | None) -> CorpusFacts:
             sha256=combined_sha256(PTB_SHA256[split] for split in SPLITS),
         )
     sha256 = _read(config, path).sha256()
-    entry = cache.find("corpora", _key(config, sha256), verify=False)
+    entry = cache.find("corpora", _key(_with_tokenizer(config, tokenizer), sha256), verify=False)
     if entry is not None:
         facts = entry[1]
         return CorpusFacts(vocab_size=facts["vocab_size"], tokens=facts["tokens"], sha256=facts["sha256"])
-    return load_corpus(config, path).facts
+    return load_corpus(config, path, tokenizer).facts
 
 
-def resolve_data(config: DataConfig, path: Path | None) -> DataConfig:
-    """The configuration with the digest of its text filled in; ``ptb``, whose text is known, is returned as is.
+def resolve_data(config: DataConfig, path: Path | None, tokenizer: Path | None = None) -> DataConfig:
+    """The configuration with the digests of its text and of its tokenizer filled in.
+
+    The text of ``ptb`` is known, so it gets no digest.
 
     Raises:
-        DataError: the text found is not the one whose digest the configuration has; or as :func:`load_corpus`.
+        DataError: the text or the tokenizer is not the one whose digest the configuration has; or as
+            :func:`load_corpus`.
         FileError: as :func:`load_corpus`.
     """
+    config = _with_tokenizer(config, tokenizer)
     if config.corpus == "ptb":
         return config
     return dataclasses.replace(config, sha256=_read(config, path).sha256())
+
+
+def _with_tokenizer(config: DataConfig, tokenizer: Path | None) -> DataConfig:
+    """The configuration with the digest of its tokenizer. A digest that it has is not verified again."""
+    if config.tokenizer is None or config.tokenizer_sha256 is not None:
+        return config
+    if tokenizer is None:
+        raise DataError(
+            f"data.tokenizer: the place of {config.tokenizer} is not known; launch the run from its manifest"
+        )
+    return dataclasses.replace(config, tokenizer_sha256=tokenizer_sha256(tokenizer))
 
 
 def downloaded_ptb() -> Path:
@@ -191,9 +238,20 @@ def _read(config: DataConfig, path: Path | None) -> Texts:
                     f"the files of the corpus are not given; pass --data or set SEQLM_DATA to a folder or zip file "
                     f"with {WANTED}"
                 )
-            return _as_configured(config, read_texts(path), f"{path} holds another text", "pass the right files")
+            return _as_configured(
+                config, _read_files(path, config.column), f"{path} holds another text", "pass the right files"
+            )
         case _:
             assert_never(config.corpus)
+
+
+def _read_files(path: Path, column: str | None) -> Texts:
+    if is_dataset(path):
+        return read_dataset(path, column)
+    texts = read_texts(path)
+    if column is not None:
+        raise DataError(f'data.column: expected no column beside text files ({path}), got "{column}"; remove it')
+    return texts
 
 
 def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) -> Texts:
@@ -207,9 +265,8 @@ def _as_configured(config: DataConfig, texts: Texts, problem: str, advice: str) 
 
 
 def _key(config: DataConfig, sha256: str) -> str:
-    return cache.digest_key(
-        {"format": FORMAT, "sha256": sha256, "level": config.level, "vocab_size": config.vocab_size}
-    )
+    kind = {"level": config.level, "vocab_size": config.vocab_size, "tokenizer": config.tokenizer_sha256}
+    return cache.digest_key({"format": FORMAT, "sha256": sha256, **kind})
 
 
 def _from_cache(config: DataConfig, key: str, sha256: str) -> Corpus | None:
@@ -220,10 +277,19 @@ def _from_cache(config: DataConfig, key: str, sha256: str) -> Corpus | None:
     try:
         vocabulary: Any = json.loads((folder / "vocabulary.json").read_text("utf-8"))
         splits = {split: _map_ids(folder / f"{split}.bin") for split in SPLITS}
-    except (OSError, ValueError, TypeError):
+        counts = {split: facts["bytes"][split] for split in SPLITS}
+        lossless = facts["lossless"]
+    except (KeyError, OSError, ValueError, TypeError):
         return None
-    corpus = Corpus(name=config.corpus, vocabulary=tuple(vocabulary), splits=splits, sha256=sha256)
-    return corpus if facts == dataclasses.asdict(corpus.facts) else None
+    corpus = Corpus(
+        name=config.corpus,
+        vocabulary=tuple(vocabulary),
+        splits=splits,
+        sha256=sha256,
+        bytes=counts,
+        lossless=lossless,
+    )
+    return corpus if facts == _cached_facts(corpus) else None
 
 
 def _map_ids(path: Path) -> memoryview:

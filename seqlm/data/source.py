@@ -6,6 +6,7 @@ itself how large it is, and may lie: what is believed is the size of the file, a
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import lzma
@@ -35,6 +36,7 @@ MOST_ENTRIES = 10_000
 LARGEST_DIRECTORY = 8 * 2**20
 """Bytes of a zip file's list of its files, which Python reads as a whole and turns into objects."""
 
+_DATA_SET = (".parquet", ".arrow")
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, OSError)
 _ENCRYPTED = 0x1
 """Bit of a zip entry's flags."""
@@ -57,6 +59,11 @@ class Texts:
     def sha256(self) -> str:
         """The digest of the corpus's text, whatever its files are called and wherever they lie."""
         return combined_sha256(self.file_sha256(split) for split in SPLITS)
+
+    def size(self, split: str) -> int:
+        """Bytes of one split's text, without a byte order mark."""
+        raw = self.contents[split]
+        return len(raw) - (len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0)
 
     def text(self, split: str) -> str:
         """One split as text, without a byte order mark.
@@ -186,6 +193,8 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> Texts:
         name = PurePosixPath(entry.filename).name
         if name in known:
             found.setdefault(name, []).append(entry)
+    if not found and (data_set := next((e.filename for e in entries if e.filename.endswith(_DATA_SET)), None)):
+        raise DataError(f"zip file {path} holds a data set ({data_set}); unpack it and pass the folder")
     names = {name: [entry.filename for entry in same] for name, same in found.items()}
     places = {split: PurePosixPath(place).name for split, place in _choose(f"zip file {path}", names).items()}
     infos = {split: found[name][0] for split, name in places.items()}

@@ -6,6 +6,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from seqlm.data.source import SPLITS
@@ -21,9 +22,14 @@ UNK = "<unk>"
 _CHARACTERS = re.compile(f"{re.escape(UNK)}|.", re.DOTALL)
 
 
-def lines(text: str) -> list[str]:
+def lines(text: str) -> Iterator[str]:
     r"""The lines of a text, without their ends (``\n`` or ``\r\n``). A last line needs no end."""
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end].removesuffix("\r")
+        start = end + 1
+    if start < len(text) or not text:
+        yield text[start:].removesuffix("\r")
 
 
 def tokens_of_line(line: str, level: Level) -> list[str]:
@@ -59,10 +65,20 @@ def _by_frequency(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
-def encode(
-    texts: Mapping[str, str], file_names: Mapping[str, str], level: Level, vocab_size: int | None
-) -> tuple[tuple[str, ...], dict[str, array[int]]]:
-    """The vocabulary of the train split and each split's ids (int32).
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A text as ids."""
+
+    vocabulary: tuple[str, ...]
+    """Id -> token."""
+    splits: Mapping[str, array[int]]
+    """"train", "valid", "test" -> ids (int32)."""
+    lossless: bool
+    """Whether the ids of valid and test determine the text, white space aside: no part of it became ``<unk>``."""
+
+
+def encode(texts: Mapping[str, str], file_names: Mapping[str, str], level: Level, vocab_size: int | None) -> Encoded:
+    """Return each split's ids, with the vocabulary of the train split.
 
     Raises:
         DataError: without ``vocab_size``, valid or test has a token that train lacks.
@@ -74,7 +90,11 @@ def encode(
     unk = ids.get(UNK, -1)
     vectors = {split: array("i", (ids.get(t, unk) for t in tokens_of(texts[split], level))) for split in SPLITS}
     assert all(vector.itemsize == 4 for vector in vectors.values())
-    return vocabulary, vectors
+    lossless = vocab_size is None or all(
+        vectors[split].count(unk) == sum(token == UNK for token in tokens_of(texts[split], level))
+        for split in ("valid", "test")
+    )
+    return Encoded(vocabulary=vocabulary, splits=vectors, lossless=lossless)
 
 
 def _check_known(texts: Mapping[str, str], file_names: Mapping[str, str], level: Level, ids: Mapping[str, int]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, final
 
 import torch
 
-from seqlm.environment import ATTEMPT, MICRO_BATCHES, NODE
+from seqlm.environment import ATTEMPT, GPU_SHARE, MICRO_BATCHES, NODE
 from seqlm.errors import (
     EXIT_BUSY,
     EXIT_FAILED,
@@ -221,6 +221,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         "ranks": rank.world_size,
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
+        "gpus": GPU_SHARE.read() if rank.device.type == "cuda" else 0,
         "threads": torch.get_num_threads(),
         "micro_batches": MICRO_BATCHES.read(),
         "code": str(Path(__file__).parents[2]),

@@ -179,12 +179,10 @@ def _feed(sha: Any, value: Any) -> None:
         sha.update(f"value {len(text)} ".encode() + text)
 
 
-def trained_model(
-    path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_len: int, *, folder: Path | None
-) -> LanguageModel:
+def trained_model(path: Path, checkpoint: Checkpoint, model: ModelConfig, seq_len: int, folder: Path) -> LanguageModel:
     """Return the model of a checkpoint on the CPU, dropout off and products in float32. ``path`` is for messages.
 
-    ``folder`` holds the files of a user's own model.
+    ``folder`` has the files of the user's own model.
 
     Raises:
         CheckpointError: the checkpoint's parameters are not those of this model.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from seqlm.data.corpus import Corpus
 from seqlm.training.checkpoint_files import best_epoch
 from seqlm.training.perplexity import TokenLoss, perplexity
 
@@ -20,6 +21,7 @@ def epoch_record(
     valid_seconds: float,
     peak_memory_bytes: int,
     attempt: int,
+    corpus: Corpus,
 ) -> dict[str, Any]:
     """Return the record of the epoch that follows those of ``history``."""
     seconds = train_seconds + valid_seconds
@@ -29,6 +31,7 @@ def epoch_record(
         "val_loss": valid.mean,
         "train_ppl": perplexity(train.mean),
         "val_ppl": perplexity(valid.mean),
+        "val_bits_per_byte": corpus.bits_per_byte("valid", valid.mean),
         "lr": lr,
         "epoch_seconds": seconds,
         "elapsed_seconds": (history[-1]["elapsed_seconds"] if history else 0.0) + seconds,
@@ -45,7 +48,7 @@ def result_record(
     parameters: int,
     attempt: int,
     micro_batches: int,
-    corpus_sha256: str,
+    corpus: Corpus,
 ) -> dict[str, Any]:
     """Return the result of a run with these epochs. ``test`` is the loss of the best epoch's parameters."""
     best, final = history[best_epoch(history)], history[-1]
@@ -60,10 +63,13 @@ def result_record(
         "final_val_ppl": final["val_ppl"],
         "test_loss": test.mean,
         "test_ppl": perplexity(test.mean),
+        "best_val_bits_per_byte": corpus.bits_per_byte("valid", best["val_loss"]),
+        "test_bits_per_byte": corpus.bits_per_byte("test", test.mean),
+        "lossless": corpus.lossless,
         "parameters": parameters,
         "elapsed_seconds": final["elapsed_seconds"],
         "attempt": attempt,
         "micro_batches": micro_batches,
-        "corpus_sha256": corpus_sha256,
+        "corpus_sha256": corpus.sha256,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

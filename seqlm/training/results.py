@@ -10,6 +10,7 @@ import torch
 
 from seqlm.errors import DivergedError
 from seqlm.training.distributed import Rank
+from seqlm.training.perplexity import TokenLoss, perplexity
 from seqlm.training.step import StepResult
 
 GPU_STEPS = 32
@@ -63,3 +64,13 @@ def require_finite(results: Iterable[tuple[float, float]], tokens_per_step: int)
         if not (math.isfinite(loss_nats) and math.isfinite(norm)):
             mean = loss_nats / tokens_per_step
             raise DivergedError(f"the loss of a step is {mean:g} with gradient norm {norm:g}; lower optim.lr")
+
+
+def require_perplexity(valid: TokenLoss, when: str) -> None:
+    """Check the validation loss. A mean loss above about 709 nats is finite, but its perplexity overflows.
+
+    Raises:
+        DivergedError: the perplexity is not a finite number.
+    """
+    if not math.isfinite(perplexity(valid.mean)):
+        raise DivergedError(f"{when} the validation loss is {valid.mean:g}, too large for a perplexity; lower optim.lr")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from seqlm.data.batches import columns, windows
 from seqlm.data.corpus import Corpus
 from seqlm.data.layout import number_of_windows, require_windows
 from seqlm.environment import CHECKPOINT_MINUTES, PROGRESS_SECONDS
-from seqlm.errors import CheckpointError, DivergedError
+from seqlm.errors import CheckpointError
 from seqlm.files import Guard, unguarded, write_json
 from seqlm.models import build_model
 from seqlm.models.state import State
@@ -39,7 +38,7 @@ from seqlm.training.precision import use_precision
 from seqlm.training.progress import Progress
 from seqlm.training.progress_file import ProgressFile
 from seqlm.training.records import epoch_record, result_record
-from seqlm.training.results import GPU_STEPS, StepResults, require_finite
+from seqlm.training.results import GPU_STEPS, StepResults, require_finite, require_perplexity
 from seqlm.training.rungs import BeforeEpoch, always_goes_on
 from seqlm.training.snapshot import Snapshot
 from seqlm.training.step import TrainingStep
@@ -176,8 +175,7 @@ class Trainer:
     def try_steps(self, steps: int, valid_windows: int) -> list[float]:
         """Take the first ``steps`` steps of the training, then look at some windows of ``valid``; no file is written.
 
-        Returns the seconds of each step, from its window until the device has done it. A text that is too short is
-        begun again.
+        Return the seconds of each step until the device has done it. A text that is too short starts again.
 
         Raises:
             DivergedError, StopRequested: as :meth:`train`.
@@ -200,8 +198,7 @@ class Trainer:
             seconds.append(time.perf_counter() - started)
         columns = self._columns["valid"][: valid_windows * train.seq_len + 1]
         valid = self._evaluate(columns)
-        if not math.isfinite(valid.mean):
-            raise DivergedError(f"after {steps} steps the validation loss is {valid.mean:g}; lower optim.lr")
+        require_perplexity(valid, f"after {steps} steps")
         return seconds
 
     # -- one epoch ---------------------------------------------------------------------------------------------
@@ -213,6 +210,7 @@ class Trainer:
         self.progress.validation_begins()
         started = time.perf_counter()
         valid = self.evaluate("valid")
+        require_perplexity(valid, f"after epoch {epoch + 1}")
         record = epoch_record(
             self.history,
             train=self._total,
@@ -222,6 +220,7 @@ class Trainer:
             valid_seconds=time.perf_counter() - started,
             peak_memory_bytes=self.rank.peak_memory_bytes(),
             attempt=self.attempt,
+            corpus=self.corpus,
         )
         self.history.append(record)
         is_best = best_epoch(self.history) == epoch
@@ -382,7 +381,7 @@ class Trainer:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             attempt=self.attempt,
             micro_batches=self.micro_batches,
-            corpus_sha256=self.corpus.sha256,
+            corpus=self.corpus,
         )
         if self.rank.is_first:
             write_json(self.run.result_file, result, guard=self.guard)

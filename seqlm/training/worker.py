@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def train(guard: Guard) -> None:
         check_device(config, rank)
-        corpus = load_corpus(config.data, DATA.read())
+        corpus = load_corpus(config.data, DATA.read(), run.tokenizer_file)
         with gpu_share(rank, os.environ), process_group(rank):
             trainer = Trainer(
                 config,

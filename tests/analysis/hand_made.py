@@ -29,6 +29,8 @@ def add_run(
     done: bool = True,
     seed: int = 1111,
     provenance: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    result: dict[str, Any] | None = None,
     **keys: Any,
 ) -> RunDirectory:
     """A run with these validation perplexities, epoch by epoch; ``keys`` such as ``lr`` or ``hidden_size`` are set."""
@@ -36,7 +38,7 @@ def add_run(
     config = RunConfig.from_dict(
         {
             "model": {"arch": arch, **_part(values, "hidden_size num_layers keep embedding_size num_heads mlp_size")},
-            "data": {"corpus": "ptb"},
+            "data": {"corpus": "ptb", **(data or {})},
             "optim": {"optimizer": optimizer, **_part(values, OPTIM_KEYS)},
             "train": _part(values, "epochs batch_size seq_len clip_norm"),
             "seed": seed,
@@ -66,7 +68,7 @@ def add_run(
     if failure is not None:
         write_json(run.failure_file, {"kind": failure, "message": f"it ended by {failure}", "where": "worker.py:1"})
     elif done:
-        write_json(run.result_file, result_of(records))
+        write_json(run.result_file, {**result_of(records), **(result or {})})
     return run
 
 

@@ -105,7 +105,7 @@ BROKEN = {
     "impossible argument": (
         "sound",
         {"arguments": {"hidden_size": -4}},
-        "import: model.arguments: Model cannot be made with hidden_size = -4: RuntimeError: Trying to create tensor with",
+        "import: model.arguments: Model cannot be made with hidden_size = -4: RuntimeError: Trying to create",
     ),
     "no initial_state": (
         "from torch import nn\nclass Model(nn.Linear):\n    def __init__(self, v):\n        super().__init__(v, v)\n",

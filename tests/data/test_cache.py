@@ -55,7 +55,7 @@ def test_facts_are_read_from_the_cache_without_its_ids_unless_they_are_cut_short
     file.unlink()
     file.write_bytes(content[:-4])
     assert corpus_facts(WORDS, folder) == facts
-    assert loads == [(WORDS, folder)]
+    assert loads == [(WORDS, folder, None)]
 
 
 def test_ids_lie_in_the_cache_as_little_endian_int32(write_texts, cache_folder):
@@ -75,6 +75,8 @@ def test_a_damaged_entry_is_noticed_and_made_again(write_texts, cache_folder, mo
         vocabulary=sound.vocabulary,
         splits={split: memoryview(bytes(ids)).cast("i") for split, ids in sound.splits.items()},
         sha256=sound.sha256,
+        bytes=sound.bytes,
+        lossless=sound.lossless,
     )
     file = entries(cache_folder)[0] / name
     content = file.read_bytes()

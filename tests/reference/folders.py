@@ -26,6 +26,7 @@ FOLDERS = {
     "analysis.blocks": (4, "analysis/blocks/", "text, table, figure; LaTeX"),
     "analysis.study": (4, "analysis/study/", "run directories to tables"),
     "analysis.behaviour": (0, "analysis/behaviour/", "what trained models do"),
+    "seqlm.check_model": (1, "seqlm/check_model/", "tests a user's own model"),
     "seqlm.training": (0, "seqlm/training/", "one rank of one run"),
     "seqlm.models": (0, "seqlm/models/", "RNN, GRU, Transformer"),
     "seqlm.data": (1, "seqlm/data/", "text to batches"),

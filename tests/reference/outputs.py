@@ -64,10 +64,19 @@ DATA: dict[str, Meanings] = {
         "totals.wall_seconds": ("number or null", "time from the first start to the last end"),
         "totals.disk_bytes": "size of all checkpoints",
         "totals.unknown": ("text or null", "why hours and time are null"),
+        "budget": (
+            "object or null",
+            "`gpu_hours` and `core_hours` of `[policy]`, each with `limit`, `spent` and `needs` of the runs to do; "
+            "`fits`; `waiting`, ids of the runs that would wait; `rungs` with which a search would fit. null: unknown",
+        ),
         "refused": ("text or null", "why `run` would refuse the text; the exit code is 2"),
         "scripts": ("list", "on SLURM: the scripts that would be submitted"),
     },
-    "status": {**STUDY, **RUN_STATE},
+    "status": {
+        **STUDY,
+        **RUN_STATE,
+        "budget": ("object or null", "`gpu_hours` and `core_hours` of `[policy]`, each with `limit` and `spent`"),
+    },
     "list": {
         "runs_dir": "folder of the studies",
         "studies[].study": "name of the study",
@@ -135,7 +144,7 @@ DATA: dict[str, Meanings] = {
             "object",
             "trained run with the nearest setting: `name`, `value` (null: diverged) and `distance`, from 0 to 1",
         ),
-        "proposals[].predicted": ("number or null", "predicted value; null if only diverged runs are known"),
+        "proposals[].predicted": ("number", "predicted value"),
         "proposals[].predicted_by": ("text", "how it is predicted"),
     },
     "doctor": {

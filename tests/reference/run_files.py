@@ -24,6 +24,7 @@ RUN = RunLayout(Path("RUN"))
 
 RUN_FILES = {
     "config_file": ("launcher", "The resolved configuration: the run's identity, and how far it is to go."),
+    "tokenizer_file": ("launcher", "The tokenizer that the run was launched with. Only runs with `data.tokenizer`."),
     "provenance_file": ("launcher", "Commit, versions, host, devices, and the command that launches this run."),
     "job_file": ("launcher", "Backend, job and command line of the latest attempt."),
     "metrics_file": ("worker", "One object for each finished epoch."),
@@ -37,6 +38,7 @@ RUN_FILES = {
         "worker, launcher or job",
         "Why a search stopped the run. `retry --kind stopped` moves its content to `rungs.json`.",
     ),
+    "model_dir": ("launcher", "The files of the user's own model, as they were at the launch. Other runs have none."),
     "canary_file": ("worker", "What a canary has measured. Only folders in `canary/` have it."),
     "task_file": ("launcher", "What a behaviour job has to compute. Only folders in `behaviour/` have it."),
     "behaviour_file": ("behaviour job", "What the trained model does: loss at each time step, gradient norms."),
@@ -107,6 +109,11 @@ FIELDS: dict[str, Meanings] = {
         "search": ("object or null", "[`[search]`](manifest.md#search) of the manifest"),
         "backend": "the `[backend.*]` tables, without values that look like secrets",
         "estimates": "fingerprint of each run -> estimate: seconds for its epochs, parameters, FLOPs, memory",
+        "expected": (
+            "object",
+            "for the budget: `epoch_hours`, fingerprint -> expected hours of an epoch; `shares`, rung of a search -> "
+            "expected share of the epochs of a run that passes it",
+        ),
     },
     "provenance.json": {
         "study": "name of the study",
@@ -140,7 +147,8 @@ FIELDS: dict[str, Meanings] = {
         name: meaning.text + (f" ({meaning.unit})" if meaning.unit else "")
         for name, meaning in EPOCHS.items()
         if name not in ("id", "number")
-    },
+    }
+    | {"val_bits_per_byte": ("number", f"{EPOCHS['val_bits_per_byte'].text} (bits/byte)")},
     "result.json": {
         "epochs": ("number", "epochs that the run has gone"),
         "best_epoch": "epoch with the lowest validation loss, from 0",
@@ -152,6 +160,9 @@ FIELDS: dict[str, Meanings] = {
         "final_val_ppl": "validation perplexity of the last epoch",
         "test_loss": "test loss with the parameters of the best epoch (nats/token)",
         "test_ppl": "test perplexity",
+        "best_val_bits_per_byte": ("number", "validation loss of the best epoch per byte of the text (bits/byte)"),
+        "test_bits_per_byte": ("number", "test loss per byte of the text (bits/byte)"),
+        "lossless": ("boolean", "whether the tokens determine the texts of valid and test, white space aside"),
         "parameters": "trainable parameters",
         "elapsed_seconds": "time of all epochs",
         "attempt": "attempt that finished the run",
@@ -214,6 +225,7 @@ FIELDS: dict[str, Meanings] = {
         "ranks": "processes that train together",
         "device": "GPU or processor",
         "gpu": ("text or null", "UUID or index of the GPU"),
+        "gpus": ("number", "GPUs of the rank, or its share of one"),
         "threads": "threads of the rank",
         "micro_batches": "parts of a step",
         "code": "folder of the code",

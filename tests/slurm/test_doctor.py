@@ -105,7 +105,7 @@ def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: P
         python="apptainer exec image.sif python",
         sbatch={"exclusive": True, "core-spec": 1},
     )
-    lines = script(given, Path("/a b/%x"), gpu="real").splitlines()
+    lines = script(given, Path("/a b/%x"), gpu="real", wait_s=150).splitlines()
     assert lines == [
         "#!/bin/bash",
         "#SBATCH --exclusive",
@@ -115,7 +115,7 @@ def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: P
         "#SBATCH --qos=q",
         "#SBATCH --constraint='a100|h100'",
         "#SBATCH --job-name=seqlm-doctor",
-        "#SBATCH --time=1",
+        "#SBATCH --time=3",
         "#SBATCH --ntasks=1",
         "#SBATCH --output='/a b/%%x/log'",
         "#SBATCH --gpus-per-node=1",
@@ -124,7 +124,7 @@ def test_the_trial_job_is_submitted_with_the_settings(cluster: Path, tmp_path: P
         "module load x",
         "srun --cpu-bind=cores apptainer exec image.sif python '/a b/%x/node_probe.py'",
     ]
-    assert "gpus" not in script(SlurmSettings(), Path("/f"), gpu=None)
+    assert "gpus" not in script(SlurmSettings(), Path("/f"), gpu=None, wait_s=60)
 
 
 @pytest.mark.process
@@ -238,7 +238,7 @@ def test_gpus_of_a_test_cluster_are_a_note_that_says_how_to_train_there(cluster:
 def test_doctor_finds_nothing_bad_on_the_test_cluster(tmp_path: Path) -> None:
     require_slurm()
     with LoopbackCluster(ClusterOptions(nodes=1, cpus=2, gpus=1)) as real:
-        words = ["doctor", "--backend", "slurm", "--json", "--runs-dir", str(tmp_path / "runs")]
+        words = ["doctor", "--backend", "slurm", "--json", "--runs-dir", str(tmp_path / "runs"), "--wait-s", "600"]
         done = commands.run([sys.executable, str(ROOT / "launch.py"), *words], env=real.env, cwd=tmp_path)
     found = {finding["subject"]: finding for finding in json.loads(done.stdout)["data"]["findings"]}
     assert [finding for finding in found.values() if finding["level"] == "bad"] == []
@@ -269,6 +269,28 @@ def test_a_job_is_cancelled_when_the_user_loses_patience(
     with pytest.raises(KeyboardInterrupt):
         examine(SlurmSettings(), runs_dir=tmp_path)
     assert (cluster / "scancel.asked").read_text() == "42\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "level", "text"),
+    [
+        (
+            "RUNNING",
+            "note",
+            "still being imported 90 s after the trial job was submitted; is the node busy, or its disk",
+        ),
+        ("over", "bad", "the trial job ended while importing it: slurmstepd: error: Exceeded job memory limit"),
+    ],
+)
+def test_a_torch_that_is_not_imported_in_time_says_what_was_waited_for(
+    tmp_path: Path, state: str, level: str, text: str
+) -> None:
+    answer = {"host": "n1", "python": "3.11.2", "executable": "/p", "clock": 1005, "file_clock_s": 0.0, "torch": None}
+    log = "slurmstepd: error: Exceeded job memory limit\n\n"
+    seen = Outcome(answer=answer, log=log, state=state, reason="", waiting_at=1000, seen_at=1010)
+    torch = findings(seen, runs_dir=tmp_path, gpu=None, own_file_clock_s=0, wait_s=90)[2]
+    assert (torch.subject, torch.level) == ("torch on node", level)
+    assert torch.text.startswith(text)
 
 
 # -- clocks --------------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from seqlm.rundir import RunDirectory
 from slurm.job import JobPlan
 from slurm.settings import SlurmSettings
 from slurm.submission import UNLIMITED, Batch, Submitter, batches, record, take_turns
+from tests.analysis.attempt_files import write_attempt
 from tests.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
@@ -187,6 +190,82 @@ def test_runs_that_share_a_gpu_get_one_and_the_cores_of_all(tmp_path: Path) -> N
     assert "--gpus-per-node=1" in text
     assert "--cpus-per-task=8" in text
     assert "--array" not in text, "one job is no array"
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "slurm.md"
+NOT_IN_THE_SCRIPT = ("--export=HF_TOKEN", "export NCCL_SOCKET_IFNAME=ib0", "sbatch script.sh", "squeue --me")
+"""Rows of the guide's table, by their first words, that are not about the script: sbatch's own environment, the job's
+variables, and commands."""
+SPELLINGS = {"time=02:00:00": "time=120", "mem=32G": "mem=32768M", "gres=gpu:1": "gpus-per-node=1"}
+"""An option of the guide -> the same as the script has it."""
+
+
+def rows_of_the_guide() -> list[tuple[list[str], list[str], str]]:
+    """The code of the first two columns of the table, and its third column."""
+    table = GUIDE.read_text("utf-8").split("## From your sbatch script to seqlm")[1].split("\n## ")[0]
+    lines = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
+    code = [
+        (re.findall(r"`([^`]+)`", left), re.findall(r"`([^`]+)`", right), where) for left, right, where in lines[1:]
+    ]
+    return [row for row in code if row[0] and row[0][0] not in NOT_IN_THE_SCRIPT]
+
+
+@pytest.mark.usefixtures("srun")
+@pytest.mark.parametrize("row", rows_of_the_guide(), ids=lambda row: row[0][0])
+def test_the_script_has_what_the_table_of_the_guide_says(tmp_path: Path, row: tuple[list[str], list[str], str]) -> None:
+    left, right, where = row
+    wanted = [option for code in left for option in code.split(" --")] if left[0].startswith("--") else left
+    wanted = [option.removeprefix("--") for option in wanted]
+    if not right:  # keys of the same names
+        right, wanted = [f'{name} = "x"' for name in wanted], [f"{name}=x" for name in wanted]
+    keys: dict[str, Any] = {}
+    for code in right:
+        if " = " in code:
+            keys |= tomllib.loads(code)
+    names = {field.name for field in fields(SlurmSettings)}
+    values = {"mail_user": "me", "mail_type": "END"} if "mail_user" in right else {}
+    settings = SlurmSettings(**{key: value for key, value in keys.items() if key in names}, **values)
+    resources = Resources(
+        **{"cpus": 1, **{key: value for key, value in keys.items() if key in ("ranks", "cpus", "gpus")}}
+    )
+    (batch,) = batches(planned(tmp_path, 1, resources), settings, max_array_size=1000)
+    batch = replace(batch, jobs=batch.jobs * 100, parallelism=keys.get("max_parallel", 16))
+    script = submitter(tmp_path, settings).script(batch, tmp_path / "s", after="123")
+    options = re.findall(r"^#SBATCH --(.*)$", script, flags=re.MULTILINE)
+    for option in wanted:
+        name, equals, _ = option.partition("=")
+        if where.strip() == "command line" and name == "output":
+            equals = ""  # seqlm has a place of its own for it
+        if left[0].startswith("--"):
+            found = (
+                SPELLINGS.get(option, option) in options
+                if equals
+                else any(o.partition("=")[0] == name for o in options)
+            )
+            assert found, f"{option} is not in {options}"
+    told = [text for value in (settings.setup, settings.srun_args, [settings.python or ""]) for text in value]
+    assert all(text in script for text in told)
+    assert left[0].startswith("--") or any(told), f"no key of {right} is in the script"
+
+
+@pytest.mark.usefixtures("srun")
+def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> None:
+    items = planned(tmp_path, 4, Resources(cpus=2, gpus=0.25))
+    (batch,) = batches(items, SlurmSettings(), max_array_size=1000)
+    write_attempt(RunDirectory(tmp_path / "other-1"), 1, start=0, end=3600, gpus=("GPU-1",))
+
+    def minutes(settings: SlurmSettings, **policy: float) -> int:
+        by = submitter(tmp_path, settings, Policy(**policy))
+        (plan,) = by.plans(batch, "0001")
+        assert f"--time={plan.timeout_min}\n" in by.script(batch, tmp_path / "s")
+        return plan.timeout_min
+
+    settings = SlurmSettings(timeout_min=600, signal_before_s=60)
+    assert minutes(settings) == 600
+    assert minutes(settings, gpu_hours=3) == 122, "two hours for four runs on one GPU, and a minute to save"
+    assert minutes(settings, gpu_hours=100) == 600
+    assert minutes(settings, core_hours=10) == 62, "8 hours are left for 8 cores"
+    assert minutes(settings, gpu_hours=1) == 2, "nothing is left; the job ends by itself"
 
 
 @pytest.mark.usefixtures("srun")

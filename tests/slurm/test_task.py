@@ -18,6 +18,7 @@ import pytest
 from jobs.attempt.retry import history
 from jobs.manifests.policy import Policy
 from jobs.spec import Resources, Submission
+from jobs.study import budget
 from jobs.study.folder import submission_of, write_jobs
 from seqlm.errors import BackendError
 from seqlm.files import write_json, write_json_lines
@@ -25,6 +26,7 @@ from seqlm.rundir import RunDirectory
 from slurm import control, task
 from slurm.job import JobPlan, Signals, SlurmContext
 from slurm.task import Task
+from tests.analysis.attempt_files import write_attempt
 from tests.slurm.programs import answering, program
 from tests.training.studies import make_config, make_run
 from tests.waiting import wait_for
@@ -183,6 +185,18 @@ def test_runs_that_have_spoken_or_belong_to_another_job_are_left_alone(tmp_path:
     assert [run.id for run in (done, failed, taken, own) if (run.path / "told").exists()] == ["d"]
 
 
+def test_a_run_with_the_result_of_fewer_epochs_is_worked_at_until_it_has_one_of_all(tmp_path: Path, room: Path) -> None:
+    run = make(tmp_path)
+    epochs = run.read_config().train.epochs
+    write_json(run.result_file, {"epochs": epochs - 1})
+    assert not work(plan(run, program="import sys; sys.exit(1)", policy=Policy(max_stalled_retries=0)))
+    assert (run.read_failure() or {})["kind"] == "code", "its earlier result does not hide that"
+    run.failure_file.unlink()
+    result = f"""'{{"epochs": {epochs}}}'"""
+    assert work(plan(run, program=f"import sys; open(sys.argv[1] + '/result.json', 'w').write({result})"))
+    assert run.is_done()
+
+
 def test_before_a_time_limit_the_run_is_saved_and_the_job_put_back(tmp_path: Path, room: Path) -> None:
     run, signals = make(tmp_path), Signals()
     thread = stop_when_ready(run, signals, warn=True)
@@ -283,6 +297,37 @@ def test_a_run_cancelled_from_its_folder_is_stopped_and_others_of_the_job_go_on(
     thread.join()
     assert stopped.is_cancelled()
     assert other.result_file.exists()
+
+
+def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
+    tmp_path: Path, room: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(budget, "LOOK_SHARE", 1.0)
+    monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
+    run, other = make(tmp_path), make_run(tmp_path / "other", make_config(seed=1))
+    told = plan(run, program=STOPPABLE, policy=Policy(core_hours=4))
+    write_attempt(other, 1, start=0, alive=3600)  # of another job: two cores for an hour
+
+    def spend_when_ready() -> None:
+        wait_for((run.path / "ready").exists, "the worker to be ready")
+        write_attempt(other, 1, start=0, alive=7200)
+
+    thread = threading.Thread(target=spend_when_ready)
+    thread.start()
+    assert work(told), "nothing has failed"
+    thread.join()
+    assert calls(room) == [], "the job is not put back"
+    assert not run.failure_file.exists()
+    assert capsys.readouterr().out == "run waits: budget of 4 core hours is spent\n"
+    (run.path / "ready").unlink()
+    assert work(told)
+    assert not (run.path / "ready").exists(), "the next job does not start it"
+    both = Resources(ranks=2, cpus=1, gpus=0)
+    assert not work(plan(run, program=STOPPABLE, policy=Policy(core_hours=4), resources=both)), "ends the other ranks"
+    write_json(tmp_path / "study.json", {"policy": {"core_hours": 5}})
+    assert work(plan(run, policy=Policy(core_hours=4))), "the budget has been raised since the job was submitted"
+    assert run.result_file.exists()
 
 
 def test_a_worker_killed_by_a_signal_is_tried_again_in_a_new_job(tmp_path: Path, room: Path) -> None:

@@ -46,6 +46,8 @@ def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search, run, alone = Search(rungs=(1, 2), keep=0.34), own(study), own(study.parent / "alone")
+    more = alone.read_config().with_epochs(EPOCHS + 1)
+    alone.create(more, {})
     assert train(alone, None, monkeypatch) == 0
     assert train(run, search, monkeypatch) == EXIT_RUNG
     assert "stopped at epoch 1: 3rd of 3, keeps 2" in capsys.readouterr().out
@@ -57,6 +59,7 @@ def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_
     assert train(run, search, monkeypatch) == EXIT_RUNG
     assert (epochs_of(run), run.observe().reason) == ([0, 1], "stopped at epoch 2: 3rd of 3, keeps 2")
     let_go_on(run)
+    run.create(more, {})  # as a launch does that asks for more epochs
     assert train(run, search, monkeypatch) == 0
     assert [entry["decision"] for entry in run.read_rungs().values()] == ["by hand", "by hand"]
     assert outcome(run) == outcome(alone)

@@ -92,8 +92,8 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
     epochs, warnings = trainer.run.read_metrics()
     assert warnings == []
     assert [e["epoch"] for e in epochs] == [0, 1, 2]
-    keys = "epoch train_loss val_loss train_ppl val_ppl lr epoch_seconds elapsed_seconds train_tokens_per_second"
-    assert list(epochs[0]) == [*keys.split(), "peak_memory_bytes", "attempt"]
+    keys = "epoch train_loss val_loss train_ppl val_ppl val_bits_per_byte lr epoch_seconds elapsed_seconds"
+    assert list(epochs[0]) == [*keys.split(), "train_tokens_per_second", "peak_memory_bytes", "attempt"]
     assert epochs[2]["elapsed_seconds"] == pytest.approx(sum(e["epoch_seconds"] for e in epochs))
     assert trainer.run.read_result() == json.loads(json.dumps(result))
     best = min(epochs, key=lambda e: e["val_loss"])
@@ -231,6 +231,13 @@ def test_a_non_finite_loss_stops_before_the_optimizer_step_and_keeps_the_last_go
     for name, parameter in trainer.model.named_parameters():
         unmoved = torch.allclose(parameter, good[name], rtol=0, atol=0, equal_nan=True)
         assert unmoved, "no parameter moved in the step that diverged"
+
+
+def test_a_validation_loss_without_a_perplexity_is_diverged(tmp_path: Path, corpus: Corpus) -> None:
+    trainer = trainer_for(tmp_path / "run", make_config(optimizer="sgd", lr=1e30, epochs=2), corpus)
+    with pytest.raises(DivergedError, match=r"after epoch 1 the validation loss is .* too large for a perplexity"):
+        trainer.train()
+    assert not trainer.run.result_file.exists()
 
 
 def test_checkpoints_of_another_text_are_refused(tmp_path: Path, corpus: Corpus) -> None:

@@ -23,7 +23,7 @@ SETTINGS = Settings(window=5, samples=4, lengths=LENGTHS, temperature=0.7, seed=
 
 
 def corpus_of(*vocabulary: str) -> Corpus:
-    return Corpus(name="files", vocabulary=vocabulary, splits={}, sha256="")
+    return Corpus(name="files", vocabulary=vocabulary, splits={}, sha256="", bytes={}, lossless=True)
 
 
 def cumulative_draw(probabilities: Array, chance: float) -> int:

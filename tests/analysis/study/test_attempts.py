@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.study.attempts import moment
 from analysis.study.columns import ATTEMPTS
 from analysis.study.study import Study, load_study
 from seqlm.files import write_json, write_json_lines
+from seqlm.reading import moment
 from seqlm.rundir import RunDirectory
 from tests.analysis.attempt_files import at, write_attempt, write_job
 from tests.analysis.synthetic import make_run

@@ -15,7 +15,7 @@ import pytest
 
 import launch
 from jobs.manifests.load import load_manifest
-from jobs.plan.proposals import setting_of
+from jobs.plan.proposals import NEAR, setting_of
 from jobs.plan.record import record_of, write_record
 from jobs.spec import RunSpec
 from seqlm.files import write_json, write_json_lines
@@ -181,6 +181,7 @@ def test_proposals_follow_the_best_runs_and_the_seed_decides(study: Study, capsy
     assert mean(map(ppl_of, values)) < mean(ppl_of(spec.config.by_key()) for spec in study.specs) - 10
     assert {one["model.hidden_size"] for one in values} <= {64, 128, 192, 256}
     assert all(float(f"{one['optim.lr']:.4g}") == one["optim.lr"] for one in values)
+    assert all(one["nearest"]["distance"] >= NEAR for one in found["proposals"])
     assert (found["finished"], found["stopped"], found["diverged"]) == (20, 0, 0)
 
 
@@ -269,7 +270,7 @@ def test_finished_runs_outside_the_ranges_get_one_line(tmp_path: Path, capsys: p
 def test_a_study_that_has_every_setting_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = MANIFEST.replace("count = 20", "count = 8").replace("{ log_uniform = [1e-5, 1e-1] }", "1e-3")
     study = Study(tmp_path, text).train_all()
-    assert "every setting in its ranges is in the study already" in refusal(capsys, study, "--count", "2")
+    assert "every setting in its ranges is in the study already, or nearly" in refusal(capsys, study, "--count", "2")
 
 
 def test_fewer_settings_than_asked_for_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +278,7 @@ def test_fewer_settings_than_asked_for_are_said(tmp_path: Path, capsys: pytest.C
     study = Study(tmp_path, text).train_all()
     assert study.propose("--count", "3") == 0
     printed = capsys.readouterr()
-    assert printed.err == "found only 2 of 3 settings that the study does not have\n"
+    assert printed.err == "found only 2 of 3 settings that are not in the study already, or nearly\n"
     assert len(tomllib.loads(printed.out)["run"]) == 2
 
 
@@ -285,4 +286,5 @@ def test_without_optuna_one_line_says_what_to_install(
     study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert 'propose needs Optuna: pip install "optuna' in refusal(capsys, study)
+    line = 'error: propose: the package optuna is not installed; use: pip install "optuna>=4.1,<6"\n'
+    assert refusal(capsys, study) == line

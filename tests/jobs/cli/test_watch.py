@@ -16,7 +16,7 @@ import jobs.cli.progress
 from jobs.cli.progress import Watcher, watch_in_lines
 from jobs.cli.view import StudyView, changes
 from jobs.spec import RunSpec
-from jobs.study.folder import launching, write_jobs, write_queue
+from jobs.study.folder import find_study, launching, write_jobs, write_queue
 from jobs.study.squeue import Scheduler
 from seqlm.files import write_json, write_json_lines
 from seqlm.locks import exclusive_lock
@@ -314,3 +314,53 @@ def test_watching_in_lines_ends_when_every_run_is_over(tmp_path: Path, monkeypat
     wait_for(lambda: not watching.is_alive(), "watching to end")
     assert stream.getvalue().splitlines() == ["s: 1 running", "one  done  best val ppl -", "s: 1 done"]
     assert json.loads(run.result_file.read_text()) == {}
+
+
+def test_watching_waits_for_runs_that_a_live_launcher_has_not_made_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `run --no-wait`, which returns when the launcher has locked the study."""
+    study_dir, kept = tmp_path / "s", tmp_path / "kept"
+    monkeypatch.setattr(jobs.cli.progress, "LOOK_SECONDS", 0.01)
+    first, second = (RunDirectory(study_dir / add(kept, name, order=order).id) for order, name in enumerate("ab"))
+    steps: Iterator[Callable[[], object]] = iter(
+        [
+            lambda: None,
+            lambda: write_queue(study_dir, {second.id: "about to start"}),
+            lambda: shutil.copytree(kept / first.id, first.path),
+            lambda: shutil.copytree(kept / second.id, second.path),
+            lambda: write_json(second.result_file, {}),
+            lambda: write_queue(study_dir, {}),
+            lambda: pytest.fail("watched on, though every run was over"),
+        ]
+    )
+    look, looks = Watcher.look, list[StudyView]()
+
+    def stepped(self: Watcher) -> StudyView:
+        next(steps)()
+        looks.append(look(self))
+        return looks[-1]
+
+    monkeypatch.setattr(Watcher, "look", stepped)
+    stream = io.StringIO()
+    with launching(study_dir):
+        assert find_study("s", tmp_path) == study_dir, "status finds it before its first file"
+        watch_in_lines(Watcher(study_dir, [second.id]), stream)
+    assert [[run.state for run in study.runs] for study in looks] == [[], [], [], ["queued"], ["done"]]
+    assert stream.getvalue().splitlines() == ["s: 1 queued", "b  done  best val ppl -", "s: 1 done"]
+
+
+def test_watching_waits_for_the_queue_of_a_launcher_that_tries_runs_again(tmp_path: Path) -> None:
+    run = add(tmp_path / "s", "a")
+    run.write_failure_once({"kind": "diverged", "message": "nan"})
+    write_queue(tmp_path / "s", {})  # of this process
+    with launching(tmp_path / "s"):
+        assert Watcher(tmp_path / "s").look().is_over
+        write_json(tmp_path / "s" / "queue.json", {"launcher": {"pid": 1, "host": "here"}, "waiting": {}})
+        assert not Watcher(tmp_path / "s").look().is_over, "the queue is that of an earlier launcher"
+
+
+def test_watching_a_study_whose_launcher_has_ended_before_its_runs_says_so(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    watch_in_lines(Watcher(tmp_path), stream)
+    assert stream.getvalue() == f"{tmp_path.name}: no runs\n"

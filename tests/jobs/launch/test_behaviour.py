@@ -218,6 +218,24 @@ def test_it_is_computed_anew_only_when_a_checkpoint_has_changed(grid: Path) -> N
     assert todo(grid, force=True) == ["rnn-b", "gru-a"]
 
 
+def test_after_an_extension_it_is_computed_anew_if_a_later_epoch_is_better(grid: Path) -> None:
+    pretend_computed(grid)
+    runs = [observed(grid, name).run for name in ("rnn-b", "gru-a")]
+    epochs = runs[0].read_config().train.epochs + 1
+    for run in runs:
+        run.create(run.read_config().with_epochs(epochs), run.read_provenance())
+        write_json(run.result_file, {"epochs": epochs - 1, "best_val_ppl": 9.0})
+    assert todo(grid) == ["rnn-a", "gru-b"], "the others train again"
+    for run in runs:
+        write_json(run.result_file, {"epochs": epochs, "best_val_ppl": 9.0})
+    assert todo(grid) == [], "their best epochs are those of before"
+    runs[0].best_checkpoint.write_bytes(b"the parameters of a later epoch")
+    assert todo(grid) == ["rnn-b"]
+    pretend_computed(grid)
+    assert todo(grid) == []
+    assert RunDirectory(grid / "behaviour" / runs[0].id).read_config().train.epochs == epochs
+
+
 @pytest.mark.parametrize("lost", ["behaviour.json", "samples.jsonl"])
 def test_it_is_computed_anew_when_its_files_are_gone_or_its_result_is_damaged(grid: Path, lost: str) -> None:
     pretend_computed(grid)

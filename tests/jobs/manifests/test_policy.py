@@ -49,6 +49,9 @@ def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: 
     policy = load(tmp_path, text, "policy.oom=1", "policy.node=unlimited").policy
     assert policy == Policy(oom=1, node=None, checkpoint_min=0.5)
     assert not load(tmp_path, "[policy]\nkeep_last = false\n").policy.keep_last
+    text = "[policy]\ngpu_hours = 50\n"
+    assert load(tmp_path, text, "policy.core_hours=2.5").policy == Policy(gpu_hours=50, core_hours=2.5)
+    assert load(tmp_path, text, "policy.gpu_hours=unlimited").policy == Policy()
     assert load(tmp_path, "[policy]\nkeep_last = false\n", "policy.keep_last=true").policy.keep_last
 
 
@@ -61,6 +64,9 @@ def test_a_manifest_sets_a_policy_and_the_command_line_goes_before_it(tmp_path: 
         ("max_stalled_retries", '"unlimited"', 'expected a whole number, 0 or more, got "unlimited"'),
         ("checkpoint_min", "0", "policy.checkpoint_min: expected a number of minutes above 0, got 0"),
         ("checkpoint_min", "inf", "policy.checkpoint_min: expected a number of minutes above 0, got Infinity"),
+        ("gpu_hours", "0", 'policy.gpu_hours: expected a number of hours above 0, or "unlimited", got 0'),
+        ("gpu_hours", '"50"', 'policy.gpu_hours: expected a number of hours above 0, or "unlimited", got "50"'),
+        ("core_hours", "nan", "policy.core_hours: expected a number of hours above 0"),
         ("keep_last", "0", "policy.keep_last: expected true or false, got 0"),
         ("keep_last", '"no"', 'policy.keep_last: expected true or false, got "no"'),
         ("code", "1", "policy.code: such a failure is never retried automatically; use `retry --kind code`"),
@@ -209,8 +215,11 @@ def test_each_kind_of_failure_has_its_own_retries_and_others_none() -> None:
 
 
 def test_a_policy_survives_the_trip_through_its_table() -> None:
-    policy = Policy(checkpoint_min=2.5, oom=None, timeout=0, node=4, max_stalled_retries=1, keep_last=False)
+    policy = Policy(
+        checkpoint_min=2.5, oom=None, timeout=0, node=4, max_stalled_retries=1, keep_last=False, gpu_hours=0.5
+    )
     written = {"checkpoint_min": 2.5, "oom": "unlimited", "timeout": 0, "node": 4}
+    written |= {"gpu_hours": 0.5, "core_hours": "unlimited"}
     assert policy.to_dict() == {**written, "preempted": "unlimited", "max_stalled_retries": 1, "keep_last": False}
     assert Policy.from_dict(policy.to_dict()) == policy
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch.prepare import plan_runs
+from jobs.launch.job import LaunchOptions
+from jobs.launch.prepare import plan_runs, preparing
 from jobs.plan.planned import Action, plan
 from jobs.plan.record import write_record
 from jobs.spec import RunSpec
@@ -19,8 +20,8 @@ from jobs.study.studies import summarize
 from seqlm.errors import FileError, UsageError
 from seqlm.files import read_json, write_json, write_json_lines
 from seqlm.rundir import FailureKind, Observation, RunDirectory, State
-from tests.fakes import make_planned
-from tests.training.studies import make_config, make_run
+from tests.fakes import FakeBackend, make_planned
+from tests.training.studies import make_config, make_run, write_text
 
 
 def observed(state: State, gone: int, result: int = 0, kind: FailureKind | None = None) -> Observation:
@@ -82,6 +83,17 @@ def test_the_latest_launch_says_how_far_a_run_goes_and_nothing_is_repeated(
     assert planned(seen, before=before, epochs=epochs) == expected
 
 
+@pytest.mark.parametrize(("state", "kind"), [("failed", "code"), ("cancelled", "cancelled")])
+def test_a_run_that_ends_where_it_is_leaves_its_failure_behind(state: State, kind: FailureKind) -> None:
+    def by_hand(epochs: int) -> bool:
+        spec = RunSpec(name="a", config=make_config(epochs=epochs))
+        seen = observed(state, 45, 40, kind)
+        return plan(spec, RunDirectory(Path("a")), seen, has_checkpoint=True, retry=False, before=60).by_hand
+
+    assert by_hand(40)
+    assert not by_hand(60), "this one is skipped"
+
+
 def test_a_done_run_without_its_last_checkpoint_is_skipped_with_the_reason() -> None:
     action, reason, _ = planned(observed("done", 40, 40), before=40, epochs=60, has_checkpoint=False)
     assert action == "skip"
@@ -129,6 +141,26 @@ def test_a_done_run_is_not_done_once_more_is_requested(tmp_path: Path, run: RunD
     assert summarize(tmp_path / "s", Scheduler()).states["pending"] == 1
     (item,) = plan_runs([longer(spec, 3)], tmp_path / "s")
     assert (item.action, item.reason) == ("resume", "after 2 epochs")
+
+
+@pytest.mark.process
+def test_a_launch_writes_down_how_far_its_runs_go_and_never_back(
+    tmp_path: Path, run: RunDirectory, spec: RunSpec
+) -> None:
+    spec = replace(spec, data_path=write_text(tmp_path / "text"))
+
+    def launched(epochs: int) -> tuple[str, int]:
+        options = LaunchOptions(study_dir=tmp_path / "s", live_code=True)
+        with preparing([longer(spec, epochs)], FakeBackend(lambda submission: 0), options) as prepared:
+            (tmp_path / "s" / "queue.json").unlink(missing_ok=True)  # this process is no launcher of the next one
+            return prepared.planned[0].action, run.read_config().train.epochs
+
+    assert launched(2) == ("skip", 2)
+    assert launched(6) == ("extend", 6)
+    write_json_lines(run.metrics_file, [{"epoch": number, "val_ppl": 9.0} for number in range(4)])
+    assert launched(5) == ("resume", 5), "fewer than before"
+    assert launched(3) == ("resume", 4), "it has trained four"
+    assert launched(7) == ("resume", 7)
 
 
 def test_nothing_but_the_epochs_of_a_configuration_changes(run: RunDirectory, spec: RunSpec) -> None:

@@ -106,6 +106,7 @@ def test_the_record_has_all_runs_of_the_manifest_by_the_fingerprints_of_their_fo
             }
         ],
         "groups": [{"title": "RNNs", "runs": [prints["grid-rnn-sgd"], prints["grid-rnn-adam"]], "manifest": "my.toml"}],
+        "samples": [],
         "behaviour": [prints["known"]],
         "untracked": [],
         "policy": Policy().to_dict(),

@@ -1,0 +1,291 @@
+"""The budget of a study, ``policy.gpu_hours`` and ``policy.core_hours``: what is spent, what may start, what must stop.
+
+    Ledger        what the attempts of a study have used, from their files
+    Budget        the limits, and the reasons for which a run waits
+    KeptBudget    both, for readers that have only the study's folder: ``status``, and the jobs of SLURM
+    BudgetWatch   both, for a launcher or a job that follows live runs
+
+All attempts of runs and canaries count, those that failed too. Behaviour jobs do not count. The times of an
+attempt are those that its workers recorded, so that the clocks of other nodes do not matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from jobs.manifests.policy import Policy
+from jobs.search import ALL_EPOCHS, Shares, epochs_left
+from jobs.spec import Resources
+from seqlm.errors import FileError, SeqlmError
+from seqlm.files import read_json
+from seqlm.reading import moment
+from seqlm.run_layout import CANARY_FOLDER
+from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, study_record_file
+
+UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
+"""Key of the policy -> its unit in messages."""
+LOOK_SECONDS = 2.0
+"""Least time between two readings of the attempts."""
+MOST_SECONDS = 60.0
+"""Longest time between two readings."""
+LOOK_SHARE = 0.05
+"""Largest share of the time that reading may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hours:
+    """An amount of computing."""
+
+    gpu_hours: float = 0.0
+    core_hours: float = 0.0
+
+    def __add__(self, other: Hours) -> Hours:
+        return Hours(gpu_hours=self.gpu_hours + other.gpu_hours, core_hours=self.core_hours + other.core_hours)
+
+    def __mul__(self, factor: float) -> Hours:
+        return Hours(gpu_hours=self.gpu_hours * factor, core_hours=self.core_hours * factor)
+
+
+def hours_of(resources: Resources, seconds: float) -> Hours:
+    """Return what a run with these resources, which are resolved, uses in some seconds."""
+    hours = resources.ranks * seconds / 3600
+    return Hours(gpu_hours=hours * (resources.gpus or 0), core_hours=hours * (resources.cpus or 1))
+
+
+def total(amounts: Iterable[Hours]) -> Hours:
+    """Return the sum of some amounts."""
+    return sum(amounts, Hours())
+
+
+# -- what is spent -------------------------------------------------------------------------------------------------
+
+
+@final
+class Ledger:
+    """What the attempts of a study have used. An attempt that has ended is read once."""
+
+    def __init__(self, study_dir: Path) -> None:
+        self._study_dir = study_dir
+        self._ended: dict[Path, Hours] = {}
+        self.rate = Hours()
+        """What the attempts that have not ended use in an hour, as of the last :meth:`spent`."""
+
+    def spent(self) -> Hours:
+        """Read the attempts, and return what all of them have used so far."""
+        amounts, self.rate = [], Hours()
+        for pattern in ("*/attempts/[0-9]*", f"{CANARY_FOLDER}/*/attempts/[0-9]*"):
+            for folder in self._study_dir.glob(pattern):
+                amounts.append(self._ended[folder] if folder in self._ended else self._read(folder))
+        return total(amounts)
+
+    def _read(self, folder: Path) -> Hours:
+        """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
+        workers = [_record(path) for path in folder.glob("worker*.json")]
+        has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers), default=1)
+        used, alive_at = [], None
+        for worker in workers:
+            hour = Hours(gpu_hours=_gpus(worker), core_hours=_number(worker.get("threads"), 1.0))
+            start, end = moment(worker.get("started_at")), moment(worker.get("ended_at"))
+            if end is None:
+                has_ended, self.rate = False, self.rate + hour
+                alive_at = _last_sign(folder) if alive_at is None else alive_at
+                end = alive_at
+            if start is not None and end is not None:
+                used.append(hour * (max(0.0, end - start) / 3600))
+        amount = total(used)
+        if has_ended:
+            self._ended[folder] = amount
+        return amount
+
+
+def _last_sign(folder: Path) -> float:
+    """Return when an attempt was last known to live: by its progress, or until its failure was recorded; 0: unknown.
+
+    A cancellation is not recorded by those who watch the attempt, and may come long after its end.
+    """
+    number, own = int(folder.name), _record(folder / "failure.json")
+    of_run = _record(folder.parents[1] / "failure.json")
+    records = [own if own.get("kind") != "cancelled" else {}, of_run if of_run.get("attempt") == number else {}]
+    times = [_record(folder / "progress.json").get("updated_at"), *(record.get("failed_at") for record in records)]
+    return max((time for text in times if (time := moment(text)) is not None), default=0.0)
+
+
+def _record(path: Path) -> Mapping[str, Any]:
+    with contextlib.suppress(FileError, OSError):  # one damaged file must not hide what the others say
+        return read_json(path) or {}
+    return {}
+
+
+def _number(value: Any, otherwise: float = 0.0) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return float(value) if is_number else otherwise
+
+
+def _gpus(worker: Mapping[str, Any]) -> float:
+    """Return the GPUs of a rank. Records of earlier versions have no share."""
+    return _number(worker.get("gpus"), 1.0 if worker.get("gpu") else 0.0)
+
+
+# -- what may start ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The limits of a study. Falsy if it has none."""
+
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Key of :data:`UNITS` -> the limit in hours, for those that are limited."""
+
+    @classmethod
+    def of(cls, policy: Policy) -> Budget:
+        """Return the budget of a policy."""
+        limits = {key: getattr(policy, key) for key in UNITS}
+        return cls(limits={key: limit for key, limit in limits.items() if limit is not None})
+
+    @classmethod
+    def kept(cls, study_dir: Path) -> Budget:
+        """Return the budget of the study's last launch from a manifest, from ``study.json``."""
+        policy = _record(study_record_file(study_dir)).get("policy")
+        found = policy if isinstance(policy, dict) else {}
+        limits = {key: _number(found.get(key)) for key in UNITS}
+        return cls(limits={key: limit for key, limit in limits.items() if limit})
+
+    def __bool__(self) -> bool:
+        return bool(self.limits)
+
+    def is_spent(self, spent: Hours) -> str | None:
+        """Return why no run goes on: which limit is reached. ``None``: none is."""
+        for key, limit in self.limits.items():
+            if getattr(spent, key) >= limit:
+                return f"waits: budget of {limit:g} {UNITS[key]} is spent"
+        return None
+
+    def refuses(self, spent: Hours, reserved: Hours, needs: Hours | None) -> str | None:
+        """Return why a run does not start. ``None``: it may.
+
+        ``reserved`` is what runs that have started are still expected to use, and ``needs`` what this run is expected
+        to use. ``None``: unknown; it then starts while anything is left.
+        """
+        if (why := self.is_spent(spent)) is not None:
+            return why
+        for key, limit in self.limits.items():
+            left = limit - getattr(spent + reserved, key)
+            if needs is not None and getattr(needs, key) > left:
+                about = f"{getattr(needs, key):.3g} {UNITS[key]}"
+                return f"waits: needs about {about}; {max(left, 0.0):.3g} of the budget of {limit:g} are left"
+        return None
+
+    def seconds_left(self, spent: Hours, rate: Hours) -> float:
+        """Return after how many seconds the budget is spent if ``rate`` is used in an hour. Infinity: never."""
+        seconds = [
+            3600 * max(0.0, limit - getattr(spent, key)) / used
+            for key, limit in self.limits.items()
+            if (used := getattr(rate, key)) > 0
+        ]
+        return min(seconds, default=math.inf)
+
+    def words(self, spent: Hours) -> str:
+        """Return what is spent, such as ``12.3 of 50 GPU hours``."""
+        return ", ".join(f"{getattr(spent, key):.3g} of {limit:g} {UNITS[key]}" for key, limit in self.limits.items())
+
+
+@final
+class KeptBudget:
+    """The budget of a study for readers that have only its folder. Its files are read when they are first needed."""
+
+    def __init__(self, study_dir: Path, default: Policy | None = None) -> None:
+        """``default`` is the policy that counts if ``study.json`` has no budget."""
+        self._study_dir = study_dir
+        self._default = default
+
+    @functools.cached_property
+    def budget(self) -> Budget:
+        return Budget.kept(self._study_dir) or Budget.of(self._default or Policy())
+
+    @functools.cached_property
+    def spent(self) -> Hours:
+        return Ledger(self._study_dir).spent()
+
+    @functools.cached_property
+    def _expected(self) -> tuple[Mapping[str, Any], Shares]:
+        """The hours of an epoch by the digits of the run's fingerprint, and the shares of a search."""
+        found = _record(study_record_file(self._study_dir)).get("expected")
+        known = found if isinstance(found, dict) else {}
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            hours = {key[:FINGERPRINT_DIGITS]: amount for key, amount in known.get("epoch_hours", {}).items()}
+            shares = {int(rung): float(share) for rung, share in known.get("shares", ())}
+            return hours, tuple(sorted({**dict(ALL_EPOCHS), **shares}.items()))
+        return {}, ALL_EPOCHS
+
+    def needs(self, run: RunDirectory) -> Hours | None:
+        """Return what the epochs that a run has left are expected to use. ``None``: unknown."""
+        epoch_hours, shares = self._expected
+        amount = epoch_hours.get(run.id.rpartition("-")[2])
+        if not isinstance(amount, dict):
+            return None
+        with contextlib.suppress(SeqlmError):  # a damaged run is reported when it is started
+            epochs, _ = run.read_metrics()
+            done = epochs[-1]["epoch"] + 1 if epochs else 0
+            left = epochs_left(run.read_config().train.epochs, done, shares)
+            return Hours(**{key: _number(amount.get(key)) for key in UNITS}) * left
+        return None
+
+    def to_dict(self) -> dict[str, dict[str, float]] | None:
+        """Return the limits and what is spent of them, as JSON outputs have it. ``None``: there is no limit."""
+        if not self.budget:
+            return None
+        return {key: {"limit": limit, "spent": getattr(self.spent, key)} for key, limit in self.budget.limits.items()}
+
+    def line(self) -> str | None:
+        """Return what is spent, as ``status`` prints it. ``None``: there is no limit."""
+        return f"budget: {self.budget.words(self.spent)} spent" if self.budget else None
+
+    def why_waits(self, run: RunDirectory) -> str | None:
+        """Return why the budget keeps a run from starting while no other runs. ``None``: it does not."""
+        return self.budget.refuses(self.spent, Hours(), self.needs(run)) if self.budget else None
+
+
+# -- while runs are live -------------------------------------------------------------------------------------------
+
+
+@final
+class BudgetWatch:
+    """Follows what is spent while runs are live. The attempts are read more often the less is left.
+
+    The pause between two readings at most doubles: a run that has just started has no record yet.
+    """
+
+    def __init__(self, study_dir: Path, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
+        self._budget = budget
+        self._clock = clock
+        self._ledger = Ledger(study_dir)
+        self._spent = Hours()
+        self._pause = 0.0
+        self._next = -math.inf
+
+    def started(self) -> None:
+        """Note that a run has just been started: the next reading is soon."""
+        self._pause, self._next = 0.0, -math.inf
+
+    def look(self, *, at_once: bool = False) -> str | None:
+        """Return why no run goes on, as :meth:`Budget.is_spent`. ``at_once``: read the attempts in any case."""
+        started = self._clock()
+        if self._budget and (at_once or started >= self._next):
+            with contextlib.suppress(OSError):  # a folder that is being replaced; the next look is soon
+                self._spent = self._ledger.spent()
+            took = self._clock() - started
+            half = self._budget.seconds_left(self._spent, self._ledger.rate) / 2
+            self._pause = max(LOOK_SECONDS, took / LOOK_SHARE, min(half, MOST_SECONDS, 2 * self._pause))
+            self._next = self._clock() + self._pause
+        return self._budget.is_spent(self._spent)
+
+    def refuses(self, reserved: Hours, needs: Hours | None) -> str | None:
+        """Return why a run does not start, as :meth:`Budget.refuses`."""
+        return self._budget.refuses(self._spent, reserved, needs)

@@ -1,0 +1,174 @@
+"""A tokenizer file of the ``tokenizers`` library (``tokenizer.json``): text to ids and back.
+
+Needs the package ``tokenizers``. The file is read again only where a corpus is not in the cache, and to decode what a
+model has written. Truncation, padding and special tokens that the file asks for are not applied: a text is cut into
+lines, each with its line end, and each line into the tokens that the file's rules give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import final
+
+from seqlm.data.tokens import Encoded
+from seqlm.errors import DataError
+from seqlm.reading import parse_json, read_bytes
+
+LINES = 4096
+"""Lines that are encoded at a time."""
+
+
+def read_tokenizer_file(path: Path) -> bytes:
+    """Return the bytes of a tokenizer file, checked to be one; the package is not needed.
+
+    Raises:
+        DataError: there is no such file, or it is no tokenizer file of the ``tokenizers`` library.
+        FileError: the file system refuses to let it be read.
+    """
+    wanted = "expected a tokenizer.json of the tokenizers library"
+    if path.is_dir():
+        raise DataError(f"data.tokenizer: {path} is a folder; {wanted}")
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
+        raise DataError(f"data.tokenizer: {path} does not exist; {wanted}") from None
+    try:
+        found = parse_json(content.decode("utf-8"))
+    except ValueError:
+        raise DataError(f"data.tokenizer: {path} is not JSON; {wanted}") from None
+    model = found.get("model") if isinstance(found, dict) else None
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise DataError(f"data.tokenizer: {path} is another kind of file (it has no model.vocab); {wanted}")
+    if model.get("dropout"):
+        raise DataError(
+            f"data.tokenizer: {path} has model.dropout = {model['dropout']}, which draws tokens at random; "
+            "set it to null"
+        )
+    return content
+
+
+def tokenizer_sha256(path: Path) -> str:
+    """The digest of a tokenizer file, 64 hex digits.
+
+    Raises:
+        DataError, FileError: as :func:`read_tokenizer_file`.
+    """
+    return hashlib.sha256(read_tokenizer_file(path)).hexdigest()
+
+
+@final
+class Tokenizer:
+    """A tokenizer read from its file.
+
+    Raises:
+        DataError: the package ``tokenizers`` is missing or cannot read the file, or the file has another digest than
+            ``sha256``; or as :func:`read_tokenizer_file`.
+        FileError: as :func:`read_tokenizer_file`.
+    """
+
+    def __init__(self, path: Path, sha256: str | None) -> None:
+        content = read_tokenizer_file(path)
+        found = hashlib.sha256(content).hexdigest()
+        if sha256 not in (None, found):
+            raise DataError(
+                f"data.tokenizer: {path} has changed since its runs were launched: found sha256 {found}, expected "
+                f"{sha256}; restore the file"
+            )
+        try:
+            import tokenizers
+        except ImportError:
+            raise DataError(
+                "data.tokenizer: needs the package tokenizers; install it (pip install tokenizers)"
+            ) from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises plain Exceptions
+            problem = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"data.tokenizer: tokenizers {tokenizers.__version__} cannot read {path} ({problem}); save the file "
+                "with this version, or install the version that wrote it"
+            ) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """Id -> token as the file has it. An id that the file leaves out is an empty text."""
+        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        found = [""] * (max(ids.values(), default=-1) + 1)
+        for token, number in ids.items():
+            found[number] = token
+        return tuple(found)
+
+    def encode_texts(self, texts: Mapping[str, str]) -> Encoded:
+        """Return each split's ids."""
+        splits = {split: self._encode(whole_lines(text)) for split, text in texts.items()}
+        lossless = not any(self._loses(whole_lines(texts[split])) for split in ("valid", "test"))
+        return Encoded(vocabulary=self.vocabulary(), splits=splits, lossless=lossless)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id that stands for what the vocabulary lacks. ``None``: no id does."""
+        token = getattr(self._tokenizer.model, "unk_token", None)
+        return None if token is None else self._tokenizer.token_to_id(token)
+
+    def ids_of(self, text: str) -> list[int]:
+        """The ids of a text, all of it at once."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode(self, lines: Iterable[str]) -> array[int]:
+        """The ids of the lines (int32), each line by itself."""
+        found = array("i")
+        for batch in _batches(lines):
+            for encoding in self._tokenizer.encode_batch(batch, add_special_tokens=False):
+                found.extend(encoding.ids)
+        return found
+
+    def _loses(self, lines: Iterable[str]) -> bool:
+        """Whether the ids of a line do not give the line back, white space aside."""
+        for batch in _batches(lines):
+            encodings = self._tokenizer.encode_batch(batch, add_special_tokens=False)
+            texts = self._tokenizer.decode_batch([found.ids for found in encodings], skip_special_tokens=False)
+            if any("".join(text.split()) != "".join(line.split()) for text, line in zip(texts, batch, strict=True)):
+                return True
+        return False
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of the ids, cut into a piece for each id; joined they are the text that the ids stand for.
+
+        A character whose bytes are several tokens belongs to the last of them.
+        """
+        whole = self._decode(ids)
+        ends = [_common(whole, self._decode(ids[:end])) for end in range(1, len(ids) + 1)]
+        places = list(itertools.accumulate([0, *ends], max))
+        return [whole[start:end] for start, end in itertools.pairwise(places)]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+
+def _common(first: str, second: str) -> int:
+    """Characters at the start that are equal."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
+def whole_lines(text: str) -> Iterator[str]:
+    """The lines of a text with their ends."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(lines)
+    while batch := list(itertools.islice(rest, LINES)):
+        yield batch

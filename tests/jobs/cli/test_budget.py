@@ -1,0 +1,97 @@
+"""A budget on the command line: what `plan`, `run` and `status` say of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from jobs.attempt.retry import progress_of
+from seqlm.config import RunConfig
+from seqlm.files import write_json_lines
+from seqlm.rundir import RunDirectory
+from tests import commands
+from tests.analysis.attempt_files import write_attempt
+from tests.test_launch import Study
+
+SIZES = 'model.hidden_size = [16, 32, 64]\nmodel.arch = ["rnn"]'
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.chdir(tmp_path)
+    made = Study(tmp_path)
+    manifest = (tmp_path / "small.toml").read_text().replace('model.arch = ["rnn"]', SIZES)
+    (tmp_path / "small.toml").write_text(f"{manifest}\n[resources]\ncpus = 1\ngpus = 0\n")
+    return made
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert launch.main([*words, "--json"]) == 0
+    data: dict[str, Any] = json.loads(capsys.readouterr().out)["data"]
+    return data
+
+
+def says(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert launch.main([*words]) == 0
+    return capsys.readouterr().out
+
+
+def test_plan_says_whether_the_study_fits_its_budget(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ask(capsys, "plan", "small.toml")
+    assert data["budget"] is None
+    unknown = says(capsys, "plan", "small.toml", "--set", "policy.core_hours=2")
+    assert "budget: 0 of 2 core hours spent; it is not known what the rest needs" in unknown
+
+    # One run has trained an epoch, for half an hour on two threads.
+    first = RunDirectory(Path(data["runs"][0]["directory"]))
+    first.create(RunConfig.from_dict(data["runs"][0]["config"]), {"name": "first"})
+    write_json_lines(first.metrics_file, [{"epoch": 0, "val_ppl": 9.0, "train_tokens_per_second": 1.0}])
+    first.last_checkpoint.touch()
+    write_attempt(first, 1, start=0, end=1800)
+    seconds = [run["seconds"] for run in ask(capsys, "plan", "small.toml")["runs"]]
+    needs = sum(seconds) / 3600
+    enough = f"policy.core_hours={1 + needs + 0.01:.3f}"
+    assert f"budget: 1 of {1 + needs + 0.01:.5g}" in says(capsys, "plan", "small.toml", "--set", enough)
+    budget = ask(capsys, "plan", "small.toml", "--set", enough)["budget"]
+    assert (budget["fits"], budget["waiting"]) == (True, [])
+    assert budget["core_hours"]["spent"] == 1
+    assert budget["core_hours"]["needs"] == pytest.approx(needs)
+
+    too_little = f"policy.core_hours={1 + (seconds[0] + seconds[2]) / 3600 + 0.01:.3f}"
+    data = ask(capsys, "plan", "small.toml", "--set", too_little)
+    assert data["budget"]["fits"] is False
+    assert data["budget"]["waiting"] == [data["runs"][1]["id"]], "the longest comes first, and the shortest still fits"
+    assert data["runs"][1]["reason"].startswith("waits: needs about ")
+    assert "1 of 3 runs wait" in says(capsys, "plan", "small.toml", "--set", too_little)
+    spent = says(capsys, "plan", "small.toml", "--set", "policy.core_hours=1")
+    assert "waits: budget of 1 core hours is spent" in spent
+    assert "3 of 3 runs wait" in spent
+
+
+@pytest.mark.process
+def test_a_launch_stops_when_the_budget_is_spent_and_goes_on_when_it_is_raised(tmp_path: Path) -> None:
+    study = Study(tmp_path, archs=("rnn", "gru"), lines=30_000)  # no epoch ends, so that no time is expected
+    words = ("run", "small.toml", "--max-parallel", "1", "--set", "resources.cpus=1", "--set")
+    done = study(*words, "policy.core_hours=0.0003")  # about a second
+    assert done.returncode == 1, done.stderr
+    assert "budget of 0.0003 core hours is spent; 1 run stops at a checkpoint" in done.stderr
+    assert done.stdout.count("waits: budget of 0.0003 core hours is spent") == 2, "in the table at the end"
+    started = next(run for run in study.runs() if run.attempts())
+    assert not any(run.failure_file.exists() for run in study.runs())
+    assert [run.attempts() for run in study.runs()].count([]) == 1, "the other run has not started"
+    saved = progress_of(started)
+    assert saved > (0, 0)
+    data = commands.ask(["status", "small"], folder=tmp_path, env=os.environ)
+    assert {run["state"] for run in data["runs"]} == {"pending"}
+    spent = data["budget"]["core_hours"]["spent"]
+    assert spent >= 0.0003
+
+    done = study(*words, f"policy.core_hours={spent + 0.0003}", "--only", f"id={started.id}")
+    assert done.returncode == 1
+    assert started.attempts() == [1, 2]
+    assert progress_of(started) > saved, "a higher budget lets it go on"

@@ -1,0 +1,167 @@
+"""A launch within a budget, with a fake machine whose attempts use the hours that the tests say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.attempt import retry
+from jobs.launch import dispatch
+from jobs.launch.dispatch import Dispatcher, Event
+from jobs.launch.job import LaunchOptions
+from jobs.manifests.policy import Policy
+from jobs.plan.planned import PlannedRun, plan
+from jobs.spec import Resources, RunSpec, Submission
+from jobs.study import budget
+from jobs.study.folder import queue_file
+from jobs.study.kept_code import Code
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import RunDirectory
+from tests.analysis.attempt_files import write_attempt
+from tests.fakes import FakeBackend, make_estimate
+from tests.training.studies import make_config
+
+HOUR = 3600.0
+SPENT = "waits: budget of 10 core hours is spent"
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(budget, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(budget, "LOOK_SHARE", 1e9)
+
+
+def runs(study: Path, *hours: float | None, epochs: int = 4) -> list[PlannedRun]:
+    """Fresh runs on one core, each with this estimate in hours."""
+    items = []
+    for number, expected in enumerate(hours):
+        config = make_config(seed=number, epochs=epochs)
+        spec = RunSpec(name=f"run{number}", config=config, resources=Resources(cpus=1, gpus=0), order=number)
+        run = RunDirectory.locate(study, spec.name, spec.fingerprint)
+        run.create(config, {"name": spec.name})
+        item = plan(spec, run, run.observe(), has_checkpoint=False, retry=False)
+        items.append(replace(item, estimate=make_estimate(None if expected is None else expected * HOUR)))
+    return items
+
+
+def uses(hours: float) -> Callable[[Submission], int]:
+    """A job that ends well after this number of core hours (the records have two threads)."""
+
+    def work(submission: Submission) -> int:
+        run = RunDirectory(submission.run_dir)
+        write_attempt(run, submission.attempt, start=0, end=hours * HOUR / 2)
+        write_json(run.result_file, {})
+        return 0
+
+    return work
+
+
+def launch(
+    study: Path,
+    items: Sequence[PlannedRun],
+    backend: FakeBackend,
+    on_event: Callable[[Event], object] = lambda event: None,
+    **limits: float,
+) -> list[tuple[str, str, str | None]]:
+    """Dispatch; return how each run ended: its name, its state, and why."""
+    code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
+    options = LaunchOptions(study_dir=study, worker=("worker",), policy=Policy(**limits))
+    found = []
+    with contextlib.closing(Dispatcher(backend, code, options).dispatch(items)) as events:
+        for event in events:
+            on_event(event)
+            if event.kind == "ended":
+                found.append((event.planned.spec.name, event.observation.state, event.observation.reason))
+    return found
+
+
+def names(backend: FakeBackend) -> list[str]:
+    return [submission.run_dir.name.rpartition("-")[0] for submission in backend.submissions]
+
+
+def test_what_would_exceed_the_budget_does_not_start_and_shorter_runs_do(tmp_path: Path) -> None:
+    backend = FakeBackend(uses(4), slots=2)
+    ended = launch(tmp_path, runs(tmp_path, 6, 5, 4), backend, core_hours=10)
+    assert names(backend) == ["run0", "run2"], "run1 needs 5 hours, 4 are not reserved for run0"
+    assert ended[2:] == [("run1", "pending", "waits: needs about 5 core hours; 2 of the budget of 10 are left")]
+    waiting = json.loads(queue_file(tmp_path).read_text())["waiting"]
+    assert waiting == {}, "nobody waits for the launcher any more"
+
+
+def test_a_run_that_took_less_than_expected_leaves_the_rest_to_others(tmp_path: Path) -> None:
+    backend = FakeBackend(uses(1), slots=2)
+    ended = launch(tmp_path, runs(tmp_path, 6, 5, 4), backend, core_hours=10)
+    assert names(backend) == ["run0", "run2", "run1"], "run1 starts when run0 has ended"
+    assert {state for _, state, _ in ended} == {"done"}
+
+
+def test_what_a_live_run_has_trained_is_not_reserved_again(tmp_path: Path) -> None:
+    backend = FakeBackend(uses(4), slots=2)
+    items = runs(tmp_path, 8, 5)
+
+    def trains_two_epochs(event: Event) -> None:
+        if event.kind == "started" and event.planned is items[0]:
+            write_json_lines(items[0].run.metrics_file, [{"epoch": n, "val_ppl": 9.0} for n in range(2)])
+
+    launch(tmp_path, items, backend, trains_two_epochs, core_hours=10)
+    assert backend.most_at_once == 2, "4 of the 8 hours are left to do when its epochs have been seen"
+
+
+def test_runs_without_an_estimate_start_while_anything_is_left(tmp_path: Path) -> None:
+    backend = FakeBackend(uses(4), slots=1)
+    ended = launch(tmp_path, runs(tmp_path, None, None, None, None), backend, core_hours=10)
+    assert names(backend) == ["run0", "run1", "run2"]
+    assert ended[3] == ("run3", "pending", SPENT)
+
+
+def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = runs(tmp_path, None, None, None)
+    backend = FakeBackend(uses(1), slots=2, ends=False)
+
+    def lives(event: Event) -> None:
+        if event.kind == "started":
+            write_attempt(event.planned.run, 1, start=0, alive=3 * HOUR)
+
+    ended = launch(tmp_path, items, backend, lives, core_hours=10)
+    assert names(backend) == ["run0", "run1"]
+    assert backend.stopped == [("1", False), ("2", False)], "asked, and not killed"
+    assert sorted(ended) == [(f"run{number}", "pending", SPENT) for number in range(3)]
+    assert capsys.readouterr().err == "budget of 10 core hours is spent; 2 runs stop at a checkpoint\n"
+    assert [item.run.failure_file.exists() for item in items] == [False] * 3, "no failure, no cancellation"
+
+    backend = FakeBackend(uses(1), slots=2)
+    ended = launch(tmp_path, items, backend, core_hours=20)
+    assert [state for _, state, _ in ended] == ["done"] * 3
+    assert [submission.attempt for submission in backend.submissions] == [2, 2, 1]
+
+
+def test_a_failed_attempt_has_used_its_hours_and_is_not_tried_again_beyond_the_budget(tmp_path: Path) -> None:
+    def fails(submission: Submission) -> int:
+        run = RunDirectory(submission.run_dir)
+        write_attempt(run, submission.attempt, start=0, end=3 * HOUR)
+        run.write_failure_once({"kind": "node", "message": "lost", "attempt": submission.attempt})
+        return 1
+
+    backend = FakeBackend(fails, slots=1)
+    ended = launch(tmp_path, runs(tmp_path, None), backend, core_hours=10)
+    assert [submission.attempt for submission in backend.submissions] == [1, 2]
+    assert ended == [("run0", "pending", SPENT)]
+
+
+def test_a_study_whose_budget_is_spent_starts_nothing(tmp_path: Path) -> None:
+    items = runs(tmp_path, 1, 1)
+    write_attempt(items[0].run, 1, start=0, end=5 * HOUR)
+    backend = FakeBackend(uses(1))
+    assert launch(tmp_path, items, backend, core_hours=10) == [("run0", "pending", SPENT), ("run1", "pending", SPENT)]
+    assert backend.submissions == []

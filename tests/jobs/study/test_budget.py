@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.manifests.policy import Policy
+from jobs.spec import Resources
+from jobs.study.budget import Budget, BudgetWatch, Hours, Ledger, hours_of
+from jobs.study.folder import ObservedRun, observe_study, write_jobs
+from jobs.study.squeue import Scheduler
+from seqlm.files import write_json, write_json_lines
+from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
+from tests.analysis.attempt_files import at, write_attempt
+from tests.training.studies import make_config, make_run
+
+HOUR = 3600.0
+
+
+def spent(study: Path) -> Hours:
+    return Ledger(study).spent()
+
+
+def test_hours_of_all_attempts_count_gpus_and_cores_of_every_rank(tmp_path: Path) -> None:
+    first, second = (make_run(tmp_path / name, make_config(seed=seed)) for seed, name in enumerate(("a-1", "b-2")))
+    write_attempt(first, 1, start=0, end=HOUR, gpus=("GPU-1", "GPU-2"), hosts=("n1", "n2"))
+    write_attempt(second, 1, start=0, end=HOUR)
+    write_attempt(second, 2, start=2 * HOUR, end=3 * HOUR)
+    assert spent(tmp_path) == Hours(gpu_hours=2, core_hours=2 * 2 + 2 + 2)
+    canary = RunDirectory.canary(tmp_path, first.id)
+    write_attempt(canary, 1, start=0, end=HOUR, gpus=("GPU-1",))
+    assert spent(tmp_path).gpu_hours == 3, "canaries count"
+    write_attempt(RunDirectory(tmp_path / BEHAVIOUR_FOLDER / first.id), 1, start=0, end=HOUR, gpus=("GPU-1",))
+    assert spent(tmp_path).gpu_hours == 3, "behaviour jobs do not"
+
+
+def test_a_share_of_a_gpu_counts_as_that(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a-1", make_config())
+    write_attempt(run, 1, start=0, end=HOUR, gpus=("GPU-1",))
+    record = json.loads(run.worker_file(1).read_text())
+    write_json(run.worker_file(1), {**record, "gpus": 0.25})
+    assert spent(tmp_path) == Hours(gpu_hours=0.25, core_hours=2)
+
+
+def test_an_attempt_without_an_end_counts_until_its_last_sign_of_life(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a-1", make_config())
+    write_attempt(run, 1, start=0)
+    assert spent(tmp_path) == Hours(), "nothing is known of it yet"
+    write_attempt(run, 1, start=0, alive=HOUR)
+    assert spent(tmp_path).core_hours == 2
+    write_json(run.failure_file, {"kind": "node", "attempt": 1, "failed_at": at(2 * HOUR)})
+    assert spent(tmp_path).core_hours == 4, "its launcher has seen it die"
+    run.failure_file.rename(run.attempt_dir(1) / "failure.json")
+    assert spent(tmp_path).core_hours == 4, "put aside by the next attempt"
+    write_attempt(run, 2, start=5 * HOUR, alive=6 * HOUR)
+    write_json(run.failure_file, {"kind": "cancelled", "failed_at": at(900 * HOUR)})
+    assert spent(tmp_path).core_hours == 6, "a cancellation may come long after"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"started_at": at(0), "ended_at": at(-HOUR)},
+        {"started_at": "soon", "ended_at": at(0)},
+        {"started_at": at(0), "ended_at": at(HOUR), "gpu": "x", "gpus": float("1e400"), "threads": "many"},
+        {"started_at": at(0), "ended_at": at(HOUR), "gpus": -3, "threads": True, "ranks": "two"},
+    ],
+)
+def test_a_strange_record_breaks_nothing_and_gives_nothing_back(tmp_path: Path, record: dict[str, object]) -> None:
+    run = make_run(tmp_path / "a-1", make_config())
+    run.attempt_dir(1).mkdir(parents=True)
+    run.worker_file(1).write_text(json.dumps(record).replace("Infinity", "1e400"))
+    run.worker_file(1, 1).parent.joinpath("worker-1.json").write_text("{")
+    found = spent(tmp_path)
+    assert found.gpu_hours in (0, 1)
+    assert found.core_hours in (0, 1)
+
+
+def test_an_attempt_that_has_ended_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "a-1", make_config())
+    write_attempt(run, 1, start=0, end=HOUR)
+    write_attempt(run, 2, start=HOUR, alive=2 * HOUR)
+    ledger = Ledger(tmp_path)
+    assert ledger.spent().core_hours == 4
+    assert ledger.rate == Hours(core_hours=2), "of the live attempt"
+    run.worker_file(1).unlink()
+    write_attempt(run, 2, start=HOUR, alive=4 * HOUR)
+    assert ledger.spent().core_hours == 2 + 6
+
+
+def test_what_may_start_and_what_must_stop() -> None:
+    budget = Budget.of(Policy(gpu_hours=50, core_hours=400))
+    used = Hours(gpu_hours=40, core_hours=100)
+    assert budget.is_spent(used) is None
+    assert budget.refuses(used, Hours(), Hours(gpu_hours=10)) is None
+    why = budget.refuses(used, Hours(gpu_hours=5), Hours(gpu_hours=7.3))
+    assert why == "waits: needs about 7.3 GPU hours; 5 of the budget of 50 are left"
+    assert budget.refuses(used, Hours(gpu_hours=60), None) is None, "without an estimate, while anything is left"
+    spent_all = Hours(gpu_hours=50)
+    assert budget.is_spent(spent_all) == "waits: budget of 50 GPU hours is spent"
+    assert budget.refuses(spent_all, Hours(), None) == "waits: budget of 50 GPU hours is spent"
+    assert budget.is_spent(Hours(core_hours=401)) == "waits: budget of 400 core hours is spent"
+    assert not Budget.of(Policy())
+    assert Budget.of(Policy()).is_spent(Hours(gpu_hours=1e9)) is None
+
+
+def test_hours_follow_from_resources() -> None:
+    assert hours_of(Resources(ranks=2, cpus=4, gpus=1), 1800) == Hours(gpu_hours=1, core_hours=4)
+    assert hours_of(Resources(cpus=2, gpus=0.5), 3600) == Hours(gpu_hours=0.5, core_hours=2)
+
+
+# -- what status says ----------------------------------------------------------------------------------------------
+
+
+def observed(study: Path) -> ObservedRun:
+    (run,) = observe_study(study)
+    return run
+
+
+def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(epochs=4)
+    study = tmp_path / "s"
+    run = RunDirectory.locate(study, "a", config.fingerprint())
+    run.create(config, {"name": "a"})
+    other = RunDirectory(study / "b-2")
+    write_attempt(other, 1, start=0, end=3 * HOUR)  # 6 core hours, of a run that is gone
+
+    def record(hours: object, epoch_hours: object = None, shares: object = ()) -> None:
+        expected = {"epoch_hours": epoch_hours or {}, "shares": shares}
+        found = {"policy": {"core_hours": hours}, "expected": expected}
+        write_json(study_record_file(study), found)
+
+    record(6)
+    assert observed(study).to_dict()["reason"] == "waits: budget of 6 core hours is spent"
+    assert observed(study).observation.state == "pending"
+    record(7)
+    assert observed(study).observation.reason is None, "an hour is left, and no estimate"
+    record(7, {config.fingerprint(): {"core_hours": 0.5}})
+    assert observed(study).observation.reason == "waits: needs about 2 core hours; 1 of the budget of 7 are left"
+    write_json_lines(run.metrics_file, [{"epoch": 2, "val_ppl": 1.0}])
+    assert observed(study).observation.reason is None, "one epoch is left"
+    run.metrics_file.unlink()
+    record(7, {config.fingerprint(): {"core_hours": 0.5}}, [[0, 0.25], [1, 1.0]])
+    assert observed(study).observation.reason is None, "the search is expected to stop it after one epoch"
+    record(6)
+    write_jobs(study, {run.id: "12"}, {run.id: "0001"})
+    monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|COMPLETED||n1")
+    assert observed(study).observation.state == "pending", "its job of SLURM has seen that and has ended"
+    record("unlimited")
+    assert observed(study).observation.state == "failed", "its job has ended, and no budget is the reason"
+    for policy in (3, {"core_hours": "x"}, {"core_hours": -1}):
+        study_record_file(study).write_text(json.dumps({"policy": policy, "expected": 3}))
+        assert observed(study).observation.state == "failed"
+    for expected in (
+        3,
+        {"epoch_hours": 3},
+        {"epoch_hours": {config.fingerprint(): 3}},
+        {"shares": [3], "epoch_hours": {}},
+    ):
+        found = {"policy": {"core_hours": 7}, "expected": expected}
+        study_record_file(study).write_text(json.dumps(found))
+        assert observed(study).observation.state == "failed", "nothing is known of it"
+    record(6)
+    run.write_failure_once({"kind": "diverged", "message": "nan"})
+    assert observed(study).observation.state == "failed", "the run itself has failed"
+
+
+def test_the_attempts_are_read_more_often_the_less_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, reads = [0.0], list[float]()
+
+    def two_cores(self: Ledger) -> Hours:
+        reads.append(now[0])
+        self.rate = Hours(core_hours=2)
+        return self.rate * (now[0] / HOUR)
+
+    monkeypatch.setattr(Ledger, "spent", two_cores)
+    watch = BudgetWatch(tmp_path, Budget.of(Policy(core_hours=4)), clock=lambda: now[0])
+    while watch.look() is None:
+        now[0] += 1
+    assert 2 * HOUR <= now[0] <= 2 * HOUR + 2
+    assert len(reads) < 2 * HOUR / 60 + 20, "every minute, and closer together at the start and the end"
+    watch.started()
+    before = len(reads)
+    watch.look()
+    assert len(reads) == before + 1, "a run that has just started is looked at soon"
+    assert BudgetWatch(tmp_path, Budget.of(Policy())).look(at_once=True) is None
+    assert len(reads) == before + 1, "without a budget nothing is read"
