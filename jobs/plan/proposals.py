@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.manifests.applying import config_of
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
 from jobs.manifests.expand import Entry, run_name
 from jobs.manifests.values import config_of
