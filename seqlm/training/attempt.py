@@ -110,9 +110,9 @@ def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:
 def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]) -> int:
     """Own the folder, record where this runs, do ``work``; returns the exit code and raises nothing.
 
-    ``work`` is given a guard, to be asked before each file that it puts in place. In a folder that is done there is no
-    work, code 0. Errors are reported on stderr and in ``failure.json``, except for a signal, for a
-    cancellation, and for a folder that another worker owns. Only then is a process group left that ``work`` has
+    ``work`` is given a guard, to be called before each file is put in place. In a folder that is done there is no work,
+    code 0. Errors are reported on stderr and in ``failure.json``, except for a signal, for a cancellation, and for a
+    folder that another worker owns. Only then is a process group left that ``work`` has
     joined: other ranks that notice it find the failure written.
     """
     try:
@@ -243,7 +243,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         outcome = "rung"
         raise
     finally:
-        # A full disk has been told by whoever met it first; a worker that has lost its run writes nothing.
+        # An earlier write has reported a full disk; a worker that has lost its run writes nothing.
         with contextlib.suppress(FileError, LeaseLostError):
             write_json(file, {**record, "ended_at": _now(), "outcome": outcome}, sync=False, guard=guard)
 

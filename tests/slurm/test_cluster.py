@@ -219,7 +219,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     index = cluster.node_names.index(nodes[lost.id])
     cluster.kill_node(index, with_jobs=True)
     crawl.end()
-    # A controller that has just begun anew may take minutes to miss a node.
+    # A controller that has just restarted may take minutes to miss a node.
     wait_for(
         lambda: (study.states(), lost.attempts()),
         "the controller to miss the node",
