@@ -17,7 +17,7 @@ import pytest
 
 import launch
 from jobs import terminal
-from jobs.cli import arguments, launching
+from jobs.cli import arguments, planning
 from jobs.launch.job import LaunchOptions
 from jobs.manifests import backends
 from jobs.spec import RunSpec

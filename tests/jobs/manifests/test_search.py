@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.launching import search_line
+from jobs.cli.planning import search_line
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.plan.record import kept_search, record_of, write_record
 from seqlm.errors import ManifestError
