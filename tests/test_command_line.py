@@ -294,7 +294,7 @@ def test_quiet_leaves_warnings_errors_and_the_answer_of_a_query(
 ) -> None:
     @contextlib.contextmanager
     def train_badly(specs: Any, backend: Any, settings: LaunchOptions) -> Any:
-        planned = launching.plan_runs(specs, settings.study_dir)
+        planned = planning.plan_runs(specs, settings.study_dir)
         terminal.tell("warning: low on disk")
         for item in planned:
             item.run.create(item.spec.config, {"name": item.spec.name})
