@@ -46,7 +46,8 @@ from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
 from seqlm.model_files import ModelFiles
 from seqlm.reading import read_bytes
-from seqlm.run_layout import CANARY_FOLDER, RunLayout
+from seqlm.run_layout import CANARY_FOLDER
+from seqlm.run_rungs import RungRecords, stopped_reason
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -82,7 +83,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class RunDirectory(RunLayout):
+class RunDirectory(RungRecords):
     """One run's folder, ``runs/<study>/<slug>-<fingerprint8>/``."""
 
     @classmethod
@@ -270,34 +271,6 @@ class RunDirectory(RunLayout):
             message = f"{self.failure_file.name} is damaged: the machine may have crashed while it was written"
             return {"kind": "node", "message": message}
 
-    def read_stopped(self) -> dict[str, Any] | None:
-        """Return why the search stopped the run; ``None``: it has not.
-
-        Raises:
-            FileError: the record cannot be read.
-        """
-        return read_json(self.stopped_file)
-
-    def read_rungs(self) -> dict[str, dict[str, Any]]:
-        """Return the decisions of the search, by rung. Those of a damaged record are made again.
-
-        Raises:
-            FileError: the record cannot be read.
-        """
-        try:
-            found = read_json(self.rungs_file) or {}
-        except DamagedFileError:
-            return {}
-        return {rung: entry for rung, entry in found.items() if rung.isdecimal() and isinstance(entry, dict)}
-
-    def waits_at_rung(self) -> bool:
-        """Return whether the run left at a rung and nothing has been decided about it.
-
-        Raises:
-            FileError: the record cannot be read.
-        """
-        return any(entry.get("decision") == "waits" for entry in self.read_rungs().values())
-
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the epochs of ``metrics.jsonl``, and one warning for each line that is no complete record."""
         return read_json_lines(self.metrics_file, _is_epoch)
@@ -388,23 +361,6 @@ def reaches(result: Mapping[str, Any], config: RunConfig) -> bool:
 def study_record_file(study_dir: Path) -> Path:
     """``study.json``: what the report needs of the manifest. Written by launchers, which hold the study's lock."""
     return study_dir / "study.json"
-
-
-def stopped_reason(stopped: Mapping[str, Any]) -> str:
-    """Return the content of ``stopped.json`` in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
-    rank = stopped.get("rank")
-    place = ordinal(rank) if isinstance(rank, int) else "?"
-    return f"stopped at epoch {stopped.get('rung')}: {place} of {stopped.get('of')}, keeps {stopped.get('goes_on')}"
-
-
-def ordinal(number: int) -> str:
-    """Return a place as text.
-
-    >>> [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111)]
-    ['1st', '2nd', '3rd', '4th', '11th', '12th', '13th', '21st', '102nd', '111th']
-    """
-    teens = number % 100 in (11, 12, 13)
-    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def slugify(name: str) -> str:

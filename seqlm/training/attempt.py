@@ -36,7 +36,8 @@ from seqlm.errors import (
 from seqlm.files import Guard, make_directory, unguarded, write_json
 from seqlm.lease import Terms, claim, kept, require_attempt
 from seqlm.locks import exclusive_lock
-from seqlm.rundir import RunDirectory, stopped_reason
+from seqlm.run_rungs import stopped_reason
+from seqlm.rundir import RunDirectory
 from seqlm.training.distributed import Rank, abort_group, leave_group
 from seqlm.training.failure import describe_failure, failure_text, tell
 
