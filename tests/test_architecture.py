@@ -21,7 +21,7 @@ PACKAGES = ("seqlm", "jobs", "slurm", "analysis", "benchmarks", "launch")
 BOTTOM = (
     *("seqlm.config", "seqlm.schema", "seqlm.rundir", "seqlm.reading", "seqlm.errors", "seqlm.machine", "seqlm.lease"),
     *("seqlm.environment", "seqlm.files", "seqlm.locks", "seqlm.processes", "seqlm.run_layout"),
-    *("seqlm.architectures", "seqlm.model_files", "seqlm.optimizers", "seqlm.search", "seqlm.run_rungs"),
+    *("seqlm.architectures", "seqlm.model_files", "seqlm.optimizers", "seqlm.search"),
 )
 """What everybody may import; these import nothing but each other and the standard library."""
 
@@ -53,7 +53,6 @@ ALLOWED = {
     "seqlm.optimizers": ("seqlm.schema",),
     "seqlm.rundir": BOTTOM,
     "seqlm.search": BOTTOM,
-    "seqlm.run_rungs": ("seqlm.errors", "seqlm.files", "seqlm.run_layout"),
     "seqlm.model_files": ("seqlm.architectures", "seqlm.errors", "seqlm.files", "seqlm.reading"),
     "seqlm.errors": (),
     "seqlm.processes": (),

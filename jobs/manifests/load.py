@@ -25,29 +25,27 @@ from typing import Any, TypeAlias
 
 from jobs.manifests.claims import Expectation, Published, absent, expectations, groups_of
 from jobs.manifests.draws import Real, is_distribution
-from jobs.manifests.entries import SECTIONS, ManifestFile
+from jobs.manifests.entries import ManifestFile
 from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
 from jobs.manifests.filters import listing
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
 from jobs.manifests.search import check_epochs
+from jobs.manifests.values import Values, applying, nested_tables, text_of
 from jobs.spec import Resources, RunSpec
 from seqlm.architectures import CustomConfig
-from seqlm.config import RunConfig, applicable_keys, base_key, nested
+from seqlm.config import RunConfig
 from seqlm.errors import ConfigError, FileError, ManifestError, ModelError, nearest
 from seqlm.model_files import ModelFiles, read_model_files
-from seqlm.optimizers import foreign_keys
 from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Arguments
 from seqlm.search import Search
 
 __all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
 
-_Values: TypeAlias = Mapping[str, Any]
-"""Dotted key -> value."""
-_Run: TypeAlias = tuple[Entry, _Values]
+_Run: TypeAlias = tuple[Entry, Values]
 """One run as written: its entry, and the value of each key of the entry."""
-_Resolved: TypeAlias = tuple[Entry, _Values, RunSpec]
+_Resolved: TypeAlias = tuple[Entry, Values, RunSpec]
 _Models: TypeAlias = Callable[[CustomConfig], ModelFiles]
 """Returns the files of a user's own model."""
 
@@ -181,14 +179,14 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Exc
         values = _merge(file, run[1])
         known = {"seed": None, **values}
         with contextlib.suppress(ConfigError):  # else without the defaults of RunConfig
-            known |= RunConfig.from_dict(_nested(values)[0]).by_key()
+            known |= RunConfig.from_dict(nested_tables(values)[0]).by_key()
         known["name"] = run_name(run[0], values)
         facts.append(known)
         hits = {number for number, cut in file.excludes.items() if all(_fits(known, *item) for item in cut.items())}
         hit |= hits
         if hits:
-            arch = _text(known.get("model.source")) or _text(known.get("model.arch"))
-            optimizer = _text(known.get("optim.optimizer"))
+            arch = text_of(known.get("model.source")) or text_of(known.get("model.arch"))
+            optimizer = text_of(known.get("optim.optimizer"))
             dropped.append(Excluded(name=known["name"], arch=arch, optimizer=optimizer))
         else:
             kept.append(run)
@@ -200,7 +198,7 @@ def _exclude(runs: list[_Run], file: ManifestFile) -> tuple[list[_Run], list[Exc
     return kept, dropped, unmatched
 
 
-def _fits(facts: _Values, key: str, wanted: Any) -> bool:
+def _fits(facts: Values, key: str, wanted: Any) -> bool:
     if key not in facts:
         return False
     options = wanted if isinstance(wanted, list) else [wanted]
@@ -209,7 +207,7 @@ def _fits(facts: _Values, key: str, wanted: Any) -> bool:
     return any(option == facts[key] and isinstance(option, bool) == isinstance(facts[key], bool) for option in options)
 
 
-def _why_no_match(exclude: _Values, facts: Sequence[_Values]) -> str:
+def _why_no_match(exclude: Values, facts: Sequence[Values]) -> str:
     for key, wanted in exclude.items():
         if not any(_fits(known, key, wanted) for known in facts):
             found = list(dict.fromkeys(show(known[key]) for known in facts if key in known))
@@ -218,54 +216,13 @@ def _why_no_match(exclude: _Values, facts: Sequence[_Values]) -> str:
     return "each of its keys fits some run, but no run fits all"
 
 
-def _merge(file: ManifestFile, own: _Values, setting: _Values | None = None) -> dict[str, Any]:
+def _merge(file: ManifestFile, own: Values, setting: Values | None = None) -> dict[str, Any]:
     """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest.
 
     Defaults and overrides that do not apply to the run's architecture, optimizer or schedule are left out. Keys of the
     entry itself stay, so that :class:`RunConfig` reports them.
     """
-    return _applying({**file.defaults, **file.resources, **own, **(setting or {})}, own, setting or {})
-
-
-def _applying(values: dict[str, Any], own: _Values, setting: _Values) -> dict[str, Any]:
-    fitting = _applicable("model", "arch", _text(values.get("model.arch")))
-    fitting |= _applicable("optim", "optimizer", _text(values.get("optim.optimizer")))
-    foreign = [key for key in values if key.startswith(("model.", "optim.")) and base_key(key) not in fitting]
-    for key in foreign:
-        if key not in own or key in setting:
-            del values[key]
-    shared = {key: value for key, value in values.items() if key not in own or key in setting}
-    optimizer = _text(values.get("optim.optimizer"))
-    for name in foreign_keys(optimizer, _nested(own)[0]["optim"], _nested(shared)[0]["optim"]):
-        del values[(key := f"optim.{name}")]
-        if key in own:
-            values[key] = own[key]
-    return values
-
-
-@functools.cache
-def _applicable(section: str, selector: str, choice: str | None) -> frozenset[str]:
-    return frozenset(f"{section}.{key}" for key in applicable_keys(section, {selector: choice}))
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def config_of(own: _Values, defaults: _Values) -> RunConfig:
-    """Return the configuration of a run with the values ``own`` in its entry, in a manifest with these defaults.
-
-    Raises:
-        ConfigError: one line for each problem.
-    """
-    return RunConfig.from_dict(_nested(_applying({**defaults, **own}, own, {}))[0])
-
-
-def _nested(values: _Values) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return dotted keys as the nested tables of a configuration, and the table of resources."""
-    tables = {**dict.fromkeys(SECTIONS), **nested(values)}
-    tables = {key: {} if value is None and key in SECTIONS else value for key, value in tables.items()}
-    return tables, tables.pop("resources")
+    return applying({**file.defaults, **file.resources, **own, **(setting or {})}, own, setting or {})
 
 
 def _files_of(folder: Path, config: CustomConfig) -> ModelFiles:
@@ -318,13 +275,13 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile, models: _Models) -> l
     return resolved
 
 
-def _resolve(entry: Entry, values: _Values, order: int, models: _Models) -> RunSpec:
+def _resolve(entry: Entry, values: Values, order: int, models: _Models) -> RunSpec:
     """Return the run with these values, and with the digest of its model's files if it has any.
 
     Raises:
         ConfigError: one line for each problem of its configuration, its resources and its model's files.
     """
-    config, resources = _nested(values)
+    config, resources = nested_tables(values)
     parts: dict[str, Any] = {}
     problems: list[str] = []
     for name, kind, table in (("config", RunConfig, config), ("resources", Resources, resources)):
@@ -355,7 +312,7 @@ def _with_tokenizer(spec: RunSpec, folder: Path) -> RunSpec:
     return replace(spec, tokenizer=(folder / Path(tokenizer).expanduser()).resolve())
 
 
-def _place(key: str, entry: Entry, own: _Values, file: ManifestFile) -> str:
+def _place(key: str, entry: Entry, own: Values, file: ManifestFile) -> str:
     """Return where the value of a key comes from, to name it in messages."""
     if key in file.setting:
         return file.options[key]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
 from jobs.manifests.expand import Entry, run_name
-from jobs.manifests.load import config_of
+from jobs.manifests.values import config_of
 from seqlm.config import RunConfig, valid_keys
 from seqlm.errors import ConfigError, UsageError
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 3
 """Runs of which a predicted value is the mean."""
-_NOT_A_SETTING = ("seed", "train.epochs", "data.sha256")
-"""Keys in which runs of one setting may differ: seeds copy it, runs go on, and the digest depends on the machine."""
+_NOT_A_SETTING = ("seed", "train.epochs", "data.sha256", "data.tokenizer_sha256", "model.sha256")
+"""Keys in which runs of one setting may differ: seeds copy it, runs go on, and digests are filled in at the launch."""
 NEAR = 0.02
 """Distance from a trained run, or from another proposal, below which a setting is not worth a run."""
 _PATIENCE = 5

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from seqlm.files import Guard
-from seqlm.run_rungs import stopped_reason
-from seqlm.rundir import RunDirectory
+from seqlm.rundir import RunDirectory, stopped_reason
 from seqlm.search import Search, decide, decision_at, wait_at
 from seqlm.training.attempt import LeftAtRungError
 from seqlm.training.distributed import Rank
