@@ -29,13 +29,12 @@ from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.record import require_same_tokenizers
 from jobs.plan.totals import totals
-from jobs.search import expected_share
+from jobs.search import expected_share, search_line
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger
 from seqlm.data.corpus import corpus_facts
 from seqlm.errors import DataError, UsageError, printable
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search
 from slurm import backend as slurm_backend
 from slurm.submission import require_plain_path
 
@@ -103,16 +102,6 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "budget": limits}
     data["refused"] = refused
     return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
-
-
-def search_line(search: Search, share: float) -> str:
-    """Return one line about a search: its rungs, what it compares, and the share of all epochs that it takes."""
-    rungs = ", ".join(map(str, search.rungs))
-    among = f" among runs of equal {', '.join(search.within)}" if search.within else ""
-    return (
-        f"search ({search.mode}): {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}; "
-        f"about {share:.0%} of the epochs of all runs"
-    )
 
 
 def _plan_record(item: PlannedRun) -> dict[str, Any]:
