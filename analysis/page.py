@@ -134,7 +134,7 @@ def render_html(page: Page, inline_figures: dict[str, str], refresh_seconds: int
 
 
 def render_markdown(page: Page) -> str:
-    """The same content in Markdown, with the figures as files beside it."""
+    """The same content in Markdown, with links to the files of the figures."""
     environment = _environment(html=False)
     environment.filters.update(md=escape_markdown, code=markdown_code, fence=_fence)
     return environment.get_template("report.md.j2").render(_variables(page))

@@ -58,8 +58,8 @@ def write_report(
     """Write the report of the runs below each of ``study_dirs`` and return the path of its page.
 
     ``output`` (default: ``report`` in the study's folder, for several studies beside their folders) is replaced as a
-    whole, with whatever else was put there. The new report is built beside it and swapped in, so a reader never sees
-    half of one; when anything goes wrong the old one stays. The same files give the same report, byte for byte.
+    whole, with all files in it. The new report is built in a temporary folder and renamed into place, so a reader never
+    sees half of one; if anything goes wrong, the old one stays. The same files give the same report, byte for byte.
     With ``refresh_seconds`` an open page loads itself again so often. ``processes`` draw the figures of a
     large study.
 
@@ -100,7 +100,7 @@ def report_sections(study: Study) -> list[Section]:
         cost_section(study),
         effects_section(study),
         behaviour_section(study),
-        Section(name="open", title="Runs without a result", blocks=[unfinished] if unfinished.runs else []),
+        Section(name="open", title="Unfinished runs", blocks=[unfinished] if unfinished.runs else []),
         Section(name="hyperparameters", title="Hyperparameters", blocks=hyperparameter_blocks(study)),
         samples_appendix(study),
     ]

@@ -3,8 +3,8 @@
     python -m benchmarks.checkpoints --repeats 5 --steps 24
 
 For each shape a real worker trains on random words; a signal comes at a random moment of a step, again and again, and
-each time the worker is started anew from what it has saved. The same number of bytes is then written and flushed by
-itself: what the disk takes. At last, in one process, steps with and without a checkpoint under way follow each other.
+each time the worker is started again from its checkpoint. The same number of bytes is then written and flushed alone,
+which is the time of the disk. Last, one process takes steps with and without a checkpoint being written, in turn.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def one_signal(run: RunDirectory, text: Path, draw: random.Random) -> dict[str, 
 
 
 def wait_for_step(progress: Path, worker: subprocess.Popen[bytes], step: int) -> dict[str, Any]:
-    """What the worker tells of itself once it has done more than ``step`` steps."""
+    """The worker's own record once it has done more than ``step`` steps."""
     while True:
         assert worker.poll() is None, "the worker has ended"
         found = read_json(progress)
@@ -173,7 +173,7 @@ def wait_for_step(progress: Path, worker: subprocess.Popen[bytes], step: int) ->
 
 
 def seconds_to_write(path: Path, size: int) -> float:
-    """How long the disk takes for so many bytes, flushed."""
+    """Seconds that the disk takes to write and flush a number of bytes."""
     piece = os.urandom(1 << 20)
     started = time.perf_counter()
     with path.open("wb") as file:

@@ -9,7 +9,7 @@ from seqlm.errors import UsageError
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called ``cpu`` or ``cuda``; none: a GPU where there is one.
+    """The device called ``cpu`` or ``cuda``. ``None``: a GPU if there is one, else the processor.
 
     Raises:
         UsageError: there is no GPU.

@@ -78,7 +78,7 @@ class StepTurn:
 
 
 def measure_shape(shape: Shape, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything about one shape, as it stands in the JSON document; ``say`` hears of the progress."""
+    """Everything about one shape, in the form of the JSON document. ``say`` is called with lines of progress."""
     record = {**_facts(shape), **_measure_times(shape, settings, say)}
     gc.collect()  # the models are gone before the next shape's come
     if settings.device.type == "cuda":
@@ -136,7 +136,7 @@ def _measure_times(shape: Shape, settings: Settings, say: Callable[[str], None])
 
 
 def _round_speaker(seconds: float, say: Callable[[str], None]) -> Callable[[int, float], None]:
-    """Tells of a round where the last one told of is long ago: small shapes have hundreds of them."""
+    """Return a function that reports a round if the last report is long ago. Small shapes have hundreds of rounds."""
     told = -math.inf
 
     def on_round(number: int, elapsed: float) -> None:

@@ -108,7 +108,7 @@ def _one_rank(
 
 
 def _stepper(shape: Shape, columns: int, rank: Rank, bucket_mb: int) -> Callable[[], None]:
-    """A step on random windows of so many columns, with a model of its own."""
+    """A step on random windows of ``columns`` columns, with a model of its own."""
     import torch
 
     from seqlm.models import build_model

@@ -117,7 +117,7 @@ def select(names: Sequence[str]) -> list[Shape]:
     for name in names:
         if name not in groups and name not in shapes:
             valid = [*groups, *shapes]
-            hint = nearest(name, valid) or f"; valid are {', '.join(valid)}"
+            hint = nearest(name, valid) or f"; expected one of {', '.join(valid)}"
             raise UsageError(f'--shapes: unknown shape "{name}"{hint}')
         for shape in groups[name] if name in groups else (shapes[name],):
             chosen.setdefault(shape.name, shape)

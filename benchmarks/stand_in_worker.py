@@ -1,4 +1,4 @@
-"""Stands in for a worker where the scheduler is measured: ``python -S stand_in_worker.py RUN_DIR``.
+"""A worker that does nothing, to measure the scheduler: ``python -S stand_in_worker.py RUN_DIR``.
 
 Sleeps until its process is as old as ``stand-in.json`` says, then writes when it began and ended, as a worker's own
 time is counted, and the first rank its result. Standard library alone, and little of it.

@@ -11,7 +11,7 @@ their order: ``000001.json``, ``000002.json``, ... The owner is the one with the
                 clock of its own, so that clocks may differ between hosts, and be set back
     takeover    a lease without a heartbeat for some minutes, or one whose process on this host has ended, is taken
                 over by claiming the next number
-    release     the file says so; no file is ever removed, since numbers must neither begin anew nor have gaps
+    release     the file says so; no file is ever removed, since numbers must neither restart nor have gaps
     check       before each file that it puts in place, an owner asks whether the next number is taken: one that was
                 stopped, taken for dead and woken changes nothing of what has become somebody else's
 
@@ -125,7 +125,7 @@ def claim(
         attempt: of this worker, for the record.
         busy: what to say where the run has an owner.
         terms: when a lease is stale.
-        pause: waits so many seconds, or raises to give up.
+        pause: waits for the given seconds, or raises to give up.
         tell: told, in a line, of a takeover and of the wait before it.
         clock: seconds that only go forward.
 
@@ -252,7 +252,7 @@ def _is_younger(path: Path, seconds: float) -> bool:
 def newest_generation(folder: Path) -> int:
     """The number of the run's newest lease, 0 where it has had none.
 
-    A listing may lag behind, so the numbers after it are asked for by name; what then still lags is found by the link.
+    A listing may lag behind, so the numbers after it are looked up by name. The link finds what is missing even then.
     """
     generation = _highest_listed(folder)
     while _exists(folder / _name(generation + 1)):
@@ -280,7 +280,7 @@ def _highest_listed(folder: Path) -> int:
 
 
 def _exists(path: Path) -> bool:
-    """Whether the file is there; a disk that does not answer says neither, and is told by whoever writes next."""
+    """Whether the file exists. False if the disk does not answer: the next write raises that error."""
     try:
         path.stat()
     except OSError:
@@ -316,7 +316,7 @@ def _take(folder: Path, generation: int, attempt: int, terms: Terms) -> Lease | 
                 # lease of an unknown owner.
                 write_new(path, beside.read_bytes())
         except FileExistsError:
-            # A file server whose answer got lost is asked again, and finds the link that it has made (man 2 open).
+            # The client repeats a request whose answer was lost, and then finds its own link (man 2 open).
             if beside.stat().st_nlink != 2:
                 return None
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The files of a user's own model: read next to the manifest, and kept in the folder of each run.
+"""The files of a user's own model, and tokenizers: read next to the manifest, and kept in the folder of each run.
 
     <manifest's folder>/lstm.py                  what the user edits
     runs/<study>/<run id>/model/lstm.py          what the run trains, verified by its digest
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seqlm.architectures import CustomConfig
-from seqlm.errors import FileError, ModelError
-from seqlm.files import make_directory, write_new
+from seqlm.errors import FileError, ModelError, UsageError
+from seqlm.files import file_sha256, make_directory, replacing, write_new
 from seqlm.reading import read_bytes
 
 MOST_BYTES = 4 * 2**20
@@ -83,3 +83,19 @@ def read_model_files(config: CustomConfig, folder: Path) -> ModelFiles:
             f"model.sha256: {names} in {folder} changed: expected sha256 {config.sha256}, found {files.sha256}"
         )
     return files
+
+
+def keep_tokenizer(source: Path, kept: Path, sha256: str) -> None:
+    """Copy the tokenizer file ``source`` to ``kept``, unless it is there.
+
+    Raises:
+        UsageError: the file has another digest than ``sha256``.
+        FileError: a file cannot be read or written.
+    """
+    if file_sha256(kept) == sha256:
+        return
+    content = read_bytes(source)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UsageError(f"data.tokenizer: {source} has changed since the launch began; launch again")
+    with replacing(kept) as temporary:
+        temporary.write_bytes(content)

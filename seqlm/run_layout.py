@@ -143,3 +143,18 @@ class RunLayout:
     def is_canary(self) -> bool:
         """Whether this is the folder of a canary, by its place."""
         return self.path.parent.name == CANARY_FOLDER
+
+
+def study_record_file(study_dir: Path) -> Path:
+    """``study.json``: what the report needs of the manifest. Written by launchers, which hold the study's lock."""
+    return study_dir / "study.json"
+
+
+def slugify(name: str) -> str:
+    """Return a name as a folder name: lower-case letters, digits, ``_``, ``.`` and ``-`` only, at most 80 characters.
+
+    >>> slugify("GRU / adam, lr=0.1")
+    'gru-adam-lr-0.1'
+    """
+    slug = re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")[:80].strip("-.")
+    return slug or "run"

@@ -17,26 +17,22 @@ of a run, with ``task.json`` as well. It writes ``behaviour.json`` and ``samples
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from seqlm.config import RunConfig
-from seqlm.errors import ConfigError, DamagedFileError, FileError, UsageError
+from seqlm.errors import ConfigError, DamagedFileError, FileError
 from seqlm.files import (
     Guard,
-    file_sha256,
     json_text,
     make_directory,
     read_json,
     read_json_lines,
     remove,
-    replacing,
     temporaries_of,
     unguarded,
     write_json,
@@ -44,9 +40,8 @@ from seqlm.files import (
 )
 from seqlm.lease import Terms, has_live_worker, live_owner
 from seqlm.locks import held_by_a_stranger, is_locked
-from seqlm.model_files import ModelFiles
-from seqlm.reading import read_bytes
-from seqlm.run_layout import CANARY_FOLDER, RunLayout
+from seqlm.model_files import ModelFiles, keep_tokenizer
+from seqlm.run_layout import CANARY_FOLDER, RunLayout, slugify
 
 State: TypeAlias = Literal["pending", "queued", "running", "done", "stopped", "failed", "cancelled"]
 FailureKind: TypeAlias = Literal["oom", "diverged", "node", "preempted", "timeout", "code", "cancelled"]
@@ -144,8 +139,8 @@ class RunDirectory(RunLayout):
             ModelError: the folder holds other files of the model.
         """
         make_directory(self.path / "checkpoints")
-        if tokenizer is not None and config.data.tokenizer is not None:
-            self._keep_tokenizer(tokenizer, config.data.tokenizer_sha256)
+        if tokenizer is not None and config.data.tokenizer_sha256 is not None:
+            keep_tokenizer(tokenizer, self.tokenizer_file, config.data.tokenizer_sha256)
         if model_files is not None:
             model_files.keep(self.model_dir)
         before = self.read_config() if self.config_file.exists() else None
@@ -154,15 +149,6 @@ class RunDirectory(RunLayout):
         if before is None or before.train.epochs != config.train.epochs:
             write_json(self.config_file, config.to_dict())
         write_json(self.provenance_file, provenance)
-
-    def _keep_tokenizer(self, tokenizer: Path, sha256: str | None) -> None:
-        if file_sha256(self.tokenizer_file) == sha256:
-            return
-        content = read_bytes(tokenizer)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise UsageError(f"data.tokenizer: {tokenizer} has changed since the launch began; launch again")
-        with replacing(self.tokenizer_file) as temporary:
-            temporary.write_bytes(content)
 
     def sweep(self, attempt: int) -> None:
         """Remove the temporary files of the run's former owners. Called by a new owner.
@@ -385,11 +371,6 @@ def reaches(result: Mapping[str, Any], config: RunConfig) -> bool:
     return epochs is None or epochs >= config.train.epochs
 
 
-def study_record_file(study_dir: Path) -> Path:
-    """``study.json``: what the report needs of the manifest. Written by launchers, which hold the study's lock."""
-    return study_dir / "study.json"
-
-
 def stopped_reason(stopped: Mapping[str, Any]) -> str:
     """Return the content of ``stopped.json`` in one line, such as ``stopped at epoch 9: 5th of 12, keeps 4``."""
     rank = stopped.get("rank")
@@ -405,16 +386,6 @@ def ordinal(number: int) -> str:
     """
     teens = number % 100 in (11, 12, 13)
     return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
-
-
-def slugify(name: str) -> str:
-    """Return a name as a folder name: lower-case letters, digits, ``_``, ``.`` and ``-`` only, at most 80 characters.
-
-    >>> slugify("GRU / adam, lr=0.1")
-    'gru-adam-lr-0.1'
-    """
-    slug = re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")[:80].strip("-.")
-    return slug or "run"
 
 
 def _is_epoch(record: Any) -> bool:

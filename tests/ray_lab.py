@@ -1,6 +1,6 @@
 """A place for tests that need Ray: a network of its own that has only loopback, private folders, a cluster if wanted.
 
-Ray listens on the machine's own address whatever it is told. In a network namespace there is no such address.
+Ray always listens on the machine's own address. A network namespace has no such address.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RayLab:
         }
 
     def start_cluster(self, *nodes: tuple[float, float]) -> None:
-        """Nodes of so many cores and (fake) GPUs each."""
+        """Nodes with these cores and (fake) GPUs each."""
         self._cluster = self.start([sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes)], cwd=ROOT)
         self.address = commands.next_line(self._cluster).strip()
         assert self.address, commands.finish(self._cluster)[1]

@@ -1,8 +1,8 @@
 """A Ray cluster of several nodes on this machine, for tests: ``python -m tests.ray_nodes '[[CPUS, GPUS], ...]'``.
 
-Their files lie below RAY_TMPDIR. Prints the cluster's address, then obeys lines on stdin: ``kill ID`` ends a node,
-named by Ray's id, and all that runs on it at once, without a word to the others; ``add CPUS GPUS`` adds a node. Ends
-when stdin does.
+Its files are in RAY_TMPDIR. Print the cluster's address, then read commands from stdin: ``kill ID`` kills a node, named
+by Ray's id, with all its processes, without notice to the others; ``add CPUS GPUS`` adds a node. Exit when stdin is
+closed.
 """
 
 from __future__ import annotations

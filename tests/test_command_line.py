@@ -129,7 +129,7 @@ def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) ->
     assert found is not None
     assert (found.command, found.argv) == (words[0], tuple(words))
     assert callable(launch.handler(found.command))
-    assert type(found).__name__.lower() == f"{found.command}arguments"
+    assert type(found).__name__.lower() == f"{found.command.replace('-', '')}arguments"
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.json = True  # type: ignore[misc]
     hash(found)  # no list, no dictionary
@@ -138,7 +138,7 @@ def test_the_example_of_a_command_becomes_its_frozen_record(words: list[str]) ->
 def test_each_command_has_one_example_one_group_and_one_handler(capsys: pytest.CaptureFixture[str]) -> None:
     assert [words[0] for words in examples()] == COMMANDS
     assert {command.record.__name__.lower() for command in arguments.COMMANDS.values()} == {
-        f"{name}arguments" for name in COMMANDS
+        f"{name.replace('-', '')}arguments" for name in COMMANDS
     }
     for name in COMMANDS:
         with pytest.raises(SystemExit):

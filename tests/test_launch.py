@@ -331,7 +331,7 @@ def test_a_pair_that_diverges_at_once_stops_its_grid_unless_canaries_are_left_ou
     assert study.states() == {"rnn-adam": "done", "wild": "failed"}
 
 
-# -- what plan tells of the whole ----------------------------------------------------------------------------------
+# -- what plan shows of the whole ----------------------------------------------------------------------------------
 
 
 def plan_of(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`launch.py behaviour` and the report that computes what it lacks, with a worker that stands in for the real one."""
+"""`launch.py behaviour` and the report that computes what it lacks, with a substitute for the real worker."""
 
 from __future__ import annotations
 

@@ -376,7 +376,7 @@ def test_a_full_disk_at_the_release_leaves_the_lease_as_it_was(
     monkeypatch.setattr(os, "fsync", full)
     lease.release()
     assert lease.file.read_bytes() == before
-    assert cluster.names() == ["000001.json"], "and nothing beside it"
+    assert cluster.names() == ["000001.json"], "and nothing else"
 
 
 HELD = """

@@ -19,7 +19,7 @@ ALLOWED = {
     ("warm.py", "sleep"): "until a process that has ended is seen to have",
     ("crawl/sitecustomize.py", "sleep"): "imitates slow steps and slow renaming",
     ("training/elsewhere.py", "sleep"): "imitates slow steps",
-    ("jobs/launch/stand_in_behaviour.py", "sleep"): "imitates work that ends when it is asked to",
+    ("jobs/launch/stand_in_behaviour.py", "sleep"): "imitates work that ends at a signal",
     ("test_lease.py", "limit"): "imitates a slow look",
     ("chaos/test_disk.py", "sleep"): "imitates a writer that keeps its file open",
     ("chaos/disk.py", "sleep"): "a program: the pause between two tries",

@@ -1,8 +1,8 @@
 """Start Python programs as forks of a process that has imported torch, pandas and matplotlib already.
 
 Importing torch takes a worker two seconds of a processor; most runs of the tests train for less. A program started here
-has its own process number, is a child of whoever started it, and has the working folder, the variables, the files and
-the process group that it would have had: to signals, locks and exit codes it is any other process.
+has its own process number, is a child of the program that starts it, and has the working folder, the variables, the
+files and the process group that it would have had: to signals, locks and exit codes it is any other process.
 
 ``Popen`` asks a *spawner*, which forks twice. The first fork ends at once, so that the second is adopted by the asker
 (a "child subreaper" for that moment). A spawner has one thread, has run nothing and imported nothing of seqlm. The
@@ -72,9 +72,9 @@ class Program:
     variables: dict[str, str]
     new_session: bool
     process_group: int
-    """-1: that of whoever starts it; 0: a new one."""
+    """-1: that of the parent; 0: a new one."""
     umask: int
-    """-1: that of whoever starts it."""
+    """-1: that of the parent."""
     first: str
     """``module:function`` to call before the program begins (``preexec_fn``), or nothing."""
 
@@ -164,7 +164,7 @@ def close() -> None:
 
 
 def serve(asker: socket.socket) -> tuple[Program, list[int]]:
-    """Fork for each program that is asked for; return in the fork alone. Exit when the asker is gone."""
+    """Fork for each requested program; return in the fork alone. Exit when the other end of the socket is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
     while True:
         data, files, _, _ = socket.recv_fds(asker, MOST_BYTES, 3)

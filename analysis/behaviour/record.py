@@ -42,9 +42,9 @@ def record_behaviour(
 ) -> dict[str, Any]:
     """Compute the behaviour of the run that ``job`` belongs to; returns what the job's ``result.json`` holds.
 
-    ``samples.jsonl`` is written before ``behaviour.json``, and the job's result last, so that whoever finds one finds
-    what came before it. ``between`` is called between two pieces of work and may raise to stop; ``guard`` is asked
-    before each file that is put in place.
+    ``samples.jsonl`` is written before ``behaviour.json``, and the job's result last, so a reader
+    that finds one of them also finds those before it. ``between`` is called between two pieces of work and may raise to
+    stop. ``guard`` is called before each file is put in place.
 
     Raises:
         CheckpointError: ``best.pt`` is missing, damaged, of another run, or was trained on another text.

@@ -65,7 +65,7 @@ def prompt_ids(
     if unknown and UNK not in ids:
         raise DataError(
             f'settings.prompt: "{unknown[0]}" is not in the vocabulary of {len(ids):,} tokens, which has no {UNK} to '
-            f"stand for it; valid are known tokens"
+            f"stand for it; use known tokens"
         )
     return [ids.get(token, ids.get(UNK, -1)) for token in tokens]
 

@@ -53,7 +53,7 @@ class Settings:
     temperature: float = 1.0
     """The logits are divided by it before a token is drawn; 1 is the model's own distribution."""
     prompt: str | None = None
-    """What each text goes on from; none: from one random token each."""
+    """The start of each text. ``None``: one random token for each."""
     gradient_columns: int = 20
     """Sequences over which gradients are averaged: as many for every model, whatever its batch size."""
     seed: int
@@ -88,7 +88,7 @@ class Task:
     """One job: a run's model, and who judges its texts."""
 
     judge: str | None
-    """Id of another finished run of the study, whose model rates the texts; none: nobody does."""
+    """Id of another finished run of the study, whose model rates the texts. ``None``: the texts get no rating."""
     settings: Settings
 
     @classmethod

@@ -64,7 +64,7 @@ class Chart:
             self.figure.set_layout_engine("none")
 
     def pointer_data(self) -> list[dict[str, Any]]:
-        """The panels for the page's script: where each lies in the SVG (points, from the top left), and its values."""
+        """The panels for the page's script: the place of each in the SVG (points from the top left), and its values."""
         return [_pointer_panel(panel, self.figure) for panel in self.panels]
 
 
@@ -92,5 +92,5 @@ def _pointer_panel(panel: Panel, figure: Figure) -> dict[str, Any]:
 
 
 def _rounded(values: Sequence[float] | Values, digits: int = 5) -> list[float | None]:
-    """Values to so many significant digits; what is not finite is null."""
+    """Values rounded to ``digits`` significant digits; values that are not finite become null."""
     return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in map(float, values)]

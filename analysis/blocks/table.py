@@ -16,8 +16,8 @@ from analysis.study import units
 from analysis.study.numbering import RunNumber
 
 FORMULA_STARTS = ("=", "+", "-", "@")
-"""A spreadsheet takes a text that begins like this for a formula. In the files of tables, which people open with one,
-an apostrophe goes before it. The files of data are for programs, and hold what there is.
+"""A spreadsheet takes a text that begins like this for a formula. The CSV files of tables, which people open in a
+spreadsheet, put an apostrophe in front of such a text. The files of data are for programs and keep it as it is.
 
 https://owasp.org/www-community/attacks/CSV_Injection
 """

@@ -144,7 +144,7 @@ def shared_cut(values: Sequence[Values]) -> float:
 
 
 def log_ticks(scale: Scale, most: int) -> list[float]:
-    """At most so many round values of a logarithmic axis."""
+    """At most ``most`` round values of a logarithmic axis."""
     decades = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
     found: list[float] = []
     for steps in TICKS:

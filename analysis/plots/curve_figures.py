@@ -47,7 +47,7 @@ from analysis.plots.lines import (
 from analysis.study import units
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
-from seqlm.rundir import slugify
+from seqlm.run_layout import slugify
 
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
 """What the horizontal axis counts, in words."""

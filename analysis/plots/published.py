@@ -105,10 +105,10 @@ class Comparison:
 # -- figure --------------------------------------------------------------------------------------------------------
 
 DRAWN_FROM, MOST_DRAWN = 3, 60
-"""The chart needs so many finished runs, and shows at most so many: those that differ most."""
+"""Fewest finished runs for the chart, and most runs that it shows: those that differ most."""
 
 LINEAR_UP_TO = 50.0
-"""Differences beyond so many per cent are drawn as ratios on a logarithmic axis."""
+"""Differences above this percentage are drawn as ratios on a logarithmic axis."""
 
 
 def _label(run: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ MOST_NUMBERS = 40
 """Of more points, only those on the front carry their numbers, and all are smaller."""
 
 FEW = 3
-"""Up to so many points of a column stand above one another."""
+"""Largest number of points of a column that are drawn above one another."""
 
 GOLDEN = 0.618034
 """Its multiples, less their whole part, are as far apart as those of any number."""

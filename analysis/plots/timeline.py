@@ -28,8 +28,8 @@ NUMBERED_LANES = 32
 """With more lanes than that, bars are thin and without numbers."""
 LABEL_LENGTH = 24
 
-HATCHES = {"failed": "/////", "cancelled": "/////", "interrupted": "|||||"}
-KEYS = {"failed": "failed or cancelled", "interrupted": "interrupted"}
+HATCHES = {"failed": "/////", "cancelled": "/////", "interrupted": "|||||", "rung": "....."}
+KEYS = {"failed": "failed or cancelled", "interrupted": "interrupted", "rung": "left at a rung"}
 
 
 class Bar(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which architecture has been run with which optimizer, how far that has come, and the runs without a result."""
+"""Which architecture has been run with which optimizer, how far that has come, and the unfinished runs."""
 
 from __future__ import annotations
 

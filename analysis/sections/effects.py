@@ -173,9 +173,9 @@ def unpaired_table(study: Study) -> Table:
             }
             for value in values
         ]
-    caption = "For orientation: the settings may differ in everything else. Perplexity: exp(Mean loss)."
+    caption = "For orientation, not the effect of the key: all else may differ. Perplexity: exp(loss)."
     if summed_up:
-        caption += f" Left out, with more than {SINGLE_STEPS} values: {first_few(summed_up, 2)}."
+        caption += f" Left out, of more than {SINGLE_STEPS} values: {first_few(summed_up, 2)}."
     columns = [
         Column("key", "Key"),
         Column("value", "Value", shown=lambda mean: printed(mean["key"], mean["value"]), numeric=True),

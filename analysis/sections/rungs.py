@@ -27,7 +27,7 @@ class Rung:
 
     epochs: int
     reached: int
-    """Runs with so many epochs."""
+    """Runs that have gone at least these epochs."""
     stopped: int
     """Runs that the search stopped here."""
     went_on: int

@@ -168,8 +168,8 @@ def stopped_table(study: Study, stopped: Sequence[dict[Any, Any]]) -> Table:
     value = units.listing(sorted(metrics)) if metrics else "what was compared"
     caption = (
         f"{len(stopped)} of {units.count(len(study.runs) + len(study.absent), 'run')}. Rung: epochs at which it was "
-        f"stopped. Value: {value} there. Place: among those that had reached the rung; goes on: so many of them, up to "
-        "the value Cut."
+        f"stopped. Value: {value} there. Place: among those that had reached the rung; goes on: how many of them, up "
+        "to the value Cut."
     )
     return Table(
         name="search-stopped",

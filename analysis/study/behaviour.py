@@ -76,7 +76,7 @@ class Sample:
     distinct_3: Number = _in("measures", "distinct_3")
     unk_share: Number = _in("measures", "unk_share")
     copied: list[str] = _in("measures", "copied")
-    """The longest run of tokens that stands in the training text as it is."""
+    """The longest sequence of its tokens that occurs in the training text."""
 
     @model_validator(mode="after")
     def _lengths(self) -> Sample:

@@ -108,7 +108,8 @@ def _value_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> 
 def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:
     chosen: dict[Any, list[Setting]] = defaultdict(list)
     for setting in settings:
-        chosen[setting.config[key]].append(setting)
+        if key in setting.config:
+            chosen[setting.config[key]].append(setting)
     known = {value: {name for setting in group for name in setting.config} for value, group in chosen.items()}
     for first, second in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
         shared = [other for other in keys if other not in (key, *FOLLOWS) and other in known[first] & known[second]]

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from analysis.study.columns import as_columns
 from analysis.study.values import as_list, as_mapping, as_number, as_text, clean, tolerated
 from seqlm.files import read_json
-from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS, study_record_file
+from seqlm.run_layout import study_record_file
+from seqlm.rundir import FINGERPRINT_DIGITS, MAX_RUNS
 
 Metric: TypeAlias = Literal[
     "val_ppl", "train_ppl", "test_ppl", "gap", "wall_seconds", "epoch_seconds", "seconds_to_5pct"
@@ -69,7 +70,7 @@ class SearchRule:
     keep: float
     """Share that goes on; NaN if it is not recorded, like ``min_runs``."""
     min_runs: float
-    """Nobody is stopped before so many runs have reached the rung."""
+    """Least number of runs that have reached a rung before one of them is stopped."""
     within: tuple[str, ...]
     """Keys of the configuration: runs are compared with those that have the same values."""
     mode: str

@@ -26,7 +26,8 @@ from analysis.study.record import ExcludedRun, Expectation, PlannedRun, SearchRu
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
 from analysis.study.values import clean
 from seqlm.errors import UsageError
-from seqlm.rundir import RunDirectory, slugify
+from seqlm.run_layout import slugify
+from seqlm.rundir import RunDirectory
 
 OVERFITTED_FROM = 1.05
 """A run whose last validation perplexity is above this multiple of its best has become worse by the end."""
@@ -87,11 +88,26 @@ class Study:
 
     @functools.cached_property
     def compared(self) -> Self:
-        """The study at equal epochs: each run after its first ``compared_epochs``."""
+        """The study at equal epochs: each run as it was after ``compared_epochs``. The report ranks by it.
+
+        A run with a result that has gone as far is "done" here, also if it was to go further since. Best and final
+        perplexities and times are those of its first epochs. The test perplexity is missing if the best epoch of all is
+        a later one. ``epochs_done`` keeps the epochs gone.
+
+        >>> study.compared.runs["compared_epochs"].unique().tolist()
+        [3]
+        """
         return self.after(self.runs["compared_epochs"])
 
     def after(self, epochs: int | pd.Series[Any]) -> Self:
-        """Return the study as it was after so many epochs of each run; a run with fewer stays as it is."""
+        """Return the study as it was after some epochs of each run; a run with fewer stays as it is.
+
+        Args:
+            epochs: a number, or one for each run, by the index of ``runs``; missing: all epochs.
+
+        >>> study.after(2).runs["val_ppl"].tolist()[:3]
+        [190.0, 180.0, 400.0]
+        """
         limits = pd.Series(epochs, index=self.runs.index) if isinstance(epochs, int) else epochs
         runs, kept = cut(self.runs, self.epochs, limits)
         return self if runs is self.runs else dataclasses.replace(self, runs=runs, epochs=kept)

@@ -44,7 +44,7 @@ def set_own_models(names: Mapping[str, str]) -> None:
 def names_in_print(archs: Iterable[str | None], labels: Mapping[str, str]) -> dict[str, str]:
     """Return the name of each own model among ``archs``, in their order: its label, else its class.
 
-    ``labels`` are those that models give themselves. Models of one name are told apart by their files.
+    ``labels`` are those that models give themselves. If two models have one name, their files are added.
     """
     keys = dict.fromkeys(arch for arch in archs if arch is not None and CLASS_SEPARATOR in arch)
     names = {key: (labels.get(key) or key.rpartition(CLASS_SEPARATOR)[2])[:MOST_LETTERS] for key in keys}

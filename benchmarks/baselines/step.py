@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import assert_never, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqlm.optimizers import AdamConfig, AdamWConfig, OptimConfig, SgdConfig
+from seqlm.errors import UsageError
+from seqlm.optimizers import AdamConfig, OptimConfig, SgdConfig
 
 
 def default_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam or SGD with nothing but the learning rate given; a schedule's first rate."""
+    """Adam or SGD with nothing but the learning rate given; a schedule's first rate.
+
+    Raises:
+        UsageError: another optimizer.
+    """
     match config:
         case AdamConfig():
             return torch.optim.Adam(model.parameters(), lr=config.lr)
-        case AdamWConfig():
-            return torch.optim.AdamW(model.parameters(), lr=config.lr)
         case SgdConfig():
             return torch.optim.SGD(model.parameters(), lr=config.lr)
         case _:
-            assert_never(config)
+            raise UsageError(f"optim.optimizer: expected one of the published study, got {config.optimizer}")
 
 
 @final

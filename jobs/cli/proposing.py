@@ -16,7 +16,7 @@ from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study
 from seqlm.errors import UsageError
 from seqlm.files import read_json
-from seqlm.rundir import study_record_file
+from seqlm.run_layout import study_record_file
 from seqlm.search import Search
 
 SAMPLER = "Optuna's TPE"

@@ -26,7 +26,8 @@ from jobs.study.identity import require_identity
 from seqlm.config import DataConfig, RunConfig
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json
-from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory, study_record_file
+from seqlm.run_layout import study_record_file
+from seqlm.rundir import BEHAVIOUR_FOLDER, RunDirectory
 
 SETTINGS = ("window", "samples", "temperature", "prompt", "seed")
 """Settings that flags can set."""

@@ -207,9 +207,11 @@ class Dispatcher:
         with self._warnings_for(item):
             job.write_record()
         now = time.monotonic()
-        must_stop = self._spending.is_over is not None or item.run.is_cancelled()
-        if must_stop and (job.stop_asked is None or now - job.stop_asked > STOP_SECONDS):
-            self._backend.stop(job.id, force=job.stop_asked is not None)
+        is_cancelled, is_asked = item.run.is_cancelled(), job.stop_asked is not None
+        # A run that stops for the budget has all the time that it needs to save.
+        is_late = is_cancelled and job.stop_asked is not None and now - job.stop_asked > STOP_SECONDS
+        if is_late or (not is_asked and (is_cancelled or self._spending.is_over is not None)):
+            self._backend.stop(job.id, force=is_asked)
             job.stop_asked = now
         if job.attempt.is_hung():
             with self._warnings_for(item):

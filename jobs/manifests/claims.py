@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge, Gt, Len, MaxLen, MinLen
 
 from jobs.manifests.fields import Check, Line, Problems, Valid
-from jobs.manifests.filters import facts_of_spec, meets, parse
+from jobs.manifests.filters import facts_of_spec, meets, parse, resolved
 from jobs.manifests.reader import show
 from jobs.spec import RunSpec
 from seqlm.errors import UsageError, nearest
@@ -127,7 +127,7 @@ def expectations(
         sides: dict[str, tuple[str, ...]] = {}
         for side, text in (("lower", claim.lower), ("higher", claim.higher)):
             try:
-                conditions = parse(text)
+                conditions = resolved(parse(text), facts)
                 sides[side] = tuple(known["name"] for known in facts if meets(known, conditions))
             except UsageError as error:
                 problems.add(where, f"{side}: {error}")

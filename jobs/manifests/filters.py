@@ -93,6 +93,17 @@ class Condition:
         except UsageError as error:
             raise self._mistake(str(error)) from None
 
+    def with_whole_key(self, arguments: Collection[str]) -> Condition:
+        """Return the condition with the dotted key of an argument in place of its last word.
+
+        ``arguments`` are the dotted keys of the arguments that some run has. A word that is the last one of another key
+        stays: whether it means the argument depends on the run.
+        """
+        if any(self.key in (key, key.rpartition(".")[2]) for key in _KEYS):
+            return self
+        found = [key for key in arguments if key.rpartition(".")[2] == self.key]
+        return replace(self, key=found[0]) if len(found) == 1 else self
+
     def _mistake(self, what: str) -> UsageError:
         return UsageError(f'filter "{self.text}": {what}')
 
@@ -167,6 +178,12 @@ def meets(facts: Mapping[str, Any], conditions: Iterable[Condition]) -> bool:
     return all(met)
 
 
+def resolved(conditions: Iterable[Condition], runs: Iterable[Mapping[str, Any]]) -> list[Condition]:
+    """Return conditions with the whole keys of arguments of the user's own models, given the facts of all runs."""
+    arguments = {key for facts in runs for key in facts if base_key(key) in OPEN_TABLES}
+    return [condition.with_whole_key(arguments) for condition in conditions]
+
+
 def facts_of(
     name: str,
     id: str,  # noqa: A002 - the name of the key in filters
@@ -203,8 +220,10 @@ def select(
         return list(runs), None  # computing the facts of a thousand runs (fingerprints) takes longer than all the rest
     known = [facts(run) for run in runs]
     ids = [str(one["id"]) for one in known]
-    wanted = [[condition.with_whole_ids(ids) for condition in parse(text)] for text in only]
-    unwanted = [[condition.with_whole_ids(ids) for condition in parse(text)] for text in exclude]
+    wanted, unwanted = (
+        [[condition.with_whole_ids(ids) for condition in resolved(parse(text), known)] for text in texts]
+        for texts in (only, exclude)
+    )
     met = [[meets(one, conditions) for conditions in wanted] for one in known]
     missed = [[meets(one, conditions) for conditions in unwanted] for one in known]
     passes = [(any(hits) or not only) and not any(cuts) for hits, cuts in zip(met, missed, strict=True)]

@@ -27,7 +27,7 @@ from seqlm.config import RunConfig
 from seqlm.data.corpus import resolve_data
 from seqlm.errors import DataError, FileError, SeqlmError
 from seqlm.files import read_json, write_json
-from seqlm.rundir import study_record_file
+from seqlm.run_layout import study_record_file
 from seqlm.search import Search
 
 VERSION = 1

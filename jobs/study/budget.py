@@ -26,8 +26,8 @@ from jobs.spec import Resources
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
 from seqlm.reading import moment
-from seqlm.run_layout import CANARY_FOLDER
-from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, study_record_file
+from seqlm.run_layout import CANARY_FOLDER, study_record_file
+from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
 """Key of the policy -> its unit in messages."""

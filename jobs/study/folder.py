@@ -22,7 +22,8 @@ from seqlm.files import make_directory, read_json, sweep_beside, write_json
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
 from seqlm.processes import is_alive
-from seqlm.rundir import BEHAVIOUR_FOLDER, Observation, RunDirectory, study_record_file
+from seqlm.run_layout import study_record_file
+from seqlm.rundir import BEHAVIOUR_FOLDER, Observation, RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,8 +103,9 @@ def keep_code(
 def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
     """Return why the kept code of a study cannot be trusted, or ``None`` if it can.
 
-    Folders and files must belong to this user, and the files must equal the running code. Compiled files in the copy
-    (``__pycache__``) are removed, since Python runs them in place of the sources.
+    Folders and files must belong to this user, and the files must equal the running code. So must the files of users'
+    own models in the folders of runs. Compiled files in the copy (``__pycache__``) are removed, since Python runs them
+    in place of the sources.
 
     Raises:
         FileError: the copy cannot be read, or a compiled file cannot be removed.
@@ -114,6 +115,12 @@ def distrust(study_dir: Path, *, untracked: Sequence[str] = ()) -> str | None:
         for place in (study_dir, folder):
             if place.exists() and place.stat().st_uid != os.geteuid():
                 return f"{place} belongs to another user"
+        for model in study_dir.glob("*/model"):
+            for path in (model.parent, model, *model.rglob("*")):
+                if path.lstat().st_uid != os.geteuid():
+                    return f"{path} belongs to another user"
+                if path.suffix in (".pyc", ".so"):
+                    return f"{path} is no source of a model"
         if not folder.exists():
             return None
         _, origin = _to_keep(untracked, lambda line: None)

@@ -17,7 +17,8 @@ from jobs.study.folder import at_work, look_at, read_jobs
 from jobs.study.squeue import Scheduler
 from seqlm.errors import FileError, SeqlmError
 from seqlm.files import read_json
-from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, reaches, slugify, study_record_file
+from seqlm.run_layout import slugify, study_record_file
+from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory, State, reaches
 
 THREADS = 8
 """Folders whose sizes are read at the same time: on a network file system each call waits for an answer."""

@@ -52,7 +52,7 @@ def digest_key(parts: Mapping[str, Any]) -> str:
 def find(kind: str, key: str, *, verify: bool = True) -> tuple[Path, dict[str, Any]] | None:
     """The folder of an intact entry and the facts stored with it, or none.
 
-    ``verify=False`` compares the files' sizes only, not their content: enough for who reads only the facts.
+    ``verify=False`` compares the files' sizes only, not their content, which is enough to read the facts.
     """
     try:
         folder = cache_folder() / kind / key

@@ -117,14 +117,15 @@ def _forget_others(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Refuse to start processes while the block runs."""
+    """Refuse to start processes while the block runs, and leave no compiled files next to the sources."""
     global _is_importing
     _add_hook()
-    _is_importing = True
+    _is_importing, before = True, sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
-        _is_importing = False
+        _is_importing, sys.dont_write_bytecode = False, before
 
 
 _has_hook = False

@@ -110,9 +110,9 @@ def attempt_number(run: RunDirectory, env: Mapping[str, str]) -> int:
 def make_attempt(run: RunDirectory, rank: Rank, attempt: int, stop: StopSignal, work: Callable[[Guard], object]) -> int:
     """Own the folder, record where this runs, do ``work``; returns the exit code and raises nothing.
 
-    ``work`` is given a guard, to be asked before each file that it puts in place. In a folder that is done there is no
-    work, code 0. Errors are reported on stderr and in ``failure.json``, except for a signal, for a
-    cancellation, and for a folder that another worker owns. Only then is a process group left that ``work`` has
+    ``work`` is given a guard, to be called before each file is put in place. In a folder that is done there is no work,
+    code 0. Errors are reported on stderr and in ``failure.json``, except for a signal, for a cancellation, and for a
+    folder that another worker owns. Only then is a process group left that ``work`` has
     joined: other ranks that notice it find the failure written.
     """
     try:
@@ -221,7 +221,8 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         "ranks": rank.world_size,
         "device": rank.device_name,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
-        "gpus": GPU_SHARE.read() if rank.device.type == "cuda" else 0,
+        # What the rank holds: a launcher sets the variable even if the rank computes on the processor.
+        "gpus": GPU_SHARE.read() if GPU_SHARE.is_set() or rank.device.type == "cuda" else 0,
         "threads": torch.get_num_threads(),
         "micro_batches": MICRO_BATCHES.read(),
         "code": str(Path(__file__).parents[2]),
@@ -242,7 +243,7 @@ def recorded(run: RunDirectory, rank: Rank, attempt: int, guard: Guard = unguard
         outcome = "rung"
         raise
     finally:
-        # A full disk has been told by whoever met it first; a worker that has lost its run writes nothing.
+        # An earlier write has reported a full disk; a worker that has lost its run writes nothing.
         with contextlib.suppress(FileError, LeaseLostError):
             write_json(file, {**record, "ended_at": _now(), "outcome": outcome}, sync=False, guard=guard)
 

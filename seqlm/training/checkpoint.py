@@ -161,7 +161,7 @@ def digest(content: Any) -> str:
 
 
 def _feed(sha: Any, value: Any) -> None:
-    # What comes next is told before it, with its length, so that no two contents give the same bytes.
+    # Kind and length precede each value, so that no two contents give the same bytes.
     if isinstance(value, torch.Tensor):
         sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from seqlm.environment import MICRO_BATCHES
-from seqlm.errors import DivergedError, SeqlmError, is_storage_failure
+from seqlm.errors import DivergedError, ModelError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind
 
 _NO_MEMORY = (
@@ -138,7 +138,9 @@ def tell(text: str) -> None:
 
 
 def failure_text(error: BaseException) -> str:
-    """One line for an error of the world; the traceback for one of the code."""
+    """One line for an error of the world; the traceback for one of the code, also of the user's own model."""
     if isinstance(error, SeqlmError):
-        return f"error: {error}"
+        cause = error.__cause__ if isinstance(error, ModelError) else None
+        traceback_of_cause = "".join(traceback.format_exception(cause)) if cause is not None else ""
+        return f"{traceback_of_cause}error: {error}"
     return "".join(traceback.format_exception(error)).rstrip()

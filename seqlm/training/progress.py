@@ -18,7 +18,7 @@ LINES_PER_EPOCH = 10
 
 @final
 class Progress:
-    """Tells of the steps and epochs of one run. Silent unless ``enabled`` (the first rank)."""
+    """The progress of one run by steps and epochs. Silent unless ``enabled`` (the first rank)."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Progress:
             self._bar = tqdm(total=self._steps, initial=steps, desc=title, unit="step", leave=False, file=self._stream)
 
     def steps_done(self, steps: int, mean_loss_nats: float, tokens: int) -> None:
-        """So many steps of the epoch are done; loss and number of tokens are those of the epoch so far."""
+        """Report the number of finished steps of the epoch, with its mean loss and number of tokens so far."""
         before, self._done = self._done, steps
         self._mean_loss_nats = mean_loss_nats
         self._rate = rate = tokens / (time.perf_counter() - self._started)

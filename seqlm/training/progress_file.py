@@ -1,4 +1,4 @@
-"""``progress.json``: where a worker stands within its epoch, for whoever watches the run from outside."""
+"""``progress.json``: how far a worker is within its epoch, for other processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Phase: TypeAlias = Literal["train", "valid"]
 class ProgressFile:
     """Writes the file now and then. A view of the moment: it is not flushed to disk, and no run fails because of it.
 
-    Yet it is what tells a worker soon that it has lost its run: ``guard`` is asked before the file is put in place.
+    ``guard`` is called before the file is put in place, so a worker that has lost its run soon finds out.
     """
 
     def __init__(

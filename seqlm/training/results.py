@@ -40,8 +40,8 @@ class StepResults:
     def read(self, *wishes: bool) -> tuple[list[tuple[float, float]], list[bool]]:
         """(loss in nats summed over the ranks, gradient norm) of each step since the last reading.
 
-        Beside it, for each of ``wishes``, whether any rank has it: so ranks agree without a collective operation more.
-        Every rank must read after the same steps, with as many wishes; all get the same answer.
+        Also return for each of ``wishes`` whether any rank has it, so ranks agree without an extra collective. Every
+        rank must read after the same steps, with as many wishes; all get the same answer.
         """
         kept = self._kept[: self._count].clone()
         kept[:, 1] /= self._rank.world_size  # the norm is the same on every rank, the loss is a share

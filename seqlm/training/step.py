@@ -94,7 +94,7 @@ class TrainingStep:
         """Forward, backward, clip, update.
 
         Until the update nothing has changed but the device's generator and the gradients, which no step looks at
-        again: who leaves by an exception in ``until_update``, a context around that part, can begin the step anew. A
+        again. So the step can be repeated after an exception in ``until_update``, a context around that part. A
         captured step has no such part.
         """
         if self._captured is not None:

@@ -56,7 +56,7 @@ def make_run(
     seed: int = 1111,
     provenance: dict[str, Any] | None = None,
 ) -> RunDirectory:
-    """Run ``order`` of ``PUBLISHED``, with so many finished epochs."""
+    """Run ``order`` of ``PUBLISHED``, with ``epochs`` finished epochs."""
     title, arch, optimizer, lr, batch, hidden, layers, keep, first, best, train, seconds = PUBLISHED[order]
     config = RunConfig.from_dict(
         {

@@ -124,7 +124,7 @@ def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -
     assert all("First 2 epochs." in caption for caption in captions.values()), captions
     lines = next(block for block in curve_blocks(study) if getattr(block, "name", "") == "validation-epochs")
     assert "Dotted line: runs are compared by 2 epochs." in lines.caption  # type: ignore[union-attr]
-    assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more epochs would help is asked of all epochs"
+    assert falling_runs(study)["epochs"].tolist() == [4, 2], "whether more would help shows at the end of all epochs"
 
 
 def test_a_run_that_is_asked_for_more_takes_part_by_what_it_had_finished(tmp_path: Path) -> None:
@@ -188,6 +188,20 @@ def test_published_results_are_compared_after_as_many_epochs(
     (row,) = table(published_section(load_study(tmp_path)).blocks, "published")
     assert (row["val_ppl"], row["train_ppl"], row["verdict"]) == expected
     assert row["published_epochs"] == str(epochs)
+
+
+def test_one_run_in_two_folders_of_an_earlier_version_counts_once(tmp_path: Path) -> None:
+    whole = add_run(tmp_path, 0, "a", "rnn", "sgd", LONG)
+    records, _ = whole.read_metrics()
+    config = whole.read_config().to_dict()
+    trial = RunDirectory(tmp_path / "a-12345678")
+    trial.attempt_dir(1).mkdir(parents=True)
+    write_json(trial.config_file, {**config, "train": {**config["train"], "epochs": 2}})
+    write_json_lines(trial.metrics_file, records[:2])
+    write_json(trial.result_file, result_of(records[:2]))
+    study = load_study(tmp_path)
+    assert study.runs["id"].tolist() == [whole.id]
+    assert study.warnings == [f"a-12345678 is left out: it is {whole.id} with fewer epochs"]
 
 
 def test_each_end_of_an_extended_run_is_an_attempt_that_is_done(tmp_path: Path) -> None:

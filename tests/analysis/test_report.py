@@ -148,7 +148,7 @@ def test_bold_on_the_page_is_the_best_of_each_architecture(report: Path) -> None
 def test_a_failed_run_is_told_with_kind_message_place_and_log(report: Path) -> None:
     for name in ("index.html", "report.md"):
         text = (report / name).read_text("utf-8").replace("\\_", "_")
-        section = text.partition("Runs without a result\n" if name == "report.md" else 'id="section-open"')[2]
+        section = text.partition("Unfinished runs\n" if name == "report.md" else 'id="section-open"')[2]
         for fact in (DIVERGED, "diverged: the loss of step 4,711", "trainer.py:163 in train_epoch", "step 1900/1327"):
             assert fact in section
         assert "epochs; run again to resume" in section

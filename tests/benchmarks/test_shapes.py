@@ -64,7 +64,7 @@ def test_an_unknown_shape_is_one_line_with_the_nearest(given: str, wanted: str) 
 
 def test_an_unknown_shape_that_is_near_to_none_is_told_all() -> None:
     with pytest.raises(
-        UsageError, match=r'^--shapes: unknown shape "zzzz"; valid are published, small, all, tiny, rnn-'
+        UsageError, match=r'^--shapes: unknown shape "zzzz"; expected one of published, small, all, tiny, rnn-'
     ):
         select(["zzzz"])
 

@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 10.0
 FINISH_SECONDS = 900.0
 """How long a study may take once nothing disturbs it any more."""
 IDLE_LAUNCHES = 3
-"""So many launchers in a row that end undisturbed and leave runs undone: these runs are lost."""
+"""Undisturbed launchers in a row after which runs that are still not done count as lost."""
 
 
 @dataclass(frozen=True, kw_only=True)

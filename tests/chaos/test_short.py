@@ -14,7 +14,7 @@ from tests.chaos.faults import ALL
 from tests.chaos.loop import Planned, schedule
 from tests.chaos.study import ROOT
 
-SEED = 4434  # a kill, a power cut, a full disk, and files that fail or lie in four ways among the first eight
+SEED = 4434  # a kill, a power cut, a full disk, and four faults of files among the first eight
 
 
 @pytest.mark.process

@@ -22,7 +22,7 @@ def first() -> Tensor:
 def naive(
     model: LanguageModel, first: Tensor, state: Tensor, length: int, generator: torch.Generator, look_back: int
 ) -> Tensor:
-    """Call the model anew on the last ``look_back`` tokens for each token drawn."""
+    """Call the model again on the last ``look_back`` tokens for each token drawn."""
     sample = [first]
     for _ in range(length):
         logits, _ = model(torch.stack(sample[-look_back:]), state)

@@ -14,6 +14,7 @@ from seqlm.config import valid_keys
 from seqlm.files import write_json
 from tests.analysis.example_study import make_examples
 from tests.analysis.hand_made import add_run
+from tests.analysis.searches import RULE, stop
 from tests.reference.markdown import table
 from tests.training.studies import runs_in
 
@@ -50,8 +51,11 @@ def tables() -> list[Table]:
     """Return the tables of the report of a made-up study that has something for each of them."""
     with tempfile.TemporaryDirectory() as folder:
         study_dir = make_examples(Path(folder))
+        add_run(study_dir, 7, "gru-longer", "gru", "adam", [200.0, 120.0, 112.0, 100.0], lr=0.001)
+        behind = add_run(study_dir, 8, "gru-behind", "gru", "adam", [500.0], lr=0.1, epochs=3, done=False)
+        stop(behind, 1, 500.0, rank=3, of=3, cut=220.0)
         bits = {"best_val_bits_per_byte": 1.8, "test_bits_per_byte": 1.7, "lossless": True}
-        add_run(study_dir, 7, "gru-char", "gru", "adam", [4.0, 3.5], data={"level": "char"}, result=bits)
+        add_run(study_dir, 9, "gru-char", "gru", "adam", [4.0, 3.5], data={"level": "char"}, result=bits)
         write_json(study_dir / "study.json", _record(study_dir))
         return list(report_page(load_study(study_dir)).tables)
 
@@ -67,6 +71,7 @@ def _record(study_dir: Path) -> dict[str, object]:
     expectation = {"text": "the GRU beats the RNN", "metric": "val_ppl", "lower": [prints[3]], "higher": [prints[0]]}
     return {
         "planned": planned,
+        "search": {**RULE, "rungs": [1]},
         "expectations": [expectation],
         "groups": [{"title": "All", "runs": prints}],
     }

@@ -24,7 +24,7 @@ def parts() -> dict[str, str]:
     sections = [
         _text(api.__doc__).partition("\n\n")[2],
         _entry("open_study", analysis.open_study, level=2),
-        _class(analysis.Study, own, FIELDS_OF_STUDY, StudyFiles),
+        _class(analysis.Study, [*INHERITED, *own], FIELDS_OF_STUDY, StudyFiles),
         "## Figures\n\nEach is a method of `Study` that draws on `ax` and returns it. Without data, the Axes say so.",
         *(_entry(name, methods[name]) for name in figures),
         _class(
@@ -37,6 +37,8 @@ def parts() -> dict[str, str]:
     return {"python-api": "\n\n".join(section.strip() for section in sections)}
 
 
+INHERITED = ["compared", "after"]
+"""Members of ``Study`` that the report uses too."""
 FIELDS_OF_STUDY = ["name", "directories", "runs", "epochs", "attempts", "warnings"]
 FIELDS_OF_RUN = [field.name for field in fields(analysis.Run)]
 

@@ -15,8 +15,7 @@ from typing import Any
 from analysis.study.columns import EPOCHS
 from jobs.cli.arguments import KINDS
 from jobs.study.folder import jobs_file, launch_lock_file, queue_file
-from seqlm.run_layout import RunLayout
-from seqlm.rundir import study_record_file
+from seqlm.run_layout import RunLayout, study_record_file
 from tests.reference.markdown import Meanings, fields_table, table
 
 STORED = Path(__file__).parents[1] / "stored_study.zip"

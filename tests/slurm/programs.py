@@ -13,7 +13,7 @@ def program(folder: Path, name: str, body: str) -> None:
 
 
 def answering(folder: Path, name: str, answer: str, *, code: int = 0, to: str = "stdout") -> None:
-    """A program that prints one text, whatever it is asked, and notes the question in ``NAME.asked``."""
+    """A program that always prints one text, and records its arguments in ``NAME.asked``."""
     (folder / f"{name}.answer").write_text(answer, "utf-8")
     redirect = " >&2" if to == "stderr" else ""
     program(folder, name, f'echo "$@" >> "{folder}/{name}.asked"\ncat "{folder}/{name}.answer"{redirect}\nexit {code}')

@@ -14,7 +14,8 @@ import pytest
 import launch
 from jobs.study.kept_code import live_code
 from seqlm.files import write_json
-from seqlm.rundir import RunDirectory, study_record_file
+from seqlm.run_layout import study_record_file
+from seqlm.rundir import RunDirectory
 from slurm.backend import submit_report
 from slurm.job import JobPlan, Signals, SlurmContext
 from slurm.settings import SlurmSettings

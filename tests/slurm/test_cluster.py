@@ -99,9 +99,9 @@ class Study:
     def runs(self) -> list[RunDirectory]:
         return runs_in(self.folder / "runs" / "small")
 
-    def states(self) -> list[str]:
+    def states(self, key: str = "state") -> list[str]:
         data = commands.ask(["status", "small.toml"], folder=self.folder, env={**self.cluster.env, "SEQLM_BACKEND": ""})
-        return [run["state"] for run in data["runs"]]
+        return [run[key] for run in data["runs"]]
 
     def jobs(self) -> dict[str, str]:
         """Run id -> job id."""
@@ -219,7 +219,7 @@ def test_requeue_scancel_a_lost_node_and_a_killed_controller_in_one_study_change
     index = cluster.node_names.index(nodes[lost.id])
     cluster.kill_node(index, with_jobs=True)
     crawl.end()
-    # A controller that has just begun anew may take minutes to miss a node.
+    # A controller that has just restarted may take minutes to miss a node.
     wait_for(
         lambda: (study.states(), lost.attempts()),
         "the controller to miss the node",
@@ -349,9 +349,17 @@ def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackC
     assert writers() == sorted(writers())
 
 
-def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackCluster, tmp_path: Path) -> None:
+def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_back(
+    cluster: LoopbackCluster, tmp_path: Path
+) -> None:
     crawl = Crawl(tmp_path, epochs=1, step_seconds=1)
     study = Study(cluster, tmp_path, rates=[0.01, 0.02], epochs=12, gpus=0, env=crawl.env)
+    assert study("run", "small.toml", "--no-wait", "--set", "policy.core_hours=0.0003").returncode == 0
+    spent = {"waits: budget of 0.0003 core hours is spent"}
+    wait_for(lambda: set(study.states("reason")), "both jobs to stop", until=lambda reasons: reasons == spent)
+    assert study.states() == ["pending"] * 2, "with nobody waiting"
+    assert not any(run.failure_file.exists() for run in study.runs())
+    attempts = [run.last_attempt() for run in study.runs()]
     assert study("run", "small.toml", "--no-wait").returncode == 0
     study.until_they_train()
     ids = {run.id for run in study.runs()}
@@ -365,9 +373,9 @@ def test_a_study_goes_from_slurm_to_this_machine_and_back(cluster: LoopbackClust
     assert there.returncode == 0, there.stderr
     assert {run.id for run in study.runs()} == ids
     assert [(run.read_job() or {})["backend"] for run in study.runs()] == ["local", "slurm"]
-    for run in (first, second):
+    for run, before in zip((first, second), attempts, strict=True):
         assert epochs_of(run) == list(range(12))
-        assert run.last_attempt() == 2
+        assert run.last_attempt() == before + 2
 
     crawl = Crawl(tmp_path / "back", epochs=1)
     begun = Study(cluster, tmp_path / "back", rates=[0.03], epochs=400, gpus=0, env=crawl.env)

@@ -26,7 +26,7 @@ RUN = '\n[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "
 
 @pytest.fixture(autouse=True)
 def _no_site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The site file of whoever runs the tests stays out of them."""
+    """The tests do not read the site file of this machine."""
     monkeypatch.setattr(module, "SITE_FILE", tmp_path / "cluster.toml")
 
 

@@ -32,7 +32,7 @@ from tests.waiting import wait_for
 
 
 def stop_at(order: str) -> Callable[[str], None]:
-    """Stops this process when it is told so many times of a file."""
+    """Stop this process after a given number of calls for a file."""
     name, _, number = order.partition(":")
     told: list[str] = []
 

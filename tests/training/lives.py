@@ -48,7 +48,7 @@ class End:
 def live(
     folder: Path, text: Path, *, ranks: int = 1, end: End | None = None, save_every: int | None = None
 ) -> list[int]:
-    """One attempt at the run in ``folder``, saving within its epochs after so many steps; returns exit codes."""
+    """One attempt at the run in ``folder``, which saves within its epochs after given steps; return the exit codes."""
     attempt = RunDirectory(folder).last_attempt() + 1
     RunDirectory(folder).attempt_dir(attempt).mkdir(parents=True)
     arguments = (folder, text, ranks, attempt, end, save_every)
@@ -102,7 +102,7 @@ def _rank(
 
 
 def save_often(trainer: Trainer, every: int) -> None:
-    """Let the minutes between two checkpoints be over after so many steps."""
+    """Make the time between two checkpoints end after a given number of steps."""
     step = trainer.step
 
     def then(*arguments: Any) -> Any:

@@ -87,7 +87,7 @@ def test_gradients_are_reduced_once_in_a_step_however_many_its_parts(monkeypatch
     left_out: list[bool] = []
 
     class FakeParallel(nn.Module):
-        """Stands in for DistributedDataParallel, which would need a group of processes."""
+        """A substitute for DistributedDataParallel, which would need a group of processes."""
 
         def __init__(self, inner: nn.Module, **options: Any) -> None:
             super().__init__()

@@ -84,7 +84,7 @@ def peak() -> Iterator[Callable[[], int]]:
 
 @pytest.fixture(scope="module")
 def ten_gibibytes() -> tuple[bytes, int]:
-    """Ten million bytes that unpack to 10 GiB: one stream of 128 MiB is deflated, and stands there 80 times."""
+    """Ten million bytes that unpack to 10 GiB: one deflated stream of 128 MiB, repeated 80 times."""
     packer, crc, piece = zlib.compressobj(9, zlib.DEFLATED, -15), 0, bytes(16 * MIB)
     once = b"".join([packer.compress(piece) for _ in range(8)]) + packer.flush(zlib.Z_FULL_FLUSH)
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""What a failed run has said stands in the report as text, and starts nothing there."""
+"""The report shows the messages of a failed run as text; nothing in them is executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in the submitter's environment is written nowhere, and on a cluster only what is named arrives."""
+"""The submitter's environment is written to no file, and jobs on a cluster get only the variables that are named."""
 
 from __future__ import annotations
 

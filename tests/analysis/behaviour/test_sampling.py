@@ -75,7 +75,7 @@ def test_the_seed_decides_the_samples_however_many_are_drawn_at_a_time(
     asked: list[int] = []
     again = draw_samples(model, SETTINGS, None, lambda: asked.append(1))
     assert [(sample.prompt, sample.tokens) for sample in again] == texts
-    assert len(asked) == 2 * len(LENGTHS), "a stop is asked for before each batch"
+    assert len(asked) == 2 * len(LENGTHS), "a stop is possible before each batch"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -96,7 +96,7 @@ def test_the_tables_of_hostile_runs_compile_and_fit_the_page(tmp_path: Path) -> 
 
 
 def many_runs(study_dir: Path, count: int) -> Path:
-    """So many runs without epochs, told apart by their seeds."""
+    """A number of runs without epochs, which differ in their seeds."""
     run = make_run(study_dir, 8, epochs=0, done=False)
     config, provenance = run.read_config().to_dict(), run.read_provenance()
     for seed in range(1, count):

@@ -1,6 +1,6 @@
 """Loaded by every Python process of a chaos study: counts training steps, sets the clock back, lets files lie.
 
-Lies in the lab's folder ``shim``, which is on ``PYTHONPATH``, beside ``control.json``:
+It is in the lab's folder ``shim``, which is on ``PYTHONPATH``, together with ``control.json``:
 
     back_seconds    how far the clock of these processes is behind the machine's
     lag_seconds     a folder made by another process is left out of listings for so long
@@ -34,7 +34,7 @@ _read_at = -1.0
 
 
 def control() -> dict[str, Any]:
-    """What is asked for at this moment."""
+    """The current content of ``control.json``."""
     global _control, _read_at
     if time.monotonic() - _read_at > 0.1:
         _read_at = time.monotonic()

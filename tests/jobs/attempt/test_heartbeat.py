@@ -1,4 +1,4 @@
-"""A worker that hangs is told from one that works, and tried again."""
+"""A worker that hangs is detected and retried; one that works is left alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Stands in for the worker of behaviour jobs: ``python -m tests.jobs.launch.stand_in_behaviour JOB_DIR``.
+"""A substitute for the worker of behaviour jobs: ``python -m tests.jobs.launch.stand_in_behaviour JOB_DIR``.
 
 It writes the files that the real one writes, in no time, or does what ``stand-in.json`` in the study's folder says:
-``fail`` (a list of run ids), ``wait`` (until it is asked to stop).
+``fail`` (a list of run ids), ``wait`` (until a signal to stop).
 """
 
 from __future__ import annotations

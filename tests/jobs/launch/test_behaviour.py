@@ -1,4 +1,4 @@
-"""Which models are looked at, by which judge, and when that is done anew."""
+"""Which models are examined, by which judge, and when a result is computed again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from jobs.study.folder import ObservedRun, find_study, is_behaviour_study, obser
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.files import write_json, write_json_lines
-from seqlm.rundir import RunDirectory, study_record_file
+from seqlm.run_layout import study_record_file
+from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config, make_run, runs_in
 
 

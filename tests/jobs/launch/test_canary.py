@@ -79,7 +79,7 @@ def trial(study_dir: Path, config: RunConfig, *, name: str = "run", **resources:
 
 
 def check(trials: Sequence[PlannedRun], study_dir: Path, backend: FakeBackend) -> list[str]:
-    """Run the canaries that are needed; returns what a person is told."""
+    """Run the canaries that are needed; return the printed lines."""
     code = Code(path=Path("/code"), commit=None, dirty=False, live=False)
     options = LaunchOptions(study_dir=study_dir, worker=("worker",), env={"MINE": "1"})
     with contextlib.redirect_stderr(io.StringIO()) as told:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ SPENT = "waits: budget of 10 core hours is spent"
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "STOP_SECONDS", 0.05)
     monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
     monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
     monkeypatch.setattr(budget, "LOOK_SECONDS", 0.0)
@@ -124,14 +126,23 @@ def test_runs_without_an_estimate_start_while_anything_is_left(tmp_path: Path) -
 
 
 def test_live_runs_stop_when_the_budget_is_spent_and_go_on_when_it_is_raised(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = runs(tmp_path, None, None, None)
     backend = FakeBackend(uses(1), slots=2, ends=False)
+    backend.obeys = False  # it needs longer to save than a cancelled run is given
 
     def lives(event: Event) -> None:
         if event.kind == "started":
             write_attempt(event.planned.run, 1, start=0, alive=3 * HOUR)
+
+    def saves_at_last(seconds: float) -> None:
+        now = time.monotonic()
+        if backend.stopped and now - first_asked.setdefault("at", now) > 0.1:
+            backend.obeys = True
+
+    first_asked: dict[str, float] = {}
+    monkeypatch.setattr(backend, "wait", saves_at_last)
 
     ended = launch(tmp_path, items, backend, lives, core_hours=10)
     assert names(backend) == ["run0", "run1"]

@@ -181,7 +181,11 @@ def test_a_run_that_was_launched_under_another_name_keeps_its_id() -> None:
             ["lr>0"],
             'no run passes --only "arch=gru" --exclude "lr>0": --exclude drops every run that --only chooses',
         ),
-        (["schedule=per_epoch"], [], 'no run passes --only "schedule=per_epoch": no run has optim.schedule'),
+        (
+            ["schedule=per_epoch"],
+            [],
+            'no run passes --only "schedule=per_epoch": the runs have optim.schedule constant',
+        ),
     ],
 )
 def test_filters_that_no_run_passes_are_told_with_the_values_that_there_are(

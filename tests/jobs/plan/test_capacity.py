@@ -8,7 +8,7 @@ from seqlm.errors import BackendError
 
 
 def cluster(*nodes: tuple[float, int]) -> Capacity:
-    """Nodes n0, n1, ... of so many cores and GPUs."""
+    """Nodes n0, n1, ... with these cores and GPUs."""
     made = [Node(name=f"n{i}", cpus=c, gpus={str(g): 1.0 for g in range(n)}) for i, (c, n) in enumerate(nodes)]
     return Capacity(made, where="the cluster")
 

@@ -10,13 +10,13 @@ from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.policy import Policy
 from jobs.plan.record import kept_policy, kept_tables, kept_untracked, record_of
 from seqlm.files import write_json
-from seqlm.rundir import study_record_file
+from seqlm.run_layout import study_record_file
 
 RUN = '[[run]]\nmodel.arch = "rnn"\nmodel.hidden_size = 4\noptim.optimizer = "sgd"\noptim.lr = 1\n'
 
 
 def keep(folder: Path, text: str) -> Manifest:
-    """The manifest whose record now lies in the folder."""
+    """The manifest whose record is in the folder now."""
     path = folder / "m.toml"
     path.write_text(f'[study]\nname = "m"\n{text}\n{RUN}')
     manifest = load_manifest(path)

@@ -22,7 +22,7 @@ def waiting(name: str, *, ranks: int = 1, order: int = 0, seconds: float | None 
 
 
 class Room:
-    """A fake machine of so many slots with the jobs on it, and a queue."""
+    """A fake machine with ``slots`` slots, the jobs on it, and a queue."""
 
     def __init__(self, slots: int, *items: PlannedRun, max_parallel: int | None = None) -> None:
         self.capacity = Capacity([Node(name="n", cpus=slots, gpus={})], where="here")

@@ -1,4 +1,4 @@
-"""``study.json``: what a launch writes for who reads the study's folder alone."""
+"""``study.json``: what a launch writes for readers of the study's folder alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import record_of, write_record
 from seqlm.data.corpus import corpus_facts
 from seqlm.files import write_json, write_json_lines
-from seqlm.rundir import RunDirectory, study_record_file
+from seqlm.run_layout import study_record_file
+from seqlm.rundir import RunDirectory
 from tests.fakes import FakeBackend, make_estimate
 from tests.training.studies import write_text
 

@@ -459,7 +459,7 @@ def test_without_a_terminal_it_takes_yes(
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     assert launch.main(["clean", str(study)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: clean would delete 12 files and folders (2.")
+    assert line.startswith("error: clean would delete 12 files and folders (3.0 KiB)")
     assert line.endswith("of small; add --yes to delete, or --dry-run to look")
     assert files(study) == before
 
@@ -471,7 +471,7 @@ def test_it_asks_on_a_terminal(
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     assert launch.main(["clean", str(study)]) == code
     said = capsys.readouterr()
-    assert "delete 12 files and folders (2." in said.err
+    assert "delete 12 files and folders (3.0 KiB)" in said.err
     assert run_of(study, "first").has_checkpoint() == (code == 2)
     assert ("deleted 12 files and folders" in said.out) == (code == 0)
 

@@ -42,7 +42,7 @@ def test_a_run_that_lost_its_node_is_over_only_when_no_launcher_has_taken_it_up_
     assert not settling.is_over("run", seen("failed", "node"), LAUNCHER)
     assert not settling.is_over("run", seen("queued"), LAUNCHER)
     clock.now += SETTLE_SECONDS
-    assert not settling.is_over("run", seen("failed", "node"), LAUNCHER), "the waiting starts anew"
+    assert not settling.is_over("run", seen("failed", "node"), LAUNCHER), "the waiting starts again"
     clock.now += SETTLE_SECONDS
     assert settling.is_over("run", seen("failed", "node"), LAUNCHER)
 

@@ -1,0 +1,126 @@
+"""A user's own model in a manifest: its keys, its files, and its place in the identity of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.manifests.filters import facts_of_spec, select
+from jobs.manifests.load import Manifest
+from seqlm.architectures import CustomConfig
+from seqlm.config import RunConfig
+from tests.check_model.faulty import write_model
+from tests.jobs.manifests.test_manifest import BASE, load, names, problems
+
+OWN = """
+[[grid]]
+model.arch = "custom"
+model.source = "model.py:Model"
+model.arguments = { hidden_size = [4, 8], leak = 0.5 }
+optim.optimizer = "adam"
+"""
+RNN = '\n[[run]]\nmodel.arch = "rnn"\noptim.optimizer = "sgd"\n'
+
+
+def models(manifest: Manifest) -> list[CustomConfig]:
+    return [run.config.model for run in manifest.runs if isinstance(run.config.model, CustomConfig)]
+
+
+def test_lists_of_arguments_multiply_and_files_travel_in_the_identity(tmp_path: Path) -> None:
+    path = write_model(tmp_path)
+    manifest = load(tmp_path, BASE + OWN + RNN)
+    assert names(manifest) == ["Model-adam-hidden4", "Model-adam-hidden8", "rnn-sgd"]
+    first, second = models(manifest)
+    assert first.arguments == {"hidden_size": 4, "leak": 0.5}
+    assert first.sha256 == second.sha256
+    files = manifest.runs[0].model_files
+    assert files is not None
+    assert dict(files.contents) == {"model.py": path.read_bytes()}
+    prints = [run.fingerprint for run in manifest.runs]
+    path.write_text(path.read_text() + "\n# edited\n")
+    again = [run.fingerprint for run in load(tmp_path, BASE + OWN + RNN).runs]
+    assert [one == other for one, other in zip(prints, again, strict=True)] == [False, False, True]
+
+
+def test_a_configuration_with_arguments_survives_json(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    text = BASE + OWN.replace("grid", "run").replace("[4, 8]", "[4, 8, true]")
+    (run,) = load(tmp_path, text).runs
+    assert run.config.by_key()["model.arguments.hidden_size"] == (4, 8, True), "in a [[run]] a list is a value"
+    again = RunConfig.from_dict(run.config.to_dict())
+    assert (again, hash(again), again.fingerprint()) == (run.config, hash(run.config), run.fingerprint)
+    with pytest.raises(TypeError, match="cannot be changed"):
+        run.config.to_dict()["model"]["arguments"]["leak"] = 2
+
+
+def test_set_and_filters_reach_arguments(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    manifest = load(tmp_path, BASE + OWN + RNN, "model.arguments.leak=0.25", "model.arguments={ depth = 2 }")
+    assert models(manifest)[0].arguments == {"hidden_size": 4, "leak": 0.25, "depth": 2}
+
+    def passing(text: str) -> list[str]:
+        return [run.name for run in select(manifest.runs, [text], [], facts_of_spec)[0]]
+
+    assert passing("leak<0.5 hidden_size=8") == ["Model-adam-hidden8"]
+    assert passing("hidden_size=8") == ["Model-adam-hidden8", "rnn-sgd"]
+    assert passing("model.arguments.depth=2 arch=custom") == ["Model-adam-hidden4", "Model-adam-hidden8"]
+
+
+def test_further_files_are_part_of_the_digest_and_do_not_multiply(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "cells.py").write_text("x = 1\n")
+    one = OWN.replace("[4, 8]", "4")
+    (alone,) = models(load(tmp_path, BASE + one))
+    (both,) = models(load(tmp_path, BASE + one + 'model.files = ["cells.py"]\n'))
+    assert both.files == ("cells.py",)
+    assert alone.sha256 != both.sha256
+
+
+WRONG = {
+    "no file": ("", "", "grid 1: model.source: {folder}/model.py does not exist"),
+    "no further file": ("sound", 'model.files = ["cells.py"]', "grid 1: model.files: {folder}/cells.py does not exist"),
+    "no class": (
+        "sound",
+        'source = "model.py"',
+        'grid 1: model.source: expected FILE.py:CLASS, such as "lstm.py:LSTM", got "model.py"',
+    ),
+    "outside": (
+        "sound",
+        'source = "../model.py:Model"',
+        'grid 1: model.source: expected a file below the manifest\'s folder, got "../model.py"',
+    ),
+    "arguments no table": ("sound", "arguments = 3", "grid 1: model.arguments: expected a table, got 3"),
+    "argument no value": (
+        "sound",
+        "arguments = { hidden_size = { a = 1 } }",
+        "grid 1: model.arguments.hidden_size: expected a number, a text, true or false, or a list of them, got "
+        '{{"a": 1}}',
+    ),
+    "other digest": (
+        "sound",
+        'model.sha256 = "00"',
+        "grid 1: model.sha256: model.py in {folder} changed: expected sha256 00, found ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "change", "line"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_gets_one_line(tmp_path: Path, file: str, change: str, line: str) -> None:
+    if file:
+        write_model(tmp_path)
+    text = OWN
+    if change.startswith("source"):
+        text = text.replace('source = "model.py:Model"', change)
+    elif change.startswith("arguments"):
+        text = text.replace("arguments = { hidden_size = [4, 8], leak = 0.5 }", change)
+    else:
+        text += change + "\n"
+    (found,) = problems(tmp_path, BASE + text)
+    assert found.startswith(f"study.toml: {line.format(folder=tmp_path)}"), found
+
+
+def test_keys_of_an_own_model_do_not_apply_to_others(tmp_path: Path) -> None:
+    assert problems(tmp_path, BASE + RNN + "model.arguments.leak = 1\n") == [
+        'study.toml: run 1: model.arguments: applies to custom only, got arch = "rnn"'
+    ]
