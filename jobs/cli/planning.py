@@ -16,7 +16,6 @@ from jobs.launch.prepare import (
     check_data,
     estimated,
     find_data,
-    in_search,
     plan_runs,
     resolve_resources,
     resolve_specs,
@@ -24,14 +23,13 @@ from jobs.launch.prepare import (
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
-from jobs.plan.affordable import BudgetPlan
+from jobs.plan.affordable import plan_budget
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.record import require_same_tokenizers
 from jobs.plan.totals import totals
 from jobs.search import expected_share, search_line
 from jobs.spec import RunSpec
-from jobs.study.budget import Budget, Ledger
 from seqlm.data.corpus import corpus_facts
 from seqlm.errors import DataError, UsageError, printable
 from seqlm.rundir import RunDirectory
@@ -44,10 +42,9 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     manifest, specs, study_dir = open_manifest(arguments)
     choice = choose(arguments, manifest)
     target, limit = choice.slurm or choice.make(), choice.max_parallel
-    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, keep_last=manifest.policy.keep_last)
-    planned = in_search(resolve_resources(planned, target, limit), manifest.search)
-    todo, budget = [item for item in planned if item.action != "skip"], Budget.of(manifest.policy)
-    allowed = BudgetPlan.of(todo, budget, Ledger(study_dir).spent(), manifest.search) if budget else None
+    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
+    planned = resolve_resources(planned, target, limit)
+    allowed = plan_budget(planned, manifest.policy, study_dir, manifest.search)
     if allowed is not None:
         planned = [replace(item, reason=allowed.waits.get(item.run.id, item.reason)) for item in planned]
     records = [_plan_record(item) for item in planned]
@@ -125,13 +122,14 @@ def _plan_record(item: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, *, keep_last: bool) -> list[PlannedRun]:
+def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, manifest: Manifest) -> list[PlannedRun]:
     facts = functools.cache(corpus_facts)
     specs = [item.spec for item in planned]
     known = [facts(spec.config.data, spec.data_path, spec.tokenizer) for spec in specs]
     planned = [replace(item, facts=found) for item, found in zip(planned, known, strict=True)]
     check_models(planned)
-    return estimated(planned, earlier_throughput(runs_dir), keep_last=keep_last)
+    throughput, keep_last = earlier_throughput(runs_dir), manifest.policy.keep_last
+    return estimated(planned, throughput, keep_last=keep_last, search=manifest.search)
 
 
 def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Path]:

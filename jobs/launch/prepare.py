@@ -7,7 +7,7 @@ import functools
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,10 +148,17 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_paralle
     return resolved
 
 
-def estimated(planned: Iterable[PlannedRun], throughput: Throughput, *, keep_last: bool = True) -> list[PlannedRun]:
+def estimated(
+    planned: Sequence[PlannedRun],
+    throughput: Throughput,
+    *,
+    keep_last: bool = True,
+    search: Search | None = None,
+) -> list[PlannedRun]:
     """Return the runs with estimates of what is left of them. Those whose corpus has not been read stay as they are.
 
-    ``keep_last`` is that of the study's policy.
+    ``keep_last`` is that of the study's policy. With a ``search`` among all of ``planned``, each run has the share of
+    its epochs that it is expected to reach.
     """
     found = []
     for item in planned:
@@ -160,15 +167,10 @@ def estimated(planned: Iterable[PlannedRun], throughput: Throughput, *, keep_las
             made = estimate(config, item.facts, throughput, ranks, item.epochs_done, keep_last)
             item = replace(item, estimate=made)
         found.append(item)
-    return found
-
-
-def in_search(planned: Sequence[PlannedRun], search: Search | None) -> list[PlannedRun]:
-    """Return the runs of a launch with the share of their epochs that they are expected to reach in its search."""
-    if search is None or not planned:
-        return list(planned)
-    shares = expected_shares(search, [item.spec for item in planned])
-    return [replace(item, shares=shares) for item in planned]
+    if search is None or not found:
+        return found
+    shares = expected_shares(search, [item.spec for item in found])
+    return [replace(item, shares=shares) for item in found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +204,7 @@ def preparing(specs: Sequence[RunSpec], target: Target, options: LaunchOptions) 
             for before, now in zip(checked, look(), strict=True)
         ]
         if any(item.action != "skip" for item in planned):
-            planned = in_search(estimated(planned, earlier_throughput(options.study_dir.parent)), options.search)
+            planned = estimated(planned, earlier_throughput(options.study_dir.parent), search=options.search)
         todo = [item for item in planned if item.action != "skip"]
         _write_record(options, todo)
         yield Prepared(planned=planned, todo=todo, code=_create(todo, specs, options) if todo else None)

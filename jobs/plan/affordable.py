@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import places
 from jobs.search import rungs_within
-from jobs.study.budget import UNITS, Budget, Hours, total
+from jobs.study.budget import UNITS, Budget, Hours, Ledger, total
 from seqlm.search import Search
 
 
@@ -29,6 +31,14 @@ def waiting(todo: Sequence[PlannedRun], budget: Budget, spent: Hours) -> dict[st
         elif item.hours is not None:
             reserved += item.hours
     return waits
+
+
+def plan_budget(
+    planned: Sequence[PlannedRun], policy: Policy, study_dir: Path, search: Search | None
+) -> BudgetPlan | None:
+    """Return what the budget of a policy means for a plan of the study. ``None``: it has no budget."""
+    budget, todo = Budget.of(policy), [item for item in planned if item.action != "skip"]
+    return BudgetPlan.of(todo, budget, Ledger(study_dir).spent(), search) if budget else None
 
 
 @dataclass(frozen=True, kw_only=True)
