@@ -188,7 +188,7 @@ class OutputLayerModel(LanguageModel):
         super().__init__()
         self.fused = implementation == "fused"
         self.dtype = dtype
-        """Type in which products are computed; none: that of the parameters."""
+        """Type in which products are computed. ``None``: that of the parameters."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Float[Tensor, "L B H"]:
