@@ -89,3 +89,13 @@ def _going_on(search: Search, number: int) -> float:
     return sum(
         1.0 if place < search.min_runs else math.ceil(place * search.keep) / place for place in range(1, number + 1)
     )
+
+
+def search_line(search: Search, share: float) -> str:
+    """Return one line about a search: its rungs, what it compares, and the share of all epochs that it takes."""
+    rungs = ", ".join(map(str, search.rungs))
+    among = f" among runs of equal {', '.join(search.within)}" if search.within else ""
+    return (
+        f"search ({search.mode}): {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}; "
+        f"about {share:.0%} of the epochs of all runs"
+    )

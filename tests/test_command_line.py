@@ -17,7 +17,7 @@ import pytest
 
 import launch
 from jobs import terminal
-from jobs.cli import arguments, launching
+from jobs.cli import arguments, planning
 from jobs.launch.job import LaunchOptions
 from jobs.manifests import backends
 from jobs.spec import RunSpec
@@ -294,7 +294,7 @@ def test_quiet_leaves_warnings_errors_and_the_answer_of_a_query(
 ) -> None:
     @contextlib.contextmanager
     def train_badly(specs: Any, backend: Any, settings: LaunchOptions) -> Any:
-        planned = launching.plan_runs(specs, settings.study_dir)
+        planned = planning.plan_runs(specs, settings.study_dir)
         terminal.tell("warning: low on disk")
         for item in planned:
             item.run.create(item.spec.config, {"name": item.spec.name})

@@ -10,14 +10,16 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 from jobs import terminal
 from jobs.study.folder import launcher_of, launching
 from jobs.study.kept_code import keep_code
-from seqlm.errors import BackendError
+from seqlm.errors import BackendError, UsageError
+from seqlm.files import make_directory
 
 START_SECONDS = 120.0
 """Time that the driver has to appear in the study's folder: its node fetches the code and imports Ray."""
@@ -50,13 +52,16 @@ class RayJob:
         *,
         code_dir: Path | None = None,
         untracked: Sequence[str] = (),
+        model_files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         """Start ``launch.py WORDS`` there and wait until it has locked the study.
 
         ``manifest``, which ``words`` call by its file name, is sent along with the code that is kept with the study, or
-        in ``code_dir``; ``untracked`` is that of :func:`jobs.study.kept_code.keep_code`.
+        in ``code_dir``; ``untracked`` is that of :func:`jobs.study.kept_code.keep_code`. ``model_files`` are those of
+        the user's own models, by their paths relative to the manifest.
 
         Raises:
+            UsageError: a file of a model has the name of a file of the code.
             RunBusyError: another launcher is at work on this study.
             BackendError: it ended at once (its last line says why), or it does not see the study's folder.
         """
@@ -67,6 +72,11 @@ class RayJob:
             shutil.copytree(code.path, sent)
             if manifest is not None:
                 shutil.copy(manifest, sent / manifest.name)
+            for name, content in model_files.items():
+                if (sent / name).exists():
+                    raise UsageError(f"{name}: cannot be sent, since the code has a file of this name; rename it")
+                make_directory((sent / name).parent)
+                (sent / name).write_bytes(content)
             entrypoint = shlex.join(["python", "launch.py", *words])
             self.id = self._client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(sent)})
         deadline = time.monotonic() + START_SECONDS

@@ -144,7 +144,7 @@ class TrainArguments(LaunchArguments):
     report: bool = option("--report", help="write the report at the end")
 
 
-@command("launch", "jobs.cli.launching.plan", "plan first.toml")
+@command("launch", "jobs.cli.planning.plan", "plan first.toml")
 class PlanArguments(Placement, Filters):
     """Show what run would do, and its costs."""
 

@@ -1,169 +1,49 @@
-"""The commands that launch: plan, run, retry, behaviour; and report, which computes missing behaviour.
+"""The commands that launch: run, retry, behaviour; and report, which computes missing behaviour.
 
 Each finds its runs and where they go. :func:`jobs.cli.request.carry_out` launches them.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import (
     EXIT_RUN_FAILED,
     BehaviourArguments,
     LaunchArguments,
-    PlanArguments,
     ReportArguments,
     RetryArguments,
     RunArguments,
     StudyArguments,
 )
+from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import BackendChoice, attend, carry_out, choose, choose_again
 from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
-from jobs.launch.own_models import check_models
-from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
-from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
-from jobs.manifests.load import Manifest, load_manifest
-from jobs.manifests.reader import find_manifest
-from jobs.plan.affordable import plan_budget
-from jobs.plan.estimate import earlier_throughput
-from jobs.plan.planned import Action, PlannedRun
-from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of, require_same_tokenizers
-from jobs.plan.totals import totals
-from jobs.search import expected_share
+from jobs.launch.prepare import (
+    find_data,
+)
+from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
 from jobs.spec import RunSpec
 from jobs.study.budget import KeptBudget, is_waiting
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from jobs.study.kept_code import distrust
-from seqlm.data.corpus import corpus_facts
-from seqlm.errors import DataError, SeqlmError, UsageError, printable
+from seqlm.errors import SeqlmError, UsageError
 from seqlm.machine import cpu_count
-from seqlm.rundir import Observation, RunDirectory
-from seqlm.search import Search
-from slurm import backend as slurm_backend
-from slurm.submission import require_plain_path
+from seqlm.rundir import Observation
 
 REPORT_SECONDS = 10
 """How often ``report --watch`` checks for changes, and its page reloads."""
 
 MOST_PROCESSES = 8
 """How many processes draw the figures of a large study, however many cores there are."""
-
-# -- plan ----------------------------------------------------------------------------------------------------------
-
-
-def plan(arguments: PlanArguments) -> tuple[Any, int]:
-    """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data."""
-    manifest, specs, study_dir = _open_manifest(arguments)
-    choice = choose(arguments, manifest)
-    target, limit = choice.slurm or choice.make(), choice.max_parallel
-    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
-    planned = resolve_resources(planned, target, limit)
-    allowed = plan_budget(planned, manifest.policy, study_dir, manifest.search)
-    if allowed is not None:
-        planned = [replace(item, reason=allowed.waits.get(item.run.id, item.reason)) for item in planned]
-    records = [_plan_record(item) for item in planned]
-    header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
-    rows = [
-        [
-            record["name"],
-            record["id"],
-            f"extend {record['reason']}" if record["action"] == "extend" else record["action"],
-            terminal.short_number(record["parameters"]),
-            terminal.short_number(record["flops_per_token"]),
-            terminal.memory(record["measured_memory_bytes"] or record["memory_bytes"]),
-            terminal.duration(record["seconds"]),
-            "" if record["action"] == "extend" else record["reason"] or "",
-        ]
-        for record in records
-    ]
-    terminal.say_table(terminal.table(header, rows, right=(3, 4, 5, 6)))
-    counts = {action: sum(item.action == action for item in planned) for action in get_args(Action)}
-    summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
-    terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
-    if manifest.excluded:
-        terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
-    search = None
-    if manifest.search is not None:
-        share = expected_share(manifest.search, specs)
-        search = {**manifest.search.to_dict(), "expected_share": share}
-        terminal.say(search_line(manifest.search, share))
-    costs = totals(planned, target.capacity, max_parallel=limit)
-    disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
-    if costs.gpu_hours is None:
-        terminal.say(f"{disk}; GPU hours and time are not known: {costs.unknown}")
-    else:
-        wall = f"{terminal.duration(costs.wall_seconds)} on {choice.where(target)}"
-        terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
-    if allowed is not None:
-        terminal.say(allowed.line())
-    scripts: list[str] = []
-    if choice.slurm is not None and any(item.action != "skip" for item in planned):
-        require_plain_path(study_dir.absolute())
-        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings, manifest.policy, manifest.search)
-        for script in scripts:
-            terminal.say(f"\nwould submit:\n{script}")
-    refused = None
-    try:
-        check_data(planned)  # plan knows the size of a corpus that run has to read
-    except DataError as error:
-        refused = str(error)
-        terminal.tell(f"error: run would refuse this: {refused}")
-    total = {"backend": target.name, "max_parallel": limit, **costs.to_dict()}
-    limits = None if allowed is None else allowed.to_dict()
-    data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "budget": limits}
-    data["refused"] = refused
-    return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
-
-
-def search_line(search: Search, share: float) -> str:
-    """Return one line about a search: its rungs, what it compares, and the share of all epochs that it takes."""
-    rungs = ", ".join(map(str, search.rungs))
-    among = f" among runs of equal {', '.join(search.within)}" if search.within else ""
-    return (
-        f"search ({search.mode}): {search.keep:.3g} of the runs go on after epochs {rungs} by {search.metric}{among}; "
-        f"about {share:.0%} of the epochs of all runs"
-    )
-
-
-def _plan_record(item: PlannedRun) -> dict[str, Any]:
-    found = item.estimate
-    assert found is not None, "plan estimates every run"
-    return {
-        "name": item.spec.name,
-        "id": item.run.id,
-        "fingerprint": item.spec.fingerprint,
-        "directory": str(item.run.path),
-        "action": item.action,
-        "reason": item.reason,
-        "epochs_done": item.observation.epochs_done,
-        "config": item.spec.config.to_dict(),
-        "resources": item.spec.resources.to_dict(),
-        "parameters": found.parameters,
-        "flops_per_token": found.flops_per_token,
-        "memory_bytes": found.memory_bytes,
-        "measured_memory_bytes": found.measured_memory_bytes,
-        "seconds": found.seconds,
-    }
-
-
-def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, manifest: Manifest) -> list[PlannedRun]:
-    facts = functools.cache(corpus_facts)
-    specs = [item.spec for item in planned]
-    known = [facts(spec.config.data, spec.data_path, spec.tokenizer) for spec in specs]
-    planned = [replace(item, facts=found) for item, found in zip(planned, known, strict=True)]
-    check_models(planned)
-    throughput, keep_last = earlier_throughput(runs_dir), manifest.policy.keep_last
-    return estimated(planned, throughput, keep_last=keep_last, search=manifest.search)
-
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
 
@@ -172,7 +52,7 @@ def run(arguments: RunArguments) -> tuple[Any, int]:
     """Launch what is not done yet and print how it ended. Exit code 1 if a run failed."""
     if arguments.dry_run:
         return plan(arguments)
-    manifest, specs, study_dir = _open_manifest(arguments)
+    manifest, specs, study_dir = open_manifest(arguments)
     data = find_data(arguments.data, manifest.data_path)
     terminal.detail(f"data: {data or 'the default place'}")
     changes = [word for text in arguments.changes for word in ("--set", text)]
@@ -364,27 +244,6 @@ def behaviour_line(found: Mapping[str, Any]) -> str:
 
 
 # -- which runs ---------------------------------------------------------------------------------------------------
-
-
-def _open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Path]:
-    """Return the manifest, its runs that pass the filters with the identity of their text, and the study's folder."""
-    manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
-    data = find_data(arguments.data, manifest.data_path)
-    study_dir = arguments.runs_dir / manifest.study
-    known: Sequence[RunSpec] = manifest.runs
-    folders: Mapping[str, Path] = {}
-    if asks_for_identity([*arguments.only, *arguments.exclude]):
-        known, folders = resolve_specs(known, data), RunDirectory.folders(study_dir)
-    chosen, why = select(known, arguments.only, arguments.exclude, lambda spec: facts_of_spec(spec, folders))
-    if why is not None:
-        raise UsageError(f"{arguments.manifest}: {why}")
-    if arguments.data and all(spec.config.data.corpus == "pydoc" for spec in chosen):
-        raise UsageError(
-            '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
-        )
-    specs = resolve_specs(chosen, data)
-    require_same_tokenizers(study_dir, manifest.path.name, specs)
-    return manifest, specs, study_dir
 
 
 def _find_trained(arguments: StudyArguments) -> Path:

@@ -203,9 +203,13 @@ def _send(arguments: LaunchArguments, options: LaunchOptions, address: str) -> d
         raise UsageError("--live-code: a remote cluster is sent a copy of the code; leave the flag out")
     jobs_dir, study_dir = options.study_dir, options.code_dir or options.study_dir
     manifest, recorded = None, None
+    model_files: dict[str, bytes] = {}
     if isinstance(arguments, PlanArguments):
         manifest = find_manifest(arguments.manifest).absolute()
-        recorded = load_manifest(manifest).data_path
+        loaded = load_manifest(manifest)
+        recorded = loaded.data_path
+        for spec in loaded.runs:
+            model_files |= spec.model_files.contents if spec.model_files else {}
         words = _with_argument(_attended(arguments), "manifest", manifest.name)
     else:
         words = _with_argument(_attended(arguments), "study", str(study_dir.absolute()))
@@ -213,7 +217,7 @@ def _send(arguments: LaunchArguments, options: LaunchOptions, address: str) -> d
     words += ["--runs-dir", str(study_dir.parent.absolute()), "--backend", "ray", "--ray-address", "auto"]
     words += ["--data", str(data.absolute())] if data else []
     job = RayJob(address)
-    job.submit(words, jobs_dir, manifest, code_dir=study_dir, untracked=options.untracked)
+    job.submit(words, jobs_dir, manifest, code_dir=study_dir, untracked=options.untracked, model_files=model_files)
     see = f"{terminal.program()} status {printable(str(jobs_dir))}"
     terminal.say(f"launched by Ray job {job.id} on {job.address}; see: {see}")
     if arguments.no_wait:

@@ -13,6 +13,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -24,7 +25,7 @@ from jobs.manifests.policy import Policy
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from jobs.manifests.search import SearchTable
 from jobs.spec import Resources
-from seqlm.config import VARIANTS, RunConfig, choices_of, valid_keys
+from seqlm.config import OPEN_TABLES, VARIANTS, RunConfig, choices_of, valid_keys
 from seqlm.schema import fields_of
 
 Schema: TypeAlias = dict[str, Any]
@@ -35,7 +36,7 @@ def manifest_schema() -> Schema:
     report = table_keys(Report)
     tables: dict[str, Schema] = {
         "study": _table(table_keys(StudyTable), required=["name"]),
-        "defaults": _table(_both_ways(config_keys())),
+        "defaults": _table(_both_ways(config_keys()), patternProperties=_arguments()),
         **{kind: {"type": "array", "items": _entry(kind)} for kind in ENTRY_KINDS if kind != "sample"},
         "sample": {"type": "array", "items": _sample()},
         "exclude": {"type": "array", "items": _exclude()},
@@ -175,6 +176,11 @@ def _both_ways(keys: Mapping[str, Schema]) -> dict[str, Schema]:
     return {**{section: _table(inner) for section, inner in sections.items()}, **keys}
 
 
+def _arguments() -> dict[str, Schema]:
+    """The dotted keys inside an open table, such as ``model.arguments.depth``."""
+    return {f"^{re.escape(table)}\\.": config_keys()[table]["additionalProperties"] for table in OPEN_TABLES}
+
+
 def _or_lists(keys: Mapping[str, Schema]) -> dict[str, Schema]:
     """For each key one value, or a list of at least one."""
     found: dict[str, Schema] = {}
@@ -197,7 +203,7 @@ def _entry(kind: str) -> Schema:
         keys = _or_lists(keys)
         resources = _or_lists(resources) if kind == "zip" else resources
     return {
-        **_table({**table_keys(EntryTable), **_both_ways({**keys, **resources})}),
+        **_table({**table_keys(EntryTable), **_both_ways({**keys, **resources})}, patternProperties=_arguments()),
         "not": {"required": ["seed", "seeds"]},
         "allOf": _applicability(),
     }

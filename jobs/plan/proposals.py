@@ -7,6 +7,7 @@ of the nearest runs (Shepard, 1968).
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -124,9 +125,9 @@ class Proposal:
     """Mean of the nearest runs, weighted by 1/distance. A diverged run counts with the worst value of all."""
 
 
-def setting_of(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return what distinguishes settings of a study from the values of a run by dotted key."""
-    return tuple(sorted((key, value) for key, value in values.items() if key not in _NOT_A_SETTING))
+def setting_of(values: Mapping[str, Any]) -> str:
+    """Return what distinguishes settings of a study, from the values of a run by dotted key."""
+    return json.dumps({key: value for key, value in values.items() if key not in _NOT_A_SETTING}, sort_keys=True)
 
 
 def spaces_of_runs(runs: Sequence[Trained]) -> list[Space]:
@@ -135,21 +136,25 @@ def spaces_of_runs(runs: Sequence[Trained]) -> list[Space]:
     The bounds are the lowest and the highest value. A range over a factor of 10 is logarithmic. Whole numbers go in
     the largest step that reaches all values.
     """
-    groups: dict[tuple[tuple[str, Any], ...], list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     seeds = {run.config.seed for run in runs}
     ignored = {*_NOT_A_SETTING} - ({"seed"} if len(seeds) == 1 else set())
     for run in runs:
         values = {key: v for key, v in run.config.by_key().items() if v is not None and key not in ignored}
-        texts = tuple((key, value) for key, value in values.items() if isinstance(value, str | bool))
-        groups.setdefault(texts, []).append(values)
+        others = {key: value for key, value in values.items() if not _is_number(value)}
+        groups.setdefault(json.dumps([others, sorted(values)], sort_keys=True), []).append(values)
     spaces = []
-    for texts, found in groups.items():
-        numbers = {key: sorted({values[key] for values in found}) for key in found[0].keys() - dict(texts).keys()}
-        keys = {key: _range(numbers[key]) for key in found[0] if len(numbers.get(key, ())) > 1}
+    for found in groups.values():
+        numbers = {key: sorted({values[key] for values in found}) for key, v in found[0].items() if _is_number(v)}
+        keys = {key: _range(different) for key, different in numbers.items() if len(different) > 1}
         if keys:
             values = {key: value for key, value in found[0].items() if key not in keys}
             spaces.append(Space(name=None, values=values, keys=keys, defaults={}))
     return spaces
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _range(values: Sequence[Any]) -> Distribution:
@@ -165,7 +170,7 @@ def propose(
     count: int,
     seed: int,
     *,
-    taken: Collection[tuple[tuple[str, Any], ...]],
+    taken: Collection[str],
     names: Collection[str],
 ) -> list[Proposal]:
     """Return ``count`` settings that the study does not have, in the order of TPE; fewer if none are left.

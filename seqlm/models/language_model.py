@@ -192,7 +192,7 @@ class OutputLayerModel(LanguageModel):
         super().__init__()
         self.fused = implementation == "fused"
         self.dtype = dtype
-        """Type in which products are computed; none: that of the parameters."""
+        """Type in which products are computed. ``None``: that of the parameters."""
 
     def _step_masks(self, wanted: Sequence[tuple[Sequence[int], float]]) -> list[Tensor | None]:
         """Return a mask for each (shape, keep) of what a whole step shares; ``None``: nothing is dropped."""

@@ -26,6 +26,7 @@ from slurm.task import Task
 from tests.slurm.test_submission import planned
 from tests.slurm.test_task import place, plan
 from tests.training.studies import make_config, make_run
+from tests.waiting import DEADLINE_SECONDS
 
 SYNC = Search(rungs=(2, 4), keep=0.5, min_runs=2, mode="sync")
 
@@ -72,7 +73,7 @@ def test_the_first_rank_decides_and_the_others_follow(tmp_path: Path) -> None:
     )
     other.start()
     assert attempts_from_rung(told, tmp_path, place(), Signals()) == {good.id: 2}
-    other.join(60)
+    other.join(DEADLINE_SECONDS)
     assert found == {good.id: 2}
     assert [decision_at(run, 2) for run in (good, bad)] == ["goes on", "stopped"]
     assert bad.observe().reason == "stopped at epoch 2: 2nd of 2, keeps 1"

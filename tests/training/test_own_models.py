@@ -45,7 +45,7 @@ def own_run(folder: Path, name: str, **train: Any) -> tuple[RunDirectory, RunCon
     files = read_model_files(config.model, source)
     config = replace(config, model=replace(config.model, sha256=files.sha256))
     run = RunDirectory(folder)
-    run.create(config, {"name": name}, files)
+    run.create(config, {"name": name}, model_files=files)
     return run, config
 
 
@@ -105,14 +105,14 @@ def test_the_worker_trains_the_kept_copy_and_refuses_a_changed_one(tmp_path: Pat
     files = read_model_files(model, tmp_path)
     config = replace(make_config(), model=replace(model, sha256=files.sha256))
     run = RunDirectory(tmp_path / "study" / "run")
-    run.create(config, {}, files)
+    run.create(config, {}, model_files=files)
     source.write_text("this is no Python any more")
     Trainer(config, corpus, run, rank=Rank(), attempt=1)
     (run.model_dir / "model.py").write_text(source.read_text())
     with pytest.raises(ModelError, match=r"model\.sha256: model\.py in .*/model changed: expected sha256"):
         Trainer(config, corpus, run, rank=Rank(), attempt=2)
     with pytest.raises(ModelError, match=r"model\.py has changed since its run was launched"):
-        run.create(config, {}, files)
+        run.create(config, {}, model_files=files)
 
 
 def test_the_log_of_a_worker_has_the_traceback_of_the_users_code(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""The command plan, and what ``run`` shares with it: opening a manifest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from jobs import terminal
+from jobs.cli.arguments import PlanArguments
+from jobs.cli.request import choose
+from jobs.launch.own_models import check_models
+from jobs.launch.prepare import (
+    check_data,
+    estimated,
+    find_data,
+    plan_runs,
+    resolve_resources,
+    resolve_specs,
+)
+from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
+from jobs.manifests.load import Manifest, load_manifest
+from jobs.manifests.reader import find_manifest
+from jobs.plan.affordable import plan_budget
+from jobs.plan.estimate import earlier_throughput
+from jobs.plan.planned import Action, PlannedRun
+from jobs.plan.record import require_same_tokenizers
+from jobs.plan.totals import totals
+from jobs.search import expected_share, search_line
+from jobs.spec import RunSpec
+from seqlm.data.corpus import corpus_facts
+from seqlm.errors import DataError, UsageError, printable
+from seqlm.rundir import RunDirectory
+from slurm import backend as slurm_backend
+from slurm.submission import require_plain_path
+
+
+def plan(arguments: PlanArguments) -> tuple[Any, int]:
+    """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data."""
+    manifest, specs, study_dir = open_manifest(arguments)
+    choice = choose(arguments, manifest)
+    target, limit = choice.slurm or choice.make(), choice.max_parallel
+    planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
+    planned = resolve_resources(planned, target, limit)
+    allowed = plan_budget(planned, manifest.policy, study_dir, manifest.search)
+    if allowed is not None:
+        planned = [replace(item, reason=allowed.waits.get(item.run.id, item.reason)) for item in planned]
+    records = [_plan_record(item) for item in planned]
+    header = ["run", "id", "action", "parameters", "FLOPs/token", "memory", "time", ""]
+    rows = [
+        [
+            record["name"],
+            record["id"],
+            f"extend {record['reason']}" if record["action"] == "extend" else record["action"],
+            terminal.short_number(record["parameters"]),
+            terminal.short_number(record["flops_per_token"]),
+            terminal.memory(record["measured_memory_bytes"] or record["memory_bytes"]),
+            terminal.duration(record["seconds"]),
+            "" if record["action"] == "extend" else record["reason"] or "",
+        ]
+        for record in records
+    ]
+    terminal.say_table(terminal.table(header, rows, right=(3, 4, 5, 6)))
+    counts = {action: sum(item.action == action for item in planned) for action in get_args(Action)}
+    summary = ", ".join(f"{number} {action}" for action, number in counts.items() if number)
+    terminal.say(f"\n{manifest.study}: {len(planned)} runs ({summary}) in {printable(str(study_dir))}")
+    if manifest.excluded:
+        terminal.say(f"excluded by the manifest: {', '.join(run.name for run in manifest.excluded)}")
+    search = None
+    if manifest.search is not None:
+        share = expected_share(manifest.search, specs)
+        search = {**manifest.search.to_dict(), "expected_share": share}
+        terminal.say(search_line(manifest.search, share))
+    costs = totals(planned, target.capacity, max_parallel=limit)
+    disk = f"disk {terminal.memory(costs.disk_bytes)} for checkpoints"
+    if costs.gpu_hours is None:
+        terminal.say(f"{disk}; GPU hours and time are not known: {costs.unknown}")
+    else:
+        wall = f"{terminal.duration(costs.wall_seconds)} on {choice.where(target)}"
+        terminal.say(f"{wall}; {costs.gpu_hours:.3g} GPU hours; {disk}")
+    if allowed is not None:
+        terminal.say(allowed.line())
+    scripts: list[str] = []
+    if choice.slurm is not None and any(item.action != "skip" for item in planned):
+        require_plain_path(study_dir.absolute())
+        scripts = slurm_backend.scripts(planned, study_dir, choice.slurm.settings, manifest.policy, manifest.search)
+        for script in scripts:
+            terminal.say(f"\nwould submit:\n{script}")
+    refused = None
+    try:
+        check_data(planned)  # plan knows the size of a corpus that run has to read
+    except DataError as error:
+        refused = str(error)
+        terminal.tell(f"error: run would refuse this: {refused}")
+    total = {"backend": target.name, "max_parallel": limit, **costs.to_dict()}
+    limits = None if allowed is None else allowed.to_dict()
+    data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "budget": limits}
+    data["refused"] = refused
+    return ({**data, "scripts": scripts} if scripts else data), 0 if refused is None else UsageError.exit_code
+
+
+def _plan_record(item: PlannedRun) -> dict[str, Any]:
+    found = item.estimate
+    assert found is not None, "plan estimates every run"
+    return {
+        "name": item.spec.name,
+        "id": item.run.id,
+        "fingerprint": item.spec.fingerprint,
+        "directory": str(item.run.path),
+        "action": item.action,
+        "reason": item.reason,
+        "epochs_done": item.observation.epochs_done,
+        "config": item.spec.config.to_dict(),
+        "resources": item.spec.resources.to_dict(),
+        "parameters": found.parameters,
+        "flops_per_token": found.flops_per_token,
+        "memory_bytes": found.memory_bytes,
+        "measured_memory_bytes": found.measured_memory_bytes,
+        "seconds": found.seconds,
+    }
+
+
+def _estimated(planned: Sequence[PlannedRun], runs_dir: Path, manifest: Manifest) -> list[PlannedRun]:
+    facts = functools.cache(corpus_facts)
+    specs = [item.spec for item in planned]
+    known = [facts(spec.config.data, spec.data_path, spec.tokenizer) for spec in specs]
+    planned = [replace(item, facts=found) for item, found in zip(planned, known, strict=True)]
+    check_models(planned)
+    throughput, keep_last = earlier_throughput(runs_dir), manifest.policy.keep_last
+    return estimated(planned, throughput, keep_last=keep_last, search=manifest.search)
+
+
+def open_manifest(arguments: PlanArguments) -> tuple[Manifest, list[RunSpec], Path]:
+    """Return the manifest, its runs that pass the filters with the identity of their text, and the study's folder."""
+    manifest = load_manifest(find_manifest(arguments.manifest), arguments.changes)
+    data = find_data(arguments.data, manifest.data_path)
+    study_dir = arguments.runs_dir / manifest.study
+    known: Sequence[RunSpec] = manifest.runs
+    folders: Mapping[str, Path] = {}
+    if asks_for_identity([*arguments.only, *arguments.exclude]):
+        known, folders = resolve_specs(known, data), RunDirectory.folders(study_dir)
+    chosen, why = select(known, arguments.only, arguments.exclude, lambda spec: facts_of_spec(spec, folders))
+    if why is not None:
+        raise UsageError(f"{arguments.manifest}: {why}")
+    if arguments.data and all(spec.config.data.corpus == "pydoc" for spec in chosen):
+        raise UsageError(
+            '--data: these runs read corpus "pydoc", which has no files; set data.corpus to "ptb" or "files"'
+        )
+    specs = resolve_specs(chosen, data)
+    require_same_tokenizers(study_dir, manifest.path.name, specs)
+    return manifest, specs, study_dir
