@@ -112,7 +112,7 @@ def cards() -> list[Card]:
 
 
 def _nvidia_smi(*options: str) -> str:
-    """What nvidia-smi prints. It is asked once for each process, unless it does not answer."""
+    """What nvidia-smi prints. It is called once for each process, unless it fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
