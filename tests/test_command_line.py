@@ -48,6 +48,7 @@ FOLLOWING = (
     "jobs.cli.studying",
     "jobs.cli.view",
     "jobs.manifests",
+    "jobs.search",
     "jobs.spec",
     "jobs.study.budget",
     "jobs.study.folder",
@@ -65,10 +66,13 @@ BOTTOM = (
     "seqlm.run_layout",
     "seqlm.lease",
     "seqlm.locks",
+    "seqlm.model_files",
+    "seqlm.optimizers",
     "seqlm.processes",
     "seqlm.reading",
     "seqlm.rundir",
     "seqlm.schema",
+    "seqlm.search",
 )
 
 

@@ -32,7 +32,7 @@ from jobs.launch.prepare import (
 )
 from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
 from jobs.spec import RunSpec
-from jobs.study.budget import KeptBudget
+from jobs.study.budget import KeptBudget, is_waiting
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from jobs.study.kept_code import distrust
 from seqlm.errors import SeqlmError, UsageError
@@ -151,7 +151,7 @@ def train(
     bad = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
     records = [one.to_dict() for one in runs]
     data = {"study": study_dir.name, "runs": records, "budget": budget.to_dict()}
-    return data, _exit_code([record for record in records if record["state"] in bad])
+    return data, _exit_code([one for one in records if one["state"] in bad or is_waiting(one["reason"])])
 
 
 def _exit_code(failed: Sequence[dict[str, Any]]) -> int:

@@ -9,7 +9,7 @@ from typing import final
 from jobs import terminal
 from jobs.manifests.policy import Policy
 from jobs.plan.planned import PlannedRun
-from jobs.study.budget import Budget, BudgetWatch, Hours, total
+from jobs.study.budget import WAITS, Budget, BudgetWatch, Hours, total
 
 
 @final
@@ -33,7 +33,7 @@ class Spending:
         before, self.is_over = self.is_over, self._watch.look(at_once=at_once)
         if self.is_over is not None and before is None and live:
             runs = "1 run stops" if live == 1 else f"{live} runs stop"
-            terminal.tell(f"{self.is_over.removeprefix('waits: ')}; {runs} at a checkpoint")
+            terminal.tell(f"{self.is_over.removeprefix(WAITS)}; {runs} at a checkpoint")
 
     def started(self) -> None:
         """Note that a run of the launch has been started."""

@@ -31,6 +31,8 @@ from seqlm.rundir import FINGERPRINT_DIGITS, RunDirectory
 
 UNITS = {"gpu_hours": "GPU hours", "core_hours": "core hours"}
 """Key of the policy -> its unit in messages."""
+WAITS = "waits: "
+"""Begins the reason of a run that waits for the budget."""
 LOOK_SECONDS = 2.0
 """Least time between two readings of the attempts."""
 MOST_SECONDS = 60.0
@@ -57,6 +59,11 @@ def hours_of(resources: Resources, seconds: float) -> Hours:
     """Return what a run with these resources, which are resolved, uses in some seconds."""
     hours = resources.ranks * seconds / 3600
     return Hours(gpu_hours=hours * (resources.gpus or 0), core_hours=hours * (resources.cpus or 1))
+
+
+def is_waiting(reason: str | None) -> bool:
+    """Return whether a run with this reason waits for the budget."""
+    return reason is not None and reason.startswith(WAITS)
 
 
 def total(amounts: Iterable[Hours]) -> Hours:
@@ -164,7 +171,7 @@ class Budget:
         """Return why no run goes on: which limit is reached. ``None``: none is."""
         for key, limit in self.limits.items():
             if getattr(spent, key) >= limit:
-                return f"waits: budget of {limit:g} {UNITS[key]} is spent"
+                return f"{WAITS}budget of {limit:g} {UNITS[key]} is spent"
         return None
 
     def refuses(self, spent: Hours, reserved: Hours, needs: Hours | None) -> str | None:
@@ -179,7 +186,7 @@ class Budget:
             left = limit - getattr(spent + reserved, key)
             if needs is not None and getattr(needs, key) > left:
                 about = f"{getattr(needs, key):.3g} {UNITS[key]}"
-                return f"waits: needs about {about}; {max(left, 0.0):.3g} of the budget of {limit:g} are left"
+                return f"{WAITS}needs about {about}; {max(left, 0.0):.3g} of the budget of {limit:g} are left"
         return None
 
     def seconds_left(self, spent: Hours, rate: Hours) -> float:

@@ -5,6 +5,7 @@ import re
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ from jobs.spec import Resources, RunSpec
 from jobs.study.kept_code import Code
 from seqlm.errors import BackendError
 from seqlm.rundir import RunDirectory
+from slurm import backend
 from slurm.job import JobPlan
 from slurm.settings import SlurmSettings
 from slurm.submission import UNLIMITED, Batch, Submitter, batches, record, take_turns
 from tests.analysis.attempt_files import write_attempt
+from tests.fakes import make_estimate
 from tests.training.studies import make_config
 
 CODE = Code(path=Path("/code"), commit=None, dirty=False, live=False)
@@ -266,6 +269,17 @@ def test_the_time_limit_is_cut_to_what_the_budget_has_left(tmp_path: Path) -> No
     assert minutes(settings, gpu_hours=100) == 600
     assert minutes(settings, core_hours=10) == 62, "8 hours are left for 8 cores"
     assert minutes(settings, gpu_hours=1) == 2, "nothing is left; the job ends by itself"
+
+
+@pytest.mark.usefixtures("srun")
+def test_only_runs_that_the_budget_allows_are_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
+    monkeypatch.setattr(backend, "live_code", lambda: CODE)
+    items = [replace(item, estimate=make_estimate(3600)) for item in planned(tmp_path, 3)]
+    for hours, array in ((3, "0-2"), (2, "0-1"), (1, None)):
+        (text,) = backend.scripts(items, tmp_path, SlurmSettings(), Policy(gpu_hours=hours))
+        assert re.findall(r"--array=([0-9-]+)", text) == ([] if array is None else [array])
+    assert backend.scripts(items, tmp_path, SlurmSettings(), Policy(gpu_hours=0.5)) == [], "every run waits"
 
 
 @pytest.mark.usefixtures("srun")
