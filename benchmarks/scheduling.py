@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="what each takes; %(default)s")
     parser.add_argument("--grid", type=int, default=999, help="runs of the large launch; %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds; %(default)s")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the JSON document to FILE, and a table too"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document to FILE, and a table too")
     options = parser.parse_args(arguments)
     try:
         if min(options.rounds, options.grid) < 1 or options.runs < 2 * cpu_count():

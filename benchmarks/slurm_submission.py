@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=LARGEST_ARRAY, help="%(default)s")
     parser.add_argument("--nodes", type=int, default=64, help="slurmd processes; %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="counted rounds; %(default)s")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the JSON document to FILE, and a table too"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document to FILE, and a table too")
     options = parser.parse_args(arguments)
     try:
         if not 2 <= options.runs <= LARGEST_ARRAY:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.blocks.words import first_few
 from analysis.study import units
-from analysis.study.columns import TEXT_KEYS
+from analysis.study.columns import SAME_TEXT, TEXT_KEYS
 from analysis.study.settings import finished
 from analysis.study.study import Study
 
@@ -29,7 +29,8 @@ def text_names(study: Study) -> pd.Series[str]:
     for key in keys:
         value = texts[key].str.slice(stop=8) if key.endswith("sha256") else texts[key]
         part = f" {key.removeprefix('data.')} " + value
-        names = names + part.mask((texts[key] == "none") & (key not in ("data.level", "data.vocab_size")), "")
+        of_tokens = key in ("data.level", "data.vocab_size")  # which a tokenizer decides
+        names = names + part.mask(texts["data.tokenizer"] != "none" if of_tokens else texts[key] == "none", "")
     return names
 
 
@@ -52,8 +53,12 @@ def text_sentences(study: Study, closing: str = ABOUT_FIRST) -> list[str]:
     counts = finished_by_text(study)
     if len(counts) < 2:
         return []
+    if len(finished(study.runs)[SAME_TEXT].drop_duplicates()) == 1:
+        several, what = f"one text with {len(counts)} vocabularies", "vocabularies"
+    else:
+        several, what = f"{len(counts)} different texts", "texts"
     named = first_few([f"{name} ({units.count(number, 'run')})" for name, number in counts.items()], 4)
     return [
-        f"The finished runs predict {len(counts)} different texts: {named}. Perplexities of different texts do not "
-        f"compare, and runs on different texts are not seeds of one setting. {closing}"
+        f"The finished runs predict {several}: {named}. Perplexities of different {what} do not "
+        f"compare, and runs on different {what} are not seeds of one setting. {closing}"
     ]
