@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqlm.models import LanguageModel
+from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import tensors_of
 
 
@@ -47,7 +48,7 @@ def gradient_norms(model: LanguageModel, tokens: Int[Tensor, "T B"], targets: In
         tokens: a window.
         targets: their successors; the last row alone is used.
     """
-    layers = model.hidden_states
+    layers = hidden_states_of(model)
     if layers is None or getattr(model, "fused", False) or model.training:
         raise ValueError("gradient norms need hidden states, the reference implementation and evaluation mode")
     with _outputs_of(layers) as outputs, torch.enable_grad():

@@ -24,6 +24,7 @@ from seqlm.data.tokenizer import Tokenizer
 from seqlm.errors import CheckpointError, SeqlmError
 from seqlm.files import Guard, file_sha256, unguarded, write_json, write_json_lines
 from seqlm.models import LanguageModel
+from seqlm.models.language_model import hidden_states_of
 from seqlm.rundir import RunDirectory
 from seqlm.training.checkpoint import Checkpoint, load_checkpoint, require_text, trained_model
 from seqlm.training.perplexity import perplexity
@@ -88,7 +89,7 @@ def record_behaviour(
     train = columns(text, sequences, device=device)
     by_equations = trained.model("reference", device)
     norms = None
-    if by_equations.hidden_states is not None:
+    if hidden_states_of(by_equations) is not None:
         norms = gradient_norms(by_equations, *next(windows(train, seq_len)))
         _say("gradient norms", started)
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.blocks.words import first_few
 from analysis.study import units
+from analysis.study.columns import SAME_TEXT
 from analysis.study.comparison import finished
 from analysis.study.study import Study
 
@@ -25,10 +26,14 @@ def text_sentences(study: Study, closing: str = ABOUT_FIRST) -> list[str]:
     """Return a warning, which ends with ``closing``, if the finished runs predict different texts; nothing else."""
     if len(study.texts) < 2:
         return []
+    if len(finished(study.runs)[SAME_TEXT].drop_duplicates()) == 1:
+        several, what = f"one text with {len(study.texts)} vocabularies", "vocabularies"
+    else:
+        several, what = f"{len(study.texts)} different texts", "texts"
     named = first_few([f"{name} ({units.count(number, 'run')})" for name, number in study.texts.items()], 4)
     return [
-        f"The finished runs predict {len(study.texts)} different texts: {named}. Perplexities of different texts do "
-        f"not compare, and runs on different texts are not seeds of one setting. {closing}"
+        f"The finished runs predict {several}: {named}. Perplexities of different {what} do not "
+        f"compare, and runs on different {what} are not seeds of one setting. {closing}"
     ]
 
 

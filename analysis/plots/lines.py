@@ -30,6 +30,8 @@ MOST_LINES = 24
 STANDING_OUT = 10
 """How many stand out then."""
 
+LETTERS = 84
+"""Of all labels in a line of a legend."""
 CHUNK = 50
 """Curves of the crowd in one path: few elements for the page, and short enough for the rasteriser."""
 
@@ -147,6 +149,9 @@ def legend_columns(curves: Sequence[Curve], by: Factor = "arch") -> tuple[list[L
     columns = [[_text(title), *entries] for title, entries in members.items() if entries]
     if len(columns) == 1:
         return columns[0], 3
+    if len(columns) > 3:  # as wide as three columns of whole labels
+        for entry in (entry for column in columns for entry in column[1:]):
+            entry.set_label(units.shortened(str(entry.get_label()), LETTERS // len(columns) - 3))
     longest = max(map(len, columns))
     return [entry for column in columns for entry in [*column, *[_text(" ")] * (longest - len(column))]], len(columns)
 

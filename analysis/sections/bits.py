@@ -7,12 +7,10 @@ import pandas as pd
 from analysis.blocks.section import Block, Prose
 from analysis.blocks.table import Column, Table, number, run_columns
 from analysis.study import units
+from analysis.study.columns import SAME_TEXT
 from analysis.study.comparison import finished
 from analysis.study.study import Study
 from analysis.study.values import rows_of
-
-SAME_TEXT = ["data.corpus", "data.sha256"]
-"""Keys of the runs table in which runs on one text agree, whatever their tokens are."""
 
 BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"))
 

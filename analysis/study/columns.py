@@ -31,6 +31,10 @@ TEXT_KEYS = [key for key in HYPERPARAMETERS if key.startswith("data.")]
 """Of the hyperparameters, what a run predicts: corpus, kind of token, vocabulary, digest of the text."""
 
 
+SAME_TEXT = ["data.corpus", "data.sha256"]
+"""Keys in which runs on one text agree, whatever their tokens are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
     """What a column holds."""

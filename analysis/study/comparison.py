@@ -39,7 +39,8 @@ def text_names(runs: pd.DataFrame) -> pd.Series[str]:
     for key in keys:
         value = texts[key].str.slice(stop=8) if key.endswith("sha256") else texts[key]
         part = f" {key.removeprefix('data.')} " + value
-        names = names + part.mask((texts[key] == "none") & (key not in ("data.level", "data.vocab_size")), "")
+        of_tokens = key in ("data.level", "data.vocab_size")  # which a tokenizer decides
+        names = names + part.mask(texts["data.tokenizer"] != "none" if of_tokens else texts[key] == "none", "")
     return names
 
 

@@ -20,6 +20,7 @@ from seqlm.check_model.subject import (
     without_dropout,
 )
 from seqlm.models import LanguageModel
+from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import State, map_state, tensors_of
 from seqlm.training.optimizers import restore_optimizer
 from seqlm.training.step import TrainingStep
@@ -143,6 +144,35 @@ def check_gradients(subject: Subject) -> str:
     if wrong:
         raise BrokenContractError(f"the gradient by {wrong[0].removeprefix('module.')} is not finite")
     return f"reach all {len(trained)} tensors of parameters"
+
+
+def check_hidden_states(subject: Subject) -> str:
+    """The modules that the model names return hidden states, and the last logits are computed from them."""
+    model = subject.build().eval()
+    layers = hidden_states_of(model)
+    if layers is None:
+        return "none named; the report will have no gradient norms"
+    outputs: list[Any] = []
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output)) for layer in layers]
+    logits, _ = model(subject.tokens[:STEPS], model.initial_state(COLUMNS))
+    for hook in hooks:
+        hook.remove()
+    found = [output[0] if isinstance(output, tuple) else output for output in outputs]
+    if len(found) != len(layers):
+        raise BrokenContractError(
+            f"hidden_states names {len(layers)} modules, and a window calls them {len(found)} times"
+        )
+    for number, tensor in enumerate(found, start=1):
+        if not isinstance(tensor, Tensor) or tensor.shape[:2] != (STEPS, COLUMNS) or tensor.dim() != 3:
+            got = shape(tensor) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise BrokenContractError(f"module {number} of hidden_states returns {got}, expected (T, B, H) first")
+    reached = torch.autograd.grad(logits[-1].sum(), found, allow_unused=True)
+    unused = [str(number) for number, gradient in enumerate(reached, start=1) if gradient is None]
+    if unused:
+        raise BrokenContractError(
+            f"the logits are not computed from what module {', '.join(unused)} of hidden_states returns"
+        )
+    return f"{len(layers)} layers"
 
 
 def check_resume(subject: Subject) -> str:

@@ -11,7 +11,7 @@ import inspect
 import io
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, final
 
@@ -188,7 +188,7 @@ class Adapter(LanguageModel):
         self.label = getattr(module, "label", None)
 
     @property
-    def hidden_states(self) -> Iterable[nn.Module] | None:
+    def hidden_states(self) -> Any:
         return getattr(self.module, "hidden_states", None)
 
     def initial_state(self, batch_size: int) -> State:

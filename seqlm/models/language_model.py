@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -40,14 +40,6 @@ class LanguageModel(nn.Module, ABC):
     """V. Set when the model has been built; so is ``seq_len``."""
     seq_len: int
     """Tokens of a training window. A model without a state sees as many tokens back, at most, when it generates."""
-
-    @property
-    def hidden_states(self) -> Iterable[nn.Module] | None:
-        """The modules whose outputs are the hidden states, the lowest layer first. ``None``: the model shows none.
-
-        Each returns a tensor (T, B, H), or a tuple that begins with it. All that comes later is computed from it.
-        """
-        return None
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
@@ -173,6 +165,16 @@ class LanguageModel(nn.Module, ABC):
 
 LOGIT_ROWS = 1024
 """Tokens whose logits are in memory at a time when losses are wanted one by one; 40 MB at 10,000 words."""
+
+
+def hidden_states_of(model: LanguageModel) -> list[nn.Module] | None:
+    """The modules whose outputs are the hidden states, the lowest layer first; ``None`` if the model names none.
+
+    Models name them in an optional attribute or property ``hidden_states``. Each of the modules returns a tensor
+    (T, B, H), or a tuple that begins with it. All that comes later is computed from it.
+    """
+    named = getattr(model, "hidden_states", None)
+    return None if named is None else list(named)
 
 
 class OutputLayerModel(LanguageModel):

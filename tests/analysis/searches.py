@@ -41,7 +41,7 @@ def make_search(study_dir: Path, *, each: int = 9, epochs: int = 12, rule: dict[
         floor = ARCHS[arch] * (1 + 0.08 * (math.log10(keys["lr"]) + 2.5) ** 2 + 40 / keys["hidden_size"])
         val = [floor * (1 + 3 * math.exp(-0.45 * epoch * (1.3 - keys["keep"]))) for epoch in range(epochs)]
         gone, stopped = epochs, None
-        for rung in RULE["rungs"]:  # type: ignore[attr-defined]
+        for rung in RULE["rungs"]:
             values = reached.setdefault((arch, rung), [])
             values.append(value := val[rung - 1])
             rank, places = 1 + sum(other < value for other in values), math.ceil(0.34 * len(values))

@@ -62,6 +62,11 @@ FAULTS: dict[str, tuple[tuple[str, str], str, str]] = {
         "gradients",
         "no gradient reaches unused.weight, unused.bias; use every parameter in forward",
     ),
+    "hidden states of another form": (
+        (INIT, "self.hidden_states = [self.output, self.W]"),
+        "hidden states",
+        "hidden_states names 2 modules, and a window calls them 8 times",
+    ),
     "random numbers of Python": (
         (HIDDEN, "h = h * (1 + random.random()) if self.training else h"),
         "resume",

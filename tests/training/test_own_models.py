@@ -16,6 +16,7 @@ from seqlm.data.corpus import Corpus, load_corpus
 from seqlm.errors import ModelError
 from seqlm.model_files import read_model_files
 from seqlm.models import build_model
+from seqlm.models.language_model import hidden_states_of
 from seqlm.models.state import join_states, map_state, split_state, tensors_of
 from seqlm.rundir import RunDirectory
 from seqlm.training.attempt import StopRequested, StopSignal
@@ -151,3 +152,24 @@ def test_a_model_without_a_state_generates_from_its_last_window(tmp_path: Path) 
             logits = predict(token)
         expected, _ = model(tokens[-3:], None)
     torch.testing.assert_close(logits, expected[-1])
+
+
+LOSS = """
+    def loss(self, tokens, targets, state):
+        return self(tokens, state)[0].sum() * 0 + 7, state
+"""
+
+
+def test_a_subclass_of_language_model_may_override_its_loss(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        ("import random", "from seqlm.models import LanguageModel"),
+        ("class Model(nn.Module):", "class Model(LanguageModel):"),
+        ("# init", "self.hidden_states = nn.ModuleList([self.W])"),
+        ("    def initial_state", f"{LOSS}\n    def initial_state"),
+    )
+    model = build_model(CustomConfig(arch="custom", source="model.py:Model"), 9, 3, folder=tmp_path)
+    tokens = torch.zeros(3, 2, dtype=torch.int64)
+    assert float(model.loss(tokens, tokens, model.initial_state(2))[0].detach()) == 7
+    assert hidden_states_of(model) == [model.W]
+    assert model.token_losses(tokens, tokens, model.initial_state(2))[0].shape == (3, 2)

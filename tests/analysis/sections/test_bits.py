@@ -8,6 +8,7 @@ import pytest
 from analysis.api import open_study
 from analysis.blocks.section import Prose
 from analysis.blocks.table import Table
+from analysis.blocks.texts import text_sentences
 from analysis.sections.bits import bits_blocks
 from analysis.sections.results import results_table
 from analysis.study.settings import best_runs
@@ -52,7 +53,7 @@ def test_runs_on_one_text_with_several_vocabularies_are_ranked_by_bits_per_byte(
         ["words", "files level word vocab_size 100 sha256 aaaaaaaa", "1.250", "1.750", "no", "20.00"],
         [
             "small",
-            "files level token vocab_size none sha256 aaaaaaaa tokenizer small.json",
+            "files sha256 aaaaaaaa tokenizer small.json",
             "1.500",
             "2.000",
             "yes",
@@ -60,7 +61,7 @@ def test_runs_on_one_text_with_several_vocabularies_are_ranked_by_bits_per_byte(
         ],
         [
             "large",
-            "files level token vocab_size none sha256 aaaaaaaa tokenizer large.json",
+            "files sha256 aaaaaaaa tokenizer large.json",
             "1.625",
             "2.125",
             "yes",
@@ -95,3 +96,14 @@ def test_a_study_with_one_vocabulary_has_no_ranking_and_without_bits_no_column(t
     study = load_study(tmp_path)
     assert bits_blocks(study) == []
     assert "bits" not in results_table(study).to_csv().splitlines()[0]
+
+
+def test_one_text_with_several_vocabularies_is_not_called_several_texts(tmp_path: Path) -> None:
+    add_run(tmp_path, 0, "char", "gru", "adam", [9.0, 3.0], data={"level": "char"}, result=bits(1.75))
+    add_run(tmp_path, 1, "small", "gru", "adam", [90.0, 60.0], data={"tokenizer": "small.json"}, result=bits(1.5))
+    (sentence,) = text_sentences(load_study(tmp_path), "The end.")
+    assert sentence == (
+        "The finished runs predict one text with 2 vocabularies: ptb level char (1 run) and ptb "
+        "tokenizer small.json (1 run). Perplexities of different vocabularies do not compare, and runs on different "
+        "vocabularies are not seeds of one setting. The end."
+    )

@@ -93,7 +93,7 @@ def test_unpaired_means_are_named_so_and_take_in_what_pairs_leave_out(tmp_path: 
     section = effects_section(load_study(tmp_path))
     (table,) = [table for table in section.tables if table.name == "marginal-means"]
     assert table.title.startswith("Unpaired")
-    assert "the settings may differ in everything else" in table.caption
+    assert "not the effect of the key" in table.caption
     rates = [row for row in rows_of(table) if row["key"] == "optim.lr"]
     assert [(r["value"], r["settings"], r["mean_loss_nats"]) for r in rates] == [
         (0.1, 1, pytest.approx(5.0)),

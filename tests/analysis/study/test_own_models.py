@@ -60,7 +60,7 @@ def test_arguments_share_the_columns_of_keys_with_their_names() -> None:
     assert columns == {
         "model.arch": "lstm.py:LSTM",
         "model.hidden_size": 8,
-        "model.arguments": "arch = x, peepholes = True",
+        "model.arguments": "arch = x, peepholes = true",
         "model.sha256": "ab",
         "seed": 1,
     }
