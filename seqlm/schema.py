@@ -82,6 +82,12 @@ class Arguments(dict[str, Any]):
     def __hash__(self) -> int:  # type: ignore[override] # a table that cannot change
         return hash(frozenset(self.items()))
 
+    def __eq__(self, other: object) -> bool:
+        """1, 1.0 and true are three values: a call may tell them apart, and so does the fingerprint."""
+        if isinstance(other, Arguments):
+            return sorted(map(repr, self.items())) == sorted(map(repr, other.items()))
+        return super().__eq__(other)
+
     def _refuse(self, *arguments: Any, **named: Any) -> NoReturn:
         raise TypeError("the arguments of a configuration cannot be changed")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import terminal
-from jobs.plan.own_models import has_passed, keep
+from jobs.plan.own_models import has_passed, keep, torch_version
 from jobs.plan.planned import PlannedRun
 from jobs.study.kept_code import source_tree
 from seqlm.architectures import CustomConfig
@@ -44,6 +44,9 @@ def check_models(planned: Iterable[PlannedRun], study_dir: Path | None = None) -
             if not has_passed(model, *sizes):
                 todo.setdefault((model, *sizes), item)
     if not todo:
+        return
+    if torch_version() is None:
+        terminal.tell("warning: own models are not tested before they start, since torch is not installed here")
         return
     terminal.tell(f"testing {', '.join(dict.fromkeys(model.source for model, _, _ in todo))} first")
     requests = []

@@ -43,9 +43,17 @@ def key_of(config: CustomConfig, vocab_size: int, seq_len: int) -> str:
         "model": vars(config),
         "vocab_size": vocab_size,
         "seq_len": seq_len,
-        "torch": importlib.metadata.version("torch"),
+        "torch": torch_version(),
     }
     return cache.digest_key(identity)
+
+
+def torch_version() -> str | None:
+    """Return the version of torch without importing it; ``None`` if it is not installed."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def has_passed(config: CustomConfig, vocab_size: int, seq_len: int) -> bool:

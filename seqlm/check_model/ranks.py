@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 from torch import Tensor
 
@@ -30,19 +31,19 @@ def check_ranks(subject: Subject) -> str:
     whole = gradients_of(subject, subject.build())
     with tempfile.TemporaryDirectory() as folder:
         meeting = {RENDEZVOUS.name: f"file://{folder}/rendezvous.json", COLLECTIVE_MINUTES.name: "1"}
-        os.environ |= meeting
         arguments = [json.dumps(vars(subject.config)), str(subject.folder)]
-        other = subprocess.Popen(
-            [sys.executable, "-m", __name__, *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            found = _steps(subject, Rank(index=0, world_size=RANKS))
-            _, errors = other.communicate(timeout=SECONDS)
-        finally:
-            other.kill()
+        with mock.patch.dict(os.environ, meeting):
+            other = subprocess.Popen(
+                [sys.executable, "-m", __name__, *arguments],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                found = _steps(subject, Rank(index=0, world_size=RANKS))
+                _, errors = other.communicate(timeout=SECONDS)
+            finally:
+                other.kill()
     if other.returncode:
         raise BrokenContractError(
             f"the second rank fails: {(errors.strip().splitlines() or ['without a message'])[-1]}"

@@ -31,8 +31,8 @@ MODULE_PREFIX = "seqlm_own_model_"
 """Of the name under which a file is imported, so that a file called ``random.py`` hides no module of Python's."""
 
 _folders: list[Path] = []
-"""The folders whose files this process has imported."""
-_is_importing = False
+"""The folder whose files this process has imported, if any."""
+_is_importing = _has_hook = False
 
 
 def build_custom(
@@ -49,7 +49,7 @@ def build_custom(
     if product_dtype is not None:
         if "product_dtype" not in inspect.signature(found).parameters:
             raise ModelError(
-                f"train.precision: {config.source} takes no argument product_dtype, so its products are in fp32; use it"
+                f'train.precision: {config.source} takes no argument product_dtype; expected "fp32" or "tf32"'
             )
         arguments["product_dtype"] = product_dtype
     with _reported(config, f"model.arguments: {config.class_name} cannot be made with {_shown(arguments)}"):
@@ -126,9 +126,6 @@ def _watched() -> Iterator[None]:
         yield
     finally:
         _is_importing, sys.dont_write_bytecode = False, before
-
-
-_has_hook = False
 
 
 def _add_hook() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,10 @@ def test_a_configuration_with_arguments_survives_json(tmp_path: Path) -> None:
     assert run.config.by_key()["model.arguments.hidden_size"] == (4, 8, True), "in a [[run]] a list is a value"
     again = RunConfig.from_dict(run.config.to_dict())
     assert (again, hash(again), again.fingerprint()) == (run.config, hash(run.config), run.fingerprint)
+    other = replace(run.config.model, arguments={**run.config.model.arguments, "leak": 1})
+    same_number = replace(other, arguments={**other.arguments, "leak": 1.0})
+    assert other != same_number, "1 and 1.0 have two fingerprints"
+    assert RunConfig.from_dict({**run.config.to_dict(), "model": vars(same_number)}).model == same_number
     with pytest.raises(TypeError, match="cannot be changed"):
         run.config.to_dict()["model"]["arguments"]["leak"] = 2
 
