@@ -108,8 +108,7 @@ def _value_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> 
 def _choice_pairs(settings: Iterable[Setting], key: str, keys: Sequence[str]) -> Iterator[tuple[Setting, Setting]]:
     chosen: dict[Any, list[Setting]] = defaultdict(list)
     for setting in settings:
-        if key in setting.config:
-            chosen[setting.config[key]].append(setting)
+        chosen[setting.config[key]].append(setting)  # every configuration has the keys of CHOICES
     known = {value: {name for setting in group for name in setting.config} for value, group in chosen.items()}
     for first, second in itertools.combinations(sorted(chosen, key=lambda value: _order(key, value)), 2):
         shared = [other for other in keys if other not in (key, *FOLLOWS) and other in known[first] & known[second]]
