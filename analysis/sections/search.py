@@ -57,7 +57,8 @@ def rung_slices(study: Study, epochs: int) -> Chart | None:
     chart = slices_chart(there, order=[])
     if chart is None:
         return None
-    title = f"Best validation perplexity of the first {units.count(epochs, 'epoch')} over each hyperparameter"
+    first = "epoch" if epochs == 1 else f"{epochs} epochs"
+    title = f"Best validation perplexity of the first {first} over each hyperparameter"
     caption = f"All {units.count(len(runs), 'run')} that came there, also those that were stopped then or later."
     return replace(chart, name="slices-rung", title=title, caption=f"{caption} {chart.caption}")
 
