@@ -505,6 +505,6 @@ def test_a_remote_cluster_runs_the_launcher_too(lab: RayLab, head: str, tmp_path
 
     left = study("run", "small.toml", "--ray-address", head, "--no-wait", "--set", "train.epochs=5000")
     assert left.returncode == 0, left.stderr
-    wait_for(study.states, "the new run to run", until=lambda states: sorted(states) == ["done", "running"])
+    wait_for(study.states, "the run to go on", until=lambda states: states == ["running"])
     assert study("cancel", "small", "--all").returncode == 0
-    assert sorted(study.states()) == ["cancelled", "done"]
+    assert study.states() == ["cancelled"]
