@@ -211,7 +211,15 @@ def test_the_map_names_every_folder_and_module_at_the_top() -> None:
     inside = [path for path in paths if len(path.parts) > 2 and path.parts[0] in ("seqlm", "jobs", "analysis")]
     folders |= {f"{path.parts[0]}/{path.parts[1]}/" for path in inside}
     files = {str(path) for path in paths if path.parent == Path() or path.match("seqlm/*.py")}
-    files -= {"seqlm/__init__.py", "README.md", "CHANGELOG.md", "Makefile", "pyproject.toml", ".gitignore"}
+    files -= {
+        "seqlm/__init__.py",
+        "README.md",
+        "CHANGELOG.md",
+        "Makefile",
+        "MANIFEST.in",
+        "pyproject.toml",
+        ".gitignore",
+    }
     assert named == folders | files
 
 

@@ -361,7 +361,11 @@ def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_ba
     assert not any(run.failure_file.exists() for run in study.runs())
     attempts = [run.last_attempt() for run in study.runs()]
     assert study("run", "small.toml", "--no-wait").returncode == 0
-    study.until_they_train()
+    wait_for(
+        lambda: (study.states(), [run.last_attempt() for run in study.runs()]),
+        "both runs to train again",
+        until=lambda seen: seen == (["running"] * 2, [number + 1 for number in attempts]),
+    )
     ids = {run.id for run in study.runs()}
     assert study("cancel", "small", "--all").returncode == 0
     crawl.end()
