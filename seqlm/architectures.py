@@ -20,8 +20,25 @@ CLASS_SEPARATOR = ":"
 """Between file and class of a model of one's own."""
 
 
+class _BuiltIn:
+    """What the configurations of seqlm's own models derive from their keys alike."""
+
+    arch: str
+    implementation: str
+
+    @property
+    def kind(self) -> str:
+        """The architecture's key in tables and figures."""
+        return self.arch
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether training uses hand-written operations, which a device has to be checked for."""
+        return self.implementation == "fused"
+
+
 @dataclass(frozen=True, kw_only=True)
-class RecurrentConfig(Section):
+class RecurrentConfig(_BuiltIn, Section):
     """A stacked RNN (tanh) or GRU."""
 
     NAME = "model"
@@ -65,16 +82,6 @@ class RecurrentConfig(Section):
     def shares_masks(self) -> bool:
         """Whether some dropout has one mask for all columns of a step."""
         return min(self.embedding_keep, self.weight_keep) < 1
-
-    @property
-    def kind(self) -> str:
-        """The architecture's key in tables and figures."""
-        return self.arch
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether training uses hand-written operations, which a device has to be checked for."""
-        return self.implementation == "fused"
 
     @property
     def _gates(self) -> int:
@@ -143,7 +150,7 @@ class RecurrentConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig(Section):
+class TransformerConfig(_BuiltIn, Section):
     """A decoder-only Transformer with pre-norm blocks."""
 
     NAME = "model"
@@ -181,16 +188,6 @@ class TransformerConfig(Section):
     def shares_masks(self) -> bool:
         """Whether some dropout has one mask for all columns of a step."""
         return self.embedding_keep < 1
-
-    @property
-    def kind(self) -> str:
-        """The architecture's key in tables and figures."""
-        return self.arch
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether training uses hand-written operations, which a device has to be checked for."""
-        return self.implementation == "fused"
 
     def _conditions(self) -> Iterator[str]:
         if self.hidden_size == 1:
