@@ -131,7 +131,8 @@ def slurm_conf(options: ClusterOptions, place: ClusterFolder) -> str:
         "SlurmdParameters=config_overrides",
         "CommunicationParameters=NoCtldInAddrAny",
         "ReturnToService=2",
-        "SlurmdTimeout=5",
+        # With 5 s, a busy controller took all nodes of a new cluster for lost, and requeued its first job.
+        "SlurmdTimeout=15",
         "KillWait=2",
         "OverTimeLimit=0",
         f"MinJobAge={options.min_job_age_seconds}",
