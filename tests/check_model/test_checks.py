@@ -47,7 +47,11 @@ def test_a_model_that_keeps_the_contract_passes_and_is_measured(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("folder", "source", "config"),
     [
-        ("lstm", "lstm.py:LSTM", {"arguments": {"hidden_size": 12}}),
+        (
+            "lstm",
+            "lstm.py:LSTM",
+            {"arguments": {"hidden_size": 12, "tied": True, "embedding_keep": 0.9, "weight_keep": 0.8}},
+        ),
         ("min_gru", "min_gru.py:MinGRU", {"arguments": {"hidden_size": 12, "num_layers": 1}, "files": ["causal.py"]}),
     ],
 )
