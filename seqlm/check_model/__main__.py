@@ -92,11 +92,11 @@ class Examination:
 
 def examine(request: dict[str, Any], *, ranks: bool) -> dict[str, Any]:
     """Return the answer about one model of a request."""
-    (found,) = _answers([request], ranks=ranks)
+    (found,) = answers([request], ranks=ranks)
     return found
 
 
-def _answers(requests: Iterable[dict[str, Any]], *, ranks: bool) -> Iterator[dict[str, Any]]:
+def answers(requests: Iterable[dict[str, Any]], *, ranks: bool) -> Iterator[dict[str, Any]]:
     """Yield the answer about each model. Of those that are alike only the first is tested; all are measured."""
     tested: dict[str, dict[str, Any]] = {}
     for request in requests:
@@ -149,7 +149,7 @@ def main() -> int:
     request_file, answer = map(Path, sys.argv[1:])
     torch.set_num_threads(1)  # small windows
     request = json.loads(request_file.read_text("utf-8"))
-    answer.write_text(json.dumps([*_answers(request["models"], ranks=request["ranks"])]), "utf-8")
+    answer.write_text(json.dumps([*answers(request["models"], ranks=request["ranks"])]), "utf-8")
     return 0
 
 
