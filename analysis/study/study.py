@@ -224,10 +224,8 @@ class _Read:
             for key in ("model.arch", "arch"):
                 if isinstance(arch := config.get(key), str):
                     config[key] = names.get(arch, arch)
-        planned, excluded = (
-            [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in entries]
-            for entries in (self.record.planned, self.record.excluded)
-        )
+        planned = [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in self.record.planned]
+        excluded = [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in self.record.excluded]
         return dataclasses.replace(self, record=dataclasses.replace(self.record, planned=planned, excluded=excluded))
 
 

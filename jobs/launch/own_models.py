@@ -135,9 +135,9 @@ def tell_changes(planned: Iterable[PlannedRun], study_dir: Path) -> None:
         with contextlib.suppress(FileError):
             config = run.read_config()
             if isinstance(config.model, CustomConfig):
-                model = starting.get(replace(config, model=replace(config.model, sha256=None)))
-                if model is not None and model != config.model:
-                    changed[model.source] = changed.get(model.source, 0) + 1
+                other = starting.get(replace(config, model=replace(config.model, sha256=None)))
+                if other not in (None, config.model):
+                    changed[config.model.source] = changed.get(config.model.source, 0) + 1
     for source, number in sorted(changed.items()):
         runs = "1 run of this study was" if number == 1 else f"{number} runs of this study were"
         terminal.tell(

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis.plots import files, look
-from analysis.study import units
 from analysis.plots.files import FORMATS, drawing
+from analysis.study import units
 
 WANTED = [(name, kind) for name in ("one", "two") for kind in FORMATS]
 
