@@ -99,6 +99,7 @@ class Study(files.Study):
         2       gru-adam      1    110.0          NaN           NaN
         3    transformer      2    122.0         99.0         150.2
         """
+        units.set_own_models(self.own_models)
         runs = self.compared.runs.set_index("number")
         perplexities = ["train_ppl", "test_ppl", "final_train_ppl", "final_val_ppl"]
         bits = ["val_bits_per_byte", "test_bits_per_byte"]
@@ -210,7 +211,7 @@ class Study(files.Study):
             UsageError: no run is called so, or several are.
         """
         kept = None if runs is None else {self.run(which).number for which in runs}
-        with _look(ax):
+        with self._look(ax):
             curves = [curve for curve in curves_of(self, progress) if curve.is_validated]
             curves = [curve for curve in curves if kept is None or curve.number in kept]
             if not curves:
@@ -231,7 +232,7 @@ class Study(files.Study):
         >>> axes = study.plot_pareto()
         """
         settings = [setting for setting in timed_settings(self.compared) if units.is_number(setting.seconds_to_best)]
-        with _look(ax):
+        with self._look(ax):
             if not settings:
                 return _empty(ax, "No run has finished")
             front = pareto_front(settings)
@@ -261,7 +262,7 @@ class Study(files.Study):
             varying = ", ".join(found) or "here none does"
             raise UsageError(f"key: expected one that varies between finished runs ({varying}), got {key!r}")
         done = finished(self.compared.runs)
-        with _look(ax):
+        with self._look(ax):
             axes = _axes(ax, look.kind_handles(set(done["arch"]), set(done["optimizer"])))
             slices.draw_slice(
                 axes, found[key], chains_of(self.compared.runs).get(key, []), slices.runs_by_number(self.compared)
@@ -274,7 +275,7 @@ class Study(files.Study):
         >>> axes = study.plot_timeline()
         """
         lanes = timeline.lanes_of(self)
-        with _look(ax):
+        with self._look(ax):
             if not lanes:
                 return _empty(ax, "No attempt has a recorded start and end")
             shown = lanes[: timeline.MOST_LANES]
@@ -292,7 +293,7 @@ class Study(files.Study):
         >>> axes = study.plot_step_losses(carried=False)
         """
         runs = shown_runs(behaved_runs(self))
-        with _look(ax):
+        with self._look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
             axes = _axes(ax, behaviour_figures.run_handles(runs))
@@ -309,7 +310,7 @@ class Study(files.Study):
         'log'
         """
         runs = shown_runs(behaved_runs(self))
-        with _look(ax):
+        with self._look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
             pale = Line2D([], [], color=look.MUTED, alpha=0.5, linewidth=0.9, label="mean of the sequences' norms")
@@ -317,6 +318,16 @@ class Study(files.Study):
             with_gradients = [run for run in runs if run.behaviour.gradient_columns is not None]
             behaviour_figures.draw_gradient_norms(axes, with_gradients)
         return axes
+
+    def _look(self, ax: Axes | None) -> AbstractContextManager[None]:
+        """Return the look of the report, with the study's own models. Load the backend first to show a new figure.
+
+        A notebook's backend changes settings when it is loaded, and the end of the look would reset them.
+        """
+        units.set_own_models(self.own_models)
+        if ax is None:
+            pyplot.draw_if_interactive()  # type: ignore[no-untyped-call]
+        return look.applied()
 
     # -- in a notebook -------------------------------------------------------------------------------------------------
 
@@ -347,16 +358,6 @@ def _mean(perplexities: pd.Series[float]) -> float:
     """Return the geometric mean over seeds; NaN if one is missing or not finite."""
     values = perplexities.to_list()
     return interval(values).centre if all(units.is_number(value) and value > 0 for value in values) else float("nan")
-
-
-def _look(ax: Axes | None) -> AbstractContextManager[None]:
-    """Return the look of the report. If a new figure is to be shown, load the backend first.
-
-    A notebook's backend changes settings when it is loaded, and the end of the look would reset them.
-    """
-    if ax is None:
-        pyplot.draw_if_interactive()  # type: ignore[no-untyped-call]
-    return look.applied()
 
 
 def _axes(ax: Axes | None, handles: Iterable[Artist] = (), *, height: float = 3.9) -> Axes:

@@ -31,7 +31,7 @@ def test_every_file_that_is_no_module_is_declared_as_data_of_its_package() -> No
     assert not missing
 
 
-@pytest.mark.parametrize("name", ["quickstart", "paper"])
+@pytest.mark.parametrize("name", ["quickstart", "paper", "strong_small"])
 def test_a_manifest_that_comes_with_seqlm_is_found_by_its_name_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -45,23 +45,29 @@ def test_a_manifest_that_comes_with_seqlm_is_found_by_its_name_from_any_folder(
 @pytest.mark.process
 def test_the_source_archive_has_the_packages_and_no_part_of_the_tests(tmp_path: Path) -> None:
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored, symlinks=True)
     for name in (
         "pyproject.toml",
         "MANIFEST.in",
         "README.md",
         "launch.py",
+        "examples/lstm/lstm.py",
         "tests/__init__.py",
         "tests/test_shapes.py",
     ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     build = "from setuptools import build_meta; build_meta.build_sdist('dist')"
     commands.run([sys.executable, "-c", build], cwd=tmp_path, check=True, cold=True)
     (archive,) = (tmp_path / "dist").iterdir()
     with tarfile.open(archive) as file:
-        names = {name.partition("/")[2] for name in file.getnames()}
-    assert {"launch.py", "seqlm/config.py", "jobs/manifests/paper.toml"} <= names
+        names = {name.partition("/")[2]: name for name in file.getnames()}
+        model = file.extractfile(names["jobs/manifests/lstm.py"])
+        assert file.getmember(names["jobs/manifests/lstm.py"]).isreg(), "no link to a file that is not there"
+        assert model is not None
+        assert model.read() == (ROOT / "examples/lstm/lstm.py").read_bytes()
+    assert {"launch.py", "seqlm/config.py", "jobs/manifests/paper.toml"} <= names.keys()
     assert not [name for name in names if name.startswith("tests")]
 
 

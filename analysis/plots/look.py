@@ -6,7 +6,7 @@ Legible for the colour-blind, in grey print and on dark pages.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,13 +31,19 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f
 
 UNKNOWN_COLOUR = "#7a7f85"
 
-STYLES: tuple[tuple[Any, str], ...] = (
-    *(("-", "o"), ((0, (5, 2)), "s"), ((0, (1.2, 1.4)), "^"), ("-.", "D"), ((0, (8, 2)), "v")),
-    *(((0, (3, 1, 1, 1, 1, 1)), "P"), ((0, (2, 2)), "X"), ((0, (6, 1, 2, 1)), "*")),
+DASHES: tuple[Any, ...] = (
+    *("-", (0, (5, 2)), (0, (1.2, 1.4)), "-.", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)), (0, (6, 1, 2, 1))),
 )
-"""Dashes and markers, at least one for each kind of optimizer."""
+MARKERS = "os^DvPX*"
 
-OPTIMIZER_STYLES = dict(zip(units.OPTIMIZERS, STYLES, strict=False))
+
+def optimizer_styles(optimizers: Iterable[str]) -> dict[str, tuple[Any, str]]:
+    """Return dashes and marker of each optimizer. No two of the first 64 share both."""
+    places = enumerate(optimizers)
+    return {name: (DASHES[place % 8], MARKERS[(place + place // 8) % 8]) for place, name in places}
+
+
+OPTIMIZER_STYLES = optimizer_styles(units.OPTIMIZERS)
 """Optimizer -> its dashes and marker."""
 
 SHADES = ((0.0, 0.15), (-0.35, 0.5), (0.4, -0.15), (-0.6, 0.75), (0.6, -0.35))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,10 +19,10 @@ import pandas as pd
 
 from analysis.study import units
 from analysis.study.behaviour import Behaviour
-from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of
+from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of, told_apart
 from analysis.study.comparison import compared_epochs, cut, finished, text_names, with_times
 from analysis.study.numbering import Numbering, RunNumber, number_runs
-from analysis.study.record import ExcludedRun, Expectation, PlannedRun, SearchRule, read_study_record
+from analysis.study.record import ExcludedRun, Expectation, PlannedRun, SearchRule, StudyRecord, read_study_record
 from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
 from analysis.study.values import clean
 from seqlm.errors import UsageError
@@ -65,6 +65,8 @@ class Study:
     """Where the results come from: commits, versions, devices, times of launch."""
     warnings: list[str]
     """What could not be read, one line each."""
+    own_models: dict[str, str]
+    """Each own model, such as ``lstm.py:LSTM``, with its name in print (:func:`units.set_own_models`)."""
 
     @property
     def size(self) -> int:
@@ -136,6 +138,7 @@ def load_study(*study_dirs: Path) -> Study:
     searches: dict[str, SearchRule] = {}
     warnings: list[str] = []
     size = 0
+    read: list[_Read] = []
     for study_dir in study_dirs:
         found = [read_run(RunDirectory(file.parent)) for file in sorted(study_dir.glob("*/config.json"))]
         record, damage = read_study_record(study_dir)
@@ -145,14 +148,17 @@ def load_study(*study_dirs: Path) -> Study:
             raise UsageError(f"{study_dir} is given twice; name each study once")
         found, repeated = _each_once(found)
         found.sort(key=lambda run: (math.inf if run.order is None else run.order, run.row["id"]))
-        forget_single_digests(
-            [one for run in found for one in (run.config, run.row)] + [e.config for e in record.planned]
-        )
+        name = _free_name(found, study_dir, directories)
+        directories[name] = study_dir
+        read.append(_Read(name=name, runs=found, record=record, lines=[*damage, *repeated]))
+    names = told_apart({one.name: one.configs for one in read})
+    read = [one.renamed({arch: new for (study, arch), new in names.items() if study == one.name}) for one in read]
+    forget_single_digests(config for one in read for config in one.configs)
+    for one, study_dir in zip(read, study_dirs, strict=True):
+        name, found, record = one.name, one.runs, one.record
         numbering = number_runs(found, record.planned, first=size)
         size += numbering.size
         found.sort(key=lambda run: run.row["number"])
-        name = _free_name(found, study_dir, directories)
-        directories[name] = study_dir
         for run in found:
             run.row |= {"study": name, "estimated_seconds": record.estimated_seconds.get(run.digits)}
             if len(study_dirs) > 1:
@@ -167,11 +173,12 @@ def load_study(*study_dirs: Path) -> Study:
         runs += found
         absent += numbering.absent
         excluded += record.excluded
-        lines = [*damage, *repeated, *(line for run in found for line in run.warnings)]
+        lines = [*one.lines, *(line for run in found for line in run.warnings)]
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
-    archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(one.arch for one in excluded)]
+    archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(cut.arch for cut in excluded)]
     own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
-    units.set_own_models(units.names_in_print(archs, own))
+    own_models = units.names_in_print(archs, own)
+    units.set_own_models(own_models)
     epochs = _epochs_table(runs)
     return Study(
         name=" + ".join(directories),
@@ -190,7 +197,36 @@ def load_study(*study_dirs: Path) -> Study:
         behaviours={run.row["id"]: run.behaviour for run in runs if run.behaviour},
         origin=origin_of([run.provenance for run in runs]),
         warnings=warnings,
+        own_models=own_models,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What has been read of one study."""
+
+    name: str
+    runs: list[LoadedRun]
+    record: StudyRecord
+    lines: list[str]
+    """What could not be read."""
+
+    @property
+    def configs(self) -> list[dict[str, Any]]:
+        """The configurations, by column, of its runs and of its plan."""
+        return [*(one for run in self.runs for one in (run.config, run.row)), *(e.config for e in self.record.planned)]
+
+    def renamed(self, names: Mapping[str, str]) -> _Read:
+        """Return the study with other names for some of its own models."""
+        if not names:
+            return self
+        for config in self.configs:
+            for key in ("model.arch", "arch"):
+                if isinstance(arch := config.get(key), str):
+                    config[key] = names.get(arch, arch)
+        planned = [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in self.record.planned]
+        excluded = [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in self.record.excluded]
+        return dataclasses.replace(self, record=dataclasses.replace(self.record, planned=planned, excluded=excluded))
 
 
 def _each_once(runs: Sequence[LoadedRun]) -> tuple[list[LoadedRun], list[str]]:

@@ -124,7 +124,7 @@ def ask(requests: Sequence[tuple[CustomConfig, ModelFiles, int, int]], *, ranks:
 def tell_changes(planned: Iterable[PlannedRun], study_dir: Path) -> None:
     """Print a line for each own model whose files have changed since runs of the study were launched with it."""
     starting = {
-        replace(item.spec.config, model=replace(model, sha256=None)): model.source
+        replace(item.spec.config, model=replace(model, sha256=None)): model
         for item in planned
         if item.action == "start" and isinstance(model := item.spec.config.model, CustomConfig)
     }
@@ -135,9 +135,9 @@ def tell_changes(planned: Iterable[PlannedRun], study_dir: Path) -> None:
         with contextlib.suppress(FileError):
             config = run.read_config()
             if isinstance(config.model, CustomConfig):
-                source = starting.get(replace(config, model=replace(config.model, sha256=None)))
-                if source is not None:
-                    changed[source] = changed.get(source, 0) + 1
+                other = starting.get(replace(config, model=replace(config.model, sha256=None)))
+                if other not in (None, config.model):
+                    changed[config.model.source] = changed.get(config.model.source, 0) + 1
     for source, number in sorted(changed.items()):
         runs = "1 run of this study was" if number == 1 else f"{number} runs of this study were"
         terminal.tell(

@@ -16,7 +16,7 @@ from annotated_types import Ge, Le, MinLen, Predicate
 from jobs.manifests.backends import BACKENDS, check_tables
 from jobs.manifests.claims import Claim, Published, Report
 from jobs.manifests.draws import Distribution, draw, number_of_settings, read_distribution
-from jobs.manifests.expand import Entry, EntryKind, problems_of
+from jobs.manifests.expand import Entry, EntryKind, has_several, problems_of
 from jobs.manifests.fields import Matches, Problems, Valid, as_table, full_keys, read_table
 from jobs.manifests.policy import Policy
 from jobs.manifests.reader import check_plain, show
@@ -189,7 +189,7 @@ class ManifestFile:
 
         A wrong distribution is replaced by an empty list. ``count`` is ``None`` if it is wrong.
         """
-        written = {key: value for key, value in values.items() if isinstance(value, list | Mapping)}
+        written = {k: value for k, value in values.items() if isinstance(value, Mapping) or has_several(k, value)}
         space: dict[str, Distribution] = {}
         before = len(self.problems.lines)
         for key, value in written.items():

@@ -57,7 +57,7 @@ class Entry:
         """The keys whose values multiply or advance together. A ``[[run]]`` has none."""
         if self.kind == "run":
             return {}
-        return {key: value for key, value in self.values.items() if _has_several(key, value)}
+        return {key: value for key, value in self.values.items() if has_several(key, value)}
 
     @functools.cached_property
     def varying(self) -> list[str]:
@@ -75,8 +75,8 @@ def _class_name(source: Any) -> str:
     return str(source).rpartition(CLASS_SEPARATOR)[2]
 
 
-def _has_several(key: str, value: Any) -> bool:
-    """Whether a key of a grid or zip has a list of values. One value of some keys is a list itself."""
+def has_several(key: str, value: Any) -> bool:
+    """Whether a key of a grid, zip or sample has a list of values. One value of some keys is a list itself."""
     return isinstance(value, list) and (key not in LIST_KEYS or all(isinstance(item, list) for item in value))
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 from jobs.manifests.backends import BACKENDS, VARIABLE
 from jobs.manifests.claims import Claim, Published, Report
+from jobs.manifests.draws import DISTRIBUTIONS
 from jobs.manifests.entries import ENTRY_KINDS, TOP_KEYS, EntryTable, SampleTable, StudyTable
 from jobs.manifests.fields import model_of
 from jobs.manifests.policy import Policy
@@ -176,9 +177,10 @@ def _both_ways(keys: Mapping[str, Schema]) -> dict[str, Schema]:
     return {**{section: _table(inner) for section, inner in sections.items()}, **keys}
 
 
-def _arguments() -> dict[str, Schema]:
-    """The dotted keys inside an open table, such as ``model.arguments.depth``."""
-    return {f"^{re.escape(table)}\\.": config_keys()[table]["additionalProperties"] for table in OPEN_TABLES}
+def _arguments(keys: Mapping[str, Schema] | None = None) -> dict[str, Schema]:
+    """The dotted keys inside an open table, such as ``model.arguments.depth``; by default as in a ``[[run]]``."""
+    keys = config_keys() if keys is None else keys
+    return {f"^{re.escape(table)}\\.": keys[table]["additionalProperties"] for table in OPEN_TABLES}
 
 
 def _or_lists(keys: Mapping[str, Schema]) -> dict[str, Schema]:
@@ -210,15 +212,23 @@ def _entry(kind: str) -> Schema:
 
 
 def _sample() -> Schema:
-    keys = _or_lists({key: schema for key, schema in config_keys().items() if key != "seed"})
+    single = {key: schema for key, schema in config_keys().items() if key != "seed"}
+    distributions = [{"$ref": f"#/$defs/{name}"} for name in DISTRIBUTIONS]
+    for table in OPEN_TABLES:
+        drawn = {"anyOf": [single[table]["additionalProperties"], *distributions]}
+        single[table] = {**single[table], "additionalProperties": drawn}
+    keys = _or_lists(single)
     for schema in keys.values():
         kinds = {kind.get("type") for kind in (schema["anyOf"][0], *schema["anyOf"][0].get("anyOf", ()))}
         references = {"integer": ["int"], "number": ["int", "uniform", "log_uniform"]}
         names = {name for kind in kinds for name in references.get(str(kind), ())}
         schema["anyOf"] += [{"$ref": f"#/$defs/{name}"} for name in sorted(names)]
     resources = _dotted("resources", table_keys(Resources))
-    table = _table({**table_keys(SampleTable), **_both_ways({**keys, **resources})}, required=["count"])
-    return {**table, "allOf": _applicability()}
+    properties = {**table_keys(SampleTable), **_both_ways({**keys, **resources})}
+    return {
+        **_table(properties, required=["count"], patternProperties=_arguments(single)),
+        "allOf": _applicability(),
+    }
 
 
 def _distributions() -> dict[str, Schema]:

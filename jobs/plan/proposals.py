@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.manifests.draws import Choice, Distribution, Real, Whole, read_distribution
-from jobs.manifests.expand import Entry, run_name
+from jobs.manifests.expand import Entry, has_several, run_name
 from jobs.manifests.values import config_of
 from seqlm.config import RunConfig, valid_keys
 from seqlm.errors import ConfigError, UsageError
@@ -68,7 +68,7 @@ class Space:
     def of_sample(cls, sample: Mapping[str, Any]) -> Space:
         """Return the space of a ``[[sample]]``, as :attr:`Manifest.samples` and ``study.json`` have it."""
         written = sample["values"]
-        drawn = {key: value for key, value in written.items() if isinstance(value, list | dict)}
+        drawn = {key: value for key, value in written.items() if isinstance(value, dict) or has_several(key, value)}
         return cls(
             name=sample["name"],
             values={key: value for key, value in written.items() if key not in drawn},

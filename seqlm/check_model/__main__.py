@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
@@ -92,18 +92,45 @@ class Examination:
 
 def examine(request: dict[str, Any], *, ranks: bool) -> dict[str, Any]:
     """Return the answer about one model of a request."""
-    config = CustomConfig(**request["config"])
-    subject = Subject(config, Path(request["folder"]))
-    vocab_size, seq_len = request["vocab_size"], request["seq_len"]
-    sizes = _sizes(subject, vocab_size, seq_len)
+    (found,) = answers([request], ranks=ranks)
+    return found
+
+
+def answers(requests: Iterable[dict[str, Any]], *, ranks: bool) -> Iterator[dict[str, Any]]:
+    """Yield the answer about each model. Of those that are alike only the first is tested; all are measured."""
+    tested: dict[str, dict[str, Any]] = {}
+    for request in requests:
+        config = CustomConfig(**request["config"])
+        subject = Subject(config, Path(request["folder"]))
+        sizes = _sizes(subject, request["vocab_size"], request["seq_len"])
+        kind = _kind(config, sizes)
+        if kind not in tested:
+            tested[kind] = _tested(subject, sizes, ranks=ranks)
+        yield {**tested[kind], "sizes": sizes}
+
+
+def _kind(config: CustomConfig, sizes: dict[str, Any] | None) -> str:
+    """What models have in common for which one test is enough: all but numbers that change no shape, such as 0.7.
+
+    0.0 and 1.0 may switch something off, and a model that cannot be measured is tested in any case.
+    """
+    arguments = {
+        name: "a number" if isinstance(value, float) and value not in (0, 1) and sizes is not None else value
+        for name, value in config.arguments.items()
+    }
+    parameters = None if sizes is None else sizes["parameters"]
+    return json.dumps([{**vars(config), "arguments": arguments}, parameters], sort_keys=True)
+
+
+def _tested(subject: Subject, sizes: dict[str, Any] | None, *, ranks: bool) -> dict[str, Any]:
+    """Return the findings about a model, and the traceback of its first error."""
     examination = Examination(subject)
     if sizes is not None and sizes["parameters"] > LARGEST:
         text = f"{sizes['parameters']:,} parameters are too many to try here"
         examination.findings.append(Finding(level="note", subject="import", text=text))
     else:
         examination.run(ranks=ranks)
-    findings = [asdict(finding) for finding in examination.findings]
-    return {"findings": findings, "sizes": sizes, "traceback": examination.traceback}
+    return {"findings": [asdict(finding) for finding in examination.findings], "traceback": examination.traceback}
 
 
 def _sizes(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any] | None:
@@ -117,16 +144,12 @@ def _sizes(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any] | 
     return None
 
 
-def _answers(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for model in request["models"]:
-        yield examine(model, ranks=request["ranks"])
-
-
 def main() -> int:
     """Answer a request; returns the exit code."""
-    request, answer = map(Path, sys.argv[1:])
+    request_file, answer = map(Path, sys.argv[1:])
     torch.set_num_threads(1)  # small windows
-    answer.write_text(json.dumps([*_answers(json.loads(request.read_text("utf-8")))]), "utf-8")
+    request = json.loads(request_file.read_text("utf-8"))
+    answer.write_text(json.dumps([*answers(request["models"], ranks=request["ranks"])]), "utf-8")
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from seqlm.architectures import CustomConfig
-from seqlm.check_model.__main__ import examine
+from seqlm.check_model.__main__ import Examination, answers, examine
 from tests.check_model.faulty import FAULTS, write_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -43,11 +43,38 @@ def test_a_model_that_keeps_the_contract_passes_and_is_measured(tmp_path: Path) 
     assert found["sizes"]["saved_bytes_per_column"] > 9 * 50 * 4, "the logits of a column, at least"
 
 
+def test_models_that_differ_in_a_probability_are_tested_once_and_measured_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(
+        tmp_path,
+        ("hidden_size=8", "hidden_size=8, keep=0.5, keeps=None"),
+        ("# init", "self.keep = keep; assert keep <= 1"),
+        ("# hidden", "h = h.clone() if self.keep == 1 else nn.functional.dropout(h, 1 - self.keep, self.training)"),
+    )
+    tested = []
+    monkeypatch.setattr(Examination, "run", lambda self, ranks: tested.append(dict(self.subject.config.arguments)))
+
+    def request(**arguments: Any) -> dict[str, Any]:
+        config = {"arch": "custom", "source": "model.py:Model", "arguments": arguments, "sha256": None}
+        return {"folder": str(tmp_path), "config": config, "vocab_size": 50, "seq_len": 9}
+
+    alike = [request(keep=keep) for keep in (0.25, 0.5, 0.75)]
+    others = [request(keep=1.0), request(keep=0.5, hidden_size=9), request(keep=0.5, keeps="x"), request(keep=1.5)]
+    found = list(answers([*alike, *others], ranks=False))
+    assert tested == [alike[0]["config"]["arguments"], *(other["config"]["arguments"] for other in others)]
+    assert [one["sizes"] and one["sizes"]["parameters"] for one in found[2:]] == [986, 986, 1121, 986, None]
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("folder", "source", "config"),
     [
-        ("lstm", "lstm.py:LSTM", {"arguments": {"hidden_size": 12}}),
+        (
+            "lstm",
+            "lstm.py:LSTM",
+            {"arguments": {"hidden_size": 12, "tied": True, "embedding_keep": 0.9, "weight_keep": 0.8}},
+        ),
         ("min_gru", "min_gru.py:MinGRU", {"arguments": {"hidden_size": 12, "num_layers": 1}, "files": ["causal.py"]}),
     ],
 )

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from seqlm.files import read_json
+from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands, searches
 from tests.chaos.study import processes
+from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
@@ -171,6 +173,21 @@ def test_two_ranks_on_two_nodes_have_the_losses_of_one(cluster: LoopbackCluster,
     assert worker_of(run)["node"] != worker_of(run, 1)["node"]
     losses = [[record["val_loss"] for record in each.read_metrics()[0]] for each in (run, alone)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_a_job_trains_the_own_model_that_was_submitted_whatever_becomes_of_its_file(
+    cluster: LoopbackCluster, tmp_path: Path
+) -> None:
+    study = Study(cluster, tmp_path, epochs=1, gpus=0)
+    file = use_own_model(tmp_path / "small.toml")
+    submitted = file.read_bytes()
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    file.write_text("this is no Python any more")
+    wait_for(study.runs()[0].result_file.exists, "the run to end")
+    (run,) = study.runs()
+    assert (run.model_dir / "model.py").read_bytes() == submitted
+    assert run.read_config().by_key()["model.sha256"] == ModelFiles(contents={"model.py": submitted}).sha256
+    assert run.attempts() == [1]
 
 
 def test_four_quarters_of_a_gpu_are_one_job(cluster: LoopbackCluster, tmp_path: Path) -> None:

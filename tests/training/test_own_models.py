@@ -30,7 +30,13 @@ from tests.training.studies import make_config, write_text
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OWN: dict[str, tuple[Path, dict[str, Any]]] = {
-    "lstm": (EXAMPLES / "lstm", {"source": "lstm.py:LSTM", "arguments": {"hidden_size": 8, "keep": 0.7}}),
+    "lstm": (
+        EXAMPLES / "lstm",
+        {
+            "source": "lstm.py:LSTM",
+            "arguments": {"hidden_size": 8, "keep": 0.7, "embedding_keep": 0.9, "weight_keep": 0.8, "tied": True},
+        },
+    ),
     "minGRU": (
         EXAMPLES / "min_gru",
         {"source": "min_gru.py:MinGRU", "files": ["causal.py"], "arguments": {"hidden_size": 8, "width": 3}},
@@ -98,6 +104,27 @@ def test_a_state_can_be_cut_and_joined_along_its_batch(tmp_path: Path, name: str
     assert [tensors_of(part)[0].shape[model.batch_axis] for part in parts] == [2, 2, 1]
     pairs = zip(tensors_of(join_states(parts, model.batch_axis)), tensors_of(state), strict=True)
     assert all(torch.equal(joined, whole) for joined, whole in pairs)
+
+
+def test_the_lstm_drops_word_types_and_recurrent_weights_for_a_whole_window() -> None:
+    arguments = {"hidden_size": 8, "num_layers": 1, "keep": 1.0, "embedding_keep": 0.5, "weight_keep": 0.5}
+    config = CustomConfig(arch="custom", source="lstm.py:LSTM", arguments=arguments)  # type: ignore[arg-type]
+    model: Any = build_model(config, 20, 5, folder=EXAMPLES / "lstm").module  # type: ignore[attr-defined]
+    tokens, seen = torch.arange(40).view(4, 10) % 20, []
+    layer = model.layers[0]
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    model(tokens, model.initial_state(10))
+    ((x, h, c),) = seen
+    scale = (x / model.embedding(tokens)).detach()
+    assert torch.equal(scale[:2], scale[2:]), "the same words"
+    assert {0.0, 2.0} == set(scale.round(decimals=4).flatten().tolist())
+    torch.manual_seed(1)
+    dropped, _ = layer(x, h, c)
+    torch.manual_seed(1)
+    mask = torch.nn.functional.dropout(torch.ones_like(layer.U.weight), 0.5)
+    with torch.no_grad():
+        layer.U.weight.mul_(mask)
+    torch.testing.assert_close(layer.eval()(x, h, c)[0], dropped)
 
 
 def test_the_worker_trains_the_kept_copy_and_refuses_a_changed_one(tmp_path: Path, corpus: Corpus) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.plots import files, look
 from analysis.plots.files import FORMATS, drawing
+from analysis.study import units
 
 WANTED = [(name, kind) for name in ("one", "two") for kind in FORMATS]
 
@@ -75,3 +76,9 @@ def _refuse_in(process: int) -> Callable[[Figure, str], bytes]:
 def _die(wanted: tuple[str, str]) -> bytes:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(wanted)
+
+
+def test_each_kind_of_optimizer_has_a_style_also_those_to_come() -> None:
+    styles = look.optimizer_styles(map(str, range(64)))
+    assert len(set(styles.values())) == 64
+    assert list(look.OPTIMIZER_STYLES) == list(units.OPTIMIZERS)

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
+from analysis import open_study
 from analysis.plots import look
 from analysis.plots.behaviour import behaviour_charts
 from analysis.sections.behaviour import behaviour_section, behaviour_table
@@ -93,6 +95,39 @@ def test_each_own_model_has_a_colour_until_the_palette_ends(tmp_path: Path) -> N
     colours = [look.colour_of(arch) for arch in study.runs["arch"]]
     assert colours == [*look.PALETTE[3:], look.UNKNOWN_COLOUR]
     assert set(study.runs["model.hidden_size"]) == {8}
+
+
+def test_models_of_two_studies_that_share_a_file_name_are_two_architectures(tmp_path: Path) -> None:
+    for name, sha256 in (("one", "a"), ("two", "b")):
+        own_run(tmp_path / name, 0, "m.py:M", sha256=sha256 * 64)
+        own_run(tmp_path / name, 1, "same.py:S", sha256="c" * 64)
+    study = load_study(tmp_path / "one", tmp_path / "two")
+    names = study.runs["arch"].map(units.architecture).tolist()
+    assert names == ["M (optimizers/m.py:M)", "S", "M (optimizers (2)/m.py:M)", "S"]
+    assert len(set(map(look.colour_of, study.runs["arch"]))) == 3
+    assert study.runs["setting"].nunique() == 3, "M of one study, M of the other, and S of both"
+    assert load_study(tmp_path / "two").runs["arch"].tolist() == ["m.py:M", "same.py:S"]
+
+
+def test_an_edited_file_has_a_version_in_common_with_the_study_before(tmp_path: Path) -> None:
+    for name, versions in (("one", "a"), ("two", "ab")):
+        for order, sha256 in enumerate(versions):
+            own_run(tmp_path / name, order, "m.py:M", sha256=sha256 * 64)
+    study = load_study(tmp_path / "one", tmp_path / "two")
+    assert set(study.runs["arch"]) == {"m.py:M"}
+    assert [sha256[0] for sha256 in study.runs["model.sha256"]] == ["a", "a", "b"], "two versions: it is shown"
+
+
+def test_each_study_of_a_notebook_has_its_own_names_and_colours(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        own_run(tmp_path / name, 0, f"{name}.py:{name.title()}")
+    one, two = open_study(tmp_path / "one"), open_study(tmp_path / "two")
+    for study, label in ((one, "One"), (two, "Two"), (one, "One")):
+        (line,) = study.plot_curves().get_lines()
+        assert line.get_color() == look.PALETTE[3]
+        axes = study.plot_pareto()
+        assert label in [text.get_text() for text in axes.get_legend().get_texts()]
+        plt.close("all")
 
 
 def test_two_versions_of_a_file_are_two_settings(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from seqlm.locks import is_locked
+from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
 from tests import commands, searches
+from tests.check_model.faulty import use_own_model
 from tests.crawl import Crawl, light_env
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
@@ -195,6 +197,23 @@ def test_two_ranks_meet_on_two_nodes_and_give_the_losses_of_one(ray_cluster: Ray
     one = [record["val_loss"] for record in alone.read_metrics()[0]]
     metrics = next((tmp_path / "two").glob("*/*/metrics.jsonl")).read_text()
     assert [json.loads(line)["val_loss"] for line in metrics.splitlines()] == pytest.approx(one, abs=1e-6)
+
+
+def test_two_ranks_train_the_own_model_that_was_launched_whatever_becomes_of_its_file(
+    ray_cluster: RayLab, tmp_path: Path
+) -> None:
+    study = Study(ray_cluster, tmp_path, {"ranks": 2}, epochs=1)
+    file = use_own_model(tmp_path / "small.toml")
+    launched = file.read_bytes()
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+    (kept,) = wait_for(lambda: [*tmp_path.glob("runs/small/*/model/model.py")], "the run to be prepared")
+    file.write_text("this is no Python any more")
+    run = RunDirectory(kept.parents[1])
+    wait_for(run.result_file.exists, "the run to end")
+    assert (run.model_dir / "model.py").read_bytes() == launched
+    assert run.read_config().by_key()["model.sha256"] == ModelFiles(contents={"model.py": launched}).sha256
+    assert worker_of(run)["ranks"] == 2
+    assert run.attempts() == [1]
 
 
 HOLD = """

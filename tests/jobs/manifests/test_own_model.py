@@ -9,9 +9,11 @@ import pytest
 
 from jobs.manifests.filters import facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
+from jobs.plan.proposals import Space
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from tests.check_model.faulty import write_model
+from tests.jobs.manifests.test_json_schema import errors, read
 from tests.jobs.manifests.test_manifest import BASE, ROOT, load, names, problems
 
 OWN = """
@@ -80,6 +82,20 @@ def test_further_files_are_part_of_the_digest_and_do_not_multiply(tmp_path: Path
     (both,) = models(load(tmp_path, BASE + one + 'model.files = ["cells.py"]\n'))
     assert both.files == ("cells.py",)
     assert alone.sha256 != both.sha256
+
+
+def test_a_sample_draws_arguments_and_has_one_list_of_files(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "cells.py").write_text("x = 1\n")
+    text = OWN.replace("[[grid]]", "[[sample]]\ncount = 3").replace("leak = 0.5", "leak = { uniform = [0.1, 0.9] }")
+    manifest = load(tmp_path, BASE + text + 'model.files = ["cells.py"]\n')
+    assert [model.files for model in models(manifest)] == [("cells.py",)] * 3
+    assert len({model.arguments["leak"] for model in models(manifest)}) == 3
+    space = Space.of_sample(manifest.samples[0])
+    assert [len(space.settings_of(run.config) or ()) for run in manifest.runs] == [2, 2, 2], "each is one of the space"
+    assert errors(read(tmp_path, BASE + text + 'model.files = ["cells.py"]\n', "study.toml")) == []
+    (found,) = problems(tmp_path, BASE + text + 'model.files = [["cells.py"], []]\n')
+    assert found.endswith('model.files: expected single values in the list, got [["cells.py"], []]')
 
 
 WRONG = {
