@@ -1,5 +1,6 @@
 """Loaded by every Python process while its folder is on PYTHONPATH: lets workers crawl (:mod:`tests.crawl`), and
-start sooner.
+start sooner. With ``SEQLM_TEST_SPAWNER``, programs of seqlm become stand-ins for forks of a warm process
+(:mod:`tests.warm`).
 
 ``SEQLM_TEST_RENAME_SECONDS``: each rename of a file waits this long first, so code that relies on a quick rename
 fails (conftest.py).
@@ -91,6 +92,22 @@ class _LightDynamo(types.ModuleType):
             del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
+
+COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
+"""Programs with one of these begin as usual: they are read when an interpreter begins."""
+
+
+def _become_a_stand_in() -> None:
+    words = sys.orig_argv[1:]
+    is_module = words[:1] == ["-m"] and words[1].startswith(("seqlm.", "analysis."))
+    is_own = is_module or os.path.basename("".join(words[:1])) in ("launch.py", "seqlm")  # noqa: PTH119
+    is_same = os.environ["SEQLM_TEST_SPAWNER"].endswith(f":{sys.prefix}")
+    if is_own and is_same and not any(name in os.environ for name in COLD_VARIABLES):
+        os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.join(HERE, "stand_in.py"), repr(words)])  # noqa: PTH118
+
+
+if "SEQLM_TEST_SPAWNER" in os.environ and "torch" not in sys.modules:
+    _become_a_stand_in()
 
 if "torch" not in sys.modules:
     sys.meta_path.insert(0, _Light())
