@@ -207,7 +207,8 @@ def serve(asker: socket.socket, listener: socket.socket | None = None) -> tuple[
     stand_ins: dict[socket.socket, tuple[int, int]] = {}
     """Connection -> the number of its fork, and the file that becomes readable when the fork has ended."""
     while True:
-        ready = select.select([*sockets, *stand_ins, *(end for _, end in stand_ins.values())], [], [])[0]
+        watched: list[Any] = [*sockets, *stand_ins, *(end for _, end in stand_ins.values())]
+        ready = select.select(watched, [], [])[0]
         for stand_in, (pid, end) in list(stand_ins.items()):
             if end not in ready and stand_in not in ready:
                 continue
