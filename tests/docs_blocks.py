@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, final
 
 from tests import commands
+from tests.crawl import Crawl
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +146,7 @@ class Session:
         enter: what a command line becomes, to run it in another place.
         edits: texts that are replaced in blocks, for shorter runs; each occurs on the page.
         gpu: whether to run blocks that need a GPU.
+        crawl: what slows the workers of blocks that are ended by Ctrl-C. ``None``: nothing does.
     """
 
     def __init__(
@@ -155,12 +157,14 @@ class Session:
         enter: Callable[[Sequence[str]], list[str]] = list,
         edits: Mapping[str, str] | None = None,
         gpu: bool = False,
+        crawl: Crawl | None = None,
     ) -> None:
         self.folder = folder
         self._env = {**env, "PATH": os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])}
         self._enter = enter
         self._edits = dict(edits or {})
         self._gpu = gpu
+        self._slow = {} if crawl is None else crawl.env
         self._printed = ""
         self._names: dict[str, Any] = {"__name__": "__main__"}
 
@@ -211,7 +215,8 @@ class Session:
         lines = _command_lines(text)
         for number, argv in enumerate(lines, start=1):
             options: dict[str, Any] = {"stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "process_group": 0}
-            process = commands.start(self._enter(argv), cwd=self.folder, env=self._env, **options)
+            env = {**self._env, **(self._slow if after else {})}
+            process = commands.start(self._enter(argv), cwd=self.folder, env=env, **options)
             if after:
                 wait_for(lambda: list(self.folder.glob(after[1])), after[1])
                 os.killpg(process.pid, signal.SIGINT)

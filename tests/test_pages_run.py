@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from slurm.testcluster import ClusterOptions, LoopbackCluster
+from tests import warm
 from tests.analysis.example_study import make_examples, make_widths
-from tests.crawl import light_env
+from tests.crawl import Crawl, light_env
 from tests.docs_blocks import ROOT, Session, command_words, pages, place_of, read_blocks
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
@@ -34,6 +35,10 @@ SMALL = {
 }
 TINY_TEXT = {'data.corpus = "pydoc"': 'data.corpus = "files"\ntrain.batch_size = 4\ntrain.seq_len = 10'}
 EDITS: Mapping[str, Mapping[str, str]] = {
+    "docs/start/first-study.md": {
+        'data = { corpus = "pydoc", vocab_size = 1000 }': 'data.corpus = "files"',
+        "train.epochs = 4": "train = { epochs = 4, batch_size = 4, seq_len = 10 }",
+    },
     "docs/guides/slurm.md": {**TINY_TEXT, **SMALL, "cpus = 4": "cpus = 1", "timeout_min": SLURM_ON_CPUS},
     "docs/guides/ray.md": {
         **TINY_TEXT,
@@ -50,6 +55,8 @@ EDITS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Page -> texts of its blocks that tests replace, to train for less time and without GPUs."""
+DRAWN = ("docs/guides/writing-up.md",)
+"""Pages whose reports have figures; on others, the files of figures are blank."""
 
 
 def pages_on(*places: str) -> list[str]:
@@ -67,11 +74,16 @@ def _require_programs(page: str) -> None:
         pytest.skip(f"not installed: {missing}")
 
 
+def _env(page: str, env: Mapping[str, str]) -> dict[str, str]:
+    return {**env, **warm.env(), **({} if page in DRAWN else {"SEQLM_TEST_BLANK_FIGURES": "1"})}
+
+
 def _run(page: str, folder: Path, env: Mapping[str, str], enter: Callable[[Sequence[str]], list[str]] = list) -> None:
     edits = EDITS.get(page, {})
     if any('data.corpus = "files"' in new for new in edits.values()):
         env = {**env, "SEQLM_DATA": str(write_text(folder / "text"))}
-    Session(folder, env, enter=enter, edits=edits).run_page(ROOT / page)
+    crawl = Crawl(folder.parent, epochs=0, step_seconds=0.1)
+    Session(folder, env, enter=enter, edits=edits, crawl=crawl).run_page(ROOT / page)
 
 
 @pytest.mark.parametrize("page", pages_on("local", "study"))
@@ -80,14 +92,14 @@ def test_on_this_machine(page: str, tmp_path: Path) -> None:
     if PAGES[page] == "study":
         make_examples(tmp_path / "runs", "first")
         make_widths(tmp_path / "runs")
-    _run(page, tmp_path, os.environ)
+    _run(page, tmp_path, _env(page, os.environ))
 
 
 @pytest.mark.parametrize("page", pages_on("slurm"))
 def test_on_slurm(page: str, tmp_path: Path) -> None:
     require_slurm()
     with LoopbackCluster(ClusterOptions(nodes=2, gpus=2)) as cluster:
-        _run(page, tmp_path, {**cluster.env, "SEQLM_BACKEND": ""})
+        _run(page, tmp_path, {**_env(page, cluster.env), "SEQLM_BACKEND": ""})
 
 
 @pytest.mark.parametrize("page", pages_on("ray"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests import commands
+from tests import commands, warm
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
 
@@ -23,8 +25,24 @@ PROGRAMS = {
 }
 
 
-def end(program: str, *, cold: bool, stdout: Path | None = None) -> tuple[int, str, bool, str]:
+def stand_in(program: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and the variables of a stand-in for a program."""
+    return [sys.executable, "-I", "-S", str(warm.STAND_IN), repr(["-c", program])], {**os.environ, **warm.env()}
+
+
+def end_of_stand_in(program: str) -> tuple[int, str, bool, str]:
+    argv, env = stand_in(program)
+    process = commands.start(argv, cold=True, env=env)
+    out, err = commands.finish(process)
+    return described(process.returncode, out, err)
+
+
+def described(returncode: int, out: str, err: str) -> tuple[int, str, bool, str]:
     """Exit code, what came on stdout, whether there was a traceback, and the last line that came on stderr."""
+    return returncode, out, "Traceback" in err, (err.splitlines() or [""])[-1]
+
+
+def end(program: str, *, cold: bool, stdout: Path | None = None) -> tuple[int, str, bool, str]:
     argv = [sys.executable, "-c", program]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     if stdout is None:
@@ -33,12 +51,46 @@ def end(program: str, *, cold: bool, stdout: Path | None = None) -> tuple[int, s
         with stdout.open("w") as file:
             process = commands.start(argv, cold=cold, env=env, stdout=file)
     out, err = commands.finish(process)
-    return process.returncode, out, "Traceback" in err, (err.splitlines() or [""])[-1]
+    return described(process.returncode, out, err)
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
 def test_both_end_alike(program: str) -> None:
-    assert end(program, cold=False) == end(program, cold=True)
+    cold = end(program, cold=True)
+    assert end(program, cold=False) == cold
+    assert end_of_stand_in(program) == cold
+
+
+HEARS = """
+import os, signal, sys
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit("heard"))
+print(os.getpid(), os.getcwd(), os.environ["WITH"], flush=True)
+signal.pause()
+"""
+
+
+def test_a_stand_in_passes_on_its_signals_and_takes_its_program_along_if_it_is_killed(tmp_path: Path) -> None:
+    argv, env = stand_in(HEARS)
+    for number in (signal.SIGUSR2, signal.SIGKILL):
+        process = commands.start(argv, cold=True, env={**env, "WITH": "a variable"}, cwd=tmp_path)
+        pid, *rest = commands.next_line(process).split(" ", 2)
+        assert rest == [str(tmp_path), "a variable\n"]
+        process.send_signal(number)
+        _, err = commands.finish(process)
+        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 1), err
+        assert ("heard" in err) == (number == signal.SIGUSR2)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the program to end")  # noqa: B023
+
+
+def test_only_a_program_of_seqlm_becomes_a_stand_in(tmp_path: Path) -> None:
+    (tmp_path / "launch.py").write_text(program := "import sys; print('torch' in sys.modules)")
+    for argv, is_warm in ((["launch.py"], True), (["-c", program], False)):
+        done = commands.run(
+            [sys.executable, *argv], cold=True, env={**os.environ, **warm.env()}, cwd=tmp_path, check=True
+        )
+        assert done.stdout == f"{is_warm}\n"
+        done = commands.run([sys.executable, *argv], cold=True, cwd=tmp_path, check=True)
+        assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("program", ["print('lost')", "import sys; print('lost'); sys.exit(3)"])

@@ -9,12 +9,18 @@ files and the process group that it would have had: to signals, locks and exit c
 first one is this file, run as a program; each program that may start others keeps one of its own, forked before it
 began.
 
+Programs that are started neither here nor by a program from here, such as the ranks of a job of SLURM, run in a fork
+as well if they get :func:`env`. There, ``crawl/sitecustomize.py`` makes an interpreter that has just begun a *stand-in*
+for a fork of the first spawner: it stays in its place among the processes, passes on its signals, and ends as the fork
+ends.
+
 Other programs, and Python with flags or variables that are read when an interpreter begins, are started as usual, and
 so is everything on systems other than Linux and with ``SEQLM_TEST_COLD=1``.
 """
 
 from __future__ import annotations
 
+import ast
 import atexit
 import contextlib
 import ctypes
@@ -24,10 +30,13 @@ import io
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -46,10 +55,14 @@ OWN = ("seqlm.", "analysis.", "benchmarks.", "tests.training.")
 """Modules of this repository that are worth a warm start: they import torch."""
 STARTS_NOTHING = ("seqlm.", "analysis.", "tests.training.")
 """Modules that need no spawner of their own."""
+STAND_IN = Path(__file__).parent / "crawl" / "stand_in.py"
+VARIABLE = "SEQLM_TEST_SPAWNER"
+"""The first spawner's socket and `sys.prefix`, with a colon between, for programs that may become stand-ins."""
 MOST_BYTES = 2**20
 ROOM = 16384
 """Length of the command line and of the variables of a spawner, in which programs show their own (``/proc``)."""
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _MADV_COLLAPSE = 25
 _HUGE_PAGE = 2**21
@@ -57,7 +70,7 @@ ColdPopen = subprocess.Popen
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _asking = threading.Lock()
-_close: list[tuple[socket.socket, subprocess.Popen[bytes]]] = []
+_close: list[tuple[socket.socket, subprocess.Popen[bytes], Path]] = []
 _WHERE = "seqlm_tests_spawner"
 """Attribute of ``sys`` with the socket on which this process asks for programs: this file may be loaded twice."""
 
@@ -129,44 +142,112 @@ def _is_warm(words: list[str], variables: dict[str, str]) -> bool:
 def _ask(program: Program, files: list[int]) -> int:
     """Have the spawner start a program; return its process number."""
     with _asking:
-        if not hasattr(sys, _WHERE):
-            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                argv = [sys.executable, "-P", __file__, str(theirs.fileno()), "x" * ROOM]
-                env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"ROOM": "x" * ROOM}
-                spawner = ColdPopen(
-                    argv, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, process_group=0
-                )
-            setattr(sys, _WHERE, mine)
-            _close.append((mine, spawner))
-            atexit.register(close)
-        spawner_socket: socket.socket = getattr(sys, _WHERE)
+        spawner = _spawner()
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
-            socket.send_fds(spawner_socket, [json.dumps(asdict(program)).encode()], files)
-            answer = spawner_socket.recv(64)
+            socket.send_fds(spawner, [json.dumps(asdict(program)).encode()], files)
+            answer = spawner.recv(64)
             assert answer, "the spawner has ended; stderr says why"
             return int(answer)
         finally:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
+def env() -> dict[str, str]:
+    """Variables with which the programs of this repository run in forks, whoever starts them (``stand_in.py``).
+
+    For programs of this user and in this network alone.
+    """
+    with _asking:
+        _spawner()
+        path = [str(STAND_IN.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {VARIABLE: f"{_close[0][2]}:{sys.prefix}", "PYTHONPATH": os.pathsep.join(path)}
+
+
+def _spawner() -> socket.socket:
+    """Return the socket of the spawner of this process, which is started at the first call."""
+    if not hasattr(sys, _WHERE):
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        place = Path(tempfile.mkdtemp(prefix="seqlm-warm-")) / "socket"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, listener:
+            listener.bind(str(place))
+            listener.listen(128)
+            files = [theirs.fileno(), listener.fileno()]
+            argv = [sys.executable, "-P", __file__, *map(str, files), "x" * ROOM]
+            own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"ROOM": "x" * ROOM}
+            spawner = ColdPopen(argv, env=own, pass_fds=files, stdin=subprocess.DEVNULL, process_group=0)
+        setattr(sys, _WHERE, mine)
+        _close.append((mine, spawner, place))
+        atexit.register(close)
+    found: socket.socket = getattr(sys, _WHERE)
+    return found
+
+
 def close() -> None:
     """End the spawner that this process has started, if any."""
     while _close:
-        spawner, process = _close.pop()
+        spawner, process, place = _close.pop()
         delattr(sys, _WHERE)
         spawner.close()
         process.wait()
+        shutil.rmtree(place.parent)
 
 
 # -- in a spawner ----------------------------------------------------------------------------------------------------
 
 
-def serve(asker: socket.socket) -> tuple[Program, list[int]]:
-    """Fork for each requested program; return in the fork alone. Exit when the other end of the socket is closed."""
+def serve(asker: socket.socket, listener: socket.socket | None = None) -> tuple[Program, list[int]]:
+    """Fork for each requested program; return in the fork alone. Exit when the other end of ``asker`` is closed.
+
+    ``asker`` adopts its programs. Stand-ins connect to ``listener``.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
+    sockets = [asker] if listener is None else [asker, listener]
+    stand_ins: dict[socket.socket, tuple[int, int]] = {}
+    """Connection -> the number of its fork, and the file that becomes readable when the fork has ended."""
     while True:
+        watched: list[Any] = [*sockets, *stand_ins, *(end for _, end in stand_ins.values())]
+        ready = select.select(watched, [], [])[0]
+        for stand_in, (pid, end) in list(stand_ins.items()):
+            if end not in ready and stand_in not in ready:
+                continue
+            if end not in ready:  # the stand-in was killed
+                os.kill(pid, signal.SIGKILL)
+            status = str(os.waitpid(pid, 0)[1]).encode()
+            with contextlib.suppress(OSError):
+                stand_in.send(status)
+            stand_in.close()
+            os.close(end)
+            del stand_ins[stand_in]
+        if listener in ready:
+            assert listener is not None
+            stand_in, _ = listener.accept()
+            data, files, _, _ = socket.recv_fds(stand_in, MOST_BYTES, 3)
+            if not data:
+                stand_in.close()
+            elif pid := os.fork():
+                stand_ins[stand_in] = (pid, os.pidfd_open(pid))
+                with contextlib.suppress(OSError):
+                    stand_in.send(str(pid).encode())
+                for file in files:
+                    os.close(file)
+            else:
+                _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.setsid()
+                words, folder, variables, umask = ast.literal_eval(data.decode("utf-8", "surrogateescape"))
+                return Program(
+                    words=ast.literal_eval(words),
+                    folder=folder,
+                    variables=variables,
+                    new_session=True,
+                    process_group=-1,
+                    umask=umask,
+                    first="",
+                ), files
+        if asker not in ready:
+            continue
         data, files, _, _ = socket.recv_fds(asker, MOST_BYTES, 3)
         if not data:
             os._exit(0)
@@ -307,4 +388,4 @@ if __name__ == "__main__":
     use_huge_pages()
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     assert threads == 1, f"{threads} threads after the imports: a fork would lose them"
-    become(*serve(socket.socket(fileno=int(sys.argv[1]))))
+    become(*serve(*(socket.socket(fileno=int(file)) for file in sys.argv[1:3])))

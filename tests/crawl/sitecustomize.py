@@ -1,5 +1,8 @@
 """Loaded by every Python process while its folder is on PYTHONPATH: lets workers crawl (:mod:`tests.crawl`), and
-start sooner.
+start sooner. With ``SEQLM_TEST_SPAWNER``, programs of seqlm become stand-ins for forks of a warm process
+(:mod:`tests.warm`).
+
+``SEQLM_TEST_BLANK_FIGURES``: reports leave the files of their figures blank, as with the fixture ``blank_figures``.
 
 ``SEQLM_TEST_RENAME_SECONDS``: each rename of a file waits this long first, so code that relies on a quick rename
 fails (conftest.py).
@@ -14,16 +17,21 @@ import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 -- every process loads this: no pathlib
 
 
-class _Crawl(importlib.abc.MetaPathFinder):
-    """Makes steps slow from the moment that the run has ``metrics.jsonl`` with enough lines."""
+class _Changed(importlib.abc.MetaPathFinder):
+    """Changes a module once it has been imported."""
+
+    def __init__(self, name: str, change: Callable[[Any], None]) -> None:
+        self._name = name
+        self._change = change
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "seqlm.training.step":
+        if name != self._name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -33,16 +41,29 @@ class _Crawl(importlib.abc.MetaPathFinder):
 
         def exec_module(module: Any) -> None:
             execute(module)
-            step = module.TrainingStep.__call__
-
-            def crawl(self: Any, *arguments: Any, **options: Any) -> Any:
-                time.sleep(_step_seconds())
-                return step(self, *arguments, **options)
-
-            module.TrainingStep.__call__ = crawl
+            self._change(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def _crawl(module: Any) -> None:
+    """Make steps slow from the moment that the run has ``metrics.jsonl`` with enough lines."""
+    step = module.TrainingStep.__call__
+
+    def crawl(self: Any, *arguments: Any, **options: Any) -> Any:
+        time.sleep(_step_seconds())
+        return step(self, *arguments, **options)
+
+    module.TrainingStep.__call__ = crawl
+
+
+def _draw_nothing(module: Any) -> None:
+    module.figure_bytes = lambda *_: b'<svg width="1" height="1"></svg>'
+
+
+def _lay_out_nothing(module: Any) -> None:
+    module.Chart.__post_init__ = lambda _: None
 
 
 def _step_seconds() -> float:
@@ -92,11 +113,31 @@ class _LightDynamo(types.ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
+"""Programs with one of these begin as usual: they are read when an interpreter begins."""
+
+
+def _become_a_stand_in() -> None:
+    words = sys.orig_argv[1:]
+    is_module = words[:1] == ["-m"] and words[1].startswith(("seqlm.", "analysis."))
+    is_own = is_module or os.path.basename("".join(words[:1])) in ("launch.py", "seqlm")  # noqa: PTH119
+    is_same = os.environ["SEQLM_TEST_SPAWNER"].endswith(f":{sys.prefix}")
+    if is_own and is_same and not any(name in os.environ for name in COLD_VARIABLES):
+        os.execv(sys.executable, [sys.executable, "-I", "-S", os.path.join(HERE, "stand_in.py"), repr(words)])  # noqa: PTH118
+
+
+if "SEQLM_TEST_SPAWNER" in os.environ and "torch" not in sys.modules:
+    _become_a_stand_in()
+
 if "torch" not in sys.modules:
     sys.meta_path.insert(0, _Light())
 
 if "SEQLM_TEST_CRAWL" in os.environ:
-    sys.meta_path.insert(0, _Crawl())
+    sys.meta_path.insert(0, _Changed("seqlm.training.step", _crawl))
+
+if "SEQLM_TEST_BLANK_FIGURES" in os.environ:
+    sys.meta_path.insert(0, _Changed("analysis.plots.files", _draw_nothing))
+    sys.meta_path.insert(0, _Changed("analysis.blocks.figure", _lay_out_nothing))
 
 if "SEQLM_TEST_RENAME_SECONDS" in os.environ:
     _delay = float(os.environ["SEQLM_TEST_RENAME_SECONDS"])

@@ -18,10 +18,10 @@ from seqlm.files import read_json
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands, searches
+from tests import commands, searches, warm
 from tests.chaos.study import processes
 from tests.check_model.faulty import use_own_model
-from tests.crawl import Crawl, light_env
+from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.slurm.real import require_slurm
 from tests.test_launch import epochs_of, read_soon, worker_pid
@@ -86,7 +86,7 @@ class Study:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         write_text(folder / "text", train_lines=lines)
-        env = {"SEQLM_DEVICE": "cpu", **light_env(), **(env or {})}  # the GPUs are fake
+        env = {"SEQLM_DEVICE": "cpu", **warm.env(), **(env or {})}  # the GPUs are fake
         known = {"archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, "epochs": 2, "timeout_min": 10, "keep": 0.9}
         table = "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items()) + "}"
         text = HEAD.format(env=table, **{key: json.dumps(value) for key, value in {**known, **values}.items()})
@@ -133,8 +133,9 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=0, step_seconds=5)
-    env = "".join(f"{name} = {json.dumps(value)}\n" for name, value in {"SEQLM_DEVICE": "cpu", **crawl.env}.items())
-    (tmp_path / "site.toml").write_text(f"[env]\n{env}")  # the GPUs are fake
+    env = {"SEQLM_DEVICE": "cpu", **warm.env(), **crawl.env}  # the GPUs are fake
+    lines = (f"{name} = {json.dumps(value)}\n" for name, value in env.items())
+    (tmp_path / "site.toml").write_text("".join(["[env]\n", *lines]))
     changes = ("train.epochs=1", "train.batch_size=128", "model.hidden_size=16", "resources.cpus=1", "resources.gpus=1")
     argv = [sys.executable, str(ROOT / "launch.py"), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
     argv += ["--backend", "slurm", "--json", *(word for change in changes for word in ("--set", change))]
