@@ -19,7 +19,7 @@ from collections.abc import Generator
 from operator import itemgetter
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
@@ -105,12 +105,14 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the files of figures blank: for tests of a report that are about other things."""
+    """Neither lay out nor draw figures, leave their files blank: for tests of a report that are about other things."""
 
-    def savefig(_: object, file: BinaryIO, **__: object) -> None:
-        file.write(b'<svg width="1" height="1"></svg>')
+    def draw(*_: object) -> None:
+        pytest.fail("drew a figure that blank_figures should have left blank")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    monkeypatch.setattr("analysis.plots.files.figure_bytes", lambda *_: b'<svg width="1" height="1"></svg>')
+    monkeypatch.setattr("analysis.blocks.figure.Chart.__post_init__", lambda _: None)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw", draw)
 
 
 @pytest.fixture

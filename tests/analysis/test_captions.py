@@ -8,6 +8,7 @@ import pytest
 
 from analysis.blocks.figure import Chart
 from analysis.blocks.table import Table
+from analysis.page import Page
 from analysis.report import report_page
 from analysis.study.study import Study, load_study
 from tests.analysis.behaviour_made_up import add_behaviour, add_samples, raw_sample
@@ -15,17 +16,17 @@ from tests.analysis.grid import make_grid
 from tests.analysis.synthetic import make_run, make_study
 from tests.training.studies import runs_in
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 TWO_LINES = 210
 
 
-def captions(study: Study) -> dict[str, str]:
-    page = report_page(study)
+def captions(page: Page) -> dict[str, str]:
     blocks: list[Table | Chart] = [*page.tables, *page.charts]
     return {block.name: block.caption for block in blocks}
 
 
-def too_long(study: Study) -> dict[str, str]:
-    return {name: caption for name, caption in captions(study).items() if len(caption) > TWO_LINES}
+def too_long(page: Page) -> dict[str, str]:
+    return {name: caption for name, caption in captions(page).items() if len(caption) > TWO_LINES}
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +40,17 @@ def nine_runs(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_captions_of_nine_runs_are_two_lines_at_most(nine_runs: Study) -> None:
-    found = captions(nine_runs)
-    assert {"cost", "validation-epochs", "gradient-norms", "samples-measures", "discussion-2-pairs"} <= set(found)
-    assert too_long(nine_runs) == {}
+    page = report_page(nine_runs)
+    names = {"cost", "validation-epochs", "gradient-norms", "samples-measures", "discussion-2-pairs"}
+    assert names <= set(captions(page))
+    assert too_long(page) == {}
 
 
 def test_captions_of_seeds_and_of_a_grid_are_two_lines_at_most(tmp_path: Path) -> None:
     for order in (0, 3, 5):
         for seed in (1, 2, 3):
             make_run(tmp_path / "seeds", order, epochs=2, seed=seed, provenance={"order": 3 * order + seed})
-    assert too_long(load_study(tmp_path / "seeds")) == {}
+    assert too_long(report_page(load_study(tmp_path / "seeds"))) == {}
     axes = {"model.arch": ["rnn", "gru"], "optim.lr": [0.1 * step for step in range(1, 13)], "seed": [1, 2]}
     make_grid(tmp_path / "grid", axes, lambda values: 5 + values["optim.lr"])
-    assert too_long(load_study(tmp_path / "grid")) == {}
+    assert too_long(report_page(load_study(tmp_path / "grid"))) == {}

@@ -17,16 +17,17 @@ from analysis.plots.files import FORMATS, figure_bytes, inline_svg
 from analysis.study.study import Study, load_study
 from seqlm.config import RunConfig
 from seqlm.files import write_json_lines
+from tests.analysis.contents import curve_charts
 from tests.analysis.synthetic import DIVERGED, EXPLODING, make_run
 
 
-def learning_curves(study: Study) -> list[Chart]:
-    return [block for block in curve_blocks(study) if isinstance(block, Chart)]
+def first_chart(study: Study) -> Chart:
+    return next(block for block in curve_blocks(study) if isinstance(block, Chart))
 
 
 @pytest.fixture(scope="module")
 def charts(study: Study) -> dict[str, Chart]:
-    return {chart.name: chart for chart in learning_curves(study)}
+    return curve_charts(study)
 
 
 def test_there_is_a_figure_over_epochs_and_over_time_of_all_runs_and_of_each(charts: dict[str, Chart]) -> None:
@@ -53,8 +54,7 @@ def test_lines_hold_the_metrics_with_epochs_counted_from_1(study: Study, charts:
 
 def test_epochs_on_the_axis_are_whole_numbers(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=3)
-    (chart, *_) = learning_curves(load_study(tmp_path))
-    axes = chart.figure.axes[0]
+    axes = curve_charts(load_study(tmp_path))["validation-epochs"].figure.axes[0]
     low, high = axes.get_xlim()
     ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
     assert ticks == [1, 2, 3]
@@ -89,28 +89,28 @@ def test_no_infinity_and_no_nan_reaches_an_axis(tmp_path: Path) -> None:
     (curve,) = curves_of(study, "epochs")
     assert curve.val_ppl[0] == 12.5
     assert all(math.isnan(value) for value in curve.val_ppl[1:])
-    assert len(learning_curves(study)) == 6
+    assert len(curve_charts(study)) == 6
 
 
 def test_runs_without_an_epoch_are_named_and_not_drawn(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=2)
     make_run(tmp_path, 3, epochs=0, done=False)
-    charts = learning_curves(load_study(tmp_path))
-    told = {chart.name: "Without a finished epoch: 4 gru-adam." in chart.caption for chart in charts}
+    charts = curve_charts(load_study(tmp_path))
+    told = {name: "Without a finished epoch: 4 gru-adam." in chart.caption for name, chart in charts.items()}
     assert told.pop("architecture-rnn") is False
     assert all(told.values())
 
 
 def test_a_study_without_epochs_has_no_figures(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=0, done=False)
-    assert learning_curves(load_study(tmp_path)) == []
+    assert curve_charts(load_study(tmp_path)) == {}
 
 
 def test_epochs_without_times_are_drawn_over_epochs_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=2, done=False)
     records, _ = run.read_metrics()
     write_json_lines(run.metrics_file, [{**record, "elapsed_seconds": None} for record in records])
-    assert [chart.name for chart in learning_curves(load_study(tmp_path))] == [
+    assert list(curve_charts(load_study(tmp_path))) == [
         *("validation-epochs", "optimizer-adam", "architecture-rnn", "runs-epochs")
     ]
 
@@ -145,9 +145,17 @@ def test_settings_alike_in_both_differ_in_shade_and_seeds_do_not(
 
 
 @pytest.fixture(scope="module")
-def twins(study: Study) -> list[Chart]:
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("two")
+    for order in (3, 6):
+        make_run(folder, order)
+    return load_study(folder)
+
+
+@pytest.fixture(scope="module")
+def twins(two_runs: Study) -> list[Chart]:
     """The first figure of the study, made twice."""
-    return [learning_curves(study)[0] for _ in range(2)]
+    return [first_chart(two_runs) for _ in range(2)]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -158,16 +166,16 @@ def test_a_figure_always_gives_the_same_bytes(twins: list[Chart], kind: str) -> 
     assert b"dc:date" not in first
 
 
-def test_figures_do_not_depend_on_the_users_settings(study: Study) -> None:
-    plain = figure_bytes(learning_curves(study)[0].figure, "svg")
+def test_figures_do_not_depend_on_the_users_settings(two_runs: Study) -> None:
+    plain = figure_bytes(first_chart(two_runs).figure, "svg")
     with matplotlib.rc_context({"font.size": 20, "axes.grid.axis": "x", "lines.solid_capstyle": "butt"}):
-        assert figure_bytes(learning_curves(study)[0].figure, "svg") == plain
+        assert figure_bytes(first_chart(two_runs).figure, "svg") == plain
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac{1}{$", "日本語 🚀", "n" * 300])
 def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
     make_run(tmp_path, 0, epochs=2, name=name)
-    chart = learning_curves(load_study(tmp_path))[0]
+    chart = curve_charts(load_study(tmp_path))["validation-epochs"]
     figures = {kind: figure_bytes(chart.figure, kind) for kind in FORMATS}
     assert all(figures.values())
     assert "<script" not in inline_svg(figures["svg"], "x")

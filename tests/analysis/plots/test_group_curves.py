@@ -11,21 +11,18 @@ from matplotlib.collections import PolyCollection
 
 from analysis.blocks.figure import Chart
 from analysis.plots.axes import within
-from analysis.plots.curve_figures import MOST_PANELS, curve_blocks
+from analysis.plots.curve_figures import MOST_PANELS
 from analysis.plots.curves import LABEL_LENGTH, curves_of
 from analysis.plots.lines import MOST_LINES, STANDING_OUT, choose
 from analysis.study.study import Study, load_study
 from benchmarks.report_study import make_study as make_large_study
+from tests.analysis.contents import curve_charts
 from tests.analysis.synthetic import fail, make_run
-
-
-def charts_of(study: Study) -> dict[str, Chart]:
-    return {block.name: block for block in curve_blocks(study) if isinstance(block, Chart)}
 
 
 @pytest.fixture(scope="module")
 def charts(study: Study) -> dict[str, Chart]:
-    return charts_of(study)
+    return curve_charts(study)
 
 
 def numbers(chart: Chart) -> list[set[int | None]]:
@@ -66,7 +63,7 @@ def test_seeds_become_their_geometric_mean_with_a_band_from_lowest_to_highest(tm
         run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     fail(make_run(tmp_path, 3, epochs=5, done=False, seed=9, provenance={"order": 3}), "diverged", "NaN")
     study = load_study(tmp_path)
-    chart = charts_of(study)["architecture-gru"]
+    chart = curve_charts(study)["architecture-gru"]
     lines = {line.run: line for line in chart.panels[0].lines}
     assert set(lines) == {1, 4}, "the one that failed is not averaged in"
     seeds = [study.epochs_of(run.id)["val_ppl"].to_numpy() for run in runs]
@@ -89,7 +86,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture(scope="module")
 def charts_of_many(large: Study) -> dict[str, Chart]:
-    return charts_of(large)
+    return curve_charts(large)
 
 
 def test_of_many_runs_the_best_of_each_kind_stand_out_and_the_rest_is_grey(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from analysis.blocks.figure import Chart
-from analysis.report import report_page, report_sections
+from analysis.report import report_page
 from analysis.sections.coverage import coverage, open_runs
 from analysis.sections.search import search_section
 from analysis.study.settings import settings_of
@@ -103,15 +103,16 @@ def test_a_study_that_is_no_search_has_no_section_of_it(tmp_path: Path) -> None:
     assert len(table(blocks, "search-stopped")) == 1, "without its rule a stopped run is shown all the same"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_sampled_runs_have_short_labels_and_captions(tmp_path: Path) -> None:
     folder = make_search(tmp_path / "search", each=4)
     add_run(folder, 12, "longer", "gru", "adam", [200.0 - epoch for epoch in range(14)], lr=0.07, hidden_size=96)
     study = load_study(folder)
     assert set(study.runs["compared_epochs"]) == {12}
-    titles = [section.title for section in report_sections(study) if section.blocks]
-    assert titles[:3] == ["Coverage", "Results", "Search"]
-    assert too_long(study) == {}
     page = report_page(study)
+    titles = [section.title for section in page.sections if section.blocks]
+    assert titles[:3] == ["Coverage", "Results", "Search"]
+    assert too_long(page) == {}
     panels = next(chart for chart in page.charts if chart.name == "runs-epochs")
     labels = [panel.axes.get_title(loc="left") for panel in panels.panels[:-1]]
     assert all("lr" in label and "…" not in label for label in labels), labels

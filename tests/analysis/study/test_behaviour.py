@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-@pytest.mark.usefixtures("svg_only")
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("damage", ["a folder", "a pipe", "a link", "nothing whole"])
 def test_samples_that_cannot_be_read_cost_the_samples_alone(run: RunDirectory, damage: str) -> None:
     run.samples_file.unlink()
