@@ -78,13 +78,10 @@ def clock_ahead_s() -> float:
 
 
 def requeue(plan: JobPlan, context: SlurmContext, reason: str, decisions: Sequence[Decision]) -> str | None:
-    """Put the running job back into the queue; SLURM then kills its processes.
+    """Put the running job back into the queue, after which SLURM kills its processes; return why that was refused.
 
     It waits as long as the run with the longest delay, and is kept off the nodes that any of its runs found sick.
     ``decisions`` are those of the runs to try again, and ``reason`` is the failure of the first.
-
-    Returns:
-        ``None`` if the job is in the queue, else why SLURM refused it.
     """
     delay = max(found.delay or 0.0 for found in decisions)
     exclude = _excluded(plan, context, list(dict.fromkeys(node for found in decisions for node in found.sick_nodes)))

@@ -114,19 +114,15 @@ class Task:
         self._budget = KeptBudget(study_dir, plan.policy)
         self._spending = BudgetWatch(study_dir, self._budget.budget)
         self._where = f"job {context.job} on {context.host}"
-        self._workers = []
-        for first in plan.runs:
-            first = replace(first, attempt=first.attempt + context.restarts)
-            self._workers.append(_Worker(attempt=Attempt(first, plan.policy), first=first))
+        self.choose({first.run_dir.name: first.attempt + context.restarts for first in plan.runs})
 
     def choose(self, attempts: Mapping[str, int]) -> None:
-        """Keep only these runs (run id -> number of the attempt that follows)."""
-        kept = [
-            replace(worker.first, attempt=attempts[worker.run.id])
-            for worker in self._workers
-            if worker.run.id in attempts
-        ]
-        self._workers = [_Worker(attempt=Attempt(first, self._plan.policy), first=first) for first in kept]
+        """Take on only these runs of the plan (run id -> number of the attempt that follows)."""
+        self._workers = []
+        for first in self._plan.runs:
+            if first.run_dir.name in attempts:
+                first = replace(first, attempt=attempts[first.run_dir.name])
+                self._workers.append(_Worker(attempt=Attempt(first, self._plan.policy), first=first))
 
     def run(self) -> bool:
         """Work until every run has ended or the job is requeued; return whether all is well.
@@ -144,13 +140,12 @@ class Task:
         looked_at = 0.0
         while running := [worker for worker in todo if worker.ended is None]:
             now = time.time()
-            look = now - looked_at >= LOOK_SECONDS
-            if look and self._context.rank == 0:
-                self._look_at_budget(running)
+            if look := now - looked_at >= LOOK_SECONDS:
+                looked_at = now
+                if self._context.rank == 0:
+                    self._look_at_budget(running)
             for worker in running:
                 self._advance(worker, now, look=look)
-            if look:
-                looked_at = now
             time.sleep(POLL_SECONDS)
         if self._context.rank != 0:
             for worker in todo:
@@ -164,8 +159,7 @@ class Task:
     def give_up(self, error: Exception) -> bool:
         """Stop after an error of the job itself: its runs fail with it, and run again if the policy retries them.
 
-        Returns:
-            Whether nothing is left to do here: the job was requeued, or its first rank settles the runs.
+        Return whether nothing is left to do here: the job was requeued, or its first rank settles the runs.
         """
         for worker in self._workers:
             if worker.rank is not None:
