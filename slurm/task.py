@@ -311,9 +311,8 @@ class Task:
             FileError, OSError: the run's files cannot be read or written.
         """
         run = worker.run
-        if self._has_ended_well(run) or (run.failure_file.exists() and not may_go_on(run)):
-            return None
-        if not self._is_ours(run):
+        has_failed = run.failure_file.exists() and not may_go_on(run)
+        if has_failed or self._has_ended_well(run) or not self._is_ours(run):
             return None
         self._record_exit(worker)
         failure = run.read_failure()

@@ -83,8 +83,8 @@ class Space:
         """Return the values of the varying keys of a run. ``None``: it is no run of this space."""
         found = config.by_key()
         settings = {key: distribution.find(found.get(key)) for key, distribution in self.keys.items()}
-        config = None if None in settings.values() else self.config(settings)
-        return settings if config is not None and setting_of(config.by_key()) == setting_of(found) else None
+        own = None if None in settings.values() else self.config(settings)
+        return settings if own is not None and setting_of(own.by_key()) == setting_of(found) else None
 
     def config(self, settings: Mapping[str, Any]) -> RunConfig | None:
         """Return the configuration of a run of this space. ``None``: the settings are no valid run."""

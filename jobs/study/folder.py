@@ -47,8 +47,9 @@ class ObservedRun:
     @property
     def epochs_total(self) -> int | None:
         """Number of epochs requested. ``None`` for a damaged configuration and for a behaviour job."""
-        is_training = self.config is not None and not is_behaviour_study(self.run.path.parent)
-        return self.config.train.epochs if is_training else None
+        if self.config is None or is_behaviour_study(self.run.path.parent):
+            return None
+        return self.config.train.epochs
 
     @property
     def epochs_done(self) -> int:
