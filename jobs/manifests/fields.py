@@ -167,8 +167,7 @@ def model_of(kind: type) -> type[BaseModel]:
         given = {"default": field.default, "default_factory": field.default_factory}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not dataclasses.MISSING}
         hint = hints_of(kind)[field.name]
-        valid = next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Valid)), None)
-        if valid is not None:
+        if valid := next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Valid)), None):
             kinds = typing.get_args(hint.__origin__)
             hint = valid.written or (kinds[0] if type(None) in kinds else hint)
         fields[field.name] = (hint, Field(**options))

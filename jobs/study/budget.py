@@ -81,11 +81,10 @@ class Ledger:
 
     def spent(self) -> Hours:
         """Read the attempts, and return what all of them have used so far."""
-        amounts, self.rate = [], Hours()
-        for pattern in ("*/attempts/[0-9]*", f"{CANARY_FOLDER}/*/attempts/[0-9]*"):
-            for folder in self._study_dir.glob(pattern):
-                amounts.append(self._ended[folder] if folder in self._ended else self._read(folder))
-        return total(amounts)
+        self.rate = Hours()
+        patterns = ("*/attempts/[0-9]*", f"{CANARY_FOLDER}/*/attempts/[0-9]*")
+        folders = (folder for pattern in patterns for folder in self._study_dir.glob(pattern))
+        return total(self._ended.get(folder) or self._read(folder) for folder in folders)
 
     def _read(self, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
