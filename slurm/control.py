@@ -30,18 +30,18 @@ _T = TypeVar("_T")
 
 
 def look_again(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Return what ``look`` returns. While files cannot be read or written, call it again, for about 15 s.
+    """Return what ``look`` returns. While a file or SLURM cannot be reached, call it again, for about 15 s.
 
     On NFS a file that another host has just replaced answers ESTALE for a moment.
 
     Raises:
-        FileError, OSError: the error of the last call.
+        BackendError, FileError, OSError: the error of the last call.
     """
     for number in range(TRIES - 1):
         try:
             return look(*args, **kwargs)
-        except (FileError, OSError) as error:
-            if not is_storage_failure(error):
+        except (BackendError, FileError, OSError) as error:
+            if not (isinstance(error, BackendError) or is_storage_failure(error)):
                 raise
             time.sleep(AGAIN_SECONDS * 2**number)
     return look(*args, **kwargs)
@@ -85,18 +85,11 @@ def requeue(plan: JobPlan, context: SlurmContext, reason: str, decisions: Sequen
     """
     delay = max(found.delay or 0.0 for found in decisions)
     exclude = _excluded(plan, context, list(dict.fromkeys(node for found in decisions for node in found.sick_nodes)))
-    problem = ""
     with _undisturbed():
-        for number in range(TRIES):
-            try:
-                ask("scontrol", "requeue", context.job)
-            except BackendError as error:
-                problem = str(error)
-                time.sleep(AGAIN_SECONDS * 2**number)
-            else:
-                break
-        else:
-            return problem
+        try:
+            look_again(ask, "scontrol", "requeue", context.job)
+        except BackendError as error:
+            return str(error)
         print(f"requeued: {reason}", flush=True)
         if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
             changes = [f"StartTime=now+{round(delay)}", *([f"ExcNodeList={','.join(exclude)}"] if exclude else [])]

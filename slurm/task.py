@@ -102,7 +102,10 @@ class _Worker:
 
 @final
 class Task:
-    """One rank of a job: starts the workers of its runs, passes signals on, and records how the runs ended."""
+    """One rank of a job: starts the workers of its runs, passes signals on, and records how the runs ended.
+
+    What reads or writes the files of a run raises ``FileError`` or ``OSError`` if it cannot.
+    """
 
     def __init__(self, plan: JobPlan, context: SlurmContext, signals: Signals, *, started: float) -> None:
         self._plan = plan
@@ -188,11 +191,7 @@ class Task:
         return run.failure_file.exists() and not self._is_of_earlier_start(worker)
 
     def _has_ended_well(self, run: RunDirectory) -> bool:
-        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it.
-
-        Raises:
-            FileError: the run's files are damaged or cannot be read.
-        """
+        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it."""
         return run.stopped_file.exists() or run.is_done() or rung_of_waiting(run, self._plan.search) is not None
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
@@ -287,9 +286,6 @@ class Task:
         """Stop a worker whose run was cancelled, that outlives another rank, or that hangs.
 
         Every rank's task looks at the same files, so all ranks of a run that hangs are killed.
-
-        Raises:
-            FileError, OSError: the run's files cannot be read.
         """
         if worker.run.is_cancelled():
             worker.ask()
@@ -305,11 +301,7 @@ class Task:
     # -- how a run ended -----------------------------------------------------------------------------------------
 
     def _settle(self, worker: _Worker) -> tuple[str, Decision] | None:
-        """Decide what follows from the end of a run. ``None``: its job need not run again for it.
-
-        Raises:
-            FileError, OSError: the run's files cannot be read or written.
-        """
+        """Decide what follows from the end of a run. ``None``: its job need not run again for it."""
         run = worker.run
         has_failed = run.failure_file.exists() and not may_go_on(run)
         if has_failed or self._has_ended_well(run) or not self._is_ours(run):
@@ -335,9 +327,6 @@ class Task:
 
         Of a rank that is not the first only a signal is a cause. With an exit code of its own, it may just have lost
         another rank.
-
-        Raises:
-            FileError, OSError: the run's files cannot be read or written.
         """
         if worker.was_stopped_by_others and not self._signals.stop:
             time.sleep(GRACE_SECONDS)  # for a signal to the whole job that has reached its worker first
