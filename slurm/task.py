@@ -26,7 +26,7 @@ from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.retry import Decision, let_stand, may_go_on, put_failure_aside
 from jobs.attempt.supervisor import Ended, Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
-from jobs.study.budget import BudgetWatch, Hours, KeptBudget
+from jobs.study.budget import BudgetWatch, KeptBudget
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
@@ -216,17 +216,13 @@ class Task:
 
     def _allowed(self, todo: list[_Worker]) -> list[_Worker]:
         """Return the workers that the budget allows to start. The first rank decides for all ranks."""
-        allowed, reserved = [], Hours()
+        needs = {worker.run.id: self._budget.needs(worker.run) for worker in todo}
+        waits = self._budget.budget.waits(self._budget.spent, needs)
         for worker in todo:
-            needs = self._budget.needs(worker.run)
-            why = self._budget.budget.refuses(self._budget.spent, reserved, needs)
-            if why is None:
-                allowed.append(worker)
-                reserved += needs or Hours()
-            else:
+            if worker.run.id in waits:
                 worker.waits = True
-                print(f"{worker.run.id} {why}", flush=True)
-        return allowed
+                print(f"{worker.run.id} {waits[worker.run.id]}", flush=True)
+        return [worker for worker in todo if not worker.waits]
 
     def _look_at_budget(self, running: list[_Worker]) -> None:
         """Ask all workers to stop once the budget is spent. The other ranks of a run stop with its first."""

@@ -96,20 +96,10 @@ def makespan(runs: Sequence[PlannedRun], capacity: Capacity, *, max_parallel: in
 
 
 def waiting(todo: Sequence[PlannedRun], budget: Budget, spent: Hours) -> dict[str, str]:
-    """Return the runs that the budget does not allow: run id -> why it waits. Pure.
-
-    Runs are taken in the order of the queue; one that needs more than is left delays no other. A run without an
-    estimate is allowed while anything is left.
-    """
-    place, reserved = places(todo), Hours()
-    waits: dict[str, str] = {}
-    for item in sorted(todo, key=lambda item: place[item.run.id]):
-        why = budget.refuses(spent, reserved, item.hours)
-        if why is not None:
-            waits[item.run.id] = why
-        elif item.hours is not None:
-            reserved += item.hours
-    return waits
+    """Return the runs that the budget does not allow, in the order of the queue: run id -> why it waits. Pure."""
+    place = places(todo)
+    in_order = sorted(todo, key=lambda item: place[item.run.id])
+    return budget.waits(spent, {item.run.id: item.hours for item in in_order})
 
 
 def plan_budget(

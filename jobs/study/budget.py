@@ -171,6 +171,19 @@ class Budget:
                 return f"{WAITS}needs about {about}; {max(left, 0.0):.3g} of the budget of {limit:g} are left"
         return None
 
+    def waits(self, spent: Hours, needs: Mapping[str, Hours | None]) -> dict[str, str]:
+        """Return which runs do not start: run id -> why. ``needs`` is as in :meth:`refuses`, in the order of the runs.
+
+        A run that needs more than is left delays no other.
+        """
+        found, reserved = {}, Hours()
+        for run_id, amount in needs.items():
+            if (why := self.refuses(spent, reserved, amount)) is not None:
+                found[run_id] = why
+            else:
+                reserved += amount or Hours()
+        return found
+
     def times_left(self, spent: Hours, amount: Hours) -> float:
         """Return how many times ``amount`` fits into what is left. Infinity: it uses nothing that is limited."""
         times = [
