@@ -1,12 +1,7 @@
 """Backend ``slurm``: submit runs as job arrays, after which the launcher exits.
 
-    preparing            checks, folders, code                        (jobs.launch.prepare, as for every backend)
-    batches              group runs of equal resources into arrays    (slurm.submission)
-    Submitter.submit     submit each array with sbatch                (slurm.submission, through submitit)
-    job.json, jobs.json  record the job of each run                   (slurm.submission, jobs.study.folder)
-    run_task             start the worker inside the job              (slurm.task)
-
-``status`` reads the run directories, and queries squeue and sacct once for what these do not have (jobs.study.squeue).
+Inside each job, :func:`slurm.task.run_task` starts the workers. ``status`` reads the run directories, and queries
+squeue and sacct once for what these do not have (:mod:`jobs.study.squeue`).
 """
 
 from __future__ import annotations

@@ -30,18 +30,18 @@ _T = TypeVar("_T")
 
 
 def look_again(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Return what ``look`` returns. While files cannot be read or written, call it again, for about 15 s.
+    """Return what ``look`` returns. While a file or SLURM cannot be reached, call it again, for about 15 s.
 
     On NFS a file that another host has just replaced answers ESTALE for a moment.
 
     Raises:
-        FileError, OSError: the error of the last call.
+        BackendError, FileError, OSError: the error of the last call.
     """
     for number in range(TRIES - 1):
         try:
             return look(*args, **kwargs)
-        except (FileError, OSError) as error:
-            if not is_storage_failure(error):
+        except (BackendError, FileError, OSError) as error:
+            if not (isinstance(error, BackendError) or is_storage_failure(error)):
                 raise
             time.sleep(AGAIN_SECONDS * 2**number)
     return look(*args, **kwargs)
@@ -78,28 +78,18 @@ def clock_ahead_s() -> float:
 
 
 def requeue(plan: JobPlan, context: SlurmContext, reason: str, decisions: Sequence[Decision]) -> str | None:
-    """Put the running job back into the queue; SLURM then kills its processes.
+    """Put the running job back into the queue, after which SLURM kills its processes; return why that was refused.
 
     It waits as long as the run with the longest delay, and is kept off the nodes that any of its runs found sick.
     ``decisions`` are those of the runs to try again, and ``reason`` is the failure of the first.
-
-    Returns:
-        ``None`` if the job is in the queue, else why SLURM refused it.
     """
     delay = max(found.delay or 0.0 for found in decisions)
     exclude = _excluded(plan, context, list(dict.fromkeys(node for found in decisions for node in found.sick_nodes)))
-    problem = ""
     with _undisturbed():
-        for number in range(TRIES):
-            try:
-                ask("scontrol", "requeue", context.job)
-            except BackendError as error:
-                problem = str(error)
-                time.sleep(AGAIN_SECONDS * 2**number)
-            else:
-                break
-        else:
-            return problem
+        try:
+            look_again(ask, "scontrol", "requeue", context.job)
+        except BackendError as error:
+            return str(error)
         print(f"requeued: {reason}", flush=True)
         if delay > FIRST_DELAY_SECONDS or exclude:  # SLURM itself waits that long
             changes = [f"StartTime=now+{round(delay)}", *([f"ExcNodeList={','.join(exclude)}"] if exclude else [])]

@@ -89,7 +89,9 @@ def first_lines(settings: SlurmSettings) -> list[str]:
 
 def batch_script(settings: SlurmSettings, options: Mapping[str, Any], *commands: str) -> str:
     """Return a script for sbatch with the placement of the settings. An option that is ``True`` takes no value."""
-    given = {**settings.placement(), **options}.items()
+    keys = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
+    placement = {key: value for key in keys if (value := getattr(settings, key)) is not None}
+    given = {**settings.sbatch, **placement, **options}.items()
     lines = [f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}") for key, value in given]
     return "\n".join(["#!/bin/bash", *lines, "", *first_lines(settings), *settings.setup, *commands, ""])
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.manifests.backends import SlurmTable, check_table, option_name
+from jobs.manifests.backends import SlurmTable, check_table
 from jobs.manifests.fields import Problems
 from jobs.manifests.reader import read_toml_file
 from jobs.spec import Resources
@@ -56,11 +56,6 @@ class SlurmSettings(SlurmTable):
         runs = int((1 + _TINY) / gpus) if gpus and gpus < 1 else 1
         return min(runs, self.max_parallel or runs)
 
-    def placement(self) -> dict[str, Any]:
-        """Return sbatch's options for placement and accounting, and those of ``sbatch``. ``True`` means no value."""
-        keys = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude")
-        return {**self.sbatch, **{key: value for key in keys if (value := getattr(self, key)) is not None}}
-
 
 def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Mapping[str, str]) -> SlurmSettings:
     """Return the effective settings: the manifest overrides the site file, which overrides the defaults.
@@ -86,9 +81,9 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
     if problems.lines:
         raise ManifestError(problems.lines)
     merged = {**site, **manifest_table}
-    merged["env"] = {**site.get("env", {}), **manifest_table.get("env", {})}
-    options = {**_options(site), **_options(manifest_table)}
-    merged["sbatch"] = options
+    for key in ("env", "sbatch"):
+        merged[key] = {**site.get(key, {}), **manifest_table.get(key, {})}
+    merged["sbatch"] = {option.replace("_", "-"): value for option, value in merged["sbatch"].items()}
     merged["env_pass"] = dict.fromkeys([*site.get("env_pass", ()), *manifest_table.get("env_pass", ())])
     for key in ("setup", "srun_args", "env_pass"):
         merged[key] = tuple(merged.get(key, ()))
@@ -100,12 +95,8 @@ def read_settings(manifest_table: Mapping[str, Any], *, where: str, environ: Map
         expected = f"signal_before_s ({settings.signal_before_s}) below timeout_min ({settings.timeout_min * 60} s)"
         problems.add(places[key], f"expected {expected}, got {getattr(settings, key)}")
     for option in ("mem-per-cpu", "mem-per-gpu"):
-        if settings.mem_gb is not None and option in options:
+        if settings.mem_gb is not None and option in settings.sbatch:
             problems.add(places["mem_gb"], f'expected either this key or the option "{option}" of sbatch, got both')
     if problems.lines:
         raise ManifestError(problems.lines)
     return settings
-
-
-def _options(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {option_name(key): value for key, value in table.get("sbatch", {}).items()}

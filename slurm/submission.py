@@ -175,14 +175,9 @@ class Submitter:
     def submit(
         self, batch: Batch, plans: Sequence[JobPlan], folder: Path, *, nice: int = 0, after: str | None = None
     ) -> list[str]:
-        """Submit one array and return the id of each of its jobs.
+        """Submit one array, whose jobs have these plans, and return the id of each job. ``folder`` is a new one.
 
-        Args:
-            batch: the array.
-            plans: of its jobs.
-            folder: a new folder for this array.
-            nice: how much lower its priority is.
-            after: the arrays that must end first, with colons between. ``None`` means that this one may start at once.
+        ``nice`` is how much lower its priority is. ``after`` are the arrays that must end first, with colons between.
 
         Raises:
             BackendError: sbatch rejected the array. The message quotes sbatch's error.
@@ -217,7 +212,7 @@ class Submitter:
         if not budget:
             return limit
         rate = hours_of(batch.resources, 3600) * batch.runs_per_job
-        seconds = budget.seconds_left(self._spent, rate) + self.settings.signal_before_s
+        seconds = 3600 * budget.times_left(self._spent, rate) + self.settings.signal_before_s
         return limit if math.isinf(seconds) else min(limit, 1 + math.ceil(seconds / 60))
 
     def script(self, batch: Batch, folder: Path, *, after: str | None = None) -> str:

@@ -26,7 +26,7 @@ from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.retry import Decision, let_stand, may_go_on, put_failure_aside
 from jobs.attempt.supervisor import Ended, Supervisor, interface_of, rank_variables
 from jobs.spec import Submission
-from jobs.study.budget import BudgetWatch, Hours, KeptBudget
+from jobs.study.budget import BudgetWatch, KeptBudget
 from jobs.study.folder import submission_of
 from seqlm.errors import EXIT_BUSY, EXIT_STOPPED, STOPPED_EXITS, FileError, SeqlmError, is_storage_failure
 from seqlm.rundir import FailureKind, RunDirectory
@@ -102,7 +102,10 @@ class _Worker:
 
 @final
 class Task:
-    """One rank of a job: starts the workers of its runs, passes signals on, and records how the runs ended."""
+    """One rank of a job: starts the workers of its runs, passes signals on, and records how the runs ended.
+
+    What reads or writes the files of a run raises ``FileError`` or ``OSError`` if it cannot.
+    """
 
     def __init__(self, plan: JobPlan, context: SlurmContext, signals: Signals, *, started: float) -> None:
         self._plan = plan
@@ -114,19 +117,15 @@ class Task:
         self._budget = KeptBudget(study_dir, plan.policy)
         self._spending = BudgetWatch(study_dir, self._budget.budget)
         self._where = f"job {context.job} on {context.host}"
-        self._workers = []
-        for first in plan.runs:
-            first = replace(first, attempt=first.attempt + context.restarts)
-            self._workers.append(_Worker(attempt=Attempt(first, plan.policy), first=first))
+        self.choose({first.run_dir.name: first.attempt + context.restarts for first in plan.runs})
 
     def choose(self, attempts: Mapping[str, int]) -> None:
-        """Keep only these runs (run id -> number of the attempt that follows)."""
-        kept = [
-            replace(worker.first, attempt=attempts[worker.run.id])
-            for worker in self._workers
-            if worker.run.id in attempts
-        ]
-        self._workers = [_Worker(attempt=Attempt(first, self._plan.policy), first=first) for first in kept]
+        """Take on only these runs of the plan (run id -> number of the attempt that follows)."""
+        self._workers = []
+        for first in self._plan.runs:
+            if first.run_dir.name in attempts:
+                first = replace(first, attempt=attempts[first.run_dir.name])
+                self._workers.append(_Worker(attempt=Attempt(first, self._plan.policy), first=first))
 
     def run(self) -> bool:
         """Work until every run has ended or the job is requeued; return whether all is well.
@@ -144,13 +143,12 @@ class Task:
         looked_at = 0.0
         while running := [worker for worker in todo if worker.ended is None]:
             now = time.time()
-            look = now - looked_at >= LOOK_SECONDS
-            if look and self._context.rank == 0:
-                self._look_at_budget(running)
+            if look := now - looked_at >= LOOK_SECONDS:
+                looked_at = now
+                if self._context.rank == 0:
+                    self._look_at_budget(running)
             for worker in running:
                 self._advance(worker, now, look=look)
-            if look:
-                looked_at = now
             time.sleep(POLL_SECONDS)
         if self._context.rank != 0:
             for worker in todo:
@@ -164,8 +162,7 @@ class Task:
     def give_up(self, error: Exception) -> bool:
         """Stop after an error of the job itself: its runs fail with it, and run again if the policy retries them.
 
-        Returns:
-            Whether nothing is left to do here: the job was requeued, or its first rank settles the runs.
+        Return whether nothing is left to do here: the job was requeued, or its first rank settles the runs.
         """
         for worker in self._workers:
             if worker.rank is not None:
@@ -194,11 +191,7 @@ class Task:
         return run.failure_file.exists() and not self._is_of_earlier_start(worker)
 
     def _has_ended_well(self, run: RunDirectory) -> bool:
-        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it.
-
-        Raises:
-            FileError: the run's files are damaged or cannot be read.
-        """
+        """Whether a run is done, was stopped by a search, or waits for a later job to decide about it."""
         return run.stopped_file.exists() or run.is_done() or rung_of_waiting(run, self._plan.search) is not None
 
     def _is_of_earlier_start(self, worker: _Worker) -> bool:
@@ -223,17 +216,13 @@ class Task:
 
     def _allowed(self, todo: list[_Worker]) -> list[_Worker]:
         """Return the workers that the budget allows to start. The first rank decides for all ranks."""
-        allowed, reserved = [], Hours()
+        needs = {worker.run.id: self._budget.needs(worker.run) for worker in todo}
+        waits = self._budget.budget.waits(self._budget.spent, needs)
         for worker in todo:
-            needs = self._budget.needs(worker.run)
-            why = self._budget.budget.refuses(self._budget.spent, reserved, needs)
-            if why is None:
-                allowed.append(worker)
-                reserved += needs or Hours()
-            else:
+            if worker.run.id in waits:
                 worker.waits = True
-                print(f"{worker.run.id} {why}", flush=True)
-        return allowed
+                print(f"{worker.run.id} {waits[worker.run.id]}", flush=True)
+        return [worker for worker in todo if not worker.waits]
 
     def _look_at_budget(self, running: list[_Worker]) -> None:
         """Ask all workers to stop once the budget is spent. The other ranks of a run stop with its first."""
@@ -293,9 +282,6 @@ class Task:
         """Stop a worker whose run was cancelled, that outlives another rank, or that hangs.
 
         Every rank's task looks at the same files, so all ranks of a run that hangs are killed.
-
-        Raises:
-            FileError, OSError: the run's files cannot be read.
         """
         if worker.run.is_cancelled():
             worker.ask()
@@ -311,15 +297,10 @@ class Task:
     # -- how a run ended -----------------------------------------------------------------------------------------
 
     def _settle(self, worker: _Worker) -> tuple[str, Decision] | None:
-        """Decide what follows from the end of a run. ``None``: its job need not run again for it.
-
-        Raises:
-            FileError, OSError: the run's files cannot be read or written.
-        """
+        """Decide what follows from the end of a run. ``None``: its job need not run again for it."""
         run = worker.run
-        if self._has_ended_well(run) or (run.failure_file.exists() and not may_go_on(run)):
-            return None
-        if not self._is_ours(run):
+        has_failed = run.failure_file.exists() and not may_go_on(run)
+        if has_failed or self._has_ended_well(run) or not self._is_ours(run):
             return None
         self._record_exit(worker)
         failure = run.read_failure()
@@ -342,9 +323,6 @@ class Task:
 
         Of a rank that is not the first only a signal is a cause. With an exit code of its own, it may just have lost
         another rank.
-
-        Raises:
-            FileError, OSError: the run's files cannot be read or written.
         """
         if worker.was_stopped_by_others and not self._signals.stop:
             time.sleep(GRACE_SECONDS)  # for a signal to the whole job that has reached its worker first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,11 +23,10 @@ from jobs.launch.prepare import (
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
-from jobs.plan.affordable import plan_budget
 from jobs.plan.estimate import earlier_throughput
 from jobs.plan.planned import Action, PlannedRun
 from jobs.plan.record import require_same_tokenizers
-from jobs.plan.totals import totals
+from jobs.plan.totals import plan_budget, totals
 from jobs.search import expected_share, search_line
 from jobs.spec import RunSpec
 from seqlm.data.corpus import corpus_facts
@@ -94,7 +93,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     except DataError as error:
         refused = str(error)
         terminal.tell(f"error: run would refuse this: {refused}")
-    total = {"backend": target.name, "max_parallel": limit, **costs.to_dict()}
+    total = {"backend": target.name, "max_parallel": limit, **asdict(costs)}
     limits = None if allowed is None else allowed.to_dict()
     data = {"study": manifest.study, "runs": records, "search": search, "totals": total, "budget": limits}
     data["refused"] = refused

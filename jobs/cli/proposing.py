@@ -10,7 +10,8 @@ from typing import Any
 
 from jobs import terminal
 from jobs.cli.arguments import ProposeArguments
-from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
+from jobs.manifests.load import load_manifest
+from jobs.manifests.reader import MANIFEST_SUFFIXES
 from jobs.plan.proposals import NEIGHBOURS, Proposal, Space, Trained, propose, setting_of, spaces_of_runs
 from jobs.plan.record import kept_search
 from jobs.study.folder import ObservedRun, find_study, observe_study

@@ -19,11 +19,11 @@ from jobs.launch import canary
 from jobs.launch.dispatch import Dispatcher, Event
 from jobs.launch.job import LaunchOptions
 from jobs.launch.own_models import check_models, tell_changes
-from jobs.plan.affordable import waiting
 from jobs.plan.estimate import Throughput, earlier_throughput, estimate
 from jobs.plan.own_models import model_sizes
 from jobs.plan.planned import PlannedRun, plan
 from jobs.plan.record import write_record
+from jobs.plan.totals import waiting
 from jobs.search import expected_shares
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger

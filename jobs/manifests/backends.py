@@ -1,8 +1,4 @@
-"""The tables ``[backend.*]``, one dataclass for each backend.
-
-A manifest's tables are checked when it is loaded (:mod:`jobs.manifests.entries`), a SLURM site file when it is read
-(:mod:`slurm.settings`).
-"""
+"""The tables ``[backend.*]`` of a manifest, a dataclass for each backend. A SLURM site file has the keys of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from jobs.manifests.fields import Check, Line, Matches, Problems, Valid, Word, Written, as_table, full_keys, read_table
+from jobs.manifests.fields import Line, Matches, Problems, Valid, Word, as_table, full_keys, read_table
 from jobs.manifests.reader import show
 from jobs.manifests.sbatch import EITHER, FLAGS, OPTIONS, OURS
 from seqlm.errors import nearest
@@ -26,11 +22,6 @@ MAIL_TYPES = (
     *("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT", "ARRAY_TASKS"),
     *("TIME_LIMIT", "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50"),
 )
-
-
-def option_name(key: str) -> str:
-    """Return an option as sbatch spells it; a table may write underscores for hyphens."""
-    return key.replace("_", "-")
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------
@@ -62,7 +53,7 @@ def _mail_type(name: str, value: Any) -> Iterator[str]:
 def _sbatch(name: str, value: Any) -> Iterator[str]:
     given: dict[str, str] = {}
     for key, found in value.items():
-        option, place = option_name(key), f"{name}.{key}"
+        option, place = key.replace("_", "-"), f"{name}.{key}"
         if option in given:
             yield f'{name}: option "{option}" is given twice, as "{given[option]}" and "{key}"'
         given[option] = key
@@ -87,7 +78,7 @@ _Variable = Annotated[str, Matches(VARIABLE)]
 _Positive = Annotated[int, Ge(1)]
 _POSITIVE = Valid("a positive whole number")
 _Nodes = Annotated[Word | None, Valid('a list of nodes, such as "node[01-04],node09"')]
-_Lines = Annotated[tuple[str, ...], Written(list[Line]), Valid("a list of texts, each one line")]
+_LINES = "a list of texts, each one line"
 _Seconds = Annotated[float, Gt(0)]
 _SECONDS = Valid("a number of seconds above 0")
 
@@ -101,12 +92,12 @@ class LocalTable:
     retries: Annotated[Annotated[int, Ge(0)] | None, Valid("a whole number, 0 or more")] = None
     """Overrides `policy.max_stalled_retries`; `--max-stalled-retries` overrides both."""
     env: Annotated[
-        Mapping[str, str], Check(_variables), Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}')
+        Mapping[str, str], Valid('a table of texts, such as {NCCL_SOCKET_IFNAME = "eth0"}', check=_variables)
     ] = field(default_factory=dict)
     """Variables for the workers, such as `env.NCCL_SOCKET_IFNAME = "eth0"`. They are kept with the study, so do not put
     secrets here."""
     env_pass: Annotated[
-        tuple[str, ...], Written(list[_Variable]), Valid('a list of names of variables, such as ["HF_TOKEN"]')
+        tuple[str, ...], Valid('a list of names of variables, such as ["HF_TOKEN"]', list[_Variable])
     ] = ()
     """Variables of your shell that workers get too, such as `["HF_TOKEN"]`. Their values are not written to any
     file."""
@@ -161,24 +152,21 @@ class SlurmTable(LocalTable):
     ranks_per_node: Annotated[_Positive | None, _POSITIVE] = None
     """Ranks of a run on each node; without it, all on one node. A run with more ranks gets several nodes, and
     `resources.ranks` must be a multiple of it."""
-    setup: Annotated[_Lines, Check(_setup)] = ()
+    setup: Annotated[tuple[str, ...], Valid(_LINES, list[Line], _setup)] = ()
     """Shell lines before a job's command, such as module loads."""
     python: Annotated[Line | None, Valid('a command that starts Python, such as "apptainer exec image.sif python"')] = (
         None
     )
     """Command that starts Python in a job, such as `"apptainer exec --nv image.sif python"`; without it, the Python
     that launches."""
-    srun_args: _Lines = ()
+    srun_args: Annotated[tuple[str, ...], Valid(_LINES, list[Line])] = ()
     """Further arguments of the `srun` that starts the ranks."""
     mail_user: Annotated[Word | None, Valid("a mail address or a user's name")] = None
     """Recipient of SLURM's mails; without it, you."""
-    mail_type: Annotated[Word | None, Check(_mail_type), Valid('a text such as "END,FAIL"')] = None
+    mail_type: Annotated[Word | None, Valid('a text such as "END,FAIL"', check=_mail_type)] = None
     """Events that SLURM sends mails about, such as `"END,FAIL"`."""
     sbatch: Annotated[
-        Mapping[str, str | int | float | bool],
-        Written(dict[str, Any]),
-        Check(_sbatch),
-        Valid("a table of options of sbatch"),
+        Mapping[str, str | int | float | bool], Valid("a table of options of sbatch", dict[str, Any], _sbatch)
     ] = field(default_factory=dict)
     """Any other long option of `sbatch`, without the leading hyphens: a text, a number, or `true` for an option without
     a value. `gres_flags` and `gres-flags` are the same."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Len, MaxLen, MinLen
 
-from jobs.manifests.fields import Check, Line, Problems, Valid
+from jobs.manifests.fields import Line, Problems, Valid
 from jobs.manifests.filters import facts_of_spec, meets, parse, resolved
 from jobs.manifests.reader import show
 from jobs.spec import RunSpec
@@ -50,7 +50,7 @@ def _each_once(name: str, value: Any) -> Iterator[str]:
 _RANGE = "two finite numbers above 0, the lowest and the highest"
 _PPL = Valid("a finite number above 0")
 _Ppl = Annotated[float, Gt(0)]
-_Side = Annotated[str, Check(_conditions), Valid("a text of conditions on runs, such as 'arch=gru lr>1'")]
+_Side = Annotated[str, Valid("a text of conditions on runs, such as 'arch=gru lr>1'", check=_conditions)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Published:
     """Published training perplexity of this run after its last epoch."""
     val_ppl: Annotated[_Ppl | None, _PPL] = None
     """Published best validation perplexity of this run."""
-    replications: Annotated[Annotated[list[_Ppl], Len(2, 2)] | None, Check(_ascending), Valid(_RANGE)] = None
+    replications: Annotated[Annotated[list[_Ppl], Len(2, 2)] | None, Valid(_RANGE, check=_ascending)] = None
     """Lowest and highest best validation perplexity of independent replications, such as `[156.4, 157.5]`."""
     epochs: Annotated[Annotated[int, Ge(1)] | None, Valid("a whole number of at least 1")] = None
     """Epochs after which these results were published; without it, `train.epochs` of the run as written. A run that has
@@ -87,7 +87,7 @@ class Report:
     """``[report]``."""
 
     behaviour: Annotated[
-        Annotated[list[str], MinLen(1)], Check(_each_once), Valid("a list of names of runs, at least one")
+        Annotated[list[str], MinLen(1)], Valid("a list of names of runs, at least one", check=_each_once)
     ] = field(default_factory=list)
     """Runs whose trained models the report examines. A run of a grid or zip has its name with suffix, as in `plan`."""
     groups: Annotated[

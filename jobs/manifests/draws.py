@@ -33,19 +33,15 @@ class Choice:
 
     @property
     def size(self) -> int:
-        """Number of different values."""
         return len(set(self.values))
 
     def at(self, point: float) -> Any:
-        """Return the value at a point of [0, 1)."""
         return self.values[int(point * len(self.values))]
 
     def find(self, value: Any) -> Any:
-        """Return the value of the choice that equals a value of a run. ``None``: the choice has no such value."""
         return next((one for one in self.values if one == value), None)
 
     def distance(self, one: Any, other: Any) -> float:
-        """Return 0 for equal values, 1 for others."""
         return float(one != other)
 
 
@@ -59,10 +55,8 @@ class Real:
     log: bool
 
     size = None
-    """Number of different values: not counted."""
 
     def at(self, point: float) -> float:
-        """Return the value at a point of [0, 1)."""
         if self.log:
             return self.rounded(math.exp(math.log(self.low) * (1 - point) + math.log(self.high) * point))
         return self.rounded(self.low * (1 - point) + self.high * point)
@@ -81,11 +75,9 @@ class Real:
         return min(max(value, self.low), self.high)
 
     def find(self, value: Any) -> float | None:
-        """Return a value of a run if it is within the bounds, else ``None``."""
         return value if isinstance(value, int | float) and self.low <= value <= self.high else None
 
     def distance(self, one: float, other: float) -> float:
-        """Return the difference as a share of the range, from 0 to 1."""
         if self.log:
             return abs(math.log(one / other)) / math.log(self.high / self.low)
         return abs(one - other) / (self.high - self.low)
@@ -102,11 +94,9 @@ class Whole:
 
     @property
     def size(self) -> int:
-        """Number of different values."""
         return (self.high - self.low) // self.step + 1
 
     def at(self, point: float) -> int:
-        """Return the value at a point of [0, 1)."""
         return self.low + self.step * min(int(point * self.size), self.size - 1)
 
     @property
@@ -115,16 +105,21 @@ class Whole:
         return self.low + self.step * (self.size - 1)
 
     def find(self, value: Any) -> int | None:
-        """Return a value of a run if it can be drawn, else ``None``."""
         fits = isinstance(value, int) and self.low <= value <= self.high and (value - self.low) % self.step == 0
         return value if fits else None
 
     def distance(self, one: int, other: int) -> float:
-        """Return the difference as a share of the range, from 0 to 1."""
         return abs(one - other) / (self.high - self.low)
 
 
 Distribution: TypeAlias = Choice | Real | Whole
+"""Each has these members.
+
+    size                    number of different values; ``None``: not counted
+    at(point)               the value at a point of [0, 1)
+    find(value)             the value of a run if it can be drawn, else ``None``
+    distance(one, other)    share of the range between two values, from 0 to 1; of a choice 0 or 1
+"""
 
 
 def is_distribution(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
 from annotated_types import Ge, Le, MinLen, Predicate
@@ -78,7 +79,6 @@ TOP_KEYS = (
     *("resources", "policy", "search", "backend"),
 )
 ENTRY_KINDS: tuple[EntryKind, ...] = ("run", "grid", "zip", "sample")
-ENTRY_KEYS = full_keys(EntryTable)
 CONFIG_KEYS = tuple(valid_keys())
 RESOURCE_KEYS = full_keys(Resources, "resources.")
 PUBLISHED_KEYS = full_keys(Published, "published.")
@@ -92,9 +92,10 @@ SECTIONS = (*RunConfig.SECTIONS, "resources")
 class ManifestFile:
     """The tables of a manifest, and the texts of ``--set``. Wrong parts are left out; ``problems`` has their lines."""
 
-    def __init__(self, raw: Mapping[str, Any], name: str, overrides: Sequence[str]) -> None:
-        """Read the plain data of the file ``name``."""
-        self.name = name
+    def __init__(self, raw: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> None:
+        """Read the plain data of the file ``path``."""
+        self.name, self.folder = path.name, path.parent
+        name = self.name
         self.problems = problems = Problems()
         for key in raw:
             if key not in TOP_KEYS:
@@ -132,11 +133,7 @@ class ManifestFile:
             claim = read_table(Claim, table, f"{name}: expect {number}", problems)
             if len(problems.lines) == before:
                 self.claims[number] = Claim(**claim)
-        report = self._table(raw, Report, "report")
-        self.behaviour: Sequence[str] = report.get("behaviour", ())
-        """Names of the runs whose trained models the report examines."""
-        self.groups: Mapping[str, Sequence[str]] = report.get("groups", {})
-        """Title of a group of the report -> names of its runs, or patterns."""
+        self.report = self._table(raw, Report, "report")
         self.setting: dict[str, Any] = {}
         """Dotted key -> value that ``--set`` gives to runs. Of two overrides of one key, the later one is used."""
         self.options: dict[str, str] = {}
@@ -257,13 +254,8 @@ class ManifestFile:
         key, equals, value_text = text.partition("=")
         key, where, value = key.strip(), f"--set {text}", _parse_value(value_text.strip())
         section, _, name = key.partition(".")
-        valid = (
-            *CONFIG_KEYS,
-            *RESOURCE_KEYS,
-            *full_keys(Policy, "policy."),
-            *full_keys(SearchTable, "search."),
-            "study.name",
-        )
+        tables = (*full_keys(Policy, "policy."), *full_keys(SearchTable, "search."))
+        valid = (*CONFIG_KEYS, *RESOURCE_KEYS, *tables, "study.name")
         try:
             check_plain(value)
         except ValueError as error:

@@ -28,23 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Valid:
-    """The words that follow "expected" in messages. ``None`` is then a default only: no file may give it."""
+    """What a file may give. The ``None`` of a type ``X | None`` is a default only: no file may give it."""
 
     words: str
-
-
-@dataclass(frozen=True)
-class Written:
-    """The type of a value as files write it, if that is not the type of the field."""
-
-    type: Any
-
-
-@dataclass(frozen=True)
-class Check:
+    """The words that follow "expected" in messages."""
+    written: Any = None
+    """The type of a value as files write it. ``None``: the type of the field."""
+    check: Callable[[str, Any], Iterable[str]] = lambda name, value: ()
     """A check beyond type and bounds: (full name of the key, value) -> a line for each problem."""
-
-    lines: Callable[[str, Any], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -57,13 +48,9 @@ class Matches:
         return {**handler(source), "pattern": self.pattern}
 
 
-def _is_printable(value: Any) -> bool:
-    return not isinstance(value, str) or value.isprintable()
-
-
-Line = Annotated[str, Matches(r"^[^\n\r]*[^\s][^\n\r]*$"), Predicate(_is_printable)]
+Line = Annotated[str, Matches(r"^[^\n\r]*[^\s][^\n\r]*$"), Predicate(str.isprintable)]
 """A text of one line, not blank."""
-Word = Annotated[str, Matches(r"^[^\s]+$"), Predicate(_is_printable)]
+Word = Annotated[str, Matches(r"^[^\s]+$"), Predicate(str.isprintable)]
 """A text without spaces, not empty."""
 
 
@@ -156,16 +143,15 @@ def read_table(
 
 def _lines(hint: Any, name: str, error: str | None, value: Any) -> Iterator[str]:
     """Yield what is wrong with the value of a field: ``error`` is pydantic's type of error, if it found one."""
-    words = next(item.words for item in hint.__metadata__ if isinstance(item, Valid))
+    valid = next(item for item in hint.__metadata__ if isinstance(item, Valid))
     if error == "missing":
-        yield f"{name}: missing, expected {words}"
+        yield f"{name}: missing, expected {valid.words}"
     elif error is not None:
         choices = typing.get_args(hint.__origin__) if typing.get_origin(hint.__origin__) is Literal else ()
         nearest_one = nearest(value, choices) if isinstance(value, str) else ""
-        yield f"{name}: expected {words}, got {show(value)}{nearest_one}"
+        yield f"{name}: expected {valid.words}, got {show(value)}{nearest_one}"
     else:
-        for check in (item for item in hint.__metadata__ if isinstance(item, Check)):
-            yield from check.lines(name, value)
+        yield from valid.check(name, value)
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -180,7 +166,11 @@ def model_of(kind: type) -> type[BaseModel]:
     for field in dataclasses.fields(kind):
         given = {"default": field.default, "default_factory": field.default_factory}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not dataclasses.MISSING}
-        fields[field.name] = (_as_written(hints_of(kind)[field.name]), Field(**options))
+        hint = hints_of(kind)[field.name]
+        if valid := next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Valid)), None):
+            kinds = typing.get_args(hint.__origin__)
+            hint = valid.written or (kinds[0] if type(None) in kinds else hint)
+        fields[field.name] = (hint, Field(**options))
     config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
     return create_model(kind.__name__, __config__=config, **fields)
 
@@ -195,20 +185,3 @@ def hints_of(kind: type) -> dict[str, Any]:
     """The annotation of each field, with its metadata."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def _as_written(hint: Any) -> Any:
-    """The type that pydantic is to check: :class:`Written` if given; without ``None`` if there is a :class:`Valid`."""
-    metadata = getattr(hint, "__metadata__", ())
-    for item in metadata:
-        if isinstance(item, Written):
-            return item.type
-    if not any(isinstance(item, Valid) for item in metadata):
-        return hint
-    base = hint.__origin__
-    if type(None) in typing.get_args(base):
-        base = typing.Union[tuple(arg for arg in typing.get_args(base) if arg is not type(None))]  # noqa: UP007
-    for item in metadata:
-        if not isinstance(item, Valid | Check):
-            base = Annotated[base, item]
-    return base

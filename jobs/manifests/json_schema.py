@@ -34,13 +34,22 @@ Schema: TypeAlias = dict[str, Any]
 
 def manifest_schema() -> Schema:
     """Return the schema of a whole manifest."""
-    report = table_keys(Report)
+    report, search, policy = table_keys(Report), table_keys(SearchTable), policy_keys()
+    within = search["within"]
+    pattern: Schema = {"type": "string", "description": "Name of a run, or a shell-style pattern such as `rnn-*`."}
+    old_names: dict[str, Schema] = {
+        old: {**policy[name], "description": f"Earlier name of `{name}`.", "deprecated": True}
+        for old, name in Policy.OLD_NAMES.items()
+    }
     tables: dict[str, Schema] = {
         "study": _table(table_keys(StudyTable), required=["name"]),
         "defaults": _table(_both_ways(config_keys()), patternProperties=_arguments()),
         **{kind: {"type": "array", "items": _entry(kind)} for kind in ENTRY_KINDS if kind != "sample"},
         "sample": {"type": "array", "items": _sample()},
-        "exclude": {"type": "array", "items": _exclude()},
+        "exclude": {
+            "type": "array",
+            "items": _table(_both_ways(_or_lists({"name": pattern, **config_keys()})), minProperties=1),
+        },
         "expect": {"type": "array", "items": _table(table_keys(Claim), required=["text", "lower", "higher"])},
         "report": _table(
             {
@@ -50,9 +59,14 @@ def manifest_schema() -> Schema:
         ),
         "seeds": table_keys(EntryTable)["seeds"],
         "resources": _table(table_keys(Resources)),
-        "policy": _table({**policy_keys(), **_old_policy_keys()}),
+        "policy": _table({**policy, **old_names}),
         "search": _table(
-            {**search_keys(), "rungs": {**search_keys()["rungs"], "uniqueItems": True}}, required=["rungs"]
+            {
+                **search,
+                "rungs": {**search["rungs"], "uniqueItems": True},
+                "within": {**within, "items": {**within["items"], "enum": valid_keys()}},
+            },
+            required=["rungs"],
         ),
         "backend": _table({name: _table(backend_keys(name)) for name in BACKENDS}),
     }
@@ -96,21 +110,6 @@ def policy_keys() -> dict[str, Schema]:
     """Return the schema of each key of ``[policy]``, with defaults as a manifest writes them."""
     defaults = Policy().to_dict()
     return {name: {**schema, "default": defaults[name]} for name, schema in table_keys(Policy).items()}
-
-
-def _old_policy_keys() -> dict[str, Schema]:
-    keys = policy_keys()
-    return {
-        old: {**keys[name], "description": f"Earlier name of `{name}`.", "deprecated": True}
-        for old, name in Policy.OLD_NAMES.items()
-    }
-
-
-def search_keys() -> dict[str, Schema]:
-    """Return the schema of each key of ``[search]``."""
-    keys = dict(table_keys(SearchTable))
-    items = {**keys["within"]["items"], "enum": valid_keys()}
-    return {**keys, "within": {**keys["within"], "items": items}}
 
 
 def backend_keys(backend: str) -> dict[str, Schema]:
@@ -233,25 +232,17 @@ def _sample() -> Schema:
 
 def _distributions() -> dict[str, Schema]:
     """Return the schema of each distribution that is a table."""
-
-    def bounds(**number: Any) -> Schema:
-        return {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
-
-    def one(name: str, description: str, bound: Schema, **more: Schema) -> Schema:
-        return {**_table({name: bound, **more}, required=[name]), "description": description}
-
-    return {
-        "uniform": one("uniform", "A number between two bounds.", bounds(type="number")),
-        "log_uniform": one(
-            "log_uniform", "A number whose logarithm is uniform.", bounds(type="number", exclusiveMinimum=0)
-        ),
-        "int": one(
-            "int",
-            "A whole number; both bounds included.",
-            bounds(type="integer"),
-            step={"type": "integer", "minimum": 1},
-        ),
+    numbers: dict[str, tuple[str, Schema]] = {
+        "uniform": ("A number between two bounds.", {"type": "number"}),
+        "log_uniform": ("A number whose logarithm is uniform.", {"type": "number", "exclusiveMinimum": 0}),
+        "int": ("A whole number; both bounds included.", {"type": "integer"}),
     }
+    found = {}
+    for name, (description, number) in numbers.items():
+        keys: dict[str, Schema] = {name: {"type": "array", "items": number, "minItems": 2, "maxItems": 2}}
+        keys |= {"step": {"type": "integer", "minimum": 1}} if name == "int" else {}
+        found[name] = {**_table(keys, required=[name]), "description": description}
+    return found
 
 
 def _applicability() -> list[Schema]:
@@ -273,8 +264,3 @@ def _applicability() -> list[Schema]:
             forbidden = {section: {"properties": absent}, **{f"{section}.{name}": False for name in absent}}
             rules.append({"if": {"anyOf": either}, "then": {"properties": forbidden}})
     return rules
-
-
-def _exclude() -> Schema:
-    name: Schema = {"type": "string", "description": "Name of a run, or a shell-style pattern such as `rnn-*`."}
-    return {**_table(_both_ways(_or_lists({"name": name, **config_keys()}))), "minProperties": 1}

@@ -1,15 +1,5 @@
 """Load a study's manifest, the file that lists its runs.
 
-    load_manifest(path, overrides)
-      read_manifest_file   text -> plain data                                     (jobs.manifests.reader)
-      ManifestFile         plain data -> tables and entries, unknown keys         (jobs.manifests.entries)
-      draw                 [[sample]] -> settings                                 (jobs.manifests.draws)
-      expand               [[grid]], [[zip]], seeds -> one set of values a run    (jobs.manifests.expand)
-      _exclude, _resolve   defaults < entry < --set, then RunConfig.from_dict     (here)
-      read_model_files     files of own models, and their digest                  (seqlm.model_files)
-      _check_distinct      no name and no configuration twice                     (here)
-      expectations         what the report is to check, and on which runs         (jobs.manifests.claims)
-
 Each problem is one line, and all lines are raised together. ``docs/reference/manifest.md`` is the reference for users.
 """
 
@@ -29,7 +19,7 @@ from jobs.manifests.entries import ManifestFile
 from jobs.manifests.expand import Entry, expand, number_of_runs, run_name
 from jobs.manifests.filters import listing
 from jobs.manifests.policy import Policy
-from jobs.manifests.reader import MANIFEST_SUFFIXES, read_manifest_file, show
+from jobs.manifests.reader import read_manifest_file, show
 from jobs.manifests.search import check_epochs
 from jobs.manifests.values import Values, applying, nested_tables, text_of
 from jobs.spec import Resources, RunSpec
@@ -40,8 +30,6 @@ from seqlm.model_files import ModelFiles, read_model_files
 from seqlm.rundir import MAX_RUNS
 from seqlm.schema import Arguments
 from seqlm.search import Search
-
-__all__ = ["MANIFEST_SUFFIXES", "MAX_RUNS", "Manifest", "load_manifest"]
 
 _Run: TypeAlias = tuple[Entry, Values]
 """One run as written: its entry, and the value of each key of the entry."""
@@ -103,7 +91,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     Raises:
         ManifestError: with one line for each problem of the file and of the overrides.
     """
-    file = ManifestFile(read_manifest_file(path), path.name, overrides)
+    file = ManifestFile(read_manifest_file(path), path, overrides)
     problems = file.problems
     counts = [number_of_runs(entry) for entry in file.entries]
     runs: list[_Run] = []
@@ -114,15 +102,15 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
         what = f"makes {max(counts):,} of {sum(counts):,} runs, expected at most {MAX_RUNS:,} in a study"
         problems.add(f"{file.name}: {largest.label}", what)
     kept, excluded, unmatched = _exclude(runs, file)
-    models = functools.cache(functools.partial(_files_of, path.parent))
+    models = functools.cache(lambda config: read_model_files(config, file.folder))
     resolved = _resolve_all(kept, file, models)
-    specs = [_with_tokenizer(spec, path.parent) for _, _, spec in resolved]
-    written_before = (_as_written(run, file, models) for run in resolved)
-    as_written = [found and _with_tokenizer(found, path.parent) for found in written_before]
+    specs = [spec for _, _, spec in resolved]
+    as_written = [_as_written(run, file, models) for run in resolved]
     written = [found or spec for found, spec in zip(as_written, specs, strict=True)]
     expected, unfounded = expectations(file.claims, written, file.name, problems)
-    groups, empty = groups_of(file.groups, written)
-    missing = absent(file.behaviour, written, [run.name for run in excluded])
+    groups, empty = groups_of(file.report.get("groups", {}), written)
+    behaviour: Sequence[str] = file.report.get("behaviour", ())
+    missing = absent(behaviour, written, [run.name for run in excluded])
     if None not in as_written:  # a run that is incomplete without --set may be the one that a condition is about
         unmatched += [*unfounded, *((file.name, what) for what in [*missing, *empty])]
     if not problems.lines:  # another problem may be the reason that nothing matches
@@ -140,7 +128,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
     return Manifest(
         study=file.study["name"],
         path=path,
-        data_path=(path.parent / Path(data).expanduser()).resolve() if data else None,
+        data_path=(file.folder / Path(data).expanduser()).resolve() if data else None,
         untracked=tuple(file.study.get("untracked", ())),
         backend_name=file.study.get("backend"),
         backend=file.backend,
@@ -155,7 +143,7 @@ def load_manifest(path: Path, overrides: Sequence[str] = ()) -> Manifest:
             if spec is not None and entry.published is not None
         },
         expectations=tuple(expected),
-        behaviour=tuple(name for name in file.behaviour if name in names),
+        behaviour=tuple(name for name in behaviour if name in names),
         groups=groups,
         samples=tuple({**sample, "defaults": file.defaults} for sample in file.samples),
     )
@@ -217,26 +205,8 @@ def _why_no_match(exclude: Values, facts: Sequence[Values]) -> str:
 
 
 def _merge(file: ManifestFile, own: Values, setting: Values | None = None) -> dict[str, Any]:
-    """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest.
-
-    Defaults and overrides that do not apply to the run's architecture, optimizer or schedule are left out. Keys of the
-    entry itself stay, so that :class:`RunConfig` reports them.
-    """
+    """Return the values of a run: defaults < entry < ``--set``. Without ``setting``, as written in the manifest."""
     return applying({**file.defaults, **file.resources, **own, **(setting or {})}, own, setting or {})
-
-
-def _files_of(folder: Path, config: CustomConfig) -> ModelFiles:
-    """Return the files of a user's own model below the manifest's folder.
-
-    Raises:
-        ConfigError: with the problem of a file.
-    """
-    try:
-        return read_model_files(config, folder)
-    except ModelError as error:
-        raise ConfigError([str(error)]) from None
-    except FileError as error:
-        raise ConfigError([f"model.source: {error}"]) from None
 
 
 def _resolve_all(runs: Sequence[_Run], file: ManifestFile, models: _Models) -> list[_Resolved]:
@@ -248,7 +218,7 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile, models: _Models) -> l
         values = _merge(file, own, file.setting)
         used |= values.keys() & file.setting.keys()
         try:
-            spec = _resolve(entry, values, len(resolved), models)
+            spec = _resolve(entry, values, len(resolved), file, models)
         except ConfigError as error:
             for line in error.problems:
                 key = line.partition(":")[0]
@@ -275,8 +245,8 @@ def _resolve_all(runs: Sequence[_Run], file: ManifestFile, models: _Models) -> l
     return resolved
 
 
-def _resolve(entry: Entry, values: Values, order: int, models: _Models) -> RunSpec:
-    """Return the run with these values, and with the digest of its model's files if it has any.
+def _resolve(entry: Entry, values: Values, order: int, file: ManifestFile, models: _Models) -> RunSpec:
+    """Return the run with these values, with its tokenizer file and the digest of its model's files if it has any.
 
     Raises:
         ConfigError: one line for each problem of its configuration, its resources and its model's files.
@@ -296,20 +266,19 @@ def _resolve(entry: Entry, values: Values, order: int, models: _Models) -> RunSp
     if ranks > columns:
         most = f"at most train.batch_size = {columns}, a column for each rank"
         raise ConfigError([f"resources.ranks: expected {most}, got {ranks}"])
+    if (tokenizer := spec.config.data.tokenizer) is not None:
+        spec = replace(spec, tokenizer=(file.folder / Path(tokenizer).expanduser()).resolve())
     model = spec.config.model
     if isinstance(model, CustomConfig):
-        files = models(replace(model, arguments=Arguments()))  # many runs, few files
+        try:
+            files = models(replace(model, arguments=Arguments()))  # many runs, few files
+        except ModelError as error:
+            raise ConfigError([str(error)]) from None
+        except FileError as error:
+            raise ConfigError([f"model.source: {error}"]) from None
         config_with_digest = replace(spec.config, model=replace(model, sha256=files.sha256))
         spec = replace(spec, config=config_with_digest, model_files=files)
     return spec
-
-
-def _with_tokenizer(spec: RunSpec, folder: Path) -> RunSpec:
-    """Return a run with the place of its tokenizer file, which is named relative to the manifest's folder."""
-    tokenizer = spec.config.data.tokenizer
-    if tokenizer is None:
-        return spec
-    return replace(spec, tokenizer=(folder / Path(tokenizer).expanduser()).resolve())
 
 
 def _place(key: str, entry: Entry, own: Values, file: ManifestFile) -> str:
@@ -329,7 +298,7 @@ def _as_written(run: _Resolved, file: ManifestFile, models: _Models) -> RunSpec 
     if not file.setting:
         return spec
     with contextlib.suppress(ConfigError):
-        return _resolve(entry, _merge(file, own), spec.order, models)
+        return _resolve(entry, _merge(file, own), spec.order, file, models)
     return None
 
 

@@ -12,17 +12,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from jobs.manifests.fields import Valid, Written
+from jobs.manifests.fields import Valid
 from seqlm.rundir import FailureKind
 
 UNLIMITED = "unlimited"
 
 _COUNT = "a whole number, 0 or more"
 _Count = Annotated[int, Ge(0)]
-_Limit = Annotated[int | None, Written(_Count | Literal["unlimited"]), Valid(f'{_COUNT}, or "{UNLIMITED}"')]
+_Limit = Annotated[int | None, Valid(f'{_COUNT}, or "{UNLIMITED}"', _Count | Literal["unlimited"])]
 """``None`` means no limit; a manifest writes it as ``"unlimited"``."""
 _HOURS = f'a number of hours above 0, or "{UNLIMITED}"'
-_Hours = Annotated[float | None, Written(Annotated[float, Gt(0)] | Literal["unlimited"]), Valid(_HOURS)]
+_Hours = Annotated[float | None, Valid(_HOURS, Annotated[float, Gt(0)] | Literal["unlimited"])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,6 @@ WITH_VALUE = _names(
 OPTIONS = FLAGS | EITHER | WITH_VALUE
 
 _RANKS = "set resources.ranks and ranks_per_node instead"
-_CORES = "set resources.cpus instead"
-_GPUS = "set resources.gpus instead"
-_FILES = "logs and work are in the run's folder"
 _SUBMITTING = "it would change the output of sbatch that seqlm reads"
 
 OURS: dict[str, str] = {
@@ -51,9 +48,9 @@ OURS: dict[str, str] = {
     "wrap": "set setup instead",
     **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), _RANKS),
     **dict.fromkeys(("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket"), _RANKS),
-    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), _CORES),
-    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"), _GPUS),
-    **dict.fromkeys(("output", "error", "open-mode", "chdir", "input"), _FILES),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set resources.cpus instead"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"), "set resources.gpus instead"),
+    **dict.fromkeys(("output", "error", "open-mode", "chdir", "input"), "logs and work are in the run's folder"),
     "job-name": "jobs are named after the study",
     "array": "the runs make the array, max_parallel limits it",
     "dependency": "seqlm orders its jobs itself",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from jobs.manifests.fields import Check, Problems, Valid
+from jobs.manifests.fields import Problems, Valid
 from jobs.manifests.reader import show
 from jobs.spec import RunSpec
 from seqlm.config import valid_keys
@@ -38,7 +38,7 @@ def _keys(name: str, value: Any) -> Iterator[str]:
 class SearchTable:
     """``[search]``."""
 
-    rungs: Annotated[list[Annotated[int, Ge(1)]], MinLen(1), Check(_ascending), Valid(f"{_RUNGS}, such as [3, 9, 27]")]
+    rungs: Annotated[list[Annotated[int, Ge(1)]], MinLen(1), Valid(f"{_RUNGS}, such as [3, 9, 27]", check=_ascending)]
     """Epochs after which runs are compared, in ascending order, such as `[3, 9, 27]`. Each is below `train.epochs` of
     every run."""
     metric: Annotated[Metric, Valid(f"one of {', '.join(METRICS)}")] = Search.metric
@@ -48,7 +48,7 @@ class SearchTable:
     together."""
     min_runs: Annotated[int, Ge(1), Valid("a whole number of at least 1")] = Search.min_runs
     """No run is stopped before this number of runs has reached the rung."""
-    within: Annotated[list[str], Check(_keys), Valid('a list of keys, such as ["model.arch"]')] = field(
+    within: Annotated[list[str], Valid('a list of keys, such as ["model.arch"]', check=_keys)] = field(
         default_factory=list
     )
     """Keys of the configuration, such as `["model.arch"]`: a run is compared with the runs that have the same values.

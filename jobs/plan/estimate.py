@@ -29,8 +29,6 @@ FLOAT_BYTES = 4
 CHUNK_TOKENS = 1024
 """Tokens whose logits the fused loss holds at once. Must equal the constant in ``seqlm.models.output_loss``, which
 needs torch and is not imported here."""
-
-
 CHECKPOINT_BYTES_PER_WORD = 18
 """Bytes per word of the vocabulary in a checkpoint: a word of 8 letters and the file format's overhead."""
 

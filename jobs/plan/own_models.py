@@ -36,18 +36,6 @@ class ModelSizes:
     """Name in print. ``None``: that of the class."""
 
 
-def key_of(config: CustomConfig, vocab_size: int, seq_len: int) -> str:
-    """Return the key of the cache for a model."""
-    identity: dict[str, Any] = {
-        "version": VERSION,
-        "model": vars(config),
-        "vocab_size": vocab_size,
-        "seq_len": seq_len,
-        "torch": torch_version(),
-    }
-    return cache.digest_key(identity)
-
-
 def torch_version() -> str | None:
     """Return the version of torch without importing it; ``None`` if it is not installed."""
     try:
@@ -58,24 +46,29 @@ def torch_version() -> str | None:
 
 def has_passed(config: CustomConfig, vocab_size: int, seq_len: int) -> bool:
     """Whether a model has been tested and keeps the contract."""
-    return _found(key_of(config, vocab_size, seq_len)) is not None
+    return _found(config, vocab_size, seq_len) is not None
 
 
 def model_sizes(config: RunConfig, vocab_size: int) -> ModelSizes | None:
     """Return the sizes of a run's own model. ``None``: they have not been measured here."""
     model = config.model
     assert isinstance(model, CustomConfig), "other sizes follow from the configuration"
-    found = _found(key_of(model, vocab_size, config.train.seq_len))
+    found = _found(model, vocab_size, config.train.seq_len)
     return None if not found else ModelSizes(**found)
 
 
 def keep(config: CustomConfig, vocab_size: int, seq_len: int, sizes: dict[str, Any] | None) -> None:
     """Record that a model has passed, with its sizes if they could be measured."""
-    cache.store(KIND, key_of(config, vocab_size, seq_len), {}, sizes or {})
+    cache.store(KIND, _key(config, vocab_size, seq_len), {}, sizes or {})
     _found.cache_clear()
 
 
+def _key(config: CustomConfig, vocab_size: int, seq_len: int) -> str:
+    model = {"model": vars(config), "vocab_size": vocab_size, "seq_len": seq_len}
+    return cache.digest_key({"version": VERSION, **model, "torch": torch_version()})
+
+
 @functools.lru_cache(maxsize=4096)
-def _found(key: str) -> dict[str, Any] | None:
-    entry = cache.find(KIND, key)
+def _found(config: CustomConfig, vocab_size: int, seq_len: int) -> dict[str, Any] | None:
+    entry = cache.find(KIND, _key(config, vocab_size, seq_len))
     return None if entry is None else entry[1]

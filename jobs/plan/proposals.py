@@ -7,6 +7,8 @@ of the nearest runs (Shepard, 1968).
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import warnings
@@ -81,21 +83,14 @@ class Space:
         """Return the values of the varying keys of a run. ``None``: it is no run of this space."""
         found = config.by_key()
         settings = {key: distribution.find(found.get(key)) for key, distribution in self.keys.items()}
-        if None in settings.values():
-            return None
-        try:
-            same = setting_of(self.config(settings).by_key()) == setting_of(found)
-        except ConfigError:
-            return None
-        return settings if same else None
+        own = None if None in settings.values() else self.config(settings)
+        return settings if own is not None and setting_of(own.by_key()) == setting_of(found) else None
 
-    def config(self, settings: Mapping[str, Any]) -> RunConfig:
-        """Return the configuration of a run of this space.
-
-        Raises:
-            ConfigError: the settings are no valid run.
-        """
-        return config_of({**self.values, **settings}, self.defaults)
+    def config(self, settings: Mapping[str, Any]) -> RunConfig | None:
+        """Return the configuration of a run of this space. ``None``: the settings are no valid run."""
+        with contextlib.suppress(ConfigError):
+            return config_of({**self.values, **settings}, self.defaults)
+        return None
 
     def distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
         """Return the root mean square of the differences of each key: 0 for equal settings, at most 1."""
@@ -175,15 +170,9 @@ def propose(
 ) -> list[Proposal]:
     """Return ``count`` settings that the study does not have, in the order of TPE; fewer if none are left.
 
-    A setting nearer than :data:`NEAR` to a trained run or another proposal is left out.
-
-    Args:
-        spaces: where to look. Only those in which a run was trained count.
-        runs: what was trained.
-        count: how many settings are wanted.
-        seed: the seed of the sampler. The same arguments give the same proposals.
-        taken: the settings that the study has, as :func:`setting_of` returns them.
-        names: the names that the study has.
+    A setting nearer than :data:`NEAR` to a trained run or another proposal is left out, and so are spaces in which no
+    run was trained. ``taken`` are the settings that the study has, as :func:`setting_of` returns them, and ``names``
+    the names of its runs. The same arguments, with the ``seed`` of the sampler, give the same proposals.
 
     Raises:
         UsageError: no run is in one of the spaces, or Optuna is not installed.
@@ -209,7 +198,7 @@ def propose(
         ranked = [(space.distance(settings, other), run) for other, run in known[number]]
         ranked.sort(key=lambda one: one[0])
         nearest = min([ranked[0][0], *(space.distance(settings, other) for other in proposed[number])])
-        config = _valid(space, settings)
+        config = space.config(settings)
         if config is None or nearest < NEAR or setting_of(config.by_key()) in taken:
             misses += 1
             if config is None or misses > _PATIENCE:
@@ -234,20 +223,10 @@ def propose(
     return found
 
 
-def _valid(space: Space, settings: Mapping[str, Any]) -> RunConfig | None:
-    try:
-        return space.config(settings)
-    except ConfigError:
-        return None
-
-
 def _new_name(name: str, names: Collection[str]) -> str:
     """Return the name, with a number if it is in use."""
-    number, found = 1, name
-    while found in names:
-        number += 1
-        found = f"{name}-{number}"
-    return found
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if one not in names)
 
 
 def _mean_of_nearest(neighbours: Sequence[tuple[float, float]]) -> float:

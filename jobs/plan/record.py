@@ -269,17 +269,14 @@ def _kept(study_dir: Path, section: str, tell: Callable[[str], None]) -> Mapping
     problems = Problems()
     without = "no run is stopped" if section == "search" else f"the defaults of [{section}] apply"
     try:
-        kept = (read_json(path) or {}).get(section) or {}
+        kept: Mapping[str, Any] = (read_json(path) or {}).get(section) or {}
+        if kept and section == "backend":
+            check_tables(kept, str(path), problems)
+        elif kept:
+            read_table(Policy if section == "policy" else SearchTable, kept, str(path), problems, prefix=f"{section}.")
+        if problems.lines:
+            raise FileError(problems.lines[0])
     except FileError as error:
         tell(f"warning: {error}; {without}")
         return {}
-    tables = {"policy": Policy, "search": SearchTable}
-    if section in tables and kept:
-        read_table(tables[section], kept, str(path), problems, prefix=f"{section}.")
-    elif kept:
-        check_tables(kept, str(path), problems)
-    if problems.lines:
-        tell(f"warning: {problems.lines[0]}; {without}")
-        return {}
-    found: Mapping[str, Any] = kept
-    return found
+    return kept

@@ -1,10 +1,5 @@
 """The budget of a study, ``policy.gpu_hours`` and ``policy.core_hours``: what is spent, what may start, what must stop.
 
-    Ledger        what the attempts of a study have used, from their files
-    Budget        the limits, and the reasons for which a run waits
-    KeptBudget    both, for readers that have only the study's folder: ``status``, and the jobs of SLURM
-    BudgetWatch   both, for a launcher or a job that follows live runs
-
 All attempts of runs and canaries count, those that failed too. Behaviour jobs do not count. The times of an
 attempt are those that its workers recorded, so that the clocks of other nodes do not matter.
 """
@@ -86,11 +81,10 @@ class Ledger:
 
     def spent(self) -> Hours:
         """Read the attempts, and return what all of them have used so far."""
-        amounts, self.rate = [], Hours()
-        for pattern in ("*/attempts/[0-9]*", f"{CANARY_FOLDER}/*/attempts/[0-9]*"):
-            for folder in self._study_dir.glob(pattern):
-                amounts.append(self._ended[folder] if folder in self._ended else self._read(folder))
-        return total(amounts)
+        self.rate = Hours()
+        patterns = ("*/attempts/[0-9]*", f"{CANARY_FOLDER}/*/attempts/[0-9]*")
+        folders = (folder for pattern in patterns for folder in self._study_dir.glob(pattern))
+        return total(self._ended.get(folder) or self._read(folder) for folder in folders)
 
     def _read(self, folder: Path) -> Hours:
         """Return what one attempt has used. A worker that recorded no end counts until its last sign of life."""
@@ -98,7 +92,8 @@ class Ledger:
         has_ended = len(workers) >= max((_number(worker.get("ranks")) for worker in workers), default=1)
         used, alive_at = [], None
         for worker in workers:
-            hour = Hours(gpu_hours=_gpus(worker), core_hours=_number(worker.get("threads"), 1.0))
+            gpus = _number(worker.get("gpus"), 1.0 if worker.get("gpu") else 0.0)  # earlier versions record no share
+            hour = Hours(gpu_hours=gpus, core_hours=_number(worker.get("threads"), 1.0))
             start, end = moment(worker.get("started_at")), moment(worker.get("ended_at"))
             if end is None:
                 has_ended, self.rate = False, self.rate + hour
@@ -135,11 +130,6 @@ def _number(value: Any, otherwise: float = 0.0) -> float:
     return float(value) if is_number else otherwise
 
 
-def _gpus(worker: Mapping[str, Any]) -> float:
-    """Return the GPUs of a rank. Records of earlier versions have no share."""
-    return _number(worker.get("gpus"), 1.0 if worker.get("gpu") else 0.0)
-
-
 # -- what may start ------------------------------------------------------------------------------------------------
 
 
@@ -155,14 +145,6 @@ class Budget:
         """Return the budget of a policy."""
         limits = {key: getattr(policy, key) for key in UNITS}
         return cls(limits={key: limit for key, limit in limits.items() if limit is not None})
-
-    @classmethod
-    def kept(cls, study_dir: Path) -> Budget:
-        """Return the budget of the study's last launch from a manifest, from ``study.json``."""
-        policy = _record(study_record_file(study_dir)).get("policy")
-        found = policy if isinstance(policy, dict) else {}
-        limits = {key: _number(found.get(key)) for key in UNITS}
-        return cls(limits={key: limit for key, limit in limits.items() if limit})
 
     def __bool__(self) -> bool:
         return bool(self.limits)
@@ -189,14 +171,27 @@ class Budget:
                 return f"{WAITS}needs about {about}; {max(left, 0.0):.3g} of the budget of {limit:g} are left"
         return None
 
-    def seconds_left(self, spent: Hours, rate: Hours) -> float:
-        """Return after how many seconds the budget is spent if ``rate`` is used in an hour. Infinity: never."""
-        seconds = [
-            3600 * max(0.0, limit - getattr(spent, key)) / used
+    def waits(self, spent: Hours, needs: Mapping[str, Hours | None]) -> dict[str, str]:
+        """Return which runs do not start: run id -> why. ``needs`` is as in :meth:`refuses`, in the order of the runs.
+
+        A run that needs more than is left delays no other.
+        """
+        found, reserved = {}, Hours()
+        for run_id, amount in needs.items():
+            if (why := self.refuses(spent, reserved, amount)) is not None:
+                found[run_id] = why
+            else:
+                reserved += amount or Hours()
+        return found
+
+    def times_left(self, spent: Hours, amount: Hours) -> float:
+        """Return how many times ``amount`` fits into what is left. Infinity: it uses nothing that is limited."""
+        times = [
+            max(0.0, limit - getattr(spent, key)) / used
             for key, limit in self.limits.items()
-            if (used := getattr(rate, key)) > 0
+            if (used := getattr(amount, key)) > 0
         ]
-        return min(seconds, default=math.inf)
+        return min(times, default=math.inf)
 
     def words(self, spent: Hours) -> str:
         """Return what is spent, such as ``12.3 of 50 GPU hours``."""
@@ -213,8 +208,15 @@ class KeptBudget:
         self._default = default
 
     @functools.cached_property
+    def _kept(self) -> Mapping[str, Any]:
+        return _record(study_record_file(self._study_dir))
+
+    @functools.cached_property
     def budget(self) -> Budget:
-        return Budget.kept(self._study_dir) or Budget.of(self._default or Policy())
+        policy = self._kept.get("policy")
+        limits = {key: _number(policy.get(key)) for key in UNITS} if isinstance(policy, dict) else {}
+        kept = Budget(limits={key: limit for key, limit in limits.items() if limit})
+        return kept or Budget.of(self._default or Policy())
 
     @functools.cached_property
     def spent(self) -> Hours:
@@ -223,11 +225,10 @@ class KeptBudget:
     @functools.cached_property
     def _expected(self) -> tuple[Mapping[str, Any], Shares]:
         """The hours of an epoch by the digits of the run's fingerprint, and the shares of a search."""
-        found = _record(study_record_file(self._study_dir)).get("expected")
-        known = found if isinstance(found, dict) else {}
+        found = self._kept.get("expected", {})
         with contextlib.suppress(AttributeError, TypeError, ValueError):
-            hours = {key[:FINGERPRINT_DIGITS]: amount for key, amount in known.get("epoch_hours", {}).items()}
-            shares = {int(rung): float(share) for rung, share in known.get("shares", ())}
+            hours = {key[:FINGERPRINT_DIGITS]: amount for key, amount in found.get("epoch_hours", {}).items()}
+            shares = {int(rung): float(share) for rung, share in found.get("shares", ())}
             return hours, tuple(sorted({**dict(ALL_EPOCHS), **shares}.items()))
         return {}, ALL_EPOCHS
 
@@ -288,7 +289,7 @@ class BudgetWatch:
             with contextlib.suppress(OSError):  # a folder that is being replaced; the next look is soon
                 self._spent = self._ledger.spent()
             took = self._clock() - started
-            half = self._budget.seconds_left(self._spent, self._ledger.rate) / 2
+            half = 1800 * self._budget.times_left(self._spent, self._ledger.rate)  # seconds until half of it is used
             self._pause = max(LOOK_SECONDS, took / LOOK_SHARE, min(half, MOST_SECONDS, 2 * self._pause))
             self._next = self._clock() + self._pause
         return self._budget.is_spent(self._spent)

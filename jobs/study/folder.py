@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.manifests.filters import facts_of
-from jobs.manifests.load import MANIFEST_SUFFIXES, load_manifest
+from jobs.manifests.load import load_manifest
+from jobs.manifests.reader import MANIFEST_SUFFIXES
 from jobs.spec import Resources, RunSpec
 from jobs.study.budget import KeptBudget
 from jobs.study.squeue import JobState, Scheduler
@@ -46,8 +47,9 @@ class ObservedRun:
     @property
     def epochs_total(self) -> int | None:
         """Number of epochs requested. ``None`` for a damaged configuration and for a behaviour job."""
-        is_behaviour = self.run.path.parent.name == BEHAVIOUR_FOLDER and is_behaviour_study(self.run.path.parent)
-        return None if self.config is None or is_behaviour else self.config.train.epochs
+        if self.config is None or is_behaviour_study(self.run.path.parent):
+            return None
+        return self.config.train.epochs
 
     @property
     def epochs_done(self) -> int:

@@ -73,10 +73,8 @@ def keep_code(
     folder, named by the commit and a digest of the content. If the running code is itself a copy, as on a cluster, the
     name of that copy is kept.
 
-    Args:
-        study_dir: the study.
-        untracked: files to keep that git does not track, relative to the checkout.
-        tell: called with a warning if modules are left out, or if an existing copy has other content.
+    ``untracked`` are files to keep that git does not track, relative to the checkout. ``tell`` is called with a warning
+    if modules are left out, or if an existing copy has other content.
 
     Raises:
         UsageError: a file of ``untracked`` does not exist.

@@ -104,8 +104,6 @@ class Scheduler:
     def __init__(self) -> None:
         self._asked_at = -EVERY_SECONDS
         self._answers: dict[str, JobState] = {}
-        self.calls = 0
-        """Number of commands run so far."""
 
     def states(self, jobs: Iterable[str]) -> dict[str, JobState]:
         """Return the state of each job (``12`` or ``12_3``)."""
@@ -138,7 +136,6 @@ class Scheduler:
 
         "No such job" and "no accounting" count as answers, since another query would add nothing.
         """
-        self.calls += 1
         environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # otherwise lists of tasks are truncated to 64 characters
         try:
             return ask(*command, environ=environ)

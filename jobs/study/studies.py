@@ -91,9 +91,7 @@ def summarize(study_dir: Path, scheduler: Scheduler) -> StudySummary:
             return replace(found, problem="holds no runs")
         found = replace(found, changed_at=max(path.stat().st_mtime for path in [run.path for run in runs] or [record]))
         best = {run.id: ppl for run in runs if (ppl := _result_of(run)) is not None}
-        states: Counter[State] = Counter()
-        if best:
-            states["done"] = len(best)
+        states: Counter[State] = Counter("done" for _ in best)
         rest = [run for run in runs if run.id not in best]
         if rest:
             work = at_work(study_dir, scheduler, {run.id for run in rest})

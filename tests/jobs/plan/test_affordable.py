@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from jobs.manifests.policy import Policy
-from jobs.plan.affordable import BudgetPlan, waiting
 from jobs.plan.planned import PlannedRun
+from jobs.plan.totals import BudgetPlan, waiting
 from jobs.search import epochs_left, expected_share, expected_shares, rungs_within
 from jobs.spec import Resources, RunSpec
 from jobs.study.budget import Budget, Hours

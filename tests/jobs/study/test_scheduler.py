@@ -103,10 +103,9 @@ def test_a_thousand_runs_take_two_calls_at_most(room: Path) -> None:
     states = asker.states([f"7_{number}" for number in range(1000)])
     assert len(states) == 1000
     assert sum(state.stage == "ended" for state in states.values()) == 100
-    assert asker.calls == 2
     assert len((room / "calls").read_text().splitlines()) == 2
     asker.states(["7_1"])
-    assert asker.calls == 2, "what was answered a moment ago is not asked again"
+    assert len((room / "calls").read_text().splitlines()) == 2, "what was answered a moment ago is not asked again"
 
 
 @pytest.mark.process
@@ -114,7 +113,7 @@ def test_what_the_queue_knows_needs_no_second_call(room: Path) -> None:
     program(room, "squeue", says="7|RUNNING|None|n1\n")
     asker = Scheduler()
     assert asker.states(["7"])["7"].stage == "running"
-    assert asker.calls == 1
+    assert len((room / "calls").read_text().splitlines()) == 1
 
 
 @pytest.mark.process
