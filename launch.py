@@ -14,10 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import COMMANDS, EXIT_RUN_FAILED, output_of, parser, read
+from jobs.cli.arguments import COMMANDS, output_of, parser, read
 from seqlm.errors import SeqlmError, error_text
-
-__all__ = ["EXIT_INTERRUPTED", "EXIT_RUN_FAILED", "SCHEMA_VERSION", "handler", "main", "parser"]
 
 SCHEMA_VERSION = 1
 EXIT_INTERRUPTED = 130

@@ -1,13 +1,4 @@
-"""One attempt of a run, from its start to the decision about its failure, whatever starts its ranks.
-
-A launcher (with the local backend or Ray) and the task of a SLURM job take the same steps:
-
-    submission              what starts the workers: command line, variables, code (:class:`jobs.spec.Submission`)
-    Supervisor              the processes on a node (:mod:`jobs.attempt.supervisor`)
-    is_hung, record_hang    a live worker that makes no progress (:mod:`jobs.attempt.heartbeat`)
-    record_exit             ``failure.json`` for a worker that wrote none (:mod:`jobs.attempt.supervisor`)
-    decide                  whether the run is tried again, and when (:mod:`jobs.attempt.retry`)
-"""
+"""One attempt of a run, from its submission to the decision about its failure: the same on every backend."""
 
 from __future__ import annotations
 
@@ -106,10 +97,9 @@ class Attempt:
     def record_exit(self, ended: Ended, *, was_asked: bool, where: str, node: str | None = None) -> None:
         """Write ``failure.json`` for a worker that failed without writing one.
 
-        Nothing is written for an attempt that ended well, that left at a rung of a search, that this launcher or job
-        asked to stop (``was_asked``), or that found another worker at the run. An existing failure stays, with one
-        exception: if the system killed a rank for its memory, the other ranks may have recorded only that they lost it.
-        ``node`` is that of the ranks; it is recorded as the one that failed if a signal killed a rank.
+        Nothing is written for an attempt that ended well, left at a rung of a search, stopped as asked (``was_asked``),
+        or found another worker at the run. An existing failure stays, unless the system killed a rank for its memory:
+        the other ranks may have recorded only that they lost it. If a signal killed a rank, ``node`` has failed.
 
         Raises:
             FileError, OSError: the run's files cannot be read or written.

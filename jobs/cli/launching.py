@@ -27,9 +27,7 @@ from jobs.cli.studying import chosen_runs
 from jobs.cli.view import status_table
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import (
-    find_data,
-)
+from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
 from jobs.spec import RunSpec
 from jobs.study.budget import KeptBudget, is_waiting

@@ -24,14 +24,7 @@ from jobs.cli.arguments import (
 from jobs.cli.view import status_table
 from jobs.manifests.filters import select
 from jobs.study.budget import KeptBudget
-from jobs.study.folder import (
-    ObservedRun,
-    find_study,
-    launch_lock_file,
-    observe_study,
-    read_jobs,
-    study_name,
-)
+from jobs.study.folder import ObservedRun, find_study, launch_lock_file, observe_study, read_jobs, study_name
 from seqlm.errors import BackendError, ManifestError, UsageError, nearest, printable
 from seqlm.files import write_text
 

@@ -140,12 +140,11 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_paralle
     """
     number = sum(item.action != "skip" for item in planned)
     at_most = min(number, max_parallel or number)
-    resolved = []
-    for item in planned:
-        if item.action != "skip":
-            item = replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
-        resolved.append(item)
-    return resolved
+
+    def resolved(item: PlannedRun) -> PlannedRun:
+        return replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
+
+    return [item if item.action == "skip" else resolved(item) for item in planned]
 
 
 def estimated(

@@ -8,15 +8,7 @@ from typing import Any, TypeAlias, final
 
 from jobs.plan.planned import PlannedRun
 from seqlm.errors import FileError
-from seqlm.search import (
-    Decision,
-    Search,
-    decision_at,
-    epochs_finished,
-    record_decision,
-    rung_of_waiting,
-    values_at,
-)
+from seqlm.search import Decision, Search, decision_at, epochs_finished, record_decision, rung_of_waiting, values_at
 
 _Place: TypeAlias = tuple[int, tuple[Any, ...]]
 """A rung, and the values that all runs compared there share."""
