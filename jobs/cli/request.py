@@ -19,9 +19,9 @@ from jobs.backends.local import LocalBackend
 from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments, read
 from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
-from jobs.launch import logout
+from jobs.launch.background import detach, logout_advice
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import detach, find_data, launched, preparing, waiting_for_budget
+from jobs.launch.prepare import find_data, launched, preparing, waiting_for_budget
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
@@ -161,7 +161,7 @@ def carry_out(
     pid = detach([str(LAUNCH_FILE), *_attended(arguments)], options.study_dir)
     see = f"{terminal.program()} status {printable(str(options.study_dir))}"
     terminal.say(f"launched by process {pid}; see: {see}")
-    if advice := logout.advice([*terminal.program().split(), *arguments.argv]):
+    if advice := logout_advice([*terminal.program().split(), *arguments.argv]):
         terminal.tell(f"warning: {advice}")
     return {"study": study_name(options.study_dir), "launcher_pid": pid}, None
 
@@ -239,24 +239,22 @@ def _submit(
     if arguments.canary:
         raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
     slurm_backend.check(study_dir, settings)
-    with preparing(specs, target, options) as prepared:
-        code = prepared.code
-        tell_skipped(prepared.planned)
+    with preparing(specs, target, options) as (planned, todo, code):
+        tell_skipped(planned)
         arrays: list[str] = []
-        waits = waiting_for_budget(prepared.todo, options)
-        todo = [item for item in prepared.todo if item.run.id not in waits]
-        for item in prepared.todo:
+        waits = waiting_for_budget(todo, options)
+        for item in todo:
             if item.run.id in waits:
                 terminal.tell(f"{item.spec.name} {waits[item.run.id]}")
-        if code is not None and todo:
-            arrays = slurm_backend.submit(todo, options, settings, code)
+        ready = [item for item in todo if item.run.id not in waits]
+        if code is not None and ready:
+            arrays = slurm_backend.submit(ready, options, settings, code)
             if arguments.then_report:
                 job = slurm_backend.submit_report(study_dir, arrays, settings, code, behaviour=arguments.behaviour)
                 terminal.tell(f"the report is written by job {job} after the last run")
     what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
-    to_do = f"{len(prepared.todo)} of {len(prepared.planned)} runs to do"
-    terminal.tell(f"{study_name(study_dir)}: {to_do}: {what}")
-    ids = {item.run.id for item in prepared.planned}
+    terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do: {what}")
+    ids = {item.run.id for item in planned}
     if arguments.no_wait:
         return {"study": study_name(study_dir), "jobs": arrays}, ids
     watcher = Watcher(study_dir, ids, every_seconds=settings.progress_s)

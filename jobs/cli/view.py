@@ -106,14 +106,11 @@ class StudyView:
         if not ends or len(ends) < len(running):
             return None
         heapq.heapify(ends)
-        last = max(ends)
         for run in sorted((run for run in self.runs if run.state == "queued"), key=place_in_queue):
             if run.seconds_left is None:
                 return None
-            end = ends[0] + run.seconds_left
-            heapq.heapreplace(ends, end)
-            last = max(last, end)
-        return last
+            heapq.heapreplace(ends, ends[0] + run.seconds_left)
+        return max(ends)
 
 
 def place_in_queue(run: RunView) -> float:
