@@ -57,13 +57,10 @@ class Dispatcher:
     """
 
     def __init__(self, backend: Backend, code: Code, options: LaunchOptions, *, writes_queue: bool = True) -> None:
-        """Start nothing yet.
+        """Start nothing yet. ``backend`` is open, and workers run ``code``.
 
-        Args:
-            backend: an open backend.
-            code: what workers run.
-            options: of the launch. Variables that seqlm sets override those in ``env``.
-            writes_queue: whether to record for ``status`` which runs wait and why, whenever that changes.
+        Variables that seqlm sets override those in the ``env`` of ``options``. With ``writes_queue``, which runs wait
+        and why is recorded for ``status`` whenever that changes.
 
         Raises:
             UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.
