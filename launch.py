@@ -26,20 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     terminal.configure(terminal.Output(json=as_json))
-    is_verbose = False
+    arguments = None
     try:
         arguments = read(words)
         if arguments is None:
             print(parser().format_help(), end="")
             return 0
-        is_verbose = arguments.verbose
         terminal.configure(output_of(arguments))
         data, code = handler(arguments.command)(arguments)
         if as_json:
             _print_document(data, None, ok=code == 0)
         sys.stdout.flush()
     except SeqlmError as error:
-        if is_verbose:
+        if arguments is not None and arguments.verbose:
             import traceback
 
             traceback.print_exc()
