@@ -14,10 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs import terminal
-from jobs.cli.arguments import COMMANDS, EXIT_RUN_FAILED, output_of, parser, read
+from jobs.cli.arguments import COMMANDS, output_of, parser, read
 from seqlm.errors import SeqlmError, error_text
-
-__all__ = ["EXIT_INTERRUPTED", "EXIT_RUN_FAILED", "SCHEMA_VERSION", "handler", "main", "parser"]
 
 SCHEMA_VERSION = 1
 EXIT_INTERRUPTED = 130
@@ -28,20 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     terminal.configure(terminal.Output(json=as_json))
-    is_verbose = False
+    arguments = None
     try:
         arguments = read(words)
         if arguments is None:
             print(parser().format_help(), end="")
             return 0
-        is_verbose = arguments.verbose
         terminal.configure(output_of(arguments))
         data, code = handler(arguments.command)(arguments)
         if as_json:
             _print_document(data, None, ok=code == 0)
         sys.stdout.flush()
     except SeqlmError as error:
-        if is_verbose:
+        if arguments is not None and arguments.verbose:
             import traceback
 
             traceback.print_exc()

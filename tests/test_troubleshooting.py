@@ -25,8 +25,8 @@ from jobs.attempt.retry import Failed, decide
 from jobs.attempt.supervisor import cause, ended
 from jobs.backends import ray_cluster
 from jobs.backends.local import LocalBackend
-from jobs.backends.ray_actor import RankLocation
 from jobs.backends.ray_backend import RayBackend
+from jobs.backends.ray_groups import RankLocation
 from jobs.launch.prepare import resolve_specs
 from jobs.manifests import secrets
 from jobs.manifests.load import load_manifest

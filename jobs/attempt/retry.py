@@ -1,8 +1,7 @@
 """Decide whether a failed run is tried again, and after how long.
 
-Failures are counted by kind over the whole life of a run, from the records in the folders of its attempts. So a new
-launcher, or the next job of a cluster, continues the count. The command ``retry`` resets it for the kind of the last
-failure.
+Failures are counted by kind over the whole life of a run, from the records in the folders of its attempts. The command
+``retry`` resets the count for the kind of the last failure.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from seqlm.data.layout import own_columns
 from seqlm.errors import FileError
 from seqlm.files import make_directory, read_json, write_json
 from seqlm.rundir import FailureKind, Observation, RunDirectory
-from seqlm.search import let_go_on
+from seqlm.search import epochs_finished, let_go_on
 
 FREE: frozenset[FailureKind] = frozenset({"node", "preempted", "timeout"})
 """Failures that the run did not cause. Every launch resumes such a run from its last checkpoint."""
@@ -121,13 +120,11 @@ def _sick_nodes(failures: Sequence[Failed]) -> tuple[str, ...]:
 
 def progress_of(run: RunDirectory) -> Progress:
     """Return what is saved of a run, from its metrics and the position of its last checkpoint."""
-    epochs, _ = run.read_metrics()
-    saved = (epochs[-1]["epoch"] + 1, 0) if epochs else (0, 0)
+    saved = (epochs_finished(run), 0)
     with contextlib.suppress(FileError):
-        position = read_json(run.position_file) or {}
-        epoch, step = position.get("epoch"), position.get("step")
-        if isinstance(epoch, int) and isinstance(step, int):
-            return max(saved, (epoch, step))
+        match read_json(run.position_file):
+            case {"epoch": int(epoch), "step": int(step)}:
+                return max(saved, (epoch, step))
     return saved
 
 
@@ -146,9 +143,9 @@ def history(run: RunDirectory) -> list[Failed]:
 
 def failed_of(record: Mapping[str, Any], progress: Progress | None = None) -> Failed:
     """Return a failure from its record. ``progress``: used if the record holds none."""
-    told = record.get("progress")
-    if isinstance(told, list) and len(told) == 2 and all(isinstance(number, int) for number in told):
-        progress = (told[0], told[1])
+    match record.get("progress"):
+        case [int(epochs), int(steps)]:
+            progress = (epochs, steps)
     parts = record.get("micro_batches")
     return Failed(
         kind=record.get("kind"),
@@ -199,11 +196,10 @@ def put_failure_aside(
         return
     known = {"micro_batches": micro_batches, "node": node, "retried": "by hand" if by_hand else None}
     added = {name: value for name, value in known.items() if value is not None}
-    failure = {"progress": list(progress_of(run)), **failure, **added}
     attempt = failure.get("attempt")  # the next attempt may have its folder already
     folder = run.attempt_dir(attempt if isinstance(attempt, int) else max(1, run.last_attempt()))
     make_directory(folder)
-    write_json(folder / "failure.json", failure)
+    write_json(folder / "failure.json", {"progress": list(progress_of(run)), **failure, **added})
     try:
         run.failure_file.unlink(missing_ok=True)
     except OSError as error:
@@ -239,8 +235,4 @@ def micro_batches(run: RunDirectory, batch_size: int, ranks: int) -> int:
 
 def after(failures: list[Failed]) -> int:
     """Return the number of micro-batches after a run's failures, given in order."""
-    number = 1
-    for failed in failures:
-        if failed.kind == "oom":
-            number = 2 * failed.micro_batches
-    return number
+    return next((2 * failed.micro_batches for failed in reversed(failures) if failed.kind == "oom"), 1)

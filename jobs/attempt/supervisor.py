@@ -1,14 +1,6 @@
 """The ranks of one attempt on this node: their variables, their start, their signals and their end.
 
 The local backend supervises all ranks of a run, the actor of the Ray backend and the task of a SLURM job one each.
-
-    rank_variables   the environment of a rank, with the address where the ranks meet
-    start            one process for each rank, in the code that the attempt runs
-    signal, end      SIGTERM: stop between two steps. SIGKILL: stop now
-    poll             ``None`` while a rank lives; kill ranks that outlive a failed one
-    Ended            the rank that explains the others
-
-:mod:`jobs.attempt.attempt` follows the files of the attempt: hangs, the record of its end, and retries.
 """
 
 from __future__ import annotations
@@ -168,7 +160,6 @@ class Supervisor:
         self._host = host
         self._outlives_parent = outlives_parent
         self._grace = PeerGrace()
-        self._peer_failed = False
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
@@ -184,12 +175,10 @@ class Supervisor:
             FileError: the folder of the logs cannot be made; no rank has started.
         """
         submission, run = self._submission, RunDirectory(self._submission.run_dir)
+        number = submission.attempt
         if not self._processes:
-            make_directory(run.attempt_dir(submission.attempt))
-        with (
-            append_to(run.stdout_log(submission.attempt)) as stdout,
-            append_to(run.stderr_log(submission.attempt)) as stderr,
-        ):
+            make_directory(run.attempt_dir(number))
+        with append_to(run.stdout_log(number)) as stdout, append_to(run.stderr_log(number)) as stderr:
             self._processes[rank] = start_rank(
                 submission.argv,
                 variables,
@@ -202,21 +191,21 @@ class Supervisor:
 
     def peer_failed(self) -> None:
         """Note that a rank on another node has failed: the ranks here have ``PEER_GRACE_SECONDS`` to notice."""
-        self._peer_failed = True
+        self._grace.is_over(has_failed=True)
 
     def poll(self) -> Ended | None:
         """Return how the ranks here ended; ``None`` while one lives. Ranks that outlive a failed one are killed."""
         polled = {rank: process.poll() for rank, process in self._processes.items()}
-        if self._grace.is_over(has_failed=self._peer_failed or any(polled.values())):
+        if self._grace.is_over(has_failed=any(polled.values())):
             self.signal(signal.SIGKILL)
         codes = {rank: code for rank, code in polled.items() if code is not None}
         if len(codes) < len(polled):
             return None
         killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
         kills, host, before = self._memory_kills, self._host, self._kills_before
-        for_memory = bool(killed) and kills is not None and kills.explain_one(host or "", before, own_kill_count())
-        ranks = self._submission.resources.ranks
-        return ended(codes, ranks, out_of_memory=killed[:1] if for_memory else (), host=host)
+        if not (killed and kills is not None and kills.explain_one(host or "", before, own_kill_count())):
+            killed = []
+        return ended(codes, self._submission.resources.ranks, out_of_memory=killed[:1], host=host)
 
     def wait(self) -> int:
         """Wait for the only rank here; returns its exit code."""

@@ -16,7 +16,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import ray
@@ -25,9 +25,8 @@ from jobs.attempt.memory_kills import MemoryKills
 from jobs.attempt.supervisor import Ended, PeerGrace, ended, rank_variables
 from jobs.backends.base import Backend
 from jobs.backends.local import require_precision
-from jobs.backends.ray_actor import RankLocation
 from jobs.backends.ray_cluster import RayCluster, node_address
-from jobs.backends.ray_groups import IDLE_SECONDS, Group, choose_idle, new_group, release
+from jobs.backends.ray_groups import IDLE_SECONDS, Group, RankLocation, choose_idle, new_group, release
 from jobs.plan.capacity import Allocation, Capacity
 from jobs.spec import Resources, RunSpec, Submission
 from jobs.study.kept_code import Code
@@ -306,9 +305,7 @@ class RayBackend(Backend):
         group, index = [(group, index) for group in job.groups for index in range(len(group.hosts))][rank]
         allocation = group.allocations[index]
         device = allocation.device if location.device is None else self._card(location.node, location.device)
-        group.allocations[index] = Allocation(
-            node=location.node, cpus=allocation.cpus, device=device, gpus=allocation.gpus
-        )
+        group.allocations[index] = replace(allocation, node=location.node, device=device)
         if job.pending or job.codes:
             return
         blind = [other for other in job.locations.values() if not other.sees_run]

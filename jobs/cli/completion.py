@@ -53,15 +53,11 @@ def completion(arguments: CompletionArguments) -> tuple[Any, int]:
     for action in top._actions:
         if isinstance(action, argparse._SubParsersAction):
             found += [inner for command in action.choices.values() for inner in command._actions]
+    how = {"study": STUDIES, "studies": STUDIES, "manifest": MANIFESTS, "data": shtab.FILE, "svg": shtab.FILE}
+    how |= dict.fromkeys(("runs_dir", "output", "to"), shtab.DIRECTORY)
     for action in found:
-        if action.dest in ("study", "studies"):
-            action.complete = STUDIES  # type: ignore[attr-defined]
-        elif action.dest == "manifest":
-            action.complete = MANIFESTS  # type: ignore[attr-defined]
-        elif action.dest in ("data", "svg"):
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
-        elif action.dest in ("runs_dir", "output", "to"):
-            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        if action.dest in how:
+            action.complete = how[action.dest]  # type: ignore[attr-defined]
     script = shtab.complete(top, arguments.shell, None, PREAMBLE.get(arguments.shell, ""))
     print(script, file=terminal.results())
     return {"shell": arguments.shell, "script": script}, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ CALIBRATION = ROOT / "jobs" / "manifests" / "calibration.toml"
 LOW_DISK_BYTES = 2 * 1024**3
 SELF_CHECK_SECONDS = 600
 LOW_INODES = 10_000
-"""With fewer free inodes than this, ``doctor`` reports it."""
 LEVEL_COLORS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
@@ -83,6 +83,9 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
     except UsageError as error:
         gpus, devices = [], [Finding("bad", "GPU", str(error))]
     bf16 = "bf16" if machine.has_bf16() else "no bf16"
+    git = Finding("ok", "git", "found; runs record their commit")
+    if shutil.which("git") is None:
+        git = Finding("note", "git", "not found; runs will record no commit")
     return [
         Finding("ok", "versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         _torch(gpus),
@@ -91,7 +94,7 @@ def examine(runs_dir: Path, data_path: Path | None) -> list[Finding]:
         _folder("runs", runs_dir),
         *_file_system(runs_dir),
         _folder("cache", cache_folder()),
-        _git(),
+        git,
         _ray(),
         *_slurm(),
         _penn_treebank(data_path),
@@ -130,20 +133,17 @@ def _devices(gpus: Sequence[machine.Gpu]) -> Iterator[Finding]:
     if note := machine.order_note():
         yield Finding("note", "GPU", note)
     folder = machine.mps_directory(os.environ)
-    if folder is None:
-        text = "no MPS daemon: runs that share a GPU take turns; docs/guides/ray.md says how to start one"
-        yield Finding("note", "shares of a GPU", text)
-    else:
+    text = "no MPS daemon: runs that share a GPU take turns; docs/guides/ray.md says how to start one"
+    if folder is not None:
         text = f"the MPS daemon of {folder} lets runs that share a GPU compute at the same time"
-        yield Finding("ok", "shares of a GPU", text)
+    yield Finding("note" if folder is None else "ok", "shares of a GPU", text)
 
 
 def _folder(subject: str, path: Path) -> Finding:
     """Check that files can be created in ``path``, or in its nearest existing parent folder."""
     existing = _existing(path)
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         return Finding("bad", subject, f"cannot write in {existing}: {error.strerror or error}")
     free = shutil.disk_usage(existing).free
@@ -162,12 +162,6 @@ def _file_system(runs_dir: Path) -> list[Finding]:
         return []
     works = Finding("ok", "file system", "locks, links, renaming and flushing of folders work on this host")
     return [Finding("note", "file system", line) for line in lines] or [works]
-
-
-def _git() -> Finding:
-    if shutil.which("git") is None:
-        return Finding("note", "git", "not found; runs will record no commit")
-    return Finding("ok", "git", "found; runs record their commit")
 
 
 def _ray() -> Finding:
@@ -226,54 +220,37 @@ def unprotected(folder: Path) -> list[str]:
         OSError: nothing can be written in ``folder``.
     """
     lines = []
-    with tempfile.TemporaryDirectory(prefix=".seqlm-doctor-", dir=folder) as place:
-        for what, attempt, consequence in TRIALS:
+
+    @contextlib.contextmanager
+    def trial(what: str, consequence: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            lines.append(f"{what}: {error.strerror or error}; {consequence}")
+
+    with tempfile.TemporaryDirectory(prefix=".seqlm-doctor-", dir=folder) as name:
+        file, link, other = (Path(name) / part for part in ("file", "link", "other"))
+        file.write_text("new")
+        other.write_text("old")
+        only_leases = "only leases keep two workers from one run, and two launchers of a study may both submit"
+        with trial("locks (flock)", only_leases), file.open() as first, file.open() as second:
+            fcntl.flock(first, fcntl.LOCK_EX)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                raise OSError("two at the same time")
+        with trial("hard links", "last.pt is missing for an instant whenever a checkpoint is written"):
+            os.link(file, link)
+        with trial("renaming over a file", "no run can be saved"):
+            file.replace(other)
+            if other.read_text() != "new":
+                raise OSError("the old file stays")
+        with trial("flushing a folder (fsync)", "a crash of the machine may undo the files written last"):
+            handle = os.open(name, os.O_RDONLY)
             try:
-                problem = attempt(Path(place))
-            except OSError as error:
-                problem = error.strerror or str(error)
-            if problem:
-                lines.append(f"{what}: {problem}; {consequence}")
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     state = os.statvfs(folder)
     if state.f_files and state.f_favail < LOW_INODES:  # some file systems do not count them
         lines.append(f"free inodes: {state.f_favail:,} left; a run needs one for each of its files, some 30")
     return lines
-
-
-def _lock(folder: Path) -> str | None:
-    with (folder / "lock").open("w") as first, (folder / "lock").open("w") as second:
-        fcntl.flock(first, fcntl.LOCK_EX)
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-    return "two at the same time"
-
-
-def _link(folder: Path) -> None:
-    (folder / "one").touch()
-    os.link(folder / "one", folder / "other")
-
-
-def _rename(folder: Path) -> str | None:
-    (folder / "old").write_text("old")
-    (folder / "new").write_text("new")
-    (folder / "new").replace(folder / "old")
-    return None if (folder / "old").read_text() == "new" else "the old file stays"
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-TRIALS: tuple[tuple[str, Callable[[Path], str | None], str], ...] = (
-    ("locks (flock)", _lock, "only leases keep two workers from one run, and two launchers of a study may both submit"),
-    ("hard links", _link, "last.pt is missing for an instant whenever a checkpoint is written"),
-    ("renaming over a file", _rename, "no run can be saved"),
-    ("flushing a folder (fsync)", _sync, "a crash of the machine may undo the files written last"),
-)
-"""Feature, its test, and the consequence if it is missing. A test returns or raises its problem."""

@@ -24,15 +24,13 @@ from jobs.cli.arguments import (
 from jobs.cli.planning import open_manifest, plan
 from jobs.cli.request import BackendChoice, attend, carry_out, choose, choose_again
 from jobs.cli.studying import chosen_runs
-from jobs.cli.view import status_table
+from jobs.cli.view import say_status
 from jobs.launch.behaviour import FAILURES, SETTINGS, BehaviourLaunch
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import (
-    find_data,
-)
+from jobs.launch.prepare import find_data
 from jobs.plan.record import kept_policy, kept_search, kept_untracked, record_of
 from jobs.spec import RunSpec
-from jobs.study.budget import KeptBudget, is_waiting
+from jobs.study.budget import is_waiting
 from jobs.study.folder import find_study, is_behaviour_study, observe_study
 from jobs.study.kept_code import distrust
 from seqlm.errors import SeqlmError, UsageError
@@ -140,17 +138,14 @@ def train(
     if left is not None:
         return left, 0
     runs = [one for one in observe_study(study_dir) if ids is None or one.run.id in ids]
-    terminal.say_table(status_table(runs))
-    budget = KeptBudget(study_dir)
-    if (line := budget.line()) is not None:
-        terminal.say(line)
+    budget = say_status(runs, study_dir)
     if arguments.report and ids is not None:
         if arguments.behaviour is not False:
             compute_missing_behaviour(study_dir, asked=arguments.behaviour is True)
         terminal.say(f"report: {write_report([study_dir], None)}")
     bad = ("failed", "cancelled") if ids is None else ("failed", "cancelled", "pending")  # pending: its job is gone
     records = [one.to_dict() for one in runs]
-    data = {"study": study_dir.name, "runs": records, "budget": budget.to_dict()}
+    data = {"study": study_dir.name, "runs": records, "budget": budget}
     return data, _exit_code([one for one in records if one["state"] in bad or is_waiting(one["reason"])])
 
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -77,14 +78,12 @@ class Parser(argparse.ArgumentParser):
             made._add_fields([field for field in fields if field.metadata])
 
     def _add_fields(self, fields: list[dataclasses.Field[Any]]) -> None:
-        sets: dict[str, argparse._MutuallyExclusiveGroup] = {}
+        sets = defaultdict[str, argparse._MutuallyExclusiveGroup](self.add_mutually_exclusive_group)
         for field in fields:
             flags, exclusive, how = (field.metadata[key] for key in ("flags", "exclusive", "how"))
             if not flags:
                 self.add_argument(field.name, **how)
                 continue
-            if exclusive is not None and exclusive not in sets:
-                sets[exclusive] = self.add_mutually_exclusive_group()
             where = self if exclusive is None else sets[exclusive]
             where.add_argument(*flags, dest=field.name, **{**BY_TYPE.get(str(field.type), {}), **how})
 

@@ -12,14 +12,7 @@ from jobs import terminal
 from jobs.cli.arguments import PlanArguments
 from jobs.cli.request import choose
 from jobs.launch.own_models import check_models
-from jobs.launch.prepare import (
-    check_data,
-    estimated,
-    find_data,
-    plan_runs,
-    resolve_resources,
-    resolve_specs,
-)
+from jobs.launch.prepare import check_data, estimated, find_data, plan_runs, resolve_resources, resolve_specs
 from jobs.manifests.filters import asks_for_identity, facts_of_spec, select
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest

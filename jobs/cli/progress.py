@@ -60,7 +60,8 @@ class Watcher:
         """Return the study as it is now."""
         views, rest = [], []
         for run in map(RunDirectory, self._folders()):
-            if (view := self._still_over(run)) is not None:
+            written, view = self._over.get(run.id, (None, None))
+            if view is not None and written == _written(run.path):
                 views.append(view)
             elif (self._ids is None and run.id in self._known) or run.config_file.is_file():
                 rest.append(run)
@@ -106,17 +107,8 @@ class Watcher:
         except OSError:
             return []
 
-    def _still_over(self, run: RunDirectory) -> RunView | None:
-        """Return the kept view of a run that was over at the last poll; ``None`` if its outcome has changed."""
-        if run.id not in self._over:
-            return None
-        written, view = self._over[run.id]
-        if _written(run.path) == written:
-            return view
-        del self._over[run.id]
-        return None
-
     def _read(self, run: RunDirectory, work: AtWork) -> RunView:
+        self._over.pop(run.id, None)
         written = _written(run.path)
         has_outcome = any(_written(file) > 0 for file in (run.result_file, run.failure_file, run.stopped_file))
         observed = self._observe(run, work)
@@ -162,12 +154,13 @@ def _view(observed: ObservedRun, *, is_over: bool) -> RunView:
     step, steps = _number(progress.get("step")), _number(progress.get("steps"))
     rate = _number(progress.get("train_tokens_per_second"))
     durations = [number for epoch in epochs if (number := _number(epoch.get("epoch_seconds"))) is not None]
-    shape: Hashable = None
-    seconds = statistics.median(durations) if durations and config else None
+    shape, seconds = None, None
     if config is not None:
         train = config.train
         shape = (config.model, config.data, train.batch_size, train.seq_len, train.precision)
-        if seconds is None and rate and steps:
+        if durations:
+            seconds = statistics.median(durations)
+        elif rate and steps:
             seconds = steps * train.batch_size * train.seq_len / rate
     gpu = machine.short_name(str(worker["gpu"])) if worker.get("gpu") else None
     return RunView.of(

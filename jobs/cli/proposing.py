@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def propose_runs(arguments: ProposeArguments) -> tuple[dict[str, Any], int]:
         terminal.tell(
             f"found only {len(proposals)} of {arguments.count} settings that are not in the study already, or nearly"
         )
-    counts = counts_of(trained)
+    states = list(map(state_of, trained))
+    counts = {state: states.count(state) for state in ("finished", "stopped", "diverged")}
     basis = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     terminal.say(f"# {len(proposals)} proposals of {SAMPLER}, fitted to {basis} runs of {study_dir.name}")
     terminal.say(f"# predicted: {PREDICTED_BY}")
@@ -102,30 +103,24 @@ def trained_run(run: ObservedRun, metric: str) -> Trained | None:
     return Trained(name=run.name, config=run.config, value=value, epochs=len(epochs), finished=state == "done")
 
 
-def counts_of(trained: Sequence[Trained]) -> dict[str, int]:
-    """Return how many runs have finished, were stopped, and have diverged."""
-    return {
-        "finished": sum(run.finished for run in trained),
-        "stopped": sum(not run.finished and run.value is not None for run in trained),
-        "diverged": sum(run.value is None for run in trained),
-    }
+def state_of(run: Trained) -> str:
+    """Return whether a run has finished, was stopped, or has diverged."""
+    return "finished" if run.finished else "diverged" if run.value is None else "stopped"
 
 
 def reason(proposal: Proposal, metric: str) -> str:
     """Return why a setting is proposed: the nearest trained run, and the predicted value."""
     nearest = proposal.nearest
-    state = "finished" if nearest.finished else "stopped" if nearest.value is not None else "diverged"
     value = "" if nearest.value is None else f" with {metric} {nearest.value:.5g}"
-    found = f"nearest run {nearest.name} ({state}{value}, distance {proposal.distance:.2f})"
+    found = f"nearest run {nearest.name} ({state_of(nearest)}{value}, distance {proposal.distance:.2f})"
     return f"predicted {metric} {proposal.predicted:.5g}; {found}"
 
 
 def run_table(proposal: Proposal) -> str:
     """Return a proposal as a ``[[run]]`` in TOML."""
     values = {"name": proposal.name, **proposal.values}
-    return "\n".join(
-        ["[[run]]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())]
-    )
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join(["[[run]]", *lines])
 
 
 def _record(proposal: Proposal) -> dict[str, Any]:

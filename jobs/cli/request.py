@@ -1,7 +1,4 @@
-"""Where runs go, and the ways to launch them there.
-
-The launcher waits here, or runs in the background or on a remote cluster, or the runs are submitted to SLURM.
-"""
+"""Where runs go, and the ways to launch them there: attended, in the background, on a remote cluster, or by SLURM."""
 
 from __future__ import annotations
 
@@ -22,9 +19,9 @@ from jobs.backends.local import LocalBackend
 from jobs.backends.ray_job import RayJob, is_remote
 from jobs.cli.arguments import LaunchArguments, Placement, PlanArguments, read
 from jobs.cli.progress import LaunchProgress, Watcher, tell_skipped, watch, watch_in_lines
-from jobs.launch import logout
+from jobs.launch.background import detach, logout_advice
 from jobs.launch.job import LaunchOptions
-from jobs.launch.prepare import detach, find_data, launched, preparing, waiting_for_budget
+from jobs.launch.prepare import find_data, launched, preparing, waiting_for_budget
 from jobs.manifests import secrets
 from jobs.manifests.load import Manifest, load_manifest
 from jobs.manifests.reader import find_manifest
@@ -104,25 +101,24 @@ def choose(
     where = manifest.path.name if manifest else "study.json"
     # The names of the keys alone: values of env and setup may be secrets, and a launcher's output goes to a log.
     terminal.detail(f"backend: {name}; set in {where}: {', '.join(table) or 'nothing'}")
-    flag = arguments.max_stalled_retries
-    choice = BackendChoice(
+    settings = read_settings(table, where=where, environ=os.environ) if name == "slurm" else None
+    table = table if settings is None else vars(settings)
+    flag, limit = arguments.max_stalled_retries, arguments.max_parallel or table.get("max_parallel")
+    retries = table.get("retries") if flag is None else flag
+    address = arguments.ray_address or os.environ.get("RAY_ADDRESS") or table.get("address")
+    target = None
+    if settings is not None:
+        target = slurm_backend.SlurmTarget(replace(settings, max_parallel=limit, retries=retries))
+    return BackendChoice(
         name=name,
-        max_parallel=arguments.max_parallel or table.get("max_parallel"),
-        retries=table.get("retries") if flag is None else flag,
+        max_parallel=limit,
+        retries=retries,
         env=table.get("env", {}),
         env_pass=tuple(table.get("env_pass", ())),
         progress_s=table.get("progress_s"),
+        ray_address=address if name == "ray" else None,
+        slurm=target,
     )
-    if name == "ray":
-        address = arguments.ray_address or os.environ.get("RAY_ADDRESS") or table.get("address")
-        return replace(choice, ray_address=address)
-    if name != "slurm":
-        return choice
-    settings = read_settings(table, where=where, environ=os.environ)
-    limit = choice.max_parallel or settings.max_parallel
-    retries = settings.retries if choice.retries is None else choice.retries
-    target = slurm_backend.SlurmTarget(replace(settings, max_parallel=limit, retries=retries))
-    return replace(choice, max_parallel=limit, retries=retries, env=settings.env, slurm=target)
 
 
 def choose_again(study_dir: Path, runs: Sequence[ObservedRun], arguments: Placement) -> BackendChoice:
@@ -165,7 +161,7 @@ def carry_out(
     pid = detach([str(LAUNCH_FILE), *_attended(arguments)], options.study_dir)
     see = f"{terminal.program()} status {printable(str(options.study_dir))}"
     terminal.say(f"launched by process {pid}; see: {see}")
-    if advice := logout.advice([*terminal.program().split(), *arguments.argv]):
+    if advice := logout_advice([*terminal.program().split(), *arguments.argv]):
         terminal.tell(f"warning: {advice}")
     return {"study": study_name(options.study_dir), "launcher_pid": pid}, None
 
@@ -243,25 +239,22 @@ def _submit(
     if arguments.canary:
         raise UsageError("--canary: jobs of SLURM start without canaries so far; leave the flag out")
     slurm_backend.check(study_dir, settings)
-    with preparing(specs, target, options) as prepared:
-        tell_skipped(prepared.planned)
+    with preparing(specs, target, options) as (planned, todo, code):
+        tell_skipped(planned)
         arrays: list[str] = []
-        waits = waiting_for_budget(prepared.todo, options)
-        todo = [item for item in prepared.todo if item.run.id not in waits]
-        for item in prepared.todo:
+        waits = waiting_for_budget(todo, options)
+        for item in todo:
             if item.run.id in waits:
                 terminal.tell(f"{item.spec.name} {waits[item.run.id]}")
-        if prepared.code is not None and todo:
-            arrays = slurm_backend.submit(todo, options, settings, prepared.code)
+        ready = [item for item in todo if item.run.id not in waits]
+        if code is not None and ready:
+            arrays = slurm_backend.submit(ready, options, settings, code)
             if arguments.then_report:
-                report = slurm_backend.submit_report(
-                    study_dir, arrays, settings, prepared.code, behaviour=arguments.behaviour
-                )
-                terminal.tell(f"the report is written by job {report} after the last run")
+                job = slurm_backend.submit_report(study_dir, arrays, settings, code, behaviour=arguments.behaviour)
+                terminal.tell(f"the report is written by job {job} after the last run")
     what = f"jobs {', '.join(arrays)}" if arrays else "nothing to submit"
-    to_do = f"{len(prepared.todo)} of {len(prepared.planned)} runs to do"
-    terminal.tell(f"{study_name(study_dir)}: {to_do}: {what}")
-    ids = {item.run.id for item in prepared.planned}
+    terminal.tell(f"{study_name(study_dir)}: {len(todo)} of {len(planned)} runs to do: {what}")
+    ids = {item.run.id for item in planned}
     if arguments.no_wait:
         return {"study": study_name(study_dir), "jobs": arrays}, ids
     watcher = Watcher(study_dir, ids, every_seconds=settings.progress_s)

@@ -21,17 +21,9 @@ from jobs.cli.arguments import (
     StatusArguments,
     StudyArguments,
 )
-from jobs.cli.view import status_table
+from jobs.cli.view import say_status
 from jobs.manifests.filters import select
-from jobs.study.budget import KeptBudget
-from jobs.study.folder import (
-    ObservedRun,
-    find_study,
-    launch_lock_file,
-    observe_study,
-    read_jobs,
-    study_name,
-)
+from jobs.study.folder import ObservedRun, find_study, launch_lock_file, observe_study, read_jobs, study_name
 from seqlm.errors import BackendError, ManifestError, UsageError, nearest, printable
 from seqlm.files import write_text
 
@@ -62,17 +54,14 @@ def status(arguments: StatusArguments) -> tuple[Any, int]:
 
         watch(_watcher(study_dir, ids))
         return None, 0
-    terminal.say_table(status_table(runs))
-    budget = KeptBudget(study_dir)
-    if (line := budget.line()) is not None:
-        terminal.say(line)
+    budget = say_status(runs, study_dir)
     if arguments.svg is not None:
         from jobs.cli.live_table import svg  # rich: only where the view is drawn
         from jobs.cli.progress import Watcher
 
         write_text(arguments.svg, svg(Watcher(study_dir, ids).look()))
         terminal.say(f"picture: {arguments.svg}")
-    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs], "budget": budget.to_dict()}, 0
+    return {"study": study_dir.name, "runs": [run.to_dict() for run in runs], "budget": budget}, 0
 
 
 def _watcher(study_dir: Path, ids: Collection[str] | None) -> Watcher:

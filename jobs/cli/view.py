@@ -7,9 +7,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jobs import terminal
+from jobs.study.budget import KeptBudget
 from jobs.study.folder import ObservedRun
 from seqlm.rundir import State
 
@@ -106,14 +108,11 @@ class StudyView:
         if not ends or len(ends) < len(running):
             return None
         heapq.heapify(ends)
-        last = max(ends)
         for run in sorted((run for run in self.runs if run.state == "queued"), key=place_in_queue):
             if run.seconds_left is None:
                 return None
-            end = ends[0] + run.seconds_left
-            heapq.heapreplace(ends, end)
-            last = max(last, end)
-        return last
+            heapq.heapreplace(ends, ends[0] + run.seconds_left)
+        return max(ends)
 
 
 def place_in_queue(run: RunView) -> float:
@@ -146,6 +145,15 @@ def status_table(runs: Sequence[ObservedRun]) -> str:
     views = [RunView.of(run) for run in runs]
     rows = [[COLUMNS[title](view) for title in STATUS] for view in views]
     return terminal.table(STATUS, rows, right=(3, 4), colors={2: terminal.STATE_COLORS})
+
+
+def say_status(runs: Sequence[ObservedRun], study_dir: Path) -> dict[str, dict[str, float]] | None:
+    """Print the table of ``status``, and what is spent of the study's budget. Return the latter for ``--json``."""
+    terminal.say_table(status_table(runs))
+    budget = KeptBudget(study_dir)
+    if (line := budget.line()) is not None:
+        terminal.say(line)
+    return budget.to_dict()
 
 
 # -- lines, for a pipe ---------------------------------------------------------------------------------------------

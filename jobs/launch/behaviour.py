@@ -1,9 +1,7 @@
 """Behaviour jobs of a study: choose the models, choose a judge for each, and skip results that are up to date.
 
-    runs/<study>/<run id>/             a finished run with checkpoints/best.pt, behaviour.json and samples.jsonl
-    runs/<study>/behaviour/<run id>/   the job that computes these two; its result.json names the checkpoints used
-
-A job is launched like a run, by the same launcher on the same backends. Only its worker module differs.
+A job is launched like a run, by the same launcher on the same backends. Only its worker module differs. Its own folder
+is ``runs/<study>/behaviour/<run id>/``; behaviour.json and samples.jsonl are in the folder of the run.
 """
 
 from __future__ import annotations
@@ -134,7 +132,8 @@ class BehaviourJob:
     """The job that computes the behaviour of one run."""
 
     run: ObservedRun
-    judge: ObservedRun | None
+    judge_id: str | None
+    """Run id of its judge."""
     folder: RunDirectory
     """The job's own folder."""
     checkpoint_sha256: str | None
@@ -162,7 +161,7 @@ class BehaviourJob:
 
     def task(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of the job's task file."""
-        return {"judge": None if self.judge is None else self.judge.run.id, "settings": dict(given)}
+        return {"judge": self.judge_id, "settings": dict(given)}
 
 
 def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[BehaviourJob]:
@@ -181,7 +180,7 @@ def find_jobs(study_dir: Path, *, only: Sequence[str] = (), exclude: Sequence[st
         judge = judge_of(run, runs)
         job = BehaviourJob(
             run=run,
-            judge=judge,
+            judge_id=judge.run.id if judge else None,
             folder=RunDirectory(study_dir / BEHAVIOUR_FOLDER / run.run.id),
             checkpoint_sha256=checksum(run.run.best_checkpoint),
             judge_sha256=checksum(judge.run.best_checkpoint) if judge else None,
@@ -257,7 +256,6 @@ class BehaviourLaunch:
         work = at_work(self.study_dir / BEHAVIOUR_FOLDER)
         found = []
         for job in self.jobs:
-            judge = None if job.judge is None else job.judge.run.id
             if job.checkpoint_sha256 is not None:
                 seen = observe_run(job.folder, work)
                 state, reason = str(seen.state), seen.reason
@@ -267,5 +265,6 @@ class BehaviourLaunch:
                 state, reason = "kept", "its checkpoints/best.pt is gone; the earlier result is kept"
             else:
                 state, reason = "missing", "its checkpoints/best.pt is gone, so there is no model to examine"
-            found.append({"name": job.name, "id": job.folder.id, "state": state, "reason": reason, "judge": judge})
+            record = {"name": job.name, "id": job.folder.id, "state": state, "reason": reason, "judge": job.judge_id}
+            found.append(record)
         return found

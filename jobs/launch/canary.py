@@ -52,16 +52,12 @@ def check(todo: Sequence[PlannedRun], backend: Backend, code: Code, options: Lau
         BackendError: a run needs more memory than its share of a GPU has, as measured by the canaries.
     """
     passed = _passed(options.study_dir, backend.name)
-    chosen = [
-        item
-        for item in choose(item for item in todo if item.action == "start")
-        if not any(
-            canary["pair"] == _pair(item.spec.config)
-            and canary["resources"] == replace(item.spec.resources, priority=0)
-            and canary["estimate"] >= _memory(item)
-            for canary in passed
-        )
-    ]
+
+    def has_passed(item: PlannedRun) -> bool:
+        kind = (_pair(item.spec.config), replace(item.spec.resources, priority=0))
+        return any((one["pair"], one["resources"]) == kind and one["estimate"] >= _memory(item) for one in passed)
+
+    chosen = [item for item in choose(one for one in todo if one.action == "start") if not has_passed(item)]
     if chosen:
         _run(chosen, backend, code, options)
         passed = _passed(options.study_dir, backend.name)
@@ -136,11 +132,8 @@ def _passed(study_dir: Path, backend: str) -> list[dict[str, Any]]:
     for file in sorted(study_dir.glob(f"{CANARY_FOLDER}/*/canary.json")):
         run = RunDirectory(file.parent)
         with contextlib.suppress(FileError):
-            record, job, estimate = (
-                run.read_canary(),
-                run.read_job(),
-                run.read_provenance().get("memory_estimate_bytes"),
-            )
+            record, job = run.read_canary(), run.read_job()
+            estimate = run.read_provenance().get("memory_estimate_bytes")
             if record and job and job["backend"] == backend and estimate is not None:
                 resources = replace(Resources.from_dict(job["resources"]), priority=0)
                 found.append({**record, "pair": _pair(run.read_config()), "resources": resources, "estimate": estimate})

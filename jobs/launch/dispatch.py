@@ -13,15 +13,13 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 from jobs import terminal
-from jobs.attempt.attempt import Attempt
-from jobs.attempt.heartbeat import hung_seconds
+from jobs.attempt.attempt import Attempt, hung_seconds
 from jobs.attempt.retry import Decision, Failed, decide, let_stand, progress_of, put_failure_aside
 from jobs.attempt.supervisor import failure_record, worker_variables
 from jobs.backends.base import Backend
-from jobs.launch.interrupts import interruptible
+from jobs.launch.background import interruptible
 from jobs.launch.job import Job, LaunchOptions, files_of, job_record, next_submission
-from jobs.launch.rungs import RungQueue
-from jobs.launch.spending import Spending
+from jobs.launch.waiting import RungQueue, Spending
 from jobs.plan.planned import PlannedRun
 from jobs.plan.queue import Queue
 from jobs.study.folder import write_queue
@@ -59,13 +57,10 @@ class Dispatcher:
     """
 
     def __init__(self, backend: Backend, code: Code, options: LaunchOptions, *, writes_queue: bool = True) -> None:
-        """Start nothing yet.
+        """Start nothing yet. ``backend`` is open, and workers run ``code``.
 
-        Args:
-            backend: an open backend.
-            code: what workers run.
-            options: of the launch. Variables that seqlm sets override those in ``env``.
-            writes_queue: whether to record for ``status`` which runs wait and why, whenever that changes.
+        Variables that seqlm sets override those in the ``env`` of ``options``. With ``writes_queue``, which runs wait
+        and why is recorded for ``status`` whenever that changes.
 
         Raises:
             UsageError: ``SEQLM_HUNG_MINUTES`` is not a number above 0.

@@ -64,17 +64,14 @@ def check_models(planned: Iterable[PlannedRun], study_dir: Path | None = None) -
         if not lines:
             keep(model, vocab_size, seq_len, answer["sizes"])
     if problems:
-        raise ModelError("\n".join([*map(_line, problems.items()), *_logged(tracebacks, study_dir)]))
+        who = [runs[0] if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more" for runs in problems.values()]
+        lines = [f"{name}: {text}" for name, text in zip(who, problems, strict=True)]
+        raise ModelError("\n".join([*lines, *_logged(tracebacks, study_dir)]))
 
 
 def is_bad(finding: Mapping[str, str]) -> bool:
     """Whether a finding says that the model breaks the contract."""
     return finding["level"] == "bad"
-
-
-def _line(problem: tuple[str, Sequence[str]]) -> str:
-    text, runs = problem
-    return f"{runs[0]}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}: {text}"
 
 
 def _logged(tracebacks: Sequence[str], study_dir: Path | None) -> list[str]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from jobs.plan.totals import waiting
 from jobs.search import expected_shares
 from jobs.spec import RunSpec
 from jobs.study.budget import Budget, Ledger
-from jobs.study.folder import at_work, forget_jobs, launcher_of, launching, observe_run, study_name, write_queue
+from jobs.study.folder import at_work, forget_jobs, launching, observe_run, study_name, write_queue
 from jobs.study.identity import require_identity
 from jobs.study.kept_code import Code, keep_code, live_code
 from jobs.study.provenance import launch_record, run_record
@@ -35,8 +32,8 @@ from seqlm.architectures import CustomConfig
 from seqlm.data.corpus import load_corpus, resolve_data
 from seqlm.data.layout import require_windows
 from seqlm.environment import DATA
-from seqlm.errors import BackendError, DataError
-from seqlm.files import append_to, make_directory, write_json
+from seqlm.errors import DataError
+from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from seqlm.search import Search
 
@@ -140,12 +137,11 @@ def resolve_resources(planned: Sequence[PlannedRun], target: Target, max_paralle
     """
     number = sum(item.action != "skip" for item in planned)
     at_most = min(number, max_parallel or number)
-    resolved = []
-    for item in planned:
-        if item.action != "skip":
-            item = replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
-        resolved.append(item)
-    return resolved
+
+    def resolved(item: PlannedRun) -> PlannedRun:
+        return replace(item, spec=replace(item.spec, resources=target.resolve(item.spec, at_most)))
+
+    return [item if item.action == "skip" else resolved(item) for item in planned]
 
 
 def estimated(
@@ -173,21 +169,14 @@ def estimated(
     return [replace(item, shares=shares) for item in found]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A launch after its checks: every run has its folder, and the study's lock is held."""
-
-    planned: list[PlannedRun]
-    """All runs. Those to do have resolved resources, facts and an estimate."""
-    todo: list[PlannedRun]
-    """The runs to start or resume."""
-    code: Code | None
-    """The code that workers run. ``None`` if there is nothing to do."""
-
-
 @contextlib.contextmanager
-def preparing(specs: Sequence[RunSpec], target: Target, options: LaunchOptions) -> Iterator[Prepared]:
+def preparing(
+    specs: Sequence[RunSpec], target: Target, options: LaunchOptions
+) -> Iterator[tuple[list[PlannedRun], list[PlannedRun], Code | None]]:
     """Check everything before the first file is written, then hold the study's launch lock while the block runs.
+
+    Yields all runs, those of them to start or resume, and the code of their workers (``None``: nothing is to be done).
+    The runs to do have a folder, resolved resources, facts and an estimate.
 
     Raises:
         RunBusyError: another launcher is running on this study.
@@ -207,7 +196,7 @@ def preparing(specs: Sequence[RunSpec], target: Target, options: LaunchOptions) 
             planned = estimated(planned, earlier_throughput(options.study_dir.parent), search=options.search)
         todo = [item for item in planned if item.action != "skip"]
         _write_record(options, todo)
-        yield Prepared(planned=planned, todo=todo, code=_create(todo, specs, options) if todo else None)
+        yield planned, todo, _create(todo, specs, options) if todo else None
 
 
 def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: LaunchOptions) -> Code:
@@ -267,54 +256,23 @@ def launched(
         CanaryError: a canary failed; nothing else has been started.
         KeyboardInterrupt: the workers have stopped, and their runs can be resumed.
     """
-    with preparing(specs, backend, options) as prepared:
-        todo = prepared.todo
-        if prepared.code is None:
-            yield prepared.planned, iter(())
+    with preparing(specs, backend, options) as (planned, todo, code):
+        if code is None:
+            yield planned, iter(())
             return
         forget_jobs(options.study_dir, [item.run.id for item in todo])
         try:
-            backend.open(prepared.code)
+            backend.open(code)
             waits = waiting_for_budget(todo, options)
             tried = [item for item in todo if item.run.id not in waits]
             if canary.wanted(options.canary, tried):
                 write_queue(options.study_dir, {item.run.id: "waits for the canaries" for item in todo})
-                canary.check(tried, backend, prepared.code, options)
+                canary.check(tried, backend, code, options)
                 # A run that was cancelled before is being retried.
                 left = [i for i in todo if i.observation.state == "cancelled" or not i.run.is_cancelled()]
                 todo = estimated(left, earlier_throughput(options.study_dir.parent))
                 _write_record(options, todo)
-            with contextlib.closing(Dispatcher(backend, prepared.code, options).dispatch(todo)) as events:
-                yield prepared.planned, events
+            with contextlib.closing(Dispatcher(backend, code, options).dispatch(todo)) as events:
+                yield planned, events
         finally:
             backend.close()
-
-
-def detach(argv: Sequence[str], study_dir: Path) -> int:
-    """Start a background launcher that outlives this process (``--no-wait``), and return its pid.
-
-    Its output goes to ``launch-NNNN.log`` in the study's folder.
-
-    Raises:
-        BackendError: it exited before it acquired the study's lock. The message has the last line of its log.
-    """
-    make_directory(study_dir)
-    log = study_dir / f"launch-{len(list(study_dir.glob('launch-*.log'))) + 1:04d}.log"
-    with append_to(log) as output:
-        child = subprocess.Popen(
-            [sys.executable, *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    while True:
-        holder = launcher_of(study_dir)
-        if holder is not None and holder.pid == child.pid:
-            return child.pid
-        if child.poll() is not None:
-            if child.returncode == 0:  # it finished before its lock was seen
-                return child.pid
-            lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-            raise BackendError(f"the launcher exited at once: {lines[-1] if lines else 'no output'} (see {log})")
-        time.sleep(0.05)

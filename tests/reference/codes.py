@@ -7,6 +7,7 @@ import inspect
 import itertools
 
 import launch
+from jobs.cli.arguments import EXIT_RUN_FAILED
 from seqlm import errors
 from seqlm.errors import SeqlmError
 from tests.reference.markdown import prose, table
@@ -29,7 +30,7 @@ def _command_line() -> str:
     by_code: dict[int, list[str]] = {code: [] for code in MEANINGS}
     for kind in _family(SeqlmError):
         by_code[kind.exit_code].append(f"`{kind.__name__}`")
-    assert {0, launch.EXIT_RUN_FAILED, launch.EXIT_INTERRUPTED} <= by_code.keys()
+    assert {0, EXIT_RUN_FAILED, launch.EXIT_INTERRUPTED} <= by_code.keys()
     rows = [[str(code), meaning, ", ".join(by_code[code])] for code, meaning in MEANINGS.items()]
     return table(["code", "meaning", "errors"], rows)
 

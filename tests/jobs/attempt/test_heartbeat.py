@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.attempt import retry
-from jobs.attempt.heartbeat import Heartbeat, hung_seconds
+from jobs.attempt.attempt import Heartbeat, hung_seconds
 from jobs.backends.local import LocalBackend
 from jobs.launch import dispatch
 from jobs.launch.dispatch import Dispatcher

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import ray
 
-from jobs.backends.ray_actor import RankEnd, RankHost, RankLocation
 from jobs.backends.ray_backend import RayBackend, _Job
-from jobs.backends.ray_groups import Group
+from jobs.backends.ray_groups import Group, RankEnd, RankHost, RankLocation
 from jobs.plan.capacity import Allocation
 from jobs.spec import Resources, Submission
 

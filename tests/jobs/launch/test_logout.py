@@ -9,7 +9,7 @@ import pytest
 
 import launch
 from jobs.cli import request
-from jobs.launch import logout
+from jobs.launch import background
 from tests.slurm.programs import answering
 
 ARGV = ["python", "launch.py", "run", "a b.toml", "--no-wait"]
@@ -21,8 +21,8 @@ KILLS = "KillUserProcesses=yes\nKillExcludeUsers=root\nKillOnlyUsers=\n"
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in front of PATH whose loginctl answers as on such a machine; this process is in a login session."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(logout, "CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(logout.getpass, "getuser", lambda: "me")
+    monkeypatch.setattr(background, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(background.getpass, "getuser", lambda: "me")
     (tmp_path / "cgroup").write_text(SESSION)
     answering(tmp_path, "loginctl", KILLS)
     return tmp_path
@@ -30,7 +30,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.process
 def test_a_user_whose_launcher_ends_at_logout_is_told_the_command_that_keeps_it(machine: Path) -> None:
-    line = logout.advice(ARGV)
+    line = background.logout_advice(ARGV)
     assert line is not None
     assert "KillUserProcesses=yes" in line
     assert "systemd-run --user --scope python launch.py run 'a b.toml' --no-wait" in line
@@ -51,7 +51,7 @@ def test_a_user_whose_launcher_ends_at_logout_is_told_the_command_that_keeps_it(
 )
 def test_nothing_is_said_if_logind_lets_the_processes_of_this_user_live(machine: Path, text: str) -> None:
     answering(machine, "loginctl", text)
-    assert logout.advice(ARGV) is None
+    assert background.logout_advice(ARGV) is None
 
 
 @pytest.mark.process
@@ -61,16 +61,16 @@ def test_nothing_is_said_if_logind_lets_the_processes_of_this_user_live(machine:
 )
 def test_a_process_outside_a_login_session_asks_nobody(machine: Path, cgroup: str) -> None:
     (machine / "cgroup").write_text(cgroup)
-    assert logout.advice(ARGV) is None
+    assert background.logout_advice(ARGV) is None
     assert not (machine / "loginctl.asked").exists()
 
 
 @pytest.mark.process
 def test_a_control_group_of_the_first_version_and_a_machine_without_systemd(machine: Path) -> None:
     (machine / "cgroup").write_text("12:cpu:/\n1:name=systemd:/user.slice/user-1000.slice/session-c1.scope\n")
-    assert logout.advice(ARGV) is not None
+    assert background.logout_advice(ARGV) is not None
     answering(machine, "loginctl", "System has not been booted with systemd\n", code=1, to="stderr")
-    assert logout.advice(ARGV) is None
+    assert background.logout_advice(ARGV) is None
 
 
 @pytest.mark.process

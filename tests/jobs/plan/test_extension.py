@@ -151,9 +151,9 @@ def test_a_launch_writes_down_how_far_its_runs_go_and_never_back(
 
     def launched(epochs: int) -> tuple[str, int]:
         options = LaunchOptions(study_dir=tmp_path / "s", live_code=True)
-        with preparing([longer(spec, epochs)], FakeBackend(lambda submission: 0), options) as prepared:
+        with preparing([longer(spec, epochs)], FakeBackend(lambda submission: 0), options) as (planned, _, _):
             (tmp_path / "s" / "queue.json").unlink(missing_ok=True)  # this process is no launcher of the next one
-            return prepared.planned[0].action, run.read_config().train.epochs
+            return planned[0].action, run.read_config().train.epochs
 
     assert launched(2) == ("skip", 2)
     assert launched(6) == ("extend", 6)

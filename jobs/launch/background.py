@@ -1,0 +1,106 @@
+"""The process of a launcher: the signals that end it, and its life in the background, also after a logout."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from jobs.study.folder import launcher_of
+from seqlm.errors import BackendError
+from seqlm.files import append_to, make_directory
+
+CGROUP = Path("/proc/self/cgroup")
+ANSWER_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP as Ctrl-C while the block runs."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # A signal that the caller has set to be ignored (nohup) stays ignored.
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def detach(argv: Sequence[str], study_dir: Path) -> int:
+    """Start a background launcher that outlives this process (``--no-wait``), and return its pid.
+
+    Its output goes to ``launch-NNNN.log`` in the study's folder.
+
+    Raises:
+        BackendError: it exited before it acquired the study's lock. The message has the last line of its log.
+    """
+    make_directory(study_dir)
+    log = study_dir / f"launch-{len(list(study_dir.glob('launch-*.log'))) + 1:04d}.log"
+    with append_to(log) as output:
+        child = subprocess.Popen(
+            [sys.executable, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    while True:
+        holder = launcher_of(study_dir)
+        if holder is not None and holder.pid == child.pid:
+            return child.pid
+        if child.poll() is not None:
+            if child.returncode == 0:  # it finished before its lock was seen
+                return child.pid
+            lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+            raise BackendError(f"the launcher exited at once: {lines[-1] if lines else 'no output'} (see {log})")
+        time.sleep(0.05)
+
+
+def logout_advice(argv: Sequence[str]) -> str | None:
+    """Return advice for a user whose launcher is killed at logout, or ``None`` if it is not, as far as is known.
+
+    With ``KillUserProcesses``, systemd-logind kills every process of a login session when the session ends, even those
+    with a session id of their own. ``argv`` is the command that started the background launcher.
+    """
+    if not _in_login_session() or not _logind_kills(getpass.getuser()):
+        return None
+    command = shlex.join(["systemd-run", "--user", "--scope", *argv])
+    return (
+        "the launcher ends when you log out (KillUserProcesses=yes on this machine); to keep it, cancel, run "
+        f"`loginctl enable-linger` once, then launch with: {command} "
+        "(or start tmux that way and launch in it, or use --backend slurm)"
+    )
+
+
+def _in_login_session() -> bool:
+    """Return whether this process is in a login session's scope, not in a separate one as systemd-run makes it."""
+    try:
+        return re.search(r"/session-[^/]+\.scope(/|$)", CGROUP.read_text("utf-8"), flags=re.MULTILINE) is not None
+    except OSError:
+        return False
+
+
+def _logind_kills(user: str) -> bool:
+    """Return whether logind kills this user's processes (``man logind.conf``); false if it does not answer."""
+    names = ("KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers")
+    command = ["loginctl", "show-session", *(f"--property={name}" for name in names)]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    found = dict(line.split("=", 1) for line in answer.splitlines() if "=" in line)
+    only, excluded = found.get("KillOnlyUsers", "").split(), found.get("KillExcludeUsers", "").split()
+    return found.get("KillUserProcesses") == "yes" and user not in excluded and (not only or user in only)
