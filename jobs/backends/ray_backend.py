@@ -63,12 +63,10 @@ class _Job:
 
     @property
     def hosts(self) -> list[Any]:
-        """The actors of the ranks."""
         return [host for group in self.groups for host in group.hosts]
 
     @property
     def allocations(self) -> list[Allocation]:
-        """The resources that the ranks hold."""
         return [allocation for group in self.groups for allocation in group.allocations]
 
 

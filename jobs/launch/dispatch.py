@@ -323,7 +323,6 @@ class Dispatcher:
     # -- files of one run that cannot be read or written -----------------------------------------------------------
 
     def _warn(self, line: str) -> None:
-        """Print a warning, once."""
         if line not in self._warnings:
             self._warnings.add(line)
             terminal.tell(f"warning: {line}")

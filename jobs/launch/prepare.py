@@ -92,13 +92,10 @@ def plan_runs(
             observation = replace(observation, state="pending", reason=None, kind=None)
         # Without a failure.json, the scheduler reported the kill: the job could not write the file itself.
         undecided = observation.kind == "oom" and (may_go_on(run) or not run.failure_file.exists())
-        has_checkpoint = run.has_checkpoint()
-        before = spec.config.train.epochs
-        if run.id not in tasks and run.config_file.exists():
-            before = run.read_config().train.epochs
-        item = plan(
-            spec, run, observation, has_checkpoint=has_checkpoint, retry=retry, undecided=undecided, before=before
-        )
+        is_new = run.id in tasks or not run.config_file.exists()
+        before = (spec.config if is_new else run.read_config()).train.epochs
+        saved = run.has_checkpoint()
+        item = plan(spec, run, observation, has_checkpoint=saved, retry=retry, undecided=undecided, before=before)
         if item.action == "start" and (reason := run.cannot_go_on(before)):
             item = replace(item, action="skip", reason=reason)
         planned.append(item)
