@@ -34,7 +34,7 @@ from analysis.run import Run
 from analysis.sections.behaviour import behaviour_data
 from analysis.study import columns, units
 from analysis.study import study as files
-from analysis.study.behaved import behaved_runs, shown_runs
+from analysis.study.behaved import behaved_runs
 from analysis.study.comparison import finished
 from analysis.study.pairs import chains_of
 from analysis.study.settings import interval, timed_settings
@@ -292,7 +292,7 @@ class Study(files.Study):
 
         >>> axes = study.plot_step_losses(carried=False)
         """
-        runs = shown_runs(behaved_runs(self))
+        runs = [run for run in behaved_runs(self) if run.is_shown]
         with self._look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")
@@ -309,7 +309,7 @@ class Study(files.Study):
         >>> axes.get_yscale()
         'log'
         """
-        runs = shown_runs(behaved_runs(self))
+        runs = [run for run in behaved_runs(self) if run.is_shown]
         with self._look(ax):
             if not runs:
                 return _empty(ax, "No behaviour has been computed")

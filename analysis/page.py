@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +18,7 @@ from analysis.blocks.texts import scope_of
 from analysis.plots import look
 from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
-from analysis.study.numbering import RunNumber, VariantNumber
+from analysis.study.numbering import VariantNumber
 from analysis.study.settings import best_runs
 from analysis.study.study import Study
 from analysis.study.values import rows_of
@@ -33,27 +31,11 @@ STATES = ("done", "running", "queued", "pending", "stopped", "cancelled", "faile
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Everything that the templates show, in the order of the page."""
+    """What the report says, its figures not yet drawn."""
 
     study: Study
-    done: int
-    states: list[tuple[RunNumber, str, str]]
-    """Number, name and state of every run, the absent ones too, by number."""
-    counts: list[tuple[str, int]]
-    """How many runs are in each state, further runs of the same entry left out."""
-    variants: str
-    """How many further runs of the same entry there are; empty if there are none."""
-    origin: list[tuple[str, list[str]]]
-    """What the header says of where the results come from."""
-    best: list[tuple[str, str, RunNumber, str]]
-    """Architecture (and text, if there are several), perplexity, number and name of each best run."""
-    scope: str
-    """What they are the best of: epochs and runs; empty if all runs have finished with the same epochs."""
-    runs: list[tuple[RunNumber, str, str, str]]
-    """Number, name, architecture and optimizer of each run that figures show, for hiding it."""
     sections: list[Section]
-    labels: dict[str, str]
-    """``Table 3`` or ``Figure 1`` of each table and figure."""
+    """In the order of the page, each with a block."""
     data: dict[str, pd.DataFrame]
     """The tables behind the report by the name of their files."""
 
@@ -66,25 +48,21 @@ class Page:
         return [chart for section in self.sections for chart in section.charts]
 
 
-def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFrame]) -> Page:
-    """Put the page together; sections without a block are left out."""
-    runs = study.runs.to_dict("records")
-    states = [(run["number"], run["name"], run["state"]) for run in runs]
+def _header(page: Page) -> dict[str, Any]:
+    """Return what the templates show above the sections."""
+    study = page.study
+    states = [(run.number, run.name, run.state) for run in rows_of(study.runs)]
     states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
     counted = Counter(state for number, _, state in states if isinstance(number, int))
     variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
-    compared = study.compared.runs
-    best = best_runs(compared)
-    kept = [section for section in sections if section.blocks]
-    drawn = {line.run for section in kept for chart in section.charts for panel in chart.panels for line in panel.lines}
-    return Page(
-        study=study,
-        done=counted["done"],
-        states=states,
-        counts=[(state, counted[state]) for state in STATES if counted[state]],
-        variants=f"{units.count(len(variants), 'variant')} ({variants.count('done')} done)" if variants else "",
-        origin=_origin(study),
-        best=[
+    best = best_runs(study.compared.runs)
+    drawn = {line.run for chart in page.charts for panel in chart.panels for line in panel.lines}
+    return {
+        "states": states,
+        "done": counted["done"],
+        "counts": [(state, counted[state]) for state in STATES if counted[state]],
+        "variants": f"{units.count(len(variants), 'variant')} ({variants.count('done')} done)" if variants else "",
+        "best": [
             (
                 units.architecture(run.arch) + (f" on {text}" if len(study.texts) > 1 else ""),
                 units.perplexity(run.val_ppl),
@@ -94,29 +72,13 @@ def page_of(study: Study, sections: Sequence[Section], data: dict[str, pd.DataFr
             for text in study.texts.index
             for run in rows_of(best[best["text"] == text])
         ],
-        scope=scope_of(compared, len(study.absent)).strip(),
-        runs=[
-            (run["number"], run["name"], units.architecture(run["arch"]), units.optimizer(run["optimizer"]))
-            for run in runs
-            if run["number"] in drawn
+        "scope": scope_of(study.compared.runs, len(study.absent)).strip(),  # of what they are the best
+        "shown_runs": [
+            (run.number, run.name, units.architecture(run.arch), units.optimizer(run.optimizer))
+            for run in rows_of(study.runs)
+            if run.number in drawn
         ],
-        sections=kept,
-        labels=labels(kept),
-        data=data,
-    )
-
-
-def _origin(study: Study) -> list[tuple[str, list[str]]]:
-    origin = study.origin
-    launched = [re.sub(r"T(\d\d:\d\d):\d\d\+00:00$", r" \1 UTC", time) for time in origin.launched]
-    facts = [
-        ("Launched", [" to ".join(launched)] if launched else []),
-        ("Code", origin.commits),
-        ("Devices", origin.devices),
-        ("Hosts", origin.hosts),
-        ("Versions", [", ".join(origin.versions)] if origin.versions else []),
-    ]
-    return [(title, values or ["not recorded"]) for title, values in facts]
+    }
 
 
 # -- templates -----------------------------------------------------------------------------------------------------
@@ -127,7 +89,7 @@ def render_html(page: Page, inline_figures: dict[str, str], refresh_seconds: int
     figures = {name: Markup(svg) for name, svg in inline_figures.items()}  # made by matplotlib, which escapes text
     environment = _environment(html=True)
     environment.filters.update(sortable=_sortable)
-    pointers = {chart.name: chart.pointer_data() for chart in page.charts if chart.panels}
+    pointers = {c.name: [panel.pointer_data(c.figure) for panel in c.panels] for c in page.charts if c.panels}
     return environment.get_template("index.html.j2").render(
         _variables(page), figures=figures, pointers=_script_json(pointers), refresh_seconds=refresh_seconds
     )
@@ -158,6 +120,8 @@ def _variables(page: Page) -> dict[str, Any]:
         "figure_formats": FIGURE_FORMATS,
         "table_formats": TABLE_FORMATS,
         "line_colours": look.line_colours(),
+        "labels": labels(page.sections),
+        **_header(page),
     }
 
 

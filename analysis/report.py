@@ -16,16 +16,15 @@ import pandas as pd
 from analysis.blocks.latex import latex_table
 from analysis.blocks.section import Prose, Section
 from analysis.discussion import discussion_section
-from analysis.page import Page, page_of, render_html, render_markdown
+from analysis.page import Page, render_html, render_markdown
 from analysis.plots.curve_figures import curve_blocks
 from analysis.plots.files import FORMATS, drawing, inline_svg
 from analysis.sections.behaviour import behaviour_data, behaviour_section, samples_appendix
 from analysis.sections.cost import cost_section
 from analysis.sections.coverage import coverage, open_runs
 from analysis.sections.effects import effects_section
-from analysis.sections.groups import groups_section
 from analysis.sections.published import published_section
-from analysis.sections.results import hyperparameter_blocks, results_blocks
+from analysis.sections.results import groups_section, hyperparameter_blocks, results_blocks
 from analysis.sections.search import search_section
 from analysis.study.behaved import behaved_runs
 from analysis.study.study import Study, load_study
@@ -139,7 +138,7 @@ def report_page(study: Study) -> Page:
         "attempts": study.attempts,
         **behaviour_data(behaved_runs(study)),
     }
-    return page_of(study, report_sections(study), data)
+    return Page(study=study, sections=[section for section in report_sections(study) if section.blocks], data=data)
 
 
 def _json(data: pd.DataFrame) -> str:

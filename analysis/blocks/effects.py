@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.words import first_few
+from analysis.blocks.texts import first_few
 from analysis.study import units
 from analysis.study.pairs import CHOICES, SettingPair, is_numeric, printed
 
@@ -90,18 +90,10 @@ def effects_table(effects: Sequence[Effect], of: str) -> Table:
         caption="Mean difference: mean size of the difference in validation loss between settings that agree in all "
         f"other keys (0.1 nats: about 10 % of perplexity). The values tried differ from key to key.{of}",
         columns=[
-            Column("key", "Hyperparameter"),
-            number("pairs", "Pairs"),
-            number("mean_nats", "Mean difference (nats)", units.decimals(".3f")),
-            Column("direction", "Direction"),
+            Column("key", "Hyperparameter", of=lambda effect: effect.key),
+            number("pairs", "Pairs", of=lambda effect: len(effect.pairs)),
+            number("mean_nats", "Mean difference (nats)", units.decimals(".3f"), lambda effect: effect.mean_nats),
+            Column("direction", "Direction", of=lambda effect: effect.direction),
         ],
-        records=[
-            {
-                "key": effect.key,
-                "pairs": len(effect.pairs),
-                "mean_nats": effect.mean_nats,
-                "direction": effect.direction,
-            }
-            for effect in effects
-        ],
+        records=effects,
     )

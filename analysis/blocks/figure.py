@@ -40,6 +40,21 @@ class Panel:
     """Before the value on the horizontal axis; a value without a name is not shown."""
     y_name: str = "perplexity"
 
+    def pointer_data(self, figure: Figure) -> dict[str, Any]:
+        """The panel for the page's script: its place in the SVG (points from the top left), and its values."""
+        axes = self.axes
+        width, height = figure.get_size_inches() * 72
+        box = axes.get_position()
+        return {
+            "box": _rounded([box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height], digits=6),
+            "x": {"limits": _rounded(axes.get_xlim()), "log": axes.get_xscale() == "log", "name": self.x_name},
+            "y": {"limits": _rounded(axes.get_ylim()), "log": axes.get_yscale() == "log", "name": self.y_name},
+            "lines": [
+                {"run": line.run, "label": line.label, "x": _rounded(line.x), "y": _rounded(line.y)}
+                for line in self.lines
+            ],
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
@@ -63,10 +78,6 @@ class Chart:
             engine.execute(self.figure)
             self.figure.set_layout_engine("none")
 
-    def pointer_data(self) -> list[dict[str, Any]]:
-        """The panels for the page's script: the place of each in the SVG (points from the top left), and its values."""
-        return [_pointer_panel(panel, self.figure) for panel in self.panels]
-
 
 def run_mark(run: RunNumber) -> str:
     """The ``gid`` of whatever is drawn for a run, by which the page hides it."""
@@ -76,19 +87,6 @@ def run_mark(run: RunNumber) -> str:
 def key_mark(run: RunNumber) -> str:
     """The ``gid`` of a run's entry in a legend, on which a reader clicks to hide and show the run."""
     return f"key-{run}"
-
-
-def _pointer_panel(panel: Panel, figure: Figure) -> dict[str, Any]:
-    width, height = figure.get_size_inches() * 72
-    box = panel.axes.get_position()
-    return {
-        "box": _rounded([box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height], digits=6),
-        "x": {"limits": _rounded(panel.axes.get_xlim()), "log": panel.axes.get_xscale() == "log", "name": panel.x_name},
-        "y": {"limits": _rounded(panel.axes.get_ylim()), "log": panel.axes.get_yscale() == "log", "name": panel.y_name},
-        "lines": [
-            {"run": line.run, "label": line.label, "x": _rounded(line.x), "y": _rounded(line.y)} for line in panel.lines
-        ],
-    }
 
 
 def _rounded(values: Sequence[float] | Values, digits: int = 5) -> list[float | None]:

@@ -272,9 +272,7 @@ def _code(character: str) -> str:
     if character == "'":  # upright: position 13 of the typewriter face that every LaTeX has
         return r"{\fontencoding{OT1}\fontfamily{cmtt}\selectfont\symbol{13}}"
     if character > "~" and character in _SYMBOLS:
-        return (
-            rf"\textrm{{{_latex(character)}}}"  # typewriter type in OT1 has others in the places of dashes and quotes
-        )
+        return rf"\textrm{{{_latex(character)}}}"  # typewriter type in OT1 has others in place of dashes and quotes
     if character == "`" or character > "~" or character < " ":
         return _latex(character)
     return character if character.isalnum() or character in " -.,:;=/+*()[]@!?" else rf"\symbol{{{ord(character)}}}"

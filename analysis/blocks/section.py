@@ -24,10 +24,6 @@ class Group:
     runs: list[RunNumber]
     """Their numbers; those that have a directory."""
 
-    @property
-    def style(self) -> str:
-        return self.state.partition(":")[0]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:

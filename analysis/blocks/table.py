@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -55,14 +55,13 @@ def number(key: str, title: str, text: Callable[[Any], str] = str, of: Callable[
     return Column(key, title, text, of, numeric=True)
 
 
-def run_columns(run_of: Callable[[Any], Mapping[Any, Any]] = lambda record: record) -> list[Column]:
-    """Return the columns that say which run a record is about. ``run_of`` takes its row of the runs table."""
-    return [
-        number("number", "No.", of=lambda record: run_of(record)["number"]),
-        Column("name", "Run", of=lambda record: run_of(record)["name"], emphasised=True),
-        Column("architecture", "Architecture", units.architecture, lambda record: run_of(record)["arch"]),
-        Column("optimizer", "Optimizer", units.optimizer, lambda record: run_of(record)["optimizer"]),
-    ]
+RUN_COLUMNS = [
+    number("number", "No."),
+    Column("name", "Run", emphasised=True),
+    Column("architecture", "Architecture", units.architecture, lambda run: run["arch"]),
+    Column("optimizer", "Optimizer", units.optimizer),
+]
+"""The columns that say which run a row is about, for records with the columns of the runs table."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,11 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import scope
-from analysis.blocks.words import device_sentences, distinct, first_few, interval_phrase
-from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
+from analysis.blocks.texts import device_sentences, distinct, first_few, interval_phrase, scope
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.record import Expectation
-from analysis.study.settings import Setting, best_of, settings_of
+from analysis.study.settings import Setting, best_of, expected_lowest_perplexity, expected_minimum, settings_of
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -43,15 +41,19 @@ AS_EXPECTED, NOT_AS_EXPECTED, INCONCLUSIVE = "as expected", "not as expected", "
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """The lowest value among the finished runs of one side."""
+    """What the finished runs of one side have reached."""
 
-    value: float
-    """The lowest of ``values``."""
     values: list[float]
     """One of each finished setting (of validation perplexities) or run (of anything else)."""
     reference: str
+    """Of the setting or run with the lowest value."""
     best: Setting | None = None
-    """The setting with the lowest value; of validation perplexities alone."""
+    """That setting; of validation perplexities alone."""
+
+    @property
+    def value(self) -> float:
+        """The lowest value."""
+        return min(self.values)
 
 
 def expected_blocks(study: Study) -> list[Block]:
@@ -98,18 +100,13 @@ def _side(study: Study, metric: str, ids: Sequence[str]) -> Side | None:
         if not settings:
             return None
         best = best_of(settings)
-        values = [setting.val_ppl for setting in settings]
-        return Side(value=best.val_ppl, values=values, reference=best.reference, best=best)
+        return Side(values=[setting.val_ppl for setting in settings], reference=best.reference, best=best)
     runs = finished(runs).sort_values("number")
     runs = runs[runs[metric].map(units.is_number)]
     if runs.empty:
         return None
-    lowest = runs.nsmallest(1, metric)
-    return Side(
-        value=lowest[metric].item(),
-        values=runs[metric].to_list(),
-        reference=f"{lowest['number'].item()} {lowest['name'].item()}",
-    )
+    lowest = min(rows_of(runs), key=lambda run: getattr(run, metric))
+    return Side(values=runs[metric].to_list(), reference=f"{lowest.number} {lowest.name}")
 
 
 def _doubt(study: Study, expectation: Expectation, lower: Side | None, higher: Side | None) -> str | None:
@@ -186,24 +183,21 @@ def _values_sentence(metric: str, lower: Side | None, higher: Side | None) -> st
 
 
 def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
-    columns = [
-        number("number", "No."),
-        Column("expectation", "Expectation"),
-        Column("metric", "Of"),
-        Column("lower", "Expected lower", shown=lambda row: row["write"](row["lower"]), numeric=True),
-        Column("lower_run", "Run", units.text),
-        Column("higher", "Expected higher", shown=lambda row: row["write"](row["higher"]), numeric=True),
-        Column("higher_run", "Run", units.text),
-        Column("verdict", "Verdict", shown=lambda row: row["kind"]),
-    ]
-    caption = (
-        "Lowest value among the finished runs of each side, and its run. Without a difference by Welch's t test over "
-        f"seeds: inconclusive. Gap: validation minus training perplexity. {units.MISSING}: no finished run."
-    )
     return Table(
         name="discussion-1-expected",
         title="Expected against observed",
-        caption=caption + of,
-        columns=columns,
+        caption="Lowest value among the finished runs of each side, and its run. Without a difference by Welch's t "
+        "test over seeds: inconclusive. Gap: validation minus training perplexity. "
+        f"{units.MISSING}: no finished run.{of}",
+        columns=[
+            number("number", "No."),
+            Column("expectation", "Expectation"),
+            Column("metric", "Of"),
+            Column("lower", "Expected lower", shown=lambda row: row["write"](row["lower"]), numeric=True),
+            Column("lower_run", "Run", units.text),
+            Column("higher", "Expected higher", shown=lambda row: row["write"](row["higher"]), numeric=True),
+            Column("higher_run", "Run", units.text),
+            Column("verdict", "Verdict", shown=lambda row: row["kind"]),
+        ],
         records=rows,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,8 +13,7 @@ import pandas as pd
 from analysis.blocks.effects import effect_sentence, effects_of, effects_table
 from analysis.blocks.section import Block, Points
 from analysis.blocks.table import Column, Table
-from analysis.blocks.texts import on_one_text, scope
-from analysis.blocks.words import first_few
+from analysis.blocks.texts import first_few, on_one_text, scope
 from analysis.study import units
 from analysis.study.comparison import finished
 from analysis.study.pairs import single_key_pairs
@@ -52,36 +52,31 @@ def next_blocks(study: Study) -> list[Block]:
         *_unfinished_sentence(study, runs),
         *_stopped_sentence(runs),
     ]
-    longer = [
-        (
-            "more epochs",
-            f"{run.number} {run.name}",
-            f"fell {100 * run.fall:.2f} % per epoch to {units.perplexity(run.val_ppl)} at epoch {run.epochs}",
-            run.number,
-        )
-        for run in rows_of(falling.head(LISTED))
-    ]
-    not_yet = [("not yet run", what, why, None) for what, why in missing[:LISTED]]
-    retried = [("again", run.reference, _failure(run), run.number) for run in rows_of(again.head(LISTED))]
-    proposals = pd.DataFrame([*longer, *not_yet, *retried], columns=["proposal", "what", "why", "run"], dtype=object)
+    proposals = _proposals_table(falling.head(LISTED), missing[:LISTED], again.head(LISTED))
     return [
         Points(items=sentences),
-        *([] if proposals.empty else [_table(proposals)]),
+        *([proposals] if proposals.rows else []),
         *([effects_table(effects, scope(one))] if effects else []),
     ]
 
 
-def _table(proposals: pd.DataFrame) -> Table:
-    caption = (
-        "More epochs: the best epoch is the last, and the perplexity fell by more than "
-        f"{100 * FALL_PER_EPOCH:g} % per epoch at the end. Again: failures of the machine or of memory."
-    )
+def _proposals_table(longer: pd.DataFrame, not_yet: Sequence[tuple[str, str]], again: pd.DataFrame) -> Table:
+
+    def fall(run: Any) -> str:
+        return f"fell {100 * run.fall:.2f} % per epoch to {units.perplexity(run.val_ppl)} at epoch {run.epochs}"
+
+    rows = [
+        *(("more epochs", f"{run.number} {run.name}", fall(run), run.number) for run in rows_of(longer)),
+        *(("not yet run", what, why, None) for what, why in not_yet),
+        *(("again", run.reference, _failure(run), run.number) for run in rows_of(again)),
+    ]
     return Table(
         name="discussion-5-next",
         title="What to run next",
-        caption=caption,
+        caption="More epochs: the best epoch is the last, and the perplexity fell by more than "
+        f"{100 * FALL_PER_EPOCH:g} % per epoch at the end. Again: failures of the machine or of memory.",
         columns=[Column("proposal", "Proposal"), Column("what", "Run or combination"), Column("why", "Because")],
-        records=proposals,
+        records=pd.DataFrame(rows, columns=["proposal", "what", "why", "run"], dtype=object),
         run=lambda proposal: proposal["run"],
     )
 
@@ -92,8 +87,9 @@ def _table(proposals: pd.DataFrame) -> Table:
 def falling_runs(study: Study) -> pd.DataFrame:
     """Return the finished runs that fell by more than 0.1 % an epoch at their end (``fall``), the lowest first."""
     done = finished(study.runs)
-    curves = [study.epochs_of(run_id)["val_ppl"].to_list() for run_id in done["id"]]
-    falling = done.assign(fall=[fall_per_epoch(curve) for curve in curves], epochs=[len(curve) for curve in curves])
+    recorded = study.epochs.groupby("id")["val_ppl"].agg(list).to_dict()
+    curves = [recorded.get(run_id, []) for run_id in done["id"]]
+    falling = done.assign(fall=list(map(fall_per_epoch, curves)), epochs=list(map(len, curves)))
     return falling[falling["fall"] > FALL_PER_EPOCH].sort_values(["val_ppl", "number"])
 
 
@@ -137,7 +133,7 @@ def combinations_never_run(study: Study) -> list[tuple[str, str]]:
     for absent in study.absent:
         reasons[absent.arch, absent.optimizer].append(f"{absent.number} {absent.name}: absent")
     for excluded in study.excluded:
-        reasons[excluded.arch, excluded.optimizer].append("excluded by the manifest")
+        reasons[excluded].append("excluded by the manifest")
     known = [key for key in reasons if isinstance(key[0], str) and isinstance(key[1], str)]
     archs, optimizers = (
         sorted({key[axis] for key in known}, key=lambda key: (units.rank(table, key), key))

@@ -12,13 +12,11 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import scope
-from analysis.blocks.words import described, device_sentences
-from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
+from analysis.blocks.texts import described, device_sentences, scope
 from analysis.study import units
 from analysis.study.columns import SETTING_KEYS
 from analysis.study.comparison import finished
-from analysis.study.settings import Setting, best_of, best_settings
+from analysis.study.settings import Setting, best_of, best_settings, expected_lowest_perplexity, expected_minimum
 from analysis.study.study import Study
 from analysis.study.values import rows_of
 
@@ -124,29 +122,25 @@ def _numbers(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 
 def _table(rows: Sequence[dict[str, Any]], of: str) -> Table:
-    columns = [
-        Column("optimizer", "Optimizer"),
-        number("runs", "Runs"),
-        number("diverged", "Diverged"),
-        number("val_ppl", "Best valid.", units.perplexity),
-        number("at_equal_counts_ppl", "Equal counts", units.perplexity),
-        Column("run", "Run"),
-        Column("architecture", "Architecture"),
-        number("median_seconds_to_5pct", "Time to 5 %", units.duration),
-        number("gap", "Gap of best", units.perplexity),
-        number("final_gap", "Final gap of best", units.perplexity),
-        number("median_gap", "Median gap", units.perplexity),
-        number("median_final_gap", "Median final gap", units.perplexity),
-    ]
-    caption = (
-        "Best valid.: of all settings; equal counts: expected of as many as the fewest. Time to 5 %: median. "
-        "Gap: validation minus training; final: after the last epoch."
-    )
     return Table(
         name="discussion-2-optimizers",
         title="The optimizers compared",
-        caption=caption + of,
-        columns=columns,
+        caption="Best valid.: of all settings; equal counts: expected of as many as the fewest. Time to 5 %: median. "
+        f"Gap: validation minus training; final: after the last epoch.{of}",
+        columns=[
+            Column("optimizer", "Optimizer"),
+            number("runs", "Runs"),
+            number("diverged", "Diverged"),
+            number("val_ppl", "Best valid.", units.perplexity),
+            number("at_equal_counts_ppl", "Equal counts", units.perplexity),
+            Column("run", "Run"),
+            Column("architecture", "Architecture"),
+            number("median_seconds_to_5pct", "Time to 5 %", units.duration),
+            number("gap", "Gap of best", units.perplexity),
+            number("final_gap", "Final gap of best", units.perplexity),
+            number("median_gap", "Median gap", units.perplexity),
+            number("median_final_gap", "Median final gap", units.perplexity),
+        ],
         records=rows,
     )
 
@@ -227,24 +221,20 @@ def _duel_phrase(duel: Any) -> str:
 
 
 def _duel_table(duels: pd.DataFrame, of: str) -> Table:
-    columns = [
-        Column("first", "First"),
-        Column("second", "Second"),
-        number("pairs", "Pairs"),
-        number("first_wins", "First lower"),
-        number("second_wins", "Second lower"),
-        number("median_difference_nats", "Median difference (nats)", units.decimals("+.3f")),
-        number("equal_counts_nats", "Equal counts (nats)", units.decimals("+.3f")),
-        number("median_time_ratio", "Time ratio", units.decimals(".2f")),
-    ]
-    caption = (
-        "Of several runs, such as learning rates, the best counts. Difference: loss of the second minus the first; "
-        "equal counts: expected at equal numbers of runs. Time ratio: second / first, time to 5 %."
-    )
     return Table(
         name="discussion-2-pairs",
         title="Optimizers where all else is alike",
-        caption=caption + of,
-        columns=columns,
+        caption="Of several runs, such as learning rates, the best counts. Difference: loss of the second minus the "
+        f"first; equal counts: expected at equal numbers of runs. Time ratio: second / first, time to 5 %.{of}",
+        columns=[
+            Column("first", "First"),
+            Column("second", "Second"),
+            number("pairs", "Pairs"),
+            number("first_wins", "First lower"),
+            number("second_wins", "Second lower"),
+            number("median_difference_nats", "Median difference (nats)", units.decimals("+.3f")),
+            number("equal_counts_nats", "Equal counts (nats)", units.decimals("+.3f")),
+            number("median_time_ratio", "Time ratio", units.decimals(".2f")),
+        ],
         records=duels,
     )

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import scope
-from analysis.blocks.words import described, device_sentences, distinct, times
+from analysis.blocks.texts import described, device_sentences, distinct, scope, times
 from analysis.plots.scatter import time_chart
 from analysis.study import units
 from analysis.study.comparison import WITHIN
@@ -153,26 +152,22 @@ def _table(best: Setting, fastest: Setting | None, front: Sequence[Setting], of:
     if fastest is not None:
         picked[fastest.number] = "generalisation and time" if fastest is best else "time"
     shown = {setting.number: setting for setting in [*front, *([fastest] if fastest else []), best]}
-    columns = [
-        Column("setting", "Run", of=lambda setting: setting.reference),
-        Column("architecture", "Architecture", of=lambda s: units.architecture(s.arch)),
-        Column("optimizer", "Optimizer", of=lambda s: units.optimizer(s.optimizer)),
-        number("val_ppl", "Valid.", units.perplexity, lambda setting: setting.val_ppl),
-        number("gap", "Gap", units.perplexity, lambda setting: setting.gap),
-        number("final_gap", "Final gap", units.perplexity, lambda setting: setting.final_gap),
-        number("seconds_to_best", "Time to best", units.duration, lambda setting: setting.seconds_to_best),
-        number("seconds_to_study_best", "Time to 5 %", units.duration, lambda s: s.seconds_to_study_best),
-        Column("picked_for", "Picked for", of=lambda setting: picked.get(setting.number, units.MISSING)),
-    ]
-    caption = (
-        "The Pareto front of perplexity and time to best, and the picks. Gap: at the best "
-        f"epoch; final: after the last. Time to 5 %: to {WITHIN:g} times the lowest. {units.MISSING}: not reached."
-    )
     return Table(
         name="discussion-3-picks",
         title="Perplexity against time",
-        caption=caption + of,
-        columns=columns,
+        caption="The Pareto front of perplexity and time to best, and the picks. Gap: at the best "
+        f"epoch; final: after the last. Time to 5 %: to {WITHIN:g} times the lowest. {units.MISSING}: not reached.{of}",
+        columns=[
+            Column("setting", "Run", of=lambda setting: setting.reference),
+            Column("architecture", "Architecture", of=lambda s: units.architecture(s.arch)),
+            Column("optimizer", "Optimizer", of=lambda s: units.optimizer(s.optimizer)),
+            number("val_ppl", "Valid.", units.perplexity, lambda setting: setting.val_ppl),
+            number("gap", "Gap", units.perplexity, lambda setting: setting.gap),
+            number("final_gap", "Final gap", units.perplexity, lambda setting: setting.final_gap),
+            number("seconds_to_best", "Time to best", units.duration, lambda setting: setting.seconds_to_best),
+            number("seconds_to_study_best", "Time to 5 %", units.duration, lambda s: s.seconds_to_study_best),
+            Column("picked_for", "Picked for", of=lambda setting: picked.get(setting.number, units.MISSING)),
+        ],
         records=list(shown.values()),
         run=lambda setting: setting.only_run,
     )

@@ -15,8 +15,7 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import scope
-from analysis.blocks.words import times
+from analysis.blocks.texts import scope, times
 from analysis.plots.scatter import spread_chart
 from analysis.study import units
 from analysis.study.comparison import finished
@@ -166,25 +165,21 @@ def _label(spread: Any) -> str:
 
 
 def _table(spreads: pd.DataFrame, of: str) -> Table:
-    columns = [
-        Column("architecture", "Architecture"),
-        number("settings", "Settings"),
-        number("share_within_1_2", f"Within {NEAR:g} ×", units.percent),
-        number("share_within_1_5", f"Within {FAIR:g} ×", units.percent),
-        number("min_val_ppl", "Lowest", units.perplexity),
-        number("median_val_ppl", "Median", units.perplexity),
-        number("max_val_ppl", "Highest", units.perplexity),
-        number("quartile_range_nats", "IQR (nats)", units.decimals(".3f")),
-        number("diverged", "Diverged"),
-    ]
-    caption = (
-        f"Within {NEAR:g} ×: share of settings at most {NEAR:g} times the study's lowest perplexity; with a diverged "
-        "run never. IQR: interquartile range of the losses. Diverged: runs."
-    )
     return Table(
         name="discussion-4-reliability",
         title="Reliability of the architectures",
-        caption=caption + of,
-        columns=columns,
+        caption=f"Within {NEAR:g} ×: share of settings at most {NEAR:g} times the study's lowest perplexity; with a "
+        f"diverged run never. IQR: interquartile range of the losses. Diverged: runs.{of}",
+        columns=[
+            Column("architecture", "Architecture"),
+            number("settings", "Settings"),
+            number("share_within_1_2", f"Within {NEAR:g} ×", units.percent),
+            number("share_within_1_5", f"Within {FAIR:g} ×", units.percent),
+            number("min_val_ppl", "Lowest", units.perplexity),
+            number("median_val_ppl", "Median", units.perplexity),
+            number("max_val_ppl", "Highest", units.perplexity),
+            number("quartile_range_nats", "IQR (nats)", units.decimals(".3f")),
+            number("diverged", "Diverged"),
+        ],
         records=spreads,
     )

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
-from analysis.blocks.words import first_few
+from analysis.blocks.texts import first_few
 from analysis.plots import look
 from analysis.plots.axes import Mark, label_grid, panel_grid, panels_with_legend, place_numbers, scale_for
 from analysis.plots.curves import LABEL_LENGTH

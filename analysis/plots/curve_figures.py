@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
 from analysis.blocks.section import Block, Subheading
+from analysis.blocks.texts import first_few
 from analysis.plots import look
 from analysis.plots.axes import (
     SINGLE_CUT_FACTOR,
@@ -30,7 +31,6 @@ from analysis.plots.axes import (
     scale_for,
     shared_cut,
 )
-from analysis.plots.captions import compared_before_end, curves_caption, panels_caption
 from analysis.plots.curves import Curve, curves_of, setting_curves, time_unit
 from analysis.plots.lines import (
     Choice,
@@ -45,8 +45,10 @@ from analysis.plots.lines import (
     shown_values,
 )
 from analysis.study import units
+from analysis.study.comparison import finished
 from analysis.study.numbering import RunNumber
 from analysis.study.study import Study
+from analysis.study.values import Values
 from seqlm.run_layout import slugify
 
 SPOKEN: dict[Progress, str] = {"epochs": "epochs", "time": "wall-clock time"}
@@ -85,47 +87,35 @@ def _validated(curves: Mapping[Progress, Sequence[Curve]]) -> dict[Progress, lis
 def _factor_charts(study: Study, curves: Mapping[Progress, Sequence[Curve]], by: Factor) -> list[Chart]:
     """A figure for each optimizer, or for each architecture, that has a curve."""
     word, titles = ("optimizer", units.OPTIMIZERS) if by == "optimizer" else ("architecture", units.ARCHITECTURES)
-    charts = [
-        _group_chart(study, study.runs[study.runs[by] == key], curves, f"{word}-{_in_names(key)}", title, by)
-        for key, title in titles.items()
-    ]
-    return [chart for chart in charts if chart is not None]
-
-
-def _in_names(key: str) -> str:
-    """Return an optimizer or architecture in the name of a file."""
-    return slugify(key).replace("_", "-")
+    charts = []
+    for key, title in titles.items():
+        runs = study.runs[study.runs[by] == key]
+        if members := _members(study, runs, curves):
+            name = f"{word}-{slugify(key).replace('_', '-')}"
+            charts.append(_curves_chart(study, runs, members, name, f"{title}: validation perplexity", by))
+    return charts
 
 
 @look.applied()
 def named_group_charts(study: Study) -> dict[str, Chart]:
     """A figure for each group of ``[report] groups`` that has a curve, by the group's title."""
     curves = _validated({kind: curves_of(study, kind) for kind in SPOKEN}) if study.groups else {}
-    charts = {
-        title: _group_chart(
-            study, study.runs[study.runs["id"].isin(ids)], curves, f"curves-{study.group_name(title)}", title
-        )
-        for title, ids in study.groups.items()
-    }
-    return {title: chart for title, chart in charts.items() if chart is not None}
+    charts = {}
+    for title, ids in study.groups.items():
+        runs = study.runs[study.runs["id"].isin(ids)]
+        if members := _members(study, runs, curves):
+            name = f"curves-{study.group_name(title)}"
+            charts[title] = _curves_chart(study, runs, members, name, f"{title}: validation perplexity")
+    return charts
 
 
-def _group_chart(
-    study: Study,
-    runs: pd.DataFrame,
-    curves: Mapping[Progress, Sequence[Curve]],
-    name: str,
-    title: str,
-    by: Factor | None = None,
-) -> Chart | None:
-    """The curves of some runs, the seeds of a setting as one; none without a curve."""
+def _members(
+    study: Study, runs: pd.DataFrame, curves: Mapping[Progress, Sequence[Curve]]
+) -> dict[Progress, list[Curve]]:
+    """Return the curves of some runs, the seeds of a setting as one, over each progress for which there are any."""
     numbers = set(runs["number"])
-    members = {
-        kind: setting_curves(study, group)
-        for kind, found in curves.items()
-        if (group := [curve for curve in found if curve.number in numbers])
-    }
-    return _curves_chart(study, runs, members, name, f"{title}: validation perplexity", by) if members else None
+    groups = {kind: [curve for curve in found if curve.number in numbers] for kind, found in curves.items()}
+    return {kind: setting_curves(study, group) for kind, group in groups.items() if group}
 
 
 def _curves_chart(
@@ -150,13 +140,15 @@ def _curves_chart(
     ]
     for place in axes[1:]:
         place.set_ylabel("")
-    limits = compared_before_end(runs)
-    for limit in limits if "epochs" in curves else []:
+    done = finished(runs)
+    longer = done[done["epochs_done"] > done["compared_epochs"]]
+    limits = sorted(set(longer["compared_epochs"].astype(int))) if "epochs" in curves else []
+    for limit in limits:
         axes[0].axvline(limit, color=look.MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
     return Chart(
         name=name,
         title=f"{title} over {' and '.join(SPOKEN[kind] for kind in curves)}",
-        caption=curves_caption(runs, chosen, scale, by, limits if "epochs" in curves else []),
+        caption=_curves_caption(runs, chosen, scale, by, limits),
         figure=figure,
         panels=panels,
     )
@@ -207,7 +199,7 @@ def panels_chart(study: Study, curves: Sequence[Curve], progress: Progress) -> C
     return Chart(
         name=f"runs-{progress}",
         title=f"Training and validation perplexity of {what} over {SPOKEN[progress]}",
-        caption=panels_caption(study.runs, curves, shown, scales),
+        caption=_panels_caption(study.runs, curves, shown, scales),
         figure=figure,
         panels=[
             Panel(axes=axes, lines=_lines(curve), x_name="epoch" if progress == "epochs" else unit)
@@ -245,3 +237,63 @@ def _draw_panel(axes: Axes, curve: Curve) -> Scale:
     scale.applied_to(axes, "y", 5)
     axes.set_title(curve.label, loc="left", fontweight="bold", fontsize=8)
     return scale
+
+
+# -- captions ------------------------------------------------------------------------------------------------------
+
+MOST_NAMED = 3
+"""Runs that a sentence names; the rest are counted."""
+
+STYLES = {
+    None: "Colour: architecture; line and marker: optimizer.",
+    "optimizer": "Colour: architecture.",
+    "arch": "Line and marker: optimizer.",
+}
+"""What colours and lines say in a figure of all runs, of one optimizer, of one architecture."""
+
+
+def _curves_caption(runs: pd.DataFrame, choice: Choice, scale: Scale, by: Factor | None, limits: Sequence[int]) -> str:
+    """Return the caption of a figure of some runs, with a vertical line at each of ``limits`` (epochs)."""
+    sizes = sorted({len(curve.runs) for curve in choice.all if len(curve.runs) > 1})
+    sentences = [STYLES[by]]
+    if limits:
+        sentences.append(f"Dotted line: runs are compared by {units.listing([str(limit) for limit in limits])} epochs.")
+    if choice.crowd:
+        sentences.append(
+            f"Coloured: the {len(choice.named)} best of {len(choice.all):,} {'lines' if sizes else 'runs'}. "
+            f"Grey: the other {len(choice.crowd):,}."
+        )
+    if sizes:
+        n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
+        sentences.append(f"Several seeds ({n}): geometric mean, and a band from the lowest to the highest.")
+    cut = [(curve, values) for curve in choice.all if scale.cuts(values := np.concatenate(curve.drawn))]
+    return " ".join([*sentences, *_missing_sentences(runs, choice.all, cut, f" at {units.rounded(scale.high)}")])
+
+
+def _panels_caption(
+    runs: pd.DataFrame, curves: Sequence[Curve], shown: Sequence[Curve], scales: Sequence[Scale]
+) -> str:
+    sentences = ["Solid: validation; dashed: training. Each panel has its own vertical axis."]
+    if len(curves) > len(shown):
+        settings = len({curve.setting for curve in curves})
+        sentences.insert(0, f"The best runs of {min(len(shown), settings)} of {settings:,} settings.")
+    drawn = [(curve, np.concatenate([curve.train_ppl, curve.val_ppl])) for curve in shown]
+    cut = [pair for pair, scale in zip(drawn, scales, strict=True) if scale.cuts(pair[1])]
+    left_out = runs[~runs["number"].isin([curve.number for curve in curves])]
+    return " ".join([*sentences, *_missing_sentences(left_out, shown, cut)])
+
+
+def _missing_sentences(
+    runs: pd.DataFrame, drawn: Sequence[Curve], cut: Sequence[tuple[Curve, Values]], at: str = ""
+) -> list[str]:
+    """Name the runs that ended early, that leave the axis, and those of ``runs`` without a curve."""
+    shown = {number for curve in drawn for number in curve.runs}
+    facts = zip(runs["number"], runs["name"], strict=True)
+    stopped = sum(curve.state == "stopped" for curve in drawn)
+    named = {
+        "Ended early (×)": [c.reference for c in drawn if c.ended_early and c.state != "stopped"],
+        f"Cut off{at} (▲)": [f"{curve.reference} (up to {units.rounded(np.nanmax(v))})" for curve, v in cut],
+        "Without a finished epoch": [f"{number} {name}" for number, name in facts if number not in shown],
+    }
+    sentences = [f"Stopped by the search (×): {units.count(stopped, 'run')}."] if stopped else []
+    return sentences + [f"{what}: {first_few(names, MOST_NAMED)}." for what, names in named.items() if names]

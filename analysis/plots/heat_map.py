@@ -44,8 +44,8 @@ def map_cells(study: Study) -> dict[tuple[str, str], Any]:
 def heat_map(study: Study) -> Chart:
     """Optimizers by architectures; needs a finished run."""
     cells = map_cells(study)
-    rows = _names(units.OPTIMIZERS, study.runs["optimizer"])
-    columns = _names(units.ARCHITECTURES, study.runs["arch"])
+    rows = units.names_of(units.OPTIMIZERS, study.runs["optimizer"])
+    columns = units.names_of(units.ARCHITECTURES, study.runs["arch"])
     caption = (
         "Lowest validation perplexity of the finished runs, the number of that run, and how many runs finished (n): "
         "more runs have more chances to be low."
@@ -59,12 +59,6 @@ def heat_map(study: Study) -> Chart:
         caption=caption,
         figure=_draw(cells, rows, columns),
     )
-
-
-def _names(known: dict[str, str], found: Any) -> list[str]:
-    """Those of the study, in the report's order."""
-    there = {known.get(key, units.UNKNOWN) for key in found}
-    return [name for name in [*known.values(), units.UNKNOWN] if name in there]
 
 
 def _draw(cells: dict[tuple[str, str], Any], rows: list[str], columns: list[str]) -> Figure:

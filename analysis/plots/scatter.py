@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
-from analysis.blocks.words import first_few
+from analysis.blocks.texts import first_few
 from analysis.plots import look
 from analysis.plots.axes import Mark, Scale, panels_with_legend, place_numbers, scale_for, shared_cut
 from analysis.plots.curves import unit_for
@@ -140,7 +140,7 @@ STOPPED: dict[str, Any] = {"marker": "x", "markersize": 5, "markeredgewidth": 1.
 
 @look.applied()
 def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
-    """Draw a line for each architecture. ``epochs`` and ``hours``: see :func:`analysis.sections.rungs.spent_hours`."""
+    """Draw a line for each architecture. ``epochs`` and ``hours``: see :func:`analysis.sections.search.spent_hours`."""
     done = set(finished(study.runs)["id"])
     found = epochs[np.isfinite(epochs["val_ppl"])]
     archs = [arch for arch in look.architecture_colours() if (found["arch"] == arch).any()]

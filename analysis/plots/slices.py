@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from analysis.blocks.figure import Chart, Line, Panel, run_mark
-from analysis.blocks.texts import scope
-from analysis.blocks.words import first_few
+from analysis.blocks.texts import first_few, scope
 from analysis.plots import look
 from analysis.plots.axes import label_grid, panel_grid, scale_for
 from analysis.study import units

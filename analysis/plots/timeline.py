@@ -164,7 +164,7 @@ def bar_handles(lanes: Sequence[Lane]) -> list[Patch]:
     """Return the legend entries of the architectures and outcomes that the lanes hold."""
     bars = [bar for lane in lanes for bar in lane.bars]
     archs = {units.architecture(bar.arch): look.colour_of(bar.arch) for bar in bars}
-    names = [name for name in [*units.ARCHITECTURES.values(), units.UNKNOWN] if name in archs]
+    names = units.names_of(units.ARCHITECTURES, (bar.arch for bar in bars))
     hatches = {HATCHES[bar.outcome] for bar in bars if bar.outcome in HATCHES}
     return [Patch(facecolor=archs[name], label=name) for name in names] + [
         Patch(facecolor=look.MUTED, edgecolor=look.PAPER, linewidth=0, hatch=HATCHES[outcome], label=label)

@@ -10,13 +10,13 @@ import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section, Subheading
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.words import first_few
+from analysis.blocks.texts import first_few
 from analysis.plots.behaviour import behaviour_charts
 from analysis.sections.behaviour_sentences import mean_perplexity, sentences, vanishes_after
 from analysis.sections.choosing import LEAST_DISTINCT, MOST_REPEATED, MOST_UNKNOWN, plain_text
 from analysis.sections.samples import all_samples, chosen_samples
 from analysis.study import units
-from analysis.study.behaved import Behaved, behaved_runs, shown_runs
+from analysis.study.behaved import Behaved, behaved_runs
 from analysis.study.settings import best_runs
 from analysis.study.study import Study
 from analysis.study.values import rows_of
@@ -25,24 +25,21 @@ COMMAND = "launch.py behaviour STUDY"
 
 TWO_DECIMALS = units.decimals(".2f")
 
-MEASURES = [
-    *("perplexity_own", "perplexity_other", "entropy", "distinct_2", "repetition", "unk_share", "longest_copy"),
-]
+MEASURES = ["perplexity_own", "perplexity_other", "entropy", "distinct_2", "repetition", "unk_share", "longest_copy"]
 """Columns of the samples of which a table gives the means."""
 
 
 def behaviour_section(study: Study) -> Section:
     """Loss at each time step, gradients back in time, and samples."""
     runs = behaved_runs(study)
-    shown = shown_runs(runs)
+    shown = [run for run in runs if run.is_shown]
     text = f"Not computed yet. “{COMMAND}” computes it for the best run of each architecture on each text."
     blocks: list[Block] = [Prose(text=text)]
     if runs:
         blocks = [
             *(Prose(text=note) for note in _absence(study, runs, shown)),
             *behaviour_charts(shown),
-            *_no_gradients_note(shown),
-            *_one_layer_note(shown),
+            *(Prose(text=note) for note in _layer_notes(shown)),
             Points(items=sentences(shown)),
             behaviour_table(runs),
             *_samples_blocks(runs, shown),
@@ -52,7 +49,7 @@ def behaviour_section(study: Study) -> Section:
 
 def samples_appendix(study: Study) -> Section:
     """All samples of the runs that the section shows; without a block where there are none."""
-    block = all_samples(shown_runs(behaved_runs(study)))
+    block = all_samples([run for run in behaved_runs(study) if run.is_shown])
     return Section(
         name="all-samples", title="Appendix: all samples", short="All samples", blocks=[block] if block.runs else []
     )
@@ -80,19 +77,12 @@ def _absence(study: Study, runs: Sequence[Behaved], shown: Sequence[Behaved]) ->
     return notes
 
 
-def _one_layer_note(runs: Sequence[Behaved]) -> list[Prose]:
+def _layer_notes(runs: Sequence[Behaved]) -> list[str]:
+    without = [run.reference for run in runs if run.behaviour.gradient_columns is None]
+    notes = [f"No gradient norms: the model names no hidden_states ({first_few(without, 2)})."] if without else []
     single = [run.reference for run in runs if len(run.behaviour.layer_gradients) == 1]
     of = "every run here" if len(single) == len(runs) else units.listing(single)
-    return [Prose(text=f"With one layer, the gradient norm of the layer is the overall one: {of}.")] if single else []
-
-
-def _no_gradients_note(runs: Sequence[Behaved]) -> list[Prose]:
-    without = [run.reference for run in runs if run.behaviour.gradient_columns is None]
-    return (
-        [Prose(text=f"No gradient norms: the model names no hidden_states ({first_few(without, 2)}).")]
-        if without
-        else []
-    )
+    return [*notes, f"With one layer, the gradient norm of the layer is the overall one: {of}."] if single else notes
 
 
 def _samples_blocks(runs: Sequence[Behaved], shown: Sequence[Behaved]) -> list[Block]:
@@ -120,28 +110,6 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
     def windows(run: Behaved) -> str:
         return f"{run.behaviour.windows:,} × {run.behaviour.columns:,} × {len(run.behaviour.zero_state):,}"
 
-    columns = [
-        number("number", "No.", of=lambda run: run.number),
-        Column("name", "Run", of=lambda run: run.name),
-        Column("architecture", "Architecture", units.architecture, lambda run: run.arch),
-        Column(
-            "windows", "Windows", of=lambda r: r.behaviour.windows * r.behaviour.columns, shown=windows, numeric=True
-        ),
-        number("first_step_loss", "First step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[0])),
-        number("last_step_loss", "Last step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[-1])),
-        number("zero_state_ppl", "Zero state", units.perplexity, lambda b: mean_perplexity(b.behaviour.zero_state)),
-        number("carried_state_ppl", "Carried", units.perplexity, lambda b: mean_perplexity(b.behaviour.carried_state)),
-        number("steps_to_1_percent", "Gradient < 1 %", units.whole, lambda run: vanishes_after(run.behaviour.gradient)),
-        number(
-            "mean_of_norms_steps_to_1_percent",
-            "Mean of norms < 1 %",
-            units.whole,
-            lambda run: vanishes_after(run.behaviour.gradient_mean_of_norms),
-        ),
-        number("seconds", "Time", units.duration, lambda run: run.behaviour.seconds),
-        Column("device", "Device", of=lambda run: run.behaviour.device),
-        Column("judge", "Judge", units.text, lambda run: run.behaviour.judge),
-    ]
     caption = (
         "Windows: number × columns × tokens. First, last step: mean loss (nats). Zero state, carried: perplexity. "
         "Gradient < 1 %: steps back from the last one."
@@ -153,7 +121,36 @@ def behaviour_table(runs: Sequence[Behaved]) -> Table:
         name="behaviour",
         title="Behaviour of the trained models",
         caption=caption,
-        columns=columns,
+        columns=[
+            number("number", "No.", of=lambda run: run.number),
+            Column("name", "Run", of=lambda run: run.name),
+            Column("architecture", "Architecture", units.architecture, lambda run: run.arch),
+            Column(
+                "windows",
+                "Windows",
+                of=lambda r: r.behaviour.windows * r.behaviour.columns,
+                shown=windows,
+                numeric=True,
+            ),
+            number("first_step_loss", "First step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[0])),
+            number("last_step_loss", "Last step", TWO_DECIMALS, lambda run: float(run.behaviour.zero_state[-1])),
+            number("zero_state_ppl", "Zero state", units.perplexity, lambda b: mean_perplexity(b.behaviour.zero_state)),
+            number(
+                "carried_state_ppl", "Carried", units.perplexity, lambda b: mean_perplexity(b.behaviour.carried_state)
+            ),
+            number(
+                "steps_to_1_percent", "Gradient < 1 %", units.whole, lambda run: vanishes_after(run.behaviour.gradient)
+            ),
+            number(
+                "mean_of_norms_steps_to_1_percent",
+                "Mean of norms < 1 %",
+                units.whole,
+                lambda run: vanishes_after(run.behaviour.gradient_mean_of_norms),
+            ),
+            number("seconds", "Time", units.duration, lambda run: run.behaviour.seconds),
+            Column("device", "Device", of=lambda run: run.behaviour.device),
+            Column("judge", "Judge", units.text, lambda run: run.behaviour.judge),
+        ],
         records=runs,
         run=lambda run: run.number,
     )
@@ -172,29 +169,25 @@ def measures_table(runs: Sequence[Behaved]) -> Table:
             mean["samples"] = samples.groupby("length").size()
             run_facts: dict[str, Any] = {"number": run.number, "name": run.name, "architecture": run.arch}
             means.append(mean.assign(**run_facts).reset_index(names="tokens"))
-    columns = [
-        number("number", "No."),
-        Column("name", "Run"),
-        Column("architecture", "Architecture", units.architecture),
-        number("tokens", "Tokens", units.decimals(",")),
-        number("samples", "Samples"),
-        number("perplexity_other", "Judge", units.perplexity),
-        number("perplexity_own", "Own", units.perplexity),
-        number("entropy", "Entropy", TWO_DECIMALS),
-        number("distinct_2", "Distinct-2", TWO_DECIMALS),
-        number("repetition", "Repetition", units.percent),
-        number("unk_share", "<unk>", units.percent),
-        number("longest_copy", "Longest copy", units.decimals(".1f")),
-    ]
-    caption = (
-        "Means over samples. Judge, own: perplexity under the judge and the model itself. Repetition: tokens that "
-        "occur among the 16 before. Longest copy: tokens found in the training text."
-    )
     return Table(
         name="samples-measures",
         title="Measures of the samples",
-        caption=caption,
-        columns=columns,
+        caption="Means over samples. Judge, own: perplexity under the judge and the model itself. Repetition: tokens "
+        "that occur among the 16 before. Longest copy: tokens found in the training text.",
+        columns=[
+            number("number", "No."),
+            Column("name", "Run"),
+            Column("architecture", "Architecture", units.architecture),
+            number("tokens", "Tokens", units.decimals(",")),
+            number("samples", "Samples"),
+            number("perplexity_other", "Judge", units.perplexity),
+            number("perplexity_own", "Own", units.perplexity),
+            number("entropy", "Entropy", TWO_DECIMALS),
+            number("distinct_2", "Distinct-2", TWO_DECIMALS),
+            number("repetition", "Repetition", units.percent),
+            number("unk_share", "<unk>", units.percent),
+            number("longest_copy", "Longest copy", units.decimals(".1f")),
+        ],
         records=pd.concat(means),
         run=lambda row: row["number"],
     )
@@ -238,7 +231,9 @@ def _sample_records(run: Behaved) -> list[dict[str, Any]]:
             "perplexity_other": sample.perplexity_other,
             "entropy": float(sample.entropy.mean()),
             "repetition": sample.repetition,
-            **{f"distinct_{n}": share for n, share in enumerate(sample.distinct, start=1)},
+            "distinct_1": sample.distinct_1,
+            "distinct_2": sample.distinct_2,
+            "distinct_3": sample.distinct_3,
             "unk_share": sample.unk_share,
             "longest_copy": len(sample.copied),
             "copied": plain_text(sample.copied, level),

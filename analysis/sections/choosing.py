@@ -71,8 +71,8 @@ def _flaw(sample: Sample, level: str) -> str | None:
     """Say why the sample's perplexity is low for a bad reason, if it is."""
     if level == "word" and sample.repetition > MOST_REPEATED:
         return f"{units.percent(sample.repetition)} of its tokens occur among the 16 before them"
-    if sample.distinct[2] < LEAST_DISTINCT:
-        return f"only {units.percent(sample.distinct[2])} of its three-token sequences are distinct"
+    if sample.distinct_3 < LEAST_DISTINCT:
+        return f"only {units.percent(sample.distinct_3)} of its three-token sequences are distinct"
     if sample.unk_share > MOST_UNKNOWN:
         return f"{units.percent(sample.unk_share)} of its tokens are <unk>"
     return None
@@ -100,7 +100,7 @@ def _copy(sample: Sample, level: str) -> tuple[float, str]:
 
 
 def _repetition(sample: Sample, level: str) -> tuple[float, str]:
-    share = sample.repetition if level == "word" else 1 - sample.distinct[2]
+    share = sample.repetition if level == "word" else 1 - sample.distinct_3
     what = (
         "the tokens occur among the 16 before them"
         if level == "word"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis.blocks.section import Block, Points, Prose, Section
-from analysis.blocks.table import Column, Table, number, run_columns
+from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
 from analysis.plots.timeline import timeline_chart
 from analysis.study import units
 from analysis.study.comparison import finished
@@ -16,7 +16,7 @@ from analysis.study.settings import in_report_order
 from analysis.study.study import Study
 
 COLUMNS = [
-    *run_columns(),
+    *RUN_COLUMNS,
     Column("backend", "Backend", units.text),
     Column("device", "Device", units.text),
     number("ranks", "Ranks", units.whole),

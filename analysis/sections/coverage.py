@@ -22,7 +22,7 @@ def coverage(study: Study) -> Coverage:
         for run in rows_of(in_report_order(study.runs))
     ]
     runs += [(run.arch, run.optimizer, "absent", None) for run in study.absent if run.arch is not None]
-    runs += [(run.arch, run.optimizer, "excluded", None) for run in study.excluded]
+    runs += [(*excluded, "excluded", None) for excluded in study.excluded]
     found = [(units.architecture(arch), units.optimizer(optimizer), *rest) for arch, optimizer, *rest in runs]
 
     def cell(*kind: str) -> list[Group]:
@@ -32,10 +32,8 @@ def coverage(study: Study) -> Coverage:
             for state, count in Counter(state for state, _ in members).items()
         ]
 
-    archs, optimizers = (
-        [name for name in [*known.values(), units.UNKNOWN] if name in {run[axis] for run in found}]
-        for axis, known in enumerate((units.ARCHITECTURES, units.OPTIMIZERS))
-    )
+    archs = units.names_of(units.ARCHITECTURES, (arch for arch, *_ in runs))
+    optimizers = units.names_of(units.OPTIMIZERS, (optimizer for _, optimizer, *_ in runs))
     return Coverage(
         optimizers=optimizers, lines=[(arch, [cell(arch, optimizer) for optimizer in optimizers]) for arch in archs]
     )

@@ -15,8 +15,7 @@ from typing import Any
 from analysis.blocks.effects import Effect, effect_sentence, effects_of
 from analysis.blocks.section import Block, Prose, Section
 from analysis.blocks.table import Column, Table, number
-from analysis.blocks.texts import on_one_text, scope, text_sentences
-from analysis.blocks.words import first_few
+from analysis.blocks.texts import first_few, on_one_text, scope, text_sentences
 from analysis.plots.heat_map import heat_map
 from analysis.plots.slices import slices_chart
 from analysis.study import units
@@ -101,21 +100,20 @@ def paired_table(changes: Sequence[dict[str, Any]], of: str = "") -> Table:
     )
     if any(change["lower"] == ANY for change in changes):
         caption += " any: all pairs of a key of many values."
-    columns = [
-        Column("key", "Key"),
-        Column("lower", "From", shown=lambda change: _end(change, "lower"), numeric=True),
-        Column("higher", "To", shown=lambda change: _end(change, "higher"), numeric=True),
-        number("pairs", "Pairs"),
-        number("mean_change_nats", "Change (nats)", NATS),
-        number("perplexity_ratio", "Perplexity ratio", units.decimals(".3f")),
-        number("lowest_change_nats", "Lowest", NATS),
-        number("highest_change_nats", "Highest", NATS),
-    ]
     return Table(
         name="effects",
         title="Effect of changing one hyperparameter alone",
         caption=caption + of,
-        columns=columns,
+        columns=[
+            Column("key", "Key"),
+            Column("lower", "From", shown=lambda change: _end(change, "lower"), numeric=True),
+            Column("higher", "To", shown=lambda change: _end(change, "higher"), numeric=True),
+            number("pairs", "Pairs"),
+            number("mean_change_nats", "Change (nats)", NATS),
+            number("perplexity_ratio", "Perplexity ratio", units.decimals(".3f")),
+            number("lowest_change_nats", "Lowest", NATS),
+            number("highest_change_nats", "Highest", NATS),
+        ],
         records=changes,
     )
 
@@ -176,18 +174,17 @@ def unpaired_table(study: Study) -> Table:
     caption = "For orientation, not the effect of the key: all else may differ. Perplexity: exp(loss)."
     if summed_up:
         caption += f" Left out, of more than {SINGLE_STEPS} values: {first_few(summed_up, 2)}."
-    columns = [
-        Column("key", "Key"),
-        Column("value", "Value", shown=lambda mean: printed(mean["key"], mean["value"]), numeric=True),
-        number("settings", "Settings"),
-        number("mean_loss_nats", "Mean loss (nats)", units.decimals(".3f")),
-        number("perplexity", "Perplexity", units.perplexity),
-        number("above_lowest_nats", "Above lowest (nats)", NATS),
-    ]
     return Table(
         name="marginal-means",
         title="Unpaired: mean of all settings with a value",
         caption=caption + scope(study),
-        columns=columns,
+        columns=[
+            Column("key", "Key"),
+            Column("value", "Value", shown=lambda mean: printed(mean["key"], mean["value"]), numeric=True),
+            number("settings", "Settings"),
+            number("mean_loss_nats", "Mean loss (nats)", units.decimals(".3f")),
+            number("perplexity", "Perplexity", units.perplexity),
+            number("above_lowest_nats", "Above lowest (nats)", NATS),
+        ],
         records=rows,
     )

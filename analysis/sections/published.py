@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
+
 from analysis.blocks.section import Block, Prose, Section
-from analysis.blocks.table import Column, Table, number, run_columns
-from analysis.blocks.words import first_few
-from analysis.plots.published import (
-    ABOVE,
-    BELOW,
-    DRAWN_FROM,
-    NO_REPLICATIONS,
-    WITHIN,
-    Comparison,
-    published_chart,
-)
+from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
+from analysis.blocks.texts import first_few
+from analysis.plots.published import DRAWN_FROM, published_chart
 from analysis.study import units
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
+from analysis.study.values import rows_of
 
+WITHIN, BELOW, ABOVE = "within the replications' spread", "below it", "above it"
+NO_REPLICATIONS = "no replications published"
 IN_TABLE = {WITHIN: "within", BELOW: "below", ABOVE: "above", NO_REPLICATIONS: "no replications"}
 """The verdicts where there is little room."""
 
@@ -34,25 +31,58 @@ def published_section(study: Study) -> Section:
     """How close the runs come to what has been published of them; no block where nothing has been."""
     runs = in_report_order(study.after(study.runs["published_epochs"]).runs)
     published = runs[["published_val_ppl", "published_train_ppl"]].map(units.is_number).any(axis=1)
-    rows: list[dict[Any, Any]] = runs[published].to_dict("records")
-    compared = [Comparison(run=run) for run in rows]
     blocks: list[Block] = []
-    if compared:
-        drawn = [c for c in compared if units.is_number(c.nats)]
+    if published.any():
+        compared = _compared(runs[published])
+        drawn = compared[compared["difference_nats"].map(units.is_number)]
         blocks = [Prose(text=_summary(compared)), published_table(compared)]
         blocks += [published_chart(drawn)] if len(drawn) >= DRAWN_FROM else []
     return Section(name="published", title="Published against reproduced", short="Published", blocks=blocks)
 
 
-def _summary(compared: list[Comparison]) -> str:
-    done = [c for c in compared if units.is_number(c.reproduced)]
-    of = "none of them has" if not done else f"{len(done)} of them {'has' if len(done) == 1 else 'have'}"
+def _compared(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs, as they were after ``published_epochs``, with what they have reached of the published numbers.
+
+    ``val_ppl`` is of the best epoch, ``best_epoch`` counts from 1, and ``train_ppl`` is of the last epoch, as published
+    ones are. They are missing for a run without a result or with fewer epochs than published, as are the differences:
+    reproduced less published, in validation perplexity, in per cent, and in nats per predicted token.
+    """
+    is_short = runs["epochs_done"].astype(float) < runs["published_epochs"].astype(float)
+    comparable = (runs["state"] == "done") & ~is_short
+    reproduced, published = runs["val_ppl"].where(comparable), runs["published_val_ppl"]
+    ratio = (reproduced / published).where((reproduced > 0) & (published > 0))
+    compared = runs.assign(
+        val_ppl=reproduced,
+        train_ppl=runs["final_train_ppl"].where(comparable),
+        best_epoch=(runs["best_epoch"] + 1).where(reproduced.notna()),
+        difference=reproduced - published,
+        difference_percent=100 * (ratio - 1),
+        difference_nats=ratio.map(math.log),
+        is_short=is_short,
+    )
+    return compared.assign(verdict=[_verdict(run) for run in rows_of(compared)])
+
+
+def _verdict(run: Any) -> str:
+    if run.state == "done" and run.is_short:
+        return f"{units.epochs(run.epochs_done, run.published_epochs)} epochs"
+    if not units.is_number(run.val_ppl):
+        return units.state_of(run.state, run.failure_kind)
+    low, high = sorted((run.replications_low, run.replications_high))
+    if math.isnan(low):
+        return NO_REPLICATIONS
+    return BELOW if run.val_ppl < low else ABOVE if run.val_ppl > high else WITHIN
+
+
+def _summary(compared: pd.DataFrame) -> str:
+    done = compared[compared["val_ppl"].map(units.is_number)]
+    of = "none of them has" if done.empty else f"{len(done)} of them {'has' if len(done) == 1 else 'have'}"
     has = "has" if len(compared) == 1 else "have"
     runs = units.count(len(compared), "run")
     text = f"{runs} of this study {has} published numbers; {of} a result after as many epochs."
-    if not done:
+    if done.empty:
         return text
-    verdicts = Counter(c.verdict for c in done)
+    verdicts = Counter(done["verdict"])
     judged = len(done) - verdicts[NO_REPLICATIONS]
     if judged:
         text += (
@@ -62,33 +92,21 @@ def _summary(compared: list[Comparison]) -> str:
         )
     else:
         text += " No replications have been published for them."
-    if measured := [c for c in done if units.is_number(c.percent)]:
-        median = statistics.median(abs(c.percent) for c in measured)
-        most = max(measured, key=lambda c: abs(c.percent))
+    measured = done[done["difference_percent"].notna()]
+    if len(measured):
+        median = measured["difference_percent"].abs().median()
+        most = max(rows_of(measured), key=lambda run: abs(run.difference_percent))
         text += (
             f" The median absolute difference in validation perplexity from the published is {median:.1f} % over "
-            f"{units.count(len(measured), 'run')}; the largest is {most.percent:+.1f} % ({most.reference})."
+            f"{units.count(len(measured), 'run')}; the largest is {most.difference_percent:+.1f} % "
+            f"({most.number} {most.name})."
         )
     return text
 
 
-def published_table(compared: list[Comparison]) -> Table:
+def published_table(compared: pd.DataFrame) -> Table:
     """A row for each run that has published numbers, each seed by itself."""
-    columns = [
-        *run_columns(lambda compared: compared.run),
-        number("published_train_ppl", "Train publ.", _published, lambda c: c.run["published_train_ppl"]),
-        number("train_ppl", "Train repr.", units.perplexity, lambda c: c.train_reproduced),
-        number("published_epochs", "Epochs", units.whole, lambda c: c.run["published_epochs"]),
-        number("published_val_ppl", "Valid. publ.", _published, lambda c: c.run["published_val_ppl"]),
-        number("val_ppl", "Valid. repr.", units.perplexity, lambda c: c.reproduced),
-        number("best_epoch", "Best epoch", units.whole, lambda c: c.best_epoch),
-        number("difference", "Diff.", _signed(",.2f"), lambda c: c.difference),
-        number("difference_percent", "%", _signed(",.1f"), lambda c: c.percent),
-        number("difference_nats", "nats", _signed(".3f"), lambda c: c.nats),
-        Column("verdict", "Verdict", lambda verdict: IN_TABLE.get(verdict, verdict), lambda c: c.verdict),
-        number("replications", "Replications", units.text, _replications),
-    ]
-    variants = [f"{c.run['number']} ({c.run['variant']})" for c in compared if c.run["variant"]]
+    variants = [f"{run.number} ({run.variant})" for run in rows_of(compared) if run.variant]
     caption = (
         "Train: perplexity after the published number of epochs. Valid.: at the best of them. Later epochs do not "
         "count. Diff.: of validation."
@@ -99,15 +117,28 @@ def published_table(compared: list[Comparison]) -> Table:
         name="published",
         title="Published and reproduced perplexity",
         caption=caption,
-        columns=columns,
+        columns=[
+            *RUN_COLUMNS,
+            number("published_train_ppl", "Train publ.", _published),
+            number("train_ppl", "Train repr.", units.perplexity),
+            number("published_epochs", "Epochs", units.whole),
+            number("published_val_ppl", "Valid. publ.", _published),
+            number("val_ppl", "Valid. repr.", units.perplexity),
+            number("best_epoch", "Best epoch", units.whole),
+            number("difference", "Diff.", _signed(",.2f")),
+            number("difference_percent", "%", _signed(",.1f")),
+            number("difference_nats", "nats", _signed(".3f")),
+            Column("verdict", "Verdict", lambda verdict: IN_TABLE.get(verdict, verdict)),
+            number("replications", "Replications", units.text, _replications),
+        ],
         records=compared,
-        run=lambda compared: compared.run["number"],
+        run=lambda run: run["number"],
     )
 
 
-def _replications(compared: Comparison) -> str | None:
-    spread = compared.replications
-    return None if spread is None else "–".join(map(units.plain_value, spread))
+def _replications(run: Any) -> str | None:
+    ends = sorted((run["replications_low"], run["replications_high"]))
+    return None if math.isnan(ends[0]) else "–".join(map(units.plain_value, ends))
 
 
 def _published(value: Any) -> str:

@@ -1,20 +1,18 @@
-"""The tables of a study: results and hyperparameters."""
+"""The tables of a study: results, of all runs and of each group, and hyperparameters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from analysis.blocks.section import Block, Prose
-from analysis.blocks.table import Column, Table, csv_text, number, run_columns
-from analysis.blocks.texts import scope, scope_of, scope_sentences, text_sentences
-from analysis.blocks.words import first_few
-from analysis.sections.bits import BITS, bits_blocks
+from analysis.blocks.section import Block, Prose, Section, Subheading
+from analysis.blocks.table import RUN_COLUMNS, Column, Table, csv_text, number
+from analysis.blocks.texts import first_few, scope, scope_of, scope_sentences, text_sentences
+from analysis.plots.curve_figures import named_group_charts
 from analysis.study import units
-from analysis.study.columns import HYPERPARAMETERS
+from analysis.study.columns import HYPERPARAMETERS, SAME_TEXT
 from analysis.study.comparison import finished
 from analysis.study.settings import CONFIDENCE, Setting, best_of, best_runs, in_report_order, repeats_seeds, settings_of
 from analysis.study.study import OVERFITTED_FROM, Study
@@ -39,6 +37,8 @@ MOST_NAMED = 5
 TIE = "\N{ALMOST EQUAL TO}"
 """Marks a setting whose seeds show no difference from the best."""
 
+BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"))
+
 RANKED_WITHIN = "Each table compares runs on the same text only."
 
 
@@ -55,6 +55,16 @@ def results_blocks(study: Study) -> list[Block]:
         *([] if longer.empty else [longer_table(longer)]),
         *(Prose(text=text) for text in overfitting(finished(compared.runs))),
     ]
+
+
+def groups_section(study: Study) -> Section:
+    """A table and a figure for each group of ``[report] groups`` that has a run; no block if there is none."""
+    charts = named_group_charts(study)
+    blocks: list[Block] = []
+    for title, ids in study.groups.items():
+        if ids:
+            blocks += [Subheading(text=title), results_table(study, title), *filter(None, [charts.get(title)])]
+    return Section(name="groups", title="Groups of runs", short="Groups", blocks=blocks)
 
 
 # -- results -------------------------------------------------------------------------------------------------------
@@ -77,20 +87,6 @@ def results_table(study: Study, group: str | None = None) -> Table:
         runs = runs.sort_values("text", key=lambda names: names.map(place), kind="stable")
     best = set(best_runs(runs)["id"])
     bits = [BITS] if runs["val_bits_per_byte"].map(units.is_number).any() else []
-    columns = [
-        *run_columns(),
-        *([Column("text", "Text")] if len(texts) > 1 else []),
-        Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
-        Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
-        number("test_ppl", "Test", units.perplexity),
-        *bits,
-        number("epochs_to_best", "Best epoch", units.whole),
-        number("final_train_ppl", "Final train", units.perplexity),
-        number("final_val_ppl", "Final valid.", units.perplexity),
-        Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
-        number("wall_seconds", "Time", units.duration),
-        Column("state", "State", of=lambda run: states[run["id"]], kind="state"),
-    ]
     seeds = "Seeds: next table" if repeats_seeds(study.runs) else "One seed each: n = 1"
     caption = (
         "Train, valid., test: at the epoch of the lowest validation perplexity; final: after the last. "
@@ -101,7 +97,20 @@ def results_table(study: Study, group: str | None = None) -> Table:
         name="results" if group is None else f"group-{study.group_name(group)}",
         title="Perplexity of each run" if group is None else f"{group}: perplexity of each run",
         caption=f"{caption} {seeds}." if group is None else caption,
-        columns=columns,
+        columns=[
+            *RUN_COLUMNS,
+            *([Column("text", "Text")] if len(texts) > 1 else []),
+            Column("train_ppl", "Train", units.perplexity, numeric=True, emphasised=True),
+            Column("val_ppl", "Valid.", units.perplexity, numeric=True, emphasised=True),
+            number("test_ppl", "Test", units.perplexity),
+            *bits,
+            number("epochs_to_best", "Best epoch", units.whole),
+            number("final_train_ppl", "Final train", units.perplexity),
+            number("final_val_ppl", "Final valid.", units.perplexity),
+            Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
+            number("wall_seconds", "Time", units.duration),
+            Column("state", "State", of=lambda run: states[run["id"]], kind="state"),
+        ],
         records=runs.assign(epochs_to_best=runs["best_epoch"] + 1),
         run=lambda run: run["number"],
         bold=lambda run: run["id"] in best,
@@ -125,25 +134,21 @@ def longer_runs(study: Study) -> pd.DataFrame:
 
 def longer_table(longer: pd.DataFrame) -> Table:
     """The best epoch of all that a run has gone, against that by which it is compared."""
-    columns = [
-        *run_columns(),
-        Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
-        number("compared_epochs", "Compared by", units.whole),
-        number("compared_val_ppl", "Valid. compared", units.perplexity),
-        number("val_ppl", "Valid. of all", units.perplexity),
-        number("at", "Best epoch", units.whole),
-        number("change", "Change", units.signed_percent),
-        number("test_ppl", "Test", units.perplexity),
-    ]
-    caption = (
-        "Compared by: first epochs, as in the tables above and in the discussion. Of all: lowest of all epochs. Test: "
-        "with the parameters of that epoch; above, it is missing if that epoch is a later one."
-    )
     return Table(
         name="more-epochs",
         title="What more epochs have brought",
-        caption=caption,
-        columns=columns,
+        caption="Compared by: first epochs, as in the tables above and in the discussion. Of all: lowest of all "
+        "epochs. Test: with the parameters of that epoch; above, it is missing if that epoch is a later one.",
+        columns=[
+            *RUN_COLUMNS,
+            Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
+            number("compared_epochs", "Compared by", units.whole),
+            number("compared_val_ppl", "Valid. compared", units.perplexity),
+            number("val_ppl", "Valid. of all", units.perplexity),
+            number("at", "Best epoch", units.whole),
+            number("change", "Change", units.signed_percent),
+            number("test_ppl", "Test", units.perplexity),
+        ],
         records=longer,
         run=lambda run: run["number"],
     )
@@ -174,8 +179,7 @@ def _rises(runs: pd.DataFrame) -> list[str]:
 def settings_table(study: Study) -> Table:
     """Validation perplexity of each setting over its seeds, against the best setting of its architecture and text."""
     settings = settings_of(study.runs)
-    texts = dict(zip(study.runs["number"], study.runs["text"], strict=True))
-    seeds = dict(zip(study.runs["number"], study.runs["val_ppl"], strict=True))
+    texts, seeds = (dict(zip(study.runs["number"], study.runs[key], strict=True)) for key in ("text", "val_ppl"))
     kinds = {setting.number: (setting.arch, texts[setting.runs[0]]) for setting in settings}
     lowest = {kind: best_of([s for s in settings if kinds[s.number] == kind]) for kind in set(kinds.values())}
 
@@ -185,30 +189,27 @@ def settings_table(study: Study) -> Table:
     def p_value(setting: Setting) -> float | None:
         return None if is_best(setting) else setting.interval.p_value(lowest[kinds[setting.number]].interval)
 
-    columns = [
-        number("number", "No.", of=lambda setting: setting.number),
-        Column("name", "Setting", of=lambda setting: setting.name, emphasised=True),
-        Column("architecture", "Architecture", units.architecture, lambda setting: setting.arch),
-        Column("optimizer", "Optimizer", units.optimizer, lambda setting: setting.optimizer),
-        number("n", "n", of=lambda setting: setting.interval.n),
-        Column("val_ppl", "Valid.", units.perplexity, lambda s: s.val_ppl, numeric=True, emphasised=True),
-        number("low", "From", units.perplexity, lambda setting: setting.interval.low),
-        number("high", "To", units.perplexity, lambda setting: setting.interval.high),
-        number("best_seed", "Best seed", units.perplexity, lambda s: min(seeds[run] for run in s.runs)),
-        number("worst_seed", "Worst seed", units.perplexity, lambda s: max(seeds[run] for run in s.runs)),
-        number("p_value", "p", _tie, p_value),
-        Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
-    ]
     on_text = " on its text" if len(study.texts) > 1 else ""
-    caption = (
-        f"Valid.: geometric mean over n seeds, with its 95 % interval. Bold: lowest of its architecture{on_text}. p: "
-        f"Welch's t test of the losses against it; {TIE}: no difference at 5 %; n = 1: not testable.{scope(study)}"
-    )
     return Table(
         name="settings",
         title="Perplexity of each setting over its seeds",
-        caption=caption,
-        columns=columns,
+        caption="Valid.: geometric mean over n seeds, with its 95 % interval. Bold: lowest of its "
+        f"architecture{on_text}. p: Welch's t test of the losses against it; {TIE}: no difference at 5 %; n = 1: not "
+        f"testable.{scope(study)}",
+        columns=[
+            number("number", "No.", of=lambda setting: setting.number),
+            Column("name", "Setting", of=lambda setting: setting.name, emphasised=True),
+            Column("architecture", "Architecture", units.architecture, lambda setting: setting.arch),
+            Column("optimizer", "Optimizer", units.optimizer, lambda setting: setting.optimizer),
+            number("n", "n", of=lambda setting: setting.interval.n),
+            Column("val_ppl", "Valid.", units.perplexity, lambda s: s.val_ppl, numeric=True, emphasised=True),
+            number("low", "From", units.perplexity, lambda setting: setting.interval.low),
+            number("high", "To", units.perplexity, lambda setting: setting.interval.high),
+            number("best_seed", "Best seed", units.perplexity, lambda s: min(seeds[run] for run in s.runs)),
+            number("worst_seed", "Worst seed", units.perplexity, lambda s: max(seeds[run] for run in s.runs)),
+            number("p_value", "p", _tie, p_value),
+            Column("runs", "Runs", of=lambda setting: " ".join(map(str, setting.runs))),
+        ],
         records=sorted(settings, key=_place),
         bold=is_best,
     )
@@ -229,6 +230,57 @@ def _tie(p_value: float | None) -> str:
     return f"{text} {TIE}" if p_value >= 1 - CONFIDENCE else text
 
 
+# -- bits per byte: runs on one text with different vocabularies, whose perplexities do not compare ----------------
+
+
+def bits_blocks(study: Study) -> list[Block]:
+    """Return a ranking of the runs on each text that is predicted with several vocabularies; nothing if none is."""
+    ranked = _ranked_by_bits(study)
+    if ranked.empty:
+        return []
+    best = [
+        f"{run.number} {run.name} ({units.decimals('.3f')(run.val_bits_per_byte)} bits per byte)"
+        for run in rows_of(ranked[ranked["is_best"]])
+    ]
+    sentence = (
+        "Runs on one text with different vocabularies are ranked by bits per byte, since their perplexities do not "
+        f"compare. Lowest on validation: {units.listing(best) if best else 'not known'}."
+    )
+    return [Prose(text=sentence), _bits_table(ranked)]
+
+
+def _ranked_by_bits(study: Study) -> pd.DataFrame:
+    """Return the finished runs whose text is also predicted with another vocabulary, best first on each text."""
+    runs = finished(study.runs)
+    several = runs.groupby(SAME_TEXT, dropna=False)["text"].transform("nunique") > 1
+    ranked = runs[several].sort_values(["val_bits_per_byte", "number"], na_position="last")
+    places = ranked.groupby(SAME_TEXT, dropna=False, sort=False).ngroup()
+    ranked = ranked.assign(place=places).sort_values("place", kind="stable")
+    exact = ranked["val_bits_per_byte"].where(ranked["lossless"].eq(True))
+    lowest = exact.groupby(ranked["place"]).transform("min")
+    return ranked.assign(is_best=exact.notna() & (exact == lowest))
+
+
+def _bits_table(ranked: pd.DataFrame) -> Table:
+    return Table(
+        name="bits",
+        title="Bits per byte across vocabularies",
+        caption="Valid., test: loss in bits per byte of the text. Exact: the tokens determine the text; runs that "
+        "predict <unk> in place of words are not exact and not ranked. Bold: lowest of each text.",
+        columns=[
+            *RUN_COLUMNS,
+            Column("text", "Text"),
+            Column("val_bits_per_byte", "Valid.", units.decimals(".3f"), numeric=True, emphasised=True),
+            number("test_bits_per_byte", "Test", units.decimals(".3f")),
+            Column("lossless", "Exact", lambda value: {True: "yes", False: "no"}.get(value, units.MISSING)),
+            number("val_ppl", "Perplexity", units.perplexity),
+        ],
+        records=ranked,
+        run=lambda run: run["number"],
+        bold=lambda run: run["is_best"],
+    )
+
+
 # -- hyperparameters -----------------------------------------------------------------------------------------------
 
 
@@ -241,25 +293,19 @@ def hyperparameter_blocks(study: Study) -> list[Block]:
     one = [(key, min(found)) for key, found in values.items() if key not in keys and len(found) == 1]
     shared = [f"{key} = {value}" for key, value in one if (key, value) not in off]
     prose = [Prose(text=f"The same in every run to which it applies: {', '.join(shared)}.")] if shared else []
-    return [*prose, _hyperparameters_table(study, keys)]
-
-
-def _hyperparameters_table(study: Study, keys: Sequence[str]) -> Table:
-    caption = (
-        "Below each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of keeping "
-        f"a unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply."
-    )
-    return Table(
+    table = Table(
         name="hyperparameters",
         title="Hyperparameters and commands",
-        caption=caption,
-        columns=[*run_columns(), *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys)],
+        caption="Below each run: the command that launches it alone. Hidden: units of a layer. Keep: probability of "
+        f"keeping a unit (1 - dropout). Batch: columns of the global batch. {units.MISSING}: does not apply.",
+        columns=[*RUN_COLUMNS, *(number(key, ALWAYS_SHOWN.get(key, key), units.plain_value) for key in keys)],
         records=in_report_order(study.runs),
         run=lambda run: run["number"],
         code=lambda run: run["command"] if isinstance(run["command"], str) else None,
         code_title="Command",
         full_csv=hyperparameters_csv(study),
     )
+    return [*prose, table]
 
 
 def hyperparameters_csv(study: Study) -> str:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
+
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Block, Points, Prose, Section
-from analysis.blocks.table import Column, Table, number, run_columns
-from analysis.blocks.texts import on_one_text, text_sentences
-from analysis.blocks.words import first_few
+from analysis.blocks.table import RUN_COLUMNS, Column, Table, number
+from analysis.blocks.texts import first_few, on_one_text, text_sentences
 from analysis.plots.scatter import frontier_chart
 from analysis.plots.slices import slices_chart
 from analysis.sections.results import epochs_of_run
-from analysis.sections.rungs import Rung, epochs_spent, rung_of, rungs_of, spent_hours, whole_hours
 from analysis.study import units
+from analysis.study.comparison import finished
+from analysis.study.numbering import RunNumber
 from analysis.study.record import SearchRule
 from analysis.study.study import Study
+from seqlm.reading import moment
 
 METRICS = {"val_ppl": "validation perplexity", "train_ppl": "training perplexity", "val_loss": "validation loss"}
 
@@ -31,18 +36,19 @@ MODES = {
 def search_section(study: Study) -> Section:
     """Rungs, stopped runs and the frontier; no block for a study that is no search and has no stopped run."""
     blocks: list[Block] = []
-    if study.searches or (study.runs["state"] == "stopped").any():
+    stopped = study.runs[study.runs["state"] == "stopped"].sort_values(["rung", "rung_value", "number"])
+    if study.searches or len(stopped):
         rungs = [rung_of(study, epochs) for epochs in rungs_of(study)]
         one = on_one_text(study)
         epochs, hours = spent_hours(one)
         drawn = bool(epochs["best"].notna().any())
         blocks = [
             Points(items=[*_rules(study), _states_sentence(study), *_spent_sentences(study), *_order_sentences(rungs)]),
-            *([rungs_table(rungs)] if rungs else []),
-            *(_stopped_blocks(study)),
+            *([_rungs_table(rungs)] if rungs else []),
+            *([_stopped_table(study, stopped)] if len(stopped) else []),
             *(Prose(text=text) for text in text_sentences(study, "The figure is about the first text alone.") if drawn),
             *([frontier_chart(one, epochs, hours)] if drawn else []),
-            *filter(None, [rung_slices(one, rungs[0].epochs)] if rungs else []),
+            *filter(None, [rung_slices(one, rungs[0]["epochs"])] if rungs else []),
         ]
     return Section(name="search", title="Search", blocks=blocks)
 
@@ -94,7 +100,8 @@ def _states_sentence(study: Study) -> str:
 
 
 def _spent_sentences(study: Study) -> list[str]:
-    gone, asked = epochs_spent(study)
+    gone, asked = int(study.runs["epochs_done"].sum()), int(study.runs["epochs_asked"].sum())
+    asked += sum(run.config.get("train.epochs", 0) for run in study.absent)
     sentences = [f"Epochs: {gone:,} of the {asked:,} of the whole grid ({units.percent(gone / max(asked, 1))})."]
     epochs, hours = spent_hours(study)
     if len(epochs):
@@ -107,11 +114,11 @@ def _spent_sentences(study: Study) -> list[str]:
     return sentences
 
 
-def _order_sentences(rungs: Sequence[Rung]) -> list[str]:
+def _order_sentences(rungs: Sequence[dict[str, Any]]) -> list[str]:
     parts = [
-        f"{rung.agreeing} of {units.count(rung.pairs, 'pair')} at epoch {rung.epochs} ({units.percent(rung.share)})"
-        for rung in rungs
-        if rung.pairs
+        f"{r['agreeing']} of {units.count(r['pairs'], 'pair')} at epoch {r['epochs']} ({units.percent(r['share'])})"
+        for r in rungs
+        if r["pairs"]
     ]
     if not parts:
         return ["Fewer than two runs that were compared with each other have finished, so the rungs cannot be judged."]
@@ -124,63 +131,141 @@ def _order_sentences(rungs: Sequence[Rung]) -> list[str]:
 # -- tables --------------------------------------------------------------------------------------------------------
 
 
-def rungs_table(rungs: Sequence[Rung]) -> Table:
-    """A row for each rung."""
-    columns = [
-        number("epochs", "Epochs", of=lambda rung: rung.epochs),
-        number("reached", "Reached", of=lambda rung: rung.reached),
-        number("stopped", "Stopped", of=lambda rung: rung.stopped),
-        number("went_on", "Went on", of=lambda rung: rung.went_on),
-        number("pairs", "Pairs", of=lambda rung: rung.pairs),
-        number("agreeing", "Agree", of=lambda rung: rung.agreeing),
-        number("share", "Share", units.percent, lambda rung: rung.share),
-        Column("winners", "Place of the best", units.text, _winners),
-    ]
-    caption = (
-        "Pairs: of finished runs that are compared with each other; agree: with the same order here as at the end, by "
-        "best validation perplexity at equal epochs. Place here of the run that is best at the end."
+def _rungs_table(rungs: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        name="search-rungs",
+        title="Rungs of the search",
+        caption="Pairs: of finished runs that are compared with each other; agree: with the same order here as at the "
+        "end, by best validation perplexity at equal epochs. Place here of the run that is best at the end.",
+        columns=[
+            number("epochs", "Epochs"),
+            number("reached", "Reached"),
+            number("stopped", "Stopped"),
+            number("went_on", "Went on"),
+            number("pairs", "Pairs"),
+            number("agreeing", "Agree"),
+            number("share", "Share", units.percent),
+            Column("winners", "Place of the best", units.text, _winners),
+        ],
+        records=rungs,
     )
-    return Table(name="search-rungs", title="Rungs of the search", caption=caption, columns=columns, records=rungs)
 
 
-def _winners(rung: Rung) -> str:
-    places = [f"{number}: {units.ordinal(place)} of {of}" for number, place, of in rung.winners]
-    return first_few(places, 4) if places else ""
+def _winners(rung: dict[str, Any]) -> str:
+    return first_few([f"{number}: {units.ordinal(place)} of {of}" for number, place, of in rung["winners"]], 4)
 
 
-def _stopped_blocks(study: Study) -> list[Block]:
-    stopped = study.runs[study.runs["state"] == "stopped"].sort_values(["rung", "rung_value", "number"])
-    return [] if stopped.empty else [stopped_table(study, stopped.to_dict("records"))]
-
-
-def stopped_table(study: Study, stopped: Sequence[dict[Any, Any]]) -> Table:
+def _stopped_table(study: Study, stopped: pd.DataFrame) -> Table:
     """A row for each stopped run: what it was compared by, with how many, and what would have gone on."""
+
+    def place(run: Any) -> str:
+        return f"{units.ordinal(run['rung_rank'])} of {units.whole(run['rung_of'])}"
+
     metrics = {METRICS[rule.metric] for rule in study.searches.values()}
-    columns = [
-        *run_columns(),
-        number("rung", "Rung", units.whole),
-        number("rung_value", "Value", units.perplexity),
-        Column("rung_rank", "Place", shown=_place, numeric=True),
-        number("rung_goes_on", "Goes on", units.whole),
-        number("rung_cut", "Cut", units.perplexity),
-        number("val_ppl", "Best valid.", units.perplexity),
-        Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
-    ]
     value = units.listing(sorted(metrics)) if metrics else "what was compared"
-    caption = (
-        f"{len(stopped)} of {units.count(len(study.runs) + len(study.absent), 'run')}. Rung: epochs at which it was "
-        f"stopped. Value: {value} there. Place: among those that had reached the rung; goes on: how many of them, up "
-        "to the value Cut."
-    )
     return Table(
         name="search-stopped",
         title="Runs that the search stopped",
-        caption=caption,
-        columns=columns,
+        caption=f"{len(stopped)} of {units.count(len(study.runs) + len(study.absent), 'run')}. Rung: epochs at which "
+        f"it was stopped. Value: {value} there. Place: among those that had reached the rung; goes on: how many of "
+        "them, up to the value Cut.",
+        columns=[
+            *RUN_COLUMNS,
+            number("rung", "Rung", units.whole),
+            number("rung_value", "Value", units.perplexity),
+            Column("rung_rank", "Place", shown=place, numeric=True),
+            number("rung_goes_on", "Goes on", units.whole),
+            number("rung_cut", "Cut", units.perplexity),
+            number("val_ppl", "Best valid.", units.perplexity),
+            Column("epochs_done", "Epochs", shown=epochs_of_run, numeric=True),
+        ],
         records=stopped,
         run=lambda run: run["number"],
     )
 
 
-def _place(run: dict[Any, Any]) -> str:
-    return f"{units.ordinal(run['rung_rank'])} of {units.whole(run['rung_of'])}"
+# -- rungs ---------------------------------------------------------------------------------------------------------
+
+
+def rungs_of(study: Study) -> list[int]:
+    """Return the rungs of the study's searches, and those at which a run was stopped, ascending."""
+    stopped = set(study.runs["rung"].dropna().astype(int))
+    return sorted(stopped.union(*(rule.rungs for rule in study.searches.values())))
+
+
+def rung_of(study: Study, epochs: int) -> dict[str, Any]:
+    """Return what became of the runs at a rung: how many reached it, were stopped here, and went on.
+
+    ``pairs``: of finished runs that the search compares with each other, without ties; ``agreeing``, ``share``: those
+    with the same order here as at the end. The order here is that of the metric after ``epochs`` epochs, the order at
+    the end that of the best validation perplexity at equal epochs. ``winners``: of each group that the search
+    compares, the number of the best run at the end, its place here, and how many of the group came here.
+    """
+    here = study.epochs[study.epochs["epoch"] == epochs - 1].set_index("id")
+    runs = study.runs[study.runs["id"].isin(here.index)]
+    ends = finished(study.compared.runs).set_index("id")["val_ppl"]
+    places: dict[tuple[Any, ...], list[tuple[float, float, RunNumber]]] = {}
+    for run in runs.to_dict("records"):
+        rule = study.searches.get(run["study"])
+        value = float(here.loc[run["id"], rule.metric if rule else "val_ppl"])
+        group = (run["study"], run["text"], *(str(run.get(key)) for key in (rule.within if rule else ())))
+        end = float(ends.get(run["id"], math.nan))
+        places.setdefault(group, []).append((value if math.isfinite(value) else math.inf, end, run["number"]))
+    pairs = agreeing = 0
+    winners = []
+    for members in places.values():
+        ended = [member for member in members if not math.isnan(member[1])]
+        for (a, a_end, _), (b, b_end, _) in itertools.combinations(ended, 2):
+            pairs += a != b and a_end != b_end
+            agreeing += (a - b) * (a_end - b_end) > 0
+        if ended:
+            value, _, number = min(ended, key=lambda member: member[1])
+            winners.append((number, 1 + sum(other < value for other, _, _ in members), len(members)))
+    return {
+        "epochs": epochs,
+        "reached": len(runs),
+        "stopped": int((study.runs["rung"] == epochs).sum()),
+        "went_on": int((runs["epochs_done"] > epochs).sum()),
+        "pairs": pairs,
+        "agreeing": agreeing,
+        "share": agreeing / pairs if pairs else math.nan,
+        "winners": sorted(winners),
+    }
+
+
+# -- hours ---------------------------------------------------------------------------------------------------------
+
+HOURS = {"gpus": "GPU hours", "cores": "core hours", "runs": "run hours"}
+
+
+def spent_hours(study: Study) -> tuple[pd.DataFrame, str]:
+    """Return the epochs in the order in which they ended, with the ``hours`` that the study had spent by then.
+
+    Also return what the hours are: GPU hours if every attempt was on GPUs, core hours if none was, else run hours.
+    They are those of finished epochs alone, without start-up and tests. Epochs of attempts without a recorded start are
+    left out. ``best`` is the lowest validation perplexity by then, of each architecture for itself.
+    """
+    facts = study.attempts[["id", "attempt", "started_at", "gpus", "cores"]]
+    epochs = study.epochs.merge(facts, on=["id", "attempt"], how="left")
+    epochs = epochs.merge(study.runs[["id", "name", "arch", "optimizer", "state"]], on="id")
+    start = epochs["started_at"].map(moment).astype(float)
+    seconds = epochs["epoch_seconds"].astype(float)
+    epochs["ended"] = start + seconds.groupby([epochs["id"], epochs["attempt"]]).cumsum()
+    epochs = epochs[epochs["ended"].notna()].sort_values(["ended", "number"], kind="stable")
+    kind = "runs"
+    if (epochs["gpus"] > 0).all():
+        kind = "gpus"
+    elif (epochs["gpus"] == 0).all() and epochs["cores"].notna().all():
+        kind = "cores"
+    devices = epochs[kind] if kind != "runs" else 1.0
+    epochs["hours"] = (epochs["epoch_seconds"] * devices / 3600).cumsum()
+    epochs["best"] = epochs.groupby("arch", dropna=False)["val_ppl"].cummin()
+    return epochs, HOURS[kind]
+
+
+def whole_hours(study: Study, epochs: pd.DataFrame) -> float:
+    """Return the hours that the started runs would have taken for all their epochs, at their hours per epoch."""
+    each = epochs.assign(own=epochs["hours"].diff().fillna(epochs["hours"]))
+    own = each.groupby("id")["own"].agg(["sum", "size"])
+    asked = study.runs.set_index("id")["epochs_asked"].reindex(own.index).astype(float)
+    return float((own["sum"] / own["size"] * asked.clip(lower=own["size"])).sum())

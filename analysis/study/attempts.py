@@ -35,13 +35,13 @@ def read_attempts(
     The rows lack ``number`` and ``id``. ``epochs``, ``result`` and ``failure`` are what the run's own files hold.
     """
     attempts = run.attempts()
-    job: dict[str, Any] = tolerated(lambda: run.read_job() or {}, {}, [])  # it only says where a run was
+    job: dict[str, Any] = tolerated(run.read_job, {}, [])  # it only says where a run was
     seconds_of: dict[float, list[float]] = defaultdict(list)
     for epoch in epochs:
         seconds_of[as_number(epoch.get("attempt"))].append(as_number(epoch.get("epoch_seconds")))
 
     def read(path: Path) -> dict[str, Any]:
-        return tolerated(lambda: read_json(path) or {}, {}, warnings)
+        return tolerated(lambda: read_json(path), {}, warnings)
 
     def row(attempt: int) -> dict[str, Any]:
         is_last = attempt == attempts[-1]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from analysis.study import units
 from analysis.study.behaviour import Behaviour
 from analysis.study.numbering import RunNumber
 from analysis.study.settings import best_runs, in_report_order, places_of
 from analysis.study.study import Study
 
-FACTS = ["number", "id", "name", "arch", "place_on_text", "optimizer"]
+FACTS = ["number", "id", "name", "arch", "optimizer"]
 
 MOST_RUNS = 12
 """Runs in the figures, sentences and samples; more would make a page that nobody reads."""
@@ -26,13 +24,11 @@ class Behaved:
     name: str
     arch: str
     """As the configuration has it."""
-    best_of_architecture: bool
-    """On its text."""
-    place_on_text: float
-    """Place of its validation perplexity on its text, from 1; NaN without one."""
     optimizer: str
     place: int
     """Of its setting; see :func:`places_of`."""
+    is_shown: bool
+    """Whether figures and samples show it: the best of each architecture, then the lowest of each text."""
     behaviour: Behaviour
 
     @property
@@ -43,25 +39,19 @@ class Behaved:
 
 def behaved_runs(study: Study) -> list[Behaved]:
     """All of them, in the report's order."""
-    places, best = places_of(study.runs), set(best_runs(study.runs)["id"])
-    known = study.runs[study.runs["id"].isin(study.behaviours)]
-    known = known.assign(place_on_text=known.groupby("text")["val_ppl"].rank(method="min"))
+    places = places_of(study.runs)
+    known = in_report_order(study.runs[study.runs["id"].isin(study.behaviours)])
+    ranked = known.assign(
+        is_best=known["id"].isin(best_runs(study.runs)["id"]),
+        place_on_text=known.groupby("text")["val_ppl"].rank(method="min"),
+    ).sort_values(["is_best", "place_on_text"], ascending=[False, True])
+    shown = set(ranked["id"].head(MOST_RUNS))
     return [
         Behaved(
             **{str(key): value for key, value in run.items()},
-            best_of_architecture=run["id"] in best,
             place=places[run["id"]],
+            is_shown=run["id"] in shown,
             behaviour=study.behaviours[run["id"]],
         )
-        for run in in_report_order(known)[FACTS].to_dict("records")
+        for run in known[FACTS].to_dict("records")
     ]
-
-
-def shown_runs(runs: list[Behaved]) -> list[Behaved]:
-    """Return the runs that figures and samples show: the best of each architecture, then the lowest of each text."""
-
-    def place(run: Behaved) -> tuple[bool, float]:
-        return not run.best_of_architecture, run.place_on_text if units.is_number(run.place_on_text) else math.inf
-
-    kept = {run.id for run in sorted(runs, key=place)[:MOST_RUNS]}
-    return [run for run in runs if run.id in kept]

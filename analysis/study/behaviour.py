@@ -37,7 +37,6 @@ Line = Annotated[str, AfterValidator(clean)]
 _NUMBERS = TypeAdapter(list[Number], config=ConfigDict(strict=True))
 Numbers = Annotated[Values, PlainValidator(lambda value: np.array(_NUMBERS.validate_python(value), dtype=np.float64))]
 
-
 _NOTHING: Values = np.empty(0)
 
 
@@ -72,6 +71,7 @@ class Sample:
     repetition: Number = _in("measures", "repetition")
     """Share of the tokens that occur among the 16 before them."""
     distinct_1: Number = _in("measures", "distinct_1")
+    """Distinct n-grams divided by n-grams, here for n = 1."""
     distinct_2: Number = _in("measures", "distinct_2")
     distinct_3: Number = _in("measures", "distinct_3")
     unk_share: Number = _in("measures", "unk_share")
@@ -86,11 +86,6 @@ class Sample:
     @property
     def length(self) -> int:
         return len(self.tokens)
-
-    @property
-    def distinct(self) -> tuple[float, float, float]:
-        """Distinct n-grams divided by n-grams, for n = 1, 2 and 3."""
-        return self.distinct_1, self.distinct_2, self.distinct_3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, config=_STRICT)
@@ -150,8 +145,7 @@ def read_behaviour(run: RunDirectory) -> tuple[Behaviour | None, list[str]]:
     raw = tolerated(lambda: read_json(path), None, warnings)
     if raw is None:
         return None, warnings
-    no_samples: list[Sample] = []
-    samples = tolerated(lambda: _read_samples(run.samples_file, warnings), no_samples, warnings)
+    samples: list[Sample] = tolerated(lambda: _read_samples(run.samples_file, warnings), [], warnings)
     digest = tolerated(lambda: file_sha256(run.best_checkpoint), None, warnings)
     stale = digest not in (None, raw.get("checkpoint_sha256"))
     if stale:

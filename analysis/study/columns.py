@@ -59,11 +59,7 @@ RUNS = _meanings(
     _ID,
     ("study", "", "study that the run belongs to"),
     ("arch", "", "architecture: rnn, gru, transformer, or file and class of an own model, such as lstm.py:LSTM"),
-    (
-        "optimizer",
-        "",
-        "optimizer: adam, sgd, sgd_schedule or adamw; with momentum such as sgd_momentum or sgd_nesterov",
-    ),
+    ("optimizer", "", "adam, sgd, sgd_schedule or adamw; with momentum such as sgd_momentum or sgd_nesterov"),
     ("text", "", "what the run predicts: the corpus, and the other values in which the texts of the study differ"),
     ("setting", "", "number of the first run that differs in nothing but the seed and the number of epochs"),
     ("state", "", "done, running, queued, pending, stopped, cancelled or failed"),
@@ -140,11 +136,7 @@ ATTEMPTS = _meanings(
     ("started_at", "", "start, ISO 8601"),
     ("ended_at", "", "end, ISO 8601; of an attempt that was cut off, its last heartbeat"),
     ("seconds", "s", "from started_at to ended_at"),
-    (
-        "outcome",
-        "",
-        "done, rung (left at a rung of a search), failed, cancelled, interrupted, running or not started",
-    ),
+    ("outcome", "", "done, rung (left at a rung of a search), failed, cancelled, interrupted, running or not started"),
     ("failure_kind", "", "kind of a failure"),
     ("epochs", "epochs", "epochs that the attempt finished and kept"),
     ("epoch_seconds", "s", "time of those epochs"),
@@ -170,11 +162,7 @@ RESULTS = _meanings(
     ("final_val_ppl", "", "validation perplexity of the last epoch"),
     ("gap", "", "val_ppl less train_ppl, mean over seeds"),
     ("seconds_to_best", "s", "elapsed_seconds of the best epoch, mean over seeds"),
-    (
-        "seconds_to_study_best",
-        "s",
-        "the same of the first epoch within 5 % of the study's best on the same text",
-    ),
+    ("seconds_to_study_best", "s", "the same of the first epoch within 5 % of the study's best on the same text"),
     *(row for row in _KEYS if row[0] in SETTING_KEYS),
 )
 

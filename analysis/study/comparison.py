@@ -1,10 +1,8 @@
 """Which runs compare: those on the same text, at equal epochs.
 
 Perplexities of different texts, or of different tokens of one text, do not compare. A longer run has a head start, so
-each run is compared by what it had reached after its first N epochs: a run is a trajectory, and those never change.
-
-N is the fewest epochs of a run that is done, on each text for itself. A run that was stopped, failed or is still at
-work does not lower N. It takes part if it has a result and N epochs: it had finished before it was asked for more.
+each run is compared by what it had reached after its first N epochs: the fewest of a run on its text that is done. A
+run that was stopped, failed or is still at work does not lower N.
 """
 
 from __future__ import annotations
@@ -50,32 +48,27 @@ def compared_epochs(runs: pd.DataFrame) -> pd.Series[Any]:
     While no run on a text is done, the fewest epochs of a result count. Missing if there is no result either.
     """
     finished = runs["finished_epochs"].where(np.isfinite(runs["val_ppl"]))
-    candidates = finished.where(is_done(runs)), finished
+    candidates = finished.where(runs["state"] == "done"), finished
     fewest, of_any = (found.groupby(runs["text"]).transform("min") for found in candidates)
     return fewest.fillna(of_any)
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that are done and have a validation perplexity: all that conclusions may rest on."""
-    done: pd.DataFrame = runs[is_done(runs) & np.isfinite(runs["val_ppl"])]
+    done: pd.DataFrame = runs[(runs["state"] == "done") & np.isfinite(runs["val_ppl"])]
     return done
-
-
-def is_done(runs: pd.DataFrame) -> pd.Series[bool]:
-    """Whether each run is done."""
-    return runs["state"] == "done"
 
 
 def cut(runs: pd.DataFrame, epochs: pd.DataFrame, limits: pd.Series[Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables of runs and epochs as they were after ``limits`` epochs: one limit for each run, or missing.
 
-    A run that has a result and has reached its limit is "done". The best and the final figures of one that went
-    further are those of its first epochs. Its test perplexity is missing unless its best epoch is one of them, since
-    the checkpoint that was tested is of that epoch. ``epochs_done`` keeps the epochs gone.
+    A run that has a result and has reached its limit is "done": it had finished before it was asked for more. The best
+    and the final figures of one that went further are those of its first epochs. Its test perplexity is missing unless
+    its best epoch is one of them, since the tested checkpoint is of that epoch. ``epochs_done`` keeps the epochs gone.
     """
     gone, limit = runs["epochs_done"].astype(float), limits.astype(float)
     reached, longer = (gone >= limit) & runs["finished_epochs"].notna(), gone > limit
-    if not longer.any() and is_done(runs)[reached].all():
+    if not longer.any() and (runs.loc[reached, "state"] == "done").all():
         return runs, epochs
     left = epochs["id"].map(dict(zip(runs["id"], limit, strict=True))) - epochs["epoch"].astype(float)
     first, last = epochs[~(left <= 0)], epochs[left == 1]

@@ -54,23 +54,17 @@ RunNumber: TypeAlias = int | VariantNumber
 """The number of a run, unique in a report."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Numbering:
-    """Which runs belong to which entries of the plan."""
-
-    absent: list[PlannedRun]
-    """Entries that no run belongs to."""
-    members: dict[str, list[LoadedRun]]
-    """The runs of each entry by number, by the first digits of the entry's fingerprint; of no entry, the run itself."""
-    size: int
-    """The largest place."""
-
-
-def number_runs(runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first: int) -> Numbering:
+def number_runs(
+    runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first: int
+) -> tuple[list[PlannedRun], dict[str, list[LoadedRun]], int]:
     """Give each run its number, what it varies, and the published results that it may be compared with.
 
     Numbers count from ``first`` + 1. A run of no entry has its place in the manifest if no entry and no run of another
     name is there. The other runs follow.
+
+    Returns:
+        The entries that no run belongs to; the runs of each entry, by the first digits of its fingerprint (of no entry,
+        the run itself); the largest place.
     """
     entries = {entry.number: entry for entry in planned}
     claims = _claims(runs, entries)
@@ -99,7 +93,7 @@ def number_runs(runs: Sequence[LoadedRun], planned: Sequence[PlannedRun], first:
         for place, entry in sorted({**nameless, **entries}.items())
         if place not in claims
     ]
-    return Numbering(absent=absent, members=members, size=size)
+    return absent, members, size
 
 
 def _claims(runs: Sequence[LoadedRun], entries: Mapping[int, PlannedRun]) -> dict[int, list[LoadedRun]]:

@@ -19,7 +19,6 @@ Metric: TypeAlias = Literal[
 ]
 """What an expectation compares: columns of the runs table."""
 
-
 SearchMetric: TypeAlias = Literal["val_ppl", "train_ppl", "val_loss"]
 """What a search compares: columns of the epochs table."""
 
@@ -38,14 +37,6 @@ class PlannedRun:
     """Dotted key -> value, before ``--set``; empty if it is not recorded."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Columns of the runs table; empty if nothing has been published of the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExcludedRun:
-    """A combination that the manifest leaves out on purpose."""
-
-    arch: str | None
-    optimizer: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +72,8 @@ class StudyRecord:
     """``study.json``, keyed by the first digits of fingerprints; empty for a study that has none."""
 
     planned: list[PlannedRun] = field(default_factory=list)
-    excluded: list[ExcludedRun] = field(default_factory=list)
+    excluded: list[tuple[str | None, str | None]] = field(default_factory=list)
+    """Architecture and optimizer of each run that the manifest leaves out on purpose."""
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Title -> runs that have curves and a table of their own."""
     expectations: list[Expectation] = field(default_factory=list)
@@ -94,8 +86,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
     """Return the record, and a warning if it is damaged; whatever can be read of it is kept."""
     file = study_record_file(study_dir)
     warnings: list[str] = []
-    nothing: dict[str, Any] = {}
-    raw = tolerated(lambda: read_json(file) or nothing, nothing, warnings)
+    raw: dict[str, Any] = tolerated(lambda: read_json(file), {}, warnings)
     numbered = [entry for entry in _tables(raw.get("planned")) if isinstance(entry.get("number"), int)]
     entries = [entry for entry in numbered if 1 <= entry["number"] <= MAX_RUNS]
     if len(entries) < len(numbered):
@@ -116,10 +107,7 @@ def read_study_record(study_dir: Path) -> tuple[StudyRecord, list[str]]:
             )
             for entry in entries
         ],
-        excluded=[
-            ExcludedRun(arch=as_text(entry.get("arch")), optimizer=as_text(entry.get("optimizer")))
-            for entry in _tables(raw.get("excluded"))
-        ],
+        excluded=[(as_text(e.get("arch")), as_text(e.get("optimizer"))) for e in _tables(raw.get("excluded"))],
         groups={
             clean(str(entry.get("title", ""))): _all_digits(entry.get("runs")) for entry in _tables(raw.get("groups"))
         },

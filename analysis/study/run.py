@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,6 @@ from seqlm.rundir import MAX_RUNS, RunDirectory, epochs_of
 
 LOG_LINES = 12
 """Last lines of the log that are shown for a run that failed."""
-
 
 RUNG_KEYS = ("value", "rank", "of", "goes_on", "cut")
 """What ``stopped.json`` says of a rung, besides its epochs."""
@@ -63,14 +63,12 @@ class LoadedRun:
 def read_run(run: RunDirectory) -> LoadedRun:
     """Read every file of a run."""
     warnings: list[str] = []
-    nothing: dict[str, Any] = {}
     read = tolerated(run.read_config, None, warnings)
-    config = as_columns(read.by_key()) if read else nothing
+    config = as_columns(read.by_key()) if read else {}
     recorded_result = tolerated(run.read_result, None, warnings)
     damage = list(warnings)
-    result: dict[str, Any] = recorded_result or {}
-    no_epochs: tuple[list[dict[str, Any]], list[str]] = ([], [])
-    epochs, cut_lines = tolerated(run.read_metrics, no_epochs, warnings)
+    result = recorded_result or {}
+    epochs, cut_lines = tolerated(run.read_metrics, None, warnings) or ([], [])
     finished = math.nan if damage else finished_epochs(result)
     is_done = not damage and recorded_result is not None and (epochs_of(result) or math.inf) >= config["train.epochs"]
     observed = None if damage or is_done else tolerated(run.observe, None, warnings)
@@ -83,8 +81,9 @@ def read_run(run: RunDirectory) -> LoadedRun:
     # A configuration that was not resolved by a launch lacks the digest of its text; the result has it.
     if config and config["data.sha256"] is None and config["data.corpus"] != "ptb":
         config["data.sha256"] = as_text(result.get("corpus_sha256"))
-    provenance = tolerated(run.read_provenance, nothing, warnings)  # from here on, damage costs details, not the state
-    failure: dict[str, Any] = tolerated(lambda: read_json(run.failure_file) or {}, {}, warnings)
+    # From here on, damage costs details, not the state.
+    provenance: dict[str, Any] = tolerated(run.read_provenance, {}, warnings)
+    failure: dict[str, Any] = tolerated(lambda: read_json(run.failure_file), {}, warnings)
     order = provenance.get("order")
     if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order < MAX_RUNS):
         warnings.append(
@@ -185,34 +184,20 @@ def _log_tail(run: RunDirectory) -> LogTail | None:
 # -- origin --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Each list holds distinct values in the order of the runs; more than one means that the runs differ."""
-
-    commits: list[str]
-    """Git commits, with ``+ uncommitted changes`` where the tree was dirty."""
-    versions: list[str]
-    """Package and version, such as ``torch 2.13.0``."""
-    devices: list[str]
-    """Devices, with their count where a run had several alike."""
-    hosts: list[str]
-    launched: list[str]
-    """First and last time of launch; one entry where they are the same."""
-
-
-def origin_of(provenances: Iterable[Mapping[str, Any]]) -> Origin:
-    """Sum up ``provenance.json`` of all runs; whatever a file lacks is left out."""
-    records = list(provenances)
-    times = sorted(str(record["launched_at"]) for record in records if record.get("launched_at"))
-    versions = [as_mapping(record.get("versions")) for record in records]
+def origin_of(provenances: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Sum up ``provenance.json`` of all runs: for each title the distinct values, in the order of the runs."""
+    times = sorted(str(record["launched_at"]) for record in provenances if record.get("launched_at"))
+    ends = [re.sub(r"T(\d\d:\d\d):\d\d\+00:00$", r" \1 UTC", time) for time in _distinct([*times[:1], *times[-1:]])]
+    versions = [as_mapping(record.get("versions")) for record in provenances]
     packages = _distinct(package for found in versions for package in found)
-    return Origin(
-        commits=_distinct(_commit(record) for record in records),
-        versions=[f"{name} {' and '.join(_distinct(str(v.get(name) or '') for v in versions))}" for name in packages],
-        devices=_distinct(_devices(record.get("devices")) for record in records),
-        hosts=_distinct(str(record.get("host") or "") for record in records),
-        launched=_distinct([times[0], times[-1]] if times else []),
-    )
+    named = [f"{name} {' and '.join(_distinct(str(v.get(name) or '') for v in versions))}" for name in packages]
+    return {
+        "Launched": [" to ".join(ends)] if ends else [],
+        "Code": _distinct(map(_commit, provenances)),
+        "Devices": _distinct(_devices(record.get("devices")) for record in provenances),
+        "Hosts": _distinct(str(record.get("host") or "") for record in provenances),
+        "Versions": [", ".join(named)] if named else [],
+    }
 
 
 def _commit(record: Mapping[str, Any]) -> str:

@@ -21,9 +21,9 @@ from analysis.study import units
 from analysis.study.behaviour import Behaviour
 from analysis.study.columns import EPOCHS, FREE_KEYS, forget_single_digests, table_of, told_apart
 from analysis.study.comparison import compared_epochs, cut, finished, text_names, with_times
-from analysis.study.numbering import Numbering, RunNumber, number_runs
-from analysis.study.record import ExcludedRun, Expectation, PlannedRun, SearchRule, StudyRecord, read_study_record
-from analysis.study.run import LoadedRun, LogTail, Origin, origin_of, read_run
+from analysis.study.numbering import RunNumber, number_runs
+from analysis.study.record import Expectation, PlannedRun, SearchRule, StudyRecord, read_study_record
+from analysis.study.run import LoadedRun, LogTail, origin_of, read_run
 from analysis.study.values import clean
 from seqlm.errors import UsageError
 from seqlm.run_layout import slugify
@@ -51,8 +51,8 @@ class Study:
     """Entries of the manifests that have no run directory."""
     groups: dict[str, list[str]]
     """Title of each group of ``[report] groups`` -> ids of its runs."""
-    excluded: list[ExcludedRun]
-    """Combinations that the manifest leaves out."""
+    excluded: list[tuple[str | None, str | None]]
+    """Architecture and optimizer of the runs that the manifest leaves out."""
     expectations: list[Expectation]
     """With the ids of runs in place of fingerprints; an entry that has no run directory is left out."""
     searches: dict[str, SearchRule]
@@ -61,8 +61,8 @@ class Study:
     """The end of the newest log of each failed or cancelled run that has one, by run id."""
     behaviours: dict[str, Behaviour]
     """How the trained models of the runs behave for which that has been computed, by run id."""
-    origin: Origin
-    """Where the results come from: commits, versions, devices, times of launch."""
+    origin: dict[str, list[str]]
+    """Where the results come from: launch, commits, devices, hosts, versions. Several values: the runs differ."""
     warnings: list[str]
     """What could not be read, one line each."""
     own_models: dict[str, str]
@@ -115,12 +115,8 @@ class Study:
         return self if runs is self.runs else dataclasses.replace(self, runs=runs, epochs=kept)
 
     def epochs_of(self, run_id: str) -> pd.DataFrame:
-        """The epochs of one run; empty where none has been finished."""
-        return self._epochs_by_run.get(run_id, self.epochs.iloc[:0])
-
-    @functools.cached_property
-    def _epochs_by_run(self) -> dict[str, pd.DataFrame]:
-        return {str(run_id): epochs for run_id, epochs in self.epochs.groupby("id", sort=False)}
+        """The epochs of one run; empty if none has been finished."""
+        return self.epochs[self.epochs["id"] == run_id]
 
 
 def load_study(*study_dirs: Path) -> Study:
@@ -133,7 +129,7 @@ def load_study(*study_dirs: Path) -> Study:
     runs: list[LoadedRun] = []
     absent: list[PlannedRun] = []
     groups: dict[str, list[str]] = {}
-    excluded: list[ExcludedRun] = []
+    excluded: list[tuple[str | None, str | None]] = []
     expectations: list[Expectation] = []
     searches: dict[str, SearchRule] = {}
     warnings: list[str] = []
@@ -156,26 +152,26 @@ def load_study(*study_dirs: Path) -> Study:
     forget_single_digests(config for one in read for config in one.configs)
     for one, study_dir in zip(read, study_dirs, strict=True):
         name, found, record = one.name, one.runs, one.record
-        numbering = number_runs(found, record.planned, first=size)
-        size += numbering.size
+        without_run, members, places = number_runs(found, record.planned, first=size)
+        absent += without_run
+        size += places
         found.sort(key=lambda run: run.row["number"])
         for run in found:
             run.row |= {"study": name, "estimated_seconds": record.estimated_seconds.get(run.digits)}
             if len(study_dirs) > 1:
                 run.row["id"] = f"{name}/{run.row['id']}"
-        for title, members in record.groups.items():
-            groups[f"{name}: {title}" if len(study_dirs) > 1 else title] = _ids(numbering, members)
+        for title, digits in record.groups.items():
+            groups[f"{name}: {title}" if len(study_dirs) > 1 else title] = _ids(members, digits)
         for expectation in record.expectations:
-            lower, higher = (tuple(_ids(numbering, side, most=1)) for side in (expectation.lower, expectation.higher))
+            lower, higher = (tuple(_ids(members, side, most=1)) for side in (expectation.lower, expectation.higher))
             expectations.append(dataclasses.replace(expectation, lower=lower, higher=higher))
         if record.search is not None:
             searches[name] = record.search
         runs += found
-        absent += numbering.absent
         excluded += record.excluded
         lines = [*one.lines, *(line for run in found for line in run.warnings)]
         warnings += [clean(line.replace(f"{study_dir}/", "")) for line in lines]
-    archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(cut.arch for cut in excluded)]
+    archs = [*(r.row["arch"] for r in runs), *(plan.arch for plan in absent), *(arch for arch, _ in excluded)]
     own = {run.row["arch"]: clean(str(label)) for run in runs if (label := run.provenance.get("label"))}
     own_models = units.names_in_print(archs, own)
     units.set_own_models(own_models)
@@ -225,7 +221,7 @@ class _Read:
                 if isinstance(arch := config.get(key), str):
                     config[key] = names.get(arch, arch)
         planned = [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in self.record.planned]
-        excluded = [dataclasses.replace(one, arch=names.get(one.arch or "", one.arch)) for one in self.record.excluded]
+        excluded = [(names.get(arch or "", arch), optimizer) for arch, optimizer in self.record.excluded]
         return dataclasses.replace(self, record=dataclasses.replace(self.record, planned=planned, excluded=excluded))
 
 
@@ -251,9 +247,9 @@ def _free_name(runs: Sequence[LoadedRun], study_dir: Path, taken: Collection[str
     return next(n for n in [name, *(f"{name} ({i})" for i in range(2, len(taken) + 3))] if n not in taken)
 
 
-def _ids(numbering: Numbering, digits: Iterable[str], most: int | None = None) -> list[str]:
+def _ids(members: Mapping[str, list[LoadedRun]], digits: Iterable[str], most: int | None = None) -> list[str]:
     """Return the ids of the runs of each entry, or of its first ``most`` runs."""
-    return [run.row["id"] for entry in digits for run in numbering.members.get(entry, [])[:most]]
+    return [run.row["id"] for entry in digits for run in members.get(entry, [])[:most]]
 
 
 def _named(run: LoadedRun) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from seqlm import rundir
 from seqlm.architectures import CLASS_SEPARATOR, CustomConfig
 from seqlm.config import choices_of, labels
 
@@ -67,6 +68,12 @@ def optimizer(key: Any) -> str:
 def rank(table: dict[str, str], key: Any) -> int:
     """Place of a key in the report's order; unknown ones come last."""
     return list(table).index(key) if key in table else len(table)
+
+
+def names_of(table: Mapping[str, str], keys: Iterable[Any]) -> list[str]:
+    """Return the names in print of some keys, each once, in the report's order."""
+    found = {table.get(key, UNKNOWN) for key in keys}
+    return [name for name in [*table.values(), UNKNOWN] if name in found]
 
 
 def is_number(value: Any) -> bool:
@@ -143,10 +150,7 @@ def whole(value: Any) -> str:
 
 def ordinal(number: Any) -> str:
     """A place: ``1st``, ``12th``."""
-    if not is_number(number):
-        return MISSING
-    is_teen = number % 100 in (11, 12, 13)
-    return f"{int(number)}{'th' if is_teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+    return rundir.ordinal(int(number)) if is_number(number) else MISSING
 
 
 def decimals(digits: str) -> Callable[[Any], str]:

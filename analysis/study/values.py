@@ -18,13 +18,14 @@ Values: TypeAlias = NDArray[np.float64]
 """One number for each epoch, time step or token; NaN if it is missing."""
 
 
-def tolerated(read: Callable[[], T], otherwise: T, warnings: list[str]) -> T:
-    """Return what ``read`` returns. If a file cannot be read, add a warning and return ``otherwise``."""
+def tolerated(read: Callable[[], T | None], otherwise: T, warnings: list[str]) -> T:
+    """Return what ``read`` returns, ``otherwise`` for ``None``. If a file cannot be read, also add a warning."""
     try:
-        return read()
+        found = read()
     except FileError as error:
         warnings.append(str(error))
-        return otherwise
+        found = None
+    return otherwise if found is None else found
 
 
 def as_number(value: Any) -> float:

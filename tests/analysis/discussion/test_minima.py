@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from analysis.discussion.minima import expected_lowest_perplexity, expected_minimum
+from analysis.study.settings import expected_lowest_perplexity, expected_minimum
 
 
 @pytest.mark.parametrize("draws", [1, 2, 3, 4])

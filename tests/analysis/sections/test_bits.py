@@ -9,8 +9,7 @@ from analysis.api import open_study
 from analysis.blocks.section import Prose
 from analysis.blocks.table import Table
 from analysis.blocks.texts import text_sentences
-from analysis.sections.bits import bits_blocks
-from analysis.sections.results import results_table
+from analysis.sections.results import bits_blocks, results_table
 from analysis.study.settings import best_runs
 from analysis.study.study import load_study
 from tests.analysis.hand_made import add_run

@@ -5,7 +5,7 @@ from pathlib import Path
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Subheading
 from analysis.blocks.table import Table
-from analysis.sections.groups import groups_section
+from analysis.sections.results import groups_section
 from analysis.study.study import load_study
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
