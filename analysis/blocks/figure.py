@@ -62,6 +62,9 @@ class Chart:
         if engine is not None:
             engine.execute(self.figure)
             self.figure.set_layout_engine("none")
+        for axes in self.figure.axes:  # ticks are slow to make: once for all formats
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_ticks(len(axis.get_majorticklocs()))
 
     def pointer_data(self) -> list[dict[str, Any]]:
         """The panels for the page's script: the place of each in the SVG (points from the top left), and its values."""
