@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import itertools
 import json
@@ -36,6 +37,9 @@ LARGE = 2_000
 
 SIGNATURE = ("index.html", "report.md", "data/runs.json")
 """Files by which a folder is known to be a report."""
+
+
+atexit.register(gc.freeze)  # at its end the interpreter would collect several times, of what the system frees anyway
 
 
 @contextmanager

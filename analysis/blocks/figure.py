@@ -77,6 +77,9 @@ class Chart:
         if engine is not None:
             engine.execute(self.figure)
             self.figure.set_layout_engine("none")
+        for axes in self.figure.axes:  # ticks are slow to make: once for all formats
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_ticks(len(axis.get_majorticklocs()))
 
 
 def run_mark(run: RunNumber) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 from analysis.blocks.table import Row, Table
@@ -187,12 +187,16 @@ _ACCENTS = dict(
 """Combining accents, from grave to dot below, with their commands."""
 
 _SEPARATORS = "-_=./:,;@+|&?"
-"""A line may be broken after these."""
+_BREAKS = re.compile(rf"(?<= )|(?<=[{_SEPARATORS}])(?=[^{_SEPARATORS} ])(?!(?<=\d[.,])\d)")
+"""A line may be broken after a space or a separator, but not within a number at its point or comma."""
+_WHITE_SPACE = re.compile(r"[ \t\n\r]+")
+_LIGATURES = re.compile(r"([-',])(?=\1)")
+"""Two hyphens, quotes or commas would become one character of another kind."""
 
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it is, its lines broken at spaces alone."""
-    return _join([_latex(character) for character in _characters(text)])
+    return _join(map(_latex, _characters(text)))
 
 
 def breakable_latex(text: str, width_pt: float) -> str:
@@ -202,8 +206,8 @@ def breakable_latex(text: str, width_pt: float) -> str:
     """
     lines = []
     for piece in _pieces(_characters(text)):
-        escaped = [_latex(character) for character in piece]
-        lines.append(BREAK.join(escaped) if width_of(piece) > width_pt else _join(escaped))
+        escaped = map(_latex, piece)
+        lines.append(BREAK.join(escaped) if sum(map(_width, piece)) > width_pt else _join(escaped))
     return BREAK.join(lines).replace(f" {BREAK}", " ")
 
 
@@ -235,25 +239,15 @@ def widest_piece(text: str) -> float:
 
 def _characters(text: str) -> str:
     """One character for each that is seen, where Unicode has it; every white space is a plain one."""
-    return re.sub(r"[ \t\n\r]+", " ", unicodedata.normalize("NFC", text))
+    return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text))
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut after spaces and separators, but never a number at its point or comma."""
-    pieces = [""]
-    for place, character in enumerate(text):
-        pieces[-1] += character
-        before, after = text[max(place - 1, 0) : place], text[place + 1 : place + 2]
-        within_number = character in ".," and before.isdigit() and after.isdigit()
-        followed = after not in ("", " ", *_SEPARATORS)
-        if character == " " or (character in _SEPARATORS and followed and not within_number):
-            pieces.append("")
-    return [piece for piece in pieces if piece]
+    return [piece for piece in _BREAKS.split(text) if piece]
 
 
-def _join(escaped: list[str]) -> str:
-    """Two hyphens, quotes or commas would become one character of another kind."""
-    return re.sub(r"([-',])(?=\1)", r"\1{}", "".join(escaped))
+def _join(escaped: Iterable[str]) -> str:
+    return _LIGATURES.sub(r"\1{}", "".join(escaped))
 
 
 @cache

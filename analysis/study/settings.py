@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from scipy.special import stdtr, stdtrit
 
 from analysis.study import units
 from analysis.study.columns import SETTING_KEYS, TEXT_KEYS
@@ -52,6 +51,8 @@ class Interval:
             return 0.0 if difference else 1.0
         parts = sum(variance**2 / (n - 1) for variance, n in zip(variances, (self.n, other.n), strict=True))
         freedom = sum(variances) ** 2 / parts
+        from scipy.special import stdtr  # slow to import, and only needed where settings have several seeds
+
         return 2 * float(stdtr(freedom, -abs(difference) / math.sqrt(sum(variances))))
 
     def doubt_against(self, other: Interval) -> str | None:
@@ -81,6 +82,8 @@ def interval(perplexities: Sequence[float]) -> Interval:
     mean = sum(losses) / n
     if n == 1:
         return Interval(centre=perplexities[0], low=math.nan, high=math.nan, deviation=math.nan, n=1)
+    from scipy.special import stdtrit
+
     deviation = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / (n - 1))
     reach = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * deviation / math.sqrt(n)
     low, high = math.exp(mean - reach), math.exp(mean + reach)
