@@ -52,12 +52,16 @@ class RayLab:
             "RAY_worker_niceness": "0",  # else other tests leave the ranks nothing of a busy machine
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "4",
+            "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "10",  # agents that have nothing to tell ask themselves ten times
+            "REPORTER_UPDATE_INTERVAL_MS": "60000",
             "SEQLM_BACKEND": "ray",
         }
 
-    def start_cluster(self, *nodes: tuple[float, float]) -> None:
-        """Nodes with these cores and (fake) GPUs each."""
-        self._cluster = self.start([sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes)], cwd=ROOT)
+    def start_cluster(self, *nodes: tuple[float, float], dashboard: bool = False) -> None:
+        """Nodes with these cores and (fake) GPUs each; with a job server if ``dashboard``."""
+        options = ["dashboard"] if dashboard else []
+        argv = [sys.executable, "-m", "tests.ray_nodes", json.dumps(nodes), *options]
+        self._cluster = self.start(argv, cwd=ROOT)
         self.address = commands.next_line(self._cluster).strip()
         assert self.address, commands.finish(self._cluster)[1]
         self.env["RAY_ADDRESS"] = self.address

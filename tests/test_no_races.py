@@ -16,6 +16,7 @@ ALLOWED = {
     ("waiting.py", "process"): "py-spy, with a limit of its own, while a wait in vain is described",
     ("leftovers.py", "sleep"): "the pause between two looks",
     ("soak.py", "process"): "a program",
+    ("ray_nodes.py", "process"): "a program, and the workers of its nodes",
     ("warm.py", "sleep"): "until a process that has ended is seen to have",
     ("crawl/sitecustomize.py", "sleep"): "imitates slow steps and slow renaming",
     ("training/elsewhere.py", "sleep"): "imitates slow steps",

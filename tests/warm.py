@@ -48,6 +48,7 @@ from unittest import mock
 IMPORTED = (
     "torch", "torch._dynamo", "torch.distributed", "numpy", "pandas", "matplotlib.pyplot",
     "matplotlib.backends.backend_svg", "scipy.special", "jinja2", "yaml", "rich.live", "tqdm", "jaxtyping", "pydantic",
+    "asyncio", "filelock", "google.protobuf.descriptor_pb2", "jsonschema", "msgpack", "psutil", "requests",  # for ray
 )  # fmt: skip
 COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
 """Programs with one of these are started as usual: they are read when an interpreter begins."""
@@ -64,6 +65,7 @@ ROOM = 16384
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_NEW_NETWORK = 0x40000000
 _MADV_COLLAPSE = 25
 _HUGE_PAGE = 2**21
 ColdPopen = subprocess.Popen
@@ -90,6 +92,8 @@ class Program:
     """-1: that of the parent."""
     first: str
     """``module:function`` to call before the program begins (``preexec_fn``), or nothing."""
+    network: str
+    """File of the network namespace to enter (``nsenter --net=FILE``), or nothing."""
 
 
 class Popen(subprocess.Popen[Any]):
@@ -104,6 +108,9 @@ class Popen(subprocess.Popen[Any]):
         plain = executable is gid is gids is uid is None and not pass_fds and not shell
         first = "" if preexec is None else f"{preexec.__module__}:{preexec.__qualname__}"
         words = [os.fspath(word) for word in args] if isinstance(args, list | tuple) else []
+        network = ""
+        if words[:1] == ["nsenter"] and words[1].startswith("--net="):
+            network, words = words[1].removeprefix("--net="), words[2:]
         if not (plain and _is_warm(words, variables) and Path(folder).is_dir()):
             super()._execute_child(*arguments)  # type: ignore[misc]
             return
@@ -117,6 +124,7 @@ class Popen(subprocess.Popen[Any]):
             process_group=group,
             umask=umask,
             first=first,
+            network=network,
         )
         self.pid = _ask(program, files)
         self._child_created = True
@@ -279,6 +287,9 @@ def become(program: Program, files: list[int]) -> NoReturn:
         os.dup2(file, number)
     os.closerange(3, 256)
     os.chdir(program.folder)
+    if program.network:
+        with open(program.network) as network:  # noqa: PTH123
+            assert _libc.setns(network.fileno(), _NEW_NETWORK) == 0, os.strerror(ctypes.get_errno())
     if program.umask != -1:
         os.umask(program.umask)
     os.environ.clear()

@@ -312,48 +312,42 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
 
 
 @pytest.mark.process
-def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of_ray_has_any(tmp_path: Path) -> None:
-    lab = RayLab()
-    try:
-        lab.start_cluster((2, 0))
-        study = study_on(tmp_path, "ray")
-        lab.env |= SHELL  # of the launcher, not of the nodes
-        argv = [sys.executable, str(ROOT / "launch.py")]
-        launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
-        found = environment_of(worker_of(study))
-        assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
-        assert OWN.keys().isdisjoint(found)
-        looks = (["status"], ["logs"], ["cancel", "--all"])
-        said = [lab.run([*argv, word, "small", "--json", *flags], cwd=tmp_path) for word, *flags in looks]
-        told = [*commands.finish(launcher), *(answer.stdout + answer.stderr for answer in said)]
-        assert told_in(told) == []
+def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of_ray_has_any(
+    ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_on(tmp_path, "ray")
+    for name, value in SHELL.items():  # of the launcher, not of the nodes
+        monkeypatch.setitem(ray_cluster.env, name, value)
+    argv = [sys.executable, str(ROOT / "launch.py")]
+    launcher = ray_cluster.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
+    found = environment_of(worker_of(study))
+    assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
+    assert OWN.keys().isdisjoint(found)
+    looks = (["status"], ["logs"], ["cancel", "--all"])
+    said = [ray_cluster.run([*argv, word, "small", "--json", *flags], cwd=tmp_path) for word, *flags in looks]
+    told = [*commands.finish(launcher), *(answer.stdout + answer.stderr for answer in said)]
+    assert told_in(told) == []
 
-        before = worker_of(study)
-        launcher = lab.start([*argv, "retry", "small", "--json"], cwd=tmp_path)  # reads no manifest
-        wait_for(lambda: worker_of(study), "another worker", until=lambda worker: worker != before)
-        found = environment_of(worker_of(study))
-        assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
-        assert OWN.keys().isdisjoint(found)
-        lab.run([*argv, "cancel", "small", "--all"], cwd=tmp_path)
-        assert told_in(commands.finish(launcher)) == []
-        assert files_with(lab.folder) == []
-        assert files_with(tmp_path) == []
-    finally:
-        lab.close()
+    before = worker_of(study)
+    launcher = ray_cluster.start([*argv, "retry", "small", "--json"], cwd=tmp_path)  # reads no manifest
+    wait_for(lambda: worker_of(study), "another worker", until=lambda worker: worker != before)
+    found = environment_of(worker_of(study))
+    assert found["HF_TOKEN"] == PASSED["HF_TOKEN"]
+    assert OWN.keys().isdisjoint(found)
+    ray_cluster.run([*argv, "cancel", "small", "--all"], cwd=tmp_path)
+    assert told_in(commands.finish(launcher)) == []
+    assert files_with(ray_cluster.folder) == []
+    assert files_with(tmp_path) == []
 
 
 @pytest.mark.process
-def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(tmp_path: Path) -> None:
-    lab = RayLab()
-    try:
-        lab.env |= SHELL
-        study = study_on(tmp_path, "ray")
-        argv = [sys.executable, str(ROOT / "launch.py")]
-        launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
-        worker_of(study)
-        assert files_with(lab.folder) == []  # while its Ray is there: its files go with it
-        assert lab.run([*argv, "cancel", "small", "--only", "lr>0"], cwd=tmp_path).returncode == 0
-        assert told_in(commands.finish(launcher)) == []
-        assert files_with(tmp_path) == []
-    finally:
-        lab.close()
+def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(lab: RayLab, tmp_path: Path) -> None:
+    lab.env |= SHELL
+    study = study_on(tmp_path, "ray")
+    argv = [sys.executable, str(ROOT / "launch.py")]
+    launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
+    worker_of(study)
+    assert files_with(lab.folder) == []  # while its Ray is there: its files go with it
+    assert lab.run([*argv, "cancel", "small", "--only", "lr>0"], cwd=tmp_path).returncode == 0
+    assert told_in(commands.finish(launcher)) == []
+    assert files_with(tmp_path) == []

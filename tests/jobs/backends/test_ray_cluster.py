@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -487,14 +488,13 @@ def test_a_rank_on_a_node_gets_the_uuid_of_the_gpu_that_ray_booked(lab: RayLab, 
 @pytest.fixture
 def head(lab: RayLab) -> str:
     """A cluster with a job server; its address."""
-    binary = Path(sys.executable).parent
-    lab.env["PATH"] = f"{binary}:{lab.env['PATH']}"  # the driver is `python` on the cluster
+    lab.env["PATH"] = f"{Path(sys.executable).parent}:{lab.env['PATH']}"  # the driver is `python` on the cluster
     lab.env["RAY_AUTH_MODE"] = "token"
-    lab.run([str(binary / "ray"), "get-auth-token", "--generate"], cwd=lab.folder)
-    options = ["--num-cpus=2", "--num-gpus=2", "--object-store-memory=80000000", "--dashboard-host=127.0.0.1"]
-    argv = [str(binary / "ray"), "start", "--head", "--port=6379", *options, "--disable-usage-stats"]
-    answer = lab.run(argv, cwd=lab.folder)
-    assert answer.returncode == 0, answer.stderr
+    token = lab.folder / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text(secrets.token_hex(32))
+    lab.start_cluster((2, 2), dashboard=True)
+    del lab.env["RAY_ADDRESS"]  # known to the cluster alone
     address = "http://127.0.0.1:8265"
     wait_for(
         lambda: lab.run([sys.executable, "-c", GET, f"{address}/api/version"], cwd=lab.folder),
