@@ -18,7 +18,7 @@ from analysis.blocks.texts import scope_of
 from analysis.plots import look
 from analysis.plots.files import FORMATS as FIGURE_FORMATS
 from analysis.study import units
-from analysis.study.numbering import VariantNumber
+from analysis.study.numbering import RunNumber, VariantNumber
 from analysis.study.settings import best_runs
 from analysis.study.study import Study
 from analysis.study.values import rows_of
@@ -47,6 +47,21 @@ class Page:
     def charts(self) -> list[Chart]:
         return [chart for section in self.sections for chart in section.charts]
 
+    @property
+    def best(self) -> list[tuple[str, str, RunNumber, str]]:
+        """Architecture (and text, if there are several), perplexity, number and name of each best run."""
+        texts, best = self.study.texts.index, best_runs(self.study.compared.runs)
+        return [
+            (
+                units.architecture(run.arch) + (f" on {text}" if len(texts) > 1 else ""),
+                units.perplexity(run.val_ppl),
+                run.number,
+                run.name,
+            )
+            for text in texts
+            for run in rows_of(best[best["text"] == text])
+        ]
+
 
 def _header(page: Page) -> dict[str, Any]:
     """Return what the templates show above the sections."""
@@ -55,24 +70,13 @@ def _header(page: Page) -> dict[str, Any]:
     states = sorted([*states, *((run.number, run.name or "no run directory", "absent") for run in study.absent)])
     counted = Counter(state for number, _, state in states if isinstance(number, int))
     variants = [state for number, _, state in states if isinstance(number, VariantNumber)]
-    best = best_runs(study.compared.runs)
     drawn = {line.run for chart in page.charts for panel in chart.panels for line in panel.lines}
     return {
         "states": states,
         "done": counted["done"],
         "counts": [(state, counted[state]) for state in STATES if counted[state]],
         "variants": f"{units.count(len(variants), 'variant')} ({variants.count('done')} done)" if variants else "",
-        "best": [
-            (
-                units.architecture(run.arch) + (f" on {text}" if len(study.texts) > 1 else ""),
-                units.perplexity(run.val_ppl),
-                run.number,
-                run.name,
-            )
-            for text in study.texts.index
-            for run in rows_of(best[best["text"] == text])
-        ],
-        "scope": scope_of(study.compared.runs, len(study.absent)).strip(),  # of what they are the best
+        "scope": scope_of(study.compared.runs, len(study.absent)).strip(),
         "shown_runs": [
             (run.number, run.name, units.architecture(run.arch), units.optimizer(run.optimizer))
             for run in rows_of(study.runs)

@@ -46,8 +46,7 @@ def longest_copies(texts: Sequence[Sequence[Hashable]], source: Iterable[Hashabl
     for text in texts:
         for token in text:
             symbols.setdefault(token, chr(len(symbols) + 1))
-    get = symbols.get
-    haystack = "".join([get(token, "\0") for token in source])
+    haystack = "".join([symbols.get(token, "\0") for token in source])
     return [_longest_copy("".join([symbols[token] for token in text]), haystack) for text in texts]
 
 

@@ -108,12 +108,7 @@ def record_behaviour(
         "corpus": corpus.name,
         "loss_per_step": {"split": "valid", "window": settings.window, **dataclasses.asdict(losses)},
         "gradient_norms": norms
-        and {
-            "split": "train",
-            "window": config.train.seq_len,
-            "columns": sequences,
-            **dataclasses.asdict(norms),
-        },
+        and {"split": "train", "window": seq_len, "columns": sequences, **dataclasses.asdict(norms)},
     }
     write_json(trained.run.behaviour_file, behaviour, guard=guard)
     result = {
@@ -241,10 +236,4 @@ def load_trained(run: RunDirectory) -> Trained:
     sha256 = file_sha256(run.best_checkpoint)
     if sha256 is None:
         raise CheckpointError(f"{run.best_checkpoint} has vanished while it was read")
-    slim: dict[str, Any] = {"optimizer": {}}
-    return Trained(
-        run=run,
-        config=config,
-        checkpoint=dataclasses.replace(checkpoint, **slim),
-        sha256=sha256,
-    )
+    return Trained(run=run, config=config, checkpoint=dataclasses.replace(checkpoint, optimizer=None), sha256=sha256)

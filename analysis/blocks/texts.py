@@ -16,8 +16,6 @@ from analysis.study.comparison import finished
 from analysis.study.settings import Setting
 from analysis.study.study import Study
 
-ABOUT_FIRST = "This section is about the first text alone."
-
 
 def described(setting: Setting) -> str:
     """``103 (6 gru-sgd)``; with several seeds also the interval over them."""
@@ -78,7 +76,7 @@ def on_one_text(study: Study) -> Study:
     return dataclasses.replace(study, runs=study.runs[study.runs["text"] == study.texts.index[0]])
 
 
-def text_sentences(study: Study, closing: str = ABOUT_FIRST) -> list[str]:
+def text_sentences(study: Study, closing: str = "This section is about the first text alone.") -> list[str]:
     """Return a warning, which ends with ``closing``, if the finished runs predict different texts; nothing else."""
     if len(study.texts) < 2:
         return []

@@ -161,20 +161,13 @@ def frontier_chart(study: Study, epochs: pd.DataFrame, hours: str) -> Chart:
     marks = []
     for rows, style in ((stopped, STOPPED), (bests, {"markersize": 6.0, "markeredgecolor": look.PAPER})):
         for run in rows.to_dict("records"):
-            colour, gid = look.colour_of(run["arch"]), run_mark(run["number"])
+            number, x, y = run["number"], run["hours"], run["val_ppl"]
+            height, colour = min(y, scale.high), look.colour_of(run["arch"])
             kind = {"marker": look.marker_of(run["optimizer"]), **style}
-            height = min(float(run["val_ppl"]), scale.high)
-            axes.plot([run["hours"]], [height], color=colour, gid=gid, zorder=3, clip_on=False, **kind)
-            lines.append(
-                Line(
-                    label=f"{run['number']} {run['name']}",
-                    x=np.array([run["hours"]]),
-                    y=np.array([run["val_ppl"]]),
-                    run=run["number"],
-                )
-            )
+            axes.plot([x], [height], color=colour, gid=run_mark(number), zorder=3, clip_on=False, **kind)
+            lines.append(Line(label=f"{number} {run['name']}", x=np.array([x]), y=np.array([y]), run=number))
             if style is not STOPPED:
-                marks.append(Mark(x=run["hours"], y=height, text=str(run["number"]), colour=colour, run=run["number"]))
+                marks.append(Mark(x=x, y=height, text=str(number), colour=colour, run=number))
     axes.set_xlabel(f"{hours[0].upper()}{hours[1:]} spent by all runs")
     axes.set_ylabel("Best validation perplexity so far")
     axes.set_xlim(0, float(found["hours"].max()) * 1.015)

@@ -15,28 +15,6 @@ from analysis.study.comparison import finished
 from analysis.study.settings import in_report_order
 from analysis.study.study import Study
 
-COLUMNS = [
-    *RUN_COLUMNS,
-    Column("backend", "Backend", units.text),
-    Column("device", "Device", units.text),
-    number("ranks", "Ranks", units.whole),
-    number("estimated_seconds", "Estimate", units.duration),
-    number("wall_seconds", "Actual", units.duration),
-    number("ratio", "Ratio", units.decimals(".2f")),
-    number("tokens_per_second", "Tokens/s", units.decimals(",.0f")),
-    number("peak_memory_bytes", "Memory", units.memory),
-    number("attempts", "Attempts"),
-    number("lost_seconds", "Outside epochs", units.duration),
-    number("gpu_hours", "GPU h", units.hours),
-    number("core_hours", "Core h", units.hours),
-]
-
-CAPTION = (
-    "Estimate: at the first launch. Tokens/s: median. Memory: peak of one rank. Outside "
-    "epochs: start-up, checkpoints, test."
-)
-
-
 MAY_BE_SHARED = ("backend", "device", "ranks")
 """Columns that the page leaves out where all runs agree; the caption then says so, and the CSV file has them."""
 
@@ -84,8 +62,23 @@ def cost_table(study: Study, attempts: pd.DataFrame) -> Table:
     return Table(
         name="cost",
         title="What each run has cost",
-        caption=CAPTION,
-        columns=COLUMNS,
+        caption="Estimate: at the first launch. Tokens/s: median. Memory: peak of one rank. Outside epochs: start-up, "
+        "checkpoints, test.",
+        columns=[
+            *RUN_COLUMNS,
+            Column("backend", "Backend", units.text),
+            Column("device", "Device", units.text),
+            number("ranks", "Ranks", units.whole),
+            number("estimated_seconds", "Estimate", units.duration),
+            number("wall_seconds", "Actual", units.duration),
+            number("ratio", "Ratio", units.decimals(".2f")),
+            number("tokens_per_second", "Tokens/s", units.decimals(",.0f")),
+            number("peak_memory_bytes", "Memory", units.memory),
+            number("attempts", "Attempts"),
+            number("lost_seconds", "Outside epochs", units.duration),
+            number("gpu_hours", "GPU h", units.hours),
+            number("core_hours", "Core h", units.hours),
+        ],
         records=records,
         run=lambda run: run["number"],
     )

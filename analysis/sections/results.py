@@ -39,15 +39,13 @@ TIE = "\N{ALMOST EQUAL TO}"
 
 BITS = number("val_bits_per_byte", "Bits/byte", units.decimals(".3f"))
 
-RANKED_WITHIN = "Each table compares runs on the same text only."
-
 
 def results_blocks(study: Study) -> list[Block]:
     """Tables of the runs and of the settings, and which runs became worse by their end."""
     compared = study.compared
     longer = longer_runs(study)
     return [
-        *(Prose(text=text) for text in text_sentences(study, RANKED_WITHIN)),
+        *(Prose(text=text) for text in text_sentences(study, "Each table compares runs on the same text only.")),
         *(Prose(text=text) for text in scope_sentences(compared)),
         results_table(study),
         *bits_blocks(compared),
