@@ -9,6 +9,7 @@ A program of its own: a launcher does not import torch, and code of a user's can
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
@@ -97,40 +98,42 @@ def examine(request: dict[str, Any], *, ranks: bool) -> dict[str, Any]:
 
 
 def answers(requests: Iterable[dict[str, Any]], *, ranks: bool) -> Iterator[dict[str, Any]]:
-    """Yield the answer about each model. Of those that are alike only the first is tested; all are measured."""
-    tested: dict[str, dict[str, Any]] = {}
+    """Yield the answer about each model. Of those that are alike only the first is tested and measured."""
+    known: dict[str, dict[str, Any]] = {}
     for request in requests:
-        config = CustomConfig(**request["config"])
-        subject = Subject(config, Path(request["folder"]))
-        sizes = _sizes(subject, request["vocab_size"], request["seq_len"])
-        kind = _kind(config, sizes)
-        if kind not in tested:
-            tested[kind] = _tested(subject, sizes, ranks=ranks)
-        yield {**tested[kind], "sizes": sizes}
+        subject = Subject(CustomConfig(**request["config"]), Path(request["folder"]))
+        kind = _kind(subject, request["vocab_size"], request["seq_len"])
+        if kind not in known:
+            known[kind] = _answer(subject, request["vocab_size"], request["seq_len"], ranks=ranks)
+        yield known[kind]
 
 
-def _kind(config: CustomConfig, sizes: dict[str, Any] | None) -> str:
-    """What models have in common for which one test is enough: all but numbers that change no shape, such as 0.7.
+def _kind(subject: Subject, vocab_size: int, seq_len: int) -> str:
+    """What models have in common for which one answer is enough: all but numbers that change no shape, such as 0.7.
 
-    0.0 and 1.0 may switch something off, and a model that cannot be measured is tested in any case.
+    0.0 and 1.0 may switch something off, and a model that cannot be built without values is like no other.
     """
-    arguments = {
-        name: "a number" if isinstance(value, float) and value not in (0, 1) and sizes is not None else value
-        for name, value in config.arguments.items()
-    }
-    parameters = None if sizes is None else sizes["parameters"]
-    return json.dumps([{**vars(config), "arguments": arguments}, parameters], sort_keys=True)
+    built, arguments = None, dict(subject.config.arguments)
+    with contextlib.suppress(Exception), torch.device("meta"):
+        model = subject.build(vocab_size, seq_len)
+        built = [model.label, [tuple(parameter.shape) for parameter in model.parameters()]]
+        arguments = {
+            name: "a number" if isinstance(value, float) and value not in (0, 1) else value
+            for name, value in arguments.items()
+        }
+    return repr([vocab_size, seq_len, {**vars(subject.config), "arguments": arguments}, built])
 
 
-def _tested(subject: Subject, sizes: dict[str, Any] | None, *, ranks: bool) -> dict[str, Any]:
-    """Return the findings about a model, and the traceback of its first error."""
+def _answer(subject: Subject, vocab_size: int, seq_len: int, *, ranks: bool) -> dict[str, Any]:
+    sizes = _sizes(subject, vocab_size, seq_len)
     examination = Examination(subject)
     if sizes is not None and sizes["parameters"] > LARGEST:
         text = f"{sizes['parameters']:,} parameters are too many to try here"
         examination.findings.append(Finding(level="note", subject="import", text=text))
     else:
         examination.run(ranks=ranks)
-    return {"findings": [asdict(finding) for finding in examination.findings], "traceback": examination.traceback}
+    findings = [asdict(finding) for finding in examination.findings]
+    return {"findings": findings, "sizes": sizes, "traceback": examination.traceback}
 
 
 def _sizes(subject: Subject, vocab_size: int, seq_len: int) -> dict[str, Any] | None:
