@@ -32,7 +32,7 @@ from analysis.study.study import Study, load_study
 from seqlm.errors import FileError, UsageError
 from seqlm.files import folder_beside, make_directory, replace_folder, write_new
 
-LARGE = 2_000
+LARGE = 50
 """Epochs of all runs together from which on several processes draw the figures."""
 
 SIGNATURE = ("index.html", "report.md", "data/runs.json")

@@ -77,9 +77,12 @@ class Chart:
         if engine is not None:
             engine.execute(self.figure)
             self.figure.set_layout_engine("none")
-        for axes in self.figure.axes:  # ticks are slow to make: once for all formats
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.get_major_ticks(len(axis.get_majorticklocs()))
+        for axis in (axis for axes in self.figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            ticks = axis.get_major_ticks(len(axis.get_majorticklocs()))  # slow to make: once for all formats
+            if not axis.get_label_text():  # else each drawing measures all tick labels to find the place of no text
+                axis.set_label_coords(0, 0)
+                for tick in ticks:
+                    tick.label1.set_in_layout(False)
 
 
 def run_mark(run: RunNumber) -> str:

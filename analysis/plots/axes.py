@@ -83,9 +83,6 @@ def label_grid(panels: Sequence[Axes], y: str, x: str | None = None) -> None:
         axes.set_ylabel("" if place % PANEL_COLUMNS else y, fontsize=8)
         if x is not None:
             axes.set_xlabel(x if place + PANEL_COLUMNS >= len(panels) else "", fontsize=8)
-        for axis in (axes.xaxis, axes.yaxis):
-            if not axis.get_label_text():
-                axis.set_label_coords(0, 0)  # else each drawing measures all tick labels to find the label's place
 
 
 # -- scales --------------------------------------------------------------------------------------------------------

@@ -63,6 +63,16 @@ def test_a_process_with_threads_draws_by_itself(figures: dict[str, Figure], monk
     assert len(drawn(figures, processes=2)) == len(WANTED)  # a test without the mark may not fork
 
 
+@pytest.mark.parametrize("title", ["run 1: 0.5 · 10⁻³", "прогон 1"])
+def test_a_pdf_has_the_same_fonts_as_from_whole_fonts(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with look.applied():
+        figure = Figure()
+        figure.add_subplot(title=title)
+    found = files.figure_bytes(figure, "pdf")
+    monkeypatch.setattr(files, "_common_font", lambda path: (b"", {}))
+    assert found == files.figure_bytes(figure, "pdf")
+
+
 def _refuse_in(process: int) -> Callable[[Figure, str], bytes]:
     draw = files.figure_bytes
 
