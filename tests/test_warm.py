@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import commands, warm
+from tests.ray_lab import RayLab
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.process
@@ -99,3 +100,10 @@ def test_both_end_with_120_where_the_last_words_find_no_room(program: str) -> No
     cold = end(program, cold=True, stdout=full)
     assert cold[0] == 120
     assert end(program, cold=False, stdout=full) == cold
+
+
+def test_both_enter_a_network(lab: RayLab) -> None:
+    program = "import pathlib; print(pathlib.Path('/proc/self/ns/net').readlink())"
+    argv = lab.command([sys.executable, "-c", program])
+    warm, cold = (commands.run(argv, cold=cold, check=True).stdout for cold in (False, True))
+    assert warm == cold != f"{Path('/proc/self/ns/net').readlink()}\n"

@@ -21,6 +21,7 @@ from slurm.job import JobPlan
 from slurm.settings import read_settings
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
+from tests.crawl import Crawl
 from tests.fake_slurm import FakeSlurm
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
@@ -39,6 +40,12 @@ def study_on(folder: Path, backend: str, table: str = 'env_pass = ["HF_TOKEN"]')
         f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n\n[backend.{backend}]\n{table}\n"
     )
     return study
+
+
+def slow_study_on_ray(folder: Path) -> Study:
+    """A study whose worker leaves the processor to others from its second epoch on."""
+    variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in Crawl(folder, epochs=1).env.items())
+    return study_on(folder, "ray", f'env_pass = ["HF_TOKEN"]\nenv = {{{variables}}}')
 
 
 def worker_of(study: Study) -> int:
@@ -315,7 +322,7 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
 def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of_ray_has_any(
     ray_cluster: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = study_on(tmp_path, "ray")
+    study = slow_study_on_ray(tmp_path)
     for name, value in SHELL.items():  # of the launcher, not of the nodes
         monkeypatch.setitem(ray_cluster.env, name, value)
     argv = [sys.executable, str(ROOT / "launch.py")]
@@ -343,7 +350,7 @@ def test_a_rank_on_a_ray_cluster_has_the_named_secret_and_no_other_and_no_log_of
 @pytest.mark.process
 def test_a_ray_of_the_launch_itself_writes_nothing_of_the_shell(lab: RayLab, tmp_path: Path) -> None:
     lab.env |= SHELL
-    study = study_on(tmp_path, "ray")
+    study = slow_study_on_ray(tmp_path)
     argv = [sys.executable, str(ROOT / "launch.py")]
     launcher = lab.start([*argv, "run", "small.toml", "--json"], cwd=tmp_path)
     worker_of(study)
