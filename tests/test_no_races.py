@@ -26,6 +26,7 @@ ALLOWED = {
     ("chaos/disk.py", "sleep"): "a program: the pause between two tries",
     ("chaos/disk.py", "process"): "a program, and a helper that lives as long as its disk",
     ("chaos/shim/lying_files.py", "sleep"): "imitates slow files",
+    ("chaos/shim/sitecustomize.py", "sleep"): "imitates slow steps",
     ("chaos/faults.py", "sleep"): "a program: the pause between two looks",
     ("chaos/loop.py", "sleep"): "a program: the pause between two looks",
 }

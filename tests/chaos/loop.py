@@ -90,6 +90,7 @@ class Loop:
         minutes: float,
         mean_seconds: float,
         most_faults: int | None = None,
+        step_seconds: float = 0.0,
         tell: Callable[[str], None],
     ) -> None:
         self._lab = lab
@@ -98,6 +99,7 @@ class Loop:
         self._plan = schedule(seed, mean_seconds, kinds)
         self._seconds = 60 * minutes
         self._most_faults = most_faults
+        self._step_seconds = step_seconds
         self._tell_line = tell
         self._outcome = Outcome(seed=seed)
         self._began = time.monotonic()
@@ -188,7 +190,7 @@ class Loop:
 
     def _launch(self, study: Study, output: IO[bytes]) -> subprocess.Popen[bytes]:
         self._outcome.launchers += 1
-        return study.start(output)
+        return study.start(output, CHAOS_STEP_SECONDS=str(self._step_seconds))
 
     # -- faults ------------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"), train_lines=1200)
+    return write_text(tmp_path_factory.mktemp("text"), train_lines=400)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def train(run: RunDirectory, text: Path) -> None:
 
 def break_while_it_trains(run: RunDirectory, text: Path, how: Callable[[], None]) -> str:
     """Train, have it happen after two epochs, and return what the worker says on stderr when it ends."""
-    crawl = Crawl(text, epochs=2)
+    crawl = Crawl(text, epochs=0, step_seconds=0.05)
     worker = start(run, text, **crawl.env)
     wait_for(
         lambda: (epochs_of(run), worker.poll()),

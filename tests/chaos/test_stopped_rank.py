@@ -16,7 +16,7 @@ import pytest
 from tests import commands
 from tests.chaos.study import FEW, Lab, Study, processes, workers
 from tests.crawl import Crawl
-from tests.outcome import differences, outcomes
+from tests.outcome import Outcome, differences, outcomes
 from tests.test_launch import epochs_of
 from tests.waiting import wait_for
 
@@ -25,9 +25,25 @@ pytestmark = pytest.mark.process
 EPOCHS = 4
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab.create(tmp_path / "lab", few=True, epochs=EPOCHS, lines=1200)
+(ARCH, OPTIMIZER, SEED, _) = next(run for run in FEW if run[3] == 2)
+ONLY = ("--only", f"name={ARCH}-{OPTIMIZER}-{SEED}")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab.create(tmp_path_factory.mktemp("stopped") / "lab", few=True, epochs=EPOCHS, lines=200)
+
+
+@pytest.fixture(scope="module")
+def quiet(lab: Lab) -> dict[str, Outcome]:
+    """What the run comes to if nobody disturbs it."""
+    study = Study(lab.folder / "quiet", lab)
+    study.folder.mkdir()
+    with (lab.folder / "quiet.log").open("wb") as output:
+        launcher = study.start(output, *ONLY)
+        commands.finish(launcher)
+        assert launcher.returncode == 0
+    return outcomes(study.study_dir)
 
 
 @pytest.mark.parametrize(
@@ -36,25 +52,22 @@ def lab(tmp_path: Path) -> Lab:
     ids=["the-second-found-by-the-first", "the-first-found-by-the-launcher"],
 )
 def test_a_rank_that_is_stopped_for_good_is_found_and_the_run_ends_as_the_quiet_one(
-    lab: Lab, rank: int, collective_minutes: str, hung_minutes: str, says: str
+    lab: Lab,
+    quiet: dict[str, Outcome],
+    tmp_path: Path,
+    rank: int,
+    collective_minutes: str,
+    hung_minutes: str,
+    says: str,
 ) -> None:
-    (arch, optimizer, seed, _) = next(run for run in FEW if run[3] == 2)
-    name = f"{arch}-{optimizer}-{seed}"
-    quiet, study = Study(lab.folder / "quiet", lab), Study(lab.folder / "loud", lab)
-    only = ("--only", f"name={name}")
-    for each in (quiet, study):
-        each.folder.mkdir()
-    with (lab.folder / "quiet.log").open("wb") as output:
-        launcher = quiet.start(output, *only)
-        commands.finish(launcher)
-        assert launcher.returncode == 0
-
-    crawl = Crawl(lab.folder, epochs=1)
+    study = Study(tmp_path / "loud", lab)
+    study.folder.mkdir()
+    crawl = Crawl(tmp_path, epochs=0)
     crawl.env["PYTHONPATH"] += f"{os.pathsep}{lab.shim}"
     waits = {"SEQLM_COLLECTIVE_MINUTES": collective_minutes, "SEQLM_HUNG_MINUTES": hung_minutes}
-    log = lab.folder / "loud.log"
+    log = tmp_path / "loud.log"
     with log.open("wb") as output:
-        launcher = study.start(output, *only, **waits, **crawl.env)
+        launcher = study.start(output, *ONLY, **waits, **crawl.env)
         wait_for(lambda: [epochs_of(run) for run in study.runs()], "an epoch of the run", until=any)
         (victim,) = [worker for worker in workers(study) if worker.rank == rank]
         os.kill(victim.pid, signal.SIGSTOP)
@@ -73,5 +86,5 @@ def test_a_rank_that_is_stopped_for_good_is_found_and_the_run_ends_as_the_quiet_
     failure = json.loads((run.attempt_dir(1) / "failure.json").read_text())
     assert failure["kind"] == "node"
     assert says in failure["message"]
-    assert differences(outcomes(study.study_dir), outcomes(quiet.study_dir)) == []
+    assert differences(outcomes(study.study_dir), quiet) == []
     assert not Path(f"/proc/{victim.pid}/cmdline").exists()

@@ -86,7 +86,8 @@ class Study:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         write_text(folder / "text", train_lines=lines)
-        env = {"SEQLM_DEVICE": "cpu", **warm.env(), **(env or {})}  # the GPUs are fake
+        self.env = {**self.cluster.env, **warm.env(), "SEQLM_BACKEND": ""}
+        env = {"SEQLM_DEVICE": "cpu", **(env or {})}  # the GPUs are fake
         known = {"archs": ["rnn"], "rates": [0.01], "ranks": 1, "gpus": 1, "epochs": 2, "timeout_min": 10, "keep": 0.9}
         table = "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items()) + "}"
         text = HEAD.format(env=table, **{key: json.dumps(value) for key, value in {**known, **values}.items()})
@@ -96,13 +97,13 @@ class Study:
         return [sys.executable, str(ROOT / "launch.py"), *words]
 
     def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return commands.run(self.argv(*words), cwd=self.folder, env={**self.cluster.env, "SEQLM_BACKEND": "", **env})
+        return commands.run(self.argv(*words), cwd=self.folder, env={**self.env, **env})
 
     def runs(self) -> list[RunDirectory]:
         return runs_in(self.folder / "runs" / "small")
 
     def states(self, key: str = "state") -> list[str]:
-        data = commands.ask(["status", "small.toml"], folder=self.folder, env={**self.cluster.env, "SEQLM_BACKEND": ""})
+        data = commands.ask(["status", "small.toml"], folder=self.folder, env=self.env)
         return [run[key] for run in data["runs"]]
 
     def jobs(self) -> dict[str, str]:
@@ -133,14 +134,15 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=0, step_seconds=5)
-    env = {"SEQLM_DEVICE": "cpu", **warm.env(), **crawl.env}  # the GPUs are fake
+    env = {"SEQLM_DEVICE": "cpu", **crawl.env}  # the GPUs are fake
     lines = (f"{name} = {json.dumps(value)}\n" for name, value in env.items())
     (tmp_path / "site.toml").write_text("".join(["[env]\n", *lines]))
     changes = ("train.epochs=1", "train.batch_size=128", "model.hidden_size=16", "resources.cpus=1", "resources.gpus=1")
     argv = [sys.executable, str(ROOT / "launch.py"), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
     argv += ["--backend", "slurm", "--json", *(word for change in changes for word in ("--set", change))]
     argv += ["--only", "arch=rnn,gru", "--only", "optimizer=adam"]
-    options = {"cwd": tmp_path, "env": {**cluster.env, "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}}
+    of_jobs_too = {**warm.env(), "SEQLM_TEST_BLANK_FIGURES": "1", "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
+    options = {"cwd": tmp_path, "env": {**cluster.env, **of_jobs_too}}
     answer = commands.run([*argv, "--no-wait", "--then-report"], **options)
     assert answer.returncode == 0, answer.stderr
     (array,) = json.loads(answer.stdout)["data"]["jobs"]
@@ -405,7 +407,7 @@ def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_ba
     launcher = commands.start(
         begun.argv("run", "small.toml", "--backend", "local"),
         cwd=begun.folder,
-        env=begun.cluster.env,
+        env=begun.env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import commands
-from tests.crawl import Crawl
+from tests.crawl import Crawl, light_env
 from tests.test_launch import Study, epochs_of
 from tests.waiting import wait_for
 
@@ -39,7 +39,8 @@ def start(study: Study, user: int, *words: str, **variables: str) -> subprocess.
     rights = "-all,+dac_read_search"
     prefix = ["setpriv", "--reuid", str(user), "--regid", str(user), "--groups", str(GROUP)]
     prefix += [f"--inh-caps={rights}", f"--ambient-caps={rights}", f"--bounding-set={rights}"]
-    env = {**os.environ, **variables, "HOME": str(study.folder), "SEQLM_CACHE": str(study.folder / "cache")}
+    quick = {**light_env(), "SEQLM_TEST_BLANK_FIGURES": "1"}
+    env = {**os.environ, **quick, **variables, "HOME": str(study.folder), "SEQLM_CACHE": str(study.folder / "cache")}
     return commands.start([*prefix, *study.command(*words)], cwd=study.folder, env=env, umask=0o002)
 
 

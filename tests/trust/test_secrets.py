@@ -21,7 +21,7 @@ from slurm.job import JobPlan
 from slurm.settings import read_settings
 from slurm.testcluster import ClusterOptions, LoopbackCluster
 from tests import commands
-from tests.crawl import Crawl
+from tests.crawl import Crawl, light_env
 from tests.fake_slurm import FakeSlurm
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
@@ -295,7 +295,7 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     study = study_on(tmp_path, "slurm")
-    env = {**cluster.env, **SHELL, "SEQLM_BACKEND": "slurm"}
+    env = {**cluster.env, **SHELL, **light_env(), "SEQLM_BACKEND": "slurm", "SEQLM_TEST_BLANK_FIGURES": "1"}
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, str(ROOT / "launch.py"), *words]

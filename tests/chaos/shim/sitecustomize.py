@@ -149,7 +149,10 @@ def _append(name: str, text: str) -> None:
 
 
 class _CountSteps(importlib.abc.MetaPathFinder):
-    """Has each step of a worker add a byte to ``steps/RUN-PID``, which a SIGKILL cannot take back."""
+    """Has each step of a worker add a byte to ``steps/RUN-PID``, which a SIGKILL cannot take back.
+
+    Before it, wait ``CHAOS_STEP_SECONDS``.
+    """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name != "seqlm.training.step":
@@ -168,8 +171,10 @@ class _CountSteps(importlib.abc.MetaPathFinder):
             file = os.path.join(where, f"{run}-{os.getpid()}")  # noqa: PTH118
             counter = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             step = module.TrainingStep.__call__
+            seconds = float(os.environ.get("CHAOS_STEP_SECONDS", "0"))
 
             def count(self: Any, *arguments: Any, **options: Any) -> Any:
+                time.sleep(seconds)
                 result = step(self, *arguments, **options)
                 os.write(counter, b".")
                 return result
