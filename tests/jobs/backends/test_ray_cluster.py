@@ -457,7 +457,7 @@ def test_the_gpus_that_the_caller_has_chosen_are_those_that_ray_books(lab: RayLa
 
 def test_a_rank_on_a_node_gets_the_uuid_of_the_gpu_that_ray_booked(lab: RayLab, tmp_path: Path) -> None:
     with_four_cards(lab, tmp_path)
-    lab.start_cluster((1, 0), (4, 2))
+    lab.start_cluster((4, 2))
     (tmp_path / "driver.py").write_text(ON_TWO_CARDS)
     answer = lab.run(["env", f"PYTHONPATH={ROOT}", sys.executable, "driver.py"], cwd=tmp_path)
     assert answer.stdout.splitlines() == ["2.0", "GPU-0000 1 GPU-1111 1", "0.0"], answer.stderr
