@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "SEQLM_TEST_RAY_WORKERS"
-"""Socket on which the process of all nodes is asked for workers."""
+"""Socket on which the process of all nodes takes requests for workers."""
 _execvp = os.execvp
 
 

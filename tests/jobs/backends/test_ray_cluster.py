@@ -270,9 +270,8 @@ backend.close()
 def drive(ray_cluster: RayLab, folder: Path, what: str) -> str:
     """What a driver of its own, with a backend of its own, says in the end of a run that is disturbed."""
     script = folder / "driver.py"
-    script.write_text(DRIVER)
-    argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, str(script), what]
-    answer = ray_cluster.run(argv, cwd=folder)
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{DRIVER}")
+    answer = ray_cluster.run([sys.executable, str(script), what], cwd=folder)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
 
@@ -469,16 +468,17 @@ def with_four_cards(lab: RayLab, folder: Path) -> None:
 def test_the_gpus_that_the_caller_has_chosen_are_those_that_ray_books(lab: RayLab, tmp_path: Path) -> None:
     with_four_cards(lab, tmp_path)
     (tmp_path / "driver.py").write_text(ON_TWO_CARDS)
-    variables = [f"PYTHONPATH={ROOT}", "CUDA_VISIBLE_DEVICES=2,3"]
-    answer = lab.run(["env", *variables, sys.executable, "driver.py"], cwd=tmp_path)
+    lab.env |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "2,3"}
+    answer = lab.run([sys.executable, "driver.py"], cwd=tmp_path)
     assert answer.stdout.splitlines() == ["2.0", "GPU-2222 1 GPU-3333 1", "0.0"], answer.stderr
 
 
 def test_a_rank_on_a_node_gets_the_uuid_of_the_gpu_that_ray_booked(lab: RayLab, tmp_path: Path) -> None:
     with_four_cards(lab, tmp_path)
-    lab.start_cluster((1, 0), (4, 2))
+    lab.start_cluster((4, 2))
     (tmp_path / "driver.py").write_text(ON_TWO_CARDS)
-    answer = lab.run(["env", f"PYTHONPATH={ROOT}", sys.executable, "driver.py"], cwd=tmp_path)
+    lab.env["PYTHONPATH"] = str(ROOT)  # of the driver alone
+    answer = lab.run([sys.executable, "driver.py"], cwd=tmp_path)
     assert answer.stdout.splitlines() == ["2.0", "GPU-0000 1 GPU-1111 1", "0.0"], answer.stderr
 
 
