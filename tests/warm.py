@@ -162,7 +162,7 @@ def _ask(program: Program, files: list[int]) -> int:
 
 
 def env() -> dict[str, str]:
-    """Variables with which the programs of this repository run in forks, whoever starts them (``stand_in.py``).
+    """Return variables with which the programs of this repository run in forks, whatever starts them.
 
     For programs of this user and in this network alone.
     """
