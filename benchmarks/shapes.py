@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import assert_never
 
 import jobs
 from jobs.manifests.load import load_manifest
@@ -56,7 +55,7 @@ class Shape:
             case TransformerConfig() as transformer:
                 model = replace(transformer, hidden_size=2 * transformer.num_heads, mlp_size=16)
             case _:
-                assert_never(self.config.built_in)
+                raise ValueError(f"{self.config.built_in.arch} is no architecture of the published study")
         train = replace(self.config.train, batch_size=2, seq_len=2)
         return replace(self, config=replace(self.config, model=model, train=train), vocab_size=16)
 

@@ -6,7 +6,7 @@ and the Transformer compute functions of the same cost, not the study's own.
 
 from __future__ import annotations
 
-from typing import assert_never, final
+from typing import final
 
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
 from jaxtyping import Float, Int
@@ -24,7 +24,7 @@ def builtin_model(config: BuiltInConfig, vocab_size: int, seq_len: int) -> nn.Mo
         case TransformerConfig():
             return BuiltinTransformer(config, vocab_size, seq_len)
         case _:
-            assert_never(config)
+            raise ValueError(f"{config.arch} is no architecture of the published study")
 
 
 def builtin_loss(logits: Float[Tensor, "T B V"], targets: Int[Tensor, "T B"]) -> Float[Tensor, ""]:

@@ -7,7 +7,7 @@ loop over layers, a linear layer for each product, the output layer at every ste
 from __future__ import annotations
 
 import math
-from typing import assert_never, final
+from typing import final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the field's own abbreviation
@@ -26,7 +26,7 @@ def literal_model(config: BuiltInConfig, vocab_size: int, seq_len: int) -> nn.Mo
         case TransformerConfig():
             return LiteralTransformer(config, vocab_size, seq_len)
         case _:
-            assert_never(config)
+            raise ValueError(f"{config.arch} is no architecture of the published study")
 
 
 def literal_loss(logits: Float[Tensor, "T B V"], targets: Int[Tensor, "T B"]) -> Float[Tensor, ""]:
