@@ -253,6 +253,7 @@ def serve(asker: socket.socket, listener: socket.socket | None = None) -> tuple[
                     process_group=-1,
                     umask=umask,
                     first="",
+                    network="",
                 ), files
         if asker not in ready:
             continue
