@@ -25,6 +25,7 @@ from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
 from tests import commands
+from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.training.studies import make_config, runs_in, write_text
@@ -728,27 +729,24 @@ def test_a_read_only_or_full_disk_is_one_clear_line(tmp_path: Path, options: str
 
 
 @pytest.mark.process
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the file system that this test fills")
+@pytest.mark.skipif(not may_mount(), reason="only root may mount the file system that this test fills")
 def test_a_disk_that_fills_up_in_mid_run_loses_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
     study = Study(tmp_path)
-    (tmp_path / "runs").mkdir()
-    script = """
-mount -t tmpfs -o size=500k none runs || exit 99
-"$@"; echo "first: $?"
-mount -o remount,size=100m runs
-"$@"; echo "second: $?"
-cat runs/small/*/metrics.jsonl
-"""
-    command = study.command("run", "small.toml", "--live-code", "--set", "model.hidden_size=128", "--retries", "1")
-    shell = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
-    answer = commands.run(shell, cwd=tmp_path)
-    if answer.returncode == 99 or "unshare:" in answer.stderr:
-        pytest.skip("mounting is not allowed here")
-    assert "first: 1" in answer.stdout, answer.stderr
-    assert "node: " in answer.stdout
-    assert "second: 0" in answer.stdout
-    assert answer.stdout.count('"epoch":') == 2
-    assert "Traceback" not in answer.stderr
+    disk = Disk(tmp_path / "disk", megabytes=16)
+    try:
+        disk.fill(but_bytes=500 * 2**10)
+        words = ["run", "small.toml", "--live-code", "--set", "model.hidden_size=128", "--retries", "1"]
+        first = study(*words, "--runs-dir", str(disk.path))
+        assert first.returncode == 1, first.stderr
+        assert "node: " in first.stdout
+        disk.make_room()
+        second = study(*words, "--runs-dir", str(disk.path))
+        assert second.returncode == 0, second.stderr
+        (run,) = runs_in(disk.path / "small")
+        assert epochs_of(run) == [0, 1]
+        assert "Traceback" not in first.stderr + second.stderr
+    finally:
+        disk.close()
 
 
 def test_plan_of_the_published_study_lists_19_runs_and_says_what_run_refuses(

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -108,7 +109,7 @@ def _forget_others(folder: Path) -> None:
         sys.path[:] = [place for place in sys.path if place != str(other)]
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
-            if file and Path(file).is_relative_to(other):
+            if file and file.startswith(f"{other}{os.sep}"):
                 del sys.modules[name]
     _folders[:] = [folder]
     sys.path.insert(0, str(folder))

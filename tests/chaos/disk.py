@@ -35,8 +35,8 @@ class Disk:
         self._folder = folder
         self.path = Path(f"/proc/{self._helper.pid}/root{folder}")
 
-    def fill(self) -> None:
-        """Leave no byte free."""
+    def fill(self, but_bytes: int = 0) -> None:
+        """Leave no byte free, or this many and the rest of a page."""
         size = 2**20
         with (self.path / "ballast").open("ab", buffering=0) as ballast:
             while size:
@@ -44,6 +44,7 @@ class Disk:
                     ballast.write(bytes(size))
                 except OSError:
                     size //= 2
+            ballast.truncate(ballast.tell() - but_bytes)
 
     def make_room(self) -> None:
         """Take back what :meth:`fill` has done."""
