@@ -58,7 +58,7 @@ from tests import shapes  # noqa: E402 -- tests are found from here on
 if shapes.AVAILABLE:
     shapes.install(CHECKED)
 
-from tests import commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
+from tests import blank, commands, leftovers, waiting, warm  # noqa: E402 -- after the hook
 from tests.ray_lab import RayLab  # noqa: E402
 
 subprocess.Popen = warm.OwnPopen  # type: ignore[misc] -- what code under test starts in this process
@@ -105,14 +105,9 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither lay out nor draw figures, leave their files blank: for tests of a report that are about other things."""
-
-    def draw(*_: object) -> None:
-        pytest.fail("drew a figure that blank_figures should have left blank")
-
-    monkeypatch.setattr("analysis.plots.files.figure_bytes", lambda *_: b'<svg width="1" height="1"></svg>')
-    monkeypatch.setattr("analysis.blocks.figure.Chart.__post_init__", lambda _: None)
-    monkeypatch.setattr("matplotlib.figure.Figure.draw", draw)
+    """Leave the figures of reports blank: for tests of a report that are about other things."""
+    for name, function in blank.FUNCTIONS.items():
+        monkeypatch.setattr(name, function)
 
 
 @pytest.fixture

@@ -72,8 +72,8 @@ class Study:
     def command(self, *words: str) -> list[str]:
         return [sys.executable, str(ROOT / "launch.py"), *words]
 
-    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return commands.run(self.command(*words), cwd=self.folder)
+    def __call__(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return commands.run(self.command(*words), cwd=self.folder, **options)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return commands.start(self.command(*words), cwd=self.folder)

@@ -69,6 +69,7 @@ def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any, str]
     return code, document["data"] or document["error"], err
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_examples_train_and_stand_in_the_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, plan, err = ask(capsys, "plan", "own.toml", "--backend", "local")
     assert code == 0, err

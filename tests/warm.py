@@ -231,7 +231,7 @@ def become(program: Program, files: list[int]) -> NoReturn:
     kind, rest = program.words[0], program.words[1:]
     if program.first:
         module, _, function = program.first.partition(":")
-        with mock.patch.object(sys, "path", [*path, *sys.path]):
+        with mock.patch.object(sys, "path", [*path, str(Path(__file__).parent.parent), *sys.path]):
             getattr(importlib.import_module(module), function)()
     if kind == "-m":
         sys.path[:0], sys.argv[:] = [program.folder, *path], rest

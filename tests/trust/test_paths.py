@@ -12,7 +12,7 @@ import pytest
 
 import launch
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands
+from tests import blank, commands
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
 from tests.test_launch import ROOT, Study
@@ -67,7 +67,7 @@ def test_a_whole_study_lives_in_a_folder_with_a_name_like_a_program(tmp_path: Pa
     runs = folder / "runs"
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
-        done = study(*words, "--runs-dir", str(runs), "--json")
+        done = study(*words, "--runs-dir", str(runs), "--json", preexec_fn=blank.figures)
         assert done.returncode == 0, done.stderr
         return done
 

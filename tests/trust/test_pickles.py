@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import commands
+from tests import blank, commands
 from tests.test_launch import ROOT, Study
 from tests.training.studies import make_config, make_run, write_text
 
@@ -82,7 +82,7 @@ def test_what_looks_into_a_trained_model_does_not_run_it(tmp_path: Path, plant: 
     assert "Traceback" not in done.stdout + done.stderr
     (row,) = [line for line in done.stdout.splitlines() if "failed" in line]
     assert "best.pt" in row
-    assert study("report", "small", "--no-behaviour").returncode == 0
+    assert study("report", "small", "--no-behaviour", preexec_fn=blank.figures).returncode == 0
     assert not marker.exists()
 
 

@@ -110,7 +110,7 @@ def test_retries_of_the_command_line_are_those_without_progress() -> None:
 
 # -- out of memory, from end to end on this machine ----------------------------------------------------------------
 
-STAND_IN = """
+PROGRAM = """
 import json, os, sys
 folder, parts = sys.argv[1], int(os.environ["SEQLM_MICRO_BATCHES"])
 if parts < 4:
@@ -120,26 +120,11 @@ if parts < 4:
 told = {"minutes": os.environ["SEQLM_CHECKPOINT_MINUTES"], "keep_last": os.environ["SEQLM_KEEP_LAST"]}
 json.dump(told, open(os.path.join(folder, "result.json"), "w"))
 """
-
-TIGHT = """
-import sys
-import torch
-from seqlm.models.language_model import OutputLayerModel
-from seqlm.training.worker import main
-
-def loss(model, tokens, targets, state, enough=OutputLayerModel.loss):
-    if 2 < tokens.shape[1] <= 8:  # the batch; the self-check has more columns
-        torch.empty(2**50)  # fails as any allocation does that finds no room
-    return enough(model, tokens, targets, state)
-
-OutputLayerModel.loss = loss
-sys.exit(main())
-"""
-"""The real worker on a machine that has room for two columns at once."""
+STAND_IN = ("-c", PROGRAM)
 
 
-def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: int = 8) -> RunDirectory:
-    """Dispatch one run whose worker is ``program`` to its end, on the local backend."""
+def launch_locally(folder: Path, worker: tuple[str, str], policy: Policy, *, batch_size: int = 8) -> RunDirectory:
+    """Dispatch one run with this worker to its end, on the local backend."""
     text = write_text(folder / "text")
     spec = RunSpec(
         name="run",
@@ -153,7 +138,7 @@ def launch_locally(folder: Path, program: str, policy: Policy, *, batch_size: in
     backend, code = LocalBackend(), Code(path=ROOT, commit=None, dirty=False, live=True)
     backend.open(code)
     try:
-        options = LaunchOptions(study_dir=folder, worker=("-c", program), policy=policy)
+        options = LaunchOptions(study_dir=folder, worker=worker, policy=policy)
         planned = plan(spec, run, run.observe(), has_checkpoint=False, retry=True)
         for _ in Dispatcher(backend, code, options, writes_queue=False).dispatch([planned]):
             pass
@@ -182,7 +167,7 @@ def test_a_run_short_of_memory_goes_on_in_halves_until_it_fits(tmp_path: Path) -
 
 @pytest.mark.process
 def test_the_real_trainer_short_of_memory_ends_done_with_four_micro_batches(tmp_path: Path) -> None:
-    run = launch_locally(tmp_path, TIGHT, Policy())
+    run = launch_locally(tmp_path, ("-m", "tests.training.tight"), Policy())
     assert (run.read_result() or {})["micro_batches"] == 4
     records = [json.loads(run.worker_file(attempt).read_text())["micro_batches"] for attempt in (1, 2, 3)]
     assert records == [1, 2, 4]
