@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkpoints import write_text
+from benchmarks.checkpoints import WINDOWS, write_text
 from benchmarks.gpu.folder import Budget
 from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.shapes import Shape, by_name, tiny
@@ -36,8 +36,8 @@ SHARING = "gru-2x256-b20"
 COUNTS = (1, 2, 4, 8)
 EPOCHS = 3
 """Of a run that is killed in its second one."""
-SAVE_MINUTES = "0.002"
-"""Between two checkpoints of such a run."""
+SAVES = {"cuda": (WINDOWS, "0.002"), "cpu": (100, "0.0005")}
+"""Kind of device -> steps of an epoch of such a run, and minutes between two checkpoints."""
 TRIES = 5
 """Runs that are killed at most: the end of an epoch may come between the look at one and its end."""
 COUNTED_EPOCHS = 2
@@ -125,13 +125,14 @@ def resume(document: dict[str, Any], save: Save, budget: Budget, device: str, sa
 
 
 def _killed_and_resumed(shape: Shape, folder: Path, device: str) -> dict[str, Any]:
-    text = write_text(folder / "text", shape)
+    windows, minutes = SAVES[device]
+    text = write_text(folder / "text", shape, windows)
     variables = {"SEQLM_DETERMINISTIC": "1"}
     quiet = _new_run(folder / "quiet", shape, epochs=EPOCHS)
     _finish(quiet, start_worker(quiet, text, device, variables))
     for number in range(TRIES):
         killed = _new_run(folder / f"killed{number}", shape, epochs=EPOCHS)
-        position = _kill_in_mid_epoch(killed, text, device, variables)
+        position = _kill_in_mid_epoch(killed, text, device, {**variables, "SEQLM_CHECKPOINT_MINUTES": minutes})
         if position.step > 0:
             break
     else:
@@ -143,7 +144,7 @@ def _killed_and_resumed(shape: Shape, folder: Path, device: str) -> dict[str, An
 
 def _kill_in_mid_epoch(run: RunDirectory, text: Path, device: str, variables: Mapping[str, str]) -> Position:
     """Kill a worker once it has saved within its second epoch; return what its last checkpoint holds."""
-    worker = start_worker(run, text, device, {**variables, "SEQLM_CHECKPOINT_MINUTES": SAVE_MINUTES})
+    worker = start_worker(run, text, device, variables)
     try:
         while True:
             position = read_json(run.position_file) or {}

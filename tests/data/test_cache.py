@@ -4,6 +4,7 @@ import fcntl
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,25 +112,34 @@ def test_text_level_and_vocab_size_have_entries_of_their_own(write_texts, cache_
     assert len(entries(cache_folder)) == 4
 
 
-def test_a_cache_that_cannot_be_written_costs_one_warning(write_texts, tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """The messages of the package's logger; pytest's own plugin takes time in each test (pyproject.toml)."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("seqlm").addHandler(handler)
+    yield messages
+    logging.getLogger("seqlm").removeHandler(handler)
+
+
+def test_a_cache_that_cannot_be_written_costs_one_warning(write_texts, tmp_path, monkeypatch, logged):
     folder = write_texts()
     (tmp_path / "occupied").touch()
     monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "occupied"))
-    with caplog.at_level(logging.WARNING, logger="seqlm"):
-        assert load_corpus(WORDS, folder) == load_corpus(WORDS, folder)
-    (record,) = caplog.records
-    assert "occupied" in record.getMessage()
-    assert record.getMessage().endswith("going on without a cache")
+    assert load_corpus(WORDS, folder) == load_corpus(WORDS, folder)
+    (message,) = logged
+    assert "occupied" in message
+    assert message.endswith("going on without a cache")
 
 
-def test_a_full_disk_leaves_no_part_of_an_entry(write_texts, cache_folder, monkeypatch, caplog):
+def test_a_full_disk_leaves_no_part_of_an_entry(write_texts, cache_folder, monkeypatch, logged):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with caplog.at_level(logging.WARNING, logger="seqlm"):
-        assert load_corpus(WORDS, write_texts()).tokens["valid"] == 4
-    assert "No space left on device" in caplog.text
+    assert load_corpus(WORDS, write_texts()).tokens["valid"] == 4
+    assert "No space left on device" in "".join(logged)
     assert entries(cache_folder) == []
 
 
