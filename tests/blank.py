@@ -17,7 +17,7 @@ FUNCTIONS = {
     "analysis.blocks.figure.Chart.__post_init__": lambda _: None,
     "matplotlib.figure.Figure.draw": _fail,
 }
-"""What stands in for what."""
+"""Dotted name -> its replacement."""
 
 
 def figures() -> None:
