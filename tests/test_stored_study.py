@@ -20,6 +20,7 @@ import pytest
 from seqlm.files import file_sha256
 from seqlm.rundir import RunDirectory
 from tests import commands
+from tests.crawl import light_env
 from tests.training.studies import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +38,7 @@ def unpack(folder: Path, name: str) -> Path:
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "SEQLM_DEVICE": "cpu"}
+    env = {**os.environ, **light_env(), "SEQLM_DEVICE": "cpu", "SEQLM_TEST_BLANK_FIGURES": "1"}
     return commands.run([sys.executable, str(ROOT / "launch.py"), *words], cwd=folder, env=env)
 
 
