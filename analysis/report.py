@@ -63,8 +63,8 @@ def write_report(
     ``output`` (default: ``report`` in the study's folder, for several studies beside their folders) is replaced as a
     whole, with all files in it. The new report is built in a temporary folder and renamed into place, so a reader never
     sees half of one; if anything goes wrong, the old one stays. The same files give the same report, byte for byte.
-    With ``refresh_seconds`` an open page loads itself again so often. ``processes`` draw the figures of a
-    large study.
+    With ``refresh_seconds`` an open page loads itself again so often. ``processes`` draw the figures of a study of
+    ``LARGE`` or more epochs.
 
     Raises:
         UsageError: a folder holds no runs or is given twice, or ``output`` is a link or holds files that are no report.
