@@ -371,6 +371,16 @@ def test_plan_adds_up_time_on_the_clock_and_disk(study: Study, capsys: pytest.Ca
     assert "3.0 GiB" in capsys.readouterr().out
 
 
+def test_plan_for_a_ray_of_this_machine_does_not_import_ray(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_earlier_run(study, plan_of(capsys), train_tokens_per_second=100.0)
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it would be an error
+    monkeypatch.delitem(sys.modules, "jobs.backends.ray_backend", raising=False)
+    assert launch.main(["plan", "small.toml", "--backend", "ray"]) == 0
+    assert " on Ray on this machine (" in capsys.readouterr().out
+
+
 def test_plan_takes_the_time_on_the_clock_from_how_many_runs_go_at_once(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,8 @@ class LocalBackend(Backend):
 
     name = "local"
 
-    def __init__(self) -> None:
+    def __init__(self, described: str = "this machine") -> None:
+        self._described = described
         self._capacity = this_machine()
         self._free = self._capacity.copy()
         self._jobs: dict[str, tuple[Supervisor, list[Allocation]]] = {}
@@ -33,7 +34,7 @@ class LocalBackend(Backend):
         self._memory_kills = MemoryKills()
 
     def describe(self) -> str:
-        return f"this machine ({self._capacity.describe()})"
+        return f"{self._described} ({self._capacity.describe()})"
 
     def capacity(self) -> Capacity:
         return self._capacity.copy()

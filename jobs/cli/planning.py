@@ -33,7 +33,7 @@ def plan(arguments: PlanArguments) -> tuple[Any, int]:
     """Print what ``run`` would do to each run, and the costs. Exit code 2 if ``run`` would refuse the data."""
     manifest, specs, study_dir = open_manifest(arguments)
     choice = choose(arguments, manifest)
-    target, limit = choice.slurm or choice.make(), choice.max_parallel
+    target, limit = choice.target(), choice.max_parallel
     planned = _estimated(plan_runs(specs, study_dir), arguments.runs_dir, manifest)
     planned = resolve_resources(planned, target, limit)
     allowed = plan_budget(planned, manifest.policy, study_dir, manifest.search)

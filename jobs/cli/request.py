@@ -59,6 +59,12 @@ class BackendChoice:
     slurm: slurm_backend.SlurmTarget | None = None
     """The partition of SLURM, whose jobs need no launcher. ``None``: another backend."""
 
+    def target(self) -> Target:
+        """Return where runs would go. Ray is imported to ask a cluster alone: a Ray of this machine has what it has."""
+        if self.name == "ray" and self.ray_address is None:
+            return LocalBackend(described="Ray on this machine")
+        return self.slurm or self.make()
+
     def make(self) -> Backend:
         """Return the backend. Nothing is started yet.
 
