@@ -13,6 +13,7 @@ import submitit
 
 import launch
 from jobs.attempt.retry import history
+from jobs.cli.arguments import EXIT_RUN_FAILED
 from jobs.cli.progress import Watcher
 from jobs.manifests.policy import Policy
 from jobs.study.squeue import Scheduler
@@ -313,7 +314,7 @@ def test_a_run_whose_job_is_gone_without_a_result_is_a_failure_of_the_launch_tha
 
     monkeypatch.setattr("jobs.cli.request.watch", lose)
     words = ["run", str(manifest), "--backend", "slurm", "--live-code", "--runs-dir", str(tmp_path)]
-    assert launch.main(words) == launch.EXIT_RUN_FAILED
+    assert launch.main(words) == EXIT_RUN_FAILED
 
 
 def test_a_requeued_task_knows_it_and_a_signal_is_remembered(fake: FakeSlurm, tmp_path: Path) -> None:
