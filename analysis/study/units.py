@@ -185,11 +185,16 @@ def shortened(text: str, most: int) -> str:
 def short_name(name: str, most: int, *known: str | None) -> str:
     """Return a name for a label of at most ``most`` characters: without the parts in ``known``, and with initials.
 
+    Nothing goes that need not go.
+
     >>> short_name("gru-adam-hidden1024-keep0.8004-lr0.009801", 25, "gru", "adam")
     'h1024-k0.8004-lr0.009801'
+    >>> short_name("transformer-sgd_schedule-lr5", 25, "transformer", "sgd_schedule")
+    'sgd_schedule-lr5'
     """
-    if len(name) > most:
-        name = "-".join(part for part in name.split("-") if part not in known) or name
+    for one in known:
+        if len(name) > most:
+            name = "-".join(part for part in name.split("-") if part != one) or name
     if len(name) > most:
         name = re.sub(r"\b([a-z])[a-z_]{2,}(?=\d)", r"\1", name)
     return shortened(name, most)
