@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from benchmarks.gpu.summary import as_markdown
 from benchmarks.memory_allocator import KEEP_MEMORY
 from benchmarks.shapes import published, tiny
 from seqlm.rundir import RunDirectory
-from tests import commands
+from tests import blank, commands, warm
 from tests.waiting import SESSION_VARIABLE, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ def test_a_rehearsal_goes_through_all_parts_in_a_folder_that_has_never_seen_it(t
     out = tmp_path / "new" / "results"
     # The tests that it runs are a session of their own, which looks for what it leaves behind.
     env = {name: value for name, value in environment().items() if name != SESSION_VARIABLE}
-    answer = commands.run([*COMMAND, str(out)], cwd=ROOT, env=env)
+    answer = commands.run([*COMMAND, str(out)], cwd=ROOT, env=env, preexec_fn=blank.reports)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     found = {part: read(out, part) for part in PARTS}
     for part, document in found.items():
@@ -147,7 +148,9 @@ class NoTime:
 
 
 @pytest.mark.process
-def test_a_study_whose_time_is_up_goes_on_in_the_next_call(tmp_path: Path) -> None:
+def test_a_study_whose_time_is_up_goes_on_in_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", subprocess.run)
+    blank.reports()
     results = Results(tmp_path)
     said: list[str] = []
     for budget in (NoTime(), Budget(None)):
@@ -216,6 +219,7 @@ def test_an_mps_server_that_is_of_no_use_is_said_so_and_ended(
     for name, value in {"CALLS": str(tmp_path / "calls"), "CODE": code, "CUDA_VISIBLE_DEVICES": ""}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(subprocess, "Popen", warm.Popen)
     with pytest.raises(workers.MpsUnavailable, match=f"^{reason}"), workers.mps("cuda"):
         pytest.fail("there is no MPS")
     start, end, quit_ = (tmp_path / "calls").read_text().splitlines()
@@ -237,6 +241,7 @@ def test_a_fault_of_ours_in_one_part_costs_that_part_alone(
     def fail(*_: Any) -> None:
         raise KeyError("a fault")
 
+    monkeypatch.setattr(subprocess, "Popen", warm.Popen)
     monkeypatch.setattr(workers, "resume", fail)
     monkeypatch.setattr(workers, "sharing", lambda document, *_: document.update(complete=True))
     assert main(["--rehearse", "--out", str(tmp_path), "--parts", "resume", "sharing"]) == 1

@@ -23,7 +23,7 @@ KILL, TERM, USR2, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2, signal.S
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text"), train_lines=115)  # epochs of 18 steps
+    return write_text(tmp_path_factory.mktemp("text"), train_lines=55)  # epochs of 9 steps
 
 
 class Lab:
@@ -55,7 +55,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Lab:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_in_mid_epoch_it_goes_on_from_the_step_that_was_saved(lab: Lab, arch: str, ranks: int) -> None:
     folder = lab.run(f"killed-{arch}-{ranks}", arch)
-    codes = live(folder, lab.text, ranks=ranks, end=End(by=KILL, at="step", number=32), save_every=6)
+    codes = live(folder, lab.text, ranks=ranks, end=End(by=KILL, at="step", number=17), save_every=3)
     assert codes[0] == -KILL
     position = position_of(folder)
     assert position.epoch == 1, "in mid-run"
@@ -78,10 +78,10 @@ def test_killed_at_an_epochs_end_it_loses_that_epoch_or_nothing(lab: Lab, arch: 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_signal_in_the_middle_of_a_step_saves_the_state_before_it(lab: Lab, arch: str) -> None:
     folder = lab.run(f"middle-{arch}", arch)
-    assert live(folder, lab.text, end=End(by=USR2, at="middle", number=22)) == [EXIT_STOPPED]
+    assert live(folder, lab.text, end=End(by=USR2, at="middle", number=13)) == [EXIT_STOPPED]
     position = position_of(folder)
     steps = position.epoch * steps_per_epoch(folder) + position.step
-    assert steps == 21, "the step with the signal was not finished"
+    assert steps == 12, "the step with the signal was not finished"
     assert live(folder, lab.text) == [0]
     assert outcome(RunDirectory(folder)) == lab.quiet(arch, 1)
 
@@ -94,7 +94,7 @@ def steps_per_epoch(folder: Path) -> int:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_stop_after_the_same_step_whichever_of_them_got_the_signal(lab: Lab, rank: int) -> None:
     folder = lab.run(f"agreed-{rank}", "gru")
-    end = End(by=TERM, at="step", number=22, rank=rank)
+    end = End(by=TERM, at="step", number=13, rank=rank)
     assert live(folder, lab.text, ranks=2, end=end) == [EXIT_STOPPED, EXIT_STOPPED]
     assert position_of(folder).step > 0
     assert live(folder, lab.text, ranks=2) == [0, 0]
@@ -116,21 +116,21 @@ def test_a_run_that_is_interrupted_again_and_again_ends_all_the_same(lab: Lab) -
     folder = lab.run("again", "gru")
     ends = [
         End(by=INT, at="step", number=1),
-        End(by=KILL, at="step", number=9),
+        End(by=KILL, at="step", number=5),
         End(by=TERM, at="middle", number=2),
         End(by=USR2, at="validation", number=1),
         End(by=KILL, at="save", number=3),
-        End(by=TERM, at="step", number=20),
+        End(by=TERM, at="step", number=11),
     ]
     for end in ends:
-        assert live(folder, lab.text, end=end, save_every=4) != [0]
+        assert live(folder, lab.text, end=end, save_every=2) != [0]
     assert live(folder, lab.text) == [0]
     assert outcome(RunDirectory(folder)) == lab.quiet("gru", 1)
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_batch_and_says_what_is_equal(lab: Lab) -> None:
     folder = lab.run("fewer", "gru")
-    assert live(folder, lab.text, ranks=2, end=End(by=TERM, at="step", number=22)) == [EXIT_STOPPED] * 2
+    assert live(folder, lab.text, ranks=2, end=End(by=TERM, at="step", number=13)) == [EXIT_STOPPED] * 2
     assert live(folder, lab.text) == [0]
     log = (RunDirectory(folder).attempt_dir(2) / "rank-0.log").read_text()
     assert "now 1 rank instead of 2: the result is equal to that of a quiet run up to rounding and dropout masks" in log
@@ -144,7 +144,7 @@ def test_without_dropout_another_number_of_ranks_changes_only_the_rounding(lab: 
     config = make_config("gru", lr=0.5, epochs=2)
     folders = [make_run(lab.folder / name, config).path for name in ("alone", "shared")]
     assert live(folders[0], lab.text) == [0]
-    assert live(folders[1], lab.text, end=End(by=TERM, at="step", number=10)) == [EXIT_STOPPED]
+    assert live(folders[1], lab.text, end=End(by=TERM, at="step", number=5)) == [EXIT_STOPPED]
     assert live(folders[1], lab.text, ranks=3) == [0] * 3
     alone, shared = (outcome(RunDirectory(folder)).metrics for folder in folders)
     for name in ("train_loss", "val_loss"):

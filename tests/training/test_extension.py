@@ -160,6 +160,7 @@ def test_a_worker_has_nothing_to_do_until_more_is_requested(
 
 
 @pytest.mark.process
+@pytest.mark.xdist_group("exact-resume")  # whose fork server it uses
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_in_mid_extension_it_goes_on_and_ends_equal(tmp_path: Path, text: Path, ranks: int) -> None:
     config = make_config("gru", optimizer="adam", lr=0.01, keep=0.7)

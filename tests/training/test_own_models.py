@@ -84,6 +84,7 @@ def test_a_stop_in_mid_epoch_changes_no_bit(tmp_path: Path, corpus: Corpus, name
 
 
 @pytest.mark.process
+@pytest.mark.xdist_group("exact-resume")  # whose fork server it uses
 def test_two_ranks_that_are_killed_resume_exactly(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text")
     quiet, _ = own_run(tmp_path / "quiet", "minGRU")

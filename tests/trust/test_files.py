@@ -18,7 +18,7 @@ from seqlm.rundir import RunDirectory
 from seqlm.training.progress_file import ProgressFile
 from slurm import backend
 from slurm.settings import SlurmSettings
-from tests import commands
+from tests import blank, commands
 from tests.fake_slurm import FakeSlurm
 from tests.test_launch import Study
 from tests.training.studies import runs_in
@@ -33,7 +33,7 @@ def modes(folder: Path) -> dict[Path, int]:
 def test_a_study_is_as_closed_to_others_as_the_umask_says(tmp_path: Path, umask: int, words: list[str]) -> None:
     study = Study(tmp_path, epochs=1)
     argv = study.command("run", "small.toml", *words)
-    done = commands.run(argv, cwd=tmp_path, umask=umask)
+    done = commands.run(argv, cwd=tmp_path, umask=umask, preexec_fn=blank.figures if words else None)
     assert done.returncode == 0, done.stderr
     found = modes(tmp_path / "runs")
     assert len(found) > 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests import blank, commands
 from tests.test_launch import ROOT, Study
 from tests.training.studies import make_config, make_run, write_text
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("pickles")]  # a study is trained once
 
 
 class Program:
@@ -72,9 +73,19 @@ def test_a_worker_does_not_run_its_last_checkpoint(tmp_path: Path, plant: Callab
     assert [line for line in done.stderr.splitlines() if str(run.last_checkpoint) in line], done.stderr
 
 
-def test_what_looks_into_a_trained_model_does_not_run_it(tmp_path: Path, plant: Callable[[Path], Path]) -> None:
-    study = Study(tmp_path, epochs=1)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study that is done."""
+    study = Study(tmp_path_factory.mktemp("trained"), epochs=1)
     assert study("run", "small.toml").returncode == 0
+    return study.folder
+
+
+def test_what_looks_into_a_trained_model_does_not_run_it(
+    tmp_path: Path, trained: Path, plant: Callable[[Path], Path]
+) -> None:
+    study = Study(tmp_path, epochs=1)
+    shutil.copytree(trained / "runs", tmp_path / "runs")
     (run,) = study.runs()
     marker = plant(run.best_checkpoint)
     done = study("behaviour", "small", "--backend", "local")
