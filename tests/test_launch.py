@@ -24,7 +24,7 @@ from seqlm import machine
 from seqlm.config import RunConfig
 from seqlm.errors import UsageError
 from seqlm.rundir import RunDirectory
-from tests import blank, commands
+from tests import commands
 from tests.chaos.disk import Disk, may_mount
 from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
@@ -118,7 +118,7 @@ def worker_pid(run: RunDirectory) -> int:
 @pytest.mark.process
 def test_a_manifest_becomes_runs_and_a_report_and_a_second_run_starts_nothing(tmp_path: Path) -> None:
     study = Study(tmp_path, archs=("rnn", "gru", "transformer"))
-    first = study("run", "small.toml", "--json", "--report", preexec_fn=blank.figures)
+    first = study("run", "small.toml", "--json", "--report")
     assert first.returncode == 0, first.stderr
     document = json.loads(first.stdout)
     assert (document["schema_version"], document["ok"], document["error"]) == (1, True, None)
