@@ -107,3 +107,16 @@ def test_both_enter_a_network(lab: RayLab) -> None:
     argv = lab.command([sys.executable, "-c", program])
     warm, cold = (commands.run(argv, cold=cold, check=True).stdout for cold in (False, True))
     assert warm == cold != f"{Path('/proc/self/ns/net').readlink()}\n"
+
+
+def test_a_copy_of_our_code_runs_as_that_copy_and_a_changed_one_as_it_was_changed(tmp_path: Path) -> None:
+    source = Path(warm.__file__).parent.parent / "seqlm" / "errors.py"
+    copy, changed = tmp_path / "copied.py", tmp_path / "changed.py"
+    copy.write_bytes(source.read_bytes())
+    changed.write_bytes(source.read_bytes() + b"\nADDED = FileError.__module__\n")
+    program = (
+        "import copied, changed; print(copied.FileError.from_os_error.__code__.co_filename, changed.ADDED, "
+        "copied.FileError.from_os_error.__code__.co_code == changed.FileError.from_os_error.__code__.co_code)"
+    )
+    answer = commands.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert answer.stdout.split() == [str(copy), "changed", "True"]

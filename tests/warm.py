@@ -20,11 +20,13 @@ so is everything on systems other than Linux and with ``SEQLM_TEST_COLD=1``.
 
 from __future__ import annotations
 
+import _imp
 import ast
 import atexit
 import contextlib
 import ctypes
 import gc
+import hashlib
 import importlib
 import io
 import json
@@ -41,6 +43,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -71,6 +74,9 @@ _HUGE_PAGE = 2**21
 ColdPopen = subprocess.Popen
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_to_code = SourceFileLoader.source_to_code
+_compiled: dict[bytes, Any] = {}
+"""SHA-256 of a file of this repository -> its code."""
 _asking = threading.Lock()
 _close: list[tuple[socket.socket, subprocess.Popen[bytes], Path]] = []
 _WHERE = "seqlm_tests_spawner"
@@ -309,6 +315,7 @@ def become(program: Program, files: list[int]) -> NoReturn:
         theirs.close()
         setattr(sys, _WHERE, mine)
         subprocess.Popen = Popen  # type: ignore[misc]
+    SourceFileLoader.source_to_code = _source_to_code  # type: ignore[method-assign]
     unbuffered = bool(program.variables.get("PYTHONUNBUFFERED"))
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
@@ -372,6 +379,24 @@ def _run_and_exit(run: Callable[[], object]) -> NoReturn:
     os._exit(code & 0xFF)
 
 
+def compile_own() -> None:
+    """Compile this repository, for programs whose code is a copy of it: each study has a new one."""
+    for package in ("analysis", "jobs", "seqlm", "slurm"):
+        for path in (Path(__file__).parent.parent / package).rglob("*.py"):
+            with contextlib.suppress(SyntaxError):
+                code = SourceFileLoader("module", str(path)).get_code("module")
+                _compiled[hashlib.sha256(path.read_bytes()).digest()] = code
+
+
+def _source_to_code(loader: SourceFileLoader, data: Any, path: Any, *, _optimize: int = -1) -> Any:
+    """Return what the interpreter would compile: the code of these very bytes, with the name of this file."""
+    code = _compiled.pop(hashlib.sha256(data).digest(), None) if isinstance(data, bytes) and _optimize == -1 else None
+    if code is None:
+        return _to_code(loader, data, path, _optimize=_optimize)
+    _imp._fix_co_filename(code, str(path))
+    return code
+
+
 def _show(program: Program) -> None:
     """Write the program's command line and variables over those of the spawner."""
     fields = [int(field) for field in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:49]]
@@ -396,6 +421,7 @@ if __name__ == "__main__":
     for module in IMPORTED:
         __import__(module)
     del sys.modules["pyarrow"]  # a fork that reads a data set imports it
+    compile_own()
     gc.freeze()  # forks share these pages
     use_huge_pages()
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
