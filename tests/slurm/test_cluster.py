@@ -134,15 +134,16 @@ def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=0, step_seconds=5)
-    env = {"SEQLM_DEVICE": "cpu", **crawl.env}  # the GPUs are fake
+    env = {"SEQLM_DEVICE": "cpu", "SEQLM_DATA": str(write_text(tmp_path / "text")), **crawl.env}  # the GPUs are fake
     lines = (f"{name} = {json.dumps(value)}\n" for name, value in env.items())
     (tmp_path / "site.toml").write_text("".join(["[env]\n", *lines]))
-    changes = ("train.epochs=1", "train.batch_size=128", "model.hidden_size=16", "resources.cpus=1", "resources.gpus=1")
+    changes = ("data.corpus=files", "train.epochs=1", "train.batch_size=4", "train.seq_len=10", "model.hidden_size=16")
+    changes += ("resources.cpus=1", "resources.gpus=1")
     argv = [sys.executable, str(ROOT / "launch.py"), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
     argv += ["--backend", "slurm", "--json", *(word for change in changes for word in ("--set", change))]
     argv += ["--only", "arch=rnn,gru", "--only", "optimizer=adam"]
     of_jobs_too = {**warm.env(), "SEQLM_TEST_BLANK_FIGURES": "1", "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
-    options = {"cwd": tmp_path, "env": {**cluster.env, **of_jobs_too}}
+    options = {"cwd": tmp_path, "env": {**cluster.env, "SEQLM_DATA": env["SEQLM_DATA"], **of_jobs_too}}
     answer = commands.run([*argv, "--no-wait", "--then-report"], **options)
     assert answer.returncode == 0, answer.stderr
     (array,) = json.loads(answer.stdout)["data"]["jobs"]
