@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator
 from operator import itemgetter
 from pathlib import Path
@@ -170,11 +171,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = config.getoption("--shuffle")
     if seed is None:  # what waits most lies between what computes most, and nothing long comes last
         kinds = [[item for item in items if item.nodeid.startswith(LONG) == long] for long in (True, False)]
-        items[:] = [item for _, item in sorted(_places(kinds[0], 0.85) + _places(kinds[1], 1.0), key=itemgetter(0))]
+        places = _places(_mixed(kinds[0]), 0.85) + _places(kinds[1], 1.0)
+        items[:] = [item for _, item in sorted(places, key=itemgetter(0))]
     else:
         random.Random(seed).shuffle(items)
         modules = {item.nodeid.partition("::")[0]: index for index, item in enumerate(items)}
         items.sort(key=lambda item: modules[item.nodeid.partition("::")[0]])  # fixtures of a module are made once
+
+
+def _mixed(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Items in an order in which those of one file, which wait for the same things, are far apart."""
+    numbers = Counter(item.path for item in items)
+    seen = Counter[Path]()
+    places = []
+    for item in items:
+        places.append((seen[item.path] / numbers[item.path], item))
+        seen[item.path] += 1
+    return [item for _, item in sorted(places, key=itemgetter(0))]
 
 
 def _places(items: list[pytest.Item], end: float) -> list[tuple[float, pytest.Item]]:

@@ -104,4 +104,4 @@ def test_on_slurm(page: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", pages_on("ray"))
 def test_on_ray(page: str, tmp_path: Path, ray_cluster: RayLab) -> None:
-    _run(page, tmp_path, ray_cluster.env, ray_cluster.command)
+    _run(page, tmp_path, _env(page, ray_cluster.env), ray_cluster.command)

@@ -105,8 +105,10 @@ def test_both_end_with_120_where_the_last_words_find_no_room(program: str) -> No
 def test_both_enter_a_network(lab: RayLab) -> None:
     program = "import pathlib; print(pathlib.Path('/proc/self/ns/net').readlink())"
     argv = lab.command([sys.executable, "-c", program])
-    warm, cold = (commands.run(argv, cold=cold, check=True).stdout for cold in (False, True))
-    assert warm == cold != f"{Path('/proc/self/ns/net').readlink()}\n"
+    ours, cold = (commands.run(argv, cold=cold, check=True).stdout for cold in (False, True))
+    assert ours == cold != f"{Path('/proc/self/ns/net').readlink()}\n"
+    argv, env = stand_in(program)
+    assert commands.run(lab.command(argv), cold=True, env=env, check=True).stdout == cold
 
 
 def test_a_copy_of_our_code_runs_as_that_copy_and_a_changed_one_as_it_was_changed(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ from unittest import mock
 
 IMPORTED = (
     "torch", "torch._dynamo", "torch.distributed", "numpy", "pandas", "matplotlib.pyplot",
-    "matplotlib.backends.backend_svg", "scipy.special", "jinja2", "yaml", "rich.live", "tqdm", "jaxtyping", "pydantic",
+    "matplotlib.backends.backend_svg", "scipy.stats.qmc", "jinja2", "yaml", "rich.live", "tqdm", "jaxtyping",
+    "pydantic",
     "asyncio", "filelock", "google.protobuf.descriptor_pb2", "jsonschema", "msgpack", "psutil", "requests",  # for ray
 )  # fmt: skip
 COLD_VARIABLES = ("PYTHONHASHSEED", "PYTHONWARNINGS", "LD_PRELOAD", "SEQLM_TEST_COLD")
@@ -170,7 +171,7 @@ def _ask(program: Program, files: list[int]) -> int:
 def env() -> dict[str, str]:
     """Return variables with which the programs of this repository run in forks, whatever starts them.
 
-    For programs of this user and in this network alone.
+    For programs of this user alone.
     """
     with _asking:
         _spawner()
@@ -250,7 +251,7 @@ def serve(asker: socket.socket, listener: socket.socket | None = None) -> tuple[
                 _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.setsid()
-                words, folder, variables, umask = ast.literal_eval(data.decode("utf-8", "surrogateescape"))
+                words, folder, variables, umask, network = ast.literal_eval(data.decode("utf-8", "surrogateescape"))
                 return Program(
                     words=ast.literal_eval(words),
                     folder=folder,
@@ -259,7 +260,7 @@ def serve(asker: socket.socket, listener: socket.socket | None = None) -> tuple[
                     process_group=-1,
                     umask=umask,
                     first="",
-                    network="",
+                    network=network if os.readlink(network) != os.readlink("/proc/self/ns/net") else "",  # noqa: PTH115
                 ), files
         if asker not in ready:
             continue

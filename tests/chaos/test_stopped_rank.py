@@ -20,7 +20,7 @@ from tests.outcome import Outcome, differences, outcomes
 from tests.test_launch import epochs_of
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("stopped-rank")]  # one study that nobody disturbs
 
 EPOCHS = 4
 

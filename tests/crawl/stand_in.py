@@ -15,7 +15,8 @@ PASSED_ON = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SI
 def main() -> None:
     umask = os.umask(0o022)
     os.umask(umask)
-    request = repr((sys.argv[1], os.getcwd(), dict(os.environ), umask))  # noqa: PTH109 -- no pathlib
+    network = f"/proc/{os.getpid()}/ns/net"
+    request = repr((sys.argv[1], os.getcwd(), dict(os.environ), umask, network))  # noqa: PTH109 -- no pathlib
     spawner = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     spawner.connect(os.environ["SEQLM_TEST_SPAWNER"].partition(":")[0])
     files = b"".join(number.to_bytes(4, sys.byteorder) for number in range(3))

@@ -130,19 +130,45 @@ def worker_of(run: RunDirectory, rank: int = 0) -> dict[str, Any]:
     return read_soon(run.worker_file(run.last_attempt(), rank))
 
 
+def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
+    crawl = Crawl(tmp_path, epochs=1)  # to the end: it wants time, not a processor
+    study = Study(cluster, tmp_path, epochs=100_000, timeout_min=1, env=crawl.env)
+    assert study("run", "small.toml", "--no-wait").returncode == 0
+
+    def strikes() -> list[str]:
+        files = sorted((tmp_path / "runs/small").glob("*/attempts/*/failure.json"))
+        return [json.loads(file.read_text())["kind"] for file in files]
+
+    def writers() -> list[int]:
+        return [record["attempt"] for run in study.runs() for record in run.read_metrics()[0]]
+
+    wait_for(  # on a busy machine an attempt may end before its first epoch does
+        lambda: (strikes(), writers()),
+        "three strikes, then an attempt that goes on with the epochs of an earlier one",
+        until=lambda seen: len(seen[0]) >= 3 and len(set(seen[1])) >= 2 and seen[1][-1] >= 4,
+    )
+    assert set(strikes()) == {"timeout"}
+    (run,) = study.runs()
+    assert study("cancel", "small", "--all").returncode == 0
+    assert study.states() == ["cancelled"]
+    assert epochs_of(run) == list(range(len(epochs_of(run))))
+    assert writers() == sorted(writers())
+
+
 def test_the_quickstarts_grid_is_one_array_whose_runs_have_gpus_of_their_own(
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     crawl = Crawl(tmp_path, epochs=0, step_seconds=5)
-    env = {"SEQLM_DEVICE": "cpu", **crawl.env}  # the GPUs are fake
+    env = {"SEQLM_DEVICE": "cpu", "SEQLM_DATA": str(write_text(tmp_path / "text")), **crawl.env}  # the GPUs are fake
     lines = (f"{name} = {json.dumps(value)}\n" for name, value in env.items())
     (tmp_path / "site.toml").write_text("".join(["[env]\n", *lines]))
-    changes = ("train.epochs=1", "train.batch_size=128", "model.hidden_size=16", "resources.cpus=1", "resources.gpus=1")
+    changes = ["data.corpus=files", "train.epochs=1", "train.batch_size=4", "train.seq_len=10", "model.hidden_size=16"]
+    changes += ["resources.cpus=1", "resources.gpus=1"]
     argv = [sys.executable, str(ROOT / "launch.py"), "run", str(ROOT / "jobs/manifests/quickstart.toml")]
     argv += ["--backend", "slurm", "--json", *(word for change in changes for word in ("--set", change))]
     argv += ["--only", "arch=rnn,gru", "--only", "optimizer=adam"]
     of_jobs_too = {**warm.env(), "SEQLM_TEST_BLANK_FIGURES": "1", "SEQLM_SLURM_CONFIG": str(tmp_path / "site.toml")}
-    options = {"cwd": tmp_path, "env": {**cluster.env, **of_jobs_too}}
+    options = {"cwd": tmp_path, "env": {**cluster.env, "SEQLM_DATA": env["SEQLM_DATA"], **of_jobs_too}}
     answer = commands.run([*argv, "--no-wait", "--then-report"], **options)
     assert answer.returncode == 0, answer.stderr
     (array,) = json.loads(answer.stdout)["data"]["jobs"]
@@ -343,31 +369,6 @@ def test_a_node_on_which_a_worker_dies_twice_is_not_used_again(cluster: Loopback
     first, second = (json.loads((run.attempt_dir(n) / "failure.json").read_text()) for n in (1, 2))
     assert (first["node"], second["node"]) == (nodes[0], nodes[0])
     assert study("cancel", "small", "--all").returncode == 0
-
-
-def test_a_time_limit_that_strikes_three_times_costs_no_epoch(cluster: LoopbackCluster, tmp_path: Path) -> None:
-    crawl = Crawl(tmp_path, epochs=1)  # to the end: it wants time, not a processor
-    study = Study(cluster, tmp_path, epochs=100_000, timeout_min=1, env=crawl.env)
-    assert study("run", "small.toml", "--no-wait").returncode == 0
-
-    def strikes() -> list[str]:
-        files = sorted((tmp_path / "runs/small").glob("*/attempts/*/failure.json"))
-        return [json.loads(file.read_text())["kind"] for file in files]
-
-    def writers() -> list[int]:
-        return [record["attempt"] for run in study.runs() for record in run.read_metrics()[0]]
-
-    wait_for(  # on a busy machine an attempt may end before its first epoch does
-        lambda: (strikes(), writers()),
-        "three strikes, then an attempt that goes on with the epochs of an earlier one",
-        until=lambda seen: len(seen[0]) >= 3 and len(set(seen[1])) >= 2 and seen[1][-1] >= 4,
-    )
-    assert set(strikes()) == {"timeout"}
-    (run,) = study.runs()
-    assert study("cancel", "small", "--all").returncode == 0
-    assert study.states() == ["cancelled"]
-    assert epochs_of(run) == list(range(len(epochs_of(run))))
-    assert writers() == sorted(writers())
 
 
 def test_a_study_stops_at_its_budget_then_goes_from_slurm_to_this_machine_and_back(

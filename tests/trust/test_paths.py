@@ -12,8 +12,7 @@ import pytest
 
 import launch
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import blank, commands
-from tests.crawl import light_env
+from tests import blank, commands, warm
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.real import require_slurm
 from tests.test_launch import ROOT, Study
@@ -162,7 +161,7 @@ def test_a_real_slurm_runs_a_study_in_a_folder_with_a_name_like_a_program(
     manifest.write_text(f"{manifest.read_text()}resources.gpus = 0\nresources.cpus = 1\n")
     argv = study.command("run", "small.toml", "--backend", "slurm", "--then-report", "--no-behaviour")
     quick = {"SEQLM_BACKEND": "", "SEQLM_TEST_BLANK_FIGURES": "1"}
-    done = commands.run(argv, cwd=folder, env={**cluster.env, **light_env(), **quick})
+    done = commands.run(argv, cwd=folder, env={**cluster.env, **warm.env(), **quick})
     assert done.returncode == 0, done.stdout + done.stderr
     assert [run.result_file.exists() for run in study.runs()] == [True]
     wait_for((folder / "runs/small/report/index.html").exists, "the report")

@@ -20,8 +20,8 @@ from slurm.environment import job_environment
 from slurm.job import JobPlan
 from slurm.settings import read_settings
 from slurm.testcluster import ClusterOptions, LoopbackCluster
-from tests import commands
-from tests.crawl import Crawl, light_env
+from tests import commands, warm
+from tests.crawl import Crawl
 from tests.fake_slurm import FakeSlurm
 from tests.ray_lab import RayLab
 from tests.slurm.real import require_slurm
@@ -44,7 +44,8 @@ def study_on(folder: Path, backend: str, table: str = 'env_pass = ["HF_TOKEN"]')
 
 def slow_study_on_ray(folder: Path) -> Study:
     """A study whose worker leaves the processor to others from its second epoch on."""
-    variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in Crawl(folder, epochs=1).env.items())
+    env = {**warm.env(), **Crawl(folder, epochs=1).env}
+    variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items())
     return study_on(folder, "ray", f'env_pass = ["HF_TOKEN"]\nenv = {{{variables}}}')
 
 
@@ -295,7 +296,7 @@ def test_a_job_of_slurm_has_the_named_secret_and_no_other_and_the_spool_has_no_m
     cluster: LoopbackCluster, tmp_path: Path
 ) -> None:
     study = study_on(tmp_path, "slurm")
-    env = {**cluster.env, **SHELL, **light_env(), "SEQLM_BACKEND": "slurm", "SEQLM_TEST_BLANK_FIGURES": "1"}
+    env = {**cluster.env, **SHELL, **warm.env(), "SEQLM_BACKEND": "slurm", "SEQLM_TEST_BLANK_FIGURES": "1"}
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, str(ROOT / "launch.py"), *words]

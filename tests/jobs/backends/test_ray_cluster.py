@@ -16,9 +16,9 @@ import pytest
 from seqlm.locks import is_locked
 from seqlm.model_files import ModelFiles
 from seqlm.rundir import RunDirectory
-from tests import commands, searches
+from tests import commands, searches, warm
 from tests.check_model.faulty import use_own_model
-from tests.crawl import Crawl, light_env
+from tests.crawl import Crawl
 from tests.outcome import differences, outcome, quiet_outcomes
 from tests.ray_lab import ROOT, RayLab
 from tests.test_launch import epochs_of, read_soon, worker_pid
@@ -81,7 +81,7 @@ class Study:
         write_text(folder / "text", train_lines=lines)
         # What never ends by itself leaves the processor to others from its second epoch on.
         crawl = Crawl(folder, epochs=1).env if epochs >= 1000 else {}
-        values = {"SEQLM_DEVICE": "cpu", **light_env(), **crawl, **(env or {})}
+        values = {"SEQLM_DEVICE": "cpu", **warm.env(), **crawl, **(env or {})}
         table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
         text = HEAD.format(epochs=epochs, env=f"{{{table}}}")
         for number, grid in enumerate(grids):
@@ -255,12 +255,15 @@ elif sys.argv[1] == "deaf":
     jobs.backends.ray_groups.RankHost, jobs.backends.ray_backend.START_SECONDS = Deaf, 3
 folder = Path("run").absolute()
 folder.mkdir()
+program = "import pathlib, time\\nwhile not pathlib.Path('seen').exists(): time.sleep(0.05)"
 job = backend.submit(
-    Submission(run_dir=folder, attempt=1, argv=("python", "-c", "pass"), env={}, cwd=folder, resources=resources)
+    Submission(run_dir=folder, attempt=1, argv=("python", "-c", program), env={}, cwd=folder, resources=resources)
 )
 assert [share.node for share in backend.held(job)] == [wanted.node]
 while not (ended := backend.poll(job)):
     (last,) = backend.held(job)
+    if sys.argv[1] != "overtaken" or last.node != wanted.node:
+        (folder / "seen").touch()
     backend.wait(0.5)
 print(last.node if sys.argv[1] == "held" else last.node != wanted.node, ended.exit_code, ended.message)
 backend.close()
