@@ -156,8 +156,9 @@ if "SEQLM_TEST_RENAME_SECONDS" in os.environ:
 
     os.rename, os.replace = _late_rename, _late_replace
 
-places = [os.path.abspath(folder or ".") for folder in sys.path]  # noqa: PTH100
-behind = [place for place in places[places.index(HERE) :] if place != HERE] if HERE in places else []
-found = importlib.machinery.PathFinder.find_spec("sitecustomize", behind) if behind else None
-if found is not None and found.loader is not None:
-    found.loader.exec_module(importlib.util.module_from_spec(found))
+if __name__ == "sitecustomize":  # not as a module of tests: then the next one has run already
+    places = [os.path.abspath(folder or ".") for folder in sys.path]  # noqa: PTH100
+    behind = [place for place in places[places.index(HERE) :] if place != HERE] if HERE in places else []
+    found = importlib.machinery.PathFinder.find_spec("sitecustomize", behind) if behind else None
+    if found is not None and found.loader is not None:
+        found.loader.exec_module(importlib.util.module_from_spec(found))
