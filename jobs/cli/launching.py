@@ -41,7 +41,7 @@ REPORT_SECONDS = 10
 """How often ``report --watch`` checks for changes, and its page reloads."""
 
 MOST_PROCESSES = 8
-"""How many processes draw the figures of a large study, however many cores there are."""
+"""How many processes draw the figures of a report at most, however many cores there are."""
 
 # -- run, retry, behaviour -----------------------------------------------------------------------------------------
 
