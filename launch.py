@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1, 2, 3 or 130 (README, "Exit codes")."""
+    """Run one command and return its exit code: 0, 1, 2, 3 or 130 (docs/reference/exit-codes.md)."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     terminal.configure(terminal.Output(json=as_json))

@@ -1,4 +1,4 @@
-"""Backend ``slurm``: submit runs as job arrays, after which the launcher exits.
+"""Backend ``slurm``: submit runs as job arrays, which need no launcher.
 
 Inside each job, :func:`slurm.task.run_task` starts the workers. ``status`` reads the run directories, and queries
 squeue and sacct once for what these do not have (:mod:`jobs.study.squeue`).

@@ -92,7 +92,7 @@ def choose(
     last: str | None = None,
     kept: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BackendChoice:
-    """Return the backend of a launch. SLURM's site file is read here and nowhere else.
+    """Return the backend of a launch, with its settings: on SLURM those of the manifest and the site file.
 
     Without a manifest, ``last`` is the backend of the study's last launch, and ``kept`` its ``[backend.*]`` tables.
 

@@ -1,4 +1,4 @@
-"""Decide when a run has finally ended: a launcher retries some failures a moment later."""
+"""When watchers and logs may stop following a run: a launcher retries some failures a moment later."""
 
 from __future__ import annotations
 
