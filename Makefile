@@ -1,12 +1,12 @@
 # These commands do everything on a machine with Python 3.11 or newer and make:
 #   make quickstart   install into .venv, train nine small models, write their report
-#   make test         install into .venv, run all tests; FAST=1 only those that start no process (a minute, while editing)
+#   make test         install into .venv, run all tests; FAST=1 leaves out what starts a process and what is slow (a minute, while editing)
 #   make coverage     report the branch coverage of config, manifest, queue, discussion, ... by tests that start no process
 #   make docs         build the documentation into docs/_build/html; broken links, missing anchors and stale references are errors
 #   make package      build wheel and source archive into dist, install each into an empty environment, and run the quickstart from there
 #   make soak         run all tests N=10 times, quiet and under load, in random orders, and show what failed
 #                     (RENAME=0.05: with a planted race, every renaming waits so many seconds)
-#   make versions     quickstart and fast tests with Python 3.13, and with the lowest versions that pyproject.toml allows
+#   make versions     quickstart and the tests that start no process with Python 3.13, and with the lowest versions that pyproject.toml allows
 #   make lock         write down the exact versions in .venv; LOCKED=1 with any other target installs them
 #   make chaos        break things on purpose for ten minutes; CHAOS="--seed N" the same once more (docs/project/chaos.md)
 PYTHON ?= python3
@@ -18,7 +18,8 @@ N ?= 10
 TEST_PROCESSES ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(if $(FAST),auto,$(TEST_PROCESSES)) --dist loadgroup
 
-FAST_TESTS := -m "not process"
+FAST_TESTS := -m "not process and not slow"
+IN_PROCESS_TESTS := -m "not process"
 CONSTRAINTS := tests/constraints.txt
 # pip cannot choose the lowest versions; uv can.
 INSTALL := $(if $(LOWEST),$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct,\
@@ -33,7 +34,7 @@ test: $(VENV)/installed-test
 	$(PYTEST) $(if $(FAST),$(FAST_TESTS))
 
 coverage: $(VENV)/installed-test
-	$(BIN)/coverage run -m pytest $(FAST_TESTS)
+	$(BIN)/coverage run -m pytest $(IN_PROCESS_TESTS)
 	$(BIN)/coverage report
 
 docs: $(VENV)/installed-docs
@@ -49,8 +50,8 @@ soak: $(VENV)/installed-test
 	$(BIN)/python -m tests.soak $(N) $(if $(RENAME),--rename-seconds $(RENAME)) -- -n $(TEST_PROCESSES) --dist loadgroup
 
 versions:
-	$(MAKE) VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 quickstart test
-	$(MAKE) VENV=.venv-lowest LOWEST=1 RUN="--runs-dir .venv-lowest/runs" FAST=1 quickstart test
+	$(MAKE) VENV=.venv-3.13 PYTHON=$(PYTHON_3_13) RUN="--runs-dir .venv-3.13/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)' quickstart test
+	$(MAKE) VENV=.venv-lowest LOWEST=1 RUN="--runs-dir .venv-lowest/runs" FAST=1 FAST_TESTS='$(IN_PROCESS_TESTS)' quickstart test
 
 lock: $(VENV)/installed-test
 	{ echo "# The versions of the last green check: make LOCKED=1 ..."; \

@@ -23,6 +23,7 @@ def wanted() -> dict[Path, str]:
     return pages.wanted()
 
 
+@pytest.mark.slow
 def test_nothing_generated_is_stale(wanted: dict[Path, str]) -> None:
     stale = [file for file, text in wanted.items() if file.read_text("utf-8") != text]
     assert not stale, "run: python -m tests.reference"

@@ -191,6 +191,7 @@ def test_bad_flags_are_one_line_and_exit_code_2(study: Study) -> None:
     assert not (study.path / "behaviour").exists()
 
 
+@pytest.mark.slow
 def test_a_study_without_a_finished_run_has_nothing_to_compute(study: Study) -> None:
     for run in study.runs.values():
         run.result_file.unlink()
@@ -287,6 +288,7 @@ def test_a_report_runs_no_kept_code_that_was_changed(study: Study) -> None:
     assert (study.path / "report/index.html").exists()
 
 
+@pytest.mark.slow
 def test_a_report_without_behaviour_reads_no_checkpoint(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.cli.launching.BehaviourLaunch", lambda study_dir: pytest.fail("asked for"))
     code, _, err = study("report", "small", "--no-behaviour")
@@ -326,6 +328,7 @@ def test_nothing_that_goes_wrong_with_behaviour_keeps_the_report_back(study: Stu
     assert page.exists()
 
 
+@pytest.mark.slow
 def test_a_report_while_another_launcher_computes_is_written_without_waiting(study: Study) -> None:
     with launching(study.path / "behaviour"):
         code, _, err = study("report", "small")

@@ -15,6 +15,7 @@ from tests.analysis.synthetic import make_run
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
 
+@pytest.mark.slow
 def test_several_studies_make_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for study in ("one", "two"):
         make_run(tmp_path / study, 0, epochs=2, provenance={"study": study})
@@ -24,6 +25,7 @@ def test_several_studies_make_one_report(tmp_path: Path, capsys: pytest.CaptureF
     assert "one + two" in Path(data["report"]).read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_watched_report_is_written_at_each_change_and_is_quiet_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

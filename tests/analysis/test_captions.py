@@ -39,6 +39,7 @@ def nine_runs(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return load_study(folder)
 
 
+@pytest.mark.slow
 def test_captions_of_nine_runs_are_two_lines_at_most(nine_runs: Study) -> None:
     page = report_page(nine_runs)
     names = {"cost", "validation-epochs", "gradient-norms", "samples-measures", "discussion-2-pairs"}
@@ -46,6 +47,7 @@ def test_captions_of_nine_runs_are_two_lines_at_most(nine_runs: Study) -> None:
     assert too_long(page) == {}
 
 
+@pytest.mark.slow
 def test_captions_of_seeds_and_of_a_grid_are_two_lines_at_most(tmp_path: Path) -> None:
     for order in (0, 3, 5):
         for seed in (1, 2, 3):

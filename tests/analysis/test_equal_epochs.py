@@ -107,6 +107,7 @@ def test_runs_of_the_same_epochs_are_compared_by_all_of_them(tmp_path: Path) -> 
     assert "First" not in "".join(getattr(block, "caption", "") for block in blocks)
 
 
+@pytest.mark.slow
 def test_expectations_effects_and_figures_rest_on_equal_epochs(tmp_path: Path) -> None:
     runs = [
         add_run(tmp_path, 0, "short", "gru", "sgd", [120.0, 110.0]),

@@ -178,6 +178,7 @@ def test_an_infinite_number_is_null_in_json(tmp_path: Path) -> None:
     assert (record["val_ppl"], record["train_ppl"]) == (None, 2.5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_study_that_has_only_begun_gives_a_whole_report(tmp_path: Path, epochs: int) -> None:
@@ -199,6 +200,7 @@ def test_a_study_whose_every_run_failed_gives_a_whole_report(tmp_path: Path) -> 
     assert page.count("<p>oom: out of memory</p>") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 def test_a_damaged_run_does_not_stop_the_report(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=2)
@@ -210,6 +212,7 @@ def test_a_damaged_run_does_not_stop_the_report(tmp_path: Path) -> None:
     assert "1 of 4 done" in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 def test_hostile_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, epochs=2, name=HOSTILE, done=False, provenance={"study": HOSTILE})
@@ -229,6 +232,7 @@ def test_hostile_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
         assert not re.search(r"(?<!\\)[%#$_]", body)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_new_report_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=2)
@@ -239,6 +243,7 @@ def test_a_new_report_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_folder_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
     make_run(tmp_path / "study", 0, epochs=2)
@@ -253,6 +258,7 @@ def test_a_folder_that_is_no_report_is_left_alone(tmp_path: Path) -> None:
     assert write_report(tmp_path / "study", output=home) == home / "index.html"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_report_that_cannot_be_put_in_place_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -272,6 +278,7 @@ def test_a_report_that_cannot_be_put_in_place_leaves_the_old_one(
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_when_the_swap_fails_half_way_the_old_report_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -295,6 +302,7 @@ def test_when_the_swap_fails_half_way_the_old_report_comes_back(
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_an_output_below_a_file_is_a_file_error(tmp_path: Path) -> None:
     make_run(tmp_path / "study", 0, epochs=2)
@@ -319,6 +327,7 @@ def test_a_study_of_which_nothing_but_the_plan_is_there_gives_a_report_that_says
     assert "there is no run directory for it here" in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_page_that_is_watched_loads_itself_again(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=2)
@@ -326,6 +335,7 @@ def test_a_page_that_is_watched_loads_itself_again(tmp_path: Path) -> None:
     assert '<meta http-equiv="refresh" content="10">' in write_report(tmp_path, refresh_seconds=10).read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_report_of_two_studies_lies_beside_them(tmp_path: Path) -> None:
     for name in ("one", "two"):
@@ -336,6 +346,7 @@ def test_a_report_of_two_studies_lies_beside_them(tmp_path: Path) -> None:
     assert "2 of 2 done" in page.read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_report_inside_the_study_is_no_run(tmp_path: Path) -> None:
     make_run(tmp_path, 0, epochs=2)

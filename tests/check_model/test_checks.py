@@ -23,6 +23,7 @@ def lines(found: dict[str, Any], level: str = "bad") -> list[str]:
     return [f"{one['subject']}: {one['text']}" for one in found["findings"] if one["level"] == level]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "check", "line"), FAULTS.values(), ids=FAULTS.keys())
 def test_each_fault_is_caught_by_its_check(tmp_path: Path, change: tuple[str, str], check: str, line: str) -> None:
     extra = [("# hidden", "h = h * self.scale")] if "self.scale" in change[1] else []
@@ -32,6 +33,7 @@ def test_each_fault_is_caught_by_its_check(tmp_path: Path, change: tuple[str, st
     assert {one.partition(": ")[0] for one in found} <= {check, "carried state"}, found
 
 
+@pytest.mark.slow
 def test_a_model_that_keeps_the_contract_passes_and_is_measured(tmp_path: Path) -> None:
     write_model(tmp_path)
     found = answer(tmp_path, arguments={"hidden_size": 6})

@@ -92,6 +92,7 @@ def random_window(model: LanguageModel, window: tuple[int, int, int]) -> tuple[T
     return tokens, targets, torch.empty_like(model.initial_state(batch)).uniform_(-1, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=75, deadline=None, derandomize=True)
 @given(shape=shapes, window=windows)
 def test_fused_equals_reference_in_float64_at_any_shape(shape: dict[str, Any], window: tuple[int, int, int]) -> None:
@@ -101,6 +102,7 @@ def test_fused_equals_reference_in_float64_at_any_shape(shape: dict[str, Any], w
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(shape=shapes, window=windows)
 def test_fused_rounds_in_float32_as_the_reference_does(shape: dict[str, Any], window: tuple[int, int, int]) -> None:

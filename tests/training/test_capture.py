@@ -40,6 +40,7 @@ def state_of(step: TrainingStep) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in (*step.model.parameters(), *moments, torch.get_rng_state())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @everything
 def test_captured_steps_are_plain_steps_bit_for_bit_from_the_first_one_on(
@@ -216,6 +217,7 @@ def trainer_for(folder: Path, config: RunConfig, *, capture: bool, steps: int | 
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_captured_run_that_is_stopped_and_resumed_ends_in_the_weights_of_one_that_was_not(
     tmp_path: Path, optimizer: str

@@ -93,6 +93,7 @@ def zero_the_end(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, empty, flip, zero_the_end, Path.unlink])
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, corpus: Corpus, quiet: Outcome, capsys: pytest.CaptureFixture[str], damage: Any
@@ -108,6 +109,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     assert outcome(run) == quiet
 
 
+@pytest.mark.slow
 def test_the_metrics_of_a_run_that_goes_back_an_epoch_hold_each_epoch_once(
     tmp_path: Path, corpus: Corpus, quiet: Outcome
 ) -> None:
@@ -165,6 +167,7 @@ def test_the_checkpoint_before_is_kept_until_the_new_one_has_been_read_back(tmp_
     assert run.previous_checkpoint.read_bytes() == written, "it has been read whole, and steps back"
 
 
+@pytest.mark.slow
 def test_a_file_that_reads_back_wrong_stops_the_run_with_the_one_before_intact(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: Outcome
 ) -> None:
@@ -184,6 +187,7 @@ def test_a_file_that_reads_back_wrong_stops_the_run_with_the_one_before_intact(
     assert outcome(run) == quiet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_a_disk_that_takes_no_more_ends_the_run_at_the_next_step_with_the_last_good_checkpoint(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, quiet: Outcome, code: int
@@ -241,6 +245,7 @@ def trainer_with_losses(run: RunDirectory, corpus: Corpus, losses: list[float], 
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, 6), ids=lambda number: f"file {number}")
 def test_killed_between_any_two_files_of_a_best_epoch_it_ends_well_even_if_that_epoch_would_not_be_best_again(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, number: int
@@ -353,6 +358,7 @@ def test_a_run_that_is_done_keeps_two_checkpoints(tmp_path: Path, corpus: Corpus
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["best.pt", "last.pt", "position.json"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_to_keep_its_last_checkpoint_keeps_it_until_it_is_done(
     tmp_path: Path, corpus: Corpus, quiet: Outcome
 ) -> None:
@@ -382,6 +388,7 @@ def test_a_run_whose_last_checkpoint_was_deleted_at_its_end_is_not_trained_again
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_checkpoints_before_its_end_starts_again(
     tmp_path: Path, corpus: Corpus, quiet: Outcome
 ) -> None:

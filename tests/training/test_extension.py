@@ -45,6 +45,7 @@ def train(
     return RunDirectory(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_that_is_extended_equals_one_that_went_so_far_at_once(
@@ -60,6 +61,7 @@ def test_a_run_that_is_extended_equals_one_that_went_so_far_at_once(
     assert best_epoch(extended.metrics) >= SHORT, "the best checkpoint is one of the extension"
 
 
+@pytest.mark.slow
 def test_steps_and_falls_of_a_schedule_are_those_of_the_epoch_whatever_was_requested(
     tmp_path: Path, corpus: Corpus
 ) -> None:
@@ -83,6 +85,7 @@ def test_a_best_epoch_of_before_stays_the_best_checkpoint(tmp_path: Path, corpus
     assert not extended.differences(outcome(train(tmp_path / "at once", config, corpus, 3)))
 
 
+@pytest.mark.slow
 def test_a_run_that_has_gone_further_than_requested_ends_where_it_is(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config("gru", optimizer="adam", lr=0.01, keep=0.7)
     stopped_in_the_third_epoch(tmp_path / "run", config, corpus)

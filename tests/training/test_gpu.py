@@ -142,6 +142,7 @@ def test_each_replay_draws_masks_of_its_own(device: str, arch: str) -> None:
     assert len(set(losses)) == len(losses), "no parameter moves: only the masks differ"
 
 
+@pytest.mark.slow
 @on_each_device
 @each_arch
 def test_an_evaluation_between_replays_disturbs_nothing_and_sees_the_new_parameters(device: str, arch: str) -> None:
@@ -253,6 +254,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+@pytest.mark.slow
 @on_each_device
 @each_arch
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -289,6 +291,7 @@ def test_sdpa_gives_what_the_equations_give(device: str) -> None:
     assert relative(found[1][1], found[0][1]) < 5e-5
 
 
+@pytest.mark.slow
 @on_each_device
 @pytest.mark.parametrize("keep", [1.0, 0.7])
 def test_a_step_with_sdpa_learns_under_replay(device: str, keep: float) -> None:
@@ -339,6 +342,7 @@ def trainer_for(run: RunDirectory, corpus: Corpus, device: str, stop: StopSignal
     return Trainer(run.read_config(), corpus, run, rank=rank, attempt=run.last_attempt() + 1, stop=stop)
 
 
+@pytest.mark.slow
 @on_each_device
 def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tmp_path: Path, corpus: Corpus) -> None:
     config = make_config("gru", hidden_size=512, batch_size=16, seq_len=20, optimizer="adam", lr=1e-3)
@@ -360,6 +364,7 @@ def test_a_canary_holds_little_more_memory_than_its_tensors_need(device: str, tm
 # -- the Trainer -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @on_each_device
 @each_arch
 def test_a_run_ends_like_the_equations_on_a_cpu(device: str, arch: str, tmp_path: Path, corpus: Corpus) -> None:
@@ -376,6 +381,7 @@ def test_a_run_ends_like_the_equations_on_a_cpu(device: str, arch: str, tmp_path
     assert histories[1][3] < histories[1][1] < math.log(len(corpus.vocabulary)) * 1.1, "it learns"
 
 
+@pytest.mark.slow
 @on_each_device
 @each_arch
 def test_a_run_that_is_stopped_and_resumed_ends_like_a_quiet_one(

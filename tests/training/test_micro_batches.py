@@ -56,6 +56,7 @@ def test_parts_of_a_batch_have_the_same_words_and_weights_dropped(tmp_path: Path
     assert_same(found, whole, found["state"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("implementation", ["fused", "reference"])
 def test_parts_of_a_batch_give_its_losses_gradients_and_state(tmp_path: Path, arch: str, implementation: str) -> None:

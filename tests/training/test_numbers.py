@@ -158,6 +158,7 @@ def test_a_bf16_step_errs_by_the_rounding_of_operands(
     assert error.gradients > 1e-4, "the products were not rounded at all"
 
 
+@pytest.mark.slow
 @archs
 @implementations
 def test_in_a_bf16_step_only_operands_are_rounded_where_results_are_stored_in_full(

@@ -42,6 +42,7 @@ def own(study: Path, name: str = "own") -> RunDirectory:
     return make_run(study / f"{name}-0000000a", make_config("gru", optimizer="adam", lr=0.01, keep=0.7, epochs=EPOCHS))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_wants_it(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_run_that_is_stopped_ends_at_its_rung_and_goes_on_exactly_when_a_user_
     assert outcome(run) == outcome(alone)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_as_it_does_alone(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, alone = own(study), own(study.parent / "alone")
     assert train(run, Search(rungs=(1, 2), min_runs=4), monkeypatch) == 0
@@ -91,6 +93,7 @@ def test_a_decision_that_could_not_be_made_is_made_by_the_next_attempt_and_no_ep
     assert (run.last_checkpoint.read_bytes() == before, run.observe().state) == (True, "stopped")
 
 
+@pytest.mark.slow
 def test_in_a_search_of_mode_sync_a_run_leaves_at_each_rung_until_it_is_decided_about(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +112,7 @@ def test_in_a_search_of_mode_sync_a_run_leaves_at_each_rung_until_it_is_decided_
     assert outcome(run) == outcome(alone)
 
 
+@pytest.mark.slow
 def test_a_wrong_rule_is_an_error_of_its_launcher_and_damage_to_the_records_one_of_the_disk(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 @pytest.mark.parametrize(("arch", "hidden_size", "options"), EVERY)
 def test_fused_operations_are_well_within_their_bounds(
@@ -245,6 +246,7 @@ def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_check, "use_precision", lambda precision, device: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_gpu_needed")
 @pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
 def test_tf32_emulated_is_well_within_its_bounds_and_far_beyond_those_of_fp32(cache: Path, arch: str) -> None:
@@ -311,6 +313,7 @@ def test_the_captured_step_is_compared_too_after_a_second_replay(cache: Path, mo
         check_case(case, "fp32", Rank())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "hidden_size", "options"), EVERY)
 def test_a_step_that_is_recorded_and_replayed_passes(
     cache: Path,
@@ -496,6 +499,7 @@ def worker_run(folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch)
     return run, worker.main([str(run.path)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["rnn", "gru", "transformer"])
 def test_a_run_is_bit_equal_with_and_without_the_check(
     tmp_path: Path, cache: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch, arch: str
@@ -514,6 +518,7 @@ def test_a_run_is_bit_equal_with_and_without_the_check(
     assert len({other.history[0]["train_loss"] for other in trained}) == 1
 
 
+@pytest.mark.slow
 def test_a_run_on_a_device_that_computes_wrongly_fails_as_code_with_one_line_and_trains_nothing(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def split_columns(corpus: Corpus, split: str, batch_size: int) -> torch.Tensor:
     return torch.tensor([[ids[j * n + i] for j in range(batch_size)] for i in range(n)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_an_epoch_is_the_protocol_written_out(tmp_path: Path, corpus: Corpus, arch: str) -> None:
     """Columns, carried state, mean loss, clipping and the update, against a plain loop with its own SGD."""
@@ -85,6 +86,7 @@ def test_an_epoch_is_the_protocol_written_out(tmp_path: Path, corpus: Corpus, ar
     assert record["val_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corpus: Corpus) -> None:
     config = make_config(epochs=3, keep=0.8, optimizer="adam", lr=0.01)
     trainer = trainer_for(tmp_path / "run", config, corpus)
@@ -105,6 +107,7 @@ def test_metrics_result_and_checkpoints_follow_the_contract(tmp_path: Path, corp
     assert trainer.run.observe().state == "done"
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_holds_the_parameters_of_the_best_epoch(tmp_path: Path, corpus: Corpus) -> None:
     # A learning rate far too high for Adam: validation gets worse after some epoch.
     config = make_config("gru", optimizer="adam", lr=0.2, epochs=6, clip_norm=10.0)
@@ -150,6 +153,7 @@ WAYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "model", "optim"), WAYS, ids=[way[0] for way in WAYS])
 def test_a_run_that_is_stopped_within_an_epoch_ends_as_one_that_is_not(
     tmp_path: Path, corpus: Corpus, arch: str, model: dict[str, Any], optim: dict[str, Any]
@@ -174,6 +178,7 @@ def test_a_run_that_is_stopped_within_an_epoch_ends_as_one_that_is_not(
     assert outcome(stopped.run) == outcome(quiet.run)
 
 
+@pytest.mark.slow
 def test_the_length_of_a_schedule_is_its_own_so_a_longer_run_begins_as_a_shorter_one(
     tmp_path: Path, corpus: Corpus
 ) -> None:

@@ -92,6 +92,7 @@ def ten_gibibytes() -> tuple[bytes, int]:
     return once * 80 + zlib.compressobj(9, zlib.DEFLATED, -15).flush(), crc
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("declared", [2**32 - 2, 2**31, 100 * MIB, 10], ids=["4 GiB", "2 GiB", "100 MiB", "10 bytes"])
 def test_a_zip_of_ten_megabytes_that_unpacks_to_ten_gibibytes_takes_a_hundredth_of_that(
     tmp_path: Path, ten_gibibytes: tuple[bytes, int], declared: int, peak: Callable[[], int]
@@ -131,6 +132,7 @@ def test_the_refusal_of_a_bomb_is_what_the_command_line_prints_within_little_mem
     assert "which no text does" in line
 
 
+@pytest.mark.slow
 def test_a_zip_packed_with_bzip2_is_unpacked_in_small_pieces(tmp_path: Path, peak: Callable[[], int]) -> None:
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
@@ -253,6 +255,7 @@ MERGES = "\n".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [

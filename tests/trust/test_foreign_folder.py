@@ -158,6 +158,7 @@ def test_numbers_beyond_those_of_tables_are_missing_ones(tmp_path: Path) -> None
     assert load_study(tmp_path).epochs["epoch"].isna().all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_a_report_that_is_a_link_is_not_replaced(tmp_path: Path) -> None:
     make_run(tmp_path / "mine", 0, epochs=2)

@@ -61,6 +61,7 @@ def test_a_sample_equals_one_that_computes_every_token_anew(
             context.append(token)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_seed_decides_the_samples_however_many_are_drawn_at_a_time(
     arch: str, monkeypatch: pytest.MonkeyPatch

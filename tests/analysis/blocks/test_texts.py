@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from analysis.blocks.table import Table
 from analysis.blocks.texts import on_one_text, text_sentences
 from analysis.discussion import discussion_section
@@ -47,6 +49,7 @@ def test_seeds_on_different_texts_are_not_pooled_and_the_page_says_so(tmp_path: 
     assert "3 run2" not in said(discussion_section(study).blocks)
 
 
+@pytest.mark.slow
 def test_results_are_ranked_within_each_text_and_the_page_says_so(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 20.0, OTHER)
     for order, (ppl, seed) in enumerate([(100.0, 1), (102.0, 2)], start=1):
@@ -77,6 +80,7 @@ def test_results_are_ranked_within_each_text_and_the_page_says_so(tmp_path: Path
     ]
 
 
+@pytest.mark.slow
 def test_a_study_on_one_text_has_no_column_of_texts(tmp_path: Path) -> None:
     add_text_run(tmp_path, 0, 100.0, ONE)
     study = load_study(tmp_path)

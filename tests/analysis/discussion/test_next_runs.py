@@ -74,6 +74,7 @@ def test_the_hyperparameter_with_the_largest_effect_is_told_with_its_direction_a
     ) in said(proposed(tmp_path))
 
 
+@pytest.mark.slow
 def test_both_sections_give_the_same_answer_on_the_same_pairs(tmp_path: Path) -> None:
     """A width that helps in one pair and harms in the other has a mean change near 0, and yet the largest effect."""
     other: dict[str, Any] = {"num_layers": 1, "batch_size": 40}

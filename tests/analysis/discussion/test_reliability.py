@@ -147,6 +147,7 @@ def test_of_nothing_nothing_is_said(tmp_path: Path) -> None:
     assert said(judged(tmp_path)) == "No run has finished or diverged, so nothing can be said about reliability."
 
 
+@pytest.mark.slow
 def test_of_more_than_forty_points_none_carries_its_number(tmp_path: Path) -> None:
     def numbers() -> list[str]:
         (chart,) = [block for block in judged(tmp_path) if isinstance(block, Chart)]

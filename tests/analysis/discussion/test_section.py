@@ -58,6 +58,7 @@ def test_one_finished_run_is_no_comparison(tmp_path: Path) -> None:
     assert discussion_section(study).charts == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 def test_damaged_runs_and_strange_names_do_no_harm(tmp_path: Path) -> None:
     add_run(tmp_path, 0, "<b>$x_1$ & | `\\", "rnn", "sgd", [100.0, 90.0])

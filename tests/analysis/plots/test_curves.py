@@ -30,6 +30,7 @@ def charts(study: Study) -> dict[str, Chart]:
     return curve_charts(study)
 
 
+@pytest.mark.slow
 def test_there_is_a_figure_over_epochs_and_over_time_of_all_runs_and_of_each(charts: dict[str, Chart]) -> None:
     assert list(charts)[:2] == ["validation-epochs", "validation-time"]
     assert list(charts)[-2:] == ["runs-epochs", "runs-time"]
@@ -43,6 +44,7 @@ def test_axes_are_labelled_with_their_units(charts: dict[str, Chart]) -> None:
     assert charts["validation-epochs"].figure.axes[0].get_ylabel() == "Validation perplexity"
 
 
+@pytest.mark.slow
 def test_lines_hold_the_metrics_with_epochs_counted_from_1(study: Study, charts: dict[str, Chart]) -> None:
     axes = charts["validation-epochs"].figure.axes[0]
     by_length = [line for line in axes.lines if len(line.get_xdata()) > 1]
@@ -158,6 +160,7 @@ def twins(two_runs: Study) -> list[Chart]:
     return [first_chart(two_runs) for _ in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_figure_always_gives_the_same_bytes(twins: list[Chart], kind: str) -> None:
     first, second = (figure_bytes(chart.figure, kind) for chart in twins)
@@ -166,12 +169,14 @@ def test_a_figure_always_gives_the_same_bytes(twins: list[Chart], kind: str) -> 
     assert b"dc:date" not in first
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_the_users_settings(two_runs: Study) -> None:
     plain = figure_bytes(first_chart(two_runs).figure, "svg")
     with matplotlib.rc_context({"font.size": 20, "axes.grid.axis": "x", "lines.solid_capstyle": "butt"}):
         assert figure_bytes(first_chart(two_runs).figure, "svg") == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac{1}{$", "日本語 🚀", "n" * 300])
 def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
     make_run(tmp_path, 0, epochs=2, name=name)
@@ -181,6 +186,7 @@ def test_any_name_can_be_drawn(tmp_path: Path, name: str) -> None:
     assert "<script" not in inline_svg(figures["svg"], "x")
 
 
+@pytest.mark.slow
 def test_an_inline_figure_brings_no_id_of_another(charts: dict[str, Chart]) -> None:
     svg = figure_bytes(charts["validation-epochs"].figure, "svg")
     one, two = inline_svg(svg, "one"), inline_svg(svg, "two")

@@ -58,6 +58,7 @@ def test_figures_of_a_killed_process_are_drawn_all_the_same(
     assert drawn(figures, processes=2) == alone
 
 
+@pytest.mark.slow
 def test_a_process_with_threads_draws_by_itself(figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("threading.active_count", lambda: 2)
     assert len(drawn(figures, processes=2)) == len(WANTED)  # a test without the mark may not fork

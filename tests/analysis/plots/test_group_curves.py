@@ -30,6 +30,7 @@ def numbers(chart: Chart) -> list[set[int | None]]:
     return [{line.run for line in panel.lines} for panel in chart.panels]
 
 
+@pytest.mark.slow
 def test_each_optimizer_and_each_architecture_has_all_its_runs_over_epochs_and_over_time(
     charts: dict[str, Chart],
 ) -> None:
@@ -48,6 +49,7 @@ def test_each_optimizer_and_each_architecture_has_all_its_runs_over_epochs_and_o
         assert labels == ["Epoch (1 = after the first pass)", "Wall-clock time (hours)"]
 
 
+@pytest.mark.slow
 def test_a_run_that_leaves_the_axis_in_a_group_is_named_and_flattens_no_other(charts: dict[str, Chart]) -> None:
     chart = charts["optimizer-sgd"]
     assert chart.figure.axes[0].get_ylim()[1] < 1000
@@ -55,6 +57,7 @@ def test_a_run_that_leaves_the_axis_in_a_group_is_named_and_flattens_no_other(ch
     assert any("▲" in text.get_text() for text in chart.figure.axes[0].texts)
 
 
+@pytest.mark.slow
 def test_seeds_become_their_geometric_mean_with_a_band_from_lowest_to_highest(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, 3, seed=seed, provenance={"order": order}) for order, seed in enumerate((1, 2, 3))]
     for run, factor in zip(runs, (1.0, 1.21, 1.1), strict=True):
@@ -89,6 +92,7 @@ def charts_of_many(large: Study) -> dict[str, Chart]:
     return curve_charts(large)
 
 
+@pytest.mark.slow
 def test_of_many_runs_the_best_of_each_kind_stand_out_and_the_rest_is_grey(
     large: Study, charts_of_many: dict[str, Chart]
 ) -> None:
@@ -109,6 +113,7 @@ def test_of_many_runs_the_best_of_each_kind_stand_out_and_the_rest_is_grey(
     assert len(chart.figure.axes[0].lines) < 40, "the crowd is a few long lines"
 
 
+@pytest.mark.slow
 def test_of_many_runs_the_best_settings_have_a_panel_and_no_legend_grows(
     charts_of_many: dict[str, Chart],
 ) -> None:

@@ -153,6 +153,7 @@ def test_shades_are_steps_of_equal_width() -> None:
     assert [shade(v, 0.5) for v in (0.0, 0.49, 0.5, 3.9, 99.0, math.nan)] == [0, 0, 1, 7, 7, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_hostile_tokens_are_escaped_and_the_title_says_entropy_and_probability(run: RunDirectory) -> None:
     add_behaviour(run)
@@ -221,6 +222,7 @@ def test_a_best_run_without_behaviour_is_named(run: RunDirectory) -> None:
     assert "gru-adam (GRU) is not here" in first.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("svg_only")
 def test_the_same_files_give_the_same_bytes(run: RunDirectory, tmp_path: Path) -> None:
     add_behaviour(run)

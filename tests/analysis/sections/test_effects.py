@@ -225,6 +225,7 @@ def test_of_many_points_over_a_value_three_are_kept(monkeypatch: pytest.MonkeyPa
     assert len(points.get_xdata()) == 6
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_bytes_each_time(factorial: Study) -> None:
     first, second = (
         [figure_bytes(chart.figure, "svg") for chart in effects_section(factorial).charts] for _ in range(2)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from analysis.blocks.figure import Chart
 from analysis.blocks.section import Subheading
 from analysis.blocks.table import Table
@@ -22,6 +24,7 @@ def grouped(study_dir: Path, runs: list[RunDirectory], **groups: list[int]) -> N
     write_json(study_dir / "study.json", {"planned": planned, "groups": members})
 
 
+@pytest.mark.slow
 def test_each_group_has_a_table_and_curves_of_its_own(tmp_path: Path) -> None:
     runs = [
         add_run(tmp_path, 0, "a", "rnn", "sgd", [120.0, 110.0]),

@@ -103,6 +103,7 @@ def test_a_study_that_is_no_search_has_no_section_of_it(tmp_path: Path) -> None:
     assert len(table(blocks, "search-stopped")) == 1, "without its rule a stopped run is shown all the same"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 def test_sampled_runs_have_short_labels_and_captions(tmp_path: Path) -> None:
     folder = make_search(tmp_path / "search", each=4)

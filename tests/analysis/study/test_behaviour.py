@@ -21,6 +21,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("damage", ["a folder", "a pipe", "a link", "nothing whole"])
 def test_samples_that_cannot_be_read_cost_the_samples_alone(run: RunDirectory, damage: str) -> None:

@@ -118,6 +118,7 @@ def test_an_edited_file_has_a_version_in_common_with_the_study_before(tmp_path: 
     assert [sha256[0] for sha256 in study.runs["model.sha256"]] == ["a", "a", "b"], "two versions: it is shown"
 
 
+@pytest.mark.slow
 def test_each_study_of_a_notebook_has_its_own_names_and_colours(tmp_path: Path) -> None:
     for name in ("one", "two"):
         own_run(tmp_path / name, 0, f"{name}.py:{name.title()}")

@@ -173,6 +173,7 @@ def test_what_was_proposed_before_is_not_proposed_again(study: Study, capsys: py
     assert not before & {one["name"] for one in document(capsys, study, "--count", "4")["proposals"]}
 
 
+@pytest.mark.slow
 def test_proposals_follow_the_best_runs_and_the_seed_decides(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, study, "--count", "16")
     assert found == document(capsys, study, "--count", "16")
@@ -220,6 +221,7 @@ def test_runs_that_are_not_over_do_not_count(study: Study, capsys: pytest.Captur
     assert document(capsys, study)["finished"] == 15
 
 
+@pytest.mark.slow
 def test_stopped_runs_count_with_their_last_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Study(tmp_path)
     first, second = study.specs[:2]
