@@ -28,6 +28,8 @@ from seqlm.reading import read_bytes
 PACKAGES = ("analysis", "jobs", "seqlm", "slurm")
 """The packages that are kept from a tree without git."""
 COMMAND_LINE = "launch.py"
+KEPT = ("--", ".", ":(exclude)benchmarks", ":(exclude)docs", ":(exclude)tests")
+"""What is kept of a checkout, in git's terms: everything that runs and reports may need."""
 IMPORTABLE = (".py", ".so")
 """Suffixes of foreign files that Python could import from a copy."""
 ORIGIN = "code-origin.json"
@@ -43,7 +45,7 @@ class Code:
     commit: str | None
     """Git commit. ``None`` outside a git checkout."""
     dirty: bool
-    """Whether tracked files differ from the commit, or untracked files are kept as well."""
+    """Whether files of the code differ from the commit, or untracked files are kept as well."""
     live: bool
     """Whether workers run from the working tree itself."""
 
@@ -68,10 +70,10 @@ def keep_code(
 ) -> Code:
     """Copy the code into ``<study>/code/<commit>`` unless the same code is already there, and return the copy.
 
-    From a git checkout, copies the tracked files with their uncommitted changes. Other files are not copied, since they
-    might be secrets. Outside a checkout, copies seqlm's packages and the command line. A modified tree gets a separate
-    folder, named by the commit and a digest of the content. If the running code is itself a copy, as on a cluster, the
-    name of that copy is kept.
+    From a git checkout, copies the tracked files of ``KEPT`` with their uncommitted changes. Files that git does not
+    track are not copied, since they might be secrets. Outside a checkout, copies seqlm's packages and the command line.
+    A modified tree gets a separate folder, named by the commit and a digest of the content. If the running code is
+    itself a copy, as on a cluster, the name of that copy is kept.
 
     ``untracked`` are files to keep that git does not track, relative to the checkout. ``tell`` is called with a warning
     if modules are left out, or if an existing copy has other content.
@@ -148,14 +150,14 @@ def _to_keep(untracked: Sequence[str], tell: Callable[[str], None]) -> tuple[Pat
         files = [file for package in PACKAGES for file in _files_below(root, package)]
         files += [path.relative_to(root) for path in root.glob(COMMAND_LINE)]
     else:
-        files = [Path(name) for name in _listed(root) if (root / name).is_file()]
+        files = [Path(name) for name in _listed(root, *KEPT) if (root / name).is_file()]
     for name in untracked:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not (root / path).is_file():
             raise UsageError(f'study.untracked: expected a file of {root}, such as "seqlm/new.py", got "{name}"')
     added = [Path(name) for name in untracked if Path(name) not in files]
     contents = _contents(root, [*files, *added])
-    dirty = bool(commit and (_changes(root) or added))
+    dirty = bool(commit and (_changes(root, *KEPT) or added))
     name = commit[:12] if commit else "no-commit"
     if dirty or not commit:
         name += f"-{hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:8]}"
@@ -252,8 +254,8 @@ def _commit(root: Path) -> str | None:
     return _git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip() or None
 
 
-def _changes(root: Path) -> str:
-    return _git(root, "status", "--porcelain", "--untracked-files=no")
+def _changes(root: Path, *arguments: str) -> str:
+    return _git(root, "status", "--porcelain", "--untracked-files=no", *arguments)
 
 
 def _listed(root: Path, *arguments: str) -> list[str]:

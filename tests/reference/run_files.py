@@ -62,7 +62,11 @@ STUDY_FILES = [
     (queue_file(Path()), "The runs that wait for the launcher, with reasons."),
     (launch_lock_file(Path()), "Locked while a launcher works on the study. It names the process."),
     (jobs_file(Path()), "On SLURM: the job of each run."),
-    (Path("code"), "The code that the workers run, a folder for each version, with its commit in `code-origin.json`."),
+    (
+        Path("code"),
+        "The code that the workers run, a folder for each version, with its commit in `code-origin.json`. "
+        "Tests, benchmarks and documentation are not copied.",
+    ),
     (Path("canary"), "The canaries, each a folder like that of a run."),
     (Path("behaviour"), "The behaviour jobs, each a folder like that of a run."),
     (Path("slurm"), "On SLURM: plans, scripts and logs of the jobs."),

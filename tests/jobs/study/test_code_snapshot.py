@@ -48,6 +48,25 @@ def test_a_clean_checkout_is_kept_under_its_commit_and_only_once(tree: Path, tmp
     assert [entry.name for entry in (tmp_path / "study" / "code").iterdir()] == [first.commit[:12]]
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", "tests"])
+def test_what_no_run_needs_is_not_kept_and_a_change_of_it_is_no_other_code(
+    tree: Path, tmp_path: Path, folder: str
+) -> None:
+    path = tree / folder / "seqlm" / "other.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("version = 1\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "second")
+    kept = keep_code(tmp_path / "study")
+    assert sorted(entry.name for entry in kept.path.iterdir()) == [".gitignore", "code-origin.json", "seqlm"]
+    path.write_text("version = 2\n")
+    assert keep_code(tmp_path / "study") == kept
+    assert live_code().dirty  # benchmarks record it
+    asked = keep_code(tmp_path / "study", untracked=[f"{folder}/seqlm/other.py"])
+    assert (asked.path / folder / "seqlm" / "other.py").read_text() == "version = 2\n"
+    assert asked.path != kept.path
+
+
 def test_what_a_killed_launcher_had_copied_is_gone_with_the_next_one(tree: Path, tmp_path: Path) -> None:
     study = tmp_path / "study"
     kept = keep_code(study)
