@@ -55,7 +55,12 @@ def batches(todo: Sequence[PlannedRun], settings: SlurmSettings, max_array_size:
     """Group runs of equal resources into arrays. ``todo`` is in queue order, and arrays keep that order.
 
     ``max_array_size`` is the cluster's MaxArraySize, the maximum number of jobs of an array.
+
+    Raises:
+        BackendError: the cluster takes no job arrays.
     """
+    if max_array_size < 1:
+        raise BackendError("this cluster takes no job arrays (MaxArraySize is 0); ask its administrator to allow some")
     groups: dict[Resources, list[PlannedRun]] = {}
     for item in todo:
         groups.setdefault(item.spec.resources, []).append(item)

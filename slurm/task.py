@@ -322,14 +322,15 @@ class Task:
         """Write the failure of a worker that wrote none, unless the whole job was stopped.
 
         Of a rank that is not the first only a signal is a cause. With an exit code of its own, it may just have lost
-        another rank.
+        another rank, or have stopped with the first one, which alone looks at the study's budget.
         """
         if worker.was_stopped_by_others and not self._signals.stop:
             time.sleep(GRACE_SECONDS)  # for a signal to the whole job that has reached its worker first
         ended = worker.ended
         if ended is None or self._signals.stop or not self._is_ours(worker.run):
             return
-        if self._context.rank != 0 and ended.exit_code >= 0 and not worker.was_stopped_by_others:
+        stops_with_first = not worker.was_stopped_by_others or bool(self._budget.budget)
+        if self._context.rank != 0 and ended.exit_code >= 0 and stops_with_first:
             return
         worker.attempt.record_exit(ended, was_asked=worker.asked, where=self._where, node=self._context.host)
 

@@ -64,6 +64,8 @@ class FakeBackend(Backend):
         self.out_of_memory = False
         """What jobs that a signal kills are said to have been."""
         self.is_open = False
+        self.refuses = 0
+        """How often :meth:`submit` has no room any more."""
 
     def describe(self) -> str:
         return f"a fake machine ({self._slots} slots)"
@@ -93,7 +95,10 @@ class FakeBackend(Backend):
     def wait(self, seconds: float) -> None:
         pass
 
-    def submit(self, submission: Submission) -> str:
+    def submit(self, submission: Submission) -> str | None:
+        if self.refuses:
+            self.refuses -= 1
+            return None
         self.submissions.append(submission)
         (submission.run_dir / "attempts" / f"{submission.attempt:04d}").mkdir(parents=True)
         job_id = str(len(self.submissions))

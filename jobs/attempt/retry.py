@@ -192,14 +192,18 @@ def put_failure_aside(
     failure = run.read_failure()
     if failure is None and seen is not None and seen.state == "failed" and run.attempts():
         failure = {"kind": seen.kind, "message": seen.reason, "failed_at": timestamp()}
+        with contextlib.suppress(FileError):
+            worker = read_json(run.worker_file(run.last_attempt())) or {}
+            failure |= {key: value for key, value in worker.items() if key == "micro_batches"}
     if failure is None:
         return
     known = {"micro_batches": micro_batches, "node": node, "retried": "by hand" if by_hand else None}
     added = {name: value for name, value in known.items() if value is not None}
     attempt = failure.get("attempt")  # the next attempt may have its folder already
-    folder = run.attempt_dir(attempt if isinstance(attempt, int) else max(1, run.last_attempt()))
-    make_directory(folder)
-    write_json(folder / "failure.json", {"progress": list(progress_of(run)), **failure, **added})
+    path = run.attempt_dir(attempt if isinstance(attempt, int) else max(1, run.last_attempt())) / "failure.json"
+    if isinstance(attempt, int) or not path.exists():  # a cancellation while the run waits is no attempt's failure
+        make_directory(path.parent)
+        write_json(path, {"progress": list(progress_of(run)), **failure, **added})
     try:
         run.failure_file.unlink(missing_ok=True)
     except OSError as error:

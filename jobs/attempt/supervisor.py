@@ -23,13 +23,17 @@ from jobs.attempt.retry import timestamp
 from jobs.manifests.policy import Policy
 from jobs.spec import Submission
 from seqlm import environment, machine
-from seqlm.errors import EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS
+from seqlm.errors import EXPLAINING_EXITS, STOPPED_EXITS, STORAGE_EXITS, FileError
 from seqlm.files import append_to, make_directory
+from seqlm.reading import read_tail
 from seqlm.rundir import FailureKind, RunDirectory
 from seqlm.search import Search
 
 PEER_GRACE_SECONDS = 10.0
 """How long the other ranks of a run may take to notice that one has failed, before they are killed."""
+
+LARGEST_LAST_LINE = 2**16
+"""Bytes read from the end of a worker's log for the message of its failure."""
 
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 """Network interface on which Gloo meets the other ranks."""
@@ -338,8 +342,9 @@ def failure_record(kind: str, message: str, *, where: str, **more: Any) -> dict[
 def cause(ended: Ended, stderr_log: Path) -> tuple[FailureKind, str]:
     """Return the kind of a failure and its message."""
     last_line = ""
-    with contextlib.suppress(OSError):
-        last_line = "".join(stderr_log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]).strip()
+    with contextlib.suppress(OSError, FileError):
+        text = read_tail(stderr_log, LARGEST_LAST_LINE).decode("utf-8", errors="replace")
+        last_line = "".join(text.strip().splitlines()[-1:]).strip()
     if ended.exit_code in STOPPED_EXITS:
         return "preempted", f"{ended.message}; another process stopped it (is the node being drained?)"
     if ended.out_of_memory:

@@ -66,8 +66,8 @@ class Backend(Target):
         """Return what a live job holds."""
 
     @abstractmethod
-    def submit(self, submission: Submission) -> str:
-        """Start or queue an attempt; return the backend's job id.
+    def submit(self, submission: Submission) -> str | None:
+        """Start or queue an attempt; return the backend's job id. ``None``: the room that :meth:`free` showed is gone.
 
         Raises:
             BackendError, FileError: it cannot be started.

@@ -188,12 +188,13 @@ class RayBackend(Backend):
 
     # -- a run -----------------------------------------------------------------------------------------------------
 
-    def submit(self, submission: Submission) -> str:
+    def submit(self, submission: Submission) -> str | None:
         run = RunDirectory(submission.run_dir)
-        make_directory(run.attempt_dir(submission.attempt))
         resources = submission.resources
         allocations = self.free().place(resources)
-        assert allocations is not None, "asked whether there is room before"
+        if allocations is None:  # a node was lost since, or another user has taken it
+            return None
+        make_directory(run.attempt_dir(submission.attempt))
         most_nodes = len({allocation.node for allocation in allocations})
         groups = choose_idle(self._idle, resources, most_nodes=most_nodes)
         if groups:

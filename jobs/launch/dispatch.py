@@ -160,6 +160,9 @@ class Dispatcher:
             except FileError as error:
                 self._have_trouble(item, error)
                 continue
+            if job_id is None:
+                self._queue.put_back(item)
+                break
             # Kept before anything else can fail, so that an error stops this worker too.
             attempt = Attempt(submission, self._options.policy)
             record = job_record(self._backend.name, job_id, submission)

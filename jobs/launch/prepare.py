@@ -35,7 +35,7 @@ from seqlm.environment import DATA
 from seqlm.errors import DataError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search
+from seqlm.search import Search, let_go_on
 
 
 def find_data(flag: Path | None, manifest: Path | None) -> Path | None:
@@ -208,6 +208,8 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     for item in todo:
         item.run.sweep_launch()
         provenance = {**record, **run_record(requested[item.spec.fingerprint]), **_label(item)}
+        if item.by_hand:  # before the run is told of more epochs, since no later launch would take it up for these
+            let_go_on(item.run)
         item.run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
         if item.run.id in options.tasks:
             write_task(item.run, options.tasks[item.run.id])

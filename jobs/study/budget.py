@@ -203,7 +203,7 @@ class KeptBudget:
     """The budget of a study for readers that have only its folder. Its files are read when they are first needed."""
 
     def __init__(self, study_dir: Path, default: Policy | None = None) -> None:
-        """``default`` is the policy that counts if ``study.json`` has no budget."""
+        """``default`` is the policy that counts if ``study.json`` says nothing of a budget."""
         self._study_dir = study_dir
         self._default = default
 
@@ -214,9 +214,10 @@ class KeptBudget:
     @functools.cached_property
     def budget(self) -> Budget:
         policy = self._kept.get("policy")
-        limits = {key: _number(policy.get(key)) for key in UNITS} if isinstance(policy, dict) else {}
-        kept = Budget(limits={key: limit for key, limit in limits.items() if limit})
-        return kept or Budget.of(self._default or Policy())
+        if not isinstance(policy, dict) or UNITS.keys().isdisjoint(policy):
+            return Budget.of(self._default or Policy())
+        limits = {key: _number(policy.get(key)) for key in UNITS}
+        return Budget(limits={key: limit for key, limit in limits.items() if limit})
 
     @functools.cached_property
     def spent(self) -> Hours:

@@ -18,7 +18,7 @@ from jobs.study.budget import KeptBudget
 from jobs.study.squeue import JobState, Scheduler
 from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
-from seqlm.errors import SeqlmError, UsageError
+from seqlm.errors import FileError, SeqlmError, UsageError
 from seqlm.files import make_directory, read_json, sweep_beside, write_json
 from seqlm.locks import exclusive_lock, is_locked, read_lock_holder
 from seqlm.model_files import read_model_files
@@ -96,7 +96,15 @@ def find_study(argument: str, runs_dir: Path) -> Path:
 
     Raises:
         UsageError: there is no such study. The message lists the existing studies.
+        FileError: the folder cannot be read.
     """
+    try:
+        return _find_study(argument, runs_dir)
+    except OSError as error:
+        raise FileError.from_os_error("read", argument, error) from None
+
+
+def _find_study(argument: str, runs_dir: Path) -> Path:
     path = Path(argument)
     folders = [folder for folder in (path, runs_dir / argument) if folder.is_dir()]
     for folder in folders:
@@ -164,7 +172,7 @@ def _observe_run(run: RunDirectory, work: AtWork) -> Observation:
         return replace(seen, state="cancelled", reason=job.reason, kind=job.kind)
     if job.stage in ("ended", "gone") and run.waits_at_rung():
         return seen  # its job ended well, and the job that would take it on was not submitted or is lost
-    if job.stage == "ended":
+    if job.stage == "ended" and job.kind is not None:
         return replace(seen, state="failed", reason=f"{job.kind}: {job.reason}", kind=job.kind)
     return replace(seen, reason=job.reason)
 

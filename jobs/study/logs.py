@@ -16,6 +16,7 @@ from jobs.study.finality import FinalityTracker
 from jobs.study.folder import ObservedRun, at_work, observe_run
 from jobs.study.squeue import Scheduler
 from seqlm.errors import printable
+from seqlm.reading import LARGEST_HASHED, open_regular, read_tail
 
 FOLLOW_SECONDS = 1.0
 """Interval at which a followed log and the state of its run are polled, as with ``tail -f``."""
@@ -63,9 +64,8 @@ def follow_logs(run: ObservedRun, lines: int) -> None:
 
 
 def _last_lines(path: Path, lines: int) -> list[str]:
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LARGEST_TAIL))
-        return _lines(file.read(LARGEST_TAIL))[-lines:]
+    with contextlib.suppress(FileNotFoundError):
+        return _lines(read_tail(path, LARGEST_TAIL))[-lines:]
     return []
 
 
@@ -77,7 +77,7 @@ def _lines(raw: bytes) -> list[str]:
 
 def _print_from(path: Path, position: int, *, rest: bool) -> int:
     """Print the complete lines after ``position``, with ``rest`` also an incomplete one. Return the new position."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), open_regular(path, largest=LARGEST_HASHED) as file:
         file.seek(position)
         while raw := file.read(LARGEST_TAIL):
             end = raw.rfind(b"\n") + 1

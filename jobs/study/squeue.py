@@ -36,7 +36,8 @@ class JobState:
     reason: str
     """Why the job waits, or how it ended, in words for users."""
     kind: FailureKind | None = None
-    """Kind of failure of a job that ended without writing a result or a failure."""
+    """Kind of failure of a job that ended and wrote neither a result nor a failure. ``None``: nothing is known to have
+    failed."""
 
     @property
     def may_run(self) -> bool:
@@ -179,7 +180,7 @@ def job_state(state: str, reason: str = "", nodes: str = "") -> JobState:
     if word in _RUNNING:
         return JobState(stage="running", reason=f"on {nodes}" if nodes else "")
     if word == "COMPLETED":
-        return JobState(stage="ended", reason="its job ended without writing a result; see its logs", kind="code")
+        return JobState(stage="ended", reason="its job ended without writing a result; see its logs")
     kind = _KINDS.get(word, "code")
     text = "cancelled by scancel" if kind == "cancelled" else f"SLURM reports {word}"
     return JobState(stage="ended", reason=text, kind=kind)

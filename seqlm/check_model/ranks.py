@@ -23,14 +23,15 @@ from seqlm.environment import COLLECTIVE_MINUTES, RENDEZVOUS
 from seqlm.training.distributed import Rank, process_group
 
 RANKS = 2
-SECONDS = 120
+MINUTES = 5
+"""How long the ranks wait for each other. A cold start of the second one takes long on a busy machine."""
 
 
 def check_ranks(subject: Subject) -> str:
     """A step on two ranks, each with half of the columns, is the step of one."""
     whole = gradients_of(subject, subject.build())
     with tempfile.TemporaryDirectory() as folder:
-        meeting = {RENDEZVOUS.name: f"file://{folder}/rendezvous.json", COLLECTIVE_MINUTES.name: "1"}
+        meeting = {RENDEZVOUS.name: f"file://{folder}/rendezvous.json", COLLECTIVE_MINUTES.name: str(MINUTES)}
         arguments = [json.dumps(vars(subject.config)), str(subject.folder)]
         with mock.patch.dict(os.environ, meeting):
             other = subprocess.Popen(
@@ -41,9 +42,10 @@ def check_ranks(subject: Subject) -> str:
             )
             try:
                 found = _steps(subject, Rank(index=0, world_size=RANKS))
-                _, errors = other.communicate(timeout=SECONDS)
+                _, errors = other.communicate(timeout=60 * MINUTES)
             finally:
                 other.kill()
+                other.communicate()
     if other.returncode:
         raise BrokenContractError(
             f"the second rank fails: {(errors.strip().splitlines() or ['without a message'])[-1]}"

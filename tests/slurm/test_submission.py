@@ -72,6 +72,27 @@ def test_an_array_has_no_more_jobs_than_the_cluster_takes(tmp_path: Path) -> Non
     assert [len(batch.jobs) for batch in found] == [2, 2, 1]
 
 
+def test_a_cluster_that_takes_no_arrays_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="this cluster takes no job arrays"):
+        batches(planned(tmp_path, 1), SlurmSettings(), max_array_size=0)
+
+
+@pytest.mark.process
+def test_a_run_that_is_cancelled_while_others_are_submitted_stays_cancelled(
+    tmp_path: Path, srun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (srun / "sbatch").write_text('#!/bin/sh\necho "Submitted batch job 77"\n')
+    (srun / "sbatch").chmod(0o755)
+    monkeypatch.setattr(backend, "controller_config", lambda: SimpleNamespace(max_array_size=1000))
+    before, after = planned(tmp_path, 2)
+    before.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+    before = replace(before, observation=before.run.observe(), by_hand=True)
+    after.run.write_failure_once({"kind": "cancelled", "message": "cancelled by the user"})
+    backend.submit([before, after], LaunchOptions(study_dir=tmp_path), SlurmSettings(), CODE)
+    assert not before.run.is_cancelled(), "this launch takes it up again"
+    assert after.run.is_cancelled(), "its job finds that and does not train it"
+
+
 def test_runs_that_share_a_gpu_are_one_job(tmp_path: Path) -> None:
     items = planned(tmp_path, 6, Resources(cpus=1, gpus=0.25))
     (batch,) = batches(items, SlurmSettings(), max_array_size=1000)

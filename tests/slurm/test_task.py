@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import sys
@@ -328,6 +329,19 @@ def test_a_job_looks_at_the_budget_before_it_trains_and_while_it_does(
     write_json(tmp_path / "study.json", {"policy": {"core_hours": 5}})
     assert work(plan(run, policy=Policy(core_hours=4))), "the budget has been raised since the job was submitted"
     assert run.result_file.exists()
+    run.result_file.unlink()
+    write_json(tmp_path / "study.json", {"policy": Policy().to_dict()})
+    assert work(plan(run, policy=Policy(core_hours=4))), "the budget has been lifted since the job was submitted"
+    assert run.result_file.exists()
+
+
+def test_another_rank_that_stops_with_the_first_for_the_budget_has_not_failed(tmp_path: Path, room: Path) -> None:
+    run, two = make(tmp_path), Resources(ranks=2, cpus=1, gpus=0)
+    stopped = functools.partial(plan, run, program="raise SystemExit(143)", resources=two)
+    work(stopped(policy=Policy(core_hours=4)), place(SLURM_PROCID="1"))
+    assert not run.failure_file.exists(), "the first rank's task has asked all of them"
+    work(stopped(), place(SLURM_PROCID="1"))
+    assert (run.read_failure() or {})["kind"] == "preempted", "nobody of this job has asked it"
 
 
 def test_a_worker_killed_by_a_signal_is_tried_again_in_a_new_job(tmp_path: Path, room: Path) -> None:

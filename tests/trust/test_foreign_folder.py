@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -11,6 +12,9 @@ import pytest
 
 from analysis.report import write_report
 from analysis.study.study import load_study
+from jobs.attempt.supervisor import cause, ended
+from jobs.study.folder import observe_study
+from jobs.study.logs import print_log
 from seqlm.errors import FileError, UsageError
 from seqlm.files import file_sha256, read_json, write_json
 from seqlm.locks import is_locked
@@ -85,6 +89,25 @@ def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(run: RunDirectory, tmp_p
     path, place = vacate(run, file)
     os.mkfifo(path)
     assert load_study(tmp_path / "small").warnings == [f"cannot read {place}: expected a regular file, found a pipe"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_log_that_is_none_is_neither_shown_nor_told_as_the_cause_of_a_failure(
+    run: RunDirectory, tmp_path: Path, kind: str
+) -> None:
+    path = run.stderr_log(run.last_attempt())
+    path.unlink(missing_ok=True)
+    if kind == "link":
+        (tmp_path / "mine").write_text(SECRET)
+        path.symlink_to(tmp_path / "mine")
+    else:
+        os.mkfifo(path)
+    (observed,) = observe_study(tmp_path / "small")
+    shown = io.StringIO()
+    with pytest.raises(FileError, match=f"expected a regular file, found a {kind}"):
+        print_log(observed, 10, shown)
+    assert SECRET not in shown.getvalue()
+    assert cause(ended({0: 1}, 1), path) == ("code", "the worker ended with exit code 1")
 
 
 def test_pipes_in_place_of_a_lock_and_a_lease_keep_nobody_waiting(run: RunDirectory, tmp_path: Path) -> None:

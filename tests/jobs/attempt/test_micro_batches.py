@@ -6,7 +6,8 @@ import pytest
 
 from jobs.attempt.retry import Failed, after, micro_batches, most_micro_batches, put_failure_aside
 from seqlm.data.layout import own_columns
-from seqlm.rundir import RunDirectory
+from seqlm.files import write_json
+from seqlm.rundir import Observation, RunDirectory
 from tests.training.studies import make_config, make_run
 
 
@@ -33,6 +34,19 @@ def test_a_run_keeps_its_number_and_doubles_it_where_memory_was_short(tmp_path: 
     assert micro_batches(run, 8, 1) == 4
     assert micro_batches(run, 8, 4) == 2, "no more than a rank has columns"
     assert micro_batches(run, 8, 1) == 4
+
+
+def test_a_run_that_slurm_ended_for_its_memory_goes_on_from_the_number_that_it_had(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_config())
+    seen = Observation(state="failed", epoch=None, best_val_ppl=None, reason="OUT_OF_MEMORY", kind="oom")
+    for attempt, parts in ((1, 2), (2, 4)):
+        run.attempt_dir(attempt).mkdir(parents=True)
+        write_json(run.worker_file(attempt), {"micro_batches": parts})
+        put_failure_aside(run, seen=seen)
+        assert micro_batches(run, 8, 1) == 2 * parts
+    run.attempt_dir(3).mkdir()
+    put_failure_aside(run, seen=seen)
+    assert micro_batches(run, 8, 1) == 2, "killed before it wrote how many it had"
 
 
 def test_a_canary_has_the_number_of_the_run_that_it_stands_for(tmp_path: Path) -> None:

@@ -163,6 +163,21 @@ def test_a_launch_writes_down_how_far_its_runs_go_and_never_back(
     assert launched(7) == ("resume", 7)
 
 
+@pytest.mark.process
+def test_a_stopped_run_that_is_extended_is_taken_up_by_the_next_launch_if_this_one_does_not_start_it(
+    tmp_path: Path, run: RunDirectory, spec: RunSpec
+) -> None:
+    spec = replace(longer(spec, 9), data_path=write_text(tmp_path / "text"))
+    options = LaunchOptions(study_dir=tmp_path / "s", live_code=True)
+    run.result_file.unlink()
+    write_json(run.stopped_file, {"rung": 1, "epochs": 2, "reason": "stopped at epoch 1: 2nd of 2, keeps 1"})
+    assert run.observe().state == "stopped"
+    for _ in range(2):  # the first launch ends before it starts anything
+        with preparing([spec], FakeBackend(lambda submission: 0), options) as (planned, _, _):
+            (tmp_path / "s" / "queue.json").unlink(missing_ok=True)
+            assert planned[0].action == "resume"
+
+
 def test_nothing_but_the_epochs_of_a_configuration_changes(run: RunDirectory, spec: RunSpec) -> None:
     before = run.config_file.read_bytes()
     run.create(spec.config, {"name": "a"})

@@ -149,10 +149,11 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     monkeypatch.setattr(Scheduler, "_call", lambda self, *command: "12|COMPLETED||n1")
     assert observed(study).observation.state == "pending", "its job of SLURM has seen that and has ended"
     record("unlimited")
-    assert observed(study).observation.state == "failed", "its job has ended, and no budget is the reason"
+    seen = observed(study).observation
+    assert (seen.state, seen.reason) == ("pending", "its job ended without writing a result; see its logs")
     for policy in (3, {"core_hours": "x"}, {"core_hours": -1}):
         study_record_file(study).write_text(json.dumps({"policy": policy, "expected": 3}))
-        assert observed(study).observation.state == "failed"
+        assert observed(study).observation.reason == seen.reason
     for expected in (
         3,
         {"epoch_hours": 3},
@@ -161,7 +162,7 @@ def test_a_run_that_the_budget_keeps_from_starting_says_so(tmp_path: Path, monke
     ):
         found = {"policy": {"core_hours": 7}, "expected": expected}
         study_record_file(study).write_text(json.dumps(found))
-        assert observed(study).observation.state == "failed", "nothing is known of it"
+        assert observed(study).observation.reason == seen.reason, "nothing is known of it"
     record(6)
     run.write_failure_once({"kind": "diverged", "message": "nan"})
     assert observed(study).observation.state == "failed", "the run itself has failed"

@@ -50,7 +50,7 @@ NO_ACCOUNTING = "Slurm accounting storage is disabled"
         ("OUT_OF_MEMORY", "", "ended", "oom", "SLURM reports OUT_OF_MEMORY"),
         ("PREEMPTED", "", "ended", "preempted", "SLURM reports PREEMPTED"),
         ("FAILED", "", "ended", "code", "SLURM reports FAILED"),
-        ("COMPLETED", "", "ended", "code", "its job ended without writing a result; see its logs"),
+        ("COMPLETED", "", "ended", None, "its job ended without writing a result; see its logs"),
     ],
 )
 def test_slurms_words_are_told_in_ours(state: str, reason: str, stage: str, kind: str | None, text: str) -> None:

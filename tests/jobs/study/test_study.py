@@ -22,7 +22,7 @@ from jobs.study.kept_code import Code
 from jobs.study.logs import print_log
 from jobs.study.provenance import launch_record, run_record
 from seqlm import processes
-from seqlm.errors import UsageError
+from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json
 from seqlm.rundir import RunDirectory
 from tests.training.studies import make_config
@@ -57,6 +57,8 @@ def test_a_study_is_found_by_folder_manifest_and_name(tmp_path: Path) -> None:
         assert find_study(argument, runs_dir) == runs_dir / "mine"
     with pytest.raises(UsageError, match=r"\(found: mine\)"):
         find_study("other", runs_dir)
+    with pytest.raises(FileError, match=r"cannot read x+: File name too long"):
+        find_study(300 * "x", runs_dir)
 
 
 def test_a_folder_that_only_has_the_name_of_a_study_is_not_mistaken_for_it(
