@@ -208,7 +208,7 @@ def _create(todo: Sequence[PlannedRun], specs: Sequence[RunSpec], options: Launc
     for item in todo:
         item.run.sweep_launch()
         provenance = {**record, **run_record(requested[item.spec.fingerprint]), **_label(item)}
-        if item.by_hand:  # before the run is told of more epochs, since no later launch would take it up for these
+        if item.by_hand:  # before it is to train more epochs, for which no later launch would take it up
             let_go_on(item.run)
         item.run.create(item.spec.config, provenance, item.spec.tokenizer, item.spec.model_files)
         if item.run.id in options.tasks:
