@@ -168,6 +168,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(SHARED[fixture]))
         if fixtures & {"lab", "ray_cluster", "browser"}:
             item.add_marker(pytest.mark.process)
+        if "report" in fixtures:
+            item.add_marker(pytest.mark.slow)
     seed = config.getoption("--shuffle")
     if seed is None:  # what waits most lies between what computes most, and nothing long comes last
         kinds = [[item for item in items if item.nodeid.startswith(LONG) == long] for long in (True, False)]

@@ -29,6 +29,7 @@ def test_nothing_generated_is_stale(wanted: dict[Path, str]) -> None:
     assert not stale, "run: python -m tests.reference"
 
 
+@pytest.mark.slow
 def test_every_part_that_is_made_is_on_a_page(wanted: dict[Path, str]) -> None:
     used = {found[2] for text in wanted.values() for found in pages.PART.finditer(text)}
     assert used == pages.parts().keys()

@@ -19,6 +19,7 @@ from tests.data.bpe import train_tokenizer
 from tests.training.studies import make_config, write_text
 
 
+@pytest.mark.slow
 def test_a_run_with_a_tokenizer_writes_text_and_bits_per_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, bpe = write_text(tmp_path / "text", train_lines=40), train_tokenizer(tmp_path / "bpe.json")
     monkeypatch.setenv("SEQLM_CACHE", str(tmp_path / "cache"))
