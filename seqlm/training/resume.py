@@ -75,7 +75,7 @@ def restore_within_epoch(position: Position, rank: Rank, config: RunConfig, batc
     """
     if (position.ranks, position.device) == (rank.world_size, rank.device.type):
         state = position.states[rank.index]
-        _set_generator_state(rank.device, position.generators[rank.index])
+        set_generator_state(rank.device, position.generators[rank.index])
     else:
         own = own_columns(config.train.batch_size, rank.index, rank.world_size)
         whole = join_states(position.states, batch_axis)
@@ -131,7 +131,8 @@ def generator_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _set_generator_state(device: torch.device, state: Tensor) -> None:
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Restore what :func:`generator_state` returned."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:

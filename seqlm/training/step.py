@@ -5,7 +5,8 @@ through steps without a gap, and on one GPU the whole step is captured once as a
 launch; on a CPU or with several ranks the same lines run each time.
 
 Every step of a captured run is a replay, the first one too: what PyTorch asks to run before a capture runs with the
-update switched off. So a run that is resumed computes its steps as one that was not.
+update switched off. So a run that is resumed computes its steps as one that was not. For the same reason, several ranks
+that resume a run take a step with the update switched off before their first one (:meth:`TrainingStep.resume`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from seqlm.models.state import State, detached, join_states, split_state
 from seqlm.training.capture import Captured
 from seqlm.training.distributed import Rank
 from seqlm.training.micro_batches import split_columns
+from seqlm.training.resume import generator_state, set_generator_state
 
 
 @final
@@ -83,6 +85,17 @@ class TrainingStep:
                 self._objective, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb
             )
         self._captured = Captured(self._eager, warm_up=self._warm_up) if capture else None
+        self._rehearses = False
+
+    def resume(self) -> None:
+        """Have the next step computed as every step but the first one of a run.
+
+        DistributedDataParallel reduces all gradients of its first backward pass in one bucket, in the order of the
+        parameters; then it fills its buckets in the order in which the gradients became ready. The place in a bucket
+        decides in which order three or more ranks are added up. So the next call first takes a step that changes
+        nothing, after which the buckets are as in the process that took the run's first step.
+        """
+        self._rehearses = isinstance(self._objective, nn.parallel.DistributedDataParallel)
 
     def __call__(
         self,
@@ -97,6 +110,9 @@ class TrainingStep:
         again. So the step can be repeated after an exception in ``until_update``, a context around that part. A
         captured step has no such part.
         """
+        if self._rehearses:
+            self._rehearses = False
+            self._warm_up(inputs, targets, state)
         if self._captured is not None:
             return self._captured(inputs, targets, state)
         return self._eager(inputs, targets, state, until_update)
@@ -132,10 +148,9 @@ class TrainingStep:
 
     def _warm_up(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> None:
         """Compute a step that changes nothing: no parameter, no moment, no generator, and no gradient is left."""
-        device = inputs.device
-        generator = torch.cuda.get_rng_state(device)
+        generator = generator_state(inputs.device)
         self._eager(inputs, targets, state, moves=False)
-        torch.cuda.set_rng_state(generator, device)
+        set_generator_state(inputs.device, generator)
         # Gradients that are alive at the capture would keep their memory, for a second set is made in the graph's.
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -120,6 +120,7 @@ class Trainer:
             capture=capture,
             micro_batches=micro_batches,
         )
+        self._resume_steps = self.step.resume
         self._window_loss: WindowLoss = Captured(self.model.loss) if capture else self.model.loss
         self.history: list[dict[str, Any]] = []
         self.guard = guard
@@ -347,6 +348,7 @@ class Trainer:
         self.model.load_state_dict(checkpoint.model)
         assert checkpoint.optimizer is not None, "last.pt has the optimizer's state"
         restore_optimizer(self.optimizer, checkpoint.optimizer)
+        self._resume_steps()
         self.history = checkpoint.history
         position = checkpoint.position
         self._begin_epoch(position.epoch)

@@ -52,7 +52,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Lab:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_killed_in_mid_epoch_it_goes_on_from_the_step_that_was_saved(lab: Lab, arch: str, ranks: int) -> None:
     folder = lab.run(f"killed-{arch}-{ranks}", arch)
     codes = live(folder, lab.text, ranks=ranks, end=End(by=KILL, at="step", number=17), save_every=3)
