@@ -86,6 +86,7 @@ class TrainingStep:
             )
         self._captured = Captured(self._eager, warm_up=self._warm_up) if capture else None
         self._rehearses = False
+        self._buffers = [(module, name) for module in model.modules() for name in module._buffers]
 
     def resume(self) -> None:
         """Have the next step computed as every step but the first one of a run.
@@ -106,9 +107,9 @@ class TrainingStep:
     ) -> StepResult:
         """Forward, backward, clip, update.
 
-        Until the update nothing has changed but the device's generator and the gradients, which no step looks at
-        again. So the step can be repeated after an exception in ``until_update``, a context around that part. A
-        captured step has no such part.
+        Until the update nothing has changed but the gradients, which no step looks at again, and what
+        :meth:`before_forward` copies. So the step can be repeated after an exception in ``until_update``, a context
+        around that part. A captured step has no such part.
         """
         if self._rehearses:
             self._rehearses = False
@@ -116,6 +117,28 @@ class TrainingStep:
         if self._captured is not None:
             return self._captured(inputs, targets, state)
         return self._eager(inputs, targets, state, until_update)
+
+    def before_forward(self, device: torch.device) -> Callable[[], None]:
+        """Copy what a forward pass changes: the generator of the device and the buffers of the model.
+
+        Return a function that puts them back into the same memory. It waits for the device.
+        """
+        generator = generator_state(device)
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module, name in self._buffers
+            if (buffer := module._buffers[name]) is not None
+        ]
+
+        @torch.no_grad()
+        def restore() -> None:
+            set_generator_state(device, generator)
+            for module, name, buffer, copy in buffers:
+                module._buffers[name] = buffer  # forward may have assigned another tensor
+                if not torch.equal(buffer, copy):  # a constant may be a view that cannot be written
+                    buffer.copy_(copy)
+
+        return restore
 
     def _eager(
         self,
@@ -147,10 +170,10 @@ class TrainingStep:
         return StepResult(loss_nats, norm, join_states(states, self.model.batch_axis))
 
     def _warm_up(self, inputs: Int[Tensor, "T B"], targets: Int[Tensor, "T B"], state: State) -> None:
-        """Compute a step that changes nothing: no parameter, no moment, no generator, and no gradient is left."""
-        generator = generator_state(inputs.device)
+        """Compute a step that changes nothing: no parameter, buffer, moment or generator, and no gradient is left."""
+        restore = self.before_forward(inputs.device)
         self._eager(inputs, targets, state, moves=False)
-        set_generator_state(inputs.device, generator)
+        restore()
         # Gradients that are alive at the capture would keep their memory, for a second set is made in the graph's.
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -121,6 +121,7 @@ class Trainer:
             micro_batches=micro_batches,
         )
         self._resume_steps = self.step.resume
+        self._before_forward = self.step.before_forward
         self._window_loss: WindowLoss = Captured(self.model.loss) if capture else self.model.loss
         self.history: list[dict[str, Any]] = []
         self.guard = guard
@@ -261,11 +262,11 @@ class Trainer:
     def _take_step(self, inputs: Tensor, targets: Tensor) -> Any:
         if not (self._is_alone and self.rank.device.type == "cpu"):
             return self.step(inputs, targets, self._state)
-        generator = torch.get_rng_state()
+        restore = self._before_forward(self.rank.device)
         try:
             return self.step(inputs, targets, self._state, self.stop.interrupting)
         except StopRequested:
-            torch.set_rng_state(generator)  # the masks of this step are drawn again
+            restore()  # the step is computed again, with the same masks
             raise
 
     def evaluate(self, split: str) -> TokenLoss:

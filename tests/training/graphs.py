@@ -137,7 +137,5 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: calls.current[-1])
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
     monkeypatch.setattr(capture, "_stream_for", functools.cache(capture._stream_for.__wrapped__))
     return calls

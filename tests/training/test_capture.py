@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from seqlm.architectures import CustomConfig
 from seqlm.config import RunConfig
 from seqlm.data.corpus import load_corpus
 from seqlm.models import build_model
@@ -22,6 +23,7 @@ from seqlm.training.evaluate import evaluate
 from seqlm.training.optimizers import StepNumber, build_optimizer, set_learning_rate
 from seqlm.training.step import StepResult, TrainingStep
 from seqlm.training.trainer import Trainer
+from tests.check_model.faulty import COUNTS, write_model
 from tests.training.graphs import Calls
 from tests.training.studies import make_config, make_run, write_text
 from tests.training.test_step import ARCHITECTURES, BATCH, OPTIMIZERS, VOCAB, everything, make_step, windows
@@ -127,6 +129,25 @@ def test_a_warm_up_leaves_nothing_behind(arch: str, optim: OptimConfig) -> None:
             "zero, as at the start"
         )
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_warm_up_changes_no_buffer(tmp_path: Path) -> None:
+    write_model(tmp_path, *COUNTS)
+    found = []
+    for capture in (False, True):
+        torch.manual_seed(1)
+        model = build_model(CustomConfig(arch="custom", source="model.py:Model"), VOCAB, 5, folder=tmp_path).train()
+        optimizer = build_optimizer(OPTIMIZERS[0], model.parameters())
+        step = TrainingStep(model, optimizer, clip_norm=0.1, tokens_per_step=5 * BATCH, capture=capture)
+        state, losses = model.initial_state(BATCH), []
+        for inputs, targets in windows(3):
+            result = step(inputs, targets, state)
+            state = result.state
+            losses.append(result.loss_nats.item())
+        buffers = dict(model.named_buffers())
+        assert [count.item() for name, count in buffers.items() if name.endswith("steps")] == [3]
+        found.append(losses)
+    assert found[0] == found[1]
 
 
 @everything
