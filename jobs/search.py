@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from jobs.spec import RunSpec
-from seqlm.search import Search, goes_on
+from seqlm.search import Search, goes_on, places
 
 __all__ = ["expected_share", "expected_shares", "goes_on", "rungs_within"]
 
@@ -61,7 +61,7 @@ def rungs_within(search: Search, runs: Sequence[RunSpec], share: float) -> tuple
     most = min(run.config.train.epochs for run in runs)
     for first in range(most - 1, 0, -1):
         rungs = [first]
-        while (following := max(rungs[-1] + 1, math.ceil(rungs[-1] / search.keep))) < most:
+        while (following := max(rungs[-1] + 1, math.ceil(round(rungs[-1] / search.keep, 9)))) < most:
             rungs.append(following)
         if expected_share(replace(search, rungs=tuple(rungs)), runs) <= share:
             return tuple(rungs)
@@ -85,10 +85,8 @@ def _between(first: float, last: float, epochs: Iterable[int]) -> float:
 def _going_on(search: Search, number: int) -> float:
     """Return how many of ``number`` runs that come to a rung go on from it."""
     if search.mode == "sync":
-        return number if number < search.min_runs else min(number, math.ceil(number * search.keep))
-    return sum(
-        1.0 if place < search.min_runs else math.ceil(place * search.keep) / place for place in range(1, number + 1)
-    )
+        return number if number < search.min_runs else min(number, places(number, search.keep))
+    return sum(1.0 if place < search.min_runs else places(place, search.keep) / place for place in range(1, number + 1))
 
 
 def search_line(search: Search, share: float) -> str:

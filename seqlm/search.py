@@ -42,12 +42,16 @@ def goes_on(value: float, reached: Collection[float], *, keep: float, min_runs: 
         keep: share that goes on, above 0 and below 1.
         min_runs: no run is stopped before this number of runs has reached the rung.
     """
-    return len(reached) < min_runs or _rank(value, reached) <= _places(len(reached), keep)
+    return len(reached) < min_runs or _rank(value, reached) <= places(len(reached), keep)
 
 
-def _places(number: int, keep: float) -> int:
-    """Return how many of ``number`` runs go on."""
-    return math.ceil(number * keep)
+def places(number: int, keep: float) -> int:
+    """Return how many of ``number`` runs go on: the share ``keep`` of them, rounded up; at least one.
+
+    >>> places(25, 0.28)  # of floats, 25 * 0.28 is a little more than 7
+    7
+    """
+    return max(1, math.ceil(round(number * keep, 9)))
 
 
 def _rank(value: float, reached: Collection[float]) -> int:
@@ -190,7 +194,7 @@ def record_decision(
         FileError, LeaseLostError: as :func:`decide`.
     """
     value, reached = values[run.id], list(values.values())
-    places = _places(len(reached), search.keep)
+    going_on = places(len(reached), search.keep)
     evidence = {
         "metric": search.metric,
         "rung": rung,
@@ -198,8 +202,8 @@ def record_decision(
         "rank": _rank(value, reached),
         "of": len(reached),
         "keep": search.keep,
-        "goes_on": places,
-        "cut": sorted(reached)[places - 1],
+        "goes_on": going_on,
+        "cut": sorted(reached)[going_on - 1],
         "min_runs": search.min_runs,
         "at": _now(),
     }

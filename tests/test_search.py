@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.search import expected_share, goes_on
+from jobs.search import expected_share, goes_on, rungs_within
 from jobs.spec import RunSpec
 from seqlm.errors import FileError, UsageError
 from seqlm.files import write_json, write_json_lines
 from seqlm.rundir import RunDirectory
-from seqlm.search import Search, decide, decision_at, let_go_on, rung_of_waiting, values_at, wait_at
+from seqlm.search import Mode, Search, decide, decision_at, let_go_on, rung_of_waiting, values_at, wait_at
 from tests.training.studies import make_config, make_run
 
 NAN, INF = math.nan, math.inf
@@ -39,6 +40,30 @@ NAN, INF = math.nan, math.inf
 )
 def test_the_rule(value: float, reached: list[float], keep: float, min_runs: int, expected: bool) -> None:
     assert goes_on(value, reached, keep=keep, min_runs=min_runs) is expected
+
+
+@pytest.mark.parametrize("number", [25, 50, 100])
+def test_the_share_that_goes_on_is_exact(number: int) -> None:
+    reached = [float(value) for value in range(1, number + 1)]
+    for hundredths in range(1, 100):
+        places = math.ceil(Fraction(number * hundredths, 100))
+        rule = {"keep": hundredths / 100, "min_runs": 1}
+        going_on = [goes_on(value, reached, **rule) for value in (float(places), places + 1.0) if value <= number]
+        assert going_on == [True, False][: len(going_on)], f"{places} of {number} with keep = {hundredths / 100}"
+
+
+@pytest.mark.parametrize(("mode", "share"), [("sync", 7), ("async", None)])
+def test_the_epochs_of_a_search_are_expected_with_exact_shares(mode: Mode, share: int | None) -> None:
+    runs = [RunSpec(name=str(n), config=make_config(seed=n, epochs=11)) for n in range(25)]
+    going_on = share or sum(math.ceil(Fraction(28 * place, 100)) / Fraction(place) for place in range(1, 26))
+    search = Search(rungs=(1,), keep=0.28, min_runs=1, mode=mode)
+    assert expected_share(search, runs) == pytest.approx(float((25 + going_on * 10) / (25 * 11)), rel=1e-12)
+
+
+def test_rungs_are_as_far_apart_as_the_share_says() -> None:
+    runs = [RunSpec(name=str(n), config=make_config(seed=n, epochs=61)) for n in range(20)]
+    search = Search(rungs=(1,), keep=0.35, min_runs=1, mode="sync")
+    assert rungs_within(search, runs, 0.571) == (21, 60)  # of floats, 21 / 0.35 is a little more than 60
 
 
 # -- a replay ------------------------------------------------------------------------------------------------------
@@ -99,7 +124,7 @@ def test_decisions_on_files_are_those_of_a_replay_in_whatever_order_runs_arrive(
         stopped = run.read_stopped()
         assert (ends[name] if ends[name] < 8 else None) == (stopped or {}).get("rung")
         if stopped:
-            assert stopped["rank"] > stopped["goes_on"] == math.ceil(stopped["of"] * search.keep)
+            assert stopped["rank"] > stopped["goes_on"] == math.ceil(stopped["of"] * Fraction(str(search.keep)))
             assert stopped["value"] is None or stopped["value"] > stopped["cut"]
 
 
